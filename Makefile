@@ -1,0 +1,50 @@
+# Everything runs in .venv with the pinned set; nothing else on the machine is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+# The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help demo app test test-browser test-slow check seeds wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app]'
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev]'
+	touch $@
+
+demo: .venv/installed  ## the main job on the bundled model: runs/demo/report.html, heads.parquet, heads.csv, report.json
+	$(BIN)/headscope demo --out runs/demo
+
+app: .venv/installed  ## the dashboard on the demo run
+	test -f runs/demo/manifest.json || $(MAKE) demo
+	$(BIN)/headscope app runs/demo
+
+check: .venv/installed-dev  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check  ## set-up, lint, types and the whole default suite
+	$(BIN)/pytest
+
+test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
+	$(BIN)/pytest -m browser
+
+test-slow: .venv/installed-dev  ## checks that take minutes
+	$(BIN)/pytest -m slow
+
+seeds: .venv/installed-dev  ## seed row -> passing tests
+	$(BIN)/pytest -q -m seed --seeds
+
+wheel: .venv/installed-dev  ## build a wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## remove the environment and everything that was built
+	rm -rf .venv build dist *.egg-info runs

@@ -1,0 +1,52 @@
+"""What every test of the suite shares: the seed table and the bundled model."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+# Set before transformers is imported: no test may reach a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", action="store_true", help="print seed row -> passing tests")
+
+
+class SeedTable:
+    """Collect, per row of the seed table, the tests that passed."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[str]] = defaultdict(list)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item):  # noqa: ANN201
+        report = (yield).get_result()
+        if report.when == "call" and report.passed:
+            for mark in item.iter_markers("seed"):
+                for row in mark.args:
+                    self.rows[row].append(item.nodeid)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("seed rows")
+        for row in sorted(self.rows, key=lambda name: (name[0], int(name[1:]))):
+            for test in self.rows[row]:
+                terminalreporter.write_line(f"{row:4} {test}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--seeds"):
+        config.pluginmanager.register(SeedTable(), "seed-table")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Model:
+    from headscope.probes import load_model
+
+    return load_model("headscope/bundled")
