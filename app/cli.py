@@ -1,0 +1,193 @@
+"""The command line: capture heads, analyse them, report them, browse them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from headscope.kernels.refusal import Refused
+
+app = typer.Typer(
+    name="headscope",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See what every attention head of a model does.",
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="headscope/bundled, a folder with a saved model, or a hub name"
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"headscope {version('headscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="folder of the run")] = Path("runs/demo"),
+    number: Annotated[int, typer.Option("--number", help="prompts to capture")] = 32,
+    seed: Annotated[int, typer.Option("--seed", help="seed of the prompts")] = 0,
+) -> None:
+    """Run the main job on the bundled model: capture, every analysis, report."""
+    from headscope import analyses
+    from headscope.app.job import analyze_run, capture_run
+
+    with _bar() as bar:
+        run = capture_run(
+            folder,
+            "headscope/bundled",
+            task="story",
+            number=number,
+            seed=seed,
+            overwrite=True,
+            progress=bar,
+        )
+        outcome = analyze_run(run, analyses.names(), progress=bar)
+    _conclude(run.path, outcome)
+
+
+@app.command()
+def models() -> None:
+    """List the models that need no download, and say how to name others."""
+    from headscope.probes.bundled import folder
+
+    out.print(f"headscope/bundled  the model that ships with headscope ({folder()})", soft_wrap=True)
+    out.print(
+        "PATH               a folder written by save_pretrained (config.json, model.safetensors)"
+    )
+    out.print("ORG/NAME           any model of the Hugging Face hub (downloads it)")
+
+
+@app.command("analyses")
+def list_analyses(
+    name: Annotated[str | None, typer.Argument(help="show one analysis in full")] = None,
+) -> None:
+    """List the analyses, or show the definition and the options of one."""
+    from headscope import analyses
+
+    if name is None:
+        width = max(len(each) for each in analyses.names())
+        for each in analyses.names():
+            out.print(f"{each:{width}}  {analyses.summary(each)}", markup=False, soft_wrap=True)
+        return
+    import inspect
+
+    module = analyses.load(name)
+    out.print(inspect.cleandoc(module.__doc__ or ""), markup=False)
+    out.print("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")
+    for option, (default, text) in analyses.options(name).items():
+        out.print(f"  {name}.{option}={default}  {text}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def capture(
+    model: Source,
+    folder: Annotated[Path, typer.Option("--out", help="folder of the new run")],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="text file (a prompt a line) or JSONL")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="name of a built-in task")] = None,
+    number: Annotated[int, typer.Option("--number", help="prompts drawn from the task")] = 32,
+    seed: Annotated[int, typer.Option("--seed", help="seed of the task")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the run that the folder holds")
+    ] = False,
+) -> None:
+    """Capture what every head does on a set of prompts into a run folder."""
+    from headscope.app.job import capture_run
+
+    with _bar() as bar:
+        run = capture_run(
+            folder,
+            model,
+            task=task,
+            prompts=prompts,
+            number=number,
+            seed=seed,
+            overwrite=overwrite,
+            progress=bar,
+        )
+    out.print(f"captured into {run.path}; next: headscope analyze {run.path}", soft_wrap=True)
+
+
+@app.command()
+def analyze(
+    run: RunFolder,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="analyses; default: all missing")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
+    ] = None,
+) -> None:
+    """Run analyses on a captured run and keep their results in it."""
+    from headscope import analyses
+    from headscope.app.job import analyze_run, open_run, parse_settings
+
+    opened = open_run(run)
+    wanted = names or [name for name in analyses.names() if name not in opened.results()]
+    with _bar() as bar:
+        outcome = analyze_run(opened, wanted, options=parse_settings(settings or []), progress=bar)
+    _tell(outcome)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write report.html, heads.parquet, heads.csv and report.json of a run."""
+    from headscope.app.job import open_run
+
+    _conclude(open_run(run).path, {})
+
+
+@app.command("app")
+def dashboard(
+    run: RunFolder,
+    port: Annotated[int, typer.Option("--port", help="port on this machine")] = 8501,
+) -> None:
+    """Open the dashboard on a run, on this machine only."""
+    import subprocess
+
+    from headscope.app.job import open_run
+    from headscope.app.launch import command
+
+    arguments = command(open_run(run).path, port)
+    raise typer.Exit(subprocess.run(arguments, check=False).returncode)
+
+
+def main() -> None:
+    """Run the command line; a refusal is one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except Refused as refusal:
+        err.print(f"error: {refusal}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("cancelled; what was finished is kept, run the command again to go on")
+        sys.exit(130)

@@ -1,0 +1,35 @@
+"""Every example in a docstring runs and prints what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Streamlit runs main.py and the screens as scripts; importing them would draw a page.
+SCRIPTS = {"app/main.py"}
+
+
+def module_names() -> list[str]:
+    names = []
+    for part in ("kernels", "probes", "analyses", "viz", "app"):
+        for path in sorted((ROOT / part).rglob("*.py")):
+            relative = path.relative_to(ROOT)
+            if ">>>" in path.read_text() and str(relative) not in SCRIPTS:
+                pieces = relative.with_suffix("").parts
+                pieces = pieces[:-1] if pieces[-1] == "__init__" else pieces
+                names.append(".".join(("headscope", *pieces)))
+    return names
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(
+        module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
+    )
+    assert result.failed == 0
+    assert result.attempted > 0
