@@ -1,0 +1,80 @@
+"""Attention with gradients, for the runs that need them: torch's own fused attention."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headscope.kernels import inputs
+from headscope.kernels.refusal import Refused
+from headscope.kernels.visibility import Visibility
+
+
+def attend_differentiable(
+    q: Float[Tensor, "batch head query size"],
+    k: Float[Tensor, "batch kv_head key size"],
+    v: Float[Tensor, "batch kv_head key value_size"],
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    key_mask: Bool[Tensor, "batch key"] | None = None,
+    query_mask: Bool[Tensor, "batch query"] | None = None,
+) -> Float[Tensor, "batch head query value_size"]:
+    """Compute ``z`` so that gradients reach q, k and v; no statistics.
+
+    Masks are those of ``attend``. A window, padding, or a number of queries other than keys costs a
+    query × key mask of bits for each sequence.
+
+    Parameters
+    ----------
+    q, k, v, scale, causal, window, key_mask, query_mask
+        As in ``attend``; float64 is taken as well, and the type is kept.
+    softcap
+        Refused unless None: torch's fused attention has no cap of the scores.
+
+    Returns
+    -------
+    ``z``, 0 at queries that are padding or see no key.
+
+    Raises
+    ------
+    Refused
+        When tensors or masks do not fit, or a soft cap is given.
+
+    Examples
+    --------
+    >>> q = torch.ones(1, 2, 3, 4, requires_grad=True)
+    >>> attend_differentiable(q, q, q).sum().backward()
+    >>> q.grad.shape
+    torch.Size([1, 2, 3, 4])
+    """
+    inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
+    inputs.check_options(scale, window, softcap)
+    if softcap is not None:
+        raise Refused(
+            "softcap: torch's fused attention has none; "
+            "for gradients load the model with attn_implementation='eager'"
+        )
+    key_mask = inputs.check_mask("key_mask", key_mask, k.shape[0], k.shape[2])
+    inputs.check_mask("query_mask", query_mask, q.shape[0], q.shape[2])
+    query_mask = inputs.real_queries(q, k, causal, key_mask, query_mask)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    grouped = q.shape[1] != k.shape[1]
+    plain = window is None and key_mask is None and query_mask is None
+    if plain and (not causal or q.shape[2] == k.shape[2]):
+        return attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+    visibility = Visibility(q.shape[2], k.shape[2], causal, window, key_mask, query_mask, q.device)
+    key = torch.arange(k.shape[2], device=q.device)
+    sees = (key >= visibility.low[:, None]) & (key < visibility.high[:, None])
+    sees = sees[None] if key_mask is None else sees & key_mask[:, None]
+    alive = visibility.alive[:, None, :, None]
+    if key_mask is not None:
+        # 0 · NaN is NaN, forwards and backwards: padding is replaced before the products.
+        k = torch.where(key_mask[:, None, :, None], k, 0.0)
+        v = torch.where(key_mask[:, None, :, None], v, 0.0)
+    q = torch.where(alive, q, 0.0)
+    # A row without any key would be 0 / 0: let it see everything and drop it afterwards.
+    mask = sees[:, None] | ~alive
+    z = attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return torch.where(alive, z, 0.0)

@@ -1,0 +1,107 @@
+"""A row panel: some queries of some heads against every key that they see."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.kernels.request import NO_KEY, Request
+from headscope.kernels.visibility import Visibility
+
+
+@dataclass(eq=False)
+class Panel:
+    """What a statistic reads: exact attention weights of a few queries, all their keys at once.
+
+    A row is complete, so every formula is the textbook one; nothing is rescaled afterwards. The
+    tensors are reused for the next panel: a statistic returns new tensors or views, keeps none, and
+    writes to ``scratch`` only.
+
+    Parameters
+    ----------
+    logits
+        Scaled scores, hidden keys at -1e30; rows of padding are arbitrary.
+    weights
+        Softmax of the logits; rows without a visible key are zero.
+    scratch
+        Memory of the same shape for intermediate results.
+    values
+        Values of the panel's keys, one for each KV head.
+    queries, keys
+        Which queries and keys these are; ``queries`` is whole tiles or a part of one tile, and
+        ``keys`` starts at a tile.
+    visibility
+        Which keys each query may see, for the sequences of this panel.
+    request
+        Parameters of the statistics; its targets are those of the sequences of this panel.
+    """
+
+    logits: Float[Tensor, "batch head query key"]
+    weights: Float[Tensor, "batch head query key"]
+    scratch: Float[Tensor, "batch head query key"]
+    values: Float[Tensor, "batch_kv_head key size"]
+    queries: slice
+    keys: slice
+    visibility: Visibility
+    request: Request
+
+    @cached_property
+    def peak(self) -> Float[Tensor, "batch head query"]:
+        """Largest logit of each row."""
+        return self.logits.amax(dim=-1)
+
+    @cached_property
+    def top(self) -> Float[Tensor, "batch head query"]:
+        """Largest weight of each row."""
+        return self.weights.amax(dim=-1)
+
+    @cached_property
+    def tile_sums(self) -> Float[Tensor, "batch head query_tile key"]:
+        """Weights summed over the queries of each tile."""
+        tile = self.request.tile
+        whole = self.weights.shape[2] // tile * tile
+        sums = (
+            [torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)).sum(dim=3)] if whole else []
+        )
+        if whole < self.weights.shape[2]:
+            sums.append(self.weights[:, :, whole:].sum(dim=2, keepdim=True))
+        return sums[0] if len(sums) == 1 else torch.cat(sums, dim=2)
+
+    @cached_property
+    def distances(self) -> Float[Tensor, "query key"]:
+        """Distance between query and key, in tokens, clipped at the request's ``clip``."""
+        positions = self.visibility.positions[self.queries]
+        key = torch.arange(self.keys.start, self.keys.stop, device=positions.device)
+        distances = (positions[:, None] - key).abs()
+        clip = self.request.clip
+        return (distances if clip is None else distances.clamp_max(clip)).float()
+
+    @cached_property
+    def mean_distance(self) -> Float[Tensor, "batch head query"]:
+        """Weighted mean of the clipped distances of each row."""
+        return torch.mul(self.weights, self.distances, out=self.scratch).sum(dim=-1)
+
+    def mix(self) -> Float[Tensor, "batch head query size"]:
+        """Average the values by the weights."""
+        batch, heads, queries, keys = self.weights.shape
+        # Query heads that share a KV head are rows of one product: K and V are never expanded.
+        rows = self.weights.view(len(self.values), -1, keys)
+        return torch.bmm(rows, self.values).view(batch, heads, queries, -1)
+
+    def at(
+        self, keys: Int[Tensor, "#batch #query choice"]
+    ) -> Float[Tensor, "batch head query choice"]:
+        """Gather the weights at some keys of every query: 0 at -1 and at keys that it cannot see.
+
+        Parameters
+        ----------
+        keys
+            Index of each key in the whole sequence, -1 for none.
+        """
+        batch, heads, queries, _ = self.weights.shape
+        inside = (keys != NO_KEY) & (keys >= self.keys.start) & (keys < self.keys.stop)
+        index = torch.where(inside, keys - self.keys.start, 0)[:, None]
+        gathered = self.weights.gather(3, index.expand(batch, heads, queries, -1))
+        return gathered.masked_fill_(~inside[:, None], 0.0)

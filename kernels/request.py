@@ -1,0 +1,84 @@
+"""What a capture asks of the kernels: which statistics, and their few parameters."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from headscope.kernels.refusal import Refused
+
+NO_KEY = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """The statistics wanted from one attention call, with their parameters.
+
+    Parameters
+    ----------
+    stats
+        Names from ``headscope.kernels.statistics.names()``; ``z`` is always computed.
+    first
+        Number of first keys whose mass is ``first_mass``, 1 or more.
+    offsets
+        Relative offsets of ``offset_mass``: the mass at key = query - offset, in tokens; 0 is the
+        token itself, 1 the previous token, -1 the next one.
+    targets
+        Key indices of ``target_mass`` for every query, up to ``occurrence`` keys each; -1 means no
+        key. The target dimension holds different questions (induction, duplicate, ...).
+    tile
+        Tokens in one tile of ``pooled_mean``, 1 or more.
+    clip
+        Largest distance in tokens that ``distance`` and ``distance_variance`` count; longer ones
+        count as this. None counts every distance in full.
+
+    Raises
+    ------
+    Refused
+        When a parameter is out of its range, or ``target_mass`` is asked without targets.
+
+    Examples
+    --------
+    >>> Request(stats=("entropy", "offset_mass"), offsets=(1,)).tile
+    16
+    """
+
+    stats: tuple[str, ...]
+    first: int = 1
+    offsets: tuple[int, ...] = (0, 1)
+    targets: Int[Tensor, "batch target query occurrence"] | None = None
+    tile: int = 16
+    clip: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stats, str):
+            raise Refused(f"stats: {self.stats!r} is one string; give a tuple of names")
+        if self.first < 1:
+            raise Refused(f"first: {self.first} first keys; give 1 or more")
+        if self.tile < 1:
+            raise Refused(f"tile: {self.tile} tokens a tile; give 1 or more")
+        if self.clip is not None and self.clip < 1:
+            raise Refused(f"clip: a largest distance of {self.clip} tokens; give 1 or more")
+        if len(set(self.offsets)) < len(self.offsets):
+            raise Refused(f"offsets: {self.offsets} names an offset twice; name each once")
+        if "offset_mass" in self.stats and not self.offsets:
+            raise Refused("offsets: offset_mass needs at least one offset, such as offsets=(1,)")
+        if self.targets is not None:
+            _refuse_repeated(self.targets)
+        elif "target_mass" in self.stats:
+            raise Refused("targets: target_mass needs the target keys of every query")
+
+
+def _refuse_repeated(targets: Tensor) -> None:
+    if targets.ndim != 4 or targets.is_floating_point():
+        raise Refused(
+            "targets: give an integer tensor (batch, target, query, occurrence), "
+            f"not {targets.dtype} {tuple(targets.shape)}"
+        )
+    if targets.numel() and int(targets.min()) < NO_KEY:
+        raise Refused(f"targets: key {int(targets.min())}; use {NO_KEY} for no key")
+    ordered = targets.sort(dim=-1).values
+    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_KEY)
+    if torch.any(repeated):
+        raise Refused("targets: a key is listed twice for one query; list each key once")

@@ -1,0 +1,98 @@
+"""The declaration of a statistic: from it follow request, engines, oracle, schema and tooltips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import Request
+from headscope.kernels.visibility import Visibility
+from headscope.kernels.whole import Whole
+
+Merge = Literal["average", "logsumexp", "entropy", "maximum", "variance", "join", "sum"]
+
+MERGES: dict[Merge, str] = {
+    "average": "query panels are joined; key splits add, each times w = exp(lse_split - lse)",
+    "logsumexp": "query panels are joined; key splits combine as log Σ exp(lse_split)",
+    "entropy": "query panels are joined; key splits add as Σ w (H_split - log w)",
+    "maximum": "query panels are joined; of the key splits the largest w · part",
+    "variance": "query panels are joined; key splits add as Σ w (variance + (mean - mean_all)²)",
+    "join": "query panels are joined; key splits are joined, each times w",
+    "sum": "query panels add, weighted by their queries; key splits need the final lse first",
+}
+"""How partial results combine, by the name of the rule; w = exp(lse_split - lse)."""
+
+EXECUTIONS: dict[str, str] = {
+    "E0": "from the row's maximum and normaliser",
+    "E1": "gathered at a few keys of each query",
+    "E2": "linear in the weights of a row",
+    "E3": "reduces a row",
+    "E4": "reduces columns",
+}
+"""Classes of mechanism, by the pass that a statistic needs."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic of attention weights.
+
+    Parameters
+    ----------
+    name
+        Name of the variable, and of the file in ``kernels/statistics``.
+    dims
+        Dims of the variable after batch and head, ``query`` first where there is one.
+    merge
+        How partial results combine: a name of ``MERGES``.
+    units
+        Units of the values.
+    low, high
+        Bounds of the values; None where there is none.
+    scale
+        Kind of colour scale that suits the values.
+    formula
+        Definition, with P the attention weights of query i and key j, s the logits.
+    source
+        Paper that the statistic is known from.
+    execution
+        Class of mechanism: a name of ``EXECUTIONS``.
+    doc
+        The module's docstring; its first line is the label and tooltip.
+    panel
+        The statistic of one row panel, with the extents of ``dims`` inside the panel. Without
+        ``query`` among the dims, panels add up.
+    dense
+        The same from the whole matrix in float64, by a formula of its own: the oracle.
+    finish
+        Turns the sum of all panels into the statistic; None leaves it.
+    empty
+        Value at a query that sees no key.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    merge: Merge
+    units: str
+    low: float | None
+    high: float | None
+    scale: Literal["sequential", "diverging"]
+    formula: str
+    source: str
+    execution: Literal["E0", "E1", "E2", "E3", "E4"]
+    doc: str
+    panel: Callable[[Panel], Tensor]
+    dense: Callable[[Whole], Tensor]
+    finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
+    empty: float = float("nan")
+
+    @property
+    def title(self) -> str:
+        """First line of the docstring, without its full stop."""
+        return self.doc.strip().splitlines()[0].rstrip(".")
+
+    @property
+    def by_query(self) -> bool:
+        """Whether there is one result for every query."""
+        return "query" in self.dims

@@ -1,0 +1,53 @@
+"""Statistics of attention weights, one file each: the folder is the registry."""
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.kernels.statistic import Statistic
+
+
+def names() -> list[str]:
+    """Name every statistic, without importing any.
+
+    Examples
+    --------
+    >>> "entropy" in names()
+    True
+    """
+    return sorted(entry.name for entry in iter_modules(__path__))
+
+
+@cache
+def load(name: str) -> "Statistic":
+    """Load the declaration of one statistic.
+
+    Parameters
+    ----------
+    name
+        One of ``names()``.
+
+    Returns
+    -------
+    The module's ``STATISTIC``.
+
+    Raises
+    ------
+    Refused
+        When there is no such statistic.
+
+    Examples
+    --------
+    >>> load("entropy").units
+    'nats'
+    """
+    if name not in names():
+        raise Refused(f"stats: no statistic {name!r}; choose from {', '.join(names())}")
+    statistic: Statistic = import_module(f"{__name__}.{name}").STATISTIC
+    if statistic.name != name:
+        raise Refused(f"{name}.py declares {statistic.name!r}; name the statistic like its file")
+    return statistic

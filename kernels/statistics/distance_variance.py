@@ -1,0 +1,42 @@
+"""Variance of the distance that a query looks back.
+
+0 for a head that looks at one fixed distance, large for one that splits between near and far.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Average the squares around the mean: E[d²] - E[d]² would cancel in float32."""
+    mean = panel.mean_distance
+    off = torch.sub(panel.distances, mean[..., None], out=panel.scratch)
+    return off.square_().mul_(panel.weights).sum(dim=-1)
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Subtract the squared mean from the mean square."""
+    mean = torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances)
+    square = torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances.square())
+    return square - mean.square()
+
+
+STATISTIC = Statistic(
+    name="distance_variance",
+    dims=("query",),
+    merge="variance",
+    units="tokens²",
+    low=0.0,
+    high=None,
+    scale="sequential",
+    formula="Σ_j P_ij (min(|i - j|, clip) - μ_i)²",
+    source="Analyzing the Structure of Attention in a Transformer Language Model (Vig 2019)",
+    execution="E2",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+)

@@ -1,0 +1,40 @@
+"""Log of the softmax normaliser.
+
+With it, and q and k, any single weight can be recomputed: P_ij = exp(s_ij - lse_i). It is -inf at a
+query that sees no key.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Read it off the largest weight, exp(peak - lse), so that no pass over the row is added."""
+    return panel.peak - panel.top.log()
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Sum the exponentials of the logits."""
+    return torch.logsumexp(whole.logits, dim=-1)
+
+
+STATISTIC = Statistic(
+    name="lse",
+    dims=("query",),
+    merge="logsumexp",
+    units="nats",
+    low=None,
+    high=None,
+    scale="diverging",
+    formula="lse_i = log Σ_j exp(s_ij)",
+    source="Self-attention Does Not Need O(n²) Memory (Rabe and Staats 2021)",
+    execution="E0",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    empty=float("-inf"),
+)

@@ -1,0 +1,59 @@
+"""Share of attention on the key at a fixed offset before the query.
+
+Offset 1 is the previous token, 0 the token itself, -1 the next token. NaN where there is no such
+key: before the start, after the end, or padding. 0 where the key exists but is hidden.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import NO_KEY
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Gather one weight for each query and offset."""
+    visibility = panel.visibility
+    positions = visibility.positions[panel.queries]
+    offsets = torch.tensor(panel.request.offsets, device=positions.device)
+    keys = (positions[:, None] - offsets)[None]
+    exists = (keys >= 0) & (keys < visibility.keys)
+    if visibility.key_mask is not None:
+        exists = exists & visibility.key_mask[:, keys[0].clamp(0, visibility.keys - 1)]
+    weights = panel.at(torch.where(exists, keys, NO_KEY))
+    return weights.masked_fill(~exists[:, None], float("nan"))
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Read one diagonal of the matrix for each offset."""
+    batch, heads, queries, keys = whole.weights.shape
+    result = torch.full(
+        (batch, heads, queries, len(whole.request.offsets)), torch.nan, dtype=torch.float64
+    )
+    for column, offset in enumerate(whole.request.offsets):
+        for query, position in enumerate(whole.positions.tolist()):
+            key = position - offset
+            if 0 <= key < keys:
+                result[:, :, query, column] = torch.where(
+                    whole.real_keys[:, key, None], whole.weights[:, :, query, key], torch.nan
+                )
+    return result
+
+
+STATISTIC = Statistic(
+    name="offset_mass",
+    dims=("query", "offset"),
+    merge="average",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="P_{i, i - offset}",
+    source="What Does BERT Look At? (Clark et al. 2019)",
+    execution="E1",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+)

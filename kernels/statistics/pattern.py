@@ -1,0 +1,38 @@
+"""Attention weights of every query and key.
+
+The one statistic of N×N size: refused above 2048 tokens. For one head or window of a longer text,
+recompute it from q, k and lse.
+"""
+
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Hand over the rows as they are."""
+    return panel.weights
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Hand over the matrix as it is."""
+    return whole.weights
+
+
+STATISTIC = Statistic(
+    name="pattern",
+    dims=("query", "key"),
+    merge="join",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="P_ij = exp(s_ij) / Σ_k exp(s_ik)",
+    source="A Multiscale Visualization of Attention in the Transformer Model (Vig 2019)",
+    execution="E1",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+)

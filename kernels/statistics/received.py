@@ -1,0 +1,46 @@
+"""Mean weight that a key receives from the queries that can see it.
+
+Above ε (usually 0.3) at the first key, the head has an attention sink there. NaN at a key that no
+query can see.
+"""
+
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.visibility import Visibility
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Add the weights of each column, from the sums that the pooled map needs as well."""
+    return panel.tile_sums.sum(dim=2)
+
+
+def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
+    """Divide by the number of queries that see the key; 0 / 0 is NaN."""
+    return total / visibility.seers[:, None]
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Average each column over its visible entries."""
+    return whole.weights.sum(dim=-2) / whole.visible.sum(dim=-2)
+
+
+STATISTIC = Statistic(
+    name="received",
+    dims=("key",),
+    merge="sum",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="α_k = mean of P_ik over the queries i that can see key k",
+    source="When Attention Sink Emerges in Language Models (Gu et al. 2024)",
+    execution="E4",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    finish=finish,
+)

@@ -1,0 +1,51 @@
+"""Share of attention on the target keys of each query.
+
+Targets are chosen for every query, such as the keys after earlier occurrences of its token. The
+weights of all its occurrences are added. NaN where a query has no target.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import NO_KEY
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Gather the weights of all occurrences and add them."""
+    assert panel.request.targets is not None
+    targets = panel.request.targets[:, :, panel.queries].transpose(1, 2)
+    weights = torch.unflatten(panel.at(targets.flatten(2)), 3, targets.shape[2:])
+    absent = torch.all(targets == NO_KEY, dim=-1)
+    return weights.sum(dim=-1).masked_fill(absent[:, None], float("nan"))
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Contract the weights with a matrix of ones at the targets."""
+    assert whole.request.targets is not None
+    targets = whole.request.targets
+    chosen = torch.zeros(*targets.shape[:3], whole.weights.shape[-1] + 1, dtype=torch.float64)
+    chosen.scatter_(3, torch.where(targets == NO_KEY, whole.weights.shape[-1], targets), 1.0)
+    chosen = chosen[..., :-1]
+    mass = torch.einsum("bhqk,btqk->bhqt", whole.weights, chosen)
+    has_target = chosen.sum(dim=-1).transpose(1, 2)[:, None] > 0
+    return torch.where(has_target, mass, torch.nan)
+
+
+STATISTIC = Statistic(
+    name="target_mass",
+    dims=("query", "target"),
+    merge="average",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="Σ_{j in targets(i)} P_ij",
+    source="In-context Learning and Induction Heads (Olsson et al. 2022)",
+    execution="E1",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+)

@@ -1,0 +1,141 @@
+"""Which keys a query may see: causal order, sliding window and padding, without an N×N mask."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+MASKED = -1e30
+"""Logit of a hidden key: finite, so that 0 · (m - s) stays 0 where -inf would give NaN."""
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """The keys that each query may see, as bounds and prefix sums of linear size.
+
+    Where no mask is given, the batch dimension of every property is 1.
+
+    Parameters
+    ----------
+    queries, keys
+        Numbers of queries and keys, padding included.
+    causal
+        Whether a query sees no later key. Query i then stands at position keys - queries + i.
+    window
+        Number of keys back that a causal query sees, itself included; without ``causal`` the keys
+        at distance below ``window`` on both sides. None is no limit.
+    key_mask
+        Which keys are real; None when all are.
+    query_mask
+        Which queries are real; None when all are.
+    device
+        Where the attention runs; None is the CPU.
+
+    Examples
+    --------
+    >>> Visibility(queries=3, keys=3, causal=True, window=2).seen
+    tensor([[1, 2, 2]])
+    """
+
+    queries: int
+    keys: int
+    causal: bool
+    window: int | None
+    key_mask: Bool[Tensor, "batch key"] | None = None
+    query_mask: Bool[Tensor, "batch query"] | None = None
+    device: torch.device | None = None
+
+    @property
+    def shift(self) -> int:
+        """Position of the first query among the keys."""
+        return self.keys - self.queries if self.causal else 0
+
+    @cached_property
+    def positions(self) -> Int[Tensor, " query"]:
+        """Position of every query among the keys, in tokens."""
+        return torch.arange(self.queries, device=self.device) + self.shift
+
+    @cached_property
+    def low(self) -> Int[Tensor, " query"]:
+        """First key inside the window of every query."""
+        reach = self.keys + self.queries if self.window is None else self.window - 1
+        return (self.positions - reach).clamp(0, self.keys)
+
+    @cached_property
+    def high(self) -> Int[Tensor, " query"]:
+        """One past the last key inside the window of every query."""
+        reach = self.keys + self.queries if self.window is None else self.window
+        return (self.positions + (1 if self.causal else reach)).clamp(0, self.keys)
+
+    @cached_property
+    def seen(self) -> Int[Tensor, "batch query"]:
+        """Number of keys that every query sees; 0 for padding."""
+        if self.key_mask is None:
+            counts = (self.high - self.low).clamp_min(0)[None]
+        else:
+            before = _count_before(self.key_mask)
+            counts = (before[:, self.high] - before[:, self.low]).clamp_min(0)
+        return counts if self.query_mask is None else counts * self.query_mask
+
+    @cached_property
+    def seers(self) -> Int[Tensor, "batch key"]:
+        """Number of queries that see every key; 0 for padding."""
+        key = torch.arange(self.keys, device=self.device)
+        # low and high never decrease, so the queries that see a key are consecutive.
+        start = torch.searchsorted(self.high, key, right=True)
+        stop = torch.searchsorted(self.low, key, right=True)
+        if self.query_mask is None:
+            counts = (stop - start).clamp_min(0)[None]
+        else:
+            before = _count_before(self.query_mask)
+            counts = (before[:, stop] - before[:, start]).clamp_min(0)
+        return counts if self.key_mask is None else counts * self.key_mask
+
+    @cached_property
+    def alive(self) -> Bool[Tensor, "batch query"]:
+        """Which queries are real and see at least one key."""
+        return self.seen > 0
+
+    def first_keys(self, count: int) -> Int[Tensor, "batch rank"]:
+        """Index of the first real keys, -1 where a sequence has fewer."""
+        rank = torch.arange(count, device=self.device)
+        if self.key_mask is None:
+            return torch.where(rank < self.keys, rank, -1)[None]
+        real = self.key_mask.cumsum(dim=1)
+        index = torch.searchsorted(real, (rank + 1).expand(len(real), count).contiguous())
+        return torch.where(index < self.keys, index, -1)
+
+    def batches(self, part: slice) -> "Visibility":
+        """Restrict the masks to some sequences of the batch."""
+        return replace(
+            self,
+            key_mask=None if self.key_mask is None else self.key_mask[part],
+            query_mask=None if self.query_mask is None else self.query_mask[part],
+        )
+
+    def span(self, queries: slice, tile: int) -> slice:
+        """Bound the keys that some queries see: from the start of a tile, and at least one key."""
+        start = min(int(self.low[queries.start]), self.keys - 1) // tile * tile
+        return slice(start, max(int(self.high[queries.stop - 1]), start + 1))
+
+    def hide(
+        self, logits: Float[Tensor, "batch head query key"], queries: slice, keys: slice
+    ) -> None:
+        """Overwrite, in place, the logits of the keys that a query may not see."""
+        low, high = self.low[queries, None], self.high[queries, None]
+        key = torch.arange(keys.start, keys.stop, device=self.device)
+        # Only the ragged ends of a panel are compared: between them every query sees every key.
+        ahead = max(int(high[0]) - keys.start, 0)
+        if ahead < len(key):
+            logits[..., ahead:].masked_fill_(key[ahead:] >= high, MASKED)
+        behind = int(low[-1]) - keys.start
+        if behind > 0:
+            logits[..., :behind].masked_fill_(key[:behind] < low, MASKED)
+        if self.key_mask is not None:
+            logits.masked_fill_(~self.key_mask[:, None, None, keys], MASKED)
+
+
+def _count_before(mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length+1"]:
+    return torch.nn.functional.pad(mask.cumsum(dim=1), (1, 0))

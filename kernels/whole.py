@@ -1,0 +1,53 @@
+"""The whole attention matrix in float64, for the oracle of each statistic."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.kernels.request import Request
+
+
+@dataclass(eq=False)
+class Whole:
+    """Every row of every head in float64, with nothing left to the panels.
+
+    Parameters
+    ----------
+    logits
+        Scaled scores, -inf at hidden keys.
+    weights
+        Softmax of the logits; rows without a visible key are zero.
+    values
+        Values, repeated for every query head; zero at padding.
+    visible
+        Which key each query may see.
+    real_keys
+        Which keys are no padding.
+    positions
+        Position of every query among the keys, in tokens.
+    request
+        Parameters of the statistics.
+    """
+
+    logits: Float[Tensor, "batch head query key"]
+    weights: Float[Tensor, "batch head query key"]
+    values: Float[Tensor, "batch head key size"]
+    visible: Bool[Tensor, "batch 1 query key"]
+    real_keys: Bool[Tensor, "batch key"]
+    positions: Int[Tensor, " query"]
+    request: Request
+
+    @property
+    def distances(self) -> Float[Tensor, "query key"]:
+        """Distance between query and key, in tokens, clipped at the request's ``clip``."""
+        key = torch.arange(self.weights.shape[-1]).double()
+        distances = torch.cdist(self.positions[:, None].double(), key[:, None], p=1)
+        clip = self.request.clip
+        return distances if clip is None else distances.where(distances < clip, float(clip))
+
+    def members(self, length: int) -> Float[Tensor, "tile position"]:
+        """Tell, as 0 or 1, which tile each position belongs to."""
+        tile = torch.arange(length) // self.request.tile
+        return torch.nn.functional.one_hot(tile).double().T
