@@ -41,8 +41,8 @@ def attend_dense(
     Examples
     --------
     >>> q = k = v = torch.zeros(1, 1, 4, 8)
-    >>> attend_dense(q, k, v, Request(stats=("entropy",)))["entropy"].exp()
-    tensor([[[1., 2., 3., 4.]]], dtype=torch.float64)
+    >>> attend_dense(q, k, v, Request(stats=("max_weight",)))["max_weight"]
+    tensor([[[1.0000, 0.5000, 0.3333, 0.2500]]], dtype=torch.float64)
     """
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
     inputs.check_options(scale, window, softcap)

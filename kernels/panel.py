@@ -62,9 +62,9 @@ class Panel:
         """Weights summed over the queries of each tile."""
         tile = self.request.tile
         whole = self.weights.shape[2] // tile * tile
-        sums = (
-            [torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)).sum(dim=3)] if whole else []
-        )
+        sums = []
+        if whole:
+            sums.append(torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)).sum(dim=3))
         if whole < self.weights.shape[2]:
             sums.append(self.weights[:, :, whole:].sum(dim=2, keepdim=True))
         return sums[0] if len(sums) == 1 else torch.cat(sums, dim=2)

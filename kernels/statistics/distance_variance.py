@@ -34,7 +34,10 @@ STATISTIC = Statistic(
     high=None,
     scale="sequential",
     formula="Σ_j P_ij (min(|i - j|, clip) - μ_i)²",
-    source="Analyzing the Structure of Attention in a Transformer Language Model (Vig 2019)",
+    source=(
+        "Analyzing the Structure of Attention in a Transformer Language Model "
+        "(Vig and Belinkov 2019)"
+    ),
     execution="E2",
     doc=__doc__,
     panel=of_panel,
