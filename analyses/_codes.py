@@ -1,0 +1,74 @@
+"""Circuit scores from discrete codes: what heads say only when the task is there."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+
+def softmax(scores: Array) -> Array:
+    """Return the softmax over all entries.
+
+    >>> import numpy as np
+    >>> softmax(np.zeros(4)).tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    raised = np.exp(scores - scores.max())
+    return np.asarray(raised / raised.sum())
+
+
+def unique_codes(positive: Codes, negative: Codes, *, per_union: bool = False) -> Array:
+    """Count, for each head, the codes seen on positive prompts and never on negative ones (head,).
+
+    Parameters
+    ----------
+    positive, negative
+        Codes (prompt, head).
+    per_union
+        Divide by the number of codes seen on either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unique_codes(np.array([[1, 7], [2, 7]]), np.array([[3, 7], [3, 7]])).tolist()
+    [2.0, 0.0]
+    """
+    counts = np.zeros(positive.shape[1])
+    for head in range(positive.shape[1]):
+        here, there = set(positive[:, head].tolist()), set(negative[:, head].tolist())
+        counts[head] = len(here - there) / (len(here | there) if per_union else 1)
+    return counts
+
+
+def unique_pairs(
+    positive: Codes, negative: Codes, edges: list[tuple[int, int]], keep: int
+) -> Array:
+    """Count, for each edge, its pairs of codes that co-occur only on positive prompts (edge,).
+
+    Of all pairs of all edges, the ``keep`` that occur on most positive prompts are counted.
+
+    Parameters
+    ----------
+    positive, negative
+        Codes (prompt, head).
+    edges
+        Pairs of heads, source first.
+    keep
+        Number of pairs of codes that are counted.
+    """
+    width = int(max(positive.max(), negative.max())) + 1
+    owners: list[NDArray[np.int64]] = []
+    totals: list[NDArray[np.int64]] = []
+    for number, (source, target) in enumerate(edges):
+        pairs, counts = np.unique(
+            positive[:, source] * width + positive[:, target], return_counts=True
+        )
+        only = ~np.isin(pairs, negative[:, source] * width + negative[:, target])
+        owners.append(np.full(int(only.sum()), number))
+        totals.append(counts[only])
+    owner, total = np.concatenate(owners), np.concatenate(totals)
+    best = np.argsort(-total, kind="stable")[:keep]
+    return np.bincount(owner[best], minlength=len(edges)).astype(float)

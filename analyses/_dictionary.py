@@ -1,0 +1,93 @@
+"""A sparse autoencoder on head outputs, and the discrete code of every output.
+
+O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in Language
+Models (2405.12522).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Dictionary(nn.Module):
+    """One ReLU layer with unit-norm encoder and decoder rows and a bias tied between them.
+
+    Parameters
+    ----------
+    size
+        Dimensions of a head output.
+    features
+        Number of features.
+    generator
+        Source of the initial directions.
+    """
+
+    def __init__(self, size: int, features: int, generator: torch.Generator) -> None:
+        super().__init__()
+        start = nn.functional.normalize(torch.randn(features, size, generator=generator), dim=-1)
+        self.encoder = nn.Parameter(start.clone())
+        self.decoder = nn.Parameter(start.clone())
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def encode(self, outputs: Float[Tensor, "... size"]) -> Float[Tensor, "... feature"]:
+        """Return how strongly each feature fires, 0 or more."""
+        return torch.relu((outputs - self.bias) @ self.encoder.T)
+
+    def decode(self, active: Float[Tensor, "... feature"]) -> Float[Tensor, "... size"]:
+        """Return the head output that the features stand for."""
+        return active @ self.decoder + self.bias
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        """Bring every row back to norm 1."""
+        for rows in (self.encoder, self.decoder):
+            rows.copy_(nn.functional.normalize(rows, dim=-1))
+
+
+def fit(
+    outputs: Float[Tensor, "example size"],
+    *,
+    features: int,
+    epochs: int,
+    rate: float,
+    sparsity: float,
+    generator: torch.Generator,
+) -> Dictionary:
+    """Train a dictionary on head outputs, all of them in every step.
+
+    Parameters
+    ----------
+    outputs
+        Head outputs in the residual stream, one row an example and head.
+    features
+        Number of features.
+    epochs
+        Number of Adam steps; 0 gives the random directions that training starts from.
+    rate
+        Learning rate.
+    sparsity
+        Weight λ of the mean activation in ``MSE + λ · mean |f|``.
+    generator
+        Source of the initial directions.
+    """
+    dictionary = Dictionary(outputs.shape[-1], features, generator)
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=rate)
+    with torch.enable_grad():
+        for _ in range(epochs):
+            active = dictionary.encode(outputs)
+            loss = nn.functional.mse_loss(dictionary.decode(active), outputs)
+            optimizer.zero_grad()
+            (loss + sparsity * active.mean()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            dictionary.rescale()
+    return dictionary
+
+
+@torch.no_grad()
+def discretize(
+    dictionary: Dictionary, outputs: Float[Tensor, "prompt head size"]
+) -> Int[Tensor, "prompt head"]:
+    """Return the strongest feature of every head output; 0 also where none fires."""
+    return dictionary.encode(outputs).argmax(-1)

@@ -1,0 +1,82 @@
+"""Rollout and max-flow through the layers of averaged attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def mix(maps: Array) -> Array:
+    """Average the heads and mix in the residual stream: ``Â = rownorm(mean_h A + I)``.
+
+    Parameters
+    ----------
+    maps
+        Attention maps (layer, head, query, key), rows summing to one.
+
+    Returns
+    -------
+    Mixed maps (layer, query, key), rows summing to one.
+
+    Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
+    """
+    mixed = maps.mean(1) + np.eye(maps.shape[-1])
+    return np.asarray(mixed / mixed.sum(-1, keepdims=True))
+
+
+def rollout(mixed: Array) -> Array:
+    """Multiply the mixed maps: ``R_1 = Â_1``, ``R_l = Â_l R_{l−1}``.
+
+    >>> import numpy as np
+    >>> rollout(np.stack([np.eye(3)] * 2)).tolist() == np.eye(3).tolist()
+    True
+    """
+    total = mixed[0]
+    for each in mixed[1:]:
+        total = each @ total
+    return np.asarray(total)
+
+
+def flow(mixed: Array, queries: Sequence[int] | None = None) -> Array:
+    """Return the maximum flow from each output position to each input position, rows normalised.
+
+    The network has a node per layer boundary and position; the edge from (l, i) to (l − 1, j) has
+    the capacity ``Â_l[i, j]``. One max-flow problem per pair of positions: short prompts only.
+
+    Parameters
+    ----------
+    mixed
+        Mixed maps (layer, query, key).
+    queries
+        Output positions, all by default.
+
+    Returns
+    -------
+    Flow (len(queries), key), each row divided by its sum.
+
+    Source: Abnar & Zuidema (2005.00928).
+    """
+    layers, size = mixed.shape[0], mixed.shape[1]
+    graph = nx.DiGraph()
+    for layer in range(layers):
+        for query, key in zip(*np.nonzero(mixed[layer] > 0), strict=True):
+            graph.add_edge(
+                (layer + 1, int(query)), (layer, int(key)), capacity=float(mixed[layer, query, key])
+            )
+    wanted = range(size) if queries is None else queries
+    values = np.zeros((len(wanted), size))
+    for row, query in enumerate(wanted):
+        # Only what the query reaches can carry its flow; the rest only slows the search.
+        source = (layers, query)
+        reached = graph.subgraph({source} | nx.descendants(graph, source))
+        for key in range(size):
+            if (0, key) in reached:
+                values[row, key] = nx.maximum_flow_value(
+                    reached, source, (0, key), flow_func=nx.algorithms.flow.preflow_push
+                )
+    return np.asarray(values / values.sum(-1, keepdims=True))

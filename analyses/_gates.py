@@ -1,0 +1,178 @@
+"""Ablation of every head in turn, and the gradient of a gate on every head, prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headscope.kernels.refusal import Refused
+from headscope.probes.forward import logits, score
+from headscope.probes.prompts import batches, read
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from headscope.probes.model import Model
+    from headscope.probes.task import Task
+
+Array = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class RowGate:
+    """Multiply the output of every head by a number of its own in every row of the batch."""
+
+    values: Float[Tensor, "batch layer head"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Scale the heads of one layer, row by row."""
+        return z * self.values[:, layer].to(z)[:, :, None, None]
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse gates of another shape."""
+        _check_shape(self.values, layers, heads)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit."""
+        return {"edit": "RowGate", "rows": len(self.values)}
+
+
+@dataclass(frozen=True)
+class RowReplace:
+    """Put a fixed vector in place of chosen heads, chosen anew in every row of the batch."""
+
+    chosen: Bool[Tensor, "batch layer head"]
+    values: Float[Tensor, "layer head size"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Replace the chosen heads of one layer, row by row."""
+        fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
+        return torch.where(self.chosen[:, layer].to(z.device)[:, :, None, None], fixed, z)
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse choices of another shape."""
+        _check_shape(self.chosen, layers, heads)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit."""
+        return {"edit": "RowReplace", "rows": len(self.chosen)}
+
+
+def _check_shape(values: Tensor, layers: int, heads: int) -> None:
+    if tuple(values.shape[1:]) != (layers, heads):
+        raise Refused(
+            f"values: shape {tuple(values.shape)}; the model has {layers} layers × {heads} heads"
+        )
+
+
+def mean_z(capture: xr.Dataset) -> Float[Tensor, "layer head size"]:
+    """Return each head's mean ``z`` over the positions of all captured prompts."""
+    mean = capture["z"].mean(("prompt", "query"), skipna=True).transpose("layer", "head", ...)
+    return torch.from_numpy(np.ascontiguousarray(mean.values, dtype=np.float32))
+
+
+def intact(model: Model, task: Task, metric: str) -> Array:
+    """Return the metric of every prompt with no head taken out (prompt,)."""
+    prompts = read(model, task)
+    assert prompts.encoded is not None
+    result = np.full(len(prompts.ids), np.nan)
+    with torch.no_grad():
+        for rows in batches(prompts.ids, TOKENS):
+            output = logits(model, torch.tensor([prompts.ids[row] for row in rows]))
+            asked = [prompts.encoded.questions[row] for row in rows]
+            result[rows] = measure(output, asked, metric).cpu().numpy()
+    return result
+
+
+def leave_one_out(
+    model: Model,
+    task: Task,
+    metric: str,
+    values: Float[Tensor, "layer head size"] | None = None,
+    progress: Progress | None = None,
+) -> Array:
+    """Return the metric of every prompt with one head taken out (prompt, layer, head).
+
+    Parameters
+    ----------
+    model, task, metric
+        What is measured.
+    values
+        Vectors put in place of the heads' outputs; zero without them.
+    progress
+        Called with (done, total) heads times prompts.
+    """
+    layers, width = model.layers, model.heads
+    count = layers * width
+    single = torch.eye(count, dtype=torch.bool).reshape(count, layers, width)
+    prompts = read(model, task)
+    assert prompts.encoded is not None
+    result = np.full((len(prompts.ids), count), np.nan)
+    done = 0
+    for rows in batches(prompts.ids, TOKENS):
+        ids = torch.tensor([prompts.ids[row] for row in rows])
+        asked = [prompts.encoded.questions[row] for row in rows]
+        together = max(1, TOKENS // ids.numel())
+        for start in range(0, count, together):
+            chosen = single[start : start + together].repeat_interleave(len(rows), dim=0)
+            edit: Any = RowGate((~chosen).float()) if values is None else RowReplace(chosen, values)
+            heads = len(chosen) // len(rows)
+            with torch.no_grad():
+                output = logits(model, ids.repeat(heads, 1), (edit,))
+                scores = measure(output, asked * heads, metric)
+            result[rows, start : start + heads] = scores.cpu().numpy().reshape(heads, -1).T
+            done += len(chosen)
+            if progress is not None:
+                progress(done, len(prompts.ids) * count)
+    return result.reshape(-1, layers, width)
+
+
+def gate_gradient(model: Model, task: Task, metric: str) -> Array:
+    """Return the gradient of the metric in a gate on every head, at 1 (prompt, layer, head).
+
+    Prompts of a batch have gates of their own, so that one backward pass keeps them apart.
+    """
+    prompts = read(model, task)
+    assert prompts.encoded is not None
+    result = np.full((len(prompts.ids), model.layers, model.heads), np.nan)
+    for rows in batches(prompts.ids, TOKENS):
+        ids = torch.tensor([prompts.ids[row] for row in rows])
+        asked = [prompts.encoded.questions[row] for row in rows]
+        gates = torch.ones(
+            len(rows), model.layers, model.heads, device=model.device, requires_grad=True
+        )
+        with torch.enable_grad():
+            output = logits(model, ids, (RowGate(gates),))
+            (slope,) = torch.autograd.grad(measure(output, asked, metric).sum(), gates)
+        result[rows] = slope.double().cpu().numpy()
+    return result
+
+
+def measure(
+    output: Float[Tensor, "batch position vocab"], asked: Sequence[Sequence[Any]], metric: str
+) -> Float[Tensor, " batch"]:
+    """Score the answers by a task's metric, or by ``log_probability``, which has a gradient."""
+    if metric != "log_probability":
+        return score(output, asked, metric)
+    rows = []
+    for row, questions in enumerate(asked):
+        chances = [
+            output[row, each.at].float().log_softmax(-1)[list(each.answer_ids)].logsumexp(0)
+            for each in questions
+        ]
+        rows.append(torch.stack(chances).mean())
+    return torch.stack(rows)

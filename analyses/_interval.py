@@ -1,0 +1,80 @@
+"""Intervals of means over prompts, by the bootstrap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def draws(count: int, resamples: int, seed: int) -> Array:
+    """Return how often each of ``count`` samples is drawn, per resample (resamples, count)."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+
+
+def bootstrap(
+    samples: NDArray[Any],
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Array, Array, Array]:
+    """Return mean over the first axis, and the percentile-bootstrap interval of that mean.
+
+    Missing values (NaN) are left out of each mean. With a single sample there is no interval and
+    both ends are NaN: one prompt says nothing about the next.
+
+    Parameters
+    ----------
+    samples
+        One row a prompt (prompt, ...).
+    level
+        Share of the resampled means that the interval covers.
+    resamples
+        Number of bootstrap resamples.
+    seed
+        Seed of the resampling.
+
+    Returns
+    -------
+    Mean, lower end, upper end: arrays of the shape ``samples.shape[1:]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, lower, upper = bootstrap(np.array([0.0, 1.0, 2.0, 3.0]))
+    >>> float(mean), bool(lower < mean < upper)
+    (1.5, True)
+
+    Source: Efron, Bootstrap Methods (1979), percentile interval.
+    """
+    values = np.asarray(samples, dtype=float)
+    flat = values.reshape(len(values), -1)
+    known = ~np.isnan(flat)
+    filled = np.where(known, flat, 0.0)
+    shape = values.shape[1:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (filled.sum(0) / known.sum(0)).reshape(shape)
+    if len(values) < 2:
+        missing = np.full(shape, np.nan)
+        return mean, missing, missing.copy()
+    weights = draws(len(values), resamples, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (weights @ filled) / (weights @ known.astype(float))
+    tail = (1 - level) / 2
+    lower, upper = percentiles(means, tail)
+    return mean, lower.reshape(shape), upper.reshape(shape)
+
+
+def percentiles(resampled: Array, tail: float) -> tuple[Array, Array]:
+    """Return the two ends that leave ``tail`` of the resamples on each side; NaN where all are."""
+    known = ~np.isnan(resampled)
+    # np.nanquantile warns on columns without any value; give those a dummy and blank them after.
+    filled = np.where(known.any(0), resampled, 0.0)
+    lower, upper = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+    empty = ~known.any(0)
+    return np.where(empty, np.nan, lower), np.where(empty, np.nan, upper)

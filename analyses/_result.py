@@ -1,0 +1,154 @@
+"""Results: variables with their meaning, companions for their intervals, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from headscope.analyses._interval import bootstrap
+from headscope.kernels.refusal import Refused
+
+LEVEL = 0.95
+
+
+def variable(
+    dims: Sequence[str],
+    values: ArrayLike,
+    long_name: str,
+    units: str,
+    scale: str = "sequential",
+    low: float | None = None,
+    high: float | None = None,
+    **attrs: Any,
+) -> xr.Variable:
+    """Return one result variable with the attributes that every view reads.
+
+    Parameters
+    ----------
+    dims, values
+        Names of the dimensions, and the numbers.
+    long_name, units
+        Title, and unit of the numbers.
+    scale
+        ``"sequential"``, or ``"diverging"`` around 0.
+    low, high
+        Bounds of the possible values, where they exist.
+    attrs
+        More attributes, such as ``convention`` or ``source``.
+    """
+    bounds = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
+    meaning = {"long_name": long_name, "units": units, "scale": scale}
+    return xr.Variable(tuple(dims), np.asarray(values), {**meaning, **bounds, **attrs})
+
+
+def averaged(
+    name: str,
+    dims: Sequence[str],
+    samples: NDArray[Any],
+    long_name: str,
+    units: str,
+    *args: Any,
+    seed: int = 0,
+    **attrs: Any,
+) -> dict[str, xr.Variable]:
+    """Return the mean over prompts and its two interval companions.
+
+    ``samples`` has one row a prompt; ``dims`` names the remaining axes. Further arguments are
+    those of :func:`variable`.
+    """
+    mean, lower, upper = bootstrap(samples, level=LEVEL, seed=seed)
+    return interval(name, dims, mean, lower, upper, long_name, units, *args, **attrs)
+
+
+def interval(
+    name: str,
+    dims: Sequence[str],
+    mean: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    long_name: str,
+    units: str,
+    *args: Any,
+    **attrs: Any,
+) -> dict[str, xr.Variable]:
+    """Return a variable with ``<name>_lower`` and ``<name>_upper`` beside it."""
+    variables = {name: variable(dims, mean, long_name, units, *args, **attrs)}
+    for end, values in (("lower", lower), ("upper", upper)):
+        title = f"{long_name}, {end} end of the {LEVEL:.0%} interval"
+        companion = variable(dims, values, title, units, *args)
+        companion.attrs.update(interval_of=name, level=LEVEL)
+        variables[f"{name}_{end}"] = companion
+    return variables
+
+
+def dataset(
+    capture: xr.Dataset,
+    variables: Mapping[str, xr.Variable],
+    coords: Mapping[str, Any] | None = None,
+    **attrs: Any,
+) -> xr.Dataset:
+    """Return the result of an analysis: its variables under the provenance of the capture.
+
+    The coordinates ``layer`` and ``head`` come from the capture where the variables use them.
+    """
+    used = {dim for each in variables.values() for dim in each.dims}
+    shared = {
+        name: capture[name].values for name in ("layer", "head") if name in used and name in capture
+    }
+    result = xr.Dataset(dict(variables), coords={**shared, **(coords or {})})
+    result.attrs = {**capture.attrs, **{key: each for key, each in attrs.items() if each != ""}}
+    json.dumps(result.attrs)
+    return result
+
+
+def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
+    """Refuse a capture that lacks a variable.
+
+    Raises
+    ------
+    Refused
+        Names the missing variables and how to capture them.
+    """
+    missing = [name for name in needs if name not in capture]
+    if missing:
+        raise Refused(
+            f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
+            f"run capture(model, prompts, stats=...) with it"
+        )
+
+
+def heads(capture: xr.Dataset) -> list[tuple[int, int]]:
+    """List every (layer, head) of a capture, in order."""
+    return [
+        (int(layer), int(head))
+        for layer in capture["layer"].values
+        for head in capture["head"].values
+    ]
+
+
+def top(scores: NDArray[Any], count: int) -> list[tuple[int, int]]:
+    """Return the (layer, head) positions of the ``count`` highest scores, best first.
+
+    >>> import numpy as np
+    >>> top(np.array([[0.1, 0.9], [0.5, np.nan]]), 2)
+    [(0, 1), (1, 0)]
+    """
+    ranked = np.argsort(np.where(np.isnan(scores), -np.inf, scores).ravel(), kind="stable")[::-1]
+    return [
+        (int(layer), int(head))
+        for layer, head in zip(*np.unravel_index(ranked[:count], scores.shape), strict=True)
+    ]
+
+
+def label(head: tuple[int, int]) -> str:
+    """Name a head.
+
+    >>> label((5, 1))
+    'L5H1'
+    """
+    return f"L{head[0]}H{head[1]}"

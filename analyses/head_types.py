@@ -1,0 +1,173 @@
+"""Head types: previous-token, duplicate-token, induction and BOS heads.
+
+Scores of the attention pattern on a sequence of random tokens that is repeated, where the four
+types are easily told apart; beside them the causal check of the induction score: what the accuracy
+on the repeated part becomes without the top induction heads, and without as many random others.
+
+Sources: Olsson et al., In-context Learning and Induction Heads (2209.11895); the conventions are
+HeadVis' (mean over the queries that have a target) and TransformerLens' ``detect_head`` (share of
+all weight). Unlike HeadVis, weights below 0.01 count too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses import _causal, _check
+from headscope.analyses._result import averaged, dataset, heads, label, require, top
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+    from headscope.probes.task import Task
+
+NEEDS = ("offset_mass", "target_mass", "first_mass")
+OFFSETS = (0, 1)
+TARGETS = ("duplicate", "induction")
+TASK = "induction"
+PROMPTS = 24
+
+CONVENTIONS = {
+    "headvis": "mean over the queries that have a target",
+    "transformer_lens": "share of all weight: sum over the targets, divided by all rows",
+}
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    convention: str = "headvis",
+    top_heads: int = 4,
+    draws: int = 5,
+    seed: int = 0,
+    progress: _causal.Progress | None = None,
+) -> xr.Dataset:
+    """Score every head as previous-token, duplicate-token, induction and BOS head.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task with ``offset_mass`` at offset 1, ``target_mass`` for the rules
+        ``duplicate`` (keys that hold the query's token) and ``induction`` (keys right after
+        those), and ``first_mass``.
+    model
+        Model that was captured; its heads are ablated for the causal check.
+    task
+        Repeated random tokens; its accuracy is the causal number.
+    convention
+        ``headvis``: mean over the queries that have a target; ``transformer_lens``: sum over the
+        targets divided by all rows (the ``mul`` of its ``detect_head``).
+    top_heads
+        Number of heads ablated in the causal check.
+    draws
+        Number of random sets of as many other heads.
+    seed
+        Seed of the bootstrap over prompts and of the random sets.
+    progress
+        Called with (done, total) ablations.
+
+    Returns
+    -------
+    Dataset with ``previous_token``, ``duplicate_token``, ``induction`` and ``bos`` (layer, head;
+    share of weight, with 95 % intervals over prompts) and ``induction_accuracy`` (condition).
+    The first query is left out of ``bos``: it can see nothing else.
+
+    Raises
+    ------
+    Refused
+        When the capture lacks a statistic, offset or rule, or an option is out of range.
+    """
+    _check.one_of("convention", convention, CONVENTIONS)
+    _check.at_least("top_heads", top_heads, 1)
+    _check.at_least("draws", draws, 1)
+    require(capture, NEEDS, "head_types")
+
+    masses = {
+        "previous_token": _offset(capture, 1),
+        "duplicate_token": _rule(capture, "duplicate"),
+        "induction": _rule(capture, "induction"),
+        "bos": _after_first(capture["first_mass"]),
+    }
+    titles = {
+        "previous_token": "Attention to the token before",
+        "duplicate_token": "Attention to earlier copies of the token",
+        "induction": "Attention to the token after an earlier copy",
+        "bos": "Attention to the first token",
+    }
+    rows = _rows(capture)
+    variables: dict[str, xr.Variable] = {}
+    for name, mass in masses.items():
+        variables |= averaged(
+            name, ("layer", "head"), _score(mass, rows, convention), titles[name], "share",
+            "sequential", 0, 1, seed=seed, convention=f"{convention}: {CONVENTIONS[convention]}",
+            source="HeadVis; TransformerLens detect_head",
+        )  # fmt: skip
+
+    pool = heads(capture)
+    best = {name: top(variables[name].values, top_heads) for name in masses}
+    accuracy, conditions, record = _causal.check(
+        "induction_accuracy", "Accuracy on the repeated tokens", model, task,
+        best["induction"], pool, kind="induction", draws=draws, seed=seed,
+        others={"top previous-token heads ablated": best["previous_token"]}, progress=progress,
+    )  # fmt: skip
+    return dataset(
+        capture,
+        {**variables, **accuracy},
+        {"condition": conditions},
+        convention=f"{convention}: {CONVENTIONS[convention]}",
+        top_heads={name: [label(head) for head in each] for name, each in best.items()},
+        causal=record,
+        note=record["note"]
+        + " The other three scores are statistics of the pattern; for their causal number see"
+        " `importance`.",
+    )
+
+
+def _offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
+    if offset not in capture["offset"].values:
+        _missing(f"offset_mass at offset {offset}", f"offsets=(0, {offset})")
+    mass = capture["offset_mass"].sel(offset=offset)
+    # The first query has no previous token: it is left out, not counted as zero.
+    return _after_first(mass)
+
+
+def _rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+    if rule not in capture["target"].values:
+        _missing(f"target_mass of the rule {rule!r}", 'targets=("duplicate", "induction")')
+    mass = capture["target_mass"].sel(target=rule)
+    return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
+
+
+def _missing(what: str, how: str) -> None:
+    from headscope.kernels.refusal import Refused
+
+    raise Refused(f"capture: head_types needs {what}; capture again with {how}")
+
+
+def _after_first(mass: xr.DataArray) -> NDArray[np.float64]:
+    values = mass.transpose("prompt", "layer", "head", "query").values.astype(np.float64)
+    values[..., 0] = np.nan
+    return np.asarray(values)
+
+
+def _rows(capture: xr.Dataset) -> NDArray[np.float64]:
+    """Count the queries of each prompt."""
+    first = capture["first_mass"].isel(layer=0, head=0).transpose("prompt", "query")
+    return np.asarray(first.notnull().sum("query").values, dtype=np.float64)
+
+
+def _score(
+    mass: NDArray[np.float64], rows: NDArray[np.float64], convention: str
+) -> NDArray[np.float64]:
+    """Reduce (prompt, layer, head, query) to (prompt, layer, head) by the convention."""
+    known = ~np.isnan(mass)
+    total = np.where(known, mass, 0.0).sum(-1)
+    if convention == "transformer_lens":
+        return np.asarray(total / rows[:, None, None])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / known.sum(-1))

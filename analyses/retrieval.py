@@ -1,0 +1,233 @@
+"""Retrieval heads: heads that copy a fact from far back when it is asked for.
+
+A needle (a fact stated once in a long text) is asked for at the end. At each decode step a head
+copies when the largest weight of its last row lies on the needle and the token there is the one
+that the model generates. The score is the share of the needle's distinct tokens copied (set, the
+paper's text) or the number of copying steps over the needle's length (multiset, its released
+code, which can exceed 1). The recall score is the mean weight that a head sends from each question
+of multi-query recall to the stated value. Beside each stands the causal check: the accuracy without
+the top heads, and without as many random others.
+
+Sources: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (2404.15574);
+Arora et al., Zoology (2312.04927), for multi-query recall.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses import _causal, _check
+from headscope.analyses._copying import copied, multiset_score, set_score
+from headscope.analyses._result import averaged, dataset, heads, label, require, top, variable
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+    from headscope.probes.task import Task
+    from headscope.probes.tokens import EncodedQuestion
+
+NEEDS = ("lse",)
+KEEP = ("q", "k")
+TASK = "needle"
+PROMPTS = 20
+
+SOURCE = "Wu et al. 2404.15574"
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    threshold: float = 0.1,
+    least_recalled: float = 0.5,
+    recall_prompts: int = 16,
+    top_heads: int = 4,
+    draws: int = 5,
+    seed: int = 0,
+    progress: _causal.Progress | None = None,
+) -> xr.Dataset:
+    """Score every head by what it copies from a needle, and by its weight on recalled facts.
+
+    Each question of a prompt is one decode step, read with the prompt's own words before it
+    (teacher forcing); the needle is the evidence of all its questions.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task with ``lse`` and the kept ``q`` and ``k``.
+    model
+        Model that was captured; its heads are ablated for the causal checks.
+    task
+        Planted needles: prompts whose questions name their evidence.
+    threshold
+        Mean set score above which a head counts as a retrieval head.
+    least_recalled
+        Prompts count only when the model generates more than this share of the needle's tokens.
+    recall_prompts
+        Number of prompts of multi-query recall, made with the task's seed.
+    top_heads
+        Number of heads ablated in each causal check.
+    draws
+        Number of random sets of as many other heads.
+    seed
+        Seed of the bootstrap over prompts and of the random sets.
+    progress
+        Called with (done, total) ablations.
+
+    Returns
+    -------
+    Dataset with ``retrieval_set`` (layer, head; 0 to 1), ``retrieval_multiset`` (layer, head; from
+    0, may exceed 1), ``recall`` (layer, head; share of weight), each with 95 % intervals over
+    prompts; ``retrieval_share`` (percent of heads above the threshold), ``recalled`` (share of
+    needle tokens that the model generates), ``needle_accuracy`` and ``recall_accuracy``
+    (condition). The retrieval scores are missing where the model recalls no needle.
+
+    Raises
+    ------
+    Refused
+        When the capture lacks a variable, no question names its evidence, or an option is out of
+        range.
+    """
+    from headscope.probes import capture as capture_prompts
+    from headscope.probes import tasks
+
+    _check.between("threshold", threshold, 0, 1)
+    _check.between("least_recalled", least_recalled, 0, 1)
+    for name, value in (
+        ("recall_prompts", recall_prompts), ("top_heads", top_heads), ("draws", draws),
+    ):  # fmt: skip
+        _check.at_least(name, value, 1)
+    require(capture, (*NEEDS, *KEEP), "retrieval")
+
+    steps = _Steps(capture, model, task)
+    counted = steps.recalled > least_recalled
+    convention = (
+        f"decode step = question, teacher-forced; prompts with more than {least_recalled:.0%} of "
+        f"the needle generated count ({int(counted.sum())} of {len(counted)})"
+    )
+    variables: dict[str, xr.Variable] = {}
+    for name, scores, title, high, form in (
+        ("retrieval_set", steps.sets, "Retrieval score (set)", 1, "|g ∩ k| / |k|, as in the paper"),
+        ("retrieval_multiset", steps.multisets, "Retrieval score (multiset)", None,
+         "copying steps / needle length, as in the released code; can exceed 1"),
+    ):  # fmt: skip
+        chosen = np.where(counted[:, None, None], scores, np.nan)
+        variables |= averaged(
+            name, ("layer", "head"), chosen, title, "share of the needle", "sequential", 0, high,
+            seed=seed, convention=f"{form}; {convention}", source=SOURCE,
+        )  # fmt: skip
+
+    recall_task = tasks.make("recall", tokenizer=model.tokenizer, n=recall_prompts, seed=task.seed)
+    asked = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
+    mass = asked["target_mass"].sel(target="evidence").transpose("prompt", "layer", "head", "query")
+    recall = mass.mean("query", skipna=True).values.astype(np.float64)
+    variables |= averaged(
+        "recall", ("layer", "head"), recall, "Weight on the stated value when it is asked for",
+        "share", "sequential", 0, 1, seed=seed,
+        convention=f"mean over the questions of {recall_prompts} prompts of multi-query recall",
+        source="Zoology 2312.04927",
+    )  # fmt: skip
+
+    score = variables["retrieval_set"].values
+    above = score > threshold
+    scored = bool(counted.any())
+    variables["retrieval_share"] = variable(
+        (), above.mean() * 100 if scored else np.nan, "Share of heads above the threshold", "%",
+        "sequential", 0, 100, convention=f"mean set score > {threshold:g}; {convention}",
+        source=SOURCE,
+    )  # fmt: skip
+    variables |= averaged(
+        "recalled", (), steps.recalled, "Needle tokens that the model generates", "share",
+        "sequential", 0, 1, seed=seed,
+    )  # fmt: skip
+
+    checks = {
+        "needle": (task, score if scored else variables["recall"].values),
+        "recall": (recall_task, variables["recall"].values),
+    }
+    notes: dict[str, str] = {}
+    if not scored:
+        notes["scores"] = "The model recalls none of the needles, so no head can be scored on them."
+    records: dict[str, Any] = {}
+    for name, (subject, ranking) in checks.items():
+        kind = "retrieval" if name == "needle" and scored else "recall"
+        results, conditions, records[name] = _causal.check(
+            f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
+            top(ranking, top_heads), heads(capture), kind=kind, draws=draws, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        # Both checks share one axis, so their conditions carry the same names.
+        conditions[1] = "top heads ablated"
+        variables |= results
+        notes[name] = f"{subject.name}: {records[name]['note']}"
+
+    return dataset(
+        capture,
+        variables,
+        {"condition": conditions},
+        convention=convention,
+        retrieval_heads=[label(head) for head in top(score, int(above.sum()))],
+        top_heads={"recall": [label(head) for head in top(recall.mean(0), top_heads)]},
+        causal=records,
+        note=" ".join(notes.values()),
+    )
+
+
+class _Steps:
+    """What every head copies at the decode steps of every prompt."""
+
+    def __init__(self, capture: xr.Dataset, model: Model, task: Task) -> None:
+        from headscope.kernels.refusal import Refused
+        from headscope.probes.tokens import encode
+
+        encoded = encode(task, model.tokenizer)
+        if len(encoded.ids) != capture.sizes["prompt"]:
+            raise Refused(
+                f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
+                f"{len(encoded.ids)}; capture this task"
+            )
+        if not all(any(each.evidence for each in asked) for asked in encoded.questions):
+            raise Refused("evidence: a prompt names none; give the positions of the answer")
+        sets, multisets, recalled = [], [], []
+        for prompt, (ids, asked) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
+            tokens = np.asarray(ids, dtype=np.int64)
+            needle = tuple(sorted({place for each in asked for place in each.evidence}))
+            generated = _generate(model, ids, asked)
+            copies = copied(_looked(capture, prompt, asked), generated, tokens, needle)
+            sets.append(set_score(copies, generated, tokens[list(needle)]))
+            multisets.append(multiset_score(copies, tokens[list(needle)]))
+            right = [token in each.answer_ids for token, each in zip(generated, asked, strict=True)]
+            recalled.append(np.mean(right))
+        self.sets, self.multisets = np.stack(sets), np.stack(multisets)
+        self.recalled = np.asarray(recalled, dtype=np.float64)
+
+
+def _generate(
+    model: Model, ids: tuple[int, ...], asked: tuple[EncodedQuestion, ...]
+) -> NDArray[np.int64]:
+    """Return the most probable next token at each decode step (step,)."""
+    import torch
+
+    from headscope.probes.forward import logits
+
+    with torch.no_grad():
+        rows = logits(model, torch.tensor([ids]))[0, [each.at for each in asked]]
+    return np.asarray(rows.argmax(-1).cpu().numpy(), dtype=np.int64)
+
+
+def _looked(
+    capture: xr.Dataset, prompt: int, asked: tuple[EncodedQuestion, ...]
+) -> NDArray[np.int64]:
+    """Return the key with the largest weight at each decode step (step, layer, head)."""
+    from headscope.probes import pattern
+
+    looked = np.empty((len(asked), capture.sizes["layer"], capture.sizes["head"]), dtype=np.int64)
+    for layer, head in heads(capture):
+        for step, each in enumerate(asked):
+            row = pattern(capture, layer, head, prompt=prompt, queries=slice(each.at, each.at + 1))
+            looked[step, layer, head] = int(row.values[0].argmax())
+    return looked

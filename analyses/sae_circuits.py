@@ -1,0 +1,323 @@
+"""Discrete-SAE circuits: heads and edges found from codes that only the task brings out.
+
+A small sparse autoencoder is trained on the heads' outputs of ten prompts; the code of a head on a
+prompt is its strongest feature. A head belongs to the circuit when it shows codes on the task's
+prompts that it never shows on corrupted ones, an edge when two heads' codes co-occur only there.
+The ground truth is causal: heads whose mean ablation moves the task's metric. Beside the result
+stand three baselines: the dictionary before training, the trained one with shuffled labels, and the
+plain difference of mean outputs.
+
+Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in
+Language Models (2405.12522).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses import _check
+from headscope.analyses._causal import Progress
+from headscope.analyses._codes import softmax, unique_codes, unique_pairs
+from headscope.analyses._result import dataset, heads, interval, label, require, top, variable
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+    from headscope.probes.task import Task
+
+NEEDS = ()
+KEEP = ("z",)
+TASK = "ioi"
+PROMPTS = 128
+
+SOURCE = "O'Neill & Bui 2405.12522"
+METHODS = ("trained SAE", "untrained SAE", "shuffled labels", "mean difference")
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    features: int = 200,
+    examples: int = 10,
+    epochs: int = 500,
+    rate: float = 1e-3,
+    sparsity: float = 0.02,
+    per_union: bool = False,
+    trials: int = 5,
+    truth_prompts: int = 32,
+    threshold: float = 0.05,
+    edges: int = 40,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Score heads and edges by the codes that only the task brings out.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task's clean prompts (the positives) with the kept ``z``.
+    model
+        Model that was captured; the corrupted prompts (the negatives) are captured here.
+    task
+        Task with corrupted prompts.
+    features
+        Features of the dictionary.
+    examples
+        Prompts that the dictionary is trained on, drawn anew in every trial.
+    epochs
+        Training steps, all examples in each.
+    rate
+        Learning rate of Adam.
+    sparsity
+        Weight λ of the mean activation in the loss.
+    per_union
+        Divide a head's unique codes by the number of codes it shows on either set.
+    trials
+        Number of trials; each draws the prompts with replacement, the examples and the initial
+        weights.
+    truth_prompts
+        Prompts of the ablations behind the ground truth.
+    threshold
+        A head is in the ground truth when its mean ablation moves the metric by more than this
+        share of the intact metric.
+    edges
+        Number of best edges that are returned.
+    seed
+        Seed of the trials.
+    progress
+        Called with (done, total): ablations, then trials.
+
+    Returns
+    -------
+    Dataset with ``node`` (layer, head; softmax over heads of the unique codes, mean over trials),
+    ``unique_codes`` (layer, head), ``edge`` (edge; softmax over edges), ``ablation`` (layer, head;
+    the causal number), ``ground_truth`` (layer, head; 0 or 1), ``node_auc`` and ``edge_auc``
+    (condition; mean over trials with a 95 % t interval), ``node_auc_sae`` and ``edge_auc_sae``.
+    An edge is in the ground truth when both its heads are and its source lies in an earlier layer.
+
+    Raises
+    ------
+    Refused
+        When the capture lacks ``z``, an option is out of range, or the output projection of the
+        model's heads cannot be found.
+    """
+    import torch
+
+    from headscope.analyses import _gates, _outputs
+    from headscope.probes import capture as capture_prompts
+    from headscope.probes.tokens import encode
+
+    for name, value, least in (
+        ("features", features, 2), ("examples", examples, 1), ("epochs", epochs, 1),
+        ("trials", trials, 2), ("truth_prompts", truth_prompts, 2), ("edges", edges, 1),
+        ("rate", rate, 0), ("sparsity", sparsity, 0), ("threshold", threshold, 0),
+    ):  # fmt: skip
+        _check.at_least(name, value, least)
+    require(capture, KEEP, "sae_circuits")
+
+    some = replace(task, prompts=task.prompts[:truth_prompts])
+    intact = float(_gates.intact(model, some, task.metric).mean())
+    means = _gates.mean_z(capture)
+    without = _gates.leave_one_out(model, some, task.metric, means, progress).mean(0)
+    moved = intact - without
+    truth = np.abs(moved) > threshold * abs(intact)
+
+    weights = _outputs.output_weights(model)
+    clean = _outputs.mean_outputs(capture, weights)
+    wrong = [list(ids) for ids in encode(task, model.tokenizer).corrupted_ids]
+    corrupted = _outputs.mean_outputs(capture_prompts(model, wrong, stats=(), keep=("z",)), weights)
+
+    names = heads(capture)
+    pairs = [
+        (source, target)
+        for source in range(len(names))
+        for target in range(len(names))
+        if names[source][0] < names[target][0]
+    ]
+    settings = {
+        "features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity,
+    }  # fmt: skip
+    trial = _Trials(clean, corrupted, pairs, per_union, examples, settings)
+    scores = []
+    for number in range(trials):
+        scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
+        if progress is not None:
+            progress(number + 1, trials)
+    nodes = np.stack([node for node, _ in scores])
+    links = np.stack([link for _, link in scores])
+    wanted_nodes = truth.ravel()
+    wanted_links = np.array([truth.flat[one] and truth.flat[two] for one, two in pairs])
+
+    shape = truth.shape
+    convention = (
+        f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
+        f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
+    )
+    truth_said = (
+        f"|mean ablation| > {threshold:.0%} of the intact {task.metric} ({intact:.3g}), "
+        f"{len(some.prompts)} prompts"
+    )
+    shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
+    best = np.argsort(-shown, kind="stable")[:edges]
+    grid = ("layer", "head")
+    variables: dict[str, xr.Variable] = {
+        "node": variable(
+            grid, np.mean([softmax(each) for each in nodes[:, 0]], axis=0).reshape(shape),
+            "Circuit score of the head", "share", "sequential", 0, 1,
+            convention=f"softmax over heads of the unique codes; {convention}", source=SOURCE,
+        ),
+        "unique_codes": variable(
+            grid, nodes[:, 0].mean(0).reshape(shape), "Codes seen only with the task",
+            "share of codes" if per_union else "codes", "sequential", 0,
+            convention=convention, source=SOURCE,
+        ),
+        "edge": variable(
+            ("edge",), shown[best], "Circuit score of the edge", "share", "sequential", 0, 1,
+            convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
+        ),
+        "ablation": variable(
+            grid, moved, "Lost without the head (set to its mean)", task.metric, "diverging",
+            convention=f"intact − ablated, {len(some.prompts)} prompts of {task.name}",
+        ),
+        "ground_truth": variable(
+            grid, truth.astype(float), "Head of the circuit by ablation", "0 or 1", "sequential",
+            0, 1, convention=truth_said,
+        ),
+    }  # fmt: skip
+    aucs = {}
+    for name, values, wanted, what in (
+        ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
+    ):  # fmt: skip
+        each = np.array([[auc(wanted, one) for one in method] for method in values])
+        aucs[name] = _interval(each)
+        variables |= interval(
+            name, ("condition",), *aucs[name], f"AUC for the {what} of the circuit", "ROC AUC",
+            "sequential", 0, 1, convention=f"against {truth_said}; t interval over {trials} trials",
+            source=SOURCE,
+        )  # fmt: skip
+        variables |= interval(
+            f"{name}_sae", (), *(end[0] for end in aucs[name]), f"AUC for the {what}, trained SAE",
+            "ROC AUC", "sequential", 0, 1, convention=f"against {truth_said}", source=SOURCE,
+        )  # fmt: skip
+
+    ends = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
+    coords: dict[str, Any] = {"condition": list(METHODS)}
+    for column, name in enumerate(("source_layer", "source_head", "target_layer", "target_head")):
+        coords[name] = ("edge", ends[:, column])
+    circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
+    return dataset(
+        capture,
+        variables,
+        coords,
+        convention=convention,
+        circuit=[label(head) for head in circuit],
+        top_heads=[label(head) for head in top(variables["unique_codes"].values, 5)],
+        note=_note(aucs["node_auc"], len(circuit), len(names)),
+    )
+
+
+class _Trials:
+    """One trial after another on the same head outputs."""
+
+    def __init__(
+        self,
+        clean: Any,
+        corrupted: Any,
+        pairs: list[tuple[int, int]],
+        per_union: bool,
+        examples: int,
+        settings: dict[str, Any],
+    ) -> None:
+        self.clean, self.corrupted, self.pairs = clean, corrupted, pairs
+        self.per_union, self.examples, self.settings = per_union, examples, settings
+
+    def score(self, generator: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return node (method, head) and edge (method, edge) scores of one trial."""
+        import torch
+
+        from headscope.analyses._dictionary import discretize, fit
+
+        def draw(outputs: Any) -> Any:
+            return outputs[torch.randint(len(outputs), (len(outputs),), generator=generator)]
+
+        clean, corrupted = draw(self.clean), draw(self.corrupted)
+        both = torch.cat((clean, corrupted))
+        chosen = both[torch.randperm(len(both), generator=generator)[: self.examples]]
+        start = generator.get_state()
+        nodes, links = [], []
+        for epochs in (self.settings["epochs"], 0):
+            # The untrained dictionary has the very directions that training started from.
+            generator.set_state(start)
+            settings = {**self.settings, "epochs": epochs}
+            dictionary = fit(chosen.flatten(0, 1), **settings, generator=generator)
+            codes = discretize(dictionary, both).numpy()
+            here, there = codes[: len(clean)], codes[len(clean) :]
+            nodes.append(unique_codes(here, there, per_union=self.per_union))
+            links.append(self._pairs(here, there))
+            if epochs:
+                mixed = codes[torch.randperm(len(codes), generator=generator).numpy()]
+                here, there = mixed[: len(clean)], mixed[len(clean) :]
+                shuffled = unique_codes(here, there, per_union=self.per_union)
+                shuffled_links = self._pairs(here, there)
+        apart = (clean.mean(0) - corrupted.mean(0)).norm(dim=-1).double().numpy()
+        product = np.array([apart[source] * apart[target] for source, target in self.pairs])
+        return (
+            np.stack([*nodes, shuffled, apart]),
+            np.stack([*links, shuffled_links, product]),
+        )
+
+    def _pairs(self, here: Any, there: Any) -> NDArray[np.float64]:
+        return unique_pairs(here, there, self.pairs, here.shape[1] ** 2 // 2)
+
+
+def auc(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
+    """Return the area under the ROC curve; NaN where the truth holds all or nothing.
+
+    >>> import numpy as np
+    >>> auc(np.array([True, False, False]), np.array([3.0, 1.0, 2.0]))
+    1.0
+    """
+    if truth.all() or not truth.any():
+        return float("nan")
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, scores))
+
+
+def _interval(
+    samples: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over trials (first axis) with its t interval, cut to 0 … 1."""
+    from scipy.stats import t
+
+    count = len(samples)
+    mean = samples.mean(0)
+    half = t.ppf(0.975, count - 1) * samples.std(0, ddof=1) / np.sqrt(count)
+    return mean, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
+
+
+def _note(
+    aucs: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    circuit: int,
+    total: int,
+) -> str:
+    mean, lower, upper = aucs
+    if circuit in (0, total):
+        return (
+            f"{circuit} of {total} heads pass the ablation threshold, so there is no AUC; "
+            f"move the threshold."
+        )
+    numbers = ", ".join(f"{name} {value:.2f}" for name, value in zip(METHODS, mean, strict=True))
+    if lower[0] > upper[2]:
+        better = "" if mean[0] > mean[1] else " Training adds nothing over random directions."
+        return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{better}"
+    return (
+        f"DISAGREEMENT: the codes do not find the {circuit} heads that ablation finds better than "
+        f"shuffled labels do (AUC: {numbers})."
+    )

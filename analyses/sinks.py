@@ -1,0 +1,178 @@
+"""Attention sinks: heads that park their attention on a few tokens.
+
+For key position k of a prompt of T tokens, ``α_k = 1/(T − k + 1) · Σ_{i ≥ k} A[i, k]`` is the mean
+weight that the key gets from the queries that can see it. A head sinks into k when ``α_k > ε``; the
+sink rate is the share of heads that sink into the first token. It depends on T, on ε and on whether
+the prompt starts with a BOS token, so all three are stated with the result.
+
+Sources: Gu et al., When Attention Sink Emerges in Language Models (2410.10781); Yu et al.,
+Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses import _check
+from headscope.analyses._result import averaged, dataset, require, variable
+
+NEEDS = ("received",)
+
+SOURCE = "Gu et al. 2410.10781"
+
+
+def run(
+    capture: xr.Dataset, *, epsilon: float = 0.3, least_queries: int = 8, seed: int = 0
+) -> xr.Dataset:
+    """Score every head by the weight that its queries park on the first token and on any other.
+
+    Parameters
+    ----------
+    capture
+        Capture with ``received`` (prompt, layer, head, key).
+    epsilon
+        Mean weight above which a key counts as a sink of a head, 0 to 1.
+    least_queries
+        Keys seen by fewer queries than this are left out of everything but the first-token score:
+        near the end of a prompt α_k averages so few queries that a previous-token head looks like
+        a sink.
+    seed
+        Seed of the bootstrap over prompts.
+
+    Returns
+    -------
+    Dataset with ``sink`` (layer, head; mean α_1, share of weight), ``later_sink`` (layer, head;
+    mean over prompts of the largest α_k after the first key), ``sink_rate`` (percent of heads and
+    prompts with α_1 > ε), ``key_share`` (key; share of heads above ε), ``key_received`` (key; mean
+    α_k over heads and prompts), and ``token_share``, ``token_received`` (query; the same two over
+    the tokens of the first prompt). Means over prompts carry a 95 % interval.
+
+    Raises
+    ------
+    Refused
+        When the capture lacks ``received`` or an option is out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses import sinks
+    >>> from headscope.probes import capture
+    >>> cap = capture("headscope/bundled", [[1, 5, 6, 7, 8, 9, 10, 11]], stats=("received",))
+    >>> sinks.run(cap, epsilon=0.3)["sink"].dims
+    ('layer', 'head')
+    """
+    _check.between("epsilon", epsilon, 0.0, 1.0)
+    _check.at_least("least_queries", least_queries, 1)
+    require(capture, NEEDS, "sinks")
+
+    received = capture["received"].transpose("prompt", "layer", "head", "key").values
+    received = received.astype(np.float64)
+    lengths = _lengths(capture)
+    first = received[..., 0]
+    steady = _steady(received, lengths, least_queries)
+    above = _above(steady, epsilon)
+    rate = (first > epsilon).mean((1, 2)) * 100
+
+    convention = (
+        f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
+        f"{_opening(capture)}"
+    )
+    variables = {
+        **averaged(
+            "sink", ("layer", "head"), first, "Weight parked on the first token", "share",
+            "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
+        ),
+        **averaged(
+            "later_sink", ("layer", "head"), _largest(steady[..., 1:]),
+            "Weight parked on one later token", "share", "sequential", 0, 1, seed=seed,
+            convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
+            source="ACT; Gu et al. 2410.10781",
+        ),
+        **averaged(
+            "sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100, seed=seed,
+            convention=convention, source=SOURCE,
+        ),
+        **averaged(
+            "key_share", ("key",), _mean(above, (1, 2)), "Heads that sink into a key position",
+            "share of heads", "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
+        ),
+        **averaged(
+            "key_received", ("key",), _mean(steady, (1, 2)),
+            "Mean weight that a key position receives", "share", "sequential", 0, 1, seed=seed,
+            convention="mean of α_k over heads and prompts", source="ACT",
+        ),
+    }  # fmt: skip
+    length = int(lengths[0])
+    for name, values, title, units in (
+        ("token_share", above, "Heads that sink into a token", "share of heads"),
+        ("token_received", steady, "Mean weight that a token receives", "share"),
+    ):
+        variables[name] = variable(
+            ("query",), _mean(values[0], (0, 1))[:length], title, units, "sequential", 0, 1,
+            convention="first prompt; the axis names the token that receives",
+        )  # fmt: skip
+    coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}
+    if "token" in capture.coords:
+        tokens = capture["token"].transpose("prompt", "query").values
+        coords["token"] = ("query", tokens[0, :length].astype(str))
+    return dataset(
+        capture,
+        variables,
+        coords,
+        convention=convention,
+        note=(
+            "Where attention goes, not what it does: a head that parks its weight may be idle or "
+            "may use the sink as a default; its causal number is the ablation in `importance`."
+        ),
+    )
+
+
+def _lengths(capture: xr.Dataset) -> NDArray[np.int64]:
+    if "length" in capture:
+        return np.asarray(capture["length"].values, dtype=np.int64)
+    known = capture["received"].isel(layer=0, head=0).transpose("prompt", "key").notnull()
+    return np.asarray(known.sum("key").values, dtype=np.int64)
+
+
+def _steady(
+    received: NDArray[np.float64], lengths: NDArray[np.int64], least: int
+) -> NDArray[np.float64]:
+    """Blank the keys that too few queries see."""
+    seen_by = lengths[:, None] - np.arange(received.shape[-1])[None, :]
+    return np.where((seen_by >= least)[:, None, None, :], received, np.nan)
+
+
+def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
+    return np.where(np.isnan(values), np.nan, values > epsilon)
+
+
+def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        total = np.where(known, values, 0.0).sum(axes)
+        return np.asarray(total / known.sum(axes))
+
+
+def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest known value along the last axis, NaN where none is known."""
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], np.nan)
+    best = np.where(np.isnan(values), -np.inf, values).max(-1)
+    return np.where(np.isneginf(best), np.nan, best)
+
+
+def _stated(lengths: NDArray[np.int64]) -> str:
+    low, high = int(lengths.min()), int(lengths.max())
+    return f"T = {low}" if low == high else f"T = {low} … {high} tokens"
+
+
+def _opening(capture: xr.Dataset) -> str:
+    if "token" not in capture.coords:
+        return "opening token not recorded"
+    tokens = capture["token"].transpose("prompt", "query").values
+    openings = sorted({str(each) for each in tokens[:, 0]})
+    shown = ", ".join(repr(each) for each in openings[:3])
+    return f"prompts open with {shown}" + (" and others" if len(openings) > 3 else "")
