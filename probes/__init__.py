@@ -1,0 +1,10 @@
+"""Probes: models, capture, edits, tasks and their storage.
+
+Importing this package, and listing the tasks in it, imports neither torch nor transformers.
+"""
+
+from headscope.probes.capture import capture
+from headscope.probes.lens import pattern
+from headscope.probes.model import Model, load_model
+
+__all__ = ["Model", "capture", "load_model", "pattern"]

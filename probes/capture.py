@@ -1,0 +1,171 @@
+"""Capture: what every head of a model attends to, as one Dataset with named dims."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from headscope.kernels import statistics
+from headscope.kernels.refusal import Refused
+from headscope.probes.model import Model, load_model
+from headscope.probes.prompts import Prompts, read
+
+if TYPE_CHECKING:
+    from headscope.probes import prompts as prompts_module
+    from headscope.probes import targets as targets_module
+    from headscope.probes.edits import Edit
+
+DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")
+KEEP = ("q", "k", "v", "z", "resid")
+TILES = 64
+
+CONVENTION = (
+    "weights are the softmax over the keys a query can see, position 0 is the first token "
+    "(<bos> where there is one), NaN beyond the length of a prompt"
+)
+
+
+def capture(
+    model: Any,
+    prompts: prompts_module.Given,
+    stats: Sequence[str] = DEFAULT,
+    keep: Sequence[str] = (),
+    edits: Sequence[Edit] = (),
+    *,
+    first: int = 1,
+    offsets: Sequence[int] = (0, 1),
+    targets: targets_module.Given | None = None,
+    tile: int | None = None,
+    clip: int | None = None,
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Record statistics of every head's attention in one pass, without any N×N map.
+
+    Prompts of different lengths never share a batch, so no padding enters any number; in the
+    Dataset they start together at position 0 and hold NaN beyond their length.
+
+    Parameters
+    ----------
+    model
+        A model from `load_model`, or whatever `load_model` takes.
+    prompts
+        A text, texts, lists of token ids, or a task.
+    stats
+        Statistics, by name (`headscope.kernels.statistics.names`).
+    keep
+        Activations to keep: ``q`` and ``k`` after their rotation, ``v``, ``z`` (output of every
+        head, after the edits), ``resid`` (the residual stream before each block and after the
+        last, dims prompt, boundary, query, channel).
+    edits
+        Edits on the heads, applied in order (`headscope.probes.edits`).
+    first
+        Number of first keys in ``first_mass``.
+    offsets
+        Distances in ``offset_mass``: the key at query - offset.
+    targets
+        Keys of ``target_mass``: rules of `headscope.probes.targets`, or a mapping from a name to
+        lists of keys per prompt and query. Without it every rule that applies.
+    tile
+        Tokens a tile of ``pooled_mean``; 16, doubled until the longest prompt has 64 tiles.
+    clip
+        Largest distance that counts in ``distance`` and ``distance_variance``, in tokens.
+    batch_tokens
+        Tokens in one forward pass, at most, or one prompt.
+    progress
+        Called with the number of prompts done and their total.
+
+    Returns
+    -------
+    One variable per statistic, dims prompt, layer, head and its own (query, key, query_tile,
+    key_tile, offset, target), float32; the activations kept, with dims head or kv_head, query
+    or key, size. Coords: layer, head, kv_head, kv_group (the kv head that a head reads), token
+    and token_id (prompt, query), length (prompt), offset, target, and per layer causal,
+    logit_scale, window and softcap (NaN where there is none). Attrs carry the provenance.
+
+    Raises
+    ------
+    Refused
+        For an unknown statistic, an empty or too long prompt, edits that do not fit, a model
+        that is refused at load or gives NaN.
+
+    Examples
+    --------
+    >>> from headscope.probes import capture, load_model
+    >>> model = load_model("headscope/bundled")
+    >>> capture(model, [[0, 5, 6, 5]], stats=("entropy",))["entropy"].dims
+    ('prompt', 'layer', 'head', 'query')
+    """
+    known = load_model(model)
+    wanted, kept = _names(stats, keep)
+    given = read(known, prompts)
+    longest = max(map(len, given.ids))
+    if tile is None:
+        tile = 16
+        while longest > TILES * tile:
+            tile *= 2
+    from headscope.probes.recording import Recording
+
+    recording = Recording(
+        model=known,
+        prompts=given,
+        stats=wanted,
+        keep=kept,
+        edits=tuple(edits),
+        first=int(first),
+        offsets=tuple(int(one) for one in offsets),
+        targets=targets,
+        tile=int(tile),
+        clip=None if clip is None else int(clip),
+    )
+    recording.record(batch_tokens, progress)
+    dataset = recording.dataset()
+    dataset.attrs.update(_provenance(known, given, recording.stats, edits, first, tile, clip))
+    return dataset
+
+
+def _names(stats: Sequence[str], keep: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if isinstance(stats, str) or isinstance(keep, str):
+        raise Refused("stats, keep: give a tuple of names, such as ('entropy',)")
+    known = statistics.names()
+    for name in stats:
+        if name not in known:
+            raise Refused(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
+    for name in keep:
+        if name not in KEEP:
+            raise Refused(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
+    kept = [name for name in KEEP if name in keep or (name == "z" and "z" in stats)]
+    wanted = tuple(dict.fromkeys(name for name in stats if name != "z"))
+    return wanted, tuple(kept)
+
+
+def _provenance(
+    model: Model,
+    prompts: Prompts,
+    stats: Sequence[str],
+    edits: Sequence[Edit],
+    first: int,
+    tile: int,
+    clip: int | None,
+) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "task": prompts.task,
+        "seed": prompts.seed,
+        "n_prompts": len(prompts.ids),
+        "prompts_sha256": prompts.digest(),
+        "stats": list(stats),
+        "first": int(first),
+        "tile": int(tile),
+        "clip": "" if clip is None else int(clip),
+        "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
+        "convention": CONVENTION,
+        "headscope": version("headscope"),
+    }

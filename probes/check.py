@@ -1,0 +1,189 @@
+"""The check at load: what we read from a model against what the model itself computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
+from headscope.probes.forward import Reader, run
+from headscope.probes.model import Geometry, Model
+from headscope.probes.seam import NAME, Call, installed, using
+
+STATISTICS = ("entropy", "max_weight", "first_mass", "received")
+LENGTH = 24
+
+
+class _Silence:
+    """An edit that removes every head."""
+
+    def apply(self, layer: int, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        return None
+
+    def describe(self) -> dict[str, object]:
+        return {"edit": "Silence"}
+
+
+@torch.no_grad()
+def inspect(model: Model) -> Model:
+    """Measure a model's geometry and refuse it where our reading and its own disagree.
+
+    A short prompt runs through the seam and through the model's own attention. Compared are the
+    output, and for every head entropy, largest weight, mass on the first key and received mass
+    (recomputed in float64 from the weights that the eager attention returns); then all heads
+    are removed, which must change the output.
+
+    Returns
+    -------
+    The model with its geometry.
+
+    Raises
+    ------
+    Refused
+        Naming layer, head and statistic.
+    """
+    _refuse_bad_weights(model)
+    ids = _prompt(model)
+    calls: list[Call] = []
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+        calls.append(call)
+        found[call.layer] = {name: outputs[name][0].double().cpu() for name in STATISTICS}
+
+    model = replace(model, geometry=_geometry(model, ids))
+    ours = run(model, ids, Reader(Request(stats=STATISTICS), take=take), head=False)
+    own, weights = _eager(model, ids, [call.module for call in calls])
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    _compare_output(model, ours, own, 5e-2 if half else 1e-4)
+    for call, one in zip(calls, weights, strict=True):
+        _compare_statistics(model, call, found[call.layer], one, 5e-2 if half else 1e-4)
+    silent = run(model, ids, Reader(Request(stats=()), edits=(_Silence(),)), head=False)
+    if torch.equal(silent, ours):
+        raise Refused(f"model: removing every head of {model.name} changes nothing; refused")
+    return model
+
+
+def _refuse_bad_weights(model: Model) -> None:
+    if not hasattr(model.module.config.get_text_config(), "vocab_size"):
+        raise Refused(f"model: {model.architecture} reads no tokens; only text models are known")
+    if model.module.config.is_encoder_decoder:
+        raise Refused(f"model: {model.architecture} has an encoder and a decoder; not known yet")
+    for name, weight in model.module.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise Refused(f"model: weight {name} of {model.name} holds NaN or infinity")
+
+
+def _prompt(model: Model) -> Tensor:
+    config = model.module.config.get_text_config()
+    length = LENGTH
+    window = getattr(config, "sliding_window", None)
+    if window and window <= 64:
+        length = max(length, window + 8)  # so that a short window is seen to cut
+    length = min(length, model.context or length)
+    steps = torch.arange(length, device=model.device)
+    return ((7 * steps + 3) % model.vocabulary)[None]
+
+
+def _geometry(model: Model, ids: Tensor) -> Geometry:
+    shapes: dict[int, Geometry] = {}
+
+    def measure(call: Call) -> Tensor:
+        heads, size = call.query.shape[1], call.query.shape[3]
+        kv_heads, value_size = call.value.shape[1], call.value.shape[3]
+        if call.layer in shapes:
+            raise Refused(f"model: layer {call.layer} of {model.name} asks for attention twice")
+        shapes[call.layer] = Geometry(0, heads, kv_heads, size, value_size)
+        return call.query.new_zeros(*call.query.shape[:3], value_size)
+
+    if not _follows_the_interface(model):
+        raise Refused(
+            f"model: {model.architecture} does not follow transformers' AttentionInterface, so "
+            "its attention cannot be read; this architecture is refused"
+        )
+    with installed(model, measure):
+        model.module.base_model(input_ids=ids, use_cache=False)
+    layers = sorted(shapes)
+    if not layers:
+        raise Refused(f"model: no layer of {model.name} asked for attention; refused")
+    if layers != list(range(len(layers))):
+        raise Refused(f"model: only layers {layers} of {model.name} have attention; refused")
+    if len(set(shapes.values())) != 1:
+        raise Refused(f"model: the layers of {model.name} differ in heads or sizes; refused")
+    return replace(shapes[0], layers=len(layers))
+
+
+def _follows_the_interface(model: Model) -> bool:
+    # The bridge replaces the attention modules, so only the class of the model itself is asked.
+    return bool(type(model.module)._can_set_attn_implementation())
+
+
+def _eager(model: Model, ids: Tensor, parts: list[nn.Module]) -> tuple[Tensor, list[Tensor]]:
+    """Run the model's own eager attention and keep the weights that each layer returns."""
+    weights: dict[int, Tensor] = {}
+
+    def keep(part: nn.Module, given: Any, result: Any) -> None:
+        maps = [one for one in result[1:] if isinstance(one, Tensor) and one.ndim == 4]
+        if len(maps) != 1:
+            raise Refused(f"model: {type(part).__name__} returns no weights to check against")
+        weights[id(part)] = maps[0][0].double().cpu()
+
+    handles = [part.register_forward_hook(keep) for part in parts]
+    try:
+        if model.bridge is not None:
+            from headscope.probes.bridge import unwrapped
+
+            with unwrapped(model.bridge), using(model.module, "eager"):
+                own = model.module.base_model(input_ids=ids, use_cache=False)
+        else:
+            with using(model.module, "eager"):
+                own = model.module.base_model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return own.last_hidden_state, [weights[id(part)] for part in parts]
+
+
+def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -> None:
+    if not bool(torch.isfinite(own).all()):
+        raise Refused(f"model: {model.name} gives NaN or infinite numbers; check its weights")
+    gap = float((ours.double() - own.double()).abs().max())
+    allowed = tolerance * max(1.0, float(own.double().abs().max()))
+    if gap > allowed:
+        raise Refused(
+            f"model: through {NAME} the output of {model.name} differs from its eager attention "
+            f"by {gap:.2g} (allowed {allowed:.2g}); this model is refused"
+        )
+
+
+def _compare_statistics(
+    model: Model, call: Call, found: dict[str, Tensor], weights: Tensor, tolerance: float
+) -> None:
+    # Not weights > 0: a key that is seen may have a weight that rounds to zero.
+    at = torch.arange(weights.shape[-1])
+    seen = torch.ones(weights.shape[-2:], dtype=torch.bool)
+    if call.causal:
+        seen &= at[None, :] <= at[:, None]
+    if call.window is not None:
+        seen &= at[None, :] > at[:, None] - call.window
+    expected = {
+        "entropy": -(weights * weights.clamp_min(1e-300).log()).sum(-1),
+        "max_weight": weights.max(-1).values,
+        "first_mass": weights[..., 0],
+        "received": weights.sum(-2) / seen.sum(-2),
+    }
+    for name in STATISTICS:
+        gap = (found[name] - expected[name]).abs().amax(-1)
+        head = int(gap.argmax())
+        if not float(gap[head]) <= tolerance * max(1.0, float(expected[name].abs().max())):
+            raise Refused(
+                f"model: {name} of L{call.layer}H{head} in {model.name} is {float(gap[head]):.2g} "
+                "away from the model's own eager attention; this model is refused"
+            )

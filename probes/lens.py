@@ -1,0 +1,124 @@
+"""A lens on the attention pattern: one window of one head, recomputed exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from headscope.kernels.refusal import Refused
+
+CELLS = 2048 * 2048
+
+
+def pattern(
+    capture: xr.Dataset,
+    layer: int,
+    head: int,
+    prompt: int = 0,
+    queries: slice | None = None,
+    keys: slice | None = None,
+) -> xr.DataArray:
+    """Recompute the attention weights of one head from its queries, keys and lse.
+
+    Parameters
+    ----------
+    capture
+        A capture with ``keep=("q", "k")`` and the statistic ``lse``.
+    layer, head
+        The head.
+    prompt
+        Row of the prompt.
+    queries, keys
+        Window of positions; the whole prompt without them.
+
+    Returns
+    -------
+    The weights, dims query, key, between 0 and 1; 0 where a query cannot see a key. Coords:
+    query and key positions, token (query) and key_token (key).
+
+    Raises
+    ------
+    Refused
+        Where q, k or lse are missing, the head or prompt does not exist, the window is empty or
+        larger than 2048 × 2048.
+
+    Examples
+    --------
+    >>> from headscope.probes import capture, load_model
+    >>> model = load_model("headscope/bundled")
+    >>> found = capture(model, [[0, 5, 6, 5]], stats=("lse",), keep=("q", "k"))
+    >>> pattern(found, layer=0, head=0).sum("key").round(4).values.tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    for name in ("q", "k", "lse"):
+        if name not in capture:
+            raise Refused(
+                f"capture: no {name}; a pattern needs capture(..., stats=('lse', ...), "
+                "keep=('q', 'k'))"
+            )
+    one = _pick(capture, layer, head, prompt)
+    length = int(one["length"])
+    rows = _positions("queries", queries, length)
+    columns = _positions("keys", keys, length)
+    if len(rows) * len(columns) > CELLS:
+        raise Refused(
+            f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
+        )
+    key = one["k"].sel(kv_head=int(one["kv_group"]))
+    logits = one["q"].values[rows].astype(np.float64) @ key.values[columns].astype(np.float64).T
+    logits *= float(one["logit_scale"])
+    softcap, window = float(one["softcap"]), float(one["window"])
+    if not np.isnan(softcap):
+        logits = softcap * np.tanh(logits / softcap)
+    weights = np.exp(logits - one["lse"].values[rows].astype(np.float64)[:, None])
+    seen = np.ones_like(weights, dtype=bool)
+    if bool(one["causal"]):
+        seen &= columns[None, :] <= rows[:, None]
+    if not np.isnan(window):
+        seen &= columns[None, :] > rows[:, None] - window
+        if not bool(one["causal"]):
+            seen &= columns[None, :] < rows[:, None] + window
+    tokens = one["token"].values
+    return xr.DataArray(
+        np.where(seen, weights, 0.0).astype(np.float32),
+        dims=("query", "key"),
+        name="pattern",
+        coords={
+            "query": rows,
+            "key": columns,
+            "token": ("query", tokens[rows]),
+            "key_token": ("key", tokens[columns]),
+        },
+        attrs={
+            "long_name": f"Attention of L{layer}H{head}",
+            "units": "probability",
+            "scale": "sequential",
+            "low": 0.0,
+            "high": 1.0,
+            "layer": int(layer),
+            "head": int(head),
+            "prompt": int(prompt),
+        },
+    )
+
+
+def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> xr.Dataset:
+    for name, value in (("layer", layer), ("head", head)):
+        if value not in capture[name].values:
+            raise Refused(f"{name}: no {value} in this capture; it has {_range(capture[name])}")
+    if not 0 <= prompt < capture.sizes["prompt"]:
+        raise Refused(f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}")
+    return capture.isel(prompt=prompt).sel(layer=layer, head=head)
+
+
+def _range(coordinate: Any) -> str:
+    return f"{int(coordinate.min())} to {int(coordinate.max())}"
+
+
+def _positions(field: str, window: slice | None, length: int) -> Any:
+    found = np.arange(length)[window if window is not None else slice(None)]
+    if len(found) == 0:
+        raise Refused(f"{field}: {window} holds no position; the prompt has {length} tokens")
+    return found

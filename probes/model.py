@@ -1,0 +1,229 @@
+"""Models: a Hugging Face model, or a TransformerBridge around one, ready for capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a model's attention, as it arrives in our function."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    value_size: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready for capture; made by `load_model`, never changed by headscope.
+
+    Attributes
+    ----------
+    module
+        The Hugging Face model.
+    tokenizer
+        Its tokenizer, or None; without one, prompts are lists of token ids.
+    name
+        What the user called it: a name, a folder, or the class of the object given.
+    revision
+        Commit of the hub, or a digest of the weights.
+    bridge
+        The TransformerBridge around the module, or None.
+    geometry
+        Layers, heads and sizes, measured at load.
+    """
+
+    module: PreTrainedModel
+    tokenizer: Any
+    name: str
+    revision: str
+    bridge: Any
+    geometry: Geometry
+
+    @property
+    def layers(self) -> int:
+        """Number of layers with attention."""
+        return self.geometry.layers
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads in every layer."""
+        return self.geometry.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key-value heads in every layer, shared by groups of query heads."""
+        return self.geometry.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """Size of a query or key vector."""
+        return self.geometry.head_size
+
+    @property
+    def context(self) -> int | None:
+        """Longest prompt in tokens, or None where the model names no limit."""
+        config = self.module.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids the model has an embedding for."""
+        return int(self.module.config.get_text_config().vocab_size)
+
+    @property
+    def architecture(self) -> str:
+        """Class of the Hugging Face model."""
+        return type(self.module).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return self.module.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.device
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into token ids, with the beginning-of-sequence token first.
+
+        The token is added where the tokenizer has one and does not add it by itself.
+
+        Raises
+        ------
+        Refused
+            Without a tokenizer.
+
+        Examples
+        --------
+        >>> from headscope.probes import load_model
+        >>> model = load_model("headscope/bundled")
+        >>> model.encode("")[0] == model.tokenizer.bos_token_id
+        True
+        """
+        if self.tokenizer is None:
+            raise Refused("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
+        ids = [int(one) for one in self.tokenizer(text, verbose=False)["input_ids"]]
+        first = self.tokenizer.bos_token_id
+        if first is not None and ids[:1] != [first]:
+            ids.insert(0, int(first))
+        return ids
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.
+
+        Examples
+        --------
+        >>> from headscope.probes import load_model
+        >>> model = load_model("headscope/bundled")
+        >>> model.words([model.tokenizer.bos_token_id])
+        ['<bos>']
+        """
+        if self.tokenizer is None:
+            return [str(int(one)) for one in ids]
+        known = {one: self._word(one) for one in {int(one) for one in ids}}
+        return [known[int(one)] for one in ids]
+
+    def _word(self, one: int) -> str:
+        raw = self.tokenizer.convert_ids_to_tokens(one)
+        if raw is None:
+            return str(one)
+        if "▁" in raw:  # SentencePiece: decoding a single piece would drop its space
+            return str(raw.replace("▁", " "))
+        text = str(self.tokenizer.decode([one], clean_up_tokenization_spaces=False))
+        return text if text and "\ufffd" not in text else str(raw)
+
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """Refuse prompts longer than the context, naming the first and both numbers."""
+        for at, length in enumerate(lengths):
+            if self.context is not None and length > self.context:
+                raise Refused(
+                    f"prompts: prompt {at + 1} has {length} tokens, but the context of {self.name} "
+                    f"is {self.context}; shorten it by {length - self.context}"
+                )
+
+
+def load_model(
+    source: Any,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+) -> Model:
+    """Load a model, by name, folder or object, and check that headscope reads it right.
+
+    The check runs a short prompt: the logits and the statistics of every head must agree with
+    the model's own eager attention, and an edit must change the output. Disagreement is refused.
+
+    Parameters
+    ----------
+    source
+        ``"headscope/bundled"``, a folder saved with ``save_pretrained``, a name on the Hugging
+        Face hub, a Hugging Face model, a TransformerBridge, or a `Model`.
+    device
+        Where to put it; the GPU when there is one. An object given stays where it is.
+    dtype
+        Number format; float32 on the CPU, else the one it was saved in. An object given keeps
+        its own.
+    tokenizer
+        A tokenizer, or the name or folder of one, where the source brings none.
+
+    Returns
+    -------
+    The model, in evaluation mode when loaded here; an object given is never changed.
+
+    Raises
+    ------
+    Refused
+        For a model that is missing, does not follow transformers' attention interface, uses a
+        variant of attention that the engine does not know, holds NaN, or fails the check.
+
+    Examples
+    --------
+    >>> model = load_model("headscope/bundled")
+    >>> model.heads, model.kv_heads
+    (8, 4)
+    """
+    if isinstance(source, Model):
+        return source
+    from headscope.probes.bridge import is_bridge
+    from headscope.probes.check import inspect
+    from headscope.probes.source import fetch, fingerprint, place
+
+    if isinstance(source, str | PathLike):
+        module, found, name, revision = fetch(source, device, dtype, tokenizer)
+        bridge = None
+    elif is_bridge(source):
+        bridge, module = source, source.original_model
+        found = tokenizer if tokenizer is not None else source.tokenizer
+        name, revision = str(source.cfg.model_name), fingerprint(module)
+        place(module, device, dtype)
+    else:
+        bridge, module, found = None, source, tokenizer
+        if not hasattr(module, "config") or not hasattr(module, "base_model"):
+            raise Refused(
+                f"model: {type(source).__name__} is none of a name, a folder, a Hugging Face "
+                "model or a TransformerBridge"
+            )
+        name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
+        revision = fingerprint(module)
+        place(module, device, dtype)
+    if isinstance(found, str | PathLike):
+        from headscope.probes.source import fetch_tokenizer
+
+        found = fetch_tokenizer(found)
+    return inspect(Model(module, found, name, revision, bridge, Geometry(0, 0, 0, 0, 0)))

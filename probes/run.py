@@ -1,0 +1,186 @@
+"""Run: a folder with one capture, its results, and a manifest that says what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from headscope.kernels.refusal import Refused
+from headscope.probes import store
+
+MANIFEST = "manifest.json"
+CAPTURE = "capture.safetensors"
+RESULTS = "results"
+FORMAT = "headscope-run-1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    manifest
+        What was run: model, revision, task or prompts, seed, created, headscope.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @property
+    def capture(self) -> xr.Dataset:
+        """The capture, read from disk."""
+        return store.load(self.path / CAPTURE)
+
+    def prompts(self) -> list[list[int]]:
+        """Token ids of the prompts, as captured."""
+        found = self.capture
+        lengths = found["length"].values
+        return [
+            row[:length].tolist()
+            for row, length in zip(found["token_id"].values, lengths, strict=True)
+        ]
+
+    def save_result(self, name: str, result: xr.Dataset) -> Path:
+        """Write the result of one analysis into the folder, in place of an earlier one."""
+        folder = self.path / RESULTS
+        _make(folder)
+        path = folder / f"{name}.safetensors"
+        store.save(result, path)
+        return path
+
+    def results(self) -> dict[str, xr.Dataset]:
+        """Read every result in the folder, by the name of its analysis, in order of name."""
+        files = sorted((self.path / RESULTS).glob("*.safetensors"))
+        return {file.stem: store.load(file) for file in files}
+
+
+def create(
+    path: str | os.PathLike[str],
+    capture: xr.Dataset,
+    *,
+    prompts: str = "",
+    options: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Run:
+    """Make a run folder from a capture; the manifest comes last, so half a run is none.
+
+    Parameters
+    ----------
+    path
+        The folder, made with its parents.
+    capture
+        What `headscope.probes.capture` returned.
+    prompts
+        File that the prompts came from, if any.
+    options
+        Options of the task or the capture, to be able to repeat it.
+    replace
+        Replace an earlier run in the folder, its results included.
+
+    Returns
+    -------
+    The run.
+
+    Raises
+    ------
+    Refused
+        When the folder cannot be written, holds a run already (without ``replace``), or holds
+        other files.
+    """
+    folder = Path(path)
+    check(folder, replace=replace)
+    _make(folder)
+    _clear(folder)
+    attrs = capture.attrs
+    manifest = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: attrs[name] for name in ("model", "revision", "architecture", "task", "seed")},
+        "n_prompts": attrs["n_prompts"],
+        "prompts_sha256": attrs["prompts_sha256"],
+        "prompts": prompts,
+        "options": dict(options or {}),
+        "headscope": version("headscope"),
+    }
+    store.save(capture, folder / CAPTURE)
+    store.write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return Run(folder, manifest)
+
+
+def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
+    """Open a run folder.
+
+    Raises
+    ------
+    Refused
+        When there is no run in the folder, or its manifest is broken.
+    """
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"run: {path} holds no {MANIFEST}, so no run; capture one first") from error
+    except json.JSONDecodeError as error:
+        raise Refused(f"run: {path}/{MANIFEST} is broken ({error}); capture again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise Refused(f"run: {path}/{MANIFEST} was not written by this version of headscope")
+    return Run(folder, manifest)
+
+
+def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Refuse a folder that could not take a run, before anything is computed; leaves no trace.
+
+    Raises
+    ------
+    Refused
+        As `create`.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).exists() and not replace:
+        raise Refused(f"out: {path} already holds a run; choose another folder")
+    if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
+        raise Refused(f"out: {path} holds other files; choose an empty or new folder")
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise Refused(f"out: {path} cannot be written: {nearest} is a file")
+    probe = nearest / f".headscope.{os.getpid()}.tmp"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Refused(f"out: {path} cannot be written: {error.strerror}") from error
+
+
+def _strangers(folder: Path) -> list[Path]:
+    ours = {CAPTURE, MANIFEST, RESULTS}
+    return [one for one in folder.iterdir() if one.name not in ours and one.name[0] != "."]
+
+
+def _clear(folder: Path) -> None:
+    """Take an earlier run apart, its manifest first; only files that runs are made of."""
+    old = [folder / MANIFEST, folder / CAPTURE, *(folder / RESULTS).glob("*.safetensors")]
+    for file in old:
+        file.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"out: {folder} cannot be written: {error.strerror}") from error

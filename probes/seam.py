@@ -1,0 +1,250 @@
+"""The seam: the one place where a model's attention becomes ours.
+
+Every model that follows transformers' attention interface looks its attention function up by
+name. Ours is registered under one name, together with a mask function of the same name (without
+it transformers drops the padding mask in silence), and a model is switched to it only inside
+`installed`. What arrives in a layer is handed on as a `Call`; nothing is guessed: a field that
+the engine does not know is refused by name.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+
+NAME = "headscope"
+
+# Fields that transformers passes along and that change nothing in the attention itself.
+HARMLESS = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "layer_idx",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one attention layer hands over: queries, keys and values after their rotation."""
+
+    layer: int
+    module: nn.Module
+    query: Float[Tensor, "batch head query size"]
+    key: Float[Tensor, "batch kv_head key size"]
+    value: Float[Tensor, "batch kv_head key value_size"]
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+    key_mask: Bool[Tensor, "batch key"] | None
+
+
+Receiver = Callable[[Call], Tensor]
+
+
+@dataclass
+class _Session:
+    receive: Receiver
+    masks: set[tuple[bool, int | None]]
+
+
+_session: ContextVar[_Session | None] = ContextVar("headscope_session", default=None)
+# The switch is a field of the model's config, so two threads may not hold it at once.
+_lock = threading.RLock()
+
+
+@contextmanager
+def installed(model: Model, receive: Receiver) -> Iterator[None]:
+    """Run a model's attention through `receive`, and put everything back afterwards.
+
+    Inside, every attention layer calls ``receive(call)``, which returns the heads' outputs
+    ``z`` with dims batch, head, query, value_size. Dropout is off inside, also for a model in
+    training mode. The model, its config and a TransformerBridge around it are restored on the
+    way out, also when an error is raised. One thread at a time.
+
+    Raises
+    ------
+    Refused
+        For a hook of a TransformerBridge that cannot fire here (``hook_pattern``, ...).
+    """
+    with _lock, ExitStack() as stack:
+        if model.bridge is not None:
+            from headscope.probes.bridge import unwrapped
+
+            stack.enter_context(unwrapped(model.bridge))
+        stack.enter_context(using(model.module, NAME))
+        token = _session.set(_Session(receive, set()))
+        stack.callback(_session.reset, token)
+        yield
+
+
+@contextmanager
+def using(module: nn.Module, implementation: str) -> Iterator[None]:
+    """Switch every config of a module to an attention implementation, dropout off, and back."""
+    configs = _configs(module)
+    before = [(config, config._attn_implementation) for config in configs]
+    training = [part for part in module.modules() if part.training]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = implementation
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
+        for part in training:
+            part.training = True
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    found: dict[int, Any] = {}
+    queue = [getattr(part, "config", None) for part in module.modules()]
+    while queue:
+        config = queue.pop()
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            queue.extend(getattr(config, name, None) for name in config.sub_configs)
+    return list(found.values())
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **fields: Any,
+) -> tuple[Tensor, None]:
+    session = _session.get()
+    if session is None:
+        raise Refused(
+            f"attention: {type(module).__name__} is set to {NAME!r} outside a capture; "
+            "set_attn_implementation('sdpa') puts it back"
+        )
+    call = _read(module, query, key, value, attention_mask, fields)
+    _compare_with_masks(call, session.masks)
+    z = session.receive(call)
+    return z.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _read(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    fields: dict[str, Any],
+) -> Call:
+    where = type(module).__name__
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise Refused(f"layer_idx: {where} does not say which layer it is; this model is refused")
+    if fields.pop("dropout", 0.0):
+        raise Refused(f"dropout: {where} asks for dropout; call model.eval() first")
+    scaling = fields.pop("scaling", None)
+    window = fields.pop("sliding_window", None)
+    softcap = fields.pop("softcap", None)
+    causal = fields.pop("is_causal", None)
+    unknown = [name for name, given in fields.items() if given is not None]
+    for name in sorted(set(unknown) - HARMLESS):
+        raise Refused(
+            f"{name}: {where} (layer {layer}) uses a variant of attention that the engine does "
+            "not know; this model is refused"
+        )
+    if mask is not None and mask.ndim != 2:
+        raise Refused(
+            f"attention_mask: {where} (layer {layer}) passes a mask with {mask.ndim} dims; only "
+            "a mask over the keys (batch, key) is known"
+        )
+    return Call(
+        layer=int(layer),
+        module=module,
+        query=query,
+        key=key,
+        value=value,
+        scale=float(scaling) if scaling is not None else query.shape[-1] ** -0.5,
+        causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+        window=int(window) if window is not None else None,
+        softcap=float(softcap) if softcap is not None else None,
+        key_mask=mask.bool() if mask is not None else None,
+    )
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    **fields: Any,
+) -> Tensor | None:
+    """Return the padding mask as flash attention gets it, and note the shape behind it."""
+    session = _session.get()
+    if session is not None and mask_function is not None:
+        window = fields.get("local_size")
+        last = torch.arange(max(q_length - 2, 0), q_length)[:, None] + int(q_offset)
+        keys = torch.arange(kv_length)[None, :] + int(kv_offset)
+        zero = torch.zeros((), dtype=torch.long)
+        seen = mask_function(zero, zero, last, keys).cpu().expand(len(last), kv_length)
+        session.masks.add(_shape(seen, last, keys, window))
+    mask: Tensor | None = flash_attention_mask(
+        batch_size, q_length, kv_length, q_offset, kv_offset, attention_mask=attention_mask
+    )
+    return mask
+
+
+def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool, int | None]:
+    """Name a mask from its last two rows: a chunked mask agrees with a window on one at most."""
+    if bool(seen.all()) and seen.shape[1] > 1 and bool((keys > last).any()):
+        return False, None
+    causal = keys <= last
+    if torch.equal(seen, causal):
+        return True, None
+    if window is not None and torch.equal(seen, causal & (keys > last - int(window))):
+        return True, int(window)
+    raise Refused(
+        "attention_mask: the model builds a mask that is neither causal nor a sliding window "
+        "(chunked or custom); this model is refused at this length"
+    )
+
+
+def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None:
+    """Refuse a layer whose flags do not describe any mask that the model has built."""
+    if not masks:
+        return
+    narrow = call.window if call.window and call.key.shape[2] > call.window else None
+    if (call.causal, narrow) not in masks:
+        raise Refused(
+            f"sliding_window: layer {call.layer} says causal={call.causal}, window={narrow}, but "
+            f"the model's masks are (causal, window) = {sorted(masks, key=str)}"
+        )
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,174 @@
+"""Sources of models: the bundled one, a folder, the hub; safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from headscope.kernels.refusal import Refused
+
+BUNDLED = "headscope/bundled"
+# Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
+WHOLE = 1 << 20
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    tokenizer: Any,
+) -> tuple[Any, Any, str, str]:
+    """Load a model and its tokenizer from a folder or the hub: module, tokenizer, name, revision.
+
+    Raises
+    ------
+    Refused
+        When there is nothing at that place, it cannot be reached, it is no causal language
+        model, or its weights are incomplete.
+    """
+    place, name = _locate(source)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = _dtype(dtype) if dtype is not None else None
+    if kind is None and target.type == "cpu":
+        kind = torch.float32
+    local = Path(place).is_dir() or _cached(place)
+    if not local:
+        _reach(place)
+    with _quiet():
+        try:
+            loader: Any = AutoModelForCausalLM
+            module, report = loader.from_pretrained(
+                place,
+                dtype=kind if kind is not None else "auto",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=local,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise Refused(f"model: {name!r} does not load: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        raise Refused(f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?")
+    module = module.to(target).eval().requires_grad_(False)
+    found = tokenizer if tokenizer is not None else fetch_tokenizer(place, required=False)
+    commit = getattr(module.config, "_commit_hash", None)
+    return module, found, name, str(commit or fingerprint(module))
+
+
+def fetch_tokenizer(place: str | os.PathLike[str], required: bool = True) -> Any:
+    """Load a tokenizer from a folder or the hub; None where a model brings none."""
+    local = Path(place).is_dir() or _cached(str(place))
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(
+                place, trust_remote_code=False, local_files_only=local
+            )
+    except (OSError, ValueError, KeyError) as error:
+        if required:
+            raise Refused(f"tokenizer: {place} does not load: {_first_line(error)}") from error
+        return None
+
+
+def place(
+    module: nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> None:
+    """Refuse to move an object that belongs to the user."""
+    weight = next(module.parameters())
+    if device is not None and torch.device(device).type != weight.device.type:
+        raise Refused(f"device: the model given is on {weight.device}; move it with model.to()")
+    if dtype is not None and _dtype(dtype) != weight.dtype:
+        raise Refused(f"dtype: the model given is {weight.dtype}; convert it with model.to()")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Digest the weights, whatever their names: the same model gives the same digest."""
+    seen: set[int] = set()
+    digests = []
+    for tensor in [*module.parameters()]:
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        flat = tensor.detach().reshape(-1)
+        if flat.numel() > WHOLE:
+            flat = flat[:: flat.numel() // WHOLE]
+        data = flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).hexdigest())
+    return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+def _locate(source: str | os.PathLike[str]) -> tuple[str, str]:
+    name = os.fspath(source)
+    if name == BUNDLED:
+        folder = Path(__file__).parent / "bundled"
+        if not (folder / "config.json").is_file():
+            raise Refused(f"model: {BUNDLED} has no weights in this installation; reinstall it")
+        return str(folder), BUNDLED
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise Refused(f"model: the folder {name} holds no config.json, so no model")
+        return str(folder), name
+    if not isinstance(source, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise Refused(f"model: there is no folder {name}")
+    return name, name
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _reach(name: str) -> None:
+    """Ask the hub once, shortly: the loaders would try again for half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    missing = f"model: {name!r} is no folder, is not in the local cache, and"
+    try:
+        HfApi().model_info(name, timeout=5)
+    except RepositoryNotFoundError as error:
+        raise Refused(f"{missing} the hub has no model of that name") from error
+    except Exception as error:
+        raise Refused(
+            f"{missing} the hub cannot be reached; give a folder saved with save_pretrained, or "
+            f"{BUNDLED!r}"
+        ) from error
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.float16, torch.bfloat16):
+        raise Refused(f"dtype: no {dtype!r}; choose float32, bfloat16 or float16")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and reports of transformers' own: an error is one line of ours."""
+    verbosity: Any = logging
+    level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
+    verbosity.set_verbosity_error()
+    verbosity.disable_progress_bar()
+    try:
+        yield
+    finally:
+        verbosity.set_verbosity(level)
+        if bars:
+            verbosity.enable_progress_bar()

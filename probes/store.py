@@ -1,0 +1,177 @@
+"""Storage: a Dataset as one safetensors file, its dims, coords and attrs as JSON in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from headscope.kernels.refusal import Refused
+
+FORMAT = "headscope-dataset-1"
+KINDS = {"f4", "f8", "f2", "i8", "i4", "i2", "i1", "u1", "b1"}
+
+
+def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
+    """Write a Dataset to a safetensors file, whole or not at all.
+
+    Numbers are stored as they are; texts in the header. The file appears under its name only
+    when it is complete on disk.
+
+    Parameters
+    ----------
+    dataset
+        Variables of floats, integers, booleans or texts; attrs that JSON can hold.
+    path
+        The file; its folder must exist.
+
+    Raises
+    ------
+    Refused
+        When the folder cannot be written, the disk is full, or a value cannot be stored.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(xr.Dataset({"a": ("layer", np.ones(2))}), f"{folder}/a.safetensors")
+    ...     load(f"{folder}/a.safetensors")["a"].values.tolist()
+    [1.0, 1.0]
+    """
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    layout: dict[str, Any] = {"variables": {}, "attrs": dataset.attrs}
+    for name, variable in dataset.variables.items():
+        entry: dict[str, Any] = {
+            "dims": list(variable.dims),
+            "attrs": variable.attrs,
+            "coord": name in dataset.coords,
+        }
+        if variable.dtype.kind in "UO":
+            entry["text"] = _texts(str(name), variable.values)
+        elif variable.dtype.str[1:] in KINDS:
+            tensors[str(name)] = np.ascontiguousarray(variable.values).reshape(variable.shape)
+        else:
+            raise Refused(f"{name}: {variable.dtype} has no place in a file; convert it first")
+        layout["variables"][str(name)] = entry
+    metadata = {"format": FORMAT, "dataset": _json("dataset", layout)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a Dataset that `save` has written.
+
+    Raises
+    ------
+    Refused
+        For a file that is missing, broken, or not written by headscope.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise Refused(f"path: there is no file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise Refused(f"path: {path} was not written by headscope, or by another version")
+            layout = json.loads(metadata["dataset"])
+            variables = {
+                name: (
+                    entry["dims"],
+                    _array(entry["text"]) if "text" in entry else file.get_tensor(name),
+                    entry["attrs"],
+                )
+                for name, entry in layout["variables"].items()
+            }
+            coords = {name for name, entry in layout["variables"].items() if entry["coord"]}
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise Refused(f"path: {path} is broken ({error}); make it again") from error
+    return xr.Dataset(
+        {name: value for name, value in variables.items() if name not in coords},
+        coords={name: value for name, value in variables.items() if name in coords},
+        attrs=layout["attrs"],
+    )
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a temporary name beside a file, and put it in the file's place when all went well.
+
+    Raises
+    ------
+    Refused
+        When the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    from safetensors import SafetensorError
+
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield str(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        _discard(temporary)
+        raise Refused(f"path: {path} cannot be written: {_reason(error)}") from error
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises
+    ------
+    Refused
+        As `save`.
+    """
+    with replacing(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+def _discard(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:
+        return  # the folder itself is out of reach, so nothing was written into it
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _texts(name: str, values: np.ndarray[Any, Any]) -> Any:
+    found = values.tolist()
+    flat = values.reshape(-1).tolist()
+    if not all(isinstance(one, str) for one in flat):
+        raise Refused(f"{name}: holds objects that are not texts; convert them first")
+    return found
+
+
+def _array(texts: Any) -> np.ndarray[Any, Any]:
+    return np.array(texts, dtype=str)
+
+
+def _json(name: str, value: Any) -> str:
+    def convert(one: Any) -> Any:
+        if isinstance(one, np.generic):
+            return one.item()
+        if isinstance(one, np.ndarray):
+            return one.tolist()
+        raise Refused(f"{name}: an attr of type {type(one).__name__} has no place in a file")
+
+    converter: Callable[[Any], Any] = convert
+    return json.dumps(value, default=converter)
