@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from headscope.probes.model import Model
     from headscope.probes.task import Task
 
+METRICS = ("logit_difference", "probability_difference", "accuracy")
+UNITS = {"logit_difference": "logits", "probability_difference": "probability", "accuracy": "share"}
+
 Take = Callable[[Call, dict[str, Tensor], Tensor], None]
 
 
@@ -158,29 +161,39 @@ def score(
     """
     if metric not in METRICS:
         raise Refused(f"metric: no {metric!r}; choose one of {', '.join(METRICS)}")
-    rows = []
-    for row, asked in enumerate(questions):
-        if not asked:
-            raise Refused("task: a prompt has no question, so it has no metric")
-        one = [_score_one(logits[row, question.at].float(), question, metric) for question in asked]
-        rows.append(torch.stack(one).mean())
-    return torch.stack(rows)
-
-
-METRICS = ("logit_difference", "probability_difference", "accuracy")
-
-
-def _score_one(row: Float[Tensor, " vocab"], question: Any, metric: str) -> Tensor:
-    right = torch.tensor(question.answer_ids, device=row.device)
-    wrong = torch.tensor(question.wrong_ids, device=row.device)
-    if metric == "accuracy":
-        return (row.argmax() == right).any().float()
-    if len(wrong) == 0:
+    if not all(questions):
+        raise Refused("task: a prompt has no question, so it has no metric")
+    flat = [(row, one) for row, asked in enumerate(questions) for one in asked]
+    if metric != "accuracy" and not all(one.wrong_ids for _, one in flat):
         raise Refused(f"wrong: the metric {metric} needs wrong answers; use metric='accuracy'")
-    if metric == "logit_difference":
-        return row[right].mean() - row[wrong].mean()
-    chance = row.softmax(-1)
-    return chance[right].sum() - chance[wrong].sum()
+    device = logits.device
+    owner = torch.tensor([row for row, _ in flat], device=device)
+    at = torch.tensor([one.at for _, one in flat], device=device)
+    asked_logits = logits[owner, at].float()
+    right, is_right = _padded([one.answer_ids for _, one in flat], device)
+    if metric == "accuracy":
+        hits = (asked_logits.argmax(-1, keepdim=True) == right) & is_right
+        values = hits.any(-1).float()
+    else:
+        wrong, is_wrong = _padded([one.wrong_ids for _, one in flat], device)
+        chances = metric == "probability_difference"
+        source = asked_logits.softmax(-1) if chances else asked_logits
+        values = _gathered(source, right, is_right, mean=not chances)
+        values = values - _gathered(source, wrong, is_wrong, mean=not chances)
+    total = values.new_zeros(len(questions)).index_add(0, owner, values)
+    counts = torch.tensor([len(asked) for asked in questions], device=device)
+    return total / counts
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    padded = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device=device)
+    return padded.clamp_min(0), padded >= 0
+
+
+def _gathered(source: Tensor, index: Tensor, real: Tensor, *, mean: bool) -> Tensor:
+    total = torch.where(real, source.gather(1, index), 0.0).sum(-1)
+    return total / real.sum(-1) if mean else total
 
 
 def evaluate(
@@ -241,6 +254,3 @@ def evaluate(
     scale = "sequential" if name == "accuracy" else "diverging"
     attrs = {"long_name": name.replace("_", " "), "units": UNITS[name], "scale": scale, **bounds}
     return xr.DataArray(values, dims=("prompt",), name=name, attrs=attrs)
-
-
-UNITS = {"logit_difference": "logits", "probability_difference": "probability", "accuracy": "share"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,28 +60,27 @@ def pattern(
                 "keep=('q', 'k'))"
             )
     one = _pick(capture, layer, head, prompt)
-    length = int(one["length"])
+    length = int(one("length"))
     rows = _positions("queries", queries, length)
     columns = _positions("keys", keys, length)
     if len(rows) * len(columns) > CELLS:
         raise Refused(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
         )
-    key = one["k"].sel(kv_head=int(one["kv_group"]))
-    logits = one["q"].values[rows].astype(np.float64) @ key.values[columns].astype(np.float64).T
-    logits *= float(one["logit_scale"])
-    softcap, window = float(one["softcap"]), float(one["window"])
+    query, key = one("q")[rows].astype(np.float64), one("k")[columns].astype(np.float64)
+    logits = query @ key.T * float(one("logit_scale"))
+    softcap, window = float(one("softcap")), float(one("window"))
     if not np.isnan(softcap):
         logits = softcap * np.tanh(logits / softcap)
-    weights = np.exp(logits - one["lse"].values[rows].astype(np.float64)[:, None])
+    weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
     seen = np.ones_like(weights, dtype=bool)
-    if bool(one["causal"]):
+    if bool(one("causal")):
         seen &= columns[None, :] <= rows[:, None]
     if not np.isnan(window):
         seen &= columns[None, :] > rows[:, None] - window
-        if not bool(one["causal"]):
+        if not bool(one("causal")):
             seen &= columns[None, :] < rows[:, None] + window
-    tokens = one["token"].values
+    tokens = one("token")
     return xr.DataArray(
         np.where(seen, weights, 0.0).astype(np.float32),
         dims=("query", "key"),
@@ -104,13 +104,26 @@ def pattern(
     )
 
 
-def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> xr.Dataset:
+def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
+    """Return a function that reads one variable for one head and prompt."""
     for name, value in (("layer", layer), ("head", head)):
         if value not in capture[name].values:
             raise Refused(f"{name}: no {value} in this capture; it has {_range(capture[name])}")
     if not 0 <= prompt < capture.sizes["prompt"]:
         raise Refused(f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}")
-    return capture.isel(prompt=prompt).sel(layer=layer, head=head)
+    place = {
+        "prompt": prompt,
+        "layer": int(np.flatnonzero(capture["layer"].values == layer)[0]),
+        "head": int(np.flatnonzero(capture["head"].values == head)[0]),
+    }
+    group = int(capture["kv_group"].values[place["head"]])
+    place["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])
+
+    def read(name: str) -> Any:
+        # Variables, not the whole Dataset: analyses ask for many heads, one row each.
+        return capture.variables[name].isel(place, missing_dims="ignore").values
+
+    return read
 
 
 def _range(coordinate: Any) -> str:
