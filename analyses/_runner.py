@@ -142,7 +142,10 @@ def execute(
         seed=seed,
         progress=progress,
     )
-    return next(results)[1]
+    result = next(results)[1]
+    if isinstance(result, Refused):
+        raise result
+    return result
 
 
 def execute_many(
@@ -156,7 +159,7 @@ def execute_many(
     n: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Iterator[tuple[str, xr.Dataset]]:
+) -> Iterator[tuple[str, xr.Dataset | Refused]]:
     """Run several analyses with one capture per prompt set; yield each result as it is ready.
 
     Names and options are checked before anything runs. The parameters are those of
@@ -164,7 +167,8 @@ def execute_many(
 
     Yields
     ------
-    The name of an analysis and its result.
+    The name of an analysis and its result, or the refusal of one that this model or these prompts
+    do not suit; the others still run.
     """
     wanted = tuple(dict.fromkeys(names))
     given = options or {}
@@ -180,14 +184,18 @@ def execute_many(
 
 def _run(
     wanted: tuple[str, ...], settings: dict[str, dict[str, Any]], sets: PromptSets
-) -> Iterator[tuple[str, xr.Dataset]]:
+) -> Iterator[tuple[str, xr.Dataset | Refused]]:
     for name in wanted:
         module = analyses.load(name)
         arguments = dict(settings[name])
         if "progress" in inspect.signature(module.run).parameters and sets.progress is not None:
             arguments["progress"] = _labelled(sets.progress, name)
-        supplied = [sets.supply(name, what) for what in positionals(name)]
-        result = module.run(*supplied, **arguments)
+        try:
+            supplied = [sets.supply(name, what) for what in positionals(name)]
+            result = module.run(*supplied, **arguments)
+        except Refused as refusal:
+            yield name, refusal
+            continue
         result.attrs = {
             **result.attrs,
             "analysis": name,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from headscope.app.progress import bar
 from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.probes.run import Run
 
 app = typer.Typer(
     name="headscope",
@@ -58,7 +63,7 @@ def demo(
     from headscope import analyses
     from headscope.app.job import analyze_run, capture_run
 
-    with _bar() as bar:
+    with bar(err) as progress:
         run = capture_run(
             folder,
             "headscope/bundled",
@@ -66,10 +71,12 @@ def demo(
             number=number,
             seed=seed,
             overwrite=True,
-            progress=bar,
+            progress=progress,
         )
-        outcome = analyze_run(run, analyses.names(), progress=bar)
-    _conclude(run.path, outcome)
+        outcome = analyze_run(run, analyses.names(), progress=progress)
+    _tell(outcome)
+    _report(run)
+    out.print(f"open the dashboard: headscope app {run.path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -77,7 +84,9 @@ def models() -> None:
     """List the models that need no download, and say how to name others."""
     from headscope.probes.bundled import folder
 
-    out.print(f"headscope/bundled  the model that ships with headscope ({folder()})", soft_wrap=True)
+    out.print(
+        f"headscope/bundled  the model that ships with headscope ({folder()})", soft_wrap=True
+    )
     out.print(
         "PATH               a folder written by save_pretrained (config.json, model.safetensors)"
     )
@@ -122,7 +131,7 @@ def capture(
     """Capture what every head does on a set of prompts into a run folder."""
     from headscope.app.job import capture_run
 
-    with _bar() as bar:
+    with bar(err) as progress:
         run = capture_run(
             folder,
             model,
@@ -131,7 +140,7 @@ def capture(
             number=number,
             seed=seed,
             overwrite=overwrite,
-            progress=bar,
+            progress=progress,
         )
     out.print(f"captured into {run.path}; next: headscope analyze {run.path}", soft_wrap=True)
 
@@ -146,16 +155,26 @@ def analyze(
         list[str] | None,
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="task, or JSONL file, instead of the analyses' own")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--number", help="prompts drawn from the analyses' tasks")
+    ] = None,
 ) -> None:
     """Run analyses on a captured run and keep their results in it."""
     from headscope import analyses
     from headscope.app.job import analyze_run, open_run, parse_settings
 
+    options = parse_settings(settings or [])
     opened = open_run(run)
     wanted = names or [name for name in analyses.names() if name not in opened.results()]
-    with _bar() as bar:
-        outcome = analyze_run(opened, wanted, options=parse_settings(settings or []), progress=bar)
+    with bar(err) as progress:
+        outcome = analyze_run(
+            opened, wanted, task=task, number=number, options=options, progress=progress
+        )
     _tell(outcome)
+    out.print(f"next: headscope report {run}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -163,7 +182,7 @@ def report(run: RunFolder) -> None:
     """Write report.html, heads.parquet, heads.csv and report.json of a run."""
     from headscope.app.job import open_run
 
-    _conclude(open_run(run).path, {})
+    _report(open_run(run))
 
 
 @app.command("app")
@@ -179,6 +198,27 @@ def dashboard(
 
     arguments = command(open_run(run).path, port)
     raise typer.Exit(subprocess.run(arguments, check=False).returncode)
+
+
+def _report(run: Run) -> None:
+    from headscope.app import report
+
+    results = run.results()
+    if not results:
+        raise Refused(f"run: {run.path} has no results; headscope analyze {run.path}")
+    page = report.write(run)
+    out.print(findings_table(results))
+    out.print(
+        f"report: {page} (and heads.parquet, heads.csv, report.json beside it)",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _tell(outcome: Mapping[str, object]) -> None:
+    for name, result in outcome.items():
+        if isinstance(result, Refused):
+            err.print(f"not run: {name}: {result}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

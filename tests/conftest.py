@@ -26,7 +26,7 @@ class SeedTable:
         self.rows: dict[str, list[str]] = defaultdict(list)
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item):  # noqa: ANN201
+    def pytest_runtest_makereport(self, item: pytest.Item):
         report = (yield).get_result()
         if report.when == "call" and report.passed:
             for mark in item.iter_markers("seed"):

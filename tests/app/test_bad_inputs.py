@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from headscope.app import cli
 
 
@@ -94,7 +95,8 @@ def test_unknown_task_and_unknown_analysis(headscope, demo_run: Path, tmp_path: 
     )
     refused(outcome, "no-such-task", "ioi")
     refused(headscope("analyze", demo_run, "no-such-analysis"), "no-such-analysis", "sinks")
-    refused(headscope("analyze", demo_run, "sinks", "--set", "sinks.no=1"), "sinks", "no", "epsilon")
+    outcome = headscope("analyze", demo_run, "sinks", "--set", "sinks.no=1")
+    refused(outcome, "sinks", "no", "epsilon")
     refused(headscope("analyze", tmp_path / "nowhere"), "nowhere")
 
 

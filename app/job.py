@@ -1,0 +1,243 @@
+"""The main job: capture a model on prompts into a run folder, then analyse the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from headscope.probes.model import Model
+    from headscope.probes.run import Run
+    from headscope.probes.task import Task
+
+Progress = Callable[[str, int, int], None]
+
+
+def capture_run(
+    folder: Path,
+    source: str,
+    *,
+    task: str | None = None,
+    prompts: Path | None = None,
+    number: int = 32,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Capture the statistics that analyses need on one prompt set, into a new run folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run; made when everything has been captured, never before.
+    source
+        What `load_model` takes: a name or a folder.
+    task
+        Name of a built-in task; its clean prompts are captured.
+    prompts
+        Instead of a task, a text file with a prompt a line, or a JSONL file: objects with
+        ``text``, or a task of your own (``clean``, ``corrupted``, ``answers``, ``wrong``).
+    number, seed
+        Prompts drawn from the built-in task, and their seed.
+    overwrite
+        Replace the run that the folder holds.
+    progress
+        Called with (step, done, total).
+
+    Raises
+    ------
+    Refused
+        For a folder that cannot take the run, a missing model, or prompts it cannot read.
+    """
+    from headscope.probes import capture, load_model, run, tasks
+
+    if (task is None) == (prompts is None):
+        raise Refused("prompts: give either --task NAME or --prompts FILE")
+    run.check(folder, replace=overwrite)
+    if task is not None:
+        tasks.load(task)
+    texts = None if prompts is None else read_prompts(prompts)
+    model = load_model(source)
+    if task is not None:
+        given: Any = tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
+    else:
+        given = texts
+    report = None if progress is None else _step(progress, "capture")
+    captured = capture(model, given, stats=needed(), progress=report)
+    origin = "" if prompts is None else str(prompts)
+    options = {"number": len(captured["prompt"]), "source": source}
+    return run.create(folder, captured, prompts=origin, options=options, replace=overwrite)
+
+
+def needed() -> tuple[str, ...]:
+    """List the statistics that analyses of a run's own prompts read, and the default ones."""
+    from headscope import analyses
+    from headscope.probes.capture import DEFAULT
+
+    own = (analyses.load(name) for name in analyses.names())
+    needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
+    # Whole maps are made again for the few prompts that an analysis looks at.
+    return tuple(dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern"))))
+
+
+def read_prompts(path: Path) -> list[str] | Task:
+    """Read a prompt file: a prompt a line, or JSONL.
+
+    Raises
+    ------
+    Refused
+        For a missing or unreadable file, an empty prompt (with its line), a malformed line.
+    """
+    from headscope.probes import tasks
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise Refused(f"prompts: {path} cannot be read: {reason}") from error
+    if path.suffix != ".jsonl":
+        texts = lines
+    elif _is_plain(lines):
+        texts = [_text(path, at, line) for at, line in enumerate(lines, 1)]
+    else:
+        return tasks.make(path)
+    for at, text in enumerate(texts, 1):
+        if not text.strip():
+            raise Refused(f"prompts: {path}:{at} is empty; write a prompt there or drop the line")
+    if not texts:
+        raise Refused(f"prompts: {path} is empty; write one prompt a line")
+    return texts
+
+
+def _is_plain(lines: Sequence[str]) -> bool:
+    """Tell prompts from tasks by the first line that can be read; others are reported later."""
+    for line in lines:
+        try:
+            return "text" in json.loads(line)
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return False
+
+
+def _text(path: Path, at: int, line: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Refused(f'prompts: {path}:{at} is not an object {{"text": "..."}}') from error
+    if not isinstance(text, str):
+        raise Refused(f"prompts: {path}:{at}: text is a {type(text).__name__}, not a string")
+    return text
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder."""
+    from headscope.probes import run
+
+    return run.open(path)
+
+
+def open_model(run: Run) -> Model:
+    """Load the model of a run again, and refuse another one of the same name.
+
+    Raises
+    ------
+    Refused
+        When the model cannot be loaded, or its weights are not those that were captured.
+    """
+    from headscope.probes import load_model
+
+    model = load_model(run.manifest["options"].get("source", run.manifest["model"]))
+    if model.revision != run.manifest["revision"]:
+        raise Refused(
+            f"model: {model.name} is at revision {model.revision} but {run.path} was captured at "
+            f"{run.manifest['revision']}; capture again"
+        )
+    return model
+
+
+def analyze_run(
+    run: Run,
+    names: Sequence[str],
+    *,
+    task: str | None = None,
+    number: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, xr.Dataset | Refused]:
+    """Run analyses on a run, keeping each result as soon as it is there.
+
+    Parameters
+    ----------
+    run
+        A captured run.
+    names
+        The analyses.
+    task, number
+        Task (a name, or a JSONL file) and its prompts for analyses that use one; the default is
+        what each analysis declares.
+    options
+        Options by analysis and name.
+    progress
+        Called with (step, done, total).
+
+    Returns
+    -------
+    The result of every analysis, or why it could not run on this model.
+
+    Raises
+    ------
+    Refused
+        For an unknown analysis or option, before anything runs.
+    """
+    from headscope.analyses import _runner
+
+    found = _runner.execute_many(
+        names,
+        open_model(run),
+        run.prompts(),
+        capture=run.capture,
+        task=task,
+        options=options,
+        n=number,
+        seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
+        progress=progress,
+    )
+    outcome: dict[str, xr.Dataset | Refused] = {}
+    for name, result in found:
+        outcome[name] = result
+        if not isinstance(result, Refused):
+            run.save_result(name, result)
+    return outcome
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Read NAME.OPTION=VALUE into options by analysis.
+
+    Raises
+    ------
+    Refused
+        For text of another form.
+
+    Examples
+    --------
+    >>> parse_settings(["sinks.epsilon=0.8"])
+    {'sinks': {'epsilon': '0.8'}}
+    """
+    options: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        name, dot, option = target.partition(".")
+        if not (equals and dot and name and option):
+            raise Refused(f"--set: {setting!r} is not NAME.OPTION=VALUE, such as sinks.epsilon=0.8")
+        options.setdefault(name, {})[option] = value
+    return options
+
+
+def _step(progress: Progress, step: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(step, done, total)

@@ -1,0 +1,29 @@
+"""Progress: one line a step on the terminal, with the time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Draw a bar for every step that is reported as (step, done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as progress:
+        steps = {}
+
+        def report(step: str, done: int, total: int) -> None:
+            if step not in steps:
+                steps[step] = progress.add_task(step, total=total)
+            progress.update(steps[step], completed=done, total=total)
+
+        yield report

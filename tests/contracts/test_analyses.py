@@ -1,0 +1,124 @@
+"""What every analysis owes its users; a new file in analyses/ is checked here unasked."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+import xarray as xr
+
+from headscope import analyses, viz
+from headscope.analyses import _runner
+from headscope.kernels import statistics
+from headscope.probes import capture, tasks
+
+SUPPLIED = {"capture", "model", "prompts", "task", "sae"}
+SCALES = {"sequential", "diverging"}
+# Small enough for seconds; every option that costs time has its own tests with the analysis.
+PROMPTS = 6
+
+
+@pytest.fixture(scope="module", params=analyses.names())
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def given(name: str, bundled) -> xr.Dataset | None:
+    """A capture that holds what the analysis says it needs, and nothing else."""
+    module = analyses.load(name)
+    if "capture" not in _runner.positionals(name):
+        return None
+    task = tasks.make(
+        getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
+    )
+    options = {
+        "offsets": getattr(module, "OFFSETS", (0, 1)),
+        "targets": getattr(module, "TARGETS", ()),
+    }
+    return capture(bundled, task, stats=module.NEEDS, keep=getattr(module, "KEEP", ()), **options)
+
+
+@pytest.fixture(scope="module")
+def result(name: str, bundled, given: xr.Dataset | None) -> xr.Dataset:
+    prompts = tasks.make("story", tokenizer=bundled.tokenizer, n=PROMPTS, seed=1)
+    if hasattr(analyses.load(name), "TASK"):
+        return _runner.execute(name, bundled, prompts, n=PROMPTS, seed=1)
+    return _runner.execute(name, bundled, prompts, capture=given, n=PROMPTS, seed=1)
+
+
+def test_declaration(name: str) -> None:
+    module = analyses.load(name)
+    assert module.__doc__
+    assert analyses.summary(name).rstrip(".") != ""
+    assert set(module.NEEDS) <= set(statistics.names())
+    assert set(_runner.positionals(name)) <= SUPPLIED
+    for option, (_, text) in analyses.options(name).items():
+        parameter = inspect.signature(module.run).parameters[option]
+        assert parameter.default is not parameter.empty, f"{option} has no default"
+        assert text, f"{option} is not described in the docstring of run()"
+
+
+def test_every_variable_says_what_it_is_and_has_a_view(result: xr.Dataset) -> None:
+    shown = viz.variables(result)
+    assert shown
+    for variable in shown:
+        array = result[variable]
+        assert array.attrs["long_name"], variable
+        assert "units" in array.attrs, variable
+        assert array.attrs["scale"] in SCALES, variable
+        figure = viz.draw(result, variable)
+        assert figure.data, variable
+        if "low" in array.attrs:
+            assert float(array.min()) >= array.attrs["low"] - 1e-6, variable
+        if "high" in array.attrs:
+            assert float(array.max()) <= array.attrs["high"] + 1e-6, variable
+
+
+def test_intervals_hold_their_estimate(result: xr.Dataset) -> None:
+    for variable in viz.variables(result):
+        lower, upper = viz.interval(result, variable)
+        if lower is None:
+            continue
+        known = result[variable].notnull()
+        assert bool((lower <= upper + 1e-9).where(known, True).all()), variable
+        assert lower.attrs["interval_of"] == variable
+        assert 0 < lower.attrs["level"] < 1
+
+
+def test_provenance(result: xr.Dataset, name: str) -> None:
+    attrs = result.attrs
+    assert attrs["analysis"] == name
+    assert attrs["title"] == analyses.summary(name)
+    assert set(json.loads(attrs["options"])) == set(analyses.options(name))
+    for field in ("model", "revision", "dtype", "prompts_sha256", "n_prompts", "seed", "headscope"):
+        assert field in attrs, field
+    json.dumps(attrs)
+
+
+def test_needs_are_honest_and_the_capture_is_left_alone(
+    name: str, bundled, given: xr.Dataset | None
+) -> None:
+    if given is None:
+        assert not analyses.load(name).NEEDS
+        return
+    before = given.copy(deep=True)
+    module = analyses.load(name)
+    supplied = {
+        "capture": given,
+        "model": bundled,
+        "prompts": None,
+        "task": tasks.make(
+            getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
+        ),
+    }
+    module.run(*(supplied[what] for what in _runner.positionals(name)))
+    xr.testing.assert_identical(given, before)
+
+
+def test_unknown_option_is_refused(name: str, bundled) -> None:
+    from headscope.kernels.refusal import Refused
+
+    with pytest.raises(Refused, match="no_such_option"):
+        _runner.execute(name, bundled, options={"no_such_option": 1})
