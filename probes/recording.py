@@ -50,7 +50,7 @@ class Recording:
     clip: int | None
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     layout: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    per_layer: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    per_layer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
 
     def record(self, batch_tokens: int, progress: Callable[[int, int], None] | None) -> None:
@@ -98,7 +98,7 @@ class Recording:
                 dims = (*dims[:-1], "value_size")
             self._reserve(name, dims, sizes)
         for name in ("causal", "logit_scale", "window", "softcap"):
-            self.per_layer[name] = np.full(model.layers, np.nan, dtype=np.float32)
+            self.per_layer[name] = np.full(model.layers, np.nan)
 
     def _reserve(self, name: str, dims: tuple[str, ...], sizes: dict[str, int]) -> None:
         self.layout[name] = dims

@@ -1,0 +1,227 @@
+"""Tiny models with random weights, and statistics recomputed in numpy from Hugging Face's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+Array = np.ndarray[Any, Any]
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+
+
+def _build(family: str, **more: Any) -> Any:
+    made: dict[str, Callable[[], Any]] = {
+        "llama": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**{**GROUPED, **more})
+        ),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, **more
+            )
+        ),
+        "mistral": lambda: transformers.MistralForCausalLM(
+            transformers.MistralConfig(**{**GROUPED, "sliding_window": 7, **more})
+        ),
+        "gemma2": lambda: transformers.Gemma2ForCausalLM(
+            transformers.Gemma2Config(
+                **{
+                    **GROUPED,
+                    "head_dim": 8,
+                    "sliding_window": 7,
+                    "query_pre_attn_scalar": 8,
+                    "attn_logit_softcapping": 1.5,
+                    **more,
+                }
+            )
+        ),
+        "neox": lambda: transformers.GPTNeoXForCausalLM(
+            transformers.GPTNeoXConfig(**{**SHAPE, **more})
+        ),
+        "gpt_oss": lambda: transformers.GptOssForCausalLM(
+            transformers.GptOssConfig(
+                **{**GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}
+            )
+        ),
+        "gptj": lambda: transformers.GPTJForCausalLM(
+            transformers.GPTJConfig(
+                vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=8
+            )
+        ),
+        "llama4": lambda: transformers.Llama4ForCausalLM(
+            transformers.Llama4TextConfig(
+                **{
+                    **GROUPED,
+                    "head_dim": 8,
+                    "intermediate_size_mlp": 48,
+                    "num_local_experts": 2,
+                    "attention_chunk_size": 8,
+                    "pad_token_id": 0,
+                }
+            )
+        ),
+    }
+    torch.manual_seed(11)
+    model = made[family]().eval()
+    # The initial weights are small, so that attention is all but uniform; make it say something.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and any(part in name for part in ("attn", "attention")):
+                weight.mul_(12.0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """Build a tiny model of a family; the same weights every time."""
+    return _build
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer of 64 words, <bos> first, loaded from a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {"<bos>": 0, "<unk>": 1, **{f"w{at}": at + 2 for at in range(62)}}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("words")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def folder(tiny: Callable[..., Any], words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama with its tokenizer, saved as any user would."""
+    place = tmp_path_factory.mktemp("model")
+    tiny("llama").save_pretrained(place)
+    words.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def ids() -> Callable[..., list[int]]:
+    """Draw token ids with repetitions, so that duplicates and induction occur."""
+
+    def draw(length: int, seed: int = 0, vocabulary: int = 64) -> list[int]:
+        drawn = np.random.default_rng(seed).integers(0, vocabulary, length)
+        return [int(one) for one in drawn]
+
+    return draw
+
+
+def _eager(module: Any, prompt: list[int]) -> tuple[list[Array], list[Array], list[Array]]:
+    """Run Hugging Face's own eager attention: weights, inputs of the output projection, stream."""
+    before = module.config._attn_implementation
+    mixed: list[Array] = []
+
+    def keep(part: Any, given: Any) -> None:
+        mixed.append(given[0][0].double().numpy())
+
+    outs = [
+        part
+        for name, part in module.named_modules()
+        if name.endswith(("o_proj", "attn.c_proj", "attention.dense"))
+    ]
+    handles = [part.register_forward_pre_hook(keep) for part in outs]
+    module.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            result = module(
+                torch.tensor([prompt]), output_attentions=True, output_hidden_states=True
+            )
+    finally:
+        module.set_attn_implementation(before)
+        for handle in handles:
+            handle.remove()
+    weights = [one[0].double().numpy() for one in result.attentions]
+    return weights, mixed, [one[0].double().numpy() for one in result.hidden_states]
+
+
+@pytest.fixture(scope="session")
+def eager() -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+    """Run a Hugging Face model with output_attentions=True, attn_implementation='eager'."""
+    return _eager
+
+
+def _recompute(
+    weights: Array,
+    name: str,
+    prompt: list[int],
+    window: int | None,
+    *,
+    first: int,
+    offsets: tuple[int, ...],
+    tile: int,
+    clip: int | None,
+) -> Array:
+    """Compute one statistic from a map (head, query, key), query by query, in float64."""
+    heads, length, _ = weights.shape
+    at = np.arange(length)
+    distance = at[:, None] - at[None, :]
+    seen = (distance >= 0) & (distance < (window or length))
+    assert np.all(weights[:, ~seen] == 0)
+    if name == "pattern":
+        return weights
+    if name == "entropy":
+        logs = np.log(np.where(weights > 0, weights, 1.0))
+        return -(weights * logs).sum(-1)
+    if name == "max_weight":
+        return weights.max(-1)
+    if name == "first_mass":
+        return weights[:, :, :first].sum(-1)
+    if name == "offset_mass":
+        result = np.full((heads, length, len(offsets)), np.nan)  # no such key: missing
+        for column, offset in enumerate(offsets):
+            for query in range(offset, length):
+                result[:, query, column] = weights[:, query, query - offset]
+        return result
+    if name == "received":
+        return np.stack([weights[:, seen[:, key], key].mean(-1) for key in at], axis=-1)
+    clipped = np.minimum(distance, clip or length) * seen
+    if name == "distance":
+        return (weights * clipped).sum(-1)
+    if name == "distance_variance":
+        mean = (weights * clipped).sum(-1)
+        return (weights * (clipped - mean[..., None]) ** 2).sum(-1)
+    if name == "pooled_mean":
+        tiles = -(-length // tile)
+        result = np.zeros((heads, tiles, tiles))
+        for row in range(tiles):
+            for column in range(tiles):
+                part = weights[:, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+                result[:, row, column] = part.sum(-1).mean(-1)
+        return result
+    assert name == "target_mass"
+    result = np.full((heads, length, 2), np.nan)
+    for query in at:
+        earlier = [key for key in range(query) if prompt[key] == prompt[query]][-8:]
+        after = [
+            key + 1 for key in range(query) if prompt[key] == prompt[query] and key + 1 < query
+        ][-8:]
+        for column, keys in enumerate((earlier, after)):
+            if keys:
+                result[:, query, column] = weights[:, query, keys].sum(-1)
+    return result
+
+
+@pytest.fixture(scope="session")
+def recompute() -> Callable[..., Array]:
+    """Compute a statistic by its definition from Hugging Face's weights."""
+    return _recompute
