@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interval import bootstrap
 from headscope.analyses._result import interval, label
+from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Head = tuple[int, int]
 Progress = Callable[[int, int], None]
+
+# Below this accuracy of the intact model an ablation has nothing to destroy.
+SOLVED = 0.5
 
 
 def score(model: Model, task: Task, heads: Sequence[Head], metric: str) -> NDArray[np.float64]:
@@ -33,10 +37,9 @@ def score(model: Model, task: Task, heads: Sequence[Head], metric: str) -> NDArr
 def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[tuple[Head, ...]]:
     """Draw ``draws`` sets of ``size`` heads from a pool, each without replacement.
 
-    A set is smaller where the pool is.
+    The pool must hold at least ``size`` heads.
     """
     generator = np.random.default_rng(seed)
-    size = min(size, len(pool))
     return [
         tuple(sorted(pool[index] for index in generator.permutation(len(pool))[:size]))
         for _ in range(draws)
@@ -107,9 +110,19 @@ def check(
     Returns
     -------
     The variables, dims (condition,), with intervals over prompts; the conditions; a record with the
-    heads of each condition, the accuracies and, where the check fails, a note.
+    heads of each condition, the accuracies and a note that says whether the check agrees.
+
+    Raises
+    ------
+    Refused
+        When more than half of the pool is under test.
     """
     rest = [head for head in pool if head not in set(top)]
+    if len(rest) < len(top):
+        raise Refused(
+            f"top_heads: {len(top)} of {len(pool)} heads leave fewer than as many random others; "
+            f"give {len(pool) // 2} or fewer"
+        )
     sets = random_sets(rest, len(top), draws, seed)
     groups: dict[str, Sequence[Sequence[Head]]] = {f"top {kind} heads ablated": [tuple(top)]}
     for condition, heads in (others or {}).items():
@@ -141,6 +154,11 @@ def disagreement(
     intact: float, without_top: float, top_upper: float, without_random: float, kind: str
 ) -> str:
     """Say in one sentence whether the ablation supports the score."""
+    if intact < SOLVED:
+        return (
+            f"INCONCLUSIVE: the intact model does not solve the task (accuracy {intact:.2f}), so "
+            f"ablation cannot show what the top {kind} heads do; their score is correlational here."
+        )
     if top_upper < without_random:
         return (
             f"Causal check agrees: without the top {kind} heads accuracy falls from {intact:.2f} "

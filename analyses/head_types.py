@@ -81,6 +81,15 @@ def run(
     ------
     Refused
         When the capture lacks a statistic, offset or rule, or an option is out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("head_types", model, n=2, options={"draws": 1})
+    >>> result["induction"].dims
+    ('layer', 'head')
     """
     _check.one_of("convention", convention, CONVENTIONS)
     _check.at_least("top_heads", top_heads, 1)

@@ -86,6 +86,15 @@ def run(
     ------
     Refused
         When the capture lacks ``z`` or the metric is unknown.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("importance", model, n=2, options={})
+    >>> result["zero_ablation"].dims
+    ('layer', 'head')
     """
     from headscope.analyses import _gates
 

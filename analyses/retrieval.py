@@ -91,6 +91,15 @@ def run(
     Refused
         When the capture lacks a variable, no question names its evidence, or an option is out of
         range.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("retrieval", model, n=2, options={"draws": 1, "recall_prompts": 2})
+    >>> result["recall_accuracy"].dims
+    ('condition',)
     """
     from headscope.probes import capture as capture_prompts
     from headscope.probes import tasks

@@ -75,6 +75,15 @@ def run(
     Refused
         When the capture lacks ``pattern``, ``prompt`` is not in it, or a prompt is longer than
         ``flow_tokens``.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("rollout", model, n=2, options={"substitutes": 1})
+    >>> result["flow"].dims
+    ('query', 'key')
     """
     require(capture, NEEDS, "rollout")
     _check.at_least("substitutes", substitutes, 1)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses import _check
 from headscope.analyses._causal import Progress
-from headscope.analyses._codes import softmax, unique_codes, unique_pairs
+from headscope.analyses._codes import softmax
 from headscope.analyses._result import dataset, heads, interval, label, require, top, variable
 
 if TYPE_CHECKING:
@@ -106,10 +106,20 @@ def run(
     Refused
         When the capture lacks ``z``, an option is out of range, or the output projection of the
         model's heads cannot be found.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("sae_circuits", model, n=2, options={"epochs": 5, "trials": 2})
+    >>> result["edge"].dims
+    ('edge',)
     """
     import torch
 
     from headscope.analyses import _gates, _outputs
+    from headscope.analyses._trials import Trials, auc, t_interval
     from headscope.probes import capture as capture_prompts
     from headscope.probes.tokens import encode
 
@@ -143,7 +153,7 @@ def run(
     settings = {
         "features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity,
     }  # fmt: skip
-    trial = _Trials(clean, corrupted, pairs, per_union, examples, settings)
+    trial = Trials(clean, corrupted, pairs, per_union, examples, settings)
     scores = []
     for number in range(trials):
         scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
@@ -195,7 +205,7 @@ def run(
         ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
     ):  # fmt: skip
         each = np.array([[auc(wanted, one) for one in method] for method in values])
-        aucs[name] = _interval(each)
+        aucs[name] = t_interval(each)
         variables |= interval(
             name, ("condition",), *aucs[name], f"AUC for the {what} of the circuit", "ROC AUC",
             "sequential", 0, 1, convention=f"against {truth_said}; t interval over {trials} trials",
@@ -220,86 +230,6 @@ def run(
         top_heads=[label(head) for head in top(variables["unique_codes"].values, 5)],
         note=_note(aucs["node_auc"], len(circuit), len(names)),
     )
-
-
-class _Trials:
-    """One trial after another on the same head outputs."""
-
-    def __init__(
-        self,
-        clean: Any,
-        corrupted: Any,
-        pairs: list[tuple[int, int]],
-        per_union: bool,
-        examples: int,
-        settings: dict[str, Any],
-    ) -> None:
-        self.clean, self.corrupted, self.pairs = clean, corrupted, pairs
-        self.per_union, self.examples, self.settings = per_union, examples, settings
-
-    def score(self, generator: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return node (method, head) and edge (method, edge) scores of one trial."""
-        import torch
-
-        from headscope.analyses._dictionary import discretize, fit
-
-        def draw(outputs: Any) -> Any:
-            return outputs[torch.randint(len(outputs), (len(outputs),), generator=generator)]
-
-        clean, corrupted = draw(self.clean), draw(self.corrupted)
-        both = torch.cat((clean, corrupted))
-        chosen = both[torch.randperm(len(both), generator=generator)[: self.examples]]
-        start = generator.get_state()
-        nodes, links = [], []
-        for epochs in (self.settings["epochs"], 0):
-            # The untrained dictionary has the very directions that training started from.
-            generator.set_state(start)
-            settings = {**self.settings, "epochs": epochs}
-            dictionary = fit(chosen.flatten(0, 1), **settings, generator=generator)
-            codes = discretize(dictionary, both).numpy()
-            here, there = codes[: len(clean)], codes[len(clean) :]
-            nodes.append(unique_codes(here, there, per_union=self.per_union))
-            links.append(self._pairs(here, there))
-            if epochs:
-                mixed = codes[torch.randperm(len(codes), generator=generator).numpy()]
-                here, there = mixed[: len(clean)], mixed[len(clean) :]
-                shuffled = unique_codes(here, there, per_union=self.per_union)
-                shuffled_links = self._pairs(here, there)
-        apart = (clean.mean(0) - corrupted.mean(0)).norm(dim=-1).double().numpy()
-        product = np.array([apart[source] * apart[target] for source, target in self.pairs])
-        return (
-            np.stack([*nodes, shuffled, apart]),
-            np.stack([*links, shuffled_links, product]),
-        )
-
-    def _pairs(self, here: Any, there: Any) -> NDArray[np.float64]:
-        return unique_pairs(here, there, self.pairs, here.shape[1] ** 2 // 2)
-
-
-def auc(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
-    """Return the area under the ROC curve; NaN where the truth holds all or nothing.
-
-    >>> import numpy as np
-    >>> auc(np.array([True, False, False]), np.array([3.0, 1.0, 2.0]))
-    1.0
-    """
-    if truth.all() or not truth.any():
-        return float("nan")
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(truth, scores))
-
-
-def _interval(
-    samples: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over trials (first axis) with its t interval, cut to 0 … 1."""
-    from scipy.stats import t
-
-    count = len(samples)
-    mean = samples.mean(0)
-    half = t.ppf(0.975, count - 1) * samples.std(0, ddof=1) / np.sqrt(count)
-    return mean, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
 
 
 def _note(

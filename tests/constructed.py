@@ -1,0 +1,202 @@
+"""Models with hand-set weights, whose circuit is known exactly.
+
+They are ordinary Hugging Face models with a word-level tokenizer, so everything goes through
+`load_model` and `capture` as for any model. Attention is saturated: the intended key holds more
+than 0.999 of the weight.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from headscope.probes import load_model
+from headscope.probes.model import Model
+from headscope.probes.task import Prompt, Question, Task
+
+KEYS = [
+    "apple",
+    "banana",
+    "carrot",
+    "lemon",
+    "cherry",
+    "grape",
+    "onion",
+    "potato",
+    "tomato",
+    "pepper",
+]
+VALUES = [
+    "north",
+    "south",
+    "east",
+    "west",
+    "summer",
+    "winter",
+    "spring",
+    "autumn",
+    "morning",
+    "evening",
+]
+NAMES = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma", "Mark", "Lucy"]
+WORDS = ["<bos>", "<unk>", "note", "ask", ".", *KEYS, *VALUES, *NAMES]
+
+HEADS = 4
+SIZE = 128
+PLACES = 80
+# Where the residual stream of the GPT-2 holds what: one coordinate a word or position.
+TOKEN, PLACE, BEFORE, OUT = 0, 48, 128, 176
+
+# Which head of `circuit` does what.
+PREVIOUS, SINK, UNIFORM, DUPLICATE = (0, 0), (0, 1), (0, 2), (0, 3)
+INDUCTION = (1, 0)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, `<bos>` added by nobody: `Model.encode` puts it first."""
+    inner = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
+
+
+@torch.no_grad()
+def circuit() -> Model:
+    """Two layers of GPT-2 with five heads that do something, and three that are uniform.
+
+    L0H0 looks at the token before and writes it down; L0H1 looks at the first token; L0H2 looks
+    everywhere alike; L0H3 looks at earlier copies of its token, shared equally; L1H0 looks at the
+    token after an earlier copy (at the first token where there is none) and copies it into the
+    logits. Only L0H0 and L1H0 write anything.
+    """
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS,
+        n_inner=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    module = GPT2LMHeadModel(config).eval()
+    for name, weight in module.named_parameters():
+        if "ln_" not in name:
+            weight.zero_()
+    words, places = torch.arange(len(WORDS)), torch.arange(PLACES)
+    module.transformer.wte.weight[words, TOKEN + words] = 1.0
+    module.transformer.wpe.weight[places, PLACE + places] = 1.0
+    module.lm_head.weight[words, OUT + words] = 2.0
+    first, second = (block.attn for block in module.transformer.h)
+    width = HEADS * SIZE
+
+    def query(head: int) -> int:
+        return head * SIZE
+
+    def key(head: int) -> int:
+        return width + head * SIZE
+
+    def value(head: int) -> int:
+        return 2 * width + head * SIZE
+
+    # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
+    into = first.c_attn.weight
+    into[PLACE + places[1:], query(0) + places[:-1]] = 1.5
+    into[PLACE + places, key(0) + places] = 1.0
+    into[TOKEN + words, value(0) + words] = 1.0
+    first.c_proj.weight[words, BEFORE + words] = 1 / 16
+    first.c_attn.bias[query(1)] = 16.0
+    into[PLACE, key(1)] = 1.5
+    # Scores: its own token matches, but standing at the same place costs more than it gains.
+    into[TOKEN + words, query(3) + words] = 1.5
+    into[TOKEN + words, key(3) + words] = 1.0
+    into[PLACE + places[: SIZE - len(WORDS)], query(3) + len(WORDS) + places] = 3.0
+    into[PLACE + places[: SIZE - len(WORDS)], key(3) + len(WORDS) + places] = -1.0
+
+    into = second.c_attn.weight
+    into[TOKEN + words, query(0) + words] = 3.0
+    into[BEFORE + words, key(0) + words] = 1.0
+    second.c_attn.bias[query(0) + SIZE - 1] = 16.0
+    into[PLACE, key(0) + SIZE - 1] = 1.0
+    into[TOKEN + words, value(0) + words] = 1.0
+    second.c_proj.weight[words, OUT + words] = 1 / 13
+    return load_model(module, tokenizer=tokenizer())
+
+
+@torch.no_grad()
+def rotary_sink() -> Model:
+    """One layer of Llama (RoPE, GQA): L0H0 sinks into `<bos>`, L0H1 is uniform.
+
+    The sink is in the content of `<bos>`, read through a pair of dimensions that RoPE hardly turns.
+    """
+    size, width = 16, 48
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=width, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=size, max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e12}, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    module = LlamaForCausalLM(config).eval()
+    for name, weight in module.named_parameters():
+        if "norm" not in name:
+            weight.zero_()
+    words = torch.arange(len(WORDS))
+    module.model.embed_tokens.weight[words, words] = 1.0
+    attention = module.model.layers[0].self_attn
+    slow = size // 2 - 1
+    attention.q_proj.weight[slow, words] = 1.0
+    attention.k_proj.weight[slow, 0] = 2.0
+    attention.v_proj.weight[words[:size], words[:size]] = 1.0
+    attention.o_proj.weight[words[:size], words[:size]] = 0.1
+    module.lm_head.weight[words, words] = 1.0
+    return load_model(module, tokenizer=tokenizer())
+
+
+def random_llama(seed: int = 0, layers: int = 2) -> Model:
+    """A Llama as it comes out of its initialiser."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return load_model(LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
+
+
+def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
+    """Random words said twice; every word of the second half but the last is asked."""
+    rng = random.Random(seed)
+    prompts = []
+    for _ in range(n):
+        half = rng.sample([*KEYS, *VALUES, *NAMES], length)
+        other = rng.sample([*KEYS, *VALUES, *NAMES], length)
+        asked = [
+            Question(
+                length + at, (half[at + 1],), (half[at - 1],) if at else (half[-1],), (at + 1,)
+            )
+            for at in range(length - 1)
+        ]
+        prompts.append(Prompt((*half, *half), (*other, *half), tuple(asked)))
+    return Task("repeated", tuple(prompts), "accuracy", seed, "Random words said twice.")
+
+
+def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
+    """Haystacks of names with one key and its values, asked for word by word."""
+    rng = random.Random(seed)
+    prompts = []
+    for number in range(n):
+        hay = rng.sample(NAMES, len(NAMES))
+        key = KEYS[number]
+        words = (*hay[:4], key, *values, *hay[4:], key, *values[:-1])
+        start = len(words) - len(values)
+        asked = [
+            Question(start + step, (value,), (), (5 + step,)) for step, value in enumerate(values)
+        ]
+        corrupted = tuple("west" if word in values else word for word in words)
+        prompts.append(Prompt(words, corrupted, tuple(asked)))
+    return Task("needle", tuple(prompts), "accuracy", seed, "One fact in a haystack.")
