@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, repeated
+
+from headscope.analyses import head_types
+from headscope.kernels.refusal import Refused
+from headscope.probes import capture
+
+STATS = (*head_types.NEEDS, "pattern")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return repeated(n=4, length=12)
+
+
+@pytest.fixture(scope="module")
+def captured(circuit, task):
+    return capture(circuit, task, stats=STATS, targets=head_types.TARGETS)
+
+
+@pytest.fixture(scope="module")
+def result(circuit, task, captured):
+    return head_types.run(captured, circuit, task, top_heads=1, draws=6)
+
+
+def test_every_constructed_head_is_named_by_its_type(result):
+    found = {
+        "previous_token": PREVIOUS,
+        "bos": SINK,
+        "duplicate_token": DUPLICATE,
+        "induction": INDUCTION,
+    }
+    for name, (layer, head) in found.items():
+        scores = result[name].values
+        assert scores[layer, head] > 0.999, name
+        assert np.unravel_index(scores.argmax(), scores.shape) == (layer, head), name
+        others = np.delete(scores.ravel(), np.ravel_multi_index((layer, head), scores.shape))
+        # L1H0 rests on <bos> as long as nothing is repeated, half of the time.
+        assert others.max() < (0.6 if name == "bos" else 0.2), name
+        assert result.attrs["top_heads"][name] == [f"L{layer}H{head}"]
+
+
+def test_the_causal_check_names_the_heads_and_agrees(result):
+    intact, without, before, others = result["induction_accuracy"].values
+    assert (intact, without) == (1.0, 0.0)
+    # The induction head reads what the previous-token head writes.
+    assert before == 0.0
+    assert list(result["condition"].values) == [
+        "intact",
+        "top induction heads ablated",
+        "top previous-token heads ablated",
+        "random other heads ablated",
+    ]
+    draws = result.attrs["causal"]["heads"]["random other heads ablated"]
+    spoiled = np.mean([draw == ["L0H0"] for draw in draws])
+    assert np.isclose(others, 1 - spoiled)
+    assert result.attrs["note"].startswith("Causal check agrees")
+
+
+@pytest.mark.parametrize("convention", ["headvis", "transformer_lens"])
+def test_scores_agree_with_the_pattern(circuit, task, captured, convention):
+    result = head_types.run(captured, circuit, task, convention=convention, top_heads=1, draws=1)
+    patterns = captured["pattern"].values.astype(float)
+    ids = captured["token_id"].values
+    size = ids.shape[1]
+    expected = {name: [] for name in ("previous_token", "duplicate_token", "induction", "bos")}
+    for weights, tokens in zip(patterns, ids, strict=True):
+        earlier = np.tril(tokens[:, None] == tokens[None, :], -1)
+        # TransformerLens' detection patterns: subdiagonal, duplicates, duplicates shifted by one.
+        shifted = np.roll(earlier, 1, axis=1)
+        shifted[:, 0] = False
+        shifted = np.tril(shifted, -1)
+        first = np.zeros((size, size), bool)
+        first[1:, 0] = True
+        detection = {
+            "previous_token": np.eye(size, k=-1, dtype=bool),
+            "duplicate_token": earlier,
+            "induction": shifted,
+            "bos": first,
+        }
+        for name, wanted in detection.items():
+            hit = (weights * wanted).sum((-2, -1))
+            rows = size if convention == "transformer_lens" else wanted.any(-1).sum()
+            expected[name].append(hit / rows)
+    for name, scores in expected.items():
+        np.testing.assert_allclose(result[name].values, np.mean(scores, axis=0), atol=1e-5)
+
+
+def test_bad_input_is_refused(circuit, task, captured):
+    with pytest.raises(Refused, match="convention"):
+        head_types.run(captured, circuit, task, convention="olsson")
+    with pytest.raises(Refused, match="top_heads: 5 of 8"):
+        head_types.run(captured, circuit, task, top_heads=5)
+    with pytest.raises(Refused, match="first_mass"):
+        head_types.run(captured.drop_vars("first_mass"), circuit, task)
+    with pytest.raises(Refused, match="induction"):
+        head_types.run(captured.sel(target=["duplicate"]), circuit, task)
+    with pytest.raises(Refused, match="offset 1"):
+        head_types.run(captured.sel(offset=[0]), circuit, task)
+
+
+def test_a_model_that_cannot_do_the_task_gives_no_verdict(random_llama, task):
+    cap = capture(random_llama, task, stats=head_types.NEEDS, targets=head_types.TARGETS)
+    result = head_types.run(cap, random_llama, task, top_heads=2, draws=1)
+    assert result.attrs["note"].startswith("INCONCLUSIVE")

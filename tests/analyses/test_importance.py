@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import INDUCTION, PREVIOUS, repeated
+
+from headscope.analyses import _gates, importance
+from headscope.kernels.refusal import Refused
+from headscope.probes import capture
+from headscope.probes.edits import Ablate, Gate, Replace
+from headscope.probes.forward import evaluate
+
+
+@pytest.fixture(scope="module")
+def task():
+    return repeated(n=3, length=5)
+
+
+@pytest.fixture(scope="module")
+def captured(random_llama, task):
+    return capture(random_llama, task, stats=(), keep=("z",))
+
+
+@pytest.fixture(scope="module")
+def result(random_llama, task, captured):
+    return importance.run(captured, random_llama, task, metric="logit_difference")
+
+
+@pytest.mark.seed("D1")
+def test_zero_and_mean_are_those_of_one_edit_at_a_time(random_llama, task, captured, result):
+    intact = evaluate(random_llama, task, metric="logit_difference").values
+    means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
+    assert float(result["intact"]) == pytest.approx(intact.mean(), abs=1e-5)
+    for layer, head in ((0, 0), (0, 3), (1, 2)):
+        edits = {
+            "zero_ablation": Ablate(heads=((layer, head),)),
+            "mean_ablation": Replace(heads=((layer, head),), values=means),
+        }
+        for name, edit in edits.items():
+            left = evaluate(random_llama, task, (edit,), metric="logit_difference").values
+            lost = (intact - left).mean()
+            assert float(result[name].values[layer, head]) == pytest.approx(lost, abs=1e-6)
+
+
+@pytest.mark.seed("D1")
+def test_the_gate_gradient_is_the_finite_difference_of_each_prompt(random_llama, task, result):
+    step = 0.05
+    slopes = np.zeros((3, 2, 4))
+    for layer in range(2):
+        for head in range(4):
+            ends = []
+            for sign in (1, -1):
+                gates = torch.ones(2, 4)
+                gates[layer, head] += sign * step
+                ends.append(evaluate(random_llama, task, (Gate(gates),), metric="logit_difference"))
+            slopes[:, layer, head] = (ends[0] - ends[1]).values / (2 * step)
+    scale = np.abs(slopes).max()
+    # The absolute value comes before the mean: prompts of opposite sign do not cancel.
+    np.testing.assert_allclose(
+        result["gate_gradient"].values, np.abs(slopes).mean(0), atol=0.01 * scale
+    )
+    np.testing.assert_allclose(result["first_order"].values, slopes.mean(0), atol=0.01 * scale)
+    assert not np.allclose(np.abs(slopes).mean(0), np.abs(slopes.mean(0)), atol=0.01 * scale)
+
+
+def test_normalized_layers_have_norm_one(random_llama, task, captured):
+    result = importance.run(captured, random_llama, task, metric="logit_difference", normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(result["gate_gradient"].values, axis=-1), 1)
+
+
+@pytest.mark.seed("D1")
+def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
+    task = repeated(n=3, length=6)
+    cap = capture(circuit, task, stats=(), keep=("z",))
+    calls = []
+    result = importance.run(cap, circuit, task, progress=lambda *step: calls.append(step))
+    assert result.attrs["convention"] == "accuracy on 3 prompts of repeated"
+    for name in ("zero_ablation", "mean_ablation"):
+        expected = np.zeros((2, 4))
+        expected[PREVIOUS] = expected[INDUCTION] = 1.0
+        np.testing.assert_allclose(result[name].values, expected, atol=1e-6)
+    # Accuracy has no gradient: the gates follow the log-probability, and find the same heads.
+    assert result["gate_gradient"].attrs["units"] == "nats"
+    top = np.argsort(-result["gate_gradient"].values.ravel())[:2]
+    assert {tuple(divmod(int(each), 4)) for each in top} == {PREVIOUS, INDUCTION}
+    assert calls[-1][0] == calls[-1][1]
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_log_probability_sums_over_the_right_answers(circuit):
+    task = repeated(n=1, length=4)
+    from headscope.probes.tokens import encode
+
+    asked = encode(task, circuit.tokenizer).questions
+    output = torch.randn(1, 9, 35)
+    expected = np.mean(
+        [float(output[0, each.at].log_softmax(-1)[each.answer_ids[0]]) for each in asked[0]]
+    )
+    assert float(_gates.measure(output, asked, "log_probability")) == pytest.approx(expected)
+
+
+def test_bad_input_is_refused(random_llama, task, captured):
+    with pytest.raises(Refused, match="metric: 'loss'"):
+        importance.run(captured, random_llama, task, metric="loss")
+    with pytest.raises(Refused, match="needs z"):
+        importance.run(captured.drop_vars("z"), random_llama, task)
