@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from constructed import needle, repeated
+
+from headscope import analyses, probes
+from headscope.analyses import _runner
+from headscope.kernels.refusal import Refused
+
+QUICK = {
+    "head_types": {"draws": 1},
+    "retrieval": {"draws": 1, "recall_prompts": 2},
+    "rollout": {"substitutes": 1},
+    "sae_circuits": {"epochs": 2, "trials": 2},
+}
+SCALES = {"sequential", "diverging"}
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Record what is captured."""
+    seen = []
+    inner = probes.capture
+
+    def record(model, prompts, **arguments):
+        seen.append(arguments)
+        return inner(model, prompts, **arguments)
+
+    monkeypatch.setattr(probes, "capture", record)
+    return seen
+
+
+@pytest.mark.parametrize("name", analyses.names())
+def test_every_analysis_runs_on_what_it_declares_and_says_what_it_shows(circuit, name):
+    task = needle(("north", "south")) if name == "retrieval" else repeated(n=6, length=6)
+    result = _runner.execute(name, circuit, task, task=task, options=QUICK.get(name))
+    attrs = result.attrs
+    assert attrs["analysis"] == name
+    assert attrs["title"] == analyses.summary(name)
+    assert set(json.loads(attrs["options"])) == set(analyses.options(name))
+    for key in ("model", "revision", "prompts_sha256", "headscope", "convention", "note"):
+        assert attrs[key], key
+    json.dumps(attrs)
+    for variable in result.data_vars:
+        meaning = result[variable].attrs
+        assert meaning["long_name"]
+        assert meaning["units"]
+        assert meaning["scale"] in SCALES
+        json.dumps(meaning)
+        values = result[variable].values
+        assert not (values < meaning.get("low", -np.inf) - 1e-6).any()
+        assert not (values > meaning.get("high", np.inf) + 1e-6).any()
+        if "interval_of" in meaning:
+            assert meaning["interval_of"] in result
+            assert meaning["level"] == 0.95
+
+
+def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
+    task = repeated(n=2, length=6)
+    names = ("head_types", "importance", "rollout")
+    results = dict(
+        _runner.execute_many(names, circuit, task=task, options={"head_types": {"draws": 1}})
+    )
+    assert list(results) == list(names)
+    assert len(captures) == 1
+    assert captures[0]["stats"] == ("offset_mass", "target_mass", "first_mass", "pattern")
+    assert captures[0]["keep"] == ("z",)
+    assert captures[0]["targets"] == ("duplicate", "induction")
+
+
+def test_a_capture_that_holds_the_need_is_used(circuit, captures):
+    cap = probes.capture(circuit, [[0, 5, 6, 7, 8, 9, 10, 11, 12]], stats=("received",))
+    result = _runner.execute("sinks", circuit, capture=cap)
+    assert len(captures) == 1
+    assert result.attrs["prompts_sha256"] == cap.attrs["prompts_sha256"]
+    poor = cap.drop_vars("received")
+    with pytest.raises(Refused, match="sinks needs received; give the prompts"):
+        _runner.execute("sinks", circuit, capture=poor)
+    again = _runner.execute("sinks", circuit, ["apple lemon " * 5], capture=poor)
+    assert len(captures) == 2
+    assert again["sink"].shape == (2, 4)
+
+
+def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
+    results = [
+        _runner.execute(
+            "head_types",
+            circuit,
+            task="recall",
+            n=2,
+            seed=seed,
+            options={"draws": 1, "top_heads": 1},
+        )
+        for seed in (0, 0, 1)
+    ]
+    digests = [each.attrs["prompts_sha256"] for each in results]
+    assert digests[0] == digests[1] != digests[2]
+    assert [json.loads(each.attrs["options"])["seed"] for each in results] == [0, 0, 1]
+    assert results[0].attrs["n_prompts"] == 2
+
+
+def test_progress_names_the_step(circuit):
+    steps = []
+    _runner.execute(
+        "head_types",
+        circuit,
+        task=repeated(n=2, length=5),
+        options={"draws": 1},
+        progress=lambda *step: steps.append(step),
+    )
+    assert ("head_types: capture", 2, 2) in steps
+    assert steps[-1] == ("head_types", 4, 4)
+
+
+def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
+    with pytest.raises(Refused, match="prompts: sinks runs on your own prompts"):
+        _runner.execute("sinks", circuit)
+    with pytest.raises(Refused, match="no analysis is called 'sunk'"):
+        _runner.execute_many(("sinks", "sunk"), circuit, ["apple"])
+    with pytest.raises(Refused, match="epsilom"):
+        _runner.execute_many(("sinks",), circuit, ["apple"], options={"sinks": {"epsilom": 1}})
+    with pytest.raises(Refused, match="'rollout' is not among"):
+        _runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
+    assert captures == []
+    with pytest.raises(Refused, match="task: importance needs answers"):
+        _runner.execute("importance", circuit, task=["apple lemon"])
