@@ -8,8 +8,8 @@ projections are separate) ``hook_q``, ``hook_k``, ``hook_v`` fire as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -34,21 +34,66 @@ def unwrapped(bridge: Any) -> Iterator[None]:
     Refused
         When a hook is registered that cannot fire here, naming it.
     """
-    swaps = [
-        (parent, name, part)
-        for parent in list(bridge.original_model.modules())
-        for name, part in list(parent._modules.items())
-        if _is_attention(part)
-    ]
-    for _, _, part in swaps:
+    places = list(_children(bridge.original_model, _is_attention))
+    swaps = [(parent, name, part, part.original_component) for parent, name, part in places]
+    parts = {id(part): part for _, _, part in places}.values()
+    for part in parts:
+        swaps.extend(_projections(part))
         _refuse_silent_hooks(bridge, part)
-    try:
-        for parent, name, part in swaps:
-            parent._modules[name] = part.original_component
+    with ExitStack() as stack:
+        for parent, name, before, after in swaps:
+            stack.callback(parent._modules.__setitem__, name, before)
+            parent._modules[name] = after
+        for part in parts:
+            stack.callback(_carry_hooks(part))
         yield
-    finally:
-        for parent, name, part in swaps:
-            parent._modules[name] = part
+
+
+def _children(
+    module: nn.Module, wanted: Callable[[nn.Module | None], bool]
+) -> Iterator[tuple[nn.Module, str, Any]]:
+    for parent in list(module.modules()):
+        for name, part in list(parent._modules.items()):
+            if wanted(part):
+                yield parent, name, part
+
+
+def _projections(part: Any) -> list[tuple[nn.Module, str, Any, Any]]:
+    """Find projections that the bridge wraps beside the module, such as the output's of GPT-2."""
+    wraps = {id(one.original_component): one for one in part.submodules.values() if _wraps(one)}
+    return [
+        (parent, name, raw, wraps[id(raw)])
+        for parent, name, raw in _children(part.original_component, lambda one: id(one) in wraps)
+        if parent is not wraps[id(raw)]
+    ]
+
+
+def _wraps(one: Any) -> bool:
+    return getattr(one, "original_component", None) is not None
+
+
+def _carry_hooks(part: Any) -> Callable[[], None]:
+    """Let what goes into the attention, and comes out of it, pass the hooks of the bridge."""
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (part.hook_in(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": part.hook_in(kwargs["hidden_states"])}
+
+    def leave(module: nn.Module, args: Any, result: Any) -> Any:
+        return (part.hook_out(result[0]), *result[1:])
+
+    inner = part.original_component
+    handles = (
+        inner.register_forward_pre_hook(enter, with_kwargs=True),
+        inner.register_forward_hook(leave),
+    )
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
 
 
 def _is_attention(part: nn.Module | None) -> bool:
@@ -58,6 +103,9 @@ def _is_attention(part: nn.Module | None) -> bool:
 def _refuse_silent_hooks(bridge: Any, part: Any) -> None:
     """A hook that would be skipped in silence is an intervention that did not happen."""
     alive = {id(inner) for inner in part.original_component.modules()}
+    alive |= {id(part.hook_in), id(part.hook_out)}
+    for _, _, _, wrapper in _projections(part):
+        alive |= {id(inner) for inner in wrapper.modules()}
     for name, point in part.named_modules():
         hooked = getattr(point, "fwd_hooks", None) or getattr(point, "bwd_hooks", None)
         if hooked and id(point) not in alive:

@@ -200,7 +200,7 @@ def load_model(
     """
     if isinstance(source, Model):
         return source
-    from headscope.probes.bridge import is_bridge
+    from headscope.probes.bridge import is_bridge, unwrapped
     from headscope.probes.check import inspect
     from headscope.probes.source import fetch, fingerprint, place
 
@@ -210,7 +210,8 @@ def load_model(
     elif is_bridge(source):
         bridge, module = source, source.original_model
         found = tokenizer if tokenizer is not None else source.tokenizer
-        name, revision = str(source.cfg.model_name), fingerprint(module)
+        with unwrapped(bridge):  # without the bridge's own copies of the weights
+            name, revision = str(source.cfg.model_name), fingerprint(module)
         place(module, device, dtype)
     else:
         bridge, module, found = None, source, tokenizer

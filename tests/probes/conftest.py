@@ -205,7 +205,9 @@ def _recompute(
         result = np.zeros((heads, tiles, tiles))
         for row in range(tiles):
             for column in range(tiles):
-                part = weights[:, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+                part = weights[
+                    :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile
+                ]
                 result[:, row, column] = part.sum(-1).mean(-1)
         return result
     assert name == "target_mass"
