@@ -1,0 +1,64 @@
+"""The words a task may use with a given tokenizer."""
+
+from __future__ import annotations
+
+from headscope.kernels.refusal import Refused
+from headscope.probes.tasks._words import KINDS
+from headscope.probes.tokens import Tokenizer, is_single
+
+
+class Vocabulary:
+    """Words by kind, kept where the tokenizer holds them as one token.
+
+    Parameters
+    ----------
+    tokenizer
+        Tokenizer that must hold each word as one token; None keeps every word.
+
+    Examples
+    --------
+    >>> "Mary" in Vocabulary().take("names", least=2)
+    True
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._kinds = {
+            kind: tuple(
+                word
+                for word in dict.fromkeys(listed)
+                if tokenizer is None or is_single(tokenizer, word)
+            )
+            for kind, listed in KINDS.items()
+        }
+
+    def take(self, *kinds: str, least: int = 1) -> tuple[str, ...]:
+        """Words of the given kinds, in a fixed order.
+
+        Parameters
+        ----------
+        kinds
+            Names of kinds; none means every kind.
+        least
+            How many words the task needs.
+
+        Raises
+        ------
+        Refused
+            If a kind is unknown or fewer than `least` words remain.
+
+        Examples
+        --------
+        >>> Vocabulary().take("brackets")
+        ('(', ')', '[', ']', '{', '}')
+        """
+        for kind in kinds:
+            if kind not in self._kinds:
+                raise Refused(f"kind: {kind!r} is unknown; choose among {', '.join(self._kinds)}")
+        chosen = kinds or tuple(self._kinds)
+        words = tuple(dict.fromkeys(word for kind in chosen for word in self._kinds[kind]))
+        if len(words) < least:
+            raise Refused(
+                f"words: {len(words)} of kind {'+'.join(chosen)} are one token of this tokenizer, "
+                f"the task needs {least}; ask for less or use another tokenizer"
+            )
+        return words
