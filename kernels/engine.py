@@ -1,6 +1,6 @@
 """The row-panel engine: cuts an attention call into panels and hands them to the statistics."""
 
-import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +11,16 @@ from torch import Tensor
 from headscope.kernels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.visibility import Visibility
+from headscope.kernels.visibility import MASKED, Block, Visibility
 
 ROWS = 128
-PANEL_ELEMENTS = 1 << 18
-"""Elements of a panel, 1 MB in float32: its buffers stay in a core's cache."""
+PANEL_ELEMENTS = 1 << 19
+"""Elements of a panel, 2 MB in float32: it stays in a core's cache, and calls are few."""
 LARGEST_PANEL = 1 << 22
 """Elements above which a panel of one head takes fewer queries, for very long texts."""
+SHARP = 32.0
+"""Largest logit of a row above which float32 sums are too coarse: the entropy would be off by more
+than 1e-5. Such panels get their logits from float64, rounded once."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,10 @@ class PanelEngine:
         """Compute the chosen statistics, by name."""
         results = {statistic.name: self.allocate(statistic) for statistic in chosen}
         # Parts write to disjoint places, so they may run in any order or side by side.
-        for part in self.parts():
-            self.capture(part, chosen, results)
+        parts = list(self.parts())
+        memory = torch.empty(3, max(map(self.heads, parts)) * self.largest, device=self.q.device)
+        for part in parts:
+            self.capture(part, chosen, results, memory)
         for statistic in chosen:
             if statistic.finish is not None:
                 total = results[statistic.name]
@@ -83,20 +88,25 @@ class PanelEngine:
         return min(affordable, ROWS, self.visibility.queries)
 
     @cached_property
-    def panels(self) -> list[tuple[slice, slice]]:
-        """Queries and keys of every panel; its queries are whole tiles or lie in one tile."""
+    def blocks(self) -> list[Block]:
+        """Queries and keys of every panel; the queries are whole tiles or lie in one tile."""
         tile, rows = self.request.tile, self.rows
         step = rows // tile * tile if tile <= rows else tile
         return [
-            (queries, self.visibility.span(queries, tile))
-            for block in cut(0, self.visibility.queries, step)
-            for queries in cut(block.start, block.stop, rows)
+            self.visibility.block(queries, tile)
+            for whole in cut(0, self.visibility.queries, step)
+            for queries in cut(whole.start, whole.stop, rows)
         ]
 
     @cached_property
     def largest(self) -> int:
         """Elements of the largest panel of one head."""
-        return max(size(queries) * size(keys) for queries, keys in self.panels)
+        return max(size(block.queries) * size(block.keys) for block in self.blocks)
+
+    @cached_property
+    def all_alive(self) -> bool:
+        """Whether every query is real and sees a key, so that no row needs to be blanked."""
+        return bool(self.visibility.alive.all())
 
     def parts(self) -> Iterator[Part]:
         """Cut batch and heads so that a panel of one part stays small."""
@@ -106,6 +116,10 @@ class PanelEngine:
             for kv in cut(0, kv_heads, max(heads // self.group, 1)):
                 for group in cut(0, self.group, heads):
                     yield Part(sequences, kv, group)
+
+    def heads(self, part: Part) -> int:
+        """Number of heads in a panel of a part, all its sequences together."""
+        return size(part.batch) * size(part.kv) * size(part.group)
 
     def allocate(self, statistic: Statistic) -> Tensor:
         """Make room for a statistic: NaN where each place is written once, 0 where panels add."""
@@ -124,32 +138,32 @@ class PanelEngine:
         start = 0.0 if {"key", "key_tile"} & set(statistic.dims) else float("nan")
         return torch.full(shape, start, device=self.q.device)
 
-    def capture(self, part: Part, chosen: list[Statistic], results: dict[str, Tensor]) -> None:
+    def capture(
+        self, part: Part, chosen: list[Statistic], results: dict[str, Tensor], memory: Tensor
+    ) -> None:
         """Run the panels of one part and put their results in place."""
         first = part.kv.start * self.group + part.group.start
         heads = slice(first, (part.kv.stop - 1) * self.group + part.group.stop)
         places = {name: result[part.batch, heads] for name, result in results.items()}
-        for panel in self.fill(part):
-            dead = ~panel.visibility.alive[:, panel.queries]
-            some_dead = bool(dead.any())
-            if some_dead:
+        for panel in self.fill(part, memory):
+            dead = None if self.all_alive else ~panel.visibility.alive[:, panel.queries]
+            if dead is not None:
                 panel.weights.masked_fill_(dead[:, None, :, None], 0.0)
             for statistic in chosen:
                 place = places[statistic.name]
                 put(statistic, panel, place)
-                if some_dead and statistic.by_query:
+                if dead is not None and statistic.by_query:
                     rows = place[:, :, panel.queries]
                     rows.masked_fill_(
                         dead.view(len(dead), 1, -1, *[1] * (rows.ndim - 3)), statistic.empty
                     )
 
-    def fill(self, part: Part) -> Iterator[Panel]:
+    def fill(self, part: Part, memory: Tensor) -> Iterator[Panel]:
         """Compute logits and weights of each panel in turn, in the same memory."""
         visibility = self.visibility.batches(part.batch)
-        request = self.request
-        if request.targets is not None:
-            targets = request.targets[part.batch].to(self.q.device, torch.long)
-            request = dataclasses.replace(request, targets=targets)
+        targets = None
+        if self.request.targets is not None:
+            targets = self.request.targets[part.batch].to(self.q.device, torch.long)
         q = torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group]
         k = self.k[part.batch, part.kv].float().flatten(0, 1).mT
         v = self.v[part.batch, part.kv].float()
@@ -157,20 +171,44 @@ class PanelEngine:
             # 0 · NaN is NaN: what padding holds must not reach the product.
             v = v.masked_fill(~visibility.key_mask[:, None, :, None], 0.0)
         v = v.flatten(0, 1)
+        k64: Tensor | None = None
         batch, heads = q.shape[0], q.shape[1] * q.shape[2]
-        memory = torch.empty(3, batch * heads * self.largest, device=q.device)
-        for queries, keys in self.panels:
-            shape = (batch, heads, size(queries), size(keys))
-            logits, weights, scratch = memory[:, : torch.Size(shape).numel()].view(3, *shape)
+        for block in self.blocks:
+            shape = (batch, heads, size(block.queries), size(block.keys))
+            logits, weights, scratch = memory[:, : math.prod(shape)].view(3, *shape)
             # Query heads that share a KV head are rows of one product: K is never expanded.
-            rows = q[..., queries, :].float().mul(self.scale).reshape(len(v), -1, q.shape[-1])
-            product = logits.view(len(v), rows.shape[1], -1)
-            torch.bmm(rows, k[..., keys], out=product)
-            if self.softcap is not None:
-                logits.div_(self.softcap).tanh_().mul_(self.softcap)
-            visibility.hide(logits, queries, keys)
+            rows = q[..., block.queries, :].reshape(len(v), -1, q.shape[-1])
+            product = logits.view(*rows.shape[:2], -1)
+            torch.bmm(rows.float() * self.scale, k[..., block.keys], out=product)
+            self.cap(product)
+            visibility.hide(logits, block)
+            peak = logits.amax(dim=-1)
+            # A row without a visible key peaks at MASKED, which says nothing of its precision.
+            if bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any()):
+                k64 = k.double() if k64 is None else k64
+                exact = self.cap(torch.bmm(rows.double() * self.scale, k64[..., block.keys]))
+                product.copy_(exact)
+                visibility.hide(logits, block)
+                peak = logits.amax(dim=-1)
             torch.softmax(logits, dim=-1, out=weights)
-            yield Panel(logits, weights, scratch, v[:, keys], queries, keys, visibility, request)
+            yield Panel(
+                logits,
+                peak,
+                weights,
+                scratch,
+                v[:, block.keys],
+                block.queries,
+                block.keys,
+                None if targets is None else targets[:, :, block.queries],
+                visibility,
+                self.request,
+            )
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Apply the soft cap in place."""
+        if self.softcap is None:
+            return logits
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:

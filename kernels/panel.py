@@ -23,6 +23,8 @@ class Panel:
     ----------
     logits
         Scaled scores, hidden keys at -1e30; rows of padding are arbitrary.
+    peak
+        Largest logit of each row.
     weights
         Softmax of the logits; rows without a visible key are zero.
     scratch
@@ -32,25 +34,24 @@ class Panel:
     queries, keys
         Which queries and keys these are; ``queries`` is whole tiles or a part of one tile, and
         ``keys`` starts at a tile.
+    targets
+        Target keys of these queries, -1 for none; None where the request has none.
     visibility
         Which keys each query may see, for the sequences of this panel.
     request
-        Parameters of the statistics; its targets are those of the sequences of this panel.
+        Parameters of the statistics.
     """
 
     logits: Float[Tensor, "batch head query key"]
+    peak: Float[Tensor, "batch head query"]
     weights: Float[Tensor, "batch head query key"]
     scratch: Float[Tensor, "batch head query key"]
     values: Float[Tensor, "batch_kv_head key size"]
     queries: slice
     keys: slice
+    targets: Int[Tensor, "batch target query occurrence"] | None
     visibility: Visibility
     request: Request
-
-    @cached_property
-    def peak(self) -> Float[Tensor, "batch head query"]:
-        """Largest logit of each row."""
-        return self.logits.amax(dim=-1)
 
     @cached_property
     def top(self) -> Float[Tensor, "batch head query"]:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.kernels.request import NO_KEY
+
 MASKED = -1e30
 """Logit of a hidden key: finite, so that 0 · (m - s) stays 0 where -inf would give NaN."""
 
@@ -102,10 +104,10 @@ class Visibility:
         """Index of the first real keys, -1 where a sequence has fewer."""
         rank = torch.arange(count, device=self.device)
         if self.key_mask is None:
-            return torch.where(rank < self.keys, rank, -1)[None]
+            return torch.where(rank < self.keys, rank, NO_KEY)[None]
         real = self.key_mask.cumsum(dim=1)
         index = torch.searchsorted(real, (rank + 1).expand(len(real), count).contiguous())
-        return torch.where(index < self.keys, index, -1)
+        return torch.where(index < self.keys, index, NO_KEY)
 
     def batches(self, part: slice) -> "Visibility":
         """Restrict the masks to some sequences of the batch."""
@@ -115,26 +117,45 @@ class Visibility:
             query_mask=None if self.query_mask is None else self.query_mask[part],
         )
 
-    def span(self, queries: slice, tile: int) -> slice:
+    def block(self, queries: slice, tile: int) -> "Block":
         """Bound the keys that some queries see: from the start of a tile, and at least one key."""
         start = min(int(self.low[queries.start]), self.keys - 1) // tile * tile
-        return slice(start, max(int(self.high[queries.stop - 1]), start + 1))
-
-    def hide(
-        self, logits: Float[Tensor, "batch head query key"], queries: slice, keys: slice
-    ) -> None:
-        """Overwrite, in place, the logits of the keys that a query may not see."""
+        keys = slice(start, max(int(self.high[queries.stop - 1]), start + 1))
         low, high = self.low[queries, None], self.high[queries, None]
         key = torch.arange(keys.start, keys.stop, device=self.device)
-        # Only the ragged ends of a panel are compared: between them every query sees every key.
-        ahead = max(int(high[0]) - keys.start, 0)
-        if ahead < len(key):
-            logits[..., ahead:].masked_fill_(key[ahead:] >= high, MASKED)
-        behind = int(low[-1]) - keys.start
+        # Only the ragged ends are compared: between them every query sees every key.
+        behind = max(int(low[-1]) - start, 0)
+        ahead = max(int(high[0]) - start, 0)
+        ends = []
         if behind > 0:
-            logits[..., :behind].masked_fill_(key[:behind] < low, MASKED)
+            ends.append((slice(0, behind), key[:behind] < low))
+        if ahead < len(key):
+            ends.append((slice(ahead, None), key[ahead:] >= high))
+        return Block(queries, keys, tuple(ends))
+
+    def hide(self, logits: Float[Tensor, "batch head query key"], block: "Block") -> None:
+        """Overwrite, in place, the logits of the keys that a query may not see."""
+        for columns, hidden in block.ends:
+            logits[..., columns].masked_fill_(hidden, MASKED)
         if self.key_mask is not None:
-            logits.masked_fill_(~self.key_mask[:, None, None, keys], MASKED)
+            logits.masked_fill_(~self.key_mask[:, None, None, block.keys], MASKED)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some queries, the keys that any of them sees, and what order and window hide of these.
+
+    Parameters
+    ----------
+    queries, keys
+        Which queries and keys.
+    ends
+        Columns of the block in which some keys are hidden, with the mask of the hidden ones.
+    """
+
+    queries: slice
+    keys: slice
+    ends: tuple[tuple[slice, Bool[Tensor, "query column"]], ...]
 
 
 def _count_before(mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length+1"]:

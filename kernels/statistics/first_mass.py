@@ -12,7 +12,10 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Gather the weights of the first keys."""
+    """Add the weights of the first columns, or of the first real keys behind padding."""
+    if panel.visibility.key_mask is None:
+        width = max(panel.request.first - panel.keys.start, 0)
+        return panel.weights[..., :width].sum(dim=-1)
     keys = panel.visibility.first_keys(panel.request.first)
     return panel.at(keys[:, None]).sum(dim=-1)
 

@@ -15,8 +15,8 @@ from headscope.kernels.whole import Whole
 
 def of_panel(panel: Panel) -> Tensor:
     """Gather the weights of all occurrences and add them."""
-    assert panel.request.targets is not None
-    targets = panel.request.targets[:, :, panel.queries].transpose(1, 2)
+    assert panel.targets is not None
+    targets = panel.targets.transpose(1, 2)
     weights = torch.unflatten(panel.at(targets.flatten(2)), 3, targets.shape[2:])
     absent = torch.all(targets == NO_KEY, dim=-1)
     return weights.sum(dim=-1).masked_fill(absent[:, None], float("nan"))

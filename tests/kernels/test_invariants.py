@@ -1,0 +1,152 @@
+"""Relations that hold whatever the attention is, over random shapes and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headscope.kernels import statistics
+from headscope.kernels.attention import attend
+from headscope.kernels.request import Request
+
+
+def visible_mask(
+    queries: int, keys: int, causal: bool, window: int | None, key_mask: Tensor | None
+) -> Tensor:
+    """Build the mask from the definition, for the counts below."""
+    position = torch.arange(queries)[:, None] + (keys - queries if causal else 0)
+    back = position - torch.arange(keys)
+    visible = back >= 0 if causal else torch.ones(queries, keys, dtype=torch.bool)
+    if window is not None:
+        visible &= back.abs() < window
+    return visible if key_mask is None else visible & key_mask
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "queries": st.integers(1, 150),
+        "extra": st.integers(-40, 60),
+        "causal": st.booleans(),
+        "window": st.none() | st.integers(1, 100),
+        "kv_heads": st.sampled_from((1, 2, 4)),
+        "tile": st.integers(1, 170),
+        "sigma": st.sampled_from((0.0, 1.0, 10.0)),
+        "masked": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(shape=shapes)
+def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
+    queries, causal, window = shape["queries"], shape["causal"], shape["window"]
+    keys = max(queries + shape["extra"], 1)
+    mask = torch.ones(1, keys, dtype=torch.bool)
+    if shape["masked"]:
+        mask[0, ::3] = False
+    real = torch.ones(1, queries, dtype=torch.bool)
+    inputs = draw(
+        queries,
+        keys,
+        batch=1,
+        kv_heads=shape["kv_heads"],
+        sigma=shape["sigma"],
+        request={"tile": shape["tile"]},
+    )
+    result = attend(*inputs, causal=causal, window=window, key_mask=mask, query_mask=real)
+    visible = visible_mask(queries, keys, causal, window, mask)
+    seen = visible.sum(dim=1)
+    alive = seen > 0
+    seers = visible.sum(dim=0)
+
+    assert torch.equal(result["entropy"][0, 0].isnan(), ~alive)
+    entropy = result["entropy"][0, :, alive]
+    assert (entropy >= 0).all()
+    assert (entropy <= seen[alive].log() + 1e-5).all()
+    assert (result["max_weight"][0, :, alive] >= 1 / seen[alive] - 1e-6).all()
+    weights = result["pattern"][0]
+    assert (weights[:, ~visible].nan_to_num() == 0).all()
+    torch.testing.assert_close(weights[:, alive].sum(dim=-1), torch.ones(4, int(alive.sum())))
+    total = (result["received"][0].nan_to_num() * seers).sum(dim=-1)
+    torch.testing.assert_close(total, torch.full((4,), float(alive.sum())), rtol=1e-5, atol=1e-5)
+    assert torch.equal(result["received"][0, 0].isnan(), seers == 0)
+    rows = result["pooled_mean"][0].sum(dim=-1)
+    torch.testing.assert_close(rows[~rows.isnan()], torch.ones(int((~rows.isnan()).sum())))
+    scores = (inputs.q[0] * 8**-0.5) @ inputs.k[0].repeat_interleave(4 // shape["kv_heads"], 0).mT
+    recomputed = (scores - result["lse"][0, ..., None]).exp()
+    torch.testing.assert_close(recomputed[:, visible], weights[:, visible], rtol=1e-4, atol=2e-5)
+
+
+def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw: Any) -> None:
+    inputs = draw(200, request={"offsets": (0, 7)})
+    result = attend(*inputs)
+    weights = result["pattern"]
+    assert torch.equal(result["offset_mass"][..., 0], weights.diagonal(dim1=-2, dim2=-1))
+    assert torch.equal(
+        result["offset_mass"][..., 7:, 1], weights.diagonal(offset=-7, dim1=-2, dim2=-1)
+    )
+    targets = torch.arange(200).roll(3).view(1, 1, 200, 1).expand(2, 1, 200, 1)
+    request = Request(stats=("target_mass",), targets=targets)
+    gathered = attend(inputs.q, inputs.k, inputs.v, request)["target_mass"][..., 0]
+    expected = weights.gather(3, targets.expand(2, 4, 200, 1))[..., 0]
+    assert torch.equal(gathered, expected)
+
+
+def test_a_constant_key_shifts_only_the_normaliser(draw: Any) -> None:
+    inputs = draw(100)
+    before = attend(*inputs)
+    shift = torch.full((8,), 0.5)
+    after = attend(inputs.q, inputs.k + shift, inputs.v, inputs.request)
+    for name in statistics.names():
+        if name == "lse":
+            moved = before["lse"] + (inputs.q * 8**-0.5) @ shift
+            torch.testing.assert_close(after["lse"], moved, rtol=1e-5, atol=1e-5)
+        else:
+            torch.testing.assert_close(
+                after[name], before[name], rtol=1e-5, atol=2e-5, equal_nan=True
+            )
+
+
+def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
+    inputs = draw(90, 120, causal=False)
+    shuffle = torch.randperm(120, generator=torch.Generator().manual_seed(1))
+    request = Request(stats=("entropy", "lse", "max_weight", "received"))
+    before = attend(inputs.q, inputs.k, inputs.v, request, causal=False)
+    after = attend(
+        inputs.q, inputs.k[:, :, shuffle], inputs.v[:, :, shuffle], request, causal=False
+    )
+    torch.testing.assert_close(after["received"], before["received"][..., shuffle])
+    for name in ("z", "entropy", "lse", "max_weight"):
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.seed("F5")
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_shared_kv_heads_equal_repeated_ones(kv_heads: int, draw: Any) -> None:
+    inputs = draw(150, kv_heads=kv_heads)
+    repeated = [t.repeat_interleave(4 // kv_heads, dim=1) for t in (inputs.k, inputs.v)]
+    shared = attend(*inputs)
+    expanded = attend(inputs.q, *repeated, inputs.request)
+    for name in statistics.names():
+        torch.testing.assert_close(
+            shared[name], expanded[name], rtol=1e-5, atol=1e-5, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 20])
+def test_z_equals_torch(causal: bool, window: int | None, draw: Any) -> None:
+    for queries, keys in ((100, 100), (60, 130)):
+        inputs = draw(queries, keys, value_size=12)
+        mask = visible_mask(queries, keys, causal, window, None)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            inputs.q, inputs.k, inputs.v, attn_mask=mask, enable_gqa=True
+        )
+        expected = expected.masked_fill(~mask.any(dim=1)[:, None], 0.0)
+        z = attend(*inputs, causal=causal, window=window)["z"]
+        torch.testing.assert_close(z, expected, rtol=1e-5, atol=2e-6)

@@ -1,0 +1,216 @@
+"""Every statistic of the registry, in every variant, against the dense float64 oracle."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from headscope.kernels import statistics
+from headscope.kernels.attention import attend
+from headscope.kernels.dense import attend_dense
+from headscope.kernels.engine import PanelEngine
+from headscope.kernels.statistic import EXECUTIONS, MERGES
+from headscope.kernels.visibility import Visibility
+
+LENGTHS = (1, 63, 100, 257)
+
+
+def keep(length: int, *kept: slice) -> Tensor:
+    mask = torch.zeros(len(kept), length, dtype=torch.bool)
+    for row, part in zip(mask, kept, strict=True):
+        row[part] = True
+    return mask
+
+
+def variant(name: str, length: int) -> dict[str, Any]:
+    """Name the arguments of a variant at a length."""
+    half = max(length // 2, 1)
+    late = slice(length // 3, None)
+    variants: dict[str, dict[str, Any]] = {
+        "causal": {},
+        "one head a KV head": {"kv_heads": 4},
+        "one KV head": {"kv_heads": 1},
+        "narrow values": {"value_size": 3},
+        "wide values": {"value_size": 12},
+        "given scale": {"scale": 0.11},
+        "negative scale": {"scale": -0.3},
+        "softcap": {"softcap": 2.0, "sigma": 3.0},
+        "window": {"window": 9},
+        "window of one": {"window": 1},
+        "window longer than a panel": {"window": 150},
+        "bidirectional": {"causal": False},
+        "bidirectional window": {"causal": False, "window": 9},
+        "fewer queries than keys": {"queries": half},
+        "more queries than keys": {"keys": half},
+        "fewer queries in a window": {"queries": half, "window": 20},
+        "cross": {"causal": False, "keys": length + 30},
+        "cross with padded keys": {
+            "causal": False,
+            "keys": length + 30,
+            "key_mask": keep(length + 30, slice(3, None), slice(0, 25)),
+        },
+        "padded left and right": {"key_mask": keep(length, late, slice(0, half))},
+        "padded in a window": {"key_mask": keep(length, late, slice(0, half)), "window": 9},
+        "padded, cached keys": {
+            "queries": half,
+            "key_mask": keep(length, late, slice(0, length - length // 4)),
+        },
+        "holes in the keys": {"key_mask": keep(length, slice(0, None, 3), slice(0, None, 2))},
+        "bidirectional padded": {
+            "causal": False,
+            "key_mask": keep(length, late, slice(0, half)),
+            "query_mask": keep(length, late, slice(0, half)),
+        },
+        "queries left out": {"query_mask": keep(length, late, slice(0, half))},
+        "small ragged tiles": {"request": {"tile": 7, "clip": None, "first": 300}},
+        "tiles of a token": {"request": {"tile": 1}, "window": 70},
+        "tiles longer than a panel": {"request": {"tile": 200}},
+        "sharp": {"sigma": 64.0},
+        "sharp bidirectional": {"sigma": 64.0, "causal": False, "softcap": 900.0},
+        "bfloat16": {"dtype": torch.bfloat16},
+        "float16": {"dtype": torch.float16, "sigma": 8.0},
+    }
+    return {"queries": length, "keys": length, **variants[name]} if name else {"": variants}
+
+
+VARIANTS = tuple(variant("", 100)[""])
+
+
+@pytest.fixture(scope="module")
+def both(draw: Any) -> Any:
+    @cache
+    def run(name: str, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        inputs = draw(**variant(name, length))
+        return attend(*inputs, **inputs.options), attend_dense(*inputs, **inputs.options)
+
+    return run
+
+
+@pytest.mark.seed("F1", "F5", "F6")
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("statistic", statistics.names())
+def test_panels_agree_with_dense_float64(statistic: str, name: str, both: Any, agree: Any) -> None:
+    for length in LENGTHS:
+        panels, dense = both(name, length)
+        logit = max(dense["lse"][dense["lse"].isfinite()].abs().max().item(), 1.0)
+        agree(statistic, panels[statistic], dense[statistic], logit=logit)
+
+
+@pytest.mark.parametrize("statistic", statistics.names())
+def test_declaration_is_complete(statistic: str) -> None:
+    declared = statistics.load(statistic)
+    assert declared.name == statistic
+    assert declared.merge in MERGES
+    assert declared.execution in EXECUTIONS
+    assert declared.units
+    assert declared.formula
+    assert declared.source
+    assert 0 < len(declared.title) < 80
+    assert "query" not in declared.dims[1:], "query comes first among the dims"
+    assert declared.low is None or declared.high is None or declared.low < declared.high
+
+
+@pytest.mark.parametrize("statistic", statistics.names())
+def test_values_stay_inside_the_declared_range(statistic: str, both: Any) -> None:
+    declared = statistics.load(statistic)
+    for name in VARIANTS:
+        values = both(name, 100)[0][statistic]
+        values = values[values.isfinite()]
+        if declared.low is not None:
+            assert values.min() >= declared.low - 1e-6
+        if declared.high is not None:
+            assert values.max() <= declared.high + 1e-6
+
+
+def one_too_far(self: Visibility) -> Tensor:
+    return (self.positions + 2).clamp(0, self.keys)
+
+
+def one_too_near(self: Visibility) -> Tensor:
+    return self.positions.clamp(0, self.keys)
+
+
+def one_too_wide(self: Visibility) -> Tensor:
+    return (self.positions - self.window).clamp(0, self.keys)
+
+
+def every_query(self: Visibility) -> Tensor:
+    return torch.ones(len(self.key_mask), self.queries, dtype=torch.bool)
+
+
+def no_shift(self: Visibility) -> int:
+    return 0
+
+
+MUTANTS = {
+    "a query sees the next key": ("high", one_too_far, "causal"),
+    "a query misses its own key": ("high", one_too_near, "causal"),
+    "the window is one key too wide": ("low", one_too_wide, "window"),
+    "padded queries count": ("alive", every_query, "padded left and right"),
+    "cached keys are forgotten": ("shift", no_shift, "fewer queries than keys"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_mask_is_noticed(
+    mutant: str, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attribute, wrong, name = MUTANTS[mutant]
+    inputs = draw(**variant(name, 63))
+    dense = attend_dense(*inputs, **inputs.options)
+    monkeypatch.setattr(Visibility, attribute, property(wrong))
+    panels = attend(*inputs, **inputs.options)
+    for statistic in ("z", "entropy", "distance", "pooled_mean"):
+        with pytest.raises(AssertionError):
+            agree(statistic, panels[statistic], dense[statistic])
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "padded left and right", "one KV head"])
+def test_the_cut_into_panels_does_not_matter(
+    name: str, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(**variant(name, 257))
+    dense = attend_dense(*inputs, **inputs.options)
+    cuts = set()
+    for rows, elements in ((32, 1), (257, 1 << 30), (48, 60_000), (16, 12_000)):
+        monkeypatch.setattr("headscope.kernels.engine.ROWS", rows)
+        monkeypatch.setattr("headscope.kernels.engine.PANEL_ELEMENTS", elements)
+        seen = []
+        parts = PanelEngine.parts
+        monkeypatch.setattr(
+            PanelEngine, "parts", lambda self, parts=parts, seen=seen: seen.append(0) or parts(self)
+        )
+        panels = attend(*inputs, **inputs.options)
+        monkeypatch.setattr(PanelEngine, "parts", parts)
+        cuts.add(rows)
+        for statistic in statistics.names():
+            agree(statistic, panels[statistic], dense[statistic])
+    assert len(cuts) == 4
+
+
+NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""
+
+from headscope.kernels.statistic import Statistic
+
+STATISTIC = Statistic(
+    name="square_sum", dims=("query",), merge="average", units="share", low=0.0, high=1.0,
+    scale="sequential", formula="Σ_j P_ij²", source="a test", execution="E3", doc=__doc__,
+    panel=lambda panel: panel.weights.square().sum(dim=-1),
+    dense=lambda whole: whole.weights.norm(dim=-1).square(),
+)
+'''
+
+
+def test_a_statistic_is_one_new_file(
+    tmp_path: Any, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "square_sum.py").write_text(NEW_STATISTIC)
+    monkeypatch.setattr(statistics, "__path__", [*statistics.__path__, str(tmp_path)])
+    assert "square_sum" in statistics.names()
+    inputs = draw(100)
+    assert "square_sum" in inputs.request.stats
+    agree("square_sum", attend(*inputs)["square_sum"], attend_dense(*inputs)["square_sum"])
