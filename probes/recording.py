@@ -58,6 +58,7 @@ class Recording:
         keys: list[list[rules.Keys]] = []
         if "target_mass" in self.stats:
             self.names, keys = rules.collect(self.targets, self.prompts)
+        self._request(None)  # refuses bad options before anything is allocated
         self._allocate()
         done, total = 0, len(self.prompts.ids)
         with torch.no_grad():
@@ -104,17 +105,24 @@ class Recording:
         self.layout[name] = dims
         self.arrays[name] = np.full([sizes[dim] for dim in dims], np.nan, dtype=np.float32)
 
-    def _record_batch(
-        self, rows: Sequence[int], ids: Tensor, packed: npt.NDArray[np.int64] | None
-    ) -> None:
-        request = Request(
-            stats=self.stats,
+    def _request(self, packed: npt.NDArray[np.int64] | None) -> Request:
+        if packed is None:
+            stats = tuple(name for name in self.stats if name != "target_mass")
+        else:
+            stats = self.stats
+        return Request(
+            stats=stats,
             first=self.first,
             offsets=self.offsets,
             targets=None if packed is None else torch.from_numpy(packed).to(self.model.device),
             tile=self.tile,
             clip=self.clip,
         )
+
+    def _record_batch(
+        self, rows: Sequence[int], ids: Tensor, packed: npt.NDArray[np.int64] | None
+    ) -> None:
+        request = self._request(packed)
 
         def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
             for name in self.stats:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -18,6 +19,7 @@ from transformers.utils import logging
 from headscope.kernels.refusal import Refused
 
 BUNDLED = "headscope/bundled"
+HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
 # Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
 WHOLE = 1 << 20
 
@@ -55,7 +57,7 @@ def fetch(
                 local_files_only=local,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise Refused(f"model: {name!r} does not load: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
@@ -68,7 +70,11 @@ def fetch(
 
 def fetch_tokenizer(place: str | os.PathLike[str], required: bool = True) -> Any:
     """Load a tokenizer from a folder or the hub; None where a model brings none."""
+    if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
+        raise Refused(f"tokenizer: there is no folder {place}")
     local = Path(place).is_dir() or _cached(str(place))
+    if not local:
+        _reach(str(place), "tokenizer")
     try:
         with _quiet():
             return AutoTokenizer.from_pretrained(
@@ -119,7 +125,7 @@ def _locate(source: str | os.PathLike[str]) -> tuple[str, str]:
         if not (folder / "config.json").is_file():
             raise Refused(f"model: the folder {name} holds no config.json, so no model")
         return str(folder), name
-    if not isinstance(source, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+    if not isinstance(source, str) or not re.fullmatch(HUB, name):
         raise Refused(f"model: there is no folder {name}")
     return name, name
 
@@ -130,20 +136,19 @@ def _cached(name: str) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
-def _reach(name: str) -> None:
+def _reach(name: str, field: str = "model") -> None:
     """Ask the hub once, shortly: the loaders would try again for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    missing = f"model: {name!r} is no folder, is not in the local cache, and"
+    missing = f"{field}: {name!r} is no folder, is not in the local cache, and"
     try:
         HfApi().model_info(name, timeout=5)
     except RepositoryNotFoundError as error:
         raise Refused(f"{missing} the hub has no model of that name") from error
     except Exception as error:
         raise Refused(
-            f"{missing} the hub cannot be reached; give a folder saved with save_pretrained, or "
-            f"{BUNDLED!r}"
+            f"{missing} the hub cannot be reached; give a folder saved with save_pretrained"
         ) from error
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate
@@ -160,7 +161,7 @@ def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
         def describe(self) -> dict[str, object]:
             return {}
 
-    with pytest.raises(RuntimeError, match="broken edit"):
+    with pytest.raises(RuntimeError, match=r"broken edit"):
         capture(model, [ids(5)], edits=(Broken(),))
     assert snapshot(bridge) == before
 

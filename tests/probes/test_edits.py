@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate, Gate, Replace
@@ -144,7 +145,7 @@ def test_logits_with_gradients_equal_logits_without(tiny: Any, ids: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("edit", "words"),
+    ("edit", "start"),
     [
         (Ablate(heads=((2, 0),)), "Ablate.heads: no layer 2; the model has layers 0 to 1"),
         (Ablate(heads=((0, 4),)), "Ablate.heads: no head 4; every layer has heads 0 to 3"),
@@ -158,9 +159,9 @@ def test_logits_with_gradients_equal_logits_without(tiny: Any, ids: Any) -> None
         ),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(edit: Any, words: str, tiny: Any) -> None:
+def test_edits_that_do_not_fit_are_refused(edit: Any, start: str, tiny: Any) -> None:
     model = load_model(tiny("llama"))
     with pytest.raises(Refused) as caught:
         capture(model, [[1, 2, 3]], edits=(edit,))
-    assert words in str(caught.value)
+    assert start in str(caught.value)
     assert "\n" not in str(caught.value)

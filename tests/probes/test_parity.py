@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
 from headscope.probes.forward import logits

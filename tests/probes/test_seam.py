@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
+
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 from headscope.probes.forward import Reader, logits, run
 from headscope.probes.seam import NAME, installed
-from transformers import AttentionInterface
 
 
 def fail(call: Any) -> torch.Tensor:
@@ -40,7 +41,7 @@ def test_the_model_is_restored_after_an_error(tiny: Any, ids: Any) -> None:
     module = tiny("llama").train()
     model = load_model(module)
     with (
-        pytest.raises(RuntimeError, match="broken receiver"),
+        pytest.raises(RuntimeError, match=r"broken receiver"),
         installed(model, fail),
     ):
         module(torch.tensor([ids(5)]))
@@ -60,7 +61,7 @@ def test_an_eager_model_stays_eager(tiny: Any, ids: Any) -> None:
 def test_our_attention_refuses_to_run_outside_a_capture(tiny: Any, ids: Any) -> None:
     module = tiny("llama")
     module.set_attn_implementation(NAME)
-    with pytest.raises(Refused, match="^attention: .* outside a capture"):
+    with pytest.raises(Refused, match=r"^attention: .* outside a capture"):
         module(torch.tensor([ids(5)]))
 
 
@@ -100,20 +101,20 @@ def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "mask", "words"),
+    ("fields", "mask", "start"),
     [
         ({"dropout": 0.1}, None, "dropout: "),
         ({}, torch.zeros(1, 1, 3, 3), "attention_mask: "),
     ],
 )
 def test_dropout_and_dense_masks_are_refused(
-    fields: dict[str, Any], mask: Any, words: str, tiny: Any
+    fields: dict[str, Any], mask: Any, start: str, tiny: Any
 ) -> None:
     layer = tiny("llama").model.layers[0].self_attn
     tensors = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
     attention = AttentionInterface()[NAME]
     with (
-        pytest.raises(Refused, match=f"^{words}"),
+        pytest.raises(Refused, match=rf"^{start}"),
         installed(load_model(tiny("llama")), fail),
     ):
         attention(layer, *tensors, mask, **fields)
@@ -146,7 +147,7 @@ def test_a_layer_that_forgets_its_window_is_refused(tiny: Any, ids: Any) -> None
 
     AttentionInterface.register(NAME, forgetful)
     try:
-        with pytest.raises(Refused, match="^sliding_window: layer 0 says causal=True, window=None"):
+        with pytest.raises(Refused, match=r"^sliding_window: layer 0 says .* window=None"):
             capture(model, [ids(20)])
     finally:
         AttentionInterface.register(NAME, known)
@@ -168,7 +169,7 @@ def test_results_that_are_not_numbers_are_refused(tiny: Any, ids: Any) -> None:
     prompt = torch.tensor([ids(5)])
     with torch.no_grad():
         for work in (lambda: capture(model, [ids(5)]), lambda: logits(model, prompt)):
-            with pytest.raises(Refused, match="^model: .* NaN or infinite"):
+            with pytest.raises(Refused, match=r"^model: .* NaN or infinite"):
                 work()
 
 
@@ -178,6 +179,6 @@ def test_run_checks_edits_before_the_model(tiny: Any, ids: Any) -> None:
 
     model = load_model(tiny("llama"))
     reader = Reader(Request(stats=()), (Ablate(((9, 9),)),))
-    with pytest.raises(Refused, match="^Ablate.heads: no layer 9"):
+    with pytest.raises(Refused, match=r"^Ablate.heads: no layer 9"):
         run(model, torch.tensor([ids(5)]), reader, head=False)
     assert reader.layers == []

@@ -1,0 +1,65 @@
+"""A window of one head's pattern, recomputed, against the engine's whole pattern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headscope.kernels.refusal import Refused
+from headscope.probes import capture, load_model, pattern
+
+FAMILIES = ["llama", "gpt2", "mistral", "gemma2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_equal_the_weights_of_eager_attention(
+    family: str, tiny: Any, ids: Any, eager: Any
+) -> None:
+    module = tiny(family)
+    prompts = [ids(9), ids(31, seed=1)]
+    found = capture(load_model(module), prompts, stats=("lse",), keep=("q", "k"))
+    for row, prompt in enumerate(prompts):
+        weights, _, _ = eager(module, prompt)
+        for layer in range(2):
+            for head in range(4):
+                one = pattern(found, layer, head, prompt=row)
+                assert one.shape == (len(prompt), len(prompt))
+                np.testing.assert_allclose(one, weights[layer][head], rtol=0, atol=5e-5)
+    window = pattern(found, 1, 2, prompt=1, queries=slice(20, 25), keys=slice(3, None, 4))
+    np.testing.assert_allclose(window, weights[1][2][20:25, 3::4], rtol=0, atol=5e-5)
+    assert window["query"].values.tolist() == [20, 21, 22, 23, 24]
+    assert window["key"].values.tolist() == [3, 7, 11, 15, 19, 23, 27]
+    assert window["key_token"].values.tolist() == [str(prompts[1][at]) for at in range(3, 31, 4)]
+
+
+def test_a_head_is_found_by_its_label(tiny: Any, ids: Any) -> None:
+    found = capture(load_model(tiny("llama")), [ids(9)], stats=("lse",), keep=("q", "k"))
+    part = found.isel(layer=[1], head=[3, 2])
+    assert pattern(part, 1, 3).identical(pattern(found, 1, 3))
+    with pytest.raises(Refused, match=r"^layer: no 0 in this capture; it has 1 to 1"):
+        pattern(part, 0, 3)
+    with pytest.raises(Refused, match=r"^head: no 0 in this capture; it has 2 to 3"):
+        pattern(part, 1, 0)
+
+
+def test_what_is_missing_is_named(tiny: Any, ids: Any) -> None:
+    model = load_model(tiny("llama"))
+    whole = capture(model, [ids(9)], stats=("lse",), keep=("q", "k"))
+    for name in ("q", "k", "lse"):
+        with pytest.raises(Refused, match=rf"^capture: no {name}; a pattern needs capture"):
+            pattern(whole.drop_vars(name), 0, 0)
+    with pytest.raises(Refused, match=r"^prompt: no 1; the capture has 0 to 0"):
+        pattern(whole, 0, 0, prompt=1)
+    with pytest.raises(Refused, match=r"^queries: slice\(9, None, None\) holds no position"):
+        pattern(whole, 0, 0, queries=slice(9, None))
+
+
+def test_a_window_of_many_weights_is_refused(tiny: Any) -> None:
+    model = load_model(tiny("llama", max_position_embeddings=4096))
+    found = capture(model, [[1] * 2100], stats=("lse",), keep=("q", "k"))
+    with pytest.raises(Refused, match=r"^queries, keys: 2100 × 2100 weights"):
+        pattern(found, 0, 0)
+    row = pattern(found, 0, 0, queries=slice(2099, None))
+    np.testing.assert_allclose(row.sum(), 1, atol=1e-4)

@@ -1,0 +1,124 @@
+"""The bundled model at 1024 tokens: every statistic against eager attention, memory linear."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from headscope.kernels import statistics
+from headscope.probes import capture, load_model
+from headscope.probes.model import Model
+
+OPTIONS: dict[str, Any] = {"first": 4, "offsets": (0, 1, 2), "tile": 16, "clip": 200}
+
+
+@pytest.mark.seed("P3")
+def test_1024_tokens_agree_with_eager_attention(
+    bundled: Model, ids: Any, eager: Any, recompute: Any
+) -> None:
+    # Half of the prompt repeats the other half, so that induction has something to find.
+    half = ids(511, vocabulary=bundled.vocabulary)
+    prompt = [bundled.tokenizer.bos_token_id, *half, *half, half[0]]
+    found = capture(
+        bundled,
+        [prompt],
+        stats=statistics.names(),
+        keep=("q", "k"),
+        targets=("duplicate", "induction"),
+        **OPTIONS,
+    )
+    assert found.sizes["query"] == 1024
+    weights, mixed, _ = eager(bundled.module, prompt)
+    for layer in range(bundled.layers):
+        one = found.isel(prompt=0, layer=layer)
+        for name in sorted(set(statistics.names()) - {"z", "lse"}):
+            expected = recompute(weights[layer], name, prompt, None, **OPTIONS)
+            # Distances reach 200 tokens, variances 200² / 4: what float32 weights leave open is
+            # a share of that reach, so these two agree to 5e-6 of it.
+            reach = {"distance": 200, "distance_variance": 200**2 / 4}.get(name)
+            allowed = 5e-6 * reach if reach else 5e-5
+            np.testing.assert_allclose(
+                one[name], expected, rtol=0, atol=allowed, err_msg=f"{name} L{layer}"
+            )
+        z = one["z"].transpose("query", "head", "size").values.reshape(1024, -1)
+        np.testing.assert_allclose(z, mixed[layer], rtol=0, atol=5e-5)
+        group = one["kv_group"].values
+        query, key = one["q"].values.astype(float), one["k"].values.astype(float)[group]
+        best = weights[layer].argmax(-1)
+        scores = np.einsum("hqd,hqd->hq", query, np.take_along_axis(key, best[..., None], 1))
+        lse = scores * float(one["logit_scale"]) - np.log(weights[layer].max(-1))
+        np.testing.assert_allclose(one["lse"], lse, rtol=0, atol=5e-5)
+
+
+class Meter(TorchDispatchMode):
+    """Count the bytes of every tensor alive, and the elements of the largest one made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, list[int]] = {}
+        self.now = self.peak = self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(one, torch.Tensor):
+                self.count(one)
+        return result
+
+    def count(self, tensor: torch.Tensor) -> None:
+        self.largest = max(self.largest, tensor.numel())
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        entry = self.alive.setdefault(place, [0, storage.nbytes()])
+        if entry[0] == 0:
+            self.now += entry[1]
+            self.peak = max(self.peak, self.now)
+        entry[0] += 1
+        weakref.finalize(tensor, self.release, place)
+
+    def release(self, place: int) -> None:
+        entry = self.alive[place]
+        entry[0] -= 1
+        if entry[0] == 0:
+            self.now -= entry[1]
+            del self.alive[place]
+
+
+def measured(model: Model, length: int) -> Meter:
+    stats = tuple(name for name in statistics.names() if name not in ("pattern", "z"))
+    with Meter() as meter:
+        capture(model, [[2 + at % 50 for at in range(length)]], stats=stats)
+    return meter
+
+
+@pytest.mark.seed("P3")
+def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
+    half, full = measured(bundled, 512), measured(bundled, 1024)
+    assert full.peak < 2.2 * half.peak
+    assert full.largest <= 2.2 * half.largest
+    # The maps of one layer have 8 × N × N elements.
+    assert full.largest < 8 * 1024 * 1024 / 4
+
+
+@pytest.mark.seed("P3")
+def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny: Any) -> None:
+    model = load_model(tiny("llama", max_position_embeddings=4096))
+    half, full = measured(model, 2048), measured(model, 4096)
+    assert full.peak < 2.2 * half.peak
+    assert full.largest <= 2.2 * half.largest
+    assert full.largest < 4096 * 4096 / 8  # an eighth of one head's map
+
+
+def test_the_meter_sees_a_map() -> None:
+    with Meter() as meter:
+        query = torch.randn(300, 8)
+        weights = (query @ query.T).softmax(-1)
+        del weights
+    assert meter.largest == 300 * 300
+    assert meter.peak >= 2 * 4 * 300 * 300
+    assert meter.now < meter.peak / 2
