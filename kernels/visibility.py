@@ -155,7 +155,7 @@ class Block:
 
     queries: slice
     keys: slice
-    ends: tuple[tuple[slice, Bool[Tensor, "query column"]], ...]
+    ends: tuple[tuple[slice, Bool[Tensor, "query _"]], ...]
 
 
 def _count_before(mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length+1"]:

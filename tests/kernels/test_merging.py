@@ -1,0 +1,82 @@
+"""Each statistic merges from parts as it declares: split and merged equals one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from headscope.kernels import statistics
+from headscope.kernels.attention import attend
+from headscope.kernels.statistic import MERGES
+
+Results = dict[str, Tensor]
+
+
+def merge(name: str, parts: list[Results], whole: Results) -> Tensor:
+    """Combine key splits by the declared rule, as its sentence in ``MERGES`` says."""
+    rule = statistics.load(name).merge
+    values = torch.stack([part[name] for part in parts])
+    lse = torch.stack([part["lse"] for part in parts])
+    if rule == "logsumexp":
+        return torch.logsumexp(values, dim=0)
+    weight = (lse - whole["lse"]).exp()
+    if rule == "entropy":
+        return torch.nansum(weight * values - torch.xlogy(weight, weight), dim=0)
+    if rule == "maximum":
+        return (weight * values).nan_to_num().amax(dim=0)
+    if rule == "variance":
+        mean = torch.stack([part["distance"] for part in parts])
+        spread = values + (mean - whole["distance"]).square()
+        return torch.nansum(weight * spread, dim=0)
+    assert rule in ("average", "join")
+    return torch.nansum(weight.view(*weight.shape, *[1] * (values.ndim - 4)) * values, dim=0)
+
+
+# A mask that hides the first key makes another key the first, so first_mass cannot be cut by masks;
+# column statistics need the final normaliser before they add up.
+SPLIT = [n for n in statistics.names() if statistics.load(n).merge != "sum" and n != "first_mass"]
+
+
+@pytest.mark.seed("F3")
+@pytest.mark.parametrize("name", SPLIT)
+def test_key_splits_merge(name: str, draw: Any) -> None:
+    length = 140
+    inputs = draw(length, sigma=2.0)
+    real = torch.ones(2, length, dtype=torch.bool)
+    near = torch.arange(length).expand(2, length) % 5 < 2
+    whole = attend(*inputs)
+    parts = [attend(*inputs, key_mask=mask, query_mask=real) for mask in (near, ~near)]
+    merged = merge(name, parts, whole)
+    # No part says more than "no such key" where the whole says so.
+    expected = whole[name].nan_to_num() if name in ("offset_mass", "target_mass") else whole[name]
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.seed("F3")
+@pytest.mark.parametrize("name", statistics.names())
+def test_query_splits_merge(name: str, draw: Any) -> None:
+    length, cut = 140, 64
+    inputs = draw(length, request={"offsets": (0,)})
+    whole = attend(*inputs)
+    early = torch.arange(length).expand(2, length) < cut
+    parts = [attend(*inputs, query_mask=mask) for mask in (early, ~early)]
+    rule = statistics.load(name).merge
+    assert rule in MERGES
+    if rule != "sum":
+        first, second = (part[name] for part in parts)
+        joined = torch.cat((first[:, :, :cut], second[:, :, cut:]), dim=2)
+        assert torch.equal(joined.nan_to_num(), whole[name].nan_to_num())
+        return
+    # Means over queries: weight each part by the number of its queries.
+    key = torch.arange(length)
+    if name == "received":
+        counts = [(cut - key).clamp_min(0), length - key.clamp_min(cut)]
+    else:
+        tile = torch.arange(9)
+        counts = [(tile < 4).float()[:, None], (tile >= 4).float()[:, None]]
+    total = sum(part[name].nan_to_num() * count for part, count in zip(parts, counts, strict=True))
+    merged = total / sum(counts)
+    torch.testing.assert_close(merged, whole[name], rtol=1e-5, atol=1e-6)
