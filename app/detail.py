@@ -1,0 +1,121 @@
+"""Detail: one head, its scores with ranks, and its attention on the tokens of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from headscope import viz
+from headscope.app import loading
+from headscope.app.scores import Score
+from headscope.kernels.refusal import Refused
+from headscope.viz._labels import amount, visible
+
+
+def scores(found: Mapping[str, Score], layer: int, head: int) -> None:
+    """Show every score of a head with its rank and interval, the causal ones first."""
+    groups = {
+        "What happens without it (causal)": [each for each in found.values() if each.is_causal],
+        "What it looks like (correlational)": [
+            each for each in found.values() if not each.is_causal
+        ],
+    }
+    for title, members in groups.items():
+        st.markdown(f"**{title}**")
+        if not members:
+            st.info("None in this run; `headscope analyze RUN importance` measures them.")
+            continue
+        st.dataframe(
+            _rows(members, layer, head),
+            hide_index=True,
+            column_config={
+                "score": st.column_config.TextColumn("score", width="medium"),
+                "definition": st.column_config.TextColumn("definition", width="large"),
+            },
+        )
+
+
+def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
+    rows = []
+    for each in members:
+        value = float(each.array[layer, head])
+        known = int(np.isfinite(each.array.values).sum())
+        interval = ""
+        if each.lower is not None and each.upper is not None and np.isfinite(value):
+            low, high = (float(side[layer, head]) for side in (each.lower, each.upper))
+            interval = f"{amount(low)} to {amount(high)}"
+        rank = each.ranks()[layer, head]
+        rows.append(
+            {
+                "score": each.title,
+                "value": amount(value),
+                "units": str(each.array.attrs.get("units", "")),
+                "95 % interval": interval,
+                "rank": f"{_ordinal(int(rank))} of {known}" if np.isfinite(value) else "",
+                "definition": each.tooltip,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _ordinal(number: int) -> str:
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    end = "th" if number % 100 in (11, 12, 13) else ends.get(number % 10, "th")
+    return f"{number}{end}"
+
+
+def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int, name: str) -> None:
+    """Draw a head's attention on a prompt of the run, or on the user's own text."""
+    try:
+        ids = _tokens(path, version, capture)
+        array = loading.weights(path, version, ids, layer, head)
+        words = loading.model(path, version).words(ids)
+    except Refused as refusal:
+        st.error(str(refusal), icon=":material/error:")
+        return
+    array = array.assign_coords(token=("query", words))
+    st.plotly_chart(
+        viz.choose(array).figure(array),
+        key="pattern_chart",
+        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
+        alt=f"Attention weights of L{layer}H{head}: query tokens down, key tokens across.",
+    )
+    labels = [f"{at}: {visible(word)}" for at, word in enumerate(words)]
+    query = st.select_slider(
+        "One query token: where it looks",
+        range(len(words)),
+        len(words) - 1,
+        format_func=lambda at: labels[at],
+        key=f"token_{len(words)}",
+    )
+    row = array.isel(query=query, drop=True).assign_coords(token=("key", words))
+    row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
+    st.plotly_chart(viz.choose(row).figure(row), key="row_chart", config={"displaylogo": False})
+
+
+def _tokens(path: str, version: str, capture: xr.Dataset) -> tuple[int, ...]:
+    """Return the ids of the prompt in view: the user's own text, or one of the run."""
+    text = st.text_area(
+        "Your own text (instead of a prompt of the run)", key="text", bind="query-params",
+        placeholder="empty: the prompt chosen below is shown", height=68,
+    )  # fmt: skip
+    count = capture.sizes["prompt"]
+    number = st.selectbox(
+        "Prompt of the run", range(count), key="prompt", bind="query-params",
+        format_func=lambda at: _start(capture, at), disabled=bool(text and text.strip()),
+    )  # fmt: skip
+    if text and text.strip():
+        return loading.read_text(path, version, text)
+    length = int(capture["length"][number])
+    loading.check_length(length)
+    return tuple(int(one) for one in capture["token_id"].values[number, :length])
+
+
+def _start(capture: xr.Dataset, at: int) -> str:
+    length = int(capture["length"][at])
+    words = " ".join(str(word).strip() for word in capture["token"].values[at, 1 : min(length, 16)])
+    return f"{at}: {words}{' …' if length > 16 else ''} ({length} tokens)"

@@ -1,0 +1,110 @@
+"""Loading: what the dashboard reads from disk and computes, each once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from headscope.probes.model import Model
+    from headscope.probes.run import Run
+
+# Set by tests, which have no command line of their own.
+VARIABLE = "HEADSCOPE_RUN"
+# Longest text whose whole map is drawn; a longer one would only be seen coarsened.
+LONGEST = 512
+
+
+def folder() -> Path | None:
+    """Return the run folder that the dashboard was started with."""
+    given = sys.argv[1:2] or [os.environ.get(VARIABLE, "")]
+    return Path(given[0]) if given[0] else None
+
+
+def neighbours(path: Path) -> dict[str, Path]:
+    """List the runs in the same folder, by name; the given one is always among them."""
+    found = {one.parent.name: one.parent for one in sorted(path.parent.glob("*/manifest.json"))}
+    return {path.name: path, **found}
+
+
+def stamp(path: Path) -> str:
+    """Return a key that changes when a run or one of its results does."""
+    files = [path / "manifest.json", *sorted((path / "results").glob("*.safetensors"))]
+    return "|".join(f"{file.name}:{file.stat().st_mtime_ns}" for file in files if file.exists())
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the run …")
+def read(path: str, version: str) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
+    """Read a run, its capture and its results; ``version`` is its stamp. Read-only."""
+    from headscope.probes import run
+
+    opened = run.open(path)
+    return opened, opened.capture, opened.results()
+
+
+@st.cache_resource(max_entries=1, show_spinner="Loading the model …")
+def model(path: str, version: str) -> Model:
+    """Load the model of a run."""
+    from headscope.app.job import open_model
+
+    return open_model(read(path, version)[0])
+
+
+@st.cache_data(max_entries=64, show_spinner="Computing the pattern …")
+def weights(path: str, version: str, ids: tuple[int, ...], layer: int, head: int) -> xr.DataArray:
+    """Compute the attention weights of one head on some tokens, dims query and key."""
+    from headscope.probes import pattern
+
+    return pattern(_kept(path, version, ids), layer, head).assign_attrs(
+        long_name=f"Attention of L{layer}H{head}",
+        units="share",
+        scale="sequential",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
+def _kept(path: str, version: str, ids: tuple[int, ...]) -> xr.Dataset:
+    """Capture queries and keys of all heads once, so that moving between heads is quick."""
+    from headscope.probes import capture
+
+    return capture(model(path, version), [list(ids)], stats=("lse",), keep=("q", "k"))
+
+
+def read_text(path: str, version: str, text: str) -> tuple[int, ...]:
+    """Turn the user's own text into token ids.
+
+    Raises
+    ------
+    Refused
+        For an empty text, words that the tokenizer does not know, or a text too long to draw.
+    """
+    known = model(path, version)
+    if not text.strip():
+        raise Refused("text: it is empty; write a few words")
+    ids = known.encode(text)
+    unknown = known.tokenizer.unk_token_id
+    if unknown is not None and unknown in ids:
+        strange = [word for word in dict.fromkeys(text.split()) if unknown in known.encode(word)]
+        raise Refused(
+            f"text: the model's vocabulary lacks {', '.join(map(repr, strange[:8]))}; "
+            "the prompts of the run show words that it knows"
+        )
+    check_length(len(ids))
+    known.check_lengths([len(ids)])
+    return tuple(ids)
+
+
+def check_length(length: int) -> None:
+    """Refuse a text whose map is too large to draw whole."""
+    if length > LONGEST:
+        raise Refused(f"text: {length} tokens, and the map is drawn up to {LONGEST}; shorten it")

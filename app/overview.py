@@ -1,0 +1,109 @@
+"""Overview: all heads at once, as a grid, a scatter or a table; click one to pick it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from headscope import viz
+from headscope.app import selection
+from headscope.app.scores import Score
+
+VIEWS = ("grid", "scatter", "table")
+
+
+def draw(scores: Mapping[str, Score], chosen: Score, name: str) -> None:
+    """Draw every head by the chosen score, in the view that the user picked.
+
+    Parameters
+    ----------
+    scores
+        Every score of the run.
+    chosen
+        The score that colours the heads.
+    name
+        Start of the file names of downloads.
+    """
+    view = st.segmented_control(
+        "View", VIEWS, default="grid", key="view", bind="query-params", required=True,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    at = int(st.session_state["layer"]), int(st.session_state["head"])
+    if view == "scatter":
+        other = st.selectbox(
+            "against", list(scores), format_func=lambda key: scores[key].title, key="against"
+        )
+        _clickable(_scatter(chosen, scores[other], at), "scatter_chart", f"{name}-{chosen.key}")
+    elif view == "table":
+        st.dataframe(table(scores), hide_index=True, height=420)
+    else:
+        figure = viz.choose(chosen.array).figure(
+            chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at
+        )
+        _clickable(figure, "grid_chart", f"{name}-{chosen.key}")
+    st.caption(chosen.tooltip)
+
+
+def table(scores: Mapping[str, Score]) -> pd.DataFrame:
+    """Return one row a head and one column a score."""
+    first = next(iter(scores.values())).array
+    rows = [
+        {
+            "head": f"L{layer}H{head}",
+            **{key: float(score.array[row, column]) for key, score in scores.items()},
+        }
+        for row, layer in enumerate(first["layer"].values)
+        for column, head in enumerate(first["head"].values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _clickable(figure: Any, key: str, name: str) -> None:
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=lambda: selection.pick(key),
+        selection_mode="points",
+        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
+        alt="Every head of the model by the chosen score; the table view shows the same numbers.",
+    )
+
+
+def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
+    rows, columns = np.indices(across.array.shape)
+    labels = [
+        f"L{across.array['layer'].values[row]}H{across.array['head'].values[column]}"
+        for row, column in zip(rows.ravel(), columns.ravel(), strict=True)
+    ]
+    here = (rows.ravel() == at[0]) & (columns.ravel() == at[1])
+    figure = go.Figure(
+        go.Scatter(
+            x=across.array.values.ravel(),
+            y=up.array.values.ravel(),
+            mode="markers+text",
+            text=labels,
+            textposition="top center",
+            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1),
+            marker={
+                "size": np.where(here, 16, 9),
+                "symbol": np.where(here, "diamond", "circle"),
+                "color": rows.ravel(),
+                "colorscale": "Viridis",
+                "colorbar": {"title": {"text": "layer", "side": "right"}, "thickness": 14},
+            },
+            hovertemplate="<b>%{text}</b><br>%{x:.3f}, %{y:.3f}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        xaxis_title=f"{across.title} ({across.array.attrs.get('units', '')})",
+        yaxis_title=f"{up.title} ({up.array.attrs.get('units', '')})",
+        clickmode="event+select",
+        height=440,
+        margin={"l": 60, "r": 10, "t": 20, "b": 50},
+    )
+    return figure

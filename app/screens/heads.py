@@ -1,0 +1,130 @@
+"""Heads: every head of a run by any score, and one head in full."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import streamlit as st
+import xarray as xr
+
+from headscope.app import detail, loading, overview, selection
+from headscope.app.scores import Score, collect
+from headscope.kernels.refusal import Refused
+
+
+def draw() -> None:
+    """Draw the screen for the run that the link names."""
+    given = loading.folder()
+    if given is None or not (given / "manifest.json").exists():
+        st.title("headscope")
+        st.info(
+            "There is no run here. `headscope demo` makes one on the bundled model; "
+            "`headscope capture MODEL --prompts FILE --out RUN` makes one of yours. "
+            "Then `headscope app RUN` opens it."
+        )
+        return
+    path = _run(given)
+    version = loading.stamp(path)
+    try:
+        run, capture, results = loading.read(str(path), version)
+    except Refused as refusal:
+        st.error(str(refusal), icon=":material/error:")
+        return
+    scores = collect(results)
+    if not scores:
+        st.info(f"{path.name} has no scores of heads yet: `headscope analyze {path}` makes them.")
+        return
+    shape = next(iter(scores.values())).array.shape
+    with st.sidebar:
+        chosen = _controls(scores, shape)
+        _about(run.manifest, results)
+    selection.tell()
+    layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
+    name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
+    left, right = st.columns([5, 6], gap="large")
+    with left:
+        st.subheader(f"{shape[0]} layers × {shape[1]} heads by {chosen.title.lower()}")
+        overview.draw(scores, chosen, name)
+        _downloads(scores, results, name)
+    with right:
+        st.subheader(f"L{layer}H{head}")
+        detail.scores(scores, layer, head)
+        detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")
+        _share(path, layer, head)
+
+
+def _run(given: Path) -> Path:
+    runs = loading.neighbours(given)
+    names = list(runs)
+    selection.complain("run", names)
+    chosen = st.sidebar.selectbox(
+        "Run", names, index=names.index(given.name), key="run", bind="query-params"
+    )
+    return runs[chosen]
+
+
+def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
+    layers, heads = shape
+    selection.complain("by", list(scores))
+    selection.complain("view", overview.VIEWS)
+    by = st.selectbox(
+        "Score", list(scores), key="by", bind="query-params",
+        format_func=lambda key: f"{scores[key].title} ({key.split('.')[0]})",
+        help="Colours the heads. The definition stands below the grid.",
+    )  # fmt: skip
+    for name, size in (("layer", layers), ("head", heads)):
+        selection.complain(name, range(size))
+        st.selectbox(name.capitalize(), range(size), key=name, bind="query-params")
+    st.caption("Arrow keys move between heads; a click in the grid picks one.")
+    columns = st.columns(4)
+    icons = {"Left": "back", "Right": "forward", "Up": "upward", "Down": "downward"}
+    for column, (key, by_step) in zip(columns, selection.MOVES.items(), strict=True):
+        column.button(
+            f":material/arrow_{icons[key]}:", key=f"go_{key}", shortcut=key, help=f"{key} arrow",
+            on_click=selection.move, args=(by_step, layers, heads),
+        )  # fmt: skip
+    return scores[by]
+
+
+def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) -> None:
+    notes = {name: str(one.attrs["note"]) for name, one in results.items() if one.attrs.get("note")}
+    with st.expander("What the analyses say", icon=":material/notes:"):
+        for name, note in notes.items():
+            st.markdown(f"**{name}**: {note}")
+    with st.expander("Provenance", icon=":material/fingerprint:"):
+        st.json(dict(manifest), expanded=1)
+
+
+def _downloads(scores: Mapping[str, Score], results: Mapping[str, xr.Dataset], name: str) -> None:
+    table = overview.table(scores)
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    files = {
+        "CSV": (table.to_csv(index=False), "csv", "text/csv"),
+        "Parquet": (parquet.getvalue(), "parquet", "application/octet-stream"),
+        "JSON": (table.to_json(orient="records"), "json", "application/json"),
+    }
+    columns = st.columns(len(files))
+    for column, (label, (data, ending, mime)) in zip(columns, files.items(), strict=True):
+        column.download_button(
+            label, data, f"{name}-heads.{ending}", mime, key=f"download_{ending}",
+            icon=":material/download:", on_click="ignore",
+            help="Scores of all heads. The camera on a figure saves it as PNG.",
+        )  # fmt: skip
+
+
+def _share(path: Path, layer: int, head: int) -> None:
+    st.markdown("**This view again**")
+    st.code(selection.link(), language=None)
+    text = st.session_state.get("text") or ""
+    prompts = repr([text]) if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
+    st.code(
+        "from headscope.probes import capture, pattern, run\n"
+        "from headscope.app.job import open_model\n\n"
+        f"opened = run.open({str(path)!r})\n"
+        f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))\n"
+        f"pattern(cap, layer={layer}, head={head})",
+        language="python",
+    )

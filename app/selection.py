@@ -1,0 +1,54 @@
+"""Selection: which head, score and prompt is looked at; it lives in the link."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+import streamlit as st
+
+# What a link may carry; widgets of these keys are bound to it.
+FIELDS = ("run", "by", "view", "layer", "head", "prompt", "text")
+MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
+
+
+def complain(field: str, known: Sequence[object]) -> None:
+    """Say when the link asks for something that is not there; the widget falls back by itself."""
+    asked = st.query_params.get(field)
+    if asked is None or asked in map(str, known):
+        return
+    shown = f"{known[0]} to {known[-1]}" if len(known) > 8 else ", ".join(map(str, known))
+    st.session_state.setdefault("complaints", []).append(
+        f"The link asks for {field} = {asked!r}, which is not here ({shown}); showing another."
+    )
+    # The widget would refuse the value; without it, it takes its default.
+    del st.query_params[field]
+
+
+def tell() -> None:
+    """Show what was wrong with the link, once."""
+    for complaint in st.session_state.pop("complaints", []):
+        st.warning(complaint, icon=":material/link_off:")
+
+
+def move(by: tuple[int, int], layers: int, heads: int) -> None:
+    """Go to a neighbouring head; at an edge, stay."""
+    for name, step, size in (("layer", by[0], layers), ("head", by[1], heads)):
+        st.session_state[name] = min(max(st.session_state.get(name, 0) + step, 0), size - 1)
+
+
+def pick(chart: str) -> None:
+    """Take the head that was clicked in a chart; a click on nothing changes nothing."""
+    points = st.session_state[chart]["selection"]["points"]
+    if points:
+        row, column = points[0]["customdata"][:2]
+        st.session_state["layer"], st.session_state["head"] = int(row), int(column)
+
+
+def link() -> str:
+    """Return the link that reopens this view."""
+    state = {name: st.session_state[name] for name in FIELDS if st.session_state.get(name)}
+    for name in ("layer", "head"):
+        state[name] = st.session_state.get(name, 0)
+    base = str(st.context.url or "").split("?")[0]
+    return f"{base}?{urlencode(state)}"
