@@ -1,0 +1,256 @@
+"""Every view keeps the promises that readers of a figure rely on."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import xarray as xr
+
+from headscope import viz
+from headscope.kernels.refusal import Refused
+from headscope.viz._scale import GREY
+
+RNG = np.random.default_rng(7)
+EDGE = {
+    "source_layer": ("edge", [0, 0, 1]),
+    "source_head": ("edge", [1, 2, 0]),
+    "target_layer": ("edge", [1, 2, 2]),
+    "target_head": ("edge", [0, 3, 1]),
+}
+
+
+def array(*sizes: tuple[str, int], **attrs: object) -> xr.DataArray:
+    dims, shape = tuple(name for name, _ in sizes), tuple(size for _, size in sizes)
+    meaning = {"long_name": "Some score.", "units": "share", "scale": "sequential"}
+    coords = EDGE if "edge" in dims else None
+    return xr.DataArray(
+        RNG.uniform(0.1, 0.9, shape), dims=dims, coords=coords, attrs={**meaning, **attrs}
+    )
+
+
+LAYERS, HEADS = ("layer", 3), ("head", 4)
+# dims of the array -> the one view that draws it
+DRAWN = {
+    "number": [array()],
+    "grid": [
+        array(LAYERS, HEADS),
+        array(HEADS, LAYERS),
+        array(("type", 2), LAYERS, HEADS),
+        array(LAYERS, ("kv_head", 2)),
+    ],
+    "lane": [
+        array(("query", 6)),
+        array(("key", 6)),
+        array(("query_tile", 6)),
+        array(("prompt", 2), ("key", 6)),
+        array(LAYERS, HEADS, ("query", 6)),
+        array(("query", 5), ("offset", 2)),
+    ],
+    "pattern": [
+        array(("query", 5), ("key", 5)),
+        array(("query_tile", 5), ("key_tile", 4)),
+        array(LAYERS, HEADS, ("query", 5), ("key", 5)),
+    ],
+    "graph": [array(("edge", 3))],
+    "bars": [array(("condition", 3)), array(("task", 2), ("condition", 3)), array(LAYERS)],
+}
+CASES = [(view, each) for view, arrays in DRAWN.items() for each in arrays]
+NAMES = [f"{view}-{'-'.join(map(str, each.dims)) or 'scalar'}" for view, each in CASES]
+
+
+def words(figure: go.Figure) -> str:
+    return figure.to_json()
+
+
+def test_every_view_is_tested() -> None:
+    assert set(DRAWN) == set(viz.names())
+
+
+@pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
+def test_exactly_one_view_accepts(view: str, drawn: xr.DataArray) -> None:
+    assert [name for name in viz.names() if viz.load(name).accepts(drawn)] == [view]
+    assert viz.choose(drawn).__name__ == f"headscope.viz.{view}"
+
+
+@pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
+def test_a_figure_says_what_it_shows_in_which_units(view: str, drawn: xr.DataArray) -> None:
+    figure = viz.choose(drawn).figure(drawn)
+    assert isinstance(figure, go.Figure)
+    assert "Some score" in figure.layout.title.text
+    scales = [
+        trace.colorbar
+        for trace in figure.data
+        if trace.type == "heatmap" and trace.showscale is not False
+    ]
+    scales += [
+        trace.marker.colorbar
+        for trace in figure.data
+        if trace.type != "heatmap" and trace.marker.colorscale is not None
+    ]
+    if view in {"grid", "lane", "pattern", "graph"}:
+        assert {scale.title.text for scale in scales} == {"share"}
+    else:
+        assert "share" in words(figure)
+
+
+@pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
+def test_the_value_stands_in_the_hover_text(view: str, drawn: xr.DataArray) -> None:
+    value = float(drawn.values.ravel()[0])
+    figure = viz.choose(drawn).figure(drawn)
+    if view == "number":
+        assert f"{value:.3f}" in figure.layout.annotations[0].text
+        return
+    templates = [trace.hovertemplate for trace in figure.data if trace.hovertemplate]
+    texts = [
+        text
+        for trace in figure.data
+        for text in (trace.hovertext, trace.text)
+        if isinstance(text, tuple | list | np.ndarray)
+    ]
+    assert any("%{z" in one for one in templates) or any(
+        f"{value:.3f}" in str(text) for text in texts
+    )
+
+
+@pytest.mark.parametrize("dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("key", 9),)])
+def test_a_declared_range_is_honoured(dims: tuple[tuple[str, int], ...]) -> None:
+    figure = viz.choose(each := array(*dims, low=-0.5, high=2.0)).figure(each)
+    assert (-0.5, 2.0) in ranges(figure)
+
+
+@pytest.mark.parametrize("dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("key", 9),)])
+def test_a_diverging_range_is_centred_on_zero(dims: tuple[tuple[str, int], ...]) -> None:
+    each = array(*dims, scale="diverging") - 0.2
+    each.attrs.update(scale="diverging", units="logits")
+    (bounds,) = ranges(viz.choose(each).figure(each))
+    assert bounds[1] == pytest.approx(float(np.abs(each).max()))
+    assert bounds[0] == -bounds[1]
+
+
+def ranges(figure: go.Figure) -> set[tuple[float, float]]:
+    heat = {
+        (trace.zmin, trace.zmax)
+        for trace in figure.data
+        if trace.type == "heatmap" and trace.name != "missing"
+    }
+    marked = {
+        (trace.marker.cmin, trace.marker.cmax)
+        for trace in figure.data
+        if trace.type != "heatmap" and trace.marker.cmin is not None
+    }
+    return heat | marked
+
+
+@pytest.mark.parametrize(
+    "dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("prompt", 2), ("key", 6))]
+)
+def test_missing_is_grey_and_not_zero(dims: tuple[tuple[str, int], ...]) -> None:
+    each = array(*dims)
+    each[1, 1] = np.nan
+    figure = viz.choose(each).figure(each)
+    grey = next(trace for trace in figure.data if trace.name == "missing")
+    drawn = next(t for t in figure.data if t.type == "heatmap" and t.name != "missing")
+    assert {colour for _, colour in grey.colorscale} == {GREY}
+    assert np.argwhere(np.isfinite(grey.z)).tolist() == [[1, 1]]
+    assert np.isnan(drawn.z[1, 1])
+    assert np.isfinite(drawn.z).sum() == each.size - 1
+    assert "grey" in figure.layout.title.subtitle.text
+
+
+def test_a_missing_bar_is_marked_grey() -> None:
+    each = array(("key", 4))
+    each[2] = -np.inf
+    figure = viz.choose(each).figure(each)
+    assert [(shape.x0, shape.fillcolor) for shape in figure.layout.shapes] == [(1.5, GREY)]
+    assert "not measured" in figure.data[0].hovertext[2]
+
+
+def test_layer_zero_is_at_the_top_and_heads_are_named() -> None:
+    figure = viz.choose(each := array(LAYERS, HEADS)).figure(each)
+    assert figure.layout.yaxis.autorange == "reversed"
+    hover = figure.data[-1].text
+    assert hover[0].startswith("<b>L0H0</b>")
+    assert hover[5].startswith("<b>L1H1</b>")
+    assert figure.data[-1].customdata[5].tolist() == [1, 1]
+
+
+def test_the_rank_of_a_head_is_counted_from_the_largest() -> None:
+    each = array(LAYERS, HEADS)
+    each.values = np.arange(12.0).reshape(3, 4)
+    hover = viz.choose(each).figure(each).data[-1].text
+    assert "rank 12 of 12" in hover[0]
+    assert "rank 1 of 12" in hover[11]
+
+
+def test_a_subset_of_layers_keeps_its_names() -> None:
+    each = array(LAYERS, HEADS).assign_coords(layer=[2, 5, 11], head=[0, 3, 6, 9])
+    figure = viz.choose(each).figure(each)
+    assert figure.data[-1].text[-1].startswith("<b>L11H9</b>")
+    assert figure.layout.yaxis.ticktext == ("L2", "L5", "L11")
+
+
+def test_intervals_are_companions_and_stand_in_the_hover_text() -> None:
+    mean = array(LAYERS, HEADS)
+    lower, upper = (mean * 0 + 0.123).assign_attrs(interval_of="x"), mean * 0 + 0.877
+    upper.attrs["interval_of"] = "x"
+    data = xr.Dataset({"x": mean, "x_lower": lower, "x_upper": upper})
+    assert viz.variables(data) == ["x"]
+    assert "95 % interval 0.123 to 0.877" in viz.draw(data, "x").data[-1].text[0]
+
+
+def test_tokens_show_their_whitespace_and_their_position() -> None:
+    words_of = [" the", "a\nb", "<bos>", "\t"]
+    each = array(("query", 4), ("key", 4)).assign_coords(token=("query", words_of))
+    figure = viz.choose(each).figure(each)
+    assert figure.data[0].x == ("0: ·the", "1: a⏎b", "2: &lt;bos&gt;", "3: ⇥")
+    lane = array(("query", 4)).assign_coords(token=("query", words_of))
+    assert figure.layout.xaxis.ticktext[0] == "·the"
+    assert viz.choose(lane).figure(lane).data[0].hovertext[1].startswith("1: a⏎b<br>")
+
+
+def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so() -> None:
+    weights = np.zeros((1030, 1030))
+    weights[1001, 77] = 0.8
+    each = xr.DataArray(weights, dims=("query", "key"), attrs={"units": "share"})
+    figure = viz.choose(each).figure(each)
+    drawn = figure.data[0]
+    assert max(drawn.z.shape) <= 512
+    assert drawn.z.max() == pytest.approx(0.8)
+    row, column = np.argwhere(drawn.z > 0.5)[0]
+    assert (drawn.y[row], drawn.x[column]) == ("999–1001", "75–77")
+    assert "strongest of 3 × 3" in figure.layout.title.subtitle.text
+
+
+def test_negative_edges_differ_by_more_than_colour() -> None:
+    each = array(("edge", 3))
+    each[1] = -0.4
+    figure = viz.choose(each).figure(each)
+    assert {t.line.dash for t in figure.data if t.mode == "lines"} == {"solid", "dot"}
+
+
+def test_text_of_others_cannot_become_markup() -> None:
+    each = array(("key", 2), long_name="<img src=x onerror=alert(1)>", units="<b>")
+    figure = viz.choose(each).figure(each)
+    assert "<img" not in words(figure).replace("&lt;img", "")
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        array(("a", 2), ("b", 2), ("c", 2)),
+        xr.DataArray(["a", "b"], dims=("condition",)),
+        xr.DataArray([1.0], dims=("edge",)),
+    ],
+    ids=["three dims", "text", "edges without ends"],
+)
+def test_what_no_view_draws_is_refused(drawn: xr.DataArray) -> None:
+    with pytest.raises(Refused, match="no view draws"):
+        viz.choose(drawn)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(Refused, match="no view is called 'pie'"):
+        viz.load("pie")
+    with pytest.raises(Refused, match="no variable 'y'; use one of x"):
+        viz.draw(xr.Dataset({"x": array(("key", 2))}), "y")

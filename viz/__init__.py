@@ -1,0 +1,127 @@
+"""Views: the dims of an array decide how it is drawn.
+
+One module per kind of view; the folder is the registry. A view module has
+``accepts(array) -> bool`` and ``figure(array, ...) -> plotly.graph_objects.Figure``, and every
+numeric array is accepted by at most one of them.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import xarray as xr
+
+from headscope.kernels.refusal import Refused
+
+__all__ = ["choose", "draw", "interval", "load", "names", "variables"]
+
+
+def names() -> list[str]:
+    """Name every view, without importing any.
+
+    Examples
+    --------
+    >>> names()
+    ['bars', 'graph', 'grid', 'lane', 'number', 'pattern']
+    """
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def load(name: str) -> ModuleType:
+    """Import the view called `name`.
+
+    Raises
+    ------
+    Refused
+        If there is no such view.
+    """
+    if name not in names():
+        raise Refused(f"view: no view is called {name!r}; use one of {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def choose(array: xr.DataArray) -> ModuleType:
+    """Choose the view for an array from its dims.
+
+    ``(layer, head)`` is a grid, one position dim a lane, two a pattern, ``(edge,)`` a graph,
+    ``()`` a number, and one or two other dims are bars.
+
+    Raises
+    ------
+    Refused
+        If no view can draw the dims.
+
+    Examples
+    --------
+    >>> choose(xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))).__name__
+    'headscope.viz.grid'
+    """
+    for name in names():
+        view = load(name)
+        if view.accepts(array):
+            return view
+    raise Refused(
+        f"view: no view draws {array.name or 'an array'} of dtype {array.dtype} with dims "
+        f"{array.dims}; average or select until it is (layer, head), a position dim, two position "
+        "dims, (edge,), or at most two others"
+    )
+
+
+def variables(dataset: xr.Dataset) -> list[str]:
+    """Name the variables to show: all but those that are the interval of another.
+
+    Examples
+    --------
+    >>> bound = xr.DataArray(0.4, attrs={"interval_of": "rate"})
+    >>> variables(xr.Dataset({"rate": xr.DataArray(0.5), "rate_lower": bound}))
+    ['rate']
+    """
+    return [str(name) for name, array in dataset.items() if "interval_of" not in array.attrs]
+
+
+def interval(
+    dataset: xr.Dataset, name: str
+) -> tuple[xr.DataArray, xr.DataArray] | tuple[None, None]:
+    """Return the bounds that belong to a variable, or a pair of None."""
+    lower, upper = f"{name}_lower", f"{name}_upper"
+    if lower in dataset and upper in dataset:
+        return dataset[lower], dataset[upper]
+    return None, None
+
+
+def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
+    """Draw one variable of a dataset, with its interval where it has one.
+
+    Parameters
+    ----------
+    dataset
+        A capture or a result of an analysis.
+    name
+        One of its variables.
+    **options
+        Passed to the ``figure`` of the chosen view, for example ``fit=True`` to spread the
+        colours over the values instead of over the whole range of the score.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        The figure; ``figure.show()`` displays it in a notebook.
+
+    Raises
+    ------
+    Refused
+        If the dataset has no such variable, or no view draws its dims.
+
+    Examples
+    --------
+    >>> rate = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"), attrs={"units": "fraction"})
+    >>> draw(xr.Dataset({"rate": rate}), "rate").data[0].type
+    'heatmap'
+    """
+    if name not in dataset:
+        raise Refused(f"view: no variable {name!r}; use one of {', '.join(variables(dataset))}")
+    array = dataset[name]
+    lower, upper = interval(dataset, name)
+    return choose(array).figure(array, lower=lower, upper=upper, **options)

@@ -1,0 +1,135 @@
+"""How heads, tokens, positions and values are written."""
+
+import html
+import math
+from itertools import product
+
+import numpy as np
+import xarray as xr
+
+LONGEST = 18
+POSITIONS = ("query", "key", "query_tile", "key_tile")
+MISSING = "not measured"
+
+
+def head_name(layer: object, head: object, kind: str = "H") -> str:
+    """Write a head the way the field does.
+
+    Examples
+    --------
+    >>> head_name(5, 1)
+    'L5H1'
+    """
+    return f"L{layer}{kind}{head}"
+
+
+def visible(token: object, longest: int = LONGEST) -> str:
+    """Make the whitespace of a token visible and keep plotly from reading it as markup.
+
+    Examples
+    --------
+    >>> visible(" the"), visible("a\\n"), visible("<bos>"), visible("")
+    ('·the', 'a⏎', '&lt;bos&gt;', '∅')
+    """
+    text = str(token).replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return html.escape(text, quote=False) or "∅"
+
+
+def amount(value: float) -> str:
+    """Write a value shortly enough for a cell and exactly enough to compare.
+
+    Examples
+    --------
+    >>> amount(0.25), amount(0.0), amount(0.000123), amount(float("nan")), amount(1234.5)
+    ('0.250', '0', '1.23e-04', 'not measured', '1234')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.2e}"
+
+
+def measured(value: float, units: str) -> str:
+    """Write a value with its units."""
+    return amount(value) + (f" {units}" if units and math.isfinite(value) else "")
+
+
+def title(array: xr.DataArray) -> str:
+    """Return what the variable is, in words."""
+    words = array.attrs.get("long_name") or str(array.name or "value").replace("_", " ")
+    return html.escape(str(words).rstrip("."), quote=False)
+
+
+def units(array: xr.DataArray) -> str:
+    """Return the units of a variable, empty when it has none."""
+    return html.escape(str(array.attrs.get("units", "")), quote=False)
+
+
+def entries(array: xr.DataArray, dim: str) -> list[str]:
+    """Name the entries of a dim: its coordinate where it has one, else the index."""
+    if dim in array.coords:
+        return [html.escape(str(value), quote=False) for value in array[dim].values]
+    return [str(index) for index in range(array.sizes[dim])]
+
+
+def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, dict[str, int]]]:
+    """Name every combination of the entries of `dims`, with the indexers that select it.
+
+    ``layer`` and ``head`` together are written as a head.
+    """
+    named = {dim: entries(array, dim) for dim in dims}
+    found = []
+    for place in product(*(range(array.sizes[dim]) for dim in dims)):
+        at = dict(zip(dims, place, strict=True))
+        words = []
+        for dim in dims:
+            entry = named[dim][at[dim]]
+            if dim == "head" and "layer" in dims:
+                words.append(head_name(named["layer"][at["layer"]], entry))
+            elif dim == "layer" and "head" in dims:
+                continue
+            else:
+                words.append(entry if not entry.isdigit() else f"{dim} {entry}")
+        found.append((", ".join(words), at))
+    return found
+
+
+def token_row(array: xr.DataArray, dim: str, at: dict[str, int]) -> xr.DataArray | None:
+    """Select the words along `dim` for one entry of the other dims, None when there are none."""
+    if "token" not in array.coords or dim not in array.coords["token"].dims:
+        return None
+    words: xr.DataArray = array.coords["token"]
+    return words.isel({other: index for other, index in at.items() if other in words.dims})
+
+
+def positions(
+    array: xr.DataArray, dim: str, tokens: xr.DataArray | None, block: int = 1
+) -> tuple[list[str], list[str]]:
+    """Write the positions along a dim, in full for hover and shortly for the axis.
+
+    Parameters
+    ----------
+    array
+        The array drawn.
+    dim
+        One of its position dims.
+    tokens
+        The words at the positions, dims ``(query,)``, or None.
+    block
+        How many positions were drawn as one.
+    """
+    named = entries(array, dim)
+    if block > 1:
+        starts = range(0, len(named), block)
+        ranges = [f"{named[s]}–{named[min(s + block, len(named)) - 1]}" for s in starts]
+        return ranges, ranges
+    if tokens is None or dim.endswith("tile"):
+        word = "tile " if dim.endswith("tile") else ""
+        return [word + name for name in named], named
+    words = [visible(word) for word in np.asarray(tokens.values).tolist()]
+    return [f"{name}: {word}" for name, word in zip(named, words, strict=True)], words

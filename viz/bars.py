@@ -1,0 +1,140 @@
+"""Bars: one value for each condition, with its interval."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import frame
+from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
+from headscope.viz._scale import Array, finite
+
+MOST = 40
+# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
+GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+PATTERNS = ("", "/", "x", ".", "-", "+")
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept values over one or two dims that are neither heads, positions nor edges."""
+    dims = set(array.dims)
+    return (
+        array.dtype.kind in "fiub"
+        and array.ndim in (1, 2)
+        and not dims & {*POSITIONS, "edge"}
+        and not ("layer" in dims and dims & {"head", "kv_head"})
+    )
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw one bar for each entry of the last dim, in groups over a first dim if there is one.
+
+    Of more than 40 entries the largest are drawn, and the figure says so.
+
+    Parameters
+    ----------
+    array
+        One or two dims.
+    lower, upper
+        The interval of each value, drawn as an error bar.
+    fit
+        Let the axis span the values instead of the range of the score.
+
+    Examples
+    --------
+    >>> accuracy = xr.DataArray([0.98, 0.31], dims="condition",
+    ...                         coords={"condition": ["intact", "ablated"]}, name="accuracy")
+    >>> figure(accuracy).data[0].y
+    ('intact', 'ablated')
+    """
+    groups, along = ([None], array.dims[0]) if array.ndim == 1 else (array.dims[0], array.dims[1])
+    values = np.atleast_2d(finite(array))
+    bounds = None
+    if lower is not None and upper is not None:
+        bounds = [np.atleast_2d(finite(side.transpose(*array.dims))) for side in (lower, upper)]
+    names = [label for label, _ in combinations(array, (str(along),))]
+    notes = []
+    if len(names) > MOST:
+        strength = np.nan_to_num(np.abs(values)).max(axis=0)
+        kept = np.sort(np.argsort(-strength, kind="stable")[:MOST])
+        notes.append(f"largest {MOST} of {len(names)}")
+        names, values = [names[index] for index in kept], values[:, kept]
+        bounds = [side[:, kept] for side in bounds] if bounds is not None else None
+    if bounds is not None:
+        notes.append("whiskers: 95 % interval")
+    if not np.isfinite(values).all():
+        notes.append("no bar: not measured")
+    legend = [""] if array.ndim == 1 else entries(array, str(groups))
+    height = 110 + (32 if len(legend) == 1 else 16 * len(legend)) * len(names)
+    fig = frame(
+        array,
+        height=max(height, 220),
+        notes=notes,
+        xaxis={"title": {"text": units(array) or "value"}, "range": _range(array, values, fit)},
+        yaxis={"autorange": "reversed", "automargin": True},
+        barmode="group",
+        showlegend=len(legend) > 1,
+        legend={"title": {"text": str(groups)}} if len(legend) > 1 else None,
+    )
+    for row, label in enumerate(legend):
+        fig.add_trace(_bar(array, names, values, bounds, row, label))
+    return fig
+
+
+def _range(array: xr.DataArray, values: Array, fit: bool) -> list[float] | None:
+    low, high = array.attrs.get("low"), array.attrs.get("high")
+    if fit or low is None or high is None:
+        return None
+    # Room to the right for the number that stands at the end of the longest bar.
+    span = float(high) - float(low)
+    return [min(float(low), 0.0), float(high) + 0.12 * span]
+
+
+def _bar(
+    array: xr.DataArray,
+    names: list[str],
+    values: Array,
+    bounds: list[Array] | None,
+    row: int,
+    label: str,
+) -> Any:
+    hover, error = [], None
+    for place, name in enumerate(names):
+        words = [f"<b>{name}</b>" + (f" · {label}" if label else "")]
+        words.append(f"{title(array)}: {measured(float(values[row, place]), units(array))}")
+        if bounds is not None:
+            low, high = (measured(float(side[row, place]), "") for side in bounds)
+            words.append(f"95 % interval {low} to {high}")
+        hover.append("<br>".join(words))
+    if bounds is not None:
+        error = {
+            "symmetric": False,
+            "array": bounds[1][row] - values[row],
+            "arrayminus": values[row] - bounds[0][row],
+        }
+    # With several groups the bars are too thin to write on.
+    written = [measured(float(value), "") if np.isfinite(value) else "" for value in values[row]]
+    return go.Bar(
+        y=names,
+        x=values[row],
+        orientation="h",
+        name=label,
+        error_x=error,
+        marker={
+            "color": GROUPS[row % len(GROUPS)],
+            "pattern": {"shape": PATTERNS[row % len(PATTERNS)]},
+        },
+        # At the base, where no whisker crosses it.
+        text=written if len(values) == 1 else None,
+        textposition="inside",
+        insidetextanchor="start",
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )

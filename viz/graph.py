@@ -1,0 +1,177 @@
+"""Graph: which heads or features feed which, layer 0 at the top."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import colour_bar, frame
+from headscope.viz._labels import head_name, measured, title, units, visible
+from headscope.viz._scale import NEGATIVE, POSITIVE, finite, scale
+
+EDGES = 60
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept edges: the dim edge, with coordinates source_layer and target_layer."""
+    return (
+        array.dtype.kind in "fiub"
+        and array.dims == ("edge",)
+        and {"source_layer", "target_layer"} <= set(array.coords)
+    )
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw weighted edges between nodes, the strongest 60 of them.
+
+    Width is the size of the weight; negative edges are dotted as well as blue.
+
+    Parameters
+    ----------
+    array
+        Dim edge. The coordinates ``source_layer``, ``source_head``, ``source_feature`` and the
+        same with ``target_`` name the ends; layer is needed, the others are used when present.
+    lower, upper
+        The interval of the weight, for the hover text.
+    fit
+        Spread the colours over the values instead of over the range of the score.
+
+    Examples
+    --------
+    >>> ends = {"source_layer": ("edge", [0]), "source_head": ("edge", [1]),
+    ...         "target_layer": ("edge", [1]), "target_head": ("edge", [2])}
+    >>> figure(xr.DataArray([0.5], dims="edge", coords=ends, name="flow")).data[-1].text
+    ('L0H1', 'L1H2')
+    """
+    weights = finite(array)
+    strength = np.abs(np.nan_to_num(weights))
+    order = [
+        int(index) for index in np.argsort(-strength, kind="stable") if np.isfinite(weights[index])
+    ]
+    notes = ["negative edges are dotted"] if np.nanmin(weights, initial=0.0) < 0 else []
+    if len(order) > EDGES:
+        notes.append(f"strongest {EDGES} of {len(order)} edges")
+    order = order[:EDGES]
+    ends = {side: _ends(array, side) for side in ("source", "target")}
+    used = {ends[side][index] for side in ends for index in order}
+    place = _places(sorted(used))
+    layers = sorted({layer for layer, *_ in used})
+    fig = frame(
+        array,
+        height=max(360, 110 + 80 * len(layers)),
+        notes=notes,
+        xaxis={"visible": False, "range": [-0.08, 1.08]},
+        yaxis={
+            "title": {"text": "layer"},
+            "tickvals": layers,
+            "ticktext": [f"L{layer}" for layer in layers],
+            "autorange": "reversed",
+            "zeroline": False,
+        },
+        hovermode="closest",
+        showlegend=False,
+    )
+    largest = max((abs(float(weights[index])) for index in order), default=1.0) or 1.0
+    middles: list[tuple[float, float, float, str]] = []
+    for index in order:
+        start, end = ends["source"][index], ends["target"][index]
+        (x0, y0), (x1, y1), weight = place[start], place[end], float(weights[index])
+        fig.add_trace(
+            go.Scatter(
+                x=[x0, x1],
+                y=[y0, y1],
+                mode="lines",
+                hoverinfo="skip",
+                line={
+                    "width": 0.6 + 5 * abs(weight) / largest,
+                    "color": POSITIVE if weight >= 0 else NEGATIVE,
+                    "dash": "solid" if weight >= 0 else "dot",
+                },
+                opacity=0.7,
+            )
+        )
+        words = f"{_name(start)} → {_name(end)}<br>{title(array)}: {measured(weight, units(array))}"
+        if lower is not None and upper is not None:
+            low, high = (measured(float(finite(side)[index]), "") for side in (lower, upper))
+            words += f"<br>95 % interval {low} to {high}"
+        middles.append(((x0 + x1) / 2, (y0 + y1) / 2, weight, words))
+    chosen = scale(array, fit)
+    fig.add_trace(
+        go.Scatter(
+            x=[x for x, *_ in middles],
+            y=[y for _, y, *_ in middles],
+            mode="markers",
+            marker={
+                "size": 8,
+                "color": [weight for _, _, weight, _ in middles],
+                "colorscale": chosen.colours,
+                "cmin": chosen.low,
+                "cmax": chosen.high,
+                "colorbar": colour_bar(array),
+                "line": {"width": 1, "color": "rgba(128,128,128,0.9)"},
+            },
+            hovertext=[words for *_, words in middles],
+            hovertemplate="%{hovertext}<extra></extra>",
+            name="edges",
+        )
+    )
+    nodes = sorted(used)
+    fig.add_trace(
+        go.Scatter(
+            x=[place[node][0] for node in nodes],
+            y=[place[node][1] for node in nodes],
+            mode="markers+text",
+            marker={"size": 16, "color": "#5b6470", "line": {"width": 1, "color": "#c9ced6"}},
+            text=[_name(node) for node in nodes],
+            textposition="top center",
+            hovertemplate="%{text}<extra></extra>",
+            name="nodes",
+        )
+    )
+    return fig
+
+
+Node = tuple[int, int, int, str]
+
+
+def _ends(array: xr.DataArray, side: str) -> list[Node]:
+    count = array.sizes["edge"]
+
+    def column(part: str) -> list[int]:
+        name = f"{side}_{part}"
+        if name not in array.coords:
+            return [-1] * count
+        return [int(value) for value in array.coords[name].values.tolist()]
+
+    words = array.coords[side].values.tolist() if side in array.coords else [""] * count
+    return [
+        (layer, head, feature, str(word))
+        for layer, head, feature, word in zip(
+            column("layer"), column("head"), column("feature"), words, strict=True
+        )
+    ]
+
+
+def _name(node: Node) -> str:
+    layer, head, feature, word = node
+    if word:
+        return visible(word)
+    name = head_name(layer, head) if head >= 0 else f"L{layer}"
+    return f"{name}·{feature}" if feature >= 0 else name
+
+
+def _places(nodes: list[Node]) -> dict[Node, tuple[float, float]]:
+    found: dict[Node, tuple[float, float]] = {}
+    for layer in sorted({layer for layer, *_ in nodes}):
+        row = [node for node in nodes if node[0] == layer]
+        for index, node in enumerate(row):
+            # A slight slant keeps the names of neighbours from running into each other.
+            found[node] = ((index + 1) / (len(row) + 1), layer + (0.12 if index % 2 else -0.12))
+    return found

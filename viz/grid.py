@@ -1,0 +1,206 @@
+"""Grid: one cell a head, layer 0 at the top."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import PANELS, colour_bar, coloured, frame, holes, menu, missing
+from headscope.viz._labels import (
+    POSITIONS,
+    amount,
+    combinations,
+    entries,
+    head_name,
+    measured,
+    title,
+    units,
+)
+from headscope.viz._scale import Array, finite, ranks, scale
+
+# Up to this many heads a layer the numbers fit into the cells.
+WRITTEN = 16
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept scores of heads: dims layer and head (or kv_head), and no positions."""
+    dims = set(array.dims)
+    return (
+        array.dtype.kind in "fiub"
+        and "layer" in dims
+        and len(dims & {"head", "kv_head"}) == 1
+        and not dims & {*POSITIONS, "edge"}
+    )
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+    picked: tuple[int, int] | None = None,
+) -> Any:
+    """Draw a score of every head.
+
+    Every cell carries an invisible marker with the hover text and ``customdata``
+    ``[layer index, head index]``, because heatmaps report no clicks to Streamlit.
+
+    Parameters
+    ----------
+    array
+        Dims layer and head (or kv_head); a menu chooses among the entries of any other dim.
+    lower, upper
+        The interval of the score, for the hover text.
+    fit
+        Spread the colours over the values instead of over the range of the score.
+    picked
+        Indices (layer, head) of the cell to outline.
+
+    Examples
+    --------
+    >>> rate = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"), name="sink_rate")
+    >>> figure(rate).data[-1].text[1]
+    '<b>L0H1</b><br>sink rate: 0.900<br>rank 1 of 2'
+    """
+    column = "head" if "head" in array.dims else "kv_head"
+    rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))
+    panels = combinations(array, rest)
+    notes = [f"first {PANELS} of {len(panels)} panels"] if len(panels) > PANELS else []
+    panels = panels[:PANELS]
+    drawn = [_panel(array.isel(at), lower, upper, at, column) for _, at in panels]
+    layers, heads = entries(array, "layer"), entries(array, column)
+    if any(not np.isfinite(values).all() for values, _, _ in drawn):
+        notes.append("grey: not measured")
+    fig = frame(
+        array,
+        height=100 + max(_row_height(len(layers)) * len(layers), 100),
+        notes=notes,
+        xaxis=_axis("head", heads, "H" if column == "head" else "KV"),
+        yaxis={**_axis("layer", layers, "L"), "autorange": "reversed"},
+        clickmode="event+select",
+        hovermode="closest",
+        hoverdistance=-1,
+        showlegend=False,
+    )
+    values, written, hover = drawn[0]
+    fig.add_trace(missing(values))
+    fig.add_trace(
+        go.Heatmap(
+            z=values,
+            text=written,
+            texttemplate="%{text}" if len(heads) <= WRITTEN else None,
+            hoverinfo="skip",
+            xgap=1,
+            ygap=1,
+            colorbar=colour_bar(array),
+            **coloured(scale(array, fit)),
+        )
+    )
+    rows, columns = np.indices(values.shape)
+    fig.add_trace(
+        go.Scatter(
+            x=columns.ravel(),
+            y=rows.ravel(),
+            mode="markers",
+            marker={"opacity": 0, "size": 18},
+            # Without these a click would fade the markers that are not selected into view.
+            selected={"marker": {"opacity": 0}},
+            unselected={"marker": {"opacity": 0}},
+            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1),
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+            name="heads",
+        )
+    )
+    if len(panels) > 1:
+        changes = [
+            {
+                "z": [holes(grid), grid, None],
+                "text": [None, text, over],
+            }
+            for grid, text, over in drawn
+        ]
+        fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1, 2])])
+    if picked is not None:
+        _outline(fig, *picked)
+    return fig
+
+
+def _row_height(layers: int) -> int:
+    return 36 if layers <= 12 else 26 if layers <= 28 else 16
+
+
+def _axis(name: str, labels: list[str], letter: str) -> dict[str, Any]:
+    step = max(1, -(-len(labels) // 40))
+    at = list(range(0, len(labels), step))
+    return {
+        "title": {"text": name},
+        "tickvals": at,
+        "ticktext": [f"{letter}{labels[index]}" for index in at],
+        "range": [-0.5, len(labels) - 0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _panel(
+    array: xr.DataArray,
+    lower: xr.DataArray | None,
+    upper: xr.DataArray | None,
+    at: dict[str, int],
+    column: str,
+) -> tuple[Array, list[list[str]], list[str]]:
+    array = array.transpose("layer", column)
+    values, places = finite(array), ranks(array)
+    count = int(np.isfinite(values).sum())
+    layers, heads = entries(array, "layer"), entries(array, column)
+    bounds = None
+    if lower is not None and upper is not None:
+        bounds = [
+            finite(
+                side.isel({dim: index for dim, index in at.items() if dim in side.dims}).transpose(
+                    "layer", column
+                )
+            )
+            for side in (lower, upper)
+        ]
+    hover = []
+    for row, layer in enumerate(layers):
+        for place, head in enumerate(heads):
+            name = head_name(layer, head, "H" if column == "head" else "KV")
+            value = float(values[row, place])
+            lines = [f"<b>{name}</b>", f"{title(array)}: {measured(value, units(array))}"]
+            if bounds is not None and np.isfinite(value):
+                low, high = (amount(float(side[row, place])) for side in bounds)
+                lines.append(f"95 % interval {low} to {high}")
+            if np.isfinite(value):
+                lines.append(f"rank {places[row, place]:.0f} of {count}")
+            hover.append("<br>".join(lines))
+    reach = float(np.nanmax(np.abs(values))) if count else 0.0
+    written = [[_short(value, reach) for value in row] for row in values.tolist()]
+    return values, written, hover
+
+
+def _short(value: float, reach: float) -> str:
+    """Write a value in as many decimals as tell it from the others of the grid."""
+    if not np.isfinite(value):
+        return "n/a"
+    if reach >= 100 or reach < 0.005:
+        return f"{value:.2g}"
+    text = f"{value:.{2 if reach >= 0.2 else 3}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _outline(fig: Any, row: int, column: int) -> None:
+    # Two lines, because one colour is lost on one end of the scale.
+    for colour, width in (("#000000", 5), ("#ffffff", 2)):
+        fig.add_shape(
+            type="rect",
+            x0=column - 0.47,
+            x1=column + 0.47,
+            y0=row - 0.47,
+            y1=row + 0.47,
+            line={"color": colour, "width": width},
+        )

@@ -1,0 +1,205 @@
+"""Lane: values along the tokens of a text, one row for each text or head."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import (
+    CELLS,
+    block_size,
+    blocks,
+    colour_bar,
+    coloured,
+    frame,
+    missing,
+    thinned,
+)
+from headscope.viz._labels import (
+    POSITIONS,
+    combinations,
+    measured,
+    positions,
+    title,
+    token_row,
+    units,
+)
+from headscope.viz._scale import GREY, Array, finite, scale
+
+TICKS = 48
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept values along one position dim (query, key or one of their tiles)."""
+    dims = set(array.dims)
+    return array.dtype.kind in "fiub" and len(dims & set(POSITIONS)) == 1 and "edge" not in dims
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw values over the positions of a text.
+
+    One row is drawn as bars, several as rows of coloured cells. More than 512 positions or rows
+    are coarsened, and the figure says so.
+
+    Parameters
+    ----------
+    array
+        One position dim; all other dims together give the rows. A coordinate ``token`` along the
+        position dim names the words.
+    lower, upper
+        The interval, drawn when there is one row.
+    fit
+        Spread the colours over the values instead of over the range of the score.
+
+    Examples
+    --------
+    >>> mass = xr.DataArray([0.9, 0.1], dims=("key",), name="received")
+    >>> figure(mass).data[0].type
+    'bar'
+    """
+    along = next(str(dim) for dim in array.dims if dim in POSITIONS)
+    rest = tuple(str(dim) for dim in array.dims if dim != along)
+    array = array.transpose(*rest, along)
+    rows = combinations(array, rest)
+    values = finite(array).reshape(len(rows), array.sizes[along])
+    size = block_size(values.shape[1])
+    named = [positions(array, along, token_row(array, along, at), size) for _, at in rows]
+    notes = [f"each cell is the strongest of {size} positions"] if size > 1 else []
+    if len(rows) == 1:
+        ranged = None if lower is None or upper is None or size > 1 else (lower, upper)
+        return _bars(array, blocks(values, size)[0], named[0], along, notes, ranged, fit)
+    if len(rows) > CELLS:
+        notes.append(f"first {CELLS} of {len(rows)} rows")
+    return _rows(
+        array,
+        blocks(values[:CELLS], size),
+        [label for label, _ in rows[:CELLS]],
+        named,
+        along,
+        notes,
+        fit,
+    )
+
+
+def _axis(along: str, labels: list[str]) -> dict[str, Any]:
+    at, text = thinned(labels, TICKS if len(labels) <= TICKS else TICKS // 2)
+    return {
+        "title": {"text": f"position ({along.replace('_', ' ')})"},
+        "tickvals": at,
+        "ticktext": text,
+        "range": [-0.5, len(labels) - 0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _bars(
+    array: xr.DataArray,
+    values: Array,
+    named: tuple[list[str], list[str]],
+    along: str,
+    notes: list[str],
+    ranged: tuple[xr.DataArray, xr.DataArray] | None,
+    fit: bool,
+) -> Any:
+    full, short = named
+    chosen = scale(array, fit)
+    known = np.isfinite(values)
+    if not known.all():
+        notes = [*notes, "grey: not measured"]
+    hover = [
+        f"{label}<br>{title(array)}: {measured(value, units(array))}"
+        for label, value in zip(full, values.tolist(), strict=True)
+    ]
+    error = None
+    if ranged is not None:
+        low, high = (finite(side).ravel() for side in ranged)
+        error = {"symmetric": False, "array": high - values, "arrayminus": values - low}
+        hover = [
+            f"{text}<br>95 % interval {measured(a, '')} to {measured(b, '')}"
+            for text, a, b in zip(hover, low.tolist(), high.tolist(), strict=True)
+        ]
+    fig = frame(
+        array,
+        height=340,
+        notes=notes,
+        xaxis=_axis(along, short),
+        yaxis={"title": {"text": units(array) or "value"}, "range": [chosen.low, chosen.high]},
+        bargap=0.1,
+        showlegend=False,
+    )
+    fig.add_trace(
+        go.Bar(
+            x=list(range(len(values))),
+            y=values,
+            error_y=error,
+            marker={
+                "color": values,
+                "colorscale": chosen.colours,
+                "cmin": chosen.low,
+                "cmax": chosen.high,
+                "colorbar": colour_bar(array),
+                "line": {"width": 0.5, "color": "rgba(128,128,128,0.8)"},
+            },
+            hovertext=hover,
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )
+    for place in np.flatnonzero(~known).tolist():
+        fig.add_vrect(place - 0.5, place + 0.5, fillcolor=GREY, opacity=0.35, line_width=0)
+    return fig
+
+
+def _rows(
+    array: xr.DataArray,
+    values: Array,
+    labels: list[str],
+    named: list[tuple[list[str], list[str]]],
+    along: str,
+    notes: list[str],
+    fit: bool,
+) -> Any:
+    if not np.isfinite(values).all():
+        notes = [*notes, "grey: not measured or past the end of the text"]
+    # Where the rows are the same text its words stand on the axis, else in the hover text.
+    same = all(row == named[0] for row in named)
+    count = [str(index) for index in range(values.shape[1])]
+    full, short = named[0] if same else (count, count)
+    at, _ = thinned(labels, 40)
+    fig = frame(
+        array,
+        height=150 + min(max(18 * len(labels), 90), 640),
+        notes=notes,
+        xaxis={**_axis(along, short), "type": "category"},
+        yaxis={
+            "type": "category",
+            "tickvals": [labels[index] for index in at],
+            "autorange": "reversed",
+            "showgrid": False,
+            "automargin": True,
+        },
+        showlegend=False,
+    )
+    fig.add_trace(missing(values, full, labels))
+    fig.add_trace(
+        go.Heatmap(
+            z=values.astype(np.float32),
+            x=full,
+            y=labels,
+            text=None if same else [place for place, _ in named],
+            hovertemplate=(
+                f"%{{y}}<br>{'%{x}' if same else '%{text}'}<br>"
+                f"{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
+            ),
+            colorbar=colour_bar(array),
+            **coloured(scale(array, fit)),
+        )
+    )
+    return fig

@@ -1,0 +1,71 @@
+"""Number: a single value, with its interval."""
+
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import frame
+from headscope.viz._labels import amount, measured, units
+from headscope.viz._scale import finite
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept a value without dims."""
+    return array.dtype.kind in "fiub" and array.ndim == 0
+
+
+def words(
+    array: xr.DataArray, lower: xr.DataArray | None = None, upper: xr.DataArray | None = None
+) -> str:
+    """Write the value with its units and its interval.
+
+    Examples
+    --------
+    >>> words(xr.DataArray(0.5, attrs={"units": "fraction"}))
+    '0.500 fraction'
+    """
+    text = measured(float(finite(array)), units(array))
+    if lower is None or upper is None:
+        return text
+    low, high = (amount(float(finite(side))) for side in (lower, upper))
+    return f"{text} (95 % interval {low} to {high})"
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw a single value as text.
+
+    Parameters
+    ----------
+    array
+        No dims.
+    lower, upper
+        The interval of the value.
+    fit
+        Not used by this view.
+
+    Examples
+    --------
+    >>> figure(xr.DataArray(0.5, name="accuracy")).layout.annotations[0].text
+    '0.500'
+    """
+    fig = frame(array, height=130, xaxis={"visible": False}, yaxis={"visible": False})
+    # A trace without points: an empty figure draws axes instead of the annotation.
+    fig.add_trace(go.Scatter(x=[], y=[], hoverinfo="skip", showlegend=False))
+    fig.add_annotation(
+        text=words(array, lower, upper),
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0.4,
+        xanchor="left",
+        showarrow=False,
+        font={"size": 26},
+    )
+    return fig

@@ -1,0 +1,138 @@
+"""Pattern: who looks at whom, query tokens down and key tokens across."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import (
+    CELLS,
+    block_size,
+    blocks,
+    colour_bar,
+    coloured,
+    frame,
+    holes,
+    menu,
+    missing,
+)
+from headscope.viz._labels import POSITIONS, combinations, positions, title, token_row, units
+from headscope.viz._scale import Array, finite, scale
+
+TICKS = 48
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept maps between two position dims (query and key, or their tiles)."""
+    dims = set(array.dims)
+    return array.dtype.kind in "fiub" and len(dims & set(POSITIONS)) == 2 and "edge" not in dims
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw a map from query positions (down) to key positions (across).
+
+    Maps wider than 512 positions are coarsened to the strongest cell of each block, and the
+    figure says so; a menu chooses among the entries of any other dim.
+
+    Parameters
+    ----------
+    array
+        Two position dims. A coordinate ``token`` along the query names the words.
+    lower, upper
+        Not drawn by this view.
+    fit
+        Spread the colours over the values instead of over the range of the score.
+
+    Examples
+    --------
+    >>> weights = xr.DataArray([[1.0, 0.0], [0.4, 0.6]], dims=("query", "key"), name="pattern")
+    >>> figure(weights).data[0].y[1]
+    '1'
+    """
+    down, across = _sides(array)
+    rest = tuple(str(dim) for dim in array.dims if dim not in (down, across))
+    array = array.transpose(*rest, down, across)
+    panels = combinations(array, rest)
+    sizes = block_size(array.sizes[down]), block_size(array.sizes[across])
+    # All panels travel with the figure, so together they may not exceed one full map.
+    room = max(1, CELLS * CELLS // max(1, array.sizes[down] * array.sizes[across]))
+    notes = [f"first {room} of {len(panels)} maps"] if len(panels) > room else []
+    panels = panels[:room]
+    if max(sizes) > 1:
+        notes.append(f"each cell is the strongest of {sizes[0]} × {sizes[1]}")
+    drawn = [_coarse(finite(array.isel(at)), sizes) for _, at in panels]
+    if any(not np.isfinite(values).all() for values in drawn):
+        notes.append("grey: no value")
+    sides = [_labels(array, at, (down, across), sizes) for _, at in panels]
+    fig = frame(
+        array,
+        height=560,
+        notes=notes,
+        xaxis=_axis("looked at (key)", [side[1] for side in sides]),
+        yaxis={**_axis("looks (query)", [side[0] for side in sides]), "autorange": "reversed"},
+        showlegend=False,
+    )
+    values, ((rows, _), (columns, _)) = drawn[0], sides[0]
+    # Of a single map the layer of missing cells is left out where none is missing: it is as large.
+    if len(panels) > 1 or not np.isfinite(values).all():
+        fig.add_trace(missing(values, columns, rows))
+    fig.add_trace(
+        go.Heatmap(
+            z=values.astype(np.float32),
+            x=columns,
+            y=rows,
+            hovertemplate=(
+                "%{y} looks at<br>%{x}<br>"
+                f"{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
+            ),
+            colorbar=colour_bar(array),
+            **coloured(scale(array, fit)),
+        )
+    )
+    if len(panels) > 1:
+        changes = [
+            {
+                "z": [holes(one), one.astype(np.float32)],
+                "x": [across_names] * 2,
+                "y": [down_names] * 2,
+            }
+            for one, ((down_names, _), (across_names, _)) in zip(drawn, sides, strict=True)
+        ]
+        fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1])])
+    return fig
+
+
+def _sides(array: xr.DataArray) -> tuple[str, str]:
+    first, second = (str(dim) for dim in array.dims if dim in POSITIONS)
+    return (second, first) if first.startswith("key") else (first, second)
+
+
+def _coarse(values: Array, sizes: tuple[int, int]) -> Array:
+    return blocks(blocks(values, sizes[1]).T, sizes[0]).T
+
+
+def _labels(
+    array: xr.DataArray, at: dict[str, int], dims: tuple[str, str], sizes: tuple[int, int]
+) -> list[tuple[list[str], list[str]]]:
+    # Queries and keys of self-attention are the same words; of cross-attention they are not.
+    alike = array.sizes[dims[0]] == array.sizes[dims[1]]
+    words = [token_row(array, dims[0], at), token_row(array, dims[0] if alike else dims[1], at)]
+    return [
+        positions(array, dim, row, size) for dim, row, size in zip(dims, words, sizes, strict=True)
+    ]
+
+
+def _axis(name: str, panels: list[tuple[list[str], list[str]]]) -> dict[str, Any]:
+    full, short = panels[0]
+    axis: dict[str, Any] = {"title": {"text": name}, "type": "category", "showgrid": False}
+    # Beyond this many, or where the panels differ, plotly thins the full names by itself.
+    if len(short) > TICKS or any(other != panels[0] for other in panels):
+        return {**axis, "nticks": TICKS // 2}
+    return {**axis, "tickvals": full, "ticktext": short}
