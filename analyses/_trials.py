@@ -33,11 +33,7 @@ class Trials:
 
     def score(self, generator: torch.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return node (method, head) and edge (method, edge) scores of one trial."""
-
-        def draw(outputs: Tensor) -> Tensor:
-            return outputs[torch.randint(len(outputs), (len(outputs),), generator=generator)]
-
-        clean, corrupted = draw(self.clean), draw(self.corrupted)
+        clean, corrupted = self.clean, self.corrupted
         both = torch.cat((clean, corrupted))
         chosen = both[torch.randperm(len(both), generator=generator)[: self.examples]]
         start = generator.get_state()

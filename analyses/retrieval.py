@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NEEDS = ("lse",)
 KEEP = ("q", "k")
 TASK = "needle"
-PROMPTS = 20
+PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
 
@@ -44,7 +44,7 @@ def run(
     *,
     threshold: float = 0.1,
     least_recalled: float = 0.5,
-    recall_prompts: int = 16,
+    recall_prompts: int = 12,
     top_heads: int = 4,
     draws: int = 5,
     seed: int = 0,

@@ -79,8 +79,7 @@ def run(
     per_union
         Divide a head's unique codes by the number of codes it shows on either set.
     trials
-        Number of trials; each draws the prompts with replacement, the examples and the initial
-        weights.
+        Number of trials; each draws the examples and the initial weights anew.
     truth_prompts
         Prompts of the ablations behind the ground truth.
     threshold
