@@ -101,14 +101,15 @@ def fingerprint(module: nn.Module) -> str:
     """Digest the weights, whatever their names: the same model gives the same digest."""
     seen: set[int] = set()
     digests = []
-    for tensor in [*module.parameters()]:
+    for tensor in module.parameters():
         if tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
         flat = tensor.detach().reshape(-1)
         if flat.numel() > WHOLE:
             flat = flat[:: flat.numel() // WHOLE]
-        data = flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        # In float32, which holds every half precision exactly: casting up is the same model.
+        data = flat.cpu().float().contiguous().numpy().tobytes()
         digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).hexdigest())
     return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 

@@ -53,6 +53,8 @@ def test_other_weights_have_another_revision(tiny: Any) -> None:
     with torch.no_grad():
         module.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     assert load_model(module).revision != first
+    half = tiny("llama").to(torch.bfloat16)
+    assert load_model(half).revision == load_model(half.float()).revision != first
 
 
 def test_bos_comes_first_once(folder: Path) -> None:
