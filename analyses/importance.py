@@ -117,11 +117,11 @@ def run(
     variables = {
         **averaged(
             "zero_ablation", grid, zero, "Lost without the head (set to zero)", units, "diverging",
-            seed=seed, convention=f"intact − ablated; {what}", source=SOURCE,
+            seed=seed, convention=f"intact − ablated; {what}", source=SOURCE, evidence="causal",
         ),
         **averaged(
             "mean_ablation", grid, mean, "Lost without the head (set to its mean)", units,
-            "diverging", seed=seed, source=SOURCE,
+            "diverging", seed=seed, source=SOURCE, evidence="causal",
             convention=f"intact − ablated, mean of z over positions and clean prompts; {what}",
         ),
         **averaged(

@@ -95,8 +95,8 @@ def run(
     Returns
     -------
     Dataset with ``node`` (layer, head; softmax over heads of the unique codes, mean over trials),
-    ``unique_codes`` (layer, head), ``edge`` (edge; softmax over edges), ``ablation`` (layer, head;
-    the causal number), ``ground_truth`` (layer, head; 0 or 1), ``node_auc`` and ``edge_auc``
+    ``unique_codes`` (layer, head), ``edge_score`` (edge; softmax over edges), ``ablation`` (layer,
+    head; the causal number), ``ground_truth`` (layer, head; 0 or 1), ``node_auc``, ``edge_auc``
     (condition; mean over trials with a 95 % t interval), ``node_auc_sae`` and ``edge_auc_sae``.
     An edge is in the ground truth when both its heads are and its source lies in an earlier layer.
 
@@ -112,7 +112,7 @@ def run(
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("sae_circuits", model, n=2, options={"epochs": 5, "trials": 2})
-    >>> result["edge"].dims
+    >>> result["edge_score"].dims
     ('edge',)
     """
     import torch
@@ -186,7 +186,7 @@ def run(
             "share of codes" if per_union else "codes", "sequential", 0,
             convention=convention, source=SOURCE,
         ),
-        "edge": variable(
+        "edge_score": variable(
             ("edge",), shown[best], "Circuit score of the edge", "share", "sequential", 0, 1,
             convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
         ),
@@ -196,7 +196,7 @@ def run(
         ),
         "ground_truth": variable(
             grid, truth.astype(float), "Head of the circuit by ablation", "0 or 1", "sequential",
-            0, 1, convention=truth_said,
+            0, 1, convention=truth_said, evidence="causal",
         ),
     }  # fmt: skip
     aucs = {}

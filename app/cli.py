@@ -201,13 +201,13 @@ def dashboard(
 
 
 def _report(run: Run) -> None:
-    from headscope.app import report
+    from headscope.app import export, report
 
     results = run.results()
     if not results:
         raise Refused(f"run: {run.path} has no results; headscope analyze {run.path}")
     page = report.write(run)
-    out.print(findings_table(results))
+    out.print(export.findings_table(results))
     out.print(
         f"report: {page} (and heads.parquet, heads.csv, report.json beside it)",
         soft_wrap=True,

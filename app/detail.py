@@ -10,7 +10,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.app import loading
+from headscope.app import loading, selection
 from headscope.app.scores import Score
 from headscope.kernels.refusal import Refused
 from headscope.viz._labels import amount, visible
@@ -103,11 +103,12 @@ def _tokens(path: str, version: str, capture: xr.Dataset) -> tuple[int, ...]:
         "Your own text (instead of a prompt of the run)", key="text", bind="query-params",
         placeholder="empty: the prompt chosen below is shown", height=68,
     )  # fmt: skip
-    count = capture.sizes["prompt"]
+    selection.complain("prompt", range(capture.sizes["prompt"]))
     number = st.selectbox(
-        "Prompt of the run", range(count), key="prompt", bind="query-params",
-        format_func=lambda at: _start(capture, at), disabled=bool(text and text.strip()),
+        "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
+        disabled=bool(text and text.strip()),
     )  # fmt: skip
+    st.caption(_start(capture, number))
     if text and text.strip():
         return loading.read_text(path, version, text)
     length = int(capture["length"][number])
@@ -116,6 +117,7 @@ def _tokens(path: str, version: str, capture: xr.Dataset) -> tuple[int, ...]:
 
 
 def _start(capture: xr.Dataset, at: int) -> str:
+    """Return the first words of a prompt; options of a bound widget stay short for the link."""
     length = int(capture["length"][at])
     words = " ".join(str(word).strip() for word in capture["token"].values[at, 1 : min(length, 16)])
-    return f"{at}: {words}{' …' if length > 16 else ''} ({length} tokens)"
+    return f"{words}{' …' if length > 16 else ''} ({length} tokens)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Set before transformers is imported: no test may reach a model hub.
@@ -50,3 +51,16 @@ def bundled() -> Model:
     from headscope.probes import load_model
 
     return load_model("headscope/bundled")
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run of the bundled model with three analyses; read it, do not change it."""
+    from headscope.app.job import analyze_run, capture_run
+
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    run = capture_run(folder, "headscope/bundled", task="story", number=3, seed=1)
+    options = {"head_types": {"draws": "1"}}
+    outcome = analyze_run(run, ("sinks", "head_types", "importance"), number=3, options=options)
+    assert set(run.results()) == set(outcome)
+    return folder

@@ -40,7 +40,7 @@ def draw() -> None:
     with st.sidebar:
         chosen = _controls(scores, shape)
         _about(run.manifest, results)
-    selection.tell()
+    complaints = st.container()
     layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
     name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
     left, right = st.columns([5, 6], gap="large")
@@ -53,6 +53,8 @@ def draw() -> None:
         detail.scores(scores, layer, head)
         detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")
         _share(path, layer, head)
+    with complaints:
+        selection.tell()
 
 
 def _run(given: Path) -> Path:
@@ -70,8 +72,7 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
     selection.complain("by", list(scores))
     selection.complain("view", overview.VIEWS)
     by = st.selectbox(
-        "Score", list(scores), key="by", bind="query-params",
-        format_func=lambda key: f"{scores[key].title} ({key.split('.')[0]})",
+        "Score (analysis.variable)", list(scores), key="by", bind="query-params",
         help="Colours the heads. The definition stands below the grid.",
     )  # fmt: skip
     for name, size in (("layer", layers), ("head", heads)):

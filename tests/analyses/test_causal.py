@@ -29,7 +29,7 @@ def retrieval(bundled):
 def test_the_bundled_model_has_induction_and_previous_token_heads(types):
     for name in ("induction", "previous_token"):
         assert float(types[name].max()) > 0.8
-        best = np.unravel_index(int(types[name].argmax()), types[name].shape)
+        best = np.unravel_index(int(types[name].values.argmax()), types[name].shape)
         assert float(types[f"{name}_lower"].values[best]) > 0.6
 
 
@@ -98,7 +98,7 @@ def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
     for name in ("gate_vs_zero", "gate_vs_mean"):
         assert float(result[name]) > 0.4
         assert float(result[f"{name}_lower"]) > 0.2
-    best = np.unravel_index(int(result["mean_ablation"].argmax()), (4, 8))
+    best = np.unravel_index(int(result["mean_ablation"].values.argmax()), (4, 8))
     assert float(result["mean_ablation_lower"].values[best]) > 0
     assert float(result["gate_gradient"].values[best]) > float(result["gate_gradient"].median())
 
