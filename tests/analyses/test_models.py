@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from constructed import repeated
+from transformers import PreTrainedTokenizerFast
 
 from headscope.analyses import _attribution, _gates, _outputs, importance, rollout
 from headscope.probes import capture, load_model
@@ -46,13 +49,19 @@ def test_rollout_cuts_every_prompt_to_its_length(random_llama, mixed):
         np.testing.assert_allclose(result[name].values, expected[name].values, atol=1e-5)
 
 
-def test_a_transformer_bridge_gives_the_numbers_of_its_model(random_llama, mixed):
+def test_a_transformer_bridge_gives_the_numbers_of_its_model(random_llama, mixed, tmp_path):
+    # TransformerLens reads the tokenizer again from where it was saved.
+    random_llama.tokenizer.save_pretrained(tmp_path)
+    saved = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TransformerLens warns about its own dependencies
         from transformer_lens.model_bridge import TransformerBridge
 
         bridge = TransformerBridge.boot_transformers(
-            "random-llama", hf_model=random_llama.module, tokenizer=random_llama.tokenizer
+            "random-llama",
+            hf_model=copy.deepcopy(random_llama.module),
+            tokenizer=saved,
+            dtype=torch.float32,
         )
         model = load_model(bridge, tokenizer=random_llama.tokenizer)
     results = {}
