@@ -21,6 +21,8 @@ LARGEST_PANEL = 1 << 22
 SHARP = 32.0
 """Largest logit of a row above which float32 sums are too coarse: the entropy would be off by more
 than 1e-5. Such panels get their logits from float64, rounded once."""
+NEGLIGIBLE = -75.0
+"""Logit, less the row's largest, below which the weight of such a panel is 0: under 3e-33."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class PanelEngine:
         batch, heads = q.shape[0], q.shape[1] * q.shape[2]
         for block in self.blocks:
             shape = (batch, heads, size(block.queries), size(block.keys))
-            logits, weights, scratch = memory[:, : math.prod(shape)].view(3, *shape)
+            weights, scratch, logits = memory[:, : math.prod(shape)].view(3, *shape)
             # Query heads that share a KV head are rows of one product: K is never expanded.
             rows = q[..., block.queries, :].reshape(len(v), -1, q.shape[-1])
             product = logits.view(*rows.shape[:2], -1)
@@ -186,11 +188,18 @@ class PanelEngine:
             # A row without a visible key peaks at MASKED, which says nothing of its precision.
             if bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any()):
                 k64 = k.double() if k64 is None else k64
-                exact = self.cap(torch.bmm(rows.double() * self.scale, k64[..., block.keys]))
-                product.copy_(exact)
+                # The memory of weights and scratch, not in use yet, holds the float64 logits.
+                exact = memory[:2].view(-1).view(torch.float64)[: logits.numel()].view_as(product)
+                torch.bmm(rows.double() * self.scale, k64[..., block.keys], out=exact)
+                product.copy_(self.cap(exact))
                 visibility.hide(logits, block)
                 peak = logits.amax(dim=-1)
-            torch.softmax(logits, dim=-1, out=weights)
+                # Denormal weights would slow every later product down several times.
+                torch.sub(logits, peak[..., None], out=scratch)
+                torch.nn.functional.threshold(scratch, NEGLIGIBLE, MASKED, inplace=True)
+                torch.softmax(scratch, dim=-1, out=weights)
+            else:
+                torch.softmax(logits, dim=-1, out=weights)
             yield Panel(
                 logits,
                 peak,

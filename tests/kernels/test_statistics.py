@@ -69,6 +69,7 @@ def variant(name: str, length: int) -> dict[str, Any]:
         "tiles of a token": {"request": {"tile": 1}, "window": 70},
         "tiles longer than a panel": {"request": {"tile": 200}},
         "sharp": {"sigma": 64.0},
+        "sharp, wide heads": {"sigma": 64.0, "size": 64},
         "sharp bidirectional": {"sigma": 64.0, "causal": False, "softcap": 900.0},
         "bfloat16": {"dtype": torch.bfloat16},
         "float16": {"dtype": torch.float16, "sigma": 8.0},
