@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.probes.forward import Reader, run
+from headscope.probes.forward import PLAIN, Reader, run
 from headscope.probes.model import Geometry, Model
 from headscope.probes.seam import NAME, Call, installed, using
 
@@ -49,7 +49,7 @@ def inspect(model: Model) -> Model:
     Refused
         Naming layer, head and statistic.
     """
-    _refuse_bad_weights(model)
+    _refuse_unfit(model)
     ids = _prompt(model)
     calls: list[Call] = []
     found: dict[int, dict[str, Tensor]] = {}
@@ -71,7 +71,7 @@ def inspect(model: Model) -> Model:
     return model
 
 
-def _refuse_bad_weights(model: Model) -> None:
+def _refuse_unfit(model: Model) -> None:
     if not hasattr(model.module.config.get_text_config(), "vocab_size"):
         raise Refused(f"model: {model.architecture} reads no tokens; only text models are known")
     if model.module.config.is_encoder_decoder:
@@ -109,7 +109,7 @@ def _geometry(model: Model, ids: Tensor) -> Geometry:
             "its attention cannot be read; this architecture is refused"
         )
     with installed(model, measure):
-        model.module.base_model(input_ids=ids, use_cache=False)
+        model.module.base_model(input_ids=ids, **PLAIN)
     layers = sorted(shapes)
     if not layers:
         raise Refused(f"model: no layer of {model.name} asked for attention; refused")
@@ -141,10 +141,10 @@ def _eager(model: Model, ids: Tensor, parts: list[nn.Module]) -> tuple[Tensor, l
             from headscope.probes.bridge import unwrapped
 
             with unwrapped(model.bridge), using(model.module, "eager"):
-                own = model.module.base_model(input_ids=ids, use_cache=False)
+                own = model.module.base_model(input_ids=ids, **PLAIN)
         else:
             with using(model.module, "eager"):
-                own = model.module.base_model(input_ids=ids, use_cache=False)
+                own = model.module.base_model(input_ids=ids, **PLAIN)
     finally:
         for handle in handles:
             handle.remove()

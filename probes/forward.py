@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 METRICS = ("logit_difference", "probability_difference", "accuracy")
 UNITS = {"logit_difference": "logits", "probability_difference": "probability", "accuracy": "share"}
 
+# A user's config may ask for more than we read, or for a tuple in place of named outputs.
+PLAIN: dict[str, Any] = {
+    "use_cache": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
+
 Take = Callable[[Call, dict[str, Tensor], Tensor], None]
 
 
@@ -89,9 +97,9 @@ def _call(model: Model, ids: Tensor, head: bool) -> Tensor:
     if head and model.bridge is not None:
         result = model.bridge(ids, return_type="logits")
     elif head:
-        result = model.module(input_ids=ids, use_cache=False).logits
+        result = model.module(input_ids=ids, **PLAIN).logits
     else:
-        result = model.module.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        result = model.module.base_model(input_ids=ids, **PLAIN).last_hidden_state
     return result
 
 

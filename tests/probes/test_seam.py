@@ -51,6 +51,16 @@ def test_the_model_is_restored_after_an_error(tiny: Any, ids: Any) -> None:
         assert torch.isfinite(module(torch.tensor([ids(5)])).logits).all()
 
 
+def test_a_config_that_asks_for_more_changes_nothing(tiny: Any, ids: Any) -> None:
+    expected = capture(load_model(tiny("llama")), [ids(9)])
+    module = tiny("llama")
+    module.set_attn_implementation("eager")
+    module.config.output_attentions = True
+    module.config.output_hidden_states = True
+    module.config.return_dict = False
+    assert capture(load_model(module), [ids(9)]).identical(expected)
+
+
 def test_an_eager_model_stays_eager(tiny: Any, ids: Any) -> None:
     module = tiny("gemma2")
     module.set_attn_implementation("eager")
