@@ -49,6 +49,7 @@ def command(run: Path, port: int = 8501) -> list[str]:
         "--server.maxUploadSize=20",
         "--browser.gatherUsageStats=false",
         "--client.toolbarMode=minimal",
+        "--client.showErrorLinks=false",
         "--",
         str(run.absolute()),
     ]

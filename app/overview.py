@@ -88,7 +88,7 @@ def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
             mode="markers+text",
             text=labels,
             textposition="top center",
-            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1),
+            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1).tolist(),
             marker={
                 "size": np.where(here, 16, 9),
                 "symbol": np.where(here, "diamond", "circle"),

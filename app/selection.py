@@ -41,7 +41,7 @@ def pick(chart: str) -> None:
     """Take the head that was clicked in a chart; a click on nothing changes nothing."""
     points = st.session_state[chart]["selection"]["points"]
     if points:
-        row, column = points[0]["customdata"][:2]
+        row, column = points[0]["customdata"]
         st.session_state["layer"], st.session_state["head"] = int(row), int(column)
 
 

@@ -108,7 +108,7 @@ def figure(
             # Without these a click would fade the markers that are not selected into view.
             selected={"marker": {"opacity": 0}},
             unselected={"marker": {"opacity": 0}},
-            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1),
+            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1).tolist(),
             text=hover,
             hovertemplate="%{text}<extra></extra>",
             name="heads",

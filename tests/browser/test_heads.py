@@ -98,7 +98,7 @@ def test_click_arrows_link_and_download(page: Page, address: str, tmp_path: Path
     link = page.url
 
     with page.expect_download() as download:
-        page.get_by_role("button", name="CSV").click()
+        page.get_by_role("button", name="CSV", exact=True).click()
     download.value.save_as(tmp_path / "heads.csv")
     lines = (tmp_path / "heads.csv").read_text().splitlines()
     assert len(lines) == 33
