@@ -20,7 +20,10 @@ AXIS = {
     "gridcolor": "rgba(128,128,128,0.25)",
     "zerolinecolor": "rgba(128,128,128,0.6)",
     "automargin": True,
+    "title": {"standoff": 10},
 }
+# Whiskers are seen on bars and on the page, light or dark.
+WHISKER = "#8a929c"
 TEMPLATE = go.layout.Template(
     layout={
         "paper_bgcolor": "rgba(0,0,0,0)",

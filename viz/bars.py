@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import frame
+from headscope.viz._frame import WHISKER, frame
 from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
 from headscope.viz._scale import Array, finite
 
@@ -116,6 +116,8 @@ def _bar(
     if bounds is not None:
         error = {
             "symmetric": False,
+            "color": WHISKER,
+            "thickness": 2,
             "array": bounds[1][row] - values[row],
             "arrayminus": values[row] - bounds[0][row],
         }

@@ -8,6 +8,7 @@ import xarray as xr
 
 from headscope.viz._frame import (
     CELLS,
+    WHISKER,
     block_size,
     blocks,
     colour_bar,
@@ -121,7 +122,12 @@ def _bars(
     error = None
     if ranged is not None:
         low, high = (finite(side).ravel() for side in ranged)
-        error = {"symmetric": False, "array": high - values, "arrayminus": values - low}
+        error = {
+            "symmetric": False,
+            "color": WHISKER,
+            "array": high - values,
+            "arrayminus": values - low,
+        }
         hover = [
             f"{text}<br>95 % interval {measured(a, '')} to {measured(b, '')}"
             for text, a, b in zip(hover, low.tolist(), high.tolist(), strict=True)

@@ -172,7 +172,7 @@ def test_layer_zero_is_at_the_top_and_heads_are_named() -> None:
     hover = figure.data[-1].text
     assert hover[0].startswith("<b>L0H0</b>")
     assert hover[5].startswith("<b>L1H1</b>")
-    assert figure.data[-1].customdata[5].tolist() == [1, 1]
+    assert list(figure.data[-1].customdata[5]) == [1, 1]
 
 
 def test_the_rank_of_a_head_is_counted_from_the_largest() -> None:

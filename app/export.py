@@ -1,0 +1,224 @@
+"""Export: every score of every head as a table, and the heads that stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from headscope.app.scores import GRID, Score, collect
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A head that stands out in a score.
+
+    Attributes
+    ----------
+    analysis, variable
+        Where the score comes from.
+    title, units
+        What it measures.
+    evidence
+        ``"causal"`` where the number comes from an intervention, else ``"correlational"``.
+    rank, of
+        1 for the largest, among the heads with a value.
+    tied
+        Heads that share the rank, this one included.
+    name, layer, head
+        The head.
+    value, lower, upper
+        Its score and the 95 % interval, NaN where there is none.
+    """
+
+    analysis: str
+    variable: str
+    title: str
+    units: str
+    evidence: str
+    rank: int
+    of: int
+    tied: int
+    name: str
+    layer: int
+    head: int
+    value: float
+    lower: float
+    upper: float
+
+
+def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Return one row a head and one column a score.
+
+    Parameters
+    ----------
+    results
+        Results by the name of their analysis, as ``Run.results()`` gives them.
+
+    Returns
+    -------
+    Columns ``name`` (``L5H1``), ``layer``, ``head``, then ``analysis.variable`` and the ends of
+    its interval, ``analysis.variable_lower`` and ``analysis.variable_upper``. A variable with
+    further dims has a column for each entry, ``analysis.variable[entry]``.
+
+    Examples
+    --------
+    >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
+    >>> table = heads_table({"sinks": xr.Dataset({"sink": mass})})
+    >>> table.loc[1, ["name", "sinks.sink"]].tolist()
+    ['L0H1', 0.9]
+    """
+    columns = [
+        _column(f"{analysis}.{name}{entry}", one)
+        for analysis, result in results.items()
+        for name, array in result.items()
+        if set(GRID) <= set(array.dims)
+        for entry, one in _entries(array)
+    ]
+    if not columns:
+        return pd.DataFrame(columns=["name", *GRID])
+    table = pd.concat(columns, axis=1).sort_index().reset_index()
+    names = [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+    table.insert(0, "name", names)
+    return table
+
+
+def findings(results: Mapping[str, xr.Dataset], top: int = TOP) -> list[Finding]:
+    """List the heads that stand out: the first `top` of every (layer, head) score.
+
+    Diverging scores are ranked by how far they are from 0. A head without a value, or at exactly
+    0, does not stand out.
+
+    Parameters
+    ----------
+    results
+        Results by the name of their analysis.
+    top
+        Heads a score.
+
+    Examples
+    --------
+    >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
+    >>> [best] = findings({"sinks": xr.Dataset({"sink": mass})}, top=1)
+    >>> best.name, best.rank, best.of
+    ('L0H1', 1, 2)
+    """
+    return [each for score in collect(results).values() for each in _best(score, top)]
+
+
+def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
+    """Return the findings for a terminal: a row a score, its first heads with their values."""
+    from rich import box
+    from rich.table import Table
+
+    from headscope.viz._labels import amount
+
+    table = Table(box=box.SIMPLE_HEAD, title="Heads that stand out", title_justify="left")
+    for column in ("analysis", "score", "evidence", *(f"#{place + 1}" for place in range(top))):
+        table.add_column(column)
+    shown = ""
+    for (analysis, _), members in by_score(findings(results, top)).items():
+        first = members[0]
+        unit = f" [{first.units}]" if first.units else ""
+        cells = [f"{each.name} {amount(each.value)}" for each in members]
+        cells += [""] * (top - len(cells))
+        start = "" if analysis == shown else analysis
+        table.add_row(start, _plain(first.title + unit), first.evidence, *cells)
+        shown = analysis
+    return table
+
+
+def by_score(found: list[Finding]) -> dict[tuple[str, str], list[Finding]]:
+    """Group findings by their score, in order."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for each in found:
+        groups.setdefault((each.analysis, each.variable), []).append(each)
+    return groups
+
+
+def records(found: list[Finding]) -> list[dict[str, object]]:
+    """Return findings as JSON can hold them: no NaN."""
+    return [
+        {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in asdict(each).items()
+        }
+        for each in found
+    ]
+
+
+def _plain(text: str) -> str:
+    # Square brackets are markup to rich.
+    return text.replace("[", r"\[")
+
+
+def _entries(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray]]:
+    """Yield the (layer, head) arrays that an array is made of, with the suffix of their column."""
+    rest = [str(dim) for dim in array.dims if dim not in GRID]
+    for place in product(*(range(array.sizes[dim]) for dim in rest)):
+        one = array.isel(dict(zip(rest, place, strict=True)))
+        words = [
+            str(one[dim].item()) if dim in one.coords else f"{dim} {index}"
+            for dim, index in zip(rest, place, strict=True)
+        ]
+        yield f"[{', '.join(words)}]" if words else "", one
+
+
+def _column(name: str, array: xr.DataArray) -> pd.Series[float]:
+    located = _located(array.transpose(*GRID))
+    index = pd.MultiIndex.from_product(
+        [located["layer"].values.tolist(), located["head"].values.tolist()], names=GRID
+    )
+    return pd.Series(np.asarray(located.values, dtype=float).ravel(), index=index, name=name)
+
+
+def _located(array: xr.DataArray) -> xr.DataArray:
+    """Give layers and heads that have no coordinate their index."""
+    bare = [dim for dim in GRID if dim not in array.coords]
+    return array.assign_coords({dim: np.arange(array.sizes[dim]) for dim in bare})
+
+
+def _best(score: Score, top: int) -> list[Finding]:
+    values = np.asarray(score.array.values, dtype=float)
+    ranks = np.asarray(score.ranks().values, dtype=float)
+    shown = np.isfinite(values) & (values != 0)
+    order = [at for at in np.argsort(ranks, axis=None, kind="stable").tolist() if shown.flat[at]]
+    analysis, variable = score.key.split(".", 1)
+    located = _located(score.array)
+    found = []
+    for at in order[:top]:
+        row, column = divmod(at, values.shape[1])
+        layer, head = int(located["layer"].values[row]), int(located["head"].values[column])
+        sides = [
+            float("nan") if side is None else float(side.values[row, column])
+            for side in (score.lower, score.upper)
+        ]
+        found.append(
+            Finding(
+                analysis=analysis,
+                variable=variable,
+                title=score.title.rstrip("."),
+                units=str(score.array.attrs.get("units", "")),
+                evidence="causal" if score.is_causal else "correlational",
+                rank=int(ranks[row, column]),
+                tied=int((ranks == ranks[row, column]).sum()),
+                of=int(np.isfinite(values).sum()),
+                name=f"L{layer}H{head}",
+                layer=layer,
+                head=head,
+                value=float(values[row, column]),
+                lower=sides[0],
+                upper=sides[1],
+            )
+        )
+    return found
