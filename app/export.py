@@ -119,22 +119,24 @@ def findings(results: Mapping[str, xr.Dataset], top: int = TOP) -> list[Finding]
 def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
     """Return the findings for a terminal: a row a score, its first heads with their values."""
     from rich import box
+    from rich.padding import Padding
     from rich.table import Table
 
     from headscope.viz._labels import amount
 
     table = Table(box=box.SIMPLE_HEAD, title="Heads that stand out", title_justify="left")
-    for column in ("analysis", "score", "evidence", *(f"#{place + 1}" for place in range(top))):
-        table.add_column(column)
+    table.add_column("score (* from an intervention)")
+    for place in range(top):
+        table.add_column(f"#{place + 1}", no_wrap=True)
     shown = ""
     for (analysis, _), members in by_score(findings(results, top)).items():
+        if analysis != shown:
+            table.add_row(f"[bold]{analysis}[/bold]")
+            shown = analysis
         first = members[0]
-        unit = f" [{first.units}]" if first.units else ""
+        mark = "* " if first.evidence == "causal" else "  "
         cells = [f"{each.name} {amount(each.value)}" for each in members]
-        cells += [""] * (top - len(cells))
-        start = "" if analysis == shown else analysis
-        table.add_row(start, _plain(first.title + unit), first.evidence, *cells)
-        shown = analysis
+        table.add_row(Padding(mark + _plain(first.title), (0, 0, 0, 2)), *cells)
     return table
 
 
