@@ -102,7 +102,7 @@ def _downloads(scores: Mapping[str, Score], results: Mapping[str, xr.Dataset], n
     table = overview.table(scores)
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
-    files = {
+    files: dict[str, tuple[str | bytes, str, str]] = {
         "CSV": (table.to_csv(index=False), "csv", "text/csv"),
         "Parquet": (parquet.getvalue(), "parquet", "application/octet-stream"),
         "JSON": (table.to_json(orient="records"), "json", "application/json"),
