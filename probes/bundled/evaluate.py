@@ -139,7 +139,7 @@ class Bench:
 def without(source: Path, heads: Iterable[tuple[int, int]]) -> LlamaForCausalLM:
     """The model with the output columns of some (layer, head) set to zero."""
     model = LlamaForCausalLM.from_pretrained(source)
-    size = model.config.head_dim
+    size = model.model.layers[0].self_attn.head_dim
     with torch.no_grad():
         for layer, head in heads:
             output = model.model.layers[layer].self_attn.o_proj.weight
