@@ -201,13 +201,14 @@ def dashboard(
 
 
 def _report(run: Run) -> None:
-    from headscope.app import export, report
+    from headscope.app.export import findings_table
+    from headscope.app.report import write
 
     results = run.results()
     if not results:
         raise Refused(f"run: {run.path} has no results; headscope analyze {run.path}")
-    page = report.write(run)
-    out.print(export.findings_table(results))
+    page = write(run)
+    out.print(findings_table(results))
     out.print(
         f"report: {page} (and heads.parquet, heads.csv, report.json beside it)",
         soft_wrap=True,

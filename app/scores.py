@@ -56,8 +56,9 @@ class Score:
 
     def ranks(self) -> xr.DataArray:
         """Rank the heads, 1 for the largest (of a diverging score the largest size)."""
-        values = np.abs(self.array) if self.array.attrs.get("scale") == "diverging" else self.array
-        flat = pd.Series(values.values.ravel()).rank(ascending=False, method="min")
+        values = self.array.values
+        values = np.abs(values) if self.array.attrs.get("scale") == "diverging" else values
+        flat = pd.Series(values.ravel()).rank(ascending=False, method="min")
         return xr.DataArray(flat.to_numpy().reshape(self.array.shape), dims=GRID)
 
 
