@@ -120,11 +120,11 @@ def check(
     rest = [head for head in pool if head not in set(top)]
     if len(rest) < len(top):
         raise Refused(
-            f"top_heads: {len(top)} of {len(pool)} heads leave fewer than as many random others; "
-            f"give {len(pool) // 2} or fewer"
+            f"heads: {len(top)} of {len(pool)} leave fewer than as many random others; "
+            f"take {len(pool) // 2} or fewer"
         )
     sets = random_sets(rest, len(top), draws, seed)
-    groups: dict[str, Sequence[Sequence[Head]]] = {f"top {kind} heads ablated": [tuple(top)]}
+    groups: dict[str, Sequence[Sequence[Head]]] = {f"{kind} heads ablated": [tuple(top)]}
     for condition, heads in (others or {}).items():
         groups[condition] = [tuple(heads)]
     groups["random other heads ablated"] = sets
@@ -138,14 +138,15 @@ def check(
         },
         "accuracy": dict(zip(conditions, mean.round(4).tolist(), strict=True)),
     }
-    note = disagreement(mean[0], mean[1], upper[1], mean[-1], kind)
+    note = disagreement(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}")
     convention = (
-        f"accuracy on {len(samples)} prompts of {task.name}; zero ablation of {len(top)} heads; "
-        f"random: mean of {draws} sets of other heads"
+        f"accuracy on {len(samples)} prompts of {task.name}; zero ablation of the {len(top)} "
+        f"{kind} heads, or of as many random others (mean of {draws} sets)"
     )
     variables = interval(
         name, ("condition",), mean, lower, upper, title, "share of answers", "sequential", 0, 1,
         convention=convention, heads=record["heads"], note=note,
+        evidence="causal",
     )  # fmt: skip
     return variables, conditions, {**record, "note": note}
 
@@ -157,15 +158,15 @@ def disagreement(
     if intact < SOLVED:
         return (
             f"INCONCLUSIVE: the intact model does not solve the task (accuracy {intact:.2f}), so "
-            f"ablation cannot show what the top {kind} heads do; their score is correlational here."
+            f"ablation cannot show what the {kind} heads do; their score is correlational here."
         )
     if top_upper < without_random:
         return (
-            f"Causal check agrees: without the top {kind} heads accuracy falls from {intact:.2f} "
+            f"Causal check agrees: without the {kind} heads accuracy falls from {intact:.2f} "
             f"to {without_top:.2f}, without as many random others it is {without_random:.2f}."
         )
     return (
-        f"DISAGREEMENT: ablating the top {kind} heads (accuracy {without_top:.2f}) does no more "
+        f"DISAGREEMENT: ablating the {kind} heads (accuracy {without_top:.2f}) does no more "
         f"harm than ablating as many random others ({without_random:.2f}; intact {intact:.2f}); "
         f"the score is correlational here."
     )

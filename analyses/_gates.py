@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope import probes
 from headscope.kernels.refusal import Refused
 from headscope.probes.forward import logits, score
 from headscope.probes.prompts import batches, read
+from headscope.probes.tokens import encode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,6 +74,33 @@ class RowReplace:
         return {"edit": "RowReplace", "rows": len(self.chosen)}
 
 
+@dataclass(frozen=True)
+class RowPatch:
+    """Put other outputs, position by position, in place of heads chosen anew in every row.
+
+    The rows of the batch are the rows of ``values`` over and over.
+    """
+
+    chosen: Bool[Tensor, "batch layer head"]
+    values: Float[Tensor, "row layer head query size"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Replace the chosen heads of one layer, row by row."""
+        other = self.values[:, layer, :, : z.shape[2]].to(z)
+        other = other.repeat(len(z) // len(other), 1, 1, 1)
+        return torch.where(self.chosen[:, layer].to(z.device)[:, :, None, None], other, z)
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse choices of another shape."""
+        _check_shape(self.chosen, layers, heads)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit."""
+        return {"edit": "RowPatch", "rows": len(self.chosen)}
+
+
 def _check_shape(values: Tensor, layers: int, heads: int) -> None:
     if tuple(values.shape[1:]) != (layers, heads):
         raise Refused(
@@ -83,6 +112,18 @@ def mean_z(capture: xr.Dataset) -> Float[Tensor, "layer head size"]:
     """Return each head's mean ``z`` over the positions of all captured prompts."""
     mean = capture["z"].mean(("prompt", "query"), skipna=True).transpose("layer", "head", ...)
     return torch.from_numpy(np.ascontiguousarray(mean.values, dtype=np.float32))
+
+
+def corrupted(model: Model, task: Task) -> xr.Dataset:
+    """Capture ``z`` on the corrupted prompts of a task."""
+    ids = encode(task, model.tokenizer).corrupted_ids
+    return probes.capture(model, [list(each) for each in ids], stats=(), keep=("z",))
+
+
+def outputs(capture: xr.Dataset) -> Float[Tensor, "prompt layer head query size"]:
+    """Return the kept ``z`` of a capture."""
+    z = capture["z"].transpose("prompt", "layer", "head", "query", ...)
+    return torch.from_numpy(np.ascontiguousarray(z.values, dtype=np.float32))
 
 
 def intact(model: Model, task: Task, metric: str) -> Array:
@@ -102,7 +143,7 @@ def leave_one_out(
     model: Model,
     task: Task,
     metric: str,
-    values: Float[Tensor, "layer head size"] | None = None,
+    values: Float[Tensor, ...] | None = None,
     progress: Progress | None = None,
 ) -> Array:
     """Return the metric of every prompt with one head taken out (prompt, layer, head).
@@ -112,7 +153,8 @@ def leave_one_out(
     model, task, metric
         What is measured.
     values
-        Vectors put in place of the heads' outputs; zero without them.
+        What is put in place of a head's output: one vector a head (layer, head, size), or the
+        outputs on other prompts (prompt, layer, head, query, size); zero without them.
     progress
         Called with (done, total) heads times prompts.
     """
@@ -129,7 +171,13 @@ def leave_one_out(
         together = max(1, TOKENS // ids.numel())
         for start in range(0, count, together):
             chosen = single[start : start + together].repeat_interleave(len(rows), dim=0)
-            edit: Any = RowGate((~chosen).float()) if values is None else RowReplace(chosen, values)
+            edit: Any
+            if values is None:
+                edit = RowGate((~chosen).float())
+            elif values.ndim == 3:
+                edit = RowReplace(chosen, values)
+            else:
+                edit = RowPatch(chosen, values[rows])
             heads = len(chosen) // len(rows)
             with torch.no_grad():
                 output = logits(model, ids.repeat(heads, 1), (edit,))

@@ -78,3 +78,13 @@ def percentiles(resampled: Array, tail: float) -> tuple[Array, Array]:
     lower, upper = np.nanquantile(filled, [tail, 1 - tail], axis=0)
     empty = ~known.any(0)
     return np.where(empty, np.nan, lower), np.where(empty, np.nan, upper)
+
+
+def t_interval(samples: Array, low: float = 0.0, high: float = 1.0) -> tuple[Array, Array, Array]:
+    """Return the mean over trials (first axis) and its 95 % t interval, cut to the bounds."""
+    from scipy.stats import t
+
+    count = len(samples)
+    mean = samples.mean(0)
+    half = t.ppf(0.975, count - 1) * samples.std(0, ddof=1) / np.sqrt(count)
+    return mean, np.clip(mean - half, low, high), np.clip(mean + half, low, high)

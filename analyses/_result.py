@@ -145,6 +145,18 @@ def top(scores: NDArray[Any], count: int) -> list[tuple[int, int]]:
     ]
 
 
+def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]]:
+    """Return the (layer, head) of the scores above ``least``, best first: one at least.
+
+    Where none passes, it is the best one alone; never more than ``most``.
+
+    >>> import numpy as np
+    >>> above(np.array([[0.1, 0.9], [0.7, 0.3]]), 0.5, 3)
+    [(0, 1), (1, 0)]
+    """
+    return top(scores, min(max(int((scores > least).sum()), 1), most))
+
+
 def label(head: tuple[int, int]) -> str:
     """Name a head.
 

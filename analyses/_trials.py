@@ -75,15 +75,3 @@ def auc(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(truth, scores))
-
-
-def t_interval(
-    samples: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean over trials (first axis) and its 95 % t interval, cut to 0 … 1."""
-    from scipy.stats import t
-
-    count = len(samples)
-    mean = samples.mean(0)
-    half = t.ppf(0.975, count - 1) * samples.std(0, ddof=1) / np.sqrt(count)
-    return mean, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)

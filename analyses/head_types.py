@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses import _causal, _check
-from headscope.analyses._result import averaged, dataset, heads, label, require, top
+from headscope.analyses._result import above, averaged, dataset, heads, label, require, top
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -42,7 +42,7 @@ def run(
     task: Task,
     *,
     convention: str = "headvis",
-    top_heads: int = 4,
+    least_score: float = 0.4,
     draws: int = 5,
     seed: int = 0,
     progress: _causal.Progress | None = None,
@@ -62,8 +62,9 @@ def run(
     convention
         ``headvis``: mean over the queries that have a target; ``transformer_lens``: sum over the
         targets divided by all rows (the ``mul`` of its ``detect_head``).
-    top_heads
-        Number of heads ablated in the causal check.
+    least_score
+        Score above which a head is named by a type. The named heads (the best one where none is)
+        are ablated in the causal check.
     draws
         Number of random sets of as many other heads.
     seed
@@ -92,7 +93,7 @@ def run(
     ('layer', 'head')
     """
     _check.one_of("convention", convention, CONVENTIONS)
-    _check.at_least("top_heads", top_heads, 1)
+    _check.between("least_score", least_score, 0, 1)
     _check.at_least("draws", draws, 1)
     require(capture, NEEDS, "head_types")
 
@@ -118,18 +119,26 @@ def run(
         )  # fmt: skip
 
     pool = heads(capture)
-    best = {name: top(variables[name].values, top_heads) for name in masses}
+    named = {
+        name: [label(head) for head in top(scores, int((scores > least_score).sum()))]
+        for name, scores in ((name, variables[name].values) for name in masses)
+    }
+    most = len(pool) // 2
+    ablated = {
+        name: above(variables[name].values, least_score, most)
+        for name in ("induction", "previous_token")
+    }
     accuracy, conditions, record = _causal.check(
         "induction_accuracy", "Accuracy on the repeated tokens", model, task,
-        best["induction"], pool, kind="induction", draws=draws, seed=seed,
-        others={"top previous-token heads ablated": best["previous_token"]}, progress=progress,
+        ablated["induction"], pool, kind="induction", draws=draws, seed=seed,
+        others={"previous-token heads ablated": ablated["previous_token"]}, progress=progress,
     )  # fmt: skip
     return dataset(
         capture,
         {**variables, **accuracy},
         {"condition": conditions},
         convention=f"{convention}: {CONVENTIONS[convention]}",
-        top_heads={name: [label(head) for head in each] for name, each in best.items()},
+        heads_by_type=named,
         causal=record,
         note=record["note"]
         + " The other three scores are statistics of the pattern; for their causal number see"

@@ -1,16 +1,17 @@
 """Head importance: what a task loses when one head is taken out.
 
-Every head in turn is set to zero, and to its mean output; the drop of the task's metric is the
-causal importance. Beside it stands the gate gradient, ``I_h = E_x |∂m/∂ξ_h|`` at ξ = 1, where ξ_h
-multiplies the head's output: one backward pass in place of one forward pass a head. The absolute
-value is taken per prompt, before the mean.
+Every head in turn is set to zero, to its mean output, and to its output on the corrupted prompt
+(resampled); the drop of the task's metric is the causal importance. The three differ: zero takes
+away everything a head writes, the mean leaves what it always writes, and resampling takes away only
+what tells the clean prompt from the corrupted one. Beside them stands the gate gradient,
+``I_h = E_x |∂m/∂ξ_h|`` at ξ = 1, where ξ_h multiplies the head's output: one backward pass in place
+of one forward pass a head. The absolute value is taken per prompt, before the mean.
 
 Sources: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,11 +77,12 @@ def run(
 
     Returns
     -------
-    Dataset with ``zero_ablation`` and ``mean_ablation`` (layer, head; the metric lost, positive for
-    a head that helps), ``gate_gradient`` (layer, head; from 0), ``first_order`` (layer, head; the
-    signed gradient, the linear estimate of ``zero_ablation``), ``intact`` (the metric of the whole
-    model), and the Spearman rank correlations ``gate_vs_zero``, ``gate_vs_mean`` (with the absolute
-    loss) and ``zero_vs_mean``. All with 95 % intervals over prompts.
+    Dataset with ``zero_ablation``, ``mean_ablation`` and ``resample_ablation`` (layer, head; the
+    metric lost, positive for a head that helps), ``gate_gradient`` (layer, head; from 0),
+    ``first_order`` (layer, head; the signed gradient, the linear estimate of ``zero_ablation``),
+    ``intact`` (the metric of the whole model), and the Spearman rank correlations of absolute
+    scores ``gate_vs_zero``, ``gate_vs_mean``, ``zero_vs_mean`` and ``zero_vs_resample``. All with
+    95 % intervals over prompts.
 
     Raises
     ------
@@ -103,11 +105,12 @@ def run(
     name = task.metric if metric == "task" else metric
     smooth = "log_probability" if name == "accuracy" else name
 
-    steps = _halves(progress)
     intact = _gates.intact(model, task, name)
-    zero = intact[:, None, None] - _gates.leave_one_out(model, task, name, None, steps[0])
-    means = _gates.mean_z(capture)
-    mean = intact[:, None, None] - _gates.leave_one_out(model, task, name, means, steps[1])
+    others = (None, _gates.mean_z(capture), _gates.outputs(_gates.corrupted(model, task)))
+    zero, mean, resample = (
+        intact[:, None, None] - _gates.leave_one_out(model, task, name, values, step)
+        for values, step in zip(others, _parts(progress, len(others)), strict=True)
+    )
     slope = _gates.gate_gradient(model, task, smooth)
     gate = np.abs(slope)
 
@@ -123,6 +126,12 @@ def run(
             "mean_ablation", grid, mean, "Lost without the head (set to its mean)", units,
             "diverging", seed=seed, source=SOURCE, evidence="causal",
             convention=f"intact − ablated, mean of z over positions and clean prompts; {what}",
+        ),
+        **averaged(
+            "resample_ablation", grid, resample,
+            "Lost without the head (its output on the corrupted prompt)", units, "diverging",
+            seed=seed, source=SOURCE, evidence="causal",
+            convention=f"intact − patched with z of the corrupted prompt, all positions; {what}",
         ),
         **averaged(
             "gate_gradient", grid, _normalized(gate) if normalize else gate,
@@ -141,6 +150,7 @@ def run(
         "gate_vs_zero": ("Gate gradient against zero ablation", gate, zero),
         "gate_vs_mean": ("Gate gradient against mean ablation", gate, mean),
         "zero_vs_mean": ("Zero ablation against mean ablation", zero, mean),
+        "zero_vs_resample": ("Zero ablation against resampling", zero, resample),
     }
     for key, (title, first, second) in pairs.items():
         variables |= interval(
@@ -158,15 +168,15 @@ def run(
     )
 
 
-def _halves(progress: Progress | None) -> list[Callable[[int, int], None] | None]:
-    """Split one progress over the two ablations."""
+def _parts(progress: Progress | None, count: int) -> list[Progress | None]:
+    """Split one progress over the ablations."""
     if progress is None:
-        return [None, None]
+        return [None] * count
 
-    def part(before: int) -> Callable[[int, int], None]:
-        return lambda done, total: progress(before * total + done, 2 * total)
+    def part(before: int) -> Progress:
+        return lambda done, total: progress(before * total + done, count * total)
 
-    return [part(0), part(1)]
+    return [part(before) for before in range(count)]
 
 
 def _normalized(gate: NDArray[np.float64]) -> NDArray[np.float64]:

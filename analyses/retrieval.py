@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from headscope.analyses import _causal, _check
 from headscope.analyses._copying import copied, multiset_score, set_score
-from headscope.analyses._result import averaged, dataset, heads, label, require, top, variable
+from headscope.analyses._result import (
+    above,
+    averaged,
+    dataset,
+    heads,
+    label,
+    require,
+    top,
+    variable,
+)
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -45,7 +54,6 @@ def run(
     threshold: float = 0.1,
     least_recalled: float = 0.5,
     recall_prompts: int = 12,
-    top_heads: int = 4,
     draws: int = 5,
     seed: int = 0,
     progress: _causal.Progress | None = None,
@@ -64,13 +72,12 @@ def run(
     task
         Planted needles: prompts whose questions name their evidence.
     threshold
-        Mean set score above which a head counts as a retrieval head.
+        Mean set score above which a head is a retrieval head, and mean weight above which it is a
+        recall head. These heads (the best one where none is) are ablated in the causal checks.
     least_recalled
         Prompts count only when the model generates more than this share of the needle's tokens.
     recall_prompts
         Number of prompts of multi-query recall, made with the task's seed.
-    top_heads
-        Number of heads ablated in each causal check.
     draws
         Number of random sets of as many other heads.
     seed
@@ -107,7 +114,7 @@ def run(
     _check.between("threshold", threshold, 0, 1)
     _check.between("least_recalled", least_recalled, 0, 1)
     for name, value in (
-        ("recall_prompts", recall_prompts), ("top_heads", top_heads), ("draws", draws),
+        ("recall_prompts", recall_prompts), ("draws", draws),
     ):  # fmt: skip
         _check.at_least(name, value, 1)
     require(capture, (*NEEDS, *KEEP), "retrieval")
@@ -141,11 +148,11 @@ def run(
         source="Zoology 2312.04927",
     )  # fmt: skip
 
-    score = variables["retrieval_set"].values
-    above = score > threshold
+    score, weight = variables["retrieval_set"].values, variables["recall"].values
+    passed = score > threshold
     scored = bool(counted.any())
     variables["retrieval_share"] = variable(
-        (), above.mean() * 100 if scored else np.nan, "Share of heads above the threshold", "%",
+        (), passed.mean() * 100 if scored else np.nan, "Share of heads above the threshold", "%",
         "sequential", 0, 100, convention=f"mean set score > {threshold:g}; {convention}",
         source=SOURCE,
     )  # fmt: skip
@@ -155,8 +162,8 @@ def run(
     )  # fmt: skip
 
     checks = {
-        "needle": (task, score if scored else variables["recall"].values),
-        "recall": (recall_task, variables["recall"].values),
+        "needle": (task, score if scored else weight),
+        "recall": (recall_task, weight),
     }
     notes: dict[str, str] = {}
     if not scored:
@@ -166,8 +173,8 @@ def run(
         kind = "retrieval" if name == "needle" and scored else "recall"
         results, conditions, records[name] = _causal.check(
             f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
-            top(ranking, top_heads), heads(capture), kind=kind, draws=draws, seed=seed,
-            progress=progress,
+            above(ranking, threshold, ranking.size // 2), heads(capture), kind=kind, draws=draws,
+            seed=seed, progress=progress,
         )  # fmt: skip
         # Both checks share one axis, so their conditions carry the same names.
         conditions[1] = "top heads ablated"
@@ -179,8 +186,10 @@ def run(
         variables,
         {"condition": conditions},
         convention=convention,
-        retrieval_heads=[label(head) for head in top(score, int(above.sum()))],
-        top_heads={"recall": [label(head) for head in top(recall.mean(0), top_heads)]},
+        heads_by_type={
+            "retrieval": [label(head) for head in top(score, int(passed.sum()))],
+            "recall": [label(head) for head in top(weight, int((weight > threshold).sum()))],
+        },
         causal=records,
         note=" ".join(notes.values()),
     )

@@ -230,17 +230,19 @@ def _substitutes(
 
 
 def _note(variables: dict[str, xr.Variable]) -> str:
-    raw, rolled, flowed = variables["ablation_correlation"].values
-    numbers = (
-        f"rank correlation with replaced tokens: raw {raw:.2f}, rollout {rolled:.2f}, "
-        f"flow {flowed:.2f}"
-    )
-    if max(rolled, flowed) > raw:
-        return (
-            f"Rollout or flow tracks the causal effect of a token better than raw attention "
-            f"({numbers})."
+    sentences, worse = [], []
+    for name, truth in (
+        ("ablation_correlation", "replaced tokens"),
+        ("gradient_correlation", "input gradients"),
+    ):
+        raw, rolled, flowed = variables[name].values
+        sentences.append(
+            f"Rank correlation with {truth}: raw {raw:.2f}, rollout {rolled:.2f}, "
+            f"flow {flowed:.2f}."
         )
-    return (
-        f"DISAGREEMENT: on these prompts neither rollout nor flow tracks the causal effect of a "
-        f"token better than raw attention ({numbers})."
-    )
+        for method, value in (("rollout", rolled), ("flow", flowed)):
+            if not value > raw:
+                worse.append(f"{method} on {truth}")
+    if worse:
+        sentences.append(f"DISAGREEMENT: no better than raw attention: {', '.join(worse)}.")
+    return " ".join(sentences)

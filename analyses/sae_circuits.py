@@ -3,7 +3,8 @@
 A small sparse autoencoder is trained on the heads' outputs of ten prompts; the code of a head on a
 prompt is its strongest feature. A head belongs to the circuit when it shows codes on the task's
 prompts that it never shows on corrupted ones, an edge when two heads' codes co-occur only there.
-The ground truth is causal: heads whose mean ablation moves the task's metric. Beside the result
+The ground truth is causal: heads whose output on the corrupted prompt, put in place of their own,
+moves the task's metric; it takes away just what the codes are read for. Beside the result
 stand three baselines: the dictionary before training, the trained one with shuffled labels, and the
 plain difference of mean outputs.
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from headscope.analyses import _check
 from headscope.analyses._causal import Progress
 from headscope.analyses._codes import softmax
+from headscope.analyses._interval import t_interval
 from headscope.analyses._result import dataset, heads, interval, label, require, top, variable
 
 if TYPE_CHECKING:
@@ -83,8 +85,8 @@ def run(
     truth_prompts
         Prompts of the ablations behind the ground truth.
     threshold
-        A head is in the ground truth when its mean ablation moves the metric by more than this
-        share of the intact metric.
+        A head is in the ground truth when resampling it moves the metric by more than this share
+        of the intact metric.
     edges
         Number of best edges that are returned.
     seed
@@ -118,9 +120,7 @@ def run(
     import torch
 
     from headscope.analyses import _gates, _outputs
-    from headscope.analyses._trials import Trials, auc, t_interval
-    from headscope.probes import capture as capture_prompts
-    from headscope.probes.tokens import encode
+    from headscope.analyses._trials import Trials, auc
 
     for name, value, least in (
         ("features", features, 2), ("examples", examples, 1), ("epochs", epochs, 1),
@@ -130,17 +130,17 @@ def run(
         _check.at_least(name, value, least)
     require(capture, KEEP, "sae_circuits")
 
+    negatives = _gates.corrupted(model, task)
     some = replace(task, prompts=task.prompts[:truth_prompts])
     intact = float(_gates.intact(model, some, task.metric).mean())
-    means = _gates.mean_z(capture)
-    without = _gates.leave_one_out(model, some, task.metric, means, progress).mean(0)
+    others = _gates.outputs(negatives.isel(prompt=slice(truth_prompts)))
+    without = _gates.leave_one_out(model, some, task.metric, others, progress).mean(0)
     moved = intact - without
     truth = np.abs(moved) > threshold * abs(intact)
 
     weights = _outputs.output_weights(model)
     clean = _outputs.mean_outputs(capture, weights)
-    wrong = [list(ids) for ids in encode(task, model.tokenizer).corrupted_ids]
-    corrupted = _outputs.mean_outputs(capture_prompts(model, wrong, stats=(), keep=("z",)), weights)
+    corrupted = _outputs.mean_outputs(negatives, weights)
 
     names = heads(capture)
     pairs = [
@@ -169,7 +169,7 @@ def run(
         f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
     )
     truth_said = (
-        f"|mean ablation| > {threshold:.0%} of the intact {task.metric} ({intact:.3g}), "
+        f"|resample ablation| > {threshold:.0%} of the intact {task.metric} ({intact:.3g}), "
         f"{len(some.prompts)} prompts"
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
@@ -191,34 +191,35 @@ def run(
             convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
         ),
         "ablation": variable(
-            grid, moved, "Lost without the head (set to its mean)", task.metric, "diverging",
-            convention=f"intact − ablated, {len(some.prompts)} prompts of {task.name}",
+            grid, moved, "Lost without the head (its output on the corrupted prompt)",
+            task.metric.replace("_", " "), "diverging", evidence="causal",
+            convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
         ),
         "ground_truth": variable(
             grid, truth.astype(float), "Head of the circuit by ablation", "0 or 1", "sequential",
             0, 1, convention=truth_said, evidence="causal",
         ),
     }  # fmt: skip
-    aucs = {}
+    aucs: dict[str, NDArray[np.float64]] = {}
     for name, values, wanted, what in (
         ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
     ):  # fmt: skip
-        each = np.array([[auc(wanted, one) for one in method] for method in values])
-        aucs[name] = t_interval(each)
+        aucs[name] = np.array([[auc(wanted, one) for one in method] for method in values])
+        ends = t_interval(aucs[name])
         variables |= interval(
-            name, ("condition",), *aucs[name], f"AUC for the {what} of the circuit", "ROC AUC",
+            name, ("condition",), *ends, f"AUC for the {what} of the circuit", "ROC AUC",
             "sequential", 0, 1, convention=f"against {truth_said}; t interval over {trials} trials",
             source=SOURCE,
         )  # fmt: skip
         variables |= interval(
-            f"{name}_sae", (), *(end[0] for end in aucs[name]), f"AUC for the {what}, trained SAE",
+            f"{name}_sae", (), *(end[0] for end in ends), f"AUC for the {what}, trained SAE",
             "ROC AUC", "sequential", 0, 1, convention=f"against {truth_said}", source=SOURCE,
         )  # fmt: skip
 
-    ends = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
+    placed = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
     coords: dict[str, Any] = {"condition": list(METHODS)}
     for column, name in enumerate(("source_layer", "source_head", "target_layer", "target_head")):
-        coords[name] = ("edge", ends[:, column])
+        coords[name] = ("edge", placed[:, column])
     circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
     return dataset(
         capture,
@@ -231,22 +232,23 @@ def run(
     )
 
 
-def _note(
-    aucs: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
-    circuit: int,
-    total: int,
-) -> str:
-    mean, lower, upper = aucs
+def _note(each: NDArray[np.float64], circuit: int, total: int) -> str:
+    """Hold the trained dictionary against shuffled labels, trial by trial; (trial, method)."""
     if circuit in (0, total):
         return (
             f"{circuit} of {total} heads pass the ablation threshold, so there is no AUC; "
             f"move the threshold."
         )
+    mean = each.mean(0)
     numbers = ", ".join(f"{name} {value:.2f}" for name, value in zip(METHODS, mean, strict=True))
-    if lower[0] > upper[2]:
-        better = "" if mean[0] > mean[1] else " Training adds nothing over random directions."
-        return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{better}"
+    _, lower, _ = t_interval(each[:, 0] - each[:, 2], low=-1)
+    better = [
+        name for name, value in zip(METHODS[1::2], mean[1::2], strict=True) if value > mean[0]
+    ]
+    more = f" Better without it: {', '.join(better)}." if better else ""
+    if lower > 0:
+        return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{more}"
     return (
         f"DISAGREEMENT: the codes do not find the {circuit} heads that ablation finds better than "
-        f"shuffled labels do (AUC: {numbers})."
+        f"shuffled labels do (AUC: {numbers}).{more}"
     )

@@ -8,21 +8,23 @@ import pytest
 from headscope.analyses import _causal, _runner, sinks
 from headscope.probes import capture, tasks
 
-TOP = 4
-
 
 def heads(names: list[str]) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in (name[1:].split("H") for name in names)]
 
 
+def heads_above(scores: np.ndarray, least: float) -> list[tuple[int, int]]:
+    return [(int(layer), int(head)) for layer, head in np.argwhere(scores > least)]
+
+
 @pytest.fixture(scope="module")
 def types(bundled):
-    return _runner.execute("head_types", bundled, n=8, options={"draws": 4, "top_heads": TOP})
+    return _runner.execute("head_types", bundled, n=8, options={"draws": 4})
 
 
 @pytest.fixture(scope="module")
 def retrieval(bundled):
-    options = {"draws": 3, "top_heads": TOP, "recall_prompts": 8}
+    options = {"draws": 3, "recall_prompts": 8}
     return _runner.execute("retrieval", bundled, n=6, options=options)
 
 
@@ -51,14 +53,15 @@ def test_ablating_the_induction_heads_destroys_induction(types):
 def test_the_induction_heads_also_matter_on_fresh_prompts(bundled, types):
     # Chosen on seed 0, ablated on seed 1: the choice does not profit from its own prompts.
     fresh = tasks.make("induction", tokenizer=bundled.tokenizer, n=8, seed=1)
-    top = heads(types.attrs["top_heads"]["induction"])
+    top = heads(types.attrs["heads_by_type"]["induction"])
     rest = [(layer, head) for layer in range(4) for head in range(8) if (layer, head) not in top]
     without = _causal.score(bundled, fresh, top, "accuracy").mean()
     others = [
         _causal.score(bundled, fresh, each, "accuracy").mean()
-        for each in _causal.random_sets(rest, TOP, 3, seed=7)
+        for each in _causal.random_sets(rest, len(top), 5, seed=7)
     ]
-    assert without < 0.3 < 0.8 < np.mean(others)
+    # The median: a set that happens to hold the previous-token heads breaks induction as well.
+    assert without < 0.3 < 0.8 < np.median(others)
 
 
 @pytest.mark.seed("B2")
@@ -83,12 +86,12 @@ def test_ablating_the_retrieval_heads_loses_the_needle(retrieval):
 @pytest.mark.seed("C1")
 def test_rollout_and_flow_track_replaced_tokens_better_than_raw_attention(bundled):
     result = _runner.execute("rollout", bundled, n=10)
-    for name in ("ablation_correlation", "gradient_correlation"):
-        raw, rolled, flowed = result[name].values
-        assert rolled > raw, name
-        assert flowed > raw, name
     lower, upper = (result[f"ablation_correlation_{end}"].values for end in ("lower", "upper"))
     assert lower[1] > upper[0]
+    assert lower[2] > upper[0]
+    # On input gradients the paper's order holds for rollout; flow is not asserted.
+    raw, rolled, _ = result["gradient_correlation"].values
+    assert rolled > raw
 
 
 @pytest.mark.seed("D1")
@@ -100,6 +103,7 @@ def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
         assert float(result[f"{name}_lower"]) > 0.2
     best = np.unravel_index(int(result["mean_ablation"].values.argmax()), (4, 8))
     assert float(result["mean_ablation_lower"].values[best]) > 0
+    assert float(result["resample_ablation_lower"].values.max()) > 0
     assert float(result["gate_gradient"].values[best]) > float(result["gate_gradient"].median())
 
 
@@ -121,14 +125,29 @@ def test_repeating_one_token_leaves_nothing_to_sink_into(bundled):
 
 @pytest.mark.seed("E1")
 def test_the_discrete_codes_stand_beside_their_baselines(bundled):
-    options = {"trials": 2, "epochs": 200, "truth_prompts": 12}
-    result = _runner.execute("sae_circuits", bundled, n=48, options=options)
-    assert 0 < len(result.attrs["circuit"]) < 32
-    assert list(result["condition"].values)[:3] == [
+    options = {"trials": 3, "truth_prompts": 16}
+    result = _runner.execute("sae_circuits", bundled, n=64, options=options)
+    assert 3 <= len(result.attrs["circuit"]) <= 16
+    assert list(result["condition"].values) == [
         "trained SAE",
         "untrained SAE",
         "shuffled labels",
+        "mean difference",
     ]
-    for name in ("node_auc", "edge_auc"):
-        assert float(result[f"{name}_sae"]) > 0.5
-        assert result[name].notnull().all()
+    assert float(result["node_auc_sae_lower"]) > 0.5
+    assert result["edge_auc"].notnull().all()
+
+
+def test_the_circuit_found_by_resampling_carries_the_task(bundled):
+    result = _runner.execute("importance", bundled, n=12)
+    lost = result["resample_ablation"].values
+    circuit = heads_above(lost, 0.05 * float(result["intact"]))
+    task = tasks.make("ioi", tokenizer=bundled.tokenizer, n=12, seed=3)
+    every = [(layer, head) for layer in range(4) for head in range(8)]
+    rest = [head for head in every if head not in circuit]
+    without = _causal.score(bundled, task, circuit, "logit_difference").mean()
+    others = [
+        _causal.score(bundled, task, each, "logit_difference").mean()
+        for each in _causal.random_sets(rest, len(circuit), 4, seed=5)
+    ]
+    assert without < 0.3 * np.mean(others)

@@ -23,7 +23,7 @@ def captured(circuit, task):
 
 @pytest.fixture(scope="module")
 def result(circuit, task, captured):
-    return head_types.run(captured, circuit, task, top_heads=1, draws=6)
+    return head_types.run(captured, circuit, task, draws=6)
 
 
 def test_every_constructed_head_is_named_by_its_type(result):
@@ -40,7 +40,9 @@ def test_every_constructed_head_is_named_by_its_type(result):
         others = np.delete(scores.ravel(), np.ravel_multi_index((layer, head), scores.shape))
         # L1H0 rests on <bos> as long as nothing is repeated, half of the time.
         assert others.max() < (0.6 if name == "bos" else 0.2), name
-        assert result.attrs["top_heads"][name] == [f"L{layer}H{head}"]
+        if name != "bos":
+            assert result.attrs["heads_by_type"][name] == [f"L{layer}H{head}"]
+    assert result.attrs["heads_by_type"]["bos"] == ["L0H1", "L1H0"]
 
 
 def test_the_causal_check_names_the_heads_and_agrees(result):
@@ -50,8 +52,8 @@ def test_the_causal_check_names_the_heads_and_agrees(result):
     assert before == 0.0
     assert list(result["condition"].values) == [
         "intact",
-        "top induction heads ablated",
-        "top previous-token heads ablated",
+        "induction heads ablated",
+        "previous-token heads ablated",
         "random other heads ablated",
     ]
     draws = result.attrs["causal"]["heads"]["random other heads ablated"]
@@ -62,7 +64,7 @@ def test_the_causal_check_names_the_heads_and_agrees(result):
 
 @pytest.mark.parametrize("convention", ["headvis", "transformer_lens"])
 def test_scores_agree_with_the_pattern(circuit, task, captured, convention):
-    result = head_types.run(captured, circuit, task, convention=convention, top_heads=1, draws=1)
+    result = head_types.run(captured, circuit, task, convention=convention, draws=1)
     patterns = captured["pattern"].values.astype(float)
     ids = captured["token_id"].values
     size = ids.shape[1]
@@ -92,8 +94,8 @@ def test_scores_agree_with_the_pattern(circuit, task, captured, convention):
 def test_bad_input_is_refused(circuit, task, captured):
     with pytest.raises(Refused, match="convention"):
         head_types.run(captured, circuit, task, convention="olsson")
-    with pytest.raises(Refused, match="top_heads: 5 of 8"):
-        head_types.run(captured, circuit, task, top_heads=5)
+    with pytest.raises(Refused, match="least_score"):
+        head_types.run(captured, circuit, task, least_score=5)
     with pytest.raises(Refused, match="first_mass"):
         head_types.run(captured.drop_vars("first_mass"), circuit, task)
     with pytest.raises(Refused, match="induction"):
@@ -104,5 +106,6 @@ def test_bad_input_is_refused(circuit, task, captured):
 
 def test_a_model_that_cannot_do_the_task_gives_no_verdict(random_llama, task):
     cap = capture(random_llama, task, stats=head_types.NEEDS, targets=head_types.TARGETS)
-    result = head_types.run(cap, random_llama, task, top_heads=2, draws=1)
+    result = head_types.run(cap, random_llama, task, draws=1)
+    assert result.attrs["heads_by_type"]["induction"] == []
     assert result.attrs["note"].startswith("INCONCLUSIVE")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 from headscope.probes.edits import Ablate, Gate, Replace
 from headscope.probes.forward import evaluate
+from headscope.probes.tokens import encode
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,51 @@ def test_zero_and_mean_are_those_of_one_edit_at_a_time(random_llama, task, captu
             left = evaluate(random_llama, task, (edit,), metric="logit_difference").values
             lost = (intact - left).mean()
             assert float(result[name].values[layer, head]) == pytest.approx(lost, abs=1e-6)
+
+
+@torch.no_grad()
+def test_resampling_puts_the_heads_corrupted_output_in_place(random_llama, task, result):
+    # Through the model's own hooks, without the seam: the slice of a head before the projection.
+    encoded = encode(task, random_llama.tokenizer)
+    module = random_llama.module
+    projection = module.model.layers[0].self_attn.o_proj
+    part = slice(2 * module.config.head_dim, 3 * module.config.head_dim)
+
+    def run(ids, hook):
+        handle = projection.register_forward_pre_hook(hook)
+        rows = module(input_ids=torch.tensor([ids])).logits[0]
+        handle.remove()
+        return rows
+
+    def score(rows, asked):
+        return np.mean(
+            [
+                float(rows[each.at, each.answer_ids[0]] - rows[each.at, each.wrong_ids[0]])
+                for each in asked
+            ]
+        )
+
+    lost = []
+    for ids, other, asked in zip(
+        encoded.ids, encoded.corrupted_ids, encoded.questions, strict=True
+    ):
+        kept = []
+        run(other, partial(keep, kept))
+        patched = score(run(ids, partial(patch, kept, part)), asked)
+        lost.append(score(module(input_ids=torch.tensor([ids])).logits[0], asked) - patched)
+    assert abs(np.mean(lost)) > 1e-4
+    found = float(result["resample_ablation"].values[0, 2])
+    assert found == pytest.approx(np.mean(lost), abs=1e-5)
+
+
+def keep(kept, _, given):
+    kept.append(given[0])
+
+
+def patch(kept, part, _, given):
+    changed = given[0].clone()
+    changed[..., part] = kept[0][..., part]
+    return (changed,)
 
 
 @pytest.mark.seed("D1")
@@ -90,8 +138,6 @@ def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
 
 def test_log_probability_sums_over_the_right_answers(circuit):
     task = repeated(n=1, length=4)
-    from headscope.probes.tokens import encode
-
     asked = encode(task, circuit.tokenizer).questions
     output = torch.randn(1, 9, 35)
     expected = np.mean(

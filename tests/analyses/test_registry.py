@@ -30,7 +30,7 @@ def test_every_option_has_help_and_a_plain_default(name: str) -> None:
     for option, (default, text) in analyses.options(name).items():
         assert type(default) in (bool, int, float, str), option
         assert len(text) > 10, f"{name}.{option} has no help"
-    assert analyses.summary(name).endswith(".")
+    assert analyses.summary(name).endswith((".", "?"))
     assert set(_runner.positionals(name)) <= set(_runner.SUPPLIED)
 
 

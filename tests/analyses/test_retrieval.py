@@ -54,7 +54,7 @@ def task():
 @pytest.fixture(scope="module")
 def result(circuit, task):
     cap = capture(circuit, task, stats=retrieval.NEEDS, keep=retrieval.KEEP)
-    return retrieval.run(cap, circuit, task, top_heads=1, recall_prompts=4, draws=8)
+    return retrieval.run(cap, circuit, task, recall_prompts=4, draws=8)
 
 
 @pytest.mark.seed("B1", "B2")
@@ -64,7 +64,7 @@ def test_the_constructed_copier_is_the_only_retrieval_head(result):
         assert scores[INDUCTION] == 1.0
         assert scores[SINK] == 0.0
         assert np.count_nonzero(scores) == 1
-    assert result.attrs["retrieval_heads"] == ["L1H0"]
+    assert result.attrs["heads_by_type"] == {"retrieval": ["L1H0"], "recall": ["L1H0"]}
     assert float(result["retrieval_share"]) == 12.5
     assert float(result["recalled"]) == 1.0
     assert result["recall"].values[INDUCTION] > 0.999
@@ -82,10 +82,10 @@ def test_taking_the_copier_out_breaks_both_tasks(result):
 
 def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, task):
     cap = capture(random_llama, task, stats=retrieval.NEEDS, keep=retrieval.KEEP)
-    result = retrieval.run(cap, random_llama, task, top_heads=1, recall_prompts=2, draws=1)
+    result = retrieval.run(cap, random_llama, task, recall_prompts=2, draws=1)
     assert np.isnan(result["retrieval_set"].values).all()
     assert np.isnan(float(result["retrieval_share"]))
-    assert result.attrs["retrieval_heads"] == []
+    assert result.attrs["heads_by_type"]["retrieval"] == []
     assert "recalls none of the needles" in result.attrs["note"]
 
 

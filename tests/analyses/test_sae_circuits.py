@@ -115,7 +115,7 @@ def test_the_truth_is_causal_and_the_provenance_complete(circuit):
     assert (result["ground_truth"].values == truth).all()
     assert result.attrs["circuit"] == ["L0H0", "L1H0"]
     assert result["node"].values.sum() == pytest.approx(1)
-    assert result["edge_score"].sizes["edge_score"] == 3
+    assert result["edge_score"].sizes["edge"] == 3
     assert (result["source_layer"].values < result["target_layer"].values).all()
     assert result["node_auc"].sizes["condition"] == len(sae_circuits.METHODS)
     assert (result["node_auc_lower"] <= result["node_auc"]).all()
