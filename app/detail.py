@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,30 +14,26 @@ from headscope import viz
 from headscope.app import loading, selection
 from headscope.app.scores import Score
 from headscope.kernels.refusal import Refused
-from headscope.viz._labels import amount, visible
+from headscope.viz._labels import amount, measured, visible
 
 
 def scores(found: Mapping[str, Score], layer: int, head: int) -> None:
     """Show every score of a head with its rank and interval, the causal ones first."""
     groups = {
-        "What happens without it (causal)": [each for each in found.values() if each.is_causal],
-        "What it looks like (correlational)": [
+        "what happens without it (causal)": [each for each in found.values() if each.is_causal],
+        "what it looks like (correlational)": [
             each for each in found.values() if not each.is_causal
         ],
     }
     for title, members in groups.items():
-        st.markdown(f"**{title}**")
+        st.markdown(f"**L{layer}H{head}: {title}**")
         if not members:
             st.info("None in this run; `headscope analyze RUN importance` measures them.")
             continue
-        st.dataframe(
-            _rows(members, layer, head),
-            hide_index=True,
-            column_config={
-                "score": st.column_config.TextColumn("score", width="medium"),
-                "definition": st.column_config.TextColumn("definition", width="large"),
-            },
-        )
+        st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
+    with st.expander("What the scores mean", icon=":material/help:"):
+        for key, each in found.items():
+            st.markdown(f"`{key}`: {_escaped(each.tooltip)}")
 
 
 def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
@@ -47,19 +44,22 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
         interval = ""
         if each.lower is not None and each.upper is not None and np.isfinite(value):
             low, high = (float(side[layer, head]) for side in (each.lower, each.upper))
-            interval = f"{amount(low)} to {amount(high)}"
+            interval = f"{amount(low)} to {amount(high)}" if np.isfinite(low) else ""
         rank = each.ranks()[layer, head]
         rows.append(
             {
-                "score": each.title,
-                "value": amount(value),
-                "units": str(each.array.attrs.get("units", "")),
-                "95 % interval": interval,
+                "score": _escaped(each.title),
+                "value": measured(value, str(each.array.attrs.get("units", ""))),
                 "rank": f"{_ordinal(int(rank))} of {known}" if np.isfinite(value) else "",
-                "definition": each.tooltip,
+                "95 % interval": interval,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _escaped(text: str) -> str:
+    """Keep markdown from reading formulas: α_k, |g|, E|∂m/∂ξ|, $, `."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~:])", r"\\\1", text)
 
 
 def _ordinal(number: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -15,6 +16,8 @@ from headscope.app import selection
 from headscope.app.scores import Score
 
 VIEWS = ("grid", "scatter", "table")
+# Heads whose names stand in the scatter, on each axis.
+NAMED = 3
 
 
 def draw(scores: Mapping[str, Score], chosen: Score, name: str) -> None:
@@ -81,12 +84,15 @@ def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
         for row, column in zip(rows.ravel(), columns.ravel(), strict=True)
     ]
     here = (rows.ravel() == at[0]) & (columns.ravel() == at[1])
+    named = here | _extreme(across.array.values.ravel()) | _extreme(up.array.values.ravel())
     figure = go.Figure(
         go.Scatter(
             x=across.array.values.ravel(),
             y=up.array.values.ravel(),
             mode="markers+text",
-            text=labels,
+            # The names of all heads would cover each other; the hover text has them.
+            text=[label if shown else "" for label, shown in zip(labels, named, strict=True)],
+            hovertext=labels,
             textposition="top center",
             customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1).tolist(),
             marker={
@@ -94,9 +100,14 @@ def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
                 "symbol": np.where(here, "diamond", "circle"),
                 "color": rows.ravel(),
                 "colorscale": "Viridis",
-                "colorbar": {"title": {"text": "layer", "side": "right"}, "thickness": 14},
+                "colorbar": {
+                    "title": {"text": "layer", "side": "right"},
+                    "thickness": 14,
+                    "tickformat": "d",
+                    "nticks": min(across.array.sizes["layer"], 8),
+                },
             },
-            hovertemplate="<b>%{text}</b><br>%{x:.3f}, %{y:.3f}<extra></extra>",
+            hovertemplate="<b>%{hovertext}</b><br>%{x:.3f}, %{y:.3f}<extra></extra>",
         )
     )
     figure.update_layout(
@@ -107,3 +118,9 @@ def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
         margin={"l": 60, "r": 10, "t": 20, "b": 50},
     )
     return figure
+
+
+def _extreme(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Mark the few largest values, by size."""
+    size = np.nan_to_num(np.abs(values))
+    return np.asarray(size >= np.sort(size)[-min(NAMED, len(size))])

@@ -13,6 +13,7 @@ from headscope.viz._scale import GREY, Array, Scale
 
 CELLS = 512
 PANELS = 40
+CROWD = 24
 
 # Colours of text and of the page are left to whoever shows the figure, so that light and dark
 # pages both work; lines are a grey that is seen on both.
@@ -119,6 +120,11 @@ def blocks(values: Array, size: int) -> Array:
 def block_size(length: int) -> int:
     """Say how many positions must share a cell for `length` of them to be drawn."""
     return -(-length // CELLS)
+
+
+def crowded(count: int) -> dict[str, Any]:
+    """Set the labels of many ticks upright and small, so that all of them can be read."""
+    return {"tickangle": -90, "tickfont": {"size": 9}} if count > CROWD else {}
 
 
 def thinned(labels: Sequence[str], most: int) -> tuple[list[int], list[str]]:

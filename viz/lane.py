@@ -13,6 +13,7 @@ from headscope.viz._frame import (
     blocks,
     colour_bar,
     coloured,
+    crowded,
     frame,
     missing,
     thinned,
@@ -98,6 +99,7 @@ def _axis(along: str, labels: list[str]) -> dict[str, Any]:
         "range": [-0.5, len(labels) - 0.5],
         "showgrid": False,
         "zeroline": False,
+        **crowded(len(at)),
     }
 
 

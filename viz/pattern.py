@@ -12,6 +12,7 @@ from headscope.viz._frame import (
     blocks,
     colour_bar,
     coloured,
+    crowded,
     frame,
     holes,
     menu,
@@ -73,10 +74,14 @@ def figure(
     sides = [_labels(array, at, (down, across), sizes) for _, at in panels]
     fig = frame(
         array,
-        height=560,
+        height=140 + min(max(13 * drawn[0].shape[0], 380), 640),
         notes=notes,
         xaxis=_axis("looked at (key)", [side[1] for side in sides]),
-        yaxis={**_axis("looks (query)", [side[0] for side in sides]), "autorange": "reversed"},
+        yaxis={
+            **_axis("looks (query)", [side[0] for side in sides]),
+            "autorange": "reversed",
+            "tickangle": 0,
+        },
         showlegend=False,
     )
     values, ((rows, _), (columns, _)) = drawn[0], sides[0]
@@ -135,4 +140,4 @@ def _axis(name: str, panels: list[tuple[list[str], list[str]]]) -> dict[str, Any
     # Beyond this many, or where the panels differ, plotly thins the full names by itself.
     if len(short) > TICKS or any(other != panels[0] for other in panels):
         return {**axis, "nticks": TICKS // 2}
-    return {**axis, "tickvals": full, "ticktext": short}
+    return {**axis, "tickvals": full, "ticktext": short, **crowded(len(short))}

@@ -43,14 +43,14 @@ def draw() -> None:
     complaints = st.container()
     layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
     name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
-    left, right = st.columns([5, 6], gap="large")
+    left, right = st.columns([4, 5], gap="large")
     with left:
-        st.subheader(f"{shape[0]} layers × {shape[1]} heads by {chosen.title.lower()}")
+        st.subheader(f"Heads by {chosen.title.lower()}")
         overview.draw(scores, chosen, name)
         _downloads(scores, results, name)
+        detail.scores(scores, layer, head)
     with right:
         st.subheader(f"L{layer}H{head}")
-        detail.scores(scores, layer, head)
         detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")
         _share(path, layer, head)
     with complaints:
@@ -79,11 +79,10 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
         selection.complain(name, range(size))
         st.selectbox(name.capitalize(), range(size), key=name, bind="query-params")
     st.caption("Arrow keys move between heads; a click in the grid picks one.")
-    columns = st.columns(4)
-    icons = {"Left": "back", "Right": "forward", "Up": "upward", "Down": "downward"}
+    columns = [*st.columns(2), *st.columns(2)]
     for column, (key, by_step) in zip(columns, selection.MOVES.items(), strict=True):
         column.button(
-            f":material/arrow_{icons[key]}:", key=f"go_{key}", shortcut=key, help=f"{key} arrow",
+            key, key=f"go_{key}", shortcut=key, width="stretch",
             on_click=selection.move, args=(by_step, layers, heads),
         )  # fmt: skip
     return scores[by]
@@ -118,7 +117,7 @@ def _downloads(scores: Mapping[str, Score], results: Mapping[str, xr.Dataset], n
 
 def _share(path: Path, layer: int, head: int) -> None:
     st.markdown("**This view again**")
-    st.code(selection.link(), language=None)
+    st.code(selection.link(), language=None, wrap_lines=True)
     text = st.session_state.get("text") or ""
     prompts = repr([text]) if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
     st.code(
@@ -128,4 +127,5 @@ def _share(path: Path, layer: int, head: int) -> None:
         f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))\n"
         f"pattern(cap, layer={layer}, head={head})",
         language="python",
+        wrap_lines=True,
     )

@@ -62,7 +62,7 @@ def test_arrows_move_between_heads_and_stop_at_the_edge(screen) -> None:
 
 def test_scores_have_ranks_and_the_causal_ones_come_first(screen) -> None:
     app = screen(layer="1", head="1")
-    causal, correlational = app.main.dataframe[0].value, app.main.dataframe[1].value
+    causal, correlational = app.main.table[0].value, app.main.table[1].value
     assert any("set to zero" in title for title in causal["score"])
     assert all(" of 32" in rank for rank in causal["rank"])
     assert any("first token" in title for title in correlational["score"])
