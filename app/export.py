@@ -75,8 +75,8 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     --------
     >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
     >>> table = heads_table({"sinks": xr.Dataset({"sink": mass})})
-    >>> table.loc[1, ["name", "sinks.sink"]].tolist()
-    ['L0H1', 0.9]
+    >>> print(*table.loc[1, ["name", "sinks.sink"]])
+    L0H1 0.9
     """
     columns = [
         _column(f"{analysis}.{name}{entry}", one)

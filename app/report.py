@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from headscope.probes.run import Run
 
-FILES = ("report.html", "heads.parquet", "heads.csv", "report.json")
 # Written by the analyses in front of a conclusion that must not be overlooked.
 ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE|WARNING)\b")
 PROVENANCE = (
@@ -59,6 +58,7 @@ def write(run: Run, out: Path | None = None) -> Path:
     Refused
         When the run has no results, or the folder cannot be written.
     """
+    from headscope.probes.run import REPORT
     from headscope.probes.store import replacing
 
     results = ordered(run.results())
@@ -74,7 +74,7 @@ def write(run: Run, out: Path | None = None) -> Path:
         ),
     }
     with ExitStack() as stack:
-        places = {name: Path(stack.enter_context(replacing(folder / name))) for name in FILES}
+        places = {name: Path(stack.enter_context(replacing(folder / name))) for name in REPORT}
         for name, text in texts.items():
             places[name].write_text(text, encoding="utf-8")
         table.to_parquet(places["heads.parquet"], index=False)

@@ -19,6 +19,8 @@ from headscope.probes import store
 MANIFEST = "manifest.json"
 CAPTURE = "capture.safetensors"
 RESULTS = "results"
+# Written beside a run by its report, so they belong to it and go with it.
+REPORT = ("report.html", "heads.parquet", "heads.csv", "report.json")
 FORMAT = "headscope-run-1"
 
 
@@ -153,7 +155,9 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
     """
     folder = Path(path)
     if (folder / MANIFEST).exists() and not replace:
-        raise Refused(f"out: {path} already holds a run; choose another folder")
+        raise Refused(
+            f"out: {path} already holds a run; choose another folder or replace it (--overwrite)"
+        )
     if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
         raise Refused(f"out: {path} holds other files; choose an empty or new folder")
     nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
@@ -168,13 +172,14 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
 
 
 def _strangers(folder: Path) -> list[Path]:
-    ours = {CAPTURE, MANIFEST, RESULTS}
+    ours = {CAPTURE, MANIFEST, RESULTS, *REPORT}
     return [one for one in folder.iterdir() if one.name not in ours and one.name[0] != "."]
 
 
 def _clear(folder: Path) -> None:
     """Take an earlier run apart, its manifest first; only files that runs are made of."""
-    old = [folder / MANIFEST, folder / CAPTURE, *(folder / RESULTS).glob("*.safetensors")]
+    old = [folder / name for name in (MANIFEST, CAPTURE, *REPORT)]
+    old += (folder / RESULTS).glob("*.safetensors")
     for file in old:
         file.unlink(missing_ok=True)
 

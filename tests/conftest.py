@@ -64,3 +64,11 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = analyze_run(run, ("sinks", "head_types", "importance"), number=3, options=options)
     assert set(run.results()) == set(outcome)
     return folder
+
+
+@pytest.fixture(scope="session")
+def first_words(bundled: Model) -> str:
+    """A few words that the bundled model knows."""
+    from headscope.probes import tasks
+
+    return " ".join(tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts[0].words[:4])

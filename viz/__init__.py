@@ -1,8 +1,8 @@
 """Views: the dims of an array decide how it is drawn.
 
 One module per kind of view; the folder is the registry. A view module has
-``accepts(array) -> bool`` and ``figure(array, ...) -> plotly.graph_objects.Figure``, and every
-numeric array is accepted by at most one of them.
+``accepts(array) -> bool`` and ``figure(array, ...) -> plotly.graph_objects.Figure``. No two of them
+accept the same array, but for the general one, bars, which is asked last.
 """
 
 import importlib
@@ -15,6 +15,10 @@ import xarray as xr
 from headscope.kernels.refusal import Refused
 
 __all__ = ["choose", "draw", "interval", "load", "names", "variables"]
+
+
+# Draws whatever has few entries, so a view that knows the dims goes first.
+GENERAL = "bars"
 
 
 def names() -> list[str]:
@@ -58,7 +62,7 @@ def choose(array: xr.DataArray) -> ModuleType:
     >>> choose(xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))).__name__
     'headscope.viz.grid'
     """
-    for name in names():
+    for name in sorted(names(), key=lambda name: name == GENERAL):
         view = load(name)
         if view.accepts(array):
             return view
