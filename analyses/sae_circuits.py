@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
-PROMPTS = 128
+PROMPTS = 250
 
 SOURCE = "O'Neill & Bui 2405.12522"
 METHODS = ("trained SAE", "untrained SAE", "shuffled labels", "mean difference")
@@ -242,10 +242,8 @@ def _note(each: NDArray[np.float64], circuit: int, total: int) -> str:
     mean = each.mean(0)
     numbers = ", ".join(f"{name} {value:.2f}" for name, value in zip(METHODS, mean, strict=True))
     _, lower, _ = t_interval(each[:, 0] - each[:, 2], low=-1)
-    better = [
-        name for name, value in zip(METHODS[1::2], mean[1::2], strict=True) if value > mean[0]
-    ]
-    more = f" Better without it: {', '.join(better)}." if better else ""
+    simpler = [METHODS[one] for one in (1, 3) if mean[one] >= mean[0]]
+    more = f" No better than the simpler {' and '.join(simpler)}." if simpler else ""
     if lower > 0:
         return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{more}"
     return (

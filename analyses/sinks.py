@@ -18,15 +18,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses import _check
-from headscope.analyses._result import averaged, dataset, require, variable
+from headscope.analyses._result import averaged, dataset, label, require, top, variable
 
 NEEDS = ("received",)
 
 SOURCE = "Gu et al. 2410.10781"
+# How many sink tokens are named.
+TOKENS = 8
 
 
 def run(
-    capture: xr.Dataset, *, epsilon: float = 0.3, least_queries: int = 8, seed: int = 0
+    capture: xr.Dataset, *, epsilon: float = 0.3, least_queries: int = 16, seed: int = 0
 ) -> xr.Dataset:
     """Score every head by the weight that its queries park on the first token and on any other.
 
@@ -114,6 +116,7 @@ def run(
             ("query",), _mean(values[0], (0, 1))[:length], title, units, "sequential", 0, 1,
             convention="first prompt; the axis names the token that receives",
         )  # fmt: skip
+    scores = {name: variables[name].values for name in ("sink", "later_sink")}
     coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}
     if "token" in capture.coords:
         tokens = capture["token"].transpose("prompt", "query").values
@@ -123,6 +126,11 @@ def run(
         variables,
         coords,
         convention=convention,
+        heads_by_type={
+            name: [label(head) for head in top(each, int((each > epsilon).sum()))]
+            for name, each in scores.items()
+        },
+        sink_tokens=_tokens(capture, above),
         note=(
             "Where attention goes, not what it does: a head that parks its weight may be idle or "
             "may use the sink as a default; its causal number is the ablation in `importance`."
@@ -162,6 +170,23 @@ def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.full(values.shape[:-1], np.nan)
     best = np.where(np.isnan(values), -np.inf, values).max(-1)
     return np.where(np.isneginf(best), np.nan, best)
+
+
+def _tokens(capture: xr.Dataset, above: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Name the tokens that most heads sink into, wherever they stand, best first."""
+    if "token" not in capture.coords:
+        return []
+    tokens = capture["token"].transpose("prompt", "query").values
+    shares = np.stack([_mean(each, (0, 1)) for each in above])
+    seen: dict[str, list[float]] = {}
+    for word, value in zip(tokens.ravel(), shares.ravel(), strict=True):
+        if not np.isnan(value):
+            seen.setdefault(str(word), []).append(float(value))
+    found = [(float(np.mean(values)), word) for word, values in seen.items() if max(values) > 0]
+    return [
+        {"token": word, "times": len(seen[word]), "share_of_heads": round(share, 4)}
+        for share, word in sorted(found, reverse=True)[:TOKENS]
+    ]
 
 
 def _stated(lengths: NDArray[np.int64]) -> str:

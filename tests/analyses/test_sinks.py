@@ -56,6 +56,8 @@ def test_a_sink_in_the_middle_of_the_prompt_is_found(rotary_sink):
     assert str(share["token"].values[int(share.argmax("query"))]) == "<bos>"
     assert float(share.max()) == 0.5
     assert int(result["key_received"].argmax("key")) == 3
+    assert result.attrs["sink_tokens"] == [{"token": "<bos>", "times": 2, "share_of_heads": 0.5}]
+    assert result.attrs["heads_by_type"] == {"sink": [], "later_sink": ["L0H0"]}
 
 
 def test_only_the_sink_heads_of_the_circuit_pass(circuit):
@@ -90,7 +92,7 @@ def test_keys_that_few_queries_see_do_not_count():
 def test_prompts_of_different_lengths_do_not_mix():
     alpha = np.full((2, 1, 1, 20), 0.5)
     alpha[1, ..., 10:] = np.nan
-    result = sinks.run(received(alpha, [20, 10]), epsilon=0.4)
+    result = sinks.run(received(alpha, [20, 10]), epsilon=0.4, least_queries=8)
     assert float(result["sink"].squeeze()) == 0.5
     assert result["key_share"].values[:13].tolist() == [1.0] * 13
     assert "T = 10 … 20" in result.attrs["convention"]
