@@ -133,9 +133,9 @@ def _bar(
             "color": GROUPS[row % len(GROUPS)],
             "pattern": {"shape": PATTERNS[row % len(PATTERNS)]},
         },
-        # At the base, where no whisker crosses it.
+        # At the base, where no whisker crosses it; beside a bar too short to hold it.
         text=written if len(values) == 1 else None,
-        textposition="inside",
+        textposition="auto",
         insidetextanchor="start",
         hovertext=hover,
         hovertemplate="%{hovertext}<extra></extra>",

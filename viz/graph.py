@@ -8,7 +8,7 @@ import xarray as xr
 
 from headscope.viz._frame import colour_bar, frame
 from headscope.viz._labels import head_name, measured, title, units, visible
-from headscope.viz._scale import NEGATIVE, POSITIVE, finite, scale
+from headscope.viz._scale import GREY, NEGATIVE, POSITIVE, diverges, finite, scale
 
 EDGES = 60
 
@@ -91,7 +91,7 @@ def figure(
                 hoverinfo="skip",
                 line={
                     "width": 0.6 + 5 * abs(weight) / largest,
-                    "color": POSITIVE if weight >= 0 else NEGATIVE,
+                    "color": NEGATIVE if weight < 0 else POSITIVE if diverges(array) else GREY,
                     "dash": "solid" if weight >= 0 else "dot",
                 },
                 opacity=0.7,
@@ -168,10 +168,15 @@ def _name(node: Node) -> str:
 
 
 def _places(nodes: list[Node]) -> dict[Node, tuple[float, float]]:
+    """Put heads of one number below each other; nodes that are no heads are spread evenly."""
+    heads = sorted({head for _, head, feature, _ in nodes if head >= 0 and feature < 0})
     found: dict[Node, tuple[float, float]] = {}
     for layer in sorted({layer for layer, *_ in nodes}):
         row = [node for node in nodes if node[0] == layer]
-        for index, node in enumerate(row):
+        aligned = all(node[1] >= 0 and node[2] < 0 for node in row)
+        slots = [heads.index(node[1]) for node in row] if aligned else list(range(len(row)))
+        count = len(heads) if aligned else len(row)
+        for slot, node in zip(slots, row, strict=True):
             # A slight slant keeps the names of neighbours from running into each other.
-            found[node] = ((index + 1) / (len(row) + 1), layer + (0.12 if index % 2 else -0.12))
+            found[node] = ((slot + 1) / (count + 1), layer + (0.12 if slot % 2 else -0.12))
     return found
