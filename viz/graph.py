@@ -101,7 +101,8 @@ def figure(
         if lower is not None and upper is not None:
             low, high = (measured(float(finite(side)[index]), "") for side in (lower, upper))
             words += f"<br>95 % interval {low} to {high}"
-        middles.append(((x0 + x1) / 2, (y0 + y1) / 2, weight, words))
+        # Off the middle, where edges of heads below each other would share one spot.
+        middles.append((x0 + 0.6 * (x1 - x0), y0 + 0.6 * (y1 - y0), weight, words))
     chosen = scale(array, fit)
     fig.add_trace(
         go.Scatter(
