@@ -13,6 +13,8 @@ from torch import Tensor
 from headscope.analyses._codes import unique_codes, unique_pairs
 from headscope.analyses._dictionary import discretize, fit
 
+SHUFFLES = 5
+
 Outputs = Float[Tensor, "prompt head residual"]
 
 
@@ -48,16 +50,25 @@ class Trials:
             nodes.append(unique_codes(here, there, per_union=self.per_union))
             links.append(self._pairs(here, there))
             if epochs:
-                mixed = codes[torch.randperm(len(codes), generator=generator).numpy()]
-                here, there = mixed[: len(clean)], mixed[len(clean) :]
-                shuffled = unique_codes(here, there, per_union=self.per_union)
-                shuffled_links = self._pairs(here, there)
+                shuffled, shuffled_links = self._shuffled(codes, generator)
         apart = (clean.mean(0) - corrupted.mean(0)).norm(dim=-1).double().numpy()
         product = np.array([apart[source] * apart[target] for source, target in self.pairs])
         return (
             np.stack([*nodes, shuffled, apart]),
             np.stack([*links, shuffled_links, product]),
         )
+
+    def _shuffled(
+        self, codes: NDArray[np.int64], generator: torch.Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Score with the labels mixed, averaged: what a head gains by showing many codes."""
+        nodes, links = [], []
+        for _ in range(SHUFFLES):
+            mixed = codes[torch.randperm(len(codes), generator=generator).numpy()]
+            here, there = mixed[: len(self.clean)], mixed[len(self.clean) :]
+            nodes.append(unique_codes(here, there, per_union=self.per_union))
+            links.append(self._pairs(here, there))
+        return np.mean(nodes, axis=0), np.mean(links, axis=0)
 
     def _pairs(self, here: NDArray[np.int64], there: NDArray[np.int64]) -> NDArray[np.float64]:
         return unique_pairs(here, there, self.pairs, here.shape[1] ** 2 // 2)

@@ -247,6 +247,6 @@ def _note(each: NDArray[np.float64], circuit: int, total: int) -> str:
     if lower > 0:
         return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{more}"
     return (
-        f"DISAGREEMENT: the codes do not find the {circuit} heads that ablation finds better than "
-        f"shuffled labels do (AUC: {numbers}).{more}"
+        f"DISAGREEMENT: the codes are not shown to find the {circuit} heads that ablation finds "
+        f"better than shuffled labels do (AUC: {numbers}).{more}"
     )
