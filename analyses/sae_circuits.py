@@ -191,13 +191,13 @@ def run(
             convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
         ),
         "ablation": variable(
-            grid, moved, "Lost without the head (its output on the corrupted prompt)",
+            grid, moved, "Effect behind the ground truth (output on the corrupted prompt)",
             task.metric.replace("_", " "), "diverging", evidence="causal",
             convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
         ),
         "ground_truth": variable(
-            grid, truth.astype(float), "Head of the circuit by ablation", "0 or 1", "sequential",
-            0, 1, convention=truth_said, evidence="causal",
+            grid, truth.astype(float), "Head of the circuit by ablation", "indicator",
+            "sequential", 0, 1, convention=f"1 where {truth_said}, else 0", evidence="causal",
         ),
     }  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}

@@ -58,9 +58,10 @@ def capture(
     stats
         Statistics, by name (`headscope.kernels.statistics.names`).
     keep
-        Activations to keep: ``q`` and ``k`` after their rotation, ``v``, ``z`` (output of every
-        head, after the edits), ``resid`` (the residual stream before each block and after the
-        last, dims prompt, boundary, query, channel).
+        Activations to keep: ``q`` and ``k`` after their rotation (both of them bring ``lse``, so
+        that `pattern` can recompute any window), ``v``, ``z`` (output of every head, after the
+        edits), ``resid`` (the residual stream before each block and after the last, dims prompt,
+        boundary, query, channel).
     edits
         Edits on the heads, applied in order (`headscope.probes.edits`).
     first
@@ -139,7 +140,9 @@ def _names(stats: Sequence[str], keep: Sequence[str]) -> tuple[tuple[str, ...], 
         if name not in KEEP:
             raise Refused(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
     kept = [name for name in KEEP if name in keep or (name == "z" and "z" in stats)]
-    wanted = tuple(dict.fromkeys(name for name in stats if name != "z"))
+    # A pattern is recomputed from the three of them, so none is kept in vain.
+    implied = ("lse",) if {"q", "k"} <= set(kept) else ()
+    wanted = tuple(dict.fromkeys(name for name in (*stats, *implied) if name != "z"))
     return wanted, tuple(kept)
 
 

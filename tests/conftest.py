@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import torch
+
+# OpenMP inside small operations collapses where two processes share two cores.
+torch.set_num_threads(1)
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -24,7 +28,7 @@ class SeedTable:
     """Collect, per row of the seed table, the tests that passed."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[str]] = defaultdict(list)
+        self.rows: dict[str, Counter[str]] = defaultdict(Counter)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item):
@@ -32,13 +36,14 @@ class SeedTable:
         if report.when == "call" and report.passed:
             for mark in item.iter_markers("seed"):
                 for row in mark.args:
-                    self.rows[row].append(item.nodeid)
+                    self.rows[row][item.nodeid.partition("[")[0]] += 1
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("seed rows")
         for row in sorted(self.rows, key=lambda name: (name[0], int(name[1:]))):
-            for test in self.rows[row]:
-                terminalreporter.write_line(f"{row:4} {test}")
+            for test, cases in self.rows[row].items():
+                many = f"  ({cases} cases)" if cases > 1 else ""
+                terminalreporter.write_line(f"{row:4} {test}{many}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

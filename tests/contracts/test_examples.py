@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,16 @@ def test_docstring_examples(name: str) -> None:
     )
     assert result.failed == 0
     assert result.attempted > 0
+
+
+def test_the_notebook_example_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    import plotly.graph_objects as go
+
+    shown: list[go.Figure] = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code
+    names: dict[str, Any] = {}
+    exec(compile(code.group(1), "README.md", "exec"), names)
+    assert len(shown) == 1
+    assert "<unk>" not in names["cap"]["token"].values
