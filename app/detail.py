@@ -14,7 +14,6 @@ from headscope import viz
 from headscope.app import loading, selection
 from headscope.app.scores import Score
 from headscope.kernels.refusal import Refused
-from headscope.viz._labels import amount, measured, visible
 
 
 def scores(found: Mapping[str, Score], layer: int, head: int) -> None:
@@ -44,12 +43,12 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
         interval = ""
         if each.lower is not None and each.upper is not None and np.isfinite(value):
             low, high = (float(side[layer, head]) for side in (each.lower, each.upper))
-            interval = f"{amount(low)} to {amount(high)}" if np.isfinite(low) else ""
+            interval = f"{viz.amount(low)} to {viz.amount(high)}" if np.isfinite(low) else ""
         rank = each.ranks()[layer, head]
         rows.append(
             {
                 "score": _escaped(each.title),
-                "value": measured(value, str(each.array.attrs.get("units", ""))),
+                "value": viz.measured(value, str(each.array.attrs.get("units", ""))),
                 "rank": f"{_ordinal(int(rank))} of {known}" if np.isfinite(value) else "",
                 "95 % interval": interval,
             }
@@ -84,7 +83,7 @@ def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int,
         config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
         alt=f"Attention weights of L{layer}H{head}: query tokens down, key tokens across.",
     )
-    labels = [f"{at}: {visible(word)}" for at, word in enumerate(words)]
+    labels = [f"{at}: {viz.visible(word)}" for at, word in enumerate(words)]
     query = st.select_slider(
         "One query token: where it looks",
         range(len(words)),

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from headscope import viz
 from headscope.app.scores import GRID, Score, collect
 
 if TYPE_CHECKING:
@@ -122,8 +123,6 @@ def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
     from rich.padding import Padding
     from rich.table import Table
 
-    from headscope.viz._labels import amount
-
     table = Table(box=box.SIMPLE_HEAD, title="Heads that stand out", title_justify="left")
     table.add_column("score (* from an intervention)")
     for place in range(top):
@@ -135,7 +134,7 @@ def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
             shown = analysis
         first = members[0]
         mark = "* " if first.evidence == "causal" else "  "
-        cells = [f"{each.name} {amount(each.value)}" for each in members]
+        cells = [f"{each.name} {viz.amount(each.value)}" for each in members]
         table.add_row(Padding(mark + _plain(first.title), (0, 0, 0, 2)), *cells)
     return table
 

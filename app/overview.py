@@ -39,7 +39,7 @@ def draw(scores: Mapping[str, Score], chosen: Score, name: str) -> None:
     at = int(st.session_state["layer"]), int(st.session_state["head"])
     if view == "scatter":
         other = st.selectbox(
-            "against", list(scores), format_func=lambda key: scores[key].title, key="against"
+            "Against", list(scores), format_func=lambda key: scores[key].title, key="against"
         )
         _clickable(_scatter(chosen, scores[other], at), "scatter_chart", f"{name}-{chosen.key}")
     elif view == "table":

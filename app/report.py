@@ -19,7 +19,6 @@ from headscope.app.export import by_score, findings, heads_table, records
 from headscope.app.prose import inline, render
 from headscope.kernels.refusal import Refused
 from headscope.viz import number
-from headscope.viz._labels import amount
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,10 +200,10 @@ def _findings(results: Mapping[str, xr.Dataset]) -> str:
         for each in members:
             ends = ""
             if np.isfinite(each.lower) and np.isfinite(each.upper):
-                ends = f"<small>{amount(each.lower)} to {amount(each.upper)}</small>"
+                ends = f"<small>{viz.amount(each.lower)} to {viz.amount(each.upper)}</small>"
             if each.tied > len(members):
                 ends += f"<small>shared by {each.tied} heads</small>"
-            cells.append(f"<b>{each.name}</b> {amount(each.value)}{ends}")
+            cells.append(f"<b>{each.name}</b> {viz.amount(each.value)}{ends}")
         cells += ["–"] * (3 - len(cells))
         rows.append((link, title, first.evidence, *cells))
     head = ("Analysis", "Score", "Evidence", "1st", "2nd", "3rd")
@@ -222,7 +221,9 @@ def _card(result: xr.Dataset, name: str) -> str:
     lower, upper = viz.interval(result, name)
     ends = ""
     if lower is not None and upper is not None and np.isfinite(float(lower)):
-        ends = f"<small>95 % interval {amount(float(lower))} to {amount(float(upper))}</small>"
+        ends = (
+            f"<small>95 % interval {viz.amount(float(lower))} to {viz.amount(float(upper))}</small>"
+        )
     title = inline(str(array.attrs.get("long_name", name)))
     return f'<div class="card">{title}<b>{words}</b>{ends}</div>'
 
@@ -252,7 +253,7 @@ def _heads(table: pd.DataFrame) -> str:
     parts = []
     for analysis, names in groups.items():
         rows = [
-            (str(row["name"]), *(amount(float(row[name])) for name in names))
+            (str(row["name"]), *(viz.amount(float(row[name])) for name in names))
             for _, row in table.iterrows()
         ]
         head = ("Head", *(html.escape(name.partition(".")[2].replace("_", " ")) for name in names))

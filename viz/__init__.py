@@ -13,8 +13,20 @@ from typing import Any
 import xarray as xr
 
 from headscope.kernels.refusal import Refused
+from headscope.viz._labels import amount, head_name, measured, visible
 
-__all__ = ["choose", "draw", "interval", "load", "names", "variables"]
+__all__ = [
+    "amount",
+    "choose",
+    "draw",
+    "head_name",
+    "interval",
+    "load",
+    "measured",
+    "names",
+    "variables",
+    "visible",
+]
 
 
 # Draws whatever has few entries, so a view that knows the dims goes first.

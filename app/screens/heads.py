@@ -45,7 +45,7 @@ def draw() -> None:
     name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
     left, right = st.columns([4, 5], gap="large")
     with left:
-        st.subheader(f"Heads by {chosen.title.lower()}")
+        st.subheader(f"Heads by: {chosen.title}")
         overview.draw(scores, chosen, name)
         _downloads(scores, results, name)
         detail.scores(scores, layer, head)

@@ -36,7 +36,7 @@ def title(app: AppTest) -> str:
 def test_a_link_opens_the_same_view(screen) -> None:
     app = screen(by="head_types.induction", layer="2", head="5", prompt="1")
     assert title(app) == "L2H5"
-    assert "attention to the token after an earlier copy" in app.main.subheader[0].value
+    assert "Attention to the token after an earlier copy" in app.main.subheader[0].value
     assert app.selectbox(key="prompt").value == 1
     shown = app.main.code[0].value
     assert all(part in shown for part in ("by=head_types.induction", "layer=2", "head=5"))
