@@ -124,17 +124,17 @@ class PanelEngine:
         return size(part.batch) * size(part.kv) * size(part.group)
 
     def allocate(self, statistic: Statistic) -> Tensor:
-        """Make room for a statistic: NaN where each place is written once, 0 where panels add."""
+        """Make room for a statistic: NaN where each place is written once, else 0."""
         queries, keys, tile = self.visibility.queries, self.visibility.keys, self.request.tile
         sizes = {
             "query": queries,
             "key": keys,
             "query_tile": -(-queries // tile),
             "key_tile": -(-keys // tile),
-            "offset": len(self.request.offsets),
-            "target": 0 if self.request.targets is None else self.request.targets.shape[1],
             "size": self.v.shape[3],
         }
+        for dim, labels in statistic.labels.items():
+            sizes[dim] = len(labels(self.request, max(queries, keys)))
         shape = (*self.q.shape[:2], *(sizes[dim] for dim in statistic.dims))
         # Keys outside a panel have no weight, and a panel does not write there.
         start = 0.0 if {"key", "key_tile"} & set(statistic.dims) else float("nan")
@@ -166,6 +166,9 @@ class PanelEngine:
         targets = None
         if self.request.targets is not None:
             targets = self.request.targets[part.batch].to(self.q.device, torch.long)
+        spans = None
+        if self.request.spans is not None:
+            spans = self.request.spans[part.batch].to(self.q.device, torch.long)
         q = torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group]
         k = self.k[part.batch, part.kv].float().flatten(0, 1).mT
         v = self.v[part.batch, part.kv].float()
@@ -209,6 +212,7 @@ class PanelEngine:
                 block.queries,
                 block.keys,
                 None if targets is None else targets[:, :, block.queries],
+                None if spans is None else spans[:, block.keys],
                 visibility,
                 self.request,
             )
@@ -221,7 +225,7 @@ class PanelEngine:
 
 
 def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:
-    """Write, or add, what a panel says of a statistic to its part of the result."""
+    """Write, add or keep the largest of what panels say, in their part of the result."""
     tile = panel.request.tile
     extents = {
         "query": panel.queries,
@@ -230,10 +234,13 @@ def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:
         "key_tile": slice(panel.keys.start // tile, -(-panel.keys.stop // tile)),
     }
     where = tuple(extents.get(dim, slice(None)) for dim in statistic.dims)
+    there = place[:, :, *where]
     if statistic.by_query:
-        place[:, :, *where].copy_(statistic.panel(panel))
+        there.copy_(statistic.panel(panel))
+    elif statistic.merge == "largest":
+        torch.maximum(there, statistic.panel(panel), out=there)
     else:
-        place[:, :, *where].add_(statistic.panel(panel))
+        there.add_(statistic.panel(panel))
 
 
 def cut(start: int, stop: int, step: int) -> Iterator[slice]:

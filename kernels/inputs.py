@@ -89,7 +89,7 @@ def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> Tenso
 
 
 def check_request(request: Request, batch: int, queries: int, keys: int) -> None:
-    """Refuse targets that do not fit the texts, and the pattern of a long text.
+    """Refuse targets and spans that do not fit the texts, and the pattern of a long text.
 
     Raises
     ------
@@ -101,6 +101,7 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
             f"stats: pattern of {queries} × {keys} tokens; ask for it up to {PATTERN_LIMIT} "
             "tokens, or recompute single heads from q, k and lse"
         )
+    check_spans(request, batch, keys)
     targets = request.targets
     if "target_mass" in request.stats and targets is not None:
         if (targets.shape[0], targets.shape[2]) != (batch, queries):
@@ -110,6 +111,19 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
             )
         if targets.numel() and int(targets.max()) >= keys:
             raise Refused(f"targets: key {int(targets.max())} but there are only {keys} keys")
+
+
+def check_spans(request: Request, batch: int, keys: int) -> None:
+    """Refuse spans of another shape than the keys.
+
+    Raises
+    ------
+    Refused
+        Naming the shape that they should have.
+    """
+    spans = request.spans
+    if "span_mass" in request.stats and spans is not None and spans.shape != (batch, keys):
+        raise Refused(f"spans: shape {tuple(spans.shape)}; give (batch {batch}, key {keys})")
 
 
 def real_queries(

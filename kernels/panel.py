@@ -8,7 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.kernels.request import NO_KEY, Request
-from headscope.kernels.visibility import Visibility
+from headscope.kernels.visibility import MASKED, Visibility
+
+COMB = 16
+"""Teeth of a comb: equally spaced columns of a row whose largest is taken at once."""
 
 
 @dataclass(eq=False)
@@ -36,6 +39,8 @@ class Panel:
         ``keys`` starts at a tile.
     targets
         Target keys of these queries, -1 for none; None where the request has none.
+    spans
+        Span of each of these keys, -1 for none; None where the request has none.
     visibility
         Which keys each query may see, for the sequences of this panel.
     request
@@ -50,6 +55,7 @@ class Panel:
     queries: slice
     keys: slice
     targets: Int[Tensor, "batch target query occurrence"] | None
+    spans: Int[Tensor, "batch key"] | None
     visibility: Visibility
     request: Request
 
@@ -69,6 +75,59 @@ class Panel:
         if whole < self.weights.shape[2]:
             sums.append(self.weights[:, :, whole:].sum(dim=2, keepdim=True))
         return sums[0] if len(sums) == 1 else torch.cat(sums, dim=2)
+
+    @cached_property
+    def tile_peaks(self) -> Float[Tensor, "batch head query_tile key"]:
+        """Largest weight among the queries of each tile."""
+        tile = self.request.tile
+        whole = self.weights.shape[2] // tile * tile
+        peaks = []
+        if whole:
+            peaks.append(torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)).amax(dim=3))
+        if whole < self.weights.shape[2]:
+            peaks.append(self.weights[:, :, whole:].amax(dim=2, keepdim=True))
+        return peaks[0] if len(peaks) == 1 else torch.cat(peaks, dim=2)
+
+    @cached_property
+    def leaders(self) -> Int[Tensor, "batch head query rank"]:
+        """Columns of the request's ``k`` largest weights of each row, -1 where it sees fewer."""
+        keys, count = self.logits.shape[-1], self.request.k
+        # The k largest lie in the k combs of the largest peaks, or in the columns after the combs.
+        wide = keys // COMB
+        if wide > count:
+            combs = torch.unflatten(self.logits[..., : COMB * wide], -1, (COMB, wide))
+            best = combs.amax(dim=-2).topk(count, dim=-1, sorted=False).indices
+            teeth = wide * torch.arange(COMB, device=best.device)
+            candidates = (best[..., None] + teeth).flatten(-2)
+            rest = torch.arange(COMB * wide, keys, device=best.device)
+            rest = rest.expand(*candidates.shape[:-1], -1)
+            candidates = torch.cat((candidates, rest), dim=-1)
+            values, place = self.logits.gather(3, candidates).topk(count, dim=-1)
+            columns = candidates.gather(3, place)
+        else:
+            values, columns = self.logits.topk(min(count, keys), dim=-1)
+        columns = columns.masked_fill(values <= MASKED / 2, -1)
+        return torch.nn.functional.pad(columns, (0, max(count - keys, 0)), value=-1)
+
+    @cached_property
+    def before(self) -> Float[Tensor, "batch head query key+1"]:
+        """Mass on the keys before each key of the panel, and in the end on all."""
+        batch, heads, queries, keys = self.weights.shape
+        sums = self.weights.new_zeros(batch, heads, queries, keys + 1)
+        torch.cumsum(self.weights, dim=-1, out=sums[..., 1:])
+        return sums
+
+    def within(
+        self, reach: Int[Tensor, "#batch #head #query choice"]
+    ) -> Float[Tensor, "batch head query choice"]:
+        """Add the weights of the keys at a distance below ``reach``, to either side."""
+        batch, heads, queries, keys = self.weights.shape
+        position = self.visibility.positions[self.queries, None] - self.keys.start
+        shape = (batch, heads, queries, -1)
+        # In causal order nothing lies ahead, and the mass so far is that of the whole row.
+        stop = (position + reach).clamp(0, keys).expand(shape)
+        start = (position - reach + 1).clamp(0, keys).expand(shape)
+        return self.before.gather(3, stop) - self.before.gather(3, start)
 
     @cached_property
     def distances(self) -> Float[Tensor, "query key"]:

@@ -28,7 +28,15 @@ class Request:
         Key indices of ``target_mass`` for every query, up to ``occurrence`` keys each; -1 means no
         key. The target dimension holds different questions (induction, duplicate, ...).
     tile
-        Tokens in one tile of ``pooled_mean``, 1 or more.
+        Tokens in one tile of ``pooled_mean`` and ``pooled_max``, 1 or more.
+    recent
+        Number of last keys, the query itself included, whose mass is ``recent_mass``, 1 or more.
+    spans
+        For every key the number of its span in ``span_mass``, from 0; -1 means none.
+    share
+        Share of the mass that ``effective_span`` holds, above 0 and below 1.
+    k
+        Number of keys in ``topk`` and ``topk_key``, 1 or more.
     clip
         Largest distance in tokens that ``distance`` and ``distance_variance`` count; longer ones
         count as this. None counts every distance in full.
@@ -36,7 +44,8 @@ class Request:
     Raises
     ------
     Refused
-        When a parameter is out of its range, or ``target_mass`` is asked without targets.
+        When a parameter is out of its range, ``target_mass`` is asked without targets, or
+        ``span_mass`` without spans.
 
     Examples
     --------
@@ -50,6 +59,10 @@ class Request:
     targets: Int[Tensor, "batch target query occurrence"] | None = None
     tile: int = 16
     clip: int | None = None
+    recent: int = 64
+    spans: Int[Tensor, "batch key"] | None = None
+    share: float = 0.9
+    k: int = 8
 
     def __post_init__(self) -> None:
         if isinstance(self.stats, str):
@@ -60,6 +73,12 @@ class Request:
             raise Refused(f"tile: {self.tile} tokens a tile; give 1 or more")
         if self.clip is not None and self.clip < 1:
             raise Refused(f"clip: a largest distance of {self.clip} tokens; give 1 or more")
+        if self.recent < 1:
+            raise Refused(f"recent: {self.recent} last keys; give 1 or more")
+        if not 0 < self.share < 1:
+            raise Refused(f"share: {self.share} of the mass; give a number between 0 and 1")
+        if self.k < 1:
+            raise Refused(f"k: {self.k} top keys; give 1 or more")
         if len(set(self.offsets)) < len(self.offsets):
             raise Refused(f"offsets: {self.offsets} names an offset twice; name each once")
         if "offset_mass" in self.stats and not self.offsets:
@@ -68,6 +87,19 @@ class Request:
             _refuse_repeated(self.targets)
         elif "target_mass" in self.stats:
             raise Refused("targets: target_mass needs the target keys of every query")
+        if self.spans is not None:
+            _refuse_spans(self.spans)
+        elif "span_mass" in self.stats:
+            raise Refused("spans: span_mass needs the span of every key")
+
+
+def _refuse_spans(spans: Tensor) -> None:
+    if spans.ndim != 2 or spans.is_floating_point() or spans.dtype == torch.bool:
+        raise Refused(
+            f"spans: give an integer tensor (batch, key), not {spans.dtype} {tuple(spans.shape)}"
+        )
+    if spans.numel() and int(spans.min()) < NO_KEY:
+        raise Refused(f"spans: span {int(spans.min())}; use {NO_KEY} for no span")
 
 
 def _refuse_repeated(targets: Tensor) -> None:

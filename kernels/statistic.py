@@ -1,7 +1,7 @@
 """The declaration of a statistic: from it follow request, engines, oracle, schema and tooltips."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -11,7 +11,9 @@ from headscope.kernels.request import Request
 from headscope.kernels.visibility import Visibility
 from headscope.kernels.whole import Whole
 
-Merge = Literal["average", "logsumexp", "entropy", "maximum", "variance", "join", "sum"]
+Merge = Literal[
+    "average", "logsumexp", "entropy", "maximum", "variance", "join", "top", "row", "sum", "largest"
+]
 
 MERGES: dict[Merge, str] = {
     "average": "query panels are joined; key splits add, each times w = exp(lse_split - lse)",
@@ -20,7 +22,10 @@ MERGES: dict[Merge, str] = {
     "maximum": "query panels are joined; of the key splits the largest w · part",
     "variance": "query panels are joined; key splits add as Σ w (variance + (mean - mean_all)²)",
     "join": "query panels are joined; key splits are joined, each times w",
+    "top": "query panels are joined; of all key splits' w · part the k largest, with their keys",
+    "row": "query panels are joined; key splits do not combine: the whole row is needed",
     "sum": "query panels add, weighted by their queries; key splits need the final lse first",
+    "largest": "of query panels the largest; key splits need the final lse first",
 }
 """How partial results combine, by the name of the rule; w = exp(lse_split - lse)."""
 
@@ -32,6 +37,10 @@ EXECUTIONS: dict[str, str] = {
     "E4": "reduces columns",
 }
 """Classes of mechanism, by the pass that a statistic needs."""
+
+
+Labels = Callable[[Request, int], Sequence[int]]
+"""Labels along a dim, from the request and the length of the text."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,17 @@ class Statistic:
         The module's docstring; its first line is the label and tooltip.
     panel
         The statistic of one row panel, with the extents of ``dims`` inside the panel. Without
-        ``query`` among the dims, panels add up.
+        ``query`` among the dims, panels add up, or the largest counts where ``merge`` says so.
     dense
         The same from the whole matrix in float64, by a formula of its own: the oracle.
     finish
-        Turns the sum of all panels into the statistic; None leaves it.
+        Turns what the panels gave together into the statistic; None leaves it.
     empty
         Value at a query that sees no key.
+    labels
+        For each dim other than query, key, their tiles and size: the labels along it, from the
+        request and the larger of the numbers of queries and keys. They are its coordinate, and
+        their number is its extent.
     """
 
     name: str
@@ -86,6 +99,7 @@ class Statistic:
     dense: Callable[[Whole], Tensor]
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
+    labels: Mapping[str, Labels] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

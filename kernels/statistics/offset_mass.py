@@ -56,4 +56,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    labels={"offset": lambda request, length: request.offsets},
 )

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.panel import Panel
-from headscope.kernels.request import NO_KEY
+from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
+
+
+def targets_of(request: Request, length: int) -> range:
+    """Number the targets of the request."""
+    return range(0 if request.targets is None else request.targets.shape[1])
 
 
 def of_panel(panel: Panel) -> Tensor:
@@ -48,4 +53,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    labels={"target": targets_of},
 )

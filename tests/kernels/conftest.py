@@ -21,6 +21,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+PARAMETERS = {
+    "first": 2, "offsets": (0, 1, 5, -1), "tile": 16, "clip": 40, "recent": 6, "share": 0.8, "k": 5
+}  # fmt: skip
+
+
 class Inputs:
     """Random q, k, v and a request for every statistic."""
 
@@ -51,7 +56,8 @@ class Inputs:
         self.request = Request(
             stats=tuple(statistics.names()),
             targets=torch.stack((first, second), dim=-1),
-            **{"first": 2, "offsets": (0, 1, 5, -1), "tile": 16, "clip": 40, **(request or {})},
+            spans=torch.randint(-1, 3, (batch, keys), generator=draw),
+            **{**PARAMETERS, **(request or {})},
         )
         self.options = options
 

@@ -38,6 +38,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
     request = Request(
         stats=tuple(name for name in statistics.names() if name != "pattern"),
         targets=torch.zeros(1, 1, length, 1, dtype=torch.long),
+        spans=torch.arange(length)[None] // 300,
         tile=length // 64,
     )
     (attend_dense if dense else attend)(q, k, v, request, **options)

@@ -31,13 +31,27 @@ def merge(name: str, parts: list[Results], whole: Results) -> Tensor:
         mean = torch.stack([part["distance"] for part in parts])
         spread = values + (mean - whole["distance"]).square()
         return torch.nansum(weight * spread, dim=0)
+    if rule == "top":
+        best = [
+            (weight[..., None] * torch.stack([part["topk"] for part in parts])).nan_to_num(-1.0)
+        ]
+        best += [torch.stack([part["topk_key"] for part in parts])]
+        ordered, keys = (torch.cat(tuple(one), dim=-1) for one in best)
+        ordered, place = ordered.topk(whole[name].shape[-1], dim=-1)
+        merged = ordered if name == "topk" else keys.gather(-1, place)
+        return merged.masked_fill(ordered < 0, torch.nan)
     assert rule in ("average", "join")
     return torch.nansum(weight.view(*weight.shape, *[1] * (values.ndim - 4)) * values, dim=0)
 
 
 # A mask that hides the first key makes another key the first, so first_mass cannot be cut by masks;
-# column statistics need the final normaliser before they add up.
-SPLIT = [n for n in statistics.names() if statistics.load(n).merge != "sum" and n != "first_mass"]
+# column statistics need the final normaliser before they add up, and some need the whole row.
+UNSPLIT = ("sum", "largest", "row")
+SPLIT = [
+    name
+    for name in statistics.names()
+    if statistics.load(name).merge not in UNSPLIT and name != "first_mass"
+]
 
 
 @pytest.mark.seed("F3")
@@ -52,7 +66,7 @@ def test_key_splits_merge(name: str, draw: Any) -> None:
     merged = merge(name, parts, whole)
     # No part says more than "no such key" where the whole says so.
     expected = whole[name].nan_to_num() if name in ("offset_mass", "target_mass") else whole[name]
-    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.seed("F3")
@@ -65,6 +79,9 @@ def test_query_splits_merge(name: str, draw: Any) -> None:
     parts = [attend(*inputs, query_mask=mask) for mask in (early, ~early)]
     rule = statistics.load(name).merge
     assert rule in MERGES
+    if rule == "largest":
+        assert torch.equal(torch.fmax(*(part[name] for part in parts)), whole[name])
+        return
     if rule != "sum":
         first, second = (part[name] for part in parts)
         joined = torch.cat((first[:, :, :cut], second[:, :, cut:]), dim=2)

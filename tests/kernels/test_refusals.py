@@ -54,6 +54,7 @@ def test_attention_refuses(case: str, engine: Callable[..., Any]) -> None:
 
 
 TARGETS = torch.zeros(2, 1, 6, 1, dtype=torch.long)
+SPANS = torch.zeros(2, 6, dtype=torch.long)
 REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"stats": ("entropi",)}, "stats: no statistic 'entropi'; choose from .*entropy"),
     "one string": ({"stats": "entropy"}, "stats: .*tuple"),
@@ -67,6 +68,14 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "targets below": ({"stats": (), "targets": TARGETS - 2}, "targets: key -2"),
     "key twice": ({"stats": (), "targets": TARGETS.expand(2, 1, 6, 2)}, "targets: .*twice"),
     "targets above": ({"stats": ("target_mass",), "targets": TARGETS + 6}, "targets: key 6"),
+    "no recent key": ({"stats": (), "recent": 0}, "recent: 0"),
+    "all of the mass": ({"stats": (), "share": 1.0}, "share: 1.0 .*between 0 and 1"),
+    "no top key": ({"stats": (), "k": 0}, "k: 0 top keys"),
+    "no spans": ({"stats": ("span_mass",)}, "spans: span_mass needs"),
+    "flat spans": ({"stats": (), "spans": SPANS[0]}, "spans: give an integer tensor"),
+    "spans as masks": ({"stats": (), "spans": SPANS > 0}, "spans: give an integer tensor"),
+    "spans below": ({"stats": (), "spans": SPANS - 2}, "spans: span -2"),
+    "few spans": ({"stats": ("span_mass",), "spans": SPANS[:1]}, r"spans: shape \(1, 6\); give"),
     "few targets": ({"stats": ("target_mass",), "targets": TARGETS[:1]}, "targets: shape"),
 }
 

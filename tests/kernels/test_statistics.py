@@ -65,9 +65,9 @@ def variant(name: str, length: int) -> dict[str, Any]:
             "query_mask": keep(length, late, slice(0, half)),
         },
         "queries left out": {"query_mask": keep(length, late, slice(0, half))},
-        "small ragged tiles": {"request": {"tile": 7, "clip": None, "first": 300}},
-        "tiles of a token": {"request": {"tile": 1}, "window": 70},
-        "tiles longer than a panel": {"request": {"tile": 200}},
+        "small ragged tiles": {"request": {"tile": 7, "clip": None, "first": 300, "recent": 300}},
+        "tiles of a token": {"request": {"tile": 1, "recent": 1, "k": 1}, "window": 70},
+        "tiles longer than a panel": {"request": {"tile": 200, "k": 120, "share": 0.01}},
         "sharp": {"sigma": 64.0},
         "sharp, wide heads": {"sigma": 64.0, "size": 64},
         "sharp bidirectional": {"sigma": 64.0, "causal": False, "softcap": 900.0},
@@ -93,11 +93,51 @@ def both(draw: Any) -> Any:
 @pytest.mark.seed("F1", "F5", "F6")
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("statistic", statistics.names())
-def test_panels_agree_with_dense_float64(statistic: str, name: str, both: Any, agree: Any) -> None:
+def test_panels_agree_with_dense_float64(
+    statistic: str, name: str, both: Any, draw: Any, agree: Any
+) -> None:
     for length in LENGTHS:
         panels, dense = both(name, length)
         logit = max(dense["lse"][dense["lse"].isfinite()].abs().max().item(), 1.0)
-        agree(statistic, panels[statistic], dense[statistic], logit=logit)
+        if statistic in CHOICES:
+            assert torch.equal(panels[statistic].isnan(), dense[statistic].isnan())
+            inputs = draw(**variant(name, length))
+            CHOICES[statistic](panels[statistic], dense, inputs, 1e-6 + logit * 2**-24)
+        else:
+            agree(statistic, panels[statistic], dense[statistic], logit=logit)
+
+
+def check_keys(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
+    """Fail unless these are different keys, of the weights of their ranks."""
+    weights = dense["pattern"].gather(3, got.nan_to_num().long())
+    torch.testing.assert_close(
+        weights.masked_fill(got.isnan(), torch.nan),
+        dense["topk"],
+        rtol=0,
+        atol=near,
+        equal_nan=True,
+    )
+    ordered = got.sort(dim=-1).values
+    assert not (ordered[..., 1:] == ordered[..., :-1]).any()
+
+
+def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
+    """Fail unless this many tokens hold the share, and one token less does not."""
+    weights = dense["pattern"]
+    queries, keys = weights.shape[2:]
+    position = torch.arange(queries)[:, None] + (
+        keys - queries if inputs.options.get("causal", True) else 0
+    )
+    distance = (position - torch.arange(keys)).abs()
+    for less in (0, 1):
+        held = torch.where(distance < got[..., None] - less, weights, 0.0).sum(dim=-1)
+        held = held[~got.isnan()] - inputs.request.share
+        assert (held <= near).all() if less else (held >= -near).all()
+
+
+# Rounding may swap two keys of nearly one weight, or move a sum across the share: what is checked
+# is that the choice is right within the rounding.
+CHOICES = {"topk_key": check_keys, "effective_span": check_reach}
 
 
 @pytest.mark.parametrize("statistic", statistics.names())
@@ -110,6 +150,8 @@ def test_declaration_is_complete(statistic: str) -> None:
     assert declared.formula
     assert declared.source
     assert 0 < len(declared.title) < 80
+    extents = {"query", "key", "query_tile", "key_tile", "size"}
+    assert set(declared.dims) - extents == set(declared.labels)
     assert "query" not in declared.dims[1:], "query comes first among the dims"
     assert declared.low is None or declared.high is None or declared.low < declared.high
 
@@ -182,9 +224,12 @@ def test_the_cut_into_panels_does_not_matter(
     result = attend(*inputs, **inputs.options)
     usual = both(name, 257)[0]
     for statistic in statistics.names():
-        torch.testing.assert_close(
-            result[statistic], usual[statistic], rtol=2e-6, atol=2e-6, equal_nan=True
-        )
+        if statistic in CHOICES:
+            assert ((result[statistic] - usual[statistic]).nan_to_num() != 0).float().mean() < 1e-3
+        else:
+            torch.testing.assert_close(
+                result[statistic], usual[statistic], rtol=2e-6, atol=2e-6, equal_nan=True
+            )
 
 
 NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""
@@ -200,12 +245,34 @@ STATISTIC = Statistic(
 '''
 
 
+NEW_DIM = '''"""Share of attention on every third key: a statistic with a dim of its own."""
+
+import torch
+from headscope.kernels.statistic import Statistic
+
+def of_panel(panel):
+    columns = [(third - panel.keys.start) % 3 for third in range(3)]
+    return torch.stack([panel.weights[..., at::3].sum(dim=-1) for at in columns], dim=-1)
+
+def of_whole(whole):
+    third = torch.nn.functional.one_hot(torch.arange(whole.weights.shape[3]) % 3, 3)
+    return torch.einsum("bhqk,kt->bhqt", whole.weights, third.double())
+
+STATISTIC = Statistic(
+    name="thirds", dims=("query", "third"), merge="average", units="share", low=0.0, high=1.0,
+    scale="sequential", formula="Σ_{j % 3 = third} P_ij", source="a test", execution="E2",
+    doc=__doc__, panel=of_panel, dense=of_whole, labels={"third": lambda request, length: range(3)},
+)
+'''
+
+
+@pytest.mark.parametrize(("name", "text"), [("square_sum", NEW_STATISTIC), ("thirds", NEW_DIM)])
 def test_a_statistic_is_one_new_file(
-    tmp_path: Any, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, text: str, tmp_path: Any, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "square_sum.py").write_text(NEW_STATISTIC)
+    (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(statistics, "__path__", [*statistics.__path__, str(tmp_path)])
-    assert "square_sum" in statistics.names()
+    assert name in statistics.names()
     inputs = draw(100)
-    assert "square_sum" in inputs.request.stats
-    agree("square_sum", attend(*inputs)["square_sum"], attend_dense(*inputs)["square_sum"])
+    assert name in inputs.request.stats
+    agree(name, attend(*inputs)[name], attend_dense(*inputs)[name])

@@ -1,0 +1,57 @@
+"""Share of attention by distance, in bins that double.
+
+Bin 0 is the query itself; the others begin at a distance of 1, 2, 4, 8, … tokens, and each ends
+before the next. Every row sums to 1. Without causal order, the distance to either side.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def edges(request: Request, length: int) -> list[int]:
+    """List the smallest distance of each bin."""
+    return [0, *(1 << power for power in range((length - 1).bit_length()))]
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Subtract the masses inside the edges of each bin, from the prefix sums of each row."""
+    starts = edges(panel.request, max(panel.visibility.queries, panel.visibility.keys))
+    ends = torch.tensor([*starts[1:], 2 * starts[-1] + 1], device=panel.weights.device)
+    inside = panel.within(ends.expand(1, 1, 1, -1))
+    return torch.diff(inside, dim=-1, prepend=torch.zeros_like(inside[..., :1]))
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Add the weights by the number of binary digits of their distance."""
+    queries, keys = whole.weights.shape[2:]
+    distance = (whole.positions[:, None] - torch.arange(keys)).abs()
+    digits = torch.frexp(distance.double()).exponent.long()
+    bins = torch.nn.functional.one_hot(digits, 64).double()
+    count = len(edges(whole.request, max(queries, keys)))
+    return torch.einsum("bhqk,qkn->bhqn", whole.weights, bins)[..., :count]
+
+
+STATISTIC = Statistic(
+    name="distance_hist",
+    dims=("query", "bin"),
+    merge="average",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="Σ_{bin <= |i - j| < 2 bin} P_ij",
+    source=(
+        "Analyzing the Structure of Attention in a Transformer Language Model "
+        "(Vig and Belinkov 2019)"
+    ),
+    execution="E3",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    labels={"bin": edges},
+)

@@ -1,0 +1,53 @@
+"""Shortest distance back that holds most of the attention.
+
+The smallest number w of tokens such that the keys at a distance below w, the query itself included,
+hold ``share`` of the mass. Without causal order, the distance to either side.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Halve the interval that the answer lies in, from the prefix sums of each row."""
+    wanted = panel.request.share * panel.before[..., -1:]
+    longest = max(panel.visibility.queries, panel.visibility.keys)
+    misses = torch.zeros(wanted.shape, dtype=torch.long, device=wanted.device)
+    holds = misses + longest
+    for _ in range((longest - 1).bit_length()):
+        middle = (misses + holds) // 2
+        enough = panel.within(middle) >= wanted
+        holds = torch.where(enough, middle, holds)
+        misses = torch.where(enough, misses, middle)
+    return holds[..., 0].float()
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Order the keys of each row by distance and add weights until they are enough."""
+    key = torch.arange(whole.weights.shape[-1])
+    distance, order = (whole.positions[:, None] - key).abs().sort(dim=-1)
+    mass = whole.weights.gather(3, order.expand_as(whole.weights)).cumsum(dim=-1)
+    enough = mass >= whole.request.share * mass[..., -1:]
+    place = enough.long().argmax(dim=-1, keepdim=True)
+    return distance.expand_as(mass).gather(3, place)[..., 0].double() + 1
+
+
+STATISTIC = Statistic(
+    name="effective_span",
+    dims=("query",),
+    merge="row",
+    units="tokens",
+    low=1.0,
+    high=None,
+    scale="sequential",
+    formula="min w with Σ_{|i - j| < w} P_ij >= share",
+    source="Adaptive Attention Span in Transformers (Sukhbaatar et al. 2019)",
+    execution="E3",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+)

@@ -1,0 +1,62 @@
+"""Attention map pooled into tiles by their largest weight.
+
+Shows single strong links that the mean over a tile hides. 0 where no query of the tile sees the
+key tile; a tile of queries that all see no key is NaN.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.visibility import Visibility
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Take the largest of each key tile's columns."""
+    peaks = panel.tile_peaks
+    tile = panel.request.tile
+    padded = torch.nn.functional.pad(peaks, (0, -peaks.shape[-1] % tile))
+    return torch.unflatten(padded, -1, (-1, tile)).amax(dim=-1)
+
+
+def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
+    """Leave out the tiles of queries that see no key."""
+    alive = visibility.alive
+    padded = torch.nn.functional.pad(alive, (0, -alive.shape[-1] % request.tile))
+    some = torch.unflatten(padded, -1, (-1, request.tile)).any(dim=-1)
+    return largest.masked_fill(~some[:, None, :, None], float("nan"))
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Cut the matrix into its tiles, one by one."""
+    tile = whole.request.tile
+    alive = whole.visible.any(dim=-1)
+    rows = []
+    for first in range(0, whole.weights.shape[2], tile):
+        queries = whole.weights[:, :, first : first + tile]
+        parts = [queries[..., at : at + tile] for at in range(0, queries.shape[3], tile)]
+        row = torch.stack([part.amax(dim=(2, 3)) for part in parts], dim=-1)
+        some = alive[:, :, first : first + tile].any(dim=-1)
+        rows.append(torch.where(some[..., None], row, torch.nan))
+    return torch.stack(rows, dim=2)
+
+
+STATISTIC = Statistic(
+    name="pooled_max",
+    dims=("query_tile", "key_tile"),
+    merge="largest",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="max of P_ij over the queries i and keys j of a tile pair",
+    source="SeerAttention (Gao et al. 2024)",
+    execution="E4",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    finish=finish,
+)

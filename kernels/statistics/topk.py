@@ -1,0 +1,45 @@
+"""Largest weights of a query, in order.
+
+The ``k`` largest; ``topk_key`` tells at which keys. NaN where a query sees fewer.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Gather the weights at the keys of the largest logits."""
+    return panel.weights.gather(3, panel.leaders.clamp_min(0)).masked_fill(
+        panel.leaders < 0, float("nan")
+    )
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Sort each row and leave out what it cannot see."""
+    count, keys = whole.request.k, whole.weights.shape[-1]
+    seen = torch.where(whole.visible, whole.weights, -1.0)
+    best = seen.sort(dim=-1, descending=True).values[..., :count]
+    best = torch.where(best < 0, torch.nan, best)
+    return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)
+
+
+STATISTIC = Statistic(
+    name="topk",
+    dims=("query", "rank"),
+    merge="top",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="P_ij at the key j of each rank",
+    source="Memory-efficient Transformers via Top-k Attention (Gupta et al. 2021)",
+    execution="E4",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    labels={"rank": lambda request, length: range(1, request.k + 1)},
+)

@@ -1,0 +1,42 @@
+"""Norm of the values that a query attends to, averaged by the weights.
+
+Attention on keys of small value moves nothing: this is what the weights of a query could bring at
+most. The norm of z is at most this, and equals it where all values attended to point the same way.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Multiply weights and norms, query heads of one KV head together."""
+    batch, heads, queries, keys = panel.weights.shape
+    norms = panel.values.norm(dim=-1, keepdim=True)
+    return torch.bmm(panel.weights.view(len(norms), -1, keys), norms).view(batch, heads, queries)
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Contract the weights with the roots of the values' squares."""
+    squares = torch.einsum("bhkd,bhkd->bhk", whole.values, whole.values)
+    return torch.einsum("bhqk,bhk->bhq", whole.weights, squares.sqrt())
+
+
+STATISTIC = Statistic(
+    name="value_mass",
+    dims=("query",),
+    merge="average",
+    units="activation",
+    low=0.0,
+    high=None,
+    scale="sequential",
+    formula="Σ_j P_ij ‖v_j‖",
+    source="Attention is Not Only a Weight (Kobayashi et al. 2020)",
+    execution="E2",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+)
