@@ -16,8 +16,10 @@ from headscope.probes.prompts import Prompts, read
 
 if TYPE_CHECKING:
     from headscope.probes import prompts as prompts_module
+    from headscope.probes import spans as spans_module
     from headscope.probes import targets as targets_module
     from headscope.probes.edits import Edit
+    from headscope.probes.recording import Recording
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")
 KEEP = ("q", "k", "v", "z", "resid")
@@ -41,6 +43,10 @@ def capture(
     targets: targets_module.Given | None = None,
     tile: int | None = None,
     clip: int | None = None,
+    recent: int = 64,
+    spans: spans_module.Given | None = None,
+    share: float = 0.9,
+    k: int = 8,
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
@@ -72,9 +78,19 @@ def capture(
         Keys of ``target_mass``: rules of `headscope.probes.targets`, or a mapping from a name to
         lists of keys per prompt and query. Without it every rule that applies.
     tile
-        Tokens a tile of ``pooled_mean``; 16, doubled until the longest prompt has 64 tiles.
+        Tokens a tile of ``pooled_mean`` and ``pooled_max``; 16, doubled until the longest prompt
+        has 64 tiles.
     clip
         Largest distance that counts in ``distance`` and ``distance_variance``, in tokens.
+    recent
+        Number of last keys in ``recent_mass``, the query itself included.
+    spans
+        Tokens of ``span_mass``: a mapping from a name to lists of positions per prompt, or names
+        of roles of the task. Without it every role of the task. Spans may overlap.
+    share
+        Share of the mass that ``effective_span`` holds, between 0 and 1.
+    k
+        Number of keys in ``topk`` and ``topk_key``.
     batch_tokens
         Tokens in one forward pass, at most, or one prompt.
     progress
@@ -83,16 +99,17 @@ def capture(
     Returns
     -------
     One variable per statistic, dims prompt, layer, head and its own (query, key, query_tile,
-    key_tile, offset, target), float32; the activations kept, with dims head or kv_head, query
-    or key, size. Coords: layer, head, kv_head, kv_group (the kv head that a head reads), token
-    and token_id (prompt, query), length (prompt), offset, target, and per layer causal,
-    logit_scale, window and softcap (NaN where there is none). Attrs carry the provenance.
+    key_tile, offset, target, span, bin, rank), float32; the activations kept, with dims head or
+    kv_head, query or key, size. Coords: layer, head, kv_head, kv_group (the kv head that a head
+    reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
+    smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
+    is none). Attrs carry the provenance.
 
     Raises
     ------
     Refused
-        For an unknown statistic, an empty or too long prompt, edits that do not fit, a model
-        that is refused at load or gives NaN.
+        For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
+        fit, a model that is refused at load or gives NaN.
 
     Examples
     --------
@@ -122,10 +139,14 @@ def capture(
         targets=targets,
         tile=int(tile),
         clip=None if clip is None else int(clip),
+        recent=int(recent),
+        share=float(share),
+        k=int(k),
+        spans=spans,
     )
     recording.record(batch_tokens, progress)
     dataset = recording.dataset()
-    dataset.attrs.update(_provenance(known, given, recording.stats, edits, first, tile, clip))
+    dataset.attrs.update(_provenance(known, given, recording, edits))
     return dataset
 
 
@@ -149,11 +170,8 @@ def _names(stats: Sequence[str], keep: Sequence[str]) -> tuple[tuple[str, ...], 
 def _provenance(
     model: Model,
     prompts: Prompts,
-    stats: Sequence[str],
+    recording: Recording,
     edits: Sequence[Edit],
-    first: int,
-    tile: int,
-    clip: int | None,
 ) -> dict[str, Any]:
     return {
         "model": model.name,
@@ -164,10 +182,13 @@ def _provenance(
         "seed": prompts.seed,
         "n_prompts": len(prompts.ids),
         "prompts_sha256": prompts.digest(),
-        "stats": list(stats),
-        "first": int(first),
-        "tile": int(tile),
-        "clip": "" if clip is None else int(clip),
+        "stats": list(recording.stats),
+        "first": recording.first,
+        "tile": recording.tile,
+        "clip": "" if recording.clip is None else recording.clip,
+        "recent": recording.recent,
+        "share": recording.share,
+        "k": recording.k,
         "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
         "convention": CONVENTION,
         "headscope": version("headscope"),

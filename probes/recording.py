@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headscope.kernels import statistics
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.probes import spans as named_spans
 from headscope.probes import targets as rules
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import Prompts, batches
@@ -48,17 +49,24 @@ class Recording:
     targets: Any
     tile: int
     clip: int | None
+    recent: int
+    share: float
+    k: int
+    spans: Any
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     layout: dict[str, tuple[str, ...]] = field(default_factory=dict)
     per_layer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    found: named_spans.Spans | None = None
 
     def record(self, batch_tokens: int, progress: Callable[[int, int], None] | None) -> None:
         """Run all prompts, in batches of one length, and fill the arrays."""
         keys: list[list[rules.Keys]] = []
         if "target_mass" in self.stats:
             self.names, keys = rules.collect(self.targets, self.prompts)
-        self._request(None)  # refuses bad options before anything is allocated
+        if "span_mass" in self.stats:
+            self.found = named_spans.collect(self.spans, self.prompts)
+        self._request(None, ())  # refuses bad options before anything is allocated
         self._allocate()
         done, total = 0, len(self.prompts.ids)
         with torch.no_grad():
@@ -84,12 +92,11 @@ class Recording:
             "key": longest,
             "query_tile": tiles,
             "key_tile": tiles,
-            "offset": len(self.offsets),
-            "target": len(self.names),
             "size": model.head_size,
             "value_size": model.geometry.value_size,
             "channel": model.module.config.get_text_config().hidden_size,
         }
+        sizes.update({dim: len(labels) for dim, labels in self._labels().items()})
         for name in self.stats:
             dims = ("prompt", "layer", "head", *statistics.load(name).dims)
             self._reserve(name, dims, sizes)
@@ -105,11 +112,18 @@ class Recording:
         self.layout[name] = dims
         self.arrays[name] = np.full([sizes[dim] for dim in dims], np.nan, dtype=np.float32)
 
-    def _request(self, packed: npt.NDArray[np.int64] | None) -> Request:
-        if packed is None:
-            stats = tuple(name for name in self.stats if name != "target_mass")
-        else:
-            stats = self.stats
+    def _labels(self) -> dict[str, Sequence[Any]]:
+        """Find the labels along the dims that the statistics bring."""
+        request, longest = self._request(None, ()), max(map(len, self.prompts.ids))
+        declared = [statistics.load(name).labels for name in self.stats]
+        labels = {dim: of(request, longest) for one in declared for dim, of in one.items()}
+        named = {"target": self.names, "span": self.found.names if self.found else []}
+        return {dim: named.get(dim, places) for dim, places in labels.items()}
+
+    def _request(self, packed: npt.NDArray[np.int64] | None, rows: Sequence[int]) -> Request:
+        spans = self.found.pack(rows) if self.found and rows else None
+        without = {"target_mass": packed is None, "span_mass": spans is None}
+        stats = tuple(name for name in self.stats if not without.get(name))
         return Request(
             stats=stats,
             first=self.first,
@@ -117,16 +131,23 @@ class Recording:
             targets=None if packed is None else torch.from_numpy(packed).to(self.model.device),
             tile=self.tile,
             clip=self.clip,
+            recent=self.recent,
+            spans=spans,
+            share=self.share,
+            k=self.k,
         )
 
     def _record_batch(
         self, rows: Sequence[int], ids: Tensor, packed: npt.NDArray[np.int64] | None
     ) -> None:
-        request = self._request(packed)
+        request = self._request(packed, rows)
 
         def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
             for name in self.stats:
-                self._write(name, rows, call.layer, outputs[name])
+                values = outputs[name]
+                if name == "span_mass" and self.found is not None:
+                    values = self.found.add(rows, values)
+                self._write(name, rows, call.layer, values)
             kept = {"q": call.query, "k": call.key, "v": call.value, "z": z}
             for name in self.keep:
                 if name in kept:
@@ -205,10 +226,7 @@ class Recording:
         used = {dim for dims in self.layout.values() for dim in dims}
         if "kv_head" in used:
             coords["kv_head"] = np.arange(model.kv_heads)
-        if "offset" in used:
-            coords["offset"] = np.array(self.offsets)
-        if "target" in used:
-            coords["target"] = np.array(self.names)
+        coords.update({dim: np.array(labels) for dim, labels in self._labels().items()})
         return coords
 
 

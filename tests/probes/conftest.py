@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,10 @@ def _recompute(
     offsets: tuple[int, ...],
     tile: int,
     clip: int | None,
+    recent: int,
+    share: float,
+    k: int,
+    spans: dict[str, Any],
 ) -> Array:
     """Compute one statistic from a map (head, query, key), query by query, in float64."""
     heads, length, _ = weights.shape
@@ -194,13 +200,32 @@ def _recompute(
         return result
     if name == "received":
         return np.stack([weights[:, seen[:, key], key].mean(-1) for key in at], axis=-1)
+    if name == "recent_mass":
+        return (weights * (distance < recent)).sum(-1)
+    if name == "span_mass":
+        masses = [
+            weights[:, :, list(at)].sum(-1) + (0.0 if at else np.nan) for at in spans.values()
+        ]
+        return np.stack(masses, axis=-1)
+    if name == "received_max":
+        return weights.max(axis=1)
+    if name == "topk":
+        best = np.full((heads, length, k), np.nan)
+        for query in at:
+            row = weights[:, query, seen[query]]
+            best[:, query, : row.shape[-1]] = -np.sort(-row)[:, :k]
+        return best
+    if name == "distance_hist":
+        edges = [0, *(2**power for power in range(64) if 2**power < length), length]
+        parts = [(distance >= low) & (distance < high) for low, high in pairwise(edges)]
+        return np.stack([(weights * part).sum(-1) for part in parts], axis=-1)
     clipped = np.minimum(distance, clip or length) * seen
     if name == "distance":
         return (weights * clipped).sum(-1)
     if name == "distance_variance":
         mean = (weights * clipped).sum(-1)
         return (weights * (clipped - mean[..., None]) ** 2).sum(-1)
-    if name == "pooled_mean":
+    if name in ("pooled_mean", "pooled_max"):
         tiles = -(-length // tile)
         result = np.zeros((heads, tiles, tiles))
         for row in range(tiles):
@@ -208,7 +233,8 @@ def _recompute(
                 part = weights[
                     :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile
                 ]
-                result[:, row, column] = part.sum(-1).mean(-1)
+                pooled = part.max((1, 2)) if name == "pooled_max" else part.sum(-1).mean(-1)
+                result[:, row, column] = pooled
         return result
     assert name == "target_mass"
     result = np.full((heads, length, 2), np.nan)
@@ -227,3 +253,32 @@ def _recompute(
 def recompute() -> Callable[..., Array]:
     """Compute a statistic by its definition from Hugging Face's weights."""
     return _recompute
+
+
+CHOSEN = ("topk_key", "effective_span", "value_mass")
+
+
+def _choose(one: Any, name: str, weights: Array, share: float) -> None:
+    """Check, by its definition, what hangs on the last bit of a weight or needs the values."""
+    found = one[name].values
+    if name == "value_mass":
+        values = one["v"].values.astype(float)[one["kv_group"].values]
+        norms = np.sqrt((values**2).sum(-1))
+        np.testing.assert_allclose(found, (weights @ norms[..., None])[..., 0], rtol=0, atol=5e-5)
+    elif name == "topk_key":
+        assert np.array_equal(np.isnan(found), np.isnan(one["topk"].values))
+        there = np.take_along_axis(weights, np.nan_to_num(found).astype(int), axis=-1)
+        there[np.isnan(found)] = np.nan
+        np.testing.assert_allclose(one["topk"].values, there, rtol=0, atol=5e-5)
+    else:
+        at = np.arange(weights.shape[1])
+        distance = at[:, None] - at[None, :]
+        held = [np.where(distance < found[..., None] - less, weights, 0).sum(-1) for less in (0, 1)]
+        assert (held[0] >= share - 5e-5).all()
+        assert (held[1] <= share + 5e-5).all()
+
+
+@pytest.fixture(scope="session")
+def choose() -> dict[str, Callable[..., None]]:
+    """Check a statistic whose value is a choice, by name."""
+    return {name: partial(_choose, name=name) for name in CHOSEN}

@@ -37,10 +37,13 @@ def test_the_schema(model: Model) -> None:
         keep=("q", "k", "v", "z", "resid"),
         offsets=(0, 2),
         tile=4,
+        k=3,
+        spans={"start": [[0, 1], [0]], "end": [[5], []]},
     )
     assert dict(found.sizes) == {
         "prompt": 2, "layer": 2, "head": 4, "kv_head": 2, "query": 6, "key": 6, "size": 8,
         "query_tile": 2, "key_tile": 2, "offset": 2, "target": 2, "boundary": 3, "channel": 32,
+        "span": 2, "bin": 4, "rank": 3,
     }  # fmt: skip
     for name in set(statistics.names()) - {"z"}:
         declared = statistics.load(name)
@@ -62,19 +65,23 @@ def test_the_schema(model: Model) -> None:
     assert found["token_id"].values[1].tolist() == [0, 7, -1, -1, -1, -1]
     assert found["offset"].values.tolist() == [0, 2]
     assert found["target"].values.tolist() == ["duplicate", "induction"]
+    assert found["span"].values.tolist() == ["start", "end"]
+    assert found["bin"].values.tolist() == [0, 1, 2, 4]
+    assert found["rank"].values.tolist() == [1, 2, 3]
     assert found["causal"].values.tolist() == [True, True]
     np.testing.assert_allclose(found["logit_scale"].values, 8**-0.5)
     assert np.isnan(found["window"].values).all()
 
 
 def test_the_provenance(model: Model) -> None:
-    found = capture(model, [[1, 2, 3]], first=3, clip=9)
+    found = capture(model, [[1, 2, 3]], first=3, clip=9, recent=5, share=0.5, k=2)
     assert json.loads(json.dumps(found.attrs)) == found.attrs
     for _, variable in found.variables.items():
         assert json.loads(json.dumps(variable.attrs)) == variable.attrs
     attrs = found.attrs
     assert attrs["stats"] == list(DEFAULT)
     assert (attrs["first"], attrs["clip"], attrs["tile"]) == (3, 9, 16)
+    assert (attrs["recent"], attrs["share"], attrs["k"]) == (5, 0.5, 2)
     assert (attrs["n_prompts"], attrs["task"], attrs["seed"]) == (1, "", "")
     assert (attrs["dtype"], attrs["architecture"]) == ("float32", "LlamaForCausalLM")
     other = capture(model, [[1, 2, 4]]).attrs["prompts_sha256"]
@@ -114,6 +121,45 @@ def test_targets_can_be_given(model: Model) -> None:
     assert np.isnan(mass.isel(prompt=0, query=0)).all()
     assert np.isnan(mass.isel(prompt=1, query=1)).all()
     assert (mass.isel(prompt=1, query=0) == 1).all()
+
+
+def test_spans_are_named_and_may_overlap(model: Model) -> None:
+    spans = {"outer": [[0, 1, 2], [1]], "inner": [[1], []], "nowhere": [[], []]}
+    found = capture(model, [[5, 6, 7], [8, 9]], stats=("span_mass", "pattern"), spans=spans)
+    mass, weights = found["span_mass"], found["pattern"]
+    for row, at in ((0, [0, 1, 2]), (1, [1])):
+        expected = weights.isel(prompt=row, key=at).sum("key", skipna=False)
+        outer = mass.sel(span="outer").isel(prompt=row)
+        np.testing.assert_allclose(outer, expected, rtol=0, atol=1e-6)
+    inner = mass.sel(span="inner")
+    np.testing.assert_allclose(inner[0], weights.isel(prompt=0, key=1), rtol=0, atol=1e-6)
+    assert np.isnan(inner[1]).all()
+    assert np.isnan(mass.sel(span="nowhere")).all()
+
+
+def test_a_task_brings_its_roles_as_spans(bundled: Model) -> None:
+    from headscope.probes import tasks
+    from headscope.probes.tokens import encode
+
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
+    encoded = encode(task, bundled.tokenizer)
+    found = capture(bundled, task, stats=("span_mass", "pattern"))
+    assert found["span"].values.tolist() == list(encoded.roles[0])
+    for row, roles in enumerate(encoded.roles):
+        for name, at in roles.items():
+            mass = found["span_mass"].sel(span=name).isel(prompt=row)
+            expected = found["pattern"].isel(prompt=row, key=list(at)).sum("key")
+            length = len(encoded.ids[row])
+            np.testing.assert_allclose(
+                mass[..., :length], expected[..., :length], rtol=0, atol=1e-6
+            )
+    one = capture(bundled, task, stats=("span_mass",), spans="needle")["span_mass"]
+    assert one["span"].values.tolist() == ["needle"]
+    np.testing.assert_allclose(
+        one.isel(span=0), found["span_mass"].sel(span="needle"), rtol=0, atol=1e-6
+    )
+    line = refusal(lambda: capture(bundled, task, stats=("span_mass",), spans=("hay",)))
+    assert line.startswith("spans: no role 'hay'; choose from needle, key, value, query")
 
 
 def test_the_tile_keeps_the_map_small(bundled: Model) -> None:
@@ -182,6 +228,20 @@ def test_text_without_a_tokenizer_is_refused(tiny: Any) -> None:
         ({"offsets": (1, 1), "stats": ("offset_mass",)}, "offsets: "),
         ({"clip": 0}, "clip: "),
         ({"tile": 0}, "tile: "),
+        ({"recent": 0}, "recent: "),
+        ({"share": 1.5}, "share: "),
+        ({"k": 0}, "k: "),
+        ({"stats": ("span_mass",)}, "spans: span_mass needs them; give a mapping"),
+        ({"stats": ("span_mass",), "spans": {}}, "spans: there are none"),
+        ({"stats": ("span_mass",), "spans": "END"}, "spans: span_mass needs them"),
+        (
+            {"stats": ("span_mass",), "spans": {"mine": [[0], [1]]}},
+            "spans: 'mine' must hold one list of positions for every prompt",
+        ),
+        (
+            {"stats": ("span_mass",), "spans": {"mine": [[0, 2]]}},
+            "spans: 'mine' names position 2, outside prompt 1",
+        ),
         (
             {"targets": "nothing", "stats": ("target_mass",)},
             "targets: no rule 'nothing'; choose from duplicate, induction, evidence",

@@ -14,11 +14,13 @@ from headscope.kernels import statistics
 from headscope.probes import capture, load_model
 from headscope.probes.model import Model
 
-OPTIONS: dict[str, Any] = {"first": 4, "offsets": (0, 1, 2), "tile": 16, "clip": 200}
+OPTIONS: dict[str, Any] = {
+    "first": 4, "offsets": (0, 1, 2), "tile": 16, "clip": 200, "recent": 64, "share": 0.9, "k": 8
+}  # fmt: skip
 
 
 def test_1024_tokens_agree_with_eager_attention(
-    bundled: Model, ids: Any, eager: Any, recompute: Any
+    bundled: Model, ids: Any, eager: Any, recompute: Any, choose: Any
 ) -> None:
     # Half of the prompt repeats the other half, so that induction has something to find.
     half = ids(511, vocabulary=bundled.vocabulary)
@@ -27,8 +29,9 @@ def test_1024_tokens_agree_with_eager_attention(
         bundled,
         [prompt],
         stats=statistics.names(),
-        keep=("q", "k"),
+        keep=("q", "k", "v"),
         targets=("duplicate", "induction"),
+        spans={"start": [range(16)], "copy": [range(512, 1024)], "both": [range(8, 600)]},
         **OPTIONS,
     )
     assert found.sizes["query"] == 1024
@@ -36,7 +39,11 @@ def test_1024_tokens_agree_with_eager_attention(
     for layer in range(bundled.layers):
         one = found.isel(prompt=0, layer=layer)
         for name in sorted(set(statistics.names()) - {"z", "lse"}):
-            expected = recompute(weights[layer], name, prompt, None, **OPTIONS)
+            if name in choose:
+                choose[name](one, weights=weights[layer], share=OPTIONS["share"])
+                continue
+            cut = {"start": range(16), "copy": range(512, 1024), "both": range(8, 600)}
+            expected = recompute(weights[layer], name, prompt, None, spans=cut, **OPTIONS)
             agree(one[name].values, expected, f"{name} L{layer}")
         agree(one["z"].transpose("query", "head", "size").values.reshape(1024, -1), mixed[layer])
         group = one["kv_group"].values
@@ -90,7 +97,8 @@ class Meter(TorchDispatchMode):
 def measured(model: Model, length: int) -> Meter:
     stats = tuple(name for name in statistics.names() if name not in ("pattern", "z"))
     with Meter() as meter:
-        capture(model, [[2 + at % 50 for at in range(length)]], stats=stats)
+        spans = {"start": [range(length // 2)], "even": [range(0, length, 2)]}
+        capture(model, [[2 + at % 50 for at in range(length)]], stats=stats, spans=spans)
     return meter
 
 

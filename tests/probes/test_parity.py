@@ -13,7 +13,20 @@ from headscope.probes import capture, load_model
 from headscope.probes.forward import logits
 
 TOLERANCE = 5e-5
-OPTIONS: dict[str, Any] = {"first": 2, "offsets": (0, 1, 3), "tile": 8, "clip": 11}
+OPTIONS: dict[str, Any] = {
+    "first": 2, "offsets": (0, 1, 3), "tile": 8, "clip": 11, "recent": 4, "share": 0.7, "k": 3
+}  # fmt: skip
+
+
+def spans(*lengths: int) -> dict[str, list[list[int]]]:
+    """Cut prompts into spans that overlap, and some of which a prompt of one token lacks."""
+    return {
+        "start": [list(range(min(3, length))) for length in lengths],
+        "even": [list(range(0, length, 2)) for length in lengths],
+        "late": [list(range(1, length, 5)) for length in lengths],
+    }
+
+
 # Layer -> window; gemma 2 alternates, starting with a window.
 WINDOWS = {
     "llama": (None, None),
@@ -27,7 +40,7 @@ WINDOWS = {
 @pytest.mark.parametrize("family", WINDOWS)
 @pytest.mark.parametrize("length", [1, 33])
 def test_every_statistic_equals_eager_attention(
-    family: str, length: int, tiny: Any, ids: Any, eager: Any, recompute: Any
+    family: str, length: int, tiny: Any, ids: Any, eager: Any, recompute: Any, choose: Any
 ) -> None:
     module = tiny(family)
     prompt = [token % 9 for token in ids(length)]
@@ -37,6 +50,7 @@ def test_every_statistic_equals_eager_attention(
         stats=statistics.names(),
         keep=("q", "k", "v", "z", "resid"),
         targets=("duplicate", "induction"),
+        spans=spans(length),
         **OPTIONS,
     )
     weights, mixed, stream = eager(module, prompt)
@@ -44,7 +58,11 @@ def test_every_statistic_equals_eager_attention(
     for layer, window in enumerate(WINDOWS[family]):
         one = found.isel(prompt=0, layer=layer)
         for name in sorted(set(statistics.names()) - {"z", "lse"}):
-            expected = recompute(weights[layer], name, prompt, window, **OPTIONS)
+            if name in choose:
+                choose[name](one, weights=weights[layer], share=OPTIONS["share"])
+                continue
+            cut = {span: at[0] for span, at in spans(length).items()}
+            expected = recompute(weights[layer], name, prompt, window, spans=cut, **OPTIONS)
             np.testing.assert_allclose(
                 one[name].values, expected, rtol=0, atol=TOLERANCE, err_msg=f"{name} L{layer}"
             )
@@ -111,10 +129,11 @@ def test_prompts_of_unequal_length_equal_single_ones(family: str, tiny: Any, ids
         "keep": ("q", "k", "v", "z", "resid"),
         **OPTIONS,
     }
-    together = capture(model, prompts, batch_tokens=34, **settings)
+    cut = spans(*map(len, prompts))
+    together = capture(model, prompts, batch_tokens=34, spans=cut, **settings)
     assert together["length"].values.tolist() == [17, 5, 17, 1, 30]
     for row, prompt in enumerate(prompts):
-        single = capture(model, [prompt], **settings).isel(prompt=0)
+        single = capture(model, [prompt], spans=spans(len(prompt)), **settings).isel(prompt=0)
         for name, expected in single.data_vars.items():
             both = together[name].isel(prompt=row).values
             corner = tuple(slice(0, size) for size in expected.shape)
