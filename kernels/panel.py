@@ -99,9 +99,10 @@ class Panel:
             best = combs.amax(dim=-2).topk(count, dim=-1, sorted=False).indices
             teeth = wide * torch.arange(COMB, device=best.device)
             candidates = (best[..., None] + teeth).flatten(-2)
-            rest = torch.arange(COMB * wide, keys, device=best.device)
-            rest = rest.expand(*candidates.shape[:-1], -1)
-            candidates = torch.cat((candidates, rest), dim=-1)
+            if COMB * wide < keys:
+                rest = torch.arange(COMB * wide, keys, device=best.device)
+                rest = rest.expand(*candidates.shape[:-1], -1)
+                candidates = torch.cat((candidates, rest), dim=-1)
             values, place = self.logits.gather(3, candidates).topk(count, dim=-1)
             columns = candidates.gather(3, place)
         else:
@@ -113,7 +114,8 @@ class Panel:
     def before(self) -> Float[Tensor, "batch head query key+1"]:
         """Mass on the keys before each key of the panel, and in the end on all."""
         batch, heads, queries, keys = self.weights.shape
-        sums = self.weights.new_zeros(batch, heads, queries, keys + 1)
+        sums = self.weights.new_empty(batch, heads, queries, keys + 1)
+        sums[..., 0] = 0.0
         torch.cumsum(self.weights, dim=-1, out=sums[..., 1:])
         return sums
 

@@ -168,3 +168,14 @@ def test_uniform_entropy_is_the_log_of_the_full_span() -> None:
     result = even(("effective_span", "entropy"), share=1 - 1e-4)
     close(result["effective_span"].log(), result["entropy"])
     assert result["entropy"][-1].item() == pytest.approx(math.log(LENGTH), abs=1e-6)
+
+
+def test_a_span_of_padding_is_missing(draw: Any) -> None:
+    inputs = draw(40, batch=1)
+    real = torch.ones(1, 40, dtype=torch.bool)
+    real[0, :10] = False
+    spans = (torch.arange(40) >= 10).long()[None]
+    request = Request(("span_mass",), spans=spans)
+    mass = attend(inputs.q, inputs.k, inputs.v, request, key_mask=real)["span_mass"]
+    assert mass[..., 0].isnan().all()
+    torch.testing.assert_close(mass[:, :, 10:, 1], torch.ones(1, 4, 30))
