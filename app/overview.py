@@ -20,7 +20,7 @@ VIEWS = ("grid", "scatter", "table")
 NAMED = 3
 
 
-def draw(scores: Mapping[str, Score], chosen: Score, name: str) -> None:
+def draw(scores: Mapping[str, Score], chosen: Score, table: pd.DataFrame, name: str) -> None:
     """Draw every head by the chosen score, in the view that the user picked.
 
     Parameters
@@ -29,6 +29,8 @@ def draw(scores: Mapping[str, Score], chosen: Score, name: str) -> None:
         Every score of the run.
     chosen
         The score that colours the heads.
+    table
+        One row a head and one column a score, as files have it.
     name
         Start of the file names of downloads.
     """
@@ -43,27 +45,13 @@ def draw(scores: Mapping[str, Score], chosen: Score, name: str) -> None:
         )
         _clickable(_scatter(chosen, scores[other], at), "scatter_chart", f"{name}-{chosen.key}")
     elif view == "table":
-        st.dataframe(table(scores), hide_index=True, height=420)
+        st.dataframe(table[["name", *scores]], hide_index=True, height=420)
     else:
         figure = viz.choose(chosen.array).figure(
             chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at
         )
         _clickable(figure, "grid_chart", f"{name}-{chosen.key}")
     st.caption(chosen.tooltip)
-
-
-def table(scores: Mapping[str, Score]) -> pd.DataFrame:
-    """Return one row a head and one column a score."""
-    first = next(iter(scores.values())).array
-    rows = [
-        {
-            "head": f"L{layer}H{head}",
-            **{key: float(score.array[row, column]) for key, score in scores.items()},
-        }
-        for row, layer in enumerate(first["layer"].values)
-        for column, head in enumerate(first["head"].values)
-    ]
-    return pd.DataFrame(rows)
 
 
 def _clickable(figure: Any, key: str, name: str) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
 import xarray as xr
 
 from headscope import viz
@@ -56,10 +54,7 @@ class Score:
 
     def ranks(self) -> xr.DataArray:
         """Rank the heads, 1 for the largest (of a diverging score the largest size)."""
-        values = self.array.values
-        values = np.abs(values) if self.array.attrs.get("scale") == "diverging" else values
-        flat = pd.Series(values.ravel()).rank(ascending=False, method="min")
-        return xr.DataArray(flat.to_numpy().reshape(self.array.shape), dims=GRID)
+        return xr.DataArray(viz.ranks(self.array), dims=GRID)
 
 
 def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:

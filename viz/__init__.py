@@ -14,6 +14,7 @@ import xarray as xr
 
 from headscope.kernels.refusal import Refused
 from headscope.viz._labels import amount, head_name, measured, visible
+from headscope.viz._scale import ranks
 
 __all__ = [
     "amount",
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "measured",
     "names",
+    "ranks",
     "variables",
     "visible",
 ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 import xarray as xr
 
 from headscope.app import detail, loading, overview, selection
+from headscope.app.export import heads_table
 from headscope.app.scores import Score, collect
 from headscope.kernels.refusal import Refused
 
@@ -46,8 +49,9 @@ def draw() -> None:
     left, right = st.columns([4, 5], gap="large")
     with left:
         st.subheader(f"Heads by: {chosen.title}")
-        overview.draw(scores, chosen, name)
-        _downloads(scores, results, name)
+        table = heads_table(results)
+        overview.draw(scores, chosen, table, name)
+        _downloads(table, run.manifest, name)
         detail.scores(scores, layer, head)
     with right:
         st.subheader(f"L{layer}H{head}")
@@ -97,14 +101,20 @@ def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) ->
         st.json(dict(manifest), expanded=1)
 
 
-def _downloads(scores: Mapping[str, Score], results: Mapping[str, xr.Dataset], name: str) -> None:
-    table = overview.table(scores)
+def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -> None:
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
+    rows = json.loads(table.to_json(orient="records"))
     files: dict[str, tuple[str | bytes, str, str]] = {
         "CSV": (table.to_csv(index=False), "csv", "text/csv"),
         "Parquet": (parquet.getvalue(), "parquet", "application/octet-stream"),
-        "JSON": (table.to_json(orient="records"), "json", "application/json"),
+        "JSON": (
+            json.dumps(
+                {"run": dict(manifest), "heads": json.loads(table.to_json(orient="records"))}
+            ),
+            "json",
+            "application/json",
+        ),
     }
     columns = st.columns(len(files))
     for column, (label, (data, ending, mime)) in zip(columns, files.items(), strict=True):

@@ -97,5 +97,5 @@ def test_an_empty_dashboard_says_what_to_do(tmp_path: Path, monkeypatch) -> None
 def test_table_and_scatter_show_every_head(screen) -> None:
     table = screen(view="table").main.dataframe[0].value
     assert len(table) == 32
-    assert table["head"].iloc[-1] == "L3H7"
+    assert table["name"].iloc[-1] == "L3H7"
     assert not screen(view="scatter").exception
