@@ -84,13 +84,12 @@ def models() -> None:
     """List the models that need no download, and say how to name others."""
     from headscope.probes.bundled import folder
 
-    out.print(
-        f"headscope/bundled  the model that ships with headscope ({folder()})", soft_wrap=True
-    )
-    out.print(
-        "PATH               a folder written by save_pretrained (config.json, model.safetensors)"
-    )
-    out.print("ORG/NAME           any model of the Hugging Face hub (downloads it)")
+    for name, meaning in (
+        ("headscope/bundled", f"the model that ships with headscope ({folder()})"),
+        ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),
+        ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
+    ):
+        out.print(f"{name:18} {meaning}", soft_wrap=True, highlight=False)
 
 
 @app.command("analyses")
@@ -168,12 +167,16 @@ def analyze(
 
     options = parse_settings(settings or [])
     opened = open_run(run)
-    wanted = names or [name for name in analyses.names() if name not in opened.results()]
+    done = opened.results()
+    wanted = names or [name for name in analyses.names() if name not in done or name in options]
     with bar(err) as progress:
         outcome = analyze_run(
             opened, wanted, task=task, number=number, options=options, progress=progress
         )
     _tell(outcome)
+    asked = {*(names or ()), *options}
+    if any(isinstance(outcome[name], Refused) for name in asked):
+        raise typer.Exit(2)
     out.print(f"next: headscope report {run}", soft_wrap=True, highlight=False)
 
 

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -18,12 +25,18 @@ def bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console) as progress:
-        steps = {}
+    progress = Progress(*columns, console=console)
+    steps: dict[str, TaskID] = {}
 
-        def report(step: str, done: int, total: int) -> None:
-            if step not in steps:
-                steps[step] = progress.add_task(step, total=total)
-            progress.update(steps[step], completed=done, total=total)
+    def report(step: str, done: int, total: int) -> None:
+        if step not in steps:
+            # Not before: input that is refused at once prints its one line and nothing else.
+            progress.start()
+            steps[step] = progress.add_task(step, total=total)
+        progress.update(steps[step], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if steps:
+            progress.stop()

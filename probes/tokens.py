@@ -140,11 +140,13 @@ def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
     @cache
     def one(word: str, before: str | None) -> int:
         ids = _pieces(tokenizer, word, before)
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        if len(ids) != 1:
             raise Refused(
                 f"words: {word!r} is not one token of this tokenizer ({len(ids)} pieces); "
                 "use another word or tokenizer"
             )
+        if ids[0] == tokenizer.unk_token_id:
+            raise Refused(f"words: this tokenizer does not know {word!r}; use another word")
         return ids[0]
 
     # Only whether the word is glued to the one before matters, so two stand-ins serve the cache.

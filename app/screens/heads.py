@@ -108,13 +108,7 @@ def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -
     files: dict[str, tuple[str | bytes, str, str]] = {
         "CSV": (table.to_csv(index=False), "csv", "text/csv"),
         "Parquet": (parquet.getvalue(), "parquet", "application/octet-stream"),
-        "JSON": (
-            json.dumps(
-                {"run": dict(manifest), "heads": json.loads(table.to_json(orient="records"))}
-            ),
-            "json",
-            "application/json",
-        ),
+        "JSON": (json.dumps({"run": dict(manifest), "heads": rows}), "json", "application/json"),
     }
     columns = st.columns(len(files))
     for column, (label, (data, ending, mime)) in zip(columns, files.items(), strict=True):

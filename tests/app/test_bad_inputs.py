@@ -112,3 +112,9 @@ def test_run_that_exists_is_not_replaced_unasked(headscope, demo_run: Path) -> N
 def test_neither_task_nor_prompts(headscope, tmp_path: Path) -> None:
     outcome = headscope("capture", "headscope/bundled", "--out", tmp_path / "run")
     refused(outcome, "--task", "--prompts")
+
+
+def test_option_value_out_of_range(headscope, demo_run: Path) -> None:
+    code, lines = headscope("analyze", demo_run, "sinks", "--set", "sinks.epsilon=2")
+    assert code == 2
+    assert lines == ["not run: sinks: epsilon: 2.0 is outside 0 … 1"]
