@@ -116,31 +116,32 @@ def run(
 
     units, count = UNITS[name], len(intact)
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
-    grid = ("layer", "head")
+    grid, lost = ("layer", "head"), f"Lost on {task.name} without the head"
     variables = {
         **averaged(
-            "zero_ablation", grid, zero, "Lost without the head (set to zero)", units, "diverging",
+            "zero_ablation", grid, zero, f"{lost} (set to zero)", units, "diverging",
             seed=seed, convention=f"intact − ablated; {what}", source=SOURCE, evidence="causal",
         ),
         **averaged(
-            "mean_ablation", grid, mean, "Lost without the head (set to its mean)", units,
+            "mean_ablation", grid, mean, f"{lost} (set to its mean)", units,
             "diverging", seed=seed, source=SOURCE, evidence="causal",
             convention=f"intact − ablated, mean of z over positions and clean prompts; {what}",
         ),
         **averaged(
             "resample_ablation", grid, resample,
-            "Lost without the head (its output on the corrupted prompt)", units, "diverging",
+            f"{lost} (its output on the corrupted prompt)", units, "diverging",
             seed=seed, source=SOURCE, evidence="causal",
             convention=f"intact − patched with z of the corrupted prompt, all positions; {what}",
         ),
         **averaged(
             "gate_gradient", grid, _normalized(gate) if normalize else gate,
-            "Gate-gradient importance", "share of the layer's norm" if normalize else UNITS[smooth],
+            f"Gate-gradient importance on {task.name}",
+            "share of the layer's norm" if normalize else UNITS[smooth],
             "sequential", 0, seed=seed, source=SOURCE,
             convention=f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}",
         ),
         **averaged(
-            "first_order", grid, slope, "First-order estimate of the loss", UNITS[smooth],
+            "first_order", grid, slope, f"First-order estimate on {task.name}", UNITS[smooth],
             "diverging", seed=seed, source=SOURCE, convention=f"E ∂m/∂ξ at ξ = 1; m: {smooth}",
         ),
         **averaged("intact", (), intact, f"Intact {name.replace('_', ' ')}", units, "diverging",

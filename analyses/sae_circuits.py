@@ -191,7 +191,7 @@ def run(
             convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
         ),
         "ablation": variable(
-            grid, moved, "Effect behind the ground truth (output on the corrupted prompt)",
+            grid, moved, f"Effect on {task.name} of its output on the corrupted prompt",
             task.metric.replace("_", " "), "diverging", evidence="causal",
             convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
         ),
