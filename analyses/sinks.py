@@ -133,7 +133,8 @@ def run(
         sink_tokens=_tokens(capture, above),
         note=(
             "Where attention goes, not what it does: a head that parks its weight may be idle or "
-            "may use the sink as a default; its causal number is the ablation in `importance`."
+            "may use the sink as a default; its causal number is the ablation in `importance`. The "
+            "rate depends on the prompts: `sink_controls` has it for random and repeated tokens."
         ),
     )
 
