@@ -12,10 +12,13 @@ from headscope.kernels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import MASKED, Block, Visibility
+from headscope.kernels.workers import share
 
 ROWS = 128
-PANEL_ELEMENTS = 1 << 19
-"""Elements of a panel, 2 MB in float32: it stays in a core's cache, and calls are few."""
+PANEL_ELEMENTS = 1 << 20
+"""Elements of a panel, 4 MB in float32: calls are few, so that workers seldom wait for Python."""
+SHARES = 4
+"""Parts come in fours of one size, so that two or four workers end together."""
 LARGEST_PANEL = 1 << 22
 """Elements above which a panel of one head takes fewer queries, for very long texts."""
 SHARP = 32.0
@@ -67,11 +70,16 @@ class PanelEngine:
     def run(self, chosen: list[Statistic]) -> dict[str, Tensor]:
         """Compute the chosen statistics, by name."""
         results = {statistic.name: self.allocate(statistic) for statistic in chosen}
-        # Parts write to disjoint places, so they may run in any order or side by side.
         parts = list(self.parts())
-        memory = torch.empty(3, max(map(self.heads, parts)) * self.largest, device=self.q.device)
-        for part in parts:
-            self.capture(part, chosen, results, memory)
+        room = max(map(self.heads, parts)) * self.largest
+
+        def work(waiting: Iterator[Part]) -> None:
+            memory = torch.empty(3, room, device=self.q.device)
+            for part in waiting:
+                self.capture(part, chosen, results, memory)
+
+        # Parts write to disjoint places, so they may run in any order or side by side.
+        share(parts, work, torch.get_num_threads() if self.q.device.type == "cpu" else 1)
         for statistic in chosen:
             if statistic.finish is not None:
                 total = results[statistic.name]
@@ -114,6 +122,11 @@ class PanelEngine:
         """Cut batch and heads so that a panel of one part stays small."""
         batch, kv_heads = self.k.shape[:2]
         heads = max(PANEL_ELEMENTS // self.largest, 1)
+        total = batch * self.q.shape[1]
+        if total > heads:
+            # Whatever the number of threads, so that it never shows in the numbers.
+            turns = -(-total // (heads * SHARES))
+            heads = -(-total // (turns * SHARES))
         for sequences in cut(0, batch, max(heads // self.q.shape[1], 1)):
             for kv in cut(0, kv_heads, max(heads // self.group, 1)):
                 for group in cut(0, self.group, heads):

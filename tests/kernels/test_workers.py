@@ -1,0 +1,128 @@
+"""Threads over parts: the same numbers bit for bit, and nothing left behind when one fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from headscope.kernels import engine, statistics
+from headscope.kernels.attention import attend
+from headscope.kernels.engine import PanelEngine, Part
+from headscope.kernels.workers import share
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Cut small panels; the threads that captured a part, with their number of torch threads."""
+    monkeypatch.setattr(engine, "PANEL_ELEMENTS", 1 << 12)
+    seen: set[tuple[int, int]] = set()
+    capture = PanelEngine.capture
+    both = threading.Barrier(2, timeout=5)
+
+    def watch(self: PanelEngine, part: Part, *rest: Any) -> None:
+        me = (threading.get_ident(), torch.get_num_threads())
+        if torch.get_num_threads() == 1 and threading.current_thread() is not main:
+            if me not in seen:
+                seen.add(me)
+                both.wait()  # so that no worker does all the work before the other starts
+        else:
+            seen.add(me)
+        capture(self, part, *rest)
+
+    main = threading.current_thread()
+    monkeypatch.setattr(PanelEngine, "capture", watch)
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 20}, {"causal": False}, {"softcap": 3.0}])
+def test_threads_do_not_show_in_the_numbers(
+    options: dict[str, Any], draw: Any, used: set[tuple[int, int]]
+) -> None:
+    inputs = draw(200, heads=6, kv_heads=3)
+    alone = attend(*inputs, **options)
+    assert used == {(threading.get_ident(), 1)}
+    used.clear()
+    torch.set_num_threads(2)
+    shared = attend(*inputs, **options)
+    assert len(used) == 2
+    assert {threads for _, threads in used} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in used}
+    assert torch.get_num_threads() == 2
+    assert set(alone) == {"z", *statistics.names()}
+    for name, expected in alone.items():
+        assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
+
+
+def test_threads_work_on_padding_and_in_inference_mode(
+    draw: Any, used: set[tuple[int, int]]
+) -> None:
+    inputs = draw(150, heads=6, kv_heads=3)
+    mask = torch.ones(2, 150, dtype=torch.bool)
+    mask[1, :40] = False
+    alone = attend(*inputs, key_mask=mask)
+    torch.set_num_threads(2)
+    with torch.inference_mode():
+        shared = attend(*inputs, key_mask=mask)
+    for name, expected in alone.items():
+        assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
+
+
+def test_a_failure_reaches_the_caller(
+    draw: Any, used: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Part] = []
+    fill = PanelEngine.fill
+
+    def fail(self: PanelEngine, part: Part, memory: torch.Tensor) -> Iterator[Any]:
+        begun.append(part)
+        if len(begun) == 2:
+            raise ZeroDivisionError("planted")
+        return fill(self, part, memory)
+
+    monkeypatch.setattr(PanelEngine, "fill", fail)
+    inputs = draw(200, heads=8, kv_heads=8)
+    before = threading.active_count()
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        attend(*inputs)
+    assert torch.get_num_threads() == 2
+    assert threading.active_count() == before
+    # A thread of the future starts with the caller's setting as well.
+    seen: list[int] = []
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [2]
+
+
+def test_tasks_after_a_failure_are_dropped() -> None:
+    torch.set_num_threads(2)
+    done: list[int] = []
+    failed = threading.Event()
+
+    def work(tasks: Iterator[int]) -> None:
+        for task in tasks:
+            if task == 0:
+                failed.set()
+                raise ValueError("planted")
+            assert failed.wait(5)
+            done.append(task)
+
+    with pytest.raises(ValueError, match="planted"):
+        share(range(100_000), work, workers=2)
+    assert len(done) < 99_999
+
+
+def test_one_task_stays_in_the_thread_of_the_caller() -> None:
+    threads: list[int] = []
+
+    def work(tasks: Iterator[int]) -> None:
+        threads.extend(threading.get_ident() for _ in tasks)
+
+    share([1], work, workers=4)
+    share([1, 2], work, workers=1)
+    assert threads == [threading.get_ident()] * 3
