@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ app = typer.Typer(
     help="See what every attention head of a model does.",
     rich_markup_mode=None,
 )
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 out = Console()
 err = Console(stderr=True)
 
@@ -111,6 +112,20 @@ def list_analyses(
     out.print("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")
     for option, (default, text) in analyses.options(name).items():
         out.print(f"  {name}.{option}={default}  {text}", markup=False, soft_wrap=True)
+
+
+@app.command("statistics")
+def list_statistics() -> None:
+    """List the statistics of a capture: formula, units, range, source."""
+    from headscope.kernels import statistics
+
+    for name in statistics.names():
+        one = statistics.load(name)
+        low, high = ("" if bound is None else f"{bound:g}" for bound in (one.low, one.high))
+        bounds = f", {low or '-∞'} to {high or '∞'}" if low or high else ""
+        out.print(f"{name}  ({', '.join(one.dims)}; {one.units or 'no units'}{bounds})", **PLAIN)
+        out.print(f"    {one.title}", **PLAIN)
+        out.print(f"    {one.formula}    [{one.source}]", **PLAIN)
 
 
 @app.command()

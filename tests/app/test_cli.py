@@ -1,0 +1,52 @@
+"""The command line lists what the registries hold and explains itself."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from headscope import analyses
+from headscope.app.cli import app
+from headscope.kernels import statistics
+
+COMMANDS = sorted(
+    command.name or command.callback.__name__
+    for command in app.registered_commands
+    if command.callback
+)
+
+
+def said(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_from_the_docstring(command: str) -> None:
+    (callback,) = (
+        one.callback
+        for one in app.registered_commands
+        if one.callback and command in (one.name, one.callback.__name__)
+    )
+    first = (callback.__doc__ or "").splitlines()[0]
+    assert first
+    assert first.rstrip(".") in " ".join(said(command, "--help").split())
+
+
+def test_every_analysis_is_listed_and_shown_with_its_options() -> None:
+    listed = said("analyses")
+    for name in analyses.names():
+        assert analyses.summary(name) in listed
+        shown = said("analyses", name)
+        assert all(f"{name}.{option}=" in shown for option in analyses.options(name))
+
+
+def test_every_statistic_is_listed_with_its_formula() -> None:
+    listed = said("statistics")
+    for name in statistics.names():
+        assert statistics.load(name).formula in listed
+
+
+def test_the_bundled_model_is_listed() -> None:
+    assert "headscope/bundled" in said("models")
