@@ -91,5 +91,6 @@ def attend(
     visibility = Visibility(q.shape[2], k.shape[2], causal, window, key_mask, query_mask, q.device)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     chosen = [statistics.load(name) for name in dict.fromkeys(("z", *request.stats))]
-    with torch.no_grad():
+    # Autocast belongs to a thread, and would make products coarser than the inputs in some of them.
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return PanelEngine(q, k, v, request, visibility, scale, softcap).run(chosen)

@@ -12,6 +12,7 @@ import torch
 from headscope.kernels import engine, statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.engine import PanelEngine, Part
+from headscope.kernels.request import Request
 from headscope.kernels.workers import share
 
 
@@ -21,7 +22,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     monkeypatch.setattr(engine, "PANEL_ELEMENTS", 1 << 12)
     seen: set[tuple[int, int]] = set()
     capture = PanelEngine.capture
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
 
     def watch(self: PanelEngine, part: Part, *rest: Any) -> None:
         me = (threading.get_ident(), torch.get_num_threads())
@@ -126,3 +127,14 @@ def test_one_task_stays_in_the_thread_of_the_caller() -> None:
     share([1], work, workers=4)
     share([1, 2], work, workers=1)
     assert threads == [threading.get_ident()] * 3
+
+
+def test_autocast_does_not_reach_the_engine() -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, 2, 40, 16, generator=generator) for _ in range(3))
+    request = Request(stats=("entropy", "received"))
+    plain = attend(q, k, v, request)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = attend(q, k, v, request)
+    for name, values in plain.items():
+        torch.testing.assert_close(under[name], values, rtol=0, atol=0, equal_nan=True)
