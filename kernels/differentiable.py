@@ -53,8 +53,8 @@ def attend_differentiable(
     inputs.check_options(scale, window, softcap)
     if softcap is not None:
         raise Refused(
-            "softcap: torch's fused attention has none; "
-            "for gradients load the model with attn_implementation='eager'"
+            "softcap: torch's fused attention has none, so soft-capped models have no gradients "
+            "here; ablate heads instead"
         )
     key_mask = inputs.check_mask("key_mask", key_mask, k.shape[0], k.shape[2])
     inputs.check_mask("query_mask", query_mask, q.shape[0], q.shape[2])
