@@ -72,11 +72,10 @@ def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int,
     try:
         ids = _tokens(path, version, capture)
         array = loading.weights(path, version, ids, layer, head)
-        words = loading.model(path, version).words(ids)
     except Refused as refusal:
         st.error(str(refusal), icon=":material/error:")
         return
-    array = array.assign_coords(token=("query", words))
+    words = array["token"].values.tolist()
     st.plotly_chart(
         viz.choose(array).figure(array),
         key="pattern_chart",

@@ -63,13 +63,7 @@ def weights(path: str, version: str, ids: tuple[int, ...], layer: int, head: int
     """Compute the attention weights of one head on some tokens, dims query and key."""
     from headscope.probes import pattern
 
-    return pattern(_kept(path, version, ids), layer, head).assign_attrs(
-        long_name=f"Attention of L{layer}H{head}",
-        units="share",
-        scale="sequential",
-        low=0.0,
-        high=1.0,
-    )
+    return pattern(_kept(path, version, ids), layer, head)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
@@ -86,22 +80,13 @@ def read_text(path: str, version: str, text: str) -> tuple[int, ...]:
     Raises
     ------
     Refused
-        For an empty text, words that the tokenizer does not know, or a text too long to draw.
+        For words that the tokenizer does not know, or a text too long to draw.
     """
-    known = model(path, version)
-    if not text.strip():
-        raise Refused("text: it is empty; write a few words")
-    ids = known.encode(text)
-    unknown = known.tokenizer.unk_token_id
-    if unknown is not None and unknown in ids:
-        strange = [word for word in dict.fromkeys(text.split()) if unknown in known.encode(word)]
-        raise Refused(
-            f"text: the model's vocabulary lacks {', '.join(map(repr, strange[:8]))}; "
-            "the prompts of the run show words that it knows"
-        )
+    from headscope.probes.prompts import read as read_prompts
+
+    (ids,) = read_prompts(model(path, version), text).ids
     check_length(len(ids))
-    known.check_lengths([len(ids)])
-    return tuple(ids)
+    return ids
 
 
 def check_length(length: int) -> None:

@@ -51,7 +51,8 @@ def read(model: Model, prompts: Given) -> Prompts:
     ------
     Refused
         For no prompts, an empty prompt, a prompt longer than the context (with both numbers),
-        token ids outside the vocabulary, text without a tokenizer.
+        words that the tokenizer does not know, token ids outside the vocabulary, text without a
+        tokenizer.
     """
     from headscope.probes.task import Task
 
@@ -89,7 +90,9 @@ def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
     if isinstance(given, str):
         if not given.strip():
             raise Refused(f"prompts: prompt {at + 1} is empty; give it at least one token")
-        return tuple(model.encode(given))
+        found = tuple(model.encode(given))
+        _refuse_unknown(model, at, given, found)
+        return found
     ids = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(ids, Sequence) or not all(isinstance(one, int) for one in ids):
         raise Refused(
@@ -97,6 +100,20 @@ def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
             "ids, one list a prompt"
         )
     return tuple(ids)
+
+
+def _refuse_unknown(model: Model, at: int, text: str, ids: Sequence[int]) -> None:
+    """Refuse words that would all become the same unknown token, and names them."""
+    unknown = model.tokenizer.unk_token_id
+    # Tokenizers without such a token often name the end-of-text token in its place.
+    special = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
+    if unknown is None or unknown in special or unknown not in ids:
+        return
+    words = [word for word in dict.fromkeys(text.split()) if unknown in model.encode(word)]
+    raise Refused(
+        f"prompts: the tokenizer does not know {', '.join(map(repr, words[:8]))} in prompt "
+        f"{at + 1}; write other words, or give token ids"
+    )
 
 
 def batches(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:

@@ -118,3 +118,13 @@ def test_option_value_out_of_range(headscope, demo_run: Path) -> None:
     code, lines = headscope("analyze", demo_run, "sinks", "--set", "sinks.epsilon=2")
     assert code == 2
     assert lines == ["not run: sinks: epsilon: 2.0 is outside 0 … 1"]
+
+
+def test_words_that_the_tokenizer_does_not_know(headscope, tmp_path: Path, first_words) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{first_words}\n{first_words} zebra\n")
+    outcome = headscope(
+        "capture", "headscope/bundled", "--prompts", prompts, "--out", tmp_path / "run"
+    )
+    refused(outcome, "'zebra'", "prompt 2")
+    assert not (tmp_path / "run").exists()
