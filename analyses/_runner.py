@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,7 @@ def _run(
         module = analyses.load(name)
         arguments = dict(settings[name])
         if "progress" in inspect.signature(module.run).parameters and sets.progress is not None:
-            arguments["progress"] = _labelled(sets.progress, name)
+            arguments["progress"] = partial(sets.progress, name)
         try:
             supplied = [sets.supply(name, what) for what in positionals(name)]
             result = module.run(*supplied, **arguments)
@@ -310,15 +311,8 @@ class PromptSets:
         if needs.targets:
             arguments["targets"] = needs.targets
         if self.progress is not None:
-            arguments["progress"] = _labelled(self.progress, f"{name}: capture")
+            arguments["progress"] = partial(self.progress, f"{name}: capture")
         return capture(self.model, prompts, stats=needs.stats, keep=needs.keep, **arguments)
-
-
-def _labelled(progress: Progress, step: str) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        progress(step, done, total)
-
-    return report
 
 
 def _coordinate(capture: xr.Dataset, name: str) -> list[Any]:

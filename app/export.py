@@ -89,7 +89,10 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     if not columns:
         return pd.DataFrame(columns=["name", *GRID])
     table = pd.concat(columns, axis=1).sort_index().reset_index()
-    names = [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+    names = [
+        viz.head_name(layer, head)
+        for layer, head in zip(table["layer"], table["head"], strict=True)
+    ]
     table.insert(0, "name", names)
     return table
 
@@ -214,7 +217,7 @@ def _best(score: Score, top: int) -> list[Finding]:
                 rank=int(ranks[row, column]),
                 tied=int((ranks == ranks[row, column]).sum()),
                 of=int(np.isfinite(values).sum()),
-                name=f"L{layer}H{head}",
+                name=viz.head_name(layer, head),
                 layer=layer,
                 head=head,
                 value=float(values[row, column]),

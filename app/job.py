@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def capture_run(
         given: Any = tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
     else:
         given = texts
-    report = None if progress is None else _step(progress, "capture")
+    report = None if progress is None else partial(progress, "capture")
     captured = capture(model, given, stats=needed(), progress=report)
     origin = "" if prompts is None else str(prompts)
     options = {"number": len(captured["prompt"]), "source": source}
@@ -237,7 +238,3 @@ def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
             raise Refused(f"--set: {setting!r} is not NAME.OPTION=VALUE, such as sinks.epsilon=0.8")
         options.setdefault(name, {})[option] = value
     return options
-
-
-def _step(progress: Progress, step: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(step, done, total)

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-MODEL = ("forward", "capture", "bridge_cache")
+from headscope.app.contenders import ATTENTION, MODEL
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -69,7 +69,7 @@ def _times(row: Mapping[str, Any], name: str) -> str:
 
 
 def _megabytes(row: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("sdpa", "headscope", "eager", "eager_statistics", *MODEL):
+    for name in (*ATTENTION, *MODEL):
         value = row["extra_bytes"].get(name)
         yield _text(None if value is None else value / 1e6, "{:.0f}")
 

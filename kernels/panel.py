@@ -1,5 +1,6 @@
 """A row panel: some queries of some heads against every key that they see."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,26 +68,23 @@ class Panel:
     @cached_property
     def tile_sums(self) -> Float[Tensor, "batch head query_tile key"]:
         """Weights summed over the queries of each tile."""
-        tile = self.request.tile
-        whole = self.weights.shape[2] // tile * tile
-        sums = []
-        if whole:
-            sums.append(torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)).sum(dim=3))
-        if whole < self.weights.shape[2]:
-            sums.append(self.weights[:, :, whole:].sum(dim=2, keepdim=True))
-        return sums[0] if len(sums) == 1 else torch.cat(sums, dim=2)
+        return self._tiled(torch.sum)
 
     @cached_property
     def tile_peaks(self) -> Float[Tensor, "batch head query_tile key"]:
         """Largest weight among the queries of each tile."""
+        return self._tiled(torch.amax)
+
+    def _tiled(self, reduce: Callable[..., Tensor]) -> Float[Tensor, "batch head query_tile key"]:
+        """Reduce the weights over the queries of each tile; the last tile may be a short one."""
         tile = self.request.tile
         whole = self.weights.shape[2] // tile * tile
-        peaks = []
+        parts = []
         if whole:
-            peaks.append(torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)).amax(dim=3))
+            parts.append(reduce(torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)), dim=3))
         if whole < self.weights.shape[2]:
-            peaks.append(self.weights[:, :, whole:].amax(dim=2, keepdim=True))
-        return peaks[0] if len(peaks) == 1 else torch.cat(peaks, dim=2)
+            parts.append(reduce(self.weights[:, :, whole:], dim=2, keepdim=True))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     @cached_property
     def leaders(self) -> Int[Tensor, "batch head query rank"]:
