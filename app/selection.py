@@ -31,18 +31,30 @@ def tell() -> None:
         st.warning(complaint, icon=":material/link_off:")
 
 
-def move(by: tuple[int, int], layers: int, heads: int) -> None:
-    """Go to a neighbouring head; at an edge, stay."""
-    for name, step, size in (("layer", by[0], layers), ("head", by[1], heads)):
-        st.session_state[name] = min(max(st.session_state.get(name, 0) + step, 0), size - 1)
+def neighbour(by: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the head beside the picked one; at an edge, the picked one itself."""
+    at = int(st.session_state["layer"]), int(st.session_state["head"])
+    layer, head = (
+        min(max(place + step, 0), size - 1) for place, step, size in zip(at, by, shape, strict=True)
+    )
+    return layer, head
+
+
+def go(layer: int, head: int) -> None:
+    """Pick a head.
+
+    Buttons are given the head to go to, not the step: when keys follow each other quickly, the
+    browser still sends the position before the last step.
+    """
+    st.session_state["layer"], st.session_state["head"] = layer, head
 
 
 def pick(chart: str) -> None:
-    """Take the head that was clicked in a chart; a click on nothing changes nothing."""
+    """Pick the head that was clicked in a chart; a click on nothing changes nothing."""
     points = st.session_state[chart]["selection"]["points"]
     if points:
         row, column = points[0]["customdata"]
-        st.session_state["layer"], st.session_state["head"] = int(row), int(column)
+        go(int(row), int(column))
 
 
 def link() -> str:

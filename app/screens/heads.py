@@ -87,7 +87,7 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
     for column, (key, by_step) in zip(columns, selection.MOVES.items(), strict=True):
         column.button(
             key, key=f"go_{key}", shortcut=key, width="stretch",
-            on_click=selection.move, args=(by_step, layers, heads),
+            on_click=selection.go, args=selection.neighbour(by_step, (layers, heads)),
         )  # fmt: skip
     return scores[by]
 
