@@ -1,11 +1,14 @@
 """The oracle: the whole attention matrix in float64, for tests and short texts."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs, statistics
+from headscope.kernels.edits import Edits
 from headscope.kernels.request import Request
+from headscope.kernels.statistic import check_rows
+from headscope.kernels.variant import PLAIN, Variant
 from headscope.kernels.whole import Whole
 
 
@@ -14,19 +17,13 @@ def attend_dense(
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request,
-    *,
-    scale: float | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    softcap: float | None = None,
-    key_mask: Bool[Tensor, "batch key"] | None = None,
-    query_mask: Bool[Tensor, "batch query"] | None = None,
+    variant: Variant = PLAIN,
 ) -> dict[str, Tensor]:
     """Compute the same as ``attend`` in float64 from the whole N×N matrix.
 
     Parameters
     ----------
-    q, k, v, request, scale, causal, window, softcap, key_mask, query_mask
+    q, k, v, request, variant
         As in ``attend``; float64 is taken as well.
 
     Returns
@@ -36,7 +33,7 @@ def attend_dense(
     Raises
     ------
     Refused
-        When tensors, masks or request do not fit.
+        When tensors, variant or request do not fit.
 
     Examples
     --------
@@ -45,51 +42,115 @@ def attend_dense(
     tensor([[[1.0000, 0.5000, 0.3333, 0.2500]]], dtype=torch.float64)
     """
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
-    inputs.check_options(scale, window, softcap)
     inputs.check_request(request, q.shape[0], q.shape[2], k.shape[2])
-    padded = inputs.check_mask("key_mask", key_mask, k.shape[0], k.shape[2]) is not None
-    inputs.check_mask("query_mask", query_mask, q.shape[0], q.shape[2])
-    if padded:
-        inputs.real_queries(q, k, causal, key_mask, query_mask)
+    names = dict.fromkeys(("z", *request.stats))
+    check_rows([statistics.load(name) for name in names], variant)
+    variant.fit(q, k)
 
-    batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
-    positions = torch.arange(keys - queries, keys) if causal else torch.arange(queries)
-    real_keys = torch.ones(batch, keys, dtype=torch.bool) if key_mask is None else key_mask.cpu()
-    visible = torch.zeros(batch, 1, queries, keys, dtype=torch.bool)
-    for query, position in enumerate(positions.tolist()):
-        if query_mask is not None:
-            real = query_mask[:, query].cpu()
-        elif causal:
-            real = real_keys[:, position] if position >= 0 else torch.zeros(batch).bool()
-        else:
-            real = torch.ones(batch).bool()
-        first = 0 if window is None else max(position - window + 1, 0)
-        last = keys if window is None else min(position + window, keys)
-        last = min(last, position + 1) if causal else last
-        if last > first:
-            visible[:, 0, query, first:last] = real_keys[:, first:last] & real[:, None]
-
-    repeats = q.shape[1] // k.shape[1]
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    positions = torch.arange(keys - queries, keys) if variant.causal else torch.arange(queries)
+    real_keys = torch.ones(batch, keys, dtype=torch.bool)
+    if variant.key_mask is not None:
+        real_keys = variant.key_mask.cpu()
+    sequence = torch.zeros(keys, dtype=torch.long)
+    if variant.lengths is not None:
+        sequence = torch.repeat_interleave(torch.tensor(variant.lengths))
+    visible = see(variant, positions, real_keys, sequence)
+    repeats = heads // k.shape[1]
     q, k, v = (tensor.detach().cpu().double() for tensor in (q, k, v))
     k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    logits = torch.einsum("bhqd,bhkd->bhqk", q, k)
-    logits = logits / q.shape[3] ** 0.5 if scale is None else logits * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = torch.where(visible, logits, -torch.inf)
-    alive = visible.any(dim=-1, keepdim=True)
-    peak = torch.where(alive, logits.amax(dim=-1, keepdim=True), 0.0)
-    grown = torch.exp(logits - peak)
-    weights = torch.where(alive, grown / grown.sum(dim=-1, keepdim=True), 0.0)
+    products = torch.einsum("bhqd,bhkd->bhqk", q, k)
+    products = products / size**0.5 if variant.scale is None else products * variant.scale
+    if variant.softcap is not None:
+        products = variant.softcap * torch.tanh(products / variant.softcap)
+    distances = (positions[:, None] - torch.arange(keys)).abs()
+    logits = torch.where(visible, bend(products, variant, distances), -torch.inf)
+    sinks = torch.full((heads,), -torch.inf, dtype=torch.float64)
+    edits = Edits() if variant.edits is None else variant.edits
+    if variant.sinks is not None:
+        sinks = variant.sinks.detach().cpu().double()
+        if edits.temperature is not None:
+            sinks = sinks / edits.temperature.cpu().double()
     values = torch.where(real_keys[:, None, :, None], v, 0.0)
-    whole = Whole(logits, weights, values, visible, real_keys, positions, request)
+    whole = Whole(
+        logits,
+        logits,
+        values,
+        sinks[None, :, None, None],
+        visible,
+        sequence,
+        real_keys,
+        positions,
+        request,
+    )
+    if edits.recent is not None and edits.first is not None:
+        recent, first = (each.cpu().view(1, -1, 1, 1) for each in (edits.recent, edits.first))
+        kept = (distances < recent) | (whole.ranks < first) | (recent == 0)
+        whole.logits = torch.where(kept, whole.logits, -torch.inf)
+    alive = whole.seen.any(dim=-1)
+    whole.weights = weigh(whole, alive[..., None], variant.sigmoid)
 
     results = {}
-    for name in dict.fromkeys(("z", *request.stats)):
+    for name in names:
         statistic = statistics.load(name)
         result = statistic.dense(whole)
+        if name == "z" and edits.gate is not None:
+            result = result * edits.gate.detach().cpu().double()[:, :, None, None]
         if statistic.by_query:
-            rows = alive[..., 0].view(batch, 1, queries, *[1] * (result.ndim - 3))
+            rows = alive.view(*alive.shape, *[1] * (result.ndim - 3))
             result = torch.where(rows, result, statistic.empty)
         results[name] = result
     return results
+
+
+def see(variant: Variant, positions: Tensor, real_keys: Tensor, sequence: Tensor) -> Tensor:
+    """List, query by query, the keys inside order, window, sequence and padding."""
+    (batch, keys), queries = real_keys.shape, len(positions)
+    visible = torch.zeros(batch, 1, queries, keys, dtype=torch.bool)
+    for query, position in enumerate(positions.tolist()):
+        if variant.query_mask is not None:
+            real = variant.query_mask[:, query].cpu()
+        elif variant.causal:
+            real = real_keys[:, position] if position >= 0 else torch.zeros(batch).bool()
+        else:
+            real = torch.ones(batch).bool()
+        first = 0 if variant.window is None else max(position - variant.window + 1, 0)
+        last = keys if variant.window is None else min(position + variant.window, keys)
+        last = min(last, position + 1) if variant.causal else last
+        if last > first:
+            own = sequence[first:last] == sequence[min(position, keys - 1)]
+            visible[:, 0, query, first:last] = real_keys[:, first:last] & real[:, None] & own
+    return visible
+
+
+def bend(scores: Tensor, variant: Variant, distances: Tensor) -> Tensor:
+    """Add what position, bias and edits add to the scores, and divide by the temperature."""
+    edits = Edits() if variant.edits is None else variant.edits
+    if variant.slopes is not None:
+        scores = scores - torch.einsum("h,qk->hqk", variant.slopes.cpu().double(), distances)
+    if variant.bias is not None:
+        scores = scores + variant.bias.detach().cpu().double()
+    if edits.temperature is not None:
+        scores = scores / edits.temperature.cpu().double()[:, None, None]
+    if edits.key_bias is not None:
+        scores = scores + edits.key_bias.detach().cpu().double()[:, :, None]
+    if edits.span_bias is not None:
+        assert edits.query_spans is not None
+        assert edits.key_spans is not None
+        table = edits.span_bias.detach().cpu().double()
+        for row in range(table.shape[1]):
+            for column in range(table.shape[2]):
+                link = (edits.query_spans.cpu() == row)[:, None, :, None]
+                link = link & (edits.key_spans.cpu() == column)[:, None, None]
+                scores = torch.where(link, scores + table[:, row, column, None, None], scores)
+    return scores
+
+
+def weigh(whole: Whole, alive: Tensor, sigmoid: bool) -> Tensor:
+    """Turn logits into weights; rows without a key get none."""
+    if sigmoid:
+        return torch.where(whole.seen, torch.special.expit(whole.logits), 0.0)
+    peak = torch.where(alive, whole.outcomes.amax(dim=-1, keepdim=True), 0.0)
+    grown = torch.exp(whole.outcomes - peak)
+    return torch.where(alive, grown / grown.sum(dim=-1, keepdim=True), 0.0)[..., :-1]

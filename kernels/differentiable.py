@@ -1,25 +1,19 @@
 """Attention with gradients, for the runs that need them: torch's own fused attention."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs
 from headscope.kernels.refusal import Refused
-from headscope.kernels.visibility import Visibility
+from headscope.kernels.variant import PLAIN, Variant
 
 
 def attend_differentiable(
     q: Float[Tensor, "batch head query size"],
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
-    *,
-    scale: float | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    softcap: float | None = None,
-    key_mask: Bool[Tensor, "batch key"] | None = None,
-    query_mask: Bool[Tensor, "batch query"] | None = None,
+    variant: Variant = PLAIN,
 ) -> Float[Tensor, "batch head query value_size"]:
     """Compute ``z`` so that gradients reach q, k and v; no statistics.
 
@@ -28,10 +22,11 @@ def attend_differentiable(
 
     Parameters
     ----------
-    q, k, v, scale, causal, window, key_mask, query_mask
+    q, k, v
         As in ``attend``; float64 is taken as well, and the type is kept.
-    softcap
-        Refused unless None: torch's fused attention has no cap of the scores.
+    variant
+        Refused unless it is made of order, window, padding and scale: torch's fused attention has
+        no more.
 
     Returns
     -------
@@ -40,7 +35,7 @@ def attend_differentiable(
     Raises
     ------
     Refused
-        When tensors or masks do not fit, or a soft cap is given.
+        When tensors or masks do not fit, or the variant has more.
 
     Examples
     --------
@@ -50,21 +45,22 @@ def attend_differentiable(
     torch.Size([1, 2, 3, 4])
     """
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
-    inputs.check_options(scale, window, softcap)
-    if softcap is not None:
+    if variant.softcap is not None:
         raise Refused(
             "softcap: torch's fused attention has none, so soft-capped models have no gradients "
             "here; ablate heads instead"
         )
-    key_mask = inputs.check_mask("key_mask", key_mask, k.shape[0], k.shape[2])
-    inputs.check_mask("query_mask", query_mask, q.shape[0], q.shape[2])
-    query_mask = inputs.real_queries(q, k, causal, key_mask, query_mask)
+    for name in ("lengths", "slopes", "bias", "sinks", "edits"):
+        if getattr(variant, name) is not None:
+            raise Refused(f"{name}: no gradients yet")
+    variant = variant.fit(q, k)
+    causal, scale, key_mask = variant.causal, variant.scale, variant.key_mask
     attention = torch.nn.functional.scaled_dot_product_attention
     grouped = q.shape[1] != k.shape[1]
-    plain = window is None and key_mask is None and query_mask is None
+    plain = variant.window is None and key_mask is None and variant.query_mask is None
     if plain and (not causal or q.shape[2] == k.shape[2]):
         return attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
-    visibility = Visibility(q.shape[2], k.shape[2], causal, window, key_mask, query_mask, q.device)
+    visibility = variant.visibility(q.shape[2], k.shape[2], q.device)
     key = torch.arange(k.shape[2], device=q.device)
     sees = (key >= visibility.low[:, None]) & (key < visibility.high[:, None])
     sees = sees[None] if key_mask is None else sees & key_mask[:, None]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.kernels.request import NO_KEY, Request
@@ -26,11 +26,11 @@ class Panel:
     Parameters
     ----------
     logits
-        Scaled scores, hidden keys at -1e30; rows of padding are arbitrary.
+        Finished scores, hidden keys at -1e30; rows of padding are arbitrary.
     peak
         Largest logit of each row.
     weights
-        Softmax of the logits; rows without a visible key are zero.
+        Weights of the keys; rows without a visible key are zero.
     scratch
         Memory of the same shape for intermediate results.
     values
@@ -42,6 +42,10 @@ class Panel:
         Target keys of these queries, -1 for none; None where the request has none.
     spans
         Span of each of these keys, -1 for none; None where the request has none.
+    dead
+        Queries that are padding or see no key; None where there is none.
+    sinks
+        Logits of the learned sinks, an outcome besides the keys; None where there is none.
     visibility
         Which keys each query may see, for the sequences of this panel.
     request
@@ -57,8 +61,34 @@ class Panel:
     keys: slice
     targets: Int[Tensor, "batch target query occurrence"] | None
     spans: Int[Tensor, "batch key"] | None
+    dead: Bool[Tensor, "batch head query"] | None
+    sinks: Float[Tensor, "head 1"] | None
     visibility: Visibility
     request: Request
+
+    def drain(self) -> None:
+        """Give the learned sinks their share of weights that sum to 1 over the keys."""
+        if self.sinks is not None:
+            keys = -self.weights.amax(dim=-1).log()
+            self.surplus = torch.logaddexp(keys, self.sinks - self.peak)
+            self.weights.mul_(torch.exp(keys - self.surplus)[..., None])
+
+    @cached_property
+    def surplus(self) -> Float[Tensor, "batch head query"]:
+        """What the normaliser has above the largest logit, lse - peak: 0 or more over keys only."""
+        return -self.top.log()
+
+    @property
+    def lse(self) -> Float[Tensor, "batch head query"]:
+        """Logarithm of the sum of all outcomes' exponentials: weight = exp(logit - lse)."""
+        return self.peak + self.surplus
+
+    @cached_property
+    def sunk(self) -> Float[Tensor, "batch head query"]:
+        """Share of the learned sinks."""
+        if self.sinks is None:
+            return torch.zeros_like(self.peak)
+        return torch.exp(self.sinks - self.peak - self.surplus)
 
     @cached_property
     def top(self) -> Float[Tensor, "batch head query"]:

@@ -37,6 +37,10 @@ class Request:
         Share of the mass that ``effective_span`` holds, above 0 and below 1.
     k
         Number of keys in ``topk`` and ``topk_key``, 1 or more.
+    horizon
+        Nearest and farthest distance, in tokens, of the later queries in ``received_later``.
+    last
+        Number of last queries of a text in ``received_last``, 1 or more.
     clip
         Largest distance in tokens that ``distance`` and ``distance_variance`` count; longer ones
         count as this. None counts every distance in full.
@@ -63,6 +67,8 @@ class Request:
     spans: Int[Tensor, "batch key"] | None = None
     share: float = 0.9
     k: int = 8
+    horizon: tuple[int, int] = (1, 64)
+    last: int = 64
 
     def __post_init__(self) -> None:
         if isinstance(self.stats, str):
@@ -79,6 +85,10 @@ class Request:
             raise Refused(f"share: {self.share} of the mass; give a number between 0 and 1")
         if self.k < 1:
             raise Refused(f"k: {self.k} top keys; give 1 or more")
+        if not 0 <= self.horizon[0] <= self.horizon[1]:
+            raise Refused(f"horizon: {self.horizon}; give (nearest, farthest), 0 or more tokens")
+        if self.last < 1:
+            raise Refused(f"last: {self.last} last queries; give 1 or more")
         if len(set(self.offsets)) < len(self.offsets):
             raise Refused(f"offsets: {self.offsets} names an offset twice; name each once")
         if "offset_mass" in self.stats and not self.offsets:

@@ -1,18 +1,30 @@
 """The declaration of a statistic: from it follow request, engines, oracle, schema and tooltips."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from headscope.kernels.panel import Panel
+from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Visibility
 from headscope.kernels.whole import Whole
 
 Merge = Literal[
-    "average", "logsumexp", "entropy", "maximum", "variance", "join", "top", "row", "sum", "largest"
+    "average",
+    "logsumexp",
+    "entropy",
+    "maximum",
+    "variance",
+    "join",
+    "top",
+    "row",
+    "sum",
+    "largest",
+    "end",
 ]
 
 MERGES: dict[Merge, str] = {
@@ -26,6 +38,7 @@ MERGES: dict[Merge, str] = {
     "row": "query panels are joined; key splits do not combine: the whole row is needed",
     "sum": "query panels add, weighted by their queries; key splits need the final lse first",
     "largest": "of query panels the largest; key splits need the final lse first",
+    "end": "the query panel that holds the last queries; key splits need the final lse first",
 }
 """How partial results combine, by the name of the rule; w = exp(lse_split - lse)."""
 
@@ -78,6 +91,9 @@ class Statistic:
         Turns what the panels gave together into the statistic; None leaves it.
     empty
         Value at a query that sees no key.
+    distribution
+        Whether it makes sense only where the weights of a row are shares of one whole: refused
+        where each weight is a sigmoid of its own.
     labels
         For each dim other than query, key, their tiles and size: the labels along it, from the
         request and the larger of the numbers of queries and keys. They are its coordinate, and
@@ -99,6 +115,7 @@ class Statistic:
     dense: Callable[[Whole], Tensor]
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
+    distribution: bool = False
     labels: Mapping[str, Labels] = field(default_factory=dict)
 
     @property
@@ -110,3 +127,19 @@ class Statistic:
     def by_query(self) -> bool:
         """Whether there is one result for every query."""
         return "query" in self.dims
+
+
+def check_rows(chosen: Iterable[Statistic], variant: Variant) -> None:
+    """Refuse statistics of a distribution where weights are none.
+
+    Raises
+    ------
+    Refused
+        Naming the first such statistic.
+    """
+    for statistic in chosen:
+        if variant.sigmoid and statistic.distribution:
+            raise Refused(
+                f"stats: {statistic.name} needs rows that are shares of one whole; "
+                "weights of sigmoid attention are not"
+            )

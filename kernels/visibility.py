@@ -34,6 +34,8 @@ class Visibility:
         Which queries are real; None when all are.
     device
         Where the attention runs; None is the CPU.
+    lengths
+        Tokens of sequences that lie one behind the other, each on its own; None is one sequence.
 
     Examples
     --------
@@ -48,6 +50,7 @@ class Visibility:
     key_mask: Bool[Tensor, "batch key"] | None = None
     query_mask: Bool[Tensor, "batch query"] | None = None
     device: torch.device | None = None
+    lengths: tuple[int, ...] | None = None
 
     @property
     def shift(self) -> int:
@@ -60,16 +63,32 @@ class Visibility:
         return torch.arange(self.queries, device=self.device) + self.shift
 
     @cached_property
+    def begin(self) -> Int[Tensor, " query"]:
+        """First key of the sequence that every query belongs to."""
+        return self._sequence(0)
+
+    @cached_property
+    def end(self) -> Int[Tensor, " query"]:
+        """One past the last key of the sequence that every query belongs to."""
+        return self._sequence(1)
+
+    def _sequence(self, side: int) -> Int[Tensor, " query"]:
+        sizes = torch.tensor(self.lengths or (self.keys,), device=self.device)
+        edge = sizes.cumsum(0) - (0 if side else sizes)
+        return edge.repeat_interleave(sizes) if self.lengths else edge.expand(self.queries)
+
+    @cached_property
     def low(self) -> Int[Tensor, " query"]:
         """First key inside the window of every query."""
         reach = self.keys + self.queries if self.window is None else self.window - 1
-        return (self.positions - reach).clamp(0, self.keys)
+        return torch.maximum((self.positions - reach).clamp(0, self.keys), self.begin)
 
     @cached_property
     def high(self) -> Int[Tensor, " query"]:
         """One past the last key inside the window of every query."""
         reach = self.keys + self.queries if self.window is None else self.window
-        return (self.positions + (1 if self.causal else reach)).clamp(0, self.keys)
+        high = (self.positions + (1 if self.causal else reach)).clamp(0, self.keys)
+        return torch.minimum(high, self.end)
 
     @cached_property
     def seen(self) -> Int[Tensor, "batch query"]:
@@ -84,10 +103,17 @@ class Visibility:
     @cached_property
     def seers(self) -> Int[Tensor, "batch key"]:
         """Number of queries that see every key; 0 for padding."""
+        return self.seers_at(-self.keys - self.queries, self.keys + self.queries)
+
+    def seers_at(self, nearest: int, farthest: int) -> Int[Tensor, "batch key"]:
+        """Count the queries that see every key and stand ``nearest`` to ``farthest`` after it."""
         key = torch.arange(self.keys, device=self.device)
         # low and high never decrease, so the queries that see a key are consecutive.
         start = torch.searchsorted(self.high, key, right=True)
+        start = torch.maximum(start, key + nearest - self.shift)
         stop = torch.searchsorted(self.low, key, right=True)
+        stop = torch.minimum(stop, key + farthest - self.shift + 1)
+        start, stop = start.clamp(0, self.queries), stop.clamp(0, self.queries)
         if self.query_mask is None:
             counts = (stop - start).clamp_min(0)[None]
         else:
@@ -100,14 +126,23 @@ class Visibility:
         """Which queries are real and see at least one key."""
         return self.seen > 0
 
-    def first_keys(self, count: int) -> Int[Tensor, "batch rank"]:
-        """Index of the first real keys, -1 where a sequence has fewer."""
+    def first_keys(self, count: int) -> Int[Tensor, "batch query rank"]:
+        """Index of the first real keys of each query's sequence, -1 where it has fewer.
+
+        Where all queries share one sequence, the query dimension is 1.
+        """
+        begin, end = self.begin[:, None], self.end[:, None]
+        if self.lengths is None:
+            begin, end = begin[:1], end[:1]
         rank = torch.arange(count, device=self.device)
         if self.key_mask is None:
-            return torch.where(rank < self.keys, rank, NO_KEY)[None]
-        real = self.key_mask.cumsum(dim=1)
-        index = torch.searchsorted(real, (rank + 1).expand(len(real), count).contiguous())
-        return torch.where(index < self.keys, index, NO_KEY)
+            index = (begin + rank)[None]
+        else:
+            before = _count_before(self.key_mask)
+            wanted = (before[:, begin[:, 0], None] + rank + 1).flatten(1)
+            index = torch.searchsorted(before[:, 1:].contiguous(), wanted)
+            index = torch.unflatten(index, 1, (-1, count))
+        return torch.where(index < end, index, NO_KEY)
 
     def batches(self, part: slice) -> "Visibility":
         """Restrict the masks to some sequences of the batch."""

@@ -21,8 +21,12 @@ class Whole:
         Softmax of the logits; rows without a visible key are zero.
     values
         Values, repeated for every query head; zero at padding.
+    sinks
+        Logits of the learned sinks, -inf where there is none.
     visible
-        Which key each query may see.
+        Which key each query may see, bias and edits aside.
+    sequence
+        Number of the sequence that each key belongs to.
     real_keys
         Which keys are no padding.
     positions
@@ -34,10 +38,35 @@ class Whole:
     logits: Float[Tensor, "batch head query key"]
     weights: Float[Tensor, "batch head query key"]
     values: Float[Tensor, "batch head key size"]
+    sinks: Float[Tensor, "1 head 1 1"]
     visible: Bool[Tensor, "batch 1 query key"]
+    sequence: Int[Tensor, " key"]
     real_keys: Bool[Tensor, "batch key"]
     positions: Int[Tensor, " query"]
     request: Request
+
+    @property
+    def outcomes(self) -> Float[Tensor, "batch head query key+1"]:
+        """Logits of the keys and, last, of the sink."""
+        batch, _, queries, _ = self.logits.shape
+        return torch.cat((self.logits, self.sinks.expand(batch, -1, queries, 1)), dim=-1)
+
+    @property
+    def seen(self) -> Bool[Tensor, "batch head query key"]:
+        """Tell which keys a query sees after bias and edits."""
+        return torch.isfinite(self.logits)
+
+    @property
+    def ranks(self) -> Float[Tensor, "batch 1 1 key"]:
+        """Rank of each key among the real keys of its sequence, infinite at padding."""
+        ranks = torch.full(self.real_keys.shape, torch.inf)
+        for row, real in enumerate(self.real_keys.tolist()):
+            counts: dict[int, int] = {}
+            for key, number in enumerate(self.sequence.tolist()):
+                if real[key]:
+                    ranks[row, key] = counts.get(number, 0)
+                    counts[number] = counts.get(number, 0) + 1
+        return ranks[:, None, None]
 
     @property
     def distances(self) -> Float[Tensor, "query key"]:

@@ -14,6 +14,7 @@ from headscope.kernels.attention import attend
 from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
 from headscope.probes.edits import Edit
 from headscope.probes.seam import Call, installed
 
@@ -48,19 +49,19 @@ class Reader:
 
     def __call__(self, call: Call) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
-        flags: Any = {
-            "scale": call.scale,
-            "causal": call.causal,
-            "window": call.window,
-            "softcap": call.softcap,
-            "key_mask": call.key_mask,
-        }
+        variant = Variant(
+            scale=call.scale,
+            causal=call.causal,
+            window=call.window,
+            softcap=call.softcap,
+            key_mask=call.key_mask,
+        )
         inputs = (call.query, call.key, call.value)
         outputs: dict[str, Tensor] = {}
         if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
-            z = attend_differentiable(*inputs, **flags)
+            z = attend_differentiable(*inputs, variant)
         else:
-            outputs = attend(*inputs, self.request, **flags)
+            outputs = attend(*inputs, self.request, variant)
             z = outputs["z"]
         for edit in self.edits:
             z = edit.apply(call.layer, z)

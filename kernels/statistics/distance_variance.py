@@ -19,10 +19,10 @@ def of_panel(panel: Panel) -> Tensor:
 
 
 def of_whole(whole: Whole) -> Tensor:
-    """Subtract the squared mean from the mean square."""
+    """Expand the square: the weights of the keys need not sum to 1."""
     mean = torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances)
     square = torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances.square())
-    return square - mean.square()
+    return square - mean.square() * (2 - whole.weights.sum(dim=-1))
 
 
 STATISTIC = Statistic(
@@ -42,4 +42,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    distribution=True,
 )

@@ -23,7 +23,8 @@ def of_panel(panel: Panel) -> Tensor:
         enough = panel.within(middle) >= wanted
         holds = torch.where(enough, middle, holds)
         misses = torch.where(enough, misses, middle)
-    return holds[..., 0].float()
+    # A learned sink may leave the keys with a mass that rounds to 0.
+    return holds[..., 0].clamp_min(1).float()
 
 
 def of_whole(whole: Whole) -> Tensor:

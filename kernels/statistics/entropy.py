@@ -1,6 +1,7 @@
 """Entropy of the attention weights of a query.
 
-0 where one key gets everything, log(n) where n visible keys share evenly.
+0 where one key gets everything, log(n) where n visible keys share evenly. A learned sink counts as
+one more outcome.
 """
 
 import torch
@@ -12,14 +13,16 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Add two terms that are never negative, -log(top) and Σ P (peak - s): nothing cancels."""
+    """Add two terms that are never negative, surplus and Σ P (peak - s): nothing cancels."""
     gap = torch.sub(panel.peak[..., None], panel.logits, out=panel.scratch)
-    return gap.mul_(panel.weights).sum(dim=-1) - panel.top.log()
+    keys = gap.mul_(panel.weights).sum(dim=-1) + panel.surplus
+    return keys if panel.sinks is None else keys + panel.sunk * (panel.peak - panel.sinks)
 
 
 def of_whole(whole: Whole) -> Tensor:
-    """Sum -P log P."""
-    return -torch.xlogy(whole.weights, whole.weights).sum(dim=-1)
+    """Sum -P log P over all outcomes."""
+    shares = whole.outcomes.softmax(dim=-1)
+    return -torch.xlogy(shares, shares).sum(dim=-1)
 
 
 STATISTIC = Statistic(
@@ -36,4 +39,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    distribution=True,
 )

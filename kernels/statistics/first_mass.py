@@ -13,18 +13,17 @@ from headscope.kernels.whole import Whole
 
 def of_panel(panel: Panel) -> Tensor:
     """Add the weights of the first columns, or of the first real keys behind padding."""
-    if panel.visibility.key_mask is None:
+    if panel.visibility.key_mask is None and panel.visibility.lengths is None:
         width = max(panel.request.first - panel.keys.start, 0)
         return panel.weights[..., :width].sum(dim=-1)
     keys = panel.visibility.first_keys(panel.request.first)
-    return panel.at(keys[:, None]).sum(dim=-1)
+    keys = keys if keys.shape[1] == 1 else keys[:, panel.queries]
+    return panel.at(keys).sum(dim=-1)
 
 
 def of_whole(whole: Whole) -> Tensor:
     """Add the weights of the keys whose rank among the real keys is small enough."""
-    rank = whole.real_keys.long().cumsum(dim=-1)
-    chosen = whole.real_keys & (rank <= whole.request.first)
-    return (whole.weights * chosen[:, None, None]).sum(dim=-1)
+    return (whole.weights * (whole.ranks < whole.request.first)).sum(dim=-1)
 
 
 STATISTIC = Statistic(

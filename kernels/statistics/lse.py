@@ -13,13 +13,13 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Read it off the largest weight, exp(peak - lse), so that no pass over the row is added."""
-    return panel.peak - panel.top.log()
+    """Take it from the panel, which reads it off the largest weight."""
+    return panel.lse
 
 
 def of_whole(whole: Whole) -> Tensor:
-    """Sum the exponentials of the logits."""
-    return torch.logsumexp(whole.logits, dim=-1)
+    """Sum the exponentials of all logits, a learned sink's among them."""
+    return torch.logsumexp(whole.outcomes, dim=-1)
 
 
 STATISTIC = Statistic(
@@ -36,5 +36,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    distribution=True,
     empty=float("-inf"),
 )

@@ -19,7 +19,8 @@ def of_panel(panel: Panel) -> Tensor:
     positions = visibility.positions[panel.queries]
     offsets = torch.tensor(panel.request.offsets, device=positions.device)
     keys = (positions[:, None] - offsets)[None]
-    exists = (keys >= 0) & (keys < visibility.keys)
+    begin, end = (edge[panel.queries, None] for edge in (visibility.begin, visibility.end))
+    exists = (keys >= begin) & (keys < end)
     if visibility.key_mask is not None:
         exists = exists & visibility.key_mask[:, keys[0].clamp(0, visibility.keys - 1)]
     weights = panel.at(torch.where(exists, keys, NO_KEY))
@@ -35,7 +36,10 @@ def of_whole(whole: Whole) -> Tensor:
     for column, offset in enumerate(whole.request.offsets):
         for query, position in enumerate(whole.positions.tolist()):
             key = position - offset
-            if 0 <= key < keys:
+            if (
+                0 <= key < keys
+                and whole.sequence[key] == whole.sequence[min(max(position, 0), keys - 1)]
+            ):
                 result[:, :, query, column] = torch.where(
                     whole.real_keys[:, key, None], whole.weights[:, :, query, key], torch.nan
                 )

@@ -21,7 +21,7 @@ def of_panel(panel: Panel) -> Tensor:
 def of_whole(whole: Whole) -> Tensor:
     """Sort each row and leave out what it cannot see."""
     count, keys = whole.request.k, whole.weights.shape[-1]
-    seen = torch.where(whole.visible, whole.weights, -1.0)
+    seen = torch.where(whole.seen, whole.weights, -1.0)
     best = seen.sort(dim=-1, descending=True).values[..., :count]
     best = torch.where(best < 0, torch.nan, best)
     return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)

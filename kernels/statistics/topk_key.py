@@ -21,9 +21,9 @@ def of_panel(panel: Panel) -> Tensor:
 def of_whole(whole: Whole) -> Tensor:
     """Order the keys of each row by weight and leave out what it cannot see."""
     count, keys = whole.request.k, whole.weights.shape[-1]
-    order = torch.where(whole.visible, whole.weights, -1.0).argsort(dim=-1, descending=True)
+    order = torch.where(whole.seen, whole.weights, -1.0).argsort(dim=-1, descending=True)
     order = order[..., :count]
-    visible = whole.visible.expand_as(whole.weights).gather(3, order)
+    visible = whole.seen.gather(3, order)
     best = torch.where(visible, order.double(), torch.nan)
     return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)
 

@@ -22,7 +22,8 @@ def one_thread() -> Iterator[None]:
 
 
 PARAMETERS = {
-    "first": 2, "offsets": (0, 1, 5, -1), "tile": 16, "clip": 40, "recent": 6, "share": 0.8, "k": 5
+    "first": 2, "offsets": (0, 1, 5, -1), "tile": 16, "clip": 40, "recent": 6, "share": 0.8, "k": 5,
+    "horizon": (0, 30), "last": 7,
 }  # fmt: skip
 
 

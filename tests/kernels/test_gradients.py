@@ -10,6 +10,7 @@ import torch
 from headscope.kernels.attention import attend
 from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.refusal import Refused
+from headscope.kernels.variant import Variant
 
 
 def left_padded(length: int) -> torch.Tensor:
@@ -33,8 +34,10 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_z_is_that_of_capture(case: str, draw: Any) -> None:
     inputs = draw(**CASES[case])
-    z = attend_differentiable(inputs.q, inputs.k, inputs.v, **inputs.options)
-    torch.testing.assert_close(z, attend(*inputs, **inputs.options)["z"], rtol=1e-5, atol=2e-6)
+    z = attend_differentiable(inputs.q, inputs.k, inputs.v, Variant(**inputs.options))
+    torch.testing.assert_close(
+        z, attend(*inputs, Variant(**inputs.options))["z"], rtol=1e-5, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -42,7 +45,9 @@ def test_gradients_equal_finite_differences(case: str, draw: Any) -> None:
     inputs = draw(**CASES[case], size=3)
     tensors = tuple(t.double().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
     assert torch.autograd.gradcheck(
-        lambda q, k, v: attend_differentiable(q, k, v, **inputs.options), tensors, fast_mode=True
+        lambda q, k, v: attend_differentiable(q, k, v, Variant(**inputs.options)),
+        tensors,
+        fast_mode=True,
     )
 
 
@@ -53,7 +58,7 @@ def test_padding_poisons_no_gradient(draw: Any) -> None:
     tensors = [t.masked_fill(hidden, torch.nan) for t in (inputs.q, inputs.k, inputs.v)]
     for tensor in tensors:
         tensor.requires_grad_()
-    attend_differentiable(*tensors, key_mask=mask).square().sum().backward()
+    attend_differentiable(*tensors, Variant(key_mask=mask)).square().sum().backward()
     for tensor in tensors:
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
@@ -73,4 +78,4 @@ def test_capture_refuses_to_drop_a_gradient(draw: Any) -> None:
 def test_a_soft_cap_is_refused(draw: Any) -> None:
     inputs = draw(9)
     with pytest.raises(Refused, match=r"softcap: .*ablate heads"):
-        attend_differentiable(inputs.q, inputs.k, inputs.v, softcap=30.0)
+        attend_differentiable(inputs.q, inputs.k, inputs.v, Variant(softcap=30.0))

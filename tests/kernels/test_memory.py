@@ -16,6 +16,7 @@ from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
 
 
 class LargestTensor(TorchDispatchMode):
@@ -41,7 +42,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
         spans=torch.arange(length)[None] // 300,
         tile=length // 64,
     )
-    (attend_dense if dense else attend)(q, k, v, request, **options)
+    (attend_dense if dense else attend)(q, k, v, request, Variant(**options))
 
 
 @pytest.mark.seed("F1")
@@ -49,7 +50,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
 def test_no_tensor_of_queries_by_keys(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.engine.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
     largest = []
     for length in (1024, 2048):
         with LargestTensor() as mode:
@@ -82,7 +83,7 @@ def peak_bytes(length: int, folder: Path) -> int:
 
 @pytest.mark.seed("F1")
 def test_peak_memory_grows_linearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscope.kernels.engine.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
     short, long = peak_bytes(1024, tmp_path), peak_bytes(2048, tmp_path)
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short

@@ -11,6 +11,7 @@ from torch import Tensor
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.statistic import MERGES
+from headscope.kernels.variant import Variant
 
 Results = dict[str, Tensor]
 
@@ -46,7 +47,7 @@ def merge(name: str, parts: list[Results], whole: Results) -> Tensor:
 
 # A mask that hides the first key makes another key the first, so first_mass cannot be cut by masks;
 # column statistics need the final normaliser before they add up, and some need the whole row.
-UNSPLIT = ("sum", "largest", "row")
+UNSPLIT = ("sum", "largest", "row", "end")
 SPLIT = [
     name
     for name in statistics.names()
@@ -62,7 +63,7 @@ def test_key_splits_merge(name: str, draw: Any) -> None:
     real = torch.ones(2, length, dtype=torch.bool)
     near = torch.arange(length).expand(2, length) % 5 < 2
     whole = attend(*inputs)
-    parts = [attend(*inputs, key_mask=mask, query_mask=real) for mask in (near, ~near)]
+    parts = [attend(*inputs, Variant(key_mask=mask, query_mask=real)) for mask in (near, ~near)]
     merged = merge(name, parts, whole)
     # No part says more than "no such key" where the whole says so.
     expected = whole[name].nan_to_num() if name in ("offset_mass", "target_mass") else whole[name]
@@ -76,11 +77,14 @@ def test_query_splits_merge(name: str, draw: Any) -> None:
     inputs = draw(length, request={"offsets": (0,)})
     whole = attend(*inputs)
     early = torch.arange(length).expand(2, length) < cut
-    parts = [attend(*inputs, query_mask=mask) for mask in (early, ~early)]
+    parts = [attend(*inputs, Variant(query_mask=mask)) for mask in (early, ~early)]
     rule = statistics.load(name).merge
     assert rule in MERGES
     if rule == "largest":
         assert torch.equal(torch.fmax(*(part[name] for part in parts)), whole[name])
+        return
+    if rule == "end":
+        torch.testing.assert_close(parts[1][name], whole[name], equal_nan=True)
         return
     if rule != "sum":
         first, second = (part[name] for part in parts)
@@ -91,6 +95,11 @@ def test_query_splits_merge(name: str, draw: Any) -> None:
     key = torch.arange(length)
     if name == "received":
         counts = [(cut - key).clamp_min(0), length - key.clamp_min(cut)]
+    elif name == "received_later":
+        after = torch.arange(length)[:, None] - key
+        nearest, farthest = inputs.request.horizon
+        inside = (after >= nearest) & (after <= farthest)
+        counts = [inside[:cut].sum(dim=0), inside[cut:].sum(dim=0)]
     else:
         tile = torch.arange(9)
         counts = [(tile < 4).float()[:, None], (tile >= 4).float()[:, None]]

@@ -13,6 +13,7 @@ from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
 
 REQUEST = Request(stats=("entropy",))
 
@@ -49,7 +50,7 @@ ATTENTION: dict[str, tuple[Any, dict[str, Any], str]] = {
 def test_attention_refuses(case: str, engine: Callable[..., Any]) -> None:
     qkv, options, message = ATTENTION[case]
     with pytest.raises(Refused, match=message) as refusal:
-        engine(*qkv, REQUEST, **options)
+        engine(*qkv, REQUEST, Variant(**options))
     assert "\n" not in str(refusal.value)
 
 
@@ -76,6 +77,8 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "spans as masks": ({"stats": (), "spans": SPANS > 0}, "spans: give an integer tensor"),
     "spans below": ({"stats": (), "spans": SPANS - 2}, "spans: span -2"),
     "few spans": ({"stats": ("span_mass",), "spans": SPANS[:1]}, r"spans: shape \(1, 6\); give"),
+    "horizon backwards": ({"stats": (), "horizon": (9, 3)}, r"horizon: \(9, 3\)"),
+    "no last query": ({"stats": (), "last": 0}, "last: 0"),
     "few targets": ({"stats": ("target_mass",), "targets": TARGETS[:1]}, "targets: shape"),
 }
 

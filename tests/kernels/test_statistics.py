@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
+from headscope.kernels.edits import Edits
 from headscope.kernels.statistic import EXECUTIONS, MERGES
+from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Visibility
 
 LENGTHS = (1, 63, 100, 257)
@@ -23,6 +26,24 @@ def keep(length: int, *kept: slice) -> Tensor:
     for row, part in zip(mask, kept, strict=True):
         row[part] = True
     return mask
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def holes(*shape: int) -> Tensor:
+    bias = noise(*shape)
+    return bias.masked_fill(bias > 0.5, -torch.inf)
+
+
+def packed(length: int) -> tuple[int, ...]:
+    parts = (length // 5, 1, length - length // 5 - 1)
+    return parts if min(parts) > 0 else (length,)
+
+
+def streaming() -> Edits:
+    return Edits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
 
 
 def variant(name: str, length: int) -> dict[str, Any]:
@@ -71,6 +92,54 @@ def variant(name: str, length: int) -> dict[str, Any]:
         "sharp": {"sigma": 64.0},
         "sharp, wide heads": {"sigma": 64.0, "size": 64},
         "sharp bidirectional": {"sigma": 64.0, "causal": False, "softcap": 900.0},
+        "packed": {"lengths": packed(length)},
+        "packed in a window": {"lengths": packed(length), "window": 9},
+        "packed, bidirectional": {"lengths": packed(length), "causal": False},
+        "packed and padded": {
+            "lengths": packed(length),
+            "key_mask": keep(length, late, slice(0, None, 2)),
+        },
+        "alibi": {"slopes": torch.tensor([0.5, 0.25, 0.1, 0.0])},
+        "alibi, bidirectional": {"slopes": torch.tensor([0.5, 0.1, 1.0, 2.0]), "causal": False},
+        "bias": {"bias": noise(1, 4, length, length), "causal": False},
+        "bias that hides": {"bias": holes(2, 1, length, length)},
+        "bias of a head": {"bias": noise(1, 4, 1, 1)},
+        "sinks": {"sinks": torch.tensor([0.0, 3.0, -20.0, 60.0])},
+        "sinks, sharp": {"sinks": torch.tensor([90.0, 3.0, -200.0, 600.0]), "sigma": 64.0},
+        "sinks in a window, padded": {
+            "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]),
+            "window": 9,
+            "key_mask": keep(length, late, slice(0, half)),
+        },
+        "gates": {"edits": Edits(gate=noise(1, 4))},
+        "temperatures": {
+            "edits": Edits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
+            "softcap": 5.0,
+            "sinks": torch.tensor([0.0, 3.0, -20.0, 1.0]),
+            "bias": holes(1, 4, 1, length),
+        },
+        "keys weighed": {"edits": Edits(key_bias=noise(2, 1, length))},
+        "keys knocked out": {"edits": Edits(key_bias=holes(1, 4, length))},
+        "spans cut": {
+            "edits": Edits(
+                span_bias=torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]]),
+                query_spans=(torch.arange(length) * 3 // length - 1).expand(2, -1),
+                key_spans=(torch.arange(length) % 3 - 1).expand(2, -1),
+            ),
+        },
+        "streaming heads": {"edits": streaming(), "key_mask": keep(length, late, slice(0, half))},
+        "streaming heads, packed": {"edits": streaming(), "lengths": packed(length)},
+        "all edits": {
+            "edits": replace(
+                streaming(),
+                gate=noise(2, 4),
+                key_bias=holes(2, 4, length),
+                temperature=torch.tensor([0.5, 1.0, 2.0, 9.0]),
+            ),
+            "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]),
+            "softcap": 4.0,
+            "window": 30,
+        },
         "bfloat16": {"dtype": torch.bfloat16},
         "float16": {"dtype": torch.float16, "sigma": 8.0},
     }
@@ -85,7 +154,9 @@ def both(draw: Any) -> Any:
     @cache
     def run(name: str, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         inputs = draw(**variant(name, length))
-        return attend(*inputs, **inputs.options), attend_dense(*inputs, **inputs.options)
+        return attend(*inputs, Variant(**inputs.options)), attend_dense(
+            *inputs, Variant(**inputs.options)
+        )
 
     return run
 
@@ -131,7 +202,7 @@ def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float)
     distance = (position - torch.arange(keys)).abs()
     for less in (0, 1):
         held = torch.where(distance < got[..., None] - less, weights, 0.0).sum(dim=-1)
-        held = held[~got.isnan()] - inputs.request.share
+        held = (held - inputs.request.share * weights.sum(dim=-1))[~got.isnan()]
         assert (held <= near).all() if less else (held >= -near).all()
 
 
@@ -203,9 +274,9 @@ def test_a_wrong_mask_is_noticed(
 ) -> None:
     attribute, wrong, name = MUTANTS[mutant]
     inputs = draw(**variant(name, 63))
-    dense = attend_dense(*inputs, **inputs.options)
+    dense = attend_dense(*inputs, Variant(**inputs.options))
     monkeypatch.setattr(Visibility, attribute, property(wrong))
-    panels = attend(*inputs, **inputs.options)
+    panels = attend(*inputs, Variant(**inputs.options))
     for statistic in ("z", "entropy", "distance", "pooled_mean"):
         with pytest.raises(AssertionError):
             agree(statistic, panels[statistic], dense[statistic])
@@ -218,10 +289,10 @@ def test_a_wrong_mask_is_noticed(
 def test_the_cut_into_panels_does_not_matter(
     name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.engine.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.engine.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", elements)
     inputs = draw(**variant(name, 257))
-    result = attend(*inputs, **inputs.options)
+    result = attend(*inputs, Variant(**inputs.options))
     usual = both(name, 257)[0]
     for statistic in statistics.names():
         if statistic in CHOICES:
@@ -234,6 +305,7 @@ def test_the_cut_into_panels_does_not_matter(
 
 NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""
 
+from headscope.kernels.edits import Edits
 from headscope.kernels.statistic import Statistic
 
 STATISTIC = Statistic(
@@ -248,6 +320,7 @@ STATISTIC = Statistic(
 NEW_DIM = '''"""Share of attention on every third key: a statistic with a dim of its own."""
 
 import torch
+from headscope.kernels.edits import Edits
 from headscope.kernels.statistic import Statistic
 
 def of_panel(panel):

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 import torch
 
-from headscope.kernels import engine, statistics
+from headscope.kernels import panels, statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.engine import PanelEngine, Part
+from headscope.kernels.panels import Panels, Part
 from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
 from headscope.kernels.workers import share
 
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Cut small panels; the threads that captured a part, with their number of torch threads."""
-    monkeypatch.setattr(engine, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
     seen: set[tuple[int, int]] = set()
-    capture = PanelEngine.capture
+    fill = Panels.fill
     both = threading.Barrier(2, timeout=60)
 
-    def watch(self: PanelEngine, part: Part, *rest: Any) -> None:
+    def watch(self: Panels, part: Part, memory: torch.Tensor) -> Iterator[Any]:
         me = (threading.get_ident(), torch.get_num_threads())
         if torch.get_num_threads() == 1 and threading.current_thread() is not main:
             if me not in seen:
@@ -32,10 +33,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
                 both.wait()  # so that no worker does all the work before the other starts
         else:
             seen.add(me)
-        capture(self, part, *rest)
+        return fill(self, part, memory)
 
     main = threading.current_thread()
-    monkeypatch.setattr(PanelEngine, "capture", watch)
+    monkeypatch.setattr(Panels, "fill", watch)
     return seen
 
 
@@ -44,11 +45,11 @@ def test_threads_do_not_show_in_the_numbers(
     options: dict[str, Any], draw: Any, used: set[tuple[int, int]]
 ) -> None:
     inputs = draw(200, heads=6, kv_heads=3)
-    alone = attend(*inputs, **options)
+    alone = attend(*inputs, Variant(**options))
     assert used == {(threading.get_ident(), 1)}
     used.clear()
     torch.set_num_threads(2)
-    shared = attend(*inputs, **options)
+    shared = attend(*inputs, Variant(**options))
     assert len(used) == 2
     assert {threads for _, threads in used} == {1}
     assert threading.get_ident() not in {thread for thread, _ in used}
@@ -64,27 +65,26 @@ def test_threads_work_on_padding_and_in_inference_mode(
     inputs = draw(150, heads=6, kv_heads=3)
     mask = torch.ones(2, 150, dtype=torch.bool)
     mask[1, :40] = False
-    alone = attend(*inputs, key_mask=mask)
+    alone = attend(*inputs, Variant(key_mask=mask))
     torch.set_num_threads(2)
     with torch.inference_mode():
-        shared = attend(*inputs, key_mask=mask)
+        shared = attend(*inputs, Variant(key_mask=mask))
     for name, expected in alone.items():
         assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
 
 
-def test_a_failure_reaches_the_caller(
-    draw: Any, used: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
     begun: list[Part] = []
-    fill = PanelEngine.fill
+    fill = Panels.fill
 
-    def fail(self: PanelEngine, part: Part, memory: torch.Tensor) -> Iterator[Any]:
+    def fail(self: Panels, part: Part, memory: torch.Tensor) -> Iterator[Any]:
         begun.append(part)
         if len(begun) == 2:
             raise ZeroDivisionError("planted")
         return fill(self, part, memory)
 
-    monkeypatch.setattr(PanelEngine, "fill", fail)
+    monkeypatch.setattr(Panels, "fill", fail)
     inputs = draw(200, heads=8, kv_heads=8)
     before = threading.active_count()
     torch.set_num_threads(2)

@@ -1,0 +1,81 @@
+"""Mean weight that a key receives from the last queries of the text.
+
+What the end of a text, usually the question, looks at: the ``last`` last real queries that can see
+the key. NaN at a key that none of them can see.
+"""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.visibility import Visibility
+from headscope.kernels.whole import Whole
+
+
+def ending(visibility: Visibility, last: int) -> Bool[Tensor, "batch query"]:
+    """Tell which queries are among the last of their sequence that see a key."""
+    alive = visibility.alive
+    left = alive.flip(-1).cumsum(dim=-1).flip(-1)
+    if visibility.lengths is not None:
+        after = torch.nn.functional.pad(left, (0, 1))
+        left = left - after[:, visibility.end]
+    return alive & (left <= last)
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Add the weights of these queries, if the panel has any."""
+    chosen = ending(panel.visibility, panel.request.last)[:, panel.queries]
+    if not bool(chosen.any()):
+        return panel.weights.new_zeros(*panel.weights.shape[:2], panel.weights.shape[-1])
+    rows = chosen.float()[:, None, None].expand(*panel.weights.shape[:2], 1, -1)
+    return (rows @ panel.weights)[:, :, 0]
+
+
+def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
+    """Divide by the number of these queries that see the key; 0 / 0 is NaN."""
+    chosen = ending(visibility, request.last)
+    before = torch.nn.functional.pad(chosen.long().cumsum(dim=-1), (1, 0))
+    key = torch.arange(visibility.keys, device=total.device)
+    start = torch.searchsorted(visibility.high, key, right=True)
+    stop = torch.maximum(torch.searchsorted(visibility.low, key, right=True), start)
+    counts = before[:, stop] - before[:, start]
+    if visibility.key_mask is not None:
+        counts = counts * visibility.key_mask
+    return total / counts[:, None]
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Walk back from the end of each sequence."""
+    alive = whole.visible[:, 0].any(dim=-1)
+    chosen = torch.zeros_like(whole.visible)
+    for row in range(len(alive)):
+        counts: dict[int, int] = {}
+        for query in reversed(range(alive.shape[1])):
+            if alive[row, query]:
+                seen = int(whole.visible[row, 0, query].nonzero()[0])
+                number = int(whole.sequence[seen])
+                counts[number] = counts.get(number, 0) + 1
+                if counts[number] <= whole.request.last:
+                    chosen[row, 0, query] = whole.visible[row, 0, query]
+    return (whole.weights * chosen).sum(dim=-2) / chosen.sum(dim=-2)
+
+
+STATISTIC = Statistic(
+    name="received_last",
+    dims=("key",),
+    merge="end",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="mean of P_ik over the last queries i that see key k",
+    source="SnapKV (Li et al. 2024)",
+    execution="E4",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    finish=finish,
+)
