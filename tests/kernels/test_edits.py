@@ -1,0 +1,250 @@
+"""Edits inside the pass do what they say, each by its own definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from headscope.kernels import statistics
+from headscope.kernels.attention import attend
+from headscope.kernels.dense import attend_dense
+from headscope.kernels.edits import Edits
+from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
+
+LENGTH = 90
+PATTERN = Request(stats=("pattern", "received", "lse"))
+
+
+def edited(inputs: Any, **fields: Any) -> dict[str, torch.Tensor]:
+    return attend(inputs.q, inputs.k, inputs.v, PATTERN, Variant(edits=Edits(**fields)))
+
+
+def plain(inputs: Any, **options: Any) -> torch.Tensor:
+    """The unedited weights, from float64."""
+    return attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, Variant(**options))["pattern"]
+
+
+@pytest.mark.seed("F7")
+def test_log_gamma_scales_a_key_and_renormalises(draw: Any) -> None:
+    inputs, gamma = draw(LENGTH), torch.rand(1, 4, LENGTH) * 3
+    weights = plain(inputs) * gamma[:, :, None]
+    expected = (weights / weights.sum(dim=-1, keepdim=True)).float()
+    torch.testing.assert_close(edited(inputs, key_bias=gamma.log())["pattern"], expected)
+
+
+@pytest.mark.seed("F7")
+def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
+    inputs, gone = draw(LENGTH), 7
+    bias = torch.zeros(1, 1, LENGTH)
+    bias[..., gone] = -math.inf
+    left = torch.arange(LENGTH) != gone
+    without = attend(
+        inputs.q, inputs.k[:, :, left], inputs.v[:, :, left], PATTERN, Variant(causal=False)
+    )
+    result = attend(
+        inputs.q, inputs.k, inputs.v, PATTERN, Variant(causal=False, edits=Edits(key_bias=bias))
+    )
+    torch.testing.assert_close(result["z"], without["z"])
+    torch.testing.assert_close(result["lse"], without["lse"])
+    assert (result["received"][..., gone] == 0).all()
+
+
+@pytest.mark.seed("F7")
+def test_a_row_without_a_key_says_so_and_gives_nothing(draw: Any) -> None:
+    bias = torch.zeros(1, 1, LENGTH)
+    bias[..., 0] = -math.inf
+    result = edited(draw(LENGTH), key_bias=bias)
+    assert (result["z"][:, :, 0] == 0).all()
+    assert (result["lse"][:, :, 0] == -math.inf).all()
+    assert result["pattern"][:, :, 0].isnan().all()
+    assert result["z"][:, :, 1:].isfinite().all()
+
+
+@pytest.mark.seed("F7")
+def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw: Any) -> None:
+    inputs = draw(LENGTH)
+    queries = (torch.arange(LENGTH) >= 60).long().expand(2, -1)
+    keys = ((torch.arange(LENGTH) >= 20) & (torch.arange(LENGTH) < 30)).long().expand(2, -1)
+    table = torch.tensor([[[0.0, 0.0], [0.0, -math.inf]]])
+    weights = edited(inputs, span_bias=table, query_spans=queries, key_spans=keys)["pattern"]
+    before = plain(inputs).float()
+    torch.testing.assert_close(weights[:, :, :60], before[:, :, :60])
+    assert (weights[:, :, 60:, 20:30] == 0).all()
+    torch.testing.assert_close(weights[:, :, 60:].sum(dim=-1), torch.ones(2, 4, 30))
+
+
+@pytest.mark.seed("F7")
+def test_a_streaming_head_is_a_window_with_sinks(draw: Any) -> None:
+    inputs = draw(LENGTH)
+    first, recent = torch.tensor([0, 0, 3, 0]), torch.tensor([16, 0, 8, 1])
+    weights = edited(inputs, first=first, recent=recent)["pattern"]
+    torch.testing.assert_close(weights[:, 0], plain(inputs, window=16)[:, 0].float())
+    torch.testing.assert_close(weights[:, 1], plain(inputs)[:, 1].float())
+    back = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    kept = (back < 8) | (torch.arange(LENGTH) < 3)
+    expected = torch.where(kept, plain(inputs)[:, 2], 0.0)
+    expected /= expected.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(weights[:, 2], expected.float())
+    torch.testing.assert_close(weights[:, 3], torch.eye(LENGTH).expand(2, -1, -1))
+
+
+@pytest.mark.seed("F7")
+def test_a_temperature_is_a_factor_of_the_scale(draw: Any) -> None:
+    inputs = draw(LENGTH)
+    weights = edited(inputs, temperature=torch.tensor([1.0, 4.0, 0.5, 1.0]))["pattern"]
+    for head, scale in enumerate((1.0, 0.25, 2.0, 1.0)):
+        expected = plain(inputs, scale=scale / math.sqrt(8))[:, head]
+        torch.testing.assert_close(weights[:, head], expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.seed("F7")
+def test_a_gate_scales_the_output_and_leaves_the_weights(draw: Any) -> None:
+    inputs, gate = draw(LENGTH), torch.tensor([[0.0, 1.0, -2.0, 0.5], [1.0, 1.0, 1.0, 0.0]])
+    result = edited(inputs, gate=gate)
+    before = attend(inputs.q, inputs.k, inputs.v, PATTERN)
+    assert torch.equal(result["z"], before["z"] * gate[:, :, None, None])
+    assert torch.equal(result["pattern"].nan_to_num(), before["pattern"].nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gate": torch.ones(4)}, r"gate: shape \(4,\); give \(1 or 2, 4\)"),
+        ({"key_bias": torch.ones(1, 3, 6)}, r"key_bias: .* give \(1 or 2, 1 or 4, 6\)"),
+        ({"first": torch.ones(4).long()}, "first, recent: give both"),
+        ({"first": torch.ones(4).long(), "recent": -torch.ones(4).long()}, "recent: -1 keys"),
+        ({"temperature": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "temperature: .* above 0"),
+        ({"span_bias": torch.zeros(1, 2, 2)}, "span_bias: give it with"),
+        (
+            {
+                "span_bias": torch.zeros(1, 2, 2),
+                "query_spans": torch.full((2, 6), 2),
+                "key_spans": torch.zeros(2, 6).long(),
+            },
+            "query_spans: give integers from -1, for none, to 1",
+        ),
+    ],
+)
+def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
+    q = torch.zeros(2, 4, 6, 8)
+    with pytest.raises(Refused, match=message) as refusal:
+        attend(q, q, q, Request(stats=()), Variant(edits=Edits(**fields)))
+    assert "\n" not in str(refusal.value)
+
+
+SIGMOID = tuple(name for name in statistics.names() if not statistics.load(name).distribution)
+
+
+@pytest.mark.seed("F6")
+@pytest.mark.parametrize("options", [{}, {"window": 9}, {"causal": False}], ids=str)
+def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: Any) -> None:
+    inputs = draw(LENGTH)
+    bias = torch.full((1, 1, 1, 1), -math.log(LENGTH))
+    variant = Variant(sigmoid=True, bias=bias, **options)
+    chosen = tuple(name for name in SIGMOID if name not in ("topk_key", "effective_span"))
+    request = Request(stats=chosen, targets=inputs.request.targets, spans=inputs.request.spans)
+    dense = attend_dense(inputs.q, inputs.k, inputs.v, request, variant)
+    for name, values in attend(inputs.q, inputs.k, inputs.v, request, variant).items():
+        agree(name, values, dense[name])
+    scores = inputs.q[0, 0] @ inputs.k[0, 0].T / math.sqrt(8) - math.log(LENGTH)
+    seen = dense["pattern"][0, 0] > 0
+    expected = torch.where(seen, scores.sigmoid(), 0.0)
+    torch.testing.assert_close(dense["pattern"][0, 0].float(), expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(statistics.names()) - set(SIGMOID)))
+def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) -> None:
+    q = torch.zeros(1, 1, 3, 2)
+    for engine in (attend, attend_dense):
+        with pytest.raises(Refused, match=f"stats: {name} needs rows that are shares"):
+            engine(q, q, q, Request(stats=(name,)), Variant(sigmoid=True))
+
+
+@pytest.mark.seed("F6")
+def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
+    inputs = draw(LENGTH)
+    sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
+    request = Request(stats=("sink_mass", "pattern", "lse"))
+    with_sinks = attend(inputs.q, inputs.k, inputs.v, request, Variant(sinks=sinks))
+    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["sink_mass"]
+    torch.testing.assert_close(total, torch.ones_like(total))
+    # The same as a key of this logit and value 0, which every query sees.
+    extra = torch.logaddexp(
+        attend(inputs.q, inputs.k, inputs.v, request)["lse"], sinks[None, :, None]
+    )
+    torch.testing.assert_close(with_sinks["lse"], extra)
+
+
+@pytest.mark.seed("F5")
+def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
+    lengths = (40, 1, 49)
+    stats = (
+        "lse",
+        "entropy",
+        "first_mass",
+        "recent_mass",
+        "distance",
+        "effective_span",
+        "received",
+    )
+    request = Request(stats=(*stats, "received_last"), first=2, last=5)
+    inputs = draw(LENGTH)
+    together = attend(inputs.q, inputs.k, inputs.v, request, Variant(lengths=lengths))
+    start = 0
+    for length in lengths:
+        piece = slice(start, start + length)
+        apart = attend(*(one[:, :, piece] for one in (inputs.q, inputs.k, inputs.v)), request)
+        for name, values in apart.items():
+            torch.testing.assert_close(together[name][:, :, piece], values, equal_nan=True)
+        start += length
+
+
+@pytest.mark.seed("F5")
+@pytest.mark.parametrize("window", [None, 20])
+def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw: Any) -> None:
+    inputs, prefix = draw(60), 40
+    stats = tuple(
+        name for name in statistics.names()
+        if statistics.load(name).by_query and name not in ("target_mass", "pattern")
+    )  # fmt: skip
+    request = Request(stats=stats, spans=inputs.request.spans, k=3)
+    whole = attend(inputs.q, inputs.k, inputs.v, request, Variant(window=window))
+    for step in range(prefix, 60):
+        now = slice(0, step + 1)
+        request = Request(stats=stats, spans=inputs.request.spans[:, now], k=3)
+        row = attend(
+            inputs.q[:, :, step : step + 1],
+            inputs.k[:, :, now],
+            inputs.v[:, :, now],
+            request,
+            Variant(window=window),
+        )
+        for name, values in row.items():
+            expected = whole[name][:, :, step : step + 1]
+            bins = min(values.shape[-1], expected.shape[-1])
+            torch.testing.assert_close(
+                values[..., :bins], expected[..., :bins], rtol=1e-5, atol=2e-6, equal_nan=True
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": (3, 0)}, r"lengths: \(3, 0\)"),
+        ({"lengths": (3, 4)}, "lengths: 7 tokens in all, but there are 6"),
+        ({"slopes": torch.ones(3)}, r"slopes: shape \(3,\); give \(4\)"),
+        ({"bias": torch.ones(6, 6)}, "bias: shape"),
+        ({"sinks": torch.ones(1, 4)}, "sinks: shape"),
+        ({"sinks": torch.ones(4), "sigmoid": True}, "sinks: .* leave it out with sigmoid"),
+    ],
+)
+def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    q = torch.zeros(2, 4, 6, 8)
+    for engine in (attend, attend_dense):
+        with pytest.raises(Refused, match=message):
+            engine(q, q, q, Request(stats=()), Variant(**options))
