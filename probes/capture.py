@@ -47,6 +47,8 @@ def capture(
     spans: spans_module.Given | None = None,
     share: float = 0.9,
     k: int = 8,
+    horizon: tuple[int, int] = (1, 64),
+    last: int = 64,
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
@@ -91,6 +93,10 @@ def capture(
         Share of the mass that ``effective_span`` holds, between 0 and 1.
     k
         Number of keys in ``topk`` and ``topk_key``.
+    horizon
+        Nearest and farthest distance of the later queries in ``received_later``, in tokens.
+    last
+        Number of last queries in ``received_last``.
     batch_tokens
         Tokens in one forward pass, at most, or one prompt.
     progress
@@ -142,6 +148,8 @@ def capture(
         recent=int(recent),
         share=float(share),
         k=int(k),
+        horizon=(int(horizon[0]), int(horizon[1])),
+        last=int(last),
         spans=spans,
     )
     recording.record(batch_tokens, progress)
@@ -189,6 +197,8 @@ def _provenance(
         "recent": recording.recent,
         "share": recording.share,
         "k": recording.k,
+        "horizon": list(recording.horizon),
+        "last": recording.last,
         "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
         "convention": CONVENTION,
         "headscope": version("headscope"),

@@ -52,6 +52,8 @@ class Recording:
     recent: int
     share: float
     k: int
+    horizon: tuple[int, int]
+    last: int
     spans: Any
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     layout: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -135,6 +137,8 @@ class Recording:
             spans=spans,
             share=self.share,
             k=self.k,
+            horizon=self.horizon,
+            last=self.last,
         )
 
     def _record_batch(

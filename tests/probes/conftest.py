@@ -175,6 +175,8 @@ def _recompute(
     recent: int,
     share: float,
     k: int,
+    horizon: tuple[int, int],
+    last: int,
     spans: dict[str, Any],
 ) -> Array:
     """Compute one statistic from a map (head, query, key), query by query, in float64."""
@@ -198,6 +200,22 @@ def _recompute(
             for query in range(offset, length):
                 result[:, query, column] = weights[:, query, query - offset]
         return result
+    if name == "sink_mass":
+        return 1.0 - weights.sum(-1)
+    if name == "received_later":
+        later = seen & (distance >= horizon[0]) & (distance <= horizon[1])
+        means = [
+            weights[:, later[:, key], key].mean(-1) if later[:, key].any() else [np.nan] * heads
+            for key in at
+        ]
+        return np.stack(means, axis=-1)
+    if name == "received_last":
+        ends = seen & (at[:, None] >= length - last)
+        means = [
+            weights[:, ends[:, key], key].mean(-1) if ends[:, key].any() else [np.nan] * heads
+            for key in at
+        ]
+        return np.stack(means, axis=-1)
     if name == "received":
         return np.stack([weights[:, seen[:, key], key].mean(-1) for key in at], axis=-1)
     if name == "recent_mass":

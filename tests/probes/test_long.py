@@ -16,7 +16,8 @@ from headscope.probes import capture, load_model
 from headscope.probes.model import Model
 
 OPTIONS: dict[str, Any] = {
-    "first": 4, "offsets": (0, 1, 2), "tile": 16, "clip": 200, "recent": 64, "share": 0.9, "k": 8
+    "first": 4, "offsets": (0, 1, 2), "tile": 16, "clip": 200, "recent": 64, "share": 0.9, "k": 8,
+    "horizon": (10, 50), "last": 64,
 }  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def measured(model: Model, length: int) -> Meter:
 @pytest.fixture
 def small_panels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, the only one that a meter sees, and panels of one head, that growth may show."""
-    monkeypatch.setattr("headscope.kernels.engine.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

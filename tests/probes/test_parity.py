@@ -14,7 +14,8 @@ from headscope.probes.forward import logits
 
 TOLERANCE = 5e-5
 OPTIONS: dict[str, Any] = {
-    "first": 2, "offsets": (0, 1, 3), "tile": 8, "clip": 11, "recent": 4, "share": 0.7, "k": 3
+    "first": 2, "offsets": (0, 1, 3), "tile": 8, "clip": 11, "recent": 4, "share": 0.7, "k": 3,
+    "horizon": (2, 7), "last": 5,
 }  # fmt: skip
 
 
