@@ -88,6 +88,10 @@ def attend_dense(
         recent, first = (each.cpu().view(1, -1, 1, 1) for each in (edits.recent, edits.first))
         kept = (distances < recent) | (whole.ranks < first) | (recent == 0)
         whole.logits = torch.where(kept, whole.logits, -torch.inf)
+    if edits.pattern is not None:
+        own = edits.pattern.isnan().cpu()
+        fixed = torch.where(visible, edits.pattern.cpu().double().log(), -torch.inf)
+        whole.logits = torch.where(own, whole.logits, fixed)
     alive = whole.seen.any(dim=-1)
     whole.weights = weigh(whole, alive[..., None], variant.sigmoid)
 

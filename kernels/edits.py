@@ -1,7 +1,9 @@
 """Edits of attention inside the pass: what an intervention changes, head by head."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -32,6 +34,9 @@ class Edits:
         the ``first`` first real keys; 0 does not limit the head.
     temperature
         Divides every logit of a head, that of a learned sink too: above 0.
+    pattern
+        Weights that take the place of a head's own, NaN at the queries that keep theirs; the rows
+        of the others sum to 1. N×N, so for short texts.
 
     Raises
     ------
@@ -64,6 +69,7 @@ class Edits:
     first: Int[Tensor, " head"] | None = None
     recent: Int[Tensor, " head"] | None = None
     temperature: Float[Tensor, " head"] | None = None
+    pattern: Float[Tensor, "_ _ query key"] | None = None
 
     def __post_init__(self) -> None:
         spans = (self.span_bias, self.query_spans, self.key_spans)
@@ -76,6 +82,10 @@ class Edits:
                 raise Refused(f"{name}: {int(count.min())} keys; give 0 or more")
         if self.temperature is not None and not bool((self.temperature > 0).all()):
             raise Refused("temperature: give a number above 0 for every head")
+        if self.pattern is not None:
+            sums = self.pattern.sum(dim=-1)
+            if bool((self.pattern < 0).any()) or bool(((sums - 1).abs() > 1e-3).any()):
+                raise Refused("pattern: give rows of weights from 0 that sum to 1, or all NaN")
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         """Refuse fields of another shape than the attention call.
@@ -92,6 +102,7 @@ class Edits:
         expect("first", self.first, ((heads,),))
         expect("recent", self.recent, ((heads,),))
         expect("temperature", self.temperature, ((heads,),))
+        expect("pattern", self.pattern, ((1, batch), (1, heads), (queries,), (keys,)))
         if self.span_bias is None or self.query_spans is None or self.key_spans is None:
             return
         if self.span_bias.ndim != 3 or self.span_bias.shape[0] not in (1, heads):
@@ -111,11 +122,86 @@ class Edits:
         """Whether a row may be left without any key."""
         return self.key_bias is not None or self.span_bias is not None
 
+    def then(self, other: "Edits") -> "Edits":
+        """Combine with other edits of the same heads.
+
+        Gates and temperatures multiply, biases add up, a pattern replaces an earlier one.
+
+        Raises
+        ------
+        Refused
+            When both limit what one head sees.
+        """
+        spans = _join_spans(self, other)
+        return Edits(
+            gate=_both(torch.mul, self.gate, other.gate),
+            key_bias=_both(torch.add, self.key_bias, other.key_bias),
+            temperature=_both(torch.mul, self.temperature, other.temperature),
+            pattern=_both(_lay_over, self.pattern, other.pattern),
+            **spans,
+            **_join_windows(self, other),
+        )
+
     def to(self, device: object) -> "Edits":
         """Move every field to a device."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: value.to(device) for name, value in found.items() if value is not None}
         return replace(self, **moved)
+
+
+def _both(
+    combine: Callable[[Tensor, Tensor], Tensor], one: Tensor | None, other: Tensor | None
+) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return combine(one, other)
+
+
+def _lay_over(one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(other.isnan(), one, other)
+
+
+def _join_windows(one: Edits, other: Edits) -> dict[str, Tensor | None]:
+    if one.recent is None or other.recent is None:
+        chosen = other if one.recent is None else one
+        return {"first": chosen.first, "recent": chosen.recent}
+    assert one.first is not None
+    assert other.first is not None
+    if bool(((one.recent > 0) & (other.recent > 0)).any()):
+        raise Refused("recent: two windows on one head; give one that says what it sees")
+    return {
+        "first": torch.where(one.recent > 0, one.first, other.first),
+        "recent": torch.maximum(one.recent, other.recent),
+    }
+
+
+def _join_spans(one: Edits, other: Edits) -> dict[str, Tensor | None]:
+    """Number the pairs of spans, so that one table holds the sum of both."""
+    if one.span_bias is None or other.span_bias is None:
+        chosen = other if one.span_bias is None else one
+        return {name: getattr(chosen, name) for name in ("span_bias", "query_spans", "key_spans")}
+    assert one.query_spans is not None
+    assert one.key_spans is not None
+    assert other.query_spans is not None
+    assert other.key_spans is not None
+    # A last row and column of zeros is the place of -1, no span.
+    first, second = (
+        torch.nn.functional.pad(each.span_bias, (0, 1, 0, 1))
+        for each in (one, other)
+        if each.span_bias is not None
+    )
+    joined = first[:, :, None, :, None] + second[:, None, :, None]
+    rows, columns = second.shape[1:]
+
+    def number(left: Tensor, right: Tensor, last: int, width: int) -> Tensor:
+        # -1 counts as the last one: the remainder of a negative number is positive.
+        return left.remainder(last) * width + right.remainder(width)
+
+    return {
+        "span_bias": joined.flatten(1, 2).flatten(2, 3),
+        "query_spans": number(one.query_spans, other.query_spans, first.shape[1], rows),
+        "key_spans": number(one.key_spans, other.key_spans, first.shape[2], columns),
+    }
 
 
 def expect(name: str, given: Tensor | None, sizes: tuple[tuple[int, ...], ...]) -> None:

@@ -87,6 +87,9 @@ class Scores:
             rank = self._rank(keys, block)
             kept = (self._distance(block).abs() < recent) | (rank < first) | (recent == 0)
             logits.masked_fill_(~kept, MASKED)
+        if edits.pattern is not None:
+            fixed = narrow(edits.pattern, self.batch, self.heads, block.queries, block.keys)
+            logits.copy_(torch.where(fixed.isnan(), logits, finite(fixed.log())))
 
     def _rank(self, keys: Tensor, block: Block) -> Tensor:
         """Rank of each key of a block among the first real keys of the query's sequence."""

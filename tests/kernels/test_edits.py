@@ -248,3 +248,66 @@ def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], message: 
     for engine in (attend, attend_dense):
         with pytest.raises(Refused, match=message):
             engine(q, q, q, Request(stats=()), Variant(**options))
+
+
+@pytest.mark.seed("F7")
+def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any, agree: Any) -> None:
+    inputs = draw(LENGTH)
+    fixed = torch.rand(1, 4, LENGTH, LENGTH).tril() + torch.eye(LENGTH)
+    fixed /= fixed.sum(dim=-1, keepdim=True)
+    fixed[:, 1] = torch.nan
+    fixed[:, 2, :40] = torch.nan
+    result = edited(inputs, pattern=fixed)
+    own = fixed.isnan().expand(2, -1, -1, -1)
+    before = attend(inputs.q, inputs.k, inputs.v, PATTERN)["pattern"]
+    expected = torch.where(own, before, fixed)
+    torch.testing.assert_close(result["pattern"], expected)
+    values = inputs.v.repeat_interleave(2, dim=1)
+    torch.testing.assert_close(result["z"], expected @ values)
+
+
+@pytest.mark.seed("F7")
+def test_edits_combine(draw: Any, agree: Any) -> None:
+    inputs = draw(LENGTH)
+    keys = torch.randn(1, 1, LENGTH)
+    spans = torch.arange(LENGTH).expand(2, -1)
+    table = torch.randn(1, 2, 3)
+    one = Edits(
+        gate=torch.rand(1, 4),
+        key_bias=keys,
+        span_bias=table,
+        query_spans=spans % 2,
+        key_spans=spans % 4 - 1,
+        first=torch.tensor([1, 0, 0, 0]),
+        recent=torch.tensor([9, 0, 0, 0]),
+        temperature=torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    )
+    other = Edits(
+        gate=torch.rand(2, 4),
+        key_bias=keys,
+        span_bias=table,
+        query_spans=spans % 3 - 1,
+        key_spans=spans % 3,
+        first=torch.tensor([0, 0, 2, 0]),
+        recent=torch.tensor([0, 0, 4, 0]),
+        temperature=torch.tensor([2.0, 2.0, 1.0, 1.0]),
+    )
+    # Everything that can be said as one matrix, in one matrix.
+    bias = torch.zeros(2, 1, LENGTH, LENGTH) + 2 * keys[:, :, None]
+    for each in (one, other):
+        padded = torch.nn.functional.pad(each.span_bias, (0, 1, 0, 1))
+        bias += padded[0][each.query_spans[:, :, None], each.key_spans[:, None]][:, None]
+    temperature = one.temperature * other.temperature
+    alone = Edits(
+        gate=one.gate * other.gate,
+        first=torch.tensor([1, 0, 2, 0]),
+        recent=torch.tensor([9, 0, 4, 0]),
+        temperature=temperature,
+    )
+    variant = Variant(bias=bias * temperature[:, None, None], edits=alone)
+    expected = attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, variant)
+    both = Variant(edits=one.then(other))
+    for name, values in attend(inputs.q, inputs.k, inputs.v, PATTERN, both).items():
+        torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-5)
+    with pytest.raises(Refused, match="recent: two windows on one head"):
+        one.then(one)
