@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headscope import probes
 from headscope.kernels.refusal import Refused
+from headscope.probes.edit import Edit
 from headscope.probes.forward import logits, score
 from headscope.probes.prompts import batches, read
 from headscope.probes.tokens import encode
@@ -31,7 +32,7 @@ TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class RowGate:
+class RowGate(Edit):
     """Multiply the output of every head by a number of its own in every row of the batch."""
 
     values: Float[Tensor, "batch layer head"]
@@ -52,7 +53,7 @@ class RowGate:
 
 
 @dataclass(frozen=True)
-class RowReplace:
+class RowReplace(Edit):
     """Put a fixed vector in place of chosen heads, chosen anew in every row of the batch."""
 
     chosen: Bool[Tensor, "batch layer head"]
@@ -75,7 +76,7 @@ class RowReplace:
 
 
 @dataclass(frozen=True)
-class RowPatch:
+class RowPatch(Edit):
     """Put other outputs, position by position, in place of heads chosen anew in every row.
 
     The rows of the batch are the rows of ``values`` over and over.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headscope.probes import prompts as prompts_module
     from headscope.probes import spans as spans_module
     from headscope.probes import targets as targets_module
-    from headscope.probes.edits import Edit
+    from headscope.probes.edit import Edit
     from headscope.probes.recording import Recording
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.probes.edit import Edit
 from headscope.probes.forward import PLAIN, Reader, run
 from headscope.probes.model import Geometry, Model
 from headscope.probes.seam import NAME, Call, installed, using
@@ -18,17 +19,11 @@ STATISTICS = ("entropy", "max_weight", "first_mass", "received")
 LENGTH = 24
 
 
-class _Silence:
+class _Silence(Edit):
     """An edit that removes every head."""
 
     def apply(self, layer: int, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
-
-    def check(self, layers: int, heads: int, size: int) -> None:
-        return None
-
-    def describe(self) -> dict[str, object]:
-        return {"edit": "Silence"}
 
 
 @torch.no_grad()

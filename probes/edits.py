@@ -1,178 +1,133 @@
-"""Edits: interventions on the heads of a model, as values.
-
-An edit acts on ``z``, the output of every head before it is mixed into the residual stream, in
-the same pass that captures. Edits compose in the order given.
-"""
+"""Edits: interventions on the heads of a model, as values that compose in the order given."""
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.edit import Edit, Head
+from headscope.probes.outputs import Ablate, Gate, Offset, Replace
+from headscope.probes.reweights import FixPattern, KnockOut, ScaleKeys, Temperature, Window
 
-Head = tuple[int, int]
+__all__ = [
+    "Ablate",
+    "Edit",
+    "FixPattern",
+    "Gate",
+    "Head",
+    "KnockOut",
+    "Offset",
+    "Replace",
+    "ScaleKeys",
+    "Temperature",
+    "Window",
+    "load",
+    "save",
+]
+
+FORMAT = "headscope-edits-1"
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        Ablate,
+        FixPattern,
+        Gate,
+        KnockOut,
+        Offset,
+        Replace,
+        ScaleKeys,
+        Temperature,
+        Window,
+    )
+}
 
 
-class Edit(Protocol):
-    """What the seam asks of an edit."""
+def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
+    """Write edits to a safetensors file, whole or not at all.
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
-        """Return the outputs of the heads of one layer after the edit."""
-        ...
-
-    def check(self, layers: int, heads: int, size: int) -> None:
-        """Refuse an edit that does not fit a model of this shape."""
-        ...
-
-    def describe(self) -> dict[str, object]:
-        """Say what the edit does, as JSON, for the provenance of a result."""
-        ...
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Multiply the output of every head by a number: 1 leaves it, 0 removes it.
-
-    The gradient with respect to ``values`` at 1 is the first-order importance of the heads
-    (Michel et al. 2019, head importance by gate gradient).
-
-    Attributes
+    Parameters
     ----------
-    values
-        One number per head, dims layer, head; may require a gradient.
+    edits
+        Edits of this module.
+    path
+        The file; its folder must exist.
+
+    Raises
+    ------
+    Refused
+        For an edit of another module, or a file that cannot be written.
 
     Examples
     --------
-    >>> import torch
-    >>> gate = Gate(torch.tensor([[1.0, 0.0]]))
-    >>> gate.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
-    [1.0, 0.0]
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save((Ablate(heads=((0, 1),)),), f"{folder}/edits.safetensors")
+    ...     load(f"{folder}/edits.safetensors")
+    (Ablate(heads=((0, 1),)),)
     """
+    from safetensors.torch import save_file
 
-    values: Float[Tensor, "layer head"]
+    from headscope.probes.store import replacing
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
-        """Scale the heads of one layer."""
-        return z * self.values[layer].to(z)[:, None, None]
+    tensors: dict[str, Tensor] = {}
+    listed: list[dict[str, Any]] = []
+    for number, edit in enumerate(edits):
+        kind = type(edit).__name__
+        if KINDS.get(kind) is not type(edit):
+            raise Refused(f"edits: {kind} cannot be stored; use {', '.join(sorted(KINDS))}")
+        entry: dict[str, Any] = {"edit": kind}
+        for field in fields(edit):
+            value = getattr(edit, field.name)
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{field.name}"] = value.detach().cpu().clone()
+            else:
+                entry[field.name] = value
+        listed.append(entry)
+    metadata = {"format": FORMAT, "edits": json.dumps(listed)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
-        """Refuse gates whose shape is not layers × heads."""
-        _check_shape("Gate.values", self.values, (layers, heads))
 
-    def describe(self) -> dict[str, object]:
-        """Name the edit and its gates."""
-        return {"edit": "Gate", "values": self.values.detach().cpu().tolist()}
+def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
+    """Read edits that `save` has written.
 
-
-@dataclass(frozen=True)
-class Ablate:
-    """Set the output of some heads to zero.
-
-    Attributes
-    ----------
-    heads
-        The heads, as (layer, head) pairs.
-
-    Examples
-    --------
-    >>> import torch
-    >>> Ablate(heads=((0, 1),)).apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
-    [1.0, 0.0]
+    Raises
+    ------
+    Refused
+        For a file that is missing, broken, or holds no edits.
     """
+    from safetensors import SafetensorError, safe_open
 
-    heads: Sequence[Head]
-
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
-        """Zero the named heads of one layer."""
-        rows = [head for at, head in self.heads if at == layer]
-        return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
-
-    def check(self, layers: int, heads: int, size: int) -> None:
-        """Refuse heads that the model does not have."""
-        _check_heads("Ablate.heads", self.heads, layers, heads)
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit and its heads."""
-        return {"edit": "Ablate", "heads": [list(head) for head in self.heads]}
-
-
-@dataclass(frozen=True)
-class Replace:
-    """Put a fixed vector in place of the output of some heads, at every position.
-
-    With the mean of ``z`` over a reference set this is mean ablation.
-
-    Attributes
-    ----------
-    heads
-        The heads, as (layer, head) pairs.
-    values
-        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
-
-    Examples
-    --------
-    >>> import torch
-    >>> edit = Replace(heads=((0, 1),), values=torch.full((1, 2, 1), 5.0))
-    >>> edit.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
-    [1.0, 5.0]
-    """
-
-    heads: Sequence[Head]
-    values: Float[Tensor, "layer head size"]
-
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
-        """Replace the named heads of one layer."""
-        rows = [head for at, head in self.heads if at == layer]
-        if not rows:
-            return z
-        fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
-        chosen = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
-        chosen[rows] = True
-        return torch.where(chosen[:, None, None], fixed, z)
-
-    def check(self, layers: int, heads: int, size: int) -> None:
-        """Refuse heads that the model does not have and vectors of another shape."""
-        _check_heads("Replace.heads", self.heads, layers, heads)
-        _check_shape("Replace.values", self.values, (layers, heads, size))
-        for layer, head in self.heads:
-            if not bool(torch.isfinite(self.values[layer, head]).all()):
-                raise Refused(f"Replace.values: L{layer}H{head} holds NaN or infinity")
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and a digest of the vectors."""
-        data = self.values.detach().cpu().float().contiguous().numpy().tobytes()
-        return {
-            "edit": "Replace",
-            "heads": [list(head) for head in self.heads],
-            "values_sha256": hashlib.sha256(data).hexdigest(),
-        }
+    if not Path(path).is_file():
+        raise Refused(f"path: there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise Refused(f"path: {path} holds no edits of this version of headscope")
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        edits = []
+        for number, entry in enumerate(json.loads(metadata["edits"])):
+            kind = KINDS[entry.pop("edit")]
+            given = {name: _frozen(value) for name, value in entry.items()}
+            for name, tensor in tensors.items():
+                owner, _, field = name.partition(".")
+                if int(owner) == number:
+                    given[field] = tensor
+            edits.append(kind(**given))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"path: {path} is broken ({error}); make it again") from error
+    return tuple(edits)
 
 
-def _check_heads(field: str, heads: Sequence[Head], layers: int, width: int) -> None:
-    for layer, head in heads:
-        if not 0 <= layer < layers:
-            raise Refused(f"{field}: no layer {layer}; the model has layers 0 to {layers - 1}")
-        if not 0 <= head < width:
-            raise Refused(f"{field}: no head {head}; every layer has heads 0 to {width - 1}")
-
-
-def _check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(values.shape) != expected:
-        raise Refused(
-            f"{field}: shape {tuple(values.shape)}, but the model's heads ask for {expected}"
-        )
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

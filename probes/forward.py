@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from headscope.kernels.attention import attend
 from headscope.kernels.differentiable import attend_differentiable
+from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
-from headscope.probes.edits import Edit
+from headscope.probes.edit import Edit
 from headscope.probes.seam import Call, installed
 
 if TYPE_CHECKING:
@@ -49,14 +51,15 @@ class Reader:
 
     def __call__(self, call: Call) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
+        inputs = (call.query, call.key, call.value)
         variant = Variant(
             scale=call.scale,
             causal=call.causal,
             window=call.window,
             softcap=call.softcap,
             key_mask=call.key_mask,
+            edits=self._inside(call),
         )
-        inputs = (call.query, call.key, call.value)
         outputs: dict[str, Tensor] = {}
         if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
             z = attend_differentiable(*inputs, variant)
@@ -69,6 +72,13 @@ class Reader:
         if self.take is not None:
             self.take(call, outputs, z)
         return z
+
+    def _inside(self, call: Call) -> Edits | None:
+        """Combine what the edits change inside the attention of one layer."""
+        shape = (*call.query.shape[:3], call.key.shape[2])
+        found = [edit.inside(call.layer, shape) for edit in self.edits]
+        given = [one for one in found if one is not None]
+        return functools.reduce(Edits.then, given) if given else None
 
 
 def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, head: bool) -> Tensor:

@@ -23,7 +23,7 @@ from headscope.probes.prompts import Prompts, batches
 from headscope.probes.seam import Call
 
 if TYPE_CHECKING:
-    from headscope.probes.edits import Edit
+    from headscope.probes.edit import Edit
     from headscope.probes.model import Model
 
 KEPT = {

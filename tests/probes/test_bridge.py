@@ -12,7 +12,7 @@ import xarray as xr
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
-from headscope.probes.edits import Ablate
+from headscope.probes.edits import Ablate, Edit
 from headscope.probes.forward import logits
 
 FAMILIES = ["llama", "gpt2", "neox", "gemma2"]
@@ -151,15 +151,9 @@ def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
     model = load_model(bridge)
     before = snapshot(bridge)
 
-    class Broken:
+    class Broken(Edit):
         def apply(self, layer: int, z: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("broken edit")
-
-        def check(self, layers: int, heads: int, size: int) -> None:
-            return None
-
-        def describe(self) -> dict[str, object]:
-            return {}
 
     with pytest.raises(RuntimeError, match=r"broken edit"):
         capture(model, [ids(5)], edits=(Broken(),))

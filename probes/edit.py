@@ -1,0 +1,86 @@
+"""An edit: an intervention on the heads of a model, as a value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.kernels.edits import Edits
+from headscope.kernels.refusal import Refused
+
+Head = tuple[int, int]
+
+
+class Edit:
+    """What the seam asks of an edit; one that leaves a thing alone need not mention it.
+
+    An edit acts inside the attention, on its weights, or afterwards on ``z``, the output of every
+    head before it is mixed into the residual stream, in the same pass that captures.
+    """
+
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> Edits | None:
+        """Say what changes inside the attention of one layer.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        shape
+            Numbers of sequences, heads, queries and keys.
+        """
+        return None
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Return the outputs of the heads of one layer after the edit."""
+        return z
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse an edit that does not fit a model of this shape."""
+
+    def describe(self) -> dict[str, object]:
+        """Say what the edit does, as JSON, for the provenance of a result."""
+        return {"edit": type(self).__name__}
+
+
+def check_heads(field: str, heads: Sequence[Head], layers: int, width: int) -> None:
+    """Refuse heads that a model does not have."""
+    for layer, head in heads:
+        if not 0 <= layer < layers:
+            raise Refused(f"{field}: no layer {layer}; the model has layers 0 to {layers - 1}")
+        if not 0 <= head < width:
+            raise Refused(f"{field}: no head {head}; every layer has heads 0 to {width - 1}")
+
+
+def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape."""
+    if tuple(values.shape) != expected:
+        raise Refused(
+            f"{field}: shape {tuple(values.shape)}, but the model's heads ask for {expected}"
+        )
+
+
+def check_vectors(
+    field: str, values: Tensor, heads: Sequence[Head], expected: tuple[int, int, int]
+) -> None:
+    """Refuse vectors of another shape, or that are no numbers at the heads they are for."""
+    check_shape(field, values, expected)
+    for layer, head in heads:
+        if not bool(torch.isfinite(values[layer, head]).all()):
+            raise Refused(f"{field}: L{layer}H{head} holds NaN or infinity")
+
+
+def listed(heads: Sequence[Head]) -> list[list[int]]:
+    """List heads as JSON knows them."""
+    return [list(head) for head in heads]
+
+
+def digest(values: Tensor) -> str:
+    """Name the numbers of a tensor by their hash."""
+    data = values.detach().cpu().float().contiguous().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()

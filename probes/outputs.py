@@ -1,0 +1,186 @@
+"""Edits of what heads put out: z is scaled, removed, replaced or shifted after the attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.probes.edit import (
+    Edit,
+    Head,
+    check_heads,
+    check_shape,
+    check_vectors,
+    digest,
+    listed,
+)
+
+
+@dataclass(frozen=True)
+class Gate(Edit):
+    """Multiply the output of every head by a number: 1 leaves it, 0 removes it.
+
+    The gradient with respect to ``values`` at 1 is the first-order importance of the heads
+    (Michel et al. 2019, head importance by gate gradient).
+
+    Attributes
+    ----------
+    values
+        One number per head, dims layer, head; may require a gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> gate = Gate(torch.tensor([[1.0, 0.0]]))
+    >>> gate.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 0.0]
+    """
+
+    values: Float[Tensor, "layer head"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Scale the heads of one layer."""
+        return z * self.values[layer].to(z)[:, None, None]
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse gates whose shape is not layers × heads."""
+        check_shape("Gate.values", self.values, (layers, heads))
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit and its gates."""
+        return {"edit": "Gate", "values": self.values.detach().cpu().tolist()}
+
+
+@dataclass(frozen=True)
+class Ablate(Edit):
+    """Set the output of some heads to zero.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Ablate(heads=((0, 1),)).apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 0.0]
+    """
+
+    heads: Sequence[Head]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Zero the named heads of one layer."""
+        rows = [head for at, head in self.heads if at == layer]
+        return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse heads that the model does not have."""
+        check_heads("Ablate.heads", self.heads, layers, heads)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit and its heads."""
+        return {"edit": "Ablate", "heads": listed(self.heads)}
+
+
+@dataclass(frozen=True)
+class Replace(Edit):
+    """Put a fixed vector in place of the output of some heads, at every position.
+
+    With the mean of ``z`` over a reference set this is mean ablation.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+    values
+        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> edit = Replace(heads=((0, 1),), values=torch.full((1, 2, 1), 5.0))
+    >>> edit.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 5.0]
+    """
+
+    heads: Sequence[Head]
+    values: Float[Tensor, "layer head size"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Replace the named heads of one layer."""
+        rows = [head for at, head in self.heads if at == layer]
+        if not rows:
+            return z
+        fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
+        chosen = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
+        chosen[rows] = True
+        return torch.where(chosen[:, None, None], fixed, z)
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse heads that the model does not have and vectors of another shape."""
+        check_heads("Replace.heads", self.heads, layers, heads)
+        check_vectors("Replace.values", self.values, self.heads, (layers, heads, size))
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit, its heads and a digest of the vectors."""
+        return {
+            "edit": "Replace",
+            "heads": listed(self.heads),
+            "values_sha256": digest(self.values),
+        }
+
+
+@dataclass(frozen=True)
+class Offset(Edit):
+    """Add a fixed vector to the output of some heads, at every position.
+
+    What LoFiT learns for a few heads (Yin et al. 2024), and steering head by head.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+    values
+        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> edit = Offset(heads=((0, 1),), values=torch.full((1, 2, 1), 5.0))
+    >>> edit.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 6.0]
+    """
+
+    heads: Sequence[Head]
+    values: Float[Tensor, "layer head size"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Shift the named heads of one layer."""
+        rows = [head for at, head in self.heads if at == layer]
+        if not rows:
+            return z
+        chosen = torch.zeros(z.shape[1], dtype=z.dtype, device=z.device)
+        chosen[rows] = 1.0
+        return z + (chosen[:, None] * self.values[layer].to(z))[:, None, :]
+
+    def check(self, layers: int, heads: int, size: int) -> None:
+        """Refuse heads that the model does not have and vectors of another shape."""
+        check_heads("Offset.heads", self.heads, layers, heads)
+        check_vectors("Offset.values", self.values, self.heads, (layers, heads, size))
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit, its heads and a digest of the vectors."""
+        return {"edit": "Offset", "heads": listed(self.heads), "values_sha256": digest(self.values)}
