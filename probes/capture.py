@@ -109,7 +109,8 @@ def capture(
     kv_head, query or key, size. Coords: layer, head, kv_head, kv_group (the kv head that a head
     reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
     smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
-    is none). Attrs carry the provenance.
+    is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
+    sum to less than 1, and ``sink_mass`` is the rest. Attrs carry the provenance.
 
     Raises
     ------
@@ -200,6 +201,7 @@ def _provenance(
         "horizon": list(recording.horizon),
         "last": recording.last,
         "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
+        "reweighted": recording.reweighted,
         "convention": CONVENTION,
         "headscope": version("headscope"),
     }

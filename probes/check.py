@@ -168,8 +168,11 @@ def _compare_statistics(
         seen &= at[None, :] <= at[:, None]
     if call.window is not None:
         seen &= at[None, :] > at[:, None] - call.window
+    # A learned sink is an outcome that eager attention does not return.
+    rest = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
+    shares = weights if call.sinks is None else torch.cat((weights, rest), dim=-1)
     expected = {
-        "entropy": -(weights * weights.clamp_min(1e-300).log()).sum(-1),
+        "entropy": -(shares * shares.clamp_min(1e-300).log()).sum(-1),
         "max_weight": weights.max(-1).values,
         "first_mass": weights[..., 0],
         "received": weights.sum(-2) / seen.sum(-2),

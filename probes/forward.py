@@ -16,7 +16,6 @@ from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 from headscope.probes.edit import Edit
 from headscope.probes.seam import Call, installed
 
@@ -48,18 +47,12 @@ class Reader:
     edits: Sequence[Edit] = ()
     take: Take | None = None
     layers: list[int] = field(default_factory=list)
+    reweighted: bool = False
 
     def __call__(self, call: Call) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
         inputs = (call.query, call.key, call.value)
-        variant = Variant(
-            scale=call.scale,
-            causal=call.causal,
-            window=call.window,
-            softcap=call.softcap,
-            key_mask=call.key_mask,
-            edits=self._inside(call),
-        )
+        variant = call.variant(self._inside(call))
         outputs: dict[str, Tensor] = {}
         if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
             z = attend_differentiable(*inputs, variant)
@@ -78,7 +71,10 @@ class Reader:
         shape = (*call.query.shape[:3], call.key.shape[2])
         found = [edit.inside(call.layer, shape) for edit in self.edits]
         given = [one for one in found if one is not None]
-        return functools.reduce(Edits.then, given) if given else None
+        if not given:
+            return None
+        self.reweighted = True
+        return functools.reduce(Edits.then, given)
 
 
 def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, head: bool) -> Tensor:

@@ -42,8 +42,8 @@ def pattern(
     Raises
     ------
     Refused
-        Where q, k or lse are missing, the head or prompt does not exist, the window is empty or
-        larger than 2048 × 2048.
+        Where q, k or lse are missing, weights were edited, the head or prompt does not exist, the
+        window is empty or larger than 2048 × 2048.
 
     Examples
     --------
@@ -59,6 +59,11 @@ def pattern(
                 f"capture: no {name}; a pattern needs capture(..., stats=('lse', ...), "
                 "keep=('q', 'k'))"
             )
+    if capture.attrs.get("reweighted"):
+        raise Refused(
+            "edits: the weights of this capture were edited, and q, k and lse do not tell how; "
+            "capture stats=('pattern',) with the same edits"
+        )
     one = _pick(capture, layer, head, prompt)
     length = int(one("length"))
     rows = _positions("queries", queries, length)

@@ -60,6 +60,8 @@ class Recording:
     per_layer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     found: named_spans.Spans | None = None
+    sinks: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    reweighted: bool = False
 
     def record(self, batch_tokens: int, progress: Callable[[int, int], None] | None) -> None:
         """Run all prompts, in batches of one length, and fill the arrays."""
@@ -158,6 +160,8 @@ class Recording:
                     self._write(name, rows, call.layer, kept[name])
             self.per_layer["logit_scale"][call.layer] = call.scale
             self.per_layer["causal"][call.layer] = call.causal
+            if call.sinks is not None:
+                self.sinks[call.layer] = call.sinks.cpu().numpy()
             for name, value in (("window", call.window), ("softcap", call.softcap)):
                 if value is not None:
                     self.per_layer[name][call.layer] = value
@@ -168,6 +172,7 @@ class Recording:
                 run(self.model, ids, reader, head=False)
         else:
             run(self.model, ids, reader, head=False)
+        self.reweighted = self.reweighted or reader.reweighted
 
     def _write(self, name: str, rows: Sequence[int], at: int, values: Tensor) -> None:
         found = values.detach().to("cpu", torch.float32).numpy()
@@ -227,6 +232,12 @@ class Recording:
             **{name: ("layer", values) for name, values in self.per_layer.items()},
             "causal": ("layer", self.per_layer["causal"] > 0),
         }
+        if self.sinks:
+            # NaN where a layer has none.
+            logits = np.full((model.layers, model.heads), np.nan, dtype=np.float32)
+            for layer, values in self.sinks.items():
+                logits[layer] = values
+            coords["sink_logit"] = (("layer", "head"), logits)
         used = {dim for dims in self.layout.values() for dim in dims}
         if "kv_head" in used:
             coords["kv_head"] = np.arange(model.kv_heads)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
+from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
+from headscope.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -60,6 +62,19 @@ class Call:
     window: int | None
     softcap: float | None
     key_mask: Bool[Tensor, "batch key"] | None
+    sinks: Float[Tensor, " head"] | None = None
+
+    def variant(self, edits: Edits | None = None) -> Variant:
+        """Say how the scores of this layer become weights."""
+        return Variant(
+            scale=self.scale,
+            causal=self.causal,
+            window=self.window,
+            softcap=self.softcap,
+            key_mask=self.key_mask,
+            sinks=self.sinks,
+            edits=edits,
+        )
 
 
 Receiver = Callable[[Call], Tensor]
@@ -68,7 +83,19 @@ Receiver = Callable[[Call], Tensor]
 @dataclass
 class _Session:
     receive: Receiver
-    masks: set[tuple[bool, int | None]]
+    root: nn.Module
+    masks: set[tuple[bool, int | None]] = field(default_factory=set)
+    numbers: dict[int, int] = field(default_factory=dict)
+
+    def layer(self, module: nn.Module) -> int:
+        """Number an attention module: by its own word, or by its place among its like."""
+        given = getattr(module, "layer_idx", None)
+        if given is not None:
+            return int(given)
+        if id(module) not in self.numbers:
+            like = [part for part in self.root.modules() if type(part) is type(module)]
+            self.numbers.update({id(part): number for number, part in enumerate(like)})
+        return self.numbers[id(module)]
 
 
 _session: ContextVar[_Session | None] = ContextVar("headscope_session", default=None)
@@ -96,7 +123,7 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
 
             stack.enter_context(unwrapped(model.bridge))
         stack.enter_context(using(model.module, NAME))
-        token = _session.set(_Session(receive, set()))
+        token = _session.set(_Session(receive, model.module))
         stack.callback(_session.reset, token)
         yield
 
@@ -145,7 +172,7 @@ def _attend(
             f"attention: {type(module).__name__} is set to {NAME!r} outside a capture; "
             "set_attn_implementation('sdpa') puts it back"
         )
-    call = _read(module, query, key, value, attention_mask, fields)
+    call = _read(module, session.layer(module), query, key, value, attention_mask, fields)
     _compare_with_masks(call, session.masks)
     z = session.receive(call)
     return z.to(query.dtype).transpose(1, 2).contiguous(), None
@@ -153,6 +180,7 @@ def _attend(
 
 def _read(
     module: nn.Module,
+    layer: int,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -160,15 +188,13 @@ def _read(
     fields: dict[str, Any],
 ) -> Call:
     where = type(module).__name__
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
-        raise Refused(f"layer_idx: {where} does not say which layer it is; this model is refused")
     if fields.pop("dropout", 0.0):
         raise Refused(f"dropout: {where} asks for dropout; call model.eval() first")
     scaling = fields.pop("scaling", None)
     window = fields.pop("sliding_window", None)
     softcap = fields.pop("softcap", None)
     causal = fields.pop("is_causal", None)
+    sinks = fields.pop("s_aux", None)
     unknown = [name for name, given in fields.items() if given is not None]
     for name in sorted(set(unknown) - HARMLESS):
         raise Refused(
@@ -181,7 +207,7 @@ def _read(
             "a mask over the keys (batch, key) is known"
         )
     return Call(
-        layer=int(layer),
+        layer=layer,
         module=module,
         query=query,
         key=key,
@@ -191,6 +217,7 @@ def _read(
         window=int(window) if window is not None else None,
         softcap=float(softcap) if softcap is not None else None,
         key_mask=mask.bool() if mask is not None else None,
+        sinks=sinks.detach().float() if sinks is not None else None,
     )
 
 

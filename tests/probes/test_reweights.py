@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from headscope.kernels.refusal import Refused
-from headscope.probes import capture, load_model
+from headscope.probes import capture, load_model, pattern
 from headscope.probes.edits import (
     Ablate,
     FixPattern,
@@ -153,6 +153,9 @@ def test_a_capture_shows_the_edited_weights(tiny: Any, ids: Any) -> None:
     other = found.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17]
     assert (other > 0).all()
     assert '"edit": "Window"' in found.attrs["edits"]
+    kept = capture(model, [ids(9)], keep=("q", "k"), edits=(WINDOW,))
+    with pytest.raises(Refused, match="edits: the weights of this capture were edited"):
+        pattern(kept, layer=0, head=0)
 
 
 @pytest.mark.parametrize(

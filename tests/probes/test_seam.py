@@ -95,7 +95,7 @@ def test_threads_take_turns(tiny: Any, ids: Any) -> None:
     assert model.module.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("field", ["position_bias", "alibi", "s_aux", "something_new"])
+@pytest.mark.parametrize("field", ["position_bias", "alibi", "something_new"])
 def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
     layer = tiny("llama").model.layers[1].self_attn
     tensors = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
@@ -128,11 +128,6 @@ def test_dropout_and_dense_masks_are_refused(
         installed(load_model(tiny("llama")), fail),
     ):
         attention(layer, *tensors, mask, **fields)
-
-
-def test_a_learned_sink_is_refused_at_load(tiny: Any) -> None:
-    with pytest.raises(Refused, match=r"^s_aux: GptOssAttention \(layer 0\)"):
-        load_model(tiny("gpt_oss"))
 
 
 def test_a_model_outside_the_interface_is_refused(tiny: Any) -> None:
