@@ -66,7 +66,10 @@ class Call:
 
     def variant(self, edits: Edits | None = None) -> Variant:
         """Say how the scores of this layer become weights."""
+        # Without causal order the kernels cannot tell that queries and keys are the same tokens.
+        same = not self.causal and self.query.shape[2] == self.key.shape[2]
         return Variant(
+            query_mask=self.key_mask if same else None,
             scale=self.scale,
             causal=self.causal,
             window=self.window,
@@ -263,7 +266,8 @@ def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool,
 
 def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None:
     """Refuse a layer whose flags do not describe any mask that the model has built."""
-    if not masks:
+    # To a single query, causal order and none look alike.
+    if not masks or call.query.shape[2] == 1:
         return
     narrow = call.window if call.window and call.key.shape[2] > call.window else None
     if (call.causal, narrow) not in masks:

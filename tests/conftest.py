@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write", action="store_true", help="write the tables that tests make")
     parser.addoption("--seeds", action="store_true", help="print seed row -> passing tests")
 
 

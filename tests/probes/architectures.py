@@ -1,0 +1,175 @@
+"""Every architecture that users ask for, tiny and with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+SMALL_HEADS = {**SHAPE, "head_dim": 8}
+WIDE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {**WIDE, **ENDS},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+        **ENDS,
+    },
+    "gpt_neox": {name: value for name, value in SHAPE.items() if "key_value" not in name},
+    "gptj": {**WIDE, "rotary_dim": 4, **ENDS},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+        "word_embed_proj_dim": 32,
+        "pad_token_id": 1,
+    },
+    "phi": SHAPE,
+    "phi3": SHAPE,
+    "llama": SHAPE,
+    "mistral": {**SHAPE, "sliding_window": 8},
+    "mixtral": {**SHAPE, **EXPERTS},
+    "qwen2": SHAPE,
+    "qwen3": SMALL_HEADS,
+    "qwen3_moe": {
+        **SMALL_HEADS,
+        "num_experts": 2,
+        "moe_intermediate_size": 16,
+        "num_experts_per_tok": 1,
+    },
+    "gemma": SMALL_HEADS,
+    "gemma2": {**SMALL_HEADS, "sliding_window": 8, "attn_logit_softcapping": 1.5},
+    "gemma3_text": {**SMALL_HEADS, "sliding_window": 8},
+    "gpt_oss": {
+        **SMALL_HEADS,
+        **EXPERTS,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default"},
+    },
+    "olmo2": SHAPE,
+    "deepseek_v3": {
+        **SHAPE,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+        "n_routed_experts": 2,
+        "moe_intermediate_size": 16,
+        "num_experts_per_tok": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "falcon": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        **ENDS,
+    },
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": 64},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64},
+    "bert": SHAPE,
+    "roberta": {**SHAPE, "pad_token_id": 1},
+    "distilbert": {
+        "dim": 32,
+        "hidden_dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+    },
+    "clip_text_model": {**SHAPE, "eos_token_id": 63},
+    "vit": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+    "t5": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 64,
+        "decoder_start_token_id": 0,
+    },
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+    },
+}
+MASKED = ("bert", "roberta", "distilbert")
+PLAIN = ("clip_text_model", "vit", "t5", "bart")
+
+
+def build(family: str) -> Any:
+    """Make a model of a family with random weights, the same every time."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, **CONFIGS[family])
+    auto = transformers.AutoModelForCausalLM
+    if family in MASKED:
+        auto = transformers.AutoModelForMaskedLM
+    if family in PLAIN:
+        auto = transformers.AutoModel
+    torch.manual_seed(5)
+    model = auto.from_config(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # The initial weights are small, so that attention is all but uniform.
+            if weight.ndim == 2 and any(part in name for part in ("attn", "attention")):
+                weight.mul_(8.0)
+            if name.endswith("sinks"):
+                weight.copy_(torch.linspace(-1.0, 2.0, len(weight)))
+    return model
+
+
+def eager(
+    module: Any, ids: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a model's own eager attention: its output and the weights of every layer."""
+    before = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            result = module(input_ids=ids, attention_mask=mask, output_attentions=True)
+    finally:
+        module.set_attn_implementation(before)
+    return result[0], result.attentions

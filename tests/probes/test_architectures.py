@@ -1,0 +1,230 @@
+"""What each architecture can do, found out by trying; the table in the docs is made of this."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
+from headscope.probes import capture, load_model
+from headscope.probes.edits import FixPattern, Gate, KnockOut
+from headscope.probes.forward import Reader
+from headscope.probes.model import Model
+from headscope.probes.seam import Call, installed
+
+TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
+TOLERANCE = 5e-5
+COLUMNS = ("capture", "padding", "gradients", "edits", "TransformerBridge")
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+architectures = _load("architectures")
+
+
+def draw(length: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, 62, (2, length), generator=generator)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(
+        found.double(), expected.double(), rtol=0, atol=TOLERANCE, equal_nan=True
+    )
+
+
+def entropy(weights: Tensor, sinks: bool) -> Tensor:
+    weights = weights.double()
+    if sinks:
+        rest = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
+        weights = torch.cat((weights, rest), dim=-1)
+    return -torch.xlogy(weights, weights).sum(-1)
+
+
+def try_capture(model: Model, module: Any) -> str:
+    """Compare statistics and output with eager attention at odd lengths."""
+    for length in (1, 9, 33):
+        ids = draw(length)
+        found = capture(model, ids.tolist(), stats=("entropy", "received", "max_weight"))
+        _, weights = architectures.eager(module, ids)
+        for layer, one in enumerate(weights):
+            at = {"layer": layer}
+            sinks = "sink_logit" in found.coords
+            close(torch.from_numpy(found["entropy"].isel(at).values), entropy(one, sinks))
+            close(torch.from_numpy(found["max_weight"].isel(at).values), one.amax(-1))
+    return "yes"
+
+
+def through(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run padded prompts through the seam: the output, and every layer's entropy."""
+    found: dict[int, Tensor] = {}
+
+    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+        found[call.layer] = outputs["entropy"]
+
+    reader = Reader(Request(stats=("entropy",)), take=take)
+    with torch.no_grad(), installed(model, reader):
+        output = model.module(input_ids=ids, attention_mask=mask)[0]
+    return output, found
+
+
+def try_padding(model: Model, module: Any) -> str:
+    """Compare padded prompts with eager attention, at the tokens that are real."""
+    ids = draw(21)
+    sides = {"left": torch.arange(21) >= 6, "right": torch.arange(21) < 15}
+    for side, kept in sides.items():
+        mask = torch.ones_like(ids)
+        mask[0] = kept.long()
+        output, found = through(model, ids, mask)
+        own, weights = architectures.eager(module, ids, mask)
+        real = mask.bool()
+        close(output[real], own[real])
+        for layer, one in enumerate(weights):
+            sinks = hasattr(module.config, "layer_types") and "Oss" in type(module).__name__
+            expected = entropy(one, sinks).transpose(1, 2)[real]
+            close(found[layer].transpose(1, 2)[real], expected)
+            assert found[layer].transpose(1, 2)[~real].isnan().all(), side
+    return "left, right"
+
+
+def output_of(model: Model, ids: Tensor, *edits: Any) -> Tensor:
+    with installed(model, Reader(Request(stats=()), edits)):
+        result: Tensor = model.module(input_ids=ids)[0]
+    return result
+
+
+def try_gradients(model: Model, module: Any) -> str:
+    """Compare the gradient of a gate with a finite difference."""
+    ids = draw(9)[:1]
+    direction = torch.randn(output_of(model, ids).shape, generator=torch.Generator().manual_seed(1))
+
+    def score(values: Tensor) -> Tensor:
+        return (output_of(model, ids, Gate(values)).double() * direction).sum()
+
+    gates = torch.ones(model.layers, model.heads, requires_grad=True)
+    try:
+        (gradient,) = torch.autograd.grad(score(gates), gates)
+    except Refused as refusal:
+        return f"no: {str(refusal).partition(':')[0]}"
+    step = torch.zeros_like(gates)
+    step[0, 1] = 1e-2
+    with torch.no_grad():
+        slope = (score(gates + step) - score(gates - step)) / 2e-2
+    torch.testing.assert_close(gradient[0, 1].double(), slope, rtol=2e-2, atol=1e-3)
+    assert gradient.abs().min() > 0
+    return "yes"
+
+
+def try_edits(model: Model, module: Any) -> str:
+    """Fix a head to its own pattern, which changes nothing; then knock a key out."""
+    ids = draw(9)[:1]
+    with torch.no_grad():
+        plain = output_of(model, ids)
+        own = capture(model, ids.tolist(), stats=("pattern",))["pattern"].values[0, 1, 2]
+        whole = bool(abs(own.sum(-1) - 1.0).max() < 1e-4)
+        if whole:  # a learned sink keeps a part, which a pattern of keys cannot say
+            fixed = FixPattern(head=(1, 2), values=torch.from_numpy(own.copy()))
+            close(output_of(model, ids, fixed), plain)
+        gone = output_of(model, ids, KnockOut(heads=((1, 2),), keys=(0,)))
+    assert (gone - plain).abs().max() > 1e-4
+    return "yes"
+
+
+def try_bridge(model: Model, module: Any, words: Any) -> str:
+    """Boot a TransformerBridge around the model, and capture through it."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    ids = draw(9)
+    plain = capture(model, ids.tolist(), stats=("entropy",))["entropy"].values
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            "tiny", hf_model=module, tokenizer=words, dtype=torch.float32
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        return f"TransformerLens: {type(error).__name__}"
+    try:
+        found = capture(load_model(bridge), ids.tolist(), stats=("entropy",))["entropy"].values
+    except Refused as refusal:
+        return f"refused: {refusal}"
+    close(torch.from_numpy(found), torch.from_numpy(plain))
+    return "yes"
+
+
+def trial(family: str, words: Any) -> dict[str, str]:
+    """Try everything with one architecture; the cells of its row."""
+    module = architectures.build(family).requires_grad_(False)
+    try:
+        model = load_model(module)
+    except Refused as refusal:
+        reason = str(refusal).removeprefix("model: ").partition(",")[0].partition(";")[0]
+        return {"capture": f"refused: {reason}", **dict.fromkeys(COLUMNS[1:], "–")}
+    return {
+        "capture": try_capture(model, module),
+        "padding": try_padding(model, module),
+        "gradients": try_gradients(model, module),
+        "edits": try_edits(model, module),
+        "TransformerBridge": try_bridge(model, module, words),
+    }
+
+
+HEAD = """# Architectures
+
+Written by `pytest tests/probes/test_architectures.py --write`: each row is what a tiny model of the
+architecture with random weights did in the tests, against Hugging Face's eager attention in float32
+(statistics and output within 5e-5 at 1, 9 and 33 tokens). A test compares this file with what it
+finds, so it cannot lie.
+
+- **capture**: through the fused seam, or why the architecture is refused.
+- **padding**: sides on which a batch may be padded.
+- **gradients**: the gradient of head gates equals finite differences.
+- **edits**: a fixed pattern and a knock-out inside the attention do what they say.
+- **TransformerBridge**: capture through TransformerLens gives the same numbers; else who says no.
+
+"""
+
+
+def row(family: str, cells: dict[str, str]) -> str:
+    return f"| {family} | " + " | ".join(cells[column] for column in COLUMNS) + " |"
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The committed rows; with --write, what the tests find becomes the file."""
+    written = TABLE.read_text().splitlines() if TABLE.exists() else []
+    rows = {line.split("|")[1].strip(): line for line in written if line.startswith("| ")}
+    yield rows
+    if request.config.getoption("--write"):
+        head = f"| architecture | {' | '.join(COLUMNS)} |"
+        lines = [head, "|" + "---|" * (len(COLUMNS) + 1)]
+        lines += [rows[family] for family in architectures.CONFIGS]
+        TABLE.write_text(HEAD + "\n".join(lines) + "\n")
+
+
+@pytest.mark.seed("F5", "F6")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", architectures.CONFIGS)
+def test_the_table_says_what_an_architecture_does(
+    family: str, words: Any, table: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    found = row(family, trial(family, words))
+    if request.config.getoption("--write"):
+        table[family] = found
+    assert table.get(family) == found, "run pytest tests/probes/test_architectures.py --write"
+
+
+def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
+    assert set(table) - {"architecture"} == set(architectures.CONFIGS)
