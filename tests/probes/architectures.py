@@ -151,6 +151,7 @@ def build(family: str) -> Any:
         auto = transformers.AutoModel
     torch.manual_seed(5)
     model = auto.from_config(config).eval()
+    model.config.architectures = [type(model).__name__]  # as a saved model has it
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # The initial weights are small, so that attention is all but uniform.
