@@ -155,7 +155,7 @@ def capture(
     )
     recording.record(batch_tokens, progress)
     dataset = recording.dataset()
-    dataset.attrs.update(_provenance(known, given, recording, edits))
+    dataset.attrs.update(provenance(known, given, recording, edits))
     return dataset
 
 
@@ -176,12 +176,13 @@ def _names(stats: Sequence[str], keep: Sequence[str]) -> tuple[tuple[str, ...], 
     return wanted, tuple(kept)
 
 
-def _provenance(
+def provenance(
     model: Model,
     prompts: Prompts,
     recording: Recording,
     edits: Sequence[Edit],
 ) -> dict[str, Any]:
+    """Say where a recording comes from, for its attrs."""
     return {
         "model": model.name,
         "revision": model.revision,

@@ -60,6 +60,7 @@ class Recording:
     per_layer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     found: named_spans.Spans | None = None
+    labels: dict[str, Sequence[str]] = field(default_factory=dict)
     sinks: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     reweighted: bool = False
 
@@ -71,7 +72,7 @@ class Recording:
         if "span_mass" in self.stats:
             self.found = named_spans.collect(self.spans, self.prompts)
         self._request(None, ())  # refuses bad options before anything is allocated
-        self._allocate()
+        self.allocate()
         done, total = 0, len(self.prompts.ids)
         with torch.no_grad():
             for rows in batches(self.prompts.ids, batch_tokens):
@@ -82,7 +83,8 @@ class Recording:
                 if progress is not None:
                     progress(done, total)
 
-    def _allocate(self) -> None:
+    def allocate(self) -> None:
+        """Make the arrays, NaN everywhere."""
         model = self.model
         longest = max(map(len, self.prompts.ids))
         tiles = -(-longest // self.tile)
@@ -122,6 +124,7 @@ class Recording:
         declared = [statistics.load(name).labels for name in self.stats]
         labels = {dim: of(request, longest) for one in declared for dim, of in one.items()}
         named = {"target": self.names, "span": self.found.names if self.found else []}
+        named.update({dim: list(names) for dim, names in self.labels.items()})
         return {dim: named.get(dim, places) for dim, places in labels.items()}
 
     def _request(self, packed: npt.NDArray[np.int64] | None, rows: Sequence[int]) -> Request:
@@ -158,13 +161,7 @@ class Recording:
             for name in self.keep:
                 if name in kept:
                     self._write(name, rows, call.layer, kept[name])
-            self.per_layer["logit_scale"][call.layer] = call.scale
-            self.per_layer["causal"][call.layer] = call.causal
-            if call.sinks is not None:
-                self.sinks[call.layer] = call.sinks.cpu().numpy()
-            for name, value in (("window", call.window), ("softcap", call.softcap)):
-                if value is not None:
-                    self.per_layer[name][call.layer] = value
+            self.note(call)
 
         reader = Reader(request, self.edits, take)
         if "resid" in self.keep:
@@ -173,6 +170,16 @@ class Recording:
         else:
             run(self.model, ids, reader, head=False)
         self.reweighted = self.reweighted or reader.reweighted
+
+    def note(self, call: Call) -> None:
+        """Keep what holds for a whole layer."""
+        self.per_layer["logit_scale"][call.layer] = call.scale
+        self.per_layer["causal"][call.layer] = call.causal
+        if call.sinks is not None:
+            self.sinks[call.layer] = call.sinks.cpu().numpy()
+        for name, value in (("window", call.window), ("softcap", call.softcap)):
+            if value is not None:
+                self.per_layer[name][call.layer] = value
 
     def _write(self, name: str, rows: Sequence[int], at: int, values: Tensor) -> None:
         found = values.detach().to("cpu", torch.float32).numpy()
