@@ -36,7 +36,8 @@ def capture_run(
     Parameters
     ----------
     folder
-        Folder of the run; made when everything has been captured, never before.
+        Folder of the run, one only when everything has been captured; an interrupted capture of
+        the same prompts goes on where it was.
     source
         What `load_model` takes: a name or a folder.
     task
@@ -70,10 +71,15 @@ def capture_run(
     else:
         given = texts
     report = None if progress is None else partial(progress, "capture")
-    captured = capture(model, given, stats=needed(), progress=report)
+    growing = run.prepare(folder, replace=overwrite)
+    captured = capture(
+        model, given, stats=needed(), out=growing, overwrite=overwrite, progress=report
+    )
     origin = "" if prompts is None else str(prompts)
     options = {"number": len(captured["prompt"]), "source": source}
-    return run.create(folder, captured, prompts=origin, options=options, replace=overwrite)
+    return run.create(
+        folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
+    )
 
 
 def needed() -> tuple[str, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -50,6 +52,8 @@ def capture(
     horizon: tuple[int, int] = (1, 64),
     last: int = 64,
     batch_tokens: int = 8192,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """Record statistics of every head's attention in one pass, without any N×N map.
@@ -99,6 +103,12 @@ def capture(
         Number of last queries in ``received_last``.
     batch_tokens
         Tokens in one forward pass, at most, or one prompt.
+    out
+        File to write to as the capture goes (its folder is made), for captures larger than memory; the Dataset then
+        reads from it. An interrupted capture of the same prompts and options is taken up where it
+        was, with the same result.
+    overwrite
+        Replace the file, and drop half a file of another capture.
     progress
         Called with the number of prompts done and their total.
 
@@ -116,7 +126,7 @@ def capture(
     ------
     Refused
         For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
-        fit, a model that is refused at load or gives NaN.
+        fit, a model that is refused at load or gives NaN, a file that cannot be written.
 
     Examples
     --------
@@ -153,10 +163,41 @@ def capture(
         last=int(last),
         spans=spans,
     )
+    if out is not None:
+        return _to_file(recording, Path(out), batch_tokens, overwrite, progress)
+    recording.allocate()
     recording.record(batch_tokens, progress)
     dataset = recording.dataset()
     dataset.attrs.update(provenance(known, given, recording, edits))
     return dataset
+
+
+def _to_file(
+    recording: Recording,
+    out: Path,
+    batch_tokens: int,
+    overwrite: bool,
+    progress: Callable[[int, int], None] | None,
+) -> xr.Dataset:
+    """Fill a file batch by batch, or what an earlier run has left to fill."""
+    from headscope.probes import store, stream
+
+    if out.exists() and not overwrite:
+        raise Refused(f"out: {out} exists; choose another file, or overwrite=True")
+    recording.lay_out()
+    skeleton = recording.dataset()
+    skeleton.attrs.update(
+        provenance(recording.model, recording.prompts, recording, recording.edits)
+    )
+    skeleton.attrs["batch_tokens"] = int(batch_tokens)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"out: {out.parent} cannot be written: {error.strerror}") from error
+    growing = stream.begin(out, skeleton, recording.shapes, replace=overwrite)
+    recording.record(batch_tokens, progress, growing)
+    growing.finish()
+    return store.load(out, mapped=True)
 
 
 def _names(stats: Sequence[str], keep: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -47,7 +47,6 @@ class Reader:
     edits: Sequence[Edit] = ()
     take: Take | None = None
     layers: list[int] = field(default_factory=list)
-    reweighted: bool = False
 
     def __call__(self, call: Call) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
@@ -71,10 +70,7 @@ class Reader:
         shape = (*call.query.shape[:3], call.key.shape[2])
         found = [edit.inside(call.layer, shape) for edit in self.edits]
         given = [one for one in found if one is not None]
-        if not given:
-            return None
-        self.reweighted = True
-        return functools.reduce(Edits.then, given)
+        return functools.reduce(Edits.then, given) if given else None
 
 
 def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, head: bool) -> Tensor:

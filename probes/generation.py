@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from headscope.probes.edit import Edit
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "topk_key")
-SPANS = ("prompt", "generated")
 
 Array = npt.NDArray[np.float32]
 
@@ -141,9 +140,7 @@ def generate(
         k=int(k),
         horizon=(1, 64),
         last=64,
-        spans=None,
-        labels={"span": SPANS},
-        reweighted=any(one.reweighted for one in runs),
+        spans=_spans(runs),
     )
     recording.allocate()
     for row, one in enumerate(runs):
@@ -178,7 +175,6 @@ class Steps:
     start: int
     edits: tuple[Edit, ...]
     ids: tuple[int, ...] = ()
-    reweighted: bool = False
     layers: dict[int, Call] = field(default_factory=dict)
     rows: list[tuple[Call, dict[str, Array]]] = field(default_factory=list)
 
@@ -210,10 +206,7 @@ class Steps:
         """Answer one layer at one step, and keep its rows."""
         keys = call.key.shape[2]
         spans = (torch.arange(keys) >= self.start).long()[None]
-        reader = Reader(self.request(spans), self.edits, self._take)
-        z = reader(call)
-        self.reweighted = self.reweighted or reader.reweighted
-        return z
+        return Reader(self.request(spans), self.edits, self._take)(call)
 
     def _take(self, call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
         self.layers[call.layer] = call
@@ -256,6 +249,13 @@ def _seers(call: Call) -> npt.NDArray[np.float64]:
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
     counted: npt.NDArray[np.float64] = visibility.seers[0].cpu().double().numpy()
     return counted
+
+
+def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
+    return {
+        "prompt": [list(range(one.start)) for one in runs],
+        "generated": [list(range(one.start, len(one.ids))) for one in runs],
+    }
 
 
 def _names(stats: Sequence[str]) -> tuple[str, ...]:

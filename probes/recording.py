@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes import spans as named_spans
 from headscope.probes import targets as rules
+from headscope.probes.edit import Edit
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import Prompts, batches
+from headscope.probes.residual import watching
 from headscope.probes.seam import Call
 
 if TYPE_CHECKING:
-    from headscope.probes.edit import Edit
     from headscope.probes.model import Model
+    from headscope.probes.stream import Stream
 
 KEPT = {
     "q": ("Queries, after their rotation", ("head", "query", "size")),
@@ -57,34 +58,64 @@ class Recording:
     spans: Any
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     layout: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    keys: list[list[rules.Keys]] = field(default_factory=list)
     per_layer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     found: named_spans.Spans | None = None
-    labels: dict[str, Sequence[str]] = field(default_factory=dict)
     sinks: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
-    reweighted: bool = False
 
-    def record(self, batch_tokens: int, progress: Callable[[int, int], None] | None) -> None:
-        """Run all prompts, in batches of one length, and fill the arrays."""
-        keys: list[list[rules.Keys]] = []
+    def prepare(self) -> None:
+        """Find targets and spans, and refuse bad options before anything is allocated."""
         if "target_mass" in self.stats:
-            self.names, keys = rules.collect(self.targets, self.prompts)
+            self.names, self.keys = rules.collect(self.targets, self.prompts)
         if "span_mass" in self.stats:
             self.found = named_spans.collect(self.spans, self.prompts)
-        self._request(None, ())  # refuses bad options before anything is allocated
-        self.allocate()
+        self._request(None, ())
+        self._shapes()
+
+    def allocate(self) -> None:
+        """Make the arrays in memory, NaN everywhere."""
+        self.prepare()
+        for name, shape in self.shapes.items():
+            self.arrays[name] = np.full(shape, np.nan, dtype=np.float32)
+
+    def lay_out(self) -> None:
+        """Stand in for the arrays, and ask the model what holds for its layers, in one token."""
+        self.prepare()
+        for name, shape in self.shapes.items():
+            self.arrays[name] = np.broadcast_to(np.float32(np.nan), shape)
+        probe = torch.tensor([self.prompts.ids[0][:1]])
+        with torch.no_grad():
+            take = Reader(Request(stats=()), (), lambda call, outputs, z: self.note(call))
+            run(self.model, probe, take, head=False)
+
+    def record(
+        self,
+        batch_tokens: int,
+        progress: Callable[[int, int], None] | None,
+        stream: Stream | None = None,
+    ) -> None:
+        """Run all prompts, in batches of one length, and fill the arrays."""
+        if stream is not None:
+            self.arrays = stream.arrays
+        keys = self.keys
         done, total = 0, len(self.prompts.ids)
         with torch.no_grad():
-            for rows in batches(self.prompts.ids, batch_tokens):
+            for number, rows in enumerate(batches(self.prompts.ids, batch_tokens)):
+                if stream is not None and number in stream.done:
+                    done += len(rows)
+                    continue
                 ids = torch.tensor([self.prompts.ids[row] for row in rows])
                 packed = rules.pack([keys[row] for row in rows]) if keys else None
                 self._record_batch(rows, ids, packed)
+                if stream is not None:
+                    stream.commit(number)
                 done += len(rows)
                 if progress is not None:
                     progress(done, total)
 
-    def allocate(self) -> None:
-        """Make the arrays, NaN everywhere."""
+    def _shapes(self) -> None:
         model = self.model
         longest = max(map(len, self.prompts.ids))
         tiles = -(-longest // self.tile)
@@ -116,7 +147,7 @@ class Recording:
 
     def _reserve(self, name: str, dims: tuple[str, ...], sizes: dict[str, int]) -> None:
         self.layout[name] = dims
-        self.arrays[name] = np.full([sizes[dim] for dim in dims], np.nan, dtype=np.float32)
+        self.shapes[name] = tuple(sizes[dim] for dim in dims)
 
     def _labels(self) -> dict[str, Sequence[Any]]:
         """Find the labels along the dims that the statistics bring."""
@@ -124,7 +155,6 @@ class Recording:
         declared = [statistics.load(name).labels for name in self.stats]
         labels = {dim: of(request, longest) for one in declared for dim, of in one.items()}
         named = {"target": self.names, "span": self.found.names if self.found else []}
-        named.update({dim: list(names) for dim, names in self.labels.items()})
         return {dim: named.get(dim, places) for dim, places in labels.items()}
 
     def _request(self, packed: npt.NDArray[np.int64] | None, rows: Sequence[int]) -> Request:
@@ -165,11 +195,10 @@ class Recording:
 
         reader = Reader(request, self.edits, take)
         if "resid" in self.keep:
-            with self._residual(rows):
+            with watching(self.model, partial(self._write, "resid", rows)):
                 run(self.model, ids, reader, head=False)
         else:
             run(self.model, ids, reader, head=False)
-        self.reweighted = self.reweighted or reader.reweighted
 
     def note(self, call: Call) -> None:
         """Keep what holds for a whole layer."""
@@ -187,31 +216,10 @@ class Recording:
         for row, one in zip(rows, found, strict=True):
             self.arrays[name][row, at][corner] = one
 
-    @contextmanager
-    def _residual(self, rows: Sequence[int]) -> Iterator[None]:
-        """Watch what goes into every block, and what comes out of the last."""
-        parts = blocks(self.model)
-
-        def enter(at: int) -> Any:
-            def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
-                self._write("resid", rows, at, args[0] if args else kwargs["hidden_states"])
-
-            return hook
-
-        def leave(part: nn.Module, args: Any, result: Any) -> None:
-            stream = result if isinstance(result, Tensor) else result[0]
-            self._write("resid", rows, len(parts), stream)
-
-        handles = [
-            part.register_forward_pre_hook(enter(at), with_kwargs=True)
-            for at, part in enumerate(parts)
-        ]
-        handles.append(parts[-1].register_forward_hook(leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @property
+    def reweighted(self) -> bool:
+        """Whether an edit changes weights, so that q, k and lse do not tell them."""
+        return any(type(edit).inside is not Edit.inside for edit in self.edits)
 
     def dataset(self) -> xr.Dataset:
         """Lay names, coords and attrs over the arrays; nothing is copied."""
@@ -250,22 +258,6 @@ class Recording:
             coords["kv_head"] = np.arange(model.kv_heads)
         coords.update({dim: np.array(labels) for dim, labels in self._labels().items()})
         return coords
-
-
-def blocks(model: Model) -> list[nn.Module]:
-    """Find the blocks of a model: the entries of its lists of modules that hold attention."""
-    found: dict[int, nn.Module] = {}
-    for group in model.module.modules():
-        if not isinstance(group, nn.ModuleList):
-            continue
-        for block in group:
-            held = [getattr(part, "layer_idx", None) for part in block.modules()]
-            layers = {one for one in held if isinstance(one, int)}
-            if len(layers) == 1:
-                found.setdefault(layers.pop(), block)
-    if sorted(found) != list(range(model.layers)):
-        raise Refused(f"keep: the blocks of {model.name} are not found, so not its residual stream")
-    return [found[layer] for layer in range(model.layers)]
 
 
 def _attrs(name: str) -> dict[str, Any]:

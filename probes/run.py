@@ -18,6 +18,8 @@ from headscope.probes import store
 
 MANIFEST = "manifest.json"
 CAPTURE = "capture.safetensors"
+GROWING = f".{CAPTURE}"
+"""Name of the capture of a run that is not complete yet."""
 RESULTS = "results"
 # Written beside a run by its report, so they belong to it and go with it.
 REPORT = ("report.html", "heads.parquet", "heads.csv", "report.json")
@@ -46,8 +48,8 @@ class Run:
 
     @property
     def capture(self) -> xr.Dataset:
-        """The capture, read from disk."""
-        return store.load(self.path / CAPTURE)
+        """The capture; its numbers stay on disk until they are read."""
+        return store.load(self.path / CAPTURE, mapped=True)
 
     def prompts(self) -> list[list[int]]:
         """Token ids of the prompts, as captured."""
@@ -79,6 +81,7 @@ def create(
     prompts: str = "",
     options: Mapping[str, Any] | None = None,
     replace: bool = False,
+    file: Path | None = None,
 ) -> Run:
     """Make a run folder from a capture; the manifest comes last, so half a run is none.
 
@@ -94,6 +97,8 @@ def create(
         Options of the task or the capture, to be able to repeat it.
     replace
         Replace an earlier run in the folder, its results included.
+    file
+        File in the folder that holds the capture already; it is moved into its place.
 
     Returns
     -------
@@ -120,7 +125,10 @@ def create(
         "options": dict(options or {}),
         "headscope": version("headscope"),
     }
-    store.save(capture, folder / CAPTURE)
+    if file is None:
+        store.save(capture, folder / CAPTURE)
+    else:
+        os.replace(file, folder / CAPTURE)
     store.write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return Run(folder, manifest)
 
@@ -182,6 +190,21 @@ def _clear(folder: Path) -> None:
     old += (folder / RESULTS).glob("*.safetensors")
     for file in old:
         file.unlink(missing_ok=True)
+
+
+def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
+    """Check the folder of a run, and name the file that its capture may grow in.
+
+    Raises
+    ------
+    Refused
+        As `create`.
+    """
+    folder = Path(path)
+    check(folder, replace=replace)
+    # Complete, but a kill came before its manifest: what it belongs to is not known.
+    (folder / GROWING).unlink(missing_ok=True)
+    return folder / GROWING
 
 
 def _make(folder: Path) -> None:

@@ -46,6 +46,24 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.numpy import save_file
 
+    metadata, tensors = describe(dataset)
+    solid = {
+        name: np.ascontiguousarray(values).reshape(values.shape) for name, values in tensors.items()
+    }
+    with replacing(path) as temporary:
+        save_file(solid, temporary, metadata=metadata)
+
+
+def describe(
+    dataset: xr.Dataset,
+) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
+    """Split a Dataset into the header of its file and the tensors.
+
+    Raises
+    ------
+    Refused
+        For a value that cannot be stored.
+    """
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     layout: dict[str, Any] = {"variables": {}, "attrs": dataset.attrs}
     for name, variable in dataset.variables.items():
@@ -57,17 +75,23 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
         if variable.dtype.kind in "UO":
             entry["text"] = _texts(str(name), variable.values)
         elif variable.dtype.str[1:] in KINDS:
-            tensors[str(name)] = np.ascontiguousarray(variable.values).reshape(variable.shape)
+            tensors[str(name)] = variable.values
         else:
             raise Refused(f"{name}: {variable.dtype} has no place in a file; convert it first")
         layout["variables"][str(name)] = entry
-    metadata = {"format": FORMAT, "dataset": _json("dataset", layout)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    return {"format": FORMAT, "dataset": _json("dataset", layout)}, tensors
 
 
-def load(path: str | os.PathLike[str]) -> xr.Dataset:
+def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
     """Read a Dataset that `save` has written.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mapped
+        Leave the numbers on disk until they are read: for captures larger than memory. They are
+        read-only.
 
     Raises
     ------
@@ -84,10 +108,11 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
             if metadata.get("format") != FORMAT:
                 raise Refused(f"path: {path} was not written by headscope, or by another version")
             layout = json.loads(metadata["dataset"])
+            read = _map(path).__getitem__ if mapped else file.get_tensor
             variables = {
                 name: (
                     entry["dims"],
-                    _array(entry["text"]) if "text" in entry else file.get_tensor(name),
+                    _array(entry["text"]) if "text" in entry else read(name),
                     entry["attrs"],
                 )
                 for name, entry in layout["variables"].items()
@@ -100,6 +125,26 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         coords={name: value for name, value in variables.items() if name in coords},
         attrs=layout["attrs"],
     )
+
+
+def _map(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Map every tensor of a safetensors file into memory, to be read when it is asked for."""
+    kinds = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?", "U8": "u1"}
+    kinds |= {f"I{8 * size}": f"<i{size}" for size in (1, 2, 4, 8)}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape, kind = tuple(entry["shape"]), np.dtype(kinds[entry["dtype"]])
+        if entry["data_offsets"][0] == entry["data_offsets"][1]:
+            found[name] = np.empty(shape, kind)
+            continue
+        place = 8 + length + entry["data_offsets"][0]
+        found[name] = np.memmap(path, kind, "r", offset=place, shape=shape)
+    return found
 
 
 @contextmanager

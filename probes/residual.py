@@ -1,0 +1,61 @@
+"""The residual stream: what goes into every block of a model, and what comes out of the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+
+
+@contextmanager
+def watching(model: Model, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Hand the residual stream before each block, and after the last, to ``take(boundary, it)``.
+
+    Raises
+    ------
+    Refused
+        When the blocks of the model are not found.
+    """
+    parts = blocks(model)
+
+    def enter(at: int) -> Any:
+        def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
+            take(at, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def leave(part: nn.Module, args: Any, result: Any) -> None:
+        take(len(parts), result if isinstance(result, Tensor) else result[0])
+
+    handles = [
+        part.register_forward_pre_hook(enter(at), with_kwargs=True) for at, part in enumerate(parts)
+    ]
+    handles.append(parts[-1].register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def blocks(model: Model) -> list[nn.Module]:
+    """Find the blocks of a model: the entries of its lists of modules that hold attention."""
+    found: dict[int, nn.Module] = {}
+    for group in model.module.modules():
+        if not isinstance(group, nn.ModuleList):
+            continue
+        for block in group:
+            held = [getattr(part, "layer_idx", None) for part in block.modules()]
+            layers = {one for one in held if isinstance(one, int)}
+            if len(layers) == 1:
+                found.setdefault(layers.pop(), block)
+    if sorted(found) != list(range(model.layers)):
+        raise Refused(f"keep: the blocks of {model.name} are not found, so not its residual stream")
+    return [found[layer] for layer in range(model.layers)]
