@@ -104,9 +104,9 @@ def capture(
     batch_tokens
         Tokens in one forward pass, at most, or one prompt.
     out
-        File to write to as the capture goes (its folder is made), for captures larger than memory; the Dataset then
-        reads from it. An interrupted capture of the same prompts and options is taken up where it
-        was, with the same result.
+        File to write to as the capture goes (its folder is made), for captures larger than memory;
+        the Dataset then reads from it. An interrupted capture of the same prompts and options is
+        taken up where it was, with the same result.
     overwrite
         Replace the file, and drop half a file of another capture.
     progress
