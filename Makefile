@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-browser check seeds wheel clean
+.PHONY: help demo app test test-browser test-slow check seeds wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,9 @@ test: check  ## set-up, lint, types and the whole default suite
 
 test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
 	$(BIN)/pytest -m browser
+
+test-slow: .venv/installed-dev  ## texts of 32k tokens, too long for the default suite
+	$(BIN)/pytest -m slow
 
 seeds: .venv/installed-dev  ## seed row -> passing tests
 	$(BIN)/pytest -q -m seed --seeds

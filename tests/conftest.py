@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,13 @@ import torch
 
 # OpenMP inside small operations collapses where two processes share two cores.
 torch.set_num_threads(1)
+
+# The long oracles, importable by name: the folders of the tests are never on the path.
+_spec = importlib.util.spec_from_file_location("stock", Path(__file__).parent / "kernels/stock.py")
+assert _spec is not None
+assert _spec.loader is not None
+sys.modules["stock"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["stock"])
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model

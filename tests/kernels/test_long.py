@@ -1,0 +1,133 @@
+"""Long texts, where no N×N reference fits, against torch's own fused attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from stock import Stock, stock
+from torch import Tensor
+
+from headscope.kernels.attention import attend
+from headscope.kernels.dense import attend_dense
+from headscope.kernels.request import Request
+
+TOLD = (
+    "z", "lse", "entropy", "max_weight", "first_mass", "recent_mass", "offset_mass", "span_mass",
+    "value_mass", "distance", "distance_variance", "received", "received_max", "pooled_mean",
+    "pooled_max",
+)  # fmt: skip
+"""What fused attention can tell."""
+ROWS = ("topk", "topk_key", "effective_span", "distance_hist", "entropy", "distance_variance")
+
+
+class Text:
+    """Two query heads that share a KV head; the first is dull, the second sharp."""
+
+    def __init__(self, length: int, stats: tuple[str, ...], size: int = 32) -> None:
+        draw = torch.Generator().manual_seed(length)
+        self.q = torch.randn(1, 2, length, size, generator=draw)
+        self.q *= torch.tensor([0.5, 2.0])[:, None, None]
+        self.k = torch.randn(1, 1, length, size, generator=draw)
+        self.v = torch.randn(1, 1, length, size, generator=draw)
+        self.request = Request(
+            stats=stats,
+            first=4,
+            offsets=(0, 1, 777, -2),
+            tile=-(-length // size),
+            recent=300,
+            spans=torch.randint(-1, 5, (1, length), generator=draw),
+        )
+
+    def __iter__(self) -> Any:
+        return iter((self.q, self.k, self.v, self.request))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"window": 37},
+    {"causal": False},
+    {"causal": False, "window": 130},
+    {"scale": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("length", [1, 70, 1100])
+def test_fused_attention_tells_what_the_dense_matrix_does(
+    length: int, options: dict[str, Any]
+) -> None:
+    text = Text(length, TOLD)
+    told = stock(*text, **options)
+    dense = attend_dense(*text, **options)
+    forward = {"recent_mass", "distance", "distance_variance"}
+    assert set(TOLD) - set(told) == (set() if options.get("causal", True) else forward)
+    for name, value in told.items():
+        largest = float(dense[name].nan_to_num().abs().max())
+        tolerance = 1e-11 * max(largest, 1.0)
+        torch.testing.assert_close(
+            value, dense[name], rtol=0, atol=tolerance, equal_nan=True, msg=lambda m, n=name: n + m
+        )
+
+
+def compare(text: Text, agree: Any, **options: Any) -> None:
+    found = attend(*text, **options)
+    told = stock(*text, **options)
+    assert set(told) == set(text.request.stats)
+    largest = float(told["lse"].max())  # no logit is above its row's normaliser
+    for name, value in told.items():
+        agree(name, found[name], value, logit=largest)
+
+
+@pytest.mark.seed("F1")
+def test_16k_tokens(agree: Any) -> None:
+    compare(Text(16384, TOLD), agree)
+
+
+@pytest.mark.seed("F1")
+def test_16k_tokens_in_a_window(agree: Any) -> None:
+    compare(Text(16383, TOLD), agree, window=1000)
+
+
+@pytest.mark.slow
+def test_32k_tokens(agree: Any) -> None:
+    compare(Text(32768, TOLD, size=64), agree)
+
+
+def last(value: Tensor) -> Tensor:
+    return value[:, :, -1]
+
+
+def test_single_queries_of_16k_tokens(agree: Any) -> None:
+    """A query with the keys before it is a text of its own, whose one row fits."""
+    text = Text(16384, ROWS)
+    found = attend(*text)
+    for query in (0, 1, 4095, 9999, 16383):
+        stop = query + 1
+        row = attend_dense(
+            text.q[:, :, query:stop], text.k[:, :, :stop], text.v[:, :, :stop], text.request
+        )
+        for name in ROWS:
+            width = row[name].shape[3:]  # a shorter text has fewer distances
+            got = found[name][:, :, query][(..., *map(slice, width))]
+            agree(name, got, last(row[name]), logit=24.0)
+
+
+def test_a_window_off_by_one_is_noticed(agree: Any) -> None:
+    text = Text(700, TOLD)
+    found = attend(*text, window=100)
+    told = stock(*text, window=101)
+    for name in ("z", "lse", "entropy", "received", "pooled_mean", "distance"):
+        with pytest.raises(AssertionError, match="off by"):
+            agree(name, found[name], told[name], logit=24.0)
+
+
+def test_the_normaliser_of_torch_is_its_own(agree: Any) -> None:
+    """Its strides are transposed: read as they lie, queries and heads would change places."""
+    text = Text(300, ())
+    logits = text.q.double() @ text.k.double().mT / 32**0.5
+    logits.masked_fill_(torch.ones(300, 300).triu(1).bool(), -torch.inf)
+    lse = Stock(*text).lse
+    assert lse.is_contiguous()
+    torch.testing.assert_close(lse, logits.logsumexp(-1), rtol=1e-12, atol=1e-12)
