@@ -8,12 +8,11 @@ everything is float64, on other devices float32 from products of float32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from headscope.kernels.request import Request
+from headscope.kernels.variant import PLAIN, Variant
 
 BLOCK = 512
 ROWS = 64
@@ -81,19 +80,14 @@ class Stock:
     """
 
     def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        request: Request,
-        *,
-        scale: float | None = None,
-        causal: bool = True,
-        window: int | None = None,
-        slopes: Tensor | None = None,
-        sinks: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant = PLAIN
     ) -> None:
+        told = ("scale", "causal", "window", "slopes", "sinks")
+        other = {name: value for name, value in vars(variant).items() if name not in told}
+        assert not any(value is not None and value is not False for value in other.values()), other
         assert q.shape[2] == k.shape[2], "fused attention disagrees about order otherwise"
+        slopes, sinks, scale = variant.slopes, variant.sinks, variant.scale
+        window, causal = variant.window, variant.causal
         assert slopes is None or (causal and not q.is_cuda)
         dtype = torch.float32 if q.is_cuda else torch.float64
         group = q.shape[1] // k.shape[1]
@@ -130,19 +124,49 @@ class Stock:
             mean = mean + (self.sinks - self.lse).exp() * self.sinks
         return self.lse - mean
 
-    def received(self) -> Tensor:
+    def columns(self, window: int | None) -> Tensor:
         """Column sums as the normaliser of keys that attend to queries, backwards in time."""
         one = torch.ones_like(self.q[..., :1])
         forward = torch.cat((self.k, one), -1), torch.cat((self.q, -self.lse[..., None]), -1)
         q, k = (each.flip(2) for each in forward) if self.causal else forward
-        total = fused(q, k, one, self.window, self.causal)[1].exp()
-        return (total.flip(2) if self.causal else total) / self.seers()
+        total = fused(q, k, one, window, self.causal)[1].exp()
+        return total.flip(2) if self.causal else total
 
-    def seers(self) -> Tensor:
-        """Number of queries that see each key."""
+    def received(self) -> Tensor:
+        """Divide the column sums by the number of queries that see the key."""
         length, reach = len(self.position), self.window or len(self.position)
         after = (length - self.position).clamp_max(reach)
-        return after if self.causal else after + (self.position + 1).clamp_max(reach) - 1
+        ahead = 0 if self.causal else (self.position + 1).clamp_max(reach) - 1
+        return self.columns(self.window) / (after + ahead)
+
+    def received_later(self) -> Tensor:
+        """Subtract the column sums of two windows, the nearer from the farther."""
+        length, reach = len(self.position), self.window or len(self.position)
+        near, far = (
+            min(edge, reach) for edge in (self.request.horizon[0], self.request.horizon[1] + 1)
+        )
+        total, count = self.columns(far), (length - self.position).clamp_max(far)
+        if near:
+            total = total - self.columns(near)
+            count = count - (length - self.position).clamp_max(near)
+        return total / count
+
+    def received_last(self) -> Tensor:
+        """Add up the last rows, each with all its keys."""
+        total, count = torch.zeros_like(self.lse), torch.zeros_like(self.position)
+        for query in self.position[-self.request.last :].tolist():
+            logits = (self.k @ self.q[:, :, query, :, None])[..., 0]
+            back = query - self.position
+            sees = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
+            if self.window is not None:
+                sees &= back.abs() < self.window
+            total += torch.where(sees, (logits - self.lse[:, :, query, None]).exp(), 0.0)
+            count += sees
+        return total / count
+
+    def sink_mass(self) -> Tensor:
+        """What a learned sink takes."""
+        return 1 - self.share
 
     def pooled_mean(self) -> Tensor:
         """Mass on each tile of keys, averaged over the queries of a tile."""
@@ -242,21 +266,26 @@ class Stock:
         return {name: value.exp() for name, value in found.items()}
 
 
-def stock(q: Tensor, k: Tensor, v: Tensor, request: Request, **options: Any) -> dict[str, Tensor]:
+def stock(
+    q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant = PLAIN
+) -> dict[str, Tensor]:
     """Every statistic of the request that fused attention can tell, as `attend` returns it.
 
-    Options are ``scale``, ``causal``, ``window``, ``slopes`` and ``sinks``. The rest (top keys,
-    histogram, effective span, pattern) is left out, and so are distances without causal order.
+    The variant may have a scale, order, a window, slopes and sinks. The rest (top keys, histogram,
+    effective span, targets, pattern) is left out, and so is what needs causal order without it.
     """
-    one = Stock(q, k, v, request, **options)
+    one = Stock(q, k, v, request, variant)
     found = {"z": one.z, "lse": one.lse}
     wanted = set(request.stats)
-    for name in ("entropy", "received", "pooled_mean", "first_mass", "offset_mass"):
+    alone = ["entropy", "received", "received_last", "sink_mass", "pooled_mean"]
+    alone += ["first_mass", "offset_mass", *(["recent_mass", "received_later"] * one.causal)]
+    for name in alone:
         if name in wanted:
             found[name] = getattr(one, name)()
-    if "recent_mass" in wanted and one.causal:
-        found["recent_mass"] = one.recent_mass()
-    for group in (("value_mass", "span_mass", "distance"), ("max_weight", "pooled_max")):
+    for group, together in (
+        (("value_mass", "span_mass", "distance", "distance_variance"), one.linear),
+        (("max_weight", "received_max", "pooled_max"), one.peaks),
+    ):
         if wanted & set(group):
-            found |= one.linear() if "span_mass" in group else one.peaks()
+            found |= together()
     return {name: value for name, value in found.items() if name in wanted | {"z"}}

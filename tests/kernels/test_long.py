@@ -12,11 +12,12 @@ from torch import Tensor
 from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
 
 TOLD = (
     "z", "lse", "entropy", "max_weight", "first_mass", "recent_mass", "offset_mass", "span_mass",
     "value_mass", "distance", "distance_variance", "received", "received_max", "pooled_mean",
-    "pooled_max",
+    "pooled_max", "received_later", "received_last", "sink_mass",
 )  # fmt: skip
 """What fused attention can tell."""
 ROWS = ("topk", "topk_key", "effective_span", "distance_hist", "entropy", "distance_variance")
@@ -37,6 +38,8 @@ class Text:
             offsets=(0, 1, 777, -2),
             tile=-(-length // size),
             recent=300,
+            horizon=(3, 150),
+            last=30,
             spans=torch.randint(-1, 5, (1, length), generator=draw),
         )
 
@@ -50,18 +53,21 @@ OPTIONS: list[dict[str, Any]] = [
     {"causal": False},
     {"causal": False, "window": 130},
     {"scale": 0.3},
+    {"slopes": torch.tensor([0.5, 0.01]), "sinks": torch.tensor([2.0, -3.0])},
+    {"slopes": torch.tensor([0.5, 0.01]), "window": 60},
+    {"sinks": torch.tensor([2.0, -3.0]), "causal": False},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 @pytest.mark.parametrize("length", [1, 70, 1100])
 def test_fused_attention_tells_what_the_dense_matrix_does(
     length: int, options: dict[str, Any]
 ) -> None:
     text = Text(length, TOLD)
-    told = stock(*text, **options)
-    dense = attend_dense(*text, **options)
-    forward = {"recent_mass", "distance", "distance_variance"}
+    told = stock(*text, Variant(**options))
+    dense = attend_dense(*text, Variant(**options))
+    forward = {"recent_mass", "received_later", "distance", "distance_variance"}
     assert set(TOLD) - set(told) == (set() if options.get("causal", True) else forward)
     for name, value in told.items():
         largest = float(dense[name].nan_to_num().abs().max())
@@ -72,8 +78,8 @@ def test_fused_attention_tells_what_the_dense_matrix_does(
 
 
 def compare(text: Text, agree: Any, **options: Any) -> None:
-    found = attend(*text, **options)
-    told = stock(*text, **options)
+    found = attend(*text, Variant(**options))
+    told = stock(*text, Variant(**options))
     assert set(told) == set(text.request.stats)
     largest = float(told["lse"].max())  # no logit is above its row's normaliser
     for name, value in told.items():
@@ -86,8 +92,9 @@ def test_16k_tokens(agree: Any) -> None:
 
 
 @pytest.mark.seed("F1")
-def test_16k_tokens_in_a_window(agree: Any) -> None:
-    compare(Text(16383, TOLD), agree, window=1000)
+def test_16k_tokens_with_a_window_slopes_and_sinks(agree: Any) -> None:
+    sinks, slopes = torch.tensor([1.0, 9.0]), torch.tensor([0.1, 0.001])
+    compare(Text(16383, TOLD), agree, window=1000, sinks=sinks, slopes=slopes)
 
 
 @pytest.mark.slow
@@ -116,8 +123,8 @@ def test_single_queries_of_16k_tokens(agree: Any) -> None:
 
 def test_a_window_off_by_one_is_noticed(agree: Any) -> None:
     text = Text(700, TOLD)
-    found = attend(*text, window=100)
-    told = stock(*text, window=101)
+    found = attend(*text, Variant(window=100))
+    told = stock(*text, Variant(window=101))
     for name in ("z", "lse", "entropy", "received", "pooled_mean", "distance"):
         with pytest.raises(AssertionError, match="off by"):
             agree(name, found[name], told[name], logit=24.0)
