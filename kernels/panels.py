@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from headscope.kernels.panel import Panel
@@ -74,6 +75,8 @@ class Panels:
         A variant that fits them.
     request
         Parameters of statistics; panels keep to its tiles.
+    wanted
+        Queries that matter: panels without any of them are left out. None is all.
     """
 
     q: Tensor
@@ -81,6 +84,7 @@ class Panels:
     v: Tensor
     variant: Variant
     request: Request = field(default_factory=lambda: Request(stats=()))
+    wanted: Bool[Tensor, " query"] | None = None
 
     def each(self, work: Callable[[Part, Iterator[Panel]], None]) -> None:
         """Hand all panels of every part to ``work``, parts side by side in several threads.
@@ -128,6 +132,7 @@ class Panels:
             self.visibility.block(queries, tile)
             for whole in cut(0, self.visibility.queries, step)
             for queries in cut(whole.start, whole.stop, rows)
+            if self.wanted is None or bool(self.wanted[queries].any())
         ]
 
     @cached_property
