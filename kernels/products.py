@@ -5,7 +5,6 @@ through the matrices of all layers one after the other. Each step needs q and k 
 memory linear in the text.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,6 +57,7 @@ def pull(
 
     Examples
     --------
+    >>> import torch
     >>> q = torch.zeros(1, 1, 3, 4)
     >>> pull(torch.tensor([3.0, 6.0, 9.0]).view(1, 1, 3, 1), q, q).flatten()
     tensor([3.0000, 4.5000, 6.0000])
@@ -109,6 +109,7 @@ def push(
 
     Examples
     --------
+    >>> import torch
     >>> q = torch.zeros(1, 1, 3, 4)
     >>> push(torch.tensor([0.0, 6.0, 9.0]).view(1, 1, 3, 1), q, q).flatten()
     tensor([6., 6., 3.])

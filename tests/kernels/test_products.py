@@ -1,0 +1,404 @@
+"""Products with attention matrices against the dense matrix, and by what they must satisfy."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from headscope.kernels.attention import attend
+from headscope.kernels.dense import attend_dense
+from headscope.kernels.edits import Edits
+from headscope.kernels.product import Product
+from headscope.kernels.products import Gradient, pull, push
+from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
+
+PATTERN = Request(stats=("pattern",))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def holes(*shape: int) -> Tensor:
+    bias = noise(*shape)
+    return bias.masked_fill(bias > 0.5, -torch.inf)
+
+
+def padding(length: int) -> Tensor:
+    """Left padding of one sequence, right padding of the other."""
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[0, : length // 3] = mask[1, length - length // 4 :] = False
+    return mask
+
+
+def variants(length: int) -> dict[str, dict[str, Any]]:
+    """What `draw` is told, by the name of a variant."""
+    four = torch.tensor([0.5, 0.25, 0.1, 0.0])
+    streaming = Edits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
+    spans = (torch.arange(length) % 3 - 1).expand(2, -1)
+    return {
+        "causal": {},
+        "bidirectional": {"causal": False},
+        "all heads share k": {"kv_heads": 1},
+        "no head shares k": {"kv_heads": 4},
+        "window": {"window": 9},
+        "window to both sides": {"window": 9, "causal": False},
+        "more keys": {"keys": length + 30},
+        "fewer keys": {"keys": max(length - 30, 1)},
+        "cross": {"keys": length + 30, "causal": False},
+        "padded": {"key_mask": padding(length)},
+        "padded, in a window": {"key_mask": padding(length), "window": 9},
+        "queries padded": {
+            "key_mask": padding(length),
+            "query_mask": padding(length),
+            "causal": False,
+        },
+        "packed": {"lengths": (length - 20, 1, 19)},
+        "soft cap": {"softcap": 2.0},
+        "scaled": {"scale": 0.1},
+        "alibi": {"slopes": four},
+        "bias": {"bias": holes(2, 1, length, length)},
+        "sinks": {"sinks": torch.tensor([0.0, 3.0, -20.0, 60.0])},
+        "sigmoid": {"sigmoid": True},
+        "temperatures": {"edits": Edits(temperature=four + 0.5)},
+        "keys knocked out": {"edits": Edits(key_bias=holes(1, 4, length))},
+        "spans cut": {
+            "edits": Edits(
+                span_bias=torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]]),
+                query_spans=spans,
+                key_spans=spans,
+            )
+        },
+        "streaming heads": {"edits": streaming, "key_mask": padding(length)},
+        "sharp": {"sigma": 64.0},
+        "bfloat16": {"dtype": torch.bfloat16},
+    }
+
+
+class Case:
+    """A call, its dense matrices in float64, and vectors on both sides; padding is NaN."""
+
+    def __init__(self, draw: Any, name: str, length: int, vectors: int = 3) -> None:
+        given = {"queries": length, "value_size": 5, **variants(length)[name]}
+        inputs = draw(**given)
+        self.q, self.k, self.v, _ = inputs
+        self.variant = Variant(**inputs.options)
+        self.maps = attend_dense(self.q, self.k, self.v, PATTERN, self.variant)["pattern"]
+        self.maps = self.maps.nan_to_num()
+        batch, heads, queries, keys = self.maps.shape
+        self.logit = 64.0 * 20 if name == "sharp" else 12.0
+        self.x = noise(batch, heads, keys, vectors)
+        self.r = noise(batch, heads, queries, vectors, seed=1)
+        self.dz = noise(batch, heads, queries, 5, seed=2).to(self.q.dtype)
+        self.clean = {"x": self.x.double(), "r": self.r.double(), "v": self.v.double()}
+        mask = self.variant.key_mask
+        if mask is not None:
+            hidden = ~mask[:, None, :, None]
+            for name in ("x", "v"):
+                self.clean[name] = self.clean[name].masked_fill(hidden, 0.0)
+                setattr(self, name, getattr(self, name).masked_fill(hidden, torch.nan))
+            self.k = self.k.masked_fill(hidden, torch.nan)
+            if queries == keys:
+                self.q, self.r, self.dz = (
+                    each.masked_fill(hidden, torch.nan) for each in (self.q, self.r, self.dz)
+                )
+                self.clean["r"] = self.clean["r"].masked_fill(hidden, 0.0)
+
+    @property
+    def call(self) -> tuple[Tensor, Tensor, Variant]:
+        return self.q, self.k, self.variant
+
+
+NAMES = list(variants(63))
+
+
+@pytest.fixture(scope="module")
+def case(draw: Any) -> Any:
+    return cache(lambda name, length=63, **more: Case(draw, name, length, **more))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [63, 150])
+def test_both_directions_equal_the_dense_matrix(
+    name: str, length: int, case: Any, agree: Any
+) -> None:
+    one = case(name, length)
+    pulled = one.maps @ one.clean["x"]
+    pushed = one.maps.mT @ one.clean["r"]
+    agree("pull", pull(one.x, *one.call), pulled, logit=one.logit)
+    agree("push", push(one.r, *one.call), pushed, logit=one.logit)
+
+
+@pytest.mark.parametrize("name", ["causal", "padded", "sinks", "no head shares k", "fewer keys"])
+def test_heads_added_or_alike(name: str, case: Any, agree: Any) -> None:
+    one = case(name)
+    factors = torch.tensor([0.5, 2.0, -1.0, 0.0])
+    total = (one.maps * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
+    for shared in (True, False):
+        chosen = slice(0, 1) if shared else slice(None)
+        x, r = one.x[:, chosen], one.r[:, chosen]
+        clean_x, clean_r = one.clean["x"][:, chosen], one.clean["r"][:, chosen]
+        agree("pull", pull(x, *one.call), one.maps @ clean_x, logit=one.logit)
+        agree("push", push(r, *one.call), one.maps.mT @ clean_r, logit=one.logit)
+        pulled, pushed = pull(x, *one.call, heads=factors), push(r, *one.call, heads=factors)
+        apart = (one.maps @ clean_x) * factors.view(4, 1, 1)
+        agree("pull", pulled, apart.sum(dim=1, keepdim=True), logit=one.logit)
+        apart = (one.maps.mT @ clean_r) * factors.view(4, 1, 1)
+        agree("push", pushed, apart.sum(dim=1, keepdim=True), logit=one.logit)
+        if shared:
+            agree("pull", pulled, total @ clean_x, logit=one.logit)
+            agree("push", pushed, total.mT @ clean_r, logit=one.logit)
+
+
+def slopes_of(one: Case) -> Tensor:
+    """Differentiate the loss Σ dz · z in every weight, with gates in z, by autograd."""
+    weights = one.maps.clone().requires_grad_(True)
+    values = one.clean["v"].repeat_interleave(4 // one.v.shape[1], dim=1)
+    edits = one.variant.edits
+    gate = torch.ones(1, 4) if edits is None or edits.gate is None else edits.gate
+    z = (weights @ values) * gate.double()[..., None, None]
+    loss = (z * one.dz.double().nan_to_num()).sum()
+    return torch.autograd.grad(loss, weights)[0]
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_that_of_autograd(name: str, positive: bool, case: Any, agree: Any) -> None:
+    one = case(name)
+    shares = one.maps * slopes_of(one)
+    shares = shares.clamp_min(0.0) if positive else shares
+    gradient = Gradient(one.v, one.dz, positive)
+    pulled = pull(one.x, *one.call, gradient=gradient)
+    pushed = push(one.r, *one.call, gradient=gradient)
+    agree("pull", pulled, shares @ one.clean["x"], logit=one.logit + 40)
+    agree("push", pushed, shares.mT @ one.clean["r"], logit=one.logit + 40)
+
+
+def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw: Any, agree: Any) -> None:
+    one = Case(draw, "causal", 40)
+    plain = one.maps @ one.clean["x"]
+    one.variant = Variant(edits=Edits(gate=torch.tensor([[0.0, 1.0, -2.0, 0.5]])))
+    agree("pull", pull(one.x, *one.call), plain, logit=12.0)
+    shares = (one.maps * slopes_of(one)).clamp_min(0.0)
+    pulled = pull(one.x, *one.call, gradient=Gradient(one.v, one.dz))
+    agree("pull", pulled, shares @ one.clean["x"], logit=50.0)
+
+
+def test_signed_shares_add_up_to_the_loss(case: Any) -> None:
+    """Σ_ij P_ij ∂L/∂P_ij is dz · z: what each query says of the loss."""
+    one = case("window")
+    z = attend(one.q, one.k, one.v, Request(stats=()), one.variant)["z"]
+    ones = torch.ones(2, 1, 63, 1)
+    shares = pull(ones, *one.call, gradient=Gradient(one.v, one.dz, positive=False))
+    torch.testing.assert_close(shares[..., 0], (z * one.dz).sum(-1), rtol=1e-5, atol=1e-5)
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "queries": st.integers(1, 150),
+        "extra": st.integers(-40, 60),
+        "causal": st.booleans(),
+        "window": st.none() | st.integers(1, 100),
+        "kv_heads": st.sampled_from((1, 2, 4)),
+        "vectors": st.integers(1, 9),
+        "sigma": st.sampled_from((0.0, 1.0, 10.0)),
+        "masked": st.booleans(),
+        "shared": st.booleans(),
+        "weighted": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shape=shapes)
+def test_one_direction_is_the_adjoint_of_the_other(shape: dict[str, Any], draw: Any) -> None:
+    queries = shape["queries"]
+    keys = max(queries + shape["extra"], 1)
+    inputs = draw(queries, keys, kv_heads=shape["kv_heads"], sigma=shape["sigma"])
+    mask, real = torch.ones(2, keys, dtype=torch.bool), torch.ones(2, queries, dtype=torch.bool)
+    if shape["masked"]:
+        mask[0, ::3] = False
+    variant = Variant(
+        causal=shape["causal"], window=shape["window"], key_mask=mask, query_mask=real
+    )
+    call = inputs.q, inputs.k, variant
+    heads = 1 if shape["shared"] else 4
+    x = noise(2, heads, keys, shape["vectors"])
+    r = noise(2, heads, queries, shape["vectors"], seed=3)
+    pulled, pushed = pull(x, *call), push(r, *call)
+    left = (pulled.double() * r).sum(dim=(0, 2))
+    right = (pushed.double() * x).sum(dim=(0, 2))
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5 * (queries + keys))
+    if shape["weighted"]:
+        factors = noise(4)
+        together = push(r, *call, heads=factors)
+        apart = (pushed * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
+    # Rows sum to one wherever a query sees a key.
+    sums = pull(torch.ones(2, 1, keys, 1), *call)[..., 0]
+    alive = attend(inputs.q, inputs.k, inputs.v, Request(stats=("lse",)), variant)["lse"].isfinite()
+    torch.testing.assert_close(sums, alive.float(), rtol=1e-6, atol=2e-6)
+
+
+def test_sums_of_rows_and_columns_are_those_of_the_capture(case: Any) -> None:
+    one = case("sinks")
+    request = Request(stats=("sink_mass", "received"))
+    found = attend(one.q, one.k, one.v, request, one.variant)
+    ones = torch.ones(2, 1, 63, 1)
+    rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
+    torch.testing.assert_close(rows, 1 - found["sink_mass"], rtol=1e-5, atol=1e-6)
+    seers = torch.arange(63, 0, -1)
+    torch.testing.assert_close(columns, found["received"] * seers, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_layer_after_layer_is_the_product_of_matrices(with_gradient: bool, case: Any) -> None:
+    """The last row through the mean maps of two layers, the residual stream mixed in."""
+    layers = [case("window"), case("all heads share k")]
+    mean = torch.full((4,), 0.25)
+    row = torch.zeros(2, 1, 63, 2)
+    row[:, 0, 40, 0] = row[:, 0, 33, 1] = 1.0
+    expected = row.double()
+    for one in reversed(layers):
+        weights = one.maps
+        gradient = None
+        if with_gradient:
+            weights = (weights * slopes_of(one)).clamp_min(0.0)
+            gradient = Gradient(one.v, one.dz)
+        row = row + push(row, *one.call, heads=mean, gradient=gradient)
+        mixed = weights.mean(dim=1, keepdim=True) + torch.eye(63)
+        expected = mixed.mT @ expected
+    torch.testing.assert_close(row.double(), expected, rtol=1e-5, atol=1e-6)
+    if not with_gradient:
+        # Rows of each layer sum to 2.
+        torch.testing.assert_close(row[..., 0].sum(-1), torch.full((2, 1), 4.0))
+
+
+@pytest.mark.parametrize("elements", [1, 1 << 12])
+@pytest.mark.parametrize("rows", [1, 50])
+def test_the_cut_into_panels_does_not_matter(
+    elements: int, rows: int, case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = case("padded")
+    gradient, factors = Gradient(one.v, one.dz), noise(4)
+    calls = [
+        lambda: pull(one.x, *one.call, gradient=gradient),
+        lambda: push(one.r, *one.call),
+        lambda: push(one.r, *one.call, heads=factors),
+    ]
+    usual = [call() for call in calls]
+    monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", elements)
+    for call, before in zip(calls, usual, strict=True):
+        torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
+
+
+def test_the_number_of_threads_never_shows(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = case("no head shares k", 150)
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 10)
+    factors = noise(4)
+    alone = push(one.r, *one.call, heads=factors), pull(one.x, *one.call)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(push(one.r, *one.call, heads=factors), alone[0])
+        assert torch.equal(pull(one.x, *one.call), alone[1])
+
+
+def test_panels_of_queries_that_hold_nothing_are_left_out(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = case("causal", 150)
+    monkeypatch.setattr("headscope.kernels.panels.ROWS", 32)
+    done: list[slice] = []
+    weigh = Product.weigh
+
+    def counted(product: Product, panel: Any, part: Any) -> Tensor:
+        done.append(panel.queries)
+        return weigh(product, panel, part)
+
+    monkeypatch.setattr(Product, "weigh", counted)
+    row = torch.zeros(2, 1, 150, 1)
+    assert torch.equal(push(row, *one.call), torch.zeros(2, 4, 150, 1))
+    assert done == []
+    row[1, 0, 40] = 2.0
+    pushed = push(row, *one.call)
+    assert set(map(str, done)) == {"slice(32, 64, None)"}
+    expected = one.maps.mT @ row.double()
+    torch.testing.assert_close(pushed.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remember the largest memory that any result occupies, in elements."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                size = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.elements = max(self.elements, size)
+        return result
+
+
+@pytest.mark.seed("F1")
+def test_16k_tokens_as_torch_in_linear_memory() -> None:
+    """Forward, vectors are values of fused attention; backward, its gradient in the values."""
+    length = 16384
+    q, k = noise(1, 2, length, 32), noise(1, 1, length, 32, seed=1)
+    x, r = noise(1, 1, length, 32, seed=2), noise(1, 2, length, 32, seed=3)
+    with LargestTensor() as mode:
+        pulled, pushed = pull(x, q, k), push(r, q, k, heads=torch.ones(2))
+    assert mode.elements <= 3 * 128 * length  # three buffers of a panel of 128 queries
+    x.requires_grad_(True)
+    z = torch.nn.functional.scaled_dot_product_attention(
+        q, *(each.expand(-1, 2, -1, -1) for each in (k, x)), is_causal=True
+    )
+    torch.testing.assert_close(pulled, z, rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(pushed, torch.autograd.grad(z, x, r)[0], rtol=1e-4, atol=3e-5)
+
+
+def test_what_does_not_fit_is_refused(draw: Any) -> None:
+    inputs = draw(20)
+    x, call = noise(2, 1, 20, 1), (inputs.q, inputs.k)
+    for name, vectors, words in (
+        ("x", x[0], r"\(1, 20, 1\); give floats \(batch, head or 1, key, vector\)"),
+        ("x", x.long(), "x: torch.int64"),
+        ("x", x[..., :0], "x: torch.float32"),
+        ("x", noise(2, 2, 20, 1), "x: shape"),
+        ("x", noise(2, 1, 19, 1), "x: shape"),
+        ("x", noise(1, 1, 20, 1), "x: shape"),
+        ("r", noise(2, 1, 21, 1), "r: shape"),
+    ):
+        with pytest.raises(Refused, match=words):
+            (pull if name == "x" else push)(vectors, *call)
+    with pytest.raises(Refused, match="heads: shape"):
+        pull(x, *call, heads=torch.ones(2))
+    with pytest.raises(Refused, match="dz: shape"):
+        pull(x, *call, gradient=Gradient(inputs.v, noise(2, 4, 20, 9)))
+    with pytest.raises(Refused, match="v: 2 heads, 19 keys"):
+        pull(x, *call, gradient=Gradient(inputs.v[:, :, 1:], inputs.q))
+    with pytest.raises(Refused, match="k: 3 KV heads"):
+        pull(x, inputs.q, noise(2, 3, 20, 8))
+    with pytest.raises(Refused, match="slopes: shape"):
+        pull(x, *call, Variant(slopes=torch.ones(3)))
+    for name in ("x", "q", "v", "dz"):
+        grown = {"x": x.clone(), "q": inputs.q.clone(), "v": inputs.v.clone()}
+        grown["dz"] = noise(2, 4, 20, 8)
+        grown[name].requires_grad_(True)
+        gradient = Gradient(grown["v"], grown["dz"])
+        with pytest.raises(Refused, match=f"{name}: products keep no gradient"):
+            pull(grown["x"], grown["q"], inputs.k, gradient=gradient)
+        with torch.no_grad():
+            found = pull(grown["x"], grown["q"], inputs.k, gradient=gradient)
+        assert not found.requires_grad
