@@ -11,6 +11,7 @@ Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -154,6 +155,65 @@ def run(
         predicted=shown.answer,
         note=_note(variables),
     )
+
+
+def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int = 0) -> xr.Dataset:
+    """Follow attention from a few output positions to the input, at any length of the text.
+
+    The rows of ``rollout`` at these positions, without any map: memory grows with the text, not its
+    square.
+
+    Parameters
+    ----------
+    capture
+        Capture with ``keep=("q", "k")``.
+    positions
+        Output positions; negative ones count from the end of the prompt.
+    prompt
+        Which prompt.
+
+    Returns
+    -------
+    Dataset with ``rollout`` (query, key; share, rows sum to one); coordinates query, key, token
+    (query) and key_token (key).
+
+    Raises
+    ------
+    Refused
+        When q or k are missing, a position or prompt is outside, or edits changed the weights.
+
+    Examples
+    --------
+    >>> from headscope.probes import capture, load_model
+    >>> model = load_model("headscope/bundled")
+    >>> found = rows(capture(model, [[0, 5, 6, 5]], stats=(), keep=("q", "k")))
+    >>> found["rollout"].dims, round(float(found["rollout"].sum()), 5)
+    (('query', 'key'), 1.0)
+    """
+    from headscope.analyses import _rows
+
+    for name in ("q", "k", "lse"):
+        if name not in capture:
+            raise Refused(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
+    _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    length = int(capture["length"].values[prompt])
+    if len(positions) == 0:
+        raise Refused("positions: none; give at least one, such as positions=(-1,)")
+    for position in positions:
+        _check.between("positions", position, -length, length - 1)
+    queries = np.array([position % length for position in positions])
+    tokens = capture["token"].transpose("prompt", "query").values[prompt, :length].astype(str)
+    values = variable(
+        ("query", "key"), _rows.follow(capture, prompt, queries.tolist()), "Attention rollout",
+        "share", "sequential", 0, 1, convention="product of the Â of all layers", source=SOURCE,
+    )  # fmt: skip
+    coords = {
+        "query": queries,
+        "key": np.arange(length),
+        "token": ("query", tokens[queries]),
+        "key_token": ("key", tokens),
+    }
+    return dataset(capture, {"rollout": values}, coords, prompt=prompt)
 
 
 class _Prompt:

@@ -157,12 +157,12 @@ def rotary_sink() -> Model:
     return load_model(module, tokenizer=tokenizer())
 
 
-def random_llama(seed: int = 0, layers: int = 2) -> Model:
+def random_llama(seed: int = 0, layers: int = 2, places: int = 256) -> Model:
     """A Llama as it comes out of its initialiser."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=places,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return load_model(LlamaForCausalLM(config).eval(), tokenizer=tokenizer())

@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from constructed import repeated
+import xarray as xr
+from constructed import random_llama, repeated
 
 from headscope.analyses import _attribution, _flow, rollout
 from headscope.kernels.refusal import Refused
@@ -80,6 +81,92 @@ def test_the_effect_is_the_change_of_log_probability(random_llama):
 def test_agreement_is_spearmans():
     assert rollout.correlate(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])) == 0.8
     assert np.isnan(rollout.correlate(np.ones(4), np.arange(4.0)))
+
+
+def dense(model, prompts, number, **edits):
+    """Rollout from the whole maps, as the analysis has it."""
+    maps = capture(model, prompts, stats=("pattern",), **edits)["pattern"].values[number]
+    size = int((~np.isnan(maps[0, 0, :, 0])).sum())
+    return _flow.rollout(_flow.mix(maps[..., :size, :size].astype(float)))
+
+
+@pytest.mark.parametrize("name", ["circuit", "random_llama", "rotary_sink"])
+def test_rows_are_those_of_the_whole_map(name, request):
+    model = request.getfixturevalue(name)
+    prompts = [[0, 5, 6, 7, 5, 6], [0, *range(5, 35), *range(5, 35)]]
+    held = capture(model, prompts, stats=(), keep=("q", "k"))
+    for prompt, positions in ((0, (-1, 2)), (1, (0, 31, -1, 60))):
+        found = rollout.rows(held, positions, prompt=prompt)["rollout"]
+        expected = dense(model, prompts, prompt)
+        np.testing.assert_allclose(found.values, expected[list(positions)], atol=1e-6)
+        np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-6)
+        assert found["query"].values.tolist() == [at % len(expected) for at in positions]
+        tokens = held["token"].values[prompt]
+        assert found["token"].values.tolist() == [tokens[at] for at in found["query"].values]
+        assert found["key_token"].values.tolist() == tokens[: len(expected)].tolist()
+
+
+def test_rows_of_windows_caps_and_both_directions():
+    """A capture by hand: one layer local and capped, one that looks both ways."""
+    draw = np.random.default_rng(0)
+    q, k = draw.normal(size=(1, 2, 4, 50, 8)), draw.normal(size=(1, 2, 2, 50, 8))
+    scores = np.einsum("lhqd,lhkd->lhqk", q[0], k[0].repeat(2, axis=1))
+    back = np.arange(50)[:, None] - np.arange(50)
+    capped = 2.0 * np.tanh(scores[0] * 0.7 / 2.0)
+    logits = np.stack((np.where((back >= 0) & (back < 6), capped, -np.inf), scores[1] * 0.3))
+    lse = np.log(np.exp(logits).sum(-1))
+    held = xr.Dataset(
+        {
+            "q": (("prompt", "layer", "head", "query", "size"), q.astype(np.float32)),
+            "k": (("prompt", "layer", "kv_head", "key", "size"), k.astype(np.float32)),
+            "lse": (("prompt", "layer", "head", "query"), lse[None].astype(np.float32)),
+        },
+        coords={
+            "layer": [0, 1],
+            "head": range(4),
+            "kv_head": [0, 1],
+            "kv_group": ("head", [0, 0, 1, 1]),
+            "length": ("prompt", [50]),
+            "token": (("prompt", "query"), [["word"] * 50]),
+            "causal": ("layer", [1.0, 0.0]),
+            "logit_scale": ("layer", [0.7, 0.3]),
+            "window": ("layer", [6.0, np.nan]),
+            "softcap": ("layer", [2.0, np.nan]),
+        },
+    )
+    expected = _flow.rollout(_flow.mix(np.exp(logits - lse[..., None])))
+    found = rollout.rows(held, (49, 3))["rollout"].values
+    np.testing.assert_allclose(found, expected[[49, 3]], atol=1e-6)
+
+
+def test_rows_of_a_long_text():
+    """At 3000 tokens, where no whole map is kept; each row by itself is the same."""
+    model = random_llama(places=3000)
+    held = capture(model, [[at % 30 for at in range(3000)]], stats=(), keep=("q", "k"))
+    found = rollout.rows(held, (2999, 1500))["rollout"]
+    np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-5)
+    assert (found.values >= 0).all()
+    assert (found.values[1, 1501:] == 0).all()
+    # Causal rows know nothing of what follows: a shorter text has the same row.
+    short = held.isel(query=slice(1501), key=slice(1501)).assign_coords(length=("prompt", [1501]))
+    np.testing.assert_allclose(
+        rollout.rows(short)["rollout"].values[0], found.values[1, :1501], atol=1e-7
+    )
+
+
+def test_rows_refuse_what_they_cannot_follow(circuit):
+    with pytest.raises(Refused, match="capture: no q"):
+        rollout.rows(capture(circuit, [[0, 5, 6]], stats=("lse",)))
+    held = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"))
+    with pytest.raises(Refused, match=r"positions: 3 is outside -3 … 2"):
+        rollout.rows(held, (3,))
+    with pytest.raises(Refused, match="positions: none"):
+        rollout.rows(held, ())
+    with pytest.raises(Refused, match="prompt: 1 is outside"):
+        rollout.rows(held, prompt=1)
+    held["lse"][0, 1, 2] += 0.1
+    with pytest.raises(Refused, match="weights of L1H2 do not follow from its q and k"):
+        rollout.rows(held)
 
 
 def test_bad_input_is_refused(circuit, captured):
