@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.kernels.attention import attend
-from headscope.kernels.products import push
+from headscope.kernels.products import pull, push
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
@@ -23,8 +23,7 @@ TOLERANCE = 1e-3
 def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArray[np.float64]:
     """Take output positions through the mixed maps of all layers, last layer first (row, key).
 
-    Heads are averaged and the residual stream is mixed in, ``Â = rownorm(mean_h A + I)``; rows of A
-    sum to one, so the norm is 2.
+    Heads are averaged and the residual stream is mixed in, ``Â = rownorm(mean_h A + I)``.
 
     Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
     """
@@ -38,8 +37,16 @@ def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArra
         q, k, variant = _call(one, length)
         _check(one, q, k, variant)
         mean = torch.full((heads,), 1 / heads)
-        rows = (rows + push(rows, q, k, variant, heads=mean)) / 2
+        rows = rows / (1 + _sums(q, k, variant, mean))
+        rows = rows + push(rows, q, k, variant, heads=mean)
     return rows[0, 0].T.double().numpy()
+
+
+def _sums(q: Tensor, k: Tensor, variant: Variant, mean: Tensor) -> Tensor | float:
+    """Sum the rows of the mean map: to 1, unless a learned sink takes its share."""
+    if variant.sinks is None:
+        return 1.0
+    return pull(torch.ones(1, 1, k.shape[2], 1), q, k, variant, heads=mean)
 
 
 def _call(
@@ -50,11 +57,13 @@ def _call(
     place = {int(name): row for row, name in enumerate(one["kv_head"].values)}
     k = k[[place[int(group)] for group in one["kv_group"].values]]
     window, softcap = float(one["window"]), float(one["softcap"])
+    sinks = one["sink_logit"].values if "sink_logit" in one.coords else np.full(len(q), np.nan)
     variant = Variant(
         scale=float(one["logit_scale"]),
         causal=bool(one["causal"]),
         window=None if np.isnan(window) else int(window),
         softcap=None if np.isnan(softcap) else softcap,
+        sinks=None if np.isnan(sinks).any() else torch.from_numpy(sinks),
     )
     return torch.from_numpy(np.ascontiguousarray(q))[None], torch.from_numpy(k)[None], variant
 

@@ -93,7 +93,7 @@ def run(
     if longest > flow_tokens:
         raise Refused(
             f"flow_tokens: a prompt has {longest} tokens and flow stops at {flow_tokens}; "
-            f"give shorter prompts or raise flow_tokens"
+            "give shorter prompts, raise flow_tokens, or follow single rows with rollout.rows"
         )
 
     generator = np.random.default_rng(seed)
@@ -195,6 +195,8 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     for name in ("q", "k", "lse"):
         if name not in capture:
             raise Refused(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
+    if capture.attrs.get("reweighted"):
+        raise Refused("edits: the weights of this capture were edited, and q and k do not tell how")
     _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     length = int(capture["length"].values[prompt])
     if len(positions) == 0:

@@ -12,6 +12,7 @@ from headscope.analyses import _attribution, _flow, rollout
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 from headscope.probes.forward import logits
+from headscope.probes.reweights import Temperature
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +107,16 @@ def test_rows_are_those_of_the_whole_map(name, request):
         assert found["key_token"].values.tolist() == tokens[: len(expected)].tolist()
 
 
-def test_rows_of_windows_caps_and_both_directions():
-    """A capture by hand: one layer local and capped, one that looks both ways."""
+def test_rows_of_windows_caps_sinks_and_both_directions():
+    """A capture by hand: a layer with window and cap, one that looks both ways and has sinks."""
     draw = np.random.default_rng(0)
     q, k = draw.normal(size=(1, 2, 4, 50, 8)), draw.normal(size=(1, 2, 2, 50, 8))
     scores = np.einsum("lhqd,lhkd->lhqk", q[0], k[0].repeat(2, axis=1))
     back = np.arange(50)[:, None] - np.arange(50)
     capped = 2.0 * np.tanh(scores[0] * 0.7 / 2.0)
     logits = np.stack((np.where((back >= 0) & (back < 6), capped, -np.inf), scores[1] * 0.3))
-    lse = np.log(np.exp(logits).sum(-1))
+    sinks = np.array([[np.nan] * 4, [-1.0, 0.0, 2.0, 5.0]])
+    lse = np.log(np.exp(logits).sum(-1) + np.exp(np.nan_to_num(sinks, nan=-np.inf))[..., None])
     held = xr.Dataset(
         {
             "q": (("prompt", "layer", "head", "query", "size"), q.astype(np.float32)),
@@ -132,11 +134,13 @@ def test_rows_of_windows_caps_and_both_directions():
             "logit_scale": ("layer", [0.7, 0.3]),
             "window": ("layer", [6.0, np.nan]),
             "softcap": ("layer", [2.0, np.nan]),
+            "sink_logit": (("layer", "head"), sinks.astype(np.float32)),
         },
     )
     expected = _flow.rollout(_flow.mix(np.exp(logits - lse[..., None])))
     found = rollout.rows(held, (49, 3))["rollout"].values
     np.testing.assert_allclose(found, expected[[49, 3]], atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1), 1.0, atol=1e-6)
 
 
 def test_rows_of_a_long_text():
@@ -164,6 +168,10 @@ def test_rows_refuse_what_they_cannot_follow(circuit):
         rollout.rows(held, ())
     with pytest.raises(Refused, match="prompt: 1 is outside"):
         rollout.rows(held, prompt=1)
+    colder = (Temperature([(0, 1)], 0.5),)
+    edited = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"), edits=colder)
+    with pytest.raises(Refused, match="edits: the weights of this capture were edited"):
+        rollout.rows(edited)
     held["lse"][0, 1, 2] += 0.1
     with pytest.raises(Refused, match="weights of L1H2 do not follow from its q and k"):
         rollout.rows(held)

@@ -16,6 +16,8 @@ from headscope.kernels.variant import PLAIN, Variant
 
 BLOCK = 512
 ROWS = 64
+WIDTH = 256
+"""Columns of values in one call: more would make queries and keys as wide."""
 HIDDEN = -1e9
 """Logit of a key that a padded block must not see: finite, and far below any real one."""
 
@@ -115,7 +117,10 @@ class Stock:
     def mix(self, x: Tensor) -> Tensor:
         """Average the rows of x (batch or 1, head or 1, key, column) by the weights."""
         x = x.to(self.q.dtype).expand(*self.k.shape[:3], -1)
-        return fused(self.q, self.k, x, self.window, self.causal)[0] * self.share[..., None]
+        mixed = [
+            fused(self.q, self.k, some, self.window, self.causal)[0] for some in x.split(WIDTH, -1)
+        ]
+        return torch.cat(mixed, -1) * self.share[..., None]
 
     def entropy(self) -> Tensor:
         """lse - E[s], where the mean logit is the product of the query and the mean key."""
