@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.edits import Edits
-from headscope.kernels.product import Product
+from headscope.kernels.panels import Part
+from headscope.kernels.product import Product, Total
 from headscope.kernels.products import Gradient, pull, push
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
@@ -314,6 +315,17 @@ def test_the_number_of_threads_never_shows(case: Any, monkeypatch: pytest.Monkey
         assert torch.equal(pull(one.x, *one.call), alone[1])
 
 
+def test_heads_are_added_in_their_order_whichever_ends_first() -> None:
+    terms = torch.tensor([1.0, 1e8, -1e8]).view(3, 1, 1, 1, 1)  # 1 is lost in that order alone
+    parts = [Part(slice(0, 1), slice(head, head + 1), slice(0, 1), 1) for head in range(3)]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        total = Total(torch.zeros(1, 1, 1, 1), summed=True)
+        for head in order:
+            total.add(parts[head], terms[head])
+        assert total.result.item() == 0.0
+        assert not total.waiting
+
+
 def test_panels_of_queries_that_hold_nothing_are_left_out(
     case: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,12 +339,13 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
         return weigh(product, panel, part)
 
     monkeypatch.setattr(Product, "weigh", counted)
-    row = torch.zeros(2, 1, 150, 1)
-    assert torch.equal(push(row, *one.call), torch.zeros(2, 4, 150, 1))
+    row = torch.zeros(2, 4, 150, 3)
+    assert torch.equal(push(row, *one.call), row)
     assert done == []
-    row[1, 0, 40] = 2.0
+    row[1, 2, 40, 1] = 2.0
+    row[0, 3, 130, 2] = -1.0
     pushed = push(row, *one.call)
-    assert set(map(str, done)) == {"slice(32, 64, None)"}
+    assert {queries.start for queries in done} == {32, 128}
     expected = one.maps.mT @ row.double()
     torch.testing.assert_close(pushed.double(), expected, rtol=1e-5, atol=1e-6)
 
