@@ -1,76 +1,119 @@
-"""Attention with gradients, for the runs that need them: torch's own fused attention."""
+"""Attention with gradients: ``z`` and the statistics that a loss may depend on."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels import inputs
+from headscope.kernels import custom_op, inputs, statistics
 from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import check_rows
 from headscope.kernels.variant import PLAIN, Variant
+
+DIFFERENTIABLE = ("z", "lse", "entropy", "span_mass")
+NOTHING = Request(stats=())
+FUSED = (torch.bfloat16, torch.float16)
 
 
 def attend_differentiable(
     q: Float[Tensor, "batch head query size"],
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
+    request: Request = NOTHING,
     variant: Variant = PLAIN,
-) -> Float[Tensor, "batch head query value_size"]:
-    """Compute ``z`` so that gradients reach q, k and v; no statistics.
+) -> dict[str, Tensor]:
+    """Compute attention and statistics of its weights, through which gradients pass.
 
-    Masks are those of ``attend``. A window, padding, or a number of queries other than keys costs a
-    query × key mask of bits for each sequence.
+    Gradients reach q, k, v, the variant's ``sinks`` and its edits' ``gate``; a head's gate gets
+    Σ z · ∂loss/∂z, its importance. Memory is linear in the text, backwards too. Where only ``z`` of
+    plain attention is asked for, torch's own fused attention is faster and is taken.
 
     Parameters
     ----------
     q, k, v
-        As in ``attend``; float64 is taken as well, and the type is kept.
+        As in ``attend``; float64 is taken as well, and computed in float64.
+    request
+        ``lse``, ``entropy`` and ``span_mass`` have gradients; ``z`` is always computed.
     variant
-        Refused unless it is made of order, window, padding and scale: torch's fused attention has
-        no more.
+        How scores become weights. Biases, slopes and temperature are constants.
 
     Returns
     -------
-    ``z``, 0 at queries that are padding or see no key.
+    As ``attend``. ``z`` of plain bfloat16 or float16 attention is rounded to that type on the way.
 
     Raises
     ------
     Refused
-        When tensors or masks do not fit, or the variant has more.
+        When tensors, variant or request do not fit, a statistic has no gradient, a constant asks
+        for one, or a second derivative is taken.
+
+    References
+    ----------
+    FlashAttention (Dao et al. 2022). Are Sixteen Heads Really Better than One? (Michel et al. 2019)
+    for gates.
 
     Examples
     --------
     >>> q = torch.ones(1, 2, 3, 4, requires_grad=True)
-    >>> attend_differentiable(q, q, q).sum().backward()
+    >>> results = attend_differentiable(q, q, q, Request(stats=("entropy",)))
+    >>> results["entropy"].sum().backward()
     >>> q.grad.shape
     torch.Size([1, 2, 3, 4])
     """
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
-    if variant.softcap is not None:
-        raise Refused(
-            "softcap: torch's fused attention has none, so soft-capped models have no gradients "
-            "here; ablate heads instead"
-        )
-    for name in ("lengths", "slopes", "bias", "sinks", "edits"):
-        if getattr(variant, name) is not None:
-            raise Refused(f"{name}: no gradients yet")
+    inputs.check_request(request, q.shape[0], q.shape[2], k.shape[2])
+    check_rows(map(statistics.load, request.stats), variant)
+    for name in request.stats:
+        if name not in DIFFERENTIABLE:
+            raise Refused(
+                f"stats: {name} has no gradient, only {', '.join(DIFFERENTIABLE)} have; "
+                "ask attend for it, under torch.no_grad()"
+            )
     variant = variant.fit(q, k)
-    causal, scale, key_mask = variant.causal, variant.scale, variant.key_mask
-    attention = torch.nn.functional.scaled_dot_product_attention
-    grouped = q.shape[1] != k.shape[1]
-    plain = variant.window is None and key_mask is None and variant.query_mask is None
-    if plain and (not causal or q.shape[2] == k.shape[2]):
-        return attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
-    visibility = variant.visibility(q.shape[2], k.shape[2], q.device)
-    key = torch.arange(k.shape[2], device=q.device)
-    sees = (key >= visibility.low[:, None]) & (key < visibility.high[:, None])
-    sees = sees[None] if key_mask is None else sees & key_mask[:, None]
-    alive = visibility.alive[:, None, :, None]
-    if key_mask is not None:
-        # 0 · NaN is NaN, forwards and backwards: padding is replaced before the products.
-        k = torch.where(key_mask[:, None, :, None], k, 0.0)
-        v = torch.where(key_mask[:, None, :, None], v, 0.0)
-    q = torch.where(alive, q, 0.0)
-    # A row without any key would be 0 / 0: let it see everything and drop it afterwards.
-    mask = sees[:, None] | ~alive
-    z = attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    return torch.where(alive, z, 0.0)
+    refuse_constants(variant)
+    edits = variant.edits
+    if is_fused(q, k, v, request, variant):
+        z = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=variant.causal, scale=variant.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        results = {"z": z.to(torch.promote_types(z.dtype, torch.float32))}
+    else:
+        results = custom_op.run(q, k, v, request, variant)
+    if edits is not None and edits.gate is not None:
+        results["z"] = results["z"] * edits.gate[:, :, None, None]
+    return results
+
+
+def refuse_constants(variant: Variant) -> None:
+    """Refuse to drop the gradient of a bias, slope or temperature.
+
+    Raises
+    ------
+    Refused
+        Naming the first of them that requires a gradient.
+    """
+    if not torch.is_grad_enabled():
+        return
+    for owner in (variant, variant.edits):
+        for name in ("slopes", "bias", "key_bias", "span_bias", "temperature"):
+            tensor = getattr(owner, name, None)
+            if tensor is not None and tensor.requires_grad:
+                raise Refused(f"{name}: a constant, it gets no gradient; give {name}.detach()")
+
+
+def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> bool:
+    """Tell whether torch's fused attention computes all of this, without a query × key matrix."""
+    special = (
+        variant.window, variant.softcap, variant.key_mask, variant.query_mask, variant.lengths,
+        variant.slopes, variant.bias, variant.sinks,
+    )  # fmt: skip
+    edits = variant.edits
+    if edits is not None:
+        special += tuple(getattr(edits, name) for name in custom_op.OF_EDITS)
+    if set(request.stats) - {"z"} or variant.sigmoid or any(one is not None for one in special):
+        return False
+    if v.shape[3] != q.shape[3] or (variant.causal and q.shape[2] != k.shape[2]):
+        return False
+    # Elsewhere torch falls back to the whole matrix.
+    return q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype in FUSED)

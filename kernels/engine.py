@@ -59,7 +59,7 @@ class PanelEngine:
         shape = (*panels.q.shape[:2], *(sizes[dim] for dim in statistic.dims))
         # Keys outside a panel have no weight, and a panel does not write there.
         start = 0.0 if {"key", "key_tile"} & set(statistic.dims) else float("nan")
-        return torch.full(shape, start, device=panels.q.device)
+        return torch.full(shape, start, dtype=panels.precision, device=panels.q.device)
 
 
 def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:

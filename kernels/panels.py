@@ -101,11 +101,16 @@ class Panels:
         ) * self.largest  # fmt: skip
 
         def run(waiting: Iterator[Part]) -> None:
-            memory = torch.empty(3, room, device=self.q.device)
+            memory = torch.empty(3, room, dtype=self.precision, device=self.q.device)
             for part in waiting:
                 work(part, self.fill(part, memory))
 
         share(parts, run, torch.get_num_threads() if self.q.device.type == "cpu" else 1)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Type that everything is computed in: float32, or float64 for inputs of float64."""
+        return torch.promote_types(self.q.dtype, torch.float32)
 
     @cached_property
     def visibility(self) -> Visibility:
@@ -169,11 +174,12 @@ class Panels:
         spans = None
         if self.request.spans is not None:
             spans = self.request.spans[part.batch].to(self.q.device, torch.long)
+        sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
         scale = self.variant.scale
         assert scale is not None
         q = torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group]
-        k = self.k[part.batch, part.kv].float().flatten(0, 1).mT
-        v = self.v[part.batch, part.kv].float()
+        k = self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT
+        v = self.v[part.batch, part.kv].to(self.precision)
         if visibility.key_mask is not None:
             # 0 · NaN is NaN: what padding holds must not reach the product.
             v = v.masked_fill(~visibility.key_mask[:, None, :, None], 0.0)
@@ -186,11 +192,12 @@ class Panels:
             # Query heads that share a KV head are rows of one product: K is never expanded.
             rows = q[..., block.queries, :].reshape(len(v), -1, q.shape[-1])
             product = logits.view(*rows.shape[:2], -1)
-            torch.bmm(rows.float() * scale, k[..., block.keys], out=product)
+            torch.bmm(rows.to(self.precision) * scale, k[..., block.keys], out=product)
             scores.finish(logits, block)
             peak = logits.amax(dim=-1)
             # A row without a visible key peaks at MASKED, which says nothing of its precision.
-            sharp = bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any())
+            coarse = self.precision == torch.float32
+            sharp = coarse and bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any())
             if sharp:
                 k64 = k.double() if k64 is None else k64
                 # The memory of weights and scratch, not in use yet, holds the float64 logits.
@@ -223,7 +230,7 @@ class Panels:
                 None if targets is None else targets[:, :, block.queries],
                 None if spans is None else spans[:, block.keys],
                 dead,
-                scores.sinks,
+                sinks,
                 visibility,
                 self.request,
             )

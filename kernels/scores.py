@@ -62,7 +62,7 @@ class Scores:
         edits = self.variant.edits
         if edits is not None and edits.temperature is not None:
             sinks = sinks / edits.temperature
-        return sinks[self.heads, None].float()
+        return sinks[self.heads, None]
 
     def _edit(self, logits: Tensor, block: Block) -> None:
         edits = self.variant.edits

@@ -52,12 +52,11 @@ class Reader:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
         inputs = (call.query, call.key, call.value)
         variant = call.variant(self._inside(call))
-        outputs: dict[str, Tensor] = {}
         if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
-            z = attend_differentiable(*inputs, variant)
+            outputs = attend_differentiable(*inputs, self.request, variant)
         else:
             outputs = attend(*inputs, self.request, variant)
-            z = outputs["z"]
+        z = outputs["z"]
         for edit in self.edits:
             z = edit.apply(call.layer, z)
         self.layers.append(call.layer)

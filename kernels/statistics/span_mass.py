@@ -29,7 +29,7 @@ def of_panel(panel: Panel) -> Tensor:
     """Multiply weights and memberships."""
     assert panel.spans is not None
     batch, heads, queries, keys = panel.weights.shape
-    belongs = members(panel.spans, len(spans_of(panel.request, keys))).float()
+    belongs = members(panel.spans, len(spans_of(panel.request, keys))).to(panel.weights)
     return torch.bmm(panel.weights.view(batch, -1, keys), belongs).view(batch, heads, queries, -1)
 
 

@@ -107,7 +107,7 @@ def test_a_capture_sees_the_edit_downstream_and_keeps_z_after_it(tiny: Any, ids:
     assert edited.attrs["edits"] == '[{"edit": "Ablate", "heads": [[0, 1]]}]'
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2"])
 def test_the_gradient_of_a_gate_equals_finite_differences(family: str, tiny: Any, ids: Any) -> None:
     module = tiny(family).requires_grad_(False)
     model = load_model(module)
@@ -133,8 +133,9 @@ def test_the_gradient_of_a_gate_equals_finite_differences(family: str, tiny: Any
     torch.testing.assert_close(gate.grad, numeric, rtol=2e-2, atol=2e-4)
 
 
-def test_logits_with_gradients_equal_logits_without(tiny: Any, ids: Any) -> None:
-    model = load_model(tiny("llama"))
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_logits_with_gradients_equal_logits_without(family: str, tiny: Any, ids: Any) -> None:
+    model = load_model(tiny(family))
     prompt = torch.tensor([ids(13)])
     gate = torch.ones(2, 4, requires_grad=True)
     with torch.no_grad():

@@ -1,0 +1,177 @@
+"""Gradients of attention in row panels: no query × key matrix, backwards either.
+
+With logits L, weights P and g the gradient of the loss in each result,
+dL_ij = P_ij (dP_ij - δ_i), where
+dP_ij = g_z_i · v_j + Σ_s g_mass_is [key j in span s] - g_entropy_i log P_ij and
+δ_i = g_z_i · z_i + Σ_s g_mass_is mass_is + g_entropy_i H_i - g_lse_i. A learned sink is one more
+outcome, with dP = -g_entropy log P. Where each weight is a sigmoid, dL_ij = P_ij (1 - P_ij) dP_ij.
+The weights are computed again, panel by panel, not kept.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headscope.kernels.panel import Panel
+from headscope.kernels.panels import Panels, Part
+from headscope.kernels.statistics.span_mass import members
+
+NEVER = -1e4
+"""Logarithm of a weight that is 0 even in float64: finite, so that 0 · it stays 0."""
+
+
+def differentiate(
+    panels: Panels, results: Mapping[str, Tensor], upstream: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Carry gradients in the results of an attention call back to its inputs.
+
+    Parameters
+    ----------
+    panels
+        The panels of the call.
+    results
+        What the call gave: ``z`` before any gate, ``lse``, ``entropy``, ``span_mass``.
+    upstream
+        Gradient of the loss in some of the results. It is not read at queries that are padding or
+        see no key, nor at spans without a key.
+
+    Returns
+    -------
+    Gradients in ``q``, ``k`` and ``v``, and in ``sinks`` where the variant has them; 0 at padding.
+
+    References
+    ----------
+    FlashAttention, algorithm 4 (Dao et al. 2022), to which ``lse``, entropy and masses add terms.
+    """
+    given = {
+        name: one if name == "z" else readable(one, results[name]) for name, one in upstream.items()
+    }
+    given["delta"] = balance(results, given)
+    scale, cap = panels.variant.scale, panels.variant.softcap
+    assert scale is not None
+    # Parts that share a KV head may run side by side: each group of heads has a sum of its own.
+    groups = sorted({part.group.start for part in panels.parts()})
+    like = panels.q.new_empty(0, dtype=panels.precision)
+    grad_q = like.new_empty(panels.q.shape)
+    grad_k = like.new_zeros(len(groups), *panels.k.shape)
+    grad_v = like.new_zeros(len(groups), *panels.v.shape)
+    grad_sinks = like.new_zeros(panels.q.shape[:2])
+
+    def work(part: Part, filled: Iterator[Panel]) -> None:
+        heads, kv = (part.batch, part.heads), (groups.index(part.group.start), part.batch, part.kv)
+        k = real_keys(panels, part)
+        sum_k, sum_v = (sums[kv].view(*k.shape[:2], -1) for sums in (grad_k, grad_v))
+        factor = scale / temperatures(panels, part.heads)
+        for panel in filled:
+            rows, keys = (*heads, panel.queries), panel.keys
+            above = {name: blank(one[rows], panel.dead) for name, one in given.items()}
+            if "z" in above:
+                sum_v[:, keys].baddbmm_(flat(panel, panel.weights).mT, flat(panel, above["z"]))
+            slope = descend(panel, above, panels.variant.sigmoid)
+            if panel.sinks is not None:
+                grad_sinks[heads] += descend_sinks(panel, above).sum(dim=-1)
+            q = blank(panels.q[rows].to(k.dtype), panel.dead)
+            if cap is not None:
+                uncap(panel, slope, q * (scale / cap), k[:, keys])
+            steps = flat(panel, slope)
+            grad_q[rows] = torch.bmm(steps, k[:, keys]).view(q.shape).mul_(factor)
+            sum_k[:, keys].baddbmm_(steps.mT, flat(panel, q * factor))
+
+    panels.each(work)
+    grads = {"q": grad_q}
+    for name, sums in (("k", grad_k), ("v", grad_v)):
+        grads[name] = sums[0] if len(sums) == 1 else sums.sum(dim=0)
+    if panels.variant.sinks is not None:
+        grads["sinks"] = (grad_sinks.sum(dim=0)[:, None, None] / temperatures(panels)).flatten()
+    return grads
+
+
+def readable(given: Tensor, result: Tensor) -> Tensor:
+    """Drop gradients at results that are missing: whatever stands there is a constant."""
+    return torch.where(result.isfinite(), given, 0.0)
+
+
+def balance(
+    results: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> Float[Tensor, "batch head query"]:
+    """Compute δ: what a row's normaliser takes off every dP of the row."""
+    delta = torch.zeros_like(results["z"][..., 0])
+    for name, one in given.items():
+        if name == "lse":
+            delta -= one
+        else:
+            delta += (one * results[name].nan_to_num()).view(*delta.shape, -1).sum(dim=-1)
+    return delta
+
+
+def descend(
+    panel: Panel, above: Mapping[str, Tensor], sigmoid: bool
+) -> Float[Tensor, "batch head query key"]:
+    """Compute dL, the gradient in the finished logits, in the panel's scratch memory."""
+    slope = panel.scratch
+    if "z" in above:
+        torch.bmm(flat(panel, above["z"]), panel.values.mT, out=flat(panel, slope))
+    else:
+        slope.zero_()
+    if "span_mass" in above:
+        assert panel.spans is not None
+        masses = above["span_mass"]
+        belongs = members(panel.spans, masses.shape[-1]).to(slope.dtype)
+        slope.flatten(1, 2).baddbmm_(masses.flatten(1, 2), belongs.mT)
+    if "entropy" in above:
+        # The logits are not read again: their memory takes g log P.
+        logs = panel.logits.sub_(panel.lse[..., None]).clamp_min_(NEVER)
+        if panel.dead is not None:
+            logs.masked_fill_(panel.dead[..., None], 0.0)
+        slope.sub_(logs.mul_(above["entropy"][..., None]))
+    if sigmoid:
+        return slope.mul_(panel.weights).addcmul_(slope, panel.weights, value=-1)
+    return slope.sub_(above["delta"][..., None]).mul_(panel.weights)
+
+
+def descend_sinks(panel: Panel, above: Mapping[str, Tensor]) -> Float[Tensor, "batch head query"]:
+    """Compute the gradient in the finished logit of the learned sink, for every query."""
+    assert panel.sinks is not None
+    slope = -above["delta"]
+    if "entropy" in above:
+        slope = slope - above["entropy"] * (panel.sinks - panel.lse)
+    return blank(panel.sunk * slope, panel.dead)
+
+
+def uncap(panel: Panel, slope: Tensor, q: Tensor, k: Tensor) -> None:
+    """Multiply, in place, by the derivative of the soft cap: 1 - tanh² of score / cap."""
+    # The finished logits hold more than the capped score, so that is computed again.
+    share = torch.bmm(flat(panel, q), k.mT, out=flat(panel, panel.logits)).tanh_().square_()
+    flat(panel, slope).addcmul_(flat(panel, slope), share, value=-1)
+
+
+def temperatures(panels: Panels, heads: slice = slice(None)) -> Tensor | float:
+    """Return the temperatures of some heads (head, 1, 1), or 1 where there is none."""
+    edits = panels.variant.edits
+    if edits is None or edits.temperature is None:
+        return 1.0
+    return edits.temperature.to(panels.precision)[heads, None, None]
+
+
+def real_keys(panels: Panels, part: Part) -> Float[Tensor, "batch_kv_head key size"]:
+    """Return the keys of a part, 0 at padding, which may hold NaN."""
+    k = panels.k[part.batch, part.kv].to(panels.precision)
+    if panels.variant.key_mask is not None:
+        k = k.masked_fill(~panels.variant.key_mask[part.batch, None, :, None], 0.0)
+    return k.flatten(0, 1)
+
+
+def blank(
+    rows: Float[Tensor, "batch head query *size"], dead: Bool[Tensor, "batch head query"] | None
+) -> Float[Tensor, "batch head query *size"]:
+    """Set rows of queries that are padding or see no key to 0: 0 · NaN is NaN."""
+    if dead is None:
+        return rows
+    return rows.masked_fill(dead.view(*dead.shape, *[1] * (rows.ndim - 3)), 0.0)
+
+
+def flat(panel: Panel, rows: Tensor) -> Float[Tensor, "batch_kv_head row _"]:
+    """Put the query heads that share a KV head, and their queries, one below the other."""
+    return rows.reshape(len(panel.values), -1, rows.shape[-1])
