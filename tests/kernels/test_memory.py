@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from torch.utils._pytree import tree_leaves
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attributions import STATISTICS
+from headscope.kernels.backward import differentiate
 from headscope.kernels.dense import attend_dense
+from headscope.kernels.differentiable import attend_differentiable
+from headscope.kernels.engine import PanelEngine
+from headscope.kernels.gradient_capture import capture_gradient
+from headscope.kernels.panels import Panels
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 
@@ -33,13 +40,21 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def call(length: int, dense: bool = False, **options: Any) -> None:
+def spans(length: int) -> torch.Tensor:
+    return torch.arange(length)[None] // 300
+
+
+def tensors(length: int) -> tuple[torch.Tensor, ...]:
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, length, 8, generator=draw) for _ in range(3))
+    return tuple(torch.randn(1, 2, length, 8, generator=draw) for _ in range(3))
+
+
+def call(length: int, dense: bool = False, **options: Any) -> None:
+    q, k, v = tensors(length)
     request = Request(
         stats=tuple(name for name in statistics.names() if name != "pattern"),
         targets=torch.zeros(1, 1, length, 1, dtype=torch.long),
-        spans=torch.arange(length)[None] // 300,
+        spans=spans(length),
         tile=length // 64,
     )
     (attend_dense if dense else attend)(q, k, v, request, Variant(**options))
@@ -61,16 +76,45 @@ def test_no_tensor_of_queries_by_keys(
     assert largest[1] <= 2.1 * largest[0]
 
 
+def differentiated(length: int, **options: Any) -> None:
+    """Take every gradient, without the operator, inside which the watch sees nothing."""
+    q, k, v = tensors(length)
+    request = Request(stats=("z", "lse", "entropy", "span_mass"), spans=spans(length))
+    panels = Panels(q, k, v, Variant(**options).fit(q, k), request)
+    results = PanelEngine(panels).run([statistics.load(name) for name in request.stats])
+    differentiate(panels, results, results)
+
+
+def attributed(length: int, **options: Any) -> None:
+    q, k, v = tensors(length)
+    request = Request(stats=tuple(STATISTICS), tile=length // 64)
+    capture_gradient(q, k, v, v, request, Variant(**options))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 64}, {"causal": False}, {"softcap": 3.0}], ids=str
+)
+@pytest.mark.parametrize("work", [differentiated, attributed])
+def test_no_such_tensor_for_gradients(
+    work: Callable[..., None], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
+    for length in (1024, 2048):
+        with LargestTensor() as mode:
+            work(length, **options)
+        assert 128 * 64 <= mode.elements <= 3 * 128 * length
+
+
 def test_the_watch_notices_a_whole_matrix() -> None:
     with LargestTensor() as mode:
         call(256, dense=True)
     assert mode.elements >= 256 * 256
 
 
-def peak_bytes(length: int, folder: Path) -> int:
+def peak_bytes(work: Callable[[int], None], length: int, folder: Path) -> int:
     """Profile one call and add up what is allocated and freed."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        call(length)
+        work(length)
     trace = folder / f"{length}.json"
     profiled.export_chrome_trace(str(trace))
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
@@ -81,9 +125,29 @@ def peak_bytes(length: int, folder: Path) -> int:
     return peak
 
 
+def forth_and_back(length: int, **options: Any) -> None:
+    q, k, v = (tensor.requires_grad_() for tensor in tensors(length))
+    request = Request(stats=("entropy", "span_mass"), spans=spans(length))
+    results = attend_differentiable(q, k, v, request, Variant(**options))
+    sum(result.square().sum() for result in results.values()).backward()
+
+
+def fused_forth_and_back(length: int) -> None:
+    q, k, v = (tensor.requires_grad_() for tensor in tensors(length))
+    attend_differentiable(q, k[:, :1], v[:, :1])["z"].square().sum().backward()
+
+
 @pytest.mark.seed("F1")
-def test_peak_memory_grows_linearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("work", [call, forth_and_back, attributed])
+def test_peak_memory_grows_linearly(
+    work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
-    short, long = peak_bytes(1024, tmp_path), peak_bytes(2048, tmp_path)
+    short, long = (peak_bytes(work, length, tmp_path) for length in (1024, 2048))
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short
+
+
+def test_fused_attention_grows_linearly_too(tmp_path: Path) -> None:
+    short, long = (peak_bytes(fused_forth_and_back, length, tmp_path) for length in (1024, 4096))
+    assert long <= 4.2 * short
