@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headscope.kernels.panel import Panel
 from headscope.kernels.panels import Panels, Part
+from headscope.kernels.scores import narrow
 from headscope.kernels.statistics.span_mass import members
 
 NEVER = -1e4
@@ -75,6 +76,7 @@ def differentiate(
             q = blank(panels.q[rows].to(k.dtype), panel.dead)
             if cap is not None:
                 uncap(panel, slope, q * (scale / cap), k[:, keys])
+            hold(panels, part, panel, slope)
             steps = flat(panel, slope)
             grad_q[rows] = torch.bmm(steps, k[:, keys]).view(q.shape).mul_(factor)
             sum_k[:, keys].baddbmm_(steps.mT, flat(panel, q * factor))
@@ -145,6 +147,14 @@ def uncap(panel: Panel, slope: Tensor, q: Tensor, k: Tensor) -> None:
     # The finished logits hold more than the capped score, so that is computed again.
     share = torch.bmm(flat(panel, q), k.mT, out=flat(panel, panel.logits)).tanh_().square_()
     flat(panel, slope).addcmul_(flat(panel, slope), share, value=-1)
+
+
+def hold(panels: Panels, part: Part, panel: Panel, slope: Tensor) -> None:
+    """Set the rows of a fixed pattern to 0, in place: no score moves them."""
+    edits = panels.variant.edits
+    if edits is not None and edits.pattern is not None:
+        rows = narrow(edits.pattern, part.batch, part.heads, panel.queries)[..., :1]
+        slope.masked_fill_(~rows.isnan(), 0.0)
 
 
 def temperatures(panels: Panels, heads: slice = slice(None)) -> Tensor | float:

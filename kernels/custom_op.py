@@ -22,7 +22,7 @@ from headscope.kernels.variant import Variant
 
 OF_VARIANT = ("key_mask", "query_mask", "slopes", "bias")
 OF_EDITS = (
-    "key_bias", "span_bias", "query_spans", "key_spans", "first", "recent", "temperature"
+    "key_bias", "span_bias", "query_spans", "key_spans", "first", "recent", "temperature", "pattern"
 )  # fmt: skip
 """Tensors without a gradient: the operator's ``fixed``, those of the variant before these."""
 

@@ -35,7 +35,8 @@ def attend_differentiable(
     request
         ``lse``, ``entropy`` and ``span_mass`` have gradients; ``z`` is always computed.
     variant
-        How scores become weights. Biases, slopes and temperature are constants.
+        How scores become weights. Biases, slopes, temperatures and fixed patterns
+        are constants.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def refuse_constants(variant: Variant) -> None:
     if not torch.is_grad_enabled():
         return
     for owner in (variant, variant.edits):
-        for name in ("slopes", "bias", "key_bias", "span_bias", "temperature"):
+        for name in ("slopes", "bias", "key_bias", "span_bias", "temperature", "pattern"):
             tensor = getattr(owner, name, None)
             if tensor is not None and tensor.requires_grad:
                 raise Refused(f"{name}: a constant, it gets no gradient; give {name}.detach()")
@@ -116,4 +117,6 @@ def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant
     if v.shape[3] != q.shape[3] or (variant.causal and q.shape[2] != k.shape[2]):
         return False
     # Elsewhere torch falls back to the whole matrix.
+    if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
+        return False
     return q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype in FUSED)

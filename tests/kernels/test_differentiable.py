@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ def arguments(draw: Any, **changes: Any) -> tuple[Any, ...]:
     given |= {"fixed": [None] * len(OF_VARIANT + OF_EDITS), "stats": "z,lse,entropy,span_mass"}
     given |= {"spans": (torch.arange(9) % 4 - 1).expand(2, 9).contiguous(), "span_count": 3}
     return tuple({**given, **changes}.values())
+
+
+def test_every_field_of_a_variant_reaches_the_operator() -> None:
+    assert {field.name for field in fields(Variant)} <= {*NAMES, *OF_VARIANT, "edits"}
+    assert {field.name for field in fields(Edits)} == {"gate", *OF_EDITS}
 
 
 @pytest.mark.parametrize(

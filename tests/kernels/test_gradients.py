@@ -27,6 +27,8 @@ def random(*shape: int) -> Tensor:
 
 
 KNOCKED = random(2, HEADS, TOKENS).masked_fill(torch.arange(TOKENS) % 5 == 0, -torch.inf)
+FIXED = random(1, HEADS, TOKENS, TOKENS).abs().tril()
+FIXED = (FIXED / FIXED.sum(dim=-1, keepdim=True)).index_fill(2, torch.arange(3, 15), torch.nan)
 SPANS = (torch.arange(TOKENS) % 4 - 1).expand(2, TOKENS)
 
 CASES: dict[str, dict[str, Any]] = {
@@ -58,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
     "span bias": {
         "edits": {"span_bias": random(1, 3, 3), "query_spans": SPANS, "key_spans": SPANS}
     },
+    "fixed pattern": {"softcap": 1.2, "edits": {"pattern": FIXED}},
     "first and recent": {
         "edits": {"first": torch.tensor([0, 1, 2, 0]), "recent": torch.tensor([1, 3, 2, 0])}
     },
@@ -150,6 +153,8 @@ class Call:
         if "recent" in edits:
             first, recent = (edits[name][:, None, None] for name in ("first", "recent"))
             sees = sees & ((place - key < recent) | (key < first) | (recent == 0))
+        if "pattern" in edits:
+            scores = torch.where(edits["pattern"].isnan(), scores, edits["pattern"].log())
         alive = sees.any(dim=-1, keepdim=True)
         belongs = (self.spans[..., None] == torch.arange(3)).double()
         if options.get("sigmoid"):

@@ -137,8 +137,13 @@ def fused_forth_and_back(length: int) -> None:
     attend_differentiable(q, k[:, :1], v[:, :1])["z"].square().sum().backward()
 
 
+def strided_forth_and_back(length: int) -> None:
+    q, k, v = (tensor.mT.contiguous().mT.requires_grad_() for tensor in tensors(length))
+    attend_differentiable(q, k, v)["z"].square().sum().backward()
+
+
 @pytest.mark.seed("F1")
-@pytest.mark.parametrize("work", [call, forth_and_back, attributed])
+@pytest.mark.parametrize("work", [call, forth_and_back, strided_forth_and_back, attributed])
 def test_peak_memory_grows_linearly(
     work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
