@@ -1,5 +1,7 @@
 """Attention with gradients: ``z`` and the statistics that a loss may depend on."""
 
+from dataclasses import fields
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +15,9 @@ from headscope.kernels.variant import PLAIN, Variant
 DIFFERENTIABLE = ("z", "lse", "entropy", "span_mass")
 NOTHING = Request(stats=())
 FUSED = (torch.bfloat16, torch.float16)
+"""Types for which torch has fused attention with grouped heads on every recent GPU."""
+PLAIN_TOO = ("scale", "causal", "sigmoid", "edits")
+"""Fields of a variant that plain attention may have, or that are looked at one by one."""
 
 
 def attend_differentiable(
@@ -105,18 +110,14 @@ def refuse_constants(variant: Variant) -> None:
 
 def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> bool:
     """Tell whether torch's fused attention computes all of this, without a query × key matrix."""
-    special = (
-        variant.window, variant.softcap, variant.key_mask, variant.query_mask, variant.lengths,
-        variant.slopes, variant.bias, variant.sinks,
-    )  # fmt: skip
-    edits = variant.edits
-    if edits is not None:
-        special += tuple(getattr(edits, name) for name in custom_op.OF_EDITS)
+    special = [getattr(variant, one.name) for one in fields(variant) if one.name not in PLAIN_TOO]
+    if variant.edits is not None:
+        special += [getattr(variant.edits, name) for name in custom_op.OF_EDITS]
     if set(request.stats) - {"z"} or variant.sigmoid or any(one is not None for one in special):
         return False
+    # For all else torch falls back to the whole matrix.
     if v.shape[3] != q.shape[3] or (variant.causal and q.shape[2] != k.shape[2]):
         return False
-    # Elsewhere torch falls back to the whole matrix.
     if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
         return False
     return q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype in FUSED)
