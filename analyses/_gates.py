@@ -22,7 +22,7 @@ from headscope.probes.tokens import encode
 if TYPE_CHECKING:
     import xarray as xr
 
-    from headscope.probes.model import Model
+    from headscope.probes.model import Geometry, Model
     from headscope.probes.task import Task
 
 Array = NDArray[np.float64]
@@ -43,9 +43,9 @@ class RowGate(Edit):
         """Scale the heads of one layer, row by row."""
         return z * self.values[:, layer].to(z)[:, :, None, None]
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse gates of another shape."""
-        _check_shape(self.values, layers, heads)
+        _check_shape(self.values, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit."""
@@ -66,9 +66,9 @@ class RowReplace(Edit):
         fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
         return torch.where(self.chosen[:, layer].to(z.device)[:, :, None, None], fixed, z)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse choices of another shape."""
-        _check_shape(self.chosen, layers, heads)
+        _check_shape(self.chosen, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit."""
@@ -93,19 +93,20 @@ class RowPatch(Edit):
         other = other.repeat(len(z) // len(other), 1, 1, 1)
         return torch.where(self.chosen[:, layer].to(z.device)[:, :, None, None], other, z)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse choices of another shape."""
-        _check_shape(self.chosen, layers, heads)
+        _check_shape(self.chosen, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit."""
         return {"edit": "RowPatch", "rows": len(self.chosen)}
 
 
-def _check_shape(values: Tensor, layers: int, heads: int) -> None:
-    if tuple(values.shape[1:]) != (layers, heads):
+def _check_shape(values: Tensor, shape: Geometry) -> None:
+    if tuple(values.shape[1:]) != (shape.layers, shape.heads):
         raise Refused(
-            f"values: shape {tuple(values.shape)}; the model has {layers} layers × {heads} heads"
+            f"values: shape {tuple(values.shape)}; "
+            f"the model has {shape.layers} layers × {shape.heads} heads"
         )
 
 

@@ -120,7 +120,9 @@ def capture(
     reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
     smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
     is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
-    sum to less than 1, and ``sink_mass`` is the rest. Attrs carry the provenance.
+    sum to less than 1, and ``sink_mass`` is the rest. A model with other layers, such as Mamba's,
+    has ``attention_map`` (layer), False where there is none and every number is NaN. Attrs carry
+    the provenance.
 
     Raises
     ------

@@ -108,11 +108,17 @@ def _geometry(model: Model, ids: Tensor) -> Geometry:
     layers = sorted(shapes)
     if not layers:
         raise Refused(f"model: no layer of {model.name} asked for attention; refused")
-    if layers != list(range(len(layers))):
-        raise Refused(f"model: only layers {layers} of {model.name} have attention; refused")
+    config = model.module.config.get_text_config()
+    total = int(getattr(config, "num_hidden_layers", len(layers)))
+    if not set(layers) <= set(range(total)):
+        raise Refused(
+            f"model: layers {layers} of {model.name} asked for attention, "
+            f"but it says that it has {total}; refused"
+        )
     if len(set(shapes.values())) != 1:
         raise Refused(f"model: the layers of {model.name} differ in heads or sizes; refused")
-    return replace(shapes[0], layers=len(layers))
+    without = tuple(layer for layer in range(total) if layer not in shapes)
+    return replace(shapes[layers[0]], layers=total, without=without)
 
 
 def _follows_the_interface(model: Model) -> bool:

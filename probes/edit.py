@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Geometry
 
 Head = tuple[int, int]
 
@@ -40,7 +44,7 @@ class Edit:
         """Return the outputs of the heads of one layer after the edit."""
         return z
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse an edit that does not fit a model of this shape."""
 
     def describe(self) -> dict[str, object]:
@@ -48,13 +52,20 @@ class Edit:
         return {"edit": type(self).__name__}
 
 
-def check_heads(field: str, heads: Sequence[Head], layers: int, width: int) -> None:
+def check_heads(field: str, heads: Sequence[Head], shape: Geometry) -> None:
     """Refuse heads that a model does not have."""
     for layer, head in heads:
-        if not 0 <= layer < layers:
-            raise Refused(f"{field}: no layer {layer}; the model has layers 0 to {layers - 1}")
-        if not 0 <= head < width:
-            raise Refused(f"{field}: no head {head}; every layer has heads 0 to {width - 1}")
+        if not 0 <= layer < shape.layers:
+            raise Refused(
+                f"{field}: no layer {layer}; the model has layers 0 to {shape.layers - 1}"
+            )
+        if layer in shape.without:
+            raise Refused(
+                f"{field}: layer {layer} has no attention map; "
+                f"layers with one are {', '.join(map(str, shape.attending))}"
+            )
+        if not 0 <= head < shape.heads:
+            raise Refused(f"{field}: no head {head}; every layer has heads 0 to {shape.heads - 1}")
 
 
 def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
@@ -65,11 +76,9 @@ def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
         )
 
 
-def check_vectors(
-    field: str, values: Tensor, heads: Sequence[Head], expected: tuple[int, int, int]
-) -> None:
+def check_vectors(field: str, values: Tensor, heads: Sequence[Head], shape: Geometry) -> None:
     """Refuse vectors of another shape, or that are no numbers at the heads they are for."""
-    check_shape(field, values, expected)
+    check_shape(field, values, (shape.layers, shape.heads, shape.value_size))
     for layer, head in heads:
         if not bool(torch.isfinite(values[layer, head]).all()):
             raise Refused(f"{field}: L{layer}H{head} holds NaN or infinity")

@@ -79,15 +79,15 @@ def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, hea
     vocabulary-sized matrix.
     """
     for edit in reader.edits:
-        edit.check(model.layers, model.heads, model.geometry.value_size)
+        edit.check(model.geometry)
     before = len(reader.layers)
     with installed(model, reader):
         result = _call(model, ids.to(model.device), head)
     arrived = reader.layers[before:]
-    if sorted(arrived) != list(range(model.layers)):
+    if sorted(arrived) != model.geometry.attending:
         raise Refused(
             f"model: layers {sorted(arrived)} of {model.name} asked for attention, expected each "
-            f"of 0 to {model.layers - 1} once; this architecture is refused"
+            f"of {model.geometry.attending} once; this architecture is refused"
         )
     if not bool(torch.isfinite(result).all()):
         raise Refused(f"model: {model.name} gives NaN or infinite numbers; check its weights")

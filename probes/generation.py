@@ -103,7 +103,7 @@ def generate(
     given = read(known, prompts)
     _refuse_unfit(known, given, new_tokens)
     for edit in edits:
-        edit.check(known.layers, known.heads, known.geometry.value_size)
+        edit.check(known.geometry)
 
     def request(spans: Tensor | None) -> Request:
         return Request(

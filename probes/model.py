@@ -16,13 +16,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of a model's attention, as it arrives in our function."""
+    """The shape of a model's attention, as it arrives in our function.
+
+    Attributes
+    ----------
+    layers
+        Number of layers, those without an attention map included.
+    heads, kv_heads
+        Query heads and key-value heads of every layer.
+    head_size, value_size
+        Size of a query or key, and of a value.
+    without
+        Layers without an attention map, such as Mamba's and linear attention.
+    """
 
     layers: int
     heads: int
     kv_heads: int
     head_size: int
     value_size: int
+    without: tuple[int, ...] = ()
+
+    @property
+    def attending(self) -> list[int]:
+        """Layers with an attention map."""
+        return [layer for layer in range(self.layers) if layer not in self.without]
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Model:
 
     @property
     def layers(self) -> int:
-        """Number of layers with attention."""
+        """Number of layers, those without an attention map included."""
         return self.geometry.layers
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ from headscope.probes.edit import (
     digest,
     listed,
 )
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Geometry
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ class Gate(Edit):
         """Scale the heads of one layer."""
         return z * self.values[layer].to(z)[:, None, None]
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse gates whose shape is not layers × heads."""
-        check_shape("Gate.values", self.values, (layers, heads))
+        check_shape("Gate.values", self.values, (shape.layers, shape.heads))
 
     def describe(self) -> dict[str, object]:
         """Name the edit and its gates."""
@@ -82,9 +86,9 @@ class Ablate(Edit):
         rows = [head for at, head in self.heads if at == layer]
         return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have."""
-        check_heads("Ablate.heads", self.heads, layers, heads)
+        check_heads("Ablate.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit and its heads."""
@@ -127,10 +131,10 @@ class Replace(Edit):
         chosen[rows] = True
         return torch.where(chosen[:, None, None], fixed, z)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have and vectors of another shape."""
-        check_heads("Replace.heads", self.heads, layers, heads)
-        check_vectors("Replace.values", self.values, self.heads, (layers, heads, size))
+        check_heads("Replace.heads", self.heads, shape)
+        check_vectors("Replace.values", self.values, self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and a digest of the vectors."""
@@ -176,10 +180,10 @@ class Offset(Edit):
         chosen[rows] = 1.0
         return z + (chosen[:, None] * self.values[layer].to(z))[:, None, :]
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have and vectors of another shape."""
-        check_heads("Offset.heads", self.heads, layers, heads)
-        check_vectors("Offset.values", self.values, self.heads, (layers, heads, size))
+        check_heads("Offset.heads", self.heads, shape)
+        check_vectors("Offset.values", self.values, self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and a digest of the vectors."""

@@ -247,6 +247,9 @@ class Recording:
             **{name: ("layer", values) for name, values in self.per_layer.items()},
             "causal": ("layer", self.per_layer["causal"] > 0),
         }
+        if model.geometry.without:
+            attending = np.isin(np.arange(model.layers), model.geometry.attending)
+            coords["attention_map"] = ("layer", attending)
         if self.sinks:
             # NaN where a layer has none.
             logits = np.full((model.layers, model.heads), np.nan, dtype=np.float32)

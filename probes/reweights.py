@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,9 @@ from torch import Tensor
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.probes.edit import Edit, Head, check_heads, digest, listed
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Geometry
 
 Shape = tuple[int, int, int, int]
 
@@ -57,9 +61,9 @@ class ScaleKeys(Edit):
         bias[:, torch.tensor(rows)[:, None], columns] = amount
         return Edits(key_bias=bias)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have."""
-        check_heads("ScaleKeys.heads", self.heads, layers, heads)
+        check_heads("ScaleKeys.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads, keys and factor."""
@@ -116,9 +120,9 @@ class KnockOut(Edit):
             key_spans=key_spans.expand(batch, -1),
         )
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have."""
-        check_heads("KnockOut.heads", self.heads, layers, heads)
+        check_heads("KnockOut.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads, keys and queries."""
@@ -171,9 +175,9 @@ class Window(Edit):
         recent[rows], first[rows] = self.recent, self.first
         return Edits(recent=recent, first=first)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have."""
-        check_heads("Window.heads", self.heads, layers, heads)
+        check_heads("Window.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and both numbers."""
@@ -218,9 +222,9 @@ class Temperature(Edit):
         temperature[rows] = self.value
         return Edits(temperature=temperature)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse heads that the model does not have."""
-        check_heads("Temperature.heads", self.heads, layers, heads)
+        check_heads("Temperature.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and the temperature."""
@@ -261,9 +265,9 @@ class FixPattern(Edit):
         pattern[0, self.head[1]] = self.values.float()
         return Edits(pattern=pattern)
 
-    def check(self, layers: int, heads: int, size: int) -> None:
+    def check(self, shape: Geometry) -> None:
         """Refuse a head that the model does not have."""
-        check_heads("FixPattern.head", (self.head,), layers, heads)
+        check_heads("FixPattern.head", (self.head,), shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its head and a digest of the pattern."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes import capture, load_model
-from headscope.probes.edits import FixPattern, Gate, KnockOut
-from headscope.probes.forward import Reader
+from headscope.probes.edits import Ablate, FixPattern, Gate, KnockOut
+from headscope.probes.forward import Reader, logits
 from headscope.probes.model import Model
 from headscope.probes.seam import Call, installed
 
@@ -61,12 +61,21 @@ def try_capture(model: Model, module: Any) -> str:
         ids = draw(length)
         found = capture(model, ids.tolist(), stats=("entropy", "received", "max_weight"))
         _, weights = architectures.eager(module, ids)
-        for layer, one in enumerate(weights):
+        for layer, one in by_layer(model, weights):
             at = {"layer": layer}
             sinks = "sink_logit" in found.coords
             close(torch.from_numpy(found["entropy"].isel(at).values), entropy(one, sinks))
             close(torch.from_numpy(found["max_weight"].isel(at).values), one.amax(-1))
-    return "yes"
+        for layer in model.geometry.without:
+            assert found["entropy"].isel(layer=layer).isnull().all()
+    absent = ", ".join(map(str, model.geometry.without))
+    return f"yes; no attention map in layer {absent}" if absent else "yes"
+
+
+def by_layer(model: Model, weights: tuple[Tensor | None, ...]) -> list[tuple[int, Tensor]]:
+    """Pair the layers that have a map with the maps that eager attention returns."""
+    maps = [one for one in weights if one is not None]
+    return list(zip(model.geometry.attending, maps, strict=True))
 
 
 def through(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -93,7 +102,7 @@ def try_padding(model: Model, module: Any) -> str:
         own, weights = architectures.eager(module, ids, mask)
         real = mask.bool()
         close(output[real], own[real])
-        for layer, one in enumerate(weights):
+        for layer, one in by_layer(model, weights):
             sinks = hasattr(module.config, "layer_types") and "Oss" in type(module).__name__
             expected = entropy(one, sinks).transpose(1, 2)[real]
             close(found[layer].transpose(1, 2)[real], expected)
@@ -121,11 +130,12 @@ def try_gradients(model: Model, module: Any) -> str:
     except Refused as refusal:
         return f"no: {str(refusal).partition(':')[0]}"
     step = torch.zeros_like(gates)
-    step[0, 1] = 1e-2
+    layer = model.geometry.attending[0]
+    step[layer, 1] = 1e-2
     with torch.no_grad():
         slope = (score(gates + step) - score(gates - step)) / 2e-2
-    torch.testing.assert_close(gradient[0, 1].double(), slope, rtol=2e-2, atol=1e-3)
-    assert gradient.abs().min() > 0
+    torch.testing.assert_close(gradient[layer, 1].double(), slope, rtol=2e-2, atol=1e-3)
+    assert gradient[model.geometry.attending].abs().min() > 0
     return "yes"
 
 
@@ -230,3 +240,12 @@ def test_the_table_says_what_an_architecture_does(
 
 def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
     assert set(table) - {"architecture"} == set(architectures.CONFIGS)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_edit_of_a_layer_without_attention_is_refused() -> None:
+    model = load_model(architectures.build("lfm2"))
+    with pytest.raises(Refused, match="layer 0 has no attention map; layers with one are 1"):
+        logits(model, draw(5), (KnockOut(heads=((0, 1),), keys=(0,)),))
+    with pytest.raises(Refused, match="layer 0 has no attention map"):
+        logits(model, draw(5), (Ablate(heads=((0, 1),)),))
