@@ -14,6 +14,7 @@ from headscope.kernels.panels import Panels
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import check_rows
+from headscope.kernels.sweep import Engine
 from headscope.kernels.variant import PLAIN, Variant
 
 
@@ -23,6 +24,8 @@ def attend(
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request,
     variant: Variant = PLAIN,
+    *,
+    engine: Engine = "auto",
 ) -> dict[str, Tensor]:
     """Compute attention and statistics of its weights, with memory linear in the text.
 
@@ -38,6 +41,9 @@ def attend(
         Which statistics, and their parameters.
     variant
         How scores become weights: order, window, padding, caps, biases, sinks, edits.
+    engine
+        ``compiled`` demands the sweep that the machine's C compiler builds, ``panels`` does with
+        torch alone; ``auto`` takes the sweep where it can. The numbers are the same to rounding.
 
     Returns
     -------
@@ -48,7 +54,8 @@ def attend(
     Raises
     ------
     Refused
-        When tensors, variant or request do not fit, or when q, k or v need a gradient.
+        When tensors, variant or request do not fit, when q, k or v need a gradient, or when the
+        engine cannot be had.
 
     References
     ----------
@@ -69,7 +76,8 @@ def attend(
         )
     chosen = [statistics.load(name) for name in dict.fromkeys(("z", *request.stats))]
     check_rows(chosen, variant)
-    panels = Panels(q, k, v, variant.fit(q, k), request)
+    reductions = frozenset(name for statistic in chosen for name in statistic.reductions)
+    panels = Panels(q, k, v, variant.fit(q, k), request, reductions=reductions, engine=engine)
     # Autocast belongs to a thread, and would make products coarser than the inputs in some of them.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         results = PanelEngine(panels).run(chosen)

@@ -64,15 +64,10 @@ class PanelEngine:
 
 def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:
     """Write, add or keep the largest of what panels say, in their part of the result."""
-    tile = panel.request.tile
-    extents = {
-        "query": panel.queries,
-        "key": panel.keys,
-        "query_tile": slice(panel.queries.start // tile, -(-panel.queries.stop // tile)),
-        "key_tile": slice(panel.keys.start // tile, -(-panel.keys.stop // tile)),
-    }
-    where = tuple(extents.get(dim, slice(None)) for dim in statistic.dims)
-    there = place[:, :, *where]
+    there = place
+    for axis, dim in enumerate(statistic.dims, 2):
+        if dim in panel.extents:
+            there = there.narrow(axis, *panel.extents[dim])
     if statistic.merge == "largest":
         torch.maximum(there, statistic.panel(panel), out=there)
     elif not statistic.by_query:

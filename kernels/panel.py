@@ -1,7 +1,7 @@
 """A row panel: some queries of some heads against every key that they see."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.visibility import MASKED, Visibility
 
+BLUNT = 12.0
+"""Largest logit of a row up to which an entropy taken as a difference is right to 1e-5."""
 COMB = 16
 """Teeth of a comb: equally spaced columns of a row whose largest is taken at once."""
 
@@ -25,8 +27,8 @@ class Panel:
 
     Parameters
     ----------
-    logits
-        Finished scores, hidden keys at -1e30; rows of padding are arbitrary.
+    score
+        Computes the logits, where something asks for them.
     peak
         Largest logit of each row.
     weights
@@ -50,9 +52,11 @@ class Panel:
         Which keys each query may see, for the sequences of this panel.
     request
         Parameters of the statistics.
+    known
+        Properties that were computed together with the weights, by name.
     """
 
-    logits: Float[Tensor, "batch head query key"]
+    score: Callable[[], Float[Tensor, "batch head query key"]]
     peak: Float[Tensor, "batch head query"]
     weights: Float[Tensor, "batch head query key"]
     scratch: Float[Tensor, "batch head query key"]
@@ -65,6 +69,23 @@ class Panel:
     sinks: Float[Tensor, "head 1"] | None
     visibility: Visibility
     request: Request
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A cached property that is there already is not computed again.
+        vars(self).update(self.known)
+
+    @cached_property
+    def extents(self) -> dict[str, tuple[int, int]]:
+        """Start and length of the panel along the dims that panels divide."""
+        tile = self.request.tile
+        covered = {
+            "query": (self.queries.start, self.queries.stop),
+            "key": (self.keys.start, self.keys.stop),
+            "query_tile": (self.queries.start // tile, -(-self.queries.stop // tile)),
+            "key_tile": (self.keys.start // tile, -(-self.keys.stop // tile)),
+        }
+        return {dim: (start, stop - start) for dim, (start, stop) in covered.items()}
 
     def drain(self) -> None:
         """Give the learned sinks their share of weights that sum to 1 over the keys."""
@@ -91,21 +112,60 @@ class Panel:
         return torch.exp(self.sinks - self.peak - self.surplus)
 
     @cached_property
+    def logits(self) -> Float[Tensor, "batch head query key"]:
+        """Finished scores, hidden keys at -1e30; rows of padding are arbitrary."""
+        return self.score()
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, "batch head query"]:
+        """Entropy of the outcomes."""
+        if self.blunt and self.sinks is None:
+            mean = torch.mul(self.logits, self.weights, out=self.scratch).sum(dim=-1)
+            return (self.lse - mean).clamp_min_(0.0)
+        # Two terms that are never negative: nothing cancels, at the price of another pass.
+        gap = torch.sub(self.peak[..., None], self.logits, out=self.scratch)
+        keys = gap.mul_(self.weights).sum(dim=-1) + self.surplus
+        return keys if self.sinks is None else keys + self.sunk * (self.peak - self.sinks)
+
+    @cached_property
+    def blunt(self) -> bool:
+        """Whether all logits are so small that their differences lose nothing that counts."""
+        return bool(((self.peak.abs() < BLUNT) | (self.peak <= MASKED / 2)).all())
+
+    @cached_property
     def top(self) -> Float[Tensor, "batch head query"]:
         """Largest weight of each row."""
         return self.weights.amax(dim=-1)
 
     @cached_property
-    def tile_sums(self) -> Float[Tensor, "batch head query_tile key"]:
-        """Weights summed over the queries of each tile."""
-        return self._tiled(torch.sum)
+    def sums(self) -> Float[Tensor, "batch head key"]:
+        """Weights summed over the queries."""
+        return self._sums.sum(dim=2)
 
     @cached_property
-    def tile_peaks(self) -> Float[Tensor, "batch head query_tile key"]:
-        """Largest weight among the queries of each tile."""
-        return self._tiled(torch.amax)
+    def peaks(self) -> Float[Tensor, "batch head key"]:
+        """Largest weight among the queries."""
+        return self._peaks.amax(dim=2)
 
-    def _tiled(self, reduce: Callable[..., Tensor]) -> Float[Tensor, "batch head query_tile key"]:
+    @cached_property
+    def tile_sums(self) -> Float[Tensor, "batch head query_tile key_tile"]:
+        """Weights summed over the queries and keys of each tile."""
+        return self._across(self._sums).sum(dim=-1)
+
+    @cached_property
+    def tile_peaks(self) -> Float[Tensor, "batch head query_tile key_tile"]:
+        """Largest weight among the queries and keys of each tile."""
+        return self._across(self._peaks).amax(dim=-1)
+
+    @cached_property
+    def _sums(self) -> Float[Tensor, "batch head query_tile key"]:
+        return self._down(torch.sum)
+
+    @cached_property
+    def _peaks(self) -> Float[Tensor, "batch head query_tile key"]:
+        return self._down(torch.amax)
+
+    def _down(self, reduce: Callable[..., Tensor]) -> Float[Tensor, "batch head query_tile key"]:
         """Reduce the weights over the queries of each tile; the last tile may be a short one."""
         tile = self.request.tile
         whole = self.weights.shape[2] // tile * tile
@@ -115,6 +175,13 @@ class Panel:
         if whole < self.weights.shape[2]:
             parts.append(reduce(self.weights[:, :, whole:], dim=2, keepdim=True))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _across(self, columns: Tensor) -> Float[Tensor, "batch head query_tile key_tile tile"]:
+        """Cut the columns into tiles; the last tile is filled up with zeros."""
+        tile = self.request.tile
+        short = -columns.shape[-1] % tile
+        padded = torch.nn.functional.pad(columns, (0, short)) if short else columns
+        return torch.unflatten(padded, -1, (-1, tile))
 
     @cached_property
     def leaders(self) -> Int[Tensor, "batch head query rank"]:
@@ -173,6 +240,59 @@ class Panel:
         """Weighted mean of the clipped distances of each row."""
         return torch.mul(self.weights, self.distances, out=self.scratch).sum(dim=-1)
 
+    @cached_property
+    def distance_variance(self) -> Float[Tensor, "batch head query"]:
+        """Average of the squares around the mean: E[d²] - E[d]² would cancel in float32."""
+        off = torch.sub(self.distances, self.mean_distance[..., None], out=self.scratch)
+        return off.square_().mul_(self.weights).sum(dim=-1)
+
+    @cached_property
+    def distance_hist(self) -> Float[Tensor, "batch head query bin"]:
+        """Mass in every bin of distance."""
+        starts = distance_bins(max(self.visibility.queries, self.visibility.keys))
+        first = self.queries.start + self.visibility.shift - self.keys.start
+        last = first + self.weights.shape[2] - 1
+        # Bins that lie inside the panel for every row, and at most two that do not.
+        inside = sum(2 * start <= first + 1 for start in starts)
+        causal = self.visibility.causal and last < self.keys.stop - self.keys.start
+        if causal and 1 < inside < len(starts) and last < 4 * starts[inside]:
+            return self._sheared(starts, inside, first)
+        ends = torch.tensor([*starts[1:], 2 * starts[-1] + 1], device=self.weights.device)
+        place = self.visibility.positions[self.queries, None] - self.keys.start
+        keys = self.weights.shape[-1]
+        sums = torch.cumsum(self.weights, dim=-1, out=self.scratch)
+
+        def before(key: Tensor) -> Tensor:
+            last = (key.clamp(0, keys) - 1).expand(*self.weights.shape[:2], -1, -1)
+            return sums.gather(3, last.clamp_min(0)).masked_fill_(last < 0, 0.0)
+
+        inner = before(place + ends) - before(place - ends + 1)
+        return torch.diff(inner, dim=-1, prepend=torch.zeros_like(inner[..., :1]))
+
+    def _sheared(self, starts: list[int], inside: int, first: int) -> Tensor:
+        """Add each bin as a rectangle: in steps of a row and a key, its edges are straight."""
+        batch, heads, rows, _ = self.weights.shape
+        bins = self.weights.new_zeros(batch, heads, rows, len(starts))
+        batch_step, head_step, row_step, _ = self.weights.stride()
+        at = self.weights.storage_offset()
+        for number, start in enumerate(starts[:inside]):
+            width = max(start, 1)
+            view = self.weights.as_strided(
+                (batch, heads, rows, width),
+                (batch_step, head_step, row_step + 1, 1),
+                at + first - start - width + 1,
+            )
+            torch.sum(view, dim=-1, out=bins[..., number])
+        rest = self.weights.sum(dim=-1).sub_(bins.sum(dim=-1))
+        farthest = 2 * starts[inside]
+        wide = first + rows - farthest
+        if wide > 0:
+            seen = torch.ones(rows, wide, device=bins.device).tril(first - farthest)
+            bins[..., inside + 1] = (self.weights[..., :wide] * seen).sum(dim=-1)
+            rest.sub_(bins[..., inside + 1])
+        bins[..., inside] = rest.clamp_min_(0.0)
+        return bins
+
     def mix(self) -> Float[Tensor, "batch head query size"]:
         """Average the values by the weights."""
         batch, heads, queries, keys = self.weights.shape
@@ -195,3 +315,8 @@ class Panel:
         index = torch.where(inside, keys - self.keys.start, 0)[:, None]
         gathered = self.weights.gather(3, index.expand(batch, heads, queries, -1))
         return gathered.masked_fill_(~inside[:, None], 0.0)
+
+
+def distance_bins(length: int) -> list[int]:
+    """List the smallest distance of each bin: 0, and powers of two up to a length."""
+    return [0, *(1 << power for power in range((length - 1).bit_length()))]

@@ -4,7 +4,6 @@ Every pass over the weights on torch goes through here: the capture, its gradien
 with the weights.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,25 +12,26 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headscope.kernels.logits import Buffers, Logits
 from headscope.kernels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.scores import Scores
+from headscope.kernels.sweep import Engine, Run, Sweep, choose
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import MASKED, Block, Visibility
 from headscope.kernels.workers import share
 
 ROWS = 128
 PANEL_ELEMENTS = 1 << 20
-"""Elements of a panel, 4 MB in float32: calls are few, so that workers seldom wait for Python."""
+"""Elements of all rows together, above which a call is cut into parts."""
+ROOM = 2
+"""How many times as large a panel may be: calls are few, so workers seldom wait for Python."""
+SWEPT_ROOM = 4
+"""The same where weights take the place of the logits, and need less memory."""
 SHARES = 4
 """Parts come in fours of one size, so that two or four workers end together."""
 LARGEST_PANEL = 1 << 22
 """Elements above which a panel of one head takes fewer queries, for very long texts."""
-SHARP = 32.0
-"""Largest logit of a row above which float32 sums are too coarse: the entropy would be off by more
-than 1e-5. Such panels get their logits from float64, rounded once."""
-NEGLIGIBLE = -75.0
-"""Logit, less the row's largest, below which the weight of such a panel is 0: under 3e-33."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Panels:
         Parameters of statistics; panels keep to its tiles.
     wanted
         Queries that matter: panels without any of them are left out. None is all.
+    reductions
+        Properties of a panel to compute together with the weights where that is cheaper.
+    engine
+        ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
+        sweep where there is one for this call.
     """
 
     q: Tensor
@@ -85,6 +90,8 @@ class Panels:
     variant: Variant
     request: Request = field(default_factory=lambda: Request(stats=()))
     wanted: Bool[Tensor, " query"] | None = None
+    reductions: frozenset[str] = frozenset()
+    engine: Engine = "auto"
 
     def each(self, work: Callable[[Part, Iterator[Panel]], None]) -> None:
         """Hand all panels of every part to ``work``, parts side by side in several threads.
@@ -94,28 +101,31 @@ class Panels:
         work
             Called once for each part. Parts never share a head of a sequence; those of one group
             share a KV head. A panel is gone when the next one is asked for.
+
+        Raises
+        ------
+        Refused
+            When the sweep is demanded and cannot be had.
         """
         parts = list(self.parts())
-        room = max(
-            size(part.batch) * size(part.heads) for part in parts
-        ) * self.largest  # fmt: skip
+        room = max(size(part.batch) * size(part.heads) for part in parts) * self.largest
 
         def run(waiting: Iterator[Part]) -> None:
-            memory = torch.empty(3, room, dtype=self.precision, device=self.q.device)
+            memory = Buffers.reserve(room, self.q.device)
             for part in waiting:
                 work(part, self.fill(part, memory))
 
         share(parts, run, torch.get_num_threads() if self.q.device.type == "cpu" else 1)
 
-    @property
-    def precision(self) -> torch.dtype:
-        """Type that everything is computed in: float32, or float64 for inputs of float64."""
-        return torch.promote_types(self.q.dtype, torch.float32)
-
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys each query may see."""
         return self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+
+    @cached_property
+    def sweep(self) -> Run | None:
+        """The compiled sweep, None where torch makes the weights."""
+        return choose(self.engine, self.variant, self.q.device)
 
     @property
     def group(self) -> int:
@@ -156,6 +166,8 @@ class Panels:
         heads = max(PANEL_ELEMENTS // self.largest, 1)
         total = batch * self.q.shape[1]
         if total > heads:
+            room = ROOM if self.sweep is None else SWEPT_ROOM
+            heads = max(room * PANEL_ELEMENTS // self.largest, 1)
             # Whatever the number of threads, so that it never shows in the numbers.
             turns = -(-total // (heads * SHARES))
             heads = -(-total // (turns * SHARES))
@@ -174,69 +186,55 @@ class Panels:
         spans = None
         if self.request.spans is not None:
             spans = self.request.spans[part.batch].to(self.q.device, torch.long)
-        sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
         scale = self.variant.scale
         assert scale is not None
-        q = torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group]
-        k = self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT
-        v = self.v[part.batch, part.kv].to(self.precision)
+        logits = Logits(
+            torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group],
+            self.k[part.batch, part.kv].float().flatten(0, 1).mT,
+            scale,
+            scores,
+        )
+        sweep = None
+        if self.sweep is not None:
+            alive = None if self.all_alive else visibility.alive
+            sweep = Sweep(
+                self.sweep, self.request, visibility, alive, scores.sinks, self.reductions
+            )
+        v = self.v[part.batch, part.kv].float()
         if visibility.key_mask is not None:
             # 0 · NaN is NaN: what padding holds must not reach the product.
             v = v.masked_fill(~visibility.key_mask[:, None, :, None], 0.0)
         v = v.flatten(0, 1)
-        k64: Tensor | None = None
-        batch, heads = q.shape[0], q.shape[1] * q.shape[2]
         for block in self.blocks:
-            shape = (batch, heads, size(block.queries), size(block.keys))
-            weights, scratch, logits = memory[:, : math.prod(shape)].view(3, *shape)
-            # Query heads that share a KV head are rows of one product: K is never expanded.
-            rows = q[..., block.queries, :].reshape(len(v), -1, q.shape[-1])
-            product = logits.view(*rows.shape[:2], -1)
-            torch.bmm(rows.to(self.precision) * scale, k[..., block.keys], out=product)
-            scores.finish(logits, block)
-            peak = logits.amax(dim=-1)
-            # A row without a visible key peaks at MASKED, which says nothing of its precision.
-            coarse = self.precision == torch.float32
-            sharp = coarse and bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any())
-            if sharp:
-                k64 = k.double() if k64 is None else k64
-                # The memory of weights and scratch, not in use yet, holds the float64 logits.
-                exact = memory[:2].view(-1).view(torch.float64)[: logits.numel()].view(shape)
-                product = exact.view(product.shape)
-                torch.bmm(rows.double() * scale, k64[..., block.keys], out=product)
-                scores.finish(exact, block)
-                logits.copy_(exact)
-                peak = logits.amax(dim=-1)
-            if self.variant.sigmoid:
-                torch.sigmoid(logits, out=weights)
-            elif sharp:
-                # Denormal weights would slow every later product down several times.
-                torch.sub(logits, peak[..., None], out=scratch)
-                torch.nn.functional.threshold(scratch, NEGLIGIBLE, MASKED, inplace=True)
-                torch.softmax(scratch, dim=-1, out=weights)
+            shape = (*logits.shape, size(block.queries), size(block.keys))
+            buffers = Buffers(memory, shape)
+            if sweep is None:
+                made = logits.softmax(block, buffers, self.variant.sigmoid)
             else:
-                torch.softmax(logits, dim=-1, out=weights)
+                made = sweep.fill(logits, block, buffers)
             dead = None
             if not self.all_alive:
-                dead = ~visibility.alive[:, None, block.queries] | (peak <= MASKED / 2)
+                dead = ~visibility.alive[:, None, block.queries] | (made.peak <= MASKED / 2)
             panel = Panel(
-                logits,
-                peak,
-                weights,
-                scratch,
+                made.score,
+                made.peak,
+                made.weights,
+                buffers.scratch,
                 v[:, block.keys],
                 block.queries,
                 block.keys,
                 None if targets is None else targets[:, :, block.queries],
                 None if spans is None else spans[:, block.keys],
                 dead,
-                sinks,
+                scores.sinks,
                 visibility,
                 self.request,
+                made.known,
             )
-            panel.drain()
-            if dead is not None:
-                weights.masked_fill_(dead[..., None], 0.0)
+            if sweep is None:
+                panel.drain()
+                if dead is not None:
+                    made.weights.masked_fill_(dead[..., None], 0.0)
             yield panel
 
 

@@ -31,6 +31,11 @@ class Scores:
 
     def finish(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
         """Turn scaled products into logits, hidden keys at -1e30."""
+        self.compose(logits, block)
+        self.visibility.hide(logits, block)
+
+    def compose(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
+        """Turn scaled products into logits; those out of order, window and padding stay."""
         self.cap(logits)
         if self.variant.slopes is not None:
             distance = self._distance(block).abs()
@@ -46,7 +51,6 @@ class Scores:
             logits.add_(finite(bias))
         if edits is not None:
             self._edit(logits, block)
-        self.visibility.hide(logits, block)
 
     def cap(self, logits: Tensor) -> None:
         """Apply the soft cap."""

@@ -94,6 +94,9 @@ class Statistic:
     distribution
         Whether it makes sense only where the weights of a row are shares of one whole: refused
         where each weight is a sigmoid of its own.
+    reductions
+        Properties of a panel that ``panel`` reads and that the compiled sweep can fill in while it
+        makes the weights; names of ``headscope.kernels.sweep.REDUCTIONS``.
     labels
         For each dim other than query, key, their tiles and size: the labels along it, from the
         request and the larger of the numbers of queries and keys. They are its coordinate, and
@@ -116,6 +119,7 @@ class Statistic:
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
     distribution: bool = False
+    reductions: tuple[str, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)
 
     @property

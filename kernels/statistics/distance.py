@@ -36,5 +36,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("mean_distance",),
     distribution=True,
 )

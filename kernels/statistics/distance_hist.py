@@ -7,7 +7,7 @@ before the next. Every row sums to 1. Without causal order, the distance to eith
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.panel import Panel, distance_bins
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
@@ -15,15 +15,12 @@ from headscope.kernels.whole import Whole
 
 def edges(request: Request, length: int) -> list[int]:
     """List the smallest distance of each bin."""
-    return [0, *(1 << power for power in range((length - 1).bit_length()))]
+    return distance_bins(length)
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Subtract the masses inside the edges of each bin, from the prefix sums of each row."""
-    starts = edges(panel.request, max(panel.visibility.queries, panel.visibility.keys))
-    ends = torch.tensor([*starts[1:], 2 * starts[-1] + 1], device=panel.weights.device)
-    inside = panel.within(ends.expand(1, 1, 1, -1))
-    return torch.diff(inside, dim=-1, prepend=torch.zeros_like(inside[..., :1]))
+    """Take it from the panel, which may know it from the pass that made the weights."""
+    return panel.distance_hist
 
 
 def of_whole(whole: Whole) -> Tensor:
@@ -53,5 +50,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("distance_hist",),
     labels={"bin": edges},
 )

@@ -12,10 +12,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Average the squares around the mean: E[d²] - E[d]² would cancel in float32."""
-    mean = panel.mean_distance
-    off = torch.sub(panel.distances, mean[..., None], out=panel.scratch)
-    return off.square_().mul_(panel.weights).sum(dim=-1)
+    """Average the squares around the mean."""
+    return panel.distance_variance
 
 
 def of_whole(whole: Whole) -> Tensor:
@@ -42,5 +40,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("distance_variance",),
     distribution=True,
 )

@@ -13,10 +13,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Add two terms that are never negative, surplus and Σ P (peak - s): nothing cancels."""
-    gap = torch.sub(panel.peak[..., None], panel.logits, out=panel.scratch)
-    keys = gap.mul_(panel.weights).sum(dim=-1) + panel.surplus
-    return keys if panel.sinks is None else keys + panel.sunk * (panel.peak - panel.sinks)
+    """Take it from the panel, which may know it from the pass that made the weights."""
+    return panel.entropy
 
 
 def of_whole(whole: Whole) -> Tensor:
@@ -39,5 +37,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("entropy",),
     distribution=True,
 )

@@ -15,11 +15,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Take the largest of each key tile's columns."""
-    peaks = panel.tile_peaks
-    tile = panel.request.tile
-    padded = torch.nn.functional.pad(peaks, (0, -peaks.shape[-1] % tile))
-    return torch.unflatten(padded, -1, (-1, tile)).amax(dim=-1)
+    """Take the largest weight of each tile."""
+    return panel.tile_peaks
 
 
 def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
@@ -58,5 +55,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("tile_peaks",),
     finish=finish,
 )

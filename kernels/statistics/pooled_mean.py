@@ -15,11 +15,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Add up the columns of each key tile."""
-    sums = panel.tile_sums
-    tile = panel.request.tile
-    padded = torch.nn.functional.pad(sums, (0, -sums.shape[-1] % tile))
-    return torch.unflatten(padded, -1, (-1, tile)).sum(dim=-1)
+    """Add up the weights of each tile."""
+    return panel.tile_sums
 
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
@@ -53,5 +50,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("tile_sums",),
     finish=finish,
 )

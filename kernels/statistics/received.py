@@ -14,8 +14,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Add the weights of each column, from the sums that the pooled map needs as well."""
-    return panel.tile_sums.sum(dim=2)
+    """Add the weights of each column."""
+    return panel.sums
 
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
@@ -42,5 +42,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("sums",),
     finish=finish,
 )

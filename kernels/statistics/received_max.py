@@ -15,8 +15,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Take the largest weight of each column, from the peaks that the pooled map needs as well."""
-    return panel.tile_peaks.amax(dim=2)
+    """Take the largest weight of each column."""
+    return panel.peaks
 
 
 def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
@@ -45,5 +45,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("peaks",),
     finish=finish,
 )

@@ -41,5 +41,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("leaders",),
     labels={"rank": lambda request, length: range(1, request.k + 1)},
 )
