@@ -55,10 +55,9 @@ class Inputs:
         second = torch.where(first % 3 == 0, -1, (first + 1) % max(keys, 2))
         second = torch.where((second == first) | (second >= keys), -1, second)
         self.request = Request(
-            stats=tuple(statistics.names()),
             targets=torch.stack((first, second), dim=-1),
             spans=torch.randint(-1, 3, (batch, keys), generator=draw),
-            **{**PARAMETERS, **(request or {})},
+            **{"stats": tuple(statistics.names()), **PARAMETERS, **(request or {})},
         )
         self.options = options
 

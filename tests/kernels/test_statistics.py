@@ -152,10 +152,13 @@ VARIANTS = tuple(variant("", 100)[""])
 @pytest.fixture(scope="module")
 def both(draw: Any) -> Any:
     @cache
-    def run(name: str, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def run(name: str, length: int) -> tuple[dict[str, Tensor], ...]:
         inputs = draw(**variant(name, length))
-        return attend(*inputs, Variant(**inputs.options)), attend_dense(
-            *inputs, Variant(**inputs.options)
+        options = Variant(**inputs.options)
+        return (
+            attend(*inputs, options),
+            attend_dense(*inputs, options),
+            attend(*inputs, options, engine="panels"),
         )
 
     return run
@@ -164,18 +167,19 @@ def both(draw: Any) -> Any:
 @pytest.mark.seed("F1", "F5", "F6")
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("statistic", statistics.names())
-def test_panels_agree_with_dense_float64(
+def test_both_engines_agree_with_dense_float64(
     statistic: str, name: str, both: Any, draw: Any, agree: Any
 ) -> None:
     for length in LENGTHS:
-        panels, dense = both(name, length)
+        swept, dense, panels = both(name, length)
         logit = max(dense["lse"][dense["lse"].isfinite()].abs().max().item(), 1.0)
-        if statistic in CHOICES:
-            assert torch.equal(panels[statistic].isnan(), dense[statistic].isnan())
-            inputs = draw(**variant(name, length))
-            CHOICES[statistic](panels[statistic], dense, inputs, 1e-6 + logit * 2**-24)
-        else:
-            agree(statistic, panels[statistic], dense[statistic], logit=logit)
+        for got in (swept[statistic], panels[statistic]):
+            if statistic in CHOICES:
+                assert torch.equal(got.isnan(), dense[statistic].isnan())
+                inputs = draw(**variant(name, length))
+                CHOICES[statistic](got, dense, inputs, 1e-6 + logit * 2**-24)
+            else:
+                agree(statistic, got, dense[statistic], logit=logit)
 
 
 def check_keys(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
@@ -292,15 +296,17 @@ def test_the_cut_into_panels_does_not_matter(
     monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
     monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", elements)
     inputs = draw(**variant(name, 257))
-    result = attend(*inputs, Variant(**inputs.options))
-    usual = both(name, 257)[0]
-    for statistic in statistics.names():
-        if statistic in CHOICES:
-            assert ((result[statistic] - usual[statistic]).nan_to_num() != 0).float().mean() < 1e-3
-        else:
-            torch.testing.assert_close(
-                result[statistic], usual[statistic], rtol=2e-6, atol=2e-6, equal_nan=True
-            )
+    swept, _, panels = both(name, 257)
+    for engine, usual in (("auto", swept), ("panels", panels)):
+        result = attend(*inputs, Variant(**inputs.options), engine=engine)
+        for statistic in statistics.names():
+            if statistic in CHOICES:
+                changed = (result[statistic] - usual[statistic]).nan_to_num() != 0
+                assert changed.float().mean() < 1e-3
+            else:
+                torch.testing.assert_close(
+                    result[statistic], usual[statistic], rtol=2e-6, atol=2e-6, equal_nan=True
+                )
 
 
 NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""

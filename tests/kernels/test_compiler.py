@@ -1,0 +1,150 @@
+"""Building the sweep: once, safely side by side, and torch's numbers where it cannot be built."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headscope.kernels import compiler, sweep
+from headscope.kernels.attention import attend
+from headscope.kernels.refusal import Refused
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Build into an empty folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(compiler.VARIABLE, raising=False)
+    sweep.library.cache_clear()
+    yield tmp_path / "headscope"
+    sweep.library.cache_clear()
+
+
+def script(folder: Path, text: str) -> str:
+    """Write a program that plays the compiler."""
+    path = folder / "pretender"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+REAL = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+# The file after -o is where the library goes.
+FIND_OUTPUT = 'while [ "$1" != -o ]; do shift; done; '
+
+
+def test_a_compiler_on_the_path_builds_the_sweep() -> None:
+    assert (sweep.library().run is not None) == (REAL is not None), sweep.library().note
+    assert "built by" in sweep.library().note or REAL is None
+
+
+def test_a_library_is_built_once(cache: Path) -> None:
+    first = compiler.build(sweep.SOURCE)
+    assert first.path is not None
+    before = first.path.stat().st_mtime_ns
+    assert compiler.build(sweep.SOURCE) == first
+    assert first.path.stat().st_mtime_ns == before
+    assert list(cache.iterdir()) == [first.path]
+
+
+def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "sweep.c"
+    changed.write_text(sweep.SOURCE.read_text() + "\n")
+    assert compiler.build(sweep.SOURCE).path != compiler.build(changed).path
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("pretend", "reason"),
+    [
+        ("off", "switched off by HEADSCOPE_COMPILER=off"),
+        ("/nowhere/cc", "HEADSCOPE_COMPILER=/nowhere/cc is no program; unset it or"),
+        ("echo boom >&2; exit 3", "failed: boom"),
+        ("exit 3", "failed: ended with 3"),
+        ("exit 0", "failed: ended with 0"),
+        (FIND_OUTPUT + 'echo text > "$2"', "it does not load"),
+        (FIND_OUTPUT + 'echo "int other;" | {real} -shared -x c -o "$2" -', "it does not load"),
+        (
+            FIND_OUTPUT + 'echo "int sweep() {{ return 0; }}" | {real} -shared -x c -o "$2" -',
+            "it computes other numbers than torch",
+        ),
+    ],
+)  # fmt: skip
+def test_without_a_sweep_the_numbers_are_those_of_torch(
+    pretend: str, reason: str, draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pretend not in ("off", "/nowhere/cc"):
+        pretend = script(tmp_path, pretend.format(real=REAL))
+    monkeypatch.setenv(compiler.VARIABLE, pretend)
+    assert sweep.library().run is None
+    assert reason in sweep.library().note
+    inputs = draw(50)
+    expected = attend(*inputs, engine="panels")
+    for name, values in attend(*inputs).items():
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(Refused, match=r"engine: no compiled sweep: .*; or use engine='auto'"):
+        attend(*inputs, engine="compiled")
+
+
+def test_without_any_compiler_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C compiler (cc, gcc, clang) on the PATH; install one" in sweep.library().note
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    assert "set XDG_CACHE_HOME to a folder that can be written" in sweep.library().note
+
+
+def test_a_compiler_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "SECONDS", 0.2)
+    monkeypatch.setenv(compiler.VARIABLE, script(tmp_path, "exec sleep 60"))
+    assert "took longer than 0.2 s" in sweep.library().note
+
+
+@pytest.mark.parametrize("unknown", ["-march=*", "-m*"], ids=["one name", "any processor"])
+def test_compilers_that_do_not_know_the_processor(
+    unknown: str, draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last resort is the plainest processor of its kind: narrow vectors, the same numbers.
+    refuse = f'for word in "$@"; do case $word in {unknown}) exit 1;; esac; done; exec {REAL} "$@"'
+    monkeypatch.setenv(compiler.VARIABLE, script(tmp_path, refuse))
+    assert sweep.library().run is not None, sweep.library().note
+    inputs = draw(130)
+    expected = attend(*inputs, engine="panels")
+    for name, values in attend(*inputs, engine="compiled").items():
+        if name not in ("topk_key", "effective_span"):
+            torch.testing.assert_close(values, expected[name], rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_processes_that_build_at_once_share_one_library(cache: Path, tmp_path: Path) -> None:
+    slow = script(tmp_path, f'sleep 0.5; exec {REAL} "$@"')
+    program = (
+        "from pathlib import Path; from headscope.kernels import compiler; import ctypes;"
+        f"built = compiler.build(Path({str(sweep.SOURCE)!r}));"
+        "ctypes.CDLL(str(built.path)).sweep; print(built.path)"
+    )
+    environment = {**os.environ, compiler.VARIABLE: slow}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outcomes = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outcomes
+    paths = {out.strip() for out, _ in outcomes}
+    assert len(paths) == 1
+    assert [str(path) for path in cache.iterdir()] == list(paths)
