@@ -70,9 +70,9 @@ class Buffers:
         self.exact = memory[step : 3 * step].view(torch.float64)[:count].view(shape)
 
     @staticmethod
-    def reserve(count: int, device: torch.device) -> Tensor:
+    def reserve(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Reserve memory for panels of up to this many elements."""
-        return torch.empty(3 * -(-count // LINE) * LINE, device=device)
+        return torch.empty(3 * -(-count // LINE) * LINE, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Logits:
     q
         Queries; those that share a KV head lie together.
     k
-        Keys, in float32.
+        Keys, in the precision of the panels.
     scale
         Factor of the products.
     scores
@@ -154,7 +154,8 @@ class Logits:
         self.put(block, logits)
         peak = logits.amax(dim=-1)
         # A row without a visible key peaks at MASKED, which says nothing of its precision.
-        sharp = bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any())
+        coarse = logits.dtype == torch.float32
+        sharp = coarse and bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any())
         if sharp:
             # The memory of weights and scratch, not in use yet, holds the float64 logits.
             self.put(block, buffers.exact)

@@ -111,11 +111,16 @@ class Panels:
         room = max(size(part.batch) * size(part.heads) for part in parts) * self.largest
 
         def run(waiting: Iterator[Part]) -> None:
-            memory = Buffers.reserve(room, self.q.device)
+            memory = Buffers.reserve(room, self.precision, self.q.device)
             for part in waiting:
                 work(part, self.fill(part, memory))
 
         share(parts, run, torch.get_num_threads() if self.q.device.type == "cpu" else 1)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Type that everything is computed in: float32, or float64 for inputs of float64."""
+        return torch.promote_types(self.q.dtype, torch.float32)
 
     @cached_property
     def visibility(self) -> Visibility:
@@ -125,7 +130,7 @@ class Panels:
     @cached_property
     def sweep(self) -> Run | None:
         """The compiled sweep, None where torch makes the weights."""
-        return choose(self.engine, self.variant, self.q.device)
+        return choose(self.engine, self.variant, self.precision, self.q.device)
 
     @property
     def group(self) -> int:
@@ -186,21 +191,20 @@ class Panels:
         spans = None
         if self.request.spans is not None:
             spans = self.request.spans[part.batch].to(self.q.device, torch.long)
+        sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
         scale = self.variant.scale
         assert scale is not None
         logits = Logits(
             torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group],
-            self.k[part.batch, part.kv].float().flatten(0, 1).mT,
+            self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT,
             scale,
             scores,
         )
         sweep = None
         if self.sweep is not None:
             alive = None if self.all_alive else visibility.alive
-            sweep = Sweep(
-                self.sweep, self.request, visibility, alive, scores.sinks, self.reductions
-            )
-        v = self.v[part.batch, part.kv].float()
+            sweep = Sweep(self.sweep, self.request, visibility, alive, sinks, self.reductions)
+        v = self.v[part.batch, part.kv].to(self.precision)
         if visibility.key_mask is not None:
             # 0 · NaN is NaN: what padding holds must not reach the product.
             v = v.masked_fill(~visibility.key_mask[:, None, :, None], 0.0)
@@ -226,7 +230,7 @@ class Panels:
                 None if targets is None else targets[:, :, block.queries],
                 None if spans is None else spans[:, block.keys],
                 dead,
-                scores.sinks,
+                sinks,
                 visibility,
                 self.request,
                 made.known,

@@ -145,7 +145,9 @@ def agrees(run: Run) -> bool:
     )
 
 
-def choose(engine: Engine, variant: Variant, device: torch.device) -> Run | None:
+def choose(
+    engine: Engine, variant: Variant, precision: torch.dtype, device: torch.device
+) -> Run | None:
     """Decide between the sweep and torch.
 
     Returns
@@ -164,6 +166,8 @@ def choose(engine: Engine, variant: Variant, device: torch.device) -> Run | None
         return None
     if variant.sigmoid:
         reason = "it has no sigmoid attention"
+    elif precision != torch.float32:
+        reason = "it computes in float32"
     elif device.type != "cpu":
         reason = f"it runs on the processor, not on {device}"
     elif library().run is None:

@@ -155,7 +155,7 @@ def test_the_sweep_writes_inside_its_memory(draw: Any, monkeypatch: pytest.Monke
     guard = 64
     kept: list[Tensor] = []
 
-    def fenced(count: int, device: torch.device) -> Tensor:
+    def fenced(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         memory = torch.full((3 * -(-count // 16) * 16 + 2 * guard,), 7.0)
         kept.append(memory)
         return memory[guard:-guard]
@@ -226,6 +226,9 @@ def test_engines_that_cannot_be_had_are_refused(draw: Any) -> None:
     torch.testing.assert_close(
         attend(*inputs, rows), attend(*inputs, rows, engine="panels"), rtol=0, atol=0
     )
+    with pytest.raises(Refused, match="it computes in float32; or use engine='auto'"):
+        sweep.choose("compiled", Variant(), torch.float64, torch.device("cpu"))
+    assert sweep.choose("auto", Variant(), torch.float64, torch.device("cpu")) is None
 
 
 def test_a_statistic_may_read_logits_that_the_sweep_overwrote(
