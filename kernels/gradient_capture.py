@@ -80,7 +80,9 @@ def capture_gradient(
         dz = dz.to(q.device, torch.float32)
         if variant.edits is not None and variant.edits.gate is not None:
             dz = dz * variant.edits.gate[:, :, None, None]
-        return PanelEngine(GradientPanels(q, k, v, variant, request, dz=dz)).run(chosen)
+        # Attributions take the place of weights and logits: torch's panels hold both.
+        panels = GradientPanels(q, k, v, variant, request, engine="panels", dz=dz)
+        return PanelEngine(panels).run(chosen)
 
 
 @dataclass(frozen=True, eq=False)
