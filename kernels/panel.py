@@ -206,7 +206,7 @@ class Panel:
         return torch.nn.functional.pad(columns, (0, max(count - keys, 0)), value=-1)
 
     @cached_property
-    def before(self) -> Float[Tensor, "batch head query key+1"]:
+    def before(self) -> Float[Tensor, "batch head query boundary"]:
         """Mass on the keys before each key of the panel, and in the end on all."""
         batch, heads, queries, keys = self.weights.shape
         sums = self.weights.new_empty(batch, heads, queries, keys + 1)

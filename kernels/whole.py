@@ -46,7 +46,7 @@ class Whole:
     request: Request
 
     @property
-    def outcomes(self) -> Float[Tensor, "batch head query key+1"]:
+    def outcomes(self) -> Float[Tensor, "batch head query outcome"]:
         """Logits of the keys and, last, of the sink."""
         batch, _, queries, _ = self.logits.shape
         return torch.cat((self.logits, self.sinks.expand(batch, -1, queries, 1)), dim=-1)

@@ -14,6 +14,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from jaxtyping import config, install_import_hook
+
+ROOT = Path(__file__).parents[1]
+
+# Shapes and types of every call inside kernels are checked against its signature. Triton compiles
+# the source of its kernels, which therefore cannot be wrapped.
+install_import_hook(
+    [f"headscope.kernels.{module.stem}" for module in sorted((ROOT / "kernels").glob("*.py"))]
+    + ["headscope.kernels.statistics"],
+    "beartype.beartype",
+)
 
 # OpenMP inside small operations collapses where two processes share two cores.
 torch.set_num_threads(1)
@@ -26,6 +37,8 @@ sys.modules["stock"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["stock"])
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from headscope.probes.model import Model
 
 
@@ -59,6 +72,14 @@ class SeedTable:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--seeds"):
         config.pluginmanager.register(SeedTable(), "seed-table")
+
+
+@pytest.fixture(autouse=True)
+def signatures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let wrong shapes through to the refusal that users meet, in tests named after it."""
+    config.update("jaxtyping_disable", "refuse" in request.node.name)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def whole_matrix(inputs: Any, variant: Variant, dz: Tensor) -> Whole:
     """Multiply the oracle's pattern by the gradient of every weight."""
     pattern = Request(stats=("pattern",))
     weights = attend_dense(inputs.q, inputs.k, inputs.v, pattern, variant)["pattern"]
-    (batch, _, queries, keys), shared = weights.shape, inputs.q.shape[1] // inputs.k.shape[1]
+    (batch, heads, queries, keys), shared = weights.shape, inputs.q.shape[1] // inputs.k.shape[1]
     edits = Edits() if variant.edits is None else variant.edits
     gate = torch.ones(1, 1) if edits.gate is None else edits.gate
     by_value = (dz * gate[:, :, None, None]).double()
@@ -72,7 +72,7 @@ def whole_matrix(inputs: Any, variant: Variant, dz: Tensor) -> Whole:
     visible = attend_dense(inputs.q, inputs.k, inputs.v, pattern, intact)["pattern"] > 0
     return Whole(
         torch.where(weights > 0, 0.0, -torch.inf), attributions, values,
-        torch.full((1, 1, 1, 1), -torch.inf), visible[:, :1], torch.zeros(keys).long(), real,
+        torch.full((1, heads, 1, 1), -torch.inf), visible[:, :1], torch.zeros(keys).long(), real,
         torch.arange(queries), REQUEST,
     )  # fmt: skip
 
