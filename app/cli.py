@@ -220,7 +220,9 @@ def dashboard(
 
 @app.command()
 def bench(
-    long: Annotated[bool, typer.Option("--long", help="also 8192 and 16384 tokens")] = False,
+    long: Annotated[
+        bool, typer.Option("--long", help="also 8192 and 16384 tokens, and --flex")
+    ] = False,
     file: Annotated[
         Path | None, typer.Option("--out", help="JSON file for the result, replaced if there")
     ] = None,
@@ -230,16 +232,21 @@ def bench(
     ] = None,
     heads: Annotated[int, typer.Option("--heads", min=1, help="heads of size 64")] = 12,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="calls that count")] = 5,
+    flex: Annotated[
+        bool, typer.Option("--flex", help="also FlexAttention, which has to be compiled")
+    ] = False,
 ) -> None:
     """Measure headscope beside fused and eager attention on this machine, some minutes."""
-    from headscope.app import bench as benchmark
-    from headscope.app.ratios import tables
+    from headscope.app.bench import cpu as benchmark
+    from headscope.app.bench.ratios import tables
 
     if file is not None and not file.parent.is_dir():
         raise Refused(f"--out: there is no folder {file.parent}; make it first")
     wanted = [*(lengths or benchmark.LENGTHS), *(benchmark.LONG if long else ())]
     with bar(err) as progress:
-        result = benchmark.run(wanted, heads=heads, rounds=rounds, progress=progress)
+        result = benchmark.run(
+            wanted, heads=heads, rounds=rounds, flex=flex or long, progress=progress
+        )
     if file is not None:
         benchmark.save(result, file)
     for table in tables(result):

@@ -1,20 +1,25 @@
-"""Measure this machine and keep the result beside the others: python -P benchmarks/cpu.py."""
+"""Measure this machine and keep the result beside the others.
+
+python -P benchmarks/cpu.py          1024 to 4096 tokens, some minutes
+python -P benchmarks/cpu.py --long   also 8192 and 16384 tokens, and FlexAttention
+"""
 
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from headscope.app import bench
+from headscope.app.bench import cpu, machine
+from headscope.app.bench.ratios import tables
 from headscope.app.progress import bar
-from headscope.app.ratios import tables
 
 FOLDER = Path(__file__).parent / "results"
 
 with bar(Console(stderr=True)) as progress:
-    lengths = (*bench.LENGTHS, *bench.LONG) if "--long" in sys.argv[1:] else bench.LENGTHS
-    result = bench.run(lengths, progress=progress)
+    long = "--long" in sys.argv[1:]
+    lengths = (*cpu.LENGTHS, *cpu.LONG) if long else cpu.LENGTHS
+    result = cpu.run(lengths, flex=long, progress=progress)
 FOLDER.mkdir(exist_ok=True)
-bench.save(result, FOLDER / f"{bench.slug(result['machine'])}.json")
+cpu.save(result, FOLDER / f"{machine.slug(result['machine'])}.json")
 for table in tables(result):
     Console().print(table)
