@@ -1,0 +1,277 @@
+"""The host side of a launch: tensors and variant as kernel arguments, and the tiles to visit."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from headscope.kernels.refusal import Refused
+from headscope.kernels.variant import Variant
+from headscope.kernels.visibility import Visibility
+
+LOG2E = math.log2(math.e)
+HIDDEN = -1e30
+DEAD = 1e30
+"""Base-2 normaliser of a row without keys: every weight of the row is then exactly 0."""
+UNLIMITED = 1 << 30
+"""``recent`` of a head that is not limited: more keys than any text has."""
+LARGEST_SIZE = 256
+"""Largest size of a head whose tiles fit in shared memory."""
+LARGEST_STRIDE = 1 << 23
+"""Largest stride of a token, so that offsets inside a tile fit in 32 bits."""
+
+
+class Operand(NamedTuple):
+    """A tensor of a kernel: its pointer (None if absent) and strides, 0 where it is broadcast."""
+
+    pointer: Tensor | None
+    batch: int = 0
+    head: int = 0
+    token: int = 0
+    channel: int = 0
+
+
+class Terms(NamedTuple):
+    """What turns q·k into logits, as kernel arguments; a term that is None costs nothing."""
+
+    queries: int
+    keys: int
+    shift: int
+    """Position of the first query among the keys."""
+    factor: float
+    """Multiplies q·k: scale · log2 e, or scale / cap."""
+    softcap: float | None
+    """Cap · log2 e."""
+    low: Tensor
+    high: Tensor
+    """First visible key of every query, and one past the last: int32 (query)."""
+    query_mask: Operand
+    """1 at real queries: uint8 (batch, query)."""
+    slopes: Tensor | None
+    """ALiBi slopes · log2 e: float32 (head)."""
+    bias: Operand
+    """Natural, as given: (batch, head, query, key)."""
+    temperature: Tensor | None
+    """float32 (head)."""
+    key_bias: Operand
+    """Base 2, ``HIDDEN`` at hidden and padded keys: float32 (batch, head, key)."""
+    span_bias: Operand
+    """Base 2, finite: float32 (head, query_span, key_span)."""
+    query_spans: Operand
+    key_spans: Operand
+    """int32 (batch, token), -1 for none."""
+    first_stop: Operand
+    """One past the last of the first keys that a limited head sees: int32 (batch, head, query)."""
+    recent: Tensor | None
+    """Last keys that a limited head sees, ``UNLIMITED`` elsewhere: int32 (head)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One attention call as the kernels of all passes read it.
+
+    Parameters
+    ----------
+    q, k, v
+        Checked tensors of shape (batch, head, token, size), in any layout: no copy is made.
+    visibility
+        Which keys each query may see.
+    variant
+        How scores become weights.
+
+    Raises
+    ------
+    Refused
+        When a head size or a stride is beyond what the tiles can hold.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    visibility: Visibility
+    variant: Variant
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("q", self.q), ("k", self.k), ("v", self.v)):
+            if tensor.shape[3] > LARGEST_SIZE:
+                raise Refused(
+                    f"{name}: head size {tensor.shape[3]}; the Triton engine takes up to "
+                    f"{LARGEST_SIZE}, use engine='panels'"
+                )
+            if max(tensor.stride()[2:]) > LARGEST_STRIDE:
+                raise Refused(
+                    f"{name}: {max(tensor.stride()[2:])} elements between tokens; give "
+                    f"{name}.contiguous(), which has fewer than {LARGEST_STRIDE}"
+                )
+
+    @property
+    def group(self) -> int:
+        """Number of query heads that share a KV head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    @property
+    def precision(self) -> str:
+        """Precision of products of float32: three TF32 products, to 1e-6; IEEE on the CPU."""
+        return "tf32x3" if self.q.device.type == "cuda" else "ieee"
+
+    def operand(self, tensor: Tensor) -> Operand:
+        """Describe a tensor (batch, head, token, size) to a kernel."""
+        return Operand(tensor, *tensor.stride())
+
+    @cached_property
+    def terms(self) -> Terms:
+        """Everything between q·k and the logits."""
+        variant, visibility, edits = self.variant, self.visibility, self.variant.edits
+        batch, heads, device = self.q.shape[0], self.q.shape[1], self.q.device
+        queries, keys = visibility.queries, visibility.keys
+        scale = self.q.shape[3] ** -0.5 if variant.scale is None else variant.scale
+        cap = variant.softcap
+        bias = None if variant.bias is None else variant.bias.to(device)
+        first_stop, recent = self._limits()
+        span_bias = None if edits is None else edits.span_bias
+        return Terms(
+            queries=queries,
+            keys=keys,
+            shift=visibility.shift,
+            factor=scale * LOG2E if cap is None else scale / cap,
+            softcap=None if cap is None else cap * LOG2E,
+            low=visibility.low.to(torch.int32),
+            high=visibility.high.to(torch.int32),
+            query_mask=_by_token(visibility.query_mask, batch, queries, torch.uint8, device),
+            slopes=_by_head(variant.slopes, LOG2E, device),
+            bias=Operand(None) if bias is None else self.operand(
+                bias.expand(batch, heads, queries, keys)
+            ),
+            temperature=_by_head(None if edits is None else edits.temperature, 1.0, device),
+            key_bias=self._key_bias(),
+            span_bias=_table(span_bias, heads, device),
+            query_spans=_by_token(
+                None if edits is None else edits.query_spans, batch, queries, torch.int32, device
+            ),
+            key_spans=_by_token(
+                None if edits is None else edits.key_spans, batch, keys, torch.int32, device
+            ),
+            first_stop=first_stop,
+            recent=recent,
+        )  # fmt: skip
+
+    def _key_bias(self) -> Operand:
+        """Padded keys and knocked-out keys as one bias, in base 2."""
+        edits, mask = self.variant.edits, self.visibility.key_mask
+        edited = None if edits is None else edits.key_bias
+        if edited is None and mask is None:
+            return Operand(None)
+        bias = torch.zeros(1, 1, self.visibility.keys, device=self.q.device)
+        if edited is not None:
+            bias = edited.to(self.q.device, torch.float32).mul(LOG2E).clamp_min(HIDDEN)
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None], HIDDEN)
+        bias = bias.contiguous().expand(self.q.shape[0], self.q.shape[1], -1)
+        return Operand(bias, *bias.stride())
+
+    def _limits(self) -> tuple[Operand, Tensor | None]:
+        """First and last keys that limited heads see."""
+        edits, visibility = self.variant.edits, self.visibility
+        if edits is None or edits.recent is None:
+            return Operand(None), None
+        device, heads = self.q.device, self.q.shape[1]
+        recent = edits.recent.to(device, torch.int32)
+        count = torch.zeros_like(recent) if edits.first is None else edits.first.to(device).long()
+        if self.variant.lengths is not None:
+            lengths = torch.tensor(self.variant.lengths, device=device)
+            starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+            stops = (starts + count[:, None])[None]
+        else:
+            ranked = visibility.first_keys(max(int(count.max()), 1))
+            ends = torch.where(ranked < 0, visibility.keys, ranked + 1)
+            ends = torch.nn.functional.pad(ends, (1, 0))
+            stops = ends[:, count.long(), None]
+        stops = stops.to(torch.int32).contiguous()
+        stops = stops.expand(self.q.shape[0], heads, visibility.queries)
+        recent = recent.masked_fill(recent == 0, UNLIMITED).contiguous()
+        return Operand(stops, *stops.stride()), recent
+
+    def bounds(self, rows: int, columns: int) -> Int[Tensor, "batch tile 4"]:
+        """Bound the keys of each tile of ``rows`` queries: start, full_start, full_stop, stop.
+
+        Keys from ``full_start`` to ``full_stop`` are seen by every query of the tile, as to order
+        and window: tiles of ``columns`` keys there need no EDGE. All are multiples of ``columns``
+        except ``stop``, where nothing more is visible; start <= full_start <= full_stop.
+        """
+        visibility = self.visibility
+        low, high = _tiles(visibility.low, rows), _tiles(visibility.high, rows)
+        # A query that sees nothing has high <= low: it may not widen the range.
+        dead = high <= low
+        start = low.masked_fill(dead, visibility.keys).amin(dim=1)
+        stop = high.masked_fill(dead, 0).amax(dim=1)
+        return self._bounds(start, low.amax(dim=1), high.amin(dim=1), stop, columns, "key_mask")
+
+    def column_bounds(self, columns: int, rows: int) -> Int[Tensor, "batch tile 4"]:
+        """Bound the queries of each tile of ``columns`` keys, as ``bounds``, in steps of ``rows``.
+
+        Queries from ``full_start`` to ``full_stop`` see every key of the tile.
+        """
+        visibility = self.visibility
+        key = torch.arange(visibility.keys, device=self.q.device)
+        # low and high never decrease, so the queries that see a key are consecutive.
+        low = _tiles(torch.searchsorted(visibility.high, key, right=True), columns)
+        high = _tiles(torch.searchsorted(visibility.low, key, right=True), columns)
+        dead = high <= low
+        start = low.masked_fill(dead, visibility.queries).amin(dim=1)
+        stop = high.masked_fill(dead, 0).amax(dim=1)
+        return self._bounds(start, low.amax(dim=1), high.amin(dim=1), stop, rows, "query_mask")
+
+    def _bounds(
+        self, start: Tensor, full_start: Tensor, full_stop: Tensor, stop: Tensor, step: int,
+        masked: str,
+    ) -> Int[Tensor, "batch tile 4"]:  # fmt: skip
+        mask: Tensor | None = getattr(self.visibility, masked)
+        start, stop = start[None], stop[None]
+        if mask is not None:
+            # Padding at either end is not visited at all.
+            place = torch.arange(mask.shape[1], device=mask.device)
+            first = place.where(mask, mask.shape[1]).amin(dim=1, keepdim=True)
+            last = place.where(mask, -1).amax(dim=1, keepdim=True)
+            start, stop = torch.maximum(start, first), torch.minimum(stop, last + 1)
+        stop = torch.maximum(stop, start)
+        start = start // step * step
+        full_start = torch.maximum((full_start[None] + step - 1) // step * step, start)
+        full_stop = torch.minimum(full_stop[None], stop) // step * step
+        full_stop = torch.maximum(full_stop, full_start)
+        edges = (start, full_start, full_stop, stop)
+        # The inner bounds do not depend on padding, so they may lack the batch.
+        bounds = torch.stack([edge.expand_as(start) for edge in edges], dim=2)
+        return bounds.expand(self.q.shape[0], -1, -1).to(torch.int32).contiguous()
+
+
+def _tiles(values: Tensor, size: int) -> Tensor:
+    """Cut a vector into rows of ``size``, the last one repeated at the end."""
+    short = -len(values) % size
+    return torch.cat((values, values[-1:].expand(short))).view(-1, size)
+
+
+def _by_head(values: Tensor | None, factor: float, device: torch.device) -> Tensor | None:
+    return None if values is None else (values.to(device, torch.float32) * factor).contiguous()
+
+
+def _by_token(
+    values: Tensor | None, batch: int, tokens: int, dtype: torch.dtype, device: torch.device
+) -> Operand:
+    """Describe (batch, token) to a kernel, with tokens next to each other."""
+    if values is None:
+        return Operand(None)
+    values = values.to(device, dtype).contiguous().expand(batch, tokens)
+    return Operand(values, batch=values.stride(0))
+
+
+def _table(values: Tensor | None, heads: int, device: torch.device) -> Operand:
+    """Describe the bias of span pairs to a kernel, in base 2."""
+    if values is None:
+        return Operand(None)
+    table = values.to(device, torch.float32).mul(LOG2E).clamp_min(HIDDEN).contiguous()
+    table = table.expand(heads, *table.shape[1:])
+    return Operand(table, head=table.stride(0), token=table.stride(1), channel=1)

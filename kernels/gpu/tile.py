@@ -1,0 +1,224 @@
+"""One tile of logits: what every kernel shares, so that all passes see the same weights.
+
+Logits are in base 2 (natural logits times log2 e), hidden keys at the finite ``HIDDEN``. A kernel
+takes ``Operand`` and ``Terms`` (see ``launch``) as arguments; a term that the variant lacks is None
+there, and its code is left out when the kernel is compiled, so the plain case costs nothing.
+
+A kernel with queries along the rows of its tile reads as follows; one with keys along the rows
+(``TRANSPOSED=True``) swaps the operands of the product and reads ``query_terms`` inside its loop::
+
+    rows = query_terms(terms, batch, head, query, query < terms.queries)
+    q_tile = load_tokens(q, batch, head, tile_start, real_queries(...), ...)
+    for start in range(...):                       # EDGE: order, window and the end are masked
+        key = start + tl.arange(0, KEYS)
+        columns = key_terms(terms, batch, head, key, key < terms.keys, EDGE)
+        k_tile = load_tokens(k, batch, kv_head, start, ...)
+        scores = product(q_tile, tl.trans(k_tile), PRECISION)
+        x = logits(scores, query, key, rows, columns, terms, batch, head, EDGE, False)
+        p = tl.exp2(x - lse[:, None])
+"""
+
+import triton
+import triton.language as tl
+
+HIDDEN = tl.constexpr(-1e30)
+"""Base-2 logit of a hidden key: finite, so that 0 · (m - s) stays 0 where -inf would give NaN."""
+FLOOR = tl.constexpr(-5e29)
+"""Smallest running maximum: above ``HIDDEN``, so that hidden keys weigh exactly 0 in every row."""
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """Multiply two matrices into float32: bfloat16 and float16 as they are, float32 as told."""
+    if INTERPRET:
+        # The interpreter would multiply the bits of bfloat16 as integers.
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def load_tokens(
+    operand, batch, head, start, keep, LENGTH: tl.constexpr, SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Load LENGTH tokens of one head from ``start``: (LENGTH, BLOCK_SIZE), zero where not kept.
+
+    ``keep`` (LENGTH,) is ignored where WHOLE. Offsets of the tile's corner have 64 bits.
+    """
+    corner = operand.pointer + batch.to(tl.int64) * operand.batch
+    corner += head.to(tl.int64) * operand.head + tl.cast(start, tl.int64) * operand.token
+    token = tl.arange(0, LENGTH)
+    channel = tl.arange(0, BLOCK_SIZE)
+    places = corner + (token[:, None] * operand.token + channel[None, :] * operand.channel)
+    if WHOLE:
+        if SIZE == BLOCK_SIZE:
+            return tl.load(places)
+        else:
+            return tl.load(places, mask=channel[None, :] < SIZE, other=0.0)
+    else:
+        if SIZE == BLOCK_SIZE:
+            return tl.load(places, mask=keep[:, None], other=0.0)
+        else:
+            return tl.load(places, mask=keep[:, None] & (channel[None, :] < SIZE), other=0.0)
+
+
+@triton.jit
+def real_queries(terms, batch, query):
+    """Tell which queries exist and are no padding."""
+    inside = query < terms.queries
+    if terms.query_mask.pointer is not None:
+        mask = terms.query_mask.pointer + batch.to(tl.int64) * terms.query_mask.batch
+        inside = inside & (tl.load(mask + query, mask=inside, other=0) != 0)
+    return inside
+
+
+@triton.jit
+def query_terms(terms, batch, head, query):
+    """Load what belongs to each query: (low, high, first_stop, recent_start, span).
+
+    Beyond the last query, low and high are 0: nothing is visible. Terms that are absent are
+    placeholders.
+    """
+    inside = query < terms.queries
+    low = tl.load(terms.low + query, mask=inside, other=0)
+    high = tl.load(terms.high + query, mask=inside, other=0)
+    first_stop = low
+    recent_start = low
+    span = low
+    if terms.recent is not None:
+        place = terms.first_stop.pointer + batch.to(tl.int64) * terms.first_stop.batch
+        place += head.to(tl.int64) * terms.first_stop.head
+        first_stop = tl.load(place + query * terms.first_stop.token, mask=inside, other=0)
+        recent_start = query + terms.shift + 1 - tl.load(terms.recent + head)
+    if terms.span_bias.pointer is not None:
+        place = terms.query_spans.pointer + batch.to(tl.int64) * terms.query_spans.batch
+        span = tl.load(place + query, mask=inside, other=-1)
+    return low, high, first_stop, recent_start, span
+
+
+@triton.jit
+def key_terms(terms, batch, head, key, EDGE: tl.constexpr):
+    """Load what belongs to each key: (bias, span). A bias of ``HIDDEN`` hides the key.
+
+    Without EDGE all keys exist. Terms that are absent are placeholders.
+    """
+    bias = key
+    span = key
+    if terms.key_bias.pointer is not None:
+        place = terms.key_bias.pointer + batch.to(tl.int64) * terms.key_bias.batch
+        place += head.to(tl.int64) * terms.key_bias.head
+        if EDGE:
+            bias = tl.load(place + key, mask=key < terms.keys, other=HIDDEN)
+        else:
+            bias = tl.load(place + key)
+    if terms.span_bias.pointer is not None:
+        place = terms.key_spans.pointer + batch.to(tl.int64) * terms.key_spans.batch
+        span = tl.load(place + key, mask=key < terms.keys, other=-1)
+    return bias, span
+
+
+@triton.jit
+def real_keys(terms, key, columns):
+    """Tell which keys exist and are not hidden from all queries: only those may be loaded."""
+    inside = key < terms.keys
+    if terms.key_bias.pointer is not None:
+        inside = inside & (columns[0] > FLOOR)
+    return inside
+
+
+@triton.jit
+def has_hidden_keys(terms):
+    """Tell, when compiling, whether keys in the middle of the text may have to stay unread."""
+    return terms.key_bias.pointer is not None
+
+
+@triton.jit
+def along_queries(x, TRANSPOSED: tl.constexpr):
+    """Give a vector over queries the shape of a tile."""
+    if TRANSPOSED:
+        return x[None, :]
+    else:
+        return x[:, None]
+
+
+@triton.jit
+def along_keys(x, TRANSPOSED: tl.constexpr):
+    """Give a vector over keys the shape of a tile."""
+    if TRANSPOSED:
+        return x[:, None]
+    else:
+        return x[None, :]
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent, to 1e-7 of its value: a series near 0, where 1 - e cancels."""
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    far = (1.0 - e) / (1.0 + e)
+    y = x * x
+    near = 1.0 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835))))
+    return tl.where(y < 0.0625, x * near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def logits(
+    scores, query, key, rows, columns, terms, batch, head,
+    EDGE: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """Turn q·k into base-2 logits: factor, cap, ALiBi, bias, temperature, edits, hidden keys.
+
+    Parameters: ``scores`` (query, key), or (key, query) where TRANSPOSED; ``query`` and ``key`` are
+    indices; ``rows`` and ``columns`` come from ``query_terms`` and ``key_terms``. Without EDGE the
+    caller knows that every query of the tile sees every key, as to order, window and ends.
+    """
+    low, high, first_stop, recent_start, query_span = rows
+    key_bias, key_span = columns
+    i = along_queries(query, TRANSPOSED)
+    j = along_keys(key, TRANSPOSED)
+    x = scores * terms.factor
+    if terms.softcap is not None:
+        x = tanh(x) * terms.softcap
+    if terms.slopes is not None:
+        x -= tl.load(terms.slopes + head) * tl.abs(i + terms.shift - j).to(tl.float32)
+    if terms.bias.pointer is not None:
+        corner = terms.bias.pointer + batch.to(tl.int64) * terms.bias.batch
+        corner += head.to(tl.int64) * terms.bias.head
+        places = corner + i.to(tl.int64) * terms.bias.token + j.to(tl.int64) * terms.bias.channel
+        inside = (i < terms.queries) & (j < terms.keys)
+        bias = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        x += tl.maximum(bias * LOG2E, HIDDEN)
+    if terms.temperature is not None:
+        x = x / tl.load(terms.temperature + head)
+    if terms.key_bias.pointer is not None:
+        x += along_keys(key_bias, TRANSPOSED)
+    if terms.span_bias.pointer is not None:
+        table = terms.span_bias.pointer + head.to(tl.int64) * terms.span_bias.head
+        qs = along_queries(query_span, TRANSPOSED)
+        ks = along_keys(key_span, TRANSPOSED)
+        there = (qs >= 0) & (ks >= 0)
+        x += tl.load(table + qs * terms.span_bias.token + ks, mask=there, other=0.0)
+    if terms.recent is not None:
+        kept = (j < along_queries(first_stop, TRANSPOSED)) | (
+            j >= along_queries(recent_start, TRANSPOSED)
+        )
+        x = tl.where(kept, x, HIDDEN)
+    if EDGE:
+        visible = (j >= along_queries(low, TRANSPOSED)) & (j < along_queries(high, TRANSPOSED))
+        x = tl.where(visible, x, HIDDEN)
+    return x
+
+
+@triton.jit
+def weights(x, lse, SIGMOID: tl.constexpr):
+    """Turn base-2 logits into weights; ``lse`` in base 2, shaped like the tile, 1e30 at dead rows.
+
+    Where SIGMOID, each logit has its own weight and ``lse`` is not read.
+    """
+    if SIGMOID:
+        return 1.0 / (1.0 + tl.exp2(-x))
+    else:
+        return tl.exp2(x - lse)
