@@ -17,12 +17,15 @@ class Configuration:
         Warps of 32 threads that share a tile.
     stages
         Tiles in flight from memory.
+    tma
+        Whether the hardware of sm_90 computes the addresses of tiles, where the layout allows it.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    tma: bool = False
 
 
 def architecture(device: torch.device) -> int:
@@ -48,3 +51,26 @@ def padded(size: int) -> int:
     128
     """
     return max(16, 1 << (size - 1).bit_length())
+
+
+def forward(arch: int, size: int, dtype: torch.dtype, queries: int) -> Configuration:
+    """Choose the tiles of the first pass.
+
+    Parameters
+    ----------
+    arch
+        Compute capability, 90 for 9.0.
+    size
+        Larger head size of keys and values, padded.
+    dtype
+        Type of q, k and v.
+    queries
+        Number of queries.
+
+    Examples
+    --------
+    >>> forward(90, 128, torch.bfloat16, 8192)
+    Configuration(queries=128, keys=128, warps=8, stages=2)
+    """
+    rows = 128
+    return Configuration(128, 128, 8, 2)

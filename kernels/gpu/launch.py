@@ -114,6 +114,26 @@ class Launch:
         return self.q.shape[1] // self.k.shape[1]
 
     @property
+    def plain(self) -> bool:
+        """Whether logits are q·k times a positive factor: nothing is added, capped or edited."""
+        terms = self.terms
+        extras = (
+            terms.softcap, terms.slopes, terms.temperature, terms.recent, terms.bias.pointer,
+            terms.key_bias.pointer, terms.span_bias.pointer,
+        )  # fmt: skip
+        return terms.factor > 0 and all(extra is None for extra in extras)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether k and v suit TMA: no key stays unread, and every token starts at 16 bytes."""
+        return self.terms.key_bias.pointer is None and all(
+            tensor.stride(3) == 1
+            and tensor.data_ptr() % 16 == 0
+            and all(stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:3])
+            for tensor in (self.k, self.v)
+        )
+
+    @property
     def precision(self) -> str:
         """Precision of products of float32: three TF32 products, to 1e-6; IEEE on the CPU."""
         return "tf32x3" if self.q.device.type == "cuda" else "ieee"

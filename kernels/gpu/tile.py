@@ -49,21 +49,56 @@ def load_tokens(
 
     ``keep`` (LENGTH,) is ignored where WHOLE. Offsets of the tile's corner have 64 bits.
     """
+    tokens = head_of(operand, batch, head, 0, LENGTH, SIZE, BLOCK_SIZE, False)
+    return next_tokens(tokens, operand, start, keep, LENGTH, SIZE, BLOCK_SIZE, WHOLE, False)
+
+
+@triton.jit
+def head_of(
+    operand, batch, head, length, LENGTH: tl.constexpr, SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Describe the ``length`` tokens of one head to ``next_tokens``, in tiles of LENGTH.
+
+    With TMA the hardware computes addresses and fills what lies beyond the end with zeros; it
+    needs channels next to each other and tokens at multiples of 16 bytes.
+    """
     corner = operand.pointer + batch.to(tl.int64) * operand.batch
-    corner += head.to(tl.int64) * operand.head + tl.cast(start, tl.int64) * operand.token
-    token = tl.arange(0, LENGTH)
-    channel = tl.arange(0, BLOCK_SIZE)
-    places = corner + (token[:, None] * operand.token + channel[None, :] * operand.channel)
-    if WHOLE:
-        if SIZE == BLOCK_SIZE:
-            return tl.load(places)
-        else:
-            return tl.load(places, mask=channel[None, :] < SIZE, other=0.0)
+    corner += tl.cast(head, tl.int64) * operand.head
+    if TMA:
+        return tl.make_tensor_descriptor(
+            corner, [length, SIZE], [operand.token, 1], [LENGTH, BLOCK_SIZE]
+        )
     else:
-        if SIZE == BLOCK_SIZE:
-            return tl.load(places, mask=keep[:, None], other=0.0)
+        return corner
+
+
+@triton.jit
+def next_tokens(
+    tokens, operand, start, keep, LENGTH: tl.constexpr, SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Load LENGTH tokens from ``start``: (LENGTH, BLOCK_SIZE), zero where not kept.
+
+    ``tokens`` comes from ``head_of``. ``keep`` (LENGTH,) is ignored where WHOLE, and with TMA.
+    """
+    if TMA:
+        return tokens.load([start, 0])
+    else:
+        corner = tokens + tl.cast(start, tl.int64) * operand.token
+        token = tl.arange(0, LENGTH)
+        channel = tl.arange(0, BLOCK_SIZE)
+        places = corner + (token[:, None] * operand.token + channel[None, :] * operand.channel)
+        if WHOLE:
+            if SIZE == BLOCK_SIZE:
+                return tl.load(places)
+            else:
+                return tl.load(places, mask=channel[None, :] < SIZE, other=0.0)
         else:
-            return tl.load(places, mask=keep[:, None] & (channel[None, :] < SIZE), other=0.0)
+            if SIZE == BLOCK_SIZE:
+                return tl.load(places, mask=keep[:, None], other=0.0)
+            else:
+                return tl.load(places, mask=keep[:, None] & (channel[None, :] < SIZE), other=0.0)
 
 
 @triton.jit
