@@ -72,5 +72,4 @@ def forward(arch: int, size: int, dtype: torch.dtype, queries: int) -> Configura
     >>> forward(90, 128, torch.bfloat16, 8192)
     Configuration(queries=128, keys=128, warps=8, stages=2)
     """
-    rows = 128
     return Configuration(128, 128, 8, 2)

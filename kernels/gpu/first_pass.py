@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headscope.kernels.gpu.configuration import Configuration, architecture, forward, padded
 from headscope.kernels.gpu.forward import attend_queries
-from headscope.kernels.gpu.launch import LOG2E, Launch, Operand
+from headscope.kernels.gpu.launch import LOG2E, Launch
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +54,10 @@ def arguments(
     edits = variant.edits
     sinks = None
     if variant.sinks is not None:
-        sinks = variant.sinks.to(q.device, torch.float32) * LOG2E
+        sinks = variant.sinks.float() * LOG2E
         if edits is not None and edits.temperature is not None:
             sinks = sinks / edits.temperature.to(sinks)
         sinks = sinks.contiguous()
-    gate = Operand(None)
-    if edits is not None and edits.gate is not None:
-        factors = edits.gate.to(q.device, torch.float32).contiguous().expand(rows[:2])
-        gate = Operand(factors, *factors.stride())
 
     def empty(wanted: bool) -> Tensor | None:
         return torch.empty(rows, dtype=torch.float32, device=q.device) if wanted else None
@@ -76,7 +72,6 @@ def arguments(
         "entropy": empty(entropy),
         "terms": launch.terms,
         "sinks": sinks,
-        "gate": gate,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
         "group": launch.group,
         "SIZE": q.shape[3],

@@ -1,8 +1,8 @@
 """The first pass: fused attention that also knows the normaliser, maximum and entropy of each row.
 
 Every program owns a tile of queries and walks over the keys that they see, with a running maximum
-``m``, normaliser ``l`` and output ``acc`` (FlashAttention-2), all in float32 and base 2. The
-entropy is the sum of two terms that are never negative, log l and Σ p (m - x) / l, so that nothing
+``m``, normaliser ``norm`` and output ``acc`` (FlashAttention-2), all in float32 and base 2. The
+entropy is the sum of two terms that are never negative, log norm and Σ p (m - x) / norm, so that nothing
 cancels, however sharp the row.
 """
 
@@ -29,7 +29,7 @@ DEAD = tl.constexpr(1e30)
 
 @triton.jit
 def attend_queries(
-    q, k, v, z, lse, max_weight, entropy, terms, sinks, gate, bounds, group,
+    q, k, v, z, lse, max_weight, entropy, terms, sinks, bounds, group,
     SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     VALUE_SIZE: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -58,15 +58,15 @@ def attend_queries(
     k_head = head_of(k, batch, head // group, terms.keys, KEYS, SIZE, BLOCK_SIZE, TMA)
     v_head = head_of(v, batch, head // group, terms.keys, KEYS, VALUE_SIZE, BLOCK_VALUE, TMA)
     m = tl.full([QUERIES], FLOOR, tl.float32)
-    l = tl.zeros([QUERIES], tl.float32)  # noqa: E741
+    norm = tl.zeros([QUERIES], tl.float32)
     if sinks is not None:
         sink = tl.load(sinks + head)
         m = tl.maximum(m, sink)
-        l += tl.where(sink > FLOOR, 1.0, 0.0)
+        norm += tl.where(sink > FLOOR, 1.0, 0.0)
     top = tl.full([QUERIES], FLOOR, tl.float32)
     spread = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, BLOCK_VALUE], tl.float32)
-    state = (acc, m, l, top, spread)
+    state = (acc, m, norm, top, spread)
     state = visit(
         start, tl.minimum(full_start, stop), state, q_tile, query, rows, k, v, k_head, v_head,
         terms, batch, head, entropy, sinks, SIZE, BLOCK_SIZE, VALUE_SIZE, BLOCK_VALUE, KEYS,
@@ -82,7 +82,7 @@ def attend_queries(
         terms, batch, head, entropy, sinks, SIZE, BLOCK_SIZE, VALUE_SIZE, BLOCK_VALUE, KEYS,
         PRECISION, SIGMOID, PLAIN, TMA, True,
     )  # fmt: skip
-    acc, m, l, top, spread = state
+    acc, m, norm, top, spread = state
     if sinks is None:
         top = m
 
@@ -91,24 +91,18 @@ def attend_queries(
     nothing = float("nan")
     row = (batch * tl.num_programs(1) + head).to(tl.int64) * terms.queries + query
     if not SIGMOID:
-        acc = acc / tl.where(alive, l, 1.0)[:, None]
-        base2 = tl.where(alive, m + tl.log2(l), DEAD)
+        acc = acc / tl.where(alive, norm, 1.0)[:, None]
+        base2 = tl.where(alive, m + tl.log2(norm), DEAD)
         tl.store(lse + row, base2, mask=inside)
-    if gate.pointer is not None:
-        factor = gate.pointer + batch.to(tl.int64) * gate.batch
-        acc *= tl.load(factor + head * gate.head)
     channel = tl.arange(0, BLOCK_VALUE)
     places = z + row[:, None] * VALUE_SIZE + channel[None, :]
     acc = tl.where(alive[:, None], acc, 0.0)
     tl.store(places, acc, mask=inside[:, None] & (channel < VALUE_SIZE)[None, :])
     if max_weight is not None:
-        if SIGMOID:
-            largest = 1.0 / (1.0 + tl.exp2(-top))
-        else:
-            largest = tl.exp2(top - m) / l
+        largest = weights(top, top, True) if SIGMOID else tl.exp2(top - m) / norm
         tl.store(max_weight + row, tl.where(alive, largest, nothing), mask=inside)
     if entropy is not None:
-        nats = (tl.log2(l) + spread / l) * LN2
+        nats = (tl.log2(norm) + spread / norm) * LN2
         tl.store(entropy + row, tl.where(alive, nats, nothing), mask=inside)
 
 
@@ -121,7 +115,7 @@ def visit(
     EDGE: tl.constexpr,
 ):  # fmt: skip
     """Add the keys of a range to the running state of a tile of queries."""
-    acc, m, l, top, spread = state
+    acc, m, norm, top, spread = state
     whole: tl.constexpr = not EDGE and terms.key_bias.pointer is None
     for first in range(start, stop, KEYS):
         key = first + tl.arange(0, KEYS)
@@ -149,11 +143,11 @@ def visit(
                 below = x - higher[:, None]
             p = tl.exp2(below)
             if entropy is not None:
-                spread = shrink * tl.fma(l, higher - m, spread) - tl.sum(p * below, 1)
-            l = tl.fma(l, shrink, tl.sum(p, 1))  # noqa: E741
+                spread = shrink * tl.fma(norm, higher - m, spread) - tl.sum(p * below, 1)
+            norm = tl.fma(norm, shrink, tl.sum(p, 1))
             acc = acc * shrink[:, None]
             m = higher
         if sinks is not None:
             top = tl.maximum(top, tallest)
         acc += product(p.to(v_tile.dtype), v_tile, PRECISION)
-    return acc, m, l, top, spread
+    return acc, m, norm, top, spread

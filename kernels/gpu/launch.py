@@ -78,10 +78,8 @@ class Launch:
     ----------
     q, k, v
         Checked tensors of shape (batch, head, token, size), in any layout: no copy is made.
-    visibility
-        Which keys each query may see.
     variant
-        How scores become weights.
+        A variant that fits them.
 
     Raises
     ------
@@ -92,7 +90,6 @@ class Launch:
     q: Tensor
     k: Tensor
     v: Tensor
-    visibility: Visibility
     variant: Variant
 
     def __post_init__(self) -> None:
@@ -107,6 +104,11 @@ class Launch:
                     f"{name}: {max(tensor.stride()[2:])} elements between tokens; give "
                     f"{name}.contiguous(), which has fewer than {LARGEST_STRIDE}"
                 )
+
+    @cached_property
+    def visibility(self) -> Visibility:
+        """Which keys each query may see."""
+        return self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
 
     @property
     def group(self) -> int:
@@ -146,11 +148,10 @@ class Launch:
     def terms(self) -> Terms:
         """Everything between q·k and the logits."""
         variant, visibility, edits = self.variant, self.visibility, self.variant.edits
-        batch, heads, device = self.q.shape[0], self.q.shape[1], self.q.device
+        batch, heads = self.q.shape[:2]
         queries, keys = visibility.queries, visibility.keys
-        scale = self.q.shape[3] ** -0.5 if variant.scale is None else variant.scale
-        cap = variant.softcap
-        bias = None if variant.bias is None else variant.bias.to(device)
+        scale, cap = variant.scale, variant.softcap
+        assert scale is not None
         first_stop, recent = self._limits()
         span_bias = None if edits is None else edits.span_bias
         return Terms(
@@ -161,19 +162,19 @@ class Launch:
             softcap=None if cap is None else cap * LOG2E,
             low=visibility.low.to(torch.int32),
             high=visibility.high.to(torch.int32),
-            query_mask=_by_token(visibility.query_mask, batch, queries, torch.uint8, device),
-            slopes=_by_head(variant.slopes, LOG2E, device),
-            bias=Operand(None) if bias is None else self.operand(
-                bias.expand(batch, heads, queries, keys)
+            query_mask=_by_token(visibility.query_mask, batch, queries, torch.uint8),
+            slopes=_by_head(variant.slopes, LOG2E),
+            bias=Operand(None) if variant.bias is None else self.operand(
+                variant.bias.expand(batch, heads, queries, keys)
             ),
-            temperature=_by_head(None if edits is None else edits.temperature, 1.0, device),
+            temperature=_by_head(None if edits is None else edits.temperature, 1.0),
             key_bias=self._key_bias(),
-            span_bias=_table(span_bias, heads, device),
+            span_bias=_table(span_bias, heads),
             query_spans=_by_token(
-                None if edits is None else edits.query_spans, batch, queries, torch.int32, device
+                None if edits is None else edits.query_spans, batch, queries, torch.int32
             ),
             key_spans=_by_token(
-                None if edits is None else edits.key_spans, batch, keys, torch.int32, device
+                None if edits is None else edits.key_spans, batch, keys, torch.int32
             ),
             first_stop=first_stop,
             recent=recent,
@@ -187,7 +188,7 @@ class Launch:
             return Operand(None)
         bias = torch.zeros(1, 1, self.visibility.keys, device=self.q.device)
         if edited is not None:
-            bias = edited.to(self.q.device, torch.float32).mul(LOG2E).clamp_min(HIDDEN)
+            bias = edited.float().mul(LOG2E).clamp_min(HIDDEN)
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], HIDDEN)
         bias = bias.contiguous().expand(self.q.shape[0], self.q.shape[1], -1)
@@ -198,20 +199,13 @@ class Launch:
         edits, visibility = self.variant.edits, self.visibility
         if edits is None or edits.recent is None:
             return Operand(None), None
-        device, heads = self.q.device, self.q.shape[1]
-        recent = edits.recent.to(device, torch.int32)
-        count = torch.zeros_like(recent) if edits.first is None else edits.first.to(device).long()
-        if self.variant.lengths is not None:
-            lengths = torch.tensor(self.variant.lengths, device=device)
-            starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-            stops = (starts + count[:, None])[None]
-        else:
-            ranked = visibility.first_keys(max(int(count.max()), 1))
-            ends = torch.where(ranked < 0, visibility.keys, ranked + 1)
-            ends = torch.nn.functional.pad(ends, (1, 0))
-            stops = ends[:, count.long(), None]
-        stops = stops.to(torch.int32).contiguous()
-        stops = stops.expand(self.q.shape[0], heads, visibility.queries)
+        recent = edits.recent.to(torch.int32)
+        assert edits.first is not None
+        ranked = visibility.first_keys(int(edits.first.max()))
+        # One past the first key of each rank; where there are fewer, all keys.
+        ends = torch.nn.functional.pad(torch.where(ranked < 0, visibility.keys, ranked + 1), (1, 0))
+        stops = ends[:, :, edits.first.long()].mT.to(torch.int32).contiguous()
+        stops = stops.expand(self.q.shape[0], self.q.shape[1], visibility.queries)
         recent = recent.masked_fill(recent == 0, UNLIMITED).contiguous()
         return Operand(stops, *stops.stride()), recent
 
@@ -274,24 +268,22 @@ def _tiles(values: Tensor, size: int) -> Tensor:
     return torch.cat((values, values[-1:].expand(short))).view(-1, size)
 
 
-def _by_head(values: Tensor | None, factor: float, device: torch.device) -> Tensor | None:
-    return None if values is None else (values.to(device, torch.float32) * factor).contiguous()
+def _by_head(values: Tensor | None, factor: float) -> Tensor | None:
+    return None if values is None else (values.float() * factor).contiguous()
 
 
-def _by_token(
-    values: Tensor | None, batch: int, tokens: int, dtype: torch.dtype, device: torch.device
-) -> Operand:
+def _by_token(values: Tensor | None, batch: int, tokens: int, dtype: torch.dtype) -> Operand:
     """Describe (batch, token) to a kernel, with tokens next to each other."""
     if values is None:
         return Operand(None)
-    values = values.to(device, dtype).contiguous().expand(batch, tokens)
+    values = values.to(dtype).contiguous().expand(batch, tokens)
     return Operand(values, batch=values.stride(0))
 
 
-def _table(values: Tensor | None, heads: int, device: torch.device) -> Operand:
+def _table(values: Tensor | None, heads: int) -> Operand:
     """Describe the bias of span pairs to a kernel, in base 2."""
     if values is None:
         return Operand(None)
-    table = values.to(device, torch.float32).mul(LOG2E).clamp_min(HIDDEN).contiguous()
+    table = values.float().mul(LOG2E).clamp_min(HIDDEN).contiguous()
     table = table.expand(heads, *table.shape[1:])
     return Operand(table, head=table.stride(0), token=table.stride(1), channel=1)

@@ -113,7 +113,7 @@ def real_queries(terms, batch, query):
 
 @triton.jit
 def query_terms(terms, batch, head, query):
-    """Load what belongs to each query: (low, high, first_stop, recent_start, span).
+    """Load what belongs to each query: (low, high, first_stop, span).
 
     Beyond the last query, low and high are 0: nothing is visible. Terms that are absent are
     placeholders.
@@ -122,17 +122,15 @@ def query_terms(terms, batch, head, query):
     low = tl.load(terms.low + query, mask=inside, other=0)
     high = tl.load(terms.high + query, mask=inside, other=0)
     first_stop = low
-    recent_start = low
     span = low
     if terms.recent is not None:
         place = terms.first_stop.pointer + batch.to(tl.int64) * terms.first_stop.batch
         place += head.to(tl.int64) * terms.first_stop.head
         first_stop = tl.load(place + query * terms.first_stop.token, mask=inside, other=0)
-        recent_start = query + terms.shift + 1 - tl.load(terms.recent + head)
     if terms.span_bias.pointer is not None:
         place = terms.query_spans.pointer + batch.to(tl.int64) * terms.query_spans.batch
         span = tl.load(place + query, mask=inside, other=-1)
-    return low, high, first_stop, recent_start, span
+    return low, high, first_stop, span
 
 
 @triton.jit
@@ -210,7 +208,7 @@ def logits(
     indices; ``rows`` and ``columns`` come from ``query_terms`` and ``key_terms``. Without EDGE the
     caller knows that every query of the tile sees every key, as to order, window and ends.
     """
-    low, high, first_stop, recent_start, query_span = rows
+    low, high, first_stop, query_span = rows
     key_bias, key_span = columns
     i = along_queries(query, TRANSPOSED)
     j = along_keys(key, TRANSPOSED)
@@ -224,10 +222,11 @@ def logits(
         corner += head.to(tl.int64) * terms.bias.head
         places = corner + i.to(tl.int64) * terms.bias.token + j.to(tl.int64) * terms.bias.channel
         inside = (i < terms.queries) & (j < terms.keys)
-        bias = tl.load(places, mask=inside, other=0.0).to(tl.float32)
-        x += tl.maximum(bias * LOG2E, HIDDEN)
+        x += tl.load(places, mask=inside, other=0.0).to(tl.float32) * LOG2E
     if terms.temperature is not None:
         x = x / tl.load(terms.temperature + head)
+    if terms.bias.pointer is not None:
+        x = tl.maximum(x, HIDDEN)
     if terms.key_bias.pointer is not None:
         x += along_keys(key_bias, TRANSPOSED)
     if terms.span_bias.pointer is not None:
@@ -237,10 +236,8 @@ def logits(
         there = (qs >= 0) & (ks >= 0)
         x += tl.load(table + qs * terms.span_bias.token + ks, mask=there, other=0.0)
     if terms.recent is not None:
-        kept = (j < along_queries(first_stop, TRANSPOSED)) | (
-            j >= along_queries(recent_start, TRANSPOSED)
-        )
-        x = tl.where(kept, x, HIDDEN)
+        near = tl.abs(i + terms.shift - j) < tl.load(terms.recent + head)
+        x = tl.where(near | (j < along_queries(first_stop, TRANSPOSED)), x, HIDDEN)
     if EDGE:
         visible = (j >= along_queries(low, TRANSPOSED)) & (j < along_queries(high, TRANSPOSED))
         x = tl.where(visible, x, HIDDEN)
