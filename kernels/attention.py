@@ -4,6 +4,11 @@ Queries are taken in panels of about 128 rows, each against all keys that it see
 exact and every statistic is the textbook formula on a matrix that fits the processor's cache.
 """
 
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,9 +18,13 @@ from headscope.kernels.engine import PanelEngine
 from headscope.kernels.panels import Panels
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.statistic import check_rows
-from headscope.kernels.sweep import Engine
+from headscope.kernels.statistic import Statistic, check_rows
+from headscope.kernels.sweep import ENGINES as PANEL_ENGINES
+from headscope.kernels.sweep import Engine as PanelEngineName
 from headscope.kernels.variant import PLAIN, Variant
+
+Engine = PanelEngineName | Literal["triton"]
+ENGINES: tuple[Engine, ...] = (*PANEL_ENGINES, "triton")
 
 
 def attend(
@@ -42,8 +51,10 @@ def attend(
     variant
         How scores become weights: order, window, padding, caps, biases, sinks, edits.
     engine
-        ``compiled`` demands the sweep that the machine's C compiler builds, ``panels`` does with
-        torch alone; ``auto`` takes the sweep where it can. The numbers are the same to rounding.
+        ``panels`` is torch alone, ``compiled`` demands the sweep that the machine's C compiler
+        builds, ``triton`` demands a GPU; ``auto`` takes Triton on a GPU where it is installed and
+        the heads are not too large, and elsewhere the sweep where it can. The numbers are the same
+        to rounding. ``headscope.kernels.gpu.plan`` tells which statistics have a Triton kernel.
 
     Returns
     -------
@@ -77,11 +88,50 @@ def attend(
     chosen = [statistics.load(name) for name in dict.fromkeys(("z", *request.stats))]
     check_rows(chosen, variant)
     reductions = frozenset(name for statistic in chosen for name in statistic.reductions)
-    panels = Panels(q, k, v, variant.fit(q, k), request, reductions=reductions, engine=engine)
+    by: PanelEngineName = "auto" if engine == "triton" else engine
+    panels = Panels(q, k, v, variant.fit(q, k), request, reductions=reductions, engine=by)
+    run = engine_of(panels, engine)
     # Autocast belongs to a thread, and would make products coarser than the inputs in some of them.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        results = PanelEngine(panels).run(chosen)
+        results = run(chosen)
         gate = None if panels.variant.edits is None else panels.variant.edits.gate
         if gate is not None:
             results["z"].mul_(gate[:, :, None, None])
     return results
+
+
+def engine_of(panels: Panels, name: Engine) -> Callable[[list[Statistic]], dict[str, Tensor]]:
+    """Choose the engine of a call.
+
+    Parameters
+    ----------
+    panels
+        The call.
+    name
+        As ``engine`` of ``attend``.
+
+    Raises
+    ------
+    Refused
+        When there is no such engine, or it cannot run here.
+    """
+    if name not in ENGINES:
+        raise Refused(f"engine: no engine {name!r}; choose from {', '.join(ENGINES)}")
+    on_gpu = panels.q.device.type == "cuda"
+    if name in ("panels", "compiled") or (name == "auto" and not on_gpu):
+        return PanelEngine(panels).run
+    if importlib.util.find_spec("triton") is None:
+        if name == "auto":
+            return PanelEngine(panels).run
+        raise Refused("engine: triton is not installed; pip install triton, or engine='panels'")
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise Refused(
+            f"engine: triton needs a GPU, and the tensors are on {panels.q.device}; move them with "
+            ".to('cuda'), or engine='panels'"
+        )
+    from headscope.kernels.gpu.engine import TritonEngine
+    from headscope.kernels.gpu.plan import fits
+
+    if name == "auto" and not fits(panels.q.shape[3], panels.v.shape[3]):
+        return PanelEngine(panels).run
+    return TritonEngine(panels).run

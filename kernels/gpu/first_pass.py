@@ -10,7 +10,12 @@ from torch import Tensor
 
 from headscope.kernels.gpu.configuration import Configuration, architecture, forward, padded
 from headscope.kernels.gpu.forward import attend_queries
-from headscope.kernels.gpu.launch import LOG2E, Launch
+from headscope.kernels.gpu.launch import Launch
+
+
+def _room(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Give Triton memory on the GPU for the descriptors of TMA."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class FirstPass:
     z
         Output of every head.
     lse
-        Normaliser of every row in base 2, 1e30 at rows without keys; None for sigmoid weights.
+        Normaliser of every row in base 2, 1e30 at rows without keys; 0 for sigmoid weights.
     max_weight
         Largest weight of every row, NaN at rows without keys; None where not asked for.
     entropy
@@ -30,7 +35,7 @@ class FirstPass:
     """
 
     z: Float[Tensor, "batch head query value_size"]
-    lse: Float[Tensor, "batch head query"] | None
+    lse: Float[Tensor, "batch head query"]
     max_weight: Float[Tensor, "batch head query"] | None
     entropy: Float[Tensor, "batch head query"] | None
 
@@ -51,13 +56,6 @@ def arguments(
     """
     q, k, v, variant = launch.q, launch.k, launch.v, launch.variant
     rows = q.shape[:3]
-    edits = variant.edits
-    sinks = None
-    if variant.sinks is not None:
-        sinks = variant.sinks.float() * LOG2E
-        if edits is not None and edits.temperature is not None:
-            sinks = sinks / edits.temperature.to(sinks)
-        sinks = sinks.contiguous()
 
     def empty(wanted: bool) -> Tensor | None:
         return torch.empty(rows, dtype=torch.float32, device=q.device) if wanted else None
@@ -67,11 +65,11 @@ def arguments(
         "k": launch.operand(k),
         "v": launch.operand(v),
         "z": torch.empty(*rows, v.shape[3], dtype=torch.float32, device=q.device),
-        "lse": empty(not variant.sigmoid),
+        "lse": empty(True),
         "max_weight": empty(max_weight),
         "entropy": empty(entropy),
         "terms": launch.terms,
-        "sinks": sinks,
+        "sinks": launch.sinks,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
         "group": launch.group,
         "SIZE": q.shape[3],
@@ -112,6 +110,8 @@ def run(
         configuration = forward(arch, largest, launch.q.dtype, queries)
     named = arguments(launch, configuration, max_weight=max_weight, entropy=entropy)
     grid = (triton.cdiv(queries, configuration.queries), heads, batch)
+    if named["TMA"] and launch.q.device.type == "cuda":
+        triton.set_allocator(_room)
     attend_queries[grid](
         **named, num_warps=configuration.warps, num_stages=configuration.stages
     )  # fmt: skip

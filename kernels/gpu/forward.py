@@ -2,8 +2,8 @@
 
 Every program owns a tile of queries and walks over the keys that they see, with a running maximum
 ``m``, normaliser ``norm`` and output ``acc`` (FlashAttention-2), all in float32 and base 2. The
-entropy is the sum of two terms that are never negative, log norm and Σ p (m - x) / norm, so that nothing
-cancels, however sharp the row.
+entropy is the sum of two terms that are never negative, log norm and Σ p (m - x) / norm, so that
+nothing cancels, however sharp the row.
 """
 
 import triton
@@ -37,7 +37,8 @@ def attend_queries(
 ):  # fmt: skip
     """Attend from one tile of queries; write z and what is asked of its rows.
 
-    ``lse`` is in base 2, ``DEAD`` where a row has no keys; z is 0 there, the others NaN.
+    ``lse`` is in base 2, ``DEAD`` where a row has no keys; z is 0 there, the others NaN. It is 0
+    elsewhere for sigmoid weights, which have no normaliser.
     """
     # Later tiles see more keys in causal order: they go first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -87,13 +88,16 @@ def attend_queries(
         top = m
 
     alive = real & (top > FLOOR)
+    norm = tl.where(alive, norm, 1.0)
     inside = query < terms.queries
     nothing = float("nan")
     row = (batch * tl.num_programs(1) + head).to(tl.int64) * terms.queries + query
-    if not SIGMOID:
-        acc = acc / tl.where(alive, norm, 1.0)[:, None]
+    if SIGMOID:
+        base2 = tl.where(alive, 0.0, DEAD)
+    else:
+        acc = acc / norm[:, None]
         base2 = tl.where(alive, m + tl.log2(norm), DEAD)
-        tl.store(lse + row, base2, mask=inside)
+    tl.store(lse + row, base2, mask=inside)
     channel = tl.arange(0, BLOCK_VALUE)
     places = z + row[:, None] * VALUE_SIZE + channel[None, :]
     acc = tl.where(alive[:, None], acc, 0.0)

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.kernels.refusal import Refused
@@ -179,6 +179,16 @@ class Launch:
             first_stop=first_stop,
             recent=recent,
         )  # fmt: skip
+
+    @cached_property
+    def sinks(self) -> Float[Tensor, " head"] | None:
+        """Logits of the learned sinks in base 2; None where there are none."""
+        edits, sinks = self.variant.edits, self.variant.sinks
+        if sinks is None:
+            return None
+        if edits is not None and edits.temperature is not None:
+            sinks = sinks / edits.temperature
+        return (sinks.float() * LOG2E).clamp_min(HIDDEN).contiguous()
 
     def _key_bias(self) -> Operand:
         """Padded keys and knocked-out keys as one bias, in base 2."""

@@ -1,0 +1,119 @@
+"""Which way each statistic takes on the GPU, and which forward pass: stated, never guessed at."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.gpu.configuration import padded
+from headscope.kernels.gpu.launch import LARGEST_SIZE, Launch
+from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
+
+Way = Literal["forward", "columns", "panels"]
+Forward = Literal["fused", "stock"]
+
+
+class Pass(NamedTuple):
+    """A pass over the weights: what it computes, and the function that does."""
+
+    names: frozenset[str]
+    run: Callable[[Launch, Tensor, list[str], Request], dict[str, Tensor]]
+
+
+FORWARD = frozenset({"z", "lse", "max_weight", "entropy", "sink_mass"})
+"""Statistics that the fused forward pass leaves."""
+PASSES: dict[Way, Pass] = {}
+"""Passes over the weights after the forward pass, given its normalisers."""
+MEASURED = Path(__file__).with_name("measured.json")
+"""Forward pass that was faster, by architecture and head size; without an entry the fused one."""
+
+
+def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
+    """Tell which pass computes each statistic.
+
+    Parameters
+    ----------
+    names
+        Names of statistics.
+    stock
+        Whether the forward pass is torch's own, which leaves z and lse only.
+
+    Returns
+    -------
+    For every name ``forward`` (the fused forward pass), ``columns`` (a Triton pass over keys), or
+    ``panels`` (torch on the same device, in row panels: correct, but not written for a GPU).
+
+    Examples
+    --------
+    >>> ways(("entropy", "received", "topk"))
+    {'entropy': 'forward', 'received': 'columns', 'topk': 'panels'}
+    """
+    left = frozenset({"z", "lse", "sink_mass"}) if stock else FORWARD
+    found: dict[str, Way] = {}
+    for name in names:
+        found[name] = "forward" if name in left else "panels"
+        for way, later in PASSES.items():
+            if name in later.names:
+                found[name] = way
+    return found
+
+
+@cache
+def measured() -> Mapping[str, Mapping[str, Forward]]:
+    """Read the table of measured forward passes."""
+    table: Mapping[str, Mapping[str, Forward]] = json.loads(MEASURED.read_text())
+    return table
+
+
+def forward_for(arch: int, size: int, dtype: torch.dtype, variant: Variant) -> Forward:
+    """Choose the forward pass: torch's own where it was measured to be faster and can do it.
+
+    Parameters
+    ----------
+    arch
+        Compute capability, 90 for 9.0.
+    size
+        Head size.
+    dtype
+        Type of q, k and v.
+    variant
+        How scores become weights.
+
+    Examples
+    --------
+    >>> forward_for(80, 64, torch.bfloat16, Variant(softcap=30.0))
+    'fused'
+    """
+    entry = measured().get(str(arch), {}).get(str(padded(size)), "fused")
+    return entry if dtype != torch.float32 and is_stock(variant) else "fused"
+
+
+def is_stock(variant: Variant) -> bool:
+    """Tell whether torch's own attention computes this variant: causal order or none, no extras.
+
+    Examples
+    --------
+    >>> is_stock(Variant()), is_stock(Variant(window=8))
+    (True, False)
+    """
+    extras = (
+        variant.window, variant.softcap, variant.key_mask, variant.query_mask, variant.lengths,
+        variant.slopes, variant.bias, variant.sinks, variant.edits,
+    )  # fmt: skip
+    return not variant.sigmoid and all(extra is None for extra in extras)
+
+
+def fits(size: int, value_size: int) -> bool:
+    """Tell whether tiles of a head fit in shared memory.
+
+    Examples
+    --------
+    >>> fits(128, 128), fits(576, 512)
+    (True, False)
+    """
+    return max(size, value_size) <= LARGEST_SIZE
