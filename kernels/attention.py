@@ -132,6 +132,6 @@ def engine_of(panels: Panels, name: Engine) -> Callable[[list[Statistic]], dict[
     from headscope.kernels.gpu.engine import TritonEngine
     from headscope.kernels.gpu.plan import fits
 
-    if name == "auto" and not fits(panels.q.shape[3], panels.v.shape[3]):
+    if name == "auto" and not fits(panels.q, panels.v):
         return PanelEngine(panels).run
     return TritonEngine(panels).run

@@ -28,16 +28,53 @@ class Configuration:
     tma: bool = False
 
 
+INTERPRETED = Configuration(128, 128, warps=4, stages=1)
+"""Triton's interpreter takes the same time for every tile, whatever its size."""
+FEW = 64
+"""Queries, at most, of a decoding step: most rows of a larger tile would be empty."""
+FORWARD_TMA = {
+    64: Configuration(128, 128, warps=8, stages=3, tma=True),
+    128: Configuration(128, 128, warps=8, stages=2, tma=True),
+    256: Configuration(128, 64, warps=8, stages=2, tma=True),
+}
+"""sm_90, bfloat16 and float16, by head size."""
+FORWARD_HALF = {
+    (80, 64): Configuration(128, 64, warps=8, stages=2),
+    (80, 128): Configuration(128, 64, warps=8, stages=2),
+    (80, 256): Configuration(64, 64, warps=8, stages=2),
+    (90, 64): Configuration(128, 64, warps=8, stages=2),
+    (90, 128): Configuration(128, 64, warps=8, stages=2),
+    (90, 256): Configuration(64, 32, warps=8, stages=2),
+}
+"""Without TMA: any layout, keys that stay unread."""
+FORWARD_SMALL = Configuration(64, 32, warps=8, stages=2)
+"""Several terms besides q·k, and head size 256 where a program has 99 KB of shared memory."""
+LITTLE_SHARED = (86, 89, 120, 121)
+"""Architectures with 99 KB of shared memory for a program; others have 160 KB or more."""
+FORWARD_FEW = {
+    64: Configuration(16, 64, warps=4, stages=2),
+    128: Configuration(16, 64, warps=4, stages=2),
+    256: Configuration(16, 32, warps=4, stages=2),
+}
+FORWARD_FLOAT32 = {
+    (80, 64): Configuration(32, 32, warps=4, stages=2),
+    (80, 128): Configuration(32, 32, warps=8, stages=2),
+    (90, 64): Configuration(64, 16, warps=4, stages=2),
+    (90, 128): Configuration(32, 32, warps=8, stages=2),
+}
+"""Three TF32 products for one of float32 need many registers: small tiles."""
+
+
 def architecture(device: torch.device) -> int:
-    """Tell the compute capability of a device as Triton counts it, 90 for 9.0; 80 on a CPU.
+    """Tell the compute capability of a device as Triton counts it, 90 for 9.0; 0 on a CPU.
 
     Examples
     --------
     >>> architecture(torch.device("cpu"))
-    80
+    0
     """
     if device.type != "cuda":
-        return 80
+        return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -53,23 +90,54 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def forward(arch: int, size: int, dtype: torch.dtype, queries: int) -> Configuration:
+def forward(
+    arch: int,
+    size: int,
+    dtype: torch.dtype,
+    queries: int,
+    *,
+    tma: bool = True,
+    heavy: bool = False,
+) -> Configuration:
     """Choose the tiles of the first pass.
 
     Parameters
     ----------
     arch
-        Compute capability, 90 for 9.0.
+        Compute capability, 90 for 9.0; 0 is Triton's interpreter.
     size
         Larger head size of keys and values, padded.
     dtype
         Type of q, k and v.
     queries
         Number of queries.
+    tma
+        Whether the layout of k and v suits TMA.
+    heavy
+        Whether the logits have terms that need many registers.
+
+    Raises
+    ------
+    KeyError
+        When there is no such size in the table: at most 256, 128 in float32.
 
     Examples
     --------
     >>> forward(90, 128, torch.bfloat16, 8192)
-    Configuration(queries=128, keys=128, warps=8, stages=2)
+    Configuration(queries=128, keys=128, warps=8, stages=2, tma=True)
     """
-    return Configuration(128, 128, 8, 2)
+    if arch == 0:
+        return INTERPRETED
+    size = max(size, 64)
+    family = 90 if 90 <= arch < 120 else 80
+    if dtype == torch.float32:
+        return FORWARD_FLOAT32[family, size]
+    if queries <= FEW:
+        return FORWARD_FEW[size]
+    if heavy:
+        return FORWARD_SMALL
+    if family == 90 and tma:
+        return FORWARD_TMA[size]
+    if size == 256 and arch in LITTLE_SHARED:
+        return FORWARD_SMALL
+    return FORWARD_HALF[family, size]

@@ -85,6 +85,18 @@ def arguments(
     }
 
 
+def choose(launch: Launch, arch: int) -> Configuration:
+    """Look up the tile sizes of the forward kernel for a call."""
+    return forward(
+        arch,
+        max(padded(launch.q.shape[3]), padded(launch.v.shape[3])),
+        launch.q.dtype,
+        launch.q.shape[2],
+        tma=launch.plain and launch.aligned,
+        heavy=launch.heavy,
+    )
+
+
 def run(
     launch: Launch,
     *,
@@ -103,11 +115,9 @@ def run(
     configuration
         Tile sizes; None takes those of the table.
     """
-    batch, heads, queries, size = launch.q.shape
+    batch, heads, queries, _ = launch.q.shape
     if configuration is None:
-        arch = architecture(launch.q.device)
-        largest = max(padded(size), padded(launch.v.shape[3]))
-        configuration = forward(arch, largest, launch.q.dtype, queries)
+        configuration = choose(launch, architecture(launch.q.device))
     named = arguments(launch, configuration, max_weight=max_weight, entropy=entropy)
     grid = (triton.cdiv(queries, configuration.queries), heads, batch)
     if named["TMA"] and launch.q.device.type == "cuda":

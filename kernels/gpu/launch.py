@@ -19,8 +19,10 @@ DEAD = 1e30
 """Base-2 normaliser of a row without keys: every weight of the row is then exactly 0."""
 UNLIMITED = 1 << 30
 """``recent`` of a head that is not limited: more keys than any text has."""
-LARGEST_SIZE = 256
-"""Largest size of a head whose tiles fit in shared memory."""
+LARGEST_BYTES = 512
+"""Bytes of the largest head whose tiles fit in registers: 256 channels, 128 in float32."""
+PRECISION = "tf32x3"
+"""Products of float32: three of TF32, which leave 1e-6; one would leave 3e-4."""
 LARGEST_STRIDE = 1 << 23
 """Largest stride of a token, so that offsets inside a tile fit in 32 bits."""
 
@@ -94,10 +96,11 @@ class Launch:
 
     def __post_init__(self) -> None:
         for name, tensor in (("q", self.q), ("k", self.k), ("v", self.v)):
-            if tensor.shape[3] > LARGEST_SIZE:
+            largest = LARGEST_BYTES // tensor.element_size()
+            if tensor.shape[3] > largest:
                 raise Refused(
-                    f"{name}: head size {tensor.shape[3]}; the Triton engine takes up to "
-                    f"{LARGEST_SIZE}, use engine='panels'"
+                    f"{name}: head size {tensor.shape[3]}; the Triton engine takes up to {largest} "
+                    f"in {tensor.dtype}, use engine='panels'"
                 )
             if max(tensor.stride()[2:]) > LARGEST_STRIDE:
                 raise Refused(
@@ -116,14 +119,25 @@ class Launch:
         return self.q.shape[1] // self.k.shape[1]
 
     @property
-    def plain(self) -> bool:
-        """Whether logits are q·k times a positive factor: nothing is added, capped or edited."""
+    def _extras(self) -> list[object]:
+        """Terms that make logits differ from q·k times a factor."""
         terms = self.terms
         extras = (
             terms.softcap, terms.slopes, terms.temperature, terms.recent, terms.bias.pointer,
             terms.key_bias.pointer, terms.span_bias.pointer,
         )  # fmt: skip
-        return terms.factor > 0 and all(extra is None for extra in extras)
+        return [extra for extra in extras if extra is not None]
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits are q·k times a positive factor: nothing is added, capped or edited."""
+        return self.terms.factor > 0 and not self._extras
+
+    @property
+    def heavy(self) -> bool:
+        """Whether terms need so many registers that tiles must be small: several, or of N×N."""
+        tables = (self.terms.bias.pointer, self.terms.span_bias.pointer)
+        return len(self._extras) > 1 or any(table is not None for table in tables)
 
     @property
     def aligned(self) -> bool:
@@ -137,8 +151,8 @@ class Launch:
 
     @property
     def precision(self) -> str:
-        """Precision of products of float32: three TF32 products, to 1e-6; IEEE on the CPU."""
-        return "tf32x3" if self.q.device.type == "cuda" else "ieee"
+        """How float32 is multiplied; bfloat16 and float16 are multiplied as they are."""
+        return PRECISION
 
     def operand(self, tensor: Tensor) -> Operand:
         """Describe a tensor (batch, head, token, size) to a kernel."""
@@ -230,45 +244,22 @@ class Launch:
         low, high = _tiles(visibility.low, rows), _tiles(visibility.high, rows)
         # A query that sees nothing has high <= low: it may not widen the range.
         dead = high <= low
-        start = low.masked_fill(dead, visibility.keys).amin(dim=1)
-        stop = high.masked_fill(dead, 0).amax(dim=1)
-        return self._bounds(start, low.amax(dim=1), high.amin(dim=1), stop, columns, "key_mask")
-
-    def column_bounds(self, columns: int, rows: int) -> Int[Tensor, "batch tile 4"]:
-        """Bound the queries of each tile of ``columns`` keys, as ``bounds``, in steps of ``rows``.
-
-        Queries from ``full_start`` to ``full_stop`` see every key of the tile.
-        """
-        visibility = self.visibility
-        key = torch.arange(visibility.keys, device=self.q.device)
-        # low and high never decrease, so the queries that see a key are consecutive.
-        low = _tiles(torch.searchsorted(visibility.high, key, right=True), columns)
-        high = _tiles(torch.searchsorted(visibility.low, key, right=True), columns)
-        dead = high <= low
-        start = low.masked_fill(dead, visibility.queries).amin(dim=1)
-        stop = high.masked_fill(dead, 0).amax(dim=1)
-        return self._bounds(start, low.amax(dim=1), high.amin(dim=1), stop, rows, "query_mask")
-
-    def _bounds(
-        self, start: Tensor, full_start: Tensor, full_stop: Tensor, stop: Tensor, step: int,
-        masked: str,
-    ) -> Int[Tensor, "batch tile 4"]:  # fmt: skip
-        mask: Tensor | None = getattr(self.visibility, masked)
-        start, stop = start[None], stop[None]
-        if mask is not None:
+        start = low.masked_fill(dead, visibility.keys).amin(dim=1)[None]
+        stop = high.masked_fill(dead, 0).amax(dim=1)[None]
+        real = visibility.key_mask
+        if real is not None:
             # Padding at either end is not visited at all.
-            place = torch.arange(mask.shape[1], device=mask.device)
-            first = place.where(mask, mask.shape[1]).amin(dim=1, keepdim=True)
-            last = place.where(mask, -1).amax(dim=1, keepdim=True)
+            key = torch.arange(visibility.keys, device=real.device)
+            first = key.where(real, visibility.keys).amin(dim=1, keepdim=True)
+            last = key.where(real, -1).amax(dim=1, keepdim=True)
             start, stop = torch.maximum(start, first), torch.minimum(stop, last + 1)
         stop = torch.maximum(stop, start)
-        start = start // step * step
-        full_start = torch.maximum((full_start[None] + step - 1) // step * step, start)
-        full_stop = torch.minimum(full_stop[None], stop) // step * step
+        start = start // columns * columns
+        full_start = (low.amax(dim=1)[None] + columns - 1) // columns * columns
+        full_start = torch.maximum(full_start, start)
+        full_stop = torch.minimum(high.amin(dim=1)[None], stop) // columns * columns
         full_stop = torch.maximum(full_stop, full_start)
-        edges = (start, full_start, full_stop, stop)
-        # The inner bounds do not depend on padding, so they may lack the batch.
-        bounds = torch.stack([edge.expand_as(start) for edge in edges], dim=2)
+        bounds = torch.stack((start, full_start, full_stop, stop), dim=2)
         return bounds.expand(self.q.shape[0], -1, -1).to(torch.int32).contiguous()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.gpu.configuration import padded
-from headscope.kernels.gpu.launch import LARGEST_SIZE, Launch
+from headscope.kernels.gpu.launch import LARGEST_BYTES, Launch
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 
@@ -108,12 +108,12 @@ def is_stock(variant: Variant) -> bool:
     return not variant.sigmoid and all(extra is None for extra in extras)
 
 
-def fits(size: int, value_size: int) -> bool:
-    """Tell whether tiles of a head fit in shared memory.
+def fits(q: Tensor, v: Tensor) -> bool:
+    """Tell whether the tiles of a head fit in registers.
 
     Examples
     --------
-    >>> fits(128, 128), fits(576, 512)
-    (True, False)
+    >>> fits(torch.zeros(1, 1, 1, 128), torch.zeros(1, 1, 1, 512))
+    False
     """
-    return max(size, value_size) <= LARGEST_SIZE
+    return all(x.shape[3] * x.element_size() <= LARGEST_BYTES for x in (q, v))

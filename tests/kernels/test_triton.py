@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent / "interpreted"
 
 
 @pytest.mark.seed("F4")
-@pytest.mark.parametrize("path", sorted((HERE / "interpreted").glob("test_*.py")), ids=lambda p: p.stem)
-def test_kernels_in_the_interpreter(path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-m", "interpreter", str(path)]
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def test_kernels_in_the_interpreter(name: str) -> None:
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "interpreter", FOLDER / name]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True
+        command, env=environment, cwd=FOLDER.parents[2], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:]

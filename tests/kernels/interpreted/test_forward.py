@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from panel_tests import VARIANTS, noise, variant
+from panel_tests import VARIANTS, variant
 from torch import Tensor
 
 from headscope.kernels.attention import attend
@@ -15,7 +15,8 @@ from headscope.kernels.gpu import first_pass, stock
 from headscope.kernels.gpu.configuration import Configuration
 from headscope.kernels.gpu.engine import TritonEngine
 from headscope.kernels.gpu.forward import attend_queries
-from headscope.kernels.gpu.launch import Launch
+from headscope.kernels.gpu.launch import LOG2E, Launch, Terms
+from headscope.kernels.gpu.plan import ways
 from headscope.kernels.panels import Panels
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
@@ -28,7 +29,9 @@ ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Rounding of weights before their product with values."""
 
 
-def check(got: dict[str, Tensor], dense: dict[str, Tensor], *, rounding: float = 0.0) -> None:
+def check(
+    got: dict[str, Tensor], dense: dict[str, Tensor], *, rounding: float = 0.0, slack: float = 0.0
+) -> None:
     """Fail unless both agree, NaN and infinity in the same places.
 
     Logits are rounded to one part in 2²⁴, and weights are off by as much as their logits: the
@@ -47,7 +50,7 @@ def check(got: dict[str, Tensor], dense: dict[str, Tensor], *, rounding: float =
         if finite.any():
             error = (found[finite].double() - expected[finite]).abs().max().item()
             largest = max(expected[finite].abs().max().item(), 1.0)
-            bound = (1e-6 + logit * 2**-22 + rounding * (name == "z")) * largest
+            bound = (1e-6 + slack + logit * 2**-22 + rounding * (name == "z")) * largest
             assert error <= bound, f"{name}: off by {error:.2g}, allowed {bound:.2g}"
 
 
@@ -59,8 +62,11 @@ def result_of(inputs: Any, options: Variant, request: Request = REQUEST) -> dict
     return attend(inputs.q, inputs.k, inputs.v, request, options, engine="triton")
 
 
-@pytest.mark.parametrize("length", [1, 63, 100])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [(name, length) for name in VARIANTS for length in (1, 100)]
+    + [(name, 63) for name in ("causal", "window", "padded left and right", "packed", "bfloat16")],
+)
 def test_forward_agrees_with_dense_float64(name: str, length: int, draw: Any) -> None:
     inputs = draw(**variant(name, length))
     options = Variant(**inputs.options)
@@ -69,3 +75,148 @@ def test_forward_agrees_with_dense_float64(name: str, length: int, draw: Any) ->
         expected_of(inputs, options),
         rounding=ROUNDING[inputs.q.dtype],
     )
+
+
+LAYOUTS = ("tokens before heads", "every second channel")
+
+
+def spread(tensor: Tensor, layout: str) -> Tensor:
+    """Copy a tensor into a larger one full of NaN, with other strides."""
+    batch, heads, tokens, size = tensor.shape
+    if layout == "tokens before heads":
+        room = torch.full((batch, tokens + 5, heads + 1, size + 3), torch.nan, dtype=tensor.dtype)
+        view = room[:, 2 : tokens + 2, :heads, :size].transpose(1, 2)
+    else:
+        room = torch.full((batch, heads, tokens, 2 * size), torch.nan, dtype=tensor.dtype)
+        view = room[..., 1::2]
+    view.copy_(tensor)
+    return view
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["causal", "padded left and right"])
+def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
+    # Head sizes that are no powers of two, and a value size of its own, as in MLA.
+    inputs = draw(**variant(name, 100) | {"size": 24, "value_size": 40, "dtype": torch.float16})
+    options = Variant(**inputs.options)
+    dense = expected_of(inputs, options)
+    for field in ("q", "k", "v"):
+        setattr(inputs, field, spread(getattr(inputs, field), layout))
+    check(result_of(inputs, options), dense, rounding=ROUNDING[torch.float16])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
+def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
+    inputs = draw(**variant("padded left and right", 63))
+    options = Variant(**inputs.options)
+    dense = expected_of(inputs, options)
+    padding = ~inputs.options["key_mask"]
+    for tensor in (inputs.q, inputs.k, inputs.v):
+        tensor.transpose(1, 2)[padding] = poison
+    check(result_of(inputs, options), dense)
+
+
+TILES = [
+    Configuration(queries=64, keys=32, warps=4, stages=1),
+    Configuration(queries=32, keys=64, warps=4, stages=1),
+    Configuration(queries=64, keys=64, warps=4, stages=1, tma=True),
+]
+
+
+@pytest.mark.parametrize("tiles", TILES, ids=str)
+@pytest.mark.parametrize("name", ["causal", "window", "packed", "fewer queries than keys", "sinks"])
+def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(
+    name: str, tiles: Configuration, draw: Any
+) -> None:
+    inputs = draw(**variant(name, 100) | {"batch": 1, "heads": 2, "kv_heads": 1})
+    inputs.options = {
+        key: value[:2] if key == "sinks" else value for key, value in inputs.options.items()
+    }
+    options = Variant(**inputs.options)
+    launch = Launch(inputs.q, inputs.k, inputs.v, options.fit(inputs.q, inputs.k))
+    named = first_pass.arguments(launch, tiles, max_weight=True, entropy=True)
+    assert named["TMA"] == tiles.tma
+    outputs = ("z", "lse", "max_weight", "entropy")
+    rooms = {}
+    for output in outputs:
+        # The interpreter does not check bounds: pages on both sides of an output show a stray.
+        shape, count = named[output].shape, named[output].numel()
+        rooms[output] = torch.full((count + 2048,), 7.0)
+        rooms[output][1024:-1024] = torch.nan
+        named[output] = rooms[output][1024:-1024].view(shape)
+    grid = (-(-inputs.q.shape[2] // tiles.queries), 2, 1)
+    attend_queries[grid](**named)
+    for room in rooms.values():
+        assert (room[:1024] == 7.0).all()
+        assert (room[-1024:] == 7.0).all()
+    wanted = Request(stats=("lse", "max_weight", "entropy"))
+    found = {output: named[output] for output in outputs}
+    found["lse"] = found["lse"] / LOG2E
+    check(found, expected_of(inputs, options, wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_stock_forward_pass_gives_the_same(causal: bool, dtype: torch.dtype, draw: Any) -> None:
+    inputs = draw(100, dtype=dtype)
+    options = Variant(causal=causal)
+    panels = Panels(inputs.q, inputs.k, inputs.v, options.fit(inputs.q, inputs.k), REQUEST)
+    chosen = [load(name) for name in ("z", *ROWS)]
+    dense = expected_of(inputs, options)
+    # torch rounds z to the type of q, k and v, and on a CPU its normaliser of bfloat16 is coarser.
+    got = TritonEngine(panels, "stock").run(chosen)
+    check(got, dense, rounding=2 * ROUNDING[dtype], slack=1e-5)
+
+
+def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
+    inputs = draw(100)
+    fitted = Variant().fit(inputs.q, inputs.k)
+    launch = Launch(inputs.q, inputs.k, inputs.v, fitted)
+    lse = first_pass.run(launch).lse
+    assert stock.norm_residual(launch, lse) < 1e-5
+    lse[1, 2] += 0.01
+    assert 5e-3 < stock.norm_residual(launch, lse) < 1e-2
+
+
+MUTANTS = {
+    "a query sees the next key": ("high", 1, "causal"),
+    "a query misses its own key": ("high", -1, "causal"),
+    "the window is one key too wide": ("low", -1, "window"),
+    "distances are off by one": ("shift", 1, "alibi"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    field, step, name = MUTANTS[mutant]
+    inputs = draw(**variant(name, 63))
+    options = Variant(**inputs.options)
+    dense = expected_of(inputs, options)
+    right = Launch.terms.func  # type: ignore[attr-defined]
+
+    def wrong(launch: Launch) -> Terms:
+        terms = right(launch)
+        return terms._replace(**{field: getattr(terms, field) + step})
+
+    monkeypatch.setattr(Launch, "terms", property(wrong))
+    with pytest.raises(AssertionError, match="off by"):
+        check(result_of(inputs, options), dense)
+
+
+def test_results_are_the_same_twice(draw: Any) -> None:
+    inputs = draw(100)
+    once, twice = result_of(inputs, Variant()), result_of(inputs, Variant())
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_heads_that_do_not_fit_are_refused(draw: Any) -> None:
+    inputs = draw(3, size=129)
+    with pytest.raises(Refused, match=r"q: head size 129.*engine='panels'"):
+        result_of(inputs, Variant())
+
+
+def test_statistics_without_a_kernel_come_from_the_panels(draw: Any) -> None:
+    inputs = draw(40)
+    wanted = Request(stats=("entropy", "distance_hist", "topk"))
+    assert ways(wanted.stats)["distance_hist"] == "panels"
+    check(result_of(inputs, Variant(), wanted), expected_of(inputs, Variant(), wanted))

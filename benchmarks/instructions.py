@@ -1,0 +1,117 @@
+"""Compile every kernel for GPUs that need not be here: python -P benchmarks/instructions.py.
+
+Keeps registers, spills and instructions per element of a tile of logits in
+results/instructions.json. The test of the same name compiles again and compares.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from headscope.kernels.edits import Edits
+from headscope.kernels.gpu import first_pass
+from headscope.kernels.gpu.compilation import Compiled, compile_for
+from headscope.kernels.gpu.configuration import Configuration
+from headscope.kernels.gpu.forward import attend_queries
+from headscope.kernels.gpu.launch import Launch
+from headscope.kernels.variant import Variant
+
+FILE = Path(__file__).parent / "results" / "instructions.json"
+ARCHITECTURES = (80, 90)
+TOKENS = 512
+HEADS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel as it is shipped: for one architecture, head size, type and kind of variant.
+
+    Parameters
+    ----------
+    name
+        Name of the kernel and of what it is compiled for.
+    arch
+        Compute capability, 90 for 9.0.
+    chosen
+        Tile sizes.
+    kernel
+        Function under ``triton.jit``.
+    arguments
+        Makes its arguments.
+    """
+
+    name: str
+    arch: int
+    chosen: Configuration
+    kernel: Any
+    arguments: Callable[[], dict[str, Any]]
+
+    def compile(self) -> Compiled:
+        """Compile the kernel."""
+        return compile_for(self.arch, self.kernel, self.arguments(), self.chosen)
+
+
+def launch_of(size: int, dtype: torch.dtype, variant: Variant, queries: int = TOKENS) -> Launch:
+    """Describe a call of 8 heads, two for each KV head; nothing is computed."""
+    q = torch.zeros(1, HEADS, queries, size, dtype=dtype)
+    k = v = torch.zeros(1, HEADS // 2, TOKENS, size, dtype=dtype)
+    return Launch(q, k, v, variant.fit(q, k))
+
+
+def several_terms() -> Variant:
+    """Choose nearly every term at once."""
+    spans = torch.zeros(1, TOKENS, dtype=torch.int32)
+    heads = torch.ones(HEADS)
+    return Variant(
+        softcap=50.0,
+        slopes=heads,
+        bias=torch.zeros(1, 1, TOKENS, TOKENS),
+        sinks=heads,
+        edits=Edits(
+            key_bias=torch.zeros(1, HEADS, TOKENS),
+            span_bias=torch.zeros(HEADS, 4, 4),
+            query_spans=spans,
+            key_spans=spans,
+            first=heads.int(),
+            recent=heads.int(),
+            temperature=heads,
+        ),
+    )
+
+
+def forward_cases(arch: int) -> Iterator[Case]:
+    """List the forward kernel in every shipped configuration."""
+    padded = Variant(edits=Edits(key_bias=torch.zeros(1, HEADS, TOKENS)))
+    half, single = torch.bfloat16, torch.float32
+    calls = {
+        **{f"bf16 D{size}": launch_of(size, half, Variant()) for size in (64, 128, 256)},
+        **{f"bf16 D{size}, padded": launch_of(size, half, padded) for size in (64, 128, 256)},
+        "bf16 D128, several terms": launch_of(128, half, several_terms()),
+        **{f"bf16 D{size}, 8 queries": launch_of(size, half, Variant(), 8) for size in (128, 256)},
+        **{f"fp32 D{size}": launch_of(size, single, Variant()) for size in (64, 128)},
+    }
+    for name, launch in calls.items():
+        chosen = first_pass.choose(launch, arch)
+
+        def arguments(launch: Launch = launch, chosen: Configuration = chosen) -> dict[str, Any]:
+            return first_pass.arguments(launch, chosen, max_weight=True, entropy=True)
+
+        yield Case(f"forward sm_{arch} {name}", arch, chosen, attend_queries, arguments)
+
+
+def cases() -> list[Case]:
+    """List every shipped kernel."""
+    return [case for arch in ARCHITECTURES for case in forward_cases(arch)]
+
+
+if __name__ == "__main__":
+    found = {}
+    for case in cases():
+        found[case.name] = asdict(case.compile())
+        print(case.name, found[case.name], flush=True)
+    FILE.write_text(json.dumps({"triton": triton.__version__, "kernels": found}, indent=1) + "\n")
