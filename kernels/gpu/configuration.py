@@ -51,11 +51,8 @@ FORWARD_SMALL = Configuration(64, 32, warps=8, stages=2)
 """Several terms besides q·k, and head size 256 where a program has 99 KB of shared memory."""
 LITTLE_SHARED = (86, 89, 120, 121)
 """Architectures with 99 KB of shared memory for a program; others have 160 KB or more."""
-FORWARD_FEW = {
-    64: Configuration(16, 64, warps=4, stages=2),
-    128: Configuration(16, 64, warps=4, stages=2),
-    256: Configuration(16, 32, warps=4, stages=2),
-}
+FORWARD_FEW = Configuration(16, 64, warps=4, stages=2)
+"""Head sizes up to 128, few queries."""
 FORWARD_FLOAT32 = {
     (80, 64): Configuration(32, 32, warps=4, stages=2),
     (80, 128): Configuration(32, 32, warps=8, stages=2),
@@ -132,10 +129,10 @@ def forward(
     family = 90 if 90 <= arch < 120 else 80
     if dtype == torch.float32:
         return FORWARD_FLOAT32[family, size]
-    if queries <= FEW:
-        return FORWARD_FEW[size]
     if heavy:
         return FORWARD_SMALL
+    if queries <= FEW and size <= 128:
+        return FORWARD_FEW
     if family == 90 and tma:
         return FORWARD_TMA[size]
     if size == 256 and arch in LITTLE_SHARED:

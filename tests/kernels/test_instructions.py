@@ -1,0 +1,60 @@
+"""Every shipped kernel, compiled for GPUs that are not here: no spills, no more instructions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import triton
+
+from headscope.kernels.gpu import configuration
+from headscope.kernels.gpu.compilation import compile_for
+from headscope.kernels.gpu.configuration import Configuration
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "instructions.py"
+_spec = importlib.util.spec_from_file_location("instructions", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
+instructions = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(instructions)
+
+CASES = {case.name: case for case in instructions.cases()}
+KEPT = json.loads(instructions.FILE.read_text())
+TOLERANCE = 0.05
+
+
+def test_the_kept_figures_are_of_these_kernels_and_this_compiler() -> None:
+    assert set(KEPT["kernels"]) == set(CASES), "run benchmarks/instructions.py"
+    assert KEPT["triton"] == triton.__version__, "run benchmarks/instructions.py"
+
+
+@pytest.mark.seed("F4")
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_compiles_without_spills_and_is_no_heavier(name: str) -> None:
+    case, kept = CASES[name], KEPT["kernels"][name]
+    made = case.compile()
+    assert made.stack == 0, "registers spill"
+    assert made.registers <= 255
+    if case.arch == 90 and "bf16" in name and case.chosen.queries >= 64:
+        assert made.product == "HGMMA", "the tensor cores of sm_90 are not used"
+    assert made.product == kept["product"]
+    assert made.instructions == pytest.approx(kept["instructions"], rel=TOLERANCE)
+
+
+def test_every_configuration_of_the_tables_is_compiled() -> None:
+    shipped = set()
+    for name, value in vars(configuration).items():
+        if name == "INTERPRETED":
+            continue
+        values = value.values() if isinstance(value, dict) else (value,)
+        shipped |= {each for each in values if isinstance(each, Configuration)}
+    assert shipped == {case.chosen for case in CASES.values()}
+
+
+def test_spills_are_noticed() -> None:
+    case = CASES["forward sm_80 fp32 D64"]
+    larger = Configuration(64, 32, warps=4, stages=2)
+    made = compile_for(80, case.kernel, {**case.arguments(), "QUERIES": 64}, larger)
+    assert made.stack > 0
