@@ -1,6 +1,5 @@
 """The host side of a launch: tensors and variant as kernel arguments, and the tiles to visit."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -9,12 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.kernels.gpu.operand import HIDDEN as HIDDEN
+from headscope.kernels.gpu.operand import LOG2E as LOG2E
+from headscope.kernels.gpu.operand import Operand as Operand
+from headscope.kernels.gpu.operand import by_head, by_token, table
 from headscope.kernels.refusal import Refused
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Visibility
 
-LOG2E = math.log2(math.e)
-HIDDEN = -1e30
+CUT = -6e29
+"""Bias of a key that an edit knocks out: it weighs 0, but unlike padding may be read."""
 DEAD = 1e30
 """Base-2 normaliser of a row without keys: every weight of the row is then exactly 0."""
 UNLIMITED = 1 << 30
@@ -25,16 +28,6 @@ PRECISION = "tf32x3"
 """Products of float32: three of TF32, which leave 1e-6; one would leave 3e-4."""
 LARGEST_STRIDE = 1 << 23
 """Largest stride of a token, so that offsets inside a tile fit in 32 bits."""
-
-
-class Operand(NamedTuple):
-    """A tensor of a kernel: its pointer (None if absent) and strides, 0 where it is broadcast."""
-
-    pointer: Tensor | None
-    batch: int = 0
-    head: int = 0
-    token: int = 0
-    channel: int = 0
 
 
 class Terms(NamedTuple):
@@ -60,7 +53,7 @@ class Terms(NamedTuple):
     temperature: Tensor | None
     """float32 (head)."""
     key_bias: Operand
-    """Base 2, ``HIDDEN`` at hidden and padded keys: float32 (batch, head, key)."""
+    """Base 2, ``CUT`` at keys knocked out, ``HIDDEN`` at padding: float32 (batch, head, key)."""
     span_bias: Operand
     """Base 2, finite: float32 (head, query_span, key_span)."""
     query_spans: Operand
@@ -70,6 +63,8 @@ class Terms(NamedTuple):
     """One past the last of the first keys that a limited head sees: int32 (batch, head, query)."""
     recent: Tensor | None
     """Last keys that a limited head sees, ``UNLIMITED`` elsewhere: int32 (head)."""
+    pattern: Operand
+    """Logits, base 2, that take the place of others, NaN for none: (batch, head, query, key)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +119,7 @@ class Launch:
         terms = self.terms
         extras = (
             terms.softcap, terms.slopes, terms.temperature, terms.recent, terms.bias.pointer,
-            terms.key_bias.pointer, terms.span_bias.pointer,
+            terms.key_bias.pointer, terms.span_bias.pointer, terms.pattern.pointer,
         )  # fmt: skip
         return [extra for extra in extras if extra is not None]
 
@@ -136,7 +131,8 @@ class Launch:
     @property
     def heavy(self) -> bool:
         """Whether terms need so many registers that tiles must be small: several, or of N×N."""
-        tables = (self.terms.bias.pointer, self.terms.span_bias.pointer)
+        terms = self.terms
+        tables = (terms.bias.pointer, terms.span_bias.pointer, terms.pattern.pointer)
         return len(self._extras) > 1 or any(table is not None for table in tables)
 
     @property
@@ -176,22 +172,23 @@ class Launch:
             softcap=None if cap is None else cap * LOG2E,
             low=visibility.low.to(torch.int32),
             high=visibility.high.to(torch.int32),
-            query_mask=_by_token(visibility.query_mask, batch, queries, torch.uint8),
-            slopes=_by_head(variant.slopes, LOG2E),
+            query_mask=by_token(visibility.query_mask, batch, queries, torch.uint8),
+            slopes=by_head(variant.slopes, LOG2E),
             bias=Operand(None) if variant.bias is None else self.operand(
                 variant.bias.expand(batch, heads, queries, keys)
             ),
-            temperature=_by_head(None if edits is None else edits.temperature, 1.0),
+            temperature=by_head(None if edits is None else edits.temperature, 1.0),
             key_bias=self._key_bias(),
-            span_bias=_table(span_bias, heads),
-            query_spans=_by_token(
+            span_bias=table(span_bias, heads),
+            query_spans=by_token(
                 None if edits is None else edits.query_spans, batch, queries, torch.int32
             ),
-            key_spans=_by_token(
+            key_spans=by_token(
                 None if edits is None else edits.key_spans, batch, keys, torch.int32
             ),
             first_stop=first_stop,
             recent=recent,
+            pattern=self._pattern(),
         )  # fmt: skip
 
     @cached_property
@@ -212,11 +209,22 @@ class Launch:
             return Operand(None)
         bias = torch.zeros(1, 1, self.visibility.keys, device=self.q.device)
         if edited is not None:
-            bias = edited.float().mul(LOG2E).clamp_min(HIDDEN)
+            bias = edited.float().mul(LOG2E).clamp_min(CUT)
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], HIDDEN)
         bias = bias.contiguous().expand(self.q.shape[0], self.q.shape[1], -1)
         return Operand(bias, *bias.stride())
+
+    def _pattern(self) -> Operand:
+        """Fixed weights as logits."""
+        edits, mask = self.variant.edits, self.visibility.key_mask
+        if edits is None or edits.pattern is None:
+            return Operand(None)
+        fixed = edits.pattern.float().log2().clamp_min(HIDDEN)
+        if mask is not None:
+            fixed = torch.where(mask[:, None, None] | fixed.isnan(), fixed, HIDDEN)
+        shape = (*self.q.shape[:2], self.visibility.queries, self.visibility.keys)
+        return self.operand(fixed.expand(shape))
 
     def _limits(self) -> tuple[Operand, Tensor | None]:
         """First and last keys that limited heads see."""
@@ -267,24 +275,3 @@ def _tiles(values: Tensor, size: int) -> Tensor:
     """Cut a vector into rows of ``size``, the last one repeated at the end."""
     short = -len(values) % size
     return torch.cat((values, values[-1:].expand(short))).view(-1, size)
-
-
-def _by_head(values: Tensor | None, factor: float) -> Tensor | None:
-    return None if values is None else (values.float() * factor).contiguous()
-
-
-def _by_token(values: Tensor | None, batch: int, tokens: int, dtype: torch.dtype) -> Operand:
-    """Describe (batch, token) to a kernel, with tokens next to each other."""
-    if values is None:
-        return Operand(None)
-    values = values.to(dtype).contiguous().expand(batch, tokens)
-    return Operand(values, batch=values.stride(0))
-
-
-def _table(values: Tensor | None, heads: int) -> Operand:
-    """Describe the bias of span pairs to a kernel, in base 2."""
-    if values is None:
-        return Operand(None)
-    table = values.float().mul(LOG2E).clamp_min(HIDDEN).contiguous()
-    table = table.expand(heads, *table.shape[1:])
-    return Operand(table, head=table.stride(0), token=table.stride(1), channel=1)

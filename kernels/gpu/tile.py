@@ -25,6 +25,8 @@ HIDDEN = tl.constexpr(-1e30)
 """Base-2 logit of a hidden key: finite, so that 0 · (m - s) stays 0 where -inf would give NaN."""
 FLOOR = tl.constexpr(-5e29)
 """Smallest running maximum: above ``HIDDEN``, so that hidden keys weigh exactly 0 in every row."""
+PADDED = tl.constexpr(-8e29)
+"""Largest bias of a padded key; a key that an edit knocks out has more, and weighs 0 as well."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -156,17 +158,11 @@ def key_terms(terms, batch, head, key, EDGE: tl.constexpr):
 
 @triton.jit
 def real_keys(terms, key, columns):
-    """Tell which keys exist and are not hidden from all queries: only those may be loaded."""
+    """Tell which keys exist and are no padding: only those may be loaded."""
     inside = key < terms.keys
     if terms.key_bias.pointer is not None:
-        inside = inside & (columns[0] > FLOOR)
+        inside = inside & (columns[0] > PADDED)
     return inside
-
-
-@triton.jit
-def has_hidden_keys(terms):
-    """Tell, when compiling, whether keys in the middle of the text may have to stay unread."""
-    return terms.key_bias.pointer is not None
 
 
 @triton.jit
@@ -198,6 +194,16 @@ def tanh(x):
 
 
 @triton.jit
+def load_pairs(operand, terms, batch, head, i, j):
+    """Load one number for each pair of a query and a key, 0 where there is no such pair."""
+    corner = operand.pointer + batch.to(tl.int64) * operand.batch
+    corner += head.to(tl.int64) * operand.head
+    places = corner + i.to(tl.int64) * operand.token + j.to(tl.int64) * operand.channel
+    inside = (i < terms.queries) & (j < terms.keys)
+    return tl.load(places, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def logits(
     scores, query, key, rows, columns, terms, batch, head,
     EDGE: tl.constexpr, TRANSPOSED: tl.constexpr,
@@ -218,11 +224,7 @@ def logits(
     if terms.slopes is not None:
         x -= tl.load(terms.slopes + head) * tl.abs(i + terms.shift - j).to(tl.float32)
     if terms.bias.pointer is not None:
-        corner = terms.bias.pointer + batch.to(tl.int64) * terms.bias.batch
-        corner += head.to(tl.int64) * terms.bias.head
-        places = corner + i.to(tl.int64) * terms.bias.token + j.to(tl.int64) * terms.bias.channel
-        inside = (i < terms.queries) & (j < terms.keys)
-        x += tl.load(places, mask=inside, other=0.0).to(tl.float32) * LOG2E
+        x += load_pairs(terms.bias, terms, batch, head, i, j) * LOG2E
     if terms.temperature is not None:
         x = x / tl.load(terms.temperature + head)
     if terms.bias.pointer is not None:
@@ -238,6 +240,9 @@ def logits(
     if terms.recent is not None:
         near = tl.abs(i + terms.shift - j) < tl.load(terms.recent + head)
         x = tl.where(near | (j < along_queries(first_stop, TRANSPOSED)), x, HIDDEN)
+    if terms.pattern.pointer is not None:
+        fixed = load_pairs(terms.pattern, terms, batch, head, i, j)
+        x = tl.where(fixed == fixed, fixed, x)  # NaN: the row keeps its own logits
     if EDGE:
         visible = (j >= along_queries(low, TRANSPOSED)) & (j < along_queries(high, TRANSPOSED))
         x = tl.where(visible, x, HIDDEN)

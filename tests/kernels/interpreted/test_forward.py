@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
+from headscope.kernels.edits import Edits
 from headscope.kernels.gpu import first_pass, stock
 from headscope.kernels.gpu.configuration import Configuration
 from headscope.kernels.gpu.engine import TritonEngine
@@ -176,6 +177,20 @@ def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
     assert stock.norm_residual(launch, lse) < 1e-5
     lse[1, 2] += 0.01
     assert 5e-3 < stock.norm_residual(launch, lse) < 1e-2
+
+
+def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
+    length = 100
+    inputs = draw(**variant("padded left and right", length))
+    fixed = torch.rand(1, 4, length, length).tril() + torch.eye(length)
+    fixed /= fixed.sum(dim=-1, keepdim=True)
+    fixed[:, 1] = torch.nan
+    fixed[:, 2, :40] = torch.nan
+    # A fixed weight also takes the place of that of a key knocked out.
+    gone = torch.zeros(1, 4, length)
+    gone[..., 50] = -torch.inf
+    options = Variant(edits=Edits(pattern=fixed, key_bias=gone), **inputs.options)
+    check(result_of(inputs, options), expected_of(inputs, options))
 
 
 MUTANTS = {

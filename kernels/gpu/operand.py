@@ -1,0 +1,42 @@
+"""Tensors as kernel arguments: pointers and strides."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+HIDDEN = -1e30
+
+
+class Operand(NamedTuple):
+    """A tensor of a kernel: its pointer (None if absent) and strides, 0 where it is broadcast."""
+
+    pointer: Tensor | None
+    batch: int = 0
+    head: int = 0
+    token: int = 0
+    channel: int = 0
+
+
+def by_head(values: Tensor | None, factor: float) -> Tensor | None:
+    """Multiply numbers of heads by a factor."""
+    return None if values is None else (values.float() * factor).contiguous()
+
+
+def by_token(values: Tensor | None, batch: int, tokens: int, dtype: torch.dtype) -> Operand:
+    """Describe (batch, token) to a kernel, with tokens next to each other."""
+    if values is None:
+        return Operand(None)
+    values = values.to(dtype).contiguous().expand(batch, tokens)
+    return Operand(values, batch=values.stride(0))
+
+
+def table(values: Tensor | None, heads: int) -> Operand:
+    """Describe the bias of span pairs to a kernel, in base 2."""
+    if values is None:
+        return Operand(None)
+    pairs = values.float().mul(LOG2E).clamp_min(HIDDEN).contiguous()
+    pairs = pairs.expand(heads, *pairs.shape[1:])
+    return Operand(pairs, head=pairs.stride(0), token=pairs.stride(1), channel=1)
