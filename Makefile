@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-browser test-slow check seeds wheel clean
+.PHONY: help demo app test test-gpu test-browser test-slow check seeds wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,9 @@ check: .venv/installed-dev  ## lint and types
 
 test: check  ## set-up, lint, types and the whole default suite
 	$(BIN)/pytest
+
+test-gpu: .venv/installed-dev  ## the kernels on a GPU (needs one)
+	$(BIN)/pytest -m gpu tests/gpu
 
 test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
 	$(BIN)/pytest -m browser

@@ -26,8 +26,8 @@ LARGEST_BYTES = 512
 """Bytes of the largest head whose tiles fit in registers: 256 channels, 128 in float32."""
 PRECISION = "tf32x3"
 """Products of float32: three of TF32, which leave 1e-6; one would leave 3e-4."""
-LARGEST_STRIDE = 1 << 23
-"""Largest stride of a token, so that offsets inside a tile fit in 32 bits."""
+LARGEST_STRIDE = 1 << 22
+"""Largest stride of a token or channel, so that offsets inside a tile fit in 32 bits."""
 
 
 class Terms(NamedTuple):

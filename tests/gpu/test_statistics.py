@@ -1,0 +1,103 @@
+"""Every statistic on the GPU against the dense float64 oracle, at moderate lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from panel_inputs import Inputs
+from panel_tests import CHOICES, VARIANTS, variant
+from torch import Tensor
+
+from headscope.kernels import statistics
+from headscope.kernels.attention import attend, engine_of
+from headscope.kernels.dense import attend_dense
+from headscope.kernels.gpu.engine import TritonEngine
+from headscope.kernels.panels import Panels
+from headscope.kernels.variant import Variant
+
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+"""Rounding of weights before their product with values."""
+
+
+def on(device: torch.device, inputs: Inputs) -> dict[str, Tensor]:
+    """Attend on the GPU and bring the results back."""
+    tensors = (x.to(device) for x in (inputs.q, inputs.k, inputs.v))
+    results = attend(*tensors, inputs.request, Variant(**inputs.options), engine="triton")
+    return {name: result.cpu() for name, result in results.items()}
+
+
+def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
+    """Fail unless the GPU and float64 agree, NaN and infinity in the same places."""
+    dense = attend_dense(*inputs, Variant(**inputs.options))
+    assert set(got) == set(dense)
+    lse = dense.get("lse", torch.zeros(1))
+    logit = max([1.0, *lse[lse.isfinite()].abs().amax(dim=0, keepdim=True).flatten().tolist()])
+    for name, expected in dense.items():
+        found = got[name]
+        assert torch.equal(found.isnan(), expected.isnan()), f"{name}: NaN elsewhere"
+        near = 2e-6 + logit * 2**-20
+        if name in CHOICES:
+            CHOICES[name](found, dense, inputs, near)
+            continue
+        finite = expected.isfinite()
+        assert torch.equal(found[~finite].nan_to_num(), expected[~finite].float().nan_to_num())
+        if finite.any():
+            error = (found[finite].double() - expected[finite]).abs().max().item()
+            largest = max(expected[finite].abs().max().item(), 1.0)
+            bound = (near + ROUNDING[inputs.q.dtype] * (name == "z")) * largest
+            assert error <= bound, f"{name}: off by {error:.2g}, allowed {bound:.2g}"
+
+
+@pytest.mark.parametrize("length", [1, 63, 100, 300])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_statistic_in_every_variant(name: str, length: int, device: torch.device) -> None:
+    inputs = Inputs(**variant(name, length))
+    check(inputs, on(device, inputs))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "D64": {"size": 64, "value_size": 64},
+    "D128": {"size": 128, "value_size": 128},
+    "D256": {"size": 256, "value_size": 256},
+    "D96": {"size": 96, "value_size": 96},
+    "MLA": {"size": 192, "value_size": 128},
+    "padded": {"size": 128, "value_size": 128, "key_mask": torch.arange(700) < 650},
+    "decoding": {"size": 128, "value_size": 128, "queries": 1},
+    "several terms": {
+        "size": 64,
+        "value_size": 64,
+        "softcap": 20.0,
+        "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]),
+        "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]),
+        "window": 300,
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_configuration_of_this_gpu(
+    shape: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    wanted = {"queries": 700, "keys": 700, "dtype": dtype, **SHAPES[shape]}
+    if dtype == torch.float32:
+        wanted |= {name: min(wanted[name], 128) for name in ("size", "value_size")}
+    if "key_mask" in wanted:
+        wanted["key_mask"] = wanted["key_mask"].expand(2, -1)
+    inputs = Inputs(**wanted)
+    check(inputs, on(device, inputs))
+
+
+def test_a_gpu_is_used_without_being_asked_for(device: torch.device) -> None:
+    q = torch.zeros(1, 1, 8, 64, device=device)
+    engine = engine_of(Panels(q, q, q, Variant().fit(q, q)), "auto")
+    assert isinstance(engine.__self__, TritonEngine)  # type: ignore[attr-defined]
+
+
+def test_results_are_the_same_twice(device: torch.device) -> None:
+    inputs = Inputs(1500, size=64, value_size=64, dtype=torch.bfloat16)
+    once, twice = on(device, inputs), on(device, inputs)
+    for name in statistics.names():
+        assert torch.equal(once[name].nan_to_num(), twice[name].nan_to_num()), name

@@ -1,0 +1,119 @@
+"""The host side of the Triton kernels: which tiles are visited, and which are masked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from headscope.kernels import statistics
+from headscope.kernels.attention import attend
+from headscope.kernels.dense import see
+from headscope.kernels.gpu import plan
+from headscope.kernels.gpu.launch import Launch
+from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
+
+
+def real(batch: int, length: int, *kept: slice) -> torch.Tensor:
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    for row, part in zip(mask, kept, strict=True):
+        row[part] = True
+    return mask
+
+
+CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "causal": (100, 100, {}),
+    "one token": (1, 1, {}),
+    "window": (130, 130, {"window": 40}),
+    "narrow window": (130, 130, {"window": 1}),
+    "bidirectional": (63, 90, {"causal": False}),
+    "bidirectional window": (130, 130, {"causal": False, "window": 20}),
+    "decoding": (3, 100, {}),
+    "more queries than keys": (100, 30, {}),
+    "packed": (100, 100, {"lengths": (1, 70, 29)}),
+    "padded": (100, 100, {"key_mask": real(2, 100, slice(40, None), slice(0, 9))}),
+    "a text of padding": (100, 100, {"key_mask": real(2, 100, slice(0, 0), slice(0, 9))}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("rows", "columns"), [(16, 32), (64, 16), (128, 128)])
+def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(
+    name: str, rows: int, columns: int
+) -> None:
+    queries, keys, options = CASES[name]
+    q, k = torch.zeros(2, 1, queries, 8), torch.zeros(2, 1, keys, 8)
+    variant = Variant(**options)
+    launch = Launch(q, k, k, variant.fit(q, k))
+    position = torch.arange(queries) + (keys - queries if variant.causal else 0)
+    mask = variant.key_mask
+    everything = torch.ones(2, keys, dtype=torch.bool)
+    sequence = torch.zeros(keys, dtype=torch.long)
+    if variant.lengths is not None:
+        sequence = torch.repeat_interleave(torch.tensor(variant.lengths))
+    visible = see(variant, position, everything if mask is None else mask, sequence)[:, 0]
+    # Order and window alone: what an unmasked tile takes for granted.
+    ordered = see(Variant(**{**options, "key_mask": None}), position, everything, sequence)[:, 0]
+    bounds = launch.bounds(rows, columns)
+    assert bounds.shape == (2, -(-queries // rows), 4)
+    for batch in range(2):
+        for tile, (start, full_start, full_stop, stop) in enumerate(bounds[batch].tolist()):
+            part = slice(tile * rows, (tile + 1) * rows)
+            assert not visible[batch, part, :start].any()
+            assert not visible[batch, part, stop:].any()
+            assert start <= full_start <= full_stop
+            assert start % columns == full_start % columns == full_stop % columns == 0
+            assert full_stop == full_start or full_stop <= stop
+            assert ordered[batch, part, full_start:full_stop].all()
+
+
+def test_few_tiles_are_masked() -> None:
+    q = torch.zeros(1, 1, 1024, 8)
+    launch = Launch(q, q, q, Variant(window=512).fit(q, q))
+    _, full_start, full_stop, stop = launch.bounds(128, 128)[0].unbind(dim=1)
+    visited, unmasked = (stop - full_start).sum(), (full_stop - full_start).sum()
+    # The tiles of the diagonal and of the far side of the window, one each.
+    assert unmasked // 128 == 0 + 1 + 2 + 3 + 4 * 3
+    assert visited // 128 == unmasked // 128 + 8
+
+
+def test_every_statistic_has_a_way() -> None:
+    found = plan.ways(statistics.names())
+    assert set(found) == set(statistics.names())
+    assert {found[name] for name in ("z", "lse", "entropy", "max_weight")} == {"forward"}
+    assert plan.ways(("entropy", "lse"), stock=True)["lse"] == "forward"
+    assert plan.ways(("entropy", "lse"), stock=True)["entropy"] != "forward"
+
+
+def test_without_a_measurement_the_fused_forward_pass_is_used() -> None:
+    assert plan.forward_for(75, 64, torch.float16, Variant()) == "fused"
+
+
+def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "measured", lambda: {"90": {"128": "stock"}})
+    half = torch.bfloat16
+    assert plan.forward_for(90, 96, half, Variant()) == "stock"
+    assert plan.forward_for(90, 64, half, Variant()) == "fused"
+    assert plan.forward_for(80, 96, half, Variant()) == "fused"
+    assert plan.forward_for(90, 96, torch.float32, Variant()) == "fused"
+    assert plan.forward_for(90, 96, half, Variant(window=9)) == "fused"
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [("cuda", "no engine 'cuda'; choose from auto"), ("triton", "triton needs a GPU.*'panels'")],
+)
+def test_engines_that_cannot_run_here_are_refused(engine: str, message: str) -> None:
+    q = torch.zeros(1, 1, 3, 8)
+    with pytest.raises(Refused, match=message):
+        attend(q, q, q, Request(stats=()), engine=engine)
+
+
+def test_tokens_too_far_apart_are_refused() -> None:
+    q = torch.zeros(1, 1, 2, 8)
+    far = torch.empty_strided((1, 1, 2, 8), (0, 0, 1 << 24, 1), device="meta")
+    with pytest.raises(Refused, match=r"k: 16777216 elements between tokens; give k.contiguous"):
+        Launch(q, far, q, Variant().fit(q, q))
