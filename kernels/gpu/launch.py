@@ -176,7 +176,7 @@ class Launch:
             slopes=by_head(variant.slopes, LOG2E),
             bias=Operand(None) if variant.bias is None else self.operand(
                 variant.bias.expand(batch, heads, queries, keys)
-            ),
+            ).inner(),
             temperature=by_head(None if edits is None else edits.temperature, 1.0),
             key_bias=self._key_bias(),
             span_bias=table(span_bias, heads),
@@ -213,7 +213,7 @@ class Launch:
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], HIDDEN)
         bias = bias.contiguous().expand(self.q.shape[0], self.q.shape[1], -1)
-        return Operand(bias, *bias.stride())
+        return Operand(bias, *bias.stride()[:2]).inner()
 
     def _pattern(self) -> Operand:
         """Fixed weights as logits."""
@@ -224,7 +224,7 @@ class Launch:
         if mask is not None:
             fixed = torch.where(mask[:, None, None] | fixed.isnan(), fixed, HIDDEN)
         shape = (*self.q.shape[:2], self.visibility.queries, self.visibility.keys)
-        return self.operand(fixed.expand(shape))
+        return self.operand(fixed.expand(shape)).inner()
 
     def _limits(self) -> tuple[Operand, Tensor | None]:
         """First and last keys that limited heads see."""
@@ -239,7 +239,7 @@ class Launch:
         stops = ends[:, :, edits.first.long()].mT.to(torch.int32).contiguous()
         stops = stops.expand(self.q.shape[0], self.q.shape[1], visibility.queries)
         recent = recent.masked_fill(recent == 0, UNLIMITED).contiguous()
-        return Operand(stops, *stops.stride()), recent
+        return Operand(stops, *stops.stride()).inner(), recent
 
     def bounds(self, rows: int, columns: int) -> Int[Tensor, "batch tile 4"]:
         """Bound the keys of each tile of ``rows`` queries: start, full_start, full_stop, stop.

@@ -43,6 +43,22 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def step(index, stride):
+    """Multiply an index by a stride; None is 1."""
+    if stride is None:
+        return index
+    else:
+        return index * stride
+
+
+@triton.jit
+def line_of(operand, batch, head):
+    """Point at the first element of a sequence and head, with an offset of 64 bits."""
+    place = operand.pointer + step(tl.cast(batch, tl.int64), operand.batch)
+    return place + step(tl.cast(head, tl.int64), operand.head)
+
+
+@triton.jit
 def load_tokens(
     operand, batch, head, start, keep, LENGTH: tl.constexpr, SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WHOLE: tl.constexpr,
@@ -65,8 +81,7 @@ def head_of(
     With TMA the hardware computes addresses and fills what lies beyond the end with zeros; it
     needs channels next to each other and tokens at multiples of 16 bytes.
     """
-    corner = operand.pointer + batch.to(tl.int64) * operand.batch
-    corner += tl.cast(head, tl.int64) * operand.head
+    corner = line_of(operand, batch, head)
     if TMA:
         return tl.make_tensor_descriptor(
             corner, [length, SIZE], [operand.token, 1], [LENGTH, BLOCK_SIZE]
@@ -108,7 +123,7 @@ def real_queries(terms, batch, query):
     """Tell which queries exist and are no padding."""
     inside = query < terms.queries
     if terms.query_mask.pointer is not None:
-        mask = terms.query_mask.pointer + batch.to(tl.int64) * terms.query_mask.batch
+        mask = line_of(terms.query_mask, batch, 0)
         inside = inside & (tl.load(mask + query, mask=inside, other=0) != 0)
     return inside
 
@@ -126,11 +141,10 @@ def query_terms(terms, batch, head, query):
     first_stop = low
     span = low
     if terms.recent is not None:
-        place = terms.first_stop.pointer + batch.to(tl.int64) * terms.first_stop.batch
-        place += head.to(tl.int64) * terms.first_stop.head
-        first_stop = tl.load(place + query * terms.first_stop.token, mask=inside, other=0)
+        place = line_of(terms.first_stop, batch, head) + step(query, terms.first_stop.token)
+        first_stop = tl.load(place, mask=inside, other=0)
     if terms.span_bias.pointer is not None:
-        place = terms.query_spans.pointer + batch.to(tl.int64) * terms.query_spans.batch
+        place = line_of(terms.query_spans, batch, 0)
         span = tl.load(place + query, mask=inside, other=-1)
     return low, high, first_stop, span
 
@@ -144,14 +158,13 @@ def key_terms(terms, batch, head, key, EDGE: tl.constexpr):
     bias = key
     span = key
     if terms.key_bias.pointer is not None:
-        place = terms.key_bias.pointer + batch.to(tl.int64) * terms.key_bias.batch
-        place += head.to(tl.int64) * terms.key_bias.head
+        place = line_of(terms.key_bias, batch, head)
         if EDGE:
             bias = tl.load(place + key, mask=key < terms.keys, other=HIDDEN)
         else:
             bias = tl.load(place + key)
     if terms.span_bias.pointer is not None:
-        place = terms.key_spans.pointer + batch.to(tl.int64) * terms.key_spans.batch
+        place = line_of(terms.key_spans, batch, 0)
         span = tl.load(place + key, mask=key < terms.keys, other=-1)
     return bias, span
 
@@ -196,9 +209,8 @@ def tanh(x):
 @triton.jit
 def load_pairs(operand, terms, batch, head, i, j):
     """Load one number for each pair of a query and a key, 0 where there is no such pair."""
-    corner = operand.pointer + batch.to(tl.int64) * operand.batch
-    corner += head.to(tl.int64) * operand.head
-    places = corner + i.to(tl.int64) * operand.token + j.to(tl.int64) * operand.channel
+    places = line_of(operand, batch, head) + step(i.to(tl.int64), operand.token)
+    places += step(j.to(tl.int64), operand.channel)
     inside = (i < terms.queries) & (j < terms.keys)
     return tl.load(places, mask=inside, other=0.0).to(tl.float32)
 
@@ -232,11 +244,11 @@ def logits(
     if terms.key_bias.pointer is not None:
         x += along_keys(key_bias, TRANSPOSED)
     if terms.span_bias.pointer is not None:
-        table = terms.span_bias.pointer + head.to(tl.int64) * terms.span_bias.head
+        table = line_of(terms.span_bias, 0, head)
         qs = along_queries(query_span, TRANSPOSED)
         ks = along_keys(key_span, TRANSPOSED)
         there = (qs >= 0) & (ks >= 0)
-        x += tl.load(table + qs * terms.span_bias.token + ks, mask=there, other=0.0)
+        x += tl.load(table + step(qs, terms.span_bias.token) + ks, mask=there, other=0.0)
     if terms.recent is not None:
         near = tl.abs(i + terms.shift - j) < tl.load(terms.recent + head)
         x = tl.where(near | (j < along_queries(first_stop, TRANSPOSED)), x, HIDDEN)
