@@ -1,7 +1,8 @@
 """Compile every kernel for GPUs that need not be here: python -P benchmarks/instructions.py.
 
 Keeps registers, spills and instructions per element of a tile of logits in
-results/instructions.json. The test of the same name compiles again and compares.
+results/instructions.json, by version of Triton. The test of the same name compiles again and
+compares.
 """
 
 import json
@@ -110,9 +111,16 @@ def cases() -> list[Case]:
     return [case for arch in ARCHITECTURES for case in forward_cases(arch)]
 
 
+def keep(figures: dict[str, Any]) -> None:
+    """Store the figures of this compiler beside those of others."""
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    kept[triton.__version__] = figures
+    FILE.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
 if __name__ == "__main__":
     found = {}
     for case in cases():
         found[case.name] = asdict(case.compile())
         print(case.name, found[case.name], flush=True)
-    FILE.write_text(json.dumps({"triton": triton.__version__, "kernels": found}, indent=1) + "\n")
+    keep(found)
