@@ -97,6 +97,8 @@ def forward_cases(arch: int) -> Iterator[Case]:
     calls["bf16 D128, 8 queries"] = launch_of(128, half, Variant(), 8)
     for size in (64, 128):
         calls[f"fp32 D{size}"] = launch_of(size, single, Variant())
+    if arch == 90:
+        calls["fp32 D128, padded"] = launch_of(128, single, padded)
     for name, launch in calls.items():
         chosen = first_pass.choose(launch, arch)
 

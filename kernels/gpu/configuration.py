@@ -56,10 +56,12 @@ FORWARD_FEW = Configuration(16, 64, warps=4, stages=2)
 FORWARD_FLOAT32 = {
     (80, 64): Configuration(32, 32, warps=4, stages=2),
     (80, 128): Configuration(32, 32, warps=8, stages=2),
-    (90, 64): Configuration(64, 16, warps=4, stages=2),
+    (90, 64): Configuration(128, 32, warps=8, stages=1),
     (90, 128): Configuration(32, 32, warps=8, stages=2),
 }
 """Three TF32 products for one of float32 need many registers: small tiles."""
+FORWARD_FLOAT32_TMA = Configuration(64, 16, warps=4, stages=1, tma=True)
+"""sm_90, head size 128."""
 
 
 def architecture(device: torch.device) -> int:
@@ -127,6 +129,8 @@ def forward(
         return INTERPRETED
     size = max(size, 64)
     family = 90 if 90 <= arch < 120 else 80
+    if dtype == torch.float32 and (family, size, tma) == (90, 128, True):
+        return FORWARD_FLOAT32_TMA
     if dtype == torch.float32:
         return FORWARD_FLOAT32[family, size]
     if heavy:
