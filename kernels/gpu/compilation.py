@@ -70,16 +70,7 @@ def compile_for(
     chosen
         Tile sizes and warps.
     """
-    signature: dict[str, Any] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    hints: dict[tuple[int, ...], list[list[Any]]] = {}
-    for place, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            constants[(place,)] = value
-        else:
-            signature[parameter.name] = _describe(value, (place,), constants, hints)
+    signature, constants, hints = signature_of(kernel, arguments)
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=hints)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -98,6 +89,23 @@ def compile_for(
         kinds[0] if kinds else "",
         round(len(loop) / elements, 2),
     )
+
+
+def signature_of(
+    kernel: Any, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """Tell the types of a kernel's arguments, its constants, and what is known of the others."""
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    hints: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[(place,)] = value
+        else:
+            signature[parameter.name] = _describe(value, (place,), constants, hints)
+    return signature, constants, hints
 
 
 def _describe(

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from headscope.kernels.gpu import configuration
-from headscope.kernels.gpu.compilation import compile_for
+from headscope.kernels.gpu.compilation import compile_for, signature_of
 from headscope.kernels.gpu.configuration import Configuration
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "instructions.py"
@@ -44,6 +47,17 @@ def test_kernel_compiles_without_spills_and_is_no_heavier(name: str) -> None:
         assert made.product == "HGMMA", "the tensor cores of sm_90 are not used"
     assert made.product == kept["product"]
     assert made.instructions == pytest.approx(kept["instructions"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("arch", instructions.ARCHITECTURES)
+def test_a_launch_asks_for_what_was_compiled(arch: int) -> None:
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+    for case in CASES.values():
+        arguments = case.arguments()
+        bind = create_function_from_signature(case.kernel.signature, case.kernel.params, backend)
+        _, specialised, _ = bind(**arguments, debug=False)
+        asked = [kind for kind, _ in specialised]
+        assert asked == list(signature_of(case.kernel, arguments)[0].values()), case.name
 
 
 def test_every_configuration_of_the_tables_is_compiled() -> None:
