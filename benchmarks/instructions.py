@@ -6,7 +6,7 @@ compares.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ import torch
 import triton
 
 from headscope.kernels.edits import Edits
-from headscope.kernels.gpu import first_pass
+from headscope.kernels.gpu import column_pass, first_pass, leader_pass, row_pass
+from headscope.kernels.gpu.columns import reduce_columns
 from headscope.kernels.gpu.compilation import Compiled, compile_for
 from headscope.kernels.gpu.configuration import Configuration
 from headscope.kernels.gpu.forward import attend_queries
 from headscope.kernels.gpu.launch import Launch
+from headscope.kernels.gpu.leaders import lead_rows
+from headscope.kernels.gpu.rows import reduce_rows
+from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 
 FILE = Path(__file__).parent / "results" / "instructions.json"
@@ -108,9 +112,58 @@ def forward_cases(arch: int) -> Iterator[Case]:
         yield Case(f"forward sm_{arch} {name}", arch, chosen, attend_queries, arguments)
 
 
+LATER = {
+    "received": ("received",),
+    "columns and tiles": ("received", "received_max", "pooled_mean", "pooled_max"),
+    "tiles of 7 tokens": ("pooled_mean", "pooled_max"),
+    "mass": ("mass",),
+    "distances": ("distance", "distance_variance", "value_mass"),
+    "bins": ("distance_hist",),
+    "spans": ("span_mass",),
+    "top 8": ("topk",),
+}
+"""Passes over the weights, by what they are asked for."""
+
+
+def later_arguments(launch: Launch, wanted: str, arch: int) -> tuple[Any, dict, Configuration]:
+    """Collect kernel, arguments and tiles of a pass over the weights."""
+    lse = torch.zeros(launch.q.shape[:3])
+    spans = torch.zeros(1, TOKENS, dtype=torch.int32)
+    request = Request(stats=(), spans=spans)
+    names = LATER[wanted]
+    if names[0] in column_pass.NAMES:
+        chosen = column_pass.choose(launch, arch)
+        tile = 7 if "7" in wanted else 16
+        return reduce_columns, column_pass.arguments(launch, lse, names, tile, chosen)[0], chosen
+    if names[0] in leader_pass.NAMES:
+        chosen = leader_pass.choose(launch, arch)
+        return lead_rows, leader_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
+    found = row_pass.plan(launch, names, request)[1]
+    assert len(found) == 1
+    chosen = row_pass.choose(launch, found[0], arch)
+    return reduce_rows, row_pass.arguments(launch, lse, found[0], chosen), chosen
+
+
+def later_cases(arch: int, names: Iterable[str] = LATER) -> Iterator[Case]:
+    """List the kernels of the passes over the weights."""
+    half, single = torch.bfloat16, torch.float32
+    calls = {f"bf16 D{size}": launch_of(size, half, Variant()) for size in (64, 128, 256)}
+    calls["bf16 D128, several terms"] = launch_of(128, half, several_terms())
+    for size in (64, 128):
+        calls[f"fp32 D{size}"] = launch_of(size, single, Variant())
+    for name, launch in calls.items():
+        for wanted in names:
+            kernel, _, chosen = later_arguments(launch, wanted, arch)
+
+            def arguments(launch: Launch = launch, wanted: str = wanted) -> dict[str, Any]:
+                return later_arguments(launch, wanted, arch)[1]
+
+            yield Case(f"{wanted} sm_{arch} {name}", arch, chosen, kernel, arguments)
+
+
 def cases() -> list[Case]:
     """List every shipped kernel."""
-    return [case for arch in ARCHITECTURES for case in forward_cases(arch)]
+    return [case for arch in ARCHITECTURES for case in (*forward_cases(arch), *later_cases(arch))]
 
 
 def keep(figures: dict[str, Any]) -> None:

@@ -63,6 +63,32 @@ FORWARD_FLOAT32 = {
 FORWARD_FLOAT32_TMA = Configuration(64, 16, warps=4, stages=1, tma=True)
 """sm_90, head size 128."""
 
+COLUMNS = Configuration(64, 128, warps=4, stages=3)
+"""Passes over the weights, sizes up to 128 of bfloat16 and float16."""
+ROWS = Configuration(128, 128, warps=8, stages=2)
+ROWS_KEPT = Configuration(128, 64, warps=8, stages=2)
+"""Bins, spans and squares take registers."""
+LATER_WIDE = Configuration(64, 64, warps=4, stages=2)
+"""Size 256."""
+LATER_SMALL = Configuration(64, 32, warps=8, stages=2)
+"""Several terms besides q·k."""
+LATER_FLOAT32 = {
+    (80, 64): Configuration(32, 32, warps=4, stages=2),
+    (80, 128): Configuration(32, 64, warps=8, stages=2),
+    (90, 64): Configuration(64, 64, warps=4, stages=2),
+    (90, 128): Configuration(64, 64, warps=4, stages=2),
+}
+SPANS_FLOAT32 = Configuration(64, 16, warps=4, stages=1)
+"""Spans, size 128 of float32 on sm_80."""
+COLUMNS_SMALL = Configuration(32, 64, warps=8, stages=2)
+COLUMNS_FLOAT32 = {
+    (80, 64): Configuration(32, 32, warps=4, stages=2),
+    (80, 128): Configuration(64, 32, warps=8, stages=1),
+    (90, 64): Configuration(64, 64, warps=4, stages=2),
+    (90, 128): Configuration(32, 64, warps=4, stages=2),
+}
+"""Keys lie along the rows of a tile."""
+
 
 def architecture(device: torch.device) -> int:
     """Tell the compute capability of a device as Triton counts it, 90 for 9.0; 0 on a CPU.
@@ -142,3 +168,42 @@ def forward(
     if size == 256 and arch in LITTLE_SHARED:
         return FORWARD_SMALL
     return FORWARD_HALF[family, size]
+
+
+def later(
+    arch: int,
+    size: int,
+    dtype: torch.dtype,
+    usual: Configuration,
+    *,
+    heavy: bool = False,
+) -> Configuration:
+    """Choose the tiles of a pass over the weights.
+
+    Parameters
+    ----------
+    arch
+        Compute capability, 90 for 9.0; 0 is Triton's interpreter.
+    size
+        Head size of queries and keys, padded.
+    dtype
+        Type of q and k.
+    usual
+        Tiles of the pass for usual heads.
+    heavy
+        Whether the logits have terms that need many registers.
+
+    Examples
+    --------
+    >>> later(90, 128, torch.float32, ROWS)
+    Configuration(queries=64, keys=64, warps=4, stages=2, tma=False)
+    """
+    if arch == 0:
+        return INTERPRETED
+    turned = usual == COLUMNS
+    if dtype == torch.float32:
+        table = COLUMNS_FLOAT32 if turned else LATER_FLOAT32
+        return table[90 if 90 <= arch < 120 else 80, max(size, 64)]
+    if heavy:
+        return COLUMNS_SMALL if turned else LATER_SMALL
+    return LATER_WIDE if size > 128 else usual

@@ -1,7 +1,7 @@
 """Which way each statistic takes on the GPU, and which forward pass: stated, never guessed at."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from headscope.kernels.gpu import column_pass, gather_pass, leader_pass, row_pass
 from headscope.kernels.gpu.configuration import padded
 from headscope.kernels.gpu.launch import LARGEST_BYTES, Launch
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 
-Way = Literal["forward", "columns", "panels"]
+Way = Literal["forward", "columns", "rows", "gathers", "leaders", "panels"]
 Forward = Literal["fused", "stock"]
 
 
@@ -22,12 +23,17 @@ class Pass(NamedTuple):
     """A pass over the weights: what it computes, and the function that does."""
 
     names: frozenset[str]
-    run: Callable[[Launch, Tensor, list[str], Request], dict[str, Tensor]]
+    run: Callable[[Launch, Tensor, Collection[str], Request], dict[str, Tensor]]
 
 
 FORWARD = frozenset({"z", "lse", "max_weight", "entropy", "sink_mass"})
 """Statistics that the fused forward pass leaves."""
-PASSES: dict[Way, Pass] = {}
+PASSES: dict[Way, Pass] = {
+    "columns": Pass(column_pass.NAMES, column_pass.run),
+    "rows": Pass(row_pass.NAMES, row_pass.run),
+    "gathers": Pass(gather_pass.NAMES, gather_pass.run),
+    "leaders": Pass(leader_pass.NAMES, leader_pass.run),
+}
 """Passes over the weights after the forward pass, given its normalisers."""
 MEASURED = Path(__file__).with_name("measured.json")
 """Forward pass that was faster, by architecture and head size; without an entry the fused one."""
@@ -45,21 +51,20 @@ def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
 
     Returns
     -------
-    For every name ``forward`` (the fused forward pass), ``columns`` (a Triton pass over keys), or
+    For every name ``forward`` (the fused forward pass), a Triton pass over its weights (``columns``
+    of keys, ``rows`` of queries, ``gathers`` at a few keys, ``leaders`` for the largest), or
     ``panels`` (torch on the same device, in row panels: correct, but not written for a GPU).
 
     Examples
     --------
     >>> ways(("entropy", "received", "topk"))
-    {'entropy': 'forward', 'received': 'columns', 'topk': 'panels'}
+    {'entropy': 'forward', 'received': 'columns', 'topk': 'leaders'}
     """
     left = frozenset({"z", "lse", "sink_mass"}) if stock else FORWARD
     found: dict[str, Way] = {}
     for name in names:
-        found[name] = "forward" if name in left else "panels"
-        for way, later in PASSES.items():
-            if name in later.names:
-                found[name] = way
+        later = [way for way, each in PASSES.items() if name in each.names]
+        found[name] = "forward" if name in left else later[0] if later else "panels"
     return found
 
 

@@ -180,8 +180,10 @@ def real_keys(terms, key, columns):
 
 @triton.jit
 def along_queries(x, TRANSPOSED: tl.constexpr):
-    """Give a vector over queries the shape of a tile."""
-    if TRANSPOSED:
+    """Give a vector over queries the shape of a tile; of pairs, where TRANSPOSED is None."""
+    if TRANSPOSED is None:
+        return x
+    elif TRANSPOSED:
         return x[None, :]
     else:
         return x[:, None]
@@ -189,8 +191,10 @@ def along_queries(x, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def along_keys(x, TRANSPOSED: tl.constexpr):
-    """Give a vector over keys the shape of a tile."""
-    if TRANSPOSED:
+    """Give a vector over keys the shape of a tile; of pairs, where TRANSPOSED is None."""
+    if TRANSPOSED is None:
+        return x
+    elif TRANSPOSED:
         return x[:, None]
     else:
         return x[None, :]
@@ -222,9 +226,10 @@ def logits(
 ):  # fmt: skip
     """Turn q·k into base-2 logits: factor, cap, ALiBi, bias, temperature, edits, hidden keys.
 
-    Parameters: ``scores`` (query, key), or (key, query) where TRANSPOSED; ``query`` and ``key`` are
-    indices; ``rows`` and ``columns`` come from ``query_terms`` and ``key_terms``. Without EDGE the
-    caller knows that every query of the tile sees every key, as to order, window and ends.
+    Parameters: ``scores`` (query, key), or (key, query) where TRANSPOSED, or one for each pair
+    where TRANSPOSED is None; ``query`` and ``key`` are indices; ``rows`` and ``columns`` come from
+    ``query_terms`` and ``key_terms``. Without EDGE the caller knows that every query of the tile
+    sees every key, as to order, window and ends.
     """
     low, high, first_stop, query_span = rows
     key_bias, key_span = columns

@@ -7,14 +7,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from headscope.kernels.gpu import configuration
+from headscope.kernels.gpu import configuration, gather_pass
 from headscope.kernels.gpu.compilation import compile_for, signature_of
 from headscope.kernels.gpu.configuration import Configuration
+from headscope.kernels.gpu.forward import attend_queries
+from headscope.kernels.gpu.gathers import gather_weights
+from headscope.kernels.variant import Variant
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "instructions.py"
 _spec = importlib.util.spec_from_file_location("instructions", SCRIPT)
@@ -36,8 +40,16 @@ def test_figures_are_kept_of_every_kernel_and_none_spills() -> None:
     assert not any(figure["stack"] for figure in KEPT["3.9.0"].values())
 
 
+# All of the later passes would take minutes.
+TESTED = [
+    name
+    for name, case in CASES.items()
+    if case.kernel is attend_queries or name.endswith("bf16 D128") or "received" in name
+]
+
+
 @pytest.mark.seed("F4")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TESTED)
 def test_kernel_compiles_without_spills_and_is_no_heavier(name: str) -> None:
     case, kept = CASES[name], FIGURES[name]
     made = case.compile()
@@ -58,6 +70,16 @@ def test_a_launch_asks_for_what_was_compiled(arch: int) -> None:
         _, specialised, _ = bind(**arguments, debug=False)
         asked = [kind for kind, _ in specialised]
         assert asked == list(signature_of(case.kernel, arguments)[0].values()), case.name
+
+
+@pytest.mark.parametrize("arch", instructions.ARCHITECTURES)
+def test_gathers_do_not_spill(arch: int) -> None:
+    for size in (128, 256):
+        launch = instructions.launch_of(size, torch.bfloat16, Variant())
+        keys = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+        named = gather_pass.arguments(launch, torch.zeros(launch.q.shape[:3]), keys)
+        tiles = Configuration(named["QUERIES"], 1, gather_pass.WARPS, 1)
+        assert compile_for(arch, gather_weights, named, tiles).stack == 0
 
 
 def test_every_configuration_of_the_tables_is_compiled() -> None:
