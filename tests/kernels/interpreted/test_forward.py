@@ -166,7 +166,7 @@ def test_the_stock_forward_pass_gives_the_same(causal: bool, dtype: torch.dtype,
     dense = expected_of(inputs, options)
     # torch rounds z to the type of q, k and v, and on a CPU its normaliser of bfloat16 is coarser.
     got = TritonEngine(panels, "stock").run(chosen)
-    check(got, dense, rounding=2 * ROUNDING[dtype], slack=1e-5)
+    check(got, dense, rounding=2 * ROUNDING[dtype], slack=1e-4)
 
 
 def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
