@@ -116,7 +116,7 @@ def engine_of(panels: Panels, name: Engine) -> Callable[[list[Statistic]], dict[
         When there is no such engine, or it cannot run here.
     """
     if name not in ENGINES:
-        raise Refused(f"engine: no engine {name!r}; choose from {', '.join(ENGINES)}")
+        raise Refused(f"engine: {name!r}; choose from {', '.join(ENGINES)}")
     on_gpu = panels.q.device.type == "cuda"
     if name in ("panels", "compiled") or (name == "auto" and not on_gpu):
         return PanelEngine(panels).run

@@ -104,7 +104,10 @@ def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("engine", "message"),
-    [("cuda", "no engine 'cuda'; choose from auto"), ("triton", "triton needs a GPU.*'panels'")],
+    [
+        ("cuda", "engine: .cuda.; choose from auto, panels, compiled, triton"),
+        ("triton", "triton needs a GPU.*'panels'"),
+    ],
 )
 def test_engines_that_cannot_run_here_are_refused(engine: str, message: str) -> None:
     q = torch.zeros(1, 1, 3, 8)
