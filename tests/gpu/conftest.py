@@ -1,6 +1,7 @@
-"""Tests for a machine with a GPU: ``make test-gpu``, or ``pytest -m gpu tests/gpu``.
+"""Tests for a machine with a GPU: ``make test-gpu``.
 
-They import torch, triton and pytest, and of headscope only its kernels.
+They import torch, triton and pytest, and of headscope only its kernels, which need jaxtyping. On a
+machine with nothing else: ``pytest -m gpu --confcutdir=tests/gpu tests/gpu``.
 """
 
 from __future__ import annotations
