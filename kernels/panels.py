@@ -22,6 +22,9 @@ from headscope.kernels.visibility import MASKED, Block, Visibility
 from headscope.kernels.workers import share
 
 ROWS = 128
+"""Queries in a panel on torch, whose passes want it in the cache."""
+SWEPT_ROWS = 256
+"""Queries in a panel for the sweep, which takes row after row."""
 PANEL_ELEMENTS = 1 << 20
 """Elements of all rows together, above which a call is cut into parts."""
 ROOM = 2
@@ -141,7 +144,8 @@ class Panels:
     def rows(self) -> int:
         """Largest number of queries in a panel."""
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
-        return min(affordable, ROWS, self.visibility.queries)
+        rows = ROWS if self.sweep is None else SWEPT_ROWS
+        return min(affordable, rows, self.visibility.queries)
 
     @cached_property
     def blocks(self) -> list[Block]:

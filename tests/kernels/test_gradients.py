@@ -211,6 +211,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param != "one panel":
         # A few rows of one head at a time: heads of a KV head go to parts of their own.
         monkeypatch.setattr("headscope.kernels.panels.ROWS", 5)
+        monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", 5)
         monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 64)
 
 

@@ -299,6 +299,7 @@ def test_the_cut_into_panels_does_not_matter(
     ]
     usual = [call() for call in calls]
     monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", rows)
     monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", elements)
     for call, before in zip(calls, usual, strict=True):
         torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
@@ -331,6 +332,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
 ) -> None:
     one = case("causal", 150)
     monkeypatch.setattr("headscope.kernels.panels.ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", 32)
     done: list[slice] = []
     weigh = Product.weigh
 
@@ -372,7 +374,7 @@ def test_16k_tokens_as_torch_in_linear_memory() -> None:
     x, r = noise(1, 1, length, 32, seed=2), noise(1, 2, length, 32, seed=3)
     with LargestTensor() as mode:
         pulled, pushed = pull(x, q, k), push(r, q, k, heads=torch.ones(2))
-    assert mode.elements <= 3 * 128 * length  # three buffers of a panel of 128 queries
+    assert mode.elements <= 3 * 256 * length  # three buffers of a panel of 256 queries
     x.requires_grad_(True)
     z = torch.nn.functional.scaled_dot_product_attention(
         q, *(each.expand(-1, 2, -1, -1) for each in (k, x)), is_causal=True
