@@ -1,0 +1,168 @@
+"""Write the pages that follow from the code: docs/statistics.md and docs/benchmarks.md.
+
+python -P docs/tables.py           write them
+python -P docs/tables.py --check   exit with 1 where one is out of date
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from headscope.app.bench.sheets import sheets
+from headscope.kernels import statistics
+from headscope.kernels.gpu.plan import ways
+from headscope.kernels.statistic import EXECUTIONS, MERGES, Statistic
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+COMMAND = "python -P docs/tables.py"
+NOTE = f"<!-- Written by `{COMMAND}`; do not edit. -->"
+WAYS = {
+    "forward": "fused forward pass",
+    "columns": "pass over columns, given lse",
+    "rows": "pass over rows, given lse",
+    "gathers": "gathers at a few keys, given lse",
+    "leaders": "search for the largest, given lse",
+    "panels": "torch panels",
+}
+
+
+def statistics_page() -> str:
+    """Describe every statistic from its declaration."""
+    known = [statistics.load(name) for name in statistics.names()]
+    taken = ways(one.name for one in known)
+    parts = [
+        NOTE,
+        "# Statistics",
+        "What a capture can hold. Ask for a statistic by name: "
+        '`capture(model, prompts, stats=("entropy", "received"))`. Every variable has the dims '
+        "prompt, layer and head, and those listed here. P is the matrix of attention weights of "
+        "a head, i its queries, j or k its keys, s the logits.",
+        table(
+            ("name", "what", "dims", "units", "range", "class", "merge"),
+            (
+                (
+                    f"`{one.name}`",
+                    one.title,
+                    ", ".join(one.dims) or NONE,
+                    one.units or NONE,
+                    bounds(one),
+                    one.execution,
+                    one.merge,
+                )
+                for one in known
+            ),
+        ),
+        "## Definitions",
+        table(
+            ("name", "formula", "source"),
+            ((f"`{one.name}`", one.formula, one.source) for one in known),
+        ),
+        "## Engines",
+        "On a processor every statistic comes from row panels. Where the machine has a C compiler "
+        "a compiled sweep makes the weights of a panel, and with them what these are made of: "
+        + ", ".join(f"`{one.name}`" for one in known if one.reductions)
+        + ". Elsewhere torch does it, with the same numbers to rounding. On a graphics processor "
+        "each statistic takes the way below; torch panels are the same code as on a processor, "
+        "exact, but not written for the device.",
+        table(
+            ("way", "statistics"),
+            (
+                (
+                    WAYS[way],
+                    ", ".join(f"`{name}`" for name in taken if taken[name] == way),
+                )
+                for way in dict.fromkeys(taken.values())
+            ),
+        ),
+        "## Classes",
+        table(("class", "what it takes"), EXECUTIONS.items()),
+        "## Merge rules",
+        "How results of parts of a text combine; w = exp(lse of the part - lse of all).",
+        table(("rule", "how"), MERGES.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def benchmarks_page() -> str:
+    """Lay out every committed result."""
+    parts = [
+        NOTE,
+        "# Benchmarks",
+        "Measured side by side in one run, after a check of every contender against float64; read "
+        "the ratios, for milliseconds depend on the machine and its load. Yours: "
+        "`headscope bench`, and `python3 -P benchmarks/gpu.py` where there is a CUDA device. "
+        "Whole results, with spreads and errors, are in `benchmarks/results`.",
+    ]
+    files = sorted(RESULTS.glob("[cg]pu-*.json"))
+    if not any(file.stem.startswith("gpu-") for file in files):
+        parts.append("No graphics processor has been measured yet, and nothing is claimed of one.")
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        machine = result["machine"]
+        name = machine.get("gpu", machine["cpu"])
+        parts.append(f"## {name}")
+        parts.append(
+            f"{machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python "
+            f"{machine['python']}, torch {machine['torch']}; load {machine['load_after']} at the "
+            "end."
+        )
+        for sheet in sheets(result):
+            parts += [f"### {sheet.title}", table(sheet.columns, sheet.rows), sheet.caption]
+    for file in RESULTS.glob("instructions.json"):
+        for triton, kernels in json.loads(file.read_text(encoding="utf-8")).items():
+            parts += [
+                f"## Triton kernels as Triton {triton} compiles them, without a GPU",
+                instructions(kernels),
+                "Registers a thread, bytes of stack a thread and of shared memory a block, the "
+                "matrix instruction, and instructions for each score in the inner loop.",
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+NONE = "–"
+PAGES = {"statistics.md": statistics_page, "benchmarks.md": benchmarks_page}
+
+
+def instructions(kernels: Mapping[str, Mapping[str, object]]) -> str:
+    """Lay out what every kernel was compiled to."""
+    columns = list(dict.fromkeys(name for kernel in kernels.values() for name in kernel))
+    rows = (
+        (name, *(str(kernel.get(column, NONE)) for column in columns))
+        for name, kernel in kernels.items()
+    )
+    return table(("kernel", *columns), rows)
+
+
+def bounds(one: Statistic) -> str:
+    """Write the range of a statistic."""
+    low, high = ("" if bound is None else f"{bound:g}" for bound in (one.low, one.high))
+    return f"{low or '-∞'} to {high or '∞'}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+    return "\n".join([line(columns), line("---" for _ in columns), *map(line, rows)])
+
+
+def stale(folder: Path = DOCS) -> Iterator[str]:
+    """Name the pages that are not what the code says."""
+    for name, page in PAGES.items():
+        file = folder / name
+        if not file.exists() or file.read_text(encoding="utf-8") != page():
+            yield name
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv[1:]:
+        old = list(stale())
+        if old:
+            sys.exit(f"docs: {', '.join(old)} out of date; run {COMMAND}")
+    else:
+        for name, page in PAGES.items():
+            (DOCS / name).write_text(page(), encoding="utf-8")
