@@ -37,14 +37,15 @@ def test_docstring_examples(name: str) -> None:
     assert result.attempted > 0
 
 
-def test_the_notebook_example_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_examples_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     import plotly.graph_objects as go
 
     shown: list[go.Figure] = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
     names: dict[str, Any] = {}
-    exec(compile(code.group(1), "README.md", "exec"), names)
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), names)
     assert len(shown) == 1
     assert "<unk>" not in names["cap"]["token"].values
