@@ -207,6 +207,7 @@ def test_without_a_device_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
         "for name in ('rich', 'typer', 'transformers', 'xarray', 'transformer_lens'):\n"
         "    sys.modules[name] = None\n"
         "sys.meta_path = [each for each in sys.meta_path if 'editable' not in repr(each)]\n"
+        "sys.path = [each for each in sys.path if 'editable' not in each]\n"
         f"sys.argv = ['gpu.py', '--out', {str(tmp_path)!r}]\n"
         f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')\n"
     )
