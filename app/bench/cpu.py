@@ -26,7 +26,7 @@ from headscope.probes.store import write_text
 
 LENGTHS = (1024, 2048, 4096)
 LONG = (8192, 16384)
-LONG_ROUNDS = 3
+LONG_ROUNDS = 5
 HEADS = 12
 GATE_LENGTH = 769
 GATE_HEADS = 4
@@ -62,7 +62,7 @@ def run(
     heads
         Heads, each of size 64; causal, float32.
     rounds
-        Calls of each contender that count, at most 3 from 8192 tokens on; one more warms up.
+        Calls of each contender that count, at most 5 from 8192 tokens on; one more warms up.
     threads
         Numbers of torch threads; None is 1 and all that this process uses, and from 8192 tokens
         on only the latter.

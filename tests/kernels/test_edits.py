@@ -29,15 +29,17 @@ def plain(inputs: Any, **options: Any) -> torch.Tensor:
     return attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, Variant(**options))["pattern"]
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.seed("A5")
 def test_log_gamma_scales_a_key_and_renormalises(draw: Any) -> None:
     inputs, gamma = draw(LENGTH), torch.rand(1, 4, LENGTH) * 3
     weights = plain(inputs) * gamma[:, :, None]
     expected = (weights / weights.sum(dim=-1, keepdim=True)).float()
     torch.testing.assert_close(edited(inputs, key_bias=gamma.log())["pattern"], expected)
+    unchanged = edited(inputs, key_bias=torch.ones_like(gamma).log())["pattern"]
+    torch.testing.assert_close(unchanged, plain(inputs).float())
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.seed("D5")
 def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
     inputs, gone = draw(LENGTH), 7
     bias = torch.zeros(1, 1, LENGTH)
@@ -54,7 +56,6 @@ def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
     assert (result["received"][..., gone] == 0).all()
 
 
-@pytest.mark.seed("F7")
 def test_a_row_without_a_key_says_so_and_gives_nothing(draw: Any) -> None:
     bias = torch.zeros(1, 1, LENGTH)
     bias[..., 0] = -math.inf
@@ -65,7 +66,7 @@ def test_a_row_without_a_key_says_so_and_gives_nothing(draw: Any) -> None:
     assert result["z"][:, :, 1:].isfinite().all()
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.seed("D5")
 def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw: Any) -> None:
     inputs = draw(LENGTH)
     queries = (torch.arange(LENGTH) >= 60).long().expand(2, -1)
@@ -78,7 +79,6 @@ def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw: Any) -
     torch.testing.assert_close(weights[:, :, 60:].sum(dim=-1), torch.ones(2, 4, 30))
 
 
-@pytest.mark.seed("F7")
 def test_a_streaming_head_is_a_window_with_sinks(draw: Any) -> None:
     inputs = draw(LENGTH)
     first, recent = torch.tensor([0, 0, 3, 0]), torch.tensor([16, 0, 8, 1])
@@ -93,7 +93,6 @@ def test_a_streaming_head_is_a_window_with_sinks(draw: Any) -> None:
     torch.testing.assert_close(weights[:, 3], torch.eye(LENGTH).expand(2, -1, -1))
 
 
-@pytest.mark.seed("F7")
 def test_a_temperature_is_a_factor_of_the_scale(draw: Any) -> None:
     inputs = draw(LENGTH)
     weights = edited(inputs, temperature=torch.tensor([1.0, 4.0, 0.5, 1.0]))["pattern"]
@@ -102,7 +101,6 @@ def test_a_temperature_is_a_factor_of_the_scale(draw: Any) -> None:
         torch.testing.assert_close(weights[:, head], expected.float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.seed("F7")
 def test_a_gate_scales_the_output_and_leaves_the_weights(draw: Any) -> None:
     inputs, gate = draw(LENGTH), torch.tensor([[0.0, 1.0, -2.0, 0.5], [1.0, 1.0, 1.0, 0.0]])
     result = edited(inputs, gate=gate)
@@ -140,7 +138,7 @@ def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], message: str)
 SIGMOID = tuple(name for name in statistics.names() if not statistics.load(name).distribution)
 
 
-@pytest.mark.seed("F6")
+@pytest.mark.seed("F7")
 @pytest.mark.parametrize("options", [{}, {"window": 9}, {"causal": False}], ids=str)
 def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
@@ -157,6 +155,7 @@ def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: A
     torch.testing.assert_close(dense["pattern"][0, 0].float(), expected)
 
 
+@pytest.mark.seed("F7")
 @pytest.mark.parametrize("name", sorted(set(statistics.names()) - set(SIGMOID)))
 def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) -> None:
     q = torch.zeros(1, 1, 3, 2)
@@ -165,7 +164,7 @@ def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) ->
             engine(q, q, q, Request(stats=(name,)), Variant(sigmoid=True))
 
 
-@pytest.mark.seed("F6")
+@pytest.mark.seed("F7")
 def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     inputs = draw(LENGTH)
     sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
@@ -180,7 +179,7 @@ def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     torch.testing.assert_close(with_sinks["lse"], extra)
 
 
-@pytest.mark.seed("F5")
+@pytest.mark.seed("F6")
 def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
     lengths = (40, 1, 49)
     stats = (
@@ -250,7 +249,7 @@ def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], message: 
             engine(q, q, q, Request(stats=()), Variant(**options))
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.seed("D5")
 def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
     fixed = torch.rand(1, 4, LENGTH, LENGTH).tril() + torch.eye(LENGTH)
@@ -266,7 +265,6 @@ def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any, agree: Any) -
     torch.testing.assert_close(result["z"], expected @ values)
 
 
-@pytest.mark.seed("F7")
 def test_edits_combine(draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
     keys = torch.randn(1, 1, LENGTH)

@@ -242,6 +242,7 @@ def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
     assert set(table) - {"architecture"} == set(architectures.CONFIGS)
 
 
+@pytest.mark.seed("F9")
 @pytest.mark.filterwarnings("ignore")
 def test_an_edit_of_a_layer_without_attention_is_refused() -> None:
     model = load_model(architectures.build("lfm2"))

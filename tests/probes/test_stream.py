@@ -57,7 +57,6 @@ def work(model: Any, given: list[list[int]], out: Path) -> None:
     capture(model, given, out=out, **options(given))
 
 
-@pytest.mark.seed("F4")
 def test_ten_kills_leave_no_mark(tmp_path: Path, tiny: Any, ids: Any) -> None:
     model = load_model(tiny("llama"))
     given = prompts(ids, 200)
