@@ -196,7 +196,7 @@ def _to_file(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"out: {out.parent} cannot be written: {error.strerror}") from error
-    growing = stream.begin(out, skeleton, recording.shapes, replace=overwrite)
+    growing = stream.begin(out, skeleton, recording.shapes, recording.marks(), replace=overwrite)
     recording.record(batch_tokens, progress, growing)
     growing.finish()
     return store.load(out, mapped=True)

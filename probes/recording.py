@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,6 +75,14 @@ class Recording:
             self.found = named_spans.collect(self.spans, self.prompts)
         self._request(None, ())
         self._shapes()
+
+    def marks(self) -> str:
+        """Name, by their hash, the positions of targets and spans, which the Dataset leaves out."""
+        spans = self.found
+        numbers = [] if spans is None else [one.tolist() for one in spans.numbers]
+        members = [] if spans is None else spans.members.tolist()
+        told = json.dumps([self.keys, numbers, members, list(self.offsets)])
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def allocate(self) -> None:
         """Make the arrays in memory, NaN everywhere."""

@@ -90,6 +90,7 @@ def begin(
     path: str | os.PathLike[str],
     skeleton: xr.Dataset,
     growing: Mapping[str, tuple[int, ...]],
+    marks: str,
     *,
     replace: bool = False,
 ) -> Stream:
@@ -103,6 +104,9 @@ def begin(
         Dims, coords and attrs; the growing variables with arrays of any content.
     growing
         Shape of every variable that is filled batch by batch, float32.
+    marks
+        What else the numbers hang on, beside dims, coords and attrs; half a file of other marks is
+        another capture's.
     replace
         Drop a half-written file of another capture.
 
@@ -113,7 +117,7 @@ def begin(
     """
     stream = Stream(Path(path))
     header, offsets, fixed = _header(skeleton, growing)
-    digest = hashlib.sha256(header).hexdigest()
+    digest = hashlib.sha256(header + marks.encode()).hexdigest()
     if stream.partial.exists() and stream.journal.exists():
         lines = stream.journal.read_text(encoding="utf-8").split("\n")
         if lines[0] == digest:

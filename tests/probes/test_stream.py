@@ -131,6 +131,29 @@ def test_half_a_capture_of_something_else_is_kept(tmp_path: Path, tiny: Any, ids
         capture(model, other, out=out, **options(other))
 
 
+@pytest.mark.parametrize("changed", ["spans", "targets"])
+def test_half_a_capture_of_other_positions_is_not_taken_up(
+    changed: str, tmp_path: Path, tiny: Any, ids: Any
+) -> None:
+    model, given = load_model(tiny("llama")), prompts(ids, 30)
+    stats = {"spans": ("span_mass",), "targets": ("target_mass",)}[changed]
+
+    def mark(at: int) -> dict[str, Any]:
+        if changed == "spans":
+            return {"spans": {"one": [[at]] * len(given)}}
+        return {"targets": {"one": [[[at]] * len(ids) for ids in given]}}
+
+    def stop(done: int, total: int) -> None:
+        raise StopError
+
+    out = tmp_path / "a.safetensors"
+    with pytest.raises(StopError):
+        capture(model, given, stats, batch_tokens=40, out=out, progress=stop, **mark(0))
+    with pytest.raises(Refused, match="half a capture of other prompts or options"):
+        capture(model, given, stats, batch_tokens=40, out=out, **mark(1))
+    capture(model, given, stats, batch_tokens=40, out=out, **mark(0))
+
+
 def test_a_full_disk_shows_before_anything_is_computed(
     tmp_path: Path, tiny: Any, ids: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
