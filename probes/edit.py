@@ -52,6 +52,39 @@ class Edit:
         return {"edit": type(self).__name__}
 
 
+class HeadEdit(Edit):
+    """An edit of some heads, named in ``heads`` as (layer, head) pairs."""
+
+    heads: Sequence[Head]
+
+    def rows(self, layer: int) -> list[int]:
+        """List the edited heads of one layer."""
+        return [head for at, head in self.heads if at == layer]
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse heads that the model does not have."""
+        check_heads(f"{type(self).__name__}.heads", self.heads, shape)
+
+
+class VectorEdit(HeadEdit):
+    """An edit of some heads with a vector for each, in ``values``."""
+
+    values: Float[Tensor, "layer head size"]
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse heads that the model does not have and vectors of another shape."""
+        super().check(shape)
+        check_vectors(f"{type(self).__name__}.values", self.values, self.heads, shape)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit, its heads and a digest of the vectors."""
+        return {
+            "edit": type(self).__name__,
+            "heads": listed(self.heads),
+            "values_sha256": digest(self.values),
+        }
+
+
 def check_heads(field: str, heads: Sequence[Head], shape: Geometry) -> None:
     """Refuse heads that a model does not have."""
     for layer, head in heads:

@@ -10,15 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.probes.edit import (
-    Edit,
-    Head,
-    check_heads,
-    check_shape,
-    check_vectors,
-    digest,
-    listed,
-)
+from headscope.probes.edit import Edit, Head, HeadEdit, VectorEdit, check_shape, listed
 
 if TYPE_CHECKING:
     from headscope.probes.model import Geometry
@@ -62,7 +54,7 @@ class Gate(Edit):
 
 
 @dataclass(frozen=True)
-class Ablate(Edit):
+class Ablate(HeadEdit):
     """Set the output of some heads to zero.
 
     Attributes
@@ -83,12 +75,8 @@ class Ablate(Edit):
         self, layer: int, z: Float[Tensor, "batch head query size"]
     ) -> Float[Tensor, "batch head query size"]:
         """Zero the named heads of one layer."""
-        rows = [head for at, head in self.heads if at == layer]
+        rows = self.rows(layer)
         return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
-
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have."""
-        check_heads("Ablate.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit and its heads."""
@@ -96,7 +84,7 @@ class Ablate(Edit):
 
 
 @dataclass(frozen=True)
-class Replace(Edit):
+class Replace(VectorEdit):
     """Put a fixed vector in place of the output of some heads, at every position.
 
     With the mean of ``z`` over a reference set this is mean ablation.
@@ -123,7 +111,7 @@ class Replace(Edit):
         self, layer: int, z: Float[Tensor, "batch head query size"]
     ) -> Float[Tensor, "batch head query size"]:
         """Replace the named heads of one layer."""
-        rows = [head for at, head in self.heads if at == layer]
+        rows = self.rows(layer)
         if not rows:
             return z
         fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
@@ -131,22 +119,9 @@ class Replace(Edit):
         chosen[rows] = True
         return torch.where(chosen[:, None, None], fixed, z)
 
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have and vectors of another shape."""
-        check_heads("Replace.heads", self.heads, shape)
-        check_vectors("Replace.values", self.values, self.heads, shape)
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and a digest of the vectors."""
-        return {
-            "edit": "Replace",
-            "heads": listed(self.heads),
-            "values_sha256": digest(self.values),
-        }
-
 
 @dataclass(frozen=True)
-class Offset(Edit):
+class Offset(VectorEdit):
     """Add a fixed vector to the output of some heads, at every position.
 
     What LoFiT learns for a few heads (Yin et al. 2024), and steering head by head.
@@ -173,18 +148,9 @@ class Offset(Edit):
         self, layer: int, z: Float[Tensor, "batch head query size"]
     ) -> Float[Tensor, "batch head query size"]:
         """Shift the named heads of one layer."""
-        rows = [head for at, head in self.heads if at == layer]
+        rows = self.rows(layer)
         if not rows:
             return z
         chosen = torch.zeros(z.shape[1], dtype=z.dtype, device=z.device)
         chosen[rows] = 1.0
         return z + (chosen[:, None] * self.values[layer].to(z))[:, None, :]
-
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have and vectors of another shape."""
-        check_heads("Offset.heads", self.heads, shape)
-        check_vectors("Offset.values", self.values, self.heads, shape)
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and a digest of the vectors."""
-        return {"edit": "Offset", "heads": listed(self.heads), "values_sha256": digest(self.values)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
-from headscope.probes.edit import Edit, Head, check_heads, digest, listed
+from headscope.probes.edit import Edit, Head, HeadEdit, check_heads, digest, listed
 
 if TYPE_CHECKING:
     from headscope.probes.model import Geometry
@@ -22,7 +22,7 @@ Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class ScaleKeys(Edit):
+class ScaleKeys(HeadEdit):
     """Multiply the weights of some keys by a factor and let each row sum to 1 again.
 
     Sink calibration (Yu et al. 2024) with a factor below 1 at the sink, emphasis with one above.
@@ -52,7 +52,7 @@ class ScaleKeys(Edit):
 
     def inside(self, layer: int, shape: Shape) -> Edits | None:
         """Add the logarithm of the factor to the logits of the keys."""
-        rows = _rows(self.heads, layer)
+        rows = self.rows(layer)
         if not rows:
             return None
         bias = torch.zeros(1, shape[1], shape[3])
@@ -60,10 +60,6 @@ class ScaleKeys(Edit):
         amount = math.log(self.factor) if self.factor else -math.inf
         bias[:, torch.tensor(rows)[:, None], columns] = amount
         return Edits(key_bias=bias)
-
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have."""
-        check_heads("ScaleKeys.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads, keys and factor."""
@@ -76,7 +72,7 @@ class ScaleKeys(Edit):
 
 
 @dataclass(frozen=True)
-class KnockOut(Edit):
+class KnockOut(HeadEdit):
     """Hide some keys from some queries, so that nothing flows between them in these heads.
 
     Attention knockout (Geva et al. 2023). A query that sees no key afterwards puts out 0.
@@ -102,7 +98,7 @@ class KnockOut(Edit):
 
     def inside(self, layer: int, shape: Shape) -> Edits | None:
         """Cut the link between a span of queries and a span of keys."""
-        rows = _rows(self.heads, layer)
+        rows = self.rows(layer)
         if not rows:
             return None
         batch, heads, queries, keys = shape
@@ -120,10 +116,6 @@ class KnockOut(Edit):
             key_spans=key_spans.expand(batch, -1),
         )
 
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have."""
-        check_heads("KnockOut.heads", self.heads, shape)
-
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads, keys and queries."""
         return {
@@ -135,7 +127,7 @@ class KnockOut(Edit):
 
 
 @dataclass(frozen=True)
-class Window(Edit):
+class Window(HeadEdit):
     """Let some heads see only the first keys and the last ones: a streaming head.
 
     A head that changes nothing by it needs no long cache (DuoAttention, Xiao et al. 2024).
@@ -168,16 +160,12 @@ class Window(Edit):
 
     def inside(self, layer: int, shape: Shape) -> Edits | None:
         """Limit the named heads of one layer."""
-        rows = _rows(self.heads, layer)
+        rows = self.rows(layer)
         if not rows:
             return None
         recent, first = torch.zeros(2, shape[1], dtype=torch.long)
         recent[rows], first[rows] = self.recent, self.first
         return Edits(recent=recent, first=first)
-
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have."""
-        check_heads("Window.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and both numbers."""
@@ -190,7 +178,7 @@ class Window(Edit):
 
 
 @dataclass(frozen=True)
-class Temperature(Edit):
+class Temperature(HeadEdit):
     """Divide the logits of some heads: above 1 they spread their attention, below they focus it.
 
     Attributes
@@ -215,16 +203,12 @@ class Temperature(Edit):
 
     def inside(self, layer: int, shape: Shape) -> Edits | None:
         """Set the temperature of the named heads of one layer."""
-        rows = _rows(self.heads, layer)
+        rows = self.rows(layer)
         if not rows:
             return None
         temperature = torch.ones(shape[1])
         temperature[rows] = self.value
         return Edits(temperature=temperature)
-
-    def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have."""
-        check_heads("Temperature.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and the temperature."""
@@ -276,10 +260,6 @@ class FixPattern(Edit):
             "head": list(self.head),
             "values_sha256": digest(self.values),
         }
-
-
-def _rows(heads: Sequence[Head], layer: int) -> list[int]:
-    return [head for at, head in heads if at == layer]
 
 
 def _positions(field: str, positions: Sequence[int], length: int) -> Tensor:
