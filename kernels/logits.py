@@ -106,6 +106,11 @@ class Logits:
         """Keys in float64, made once for all panels that need them."""
         return self.k.double()
 
+    def rows(self, block: Block) -> Float[Tensor, "batch_kv_head row size"]:
+        """Queries of a block; those that share a KV head are rows of one product."""
+        rows = self.q[..., block.queries, :].reshape(len(self.k), -1, self.q.shape[-1])
+        return rows.to(self.k.dtype).contiguous()
+
     def put(
         self, block: Block, out: Float[Tensor, "batch head query key"], *, hide: bool = True
     ) -> None:
@@ -120,8 +125,7 @@ class Logits:
         hide
             Whether to overwrite those of keys that are hidden by order, window or padding.
         """
-        # Query heads that share a KV head are rows of one product: K is never expanded.
-        rows = self.q[..., block.queries, :].reshape(len(self.k), -1, self.q.shape[-1])
+        rows = self.rows(block)
         k = self.k64 if out.dtype == torch.float64 else self.k
         product = out.view(len(self.k), -1, out.shape[-1])
         # A factor 0 leaves out what the memory held, NaN as well.

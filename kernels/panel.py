@@ -293,7 +293,8 @@ class Panel:
         bins[..., inside] = rest.clamp_min_(0.0)
         return bins
 
-    def mix(self) -> Float[Tensor, "batch head query size"]:
+    @cached_property
+    def mixed(self) -> Float[Tensor, "batch head query size"]:
         """Average the values by the weights."""
         batch, heads, queries, keys = self.weights.shape
         # Query heads that share a KV head are rows of one product: K and V are never expanded.

@@ -1,6 +1,8 @@
 /* One sweep over the rows of a panel: exact softmax, in place, and the reductions asked for.
 
-   A row is read from memory once and stays in the cache nearest to the processor until its weights
+   Where queries and keys are given, logits are made here as well, and where `mixed` is, the weights
+   meet the values: a few rows at a time, so that they are in the cache from the first product to
+   the second. A row is read from memory once and stays in the cache nearest to the processor until its weights
    are written back. Vectors are the compiler's own, so one text serves every processor. Without
    fast-math: a NaN among the visible logits of a row reaches every result of that row. */
 
@@ -15,6 +17,7 @@
 #define ROOM 128           /* candidates for the top-k at once, twice the largest k */
 #define MASKED -1e30f      /* logit of a hidden key */
 #define SEEN -4.9e29f      /* logits above it belong to keys that are seen */
+#define NEAR (1 << 18)     /* floats of the rows between two products: they stay in the cache */
 #define NEGLIGIBLE -75.0f  /* logit, less the largest, below which a weight is 0 */
 
 typedef float vec __attribute__((vector_size(4 * WIDTH)));
@@ -47,7 +50,22 @@ typedef struct {
     int64_t *leaders;               /* [..][row][k], or NULL */
     float *sums, *peaks;            /* [batch][head][key], or NULL: over all rows */
     float *tile_sums, *tile_peaks;  /* [batch][head][tile][tile of keys], or NULL */
+    void *gemm;                     /* sgemm of the machine's BLAS; NULL: no products here */
+    const float *query;             /* [..][row][size]; NULL: the panel holds logits */
+    const float *key;               /* [batch][kv head][size][key], size rows `stride` apart */
+    const float *value;             /* [batch][kv head][key][value_size] */
+    int64_t size, value_size, stride;
+    int64_t key_room, value_room;   /* floats from one KV head to the next */
+    int64_t group;                  /* heads of the panel that share a KV head */
+    float scale;                    /* factor of the products */
+    float *mixed;                   /* [..][row][value_size], or NULL */
 } Sweep;
+
+/* BLAS counts columns first, so that every product here is that of the transposes. Its integers
+   have 4 or 8 bytes; small numbers of 8 bytes, lowest byte first, read the same as 4. */
+typedef void Gemm(const char *, const char *, const int64_t *, const int64_t *, const int64_t *,
+                  const float *, const float *, const int64_t *, const float *, const int64_t *,
+                  const float *, float *, const int64_t *);
 
 static const ivec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -343,6 +361,73 @@ static int one(const Sweep *c, const Work *w, int64_t head, int64_t r) {
     return 0;
 }
 
+/* Rows that pass from the first product to the last together, at least 32. */
+static int64_t together(const Sweep *c) {
+    const int64_t rows = NEAR / (c->keys + 1) / 16 * 16;
+    return !c->gemm ? c->rows : rows < 32 ? 32 : rows;
+}
+
+/* Keys that some of these rows see, as columns of the panel. */
+static void bounds(const Sweep *c, int64_t from, int64_t to, int64_t *low, int64_t *high) {
+    *low = c->keys;
+    *high = 0;
+    for (int64_t r = from; r < to; r++) {
+        if (c->low[r] - c->first < *low) *low = c->low[r] - c->first;
+        if (c->high[r] - c->first > *high) *high = c->high[r] - c->first;
+    }
+    if (*low < 0) *low = 0;
+    if (*high > c->keys) *high = c->keys;
+}
+
+/* Logits of some rows against the keys that one of them sees. */
+static void score(const Sweep *c, int64_t head, int64_t from, int64_t to) {
+    const int64_t at = head * c->rows + from, rows = to - from;
+    const float none = 0.0f;
+    int64_t low, high;
+    bounds(c, from, to, &low, &high);
+    const int64_t keys = high - low;
+    if (keys <= 0) return;
+    const float *key = c->key + head / c->group * c->key_room + low;
+    ((Gemm *)c->gemm)("N", "N", &keys, &rows, &c->size, &c->scale, key, &c->stride,
+                      c->query + at * c->size, &c->size, &none,
+                      c->panel + at * c->keys + low, &c->keys);
+}
+
+/* Average the values by the weights of some rows. */
+static void mix(const Sweep *c, int64_t head, int64_t from, int64_t to) {
+    const int64_t at = head * c->rows + from, rows = to - from;
+    const float one = 1.0f, none = 0.0f;
+    int64_t low, high;
+    bounds(c, from, to, &low, &high);
+    const int64_t keys = high - low;
+    float *out = c->mixed + at * c->value_size;
+    if (keys <= 0) {
+        memset(out, 0, rows * c->value_size * sizeof(float));
+        return;
+    }
+    const float *value = c->value + head / c->group * c->value_room + low * c->value_size;
+    ((Gemm *)c->gemm)("N", "N", &c->value_size, &rows, &keys, &one, value, &c->value_size,
+                      c->panel + at * c->keys + low, &c->keys, &none, out, &c->value_size);
+}
+
+/* The rows of one head; 1 when one is beyond the limit. */
+static int all(const Sweep *c, const Work *w, int64_t head) {
+    const int64_t step = together(c);
+    for (int64_t from = 0; from < c->rows; from += step) {
+        const int64_t to = from + step < c->rows ? from + step : c->rows;
+        if (c->query) score(c, head, from, to);
+        for (int64_t r = from; r < to; r++) {
+            if (one(c, w, head, r)) return 1;
+            if (!(w->sums || w->peaks) || ((r + 1) % c->tile && r + 1 < c->rows)) continue;
+            close(c, w, head, r / c->tile);
+            if (w->sums) memset(w->sums, 0, c->keys * sizeof(float));
+            if (w->peaks) memset(w->peaks, 0, c->keys * sizeof(float));
+        }
+        if (c->mixed) mix(c, head, from, to);
+    }
+    return 0;
+}
+
 /* Returns 0; 1 when a row is beyond the limit, with the panel spoilt; 2 without memory. */
 int sweep(const Sweep *c) {
     const int64_t room = (c->keys + 3 * SPAN - 1) / SPAN * SPAN;
@@ -357,13 +442,7 @@ int sweep(const Sweep *c) {
     for (int64_t head = 0; !status && head < c->batch * c->heads; head++) {
         if (c->sums) memset(c->sums + head * c->keys, 0, c->keys * sizeof(float));
         if (c->peaks) memset(c->peaks + head * c->keys, 0, c->keys * sizeof(float));
-        for (int64_t r = 0; !status && r < c->rows; r++) {
-            status = one(c, &w, head, r);
-            if (!(summed || peaked) || ((r + 1) % c->tile && r + 1 < c->rows)) continue;
-            close(c, &w, head, r / c->tile);
-            if (summed) memset(w.sums, 0, c->keys * sizeof(float));
-            if (peaked) memset(w.peaks, 0, c->keys * sizeof(float));
-        }
+        status = all(c, &w, head);
     }
     free(memory);
     return status;

@@ -5,7 +5,6 @@ panels do without it.
 """
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,11 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.kernels import compiler
+from headscope.kernels import blas, compiler
 from headscope.kernels.logits import SHARP, Buffers, Filled, Logits
 from headscope.kernels.panel import distance_bins
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.kernels.sweep_call import Call, Run, at, multiply
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Block, Visibility
 
@@ -32,35 +32,6 @@ LARGEST_K = 64
 
 ENDLESS = 1 << 62
 
-COUNTS = ("batch", "heads", "rows", "keys")
-
-
-class Call(ctypes.Structure):
-    """The arguments of one sweep, as ``sweep.c`` lists them."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in COUNTS),
-        *((name, ctypes.c_void_p) for name in ("panel", "low", "high")),
-        ("first", ctypes.c_int64),
-        ("real", ctypes.c_void_p),
-        ("real_stride", ctypes.c_int64),
-        ("alive", ctypes.c_void_p),
-        ("alive_stride", ctypes.c_int64),
-        ("sinks", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("position", "tile", "bins")),
-        ("ends", ctypes.c_void_p),
-        ("k", ctypes.c_int64),
-        ("limit", ctypes.c_float),
-        ("clip", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("peak", "top", "surplus")),
-        *((name, ctypes.c_void_p) for name in ("entropy", "mean_distance", "distance_variance")),
-        *((name, ctypes.c_void_p) for name in ("distance_hist", "leaders")),
-        *((name, ctypes.c_void_p) for name in ("sums", "peaks", "tile_sums", "tile_peaks")),
-    )
-
-
-Run = Callable[[Call], int]
-
 ALWAYS = frozenset({"peak", "top", "surplus"})
 REDUCTIONS = frozenset(
     {
@@ -69,6 +40,7 @@ REDUCTIONS = frozenset(
         "distance_variance",
         "distance_hist",
         "leaders",
+        "mixed",
         "sums",
         "peaks",
         "tile_sums",
@@ -197,6 +169,8 @@ class Sweep:
         Logits of the heads' learned sinks, contiguous, if any.
     wanted
         Which reductions to fill in, of ``REDUCTIONS``; more than 64 leaders are left to torch.
+    values
+        Values of all keys, one for each KV head, contiguous; for ``mixed``.
     """
 
     run: Run
@@ -205,6 +179,7 @@ class Sweep:
     alive: Tensor | None
     sinks: Tensor | None
     wanted: frozenset[str]
+    values: Float[Tensor, "batch_kv_head token value_size"] | None = None
 
     def fill(self, logits: Logits, block: Block, buffers: Buffers) -> Filled:
         """Turn the logits of a block into weights.
@@ -219,8 +194,11 @@ class Sweep:
             Memory; only ``panel`` is used, unless the logits are too sharp for float32.
         """
         panel, spare = buffers.panel, buffers.spare
-        logits.put(block, panel, hide=False)
-        known = self.reduce(panel, block, SHARP)
+        if logits.scores.plain and blas.gemm() is not None:
+            known = self.reduce(panel, block, SHARP, logits)
+        else:
+            logits.put(block, panel, hide=False)
+            known = self.reduce(panel, block, SHARP)
         sharp = known is None
         if known is None:
             logits.put(block, buffers.exact, hide=False)
@@ -239,7 +217,11 @@ class Sweep:
         return Filled(panel, known.pop("peak"), score, known)
 
     def reduce(
-        self, panel: Float[Tensor, "batch head query key"], block: Block, limit: float
+        self,
+        panel: Float[Tensor, "batch head query key"],
+        block: Block,
+        limit: float,
+        logits: Logits | None = None,
     ) -> dict[str, Tensor] | None:
         """Turn the logits of a panel into weights, in place.
 
@@ -251,6 +233,8 @@ class Sweep:
             Which queries and keys these are.
         limit
             Give up at a row whose largest logit is farther from 0 than this.
+        logits
+            Where to take the logits from, products and nothing else; None: they are there.
 
         Returns
         -------
@@ -262,6 +246,7 @@ class Sweep:
         real = None if real is None else real[:, keys].contiguous()
         alive = None if self.alive is None else self.alive[:, queries].contiguous()
         filled = self.room(panel)
+        products = multiply(panel, block, logits, self.values if "mixed" in filled else None)
         call = Call(
             *panel.shape,
             panel.data_ptr(),
@@ -279,6 +264,7 @@ class Sweep:
             limit,
             float("inf") if self.request.clip is None else self.request.clip,
             **{name: tensor.data_ptr() for name, tensor in filled.items()},
+            **products.places,
         )
         status = self.run(call)
         if status > 1:
@@ -306,6 +292,10 @@ class Sweep:
         wanted = ALWAYS | self.wanted
         if self.request.k > LARGEST_K:
             wanted = wanted - {"leaders"}
+        if self.values is None or blas.gemm() is None:
+            wanted = wanted - {"mixed"}
+        else:
+            extents["mixed"] = (rows, self.values.shape[-1])
         return {
             name: panel.new_empty(
                 *heads,
@@ -314,10 +304,3 @@ class Sweep:
             )
             for name in wanted
         }
-
-
-def at(mask: Tensor | None) -> tuple[int | None, int]:
-    """Tell C where a mask (batch, place) is, and how far apart its rows are."""
-    if mask is None:
-        return None, 0
-    return mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0

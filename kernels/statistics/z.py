@@ -13,7 +13,7 @@ from headscope.kernels.whole import Whole
 
 def of_panel(panel: Panel) -> Tensor:
     """Multiply weights and values, query heads of one KV head together."""
-    return panel.mix()
+    return panel.mixed
 
 
 def of_whole(whole: Whole) -> Tensor:
@@ -36,4 +36,5 @@ STATISTIC = Statistic(
     panel=of_panel,
     dense=of_whole,
     empty=0.0,
+    reductions=("mixed",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels import logits, statistics, sweep
+from headscope.kernels import blas, logits, statistics, sweep, sweep_call
 from headscope.kernels.attention import attend
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.panel import Panel
@@ -102,6 +103,43 @@ def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw: Any) -> None:
     check_same(draw(40, 5000, sigma=8.0, request={"k": 8, "stats": short}), rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 700])
+def test_rows_of_a_panel_pass_the_products_a_few_at_a_time(window: int | None, draw: Any) -> None:
+    # 256 rows of 3001 keys are more than the cache holds.
+    few = ("lse", "entropy", "received", "pooled_mean", "distance_hist", "first_mass")
+    inputs = draw(300, 3001, kv_heads=1, request={"stats": few})
+    check_same(inputs, rtol=1e-5)
+    inputs.options["window"] = window
+    check_same(inputs, rtol=1e-5)
+
+
+def test_without_a_product_to_call_torch_multiplies(
+    draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(100)
+    monkeypatch.setattr(sweep_call.blas, "gemm", lambda: None)
+    monkeypatch.setattr(Panel.__dict__["mixed"], "func", lambda panel: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        attend(*inputs, engine="compiled")
+    monkeypatch.undo()
+    usual = attend(*inputs, engine="compiled")
+    monkeypatch.setattr(sweep_call.blas, "gemm", lambda: None)
+    for name, values in attend(*inputs, engine="compiled").items():
+        if name != "topk_key":
+            torch.testing.assert_close(values, usual[name], rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_a_product_that_is_wrong_is_not_called() -> None:
+    def half(*given: Any) -> None:
+        given[5]._obj.value = 0.5
+        blas_product(*given)
+
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    blas_product = ctypes.CDLL(str(library)).sgemm_
+    assert blas.agrees(blas_product)
+    assert not blas.agrees(half)
+
+
 def test_leaders_among_equal_weights_are_different_keys(draw: Any) -> None:
     inputs = draw(700, request={"k": 8, "stats": ("topk", "topk_key")})
     inputs.q = inputs.q * 0.0
@@ -179,6 +217,8 @@ MUTANTS = {
     "the sink takes nothing": ("&loss) + rest", "&loss)", {"sinks": torch.ones(4)}),
     "tiles close one row late": ("(r + 1) % c->tile", "r % c->tile", {}),
     "the last leader is left out": ("work[at] >= bound", "work[at] > bound", {}),
+    "another head's values": ("head / c->group * c->value_room", "0", {}),
+    "another head's keys": ("head / c->group * c->key_room", "0", {}),
     "a coarse exponential": ("0x1.62e42ap-1", "0x1.62ep-1", {}),
 }  # fmt: skip
 
