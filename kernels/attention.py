@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs, statistics
-from headscope.kernels.engine import PanelEngine
-from headscope.kernels.panels import Panels
+from headscope.kernels.cpu.engine import PanelEngine
+from headscope.kernels.cpu.panels import Panels
+from headscope.kernels.cpu.sweep import ENGINES as PANEL_ENGINES
+from headscope.kernels.cpu.sweep import Engine as PanelEngineName
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic, check_rows
-from headscope.kernels.sweep import ENGINES as PANEL_ENGINES
-from headscope.kernels.sweep import Engine as PanelEngineName
 from headscope.kernels.variant import PLAIN, Variant
 
 Engine = PanelEngineName | Literal["triton"]

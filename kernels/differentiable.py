@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels import custom_op, inputs, statistics
+from headscope.kernels import inputs, statistics
+from headscope.kernels.gradients import custom_op
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import check_rows

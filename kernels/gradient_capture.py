@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels import attributions, inputs
-from headscope.kernels.engine import PanelEngine
-from headscope.kernels.panel import Panel
-from headscope.kernels.panels import Panels, Part
+from headscope.kernels import inputs
+from headscope.kernels.cpu.engine import PanelEngine
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.panels import Panels, Part
+from headscope.kernels.gradients import attributions
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import PLAIN, Variant
@@ -39,7 +40,8 @@ def capture_gradient(
     dz
         Gradient of the loss in the heads' outputs ``z``, after any gate.
     request
-        Names from ``headscope.kernels.attributions.STATISTICS``, and their ``tile`` and ``k``.
+        Names from ``headscope.kernels.gradients.attributions.STATISTICS``, and their ``tile`` and
+        ``k``.
         ``attribution`` (query): Σ_j G_ij. ``attribution_received`` (key): Σ_i G_ij.
         ``attribution_pooled`` (query_tile, key_tile): the sum over both tiles.
         ``attribution_topk`` (query, rank): the ``k`` of largest absolute value, with their sign;

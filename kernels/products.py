@@ -8,9 +8,9 @@ memory linear in the text.
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
-from headscope.kernels.product import Gradient as Gradient
-from headscope.kernels.product import Product
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.product import Gradient as Gradient
+from headscope.kernels.cpu.product import Product
 from headscope.kernels.variant import PLAIN, Variant
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
@@ -96,7 +96,7 @@ class Statistic:
         where each weight is a sigmoid of its own.
     reductions
         Properties of a panel that ``panel`` reads and that the compiled sweep can fill in while it
-        makes the weights; names of ``headscope.kernels.sweep.REDUCTIONS``.
+        makes the weights; names of ``headscope.kernels.cpu.sweep.REDUCTIONS``.
     labels
         For each dim other than query, key, their tiles and size: the labels along it, from the
         request and the larger of the numbers of queries and keys. They are its coordinate, and

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from headscope.app.bench import contenders
 from headscope.app.bench.clock import Call
 from headscope.kernels import attention
-from headscope.kernels.panels import Panels
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.refusal import Refused
 from headscope.kernels.statistics import load
 from headscope.kernels.variant import Variant

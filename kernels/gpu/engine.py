@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headscope.kernels.engine import PanelEngine
+from headscope.kernels.cpu.engine import PanelEngine
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.gpu import first_pass, stock
 from headscope.kernels.gpu.configuration import architecture
 from headscope.kernels.gpu.first_pass import FirstPass
 from headscope.kernels.gpu.launch import DEAD, LOG2E, Launch
 from headscope.kernels.gpu.plan import PASSES, Forward, Way, forward_for, ways
-from headscope.kernels.panels import Panels
 from headscope.kernels.statistic import Statistic
 
 

@@ -7,7 +7,7 @@ average attention distance (WAAD). Without causal order, the distance to either 
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
 

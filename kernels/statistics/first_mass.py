@@ -6,7 +6,7 @@ outside the window has no weight.
 
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
 

@@ -6,7 +6,7 @@ recompute it from q, k and lse.
 
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
 

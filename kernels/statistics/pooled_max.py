@@ -7,7 +7,7 @@ key tile; a tile of queries that all see no key is NaN.
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility

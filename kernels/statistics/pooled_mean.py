@@ -7,7 +7,7 @@ sums to 1. Queries that see no key are left out; a tile without any other is NaN
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility

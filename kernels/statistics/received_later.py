@@ -7,7 +7,7 @@ of a token: large at anchors that the text keeps coming back to. NaN at a key wi
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility

@@ -7,7 +7,7 @@ a query sees fewer.
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
 

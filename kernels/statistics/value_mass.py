@@ -7,7 +7,7 @@ most. The norm of z is at most this, and equals it where all values attended to 
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend, engine_of
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.gpu.engine import TritonEngine
-from headscope.kernels.panels import Panels
 from headscope.kernels.variant import Variant
 
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from headscope.kernels import compiler, sweep
 from headscope.kernels.attention import attend
+from headscope.kernels.cpu import compiler, sweep
 from headscope.kernels.refusal import Refused
 
 
@@ -128,7 +128,7 @@ def test_compilers_that_do_not_know_the_processor(
 def test_processes_that_build_at_once_share_one_library(cache: Path, tmp_path: Path) -> None:
     slow = script(tmp_path, f'sleep 0.5; exec {REAL} "$@"')
     program = (
-        "from pathlib import Path; from headscope.kernels import compiler; import ctypes;"
+        "from pathlib import Path; from headscope.kernels.cpu import compiler; import ctypes;"
         f"built = compiler.build(Path({str(sweep.SOURCE)!r}));"
         "ctypes.CDLL(str(built.path)).sweep; print(built.path)"
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.custom_op import NAMES, OF_EDITS, OF_VARIANT
 from headscope.kernels.differentiable import DIFFERENTIABLE, attend_differentiable
 from headscope.kernels.edits import Edits
+from headscope.kernels.gradients.custom_op import NAMES, OF_EDITS, OF_VARIANT
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant

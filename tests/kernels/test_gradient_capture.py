@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.attention import attend
-from headscope.kernels.attributions import STATISTICS
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.edits import Edits
 from headscope.kernels.gradient_capture import capture_gradient
+from headscope.kernels.gradients.attributions import STATISTICS
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
@@ -82,9 +82,9 @@ def whole_matrix(inputs: Any, variant: Variant, dz: Tensor) -> Whole:
 def test_statistics_agree_with_the_whole_matrix(
     case: str, rows: int, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 64 * rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 64 * rows)
     given = dict(CASES[case])
     inputs = draw(given.pop("queries", TOKENS), given.pop("keys", TOKENS), **given)
     variant = Variant(**inputs.options)

@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_leaves
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.attributions import STATISTICS
-from headscope.kernels.backward import differentiate
+from headscope.kernels.cpu.engine import PanelEngine
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.engine import PanelEngine
 from headscope.kernels.gradient_capture import capture_gradient
-from headscope.kernels.panels import Panels
+from headscope.kernels.gradients.attributions import STATISTICS
+from headscope.kernels.gradients.backward import differentiate
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 
@@ -65,7 +65,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
 def test_no_tensor_of_queries_by_keys(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     largest = []
     for length in (1024, 2048):
         with LargestTensor() as mode:
@@ -98,7 +98,7 @@ def attributed(length: int, **options: Any) -> None:
 def test_no_such_tensor_for_gradients(
     work: Callable[..., None], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     for length in (1024, 2048):
         with LargestTensor() as mode:
             work(length, **options)
@@ -147,7 +147,7 @@ def strided_forth_and_back(length: int) -> None:
 def test_peak_memory_grows_linearly(
     work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     short, long = (peak_bytes(work, length, tmp_path) for length in (1024, 2048))
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from headscope.kernels.attention import attend
+from headscope.kernels.cpu.panels import Part
+from headscope.kernels.cpu.product import Product, Total
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.edits import Edits
-from headscope.kernels.panels import Part
-from headscope.kernels.product import Product, Total
 from headscope.kernels.products import Gradient, pull, push
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
@@ -298,16 +298,16 @@ def test_the_cut_into_panels_does_not_matter(
         lambda: push(one.r, *one.call, heads=factors),
     ]
     usual = [call() for call in calls]
-    monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
     for call, before in zip(calls, usual, strict=True):
         torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
 
 
 def test_the_number_of_threads_never_shows(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = case("no head shares k", 150)
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", 1 << 10)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 10)
     factors = noise(4)
     alone = push(one.r, *one.call, heads=factors), pull(one.x, *one.call)
     for threads in (2, 3):
@@ -331,8 +331,8 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
     case: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = case("causal", 150)
-    monkeypatch.setattr("headscope.kernels.panels.ROWS", 32)
-    monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", 32)
     done: list[slice] = []
     weigh = Product.weigh
 

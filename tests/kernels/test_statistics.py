@@ -293,9 +293,9 @@ def test_a_wrong_mask_is_noticed(
 def test_the_cut_into_panels_does_not_matter(
     name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.SWEPT_ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
     inputs = draw(**variant(name, 257))
     swept, _, panels = both(name, 257)
     for engine, usual in (("auto", swept), ("panels", panels)):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels import blas, logits, statistics, sweep, sweep_call
+from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.cpu import blas, logits, sweep, sweep_call
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.panel import Panel
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from headscope.kernels import panels, statistics
+from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.panels import Panels, Part
+from headscope.kernels.cpu import panels
+from headscope.kernels.cpu.panels import Panels, Part
+from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
-from headscope.kernels.workers import share
 
 
 @pytest.fixture

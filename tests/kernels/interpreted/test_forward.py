@@ -10,6 +10,7 @@ from panel_tests import VARIANTS, variant
 from torch import Tensor
 
 from headscope.kernels.attention import attend
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.edits import Edits
 from headscope.kernels.gpu import first_pass, stock
@@ -18,7 +19,6 @@ from headscope.kernels.gpu.engine import TritonEngine
 from headscope.kernels.gpu.forward import attend_queries
 from headscope.kernels.gpu.launch import LOG2E, Launch, Terms
 from headscope.kernels.gpu.plan import ways
-from headscope.kernels.panels import Panels
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistics import load

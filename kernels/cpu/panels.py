@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.kernels.logits import Buffers, Logits
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.logits import Buffers, Logits
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.scores import Scores
+from headscope.kernels.cpu.sweep import Engine, Sweep, choose
+from headscope.kernels.cpu.sweep_call import Run
+from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request
-from headscope.kernels.scores import Scores
-from headscope.kernels.sweep import Engine, Sweep, choose
-from headscope.kernels.sweep_call import Run
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import MASKED, Block, Visibility
-from headscope.kernels.workers import share
 
 ROWS = 128
 """Queries in a panel on torch, whose passes want it in the cache."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.backward import differentiate
+from headscope.kernels.cpu.engine import PanelEngine
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.edits import Edits
-from headscope.kernels.engine import PanelEngine
-from headscope.kernels.panels import Panels
+from headscope.kernels.gradients.backward import differentiate
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant

@@ -8,8 +8,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels import blas
-from headscope.kernels.logits import Logits
+from headscope.kernels.cpu import blas
+from headscope.kernels.cpu.logits import Logits
 from headscope.kernels.visibility import Block
 
 COUNTS = ("batch", "heads", "rows", "keys")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Merge, Statistic

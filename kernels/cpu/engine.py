@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headscope.kernels.panel import Panel
-from headscope.kernels.panels import Panels, Part
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.panels import Panels, Part
 from headscope.kernels.statistic import Statistic
 
 

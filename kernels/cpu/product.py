@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.panels import Panels, Part
+from headscope.kernels.cpu.scores import narrow
 from headscope.kernels.edits import expect
-from headscope.kernels.panel import Panel
-from headscope.kernels.panels import Panels, Part
 from headscope.kernels.refusal import Refused
-from headscope.kernels.scores import narrow
 from headscope.kernels.variant import Variant
 
 Step = Callable[[Tensor, Panel, Tensor], tuple[slice, Tensor]]

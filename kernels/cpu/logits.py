@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.scores import Scores
+from headscope.kernels.cpu.scores import Scores
 from headscope.kernels.visibility import MASKED, Block
 
 SHARP = 32.0

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.kernels import blas, compiler
-from headscope.kernels.logits import SHARP, Buffers, Filled, Logits
-from headscope.kernels.panel import distance_bins
+from headscope.kernels.cpu import blas, compiler
+from headscope.kernels.cpu.logits import SHARP, Buffers, Filled, Logits
+from headscope.kernels.cpu.panel import distance_bins
+from headscope.kernels.cpu.sweep_call import Call, Run, at, multiply
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.sweep_call import Call, Run, at, multiply
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Block, Visibility
 

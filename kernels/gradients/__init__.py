@@ -1,0 +1,1 @@
+"""Gradients of attention with statistics: the custom operation, its backward pass, attributions."""
