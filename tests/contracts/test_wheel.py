@@ -32,7 +32,7 @@ def test_wheel_holds_the_model_and_stays_small(site: Path) -> None:
     bundled = site / "headscope" / "probes" / "bundled"
     assert (bundled / "model.safetensors").exists()
     assert (bundled / "tokenizer.json").exists()
-    assert (site / "headscope" / "kernels" / "sweep.c").exists()
+    assert (site / "headscope" / "kernels" / "cpu" / "sweep.c").exists()
     assert sum(file.stat().st_size for file in bundled.rglob("*")) < 13e6
     assert not list(site.glob("kernels"))
 
