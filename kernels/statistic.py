@@ -94,6 +94,9 @@ class Statistic:
     distribution
         Whether it makes sense only where the weights of a row are shares of one whole: refused
         where each weight is a sigmoid of its own.
+    positional
+        Whether it compares the places of query and key, so that it makes sense only where both are
+        tokens of one text: refused for cross-attention.
     reductions
         Properties of a panel that ``panel`` reads and that the compiled sweep can fill in while it
         makes the weights; names of ``headscope.kernels.cpu.sweep.REDUCTIONS``.
@@ -119,6 +122,7 @@ class Statistic:
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
     distribution: bool = False
+    positional: bool = False
     reductions: tuple[str, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes.edit import Edit
-from headscope.probes.forward import PLAIN, Reader, run
+from headscope.probes.forward import PLAIN, Ids, Reader, call, paired, run
 from headscope.probes.model import Geometry, Model
+from headscope.probes.pair import Pair
 from headscope.probes.seam import NAME, Call, installed, using
+from headscope.probes.stacks import SELF, blocks, maps
 
 STATISTICS = ("entropy", "max_weight", "first_mass", "received")
 LENGTH = 24
@@ -49,17 +51,17 @@ def inspect(model: Model) -> Model:
     calls: list[Call] = []
     found: dict[int, dict[str, Tensor]] = {}
 
-    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
-        calls.append(call)
-        found[call.layer] = {name: outputs[name][0].double().cpu() for name in STATISTICS}
+    def take(asked: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+        calls.append(asked)
+        found[asked.layer] = {name: outputs[name][0].double().cpu() for name in STATISTICS}
 
     model = replace(model, geometry=_geometry(model, ids))
     ours = run(model, ids, Reader(Request(stats=STATISTICS), take=take), head=False)
-    own, weights = _eager(model, ids, [call.module for call in calls])
+    own, weights = _eager(model, ids, calls)
     half = model.dtype in (torch.float16, torch.bfloat16)
     _compare_output(model, ours, own, 5e-2 if half else 1e-4)
-    for call, one in zip(calls, weights, strict=True):
-        _compare_statistics(model, call, found[call.layer], one, 5e-2 if half else 1e-4)
+    for asked, one in zip(calls, weights, strict=True):
+        _compare_statistics(model, asked, found[asked.layer], one, 5e-2 if half else 1e-4)
     silent = run(model, ids, Reader(Request(stats=()), edits=(_Silence(),)), head=False)
     if torch.equal(silent, ours):
         raise Refused(f"model: removing every head of {model.name} changes nothing; refused")
@@ -69,14 +71,20 @@ def inspect(model: Model) -> Model:
 def _refuse_unfit(model: Model) -> None:
     if not hasattr(model.module.config.get_text_config(), "vocab_size"):
         raise Refused(f"model: {model.architecture} reads no tokens; only text models are known")
-    if model.module.config.is_encoder_decoder:
-        raise Refused(f"model: {model.architecture} has an encoder and a decoder; not known yet")
+    if model.bridge is not None and model.attention != SELF:
+        raise Refused(
+            "model: a TransformerBridge around an encoder and a decoder is not read; give the "
+            "Hugging Face model in it (bridge.original_model)"
+        )
+    given = getattr(model.module, "main_input_name", "input_ids")
+    if model.attention != SELF and given != "input_ids":
+        raise Refused(f"model: the encoder of {model.architecture} reads {given}, not tokens")
     for name, weight in model.module.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise Refused(f"model: weight {name} of {model.name} holds NaN or infinity")
 
 
-def _prompt(model: Model) -> Tensor:
+def _prompt(model: Model) -> Ids:
     config = model.module.config.get_text_config()
     length = LENGTH
     window = getattr(config, "sliding_window", None)
@@ -84,19 +92,22 @@ def _prompt(model: Model) -> Tensor:
         length = max(length, window + 8)  # so that a short window is seen to cut
     length = min(length, model.context or length)
     steps = torch.arange(length, device=model.device)
-    return ((7 * steps + 3) % model.vocabulary)[None]
+    ids = ((7 * steps + 3) % model.vocabulary)[None]
+    # Of other tokens and shorter, so that source and target cannot be taken for each other.
+    return ids if model.attention == SELF else Pair(ids, ids.flip(1)[:, : max(1, 2 * length // 3)])
 
 
-def _geometry(model: Model, ids: Tensor) -> Geometry:
+def _geometry(model: Model, ids: Ids) -> Geometry:
     shapes: dict[int, Geometry] = {}
+    crossed = model.attention == "cross"
 
-    def measure(call: Call) -> Tensor:
-        heads, size = call.query.shape[1], call.query.shape[3]
-        kv_heads, value_size = call.value.shape[1], call.value.shape[3]
-        if call.layer in shapes:
-            raise Refused(f"model: layer {call.layer} of {model.name} asks for attention twice")
-        shapes[call.layer] = Geometry(0, heads, kv_heads, size, value_size)
-        return call.query.new_zeros(*call.query.shape[:3], value_size)
+    def measure(asked: Call) -> Tensor:
+        heads, size = asked.query.shape[1], asked.query.shape[3]
+        kv_heads, value_size = asked.value.shape[1], asked.value.shape[3]
+        if asked.layer in shapes:
+            raise Refused(f"model: layer {asked.layer} of {model.name} asks for attention twice")
+        shapes[asked.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
+        return asked.query.new_zeros(*asked.query.shape[:3], value_size)
 
     if not _follows_the_interface(model):
         raise Refused(
@@ -104,12 +115,15 @@ def _geometry(model: Model, ids: Tensor) -> Geometry:
             "its attention cannot be read; this architecture is refused"
         )
     with installed(model, measure):
-        model.module.base_model(input_ids=ids, **PLAIN)
+        call(model, ids, head=False)
     layers = sorted(shapes)
     if not layers:
         raise Refused(f"model: no layer of {model.name} asked for attention; refused")
-    config = model.module.config.get_text_config()
-    total = int(getattr(config, "num_hidden_layers", len(layers)))
+    if model.attention == SELF:
+        config = model.module.config.get_text_config()
+        total = int(getattr(config, "num_hidden_layers", len(layers)))
+    else:
+        total = len(blocks(model.module, model.attention))
     if not set(layers) <= set(range(total)):
         raise Refused(
             f"model: layers {layers} of {model.name} asked for attention, "
@@ -126,8 +140,16 @@ def _follows_the_interface(model: Model) -> bool:
     return bool(type(model.module)._can_set_attn_implementation())
 
 
-def _eager(model: Model, ids: Tensor, parts: list[nn.Module]) -> tuple[Tensor, list[Tensor]]:
+def _eager(model: Model, ids: Ids, calls: list[Call]) -> tuple[Tensor, list[Tensor]]:
     """Run the model's own eager attention and keep the weights that each layer returns."""
+    if model.attention != SELF:
+        # Its own lists, which say what is an encoder's, a decoder's and across the two.
+        pair = paired(model, ids)
+        with using(model.module, "eager"):
+            listed = maps(model, pair.source, pair.target, PLAIN)
+            own = call(model, ids, head=False)
+        return own, [listed[asked.layer][0].double().cpu() for asked in calls]
+    parts = [asked.module for asked in calls]
     weights: dict[int, Tensor] = {}
 
     def keep(part: nn.Module, given: Any, result: Any) -> None:
@@ -142,14 +164,14 @@ def _eager(model: Model, ids: Tensor, parts: list[nn.Module]) -> tuple[Tensor, l
             from headscope.probes.bridge import unwrapped
 
             with unwrapped(model.bridge), using(model.module, "eager"):
-                own = model.module.base_model(input_ids=ids, **PLAIN)
+                own = model.module.base_model(input_ids=ids, **PLAIN).last_hidden_state
         else:
             with using(model.module, "eager"):
-                own = model.module.base_model(input_ids=ids, **PLAIN)
+                own = call(model, ids, head=False)
     finally:
         for handle in handles:
             handle.remove()
-    return own.last_hidden_state, [weights[id(part)] for part in parts]
+    return own, [weights[id(part)] for part in parts]
 
 
 def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -> None:
@@ -165,18 +187,18 @@ def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -
 
 
 def _compare_statistics(
-    model: Model, call: Call, found: dict[str, Tensor], weights: Tensor, tolerance: float
+    model: Model, asked: Call, found: dict[str, Tensor], weights: Tensor, tolerance: float
 ) -> None:
     # Not weights > 0: a key that is seen may have a weight that rounds to zero.
-    at = torch.arange(weights.shape[-1])
+    query, key = (torch.arange(size) for size in weights.shape[-2:])
     seen = torch.ones(weights.shape[-2:], dtype=torch.bool)
-    if call.causal:
-        seen &= at[None, :] <= at[:, None]
-    if call.window is not None:
-        seen &= at[None, :] > at[:, None] - call.window
+    if asked.causal:
+        seen &= key[None, :] <= query[:, None]
+    if asked.window is not None:
+        seen &= key[None, :] > query[:, None] - asked.window
     # A learned sink is an outcome that eager attention does not return.
     rest = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
-    shares = weights if call.sinks is None else torch.cat((weights, rest), dim=-1)
+    shares = weights if asked.sinks is None else torch.cat((weights, rest), dim=-1)
     expected = {
         "entropy": -(shares * shares.clamp_min(1e-300).log()).sum(-1),
         "max_weight": weights.max(-1).values,
@@ -188,6 +210,6 @@ def _compare_statistics(
         head = int(gap.argmax())
         if not float(gap[head]) <= tolerance * max(1.0, float(expected[name].abs().max())):
             raise Refused(
-                f"model: {name} of L{call.layer}H{head} in {model.name} is {float(gap[head]):.2g} "
+                f"model: {name} of L{asked.layer}H{head} in {model.name} is {float(gap[head]):.2g} "
                 "away from the model's own eager attention; this model is refused"
             )

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes.edit import Edit
+from headscope.probes.pair import Pair, start_token
 from headscope.probes.seam import Call, installed
+from headscope.probes.stacks import SELF, through
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,6 +36,7 @@ PLAIN: dict[str, Any] = {
     "return_dict": True,
 }
 
+Ids = Int[Tensor, "batch position"] | Pair
 Take = Callable[[Call, dict[str, Tensor], Tensor], None]
 
 
@@ -50,12 +51,7 @@ class Reader:
 
     def __call__(self, call: Call) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
-        inputs = (call.query, call.key, call.value)
-        variant = call.variant(self._inside(call))
-        if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
-            outputs = attend_differentiable(*inputs, self.request, variant)
-        else:
-            outputs = attend(*inputs, self.request, variant)
+        outputs = call.attend(self.request, self._inside(call))
         z = outputs["z"]
         for edit in self.edits:
             z = edit.apply(call.layer, z)
@@ -72,8 +68,11 @@ class Reader:
         return functools.reduce(Edits.then, given) if given else None
 
 
-def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, head: bool) -> Tensor:
+def run(model: Model, ids: Ids, reader: Reader, *, head: bool) -> Tensor:
     """Run the model once through the seam; every layer must arrive exactly once.
+
+    An encoder–decoder model is given a `Pair` of token ids; its encoder alone may also be given
+    what it reads.
 
     Returns the logits, or with ``head=False`` the last hidden state, which spares the
     vocabulary-sized matrix.
@@ -82,7 +81,7 @@ def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, hea
         edit.check(model.geometry)
     before = len(reader.layers)
     with installed(model, reader):
-        result = _call(model, ids.to(model.device), head)
+        result = call(model, ids, head=head)
     arrived = reader.layers[before:]
     if sorted(arrived) != model.geometry.attending:
         raise Refused(
@@ -94,8 +93,15 @@ def run(model: Model, ids: Int[Tensor, "batch position"], reader: Reader, *, hea
     return result
 
 
-def _call(model: Model, ids: Tensor, head: bool) -> Tensor:
+def call(model: Model, ids: Ids, *, head: bool) -> Tensor:
+    """Call a model, whatever its attention is computed by: logits, or the last hidden state."""
     result: Tensor
+    if model.attention != SELF:
+        pair = paired(model, ids)
+        return through(model, pair.source, pair.target, PLAIN, head=head)
+    if isinstance(ids, Pair):
+        raise Refused(f"ids: a Pair, but {model.name} has no encoder and decoder; give token ids")
+    ids = ids.to(model.device)
     if head and model.bridge is not None:
         result = model.bridge(ids, return_type="logits")
     elif head:
@@ -105,8 +111,20 @@ def _call(model: Model, ids: Tensor, head: bool) -> Tensor:
     return result
 
 
+def paired(model: Model, ids: Ids) -> Pair:
+    """Complete what an encoder reads with the start of a target; refuse half a pair elsewhere."""
+    if isinstance(ids, Pair):
+        return ids
+    if model.attention != "encoder":
+        raise Refused(
+            f"ids: the {model.attention} attention of {model.name} needs source and target; "
+            "give Pair(source=..., target=...)"
+        )
+    return Pair(ids, torch.full((len(ids), 1), start_token(model)))
+
+
 def logits(
-    model: Model, ids: Int[Tensor, "batch position"], edits: Sequence[Edit] = ()
+    model: Model, ids: Ids, edits: Sequence[Edit] = ()
 ) -> Float[Tensor, "batch position vocab"]:
     """Compute the next-token logits of a model, with its heads edited.
 
@@ -117,7 +135,7 @@ def logits(
     model
         A model from `load_model`.
     ids
-        Token ids, all prompts of one length.
+        Token ids, all prompts of one length; for an encoder–decoder model a `Pair` of them.
     edits
         Edits on the heads, applied in order.
 
@@ -138,10 +156,13 @@ def logits(
     >>> tuple(logits(model, torch.tensor([[0, 5, 6]])).shape[:2])
     (1, 3)
     """
-    ids = torch.as_tensor(ids)
-    if ids.ndim != 2 or ids.shape[1] == 0:
-        raise Refused(f"ids: dims {tuple(ids.shape)}; give (batch, position), at least one token")
-    model.check_lengths([ids.shape[1]])
+    parts = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
+    parts = tuple(torch.as_tensor(one) for one in parts)
+    for one in parts:
+        if one.ndim != 2 or one.shape[1] == 0:
+            raise Refused(f"ids: dims {tuple(one.shape)}; give (batch, position), a token or more")
+        model.check_lengths([one.shape[1]])
+    ids = Pair(*parts) if isinstance(ids, Pair) else parts[0]
     return run(model, ids, Reader(Request(stats=()), edits), head=True)
 
 

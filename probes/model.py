@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Geometry:
         Size of a query or key, and of a value.
     without
         Layers without an attention map, such as Mamba's and linear attention.
+    crossed
+        Whether keys are of another text than the queries, as in cross-attention.
     """
 
     layers: int
@@ -36,6 +38,7 @@ class Geometry:
     head_size: int
     value_size: int
     without: tuple[int, ...] = ()
+    crossed: bool = False
 
     @property
     def attending(self) -> list[int]:
@@ -61,6 +64,9 @@ class Model:
         The TransformerBridge around the module, or None.
     geometry
         Layers, heads and sizes, measured at load.
+    attention
+        ``self``, or of an encoder–decoder model ``encoder``, ``decoder`` or ``cross``: the attention
+        that is captured and edited.
     """
 
     module: PreTrainedModel
@@ -69,6 +75,7 @@ class Model:
     revision: str
     bridge: Any
     geometry: Geometry
+    attention: str = "self"
 
     @property
     def layers(self) -> int:
@@ -181,6 +188,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
+    attention: str = "self",
 ) -> Model:
     """Load a model, by name, folder or object, and check that headscope reads it right.
 
@@ -199,6 +207,9 @@ def load_model(
         its own.
     tokenizer
         A tokenizer, or the name or folder of one, where the source brings none.
+    attention
+        Of an encoder–decoder model: ``encoder``, ``decoder`` (its self-attention) or ``cross``. A
+        `Model` given with another attention is checked again with this one.
 
     Returns
     -------
@@ -208,7 +219,8 @@ def load_model(
     ------
     Refused
         For a model that is missing, does not follow transformers' attention interface, uses a
-        variant of attention that the engine does not know, holds NaN, or fails the check.
+        variant of attention that the engine does not know, holds NaN, or fails the check; for an
+        attention that it does not have, and without one for an encoder–decoder model.
 
     Examples
     --------
@@ -216,11 +228,15 @@ def load_model(
     >>> model.heads, model.kv_heads
     (8, 4)
     """
-    if isinstance(source, Model):
+    if isinstance(source, Model) and attention in ("self", source.attention):
         return source
     from headscope.probes.bridge import is_bridge, unwrapped
     from headscope.probes.check import inspect
     from headscope.probes.source import fetch, fingerprint, place
+    from headscope.probes.stacks import choose
+
+    if isinstance(source, Model):
+        return inspect(replace(source, attention=choose(source.module, attention)))
 
     if isinstance(source, str | PathLike):
         module, found, name, revision = fetch(source, device, dtype, tokenizer)
@@ -245,4 +261,6 @@ def load_model(
         from headscope.probes.source import fetch_tokenizer
 
         found = fetch_tokenizer(found)
-    return inspect(Model(module, found, name, revision, bridge, Geometry(0, 0, 0, 0, 0)))
+    chosen = choose(module, attention)
+    empty = Geometry(0, 0, 0, 0, 0)
+    return inspect(Model(module, found, name, revision, bridge, empty, chosen))

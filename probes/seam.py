@@ -22,9 +22,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
+from headscope.kernels.attention import attend
+from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
+from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
+from headscope.probes.stacks import SELF, Places
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -63,19 +67,33 @@ class Call:
     softcap: float | None
     key_mask: Bool[Tensor, "batch key"] | None
     sinks: Float[Tensor, " head"] | None = None
+    bias: Float[Tensor, "_ head query key"] | None = None
+    kind: str = SELF
+
+    def attend(self, request: Request, edits: Edits | None = None) -> dict[str, Tensor]:
+        """Compute this layer, with gradients where some are asked for."""
+        inputs = (self.query, self.key, self.value)
+        variant = self.variant(edits)
+        if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
+            return attend_differentiable(*inputs, request, variant)
+        return attend(*inputs, request, variant)
 
     def variant(self, edits: Edits | None = None) -> Variant:
         """Say how the scores of this layer become weights."""
         # Without causal order the kernels cannot tell that queries and keys are the same tokens.
         same = not self.causal and self.query.shape[2] == self.key.shape[2]
+        query_mask = self.key_mask if same else None
+        if self.kind == "cross" and query_mask is not None:
+            query_mask = torch.ones_like(query_mask)
         return Variant(
-            query_mask=self.key_mask if same else None,
+            query_mask=query_mask,
             scale=self.scale,
             causal=self.causal,
             window=self.window,
             softcap=self.softcap,
             key_mask=self.key_mask,
             sinks=self.sinks,
+            bias=self.bias,
             edits=edits,
         )
 
@@ -87,10 +105,16 @@ Receiver = Callable[[Call], Tensor]
 class _Session:
     receive: Receiver
     root: nn.Module
+    attention: str = SELF
+    places: Places | None = None
     masks: set[tuple[bool, int | None]] = field(default_factory=set)
     numbers: dict[int, int] = field(default_factory=dict)
 
-    def layer(self, module: nn.Module) -> int:
+    def place(self, module: nn.Module) -> tuple[str, int]:
+        """Return the kind of an attention module, and its layer."""
+        return (SELF, self._layer(module)) if self.places is None else self.places.find(module)
+
+    def _layer(self, module: nn.Module) -> int:
         """Number an attention module: by its own word, or by its place among its like."""
         given = getattr(module, "layer_idx", None)
         if given is not None:
@@ -111,7 +135,8 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
     """Run a model's attention through `receive`, and put everything back afterwards.
 
     Inside, every attention layer calls ``receive(call)``, which returns the heads' outputs
-    ``z`` with dims batch, head, query, value_size. Dropout is off inside, also for a model in
+    ``z`` with dims batch, head, query, value_size. In an encoder–decoder model these are the layers
+    of the chosen attention; the others are computed as they are. Dropout is off inside, also for a model in
     training mode. The model, its config and a TransformerBridge around it are restored on the
     way out, also when an error is raised. One thread at a time.
 
@@ -126,7 +151,10 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
 
             stack.enter_context(unwrapped(model.bridge))
         stack.enter_context(using(model.module, NAME))
-        token = _session.set(_Session(receive, model.module))
+        places = None if model.attention == SELF else Places(model.module)
+        if places is not None:
+            stack.enter_context(places.watching())
+        token = _session.set(_Session(receive, model.module, model.attention, places))
         stack.callback(_session.reset, token)
         yield
 
@@ -175,22 +203,24 @@ def _attend(
             f"attention: {type(module).__name__} is set to {NAME!r} outside a capture; "
             "set_attn_implementation('sdpa') puts it back"
         )
-    call = _read(module, session.layer(module), query, key, value, attention_mask, fields)
+    place = session.place(module)
+    call = _read(module, place, query, key, value, attention_mask, fields)
     _compare_with_masks(call, session.masks)
-    z = session.receive(call)
+    chosen = call.kind == session.attention
+    z = session.receive(call) if chosen else call.attend(Request(stats=()))["z"]
     return z.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
 def _read(
     module: nn.Module,
-    layer: int,
+    place: tuple[str, int],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     fields: dict[str, Any],
 ) -> Call:
-    where = type(module).__name__
+    where, (kind, layer) = type(module).__name__, place
     if fields.pop("dropout", 0.0):
         raise Refused(f"dropout: {where} asks for dropout; call model.eval() first")
     scaling = fields.pop("scaling", None)
@@ -198,6 +228,9 @@ def _read(
     softcap = fields.pop("softcap", None)
     causal = fields.pop("is_causal", None)
     sinks = fields.pop("s_aux", None)
+    bias = fields.pop("position_bias", None)
+    if bias is not None and not bool(bias.any()):
+        bias = None  # T5 hands its cross-attention a matrix of zeros
     unknown = [name for name, given in fields.items() if given is not None]
     for name in sorted(set(unknown) - HARMLESS):
         raise Refused(
@@ -221,6 +254,8 @@ def _read(
         softcap=float(softcap) if softcap is not None else None,
         key_mask=mask.bool() if mask is not None else None,
         sinks=sinks.detach().float() if sinks is not None else None,
+        bias=bias.detach().float() if bias is not None else None,
+        kind=kind,
     )
 
 
@@ -266,8 +301,8 @@ def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool,
 
 def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None:
     """Refuse a layer whose flags do not describe any mask that the model has built."""
-    # To a single query, causal order and none look alike.
-    if not masks or call.query.shape[2] == 1:
+    # To a single query, or with a single key, causal order and none look alike.
+    if not masks or 1 in (call.query.shape[2], call.key.shape[2]):
         return
     narrow = call.window if call.window and call.key.shape[2] > call.window else None
     if (call.causal, narrow) not in masks:

@@ -38,4 +38,5 @@ STATISTIC = Statistic(
     dense=of_whole,
     reductions=("mean_distance",),
     distribution=True,
+    positional=True,
 )

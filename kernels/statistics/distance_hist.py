@@ -50,6 +50,7 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    positional=True,
     reductions=("distance_hist",),
     labels={"bin": edges},
 )

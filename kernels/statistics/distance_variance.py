@@ -42,4 +42,5 @@ STATISTIC = Statistic(
     dense=of_whole,
     reductions=("distance_variance",),
     distribution=True,
+    positional=True,
 )

@@ -60,5 +60,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    positional=True,
     labels={"offset": lambda request, length: request.offsets},
 )

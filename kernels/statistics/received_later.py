@@ -59,4 +59,5 @@ STATISTIC = Statistic(
     panel=of_panel,
     dense=of_whole,
     finish=finish,
+    positional=True,
 )

@@ -47,4 +47,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    positional=True,
 )
