@@ -6,5 +6,6 @@ Importing this package, and listing the tasks in it, imports neither torch nor t
 from headscope.probes.capture import capture
 from headscope.probes.lens import pattern
 from headscope.probes.model import Model, load_model
+from headscope.probes.pair import Pair
 
-__all__ = ["Model", "capture", "load_model", "pattern"]
+__all__ = ["Model", "Pair", "capture", "load_model", "pattern"]

@@ -36,7 +36,7 @@ CONVENTION = (
 def capture(
     model: Any,
     prompts: prompts_module.Given,
-    stats: Sequence[str] = DEFAULT,
+    stats: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     edits: Sequence[Edit] = (),
     *,
@@ -66,9 +66,12 @@ def capture(
     model
         A model from `load_model`, or whatever `load_model` takes.
     prompts
-        A text, texts, lists of token ids, or a task.
+        A text, texts, lists of token ids, or a task; for the decoder or the cross-attention of an
+        encoder–decoder model a `headscope.probes.Pair` of them, or several.
     stats
-        Statistics, by name (`headscope.kernels.statistics.names`).
+        Statistics, by name (`headscope.kernels.statistics.names`); without it those of ``DEFAULT``
+        that the attention has. Statistics that compare the places of query and key are refused for
+        cross-attention.
     keep
         Activations to keep: ``q`` and ``k`` after their rotation (both of them bring ``lse``, so
         that `pattern` can recompute any window), ``v``, ``z`` (output of every head, after the
@@ -121,8 +124,12 @@ def capture(
     smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
     is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
     sum to less than 1, and ``sink_mass`` is the rest. A model with other layers, such as Mamba's,
-    has ``attention_map`` (layer), False where there is none and every number is NaN. Attrs carry
-    the provenance.
+    has ``attention_map`` (layer), False where there is none and every number is NaN. In
+    cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
+    key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's
+    source_token_id (prompt, source) and source_length (prompt). Where q and k are kept of a model
+    with a relative position bias, position_bias (layer, head, relative) holds it, relative being
+    key - query. Attrs carry the provenance.
 
     Raises
     ------
@@ -138,9 +145,9 @@ def capture(
     ('prompt', 'layer', 'head', 'query')
     """
     known = load_model(model)
-    wanted, kept = _names(stats, keep)
+    wanted, kept = _names(fitting(DEFAULT, known) if stats is None else stats, keep, known)
     given = read(known, prompts)
-    longest = max(map(len, given.ids))
+    longest = max(given.longest)
     if tile is None:
         tile = 16
         while longest > TILES * tile:
@@ -202,13 +209,32 @@ def _to_file(
     return store.load(out, mapped=True)
 
 
-def _names(stats: Sequence[str], keep: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def fitting(stats: Sequence[str], model: Model) -> tuple[str, ...]:
+    """Leave out the statistics that the attention of a model does not have.
+
+    Examples
+    --------
+    >>> fitting(("distance", "entropy"), load_model("headscope/bundled"))
+    ('distance', 'entropy')
+    """
+    crossed = model.geometry.crossed
+    return tuple(one for one in stats if not (crossed and statistics.load(one).positional))
+
+
+def _names(
+    stats: Sequence[str], keep: Sequence[str], model: Model
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(stats, str) or isinstance(keep, str):
         raise Refused("stats, keep: give a tuple of names, such as ('entropy',)")
     known = statistics.names()
     for name in stats:
         if name not in known:
             raise Refused(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
+        if name not in fitting((name,), model):
+            raise Refused(
+                f"stats: {name} compares the places of query and key, which are tokens of two "
+                "texts in cross-attention; choose others"
+            )
     for name in keep:
         if name not in KEEP:
             raise Refused(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
@@ -230,6 +256,7 @@ def provenance(
         "model": model.name,
         "revision": model.revision,
         "architecture": model.architecture,
+        "attention": model.attention,
         "dtype": str(model.dtype).removeprefix("torch."),
         "task": prompts.task,
         "seed": prompts.seed,

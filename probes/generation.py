@@ -99,6 +99,8 @@ def generate(
     (7, 3)
     """
     known = load_model(model)
+    if known.attention != "self":
+        raise Refused(f"model: {known.name} has an encoder and a decoder; use capture with a Pair")
     wanted = _names(stats)
     given = read(known, prompts)
     _refuse_unfit(known, given, new_tokens)

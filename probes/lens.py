@@ -32,7 +32,8 @@ def pattern(
     prompt
         Row of the prompt.
     queries, keys
-        Window of positions; the whole prompt without them.
+        Window of positions; the whole prompt without them. In cross-attention queries are of the
+        target and keys of the source.
 
     Returns
     -------
@@ -66,8 +67,9 @@ def pattern(
         )
     one = _pick(capture, layer, head, prompt)
     length = int(one("length"))
+    crossed = "key_length" in capture.coords
     rows = _positions("queries", queries, length)
-    columns = _positions("keys", keys, length)
+    columns = _positions("keys", keys, int(one("key_length")) if crossed else length)
     if len(rows) * len(columns) > CELLS:
         raise Refused(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
@@ -77,6 +79,9 @@ def pattern(
     softcap, window = float(one("softcap")), float(one("window"))
     if not np.isnan(softcap):
         logits = softcap * np.tanh(logits / softcap)
+    if "position_bias" in capture.coords:
+        reach = capture.sizes["relative"] // 2
+        logits += one("position_bias")[columns[None, :] - rows[:, None] + reach].astype(np.float64)
     weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
     seen = np.ones_like(weights, dtype=bool)
     if bool(one("causal")):
@@ -94,7 +99,7 @@ def pattern(
             "query": rows,
             "key": columns,
             "token": ("query", tokens[rows]),
-            "key_token": ("key", tokens[columns]),
+            "key_token": ("key", (one("key_token") if crossed else tokens)[columns]),
         },
         attrs={
             "long_name": f"Attention of L{layer}H{head}",

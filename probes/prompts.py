@@ -1,4 +1,4 @@
-"""Prompts: texts, token ids or a task, read into the tokens of one model."""
+"""Prompts: texts, token ids, pairs or a task, read into the tokens of one model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.pair import Pair, encode_target
 
 if TYPE_CHECKING:
+    from headscope.probes.forward import Ids
     from headscope.probes.model import Model
     from headscope.probes.task import Task
     from headscope.probes.tokens import Encoded
 
-    Given = str | Sequence[str] | Sequence[Sequence[int]] | Task
+    Given = str | Pair | Sequence[str] | Sequence[Sequence[int]] | Sequence[Pair] | Task
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,53 @@ class Prompts:
     Attributes
     ----------
     ids
-        Token ids, one tuple per prompt, each as long as the prompt.
+        Token ids of the queries, one tuple per prompt, each as long as the prompt.
     task
         Name of the task they come from, or "".
     seed
         Seed of the task, or "".
     encoded
         The task's questions in token positions, or None without a task.
+    sources
+        Where a decoder is captured, the token ids that its encoder reads, one tuple per prompt.
+    crossed
+        Whether the sources are the keys, as in cross-attention.
     """
 
     ids: tuple[tuple[int, ...], ...]
     task: str = ""
     seed: int | str = ""
     encoded: Encoded | None = None
+    sources: tuple[tuple[int, ...], ...] = ()
+    crossed: bool = False
+
+    @property
+    def keys(self) -> tuple[tuple[int, ...], ...]:
+        """Token ids of the keys, one tuple per prompt."""
+        return self.sources if self.crossed else self.ids
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Largest number of queries and of keys."""
+        return max(map(len, self.ids)), max(map(len, self.keys))
 
     def digest(self) -> str:
         """Return the SHA-256 of the token ids."""
-        return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
+        told = (self.sources, self.ids) if self.sources else self.ids
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def batches(self, tokens: int) -> Iterator[list[int]]:
+        """Yield rows of prompts of one length, and of one length of their sources."""
+        yield from batches(self.ids, tokens, self.sources)
+
+    def stack(self, rows: Sequence[int]) -> Ids:
+        """Stack prompts of one length to what a model is called with."""
+        import torch
+
+        ids = torch.tensor([self.ids[row] for row in rows])
+        if not self.sources:
+            return ids
+        return Pair(torch.tensor([self.sources[row] for row in rows]), ids)
 
 
 def read(model: Model, prompts: Given) -> Prompts:
@@ -50,13 +82,19 @@ def read(model: Model, prompts: Given) -> Prompts:
     Raises
     ------
     Refused
-        For no prompts, an empty prompt, a prompt longer than the context (with both numbers),
-        words that the tokenizer does not know, token ids outside the vocabulary, text without a
+        For no prompts, an empty prompt, a prompt longer than the context (with both numbers), one
+        text where a `Pair` is needed or the other way round, words that the tokenizer does not know, token ids outside the vocabulary, text without a
         tokenizer.
     """
     from headscope.probes.task import Task
 
+    decoding = model.attention in ("decoder", "cross")
     if isinstance(prompts, Task):
+        if decoding:
+            raise Refused(
+                f"task: its prompts are single texts, and the {model.attention} attention of "
+                f"{model.name} needs Pair(source=..., target=...)"
+            )
         if model.tokenizer is None:
             raise Refused("tokenizer: a task needs one; load_model(..., tokenizer=...)")
         from headscope.probes.tokens import encode
@@ -69,21 +107,58 @@ def read(model: Model, prompts: Given) -> Prompts:
             encoded=encoded,
         )
     else:
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        result = Prompts(ids=tuple(_ids(model, at, given) for at, given in enumerate(texts)))
+        texts = [prompts] if isinstance(prompts, str | Pair) else list(prompts)
+        pairs = [_pair(model, at, given) for at, given in enumerate(texts)]
+        if decoding:
+            result = Prompts(
+                ids=tuple(target for _, target in pairs),
+                sources=tuple(source for source, _ in pairs),
+                crossed=model.attention == "cross",
+            )
+        else:
+            result = Prompts(ids=tuple(source for source, _ in pairs))
     if not result.ids:
         raise Refused("prompts: there are none; give at least one text or list of token ids")
-    for at, ids in enumerate(result.ids):
-        if not ids:
-            raise Refused(f"prompts: prompt {at + 1} is empty; give it at least one token")
-        wrong = [one for one in ids if not 0 <= one < model.vocabulary]
-        if wrong:
-            raise Refused(
-                f"prompts: token id {wrong[0]} of prompt {at + 1} is outside the vocabulary, "
-                f"0 to {model.vocabulary - 1}"
-            )
-    model.check_lengths([len(ids) for ids in result.ids])
+    for part in (result.sources, result.ids):
+        for at, ids in enumerate(part):
+            _check(model, at, ids)
+        model.check_lengths([len(ids) for ids in part])
     return result
+
+
+def _check(model: Model, at: int, ids: Sequence[int]) -> None:
+    if not ids:
+        raise Refused(f"prompts: prompt {at + 1} is empty; give it at least one token")
+    wrong = [one for one in ids if not 0 <= one < model.vocabulary]
+    if wrong:
+        raise Refused(
+            f"prompts: token id {wrong[0]} of prompt {at + 1} is outside the vocabulary, "
+            f"0 to {model.vocabulary - 1}"
+        )
+
+
+def _pair(model: Model, at: int, given: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Read one prompt: what a model or its encoder reads, and what its decoder does."""
+    if not isinstance(given, Pair):
+        if model.attention in ("decoder", "cross"):
+            raise Refused(
+                f"prompts: prompt {at + 1} is one text, and the {model.attention} attention of "
+                f"{model.name} needs Pair(source=..., target=...)"
+            )
+        return _ids(model, at, given), ()
+    if model.attention == "self":
+        raise Refused(
+            f"prompts: prompt {at + 1} is a Pair, and {model.name} has no encoder and decoder; "
+            "give a text or token ids"
+        )
+    source = _ids(model, at, given.source)
+    if model.attention == "encoder":
+        return source, ()  # what the decoder reads changes nothing there
+    if not isinstance(given.target, str):
+        return source, _ids(model, at, given.target)
+    target = tuple(encode_target(model, given.target))
+    _refuse_unknown(model, at, given.target, target)
+    return source, target
 
 
 def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
@@ -116,11 +191,14 @@ def _refuse_unknown(model: Model, at: int, text: str, ids: Sequence[int]) -> Non
     )
 
 
-def batches(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+def batches(
+    ids: Sequence[Sequence[int]], tokens: int, sources: Sequence[Sequence[int]] = ()
+) -> Iterator[list[int]]:
     """Yield rows of prompts of one length, at most `tokens` tokens a batch, longest last."""
-    lengths = sorted({len(one) for one in ids})
-    for length in lengths:
-        rows = [row for row, one in enumerate(ids) if len(one) == length]
-        size = max(1, tokens // length)
+    others = sources or [()] * len(ids)
+    shapes = [(len(one), len(other)) for one, other in zip(ids, others, strict=True)]
+    for shape in sorted(set(shapes)):
+        rows = [row for row, one in enumerate(shapes) if one == shape]
+        size = max(1, tokens // sum(shape))
         for start in range(0, len(rows), size):
             yield rows[start : start + size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ import xarray as xr
 from torch import Tensor
 
 from headscope.kernels import statistics
+from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes import spans as named_spans
 from headscope.probes import targets as rules
 from headscope.probes.edit import Edit
-from headscope.probes.forward import Reader, run
-from headscope.probes.prompts import Prompts, batches
+from headscope.probes.forward import Ids, Reader, run
+from headscope.probes.prompts import Prompts
 from headscope.probes.residual import watching
 from headscope.probes.seam import Call
 
@@ -66,6 +67,7 @@ class Recording:
     names: list[str] = field(default_factory=list)
     found: named_spans.Spans | None = None
     sinks: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    biases: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Find targets and spans, and refuse bad options before anything is allocated."""
@@ -95,10 +97,17 @@ class Recording:
         self.prepare()
         for name, shape in self.shapes.items():
             self.arrays[name] = np.broadcast_to(np.float32(np.nan), shape)
-        probe = torch.tensor([self.prompts.ids[0][:1]])
+        take = Reader(Request(stats=()), (), lambda call, outputs, z: self.note(call))
+        brief = replace(
+            self.prompts,
+            ids=(self.prompts.ids[0][:1],),
+            sources=tuple(one[:1] for one in self.prompts.sources[:1]),
+        )
         with torch.no_grad():
-            take = Reader(Request(stats=()), (), lambda call, outputs, z: self.note(call))
-            run(self.model, probe, take, head=False)
+            run(self.model, brief.stack([0]), take, head=False)
+            if self.biases:  # a bias is noted as far as the longest prompt reaches
+                row = max(range(len(self.prompts.ids)), key=lambda at: len(self.prompts.ids[at]))
+                run(self.model, self.prompts.stack([row]), take, head=False)
 
     def record(
         self,
@@ -112,11 +121,11 @@ class Recording:
         keys = self.keys
         done, total = 0, len(self.prompts.ids)
         with torch.no_grad():
-            for number, rows in enumerate(batches(self.prompts.ids, batch_tokens)):
+            for number, rows in enumerate(self.prompts.batches(batch_tokens)):
                 if stream is not None and number in stream.done:
                     done += len(rows)
                     continue
-                ids = torch.tensor([self.prompts.ids[row] for row in rows])
+                ids = self.prompts.stack(rows)
                 packed = rules.pack([keys[row] for row in rows]) if keys else None
                 self._record_batch(rows, ids, packed)
                 if stream is not None:
@@ -127,18 +136,17 @@ class Recording:
 
     def _shapes(self) -> None:
         model = self.model
-        longest = max(map(len, self.prompts.ids))
-        tiles = -(-longest // self.tile)
+        queries, keys = self.prompts.longest
         sizes = {
             "prompt": len(self.prompts.ids),
             "layer": model.layers,
             "boundary": model.layers + 1,
             "head": model.heads,
             "kv_head": model.kv_heads,
-            "query": longest,
-            "key": longest,
-            "query_tile": tiles,
-            "key_tile": tiles,
+            "query": queries,
+            "key": keys,
+            "query_tile": -(-queries // self.tile),
+            "key_tile": -(-keys // self.tile),
             "size": model.head_size,
             "value_size": model.geometry.value_size,
             "channel": model.module.config.get_text_config().hidden_size,
@@ -161,7 +169,7 @@ class Recording:
 
     def _labels(self) -> dict[str, Sequence[Any]]:
         """Find the labels along the dims that the statistics bring."""
-        request, longest = self._request(None, ()), max(map(len, self.prompts.ids))
+        request, longest = self._request(None, ()), max(self.prompts.longest)
         declared = [statistics.load(name).labels for name in self.stats]
         labels = {dim: of(request, longest) for one in declared for dim, of in one.items()}
         named = {"target": self.names, "span": self.found.names if self.found else []}
@@ -187,7 +195,7 @@ class Recording:
         )
 
     def _record_batch(
-        self, rows: Sequence[int], ids: Tensor, packed: npt.NDArray[np.int64] | None
+        self, rows: Sequence[int], ids: Ids, packed: npt.NDArray[np.int64] | None
     ) -> None:
         request = self._request(packed, rows)
 
@@ -216,6 +224,10 @@ class Recording:
         self.per_layer["causal"][call.layer] = call.causal
         if call.sinks is not None:
             self.sinks[call.layer] = call.sinks.cpu().numpy()
+        if call.bias is not None and {"q", "k"} <= set(self.keep):
+            found = by_distance(call.bias)
+            if found.shape[1] > self.biases.get(call.layer, found[:, :0]).shape[1]:
+                self.biases[call.layer] = found
         for name, value in (("window", call.window), ("softcap", call.softcap)):
             if value is not None:
                 self.per_layer[name][call.layer] = value
@@ -240,20 +252,15 @@ class Recording:
 
     def _coords(self) -> dict[str, Any]:
         model, ids = self.model, self.prompts.ids
-        longest = max(map(len, ids))
-        token_id = np.full((len(ids), longest), -1, dtype=np.int64)
-        token = np.full((len(ids), longest), "", dtype=object)
-        for row, one in enumerate(ids):
-            token_id[row, : len(one)] = one
-            token[row, : len(one)] = model.words(one)
+        token, token_id, length = _words(model, ids)
         group = model.heads // model.kv_heads
         coords: dict[str, Any] = {
             "layer": np.arange(model.layers),
             "head": np.arange(model.heads),
             "kv_group": ("head", np.arange(model.heads) // group),
-            "token": (("prompt", "query"), token.astype(str)),
+            "token": (("prompt", "query"), token),
             "token_id": (("prompt", "query"), token_id),
-            "length": ("prompt", np.array([len(one) for one in ids])),
+            "length": ("prompt", length),
             **{name: ("layer", values) for name, values in self.per_layer.items()},
             "causal": ("layer", self.per_layer["causal"] > 0),
         }
@@ -266,11 +273,57 @@ class Recording:
             for layer, values in self.sinks.items():
                 logits[layer] = values
             coords["sink_logit"] = (("layer", "head"), logits)
+        if self.biases:
+            reach = max(one.shape[1] for one in self.biases.values()) // 2
+            table = np.full((model.layers, model.heads, 2 * reach + 1), np.nan, dtype=np.float32)
+            for layer, values in self.biases.items():
+                table[layer] = values
+            coords["position_bias"] = (("layer", "head", "relative"), table)
+            coords["relative"] = np.arange(-reach, reach + 1)
+        if self.prompts.sources:
+            token, token_id, length = _words(model, self.prompts.sources)
+            if self.prompts.crossed:
+                coords["key_token"] = (("prompt", "key"), token)
+            name, dim = ("key", "key") if self.prompts.crossed else ("source", "source")
+            coords[f"{name}_token_id"] = (("prompt", dim), token_id)
+            coords[f"{name}_length"] = ("prompt", length)
         used = {dim for dims in self.layout.values() for dim in dims}
         if "kv_head" in used:
             coords["kv_head"] = np.arange(model.kv_heads)
         coords.update({dim: np.array(labels) for dim, labels in self._labels().items()})
         return coords
+
+
+def _words(
+    model: Model, ids: Sequence[Sequence[int]]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Name the tokens of prompts, side by side: words, ids and lengths."""
+    longest = max(map(len, ids))
+    token_id = np.full((len(ids), longest), -1, dtype=np.int64)
+    token = np.full((len(ids), longest), "", dtype=object)
+    for row, one in enumerate(ids):
+        token_id[row, : len(one)] = one
+        token[row, : len(one)] = model.words(one)
+    return token.astype(str), token_id, np.array([len(one) for one in ids])
+
+
+def by_distance(bias: Tensor) -> npt.NDArray[np.float32]:
+    """Read a relative position bias as one row a head over key - query, -(n - 1) … n - 1.
+
+    Raises
+    ------
+    Refused
+        When it depends on more than the distance, so that q, k and lse would not tell the weights.
+    """
+    length = bias.shape[-1]
+    at = torch.arange(length, device=bias.device)
+    row = torch.cat((bias[0, :, 1:, 0].flip(1), bias[0, :, 0]), dim=1)
+    if bias.shape[0] != 1 or not torch.equal(row[:, at - at[:, None] + length - 1], bias[0]):
+        raise Refused(
+            "keep: the position bias of this model is no function of the distance, so q and k do "
+            "not tell its weights; capture stats=('pattern',) instead"
+        )
+    return row.cpu().numpy()
 
 
 def _attrs(name: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from headscope.kernels.refusal import Refused
+from headscope.probes import stacks
+from headscope.probes.stacks import SELF
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -47,6 +49,8 @@ def watching(model: Model, take: Callable[[int, Tensor], None]) -> Iterator[None
 
 def blocks(model: Model) -> list[nn.Module]:
     """Find the blocks of a model: the entries of its lists of modules that hold attention."""
+    if model.attention != SELF:
+        return list(stacks.blocks(model.module, model.attention))
     found: dict[int, nn.Module] = {}
     for group in model.module.modules():
         if not isinstance(group, nn.ModuleList):

@@ -158,6 +158,12 @@ class Window(HeadEdit):
                 "give 1 recent key or more, 0 first keys or more"
             )
 
+    def check(self, shape: Geometry) -> None:
+        """Refuse heads that the model does not have, and keys that are no tokens before a query."""
+        super().check(shape)
+        if shape.crossed:
+            raise Refused("Window: cross-attention has no last keys; use KnockOut")
+
     def inside(self, layer: int, shape: Shape) -> Edits | None:
         """Limit the named heads of one layer."""
         rows = self.rows(layer)

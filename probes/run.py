@@ -15,6 +15,7 @@ import xarray as xr
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import store
+from headscope.probes.pair import Pair
 
 MANIFEST = "manifest.json"
 CAPTURE = "capture.safetensors"
@@ -51,14 +52,15 @@ class Run:
         """The capture; its numbers stay on disk until they are read."""
         return store.load(self.path / CAPTURE, mapped=True)
 
-    def prompts(self) -> list[list[int]]:
-        """Token ids of the prompts, as captured."""
+    def prompts(self) -> list[list[int]] | list[Pair]:
+        """Token ids of the prompts, as captured; pairs where a decoder was."""
         found = self.capture
-        lengths = found["length"].values
-        return [
-            row[:length].tolist()
-            for row, length in zip(found["token_id"].values, lengths, strict=True)
-        ]
+        ids = _rows(found, "token_id", "length")
+        for name in ("key", "source"):
+            if f"{name}_length" in found.coords:
+                sources = _rows(found, f"{name}_token_id", f"{name}_length")
+                return [Pair(*both) for both in zip(sources, ids, strict=True)]
+        return ids
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Write the result of one analysis into the folder, in place of an earlier one."""
@@ -72,6 +74,11 @@ class Run:
         """Read every result in the folder, by the name of its analysis, in order of name."""
         files = sorted((self.path / RESULTS).glob("*.safetensors"))
         return {file.stem: store.load(file) for file in files}
+
+
+def _rows(capture: xr.Dataset, name: str, length: str) -> list[list[int]]:
+    rows = zip(capture[name].values, capture[length].values, strict=True)
+    return [row[:count].tolist() for row, count in rows]
 
 
 def create(
@@ -119,6 +126,7 @@ def create(
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: attrs[name] for name in ("model", "revision", "architecture", "task", "seed")},
+        "attention": attrs.get("attention", "self"),
         "n_prompts": attrs["n_prompts"],
         "prompts_sha256": attrs["prompts_sha256"],
         "prompts": prompts,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
 from headscope.kernels.refusal import Refused
@@ -48,7 +48,12 @@ def fetch(
         _reach(place)
     with _quiet():
         try:
+            config = AutoConfig.from_pretrained(
+                place, trust_remote_code=False, local_files_only=local
+            )
             loader: Any = AutoModelForCausalLM
+            if config.is_encoder_decoder:
+                loader = AutoModelForSeq2SeqLM
             module, report = loader.from_pretrained(
                 place,
                 dtype=kind if kind is not None else "auto",

@@ -94,7 +94,7 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
         raise Refused("spans: there are none; give at least one name")
     combinations: dict[tuple[int, ...], int] = {}
     numbers = []
-    for row, ids in enumerate(prompts.ids):
+    for row, ids in enumerate(prompts.keys):
         inside: list[list[int]] = [[] for _ in ids]
         for span, one in enumerate(places):
             for position in one[row]:
@@ -117,10 +117,10 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
 def _of_prompts(
     name: str, listed: Sequence[Iterable[int]], prompts: Prompts
 ) -> list[tuple[int, ...]]:
-    if len(listed) != len(prompts.ids):
+    if len(listed) != len(prompts.keys):
         raise Refused(f"spans: {name!r} must hold one list of positions for every prompt")
     found = [tuple(sorted({int(position) for position in one})) for one in listed]
-    for row, (one, ids) in enumerate(zip(found, prompts.ids, strict=True)):
+    for row, (one, ids) in enumerate(zip(found, prompts.keys, strict=True)):
         if one and not 0 <= one[0] <= one[-1] < len(ids):
             wrong = one[0] if one[0] < 0 else one[-1]
             raise Refused(f"spans: {name!r} names position {wrong}, outside prompt {row + 1}")

@@ -90,6 +90,11 @@ def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list
     ``None`` stands for every rule that applies; a mapping gives the keys outright, by name and
     then per prompt and query.
     """
+    if prompts.crossed and not isinstance(given, Mapping):
+        raise Refused(
+            "targets: rules compare tokens of one text; for cross-attention give a mapping from a "
+            "name to keys per prompt and query"
+        )
     asked = prompts.encoded.questions if prompts.encoded is not None else [()] * len(prompts.ids)
     if isinstance(given, Mapping):
         for name, listed in given.items():
@@ -117,7 +122,7 @@ def _check_given(name: str, listed: Sequence[Sequence[Sequence[int]]], prompts: 
         raise Refused(f"targets: {name!r} must hold, per prompt, one list of keys for every query")
     for row, one in enumerate(listed):
         for query, keys in enumerate(one):
-            if any(not 0 <= key < lengths[row] for key in keys):
+            if any(not 0 <= key < len(prompts.keys[row]) for key in keys):
                 raise Refused(
                     f"targets: {name!r} names a key outside prompt {row + 1} at query {query}"
                 )
