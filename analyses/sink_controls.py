@@ -18,6 +18,7 @@ import xarray as xr
 
 from headscope.analyses import _check
 from headscope.analyses._result import dataset, interval, label, require, top
+from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -81,6 +82,11 @@ def run(
     _check.at_least("tokens", tokens, 9)
     _check.at_least("prompts", prompts, 2)
     require(capture, NEEDS, "sink_controls")
+    if model.attention in ("decoder", "cross"):
+        raise Refused(
+            f"model: sink_controls draws single texts, and the {model.attention} attention of "
+            f"{model.name} reads pairs; see sinks"
+        )
 
     drawn = np.random.default_rng(seed).choice(_ordinary(model), size=(prompts, tokens))
     first = getattr(model.tokenizer, "bos_token_id", None)

@@ -3,7 +3,8 @@
 For key position k of a prompt of T tokens, ``α_k = 1/(T − k + 1) · Σ_{i ≥ k} A[i, k]`` is the mean
 weight that the key gets from the queries that can see it. A head sinks into k when ``α_k > ε``; the
 sink rate is the share of heads that sink into the first token. It depends on T, on ε and on whether
-the prompt starts with a BOS token, so all three are stated with the result.
+the prompt starts with a BOS token, so all three are stated with the result. Without causal order
+every query sees every key; in cross-attention keys are tokens of the source, queries of the target.
 
 Sources: Gu et al., When Attention Sink Emerges in Language Models (2410.10781); Yu et al.,
 Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key position.
@@ -74,7 +75,7 @@ def run(
     received = received.astype(np.float64)
     lengths = _lengths(capture)
     first = received[..., 0]
-    steady = _steady(received, lengths, least_queries)
+    steady = _steady(received, _seen_by(capture, lengths), least_queries)
     above = _above(steady, epsilon)
     rate = (first > epsilon).mean((1, 2)) * 100
 
@@ -107,7 +108,8 @@ def run(
             convention="mean of α_k over heads and prompts", source="ACT",
         ),
     }  # fmt: skip
-    length = int(lengths[0])
+    words = _words(capture)
+    length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
     for name, values, title, units in (
         ("token_share", above, "Heads that sink into a token", "share of heads"),
         ("token_received", steady, "Mean weight that a token receives", "share"),
@@ -118,9 +120,8 @@ def run(
         )  # fmt: skip
     scores = {name: variables[name].values for name in ("sink", "later_sink")}
     coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}
-    if "token" in capture.coords:
-        tokens = capture["token"].transpose("prompt", "query").values
-        coords["token"] = ("query", tokens[0, :length].astype(str))
+    if words is not None:
+        coords["token"] = ("query", words[0, :length].astype(str))
     return dataset(
         capture,
         variables,
@@ -146,12 +147,28 @@ def _lengths(capture: xr.Dataset) -> NDArray[np.int64]:
     return np.asarray(known.sum("key").values, dtype=np.int64)
 
 
+def _words(capture: xr.Dataset) -> NDArray[Any] | None:
+    """Return the tokens that the keys are, dims prompt and key; None where they are not known."""
+    name, dim = ("key_token", "key") if "key_token" in capture.coords else ("token", "query")
+    if name not in capture.coords:
+        return None
+    return np.asarray(capture[name].transpose("prompt", dim).values)
+
+
+def _seen_by(capture: xr.Dataset, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the queries that see each key (prompt, layer, key): in causal order, the later ones."""
+    later = lengths[:, None, None] - np.arange(capture.sizes["key"])[None, None, :]
+    if "causal" not in capture.coords:
+        return later
+    causal = capture["causal"].values[None, :, None]
+    return np.where(causal, later, np.broadcast_to(lengths[:, None, None], later.shape))
+
+
 def _steady(
-    received: NDArray[np.float64], lengths: NDArray[np.int64], least: int
+    received: NDArray[np.float64], seen_by: NDArray[np.int64], least: int
 ) -> NDArray[np.float64]:
     """Blank the keys that too few queries see."""
-    seen_by = lengths[:, None] - np.arange(received.shape[-1])[None, :]
-    return np.where((seen_by >= least)[:, None, None, :], received, np.nan)
+    return np.where((seen_by >= least)[:, :, None, :], received, np.nan)
 
 
 def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
@@ -175,9 +192,9 @@ def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _tokens(capture: xr.Dataset, above: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Name the tokens that most heads sink into, wherever they stand, best first."""
-    if "token" not in capture.coords:
+    tokens = _words(capture)
+    if tokens is None:
         return []
-    tokens = capture["token"].transpose("prompt", "query").values
     shares = np.stack([_mean(each, (0, 1)) for each in above])
     seen: dict[str, list[float]] = {}
     for word, value in zip(tokens.ravel(), shares.ravel(), strict=True):
@@ -196,9 +213,9 @@ def _stated(lengths: NDArray[np.int64]) -> str:
 
 
 def _opening(capture: xr.Dataset) -> str:
-    if "token" not in capture.coords:
+    tokens = _words(capture)
+    if tokens is None:
         return "opening token not recorded"
-    tokens = capture["token"].transpose("prompt", "query").values
     openings = sorted({str(each) for each in tokens[:, 0]})
     shown = ", ".join(repr(each) for each in openings[:3])
     return f"prompts open with {shown}" + (" and others" if len(openings) > 3 else "")

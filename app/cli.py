@@ -138,6 +138,10 @@ def capture(
     task: Annotated[str | None, typer.Option("--task", help="name of a built-in task")] = None,
     number: Annotated[int, typer.Option("--number", help="prompts drawn from the task")] = 32,
     seed: Annotated[int, typer.Option("--seed", help="seed of the task")] = 0,
+    attention: Annotated[
+        str,
+        typer.Option("--attention", help="encoder, decoder or cross of an encoder–decoder model"),
+    ] = "self",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the run that the folder holds")
     ] = False,
@@ -153,6 +157,7 @@ def capture(
             prompts=prompts,
             number=number,
             seed=seed,
+            attention=attention,
             overwrite=overwrite,
             progress=progress,
         )

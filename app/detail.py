@@ -14,6 +14,7 @@ from headscope import viz
 from headscope.app import loading, selection
 from headscope.app.scores import Score
 from headscope.kernels.refusal import Refused
+from headscope.probes.pair import Pair
 
 
 def scores(found: Mapping[str, Score], layer: int, head: int) -> None:
@@ -75,7 +76,7 @@ def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int,
     except Refused as refusal:
         st.error(str(refusal), icon=":material/error:")
         return
-    words = array["token"].values.tolist()
+    words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(
         viz.choose(array).figure(array),
         key="pattern_chart",
@@ -90,32 +91,61 @@ def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int,
         format_func=lambda at: labels[at],
         key=f"token_{len(words)}",
     )
-    row = array.isel(query=query, drop=True).assign_coords(token=("key", words))
+    row = array.isel(query=query, drop=True).assign_coords(token=("key", seen))
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
     st.plotly_chart(viz.choose(row).figure(row), key="row_chart", config={"displaylogo": False})
 
 
-def _tokens(path: str, version: str, capture: xr.Dataset) -> tuple[int, ...]:
-    """Return the ids of the prompt in view: the user's own text, or one of the run."""
-    text = st.text_area(
-        "Your own text (instead of a prompt of the run)", key="text", bind="query-params",
-        placeholder="empty: the prompt chosen below is shown", height=68,
-    )  # fmt: skip
+def _tokens(path: str, version: str, capture: xr.Dataset) -> loading.Tokens:
+    """Return the ids of the prompt in view: the user's own text or pair, or one of the run."""
+    own = _own(paired="key_length" in capture.coords or "source_length" in capture.coords)
     selection.complain("prompt", range(capture.sizes["prompt"]))
     number = st.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
-        disabled=bool(text and text.strip()),
+        disabled=own is not None,
     )  # fmt: skip
     st.caption(_start(capture, number))
-    if text and text.strip():
-        return loading.read_text(path, version, text)
-    length = int(capture["length"][number])
-    loading.check_length(length)
-    return tuple(int(one) for one in capture["token_id"].values[number, :length])
+    if own is not None:
+        return loading.read_text(path, version, own)
+    ids = _ids(capture, "token_id", "length", number)
+    for name in ("key", "source"):
+        if f"{name}_length" in capture.coords:
+            return Pair(_ids(capture, f"{name}_token_id", f"{name}_length", number), ids)
+    return ids
+
+
+def _own(*, paired: bool) -> str | Pair | None:
+    """Ask for the user's own text, or for both of a pair; None while there is none."""
+    label = "Your own source" if paired else "Your own text"
+    text = st.text_area(
+        f"{label} (instead of a prompt of the run)", key="text", bind="query-params",
+        placeholder="empty: the prompt chosen below is shown", height=68,
+    )  # fmt: skip
+    if not paired:
+        return text if text and text.strip() else None
+    target = st.text_area(
+        "Your own target", key="target", bind="query-params",
+        placeholder="what the decoder reads; needed with a source of your own", height=68,
+    )  # fmt: skip
+    if not all(one and one.strip() for one in (text, target)):
+        return None
+    return Pair(text, target)
+
+
+def _ids(capture: xr.Dataset, name: str, length: str, at: int) -> tuple[int, ...]:
+    count = int(capture[length][at])
+    loading.check_length(count)
+    return tuple(int(one) for one in capture[name].values[at, :count])
 
 
 def _start(capture: xr.Dataset, at: int) -> str:
     """Return the first words of a prompt; options of a bound widget stay short for the link."""
-    length = int(capture["length"][at])
-    words = " ".join(str(word).strip() for word in capture["token"].values[at, 1 : min(length, 16)])
+    if "key_token" in capture.coords:
+        source = _words(capture["key_token"][at], int(capture["key_length"][at]), 0)
+        return f"{source} → {_words(capture['token'][at], int(capture['length'][at]), 1)}"
+    return _words(capture["token"][at], int(capture["length"][at]), 1)
+
+
+def _words(tokens: xr.DataArray, length: int, start: int) -> str:
+    words = " ".join(str(word).strip() for word in tokens.values[start : min(length, 16)])
     return f"{words}{' …' if length > 16 else ''} ({length} tokens)"

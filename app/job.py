@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.pair import Pair
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,6 +29,7 @@ def capture_run(
     prompts: Path | None = None,
     number: int = 32,
     seed: int = 0,
+    attention: str = "self",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Run:
@@ -44,9 +46,12 @@ def capture_run(
         Name of a built-in task; its clean prompts are captured.
     prompts
         Instead of a task, a text file with a prompt a line, or a JSONL file: objects with
-        ``text``, or a task of your own (``clean``, ``corrupted``, ``answers``, ``wrong``).
+        ``text``, pairs (``source``, ``target``), or a task of your own (``clean``, ``corrupted``,
+        ``answers``, ``wrong``).
     number, seed
         Prompts drawn from the built-in task, and their seed.
+    attention
+        Which attention of an encoder–decoder model: ``encoder``, ``decoder`` or ``cross``.
     overwrite
         Replace the run that the folder holds.
     progress
@@ -65,7 +70,7 @@ def capture_run(
     if task is not None:
         tasks.load(task)
     texts = None if prompts is None else read_prompts(prompts)
-    model = load_model(source)
+    model = load_model(source, attention=attention)
     if task is not None:
         given: Any = tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
     else:
@@ -73,7 +78,7 @@ def capture_run(
     report = None if progress is None else partial(progress, "capture")
     growing = run.prepare(folder, replace=overwrite)
     captured = capture(
-        model, given, stats=needed(), out=growing, overwrite=overwrite, progress=report
+        model, given, stats=needed(model), out=growing, overwrite=overwrite, progress=report
     )
     origin = "" if prompts is None else str(prompts)
     options = {"number": len(captured["prompt"]), "source": source}
@@ -82,19 +87,20 @@ def capture_run(
     )
 
 
-def needed() -> tuple[str, ...]:
+def needed(model: Model) -> tuple[str, ...]:
     """List the statistics that analyses of a run's own prompts read, and the default ones."""
     from headscope import analyses
-    from headscope.probes.capture import DEFAULT
+    from headscope.probes.capture import DEFAULT, fitting
 
     own = (analyses.load(name) for name in analyses.names())
     needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
     # Whole maps are made again for the few prompts that an analysis looks at.
-    return tuple(dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern"))))
+    wanted = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
+    return fitting(tuple(wanted), model)
 
 
-def read_prompts(path: Path) -> list[str] | Task:
-    """Read a prompt file: a prompt a line, or JSONL.
+def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
+    """Read a prompt file: a prompt a line, or JSONL of texts, pairs or a task.
 
     Raises
     ------
@@ -110,8 +116,13 @@ def read_prompts(path: Path) -> list[str] | Task:
         raise Refused(f"prompts: {path} cannot be read: {reason}") from error
     if path.suffix != ".jsonl":
         texts = lines
-    elif _is_plain(lines):
-        texts = [_text(path, at, line) for at, line in enumerate(lines, 1)]
+    elif _holds("text", lines):
+        texts = [_field(path, at, line, "text") for at, line in enumerate(lines, 1)]
+    elif _holds("source", lines):
+        return [
+            Pair(_field(path, at, line, "source"), _field(path, at, line, "target"))
+            for at, line in enumerate(lines, 1)
+        ]
     else:
         return tasks.make(path)
     for at, text in enumerate(texts, 1):
@@ -122,23 +133,25 @@ def read_prompts(path: Path) -> list[str] | Task:
     return texts
 
 
-def _is_plain(lines: Sequence[str]) -> bool:
-    """Tell prompts from tasks by the first line that can be read; others are reported later."""
+def _holds(name: str, lines: Sequence[str]) -> bool:
+    """Tell what a file holds by its first line that can be read; others are reported later."""
     for line in lines:
         try:
-            return "text" in json.loads(line)
+            return name in json.loads(line)
         except (json.JSONDecodeError, TypeError):
             continue
     return False
 
 
-def _text(path: Path, at: int, line: str) -> str:
+def _field(path: Path, at: int, line: str, name: str) -> str:
     try:
-        text = json.loads(line)["text"]
+        text = json.loads(line)[name]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Refused(f'prompts: {path}:{at} is not an object {{"text": "..."}}') from error
+        raise Refused(f'prompts: {path}:{at} is not an object {{"{name}": "..."}}') from error
     if not isinstance(text, str):
-        raise Refused(f"prompts: {path}:{at}: text is a {type(text).__name__}, not a string")
+        raise Refused(f"prompts: {path}:{at}: {name} is a {type(text).__name__}, not a string")
+    if not text.strip():
+        raise Refused(f"prompts: {path}:{at} is empty; write a {name} there or drop the line")
     return text
 
 
@@ -159,7 +172,10 @@ def open_model(run: Run) -> Model:
     """
     from headscope.probes import load_model
 
-    model = load_model(run.manifest["options"].get("source", run.manifest["model"]))
+    model = load_model(
+        run.manifest["options"].get("source", run.manifest["model"]),
+        attention=run.manifest.get("attention", "self"),
+    )
     if model.revision != run.manifest["revision"]:
         raise Refused(
             f"model: {model.name} is at revision {model.revision} but {run.path} was captured at "

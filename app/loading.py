@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.pair import Pair
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from headscope.probes.model import Model
     from headscope.probes.run import Run
+
+Tokens = tuple[int, ...] | Pair
+"""What one prompt is: token ids, or those of a source and of a target."""
 
 # Set by tests, which have no command line of their own.
 VARIABLE = "HEADSCOPE_RUN"
@@ -59,7 +63,7 @@ def model(path: str, version: str) -> Model:
 
 
 @st.cache_data(max_entries=64, show_spinner="Computing the pattern …")
-def weights(path: str, version: str, ids: tuple[int, ...], layer: int, head: int) -> xr.DataArray:
+def weights(path: str, version: str, ids: Tokens, layer: int, head: int) -> xr.DataArray:
     """Compute the attention weights of one head on some tokens, dims query and key."""
     from headscope.probes import pattern
 
@@ -67,15 +71,15 @@ def weights(path: str, version: str, ids: tuple[int, ...], layer: int, head: int
 
 
 @st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
-def _kept(path: str, version: str, ids: tuple[int, ...]) -> xr.Dataset:
+def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
     """Capture queries and keys of all heads once, so that moving between heads is quick."""
     from headscope.probes import capture
 
-    return capture(model(path, version), [list(ids)], stats=("lse",), keep=("q", "k"))
+    return capture(model(path, version), [ids], stats=("lse",), keep=("q", "k"))
 
 
-def read_text(path: str, version: str, text: str) -> tuple[int, ...]:
-    """Turn the user's own text into token ids.
+def read_text(path: str, version: str, text: str | Pair) -> Tokens:
+    """Turn the user's own text, or pair of texts, into token ids.
 
     Raises
     ------
@@ -84,12 +88,13 @@ def read_text(path: str, version: str, text: str) -> tuple[int, ...]:
     """
     from headscope.probes.prompts import read as read_prompts
 
-    (ids,) = read_prompts(model(path, version), text).ids
-    check_length(len(ids))
-    return ids
+    found = read_prompts(model(path, version), text)
+    check_length(*found.longest)
+    return Pair(found.sources[0], found.ids[0]) if found.sources else found.ids[0]
 
 
-def check_length(length: int) -> None:
+def check_length(*lengths: int) -> None:
     """Refuse a text whose map is too large to draw whole."""
+    length = max(lengths)
     if length > LONGEST:
         raise Refused(f"text: {length} tokens, and the map is drawn up to {LONGEST}; shorten it")

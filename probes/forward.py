@@ -156,8 +156,8 @@ def logits(
     >>> tuple(logits(model, torch.tensor([[0, 5, 6]])).shape[:2])
     (1, 3)
     """
-    parts = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
-    parts = tuple(torch.as_tensor(one) for one in parts)
+    given = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
+    parts = [torch.as_tensor(one) for one in given]
     for one in parts:
         if one.ndim != 2 or one.shape[1] == 0:
             raise Refused(f"ids: dims {tuple(one.shape)}; give (batch, position), a token or more")

@@ -107,6 +107,7 @@ def pattern(
             "scale": "sequential",
             "low": 0.0,
             "high": 1.0,
+            "attention": str(capture.attrs.get("attention", "self")),
             "layer": int(layer),
             "head": int(head),
             "prompt": int(prompt),

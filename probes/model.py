@@ -65,8 +65,8 @@ class Model:
     geometry
         Layers, heads and sizes, measured at load.
     attention
-        ``self``, or of an encoder–decoder model ``encoder``, ``decoder`` or ``cross``: the attention
-        that is captured and edited.
+        The attention that is captured and edited: ``self``, or of an encoder–decoder model
+        ``encoder``, ``decoder`` or ``cross``.
     """
 
     module: PreTrainedModel

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headscope.probes.task import Task
     from headscope.probes.tokens import Encoded
 
-    Given = str | Pair | Sequence[str] | Sequence[Sequence[int]] | Sequence[Pair] | Task
+    Given = str | Pair | Sequence[str | Sequence[int] | Pair] | Task
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def read(model: Model, prompts: Given) -> Prompts:
     ------
     Refused
         For no prompts, an empty prompt, a prompt longer than the context (with both numbers), one
-        text where a `Pair` is needed or the other way round, words that the tokenizer does not know, token ids outside the vocabulary, text without a
-        tokenizer.
+        text where a `Pair` is needed or the other way round, words that the tokenizer does not
+        know, token ids outside the vocabulary, text without a tokenizer.
     """
     from headscope.probes.task import Task
 

@@ -136,9 +136,9 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
 
     Inside, every attention layer calls ``receive(call)``, which returns the heads' outputs
     ``z`` with dims batch, head, query, value_size. In an encoder–decoder model these are the layers
-    of the chosen attention; the others are computed as they are. Dropout is off inside, also for a model in
-    training mode. The model, its config and a TransformerBridge around it are restored on the
-    way out, also when an error is raised. One thread at a time.
+    of the chosen attention; the others are computed as they are. Dropout is off inside, also for a
+    model in training mode. The model, its config and a TransformerBridge around it are restored on
+    the way out, also when an error is raised. One thread at a time.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def _read(
     causal = fields.pop("is_causal", None)
     sinks = fields.pop("s_aux", None)
     bias = fields.pop("position_bias", None)
-    if bias is not None and not bool(bias.any()):
+    if kind == "cross" and bias is not None and not bool(bias.any()):
         bias = None  # T5 hands its cross-attention a matrix of zeros
     unknown = [name for name, given in fields.items() if given is not None]
     for name in sorted(set(unknown) - HARMLESS):

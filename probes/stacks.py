@@ -27,7 +27,7 @@ KINDS = ("encoder", "decoder", "cross")
 STATES = ("key_value_states", "encoder_hidden_states")
 
 
-def choose(module: nn.Module, attention: str) -> str:
+def choose(module: Any, attention: str) -> str:
     """Refuse an attention that a model does not have.
 
     Raises
@@ -131,7 +131,7 @@ class Places:
 def through(
     model: Model, source: Tensor, target: Tensor, fields: dict[str, Any], *, head: bool
 ) -> Float[Tensor, "batch position _"]:
-    """Run an encoder–decoder model: its logits, or what its stack with the chosen attention ends in.
+    """Run an encoder–decoder model: its logits, or the last hidden state of the chosen stack.
 
     Without ``head``, an encoder runs without the decoder.
     """

@@ -100,10 +100,14 @@ def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, 
 
 
 def token_row(array: xr.DataArray, dim: str, at: dict[str, int]) -> xr.DataArray | None:
-    """Select the words along `dim` for one entry of the other dims, None when there are none."""
-    if "token" not in array.coords or dim not in array.coords["token"].dims:
+    """Select the words along `dim` for one entry of the other dims, None when there are none.
+
+    Keys have words of their own where there is a coordinate ``key_token``.
+    """
+    named = [name for name in (f"{dim}_token", "token") if name in array.coords]
+    if not named or dim not in array.coords[named[0]].dims:
         return None
-    words: xr.DataArray = array.coords["token"]
+    words: xr.DataArray = array.coords[named[0]]
     return words.isel({other: index for other, index in at.items() if other in words.dims})
 
 

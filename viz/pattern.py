@@ -45,7 +45,8 @@ def figure(
     Parameters
     ----------
     array
-        Two position dims. A coordinate ``token`` along the query names the words.
+        Two position dims. A coordinate ``token`` along the query names the words, ``key_token``
+        those along the key.
     lower, upper
         Not drawn by this view.
     fit
@@ -72,13 +73,15 @@ def figure(
     if any(not np.isfinite(values).all() for values in drawn):
         notes.append("grey: no value")
     sides = [_labels(array, at, (down, across), sizes) for _, at in panels]
+    crossed = array.attrs.get("attention") == "cross"
+    looks, looked = ("target token", "source token") if crossed else ("query", "key")
     fig = frame(
         array,
         height=140 + min(max(13 * drawn[0].shape[0], 380), 640),
         notes=notes,
-        xaxis=_axis("looked at (key)", [side[1] for side in sides]),
+        xaxis=_axis(f"looked at ({looked})", [side[1] for side in sides]),
         yaxis={
-            **_axis("looks (query)", [side[0] for side in sides]),
+            **_axis(f"looks ({looks})", [side[0] for side in sides]),
             "autorange": "reversed",
             "tickangle": 0,
         },
@@ -126,9 +129,10 @@ def _coarse(values: Array, sizes: tuple[int, int]) -> Array:
 def _labels(
     array: xr.DataArray, at: dict[str, int], dims: tuple[str, str], sizes: tuple[int, int]
 ) -> list[tuple[list[str], list[str]]]:
-    # Queries and keys of self-attention are the same words; of cross-attention they are not.
-    alike = array.sizes[dims[0]] == array.sizes[dims[1]]
-    words = [token_row(array, dims[0], at), token_row(array, dims[0] if alike else dims[1], at)]
+    words = [token_row(array, dim, at) for dim in dims]
+    # Keys without words of their own are those of the queries in self-attention.
+    if words[1] is None and array.sizes[dims[0]] == array.sizes[dims[1]]:
+        words[1] = words[0]
     return [
         positions(array, dim, row, size) for dim, row, size in zip(dims, words, sizes, strict=True)
     ]

@@ -122,10 +122,11 @@ def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -
 def _share(path: Path, layer: int, head: int) -> None:
     st.markdown("**This view again**")
     st.code(selection.link(), language=None, wrap_lines=True)
-    text = st.session_state.get("text") or ""
-    prompts = repr([text]) if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
+    text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
+    own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
+    prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
     st.code(
-        "from headscope.probes import capture, pattern, run\n"
+        "from headscope.probes import Pair, capture, pattern, run\n"
         "from headscope.app.job import open_model\n\n"
         f"opened = run.open({str(path)!r})\n"
         f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))\n"

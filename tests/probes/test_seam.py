@@ -95,7 +95,7 @@ def test_threads_take_turns(tiny: Any, ids: Any) -> None:
     assert model.module.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("field", ["position_bias", "alibi", "something_new"])
+@pytest.mark.parametrize("field", ["alibi", "rotary_bias", "something_new"])
 def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
     layer = tiny("llama").model.layers[1].self_attn
     tensors = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
