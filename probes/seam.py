@@ -301,6 +301,13 @@ def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool,
 
 def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None:
     """Refuse a layer whose flags do not describe any mask that the model has built."""
+    if call.kind == "cross":
+        if call.causal or call.window is not None:
+            raise Refused(
+                f"is_causal: cross-attention of layer {call.layer} says causal={call.causal}, "
+                f"window={call.window}, but source and target have no common order"
+            )
+        return
     # To a single query, or with a single key, causal order and none look alike.
     if not masks or 1 in (call.query.shape[2], call.key.shape[2]):
         return

@@ -24,6 +24,34 @@ WIDE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions"
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 
+# Stacks of different depth, so that they cannot be taken for each other.
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "vocab_size": 64,
+    "decoder_start_token_id": 0,
+}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "forced_eos_token_id": None,
+    "decoder_start_token_id": 2,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {**WIDE, **ENDS},
     "gpt_neo": {
@@ -151,40 +179,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "image_size": 16,
         "patch_size": 4,
     },
-    "t5": {
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 48,
-        "num_layers": 2,
-        "num_heads": 4,
-        "vocab_size": 64,
-        "decoder_start_token_id": 0,
-    },
-    "bart": {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
-        "vocab_size": 64,
-        "max_position_embeddings": 64,
-    },
+    "t5": T5,
+    "umt5": T5,
+    "bart": BART,
+    "marian": BART,
 }
 MASKED = ("bert", "roberta", "distilbert")
-PLAIN = ("clip_text_model", "vit", "t5", "bart")
+PLAIN = ("clip_text_model", "vit")
+PAIRED = ("t5", "umt5", "bart", "marian")
 
 
-def build(family: str) -> Any:
+def build(family: str, **more: Any) -> Any:
     """Make a model of a family with random weights, the same every time."""
     import transformers
 
-    config = transformers.AutoConfig.for_model(family, **CONFIGS[family])
+    config = transformers.AutoConfig.for_model(family, **{**CONFIGS[family], **more})
     auto = transformers.AutoModelForCausalLM
     if family in MASKED:
         auto = transformers.AutoModelForMaskedLM
-    if family in PLAIN:
+    if family in PAIRED:
+        auto = transformers.AutoModelForSeq2SeqLM
+    elif family in PLAIN:
         auto = transformers.AutoModel
     torch.manual_seed(5)
     model = auto.from_config(config).eval()
@@ -196,6 +211,8 @@ def build(family: str) -> Any:
                 weight.mul_(8.0)
             if name.endswith("sinks"):
                 weight.copy_(torch.linspace(-1.0, 2.0, len(weight)))
+            if name.endswith("relative_attention_bias.weight"):
+                weight.normal_()
     return model
 
 

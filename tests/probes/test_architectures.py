@@ -34,6 +34,7 @@ def _load(name: str) -> Any:
 
 
 architectures = _load("architectures")
+pairs = _load("pairs")
 
 
 def draw(length: int, seed: int = 0) -> Tensor:
@@ -179,6 +180,9 @@ def try_bridge(model: Model, module: Any, words: Any) -> str:
 def trial(family: str, words: Any) -> dict[str, str]:
     """Try everything with one architecture; the cells of its row."""
     module = architectures.build(family).requires_grad_(False)
+    if family in architectures.PAIRED:
+        even = architectures.build(family, num_decoder_layers=2, decoder_layers=2)
+        return pairs.trial(module, even, words)
     try:
         model = load_model(module)
     except Refused as refusal:
@@ -200,7 +204,9 @@ architecture with random weights did in the tests, against Hugging Face's eager 
 (statistics and output within 5e-5 at 1, 9 and 33 tokens). A test compares this file with what it
 finds, so it cannot lie.
 
-- **capture**: through the fused seam, or why the architecture is refused.
+- **capture**: through the fused seam, or why the architecture is refused. Of an encoder–decoder
+  model the attentions that can be chosen (`load_model(..., attention=...)`); *N×N bias*: the model
+  itself makes a matrix of its relative position bias, so memory grows with the square of the text.
 - **padding**: sides on which a batch may be padded.
 - **gradients**: the gradient of head gates equals finite differences.
 - **edits**: a fixed pattern and a knock-out inside the attention do what they say.

@@ -11,7 +11,7 @@ import torch
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import Model, capture, load_model, seam
-from headscope.probes import forward as forward_module
+from headscope.probes import seam as seam_module
 
 
 def refusal(work: Any) -> str:
@@ -158,12 +158,13 @@ def test_an_object_is_never_moved(tiny: Any) -> None:
     assert module.dtype == torch.float32
 
 
-def test_encoders_and_decoders_are_refused() -> None:
+def test_encoders_and_decoders_need_a_choice() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     line = refusal(lambda: load_model(T5ForConditionalGeneration(config)))
-    assert line.startswith("model: T5ForConditionalGeneration has an encoder and a decoder")
+    assert line.startswith("attention: T5ForConditionalGeneration has an encoder and a decoder")
+    assert all(repr(one) in line for one in ("encoder", "decoder", "cross"))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -177,7 +178,7 @@ def test_weights_that_are_not_numbers_are_named(bad: float, tiny: Any) -> None:
 
 def spoiled(change: Any) -> Any:
     """Make an engine that is wrong in one place."""
-    known = forward_module.attend
+    known = seam_module.attend
 
     def attend(*given: Any, **options: Any) -> Any:
         outputs = dict(known(*given, **options))
@@ -199,7 +200,7 @@ def test_the_check_names_a_statistic_that_is_wrong(
             outputs[name] = outputs[name].clone()
             outputs[name][0, 3, 5] += 0.01
 
-    monkeypatch.setattr(forward_module, "attend", spoiled(change))
+    monkeypatch.setattr(seam_module, "attend", spoiled(change))
     line = refusal(lambda: load_model(tiny("llama")))
     assert line.startswith(f"model: {name} of L1H3 in LlamaForCausalLM is 0.01 away")
 
@@ -210,7 +211,7 @@ def test_the_check_names_an_output_that_is_wrong(
     def change(outputs: dict[str, torch.Tensor]) -> None:
         outputs["z"] = outputs["z"].roll(1, dims=1)
 
-    monkeypatch.setattr(forward_module, "attend", spoiled(change))
+    monkeypatch.setattr(seam_module, "attend", spoiled(change))
     assert "differs from its eager attention" in refusal(lambda: load_model(tiny("llama")))
 
 
