@@ -108,3 +108,57 @@ def first_words(bundled: Model) -> str:
     from headscope.probes import tasks
 
     return " ".join(tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts[0].words[:4])
+
+
+@pytest.fixture(scope="session")
+def paired_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny T5 with random weights and a tokenizer of 60 words, saved as any user would."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{f"w{at}": at + 3 for at in range(61)}}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = transformers.T5Config(
+        vocab_size=64,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(3)
+    module = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            # The initial weights are small, so that attention is all but uniform.
+            if name.endswith(("Attention.q.weight", "relative_attention_bias.weight")):
+                weight.mul_(4.0)
+    folder = tmp_path_factory.mktemp("paired")
+    module.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def paired_runs(paired_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of the tiny T5, ``cross``, ``decoder`` and ``encoder``, each with sinks; read only."""
+    from headscope.app.job import analyze_run, capture_run
+
+    place = tmp_path_factory.mktemp("paired_runs")
+    prompts = place / "pairs.jsonl"
+    prompts.write_text(
+        '{"source": "w1 w2 w3 w4 w5 w6 w7", "target": "w9 w8 w7"}\n'
+        '{"source": "w11 w12 w13", "target": "w19 w18 w17 w16 w15"}\n'
+    )
+    for attention in ("cross", "decoder", "encoder"):
+        folder = place / attention
+        run = capture_run(folder, str(paired_folder), prompts=prompts, attention=attention)
+        outcome = analyze_run(run, ("sinks",), options={"sinks": {"least_queries": "1"}})
+        assert set(run.results()) == set(outcome)
+    return place
