@@ -54,6 +54,9 @@ def statistics_page() -> str:
                 for one in known
             ),
         ),
+        "Of one text, so not of cross-attention: "
+        + ", ".join(f"`{one.name}`" for one in known if one.positional)
+        + ".",
         "## Definitions",
         table(
             ("name", "formula", "source"),

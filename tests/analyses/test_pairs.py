@@ -1,0 +1,49 @@
+"""Sinks where keys are not the tokens before a query: cross-attention and an encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headscope.analyses import sinks
+from headscope.probes import Pair, capture, load_model
+
+PAIRS = [Pair([3, 4, 5, 6], [0, 9, 8, 7, 6, 5]), Pair([9, 8], [0, 9])]
+
+
+@pytest.mark.parametrize("attention", ["cross", "encoder"])
+def test_sinks_are_means_over_all_queries(attention: str, paired_folder: Path) -> None:
+    model = load_model(paired_folder, attention=attention)
+    found = sinks.run(capture(model, PAIRS), least_queries=1)
+    model.module.set_attn_implementation("eager")
+    first, later, expected = [], [], []
+    for one in PAIRS:
+        with torch.no_grad():
+            result = model.module(
+                input_ids=torch.tensor([one.source]),
+                decoder_input_ids=torch.tensor([one.target]),
+                output_attentions=True,
+            )
+        alpha = torch.cat(result[f"{attention}_attentions"]).double().numpy().mean(-2)
+        first.append(alpha[..., 0])
+        later.append(alpha[..., 1:].max(-1))
+        expected.append(alpha.mean((0, 1)))
+    np.testing.assert_allclose(found["sink"], np.mean(first, 0), atol=5e-5)
+    np.testing.assert_allclose(found["later_sink"], np.mean(later, 0), atol=5e-5)
+    np.testing.assert_allclose(found["token_received"], expected[0], atol=5e-5)
+    assert found["token"].values.tolist() == ["w0", "w1", "w2", "w3"]
+    assert "'w0', 'w6'" in found.attrs["convention"]
+    assert found.attrs["attention"] == attention
+
+
+def test_keys_that_too_few_queries_see_are_left_out_of_cross_attention(
+    paired_folder: Path,
+) -> None:
+    model = load_model(paired_folder, attention="cross")
+    found = sinks.run(capture(model, PAIRS[:1]), least_queries=6)
+    assert found["key_received"].notnull().all()
+    few = sinks.run(capture(model, PAIRS[:1]), least_queries=7)
+    assert few["key_received"].isnull().all()

@@ -1,0 +1,146 @@
+"""Runs of an encoder–decoder model: from the command line to the screen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
+
+from headscope.app import cli, loading
+from headscope.app.cli import app as commands
+from headscope.app.job import analyze_run, open_model, open_run
+from headscope.kernels.refusal import Refused
+from headscope.probes import Pair, capture, pattern
+
+MAIN = str(Path(loading.__file__).with_name("main.py"))
+
+
+def opened(run: Path, monkeypatch: pytest.MonkeyPatch, **link: str) -> AppTest:
+    monkeypatch.setenv(loading.VARIABLE, str(run))
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    app = AppTest.from_file(MAIN, default_timeout=60)
+    for field, value in link.items():
+        app.query_params[field] = value
+    app.run()
+    assert not app.exception
+    assert not app.error
+    return app
+
+
+def test_a_run_of_pairs_is_made_from_a_file(paired_folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "pairs.jsonl"
+    prompts.write_text('{"source": "w1 w2 w3", "target": "w4 w5"}\n')
+    run = tmp_path / "run"
+    arguments = ["--prompts", str(prompts), "--attention", "cross", "--out", str(run)]
+    result = CliRunner().invoke(commands, ["capture", str(paired_folder), *arguments])
+    assert result.exit_code == 0, result.output
+    made = open_run(run)
+    assert made.manifest["attention"] == "cross"
+    assert made.prompts() == [Pair([4, 5, 6], [0, 7, 8])]
+    assert made.capture["key_token"].values.tolist() == [["w1", "w2", "w3"]]
+    assert open_model(made).attention == "cross"
+
+
+@pytest.mark.parametrize(
+    ("line", "attention", "said"),
+    [
+        ('{"source": "w1", "target": "w2"}', "self", "'encoder', 'decoder', 'cross'"),
+        ('{"source": "w1"}', "cross", '{"target": "..."}'),
+        ('{"source": "w1", "target": " "}', "cross", "pairs.jsonl:1 is empty"),
+        ('{"text": "w1"}', "decoder", "needs Pair(source=..., target=...)"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    line: str,
+    attention: str,
+    said: str,
+    paired_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts = tmp_path / "pairs.jsonl"
+    prompts.write_text(line + "\n")
+    given = ["--prompts", str(prompts), "--attention", attention, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["headscope", "capture", str(paired_folder), *given])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert said in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("attention", ["cross", "decoder", "encoder"])
+def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
+    attention: str, paired_runs: Path
+) -> None:
+    run = open_run(paired_runs / attention)
+    names = ("head_types", "importance", "rollout", "retrieval")
+    outcome = analyze_run(run, names, number=2)
+    for name in names:
+        assert isinstance(outcome[name], Refused)
+        assert f"{name} asks for the next word" in str(outcome[name])
+    controls = analyze_run(run, ("sink_controls",), options={"sink_controls": {"prompts": "2"}})
+    refused = isinstance(controls["sink_controls"], Refused)
+    assert refused == (attention != "encoder")
+    (run.path / "results" / "sink_controls.safetensors").unlink(missing_ok=True)
+    assert "sinks" in run.results()
+
+
+@pytest.mark.parametrize("attention", ["cross", "decoder", "encoder"])
+def test_the_screen_shows_target_tokens_down_and_source_tokens_across(
+    attention: str, paired_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = opened(paired_runs / attention, monkeypatch, layer="1", head="2", prompt="1")
+    assert app.main.subheader[1].value == "L1H2"
+    figure = charts(app)["pattern_chart"]
+    rows, columns = (
+        ["w11", "w12", "w13"] if attention == "encoder" else ["<pad>", *words(19, 14)],
+        ["<pad>", *words(19, 14)] if attention == "decoder" else ["w11", "w12", "w13"],
+    )
+    down, across = figure["layout"]["yaxis"], figure["layout"]["xaxis"]
+    assert [label.replace("&lt;", "<").replace("&gt;", ">") for label in down["ticktext"]] == rows
+    assert [one.replace("&lt;", "<").replace("&gt;", ">") for one in across["ticktext"]] == columns
+    crossed = attention == "cross"
+    assert down["title"]["text"] == ("looks (target token)" if crossed else "looks (query)")
+    assert across["title"]["text"] == ("looked at (source token)" if crossed else "looked at (key)")
+    shown = app.main.code[1].value
+    assert "opened.prompts()[1]" in shown
+
+
+def words(start: int, stop: int) -> list[str]:
+    return [f"w{at}" for at in range(start, stop, -1)]
+
+
+def charts(app: AppTest) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+    """The figures on the screen, by the end of their keys."""
+    import json
+
+    found = {}
+    for one in app.get("plotly_chart"):
+        for name in ("pattern_chart", "row_chart", "grid_chart"):
+            if name in str(one.proto.id):
+                found[name] = json.loads(one.proto.spec)
+    return found
+
+
+def test_a_pair_of_ones_own_is_drawn(paired_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = paired_runs / "cross"
+    app = opened(run, monkeypatch, layer="2", head="1")
+    app.text_area(key="text").set_value("w30 w31 w32 w33").run()
+    assert charts(app)["pattern_chart"]["layout"]["xaxis"]["ticktext"][0] == "w1"
+    app.text_area(key="target").set_value("w40").run()
+    assert not app.error
+    figure = charts(app)["pattern_chart"]
+    assert figure["layout"]["xaxis"]["ticktext"] == ["w30", "w31", "w32", "w33"]
+    assert "Pair('w30 w31 w32 w33', 'w40')" in app.main.code[1].value
+    model = open_model(open_run(run))
+    pair = Pair("w30 w31 w32 w33", "w40")
+    own = pattern(capture(model, pair, stats=("lse",), keep=("q", "k")), 2, 1)
+    assert own.shape == (2, 4)
+    np.testing.assert_allclose(own.sum("key"), 1.0, atol=1e-5)
