@@ -24,6 +24,14 @@ from headscope.analyses._result import averaged, dataset, label, require, top, v
 NEEDS = ("received",)
 
 SOURCE = "Gu et al. 2410.10781"
+NOTE = (
+    "Where attention goes, not what it does: a head that parks its weight may be idle or may use the "
+    "sink as a default"
+)
+CONTROLS = (
+    "its causal number is the ablation in `importance`. The rate depends on the prompts: "
+    "`sink_controls` has it for random and repeated tokens."
+)
 # How many sink tokens are named.
 TOKENS = 8
 
@@ -132,11 +140,7 @@ def run(
             for name, each in scores.items()
         },
         sink_tokens=_tokens(capture, above),
-        note=(
-            "Where attention goes, not what it does: a head that parks its weight may be idle or "
-            "may use the sink as a default; its causal number is the ablation in `importance`. The "
-            "rate depends on the prompts: `sink_controls` has it for random and repeated tokens."
-        ),
+        note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
     )
 
 

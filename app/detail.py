@@ -17,7 +17,7 @@ from headscope.kernels.refusal import Refused
 from headscope.probes.pair import Pair
 
 
-def scores(found: Mapping[str, Score], layer: int, head: int) -> None:
+def scores(found: Mapping[str, Score], layer: int, head: int, attention: str = "self") -> None:
     """Show every score of a head with its rank and interval, the causal ones first."""
     groups = {
         "what happens without it (causal)": [each for each in found.values() if each.is_causal],
@@ -28,7 +28,10 @@ def scores(found: Mapping[str, Score], layer: int, head: int) -> None:
     for title, members in groups.items():
         st.markdown(f"**L{layer}H{head}: {title}**")
         if not members:
-            st.info("None in this run; `headscope analyze RUN importance` measures them.")
+            how = (
+                "; `headscope analyze RUN importance` measures them" if attention == "self" else ""
+            )
+            st.info(f"None in this run{how}.")
             continue
         st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
     with st.expander("What the scores mean", icon=":material/help:"):

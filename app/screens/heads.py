@@ -52,7 +52,7 @@ def draw() -> None:
         table = heads_table(results)
         overview.draw(scores, chosen, table, name)
         _downloads(table, run.manifest, name)
-        detail.scores(scores, layer, head)
+        detail.scores(scores, layer, head, str(capture.attrs.get("attention", "self")))
     with right:
         st.subheader(f"L{layer}H{head}")
         detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")

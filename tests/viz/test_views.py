@@ -254,3 +254,14 @@ def test_unknown_names_are_refused() -> None:
         viz.load("pie")
     with pytest.raises(Refused, match="no variable 'y'; use one of x"):
         viz.draw(xr.Dataset({"x": array(("key", 2))}), "y")
+
+
+def test_keys_with_words_of_their_own_are_labelled_by_them() -> None:
+    drawn = array(("query", 2), ("key", 2), attention="cross").assign_coords(
+        token=("query", ["guten", "Tag"]), key_token=("key", ["good", "day"])
+    )
+    figure = viz.choose(drawn).figure(drawn)
+    assert list(figure.layout.yaxis.ticktext) == ["guten", "Tag"]
+    assert list(figure.layout.xaxis.ticktext) == ["good", "day"]
+    lane = viz.load("lane").figure(drawn.mean("query"))
+    assert list(lane.layout.xaxis.ticktext) == ["good", "day"]
