@@ -25,8 +25,8 @@ NEEDS = ("received",)
 
 SOURCE = "Gu et al. 2410.10781"
 NOTE = (
-    "Where attention goes, not what it does: a head that parks its weight may be idle or may use the "
-    "sink as a default"
+    "Where attention goes, not what it does: a head that parks its weight may be idle or may use "
+    "the sink as a default"
 )
 CONTROLS = (
     "its causal number is the ablation in `importance`. The rate depends on the prompts: "

@@ -171,8 +171,10 @@ def _plain(array: xr.DataArray) -> dict[str, Any]:
 
 def _made(manifest: Mapping[str, Any]) -> str:
     prompts = manifest.get("task") or manifest.get("prompts") or "own prompts"
+    kind = str(manifest.get("attention", "self"))
+    which = "" if kind == "self" else f", {kind} attention"
     return html.escape(
-        f"{manifest['architecture']}, revision {manifest['revision']}. Captured on "
+        f"{manifest['architecture']}{which}, revision {manifest['revision']}. Captured on "
         f"{manifest['n_prompts']} prompts ({prompts}) at {manifest['created']} with headscope "
         f"{manifest['headscope']}."
     )
