@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # Written by the analyses in front of a conclusion that must not be overlooked.
 ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE|WARNING)\b")
 PROVENANCE = (
-    "model", "revision", "architecture", "dtype", "task", "seed", "n_prompts", "prompts_sha256",
-    "stats", "convention", "headscope",
+    "model", "revision", "architecture", "attention", "dtype", "task", "seed", "n_prompts",
+    "prompts_sha256", "stats", "convention", "headscope",
 )  # fmt: skip
 # Of more heads the table is read from the CSV file.
 LISTED = 300

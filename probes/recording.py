@@ -16,8 +16,8 @@ import xarray as xr
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.probes import biases, labels
 from headscope.probes import spans as named_spans
 from headscope.probes import targets as rules
 from headscope.probes.edit import Edit
@@ -225,7 +225,7 @@ class Recording:
         if call.sinks is not None:
             self.sinks[call.layer] = call.sinks.cpu().numpy()
         if call.bias is not None and {"q", "k"} <= set(self.keep):
-            found = by_distance(call.bias)
+            found = biases.by_distance(call.bias)
             if found.shape[1] > self.biases.get(call.layer, found[:, :0]).shape[1]:
                 self.biases[call.layer] = found
         for name, value in (("window", call.window), ("softcap", call.softcap)):
@@ -251,16 +251,13 @@ class Recording:
         return xr.Dataset(variables, coords=self._coords())
 
     def _coords(self) -> dict[str, Any]:
-        model, ids = self.model, self.prompts.ids
-        token, token_id, length = _words(model, ids)
+        model = self.model
         group = model.heads // model.kv_heads
         coords: dict[str, Any] = {
             "layer": np.arange(model.layers),
             "head": np.arange(model.heads),
             "kv_group": ("head", np.arange(model.heads) // group),
-            "token": (("prompt", "query"), token),
-            "token_id": (("prompt", "query"), token_id),
-            "length": ("prompt", length),
+            **labels.coords(model, self.prompts),
             **{name: ("layer", values) for name, values in self.per_layer.items()},
             "causal": ("layer", self.per_layer["causal"] > 0),
         }
@@ -274,56 +271,12 @@ class Recording:
                 logits[layer] = values
             coords["sink_logit"] = (("layer", "head"), logits)
         if self.biases:
-            reach = max(one.shape[1] for one in self.biases.values()) // 2
-            table = np.full((model.layers, model.heads, 2 * reach + 1), np.nan, dtype=np.float32)
-            for layer, values in self.biases.items():
-                table[layer] = values
-            coords["position_bias"] = (("layer", "head", "relative"), table)
-            coords["relative"] = np.arange(-reach, reach + 1)
-        if self.prompts.sources:
-            token, token_id, length = _words(model, self.prompts.sources)
-            if self.prompts.crossed:
-                coords["key_token"] = (("prompt", "key"), token)
-            name, dim = ("key", "key") if self.prompts.crossed else ("source", "source")
-            coords[f"{name}_token_id"] = (("prompt", dim), token_id)
-            coords[f"{name}_length"] = ("prompt", length)
+            coords.update(biases.coords(model, self.biases))
         used = {dim for dims in self.layout.values() for dim in dims}
         if "kv_head" in used:
             coords["kv_head"] = np.arange(model.kv_heads)
         coords.update({dim: np.array(labels) for dim, labels in self._labels().items()})
         return coords
-
-
-def _words(
-    model: Model, ids: Sequence[Sequence[int]]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Name the tokens of prompts, side by side: words, ids and lengths."""
-    longest = max(map(len, ids))
-    token_id = np.full((len(ids), longest), -1, dtype=np.int64)
-    token = np.full((len(ids), longest), "", dtype=object)
-    for row, one in enumerate(ids):
-        token_id[row, : len(one)] = one
-        token[row, : len(one)] = model.words(one)
-    return token.astype(str), token_id, np.array([len(one) for one in ids])
-
-
-def by_distance(bias: Tensor) -> npt.NDArray[np.float32]:
-    """Read a relative position bias as one row a head over key - query, -(n - 1) … n - 1.
-
-    Raises
-    ------
-    Refused
-        When it depends on more than the distance, so that q, k and lse would not tell the weights.
-    """
-    length = bias.shape[-1]
-    at = torch.arange(length, device=bias.device)
-    row = torch.cat((bias[0, :, 1:, 0].flip(1), bias[0, :, 0]), dim=1)
-    if bias.shape[0] != 1 or not torch.equal(row[:, at - at[:, None] + length - 1], bias[0]):
-        raise Refused(
-            "keep: the position bias of this model is no function of the distance, so q and k do "
-            "not tell its weights; capture stats=('pattern',) instead"
-        )
-    return row.cpu().numpy()
 
 
 def _attrs(name: str) -> dict[str, Any]:

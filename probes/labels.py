@@ -1,0 +1,44 @@
+"""Labels: the tokens of every prompt, as coordinates of a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+    from headscope.probes.prompts import Prompts
+
+
+def coords(model: Model, prompts: Prompts) -> dict[str, Any]:
+    """Name the tokens along queries, and along a source where there is one."""
+    token, token_id, length = _words(model, prompts.ids)
+    found: dict[str, Any] = {
+        "token": (("prompt", "query"), token),
+        "token_id": (("prompt", "query"), token_id),
+        "length": ("prompt", length),
+    }
+    if prompts.sources:
+        token, token_id, length = _words(model, prompts.sources)
+        name = "key" if prompts.crossed else "source"
+        if prompts.crossed:
+            found["key_token"] = (("prompt", "key"), token)
+        found[f"{name}_token_id"] = (("prompt", name), token_id)
+        found[f"{name}_length"] = ("prompt", length)
+    return found
+
+
+def _words(
+    model: Model, ids: Sequence[Sequence[int]]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Name the tokens of prompts, side by side: words, ids and lengths."""
+    longest = max(map(len, ids))
+    token_id = np.full((len(ids), longest), -1, dtype=np.int64)
+    token = np.full((len(ids), longest), "", dtype=object)
+    for row, one in enumerate(ids):
+        token_id[row, : len(one)] = one
+        token[row, : len(one)] = model.words(one)
+    return token.astype(str), token_id, np.array([len(one) for one in ids])
