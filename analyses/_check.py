@@ -29,6 +29,15 @@ def one_of(name: str, value: str, choices: Collection[str]) -> None:
         raise Refused(f"{name}: {value!r} is not one of {', '.join(sorted(choices))}")
 
 
+def one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) -> None:
+    """Refuse an attention of an encoder–decoder model that an analysis has no meaning for."""
+    if attention not in known:
+        raise Refused(
+            f"capture: {analysis} follows attention through one text from layer to layer, and this "
+            f"is the {attention} attention of an encoder–decoder model; see sinks"
+        )
+
+
 def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """Turn option values, also as text from a command line, into the types of their defaults.
 

@@ -87,6 +87,7 @@ def run(
     ('query', 'key')
     """
     require(capture, NEEDS, "rollout")
+    _check.one_text(capture.attrs.get("attention", "self"), "rollout")
     _check.at_least("substitutes", substitutes, 1)
     _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     longest = capture.sizes["query"]
@@ -195,6 +196,9 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     for name in ("q", "k", "lse"):
         if name not in capture:
             raise Refused(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
+    _check.one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
+    if "position_bias" in capture.coords:
+        raise Refused("capture: rows know no position bias, which this model adds to its logits")
     if capture.attrs.get("reweighted"):
         raise Refused("edits: the weights of this capture were edited, and q and k do not tell how")
     _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)

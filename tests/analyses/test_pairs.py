@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.analyses import sinks
+from headscope.analyses import rollout, sinks
+from headscope.kernels.refusal import Refused
 from headscope.probes import Pair, capture, load_model
 
 PAIRS = [Pair([3, 4, 5, 6], [0, 9, 8, 7, 6, 5]), Pair([9, 8], [0, 9])]
@@ -47,3 +48,14 @@ def test_keys_that_too_few_queries_see_are_left_out_of_cross_attention(
     assert found["key_received"].notnull().all()
     few = sinks.run(capture(model, PAIRS[:1]), least_queries=7)
     assert few["key_received"].isnull().all()
+
+
+def test_rollout_refuses_what_is_not_one_text(paired_folder: Path) -> None:
+    cross = load_model(paired_folder, attention="cross")
+    found = capture(cross, PAIRS, stats=("pattern", "lse"), keep=("q", "k"))
+    for call in (lambda: rollout.rows(found), lambda: rollout.run(found, cross)):
+        with pytest.raises(Refused, match="is the cross attention of an encoder–decoder model"):
+            call()
+    biased = capture(load_model(cross, attention="encoder"), [[3, 4]], stats=(), keep=("q", "k"))
+    with pytest.raises(Refused, match="rows know no position bias"):
+        rollout.rows(biased)
