@@ -58,11 +58,13 @@ def _call(
     k = k[[place[int(group)] for group in one["kv_group"].values]]
     window, softcap = float(one["window"]), float(one["softcap"])
     sinks = one["sink_logit"].values if "sink_logit" in one.coords else np.full(len(q), np.nan)
+    slopes = one["alibi_slope"].values if "alibi_slope" in one.coords else None
     variant = Variant(
         scale=float(one["logit_scale"]),
         causal=bool(one["causal"]),
         window=None if np.isnan(window) else int(window),
         softcap=None if np.isnan(softcap) else softcap,
+        slopes=None if slopes is None else torch.from_numpy(slopes),
         sinks=None if np.isnan(sinks).any() else torch.from_numpy(sinks),
     )
     return torch.from_numpy(np.ascontiguousarray(q))[None], torch.from_numpy(k)[None], variant

@@ -39,7 +39,8 @@ def by_distance(bias: Tensor) -> npt.NDArray[np.float32]:
     length = bias.shape[-1]
     at = torch.arange(length, device=bias.device)
     row = torch.cat((bias[0, :, 1:, 0].flip(1), bias[0, :, 0]), dim=1)
-    if bias.shape[0] != 1 or not torch.equal(row[:, at - at[:, None] + length - 1], bias[0]):
+    square = bias.shape[0] == 1 and bias.shape[2] == length
+    if not square or not torch.equal(row[:, at - at[:, None] + length - 1], bias[0]):
         raise Refused(
             "keep: the position bias of this model is no function of the distance, so q and k do "
             "not tell its weights; capture stats=('pattern',) instead"

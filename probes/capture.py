@@ -123,7 +123,8 @@ def capture(
     reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
     smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
     is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
-    sum to less than 1, and ``sink_mass`` is the rest. A model with other layers, such as Mamba's,
+    sum to less than 1, and ``sink_mass`` is the rest. One with ALiBi has ``alibi_slope`` (layer,
+    head), by which a token of distance lowers a logit. A model with other layers, such as Mamba's,
     has ``attention_map`` (layer), False where there is none and every number is NaN. In
     cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
     key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's

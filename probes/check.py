@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,10 @@ from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes.edit import Edit
 from headscope.probes.forward import PLAIN, Ids, Reader, call, paired, run
+from headscope.probes.implementation import using
 from headscope.probes.model import Geometry, Model
 from headscope.probes.pair import Pair
-from headscope.probes.seam import NAME, Call, installed, using
+from headscope.probes.seam import NAME, Call, follows, installed
 from headscope.probes.stacks import SELF, blocks, maps
 
 STATISTICS = ("entropy", "max_weight", "first_mass", "received")
@@ -59,6 +61,7 @@ def inspect(model: Model) -> Model:
     ours = run(model, ids, Reader(Request(stats=STATISTICS), take=take), head=False)
     own, weights = _eager(model, ids, calls)
     half = model.dtype in (torch.float16, torch.bfloat16)
+    _compare_implementations(model, ids, own, 5e-2 if half else 1e-4)
     _compare_output(model, ours, own, 5e-2 if half else 1e-4)
     for asked, one in zip(calls, weights, strict=True):
         _compare_statistics(model, asked, found[asked.layer], one, 5e-2 if half else 1e-4)
@@ -79,6 +82,12 @@ def _refuse_unfit(model: Model) -> None:
     given = getattr(model.module, "main_input_name", "input_ids")
     if model.attention != SELF and given != "input_ids":
         raise Refused(f"model: the encoder of {model.architecture} reads {given}, not tokens")
+    if getattr(model.module.config, "attention_type", None) == "block_sparse":
+        # BigBird turns itself into another model at the first short text, such as ours.
+        raise Refused(
+            f"attention_type: {model.architecture} attends to blocks, which is not known; load it "
+            "with attention_type='original_full'"
+        )
     for name, weight in model.module.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise Refused(f"model: weight {name} of {model.name} holds NaN or infinity")
@@ -87,7 +96,7 @@ def _refuse_unfit(model: Model) -> None:
 def _prompt(model: Model) -> Ids:
     config = model.module.config.get_text_config()
     length = LENGTH
-    window = getattr(config, "sliding_window", None)
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
     if window and window <= 64:
         length = max(length, window + 8)  # so that a short window is seen to cut
     length = min(length, model.context or length)
@@ -109,13 +118,17 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
         shapes[asked.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
         return asked.query.new_zeros(*asked.query.shape[:3], value_size)
 
-    if not _follows_the_interface(model):
+    try:
+        with installed(model, measure):
+            call(model, ids, head=False)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        # Code outside the interface may ask a mask or scores for anything.
+        if isinstance(error, Refused) or follows(model.module):
+            raise
         raise Refused(
-            f"model: {model.architecture} does not follow transformers' AttentionInterface, so "
-            "its attention cannot be read; this architecture is refused"
-        )
-    with installed(model, measure):
-        call(model, ids, head=False)
+            f"model: {model.architecture} is outside transformers' AttentionInterface and cannot "
+            f"be followed ({str(error).partition(chr(10))[0]}); this model is refused"
+        ) from error
     layers = sorted(shapes)
     if not layers:
         raise Refused(f"model: no layer of {model.name} asked for attention; refused")
@@ -132,12 +145,13 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
     if len(set(shapes.values())) != 1:
         raise Refused(f"model: the layers of {model.name} differ in heads or sizes; refused")
     without = tuple(layer for layer in range(total) if layer not in shapes)
+    if without and not follows(model.module):
+        # Steps that were not noticed look the same as a layer of another kind.
+        raise Refused(
+            f"model: layers {list(without)} of {model.name} do no attention that can be followed; "
+            "this model is refused"
+        )
     return replace(shapes[layers[0]], layers=total, without=without)
-
-
-def _follows_the_interface(model: Model) -> bool:
-    # The bridge replaces the attention modules, so only the class of the model itself is asked.
-    return bool(type(model.module)._can_set_attn_implementation())
 
 
 def _eager(model: Model, ids: Ids, calls: list[Call]) -> tuple[Tensor, list[Tensor]]:
@@ -154,24 +168,51 @@ def _eager(model: Model, ids: Ids, calls: list[Call]) -> tuple[Tensor, list[Tens
 
     def keep(part: nn.Module, given: Any, result: Any) -> None:
         maps = [one for one in result[1:] if isinstance(one, Tensor) and one.ndim == 4]
-        if len(maps) != 1:
-            raise Refused(f"model: {type(part).__name__} returns no weights to check against")
-        weights[id(part)] = maps[0][0].double().cpu()
+        if len(maps) == 1:
+            weights[id(part)] = maps[0][0].double().cpu()
 
     handles = [part.register_forward_hook(keep) for part in parts]
     try:
-        if model.bridge is not None:
-            from headscope.probes.bridge import unwrapped
-
-            with unwrapped(model.bridge), using(model.module, "eager"):
-                own = model.module.base_model(input_ids=ids, **PLAIN).last_hidden_state
-        else:
-            with using(model.module, "eager"):
-                own = call(model, ids, head=False)
+        own = _own(model, ids, "eager")
+        if not weights and not follows(model.module):
+            # Older code makes weights only where they are asked for. Not at first: to ask newer
+            # code leaves hooks of transformers' own behind.
+            own = _own(model, ids, "eager", output_attentions=True)
     finally:
         for handle in handles:
             handle.remove()
+    for part in parts:
+        if id(part) not in weights:
+            raise Refused(f"model: {type(part).__name__} returns no weights to check against")
     return own, [weights[id(part)] for part in parts]
+
+
+def _own(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
+    """Run the model's own attention: the last hidden state."""
+    with ExitStack() as stack:
+        if model.bridge is not None:
+            from headscope.probes.bridge import unwrapped
+
+            stack.enter_context(unwrapped(model.bridge))
+        stack.enter_context(using(model.module, implementation))
+        if not options:
+            return call(model, ids, head=False)
+        result = model.module.base_model(input_ids=ids, **{**PLAIN, **options})
+        found: Tensor = result.last_hidden_state
+    return found
+
+
+def _compare_implementations(model: Model, ids: Ids, own: Tensor, tolerance: float) -> None:
+    """Refuse a model whose attentions are two: outside the interface, each has its own code."""
+    given = model.module.config._attn_implementation
+    if follows(model.module) or given == "eager":
+        return
+    gap = float((_own(model, ids, given).double() - own.double()).abs().max())
+    if gap > tolerance * max(1.0, float(own.double().abs().max())):
+        raise Refused(
+            f"model: the {given} and the eager attention of {model.name} differ by {gap:.2g}, so "
+            "there is no one reading; load it with attn_implementation='eager' to read that"
+        )
 
 
 def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -> None:

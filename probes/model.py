@@ -101,8 +101,9 @@ class Model:
     def context(self) -> int | None:
         """Longest prompt in tokens, or None where the model names no limit."""
         config = self.module.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        names = ("max_position_embeddings", "max_seq_len")
+        limits = [getattr(config, name, None) or 0 for name in names]
+        return int(max(limits)) if max(limits) > 0 else None
 
     @property
     def vocabulary(self) -> int:
@@ -218,9 +219,10 @@ def load_model(
     Raises
     ------
     Refused
-        For a model that is missing, does not follow transformers' attention interface, uses a
-        variant of attention that the engine does not know, holds NaN, or fails the check; for an
-        attention that it does not have, and without one for an encoder–decoder model.
+        For a model that is missing, whose attention neither goes through transformers' attention
+        interface nor can be followed step by step, that uses a variant of attention that the
+        engine does not know, holds NaN, or fails the check; for an attention that it does not
+        have, and without one for an encoder–decoder model.
 
     Examples
     --------

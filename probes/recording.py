@@ -68,6 +68,7 @@ class Recording:
     found: named_spans.Spans | None = None
     sinks: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     biases: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    slopes: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Find targets and spans, and refuse bad options before anything is allocated."""
@@ -93,14 +94,15 @@ class Recording:
             self.arrays[name] = np.full(shape, np.nan, dtype=np.float32)
 
     def lay_out(self) -> None:
-        """Stand in for the arrays, and ask the model what holds for its layers, in one token."""
+        """Stand in for the arrays, and ask the model what holds for its layers, in a few tokens."""
         self.prepare()
         for name, shape in self.shapes.items():
             self.arrays[name] = np.broadcast_to(np.float32(np.nan), shape)
         take = Reader(Request(stats=()), (), lambda call, outputs, z: self.note(call))
+        # From a single token no slope can be read.
         brief = replace(
             self.prompts,
-            ids=(self.prompts.ids[0][:1],),
+            ids=(max(self.prompts.ids, key=len)[:8],),
             sources=tuple(one[:1] for one in self.prompts.sources[:1]),
         )
         with torch.no_grad():
@@ -228,6 +230,8 @@ class Recording:
             found = biases.by_distance(call.bias)
             if found.shape[1] > self.biases.get(call.layer, found[:, :0]).shape[1]:
                 self.biases[call.layer] = found
+        if call.slopes is not None and (call.key.shape[2] > 1 or call.layer not in self.slopes):
+            self.slopes[call.layer] = call.slopes.cpu().numpy()
         for name, value in (("window", call.window), ("softcap", call.softcap)):
             if value is not None:
                 self.per_layer[name][call.layer] = value
@@ -272,6 +276,11 @@ class Recording:
             coords["sink_logit"] = (("layer", "head"), logits)
         if self.biases:
             coords.update(biases.coords(model, self.biases))
+        if self.slopes:
+            rates = np.zeros((model.layers, model.heads), dtype=np.float32)
+            for layer, values in self.slopes.items():
+                rates[layer] = values
+            coords["alibi_slope"] = (("layer", "head"), rates)
         used = {dim for dims in self.layout.values() for dim in dims}
         if "kv_head" in used:
             coords["kv_head"] = np.arange(model.kv_heads)

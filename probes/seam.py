@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from headscope.kernels.attention import attend
@@ -28,6 +28,12 @@ from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
+from headscope.probes.implementation import using
+from headscope.probes.outside import reading
+from headscope.probes.outside.listener import listening
+from headscope.probes.outside.mask import Mask
+from headscope.probes.outside.scores import Attention
+from headscope.probes.outside.sight import Sight
 from headscope.probes.stacks import SELF, Places
 
 if TYPE_CHECKING:
@@ -67,7 +73,8 @@ class Call:
     softcap: float | None
     key_mask: Bool[Tensor, "batch key"] | None
     sinks: Float[Tensor, " head"] | None = None
-    bias: Float[Tensor, "_ head query key"] | None = None
+    slopes: Float[Tensor, " head"] | None = None
+    bias: Float[Tensor, "_ _ _ _"] | None = None
     kind: str = SELF
 
     def attend(self, request: Request, edits: Edits | None = None) -> dict[str, Tensor]:
@@ -93,6 +100,7 @@ class Call:
             softcap=self.softcap,
             key_mask=self.key_mask,
             sinks=self.sinks,
+            slopes=self.slopes,
             bias=self.bias,
             edits=edits,
         )
@@ -107,6 +115,7 @@ class _Session:
     root: nn.Module
     attention: str = SELF
     places: Places | None = None
+    outside: bool = False
     masks: set[tuple[bool, int | None]] = field(default_factory=set)
     numbers: dict[int, int] = field(default_factory=dict)
 
@@ -116,13 +125,24 @@ class _Session:
 
     def _layer(self, module: nn.Module) -> int:
         """Number an attention module: by its own word, or by its place among its like."""
-        given = getattr(module, "layer_idx", None)
-        if given is not None:
-            return int(given)
+        for name in ("layer_idx", "layer_id"):
+            if isinstance(getattr(module, name, None), int):
+                return int(getattr(module, name))
         if id(module) not in self.numbers:
             like = [part for part in self.root.modules() if type(part) is type(module)]
             self.numbers.update({id(part): number for number, part in enumerate(like)})
         return self.numbers[id(module)]
+
+    def hear(self, module: nn.Module, heard: Attention) -> Tensor:
+        """Answer a module outside the interface, whose steps have been followed."""
+        kind, layer = self.place(module)
+        known = reading.fields(heard, module)
+        return self.answer(Call(layer=layer, module=module, softcap=None, kind=kind, **known))
+
+    def answer(self, call: Call) -> Tensor:
+        """Hand a call to the receiver, or compute it as it is where another kind is chosen."""
+        chosen = call.kind == self.attention
+        return self.receive(call) if chosen else call.attend(Request(stats=()))["z"]
 
 
 _session: ContextVar[_Session | None] = ContextVar("headscope_session", default=None)
@@ -154,39 +174,20 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
         places = None if model.attention == SELF else Places(model.module)
         if places is not None:
             stack.enter_context(places.watching())
-        token = _session.set(_Session(receive, model.module, model.attention, places))
+        outside = not follows(model.module)
+        session = _Session(receive, model.module, model.attention, places, outside)
+        token = _session.set(session)
         stack.callback(_session.reset, token)
+        if session.outside:
+            stack.enter_context(listening(model.module, session.hear))
         yield
 
 
-@contextmanager
-def using(module: nn.Module, implementation: str) -> Iterator[None]:
-    """Switch every config of a module to an attention implementation, dropout off, and back."""
-    configs = _configs(module)
-    before = [(config, config._attn_implementation) for config in configs]
-    training = [part for part in module.modules() if part.training]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = implementation
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
-        for part in training:
-            part.training = True
-
-
-def _configs(module: nn.Module) -> list[Any]:
-    found: dict[int, Any] = {}
-    queue = [getattr(part, "config", None) for part in module.modules()]
-    while queue:
-        config = queue.pop()
-        if isinstance(config, PreTrainedConfig) and id(config) not in found:
-            found[id(config)] = config
-            queue.extend(getattr(config, name, None) for name in config.sub_configs)
-    return list(found.values())
+def follows(module: nn.Module) -> bool:
+    """Say whether a Hugging Face model looks its attention up in transformers' interface."""
+    # The bridge replaces the attention modules, so only the class of the model itself is asked.
+    kind: Any = type(module)
+    return bool(kind._can_set_attn_implementation())
 
 
 def _attend(
@@ -206,8 +207,7 @@ def _attend(
     place = session.place(module)
     call = _read(module, place, query, key, value, attention_mask, fields)
     _compare_with_masks(call, session.masks)
-    chosen = call.kind == session.attention
-    z = session.receive(call) if chosen else call.attend(Request(stats=()))["z"]
+    z = session.answer(call)
     return z.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -267,21 +267,27 @@ def _mask(
     kv_offset: int = 0,
     mask_function: Callable[..., Tensor] | None = None,
     attention_mask: Tensor | None = None,
-    **fields: Any,
+    **options: Any,
 ) -> Tensor | None:
     """Return the padding mask as flash attention gets it, and note the shape behind it."""
     session = _session.get()
+    shape: tuple[bool, int | None] = (True, None)
     if session is not None and mask_function is not None:
-        window = fields.get("local_size")
+        window = options.get("local_size")
         last = torch.arange(max(q_length - 2, 0), q_length)[:, None] + int(q_offset)
         keys = torch.arange(kv_length)[None, :] + int(kv_offset)
         zero = torch.zeros((), dtype=torch.long)
         seen = mask_function(zero, zero, last, keys).cpu().expand(len(last), kv_length)
-        session.masks.add(_shape(seen, last, keys, window))
+        shape = _shape(seen, last, keys, window)
+        session.masks.add(shape)
     mask: Tensor | None = flash_attention_mask(
         batch_size, q_length, kv_length, q_offset, kv_offset, attention_mask=attention_mask
     )
-    return mask
+    if session is None or not session.outside:
+        return mask
+    sight = Sight(*shape, None if mask is None else mask.bool())
+    size = (batch_size, 1, q_length, kv_length)
+    return Mask.of(sight, size, options["dtype"], torch.device(options["device"]))
 
 
 def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool, int | None]:

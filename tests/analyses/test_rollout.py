@@ -107,13 +107,14 @@ def test_rows_are_those_of_the_whole_map(name, request):
         assert found["key_token"].values.tolist() == tokens[: len(expected)].tolist()
 
 
-def test_rows_of_windows_caps_sinks_and_both_directions():
-    """A capture by hand: a layer with window and cap, one that looks both ways and has sinks."""
+def test_rows_of_windows_caps_slopes_sinks_and_both_directions():
+    """A capture by hand: a layer with window, cap and ALiBi, one with sinks, both directions."""
     draw = np.random.default_rng(0)
     q, k = draw.normal(size=(1, 2, 4, 50, 8)), draw.normal(size=(1, 2, 2, 50, 8))
     scores = np.einsum("lhqd,lhkd->lhqk", q[0], k[0].repeat(2, axis=1))
     back = np.arange(50)[:, None] - np.arange(50)
-    capped = 2.0 * np.tanh(scores[0] * 0.7 / 2.0)
+    slopes = np.array([[0.5, 0.1, 0.0, 2.0], [0.0] * 4], dtype=np.float32)
+    capped = 2.0 * np.tanh(scores[0] * 0.7 / 2.0) - slopes[0, :, None, None] * back
     logits = np.stack((np.where((back >= 0) & (back < 6), capped, -np.inf), scores[1] * 0.3))
     sinks = np.array([[np.nan] * 4, [-1.0, 0.0, 2.0, 5.0]])
     lse = np.log(np.exp(logits).sum(-1) + np.exp(np.nan_to_num(sinks, nan=-np.inf))[..., None])
@@ -135,6 +136,7 @@ def test_rows_of_windows_caps_sinks_and_both_directions():
             "window": ("layer", [6.0, np.nan]),
             "softcap": ("layer", [2.0, np.nan]),
             "sink_logit": (("layer", "head"), sinks.astype(np.float32)),
+            "alibi_slope": (("layer", "head"), slopes),
         },
     )
     expected = _flow.rollout(_flow.mix(np.exp(logits - lse[..., None])))

@@ -123,6 +123,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": 64},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64},
+    "codegen": {**WIDE, "n_ctx": 64, "rotary_dim": 4, **ENDS},
+    "gpt_neox_japanese": {**SHAPE, "intermediate_multiple_size": 2},
+    "xglm": {
+        "vocab_size": 64,
+        "d_model": 32,
+        "ffn_dim": 48,
+        "num_layers": 2,
+        "attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "openai-gpt": {**WIDE},
     "lfm2": {
         **SHAPE,
         "layer_types": ["conv", "full_attention"],
@@ -170,6 +181,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 64,
         "max_position_embeddings": 64,
     },
+    "megatron-bert": SHAPE,
+    "rembert": {**SHAPE, "input_embedding_size": 32, "output_embedding_size": 32},
+    "roformer": SHAPE,
+    "mpnet": {**SHAPE, "pad_token_id": 1},
+    "deberta": {**SHAPE, "relative_attention": True, "pos_att_type": "c2p|p2c"},
+    "deberta-v2": {**SHAPE, "relative_attention": True, "pos_att_type": "c2p|p2c"},
     "clip_text_model": {**SHAPE, "eos_token_id": 63},
     "vit": {
         "hidden_size": 32,
@@ -184,7 +201,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bart": BART,
     "marian": BART,
 }
-MASKED = ("bert", "roberta", "distilbert")
+MASKED = (
+    *("bert", "roberta", "distilbert"),
+    *("megatron-bert", "rembert", "roformer", "mpnet", "deberta", "deberta-v2"),
+)
 PLAIN = ("clip_text_model", "vit")
 PAIRED = ("t5", "umt5", "bart", "marian")
 
@@ -221,10 +241,16 @@ def eager(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a model's own eager attention: its output and the weights of every layer."""
     before = module.config._attn_implementation
-    module.set_attn_implementation("eager")
+    switch(module, "eager")
     try:
         with torch.no_grad():
             result = module(input_ids=ids, attention_mask=mask, output_attentions=True)
     finally:
-        module.set_attn_implementation(before)
+        switch(module, before)
     return result[0], result.attentions
+
+
+def switch(module: Any, implementation: str) -> None:
+    """Choose an attention, also where transformers leaves what was chosen in silence."""
+    module.set_attn_implementation(implementation)
+    module.config._attn_implementation_internal = implementation

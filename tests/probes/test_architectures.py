@@ -17,7 +17,7 @@ from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.forward import Reader, logits
 from headscope.probes.model import Model
-from headscope.probes.seam import Call, installed
+from headscope.probes.seam import Call, follows, installed
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 TOLERANCE = 5e-5
@@ -69,8 +69,19 @@ def try_capture(model: Model, module: Any) -> str:
             close(torch.from_numpy(found["max_weight"].isel(at).values), one.amax(-1))
         for layer in model.geometry.without:
             assert found["entropy"].isel(layer=layer).isnull().all()
+    if not follows(module):
+        return "yes, followed; quadratic memory" if holds_maps(model) else "yes, followed"
     absent = ", ".join(map(str, model.geometry.without))
     return f"yes; no attention map in layer {absent}" if absent else "yes"
+
+
+def holds_maps(model: Model) -> bool:
+    """Say whether the model itself makes a bias of all queries and keys."""
+    biases: list[Tensor | None] = []
+    reader = Reader(Request(stats=()), take=lambda call, outputs, z: biases.append(call.bias))
+    with torch.no_grad(), installed(model, reader):
+        model.module(input_ids=draw(9))
+    return any(one is not None and one.shape[2] > 1 for one in biases)
 
 
 def by_layer(model: Model, weights: tuple[Tensor | None, ...]) -> list[tuple[int, Tensor]]:
@@ -204,11 +215,16 @@ architecture with random weights did in the tests, against Hugging Face's eager 
 (statistics and output within 5e-5 at 1, 9 and 33 tokens). A test compares this file with what it
 finds, so it cannot lie.
 
-- **capture**: through the fused seam, or why the architecture is refused. Of an encoder–decoder
-  model the attentions that can be chosen (`load_model(..., attention=...)`); *N×N bias*: the model
-  itself makes a matrix of its relative position bias, so memory grows with the square of the text.
+- **capture**: through transformers' attention interface; *followed*: outside it, where the model's
+  own steps between queries and values are followed and none is computed. Both are fused: no N×N map
+  and no N×N mask is made (GPT-Neo keeps one of its own), but where *quadratic memory* is said, the
+  model makes an N×N bias, which is used as it is. Else why the architecture is refused. Of an
+  encoder–decoder model the attentions that can be chosen (`load_model(..., attention=...)`); *N×N
+  bias*: the model itself makes a matrix of its relative position bias, so memory grows with the
+  square of the text.
 - **padding**: sides on which a batch may be padded.
-- **gradients**: the gradient of head gates equals finite differences.
+- **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
+  follows from the text, and a gradient through it is refused.
 - **edits**: a fixed pattern and a knock-out inside the attention do what they say.
 - **TransformerBridge**: capture through TransformerLens gives the same numbers; else who says no.
 

@@ -130,9 +130,11 @@ def test_dropout_and_dense_masks_are_refused(
         attention(layer, *tensors, mask, **fields)
 
 
-def test_a_model_outside_the_interface_is_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match=r"^model: GPTJForCausalLM does not follow"):
-        load_model(tiny("gptj"))
+def test_a_model_outside_the_interface_is_refused_at_an_unknown_step(tiny: Any) -> None:
+    module = tiny("gptj")
+    module.transformer.h[0].attn.attn_dropout.forward = lambda weights: weights * 0.5
+    with pytest.raises(Refused, match=r"^model: GPTJAttention is outside .* at mul: its weights"):
+        load_model(module)
 
 
 def test_chunked_attention_is_refused(tiny: Any) -> None:
