@@ -70,7 +70,7 @@ def try_capture(model: Model, module: Any) -> str:
         for layer in model.geometry.without:
             assert found["entropy"].isel(layer=layer).isnull().all()
     if not follows(module):
-        return "yes, followed; quadratic memory" if holds_maps(model) else "yes, followed"
+        return "yes, followed (N×N bias)" if holds_maps(model) else "yes, followed"
     absent = ", ".join(map(str, model.geometry.without))
     return f"yes; no attention map in layer {absent}" if absent else "yes"
 
@@ -217,11 +217,10 @@ finds, so it cannot lie.
 
 - **capture**: through transformers' attention interface; *followed*: outside it, where the model's
   own steps between queries and values are followed and none is computed. Both are fused: no N×N map
-  and no N×N mask is made (GPT-Neo keeps one of its own), but where *quadratic memory* is said, the
-  model makes an N×N bias, which is used as it is. Else why the architecture is refused. Of an
-  encoder–decoder model the attentions that can be chosen (`load_model(..., attention=...)`); *N×N
-  bias*: the model itself makes a matrix of its relative position bias, so memory grows with the
-  square of the text.
+  and no N×N mask is made (GPT-Neo keeps one of its own). *N×N bias*: the model itself makes a matrix
+  of its relative position bias, so memory grows with the square of the text. Of an encoder–decoder
+  model the attentions that can be chosen (`load_model(..., attention=...)`). Else why the
+  architecture is refused.
 - **padding**: sides on which a batch may be padded.
 - **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
   follows from the text, and a gradient through it is refused.
