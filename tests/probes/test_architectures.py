@@ -217,10 +217,10 @@ finds, so it cannot lie.
 
 - **capture**: through transformers' attention interface; *followed*: outside it, where the model's
   own steps between queries and values are followed and none is computed. Both are fused: no N×N map
-  and no N×N mask is made (GPT-Neo keeps one of its own). *N×N bias*: the model itself makes a matrix
-  of its relative position bias, so memory grows with the square of the text. Of an encoder–decoder
-  model the attentions that can be chosen (`load_model(..., attention=...)`). Else why the
-  architecture is refused.
+  and no N×N mask is made (GPT-Neo keeps one of its own). *N×N bias*: the model itself makes a
+  matrix of its relative position bias, so memory grows with the square of the text. Of an
+  encoder–decoder model the attentions that can be chosen (`load_model(..., attention=...)`). Else
+  why the architecture is refused.
 - **padding**: sides on which a batch may be padded.
 - **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
   follows from the text, and a gradient through it is refused.
