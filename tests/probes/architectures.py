@@ -226,9 +226,10 @@ def build(family: str, **more: Any) -> Any:
     model.config.architectures = [type(model).__name__]  # as a saved model has it
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # The initial weights are small, so that attention is all but uniform.
+            # The initial weights are small, so that attention is all but uniform; CLIP's are not,
+            # and more of them would make it so peaked that half precision says nothing.
             if weight.ndim == 2 and any(part in name for part in ("attn", "attention")):
-                weight.mul_(8.0)
+                weight.mul_(min(8.0, 0.16 / float(weight.std())))
             if name.endswith("sinks"):
                 weight.copy_(torch.linspace(-1.0, 2.0, len(weight)))
             if name.endswith("relative_attention_bias.weight"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from headscope.probes.seam import Call, follows, installed
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 TOLERANCE = 5e-5
-COLUMNS = ("capture", "padding", "gradients", "edits", "TransformerBridge")
+# Largest difference from eager attention in the same precision; weights of O(1) carry 8 or 11 bits.
+HALVES = {"bfloat16": 1e-2, "float16": 2e-3}
+COLUMNS = ("capture", *HALVES, "padding", "gradients", "edits", "TransformerBridge")
 
 
 def _load(name: str) -> Any:
@@ -82,6 +85,39 @@ def holds_maps(model: Model) -> bool:
     with torch.no_grad(), installed(model, reader):
         model.module(input_ids=draw(9))
     return any(one is not None and one.shape[2] > 1 for one in biases)
+
+
+def try_half(family: str, dtype: str) -> str:
+    """Compare a model in half precision with its own eager attention in the same precision."""
+    module = architectures.build(family).requires_grad_(False).to(getattr(torch, dtype))
+    exact = architectures.build(family).to(module.dtype).float()
+    length = 33
+    ids = draw(length)
+    model = load_model(module)
+    found = capture(model, ids.tolist(), stats=("entropy", "max_weight", "distance"))
+    with torch.no_grad():
+        output = output_of(model, ids).double()
+    own, weights = architectures.eager(module, ids)
+    truth = architectures.eager(exact, ids)[0].double()
+    # One step of bfloat16 at the largest value is nearly 1e-2 of it, so norms are compared.
+    gaps = {"output": float((output - own).norm() / own.double().norm())}
+    # Eager attention rounds scores and weights too, so it may be the one that is off.
+    assert (output - truth).norm() < 1.25 * (own - truth).norm(), family
+    at = torch.arange(length)
+    distance = (at[:, None] - at[None, :]).abs().double()
+    for layer, one in by_layer(model, weights):
+        one = one.double()
+        expected = {
+            "entropy": entropy(one, "sink_logit" in found.coords),
+            "max_weight": one.amax(-1),
+            "distance": (one * distance).sum(-1),
+        }
+        for name, value in expected.items():
+            scale = {"entropy": math.log(length), "distance": length}.get(name, 1.0)
+            gap = (torch.from_numpy(found[name].isel(layer=layer).values) - value).abs().max()
+            gaps[name] = max(gaps.get(name, 0.0), float(gap) / scale)
+    worst = max(gaps, key=lambda name: gaps[name])
+    return "yes" if gaps[worst] <= HALVES[dtype] else f"no: {worst} {gaps[worst]:.1g} away"
 
 
 def by_layer(model: Model, weights: tuple[Tensor | None, ...]) -> list[tuple[int, Tensor]]:
@@ -193,7 +229,7 @@ def trial(family: str, words: Any) -> dict[str, str]:
     module = architectures.build(family).requires_grad_(False)
     if family in architectures.PAIRED:
         even = architectures.build(family, num_decoder_layers=2, decoder_layers=2)
-        return pairs.trial(module, even, words)
+        return {**dict.fromkeys(HALVES, "not tried"), **pairs.trial(module, even, words)}
     try:
         model = load_model(module)
     except Refused as refusal:
@@ -201,6 +237,7 @@ def trial(family: str, words: Any) -> dict[str, str]:
         return {"capture": f"refused: {reason}", **dict.fromkeys(COLUMNS[1:], "–")}
     return {
         "capture": try_capture(model, module),
+        **{dtype: try_half(family, dtype) for dtype in HALVES},
         "padding": try_padding(model, module),
         "gradients": try_gradients(model, module),
         "edits": try_edits(model, module),
@@ -221,6 +258,10 @@ finds, so it cannot lie.
   matrix of its relative position bias, so memory grows with the square of the text. Of an
   encoder–decoder model the attentions that can be chosen (`load_model(..., attention=...)`). Else
   why the architecture is refused.
+- **bfloat16**, **float16**: against the eager attention of the same model in the same precision, at
+  33 tokens: the largest weight as it is, entropy and distance as a share of the largest they can be
+  (log 33, 33 tokens), the output by its norm. All within 1e-2 (float16: 2e-3), else the number. And
+  the output is as close to float32 on the same rounded weights as that of eager attention.
 - **padding**: sides on which a batch may be padded.
 - **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
   follows from the text, and a gradient through it is refused.
