@@ -195,6 +195,8 @@ def load_model(
 
     The check runs a short prompt: the logits and the statistics of every head must agree with
     the model's own eager attention, and an edit must change the output. Disagreement is refused.
+    A model loaded by name or folder that has passed is not checked again until its files, the code
+    or a version change; ``HEADSCOPE_CHECK=always`` in the environment checks it every time.
 
     Parameters
     ----------
@@ -234,6 +236,7 @@ def load_model(
         return source
     from headscope.probes.bridge import is_bridge, unwrapped
     from headscope.probes.check import inspect
+    from headscope.probes.passes import inspect_once
     from headscope.probes.source import fetch, fingerprint, place
     from headscope.probes.stacks import choose
 
@@ -263,6 +266,6 @@ def load_model(
         from headscope.probes.source import fetch_tokenizer
 
         found = fetch_tokenizer(found)
-    chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
-    return inspect(Model(module, found, name, revision, bridge, empty, chosen))
+    model = Model(module, found, name, revision, bridge, empty, choose(module, attention))
+    return inspect_once(model, source) if isinstance(source, str | PathLike) else inspect(model)

@@ -38,7 +38,7 @@ def fetch(
         When there is nothing at that place, it cannot be reached, it is no causal language
         model, or its weights are incomplete.
     """
-    place, name = _locate(source)
+    place, name = locate(source)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = _dtype(dtype) if dtype is not None else None
     if kind is None and target.type == "cpu":
@@ -119,7 +119,8 @@ def fingerprint(module: nn.Module) -> str:
     return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 
 
-def _locate(source: str | os.PathLike[str]) -> tuple[str, str]:
+def locate(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """Find the folder of a source, or its name on the hub; and what to call it."""
     name = os.fspath(source)
     if name == BUNDLED:
         folder = Path(__file__).parent / "bundled"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 # Set before transformers is imported: no test may reach a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor may one trust, or write, what the user's cache says of a model.
+os.environ["HEADSCOPE_CHECK"] = "always"
 
 import pytest
 import torch
