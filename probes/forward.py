@@ -51,7 +51,7 @@ class Reader:
 
     def __call__(self, call: Call) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
-        outputs = call.attend(self.request, self._inside(call))
+        outputs = call.attend(self.request, self.inside(call))
         z = outputs["z"]
         for edit in self.edits:
             z = edit.apply(call.layer, z)
@@ -60,7 +60,7 @@ class Reader:
             self.take(call, outputs, z)
         return z
 
-    def _inside(self, call: Call) -> Edits | None:
+    def inside(self, call: Call) -> Edits | None:
         """Combine what the edits change inside the attention of one layer."""
         shape = (*call.query.shape[:3], call.key.shape[2])
         found = [edit.inside(call.layer, shape) for edit in self.edits]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.model import Model
+from headscope.probes.prompts import Prompts
+from headscope.probes.stacks import SELF
+
+if TYPE_CHECKING:
+    from headscope.probes.edit import Edit
 
 CELLS = 2048 * 2048
+KEPT = ("q", "k", "lse")
 
 
 def pattern(
@@ -20,13 +28,19 @@ def pattern(
     prompt: int = 0,
     queries: slice | None = None,
     keys: slice | None = None,
+    *,
+    model: Model | None = None,
+    edits: Sequence[Edit] = (),
 ) -> xr.DataArray:
-    """Recompute the attention weights of one head from its queries, keys and lse.
+    """Recompute the attention weights of one head, exactly, in a window of any prompt.
+
+    From queries, keys and lse where the capture keeps them; else the model runs the prompt again,
+    up to the layer, with memory linear in the prompt.
 
     Parameters
     ----------
     capture
-        A capture with ``keep=("q", "k")`` and the statistic ``lse``.
+        A capture with ``keep=("q", "k")`` and the statistic ``lse``, or any with ``model``.
     layer, head
         The head.
     prompt
@@ -34,6 +48,10 @@ def pattern(
     queries, keys
         Window of positions; the whole prompt without them. In cross-attention queries are of the
         target and keys of the source.
+    model
+        The model that was captured, where the capture does not keep what is needed.
+    edits
+        The edits that the capture was made with, for the model to make them again.
 
     Returns
     -------
@@ -43,8 +61,9 @@ def pattern(
     Raises
     ------
     Refused
-        Where q, k or lse are missing, weights were edited, the head or prompt does not exist, the
-        window is empty or larger than 2048 × 2048.
+        Where q, k or lse are missing or weights were edited and there is no model, the model or
+        the edits are not those of the capture, the head or prompt does not exist, the window is
+        empty or larger than 2048 × 2048.
 
     Examples
     --------
@@ -53,18 +72,16 @@ def pattern(
     >>> found = capture(model, [[0, 5, 6, 5]], stats=("lse",), keep=("q", "k"))
     >>> pattern(found, layer=0, head=0).sum("key").round(4).values.tolist()
     [1.0, 1.0, 1.0, 1.0]
+    >>> bare = capture(model, [[0, 5, 6, 5]], stats=("entropy",))
+    >>> pattern(bare, layer=0, head=0, keys=slice(1), model=model).values[0, 0]
+    np.float32(1.0)
     """
-    for name in ("q", "k", "lse"):
-        if name not in capture:
-            raise Refused(
-                f"capture: no {name}; a pattern needs capture(..., stats=('lse', ...), "
-                "keep=('q', 'k'))"
-            )
-    if capture.attrs.get("reweighted"):
-        raise Refused(
-            "edits: the weights of this capture were edited, and q, k and lse do not tell how; "
-            "capture stats=('pattern',) with the same edits"
-        )
+    if model is not None:
+        _refuse_another(capture, model, edits)
+    elif edits:
+        raise Refused("model: edits are made again by the model; give pattern(..., model=model)")
+    else:
+        _refuse_unkept(capture)
     one = _pick(capture, layer, head, prompt)
     length = int(one("length"))
     crossed = "key_length" in capture.coords
@@ -74,27 +91,13 @@ def pattern(
         raise Refused(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
         )
-    query, key = one("q")[rows].astype(np.float64), one("k")[columns].astype(np.float64)
-    logits = query @ key.T * float(one("logit_scale"))
-    softcap, window = float(one("softcap")), float(one("window"))
-    if not np.isnan(softcap):
-        logits = softcap * np.tanh(logits / softcap)
-    if "position_bias" in capture.coords:
-        reach = capture.sizes["relative"] // 2
-        logits += one("position_bias")[columns[None, :] - rows[:, None] + reach].astype(np.float64)
-    if "alibi_slope" in capture.coords:
-        logits -= float(one("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
-    weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
-    seen = np.ones_like(weights, dtype=bool)
-    if bool(one("causal")):
-        seen &= columns[None, :] <= rows[:, None]
-    if not np.isnan(window):
-        seen &= columns[None, :] > rows[:, None] - window
-        if not bool(one("causal")):
-            seen &= columns[None, :] < rows[:, None] + window
+    if model is None or (_keeps(capture) and not capture.attrs.get("reweighted")):
+        weights = _from_kept(capture, one, rows, columns)
+    else:
+        weights = _from_model(model, edits, one, rows, columns)
     tokens = one("token")
     return xr.DataArray(
-        np.where(seen, weights, 0.0).astype(np.float32),
+        weights,
         dims=("query", "key"),
         name="pattern",
         coords={
@@ -117,6 +120,93 @@ def pattern(
     )
 
 
+def _keeps(capture: xr.Dataset) -> bool:
+    return all(name in capture for name in KEPT)
+
+
+def _refuse_unkept(capture: xr.Dataset) -> None:
+    for name in KEPT:
+        if name not in capture:
+            raise Refused(
+                f"capture: no {name}; a pattern needs capture(..., stats=('lse', ...), "
+                "keep=('q', 'k')), or pattern(..., model=model), which runs the prompt again"
+            )
+    if capture.attrs.get("reweighted"):
+        raise Refused(
+            "edits: the weights of this capture were edited, and q, k and lse do not tell how; "
+            "give pattern(..., model=model, edits=...) the same edits, or capture "
+            "stats=('pattern',) with them"
+        )
+
+
+def _from_kept(
+    capture: xr.Dataset, one: Callable[[str], Any], rows: Any, columns: Any
+) -> Any:
+    """Compute weights from queries, keys and the normaliser of each row."""
+    query, key = one("q")[rows].astype(np.float64), one("k")[columns].astype(np.float64)
+    logits = query @ key.T * float(one("logit_scale"))
+    softcap, window = float(one("softcap")), float(one("window"))
+    if not np.isnan(softcap):
+        logits = softcap * np.tanh(logits / softcap)
+    if "position_bias" in capture.coords:
+        reach = capture.sizes["relative"] // 2
+        logits += one("position_bias")[columns[None, :] - rows[:, None] + reach].astype(np.float64)
+    weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
+    seen = np.ones_like(weights, dtype=bool)
+    if bool(one("causal")):
+        seen &= columns[None, :] <= rows[:, None]
+    if not np.isnan(window):
+        seen &= columns[None, :] > rows[:, None] - window
+        if not bool(one("causal")):
+            seen &= columns[None, :] < rows[:, None] + window
+    return np.where(seen, weights, 0.0).astype(np.float32)
+
+
+def _from_model(
+    model: Model,
+    edits: Sequence[Edit],
+    one: Callable[[str], Any],
+    rows: Any,
+    columns: Any,
+) -> Any:
+    """Run the model up to the layer, and cut the window from there."""
+    from headscope.probes.layer import reach
+
+    ids = [int(token) for token in one("token_id")[: int(one("length"))]]
+    found = reach(model, ids, int(one("layer")), edits)
+    weights = found.weights(int(one("head")), np.sort(rows), np.sort(columns))
+    # A slice may run backwards.
+    return weights[np.ix_(rows.argsort().argsort(), columns.argsort().argsort())]
+
+
+def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) -> None:
+    """Refuse a model, prompts or edits that would not give what was captured."""
+    if model.attention != SELF:
+        raise Refused(
+            f"model: windows of {model.attention} attention are cut from what a capture keeps; "
+            "capture(..., stats=('lse', ...), keep=('q', 'k')), and leave model out"
+        )
+    given = {"revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
+    for name, value in given.items():
+        if capture.attrs.get(name) != value:
+            made = capture.attrs.get(name, "none that it names")
+            raise Refused(
+                f"model: {name} {value}, but this capture was made at {made}; load that model, or "
+                "capture again"
+            )
+    described = json.dumps([edit.describe() for edit in edits]) if edits else ""
+    if described != capture.attrs.get("edits", ""):
+        made = capture.attrs.get("edits") or "none"
+        raise Refused(f"edits: this capture was made with {made[:200]}; give the same ones")
+    lengths = capture["length"].values
+    if len(lengths) != capture.attrs.get("n_prompts"):
+        return  # a selection of the prompts, to which no digest belongs
+    rows = zip(capture["token_id"].values.tolist(), lengths.tolist(), strict=True)
+    ids = tuple(tuple(row[:length]) for row, length in rows)
+    if Prompts(ids).digest() != capture.attrs.get("prompts_sha256"):
+        raise Refused("capture: its token_id are not those it was made of; capture again")
+
+
 def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
     """Return a function that reads one variable for one head and prompt."""
     for name, value in (("layer", layer), ("head", head)):
@@ -124,13 +214,19 @@ def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[
             raise Refused(f"{name}: no {value} in this capture; it has {_range(capture[name])}")
     if not 0 <= prompt < capture.sizes["prompt"]:
         raise Refused(f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}")
+    if "attention_map" in capture.coords and not bool(capture["attention_map"].sel(layer=layer)):
+        known = capture["layer"].values[capture["attention_map"].values].tolist()
+        raise Refused(
+            f"layer: {layer} has no attention map; layers with one are {', '.join(map(str, known))}"
+        )
     place = {
         "prompt": prompt,
         "layer": int(np.flatnonzero(capture["layer"].values == layer)[0]),
         "head": int(np.flatnonzero(capture["head"].values == head)[0]),
     }
-    group = int(capture["kv_group"].values[place["head"]])
-    place["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])
+    if "kv_head" in capture.coords:
+        group = int(capture["kv_group"].values[place["head"]])
+        place["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])
 
     def read(name: str) -> Any:
         # Variables, not the whole Dataset: analyses ask for many heads, one row each.

@@ -33,7 +33,14 @@ def _build(family: str, **more: Any) -> Any:
         ),
         "gpt2": lambda: transformers.GPT2LMHeadModel(
             transformers.GPT2Config(
-                vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, **more
+                **{
+                    "vocab_size": 64,
+                    "n_embd": 32,
+                    "n_layer": 2,
+                    "n_head": 4,
+                    "n_positions": 128,
+                    **more,
+                }
             )
         ),
         "mistral": lambda: transformers.MistralForCausalLM(
@@ -63,6 +70,7 @@ def _build(family: str, **more: Any) -> Any:
                     "num_local_experts": 2,
                     "num_experts_per_tok": 1,
                     "rope_parameters": {"rope_type": "default"},
+                    **more,
                 }
             )
         ),
