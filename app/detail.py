@@ -11,7 +11,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.app import loading, selection
+from headscope.app import loading, selection, zoom
 from headscope.app.scores import Score
 from headscope.kernels.refusal import Refused
 from headscope.probes.pair import Pair
@@ -71,14 +71,27 @@ def _ordinal(number: int) -> str:
     return f"{number}{end}"
 
 
-def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int, name: str) -> None:
-    """Draw a head's attention on a prompt of the run, or on the user's own text."""
+def pattern(
+    path: str, version: str, capture: xr.Dataset, layer: int, head: int, name: str
+) -> zoom.Window | None:
+    """Draw a head's attention on a prompt of the run, or on the user's own text.
+
+    Returns
+    -------
+    The window that is drawn, or None where the whole map is.
+    """
+    window = None
     try:
         ids = _tokens(path, version, capture)
-        array = loading.weights(path, version, ids, layer, head)
+        if not isinstance(ids, Pair) and len(ids) > loading.WHOLE:
+            window = zoom.controls(len(ids))
+            zoom.overview(path, version, ids, (layer, head), window, f"{name}-overview")
+            array = zoom.cut(path, version, ids, (layer, head), window)
+        else:
+            array = loading.weights(path, version, ids, layer, head)
     except Refused as refusal:
         st.error(str(refusal), icon=":material/error:")
-        return
+        return None
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(
         viz.choose(array).figure(array),
@@ -86,17 +99,22 @@ def pattern(path: str, version: str, capture: xr.Dataset, layer: int, head: int,
         config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
         alt=f"Attention weights of L{layer}H{head}: query tokens down, key tokens across.",
     )
-    labels = [f"{at}: {viz.visible(word)}" for at, word in enumerate(words)]
+    places = [int(at) for at in array["query"].values]
+    labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(places, words, strict=True)}
     query = st.select_slider(
         "One query token: where it looks",
-        range(len(words)),
-        len(words) - 1,
-        format_func=lambda at: labels[at],
-        key=f"token_{len(words)}",
+        places,
+        places[-1],
+        format_func=labels.__getitem__,
+        key=f"token_{places[0]}_{len(places)}",
     )
-    row = array.isel(query=query, drop=True).assign_coords(token=("key", seen))
+    if window is not None:
+        row = zoom.row(path, version, ids, (layer, head), query)
+    else:
+        row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
     st.plotly_chart(viz.choose(row).figure(row), key="row_chart", config={"displaylogo": False})
+    return window
 
 
 def _tokens(path: str, version: str, capture: xr.Dataset) -> loading.Tokens:
@@ -110,10 +128,12 @@ def _tokens(path: str, version: str, capture: xr.Dataset) -> loading.Tokens:
     st.caption(_start(capture, number))
     if own is not None:
         return loading.read_text(path, version, own)
-    ids = _ids(capture, "token_id", "length", number)
+    paired = any(f"{name}_length" in capture.coords for name in ("key", "source"))
+    limit = loading.WHOLE if paired else loading.LONGEST
+    ids = _ids(capture, "token_id", "length", number, limit)
     for name in ("key", "source"):
         if f"{name}_length" in capture.coords:
-            return Pair(_ids(capture, f"{name}_token_id", f"{name}_length", number), ids)
+            return Pair(_ids(capture, f"{name}_token_id", f"{name}_length", number, limit), ids)
     return ids
 
 
@@ -135,9 +155,9 @@ def _own(*, paired: bool) -> str | Pair | None:
     return Pair(text, target)
 
 
-def _ids(capture: xr.Dataset, name: str, length: str, at: int) -> tuple[int, ...]:
+def _ids(capture: xr.Dataset, name: str, length: str, at: int, limit: int) -> tuple[int, ...]:
     count = int(capture[length][at])
-    loading.check_length(count)
+    loading.check_length(count, limit)
     return tuple(int(one) for one in capture[name].values[at, :count])
 
 

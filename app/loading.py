@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import streamlit as st
 
 from headscope.kernels.refusal import Refused
@@ -15,6 +17,7 @@ from headscope.probes.pair import Pair
 if TYPE_CHECKING:
     import xarray as xr
 
+    from headscope.probes.layer import Layer
     from headscope.probes.model import Model
     from headscope.probes.run import Run
 
@@ -23,8 +26,10 @@ Tokens = tuple[int, ...] | Pair
 
 # Set by tests, which have no command line of their own.
 VARIABLE = "HEADSCOPE_RUN"
-# Longest text whose whole map is drawn; a longer one would only be seen coarsened.
-LONGEST = 512
+# Longest text whose whole map is drawn; of a longer one, an overview and a window.
+WHOLE = 512
+# Longest text whose overview is a matter of seconds on a processor.
+LONGEST = 32768
 
 
 def folder() -> Path | None:
@@ -78,6 +83,37 @@ def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
     return capture(model(path, version), [ids], stats=("lse",), keep=("q", "k"))
 
 
+@st.cache_resource(max_entries=4, show_spinner="Running the model …")
+def layer(path: str, version: str, ids: tuple[int, ...], number: int) -> Layer:
+    """Run the model up to a layer once, so that moving the window is quick."""
+    from headscope.probes.layer import reach
+
+    return reach(model(path, version), ids, number)
+
+
+@st.cache_data(max_entries=64, show_spinner="Pooling the map …")
+def pooled(
+    path: str, version: str, ids: tuple[int, ...], number: int, head: int, tile: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Pool the whole map of one head into tiles."""
+    return layer(path, version, ids, number).pooled(head, tile)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def window(
+    path: str,
+    version: str,
+    ids: tuple[int, ...],
+    number: int,
+    head: int,
+    queries: tuple[int, int],
+    keys: tuple[int, int],
+) -> npt.NDArray[np.float32]:
+    """Compute a window of one head's weights, exactly."""
+    found = layer(path, version, ids, number)
+    return found.weights(head, np.arange(*queries), np.arange(*keys))
+
+
 def read_text(path: str, version: str, text: str | Pair) -> Tokens:
     """Turn the user's own text, or pair of texts, into token ids.
 
@@ -89,12 +125,14 @@ def read_text(path: str, version: str, text: str | Pair) -> Tokens:
     from headscope.probes.prompts import read as read_prompts
 
     found = read_prompts(model(path, version), text)
-    check_length(*found.longest)
-    return Pair(found.sources[0], found.ids[0]) if found.sources else found.ids[0]
+    if not found.sources:
+        check_length(len(found.ids[0]))
+        return found.ids[0]
+    check_length(max(found.longest), WHOLE)
+    return Pair(found.sources[0], found.ids[0])
 
 
-def check_length(*lengths: int) -> None:
-    """Refuse a text whose map is too large to draw whole."""
-    length = max(lengths)
-    if length > LONGEST:
-        raise Refused(f"text: {length} tokens, and the map is drawn up to {LONGEST}; shorten it")
+def check_length(length: int, limit: int = LONGEST) -> None:
+    """Refuse a text whose map takes too long."""
+    if length > limit:
+        raise Refused(f"text: {length} tokens, and such maps are drawn up to {limit}; shorten it")

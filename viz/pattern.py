@@ -117,6 +117,92 @@ def figure(
     return fig
 
 
+def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any:
+    """Draw a pooled map over token positions, and the window of it that is looked at closer.
+
+    A click on a tile, or a box, selects invisible markers, whose x and y are token positions.
+
+    Parameters
+    ----------
+    array
+        Dims query_tile, key_tile.
+    tile
+        Tokens a tile.
+    window
+        Queries and keys of the window, outlined.
+
+    Examples
+    --------
+    >>> pooled = xr.DataArray([[1.0, 0.0], [0.4, 0.6]], dims=("query_tile", "key_tile"))
+    >>> overview(pooled, 8, (slice(0, 4), slice(0, 4))).data[1].x.tolist()
+    [3.5, 3.5, 11.5]
+    """
+    array = array.transpose("query_tile", "key_tile")
+    values = finite(array).astype(np.float32)
+    rows, columns = np.nonzero(values > 0)
+    starts = [np.arange(size) * tile for size in values.shape]
+    middle = (tile - 1) / 2
+    fig = frame(
+        array,
+        height=480,
+        notes=[f"each cell is {tile} × {tile} tokens; click one, or draw a box, to look closer"],
+        xaxis=_tokens("looked at (key), token", len(starts[1]) * tile),
+        yaxis=_tokens("looks (query), token", len(starts[0]) * tile)
+        | {"range": [len(starts[0]) * tile - 0.5, -0.5]},
+        clickmode="event+select",
+        hovermode="closest",
+        hoverdistance=-1,
+        showlegend=False,
+    )
+    fig.add_trace(
+        go.Heatmap(
+            z=values,
+            x=starts[1] + middle,
+            y=starts[0] + middle,
+            hoverinfo="skip",
+            colorbar=colour_bar(array),
+            **coloured(scale(array, fit=True)),
+        )
+    )
+    fig.add_trace(
+        go.Scatter(
+            x=starts[1][columns] + middle,
+            y=starts[0][rows] + middle,
+            mode="markers",
+            marker={"opacity": 0, "size": 6},
+            selected={"marker": {"opacity": 0}},
+            unselected={"marker": {"opacity": 0}},
+            customdata=np.stack(
+                [starts[0][rows], starts[1][columns], values[rows, columns]], axis=-1
+            ).astype(np.float32),
+            hovertemplate=(
+                "queries from %{customdata[0]}, keys from %{customdata[1]}<br>"
+                f"{title(array)}: %{{customdata[2]:.4g}} {units(array)}<extra></extra>"
+            ),
+            name="tiles",
+        )
+    )
+    for colour, width in (("#000000", 5), ("#ffffff", 2)):
+        fig.add_shape(
+            type="rect",
+            x0=window[1].start - 0.5,
+            x1=window[1].stop - 0.5,
+            y0=window[0].start - 0.5,
+            y1=window[0].stop - 0.5,
+            line={"color": colour, "width": width},
+        )
+    return fig
+
+
+def _tokens(name: str, length: int) -> dict[str, Any]:
+    return {
+        "title": {"text": name},
+        "range": [-0.5, length - 0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
 def _sides(array: xr.DataArray) -> tuple[str, str]:
     first, second = (str(dim) for dim in array.dims if dim in POSITIONS)
     return (second, first) if first.startswith("key") else (first, second)

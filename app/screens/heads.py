@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
-from headscope.app import detail, loading, overview, selection
+from headscope.app import detail, loading, overview, selection, zoom
 from headscope.app.export import heads_table
 from headscope.app.scores import Score, collect
 from headscope.kernels.refusal import Refused
@@ -55,8 +55,8 @@ def draw() -> None:
         detail.scores(scores, layer, head, str(capture.attrs.get("attention", "self")))
     with right:
         st.subheader(f"L{layer}H{head}")
-        detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")
-        _share(path, layer, head)
+        window = detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")
+        _share(path, layer, head, window)
     with complaints:
         selection.tell()
 
@@ -119,18 +119,28 @@ def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -
         )  # fmt: skip
 
 
-def _share(path: Path, layer: int, head: int) -> None:
+def _share(path: Path, layer: int, head: int, window: zoom.Window | None) -> None:
     st.markdown("**This view again**")
     st.code(selection.link(), language=None, wrap_lines=True)
     text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
     own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
     prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
-    st.code(
-        "from headscope.probes import Pair, capture, pattern, run\n"
-        "from headscope.app.job import open_model\n\n"
-        f"opened = run.open({str(path)!r})\n"
-        f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))\n"
-        f"pattern(cap, layer={layer}, head={head})",
-        language="python",
-        wrap_lines=True,
-    )
+    lines = [
+        "from headscope.probes import Pair, capture, pattern, run",
+        "from headscope.app.job import open_model",
+        "",
+        f"opened = run.open({str(path)!r})",
+    ]
+    if window is None:
+        lines += [
+            f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))",
+            f"pattern(cap, layer={layer}, head={head})",
+        ]
+    else:
+        queries, keys = (f"slice({side.start}, {side.stop})" for side in window)
+        lines += [
+            "model = open_model(opened)",
+            f"cap = capture(model, {prompts}, stats=('entropy',))",
+            f"pattern(cap, {layer}, {head}, queries={queries}, keys={keys}, model=model)",
+        ]
+    st.code("\n".join(lines), language="python", wrap_lines=True)

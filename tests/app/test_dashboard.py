@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from headscope.app import loading
+from headscope.probes import Model, capture, pattern, tasks
 
 MAIN = str(Path(loading.__file__).with_name("main.py"))
 
@@ -84,6 +89,82 @@ def test_own_text_that_cannot_be_read_is_refused(screen, text: str, said: str) -
     app.text_area(key="text").set_value(text).run()
     assert not app.exception
     assert said in app.error[0].value
+
+
+@pytest.fixture(scope="module")
+def long_text(bundled: Model) -> str:
+    """Some 900 words that the bundled model knows."""
+    told = tasks.make("story", tokenizer=bundled.tokenizer, n=30, seed=3).prompts
+    words = [word for prompt in told for word in prompt.words]
+    return " ".join(words[:900])
+
+
+def drawn(app: AppTest, key: str) -> dict[str, Any]:
+    """Read a figure as the browser gets it."""
+    charts = [one.proto for one in app.get("plotly_chart") if f"-{key}" in one.proto.id]
+    assert len(charts) == 1, key
+    figure: dict[str, Any] = json.loads(charts[0].spec)
+    return figure
+
+
+def values(array: Any) -> np.ndarray[Any, Any]:
+    """Decode an array of a figure."""
+    if isinstance(array, list):
+        return np.array(array)
+    flat = np.frombuffer(base64.b64decode(array["bdata"]), dtype=array["dtype"])
+    return flat.reshape([int(one) for one in str(array.get("shape", len(flat))).split(",")])
+
+
+def test_a_long_text_has_an_overview_and_an_exact_window(
+    screen, bundled: Model, long_text: str
+) -> None:
+    app = screen(layer="1", head="3", side="64", queries="700", keys="640", text=long_text)
+    assert not app.warning
+    ids = bundled.encode(long_text)
+    found = capture(bundled, [ids], stats=("lse", "pooled_max"), keep=("q", "k"), tile=16)
+    exact = pattern(found, 1, 3, queries=slice(700, 764), keys=slice(640, 704)).values
+
+    overview = drawn(app, "overview_chart")
+    pooled = found["pooled_max"].values[0, 1, 3]
+    np.testing.assert_allclose(values(overview["data"][0]["z"]), pooled, atol=1e-6)
+    box = overview["layout"]["shapes"][0]
+    assert (box["y0"], box["y1"], box["x0"], box["x1"]) == (699.5, 763.5, 639.5, 703.5)
+
+    window = drawn(app, "pattern_chart")["data"][0]
+    np.testing.assert_allclose(values(window["z"]), exact, atol=2e-5)
+    words = bundled.words(ids)
+    assert window["x"][5] == f"645: {words[645]}"
+    assert window["y"][7] == f"707: {words[707]}"
+    row = drawn(app, "row_chart")
+    assert f"Where L1H3 looks from 763: {words[763]}" in row["layout"]["title"]["text"]
+    code = app.main.code[1].value
+    assert "queries=slice(700, 764), keys=slice(640, 704), model=model" in code
+    shown = app.main.code[0].value
+    assert all(part in shown for part in ("side=64", "queries=700", "keys=640"))
+
+
+def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(
+    screen, bundled: Model, long_text: str
+) -> None:
+    app = screen(text=long_text)
+    assert "0: &lt;bos&gt;" in drawn(app, "pattern_chart")["data"][0]["y"][0]
+    app.slider(key="queries").set_value(750).run()
+    assert drawn(app, "pattern_chart")["data"][0]["y"][0].startswith("750: ")
+    assert app.query_params["queries"] in ("750", ["750"])
+    app.text_area(key="text").set_value(" ".join(long_text.split()[:600])).run()
+    length = len(bundled.encode(" ".join(long_text.split()[:600])))
+    assert app.slider(key="queries").value == length - 128
+    assert drawn(app, "pattern_chart")["data"][0]["y"][-1].startswith(f"{length - 1}: ")
+    app.text_area(key="text").set_value(" ".join(long_text.split()[:20])).run()
+    assert not app.exception
+    assert not app.get("slider")
+
+
+def test_a_window_outside_the_text_is_said(screen, long_text: str) -> None:
+    app = screen(text=long_text, queries="5000", side="77", map="nothing")
+    said = " ".join(warning.value for warning in app.warning)
+    assert all(one in said for one in ("'5000'", "'77'", "'nothing'"))
+    assert app.slider(key="queries").value == 0
 
 
 def test_an_empty_dashboard_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
