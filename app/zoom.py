@@ -16,6 +16,7 @@ Window = tuple[slice, slice]
 # Tiles on each side of the overview, at most.
 TILES = 96
 SIDES = (64, 128, 256)
+FIELDS = {"queries": "First query of the window", "keys": "First key of the window"}
 MAPS = {
     "pooled_max": ("largest weight", "Largest attention weight of each tile", "weight"),
     "pooled_mean": ("mean mass", "Attention mass that each tile sends to each tile", "share"),
@@ -32,22 +33,17 @@ def controls(length: int) -> Window:
         "Overview", list(MAPS), default="pooled_max", key="map", bind="query-params",
         required=True, format_func=lambda name: MAPS[name][0],
     )  # fmt: skip
-    side = right.segmented_control(
-        "Tokens a side of the window", SIDES, default=128, key="side", bind="query-params",
-        required=True,
-    )  # fmt: skip
+    side = right.selectbox("Tokens a side of the window", SIDES, key="side", bind="query-params")
     columns = st.columns(2)
     places = []
-    for column, field in zip(columns, ("queries", "keys"), strict=True):
-        last = length - side
+    for column, (field, title) in zip(columns, FIELDS.items(), strict=True):
+        # Not the last of this size: a widget whose range changes would fall back to the link.
+        last = length - SIDES[0]
         if field not in st.session_state:
             selection.complain(field, range(last + 1))
         else:
-            # Another prompt or a larger window may leave less room.
             st.session_state[field] = min(int(st.session_state[field]), last)
-        start = column.slider(
-            f"Window: first of the {field}", 0, last, key=field, bind="query-params"
-        )
+        start = min(column.slider(title, 0, last, key=field, bind="query-params"), length - side)
         places.append(slice(start, start + side))
     return places[0], places[1]
 
@@ -143,5 +139,5 @@ def _move(length: int) -> None:
     else:
         return
     st.session_state["side"] = side
-    for field, start in zip(("queries", "keys"), starts, strict=True):
+    for field, start in zip(FIELDS, starts, strict=True):
         st.session_state[field] = int(min(max(round(start), 0), length - side))

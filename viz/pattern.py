@@ -145,7 +145,7 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
     fig = frame(
         array,
         height=480,
-        notes=[f"each cell is {tile} × {tile} tokens; click one, or draw a box, to look closer"],
+        notes=[f"each cell is {tile} × {tile} tokens; click one, or select a box, to look closer"],
         xaxis=_tokens("looked at (key), token", len(starts[1]) * tile),
         yaxis=_tokens("looks (query), token", len(starts[0]) * tile)
         | {"range": [len(starts[0]) * tile - 0.5, -0.5]},

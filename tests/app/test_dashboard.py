@@ -118,17 +118,17 @@ def values(array: Any) -> np.ndarray[Any, Any]:
 def test_a_long_text_has_an_overview_and_an_exact_window(
     screen, bundled: Model, long_text: str
 ) -> None:
-    app = screen(layer="1", head="3", side="64", queries="700", keys="640", text=long_text)
+    app = screen(layer="1", head="3", side="128", queries="700", keys="640", text=long_text)
     assert not app.warning
     ids = bundled.encode(long_text)
     found = capture(bundled, [ids], stats=("lse", "pooled_max"), keep=("q", "k"), tile=16)
-    exact = pattern(found, 1, 3, queries=slice(700, 764), keys=slice(640, 704)).values
+    exact = pattern(found, 1, 3, queries=slice(700, 828), keys=slice(640, 768)).values
 
     overview = drawn(app, "overview_chart")
     pooled = found["pooled_max"].values[0, 1, 3]
     np.testing.assert_allclose(values(overview["data"][0]["z"]), pooled, atol=1e-6)
     box = overview["layout"]["shapes"][0]
-    assert (box["y0"], box["y1"], box["x0"], box["x1"]) == (699.5, 763.5, 639.5, 703.5)
+    assert (box["y0"], box["y1"], box["x0"], box["x1"]) == (699.5, 827.5, 639.5, 767.5)
 
     window = drawn(app, "pattern_chart")["data"][0]
     np.testing.assert_allclose(values(window["z"]), exact, atol=2e-5)
@@ -136,11 +136,11 @@ def test_a_long_text_has_an_overview_and_an_exact_window(
     assert window["x"][5] == f"645: {words[645]}"
     assert window["y"][7] == f"707: {words[707]}"
     row = drawn(app, "row_chart")
-    assert f"Where L1H3 looks from 763: {words[763]}" in row["layout"]["title"]["text"]
+    assert f"Where L1H3 looks from 827: {words[827]}" in row["layout"]["title"]["text"]
     code = app.main.code[1].value
-    assert "queries=slice(700, 764), keys=slice(640, 704), model=model" in code
+    assert "queries=slice(700, 828), keys=slice(640, 768), model=model" in code
     shown = app.main.code[0].value
-    assert all(part in shown for part in ("side=64", "queries=700", "keys=640"))
+    assert all(part in shown for part in ("side=128", "queries=700", "keys=640"))
 
 
 def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(
@@ -151,9 +151,15 @@ def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(
     app.slider(key="queries").set_value(750).run()
     assert drawn(app, "pattern_chart")["data"][0]["y"][0].startswith("750: ")
     assert app.query_params["queries"] in ("750", ["750"])
+    app.selectbox(key="side").set_value(256).run()
+    assert app.slider(key="queries").value == 750
+    last = len(bundled.encode(long_text)) - 1
+    assert drawn(app, "pattern_chart")["data"][0]["y"][-1].startswith(f"{last}: ")
+    app.selectbox(key="side").set_value(64).run()
+    assert drawn(app, "pattern_chart")["data"][0]["y"][0].startswith("750: ")
     app.text_area(key="text").set_value(" ".join(long_text.split()[:600])).run()
     length = len(bundled.encode(" ".join(long_text.split()[:600])))
-    assert app.slider(key="queries").value == length - 128
+    assert app.slider(key="queries").value == length - 64
     assert drawn(app, "pattern_chart")["data"][0]["y"][-1].startswith(f"{length - 1}: ")
     app.text_area(key="text").set_value(" ".join(long_text.split()[:20])).run()
     assert not app.exception

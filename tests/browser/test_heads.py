@@ -9,11 +9,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from headscope.app.launch import command
+from headscope.probes import Model, tasks
 
 pytestmark = pytest.mark.browser
 WAIT = 60_000
@@ -114,6 +116,84 @@ def test_click_arrows_link_and_download(page: Page, address: str, tmp_path: Path
     expect(page.get_by_role("heading", name="L3H0")).to_be_visible()
     assert "by=head_types.induction" in page.url
     assert "prompt=1" in page.url
+
+
+def spot(page: Page, query: float, key: float) -> list[float]:
+    """Find a place of the overview, in pixels, through plotly's own axes."""
+    return page.evaluate(
+        """([query, key]) => {
+            const plot = document.querySelector('.st-key-overview_chart .js-plotly-plot');
+            plot.scrollIntoView({block: 'center', behavior: 'instant'});
+            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
+            const x = xaxis._offset + xaxis.d2p(key), y = yaxis._offset + yaxis.d2p(query);
+            return [box.x + x, box.y + y];
+        }""",
+        [query, key],
+    )
+
+
+def edges(page: Page) -> list[str]:
+    """Read the first query and the first key of the window as the browser drew it."""
+    return page.evaluate(
+        """() => {
+            const {x, y} = document.querySelector('.st-key-pattern_chart .js-plotly-plot').data[0];
+            return [y[0], x[0]];
+        }"""
+    )
+
+
+def test_a_click_and_a_box_move_the_window_of_a_long_text(
+    page: Page, address: str, bundled: Model
+) -> None:
+    told = tasks.make("story", tokenizer=bundled.tokenizer, n=30, seed=3).prompts
+    text = " ".join([word for prompt in told for word in prompt.words][:900])
+    words = bundled.words(bundled.encode(text))
+    page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': text})}")
+    settled(page)
+    page.wait_for_selector(".st-key-overview_chart .js-plotly-plot")
+    assert edges(page) == ["0: &lt;bos&gt;", "0: &lt;bos&gt;"]
+
+    # The middle of a tile of 16 tokens, where the window of 64 is put.
+    middle = spot(page, 727.5, 311.5)
+    page.mouse.move(*middle)
+    page.mouse.click(*middle)
+    page.wait_for_function("location.search.includes('queries=696')")
+    assert "keys=280" in page.url
+    wait_for_edges(page, [f"696: {words[696]}", f"280: {words[280]}"])
+
+    page.get_by_text("Attention of L1H3, exact").wait_for()
+    draw_box(page, spot(page, 400, 300), spot(page, 520, 410))
+    page.wait_for_function("location.search.includes('side=128')")
+    page.wait_for_function("!location.search.includes('queries=696')")
+    first, key = (int(parse_qs(urlsplit(page.url).query)[name][0]) for name in ("queries", "keys"))
+    assert abs(first - 400) <= 4
+    assert abs(key - 300) <= 4
+    wait_for_edges(page, [f"{first}: {words[first]}", f"{key}: {words[key]}"])
+
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)
+    settled(page)
+    wait_for_edges(page, [f"{first}: {words[first]}", f"{key}: {words[key]}"])
+
+
+def wait_for_edges(page: Page, wanted: list[str]) -> None:
+    settled(page)
+    for _ in range(100):
+        if edges(page) == wanted:
+            return
+        page.wait_for_timeout(100)
+    assert edges(page) == wanted
+
+
+def draw_box(page: Page, start: list[float], end: list[float]) -> None:
+    """Draw a box with plotly's own tool."""
+    page.locator(".st-key-overview_chart").hover()
+    page.locator(".st-key-overview_chart [data-val=select]").click()
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=8)
+    page.mouse.up()
 
 
 def test_no_request_leaves_the_machine(page: Page, address: str) -> None:

@@ -265,3 +265,33 @@ def test_keys_with_words_of_their_own_are_labelled_by_them() -> None:
     assert list(figure.layout.xaxis.ticktext) == ["good", "day"]
     lane = viz.load("lane").figure(drawn.mean("query"))
     assert list(lane.layout.xaxis.ticktext) == ["good", "day"]
+
+
+def test_a_window_names_the_words_of_its_keys() -> None:
+    window = xr.DataArray(
+        [[0.2, 0.1], [0.3, 0.4]],
+        dims=("query", "key"),
+        coords={
+            "query": [7, 8],
+            "key": [2, 3],
+            "token": ("query", ["a", "b"]),
+            "key_token": ("key", ["c", "d"]),
+        },
+    )
+    drawn = viz.choose(window).figure(window).data[0]
+    assert list(drawn.y) == ["7: a", "8: b"]
+    assert list(drawn.x) == ["2: c", "3: d"]
+
+
+def test_an_overview_says_which_tokens_a_click_means() -> None:
+    pooled = xr.DataArray(
+        [[0.9, 0.0], [0.25, 0.75]], dims=("query_tile", "key_tile"), attrs={"units": "share"}
+    )
+    figure = viz.load("pattern").overview(pooled, 32, (slice(10, 20), slice(3, 9)))
+    cells, marks = figure.data
+    assert list(cells.x) == list(cells.y) == [15.5, 47.5]
+    # What is never seen cannot be clicked.
+    assert list(zip(marks.y, marks.x, strict=True)) == [(15.5, 15.5), (47.5, 15.5), (47.5, 47.5)]
+    assert marks.customdata[1].tolist() == [32, 0, 0.25]
+    frame = figure.layout.shapes[-1]
+    assert (frame.y0, frame.y1, frame.x0, frame.x1) == (9.5, 19.5, 2.5, 8.5)
