@@ -83,7 +83,7 @@ def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
     return capture(model(path, version), [ids], stats=("lse",), keep=("q", "k"))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Running the model …")
+@st.cache_resource(max_entries=2, show_spinner="Running the model …")
 def layer(path: str, version: str, ids: tuple[int, ...], number: int) -> Layer:
     """Run the model up to a layer once, so that moving the window is quick."""
     from headscope.probes.layer import reach

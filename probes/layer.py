@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +117,7 @@ class Layer:
         """Hand the panels of one head to ``work``; those of other heads are never filled."""
         query, key = self.call.query, self.call.key
         panels = Panels(
-            query, key, key[..., :0], self.call.variant(self.edits).fit(query, key), **options
+            query, key, self.call.value, self.call.variant(self.edits).fit(query, key), **options
         )
 
         def mine(part: Part, filled: Iterator[Panel]) -> None:
@@ -183,5 +183,7 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
         with installed(model, receive):
             call_model(model, torch.tensor([list(ids)]), head=False)
     except _Reached as reached:
-        return Layer(reached.call, reader.inside(reached.call))
+        # Weights need no values, which are as large as the keys.
+        call = replace(reached.call, value=reached.call.value[..., :0].clone())
+        return Layer(call, reader.inside(call))
     raise Refused(f"model: layer {layer} of {model.name} asked for no attention; refused")
