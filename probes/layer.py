@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
+from headscope.kernels.cpu.engine import put
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.panels import Panels, Part
 from headscope.kernels.edits import Edits
-from headscope.kernels.engine import put
-from headscope.kernels.panel import Panel
-from headscope.kernels.panels import Panels, Part
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes.edit import Edit

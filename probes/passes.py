@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headscope.kernels.compiler import VARIABLE as COMPILER
-from headscope.kernels.compiler import cache, processor
+from headscope.kernels.cpu.compiler import VARIABLE as COMPILER
+from headscope.kernels.cpu.compiler import cache, processor
 from headscope.kernels.refusal import Refused
 from headscope.probes import check
 from headscope.probes.model import Geometry
