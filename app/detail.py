@@ -108,7 +108,7 @@ def pattern(
         format_func=labels.__getitem__,
         key=f"token_{places[0]}_{len(places)}",
     )
-    if window is not None:
+    if window is not None and not isinstance(ids, Pair):
         row = zoom.row(path, version, ids, (layer, head), query)
     else:
         row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))

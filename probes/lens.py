@@ -12,7 +12,6 @@ import xarray as xr
 from headscope.kernels.refusal import Refused
 from headscope.probes.model import Model
 from headscope.probes.prompts import Prompts
-from headscope.probes.stacks import SELF
 
 if TYPE_CHECKING:
     from headscope.probes.edit import Edit
@@ -139,9 +138,7 @@ def _refuse_unkept(capture: xr.Dataset) -> None:
         )
 
 
-def _from_kept(
-    capture: xr.Dataset, one: Callable[[str], Any], rows: Any, columns: Any
-) -> Any:
+def _from_kept(capture: xr.Dataset, one: Callable[[str], Any], rows: Any, columns: Any) -> Any:
     """Compute weights from queries, keys and the normaliser of each row."""
     query, key = one("q")[rows].astype(np.float64), one("k")[columns].astype(np.float64)
     logits = query @ key.T * float(one("logit_scale"))
@@ -181,7 +178,7 @@ def _from_model(
 
 def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) -> None:
     """Refuse a model, prompts or edits that would not give what was captured."""
-    if model.attention != SELF:
+    if model.attention != "self":
         raise Refused(
             f"model: windows of {model.attention} attention are cut from what a capture keeps; "
             "capture(..., stats=('lse', ...), keep=('q', 'k')), and leave model out"

@@ -262,6 +262,7 @@ finds, so it cannot lie.
   33 tokens: the largest weight as it is, entropy and distance as a share of the largest they can be
   (log 33, 33 tokens), the output by its norm. All within 1e-2 (float16: 2e-3), else the number. And
   the output is as close to float32 on the same rounded weights as that of eager attention.
+  Encoder–decoder models were tried in float32 only.
 - **padding**: sides on which a batch may be padded.
 - **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
   follows from the text, and a gradient through it is refused.

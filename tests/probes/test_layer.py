@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,9 @@ def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
     assert pattern(part, 1, 3, model=model).identical(
         pattern(found, 1, 3, 1, model=model).assign_attrs(prompt=0)
     )
+    crossed = replace(model, attention="cross")
+    with pytest.raises(Refused, match=r"^model: windows of cross attention are cut from what"):
+        pattern(found, 0, 0, model=crossed)
     with pytest.raises(Refused, match=r"^layer: no 0 in this capture"):
         pattern(part, 0, 3, model=model)
     with pytest.raises(Refused, match=r"^capture: no q; .* or pattern\(\.\.\., model=model\)"):
