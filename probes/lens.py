@@ -148,6 +148,8 @@ def _from_kept(capture: xr.Dataset, one: Callable[[str], Any], rows: Any, column
     if "position_bias" in capture.coords:
         reach = capture.sizes["relative"] // 2
         logits += one("position_bias")[columns[None, :] - rows[:, None] + reach].astype(np.float64)
+    if "alibi_slope" in capture.coords:
+        logits -= float(one("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
     weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
     seen = np.ones_like(weights, dtype=bool)
     if bool(one("causal")):
