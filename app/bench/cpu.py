@@ -22,6 +22,7 @@ from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.gate import compare, same_keys
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.refusal import Refused
+from headscope.probes.memory import total
 from headscope.probes.store import write_text
 
 LENGTHS = (1024, 2048, 4096)
@@ -240,7 +241,7 @@ def _fitting(group: str, length: int, heads: int) -> tuple[list[str], dict[str, 
     fitting, absent = [], {}
     for name in names:
         need = MATRICES.get(name, 0) * heads * length**2 * 4
-        if need > 0.6 * machine.memory():
+        if need > 0.6 * total():
             absent[name] = f"needs about {need / 1e9:.0f} GB"
         else:
             fitting.append(name)

@@ -7,17 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from headscope.kernels.refusal import Refused
+from headscope.probes import memory
 
-STATUS = Path("/proc/self/status")
-RESET = Path("/proc/self/clear_refs")
 WARM = 64
 
 Case = tuple[str, str, int, int, int]
-"""Group (``attention`` or ``model``), contender, tokens, heads, torch threads."""
+"""Group (``attention``, ``model`` or ``context``), contender, tokens, heads, torch threads."""
 
 Weight = tuple[int, int | None]
 """Bytes beyond the inputs with the results, and bytes of the results where they are tensors."""
@@ -38,7 +36,7 @@ def weigh(cases: Sequence[Case]) -> Iterator[Weight | None]:
     Refused
         When a call fails, for example because memory ran out.
     """
-    if not (STATUS.exists() and RESET.exists()):
+    if not memory.measurable():
         yield from [None] * len(cases)
         return
     program = "from headscope.app.bench.footprint import serve; serve()"
@@ -107,28 +105,22 @@ def measure(group: str, name: str, length: int, heads: int, threads: int) -> Wei
     """Measure one call in this process."""
     import torch
 
-    from headscope.app.bench import contenders, layers
+    from headscope.app.bench import contenders, context, layers
 
     made: dict[str, Callable[[str, int, int], Callable[[], Any]]] = {
         "attention": contenders.attention_call,
         "model": layers.model_call,
+        "context": context.context_call,
     }
     torch.set_num_threads(threads)
     # Libraries and threads are loaded once, whatever the length.
     made[group](name, WARM, heads)()
     call = made[group](name, length, heads)
-    RESET.write_text("5")
-    before = _read("VmRSS")
+    memory.forget_peak()
+    before = memory.resident()
     result = call()
-    extra = _read("VmHWM") - before
+    extra = memory.peak() - before
     outputs = None
     if group == "attention":
         outputs = sum(each.numel() * each.element_size() for each in result.values())
     return extra, outputs
-
-
-def _read(field: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise Refused(f"memory: {STATUS} has no {field}")

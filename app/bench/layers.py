@@ -38,7 +38,7 @@ def bridge_attention(q: Tensor, k: Tensor, v: Tensor) -> Call:
     A call without arguments; it returns ``pattern`` and ``z``.
     """
     heads, length, size = q.shape[1:]
-    attention = _bridge(_model(heads, 8)).blocks[0].attn
+    attention = bridged(gpt2(heads, 8)).blocks[0].attn
     for name, values in (("q", q), ("k", k), ("v", v)):
         flat = values.transpose(1, 2).reshape(1, length, heads * size)
         getattr(attention, name).set_original_component(Given(flat))
@@ -69,7 +69,7 @@ def model_call(name: str, length: int, heads: int) -> Call:
     """
     from headscope.probes import capture, load_model
 
-    module = _model(heads, length)
+    module = gpt2(heads, length)
     draw = torch.Generator().manual_seed(length)
     ids = torch.randint(VOCABULARY, (1, length), generator=draw)
     if name == "forward":
@@ -85,7 +85,7 @@ def model_call(name: str, length: int, heads: int) -> Call:
         wanted = contenders.request(length, "histogram")
         return lambda: capture(model, prompts, stats=wanted.stats, tile=wanted.tile)
 
-    bridge = _bridge(module)
+    bridge = bridged(module)
     point = "blocks.0.attn.hook_pattern"
 
     def call() -> Any:
@@ -95,14 +95,15 @@ def model_call(name: str, length: int, heads: int) -> Call:
     return call
 
 
-def _model(heads: int, length: int) -> Any:
+def gpt2(heads: int, length: int, layers: int = 1) -> Any:
+    """Make layers of GPT-2 with random weights."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=heads * contenders.SIZE,
-        n_layer=1,
+        n_layer=layers,
         n_head=heads,
         n_positions=length,
         bos_token_id=0,
@@ -112,7 +113,8 @@ def _model(heads: int, length: int) -> Any:
     return module.eval()
 
 
-def _bridge(module: Any) -> Any:
+def bridged(module: Any) -> Any:
+    """Put a TransformerBridge around a model."""
     import transformers
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from headscope.kernels.refusal import Refused
+from headscope.probes import memory
 
 # Result files are read by people, who look for a name that says what the machine is.
 UNNAMED = "unknown processor"
@@ -29,7 +30,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "memory_gb": round(memory() / 1e9, 1),
+        "memory_gb": round(memory.total() / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -61,11 +62,6 @@ def describe_gpu() -> dict[str, Any]:
         "triton": version("triton"),
         **describe(),
     }
-
-
-def memory() -> int:
-    """Count the bytes of memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def load() -> float:
