@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.probes.devices import weights
 from headscope.probes.edit import Edit
 from headscope.probes.forward import PLAIN, Ids, Reader, call, paired, run
 from headscope.probes.implementation import using
@@ -49,7 +50,7 @@ def inspect(model: Model) -> Model:
         Naming layer, head and statistic.
     """
     _refuse_unfit(model)
-    ids = _prompt(model)
+    ids = prompt(model)
     calls: list[Call] = []
     found: dict[int, dict[str, Tensor]] = {}
 
@@ -88,12 +89,13 @@ def _refuse_unfit(model: Model) -> None:
             f"attention_type: {model.architecture} attends to blocks, which is not known; load it "
             "with attention_type='original_full'"
         )
-    for name, weight in model.module.named_parameters():
+    for name, weight in weights(model.module):
         if not bool(torch.isfinite(weight).all()):
             raise Refused(f"model: weight {name} of {model.name} holds NaN or infinity")
 
 
-def _prompt(model: Model) -> Ids:
+def prompt(model: Model) -> Ids:
+    """Make a short prompt, longer than a short window."""
     config = model.module.config.get_text_config()
     length = LENGTH
     window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)

@@ -122,8 +122,10 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.module.device
+        """Where the tokens go: the device of the input embedding."""
+        from headscope.probes.devices import home
+
+        return home(self.module)
 
     def encode(self, text: str) -> list[int]:
         """Turn text into token ids, with the beginning-of-sequence token first.
@@ -204,7 +206,8 @@ def load_model(
         ``"headscope/bundled"``, a folder saved with ``save_pretrained``, a name on the Hugging
         Face hub, a Hugging Face model, a TransformerBridge, or a `Model`.
     device
-        Where to put it; the GPU when there is one. An object given stays where it is.
+        Where to put it; the GPU when there is one. ``"auto"`` spreads it over all devices, and
+        over memory and disk, with accelerate. An object given stays where it is.
     dtype
         Number format; float32 on the CPU, else the one it was saved in. An object given keeps
         its own.

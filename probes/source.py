@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.devices import home, weights
 
 BUNDLED = "headscope/bundled"
 HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
@@ -39,6 +40,9 @@ def fetch(
         model, or its weights are incomplete.
     """
     place, name = locate(source)
+    spread = device == "auto"
+    if spread:
+        device = None
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = _dtype(dtype) if dtype is not None else None
     if kind is None and target.type == "cpu":
@@ -61,13 +65,14 @@ def fetch(
                 use_safetensors=True,
                 local_files_only=local,
                 output_loading_info=True,
+                **({"device_map": "auto"} if spread else {}),
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise Refused(f"model: {name!r} does not load: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise Refused(f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?")
-    module = module.to(target).eval().requires_grad_(False)
+    module = (module if spread else module.to(target)).eval().requires_grad_(False)
     found = tokenizer if tokenizer is not None else fetch_tokenizer(place, required=False)
     commit = getattr(module.config, "_commit_hash", None)
     return module, found, name, str(commit or fingerprint(module))
@@ -95,21 +100,22 @@ def place(
     module: nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> None:
     """Refuse to move an object that belongs to the user."""
-    weight = next(module.parameters())
-    if device is not None and torch.device(device).type != weight.device.type:
-        raise Refused(f"device: the model given is on {weight.device}; move it with model.to()")
+    weight, here = next(module.parameters()), home(module)
+    if device == "auto":
+        raise Refused(f"device: the model given is on {here}; only a name or a folder is spread")
+    if device is not None and torch.device(device).type != here.type:
+        raise Refused(f"device: the model given is on {here}; move it with model.to()")
     if dtype is not None and _dtype(dtype) != weight.dtype:
         raise Refused(f"dtype: the model given is {weight.dtype}; convert it with model.to()")
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Digest the weights, whatever their names: the same model gives the same digest."""
-    seen: set[int] = set()
+    """Digest the weights, whatever their names: the same model gives the same digest.
+
+    Weights that accelerate keeps in memory or on disk count as if they were loaded.
+    """
     digests = []
-    for tensor in module.parameters():
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
+    for _, tensor in weights(module):
         flat = tensor.detach().reshape(-1)
         if flat.numel() > WHOLE:
             flat = flat[:: flat.numel() // WHOLE]

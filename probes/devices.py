@@ -1,0 +1,74 @@
+"""Devices: where the parts of a model are, also where accelerate has spread or offloaded them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headscope.kernels.refusal import Refused
+
+
+def home(module: nn.Module) -> torch.device:
+    """Find where a model takes its tokens: the device of its input embedding.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model
+    >>> home(load_model("headscope/bundled").module).type in ("cpu", "cuda")
+    True
+    """
+    whole: Any = module
+    part = whole
+    if hasattr(whole, "get_input_embeddings"):
+        try:
+            part = whole.get_input_embeddings() or whole
+        except NotImplementedError:
+            part = whole
+    for hook in _hooks(part):
+        # An offloaded weight lies nowhere; it is brought to this device when it is needed.
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    found: torch.device = next(part.parameters(), next(module.parameters())).device
+    return found
+
+
+def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight once, by name; offloaded ones are read one after the other.
+
+    Raises
+    ------
+    Refused
+        For a weight without values.
+    """
+    # Offloaded, what is tied looks like two weights.
+    tied = set(getattr(module, "all_tied_weights_keys", None) or ())
+    seen: set[int] = set()
+    for name, weight in module.named_parameters():
+        if weight.is_meta:
+            if name not in tied:
+                yield name, _offloaded(module, name)
+        elif weight.data_ptr() not in seen:
+            seen.add(weight.data_ptr())
+            yield name, weight
+
+
+def _offloaded(module: nn.Module, name: str) -> Tensor:
+    parts = name.split(".")
+    # The hook that holds a weight is on its module, or on one around it.
+    for depth in range(len(parts) - 1, -1, -1):
+        inner = ".".join(parts[depth:])
+        for hook in _hooks(module.get_submodule(".".join(parts[:depth]))):
+            held = getattr(hook, "weights_map", None)
+            if held is not None:
+                found: Tensor = held[inner]
+                return found
+    raise Refused(f"model: weight {name} has no values (device meta); load the model with weights")
+
+
+def _hooks(part: nn.Module) -> list[Any]:
+    hook = getattr(part, "_hf_hook", None)
+    return [] if hook is None else [hook, *getattr(hook, "hooks", ())]
