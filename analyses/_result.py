@@ -107,13 +107,19 @@ def dataset(
 
 
 def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
-    """Refuse a capture that lacks a variable.
+    """Refuse a capture that lacks a variable, or holds bins in place of tokens.
 
     Raises
     ------
     Refused
         Names the missing variables and how to capture them.
     """
+    width = int(capture.attrs.get("bin_width", 1))
+    if width > 1:
+        raise Refused(
+            f"capture: {analysis} needs every token, but this capture holds bins of {width}; "
+            "capture again without bins"
+        )
     missing = [name for name in needs if name not in capture]
     if missing:
         raise Refused(

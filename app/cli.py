@@ -145,22 +145,26 @@ def capture(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the run that the folder holds")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what it would need, and stop")
+    ] = False,
 ) -> None:
     """Capture what every head does on a set of prompts into a run folder."""
-    from headscope.app.job import capture_run
+    from headscope.app.job import capture_run, plan_run
 
+    options: dict[str, Any] = {
+        "task": task,
+        "prompts": prompts,
+        "number": number,
+        "seed": seed,
+        "attention": attention,
+        "overwrite": overwrite,
+    }
+    if dry_run:
+        out.print(str(plan_run(folder, model, **options)), **PLAIN)
+        return
     with bar(err) as progress:
-        run = capture_run(
-            folder,
-            model,
-            task=task,
-            prompts=prompts,
-            number=number,
-            seed=seed,
-            attention=attention,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        run = capture_run(folder, model, **options, progress=progress)
     out.print(f"captured into {run.path}; next: headscope analyze {run.path}", soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from headscope.probes.model import Model
+    from headscope.probes.plan import Plan
     from headscope.probes.run import Run
     from headscope.probes.task import Task
 
@@ -62,19 +63,10 @@ def capture_run(
     Refused
         For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
-    from headscope.probes import capture, load_model, run, tasks
+    from headscope.probes import capture, run
 
-    if (task is None) == (prompts is None):
-        raise Refused("prompts: give either --task NAME or --prompts FILE")
     run.check(folder, replace=overwrite)
-    if task is not None:
-        tasks.load(task)
-    texts = None if prompts is None else read_prompts(prompts)
-    model = load_model(source, attention=attention)
-    if task is not None:
-        given: Any = tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
-    else:
-        given = texts
+    model, given = _open(source, task, prompts, number, seed, attention)
     report = None if progress is None else partial(progress, "capture")
     growing = run.prepare(folder, replace=overwrite)
     captured = capture(
@@ -85,6 +77,53 @@ def capture_run(
     return run.create(
         folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
     )
+
+
+def plan_run(
+    folder: Path,
+    source: str,
+    *,
+    task: str | None = None,
+    prompts: Path | None = None,
+    number: int = 32,
+    seed: int = 0,
+    attention: str = "self",
+    overwrite: bool = False,
+) -> Plan:
+    """Say what `capture_run` would need, without running it; the parameters are the same.
+
+    Raises
+    ------
+    Refused
+        As `capture_run`.
+    """
+    from headscope.probes import plan, run
+
+    run.check(folder, replace=overwrite)
+    model, given = _open(source, task, prompts, number, seed, attention)
+    return plan(model, given, stats=needed(model), out=folder / run.GROWING)
+
+
+def _open(
+    source: str,
+    task: str | None,
+    prompts: Path | None,
+    number: int,
+    seed: int,
+    attention: str,
+) -> tuple[Model, Any]:
+    """Load a model and its prompts; what can be refused without the model is refused first."""
+    from headscope.probes import load_model, tasks
+
+    if (task is None) == (prompts is None):
+        raise Refused("prompts: give either --task NAME or --prompts FILE")
+    if task is not None:
+        tasks.load(task)
+    texts = None if prompts is None else read_prompts(prompts)
+    model = load_model(source, attention=attention)
+    if task is None:
+        return model, texts
+    return model, tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
 
 
 def needed(model: Model) -> tuple[str, ...]:

@@ -7,5 +7,6 @@ from headscope.probes.capture import capture
 from headscope.probes.lens import pattern
 from headscope.probes.model import Model, load_model
 from headscope.probes.pair import Pair
+from headscope.probes.plan import plan
 
-__all__ = ["Model", "Pair", "capture", "load_model", "pattern"]
+__all__ = ["Model", "Pair", "capture", "load_model", "pattern", "plan"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +51,18 @@ def capture(
     k: int = 8,
     horizon: tuple[int, int] = (1, 64),
     last: int = 64,
-    batch_tokens: int = 8192,
+    bins: int | None = None,
+    batch_tokens: int | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """Record statistics of every head's attention in one pass, without any N×N map.
 
-    Prompts of different lengths never share a batch, so no padding enters any number; in the
-    Dataset they start together at position 0 and hold NaN beyond their length.
+    Prompts of similar lengths share a batch, at most 10 % of it padding, where a test of the model
+    shows that this changes no number beyond rounding, and where there are no edits. Padding enters
+    no statistic; in the Dataset prompts start together at position 0 and hold NaN beyond their
+    length.
 
     Parameters
     ----------
@@ -104,8 +107,13 @@ def capture(
         Nearest and farthest distance of the later queries in ``received_later``, in tokens.
     last
         Number of last queries in ``received_last``.
+    bins
+        Bins of queries and keys, at most, for prompts too long to keep every token: a statistic
+        then holds the mean of the tokens of each bin (``received_max`` the largest), the coords
+        ``query`` and ``key`` its first token, and token and token_id the dim position.
     batch_tokens
-        Tokens in one forward pass, at most, or one prompt.
+        Tokens in one forward pass, at most, or one prompt. Without it 8192, and fewer where they
+        would need more than 80 % of the available memory (`plan`).
     out
         File to write to as the capture goes (its folder is made), for captures larger than memory;
         the Dataset then reads from it. An interrupted capture of the same prompts and options is
@@ -136,7 +144,8 @@ def capture(
     ------
     Refused
         For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
-        fit, a model that is refused at load or gives NaN, a file that cannot be written.
+        fit, a model that is refused at load or gives NaN, a file that cannot be written, and, with
+        the numbers, what does not fit into memory.
 
     Examples
     --------
@@ -145,67 +154,87 @@ def capture(
     >>> capture(model, [[0, 5, 6, 5]], stats=("entropy",))["entropy"].dims
     ('prompt', 'layer', 'head', 'query')
     """
-    known = load_model(model)
-    wanted, kept = _names(fitting(DEFAULT, known) if stats is None else stats, keep, known)
-    given = read(known, prompts)
-    longest = max(given.longest)
-    if tile is None:
-        tile = 16
-        while longest > TILES * tile:
-            tile *= 2
+    # Before anything else has a name here.
+    recording = compose(dict(locals()))
+    from headscope.probes.cost import weigh
+
+    if out is not None:
+        return _to_file(recording, Path(out), batch_tokens, overwrite, progress)
+    recording.prepare()
+    planned = weigh(recording, batch_tokens, streamed=False)
+    planned.check()
+    recording.allocate()
+    recording.record(planned.batch_tokens, progress)
+    dataset = recording.dataset()
+    dataset.attrs.update(provenance(recording.model, recording.prompts, recording, recording.edits))
+    return dataset
+
+
+def compose(asked: Mapping[str, Any]) -> Recording:
+    """Turn the arguments of `capture` into a recording, not yet prepared."""
     from headscope.probes.recording import Recording
 
-    recording = Recording(
+    known = load_model(asked["model"])
+    stats = fitting(DEFAULT, known) if asked["stats"] is None else asked["stats"]
+    wanted, kept = _names(stats, asked["keep"], known)
+    given = read(known, asked["prompts"])
+    tile, clip = asked["tile"], asked["clip"]
+    if tile is None:
+        tile = 16
+        while max(given.longest) > TILES * tile:
+            tile *= 2
+    return Recording(
         model=known,
         prompts=given,
         stats=wanted,
         keep=kept,
-        edits=tuple(edits),
-        first=int(first),
-        offsets=tuple(int(one) for one in offsets),
-        targets=targets,
+        edits=tuple(asked["edits"]),
+        first=int(asked["first"]),
+        offsets=tuple(int(one) for one in asked["offsets"]),
+        targets=asked["targets"],
         tile=int(tile),
         clip=None if clip is None else int(clip),
-        recent=int(recent),
-        share=float(share),
-        k=int(k),
-        horizon=(int(horizon[0]), int(horizon[1])),
-        last=int(last),
-        spans=spans,
+        recent=int(asked["recent"]),
+        share=float(asked["share"]),
+        k=int(asked["k"]),
+        horizon=(int(asked["horizon"][0]), int(asked["horizon"][1])),
+        last=int(asked["last"]),
+        spans=asked["spans"],
+        bins=None if asked["bins"] is None else int(asked["bins"]),
     )
-    if out is not None:
-        return _to_file(recording, Path(out), batch_tokens, overwrite, progress)
-    recording.allocate()
-    recording.record(batch_tokens, progress)
-    dataset = recording.dataset()
-    dataset.attrs.update(provenance(known, given, recording, edits))
-    return dataset
 
 
 def _to_file(
     recording: Recording,
     out: Path,
-    batch_tokens: int,
+    batch_tokens: int | None,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
     """Fill a file batch by batch, or what an earlier run has left to fill."""
     from headscope.probes import store, stream
+    from headscope.probes.cost import weigh
 
     if out.exists() and not overwrite:
         raise Refused(f"out: {out} exists; choose another file, or overwrite=True")
+    recording.prepare()
+    if batch_tokens is None and not overwrite:
+        # What is there was made in batches of one size, whatever memory is free today.
+        batch_tokens = stream.begun(out).get("batch_tokens")
+    planned = weigh(recording, batch_tokens, streamed=True)
+    planned.check()
     recording.lay_out()
     skeleton = recording.dataset()
     skeleton.attrs.update(
         provenance(recording.model, recording.prompts, recording, recording.edits)
     )
-    skeleton.attrs["batch_tokens"] = int(batch_tokens)
+    skeleton.attrs["batch_tokens"] = planned.batch_tokens
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"out: {out.parent} cannot be written: {error.strerror}") from error
     growing = stream.begin(out, skeleton, recording.shapes, recording.marks(), replace=overwrite)
-    recording.record(batch_tokens, progress, growing)
+    recording.record(planned.batch_tokens, progress, growing)
     growing.finish()
     return store.load(out, mapped=True)
 
@@ -274,6 +303,9 @@ def provenance(
         "last": recording.last,
         "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
         "reweighted": recording.reweighted,
+        "bins": "" if recording.bins is None else recording.bins,
+        "bin_width": recording.width,
+        "padding": recording.padding,
         "convention": CONVENTION,
         "headscope": version("headscope"),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.kernels.edits import Edits
@@ -68,20 +68,27 @@ class Reader:
         return functools.reduce(Edits.then, given) if given else None
 
 
-def run(model: Model, ids: Ids, reader: Reader, *, head: bool) -> Tensor:
+def run(
+    model: Model,
+    ids: Ids,
+    reader: Reader,
+    *,
+    head: bool,
+    mask: Bool[Tensor, "batch position"] | None = None,
+) -> Tensor:
     """Run the model once through the seam; every layer must arrive exactly once.
 
     An encoder–decoder model is given a `Pair` of token ids; its encoder alone may also be given
     what it reads.
 
     Returns the logits, or with ``head=False`` the last hidden state, which spares the
-    vocabulary-sized matrix.
+    vocabulary-sized matrix. ``mask`` is True at tokens that are no padding.
     """
     for edit in reader.edits:
         edit.check(model.geometry)
     before = len(reader.layers)
     with installed(model, reader):
-        result = call(model, ids, head=head)
+        result = call(model, ids, head=head, mask=mask)
     arrived = reader.layers[before:]
     if sorted(arrived) != model.geometry.attending:
         raise Refused(
@@ -93,7 +100,13 @@ def run(model: Model, ids: Ids, reader: Reader, *, head: bool) -> Tensor:
     return result
 
 
-def call(model: Model, ids: Ids, *, head: bool) -> Tensor:
+def call(
+    model: Model,
+    ids: Ids,
+    *,
+    head: bool,
+    mask: Bool[Tensor, "batch position"] | None = None,
+) -> Tensor:
     """Call a model, whatever its attention is computed by: logits, or the last hidden state."""
     result: Tensor
     if model.attention != SELF:
@@ -102,12 +115,13 @@ def call(model: Model, ids: Ids, *, head: bool) -> Tensor:
     if isinstance(ids, Pair):
         raise Refused(f"ids: a Pair, but {model.name} has no encoder and decoder; give token ids")
     ids = ids.to(model.device)
+    padding = {} if mask is None else {"attention_mask": mask.long().to(ids.device)}
     if head and model.bridge is not None:
-        result = model.bridge(ids, return_type="logits")
+        result = model.bridge(ids, return_type="logits", **padding)
     elif head:
-        result = model.module(input_ids=ids, **PLAIN).logits
+        result = model.module(input_ids=ids, **padding, **PLAIN).logits
     else:
-        result = model.module.base_model(input_ids=ids, **PLAIN).last_hidden_state
+        result = model.module.base_model(input_ids=ids, **padding, **PLAIN).last_hidden_state
     return result
 
 

@@ -1,8 +1,8 @@
-"""Labels: the tokens of every prompt, as coordinates of a capture."""
+"""Labels: the tokens of every prompt and the learned sinks, as coordinates of a capture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,3 +42,13 @@ def _words(
         token_id[row, : len(one)] = one
         token[row, : len(one)] = model.words(one)
     return token.astype(str), token_id, np.array([len(one) for one in ids])
+
+
+def sink_logits(
+    model: Model, sinks: Mapping[int, npt.NDArray[np.float32]]
+) -> tuple[tuple[str, str], npt.NDArray[np.float32]]:
+    """Lay out the learned sinks by layer and head, NaN where a layer has none."""
+    logits = np.full((model.layers, model.heads), np.nan, dtype=np.float32)
+    for layer, values in sinks.items():
+        logits[layer] = values
+    return ("layer", "head"), logits

@@ -192,13 +192,34 @@ def _refuse_unknown(model: Model, at: int, text: str, ids: Sequence[int]) -> Non
 
 
 def batches(
-    ids: Sequence[Sequence[int]], tokens: int, sources: Sequence[Sequence[int]] = ()
+    ids: Sequence[Sequence[int]],
+    tokens: int,
+    sources: Sequence[Sequence[int]] = (),
+    waste: float = 0.0,
 ) -> Iterator[list[int]]:
-    """Yield rows of prompts of one length, at most `tokens` tokens a batch, longest last."""
+    """Yield rows of prompts of similar length, at most `tokens` tokens a batch, longest last.
+
+    At most a share ``waste`` of a batch is padding: of one length where it is 0. Sources in a batch
+    are of one length.
+
+    Examples
+    --------
+    >>> list(batches([[5] * 10, [5] * 9, [5] * 3], 100, waste=0.1))
+    [[2], [1, 0]]
+    """
     others = sources or [()] * len(ids)
     shapes = [(len(one), len(other)) for one, other in zip(ids, others, strict=True)]
-    for shape in sorted(set(shapes)):
-        rows = [row for row, one in enumerate(shapes) if one == shape]
-        size = max(1, tokens // sum(shape))
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size]
+    batch: list[int] = []
+    for row in sorted(range(len(ids)), key=shapes.__getitem__):
+        # Lengths rise, so that a new row makes all of them as long as itself.
+        longest, beside = shapes[row]
+        real = sum(shapes[one][0] for one in batch) + longest
+        room = (len(batch) + 1) * longest
+        large = room + (len(batch) + 1) * beside > tokens
+        other = any(shapes[one][1] != beside for one in batch)
+        if batch and (large or other or room - real > waste * room):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

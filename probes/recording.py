@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,25 +18,20 @@ from torch import Tensor
 from headscope.kernels import statistics
 from headscope.kernels.request import Request
 from headscope.probes import biases, labels
+from headscope.probes import bins as binning
 from headscope.probes import spans as named_spans
 from headscope.probes import targets as rules
 from headscope.probes.edit import Edit
-from headscope.probes.forward import Ids, Reader, run
+from headscope.probes.forward import Reader, run
+from headscope.probes.padding import grouped, pad
 from headscope.probes.prompts import Prompts
 from headscope.probes.residual import watching
 from headscope.probes.seam import Call
+from headscope.probes.variables import KEPT, attrs_of
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
     from headscope.probes.stream import Stream
-
-KEPT = {
-    "q": ("Queries, after their rotation", ("head", "query", "size")),
-    "k": ("Keys, after their rotation", ("kv_head", "key", "size")),
-    "v": ("Values", ("kv_head", "key", "size")),
-    "z": ("Output of every head, after the edits", ("head", "query", "size")),
-    "resid": ("Residual stream before each block and after the last", ("query", "channel")),
-}
 
 
 @dataclass
@@ -59,6 +54,9 @@ class Recording:
     horizon: tuple[int, int]
     last: int
     spans: Any
+    bins: int | None = None
+    padding: str = "none"
+    sizes: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict)
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     layout: dict[str, tuple[str, ...]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -72,11 +70,14 @@ class Recording:
 
     def prepare(self) -> None:
         """Find targets and spans, and refuse bad options before anything is allocated."""
+        if self.shapes:
+            return
         if "target_mass" in self.stats:
             self.names, self.keys = rules.collect(self.targets, self.prompts)
         if "span_mass" in self.stats:
             self.found = named_spans.collect(self.spans, self.prompts)
-        self._request(None, ())
+        self.request(None, ())
+        binning.check(self.bins, self.stats, self.keep, crossed=self.prompts.crossed)
         self._shapes()
 
     def marks(self) -> str:
@@ -123,28 +124,35 @@ class Recording:
         keys = self.keys
         done, total = 0, len(self.prompts.ids)
         with torch.no_grad():
-            for number, rows in enumerate(self.prompts.batches(batch_tokens)):
+            for number, rows in enumerate(self.batches(batch_tokens)):
                 if stream is not None and number in stream.done:
                     done += len(rows)
                     continue
-                ids = self.prompts.stack(rows)
                 packed = rules.pack([keys[row] for row in rows]) if keys else None
-                self._record_batch(rows, ids, packed)
+                self._record_batch(rows, packed)
                 if stream is not None:
                     stream.commit(number)
                 done += len(rows)
                 if progress is not None:
                     progress(done, total)
 
-    def _shapes(self) -> None:
+    def batches(self, tokens: int) -> list[list[int]]:
+        """Group the prompts into batches of at most ``tokens`` tokens, or one prompt.
+
+        Lengths differ where the model takes padding; not with edits, which may count from the end.
+        """
+        found, self.padding = grouped(self.model, self.prompts, tokens, alike=bool(self.edits))
+        return found
+
+    def extents(self, queries: int, keys: int) -> dict[str, int]:
+        """Count the places along every dim of a prompt of so many queries and keys."""
+        if (queries, keys) not in self.sizes:
+            self.sizes[queries, keys] = self._extents(queries, keys)
+        return self.sizes[queries, keys]
+
+    def _extents(self, queries: int, keys: int) -> dict[str, int]:
         model = self.model
-        queries, keys = self.prompts.longest
         sizes = {
-            "prompt": len(self.prompts.ids),
-            "layer": model.layers,
-            "boundary": model.layers + 1,
-            "head": model.heads,
-            "kv_head": model.kv_heads,
             "query": queries,
             "key": keys,
             "query_tile": -(-queries // self.tile),
@@ -153,7 +161,32 @@ class Recording:
             "value_size": model.geometry.value_size,
             "channel": model.module.config.get_text_config().hidden_size,
         }
-        sizes.update({dim: len(labels) for dim, labels in self._labels().items()})
+        return sizes | {
+            dim: len(labels) for dim, labels in self._labels(max(queries, keys)).items()
+        }
+
+    @property
+    def width(self) -> int:
+        """Tokens in a bin of queries or keys."""
+        return binning.width_of(self.bins, self.longest)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, queries or keys."""
+        return max(self.prompts.longest)
+
+    def _shapes(self) -> None:
+        model = self.model
+        queries, keys = self.prompts.longest
+        sizes = self.extents(queries, keys) | {
+            "query": -(-queries // self.width),
+            "key": -(-keys // self.width),
+            "prompt": len(self.prompts.ids),
+            "layer": model.layers,
+            "boundary": model.layers + 1,
+            "head": model.heads,
+            "kv_head": model.kv_heads,
+        }
         for name in self.stats:
             dims = ("prompt", "layer", "head", *statistics.load(name).dims)
             self._reserve(name, dims, sizes)
@@ -169,15 +202,16 @@ class Recording:
         self.layout[name] = dims
         self.shapes[name] = tuple(sizes[dim] for dim in dims)
 
-    def _labels(self) -> dict[str, Sequence[Any]]:
-        """Find the labels along the dims that the statistics bring."""
-        request, longest = self._request(None, ()), max(self.prompts.longest)
+    def _labels(self, length: int) -> dict[str, Sequence[Any]]:
+        """Find the labels along the dims that the statistics bring to a prompt of some length."""
+        request = self.request(None, ())
         declared = [statistics.load(name).labels for name in self.stats]
-        labels = {dim: of(request, longest) for one in declared for dim, of in one.items()}
+        labels = {dim: of(request, length) for one in declared for dim, of in one.items()}
         named = {"target": self.names, "span": self.found.names if self.found else []}
         return {dim: named.get(dim, places) for dim, places in labels.items()}
 
-    def _request(self, packed: npt.NDArray[np.int64] | None, rows: Sequence[int]) -> Request:
+    def request(self, packed: npt.NDArray[np.int64] | None, rows: Sequence[int]) -> Request:
+        """Ask for the statistics of some prompts, given the packed keys of their targets."""
         spans = self.found.pack(rows) if self.found and rows else None
         without = {"target_mass": packed is None, "span_mass": spans is None}
         stats = tuple(name for name in self.stats if not without.get(name))
@@ -196,10 +230,12 @@ class Recording:
             last=self.last,
         )
 
-    def _record_batch(
-        self, rows: Sequence[int], ids: Ids, packed: npt.NDArray[np.int64] | None
-    ) -> None:
-        request = self._request(packed, rows)
+    def _record_batch(self, rows: Sequence[int], packed: npt.NDArray[np.int64] | None) -> None:
+        if self.prompts.sources:
+            ids, mask = self.prompts.stack(rows), None
+        else:
+            ids, mask = pad(self.model, [self.prompts.ids[row] for row in rows])
+        request = self.request(packed, rows)
 
         def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
             for name in self.stats:
@@ -216,9 +252,9 @@ class Recording:
         reader = Reader(request, self.edits, take)
         if "resid" in self.keep:
             with watching(self.model, partial(self._write, "resid", rows)):
-                run(self.model, ids, reader, head=False)
+                run(self.model, ids, reader, head=False, mask=mask)
         else:
-            run(self.model, ids, reader, head=False)
+            run(self.model, ids, reader, head=False, mask=mask)
 
     def note(self, call: Call) -> None:
         """Keep what holds for a whole layer."""
@@ -238,9 +274,14 @@ class Recording:
 
     def _write(self, name: str, rows: Sequence[int], at: int, values: Tensor) -> None:
         found = values.detach().to("cpu", torch.float32).numpy()
-        corner = tuple(slice(0, size) for size in found.shape[1:])
+        dims = self.layout[name][2:]
         for row, one in zip(rows, found, strict=True):
-            self.arrays[name][row, at][corner] = one
+            # A batch is as long as its longest prompt.
+            sizes = self.extents(len(self.prompts.ids[row]), len(self.prompts.keys[row]))
+            real = one[tuple(slice(0, sizes.get(dim)) for dim in dims)]
+            if name in self.stats:
+                real = binning.collect(name, real, dims, self.width)
+            self.arrays[name][row, at][tuple(slice(0, size) for size in real.shape)] = real
 
     @property
     def reweighted(self) -> bool:
@@ -250,7 +291,7 @@ class Recording:
     def dataset(self) -> xr.Dataset:
         """Lay names, coords and attrs over the arrays; nothing is copied."""
         variables = {
-            name: (dims, self.arrays[name], _attrs(name)) for name, dims in self.layout.items()
+            name: (dims, self.arrays[name], attrs_of(name)) for name, dims in self.layout.items()
         }
         return xr.Dataset(variables, coords=self._coords())
 
@@ -261,7 +302,7 @@ class Recording:
             "layer": np.arange(model.layers),
             "head": np.arange(model.heads),
             "kv_group": ("head", np.arange(model.heads) // group),
-            **labels.coords(model, self.prompts),
+            **binning.beside(labels.coords(model, self.prompts), self.width),
             **{name: ("layer", values) for name, values in self.per_layer.items()},
             "causal": ("layer", self.per_layer["causal"] > 0),
         }
@@ -269,11 +310,7 @@ class Recording:
             attending = np.isin(np.arange(model.layers), model.geometry.attending)
             coords["attention_map"] = ("layer", attending)
         if self.sinks:
-            # NaN where a layer has none.
-            logits = np.full((model.layers, model.heads), np.nan, dtype=np.float32)
-            for layer, values in self.sinks.items():
-                logits[layer] = values
-            coords["sink_logit"] = (("layer", "head"), logits)
+            coords["sink_logit"] = labels.sink_logits(model, self.sinks)
         if self.biases:
             coords.update(biases.coords(model, self.biases))
         if self.slopes:
@@ -282,23 +319,10 @@ class Recording:
                 rates[layer] = values
             coords["alibi_slope"] = (("layer", "head"), rates)
         used = {dim for dims in self.layout.values() for dim in dims}
+        if self.width > 1:
+            starts = np.arange(0, self.longest, self.width)
+            coords.update({dim: starts for dim in binning.DIMS if dim in used})
         if "kv_head" in used:
             coords["kv_head"] = np.arange(model.kv_heads)
-        coords.update({dim: np.array(labels) for dim, labels in self._labels().items()})
+        coords.update({dim: np.array(labels) for dim, labels in self._labels(self.longest).items()})
         return coords
-
-
-def _attrs(name: str) -> dict[str, Any]:
-    if name in KEPT:
-        return {"long_name": KEPT[name][0], "units": "activation", "scale": "diverging"}
-    one = statistics.load(name)
-    attrs: dict[str, Any] = {
-        "long_name": one.doc.strip().splitlines()[0].rstrip("."),
-        "units": one.units,
-        "scale": one.scale,
-        "source": one.source,
-    }
-    for bound, value in (("low", one.low), ("high", one.high)):
-        if value is not None:
-            attrs[bound] = float(value)
-    return attrs

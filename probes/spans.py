@@ -43,8 +43,12 @@ class Spans:
     members: npt.NDArray[np.bool_]
 
     def pack(self, rows: Sequence[int]) -> Tensor:
-        """Stack the numbers of prompts of one length: dims batch, key."""
-        return torch.from_numpy(np.stack([self.numbers[row] for row in rows]))
+        """Stack the numbers of some prompts: dims batch, key, -1 beyond the end of one."""
+        longest = max(len(self.numbers[row]) for row in rows)
+        packed = np.full((len(rows), longest), NONE, dtype=np.int64)
+        for at, row in enumerate(rows):
+            packed[at, : len(self.numbers[row])] = self.numbers[row]
+        return torch.from_numpy(packed)
 
     def add(self, rows: Sequence[int], mass: Tensor) -> Tensor:
         """Add the masses of combinations to masses of spans, NaN where a prompt lacks a span."""

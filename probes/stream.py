@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ class Stream:
             for array in self.arrays.values():
                 if isinstance(array, np.memmap):
                     array.flush()
+                    # What is on disk need not stay in memory.
+                    mapped: Any = array.base
+                    mapped.madvise(mmap.MADV_DONTNEED)
             with self.journal.open("a", encoding="utf-8") as file:
                 file.write(f"{batch}\n")
                 file.flush()
@@ -84,6 +88,18 @@ class Stream:
             self.journal.unlink(missing_ok=True)
         except OSError as error:
             raise Refused(f"out: {self.path} cannot be written: {error.strerror}") from error
+
+
+def begun(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the attrs of an interrupted capture; none where there is no half file."""
+    partial = Stream(Path(path)).partial
+    try:
+        with partial.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return dict(json.loads(header["__metadata__"]["dataset"])["attrs"])
+    except (OSError, ValueError, KeyError):
+        # Killed before its header was whole: it is laid out anew.
+        return {}
 
 
 def begin(

@@ -129,13 +129,14 @@ def _check_given(name: str, listed: Sequence[Sequence[Sequence[int]]], prompts: 
 
 
 def pack(keys: Sequence[Sequence[Keys]]) -> npt.NDArray[np.int64]:
-    """Pack the keys of prompts of one length: dims batch, target, query, occurrence, -1 for none.
+    """Pack the keys of prompts: dims batch, target, query, occurrence, -1 for none.
 
     >>> pack([[[[], [0]]]]).tolist()
     [[[[-1], [0]]]]
     """
     width = max((len(one) for row in keys for target in row for one in target), default=0)
-    shape = (len(keys), len(keys[0]), len(keys[0][0]), max(width, 1))
+    longest = max(len(target) for row in keys for target in row)
+    shape = (len(keys), len(keys[0]), longest, max(width, 1))
     packed = np.full(shape, NONE, dtype=np.int64)
     for row, targets in enumerate(keys):
         for target, queries in enumerate(targets):

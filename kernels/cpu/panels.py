@@ -111,15 +111,23 @@ class Panels:
         Refused
             When the sweep is demanded and cannot be had.
         """
-        parts = list(self.parts())
-        room = max(size(part.batch) * size(part.heads) for part in parts) * self.largest
 
         def run(waiting: Iterator[Part]) -> None:
-            memory = Buffers.reserve(room, self.precision, self.q.device)
+            memory = Buffers.reserve(self.room, self.precision, self.q.device)
             for part in waiting:
                 work(part, self.fill(part, memory))
 
-        share(parts, run, torch.get_num_threads() if self.q.device.type == "cpu" else 1)
+        share(self.parts(), run, self.workers)
+
+    @cached_property
+    def room(self) -> int:
+        """Elements of the largest panel of the largest part."""
+        return max(size(part.batch) * size(part.heads) for part in self.parts()) * self.largest
+
+    @property
+    def workers(self) -> int:
+        """Largest number of threads that take parts."""
+        return torch.get_num_threads() if self.q.device.type == "cpu" else 1
 
     @property
     def precision(self) -> torch.dtype:

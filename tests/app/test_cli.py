@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -50,3 +52,13 @@ def test_every_statistic_is_listed_with_its_formula() -> None:
 
 def test_the_bundled_model_is_listed() -> None:
     assert "headscope/bundled" in said("models")
+
+
+def test_a_dry_run_says_what_it_would_need_and_writes_nothing(tmp_path: Path) -> None:
+    told = said(
+        "capture", "headscope/bundled", "--task", "story", "--number", "2",
+        "--out", str(tmp_path / "run"), "--dry-run",
+    )  # fmt: skip
+    assert told.startswith("2 prompts of up to ")
+    assert "peak beyond the model" in told
+    assert not list(tmp_path.iterdir())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
+from headscope.probes.meter import Meter
 from headscope.probes.model import Model
 
 OPTIONS: dict[str, Any] = {
@@ -60,40 +59,6 @@ def agree(found: Any, expected: Any, name: str = "") -> None:
     """Compare to 5e-5, of the largest value where that is above 1: distances reach 200 tokens."""
     allowed = 5e-5 * max(1.0, float(np.nanmax(np.abs(expected))))
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=name)
-
-
-class Meter(TorchDispatchMode):
-    """Count the bytes of every tensor alive, and the elements of the largest one made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, list[int]] = {}
-        self.now = self.peak = self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(one, torch.Tensor):
-                self.count(one)
-        return result
-
-    def count(self, tensor: torch.Tensor) -> None:
-        self.largest = max(self.largest, tensor.numel())
-        storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        entry = self.alive.setdefault(place, [0, storage.nbytes()])
-        if entry[0] == 0:
-            self.now += entry[1]
-            self.peak = max(self.peak, self.now)
-        entry[0] += 1
-        weakref.finalize(tensor, self.release, place)
-
-    def release(self, place: int) -> None:
-        entry = self.alive[place]
-        entry[0] -= 1
-        if entry[0] == 0:
-            self.now -= entry[1]
-            del self.alive[place]
 
 
 def measured(model: Model, length: int) -> Meter:
