@@ -21,6 +21,7 @@ def predicted(model: Model, ids: list[int]) -> int:
 
     from headscope.probes.forward import logits
 
+    model.check_predicts()
     with torch.no_grad():
         return int(logits(model, _tensor(model, [ids]))[0, -1].argmax())
 

@@ -130,6 +130,7 @@ def outputs(capture: xr.Dataset) -> Float[Tensor, "prompt layer head query size"
 
 def intact(model: Model, task: Task, metric: str) -> Array:
     """Return the metric of every prompt with no head taken out (prompt,)."""
+    model.check_predicts()
     prompts = read(model, task)
     assert prompts.encoded is not None
     result = np.full(len(prompts.ids), np.nan)
@@ -150,6 +151,8 @@ def leave_one_out(
 ) -> Array:
     """Return the metric of every prompt with one head taken out (prompt, layer, head).
 
+    NaN in layers without an attention map, which have no heads to take out.
+
     Parameters
     ----------
     model, task, metric
@@ -161,8 +164,9 @@ def leave_one_out(
         Called with (done, total) heads times prompts.
     """
     layers, width = model.layers, model.heads
-    count = layers * width
-    single = torch.eye(count, dtype=torch.bool).reshape(count, layers, width)
+    single = torch.eye(layers * width, dtype=torch.bool).reshape(layers, width, layers, width)
+    single = single[model.geometry.attending].flatten(0, 1)
+    count = len(single)
     prompts = read(model, task)
     assert prompts.encoded is not None
     result = np.full((len(prompts.ids), count), np.nan)
@@ -188,13 +192,16 @@ def leave_one_out(
             done += len(chosen)
             if progress is not None:
                 progress(done, len(prompts.ids) * count)
-    return result.reshape(-1, layers, width)
+    every = np.full((len(result), layers, width), np.nan)
+    every[:, model.geometry.attending] = result.reshape(len(result), -1, width)
+    return every
 
 
 def gate_gradient(model: Model, task: Task, metric: str) -> Array:
     """Return the gradient of the metric in a gate on every head, at 1 (prompt, layer, head).
 
-    Prompts of a batch have gates of their own, so that one backward pass keeps them apart.
+    Prompts of a batch have gates of their own, so that one backward pass keeps them apart. NaN in
+    layers without an attention map.
     """
     prompts = read(model, task)
     assert prompts.encoded is not None
@@ -209,6 +216,7 @@ def gate_gradient(model: Model, task: Task, metric: str) -> Array:
             output = logits(model, ids, (RowGate(gates),))
             (slope,) = torch.autograd.grad(measure(output, asked, metric).sum(), gates)
         result[rows] = slope.double().cpu().numpy()
+    result[:, list(model.geometry.without)] = np.nan
     return result
 
 

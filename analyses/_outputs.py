@@ -19,7 +19,7 @@ NAMES = ("o_proj", "c_proj", "out_proj", "dense")
 
 
 def output_weights(model: Model) -> Float[Tensor, "layer head size residual"]:
-    """Return each head's slice of the output projection.
+    """Return each head's slice of the output projection; NaN in layers without an attention map.
 
     Raises
     ------
@@ -31,17 +31,19 @@ def output_weights(model: Model) -> Float[Tensor, "layer head size residual"]:
     for module in model.module.modules():
         layer = getattr(module, "layer_idx", None)
         projection = next((getattr(module, name) for name in NAMES if hasattr(module, name)), None)
-        if isinstance(layer, int) and projection is not None:
+        if layer in model.geometry.attending and projection is not None:
             found[layer] = _matrix(projection)
-    if sorted(found) != list(range(model.layers)):
+    if sorted(found) != model.geometry.attending:
         raise Refused(
             f"model: no output projection ({', '.join(NAMES)}) found in the attention of every "
             f"layer of {model.name}"
         )
-    rows = [found[layer].detach().float().cpu() for layer in range(model.layers)]
-    if any(each.shape[0] % model.heads for each in rows):
+    rows = {layer: each.detach().float().cpu() for layer, each in found.items()}
+    if any(each.shape[0] % model.heads for each in rows.values()):
         raise Refused(f"model: the output projection of {model.name} does not split into heads")
-    return torch.stack([each.reshape(model.heads, -1, each.shape[-1]) for each in rows])
+    split = {layer: one.reshape(model.heads, -1, one.shape[-1]) for layer, one in rows.items()}
+    absent = torch.full_like(next(iter(split.values())), float("nan"))
+    return torch.stack([split.get(layer, absent) for layer in range(model.layers)])
 
 
 def _matrix(projection: Any) -> Tensor:

@@ -94,13 +94,22 @@ def dataset(
 ) -> xr.Dataset:
     """Return the result of an analysis: its variables under the provenance of the capture.
 
-    The coordinates ``layer`` and ``head`` come from the capture where the variables use them.
+    The coordinates ``layer`` and ``head`` come from the capture where the variables use them, and
+    ``attention_map`` where it has layers without one; there, every number of a layer is NaN.
     """
     used = {dim for each in variables.values() for dim in each.dims}
-    shared = {
+    shared: dict[str, Any] = {
         name: capture[name].values for name in ("layer", "head") if name in used and name in capture
     }
+    known = attending(capture)
+    absent = "layer" in used and not known.all()
+    if absent:
+        shared["attention_map"] = ("layer", known)
     result = xr.Dataset(dict(variables), coords={**shared, **(coords or {})})
+    if absent:
+        for name in [name for name, each in variables.items() if "layer" in each.dims]:
+            # What an analysis computed for such a layer, a 0 most often, is no measurement.
+            result[name] = result[name].where(result["attention_map"])
     result.attrs = {**capture.attrs, **{key: each for key, each in attrs.items() if each != ""}}
     json.dumps(result.attrs)
     return result
@@ -128,11 +137,35 @@ def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
         )
 
 
+def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
+    """Tell which layers of a capture have an attention map (layer,)."""
+    if "attention_map" not in capture.coords:
+        return np.ones(capture.sizes["layer"], dtype=bool)
+    return np.asarray(capture["attention_map"].values, dtype=bool)
+
+
+def require_maps(capture: xr.Dataset, analysis: str) -> None:
+    """Refuse a capture with layers that have no attention map.
+
+    Raises
+    ------
+    Refused
+        Names the layers.
+    """
+    known = attending(capture)
+    if not known.all():
+        layers = ", ".join(str(int(one)) for one in capture["layer"].values[~known])
+        raise Refused(
+            f"attention_map: {analysis} follows attention through every layer, but there is none "
+            f"in layer {layers}"
+        )
+
+
 def heads(capture: xr.Dataset) -> list[tuple[int, int]]:
-    """List every (layer, head) of a capture, in order."""
+    """List every (layer, head) of a capture that has an attention map, in order."""
     return [
         (int(layer), int(head))
-        for layer in capture["layer"].values
+        for layer in capture["layer"].values[attending(capture)]
         for head in capture["head"].values
     ]
 
@@ -140,11 +173,14 @@ def heads(capture: xr.Dataset) -> list[tuple[int, int]]:
 def top(scores: NDArray[Any], count: int) -> list[tuple[int, int]]:
     """Return the (layer, head) positions of the ``count`` highest scores, best first.
 
+    Heads without a score are never among them.
+
     >>> import numpy as np
-    >>> top(np.array([[0.1, 0.9], [0.5, np.nan]]), 2)
-    [(0, 1), (1, 0)]
+    >>> top(np.array([[0.1, 0.9], [0.5, np.nan]]), 4)
+    [(0, 1), (1, 0), (0, 0)]
     """
     ranked = np.argsort(np.where(np.isnan(scores), -np.inf, scores).ravel(), kind="stable")[::-1]
+    count = min(count, int((~np.isnan(scores)).sum()))
     return [
         (int(layer), int(head))
         for layer, head in zip(*np.unravel_index(ranked[:count], scores.shape), strict=True)
@@ -154,7 +190,8 @@ def top(scores: NDArray[Any], count: int) -> list[tuple[int, int]]:
 def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]]:
     """Return the (layer, head) of the scores above ``least``, best first: one at least.
 
-    Where none passes, it is the best one alone; never more than ``most``.
+    Where none passes, it is the best one alone; never more than ``most``. Heads without a score do
+    not count.
 
     >>> import numpy as np
     >>> above(np.array([[0.1, 0.9], [0.7, 0.3]]), 0.5, 3)

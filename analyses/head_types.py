@@ -3,6 +3,8 @@
 Scores of the attention pattern on a sequence of random tokens that is repeated, where the four
 types are easily told apart; beside them the causal check of the induction score: what the accuracy
 on the repeated part becomes without the top induction heads, and without as many random others.
+A model without causal order (an encoder) also gets next-token heads; it predicts no next token, so
+there is no causal check.
 
 Sources: Olsson et al., In-context Learning and Induction Heads (2209.11895); the conventions are
 HeadVis' (mean over the queries that have a target) and TransformerLens' ``detect_head`` (share of
@@ -18,14 +20,23 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses import _causal, _check
-from headscope.analyses._result import above, averaged, dataset, heads, label, require, top
+from headscope.analyses._result import (
+    above,
+    attending,
+    averaged,
+    dataset,
+    heads,
+    label,
+    require,
+    top,
+)
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
     from headscope.probes.task import Task
 
 NEEDS = ("offset_mass", "target_mass", "first_mass")
-OFFSETS = (0, 1)
+OFFSETS = (-1, 0, 1)
 TARGETS = ("duplicate", "induction")
 TASK = "induction"
 PROMPTS = 24
@@ -34,6 +45,10 @@ CONVENTIONS = {
     "headvis": "mean over the queries that have a target",
     "transformer_lens": "share of all weight: sum over the targets, divided by all rows",
 }
+BOTH_WAYS = (
+    "INCONCLUSIVE: the model sees later tokens too, so it predicts no next token, and the scores "
+    "have no causal number here; they are correlational."
+)
 
 
 def run(
@@ -52,7 +67,7 @@ def run(
     Parameters
     ----------
     capture
-        Capture of the task with ``offset_mass`` at offset 1, ``target_mass`` for the rules
+        Capture of the task with ``offset_mass`` at offsets 1 and -1, ``target_mass`` for the rules
         ``duplicate`` (keys that hold the query's token) and ``induction`` (keys right after
         those), and ``first_mass``.
     model
@@ -76,7 +91,9 @@ def run(
     -------
     Dataset with ``previous_token``, ``duplicate_token``, ``induction`` and ``bos`` (layer, head;
     share of weight, with 95 % intervals over prompts) and ``induction_accuracy`` (condition).
-    The first query is left out of ``bos``: it can see nothing else.
+    The first query is left out of ``bos``: it can see nothing else. Without causal order there is
+    ``next_token`` (layer, head) in place of the accuracy, and ``bos`` is the mass on the first
+    token, [CLS] of most encoders.
 
     Raises
     ------
@@ -109,20 +126,26 @@ def run(
         "induction": "Attention to the token after an earlier copy",
         "bos": "Attention to the first token",
     }
-    rows = _rows(capture)
+    if not model.geometry.causal:
+        masses["next_token"] = _offset(capture, -1)
+        titles["next_token"] = "Attention to the token after"
+    rows, form = _rows(capture), f"{convention}: {CONVENTIONS[convention]}"
     variables: dict[str, xr.Variable] = {}
     for name, mass in masses.items():
         variables |= averaged(
             name, ("layer", "head"), _score(mass, rows, convention), titles[name], "share",
-            "sequential", 0, 1, seed=seed, convention=f"{convention}: {CONVENTIONS[convention]}",
+            "sequential", 0, 1, seed=seed, convention=form,
             source="HeadVis; TransformerLens detect_head",
         )  # fmt: skip
 
-    pool = heads(capture)
     named = {
         name: [label(head) for head in top(scores, int((scores > least_score).sum()))]
         for name, scores in ((name, variables[name].values) for name in masses)
     }
+    if not model.geometry.causal:
+        return dataset(capture, variables, convention=form, heads_by_type=named, note=BOTH_WAYS)
+
+    pool = heads(capture)
     most = len(pool) // 2
     ablated = {
         name: above(variables[name].values, least_score, most)
@@ -137,7 +160,7 @@ def run(
         capture,
         {**variables, **accuracy},
         {"condition": conditions},
-        convention=f"{convention}: {CONVENTIONS[convention]}",
+        convention=form,
         heads_by_type=named,
         causal=record,
         note=record["note"]
@@ -148,10 +171,10 @@ def run(
 
 def _offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
     if offset not in capture["offset"].values:
-        _missing(f"offset_mass at offset {offset}", f"offsets=(0, {offset})")
+        _missing(f"offset_mass at offset {offset}", f"offsets={OFFSETS}")
+    # A query without a token at that offset has no mass there: it is left out, not counted as zero.
     mass = capture["offset_mass"].sel(offset=offset)
-    # The first query has no previous token: it is left out, not counted as zero.
-    return _after_first(mass)
+    return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
 
 
 def _rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
@@ -175,7 +198,8 @@ def _after_first(mass: xr.DataArray) -> NDArray[np.float64]:
 
 def _rows(capture: xr.Dataset) -> NDArray[np.float64]:
     """Count the queries of each prompt."""
-    first = capture["first_mass"].isel(layer=0, head=0).transpose("prompt", "query")
+    layer = int(np.flatnonzero(attending(capture))[0])
+    first = capture["first_mass"].isel(layer=layer, head=0).transpose("prompt", "query")
     return np.asarray(first.notnull().sum("query").values, dtype=np.float64)
 
 

@@ -191,7 +191,9 @@ def _agreement(
     """Spearman's ρ over heads of |mean over prompts|, with its bootstrap interval over prompts."""
     from headscope.analyses.rollout import correlate
 
-    one, two = (each.reshape(len(each), -1) for each in (first, second))
+    # Heads of layers without an attention map have no number on either side.
+    known = ~np.isnan(first).any(0)
+    one, two = first[:, known], second[:, known]
     rho = correlate(np.abs(one.mean(0)), np.abs(two.mean(0)))
     if len(one) < 2:
         return rho, float("nan"), float("nan")

@@ -24,6 +24,7 @@ from headscope.analyses import _causal, _check
 from headscope.analyses._copying import copied, multiset_score, set_score
 from headscope.analyses._result import (
     above,
+    attending,
     averaged,
     dataset,
     heads,
@@ -44,6 +45,8 @@ TASK = "needle"
 PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
+# No position of any prompt.
+NOWHERE = -1
 
 
 def run(
@@ -152,7 +155,7 @@ def run(
     passed = score > threshold
     scored = bool(counted.any())
     variables["retrieval_share"] = variable(
-        (), passed.mean() * 100 if scored else np.nan, "Share of heads above the threshold", "%",
+        (), passed[attending(capture)].mean() * 100 if scored else np.nan, "Share of heads above the threshold", "%",
         "sequential", 0, 100, convention=f"mean set score > {threshold:g}; {convention}",
         source=SOURCE,
     )  # fmt: skip
@@ -161,6 +164,7 @@ def run(
         "sequential", 0, 1, seed=seed,
     )  # fmt: skip
 
+    pool = heads(capture)
     checks = {
         "needle": (task, score if scored else weight),
         "recall": (recall_task, weight),
@@ -173,8 +177,8 @@ def run(
         kind = "retrieval" if name == "needle" and scored else "recall"
         results, conditions, records[name] = _causal.check(
             f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
-            above(ranking, threshold, ranking.size // 2), heads(capture), kind=kind, draws=draws,
-            seed=seed, progress=progress,
+            above(ranking, threshold, len(pool) // 2), pool, kind=kind, draws=draws, seed=seed,
+            progress=progress,
         )  # fmt: skip
         # Both checks share one axis, so their conditions carry the same names.
         conditions[1] = "top heads ablated"
@@ -202,6 +206,7 @@ class _Steps:
         from headscope.kernels.refusal import Refused
         from headscope.probes.tokens import encode
 
+        model.check_predicts()
         encoded = encode(task, model.tokenizer)
         if len(encoded.ids) != capture.sizes["prompt"]:
             raise Refused(
@@ -220,7 +225,10 @@ class _Steps:
             multisets.append(multiset_score(copies, tokens[list(needle)]))
             right = [token in each.answer_ids for token, each in zip(generated, asked, strict=True)]
             recalled.append(np.mean(right))
-        self.sets, self.multisets = np.stack(sets), np.stack(multisets)
+        # Where there is no attention map, nothing was looked at: no score, not a score of 0.
+        known = attending(capture)[:, None]
+        self.sets = np.where(known, np.stack(sets), np.nan)
+        self.multisets = np.where(known, np.stack(multisets), np.nan)
         self.recalled = np.asarray(recalled, dtype=np.float64)
 
 
@@ -243,7 +251,8 @@ def _looked(
     """Return the key with the largest weight at each decode step (step, layer, head)."""
     from headscope.probes import pattern
 
-    looked = np.empty((len(asked), capture.sizes["layer"], capture.sizes["head"]), dtype=np.int64)
+    shape = (len(asked), capture.sizes["layer"], capture.sizes["head"])
+    looked = np.full(shape, NOWHERE, dtype=np.int64)
     for layer, head in heads(capture):
         for step, each in enumerate(asked):
             row = pattern(capture, layer, head, prompt=prompt, queries=slice(each.at, each.at + 1))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses import _check
 from headscope.analyses._causal import Progress
-from headscope.analyses._result import averaged, dataset, require, variable
+from headscope.analyses._result import averaged, dataset, require, require_maps, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def run(
     Raises
     ------
     Refused
-        When the capture lacks ``pattern``, ``prompt`` is not in it, or a prompt is longer than
-        ``flow_tokens``.
+        When the capture lacks ``pattern``, ``prompt`` is not in it, a prompt is longer than
+        ``flow_tokens``, or a layer has no attention map.
 
     Examples
     --------
@@ -88,6 +88,7 @@ def run(
     """
     require(capture, NEEDS, "rollout")
     _check.one_text(capture.attrs.get("attention", "self"), "rollout")
+    require_maps(capture, "rollout")
     _check.at_least("substitutes", substitutes, 1)
     _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     longest = capture.sizes["query"]
@@ -181,7 +182,8 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     Raises
     ------
     Refused
-        When q or k are missing, a position or prompt is outside, or edits changed the weights.
+        When q or k are missing, a position or prompt is outside, edits changed the weights, or a
+        layer has no attention map.
 
     Examples
     --------
@@ -199,6 +201,7 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     _check.one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
     if "position_bias" in capture.coords:
         raise Refused("capture: rows know no position bias, which this model adds to its logits")
+    require_maps(capture, "rollout")
     if capture.attrs.get("reweighted"):
         raise Refused("edits: the weights of this capture were edited, and q and k do not tell how")
     _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)

@@ -26,6 +26,7 @@ from headscope.analyses._causal import Progress
 from headscope.analyses._codes import softmax
 from headscope.analyses._interval import t_interval
 from headscope.analyses._result import dataset, heads, interval, label, require, top, variable
+from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -105,8 +106,8 @@ def run(
     Raises
     ------
     Refused
-        When the capture lacks ``z``, an option is out of range, or the output projection of the
-        model's heads cannot be found.
+        When the capture lacks ``z``, an option is out of range, the output projection of the
+        model's heads cannot be found, or fewer than two layers have an attention map.
 
     Examples
     --------
@@ -130,6 +131,10 @@ def run(
         _check.at_least(name, value, least)
     require(capture, KEEP, "sae_circuits")
 
+    if len(model.geometry.attending) < 2:
+        raise Refused(
+            f"model: {model.name} has one layer with an attention map; an edge needs heads of two"
+        )
     negatives = _gates.corrupted(model, task)
     some = replace(task, prompts=task.prompts[:truth_prompts])
     intact = float(_gates.intact(model, some, task.metric).mean())
@@ -138,11 +143,12 @@ def run(
     moved = intact - without
     truth = np.abs(moved) > threshold * abs(intact)
 
-    weights = _outputs.output_weights(model)
-    clean = _outputs.mean_outputs(capture, weights)
-    corrupted = _outputs.mean_outputs(negatives, weights)
-
     names = heads(capture)
+    grid_of = _Grid(names, truth.shape)
+    weights = _outputs.output_weights(model)
+    clean = _outputs.mean_outputs(capture, weights)[:, grid_of.places]
+    corrupted = _outputs.mean_outputs(negatives, weights)[:, grid_of.places]
+
     pairs = [
         (source, target)
         for source in range(len(names))
@@ -160,10 +166,9 @@ def run(
             progress(number + 1, trials)
     nodes = np.stack([node for node, _ in scores])
     links = np.stack([link for _, link in scores])
-    wanted_nodes = truth.ravel()
-    wanted_links = np.array([truth.flat[one] and truth.flat[two] for one, two in pairs])
+    wanted_nodes = truth.ravel()[grid_of.places]
+    wanted_links = np.array([wanted_nodes[one] and wanted_nodes[two] for one, two in pairs])
 
-    shape = truth.shape
     convention = (
         f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
         f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
@@ -177,12 +182,12 @@ def run(
     grid = ("layer", "head")
     variables: dict[str, xr.Variable] = {
         "node": variable(
-            grid, np.mean([softmax(each) for each in nodes[:, 0]], axis=0).reshape(shape),
+            grid, grid_of.spread(np.mean([softmax(each) for each in nodes[:, 0]], axis=0)),
             "Circuit score of the head", "share", "sequential", 0, 1,
             convention=f"softmax over heads of the unique codes; {convention}", source=SOURCE,
         ),
         "unique_codes": variable(
-            grid, nodes[:, 0].mean(0).reshape(shape), "Codes seen only with the task",
+            grid, grid_of.spread(nodes[:, 0].mean(0)), "Codes seen only with the task",
             "share of codes" if per_union else "codes", "sequential", 0,
             convention=convention, source=SOURCE,
         ),
@@ -196,7 +201,7 @@ def run(
             convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
         ),
         "ground_truth": variable(
-            grid, truth.astype(float), "Head of the circuit by ablation", "indicator",
+            grid, grid_of.spread(wanted_nodes.astype(float)), "Head of the circuit by ablation", "indicator",
             "sequential", 0, 1, convention=f"1 where {truth_said}, else 0", evidence="causal",
         ),
     }  # fmt: skip
@@ -230,6 +235,20 @@ def run(
         top_heads=[label(head) for head in top(variables["unique_codes"].values, 5)],
         note=_note(aucs["node_auc"], len(circuit), len(names)),
     )
+
+
+class _Grid:
+    """Where the heads that have an attention map stand in the grid of all."""
+
+    def __init__(self, names: list[tuple[int, int]], shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.places = np.array([layer * shape[1] + head for layer, head in names])
+
+    def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Put one value a head into the grid (layer, head), NaN where there is no map."""
+        every = np.full(self.shape, np.nan)
+        every.flat[self.places] = values
+        return every
 
 
 def _note(each: NDArray[np.float64], circuit: int, total: int) -> str:

@@ -88,17 +88,25 @@ def run(
             f"{model.name} reads pairs; see sinks"
         )
 
+    if model.tokenizer is None and model.vocabulary == 0:
+        raise Refused(
+            f"prompts: {model.architecture} reads no tokens, so none can be drawn for the controls"
+        )
     drawn = np.random.default_rng(seed).choice(_ordinary(model), size=(prompts, tokens))
-    first = getattr(model.tokenizer, "bos_token_id", None)
+    first, last = _ends(model)
     random = drawn.copy()
     if first is not None:
         random[:, 0] = first
+    if last is not None:
+        random[:, -1] = last
     repeated = np.repeat(drawn[:, :1], tokens, axis=1)
     results = [sinks.run(capture, epsilon=epsilon, seed=seed)] + [
         sinks.run(capture_prompts(model, ids.tolist(), stats=NEEDS), epsilon=epsilon, seed=seed)
         for ids in (random, repeated)
     ]
-    opening = "with BOS first" if first is not None else "no BOS"
+    opening = "no BOS"
+    if first is not None:
+        opening = "with BOS first" if last is None else "with [CLS] first and [SEP] last"
     said = (
         f"share of heads with α_1 > ε = {epsilon:g}; controls: {prompts} prompts of T = {tokens}, "
         f"random {opening}, repeated without"
@@ -134,6 +142,14 @@ def run(
         sink_heads=sinking,
         note=f"Sink rate: {shares}. Sink heads on random tokens: {', '.join(sinking) or 'none'}.",
     )
+
+
+def _ends(model: Model) -> tuple[int | None, int | None]:
+    """Name the tokens around any text: BOS, or an encoder's [CLS] and [SEP]."""
+    cls, sep, bos = (
+        getattr(model.tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos")
+    )
+    return (bos, None) if cls is None or sep is None else (cls, sep)
 
 
 def _ordinary(model: Model) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -4,7 +4,8 @@ For key position k of a prompt of T tokens, ``α_k = 1/(T − k + 1) · Σ_{i �
 weight that the key gets from the queries that can see it. A head sinks into k when ``α_k > ε``; the
 sink rate is the share of heads that sink into the first token. It depends on T, on ε and on whether
 the prompt starts with a BOS token, so all three are stated with the result. Without causal order
-every query sees every key; in cross-attention keys are tokens of the source, queries of the target.
+every query sees every key, and α_k is the mean over all queries; in cross-attention keys are tokens
+of the source, queries of the target.
 
 Sources: Gu et al., When Attention Sink Emerges in Language Models (2410.10781); Yu et al.,
 Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key position.
@@ -19,7 +20,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses import _check
-from headscope.analyses._result import averaged, dataset, label, require, top, variable
+from headscope.analyses._result import (
+    attending,
+    averaged,
+    dataset,
+    label,
+    require,
+    top,
+    variable,
+)
 
 NEEDS = ("received",)
 
@@ -83,13 +92,14 @@ def run(
     received = received.astype(np.float64)
     lengths = _lengths(capture)
     first = received[..., 0]
-    steady = _steady(received, _seen_by(capture, lengths), least_queries)
+    steady = np.where(_seers(capture, lengths) >= least_queries, received, np.nan)
     above = _above(steady, epsilon)
-    rate = (first > epsilon).mean((1, 2)) * 100
+    rate = _mean(_above(first, epsilon), (1, 2)) * 100
 
+    order = "" if _causal(capture).all() else "; no causal order: α_k is over all queries"
     convention = (
         f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
-        f"{_opening(capture)}"
+        f"{_opening(capture)}{order}"
     )
     variables = {
         **averaged(
@@ -159,20 +169,25 @@ def _words(capture: xr.Dataset) -> NDArray[Any] | None:
     return np.asarray(capture[name].transpose("prompt", dim).values)
 
 
-def _seen_by(capture: xr.Dataset, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the queries that see each key (prompt, layer, key): in causal order, the later ones."""
-    later = lengths[:, None, None] - np.arange(capture.sizes["key"])[None, None, :]
+def _causal(capture: xr.Dataset) -> NDArray[np.bool_]:
+    """Tell which layers hide later keys from a query; all where the capture does not say."""
     if "causal" not in capture.coords:
-        return later
-    causal = capture["causal"].values[None, :, None]
-    return np.where(causal, later, np.broadcast_to(lengths[:, None, None], later.shape))
+        return np.ones(capture.sizes["layer"], dtype=bool)
+    # A layer without attention says nothing, and counts like those that say something.
+    return np.asarray(capture["causal"].values | ~attending(capture), dtype=bool)
 
 
-def _steady(
-    received: NDArray[np.float64], seen_by: NDArray[np.int64], least: int
-) -> NDArray[np.float64]:
-    """Blank the keys that too few queries see."""
-    return np.where((seen_by >= least)[:, :, None, :], received, np.nan)
+def _seers(capture: xr.Dataset, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the queries that see each key (prompt, layer, 1, key)."""
+    key = np.arange(capture.sizes["key"])[None, None, :]
+    ends = lengths[:, None, None]
+    reach = np.full(capture.sizes["layer"], np.inf)
+    if "window" in capture.coords:
+        window = capture["window"].values
+        reach = np.where(np.isnan(window), np.inf, window)
+    after = np.minimum(ends - key, reach[None, :, None])
+    before = np.where(_causal(capture)[None, :, None], 0, np.minimum(key, reach[:, None] - 1))
+    return np.asarray((after + before)[:, :, None, :], dtype=np.int64)
 
 
 def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:

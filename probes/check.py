@@ -110,6 +110,7 @@ def prompt(model: Model) -> Ids:
 
 def _geometry(model: Model, ids: Ids) -> Geometry:
     shapes: dict[int, Geometry] = {}
+    causal: list[bool] = []
     crossed = model.attention == "cross"
 
     def measure(asked: Call) -> Tensor:
@@ -117,6 +118,7 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
         kv_heads, value_size = asked.value.shape[1], asked.value.shape[3]
         if asked.layer in shapes:
             raise Refused(f"model: layer {asked.layer} of {model.name} asks for attention twice")
+        causal.append(asked.causal)
         shapes[asked.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
         return asked.query.new_zeros(*asked.query.shape[:3], value_size)
 
@@ -153,7 +155,7 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
             f"model: layers {list(without)} of {model.name} do no attention that can be followed; "
             "this model is refused"
         )
-    return replace(shapes[layers[0]], layers=total, without=without)
+    return replace(shapes[layers[0]], layers=total, without=without, causal=all(causal))
 
 
 def _eager(model: Model, ids: Ids, calls: list[Call]) -> tuple[Tensor, list[Tensor]]:

@@ -266,7 +266,7 @@ def evaluate(
     ------
     Refused
         For an unknown metric, a task whose words the tokenizer splits, prompts that are too
-        long, edits that do not fit.
+        long, edits that do not fit, a model that predicts no next token.
 
     Examples
     --------
@@ -283,6 +283,7 @@ def evaluate(
 
     read_in = read(model, task)
     assert read_in.encoded is not None
+    model.check_predicts()
     name = metric or task.metric
     values = np.full(len(read_in.ids), np.nan, dtype=np.float32)
     # A batch's logits stay below a quarter of a gigabyte whatever the vocabulary.

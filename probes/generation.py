@@ -278,4 +278,5 @@ def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int) -> None:
         raise Refused(f"new_tokens: {new_tokens}; give 1 or more")
     if not model.module.can_generate():
         raise Refused(f"model: {model.architecture} does not generate text; use capture")
+    model.check_predicts()
     model.check_lengths([len(ids) + new_tokens for ids in prompts.ids])

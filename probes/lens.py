@@ -61,8 +61,8 @@ def pattern(
     ------
     Refused
         Where q, k or lse are missing or weights were edited and there is no model, the model or
-        the edits are not those of the capture, the head or prompt does not exist, the window is
-        empty or larger than 2048 × 2048.
+        the edits are not those of the capture, the head or prompt does not exist, the layer has
+        no attention map, the window is empty or larger than 2048 × 2048.
 
     Examples
     --------
@@ -223,6 +223,11 @@ def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[
         "layer": int(np.flatnonzero(capture["layer"].values == layer)[0]),
         "head": int(np.flatnonzero(capture["head"].values == head)[0]),
     }
+    if "attention_map" in capture.coords and not capture["attention_map"].values[place["layer"]]:
+        known = capture["layer"].values[capture["attention_map"].values]
+        raise Refused(
+            f"layer: {layer} has no attention map; layers with one are {', '.join(map(str, known))}"
+        )
     if "kv_head" in capture.coords:
         group = int(capture["kv_group"].values[place["head"]])
         place["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])

@@ -30,6 +30,8 @@ class Geometry:
         Layers without an attention map, such as Mamba's and linear attention.
     crossed
         Whether keys are of another text than the queries, as in cross-attention.
+    causal
+        Whether no query sees a later key, in any layer.
     """
 
     layers: int
@@ -39,6 +41,7 @@ class Geometry:
     value_size: int
     without: tuple[int, ...] = ()
     crossed: bool = False
+    causal: bool = True
 
     @property
     def attending(self) -> list[int]:
@@ -175,6 +178,19 @@ class Model:
             return str(raw.replace("▁", " "))
         text = str(self.tokenizer.decode([one], clean_up_tokenization_spaces=False))
         return text if text and "\ufffd" not in text else str(raw)
+
+    def check_predicts(self) -> None:
+        """Refuse a model that predicts no next token, so that no answer can be scored."""
+        if not self.geometry.causal:
+            raise Refused(
+                f"model: {self.architecture} sees later tokens too, so it predicts no next token; "
+                "scores of answers need a causal language model"
+            )
+        if self.module.get_output_embeddings() is None:
+            raise Refused(
+                f"model: {self.architecture} has no language-model head, so it predicts no next "
+                "token; load the class that has one"
+            )
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
         """Refuse prompts longer than the context, naming the first and both numbers."""

@@ -38,7 +38,7 @@ class EncodedQuestion:
 class Encoded:
     """A task in the tokens of one tokenizer.
 
-    `offset` is 1 where a BOS stands before the first word, else 0: token position = word position
+    `offset` is 1 where a BOS or [CLS] stands before the first word, else 0: token position = word position
     + offset. One entry a prompt in `ids`, `corrupted_ids`, `questions` and `roles`.
     """
 
@@ -106,8 +106,18 @@ def is_single(tokenizer: Tokenizer, word: str) -> bool:
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
+def _ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Say what stands around a text: BOS before it, or an encoder's [CLS] and [SEP]."""
+    first, last = (getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id"))
+    if first is not None and last is not None:
+        return (int(first),), (int(last),)
+    return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
+
+
 def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
     """Encode a task: one token a word, BOS first where the tokenizer has one.
+
+    Of an encoder's tokenizer, [CLS] stands first and [SEP] last, as around any of its texts.
 
     Parameters
     ----------
@@ -156,11 +166,12 @@ def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
         before = words[place - 1]
         return one(word, ("17" if before.isdigit() else "the"))
 
-    lead = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    lead, trail = _ends(tokenizer)
     offset = len(lead)
 
     def ids_of(words: tuple[str, ...]) -> tuple[int, ...]:
-        return lead + tuple(at_place(words, place, word) for place, word in enumerate(words))
+        inside = tuple(at_place(words, place, word) for place, word in enumerate(words))
+        return lead + inside + trail
 
     def questions_of(prompt: Prompt) -> tuple[EncodedQuestion, ...]:
         return tuple(

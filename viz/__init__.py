@@ -13,10 +13,12 @@ from typing import Any
 import xarray as xr
 
 from headscope.kernels.refusal import Refused
-from headscope.viz._labels import amount, head_name, measured, visible
+from headscope.viz._labels import ABSENT, absent, amount, head_name, measured, visible
 from headscope.viz._scale import ranks
 
 __all__ = [
+    "ABSENT",
+    "absent",
     "amount",
     "choose",
     "draw",

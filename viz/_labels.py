@@ -10,6 +10,8 @@ import xarray as xr
 LONGEST = 18
 POSITIONS = ("query", "key", "query_tile", "key_tile")
 MISSING = "not measured"
+# What a hybrid model's other layers (Mamba, linear attention, convolution) lack.
+ABSENT = "no attention map in this layer"
 
 
 def head_name(layer: object, head: object, kind: str = "H") -> str:
@@ -57,6 +59,20 @@ def amount(value: float) -> str:
 def measured(value: float, units: str) -> str:
     """Write a value with its units."""
     return amount(value) + (f" {units}" if units and math.isfinite(value) else "")
+
+
+def absent(array: xr.DataArray) -> list[bool]:
+    """Tell which layers of a variable have no attention map.
+
+    Examples
+    --------
+    >>> kinds = {"attention_map": ("layer", [True, False])}
+    >>> absent(xr.DataArray([0.1, float("nan")], dims="layer", coords=kinds))
+    [False, True]
+    """
+    if "attention_map" not in array.coords:
+        return [False] * array.sizes["layer"]
+    return [not has for has in np.asarray(array["attention_map"].values).tolist()]
 
 
 def title(array: xr.DataArray) -> str:

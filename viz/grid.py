@@ -8,7 +8,10 @@ import xarray as xr
 
 from headscope.viz._frame import PANELS, colour_bar, coloured, frame, holes, menu, missing
 from headscope.viz._labels import (
+    ABSENT,
+    MISSING,
     POSITIONS,
+    absent,
     amount,
     combinations,
     entries,
@@ -71,8 +74,11 @@ def figure(
     panels = panels[:PANELS]
     drawn = [_panel(array.isel(at), lower, upper, at, column) for _, at in panels]
     layers, heads = entries(array, "layer"), entries(array, column)
-    if any(not np.isfinite(values).all() for values, _, _ in drawn):
-        notes.append("grey: not measured")
+    lacking = np.array(absent(array))
+    if any(not np.isfinite(values[~lacking]).all() for values, _, _ in drawn):
+        notes.append(f"grey: {MISSING}")
+    if lacking.any():
+        notes.append("grey rows: no attention map in the layer")
     fig = frame(
         array,
         height=100 + max(_row_height(len(layers)) * len(layers), 100),
@@ -156,6 +162,7 @@ def _panel(
     values, places = finite(array), ranks(array)
     count = int(np.isfinite(values).sum())
     layers, heads = entries(array, "layer"), entries(array, column)
+    lacking = absent(array)
     bounds = None
     if lower is not None and upper is not None:
         bounds = [
@@ -171,7 +178,8 @@ def _panel(
         for place, head in enumerate(heads):
             name = head_name(layer, head, "H" if column == "head" else "KV")
             value = float(values[row, place])
-            lines = [f"<b>{name}</b>", f"{title(array)}: {measured(value, units(array))}"]
+            said = ABSENT if lacking[row] else measured(value, units(array))
+            lines = [f"<b>{name}</b>", f"{title(array)}: {said}"]
             if bounds is not None and np.isfinite(value):
                 low, high = (amount(float(side[row, place])) for side in bounds)
                 lines.append(f"95 % interval {low} to {high}")
@@ -179,7 +187,10 @@ def _panel(
                 lines.append(f"rank {places[row, place]:.0f} of {count}")
             hover.append("<br>".join(lines))
     reach = float(np.nanmax(np.abs(values))) if count else 0.0
-    written = [[_short(value, reach) for value in row] for row in values.tolist()]
+    written = [
+        ["" if lacks else _short(value, reach) for value in row]
+        for row, lacks in zip(values.tolist(), lacking, strict=True)
+    ]
     return values, written, hover
 
 
