@@ -155,9 +155,9 @@ def run(
     passed = score > threshold
     scored = bool(counted.any())
     variables["retrieval_share"] = variable(
-        (), passed[attending(capture)].mean() * 100 if scored else np.nan, "Share of heads above the threshold", "%",
-        "sequential", 0, 100, convention=f"mean set score > {threshold:g}; {convention}",
-        source=SOURCE,
+        (), passed[attending(capture)].mean() * 100 if scored else np.nan,
+        "Share of heads above the threshold", "%", "sequential", 0, 100, source=SOURCE,
+        convention=f"mean set score > {threshold:g}; {convention}",
     )  # fmt: skip
     variables |= averaged(
         "recalled", (), steps.recalled, "Needle tokens that the model generates", "share",

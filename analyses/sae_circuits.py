@@ -201,8 +201,8 @@ def run(
             convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
         ),
         "ground_truth": variable(
-            grid, grid_of.spread(wanted_nodes.astype(float)), "Head of the circuit by ablation", "indicator",
-            "sequential", 0, 1, convention=f"1 where {truth_said}, else 0", evidence="causal",
+            grid, grid_of.spread(wanted_nodes.astype(float)), "Head of the circuit by ablation",
+            "indicator", "sequential", 0, 1, convention=f"1 where {truth_said}, else 0", evidence="causal",
         ),
     }  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}

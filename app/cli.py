@@ -187,12 +187,12 @@ def analyze(
 ) -> None:
     """Run analyses on a captured run and keep their results in it."""
     from headscope import analyses
-    from headscope.app.job import analyze_run, open_run, parse_settings
+    from headscope.app.job import analyze_run, done, open_run, parse_settings
 
     options = parse_settings(settings or [])
     opened = open_run(run)
-    done = opened.results()
-    wanted = names or [name for name in analyses.names() if name not in done or name in options]
+    there = done(opened)
+    wanted = names or [name for name in analyses.names() if name not in there or name in options]
     with bar(err) as progress:
         outcome = analyze_run(
             opened, wanted, task=task, number=number, options=options, progress=progress

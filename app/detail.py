@@ -19,6 +19,9 @@ from headscope.probes.pair import Pair
 
 def scores(found: Mapping[str, Score], layer: int, head: int, attention: str = "self") -> None:
     """Show every score of a head with its rank and interval, the causal ones first."""
+    if all(viz.absent(each.array)[layer] for each in found.values()):
+        st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
+        return
     groups = {
         "what happens without it (causal)": [each for each in found.values() if each.is_causal],
         "what it looks like (correlational)": [
@@ -81,8 +84,13 @@ def pattern(
     The window that is drawn, or None where the whole map is.
     """
     window = None
+    lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
     try:
+        # Drawn in any case, because a widget that is left out forgets its value.
         ids = _tokens(path, version, capture)
+        if lacking:
+            st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw.")
+            return None
         if not isinstance(ids, Pair) and len(ids) > loading.WHOLE:
             window = zoom.controls(len(ids))
             zoom.overview(path, version, ids, (layer, head), window, f"{name}-overview")

@@ -250,7 +250,7 @@ def analyze_run(
 
     Returns
     -------
-    The result of every analysis, or why it could not run on this model.
+    The result of every analysis, or why it could not run on this model; the report says it, too.
 
     Raises
     ------
@@ -275,7 +275,24 @@ def analyze_run(
         outcome[name] = result
         if not isinstance(result, Refused):
             run.save_result(name, result)
+        elif name not in run.results():
+            run.save_result(name, _skipped(name, result))
     return outcome
+
+
+def _skipped(name: str, refusal: Refused) -> xr.Dataset:
+    """Stand in for a result, so that the report says why there is none."""
+    import xarray as xr
+
+    from headscope import analyses
+
+    title = analyses.summary(name)
+    return xr.Dataset(attrs={"analysis": name, "title": title, "skipped": str(refusal)})
+
+
+def done(run: Run) -> list[str]:
+    """Name the analyses that have a result in a run; what was refused may be tried again."""
+    return [name for name, one in run.results().items() if "skipped" not in one.attrs]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:

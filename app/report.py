@@ -123,8 +123,11 @@ def section(name: str, result: xr.Dataset) -> Iterator[str]:
     for key in ("note", "skipped"):
         if result.attrs.get(key):
             words = str(result.attrs[key])
-            yield page.note(inline(words), warn=key == "skipped" or bool(ALARM.search(words)))
+            said = f"Not run: {words}" if key == "skipped" else words
+            yield page.note(inline(said), warn=key == "skipped" or bool(ALARM.search(words)))
     shown = viz.variables(result)
+    if "skipped" in result.attrs and not shown:
+        return
     numbers = [each for each in shown if result[each].ndim == 0]
     if numbers:
         yield f'<div class="cards">{"".join(_card(result, each) for each in numbers)}</div>'

@@ -28,6 +28,13 @@ def complain(field: str, known: Sequence[object]) -> None:
     del st.query_params[field]
 
 
+def start(layer: int) -> None:
+    """Begin at the first layer with heads to look at, unless the link names one."""
+    # As a default of the widget it would quarrel with `go`, which sets the state.
+    if "layer" not in st.session_state and "layer" not in st.query_params:
+        st.session_state["layer"] = layer
+
+
 def tell() -> None:
     """Show what was wrong with the link, once."""
     for complaint in st.session_state.pop("complaints", []):

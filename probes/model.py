@@ -186,7 +186,8 @@ class Model:
                 f"model: {self.architecture} sees later tokens too, so it predicts no next token; "
                 "scores of answers need a causal language model"
             )
-        if self.module.get_output_embeddings() is None:
+        module: Any = self.module
+        if module.get_output_embeddings() is None:
             raise Refused(
                 f"model: {self.architecture} has no language-model head, so it predicts no next "
                 "token; load the class that has one"

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from headscope.kernels.refusal import Refused
@@ -36,8 +42,8 @@ def fetch(
     Raises
     ------
     Refused
-        When there is nothing at that place, it cannot be reached, it is no causal language
-        model, or its weights are incomplete.
+        When there is nothing at that place, it cannot be reached, transformers has no class for
+        it, or its weights are incomplete.
     """
     place, name = locate(source)
     spread = device == "auto"
@@ -52,16 +58,9 @@ def fetch(
         _reach(place)
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(
-                place, trust_remote_code=False, local_files_only=local
-            )
-            loader: Any = AutoModelForCausalLM
-            if config.is_encoder_decoder:
-                loader = AutoModelForSeq2SeqLM
-            module, report = loader.from_pretrained(
+            module, report = _class(place, local).from_pretrained(
                 place,
                 dtype=kind if kind is not None else "auto",
-                trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=local,
                 output_loading_info=True,
@@ -76,6 +75,18 @@ def fetch(
     found = tokenizer if tokenizer is not None else fetch_tokenizer(place, required=False)
     commit = getattr(module.config, "_commit_hash", None)
     return module, found, name, str(commit or fingerprint(module))
+
+
+def _class(place: str, local: bool) -> Any:
+    """Find the class that a model was saved from: an encoder is no causal language model."""
+    import transformers
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def fetch_tokenizer(place: str | os.PathLike[str], required: bool = True) -> Any:

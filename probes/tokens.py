@@ -38,8 +38,8 @@ class EncodedQuestion:
 class Encoded:
     """A task in the tokens of one tokenizer.
 
-    `offset` is 1 where a BOS or [CLS] stands before the first word, else 0: token position = word position
-    + offset. One entry a prompt in `ids`, `corrupted_ids`, `questions` and `roles`.
+    `offset` is 1 where a BOS or [CLS] stands before the first word, else 0: token position = word
+    position + offset. One entry a prompt in `ids`, `corrupted_ids`, `questions` and `roles`.
     """
 
     ids: tuple[tuple[int, ...], ...]

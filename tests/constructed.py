@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -22,6 +24,7 @@ from transformers import (
 from headscope.probes import load_model
 from headscope.probes.model import Model
 from headscope.probes.task import Prompt, Question, Task
+from headscope.probes.tasks._words import KINDS
 
 KEYS = [
     "apple",
@@ -49,6 +52,10 @@ VALUES = [
 ]
 NAMES = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma", "Mark", "Lucy"]
 WORDS = ["<bos>", "<unk>", "note", "ask", ".", *KEYS, *VALUES, *NAMES]
+
+# Enough of every kind for the tasks that analyses make.
+ENCODER_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ENCODER_WORDS += [word for kind, words in KINDS.items() if kind != "numbers" for word in words]
 
 HEADS = 4
 SIZE = 128
@@ -200,3 +207,55 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
         corrupted = tuple("west" if word in values else word for word in words)
         prompts.append(Prompt(words, corrupted, tuple(asked)))
     return Task("needle", tuple(prompts), "accuracy", seed, "One fact in a haystack.")
+
+
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, `[CLS]` before and `[SEP]` after every text."""
+    inner = Tokenizer(
+        models.WordLevel(
+            {word: number for number, word in enumerate(ENCODER_WORDS)}, unk_token="[UNK]"
+        )
+    )
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def encoder() -> BertForMaskedLM:
+    """Two layers of BERT: one head each for the next token, `[SEP]`, and the token before.
+
+    L0H0 looks at the token after, L0H1 at `[SEP]`, L0H3 at the token before; L0H2 and layer 1 are
+    uniform. Only L0H2 writes, a little, into a place that nothing reads.
+    """
+    count, size, place, out = len(ENCODER_WORDS), 256, 512, 640
+    config = BertConfig(
+        vocab_size=count, hidden_size=HEADS * size, num_hidden_layers=2,
+        num_attention_heads=HEADS, intermediate_size=4, max_position_embeddings=PLACES,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=False,
+    )  # fmt: skip
+    module = BertForMaskedLM(config).eval()
+    for name, weight in module.named_parameters():
+        if "LayerNorm" not in name:
+            weight.zero_()
+    words, places = torch.arange(count), torch.arange(PLACES)
+    embeddings = module.bert.embeddings
+    embeddings.word_embeddings.weight[words, words] = 1.0
+    embeddings.position_embeddings.weight[places, place + places] = 1.0
+    first = module.bert.encoder.layer[0].attention.self
+    # Rows of the weights are the heads, columns the residual stream.
+    for head, step in ((0, 1), (3, -1)):
+        inside = places[(places + step >= 0) & (places + step < PLACES)]
+        first.query.weight[head * size + inside + step, place + inside] = 1.5
+        first.key.weight[head * size + places, place + places] = 1.0
+    first.query.bias[size] = 16.0
+    first.key.weight[size, ENCODER_WORDS.index("[SEP]")] = 1.5
+    some = words[:size]
+    first.value.weight[2 * size + some, some] = 1.0
+    module.bert.encoder.layer[0].attention.output.dense.weight[out + some, 2 * size + some] = 0.01
+    return module

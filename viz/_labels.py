@@ -96,8 +96,10 @@ def entries(array: xr.DataArray, dim: str) -> list[str]:
 def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, dict[str, int]]]:
     """Name every combination of the entries of `dims`, with the indexers that select it.
 
-    ``layer`` and ``head`` together are written as a head.
+    ``layer`` and ``head`` together are written as a head, with a remark where the layer has no
+    attention map.
     """
+    lacking = absent(array) if "layer" in dims else []
     named = {dim: entries(array, dim) for dim in dims}
     found = []
     for place in product(*(range(array.sizes[dim]) for dim in dims)):
@@ -106,7 +108,8 @@ def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, 
         for dim in dims:
             entry = named[dim][at[dim]]
             if dim == "head" and "layer" in dims:
-                words.append(head_name(named["layer"][at["layer"]], entry))
+                without = " (no map)" if lacking[at["layer"]] else ""
+                words.append(head_name(named["layer"][at["layer"]], entry) + without)
             elif dim == "layer" and "head" in dims:
                 continue
             else:

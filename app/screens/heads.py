@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
+from headscope import viz
 from headscope.app import detail, loading, overview, selection, zoom
 from headscope.app.export import heads_table
 from headscope.app.scores import Score, collect
@@ -81,6 +82,8 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
     )  # fmt: skip
     for name, size in (("layer", layers), ("head", heads)):
         selection.complain(name, range(size))
+        if name == "layer":
+            selection.start(viz.absent(scores[by].array).index(False))
         st.selectbox(name.capitalize(), range(size), key=name, bind="query-params")
     st.caption("Arrow keys move between heads; a click in the grid picks one.")
     columns = [*st.columns(2), *st.columns(2)]
@@ -93,12 +96,18 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
 
 
 def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) -> None:
-    notes = {name: str(one.attrs["note"]) for name, one in results.items() if one.attrs.get("note")}
+    notes = {name: _said(one) for name, one in results.items() if _said(one)}
     with st.expander("What the analyses say", icon=":material/notes:"):
         for name, note in notes.items():
             st.markdown(f"**{name}**: {note}")
     with st.expander("Provenance", icon=":material/fingerprint:"):
         st.json(dict(manifest), expanded=1)
+
+
+def _said(result: xr.Dataset) -> str:
+    if "skipped" in result.attrs:
+        return f"not run: {result.attrs['skipped']}"
+    return str(result.attrs.get("note", ""))
 
 
 def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -> None:

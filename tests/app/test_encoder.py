@@ -1,0 +1,125 @@
+"""An encoder whose circuit is known, from the command line to the dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from headscope import analyses
+from headscope.app import cli, loading
+from headscope.app.export import heads_table
+from headscope.probes import load_model, run
+
+MAIN = str(Path(loading.__file__).with_name("main.py"))
+PLACE = Path(__file__).parents[1] / "constructed.py"
+TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
+BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
+UNSUITED = {"importance", "retrieval", "rollout", "sae_circuits"}
+
+
+def constructed():
+    spec = importlib.util.spec_from_file_location("constructed", PLACE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault("constructed", importlib.util.module_from_spec(spec))
+    if not hasattr(module, "encoder"):
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder as its user saved it, captured and analysed by the command line."""
+    place = tmp_path_factory.mktemp("encoder")
+    constructed().encoder().save_pretrained(place / "model")
+    constructed().encoder_tokenizer().save_pretrained(place / "model")
+    (place / "prompts.txt").write_text("\n".join(TEXTS))
+    for words in (
+        ("capture", place / "model", "--prompts", place / "prompts.txt", "--out", place / "run"),
+        ("analyze", place / "run", "--number", 4),
+        ("report", place / "run"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["headscope", *map(str, words)])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+        assert not stop.value.code
+    return place / "run"
+
+
+def test_the_planted_heads_are_found(folder: Path) -> None:
+    results = run.open(folder).results()
+    assert results["head_types"].attrs["heads_by_type"] == {
+        "previous_token": ["L0H3"],
+        "duplicate_token": [],
+        "induction": [],
+        "bos": [],
+        "next_token": ["L0H0"],
+    }
+    scores = heads_table(results).set_index("name")
+    assert scores.loc["L0H0", "head_types.next_token"] > 0.999
+    assert scores.loc["L0H3", "head_types.previous_token"] > 0.999
+    assert results["sinks"].attrs["heads_by_type"]["later_sink"] == ["L0H1"]
+    [best, *_] = results["sinks"].attrs["sink_tokens"]
+    assert best["token"] == "[SEP]"
+    assert best["share_of_heads"] == pytest.approx(1 / 8, abs=1e-3)
+
+
+def test_every_query_counts_where_every_query_sees(folder: Path) -> None:
+    result = run.open(folder).results()["sinks"]
+    # A uniform head gives each token of a prompt of T its T-th part, the last one included.
+    capture = run.open(folder).capture
+    lengths = capture["length"].values
+    received = capture["received"].sel(layer=0, head=2)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(received[row, :length], 1 / length, atol=1e-5)
+    assert (lengths >= 16).tolist() == [False, True, True]
+    assert "no causal order: α_k is over all queries" in result["sink"].attrs["convention"]
+    long = capture["received"].sel(layer=0, head=1)[1]
+    assert float(long[lengths[1] - 1]) > 0.999
+    assert np.isfinite(result["key_share"].values[: lengths.max()]).all()
+
+
+def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder: Path) -> None:
+    opened = run.open(folder)
+    results = opened.results()
+    assert set(results) == set(analyses.names())
+    assert {name for name, one in results.items() if "skipped" in one.attrs} == UNSUITED
+    for name in UNSUITED - {"retrieval"}:
+        assert results[name].attrs["skipped"].startswith(BOTH_WAYS)
+    # Its needles are longer than the 80 positions of this model, which is found out first.
+    assert "the context of" in results["retrieval"].attrs["skipped"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count(f"Not run: {BOTH_WAYS}") == len(UNSUITED) - 1
+    assert all("\n" not in results[name].attrs["skipped"] for name in UNSUITED)
+    stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert set(stored["analyses"]) == set(analyses.names())
+
+
+def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv(loading.VARIABLE, str(folder))
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    app = AppTest.from_file(MAIN, default_timeout=60)
+    app.query_params["by"] = "head_types.next_token"
+    app.run()
+    assert not app.exception
+    assert not app.error
+    assert "Attention to the token after" in app.main.subheader[0].value
+    figure = json.loads(app.main.get("plotly_chart")[1].proto.spec)
+    [drawn] = [trace for trace in figure["data"] if trace["type"] == "heatmap"]
+    assert drawn["x"][0] == "0: [CLS]"
+    assert drawn["x"][-1] == "7: [SEP]"
+    model = load_model(run.open(folder).manifest["options"]["source"])
+    weights = loading.weights(
+        str(folder), loading.stamp(folder), tuple(model.encode(TEXTS[0])), 0, 0
+    )
+    np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)
+    app.text_area(key="text").set_value("apple lemon").run()
+    assert not app.exception
+    assert not app.error

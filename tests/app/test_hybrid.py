@@ -1,0 +1,99 @@
+"""A hybrid model, whose layers 0 and 2 have no attention map, in the report and the dashboard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from streamlit.testing.v1 import AppTest
+
+from headscope import viz
+from headscope.app import loading, report
+from headscope.app.export import findings, heads_table
+from headscope.app.job import analyze_run, capture_run
+from headscope.probes import load_model, run
+
+MAIN = str(Path(loading.__file__).with_name("main.py"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, bundled) -> Path:
+    torch.manual_seed(0)
+    config = transformers.Lfm2Config(
+        vocab_size=bundled.vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, block_ff_dim=48,
+        layer_types=["conv", "full_attention", "conv", "full_attention"], block_multiple_of=8,
+    )  # fmt: skip
+    place = tmp_path_factory.mktemp("hybrid")
+    transformers.Lfm2ForCausalLM(config).save_pretrained(place / "model")
+    bundled.tokenizer.save_pretrained(place / "model")
+    made = capture_run(place / "run", str(place / "model"), task="ioi", number=2)
+    analyze_run(made, ("sinks", "rollout", "importance"), number=2)
+    report.write(made)
+    return place / "run"
+
+
+def test_files_have_no_number_where_there_is_no_attention(folder: Path) -> None:
+    results = run.open(folder).results()
+    table = heads_table(results).set_index("layer").drop(columns=["name", "head"])
+    assert table.loc[[0, 2]].isna().all(axis=None)
+    assert table.loc[[1, 3], "importance.zero_ablation"].notna().all()
+    assert {each.layer for each in findings(results, top=8)} <= {1, 3}
+    assert all(each.of == 8 for each in findings(results))
+    assert results["rollout"].attrs["skipped"] == (
+        "attention_map: rollout follows attention through every layer, but there is none in "
+        "layer 0, 2"
+    )
+
+
+def test_the_grid_says_what_is_absent(folder: Path) -> None:
+    result = run.open(folder).results()["importance"]
+    figure = viz.draw(result, "zero_ablation")
+    hover = figure.data[-1].text
+    assert sum("no attention map in this layer" in text for text in hover) == 8
+    assert all("rank" in text for text in hover[4:8])
+    assert "grey rows: no attention map in the layer" in figure.layout.title.subtitle.text
+    assert "not measured" not in figure.layout.title.subtitle.text
+    capture = run.open(folder).capture
+    lane = viz.draw(capture.isel(prompt=0), "entropy")
+    assert lane.data[0].y[0] == "L0H0 (no map)"
+    assert lane.data[0].y[4] == "L1H0"
+
+
+def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv(loading.VARIABLE, str(folder))
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    app = AppTest.from_file(MAIN, default_timeout=60).run()
+    assert not app.exception
+    assert not app.error
+    assert app.main.subheader[1].value == "L1H0"
+    assert all(" of 8" in rank for rank in app.main.table[0].value["rank"])
+    drawn = json.loads(app.main.get("plotly_chart")[1].proto.spec)
+    assert drawn["layout"]["title"]["text"] == "<b>Attention of L1H0</b>"
+
+    app.button(key="go_Down").click().run()
+    assert not app.exception
+    assert not app.warning
+    assert app.main.subheader[1].value == "L2H0"
+    said = [one.value for one in app.main.info]
+    assert [one.partition(",")[0] for one in said] == [f"L2H0: {viz.ABSENT}"] * 2
+    for view in ("scatter", "table"):
+        shown = AppTest.from_file(MAIN, default_timeout=60)
+        shown.query_params["view"], shown.query_params["layer"] = view, "0"
+        shown.run()
+        assert not shown.exception
+        assert shown.main.subheader[1].value == "L0H0"
+
+
+def test_a_pattern_of_a_layer_without_one_is_refused(folder: Path) -> None:
+    from headscope.kernels.refusal import Refused
+    from headscope.probes import capture, pattern
+
+    model = load_model(run.open(folder).manifest["options"]["source"])
+    found = capture(model, run.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
+    assert pattern(found, layer=1, head=0).sizes["query"] == found.sizes["query"]
+    with pytest.raises(Refused, match="layer: 2 has no attention map; layers with one are 1, 3"):
+        pattern(found, layer=2, head=0)

@@ -1,0 +1,137 @@
+"""What every analysis owes to hybrid models: a new file in analyses/ is checked here unasked.
+
+Two of four layers of the model have no attention map. Nothing may be said about them, and nothing
+that is said about the others may depend on them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import xarray as xr
+
+from headscope import analyses, viz
+from headscope.analyses import _runner
+from headscope.kernels.refusal import Refused
+from headscope.probes import capture, load_model, tasks
+from headscope.probes.model import Model
+
+ABSENT, ATTENDING = [0, 2], [1, 3]
+PROMPTS = 4
+# What costs most; every other option stays at its default.
+QUICK = {
+    "draws": 1,
+    "recall_prompts": 2,
+    "epochs": 3,
+    "trials": 2,
+    "truth_prompts": 2,
+    "prompts": 2,
+    "tokens": 24,
+}
+# These follow attention through every layer, so a layer without it ends them.
+REFUSING = {"rollout"}
+EDGES = {"source_layer", "target_layer"}
+
+
+@pytest.fixture(scope="module")
+def hybrid(bundled: Model) -> Model:
+    torch.manual_seed(3)
+    config = transformers.Lfm2Config(
+        vocab_size=bundled.vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, block_ff_dim=48,
+        layer_types=["conv", "full_attention", "conv", "full_attention"], block_multiple_of=8,
+    )  # fmt: skip
+    return load_model(transformers.Lfm2ForCausalLM(config).eval(), tokenizer=bundled.tokenizer)
+
+
+def execute(name: str, model: Model) -> xr.Dataset:
+    prompts = tasks.make("story", tokenizer=model.tokenizer, n=PROMPTS, seed=1)
+    options = {key: QUICK[key] for key in analyses.options(name) if key in QUICK}
+    return _runner.execute(name, model, prompts, n=PROMPTS, seed=1, options=options)
+
+
+@pytest.fixture(scope="module", params=analyses.names())
+def outcome(request: pytest.FixtureRequest, hybrid: Model) -> tuple[str, xr.Dataset | Refused]:
+    try:
+        return request.param, execute(request.param, hybrid)
+    except Refused as refusal:
+        return request.param, refusal
+
+
+def test_nothing_is_said_about_layers_without_attention(outcome) -> None:
+    name, result = outcome
+    if isinstance(result, Refused):
+        assert name in REFUSING
+        assert str(result).startswith("attention_map: ")
+        assert "layer 0, 2" in str(result)
+        return
+    assert name not in REFUSING
+    grids = [one for one in result.data_vars if "layer" in result[one].dims]
+    assert grids, f"{name} says nothing about heads; leave it out here by its dims"
+    for variable in grids:
+        array = result[variable]
+        assert array.dtype.kind == "f", variable
+        assert array.isel(layer=ABSENT).isnull().all(), variable
+        assert viz.absent(array) == [True, False, True, False], variable
+    assert any(result[one].isel(layer=ATTENDING).notnull().all() for one in grids)
+    edges = {result[one].item(at) for one in EDGES & set(result.coords) for at in range(5)}
+    assert edges <= set(ATTENDING)
+
+
+def test_every_view_draws_what_there_is(outcome) -> None:
+    _, result = outcome
+    if isinstance(result, Refused):
+        return
+    for variable in viz.variables(result):
+        figure = viz.draw(result, variable)
+        assert figure.data
+        if {"layer", "head"} == set(result[variable].dims):
+            hover = figure.data[-1].text
+            assert sum(viz.ABSENT in text for text in hover) == 8
+            # Ranks are places among the heads that have one.
+            assert all("of 16" not in text for text in hover)
+
+
+def test_no_head_of_such_a_layer_is_named(outcome) -> None:
+    _, result = outcome
+    if isinstance(result, Refused):
+        return
+    said = repr({key: each for key, each in result.attrs.items() if key != "prompts_sha256"})
+    assert "L0H" not in said
+    assert "L2H" not in said
+
+
+def test_shares_are_of_the_heads_that_attend(hybrid: Model) -> None:
+    # ε = 0: every head that has a number is above it, so a share counts nothing else or is below 1.
+    found = capture(hybrid, [[0, *range(5, 40)]], stats=("received", "lse"), keep=("q", "k"))
+    from headscope.analyses import sinks
+
+    result = sinks.run(found, epsilon=0.0)
+    assert float(result["sink_rate"]) == 100.0
+    assert float(result["key_share"].max()) == float(result["token_share"].max()) == 1.0
+    only = sinks.run(found.isel(layer=ATTENDING).drop_vars("attention_map"), epsilon=0.3)
+    whole = sinks.run(found, epsilon=0.3)
+    for name in ("sink_rate", "key_received", "key_share", "token_received"):
+        np.testing.assert_array_equal(whole[name].values, only[name].values)
+    np.testing.assert_array_equal(whole["sink"].values[ATTENDING], only["sink"].values)
+
+
+def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid: Model) -> None:
+    from headscope.probes.edits import Ablate
+    from headscope.probes.forward import evaluate
+
+    result = _runner.execute("importance", hybrid, n=PROMPTS, seed=1)
+    task = tasks.make("ioi", tokenizer=hybrid.tokenizer, n=PROMPTS, seed=1)
+    intact = evaluate(hybrid, task)
+    for layer, head in ((1, 2), (3, 0)):
+        lost = float((intact - evaluate(hybrid, task, (Ablate(heads=((layer, head),)),))).mean())
+        assert float(result["zero_ablation"].sel(layer=layer, head=head)) == pytest.approx(
+            lost, abs=1e-6
+        )
+    # Ranks are correlated over 8 heads; 8 zeros on either side would agree with each other.
+    pair = [np.abs(result[one].values[ATTENDING]) for one in ("gate_gradient", "zero_ablation")]
+    ranks = [np.argsort(np.argsort(one.ravel())).astype(float) for one in pair]
+    rho = float(np.corrcoef(*ranks)[0, 1])
+    assert float(result["gate_vs_zero"]) == pytest.approx(rho, abs=1e-6)
