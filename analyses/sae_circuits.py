@@ -202,7 +202,8 @@ def run(
         ),
         "ground_truth": variable(
             grid, grid_of.spread(wanted_nodes.astype(float)), "Head of the circuit by ablation",
-            "indicator", "sequential", 0, 1, convention=f"1 where {truth_said}, else 0", evidence="causal",
+            "indicator", "sequential", 0, 1, evidence="causal",
+            convention=f"1 where {truth_said}, else 0",
         ),
     }  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}
