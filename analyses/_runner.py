@@ -252,6 +252,10 @@ class PromptSets:
     def supply(self, name: str, what: str) -> Any:
         """Return one positional argument of an analysis."""
         key = self._key(name)
+        if key is not None and self.model.reads == "images":
+            raise Refused(
+                f"task: {name} asks in words, and {self.model.architecture} reads images; see sinks"
+            )
         if key is not None and self.model.attention != "self":
             raise Refused(
                 f"task: {name} asks for the next word of single texts, and {self.model.name} has "

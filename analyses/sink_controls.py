@@ -88,9 +88,9 @@ def run(
             f"{model.name} reads pairs; see sinks"
         )
 
-    if model.tokenizer is None and model.vocabulary == 0:
+    if model.reads == "images":
         raise Refused(
-            f"prompts: {model.architecture} reads no tokens, so none can be drawn for the controls"
+            f"model: sink_controls draws tokens, and {model.architecture} reads images; see sinks"
         )
     drawn = np.random.default_rng(seed).choice(_ordinary(model), size=(prompts, tokens))
     first, last = _ends(model)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
+from headscope.probes import images
 from headscope.probes.devices import weights
 from headscope.probes.edit import Edit
 from headscope.probes.forward import PLAIN, Ids, Reader, call, paired, run
@@ -60,6 +61,8 @@ def inspect(model: Model) -> Model:
 
     model = replace(model, geometry=_geometry(model, ids))
     ours = run(model, ids, Reader(Request(stats=STATISTICS), take=take), head=False)
+    if isinstance(ids, Tensor) and model.reads == "images":
+        images.check(model, ids, calls[0].query.shape[2])
     own, weights = _eager(model, ids, calls)
     half = model.dtype in (torch.float16, torch.bfloat16)
     _compare_implementations(model, ids, own, 5e-2 if half else 1e-4)
@@ -73,8 +76,8 @@ def inspect(model: Model) -> Model:
 
 
 def _refuse_unfit(model: Model) -> None:
-    if not hasattr(model.module.config.get_text_config(), "vocab_size"):
-        raise Refused(f"model: {model.architecture} reads no tokens; only text models are known")
+    if model.reads == "tokens" and not hasattr(model.module.config.get_text_config(), "vocab_size"):
+        raise Refused(f"model: {model.architecture} names no vocabulary; refused")
     if model.bridge is not None and model.attention != SELF:
         raise Refused(
             "model: a TransformerBridge around an encoder and a decoder is not read; give the "
@@ -95,7 +98,9 @@ def _refuse_unfit(model: Model) -> None:
 
 
 def prompt(model: Model) -> Ids:
-    """Make a short prompt, longer than a short window."""
+    """Make a short prompt, longer than a short window; or an image."""
+    if model.reads == "images":
+        return images.sample(model).to(model.device)
     config = model.module.config.get_text_config()
     length = LENGTH
     window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)

@@ -15,6 +15,7 @@ from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.probes.edit import Edit
+from headscope.probes.images import eye
 from headscope.probes.pair import Pair, start_token
 from headscope.probes.seam import Call, installed
 from headscope.probes.stacks import SELF, through
@@ -36,7 +37,7 @@ PLAIN: dict[str, Any] = {
     "return_dict": True,
 }
 
-Ids = Int[Tensor, "batch position"] | Pair
+Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | Pair
 Take = Callable[[Call, dict[str, Tensor], Tensor], None]
 
 
@@ -79,7 +80,7 @@ def run(
     """Run the model once through the seam; every layer must arrive exactly once.
 
     An encoder–decoder model is given a `Pair` of token ids; its encoder alone may also be given
-    what it reads.
+    what it reads. A model of images is given pixels (batch, channel, height, width).
 
     Returns the logits, or with ``head=False`` the last hidden state, which spares the
     vocabulary-sized matrix. ``mask`` is True at tokens that are no padding.
@@ -115,6 +116,8 @@ def call(
     if isinstance(ids, Pair):
         raise Refused(f"ids: a Pair, but {model.name} has no encoder and decoder; give token ids")
     ids = ids.to(model.device)
+    if ids.is_floating_point():
+        return _look(model, ids)
     padding = {} if mask is None else {"attention_mask": mask.long().to(ids.device)}
     if head and model.bridge is not None:
         result = model.bridge(ids, return_type="logits", **padding)
@@ -122,6 +125,20 @@ def call(
         result = model.module(input_ids=ids, **padding, **PLAIN).logits
     else:
         result = model.module.base_model(input_ids=ids, **padding, **PLAIN).last_hidden_state
+    return result
+
+
+def _look(model: Model, pixels: Tensor) -> Tensor:
+    """Show images to a model that reads them: the last hidden state."""
+    result: Tensor
+    try:
+        found = eye(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
+    except Refused:
+        raise
+    except ValueError as error:
+        # The model's own word on a size that it does not take.
+        raise Refused(f"prompts: {str(error).splitlines()[0]}") from error
+    result = found.last_hidden_state
     return result
 
 

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 def coords(model: Model, prompts: Prompts) -> dict[str, Any]:
     """Name the tokens along queries, and along a source where there is one."""
-    token, token_id, length = _words(model, prompts.ids)
+    token, token_id, length = _words(model, prompts.ids, prompts.names)
     found: dict[str, Any] = {
         "token": (("prompt", "query"), token),
         "token_id": (("prompt", "query"), token_id),
         "length": ("prompt", length),
     }
+    if prompts.pixels is not None:
+        # A run is looked at again, and its images may have moved away.
+        found["pixels"] = (("prompt", "colour", "height", "width"), prompts.pixels.numpy())
     if prompts.sources:
-        token, token_id, length = _words(model, prompts.sources)
+        token, token_id, length = _words(model, prompts.sources, ())
         name = "key" if prompts.crossed else "source"
         if prompts.crossed:
             found["key_token"] = (("prompt", "key"), token)
@@ -32,7 +35,7 @@ def coords(model: Model, prompts: Prompts) -> dict[str, Any]:
 
 
 def _words(
-    model: Model, ids: Sequence[Sequence[int]]
+    model: Model, ids: Sequence[Sequence[int]], names: Sequence[str]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Name the tokens of prompts, side by side: words, ids and lengths."""
     longest = max(map(len, ids))
@@ -40,7 +43,7 @@ def _words(
     token = np.full((len(ids), longest), "", dtype=object)
     for row, one in enumerate(ids):
         token_id[row, : len(one)] = one
-        token[row, : len(one)] = model.words(one)
+        token[row, : len(one)] = names or model.words(one)
     return token.astype(str), token_id, np.array([len(one) for one in ids])
 
 

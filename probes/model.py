@@ -70,6 +70,9 @@ class Model:
     attention
         The attention that is captured and edited: ``self``, or of an encoder–decoder model
         ``encoder``, ``decoder`` or ``cross``.
+    processor
+        Of a model that reads images, what makes its pixels from pictures, or None; without one,
+        prompts are arrays of pixels.
     """
 
     module: PreTrainedModel
@@ -79,6 +82,7 @@ class Model:
     bridge: Any
     geometry: Geometry
     attention: str = "self"
+    processor: Any = None
 
     @property
     def layers(self) -> int:
@@ -110,8 +114,17 @@ class Model:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids the model has an embedding for."""
+        """Number of token ids the model has an embedding for; 0 where it reads images."""
+        if self.reads != "tokens":
+            return 0
         return int(self.module.config.get_text_config().vocab_size)
+
+    @property
+    def reads(self) -> str:
+        """What its prompts are: ``tokens`` or ``images``."""
+        from headscope.probes.images import inputs
+
+        return inputs(self.module)
 
     @property
     def architecture(self) -> str:
@@ -181,6 +194,8 @@ class Model:
 
     def check_predicts(self) -> None:
         """Refuse a model that predicts no next token, so that no answer can be scored."""
+        if self.reads == "images":
+            raise Refused(f"model: {self.architecture} reads images, so it predicts no next token")
         if not self.geometry.causal:
             raise Refused(
                 f"model: {self.architecture} sees later tokens too, so it predicts no next token; "
@@ -229,7 +244,8 @@ def load_model(
         Number format; float32 on the CPU, else the one it was saved in. An object given keeps
         its own.
     tokenizer
-        A tokenizer, or the name or folder of one, where the source brings none.
+        A tokenizer, or the name or folder of one, where the source brings none; of a model that
+        reads images, an image processor.
     attention
         Of an encoder–decoder model: ``encoder``, ``decoder`` (its self-attention) or ``cross``. A
         `Model` given with another attention is checked again with this one.
@@ -256,6 +272,7 @@ def load_model(
         return source
     from headscope.probes.bridge import is_bridge, unwrapped
     from headscope.probes.check import inspect
+    from headscope.probes.images import IMAGES, inputs
     from headscope.probes.passes import inspect_once
     from headscope.probes.source import fetch, fingerprint, place
     from headscope.probes.stacks import choose
@@ -285,7 +302,10 @@ def load_model(
     if isinstance(found, str | PathLike):
         from headscope.probes.source import fetch_tokenizer
 
-        found = fetch_tokenizer(found)
+        found = fetch_tokenizer(found, images=inputs(module) == IMAGES)
+    chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
-    model = Model(module, found, name, revision, bridge, empty, choose(module, attention))
+    pictures = inputs(module) == IMAGES
+    words, processor = (None, found) if pictures else (found, None)
+    model = Model(module, words, name, revision, bridge, empty, chosen, processor)
     return inspect_once(model, source) if isinstance(source, str | PathLike) else inspect(model)

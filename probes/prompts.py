@@ -8,7 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from headscope.kernels.refusal import Refused
+from headscope.probes import images
 from headscope.probes.pair import Pair, encode_target
 
 if TYPE_CHECKING:
@@ -38,6 +42,11 @@ class Prompts:
         Where a decoder is captured, the token ids that its encoder reads, one tuple per prompt.
     crossed
         Whether the sources are the keys, as in cross-attention.
+    pixels
+        Of a model that reads images, what it reads (prompt, channel, height, width); ids then are
+        the positions of the patches.
+    names
+        Names of the patches, the same for every image.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -46,6 +55,8 @@ class Prompts:
     encoded: Encoded | None = None
     sources: tuple[tuple[int, ...], ...] = ()
     crossed: bool = False
+    pixels: Float[Tensor, "prompt channel height width"] | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[tuple[int, ...], ...]:
@@ -58,7 +69,10 @@ class Prompts:
         return max(map(len, self.ids)), max(map(len, self.keys))
 
     def digest(self) -> str:
-        """Return the SHA-256 of the token ids."""
+        """Return the SHA-256 of the token ids, or of the pixels."""
+        if self.pixels is not None:
+            shape = json.dumps(tuple(self.pixels.shape)).encode()
+            return hashlib.sha256(shape + self.pixels.numpy().tobytes()).hexdigest()
         told = (self.sources, self.ids) if self.sources else self.ids
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
@@ -70,6 +84,8 @@ class Prompts:
         """Stack prompts of one length to what a model is called with."""
         import torch
 
+        if self.pixels is not None:
+            return self.pixels[list(rows)]
         ids = torch.tensor([self.ids[row] for row in rows])
         if not self.sources:
             return ids
@@ -84,10 +100,15 @@ def read(model: Model, prompts: Given) -> Prompts:
     Refused
         For no prompts, an empty prompt, a prompt longer than the context (with both numbers), one
         text where a `Pair` is needed or the other way round, words that the tokenizer does not
-        know, token ids outside the vocabulary, text without a tokenizer.
+        know, token ids outside the vocabulary, text without a tokenizer, what is no image for a
+        model that reads images.
     """
     from headscope.probes.task import Task
 
+    if model.reads == "images":
+        if isinstance(prompts, Task):
+            raise Refused(f"task: its prompts are texts, and {model.architecture} reads images")
+        return images.read(model, prompts)
     decoding = model.attention in ("decoder", "cross")
     if isinstance(prompts, Task):
         if decoding:

@@ -60,6 +60,9 @@ def blocks(model: Model) -> list[nn.Module]:
             layers = {one for one in held if isinstance(one, int)}
             if len(layers) == 1:
                 found.setdefault(layers.pop(), block)
+    if not found:
+        # Encoders of images do not number their attention.
+        found = dict(enumerate(stacks.outermost(model.module.base_model)))
     if sorted(found) != list(range(model.layers)):
         raise Refused(f"keep: the blocks of {model.name} are not found, so not its residual stream")
     return [found[layer] for layer in range(model.layers)]

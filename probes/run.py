@@ -52,9 +52,11 @@ class Run:
         """The capture; its numbers stay on disk until they are read."""
         return store.load(self.path / CAPTURE, mapped=True)
 
-    def prompts(self) -> list[list[int]] | list[Pair]:
-        """Token ids of the prompts, as captured; pairs where a decoder was."""
+    def prompts(self) -> list[Any]:
+        """Token ids of the prompts, as captured; pairs where a decoder was, or pixels."""
         found = self.capture
+        if "pixels" in found.coords:
+            return list(found["pixels"].values)
         ids = _rows(found, "token_id", "length")
         for name in ("key", "source"):
             if f"{name}_length" in found.coords:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -24,6 +25,7 @@ from transformers.utils import logging
 
 from headscope.kernels.refusal import Refused
 from headscope.probes.devices import home, weights
+from headscope.probes.images import IMAGES, inputs
 
 BUNDLED = "headscope/bundled"
 HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
@@ -72,7 +74,9 @@ def fetch(
     if missing:
         raise Refused(f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?")
     module = (module if spread else module.to(target)).eval().requires_grad_(False)
-    found = tokenizer if tokenizer is not None else fetch_tokenizer(place, required=False)
+    found = tokenizer
+    if found is None:
+        found = fetch_tokenizer(place, required=False, images=inputs(module) == IMAGES)
     commit = getattr(module.config, "_commit_hash", None)
     return module, found, name, str(commit or fingerprint(module))
 
@@ -89,8 +93,10 @@ def _class(place: str, local: bool) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def fetch_tokenizer(place: str | os.PathLike[str], required: bool = True) -> Any:
-    """Load a tokenizer from a folder or the hub; None where a model brings none."""
+def fetch_tokenizer(
+    place: str | os.PathLike[str], required: bool = True, images: bool = False
+) -> Any:
+    """Load a tokenizer, or an image processor, from a folder or the hub; None where none is."""
     if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
         raise Refused(f"tokenizer: there is no folder {place}")
     local = Path(place).is_dir() or _cached(str(place))
@@ -98,10 +104,9 @@ def fetch_tokenizer(place: str | os.PathLike[str], required: bool = True) -> Any
         _reach(str(place), "tokenizer")
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(
-                place, trust_remote_code=False, local_files_only=local
-            )
-    except (OSError, ValueError, KeyError) as error:
+            kind: Any = AutoImageProcessor if images else AutoTokenizer
+            return kind.from_pretrained(place, trust_remote_code=False, local_files_only=local)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         if required:
             raise Refused(f"tokenizer: {place} does not load: {_first_line(error)}") from error
         return None

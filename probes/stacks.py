@@ -58,7 +58,17 @@ def blocks(module: Any, attention: str) -> nn.ModuleList:
     Refused
         When they are not one list of modules.
     """
-    stack = module.get_encoder() if attention == "encoder" else module.get_decoder()
+    return outermost(module.get_encoder() if attention == "encoder" else module.get_decoder())
+
+
+def outermost(stack: nn.Module) -> nn.ModuleList:
+    """Find the one list of modules in a stack that lies in no other.
+
+    Raises
+    ------
+    Refused
+        When there is none, or more than one.
+    """
     lists = [part for part in stack.modules() if isinstance(part, nn.ModuleList)]
     inner = {id(part) for one in lists for part in one.modules() if part is not one}
     outer = [one for one in lists if id(one) not in inner]

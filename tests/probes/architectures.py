@@ -22,6 +22,14 @@ SHAPE: dict[str, Any] = {
 SMALL_HEADS = {**SHAPE, "head_dim": 8}
 WIDE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 4,
+}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 
 # Stacks of different depth, so that they cannot be taken for each other.
@@ -188,14 +196,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deberta": {**SHAPE, "relative_attention": True, "pos_att_type": "c2p|p2c"},
     "deberta-v2": {**SHAPE, "relative_attention": True, "pos_att_type": "c2p|p2c"},
     "clip_text_model": {**SHAPE, "eos_token_id": 63},
-    "vit": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 16,
-        "patch_size": 4,
-    },
+    "vit": VISION,
+    "deit": VISION,
+    "dinov2": VISION,
+    "dinov2_with_registers": VISION,
+    "clip_vision_model": VISION,
+    "siglip_vision_model": VISION,
     "t5": T5,
     "umt5": T5,
     "bart": BART,
@@ -205,7 +211,8 @@ MASKED = (
     *("bert", "roberta", "distilbert"),
     *("megatron-bert", "rembert", "roformer", "mpnet", "deberta", "deberta-v2"),
 )
-PLAIN = ("clip_text_model", "vit")
+IMAGES = tuple(family for family, config in CONFIGS.items() if config is VISION)
+PLAIN = ("clip_text_model", *IMAGES)
 PAIRED = ("t5", "umt5", "bart", "marian")
 
 
@@ -229,12 +236,17 @@ def build(family: str, **more: Any) -> Any:
             # The initial weights are small, so that attention is all but uniform; CLIP's are not,
             # and more of them would make it so peaked that half precision says nothing.
             if weight.ndim == 2 and any(part in name for part in ("attn", "attention")):
-                weight.mul_(min(8.0, 0.16 / float(weight.std())))
+                weight.mul_(min(2.0 if family in IMAGES else 8.0, 0.16 / float(weight.std())))
             if name.endswith("sinks"):
                 weight.copy_(torch.linspace(-1.0, 2.0, len(weight)))
             if name.endswith("relative_attention_bias.weight"):
                 weight.normal_()
     return model
+
+
+def fed(ids: Tensor) -> dict[str, Tensor]:
+    """Name the input of a model: token ids, or the pixels of images."""
+    return {"pixel_values" if ids.is_floating_point() else "input_ids": ids}
 
 
 def eager(
@@ -245,7 +257,8 @@ def eager(
     switch(module, "eager")
     try:
         with torch.no_grad():
-            result = module(input_ids=ids, attention_mask=mask, output_attentions=True)
+            masked = {} if mask is None else {"attention_mask": mask}
+            result = module(**fed(ids), **masked, output_attentions=True)
     finally:
         switch(module, before)
     return result[0], result.attentions

@@ -45,6 +45,14 @@ def draw(length: int, seed: int = 0) -> Tensor:
     return torch.randint(2, 62, (2, length), generator=generator)
 
 
+def prompts(module: Any, length: int) -> Tensor:
+    """Draw token ids, or for a model of images the pixels of two of them."""
+    if module.main_input_name == "input_ids":
+        return draw(length)
+    size = module.config.image_size
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(length))
+
+
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(
         found.double(), expected.double(), rtol=0, atol=TOLERANCE, equal_nan=True
@@ -62,9 +70,11 @@ def entropy(weights: Tensor, sinks: bool) -> Tensor:
 def try_capture(model: Model, module: Any) -> str:
     """Compare statistics and output with eager attention at odd lengths."""
     for length in (1, 9, 33):
-        ids = draw(length)
+        ids = prompts(module, length)
         found = capture(model, ids.tolist(), stats=("entropy", "received", "max_weight"))
-        _, weights = architectures.eager(module, ids)
+        own, weights = architectures.eager(module, ids)
+        with torch.no_grad():
+            close(output_of(model, ids), own)
         for layer, one in by_layer(model, weights):
             at = {"layer": layer}
             sinks = "sink_logit" in found.coords
@@ -141,6 +151,8 @@ def through(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[int, 
 
 def try_padding(model: Model, module: Any) -> str:
     """Compare padded prompts with eager attention, at the tokens that are real."""
+    if model.reads == "images":
+        return "– (images have no padding)"
     ids = draw(21)
     sides = {"left": torch.arange(21) >= 6, "right": torch.arange(21) < 15}
     for side, kept in sides.items():
@@ -160,13 +172,13 @@ def try_padding(model: Model, module: Any) -> str:
 
 def output_of(model: Model, ids: Tensor, *edits: Any) -> Tensor:
     with installed(model, Reader(Request(stats=()), edits)):
-        result: Tensor = model.module(input_ids=ids)[0]
+        result: Tensor = model.module(**architectures.fed(ids))[0]
     return result
 
 
 def try_gradients(model: Model, module: Any) -> str:
     """Compare the gradient of a gate with a finite difference."""
-    ids = draw(9)[:1]
+    ids = prompts(module, 9)[:1]
     direction = torch.randn(output_of(model, ids).shape, generator=torch.Generator().manual_seed(1))
 
     def score(values: Tensor) -> Tensor:
@@ -189,7 +201,7 @@ def try_gradients(model: Model, module: Any) -> str:
 
 def try_edits(model: Model, module: Any) -> str:
     """Fix a head to its own pattern, which changes nothing; then knock a key out."""
-    ids = draw(9)[:1]
+    ids = prompts(module, 9)[:1]
     with torch.no_grad():
         plain = output_of(model, ids)
         own = capture(model, ids.tolist(), stats=("pattern",))["pattern"].values[0, 1, 2]
@@ -206,7 +218,7 @@ def try_bridge(model: Model, module: Any, words: Any) -> str:
     """Boot a TransformerBridge around the model, and capture through it."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    ids = draw(9)
+    ids = prompts(module, 9)
     plain = capture(model, ids.tolist(), stats=("entropy",))["entropy"].values
     try:
         bridge = TransformerBridge.boot_transformers(
@@ -249,8 +261,8 @@ HEAD = """# Architectures
 
 Written by `pytest tests/probes/test_architectures.py --write`: each row is what a tiny model of the
 architecture with random weights did in the tests, against Hugging Face's eager attention in float32
-(statistics and output within 5e-5 at 1, 9 and 33 tokens). A test compares this file with what it
-finds, so it cannot lie.
+(statistics and output within 5e-5 at 1, 9 and 33 tokens; for models of images, on images of 16 × 16
+pixels in patches of 4 × 4). A test compares this file with what it finds, so it cannot lie.
 
 - **capture**: through transformers' attention interface; *followed*: outside it, where the model's
   own steps between queries and values are followed and none is computed. Both are fused: no N×N map
