@@ -15,6 +15,7 @@ from headscope.app import loading, selection, zoom
 from headscope.app.scores import Score
 from headscope.kernels.refusal import Refused
 from headscope.probes.pair import Pair
+from headscope.viz import patches
 
 
 def scores(found: Mapping[str, Score], layer: int, head: int, attention: str = "self") -> None:
@@ -91,7 +92,7 @@ def pattern(
         if lacking:
             st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw.")
             return None
-        if not isinstance(ids, Pair) and len(ids) > loading.WHOLE:
+        if isinstance(ids, tuple) and len(ids) > loading.WHOLE:
             window = zoom.controls(len(ids))
             zoom.overview(path, version, ids, (layer, head), window, f"{name}-overview")
             array = zoom.cut(path, version, ids, (layer, head), window)
@@ -109,25 +110,29 @@ def pattern(
     )
     places = [int(at) for at in array["query"].values]
     labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(places, words, strict=True)}
+    image = "pixels" in capture.coords
     query = st.select_slider(
         "One query token: where it looks",
         places,
-        places[-1],
+        places[0 if image else -1],
         format_func=labels.__getitem__,
         key=f"token_{places[0]}_{len(places)}",
     )
-    if window is not None and not isinstance(ids, Pair):
+    if window is not None and isinstance(ids, tuple):
         row = zoom.row(path, version, ids, (layer, head), query)
     else:
         row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
-    st.plotly_chart(viz.choose(row).figure(row), key="row_chart", config={"displaylogo": False})
+    shown = patches.lay(row) if image else row
+    st.plotly_chart(viz.choose(shown).figure(shown), key="row_chart", config={"displaylogo": False})
     return window
 
 
 def _tokens(path: str, version: str, capture: xr.Dataset) -> loading.Tokens:
     """Return the ids of the prompt in view: the user's own text or pair, or one of the run."""
-    own = _own(paired="key_length" in capture.coords or "source_length" in capture.coords)
+    image = "pixels" in capture.coords
+    paired = "key_length" in capture.coords or "source_length" in capture.coords
+    own = None if image else _own(paired=paired)
     selection.complain("prompt", range(capture.sizes["prompt"]))
     number = st.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
@@ -136,6 +141,9 @@ def _tokens(path: str, version: str, capture: xr.Dataset) -> loading.Tokens:
     st.caption(_start(capture, number))
     if own is not None:
         return loading.read_text(path, version, own)
+    if image:
+        loading.check_length(int(capture["length"][number]), loading.WHOLE)
+        return int(number)
     paired = any(f"{name}_length" in capture.coords for name in ("key", "source"))
     limit = loading.WHOLE if paired else loading.LONGEST
     ids = _ids(capture, "token_id", "length", number, limit)
@@ -171,6 +179,9 @@ def _ids(capture: xr.Dataset, name: str, length: str, at: int, limit: int) -> tu
 
 def _start(capture: xr.Dataset, at: int) -> str:
     """Return the first words of a prompt; options of a bound widget stay short for the link."""
+    if "pixels" in capture.coords:
+        height, width = (capture.sizes[side] for side in ("height", "width"))
+        return f"image of {height} × {width} pixels ({int(capture['length'][at])} tokens)"
     if "key_token" in capture.coords:
         source = _words(capture["key_token"][at], int(capture["key_length"][at]), 0)
         return f"{source} → {_words(capture['token'][at], int(capture['length'][at]), 1)}"

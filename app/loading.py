@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from headscope.probes.model import Model
     from headscope.probes.run import Run
 
-Tokens = tuple[int, ...] | Pair
-"""What one prompt is: token ids, or those of a source and of a target."""
+Tokens = tuple[int, ...] | Pair | int
+"""What one prompt is: token ids, those of a source and of a target, or an image of the run."""
 
 # Set by tests, which have no command line of their own.
 VARIABLE = "HEADSCOPE_RUN"
@@ -80,7 +80,8 @@ def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
     """Capture queries and keys of all heads once, so that moving between heads is quick."""
     from headscope.probes import capture
 
-    return capture(model(path, version), [ids], stats=("lse",), keep=("q", "k"))
+    given: Any = ids if not isinstance(ids, int) else read(path, version)[0].prompts()[ids]
+    return capture(model(path, version), [given], stats=("lse",), keep=("q", "k"))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Running the model …")

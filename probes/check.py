@@ -76,6 +76,11 @@ def inspect(model: Model) -> Model:
 
 
 def _refuse_unfit(model: Model) -> None:
+    if hasattr(model.module, "text_model") and hasattr(model.module, "vision_model"):
+        raise Refused(
+            f"model: {model.architecture} holds two models, of texts and of images; give one of "
+            "them (model.text_model, model.vision_model)"
+        )
     if model.reads == "tokens" and not hasattr(model.module.config.get_text_config(), "vocab_size"):
         raise Refused(f"model: {model.architecture} names no vocabulary; refused")
     if model.bridge is not None and model.attention != SELF:

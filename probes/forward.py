@@ -187,6 +187,8 @@ def logits(
     >>> tuple(logits(model, torch.tensor([[0, 5, 6]])).shape[:2])
     (1, 3)
     """
+    if model.reads == "images":
+        raise Refused(f"ids: {model.architecture} reads images, so it has no next-token logits")
     given = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
     parts = [torch.as_tensor(one) for one in given]
     for one in parts:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -163,7 +164,8 @@ def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height 
         made = model.processor(images=given.convert("RGB"), return_tensors="pt")
         given = made["pixel_values"][0]
     try:
-        pixels = torch.as_tensor(given)
+        # A copy: what a run has on disk cannot be written to, which torch does not like.
+        pixels = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
     except (TypeError, ValueError, RuntimeError):
         raise Refused(
             f"prompts: image {at + 1} is a {type(given).__name__}; {model.architecture} reads "

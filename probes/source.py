@@ -70,10 +70,16 @@ def fetch(
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise Refused(f"model: {name!r} does not load: {_first_line(error)}") from error
-    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    # A pooler reads the last hidden state, so nothing here depends on it, and many are not saved.
+    unsaved = {name for name in report["missing_keys"] if "pooler." in name}
+    missing = sorted(set(report["missing_keys"]) - unsaved)
+    missing += sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise Refused(f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?")
     module = (module if spread else module.to(target)).eval().requires_grad_(False)
+    for name in unsaved:
+        # Not left as they were drawn: the same files are the same model.
+        module.get_parameter(name).zero_()
     found = tokenizer
     if found is None:
         found = fetch_tokenizer(place, required=False, images=inputs(module) == IMAGES)

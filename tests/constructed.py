@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTModel,
 )
 
 from headscope.probes import load_model
@@ -258,4 +260,35 @@ def encoder() -> BertForMaskedLM:
     some = words[:size]
     first.value.weight[2 * size + some, some] = 1.0
     module.bert.encoder.layer[0].attention.output.dense.weight[out + some, 2 * size + some] = 0.01
+    return module
+
+
+@torch.no_grad()
+def vision() -> ViTModel:
+    """One layer of ViT on 4 × 4 patches: a head for the next token, one for `[CLS]`.
+
+    L0H0 looks at the patch after (from `[CLS]` at r0c0), L0H1 at `[CLS]`; L0H2 and L0H3 are
+    uniform, and L0H2 writes what the patches show.
+    """
+    size, places = 32, torch.arange(17)
+    config = ViTConfig(
+        hidden_size=HEADS * size, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=HEADS, image_size=16, patch_size=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = ViTModel(config, add_pooling_layer=False).eval()
+    for name, weight in module.named_parameters():
+        if "layernorm" not in name and "patch_embeddings" not in name:
+            weight.zero_()
+    # Patches write where no place is, and a little, so that places decide who looks where.
+    module.embeddings.patch_embeddings.projection.weight.mul_(0.02)
+    module.embeddings.patch_embeddings.projection.weight[:32] = 0.0
+    module.embeddings.position_embeddings[0, places, places] = 1.0
+    attention = module.layers[0].attention
+    attention.q_proj.weight[places[1:], places[:-1]] = 1.5
+    attention.k_proj.weight[places, places] = 1.0
+    attention.q_proj.bias[size] = 10.0
+    attention.k_proj.weight[size, 0] = 1.5
+    attention.v_proj.weight[2 * size : 3 * size, 32:64] = torch.eye(size)
+    attention.o_proj.weight[64:96, 2 * size : 3 * size] = torch.eye(size)
     return module

@@ -17,12 +17,13 @@ PATTERNS = ("", "/", "x", ".", "-", "+")
 
 
 def accepts(array: xr.DataArray) -> bool:
-    """Accept values over one or two dims that are neither heads, positions nor edges."""
+    """Accept values over one or two dims that are neither heads, positions, edges nor patches."""
     dims = set(array.dims)
     return (
         array.dtype.kind in "fiub"
         and array.ndim in (1, 2)
         and not dims & {*POSITIONS, "edge"}
+        and dims != {"row", "column"}
         and not ("layer" in dims and dims & {"head", "kv_head"})
     )
 

@@ -53,6 +53,7 @@ DRAWN = {
         array(LAYERS, HEADS, ("query", 5), ("key", 5)),
     ],
     "graph": [array(("edge", 3))],
+    "patches": [array(("row", 3), ("column", 4)), array(("column", 4), ("row", 3))],
     "bars": [array(("condition", 3)), array(("task", 2), ("condition", 3)), array(LAYERS)],
 }
 CASES = [(view, each) for view, arrays in DRAWN.items() for each in arrays]

@@ -1,0 +1,114 @@
+"""A ViT whose circuit is known, on image files, from the command line to the dashboard."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from headscope import analyses
+from headscope.app import cli, loading
+from headscope.app.job import open_model
+from headscope.probes import capture, pattern, run
+
+MAIN = str(Path(loading.__file__).with_name("main.py"))
+PLACE = Path(__file__).parents[1] / "constructed.py"
+
+
+def constructed():
+    spec = importlib.util.spec_from_file_location("constructed", PLACE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault("constructed", importlib.util.module_from_spec(spec))
+    if not hasattr(module, "vision"):
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ViT as its user saved it, with two image files, captured by the command line."""
+    place = tmp_path_factory.mktemp("vision")
+    constructed().vision().save_pretrained(place / "model")
+    processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
+    processor.save_pretrained(place / "model")
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    (place / "images.txt").write_text(f"{place / '0.png'}\n{place / '1.png'}\n")
+    for words in (
+        ("capture", place / "model", "--prompts", place / "images.txt", "--out", place / "run"),
+        ("analyze", place / "run"),
+        ("report", place / "run"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["headscope", *map(str, words)])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+        assert not stop.value.code
+    for number in range(2):
+        (place / f"{number}.png").unlink()  # a run needs its images no longer
+    return place / "run"
+
+
+def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
+    opened = run.open(folder)
+    results = opened.results()
+    sinks = results["sinks"]
+    assert sinks.attrs["heads_by_type"]["sink"] == ["L0H1"]
+    assert float(sinks["sink"].sel(layer=0, head=1)) > 0.999
+    assert float(sinks["sink"].sel(layer=0, head=3)) == pytest.approx(1 / 17, abs=1e-5)
+    assert sinks["token"].values[[0, 1, 5, 16]].tolist() == ["[CLS]", "r0c0", "r1c0", "r3c3"]
+    assert sinks.attrs["sink_tokens"][0]["token"] == "[CLS]"
+    refused = {name: one.attrs["skipped"] for name, one in results.items() if name != "sinks"}
+    assert set(refused) == set(analyses.names()) - {"sinks"}
+    assert all("ViTModel reads images" in said for said in refused.values())
+
+
+def test_a_run_keeps_its_images_and_their_hash(folder: Path) -> None:
+    opened = run.open(folder)
+    images = opened.prompts()
+    assert [one.shape for one in images] == [(3, 16, 16)] * 2
+    model = open_model(opened)
+    again = capture(model, images, stats=("received",), keep=("q", "k"))
+    assert again.attrs["prompts_sha256"] == opened.manifest["prompts_sha256"]
+    np.testing.assert_array_equal(again["received"].values, opened.capture["received"].values)
+    other = capture(model, images[::-1], stats=("received",))
+    assert other.attrs["prompts_sha256"] != again.attrs["prompts_sha256"]
+    weights = pattern(again, layer=0, head=0)
+    np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)
+    assert weights["token"].values[:3].tolist() == ["[CLS]", "r0c0", "r0c1"]
+
+
+def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv(loading.VARIABLE, str(folder))
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    app = AppTest.from_file(MAIN, default_timeout=60).run()
+    assert not app.exception
+    assert not app.error
+    assert app.main.subheader[1].value == "L0H0"
+    assert app.main.caption[-1].value == "image of 16 × 16 pixels (17 tokens)"
+    assert not [one for one in app.text_area if one.key == "text"]
+    drawn = json.loads(app.main.get("plotly_chart")[2].proto.spec)
+    assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 0: [CLS]</b>"
+    assert drawn["layout"]["yaxis"]["title"]["text"] == "row of patches"
+    values = drawn["data"][-1]["z"]
+    cells = np.frombuffer(base64.b64decode(values["bdata"]), "<f4").reshape(4, 4)
+    assert cells[0, 0] > 0.999
+    assert cells.ravel()[1:].max() < 1e-3
+    app.select_slider(key="token_17").set_value(6).run()
+    assert not app.exception
+    drawn = json.loads(app.main.get("plotly_chart")[2].proto.spec)
+    assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 6: r1c1</b>"
+    for view in ("scatter", "table"):
+        shown = AppTest.from_file(MAIN, default_timeout=60)
+        shown.query_params["view"] = view
+        assert not shown.run().exception
