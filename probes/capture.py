@@ -70,7 +70,9 @@ def capture(
         A model from `load_model`, or whatever `load_model` takes.
     prompts
         A text, texts, lists of token ids, or a task; for the decoder or the cross-attention of an
-        encoder–decoder model a `headscope.probes.Pair` of them, or several.
+        encoder–decoder model a `headscope.probes.Pair` of them, or several. For a model that reads
+        images, arrays of its pixel_values (channel, height, width), or files and PIL images where
+        the model has its image processor; of one size.
     stats
         Statistics, by name (`headscope.kernels.statistics.names`); without it those of ``DEFAULT``
         that the attention has. Statistics that compare the places of query and key are refused for
@@ -133,7 +135,9 @@ def capture(
     is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
     sum to less than 1, and ``sink_mass`` is the rest. One with ALiBi has ``alibi_slope`` (layer,
     head), by which a token of distance lowers a logit. A model with other layers, such as Mamba's,
-    has ``attention_map`` (layer), False where there is none and every number is NaN. In
+    has ``attention_map`` (layer), False where there is none and every number is NaN. The tokens of
+    an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row; ``pixels`` (prompt,
+    colour, height, width) is what the model read. In
     cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
     key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's
     source_token_id (prompt, source) and source_length (prompt). Where q and k are kept of a model
