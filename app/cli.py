@@ -133,7 +133,10 @@ def capture(
     model: Source,
     folder: Annotated[Path, typer.Option("--out", help="folder of the new run")],
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="text file (a prompt, or the path of an image, a line) or JSONL")
+        Path | None,
+        typer.Option(
+            "--prompts", help="text file (a prompt, or the path of an image, a line) or JSONL"
+        ),
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="name of a built-in task")] = None,
     number: Annotated[int, typer.Option("--number", help="prompts drawn from the task")] = 32,

@@ -47,8 +47,8 @@ def capture_run(
         Name of a built-in task; its clean prompts are captured.
     prompts
         Instead of a task, a text file with a prompt a line (for a model of images the path of an
-        image), or a JSONL file: objects with ``text``, pairs (``source``, ``target``), or a task of your own (``clean``, ``corrupted``,
-        ``answers``, ``wrong``).
+        image), or a JSONL file: objects with ``text``, pairs (``source``, ``target``), or a task of
+        your own (``clean``, ``corrupted``, ``answers``, ``wrong``).
     number, seed
         Prompts drawn from the built-in task, and their seed.
     attention

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from headscope.kernels.refusal import Refused
-from headscope.probes import images
 from headscope.probes.pair import Pair, encode_target
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from headscope.probes.forward import Ids
     from headscope.probes.model import Model
     from headscope.probes.task import Task
@@ -108,6 +107,8 @@ def read(model: Model, prompts: Given) -> Prompts:
     if model.reads == "images":
         if isinstance(prompts, Task):
             raise Refused(f"task: its prompts are texts, and {model.architecture} reads images")
+        from headscope.probes import images
+
         return images.read(model, prompts)
     decoding = model.attention in ("decoder", "cross")
     if isinstance(prompts, Task):

@@ -43,9 +43,9 @@ def test_the_notebook_examples_of_the_readme(monkeypatch: pytest.MonkeyPatch) ->
     shown: list[go.Figure] = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {}
     for code in blocks:
         exec(compile(code, "README.md", "exec"), names)
-    assert len(shown) == 1
+    assert len(shown) == 2
     assert "<unk>" not in names["cap"]["token"].values
