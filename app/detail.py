@@ -18,7 +18,7 @@ from headscope.probes.pair import Pair
 from headscope.viz import patches
 
 
-def scores(found: Mapping[str, Score], layer: int, head: int, attention: str = "self") -> None:
+def scores(found: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
     """Show every score of a head with its rank and interval, the causal ones first."""
     if all(viz.absent(each.array)[layer] for each in found.values()):
         st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
@@ -32,15 +32,23 @@ def scores(found: Mapping[str, Score], layer: int, head: int, attention: str = "
     for title, members in groups.items():
         st.markdown(f"**L{layer}H{head}: {title}**")
         if not members:
-            how = (
-                "; `headscope analyze RUN importance` measures them" if attention == "self" else ""
-            )
-            st.info(f"None in this run{how}.")
+            how = "; `headscope analyze RUN importance` measures them"
+            st.info(f"None in this run{how if _predicts(capture) else ''}.")
             continue
         st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
     with st.expander("What the scores mean", icon=":material/help:"):
         for key, each in found.items():
             st.markdown(f"`{key}`: {_escaped(each.tooltip)}")
+
+
+def _predicts(capture: xr.Dataset) -> bool:
+    """Tell whether a model predicts the next token, so that answers can be scored."""
+    if capture.attrs.get("attention", "self") != "self":
+        return False
+    causal = capture["causal"]
+    if "attention_map" in capture.coords:
+        causal = causal[capture["attention_map"].values]
+    return bool(causal.all())
 
 
 def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def draw() -> None:
         table = heads_table(results)
         overview.draw(scores, chosen, table, name)
         _downloads(table, run.manifest, name)
-        detail.scores(scores, layer, head, str(capture.attrs.get("attention", "self")))
+        detail.scores(scores, capture, layer, head)
     with right:
         st.subheader(f"L{layer}H{head}")
         window = detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")

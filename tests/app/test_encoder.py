@@ -120,6 +120,7 @@ def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
         str(folder), loading.stamp(folder), tuple(model.encode(TEXTS[0])), 0, 0
     )
     np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)
+    assert app.main.info[0].value == "None in this run."  # importance cannot measure them here
     app.text_area(key="text").set_value("apple lemon").run()
     assert not app.exception
     assert not app.error
