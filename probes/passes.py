@@ -146,9 +146,9 @@ def _read(file: Path, identity: dict[str, Any]) -> Geometry | None:
             return None
         numbers = dict(kept["geometry"])
         without = tuple(map(int, numbers.pop("without")))
-        crossed = bool(numbers.pop("crossed"))
+        crossed, causal = (bool(numbers.pop(name)) for name in ("crossed", "causal"))
         sizes = {name: int(one) for name, one in numbers.items()}
-        return Geometry(**sizes, without=without, crossed=crossed)
+        return Geometry(**sizes, without=without, crossed=crossed, causal=causal)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
