@@ -15,12 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from headscope.kernels import statistics
+from headscope.kernels import memory, statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.request import Request
 from headscope.kernels.variant import PLAIN, Variant
-from headscope.probes import memory
 from headscope.probes.forward import Reader, run
 from headscope.probes.meter import Meter
 from headscope.probes.plan import Plan
@@ -187,6 +186,11 @@ def _costs(recording: Recording) -> Costs:
 
 
 def _measure(model: Model, prompts: Prompts) -> Costs:
+    if prompts.pixels is not None:
+        # Every image has as many tokens.
+        length = len(prompts.ids[0])
+        peak, held = _pass(model, prompts)
+        return Costs(0, -(-peak // length), -(-held // length))
     length = min(PROBE, model.context or PROBE)
     found = []
     for tokens in (length // 2, length):
@@ -194,14 +198,19 @@ def _measure(model: Model, prompts: Prompts) -> Costs:
         each = tokens // 2 if prompts.sources else tokens
         parts = [(part[0] * tokens)[:each] for part in (prompts.ids, prompts.sources) if part]
         brief = replace(prompts, ids=(parts[0],), sources=tuple(parts[1:]))
-        idle = _Idle(Request(stats=()))
-        with torch.no_grad(), Meter() as idle.meter:
-            run(model, brief.stack([0]), idle, head=False)
-        found.append((idle.meter.peak, idle.held))
+        found.append(_pass(model, brief))
     step = length - length // 2
     (few, few_held), (many, many_held) = found
     peak = -(-(many - few) // step)
     return Costs(max(many - peak * length, 0), peak, -(-(many_held - few_held) // step))
+
+
+def _pass(model: Model, prompts: Prompts) -> tuple[int, int]:
+    """Run the first prompt without attention: bytes at most, and while a layer attends."""
+    idle = _Idle(Request(stats=()))
+    with torch.no_grad(), Meter() as idle.meter:
+        run(model, prompts.stack([0]), idle, head=False)
+    return idle.meter.peak, idle.held
 
 
 class _Idle(Reader):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,23 @@ class Model:
         """Size of a query or key vector."""
         return self.geometry.head_size
 
-    @property
+    @cached_property
     def context(self) -> int | None:
         """Longest prompt in tokens, or None where the model names no limit."""
         config = self.module.config.get_text_config()
         names = ("max_position_embeddings", "max_seq_len")
-        limits = [getattr(config, name, None) or 0 for name in names]
-        return int(max(limits)) if max(limits) > 0 else None
+        limit = max(int(getattr(config, name, None) or 0) for name in names)
+        if limit <= 0:
+            return None
+        tables = [
+            part
+            for name, part in self.module.named_modules()
+            if name.endswith("position_embeddings")
+            and getattr(part, "num_embeddings", 0) == limit
+            and getattr(part, "padding_idx", None) is not None
+        ]
+        # RoBERTa counts positions from the one after that of padding.
+        return min([limit, *(limit - int(part.padding_idx) - 1 for part in tables)])
 
     @property
     def vocabulary(self) -> int:

@@ -231,7 +231,7 @@ class Recording:
         )
 
     def _record_batch(self, rows: Sequence[int], packed: npt.NDArray[np.int64] | None) -> None:
-        if self.prompts.sources:
+        if self.prompts.sources or self.prompts.pixels is not None:
             ids, mask = self.prompts.stack(rows), None
         else:
             ids, mask = pad(self.model, [self.prompts.ids[row] for row in rows])

@@ -11,8 +11,8 @@ import torch
 from headscope.app.bench import machine
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.sheets import NONE, Sheet
+from headscope.kernels import memory
 from headscope.kernels.refusal import Refused
-from headscope.probes import memory
 
 LENGTHS = (4096, 8192, 16384, 32768)
 BRIDGED = (4096, 8192)

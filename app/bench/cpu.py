@@ -21,8 +21,8 @@ from headscope.app.bench.cpu_bars import judge
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.gate import compare, same_keys
 from headscope.kernels.dense import attend_dense
+from headscope.kernels.memory import total
 from headscope.kernels.refusal import Refused
-from headscope.probes.memory import total
 from headscope.probes.store import write_text
 
 LENGTHS = (1024, 2048, 4096)

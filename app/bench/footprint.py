@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from headscope.kernels import memory
 from headscope.kernels.refusal import Refused
-from headscope.probes import memory
 
 WARM = 64
 

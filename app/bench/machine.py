@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from headscope.kernels import memory
 from headscope.kernels.refusal import Refused
-from headscope.probes import memory
 
 # Result files are read by people, who look for a name that says what the machine is.
 UNNAMED = "unknown processor"

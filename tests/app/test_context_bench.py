@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from headscope.app.bench import context
+from headscope.kernels import memory
 from headscope.kernels.refusal import Refused
-from headscope.probes import memory
 
 
 def test_both_contenders_see_the_same_model() -> None:

@@ -104,7 +104,7 @@ def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, monkeypatch) ->
     cells = np.frombuffer(base64.b64decode(values["bdata"]), "<f4").reshape(4, 4)
     assert cells[0, 0] > 0.999
     assert cells.ravel()[1:].max() < 1e-3
-    app.select_slider(key="token_17").set_value(6).run()
+    app.select_slider(key="token_0_17").set_value(6).run()
     assert not app.exception
     drawn = json.loads(app.main.get("plotly_chart")[2].proto.spec)
     assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 6: r1c1</b>"

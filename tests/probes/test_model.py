@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import Model, capture, load_model, seam
@@ -255,3 +256,20 @@ def test_names_are_listed_without_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_positions_that_start_after_padding_shorten_the_context() -> None:
+    model = load_model(
+        transformers.RobertaModel(
+            transformers.RobertaConfig(
+                vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                num_attention_heads=4, max_position_embeddings=40, pad_token_id=1,
+            )
+        ).eval()
+    )  # fmt: skip
+    longest = 40 - 2
+    assert model.context == longest
+    found = capture(model, [[5] * longest], stats=("entropy",))
+    assert not found["entropy"].isnull().any()
+    with pytest.raises(Refused, match=f"but the context of .* is {longest}"):
+        capture(model, [[5] * (longest + 1)], stats=("entropy",))
