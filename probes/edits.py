@@ -12,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.blocks import Blocks
 from headscope.probes.edit import Edit, Head
 from headscope.probes.outputs import Ablate, Gate, Offset, Replace
 from headscope.probes.reweights import FixPattern, KnockOut, ScaleKeys, Temperature, Window
 
 __all__ = [
     "Ablate",
+    "Blocks",
     "Edit",
     "FixPattern",
     "Gate",
@@ -37,6 +39,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         Ablate,
+        Blocks,
         FixPattern,
         Gate,
         KnockOut,

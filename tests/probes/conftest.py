@@ -246,6 +246,8 @@ def _recompute(
         return np.stack(masses, axis=-1)
     if name == "received_max":
         return weights.max(axis=1)
+    if name == "column_norm":
+        return (weights**2).sum(axis=1)
     if name == "topk":
         best = np.full((heads, length, k), np.nan)
         for query in at:

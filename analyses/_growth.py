@@ -1,0 +1,86 @@
+"""Growth with length: keys that a query sees, means by octave of them, slopes over the octaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def visible(capture: xr.Dataset) -> Array:
+    """Count the keys that each query sees (prompt, layer, query), NaN beyond a prompt."""
+    lengths = capture["length"].values
+    place = np.arange(int(lengths.max()))
+    windows, causal = capture["window"].values, capture["causal"].values
+    seen = np.full((len(lengths), len(windows), len(place)), np.nan)
+    for prompt, length in enumerate(lengths):
+        here = place[:length]
+        for layer, window in enumerate(windows):
+            reach = length if np.isnan(window) else int(window)
+            before = np.minimum(here + 1, reach)
+            after = 0 if causal[layer] else np.minimum(length - 1 - here, reach - 1)
+            seen[prompt, layer, :length] = before + after
+    return seen
+
+
+def per_query(capture: xr.Dataset, name: str) -> Array:
+    """Return a statistic with dims prompt, layer, head, query, in float64."""
+    values = capture[name].transpose("prompt", "layer", "head", "query", ...).values
+    return np.asarray(values, dtype=np.float64)
+
+
+def octaves(counts: Array, least: int) -> list[tuple[int, int]]:
+    """List the octaves [n, 2n) of counts, from ``least`` on; the last may be cut short.
+
+    >>> import numpy as np
+    >>> octaves(np.arange(1.0, 21.0), 4)
+    [(4, 8), (8, 16), (16, 32)]
+    """
+    most = int(np.nanmax(counts, initial=0))
+    found = []
+    while least <= most:
+        found.append((least, 2 * least))
+        least *= 2
+    return found
+
+
+def by_octave(values: Array, seen: Array, bins: list[tuple[int, int]]) -> tuple[Array, Array]:
+    """Average by octave: the keys seen (prompt, layer, bin), the values (…, head, bin)."""
+    counts = np.full((*seen.shape[:2], len(bins)), np.nan)
+    means = np.full((*values.shape[:3], len(bins)), np.nan)
+    for number, (low, high) in enumerate(bins):
+        inside = (seen >= low) & (seen < high)
+        counts[..., number] = mean(np.where(inside, seen, np.nan))
+        means[..., number] = mean(np.where(inside[:, :, None], values, np.nan))
+    return counts, means
+
+
+def slope(x: Array, y: Array) -> Array:
+    """Return the least-squares slope along the last axis, NaN with fewer than two points.
+
+    >>> import numpy as np
+    >>> float(slope(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0])))
+    2.0
+    """
+    x, y = np.broadcast_arrays(x, y)
+    known = ~np.isnan(x) & ~np.isnan(y)
+    off = np.where(known, x - mean(np.where(known, x, np.nan))[..., None], 0.0)
+    rise = np.where(known, y - mean(np.where(known, y, np.nan))[..., None], 0.0)
+    spread = (off**2).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(spread > 0, (off * rise).sum(-1) / spread, np.nan))
+
+
+def mean(values: Array) -> Array:
+    """Average the known values along the last axis, NaN where there is none."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(-1) / known.sum(-1))
+
+
+def stated(capture: xr.Dataset) -> str:
+    """Say how long the prompts are."""
+    low, high = int(capture["length"].min()), int(capture["length"].max())
+    return f"{low} tokens" if low == high else f"{low} to {high} tokens"

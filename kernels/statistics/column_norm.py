@@ -1,0 +1,48 @@
+"""Squared length of the column of weights that a key receives.
+
+Sum of the squared weights over queries. Large where many queries agree on one key: the number of
+queries at a key that everybody looks at alone. NaN at a key that no query can see.
+"""
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.visibility import Visibility
+from headscope.kernels.whole import Whole
+
+
+def of_panel(panel: Panel) -> Tensor:
+    """Add the squared weights of each column."""
+    return torch.mul(panel.weights, panel.weights, out=panel.scratch).sum(dim=2)
+
+
+def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
+    """Leave out the keys that no query sees."""
+    return total.masked_fill(visibility.seers[:, None] == 0, float("nan"))
+
+
+def of_whole(whole: Whole) -> Tensor:
+    """Take the norm of each column and square it."""
+    norms: Tensor = torch.linalg.vector_norm(whole.weights, dim=-2)
+    return norms.square().masked_fill(whole.visible.sum(dim=-2) == 0, torch.nan)
+
+
+STATISTIC = Statistic(
+    name="column_norm",
+    dims=("key",),
+    merge="sum",
+    units="squared weight",
+    low=0.0,
+    high=None,
+    scale="sequential",
+    formula="Σ_i P_ik²",
+    source="HyperAttention (Han et al. 2023)",
+    execution="E4",
+    doc=__doc__,
+    panel=of_panel,
+    dense=of_whole,
+    finish=finish,
+)
