@@ -1,4 +1,4 @@
-"""Growth with length: keys that a query sees, means by octave of them, slopes over the octaves."""
+"""Growth with length: how much a query sees, means by octave of that, slopes over the octaves."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ def visible(capture: xr.Dataset) -> Array:
     return seen
 
 
+def so_far(capture: xr.Dataset) -> Array:
+    """Count the tokens up to each query (prompt, layer, query), NaN beyond a prompt."""
+    lengths = capture["length"].values
+    counts = np.arange(1.0, int(lengths.max()) + 1)
+    inside = np.where(counts <= lengths[:, None], counts, np.nan)
+    return np.repeat(inside[:, None], capture.sizes["layer"], axis=1)
+
+
 def per_query(capture: xr.Dataset, name: str) -> Array:
     """Return a statistic with dims prompt, layer, head, query, in float64."""
     values = capture[name].transpose("prompt", "layer", "head", "query", ...).values
@@ -32,17 +40,21 @@ def per_query(capture: xr.Dataset, name: str) -> Array:
 
 
 def octaves(counts: Array, least: int) -> list[tuple[int, int]]:
-    """List the octaves [n, 2n) of counts, from ``least`` on; the last may be cut short.
+    """List the octaves [n, 2n) of counts, from ``least`` on, the last up to the largest count.
+
+    A last octave that is less than half there belongs to the one before: few queries make it.
 
     >>> import numpy as np
-    >>> octaves(np.arange(1.0, 21.0), 4)
-    [(4, 8), (8, 16), (16, 32)]
+    >>> octaves(np.arange(1.0, 21.0), 4), octaves(np.arange(1.0, 31.0), 4)
+    ([(4, 8), (8, 21)], [(4, 8), (8, 16), (16, 31)])
     """
     most = int(np.nanmax(counts, initial=0))
     found = []
     while least <= most:
-        found.append((least, 2 * least))
+        found.append((least, min(2 * least, most + 1)))
         least *= 2
+    if len(found) > 1 and most + 1 < 1.5 * found[-1][0]:
+        found[-2:] = [(found[-2][0], most + 1)]
     return found
 
 
