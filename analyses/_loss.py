@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interval import bootstrap
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -67,6 +68,32 @@ def observed(
     wanted = given[0, 1:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, reduction="none")
     return np.asarray(loss.cpu().numpy(), dtype=np.float64), found
+
+
+def contrast(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    edits: Mapping[str, Sequence[Any]],
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
+    usable = [one for one in prompts if len(one) > 1]
+    if not usable:
+        raise Refused("prompts: all have one token, so there is none to predict; give longer ones")
+    found = np.empty((len(usable), len(edits)))
+    for number, one in enumerate(usable):
+        found[number] = [float(losses(model, one, each).mean()) for each in edits.values()]
+        if progress is not None:
+            progress(number + 1, len(usable))
+    return found
+
+
+def verdict(less: NDArray[np.float64], more: NDArray[np.float64], seed: int) -> str:
+    """Say whether the second loss is the larger one, prompt by prompt (prompt,)."""
+    if len(less) < 2:
+        return "INCONCLUSIVE (one prompt has no interval)"
+    lower = float(bootstrap(more - less, seed=seed)[1])
+    return "Causal check agrees" if lower > 0 else "DISAGREEMENT"
 
 
 def predicts(capture: xr.Dataset) -> bool:

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from headscope.analyses import _check
 from headscope.analyses._causal import Progress
 from headscope.analyses._growth import by_octave, mean, octaves, per_query, slope, so_far, stated
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._loss import losses, predicts, tokens
+from headscope.analyses._loss import contrast, predicts, tokens, verdict
 from headscope.analyses._result import averaged, dataset, label, require
 from headscope.kernels.refusal import Refused
 
@@ -218,31 +217,17 @@ def _cut(
         for heads in (kinds["fixed"], kinds["elastic"])
     )
     windows = [int(np.ceil(spans[head])) for head in fixed]
-    ids = [one for one in tokens(capture)[:prompts] if len(one) > 1]
-    edits: tuple[tuple[Window, ...], ...] = (
-        (),
-        _windows(fixed, windows),
-        _windows(elastic, windows),
+    edits: dict[str, tuple[Window, ...]] = dict(
+        zip(CONDITIONS, ((), _windows(fixed, windows), _windows(elastic, windows)), strict=True)
     )
-    samples = []
-    for number, one in enumerate(ids):
-        samples.append([float(losses(model, one, each).mean()) for each in edits])
-        if progress is not None:
-            progress(number + 1, len(ids))
-    loss = np.array(samples)
-    mean_loss = loss.mean(0)
-    _, lower, _ = bootstrap(loss[:, 2] - loss[:, 1], seed=seed)
+    loss = contrast(model, tokens(capture)[:prompts], edits, progress)
+    costs = loss.mean(0)
     told = (
-        f"loss {mean_loss[0]:.3f}, with {count} fixed heads cut to their span {mean_loss[1]:.3f}, "
-        f"with {count} elastic heads cut as short {mean_loss[2]:.3f} nats."
+        f"loss {costs[0]:.3f}, with {count} fixed heads cut to their span {costs[1]:.3f}, "
+        f"with {count} elastic heads cut as short {costs[2]:.3f} nats."
     )
-    verdict = (
-        "Causal check agrees" if float(lower) > 0
-        else "INCONCLUSIVE" if len(ids) < 2
-        else "DISAGREEMENT (cutting elastic heads costs no more)"
-    )  # fmt: skip
     convention = (
-        f"loss a token on {len(ids)} prompts; window of ⌈span⌉ keys and no first keys on {count} "
+        f"loss a token on {len(loss)} prompts; window of ⌈span⌉ keys and no first keys on {count} "
         "heads of each kind"
     )
     names = {"fixed": [label(head) for head in fixed], "elastic": [label(head) for head in elastic]}
@@ -250,7 +235,11 @@ def _cut(
         "span_loss", ("condition",), loss, "Loss with heads cut to a span", "nats", "sequential",
         0, seed=seed, convention=convention, source=SOURCE, evidence="causal",
     )  # fmt: skip
-    return variables, {"heads": names, "windows": windows, "note": f"{verdict}: {told}"}
+    return variables, {
+        "heads": names,
+        "windows": windows,
+        "note": f"{verdict(loss[:, 1], loss[:, 2], seed)}: {told}",
+    }
 
 
 def _windows(heads: list[tuple[int, int]], sizes: list[int]) -> tuple[Window, ...]:
