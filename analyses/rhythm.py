@@ -267,12 +267,10 @@ def _told(variables: dict[str, xr.Variable]) -> str:
         float(variables["coupling_lag"].values),
         float(variables["chance_of_coupling"].values),
     )
+    drawn = f"({beaten:.1%} of the draws do as well)."
     if beaten < 0.05:
-        return (
-            f"FAI peaks stand {lag:+.0f} tokens from WAAD peaks more often than by chance "
-            f"({beaten:.1%} of the draws do as well)."
-        )
-    return f"No coupling beyond chance at any lag ({beaten:.0%} of the draws do as well)."
+        return f"FAI peaks stand {lag:+.0f} tokens from WAAD peaks beyond chance {drawn}"
+    return f"No coupling beyond chance at any lag {drawn}"
 
 
 def _hidden(
