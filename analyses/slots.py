@@ -104,7 +104,7 @@ def run(
         )
     moved = _documents.move(task, model)
     parts = [_documents.masses(model, one) for one in moved]
-    asked, dummy = (np.stack([part[which] for part in parts]) for which in (0, 1))
+    asked, dummy = np.stack([part[0] for part in parts]), np.stack([part[1] for part in parts])
     count = asked.shape[1]
     # Masses on the slot where the moved document stands: prompt, layer, head, slot.
     on_asked, on_dummy = (np.einsum("psljs->pljs", each) for each in (asked, dummy))

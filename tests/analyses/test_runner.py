@@ -9,8 +9,11 @@ from constructed import needle, repeated
 from headscope import analyses, probes
 from headscope.analyses import _runner
 from headscope.kernels.refusal import Refused
+from headscope.probes import tasks
 
 QUICK = {
+    "parallel_context": {"blocks": 3},
+    "slots": {"draws": 1},
     "head_types": {"draws": 1},
     "retrieval": {"draws": 1, "recall_prompts": 2},
     "rollout": {"substitutes": 1},
@@ -35,7 +38,11 @@ def captures(monkeypatch):
 
 @pytest.mark.parametrize("name", analyses.names())
 def test_every_analysis_runs_on_what_it_declares_and_says_what_it_shows(circuit, name):
-    task = needle(("north", "south")) if name == "retrieval" else repeated(n=6, length=6)
+    own = {
+        "retrieval": lambda: needle(("north", "south")),
+        "slots": lambda: tasks.make("recall", tokenizer=circuit.tokenizer, n=2, pairs=4),
+    }
+    task = own.get(name, lambda: repeated(n=6, length=6))()
     result = _runner.execute(name, circuit, task, task=task, options=QUICK.get(name))
     attrs = result.attrs
     assert attrs["analysis"] == name

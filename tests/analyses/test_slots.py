@@ -51,7 +51,7 @@ def test_the_relevant_heads_carry_the_answers(result, bundled):
     # The copying heads that the card of the bundled model names.
     named = set(found.attrs["heads_by_type"]["relevance"][:5])
     assert named == {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
-    assert found["relevance_accuracy"].values.tolist()[1] < 0.2
+    assert found["relevance_accuracy"].values[1] < 0.5
     assert "Causal check agrees" in found.attrs["note"]
 
 
