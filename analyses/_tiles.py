@@ -68,12 +68,19 @@ def sorted_sums(shares: Array) -> Array:
     return np.asarray(np.cumsum(-np.sort(-shares, axis=-1), axis=-1))
 
 
+def needed(shares: Array, mass: float) -> Array:
+    """Count the fewest tiles of each row that hold a share of its mass, NaN without a map."""
+    sums = sorted_sums(shares)
+    missing = np.isnan(sums).any(-1)
+    return np.where(missing, np.nan, (sums < mass - SLACK).sum(-1) + 1.0)
+
+
 def decompose(shares: Array, queries: Array, window: int) -> tuple[Array, Array]:
     """Return the mass in the window, and of each column outside it, most first."""
     place = np.arange(shares.shape[-1])
     inside = np.abs(place[:, None] - place) < window
     near = average(np.where(inside, shares, 0.0).sum(-1) + 0 * shares[..., 0], queries)
-    outside = np.where(inside, 0.0, shares)
+    outside = np.where(inside & ~np.isnan(shares), 0.0, shares)
     columns = average(outside, queries[..., None])
     return near, -np.sort(-columns, axis=-1)
 
@@ -88,7 +95,7 @@ def sparse_loss(
     capture: xr.Dataset,
     model: Model,
     shares: Array,
-    needed: Array,
+    fewest: Array,
     prompts: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
@@ -111,7 +118,7 @@ def sparse_loss(
         members = tuple(position // tile for position in range(len(one)))
         # Rows without a number belong to no prompt or no map: they stay whole.
         whole = np.isnan(shares[at]).all(-1, keepdims=True)
-        best = _rank(shares[at]) < needed[at][..., None]
+        best = _rank(shares[at]) < fewest[at][..., None]
         best = (best & lower) | diagonal
         random = np.where(diagonal, 2.0, generator.random(best.shape)) * lower
         costs = [float(losses(model, one).mean())]

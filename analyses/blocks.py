@@ -99,7 +99,7 @@ def run(
 
     maps, weights, visible = _tiles.maps(capture)
     sums = _tiles.sorted_sums(maps)
-    needed = (sums < mass - _tiles.SLACK).sum(-1) + 1.0
+    needed = _tiles.needed(maps, mass)
     budgets = [2**power for power in range(maps.shape[-1].bit_length())]
     held = np.stack([sums[..., one - 1] for one in budgets], axis=-1)
     near, columns = _tiles.decompose(maps, weights, window)
