@@ -96,6 +96,7 @@ def run(
     _check.at_least("stripes", stripes, 0)
     _check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "blocks")
+    _check.one_text(capture.attrs.get("attention", "self"), "blocks")
 
     maps, weights, visible = _tiles.maps(capture)
     sums = _tiles.sorted_sums(maps)

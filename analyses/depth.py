@@ -23,7 +23,7 @@ from headscope.analyses import _check, _documents
 from headscope.analyses._causal import Progress
 from headscope.analyses._growth import mean, stated
 from headscope.analyses._loss import losses, predicts, tokens
-from headscope.analyses._result import averaged, dataset
+from headscope.analyses._result import averaged, dataset, require
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def run(
     _check.between("question", question, 0.05, 0.9)
     _check.at_least("skip", skip, 0)
     _check.at_least("prompts", prompts, 1)
+    require(capture, NEEDS, "depth")
+    _check.one_text(capture.attrs.get("attention", "self"), "depth")
     if not predicts(capture):
         raise Refused("model: a question after its text needs causal order in every layer")
 

@@ -60,6 +60,9 @@ def run(
     _check.between("sharp", sharp, 0.0, 1.0)
     _check.between("broad", broad, sharp, 1.0)
     require(capture, NEEDS, "entropy")
+    _check.one_text(
+        capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder")
+    )
 
     raw = per_query(capture, "entropy")
     most = largest(capture)

@@ -76,6 +76,9 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
     _check.at_least("queries", queries, 1)
     _check.at_least("prompts", prompts, 1)
     require(capture, (*NEEDS, *KEEP), "feature_maps")
+    _check.one_text(
+        capture.attrs.get("attention", "self"), "feature_maps", ("self", "encoder", "decoder")
+    )
     if int(capture["length"].min()) < 2 * LEAST:
         raise Refused(
             f"prompts: the shortest has {int(capture['length'].min())} tokens; "

@@ -102,6 +102,7 @@ def run(
     _check.at_least("temperature", temperature, 1.0)
     _check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "hardness")
+    _check.one_text(capture.attrs.get("attention", "self"), "hardness")
 
     weights = capture["topk"].transpose("prompt", "layer", "head", "query", "rank").values
     weights = weights.astype(np.float64)

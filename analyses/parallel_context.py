@@ -22,7 +22,7 @@ from headscope.analyses._causal import Progress
 from headscope.analyses._growth import mean
 from headscope.analyses._interval import bootstrap
 from headscope.analyses._loss import observed, predicts, tokens
-from headscope.analyses._result import averaged, dataset
+from headscope.analyses._result import averaged, dataset, require
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def run(
     _check.at_least("prefix", prefix, 1)
     _check.between("question", question, 0.05, 0.9)
     _check.at_least("prompts", prompts, 1)
+    require(capture, NEEDS, "parallel_context")
+    _check.one_text(capture.attrs.get("attention", "self"), "parallel_context")
     if not predicts(capture):
         raise Refused("model: blocks before a question need causal order in every layer")
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from headscope.analyses import _check, _coupling
 from headscope.analyses._causal import Progress
 from headscope.analyses._growth import mean, per_query, stated
-from headscope.analyses._interval import bootstrap, percentiles
+from headscope.analyses._interval import percentiles
 from headscope.analyses._loss import contrast, predicts, tokens, verdict
 from headscope.analyses._result import averaged, dataset, interval, label, require, top, variable
 from headscope.kernels.refusal import Refused
@@ -113,6 +113,7 @@ def run(
         _check.at_least(name, value, low)
     _check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "rhythm")
+    _check.one_text(capture.attrs.get("attention", "self"), "rhythm")
     if not predicts(capture):
         raise Refused("model: the rhythm looks from earlier to later, which needs causal layers")
     lengths = capture["length"].values
@@ -126,8 +127,7 @@ def run(
     distance = mean(per_query(capture, "distance"))
     influence = capture["received_later"].transpose("prompt", "layer", "head", "key").values
     influence = influence.astype(np.float64)
-    size = max(int(extremes * np.isfinite(distance[0]).sum()), 1)
-    typical = bootstrap(distance, seed=seed)[0]
+    size, typical = max(int(extremes * np.isfinite(distance[0]).sum()), 1), mean(distance.T).T
     local, far = top(-typical, size), top(typical, size)
     waad, fai = _over(reach, local), _over(influence, far)
     plans, anchors = (
@@ -267,10 +267,9 @@ def _told(variables: dict[str, xr.Variable]) -> str:
         float(variables["coupling_lag"].values),
         float(variables["chance_of_coupling"].values),
     )
-    drawn = f"({beaten:.1%} of the draws do as well)."
-    if beaten < 0.05:
-        return f"FAI peaks stand {lag:+.0f} tokens from WAAD peaks beyond chance {drawn}"
-    return f"No coupling beyond chance at any lag {drawn}"
+    told = f"FAI peaks stand {lag:+.0f} tokens from WAAD peaks beyond chance"
+    told = told if beaten < 0.05 else "No coupling beyond chance at any lag"
+    return f"{told} ({beaten:.1%} of the draws do as well)."
 
 
 def _hidden(

@@ -95,6 +95,7 @@ def run(
     _check.between("boundary", boundary, 0.0, 1.0)
     _check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "span")
+    _check.one_text(capture.attrs.get("attention", "self"), "span")
 
     share = float(capture.attrs.get("share", 0.9))
     names, counts, spans = _measured(capture, model, shortest, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from headscope import analyses
 from headscope.analyses._runner import execute_many
 from headscope.kernels.refusal import Refused
-from headscope.probes import load_model
+from headscope.probes import Pair, capture, load_model
 
 NAMES = ("entropy", "parallel_context", "span", "hardness", "blocks", "rhythm", "depth",
          "feature_maps")  # fmt: skip
@@ -49,3 +51,18 @@ def test_layers_without_a_map_are_missing_and_the_others_are_not(kind):
             # A layer with a window of 8 has no query that sees more than 8 keys.
             if variable != "concentration":
                 assert not missing[~without].any(), f"{name}.{variable}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bins_and_cross_attention_are_refused_by_name(name, bundled, paired_folder):
+    module = analyses.load(name)
+    options = {"stats": module.NEEDS, "keep": getattr(module, "KEEP", ())}
+    model = load_model(paired_folder, attention="cross")
+    crossed = capture(model, [Pair([3, 4, 5, 6], [0, 9, 8, 7])], stats=("entropy",))
+    binned = capture(bundled, [list(range(2, 60))], stats=("entropy",), bins=8)
+    needed = dict.fromkeys((*options["stats"], *options["keep"]), crossed["entropy"])
+    supplied = (model,) if "model" in inspect.signature(module.run).parameters else ()
+    with pytest.raises(Refused, match=r"cross attention of an encoder–decoder"):
+        module.run(crossed.assign(needed), *supplied)
+    with pytest.raises(Refused, match="bins of 8"):
+        module.run(binned, *supplied)
