@@ -3,10 +3,10 @@
 The query–key form ``W_Q W_Kᵀ`` and the output–value map ``W_V W_O`` of a head have at most as many
 directions as the head is wide, however long the text (the low-rank bottleneck). How many they use
 is read from their singular values σ: the stable rank ``Σσ² / σ_1²`` and the effective rank
-``exp H(σ / Σσ)``. Keys use fewer: their PCA rank is the number of principal components that hold 90 % of their
-variance, before and after the rotary embedding. And attention itself lowers the rank of what flows
-through it: the residual of the stream to its nearest matrix of equal rows, which shrinks doubly
-exponentially with depth where nothing is added back.
+``exp H(σ / Σσ)``. Keys use fewer: their PCA rank is the number of principal components that hold
+90 % of their variance, before and after the rotary embedding. And attention itself lowers the rank
+of what flows through it: the residual of the stream to its nearest matrix of equal rows, which
+shrinks doubly exponentially with depth where nothing is added back.
 
 Sources: Low-Rank Bottleneck; On the Benefits of Rank; Loki; Attention is Not All You Need: Pure
 Attention Loses Rank; Roy & Vetterli, The effective rank, for the effective rank.

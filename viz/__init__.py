@@ -43,7 +43,7 @@ def names() -> list[str]:
     Examples
     --------
     >>> names()
-    ['bars', 'graph', 'grid', 'lane', 'number', 'patches', 'pattern']
+    ['bars', 'graph', 'grid', 'lane', 'matrix', 'number', 'patches', 'pattern', 'points']
     """
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in found if not name.startswith("_"))
@@ -66,7 +66,8 @@ def choose(array: xr.DataArray) -> ModuleType:
     """Choose the view for an array from its dims.
 
     ``(layer, head)`` is a grid, one position dim a lane, two a pattern, ``(edge,)`` a graph,
-    ``(row, column)`` the patches of an image, ``()`` a number, and one or two other dims are bars.
+    ``(row, column)`` the patches of an image, ``(point,)`` points in the plane, ``(one, other)`` a
+    matrix, ``()`` a number, and one or two other dims are bars.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def choose(array: xr.DataArray) -> ModuleType:
     raise Refused(
         f"view: no view draws {array.name or 'an array'} of dtype {array.dtype} with dims "
         f"{array.dims}; average or select until it is (layer, head), a position dim, two position "
-        "dims, (edge,), (row, column), or at most two others"
+        "dims, (edge,), (row, column), (point,) with x and y, or at most two others"
     )
 
 

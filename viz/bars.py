@@ -17,13 +17,13 @@ PATTERNS = ("", "/", "x", ".", "-", "+")
 
 
 def accepts(array: xr.DataArray) -> bool:
-    """Accept values over one or two dims that are neither heads, positions, edges nor patches."""
+    """Accept one or two dims: no heads, positions, edges, points, pairs or patches."""
     dims = set(array.dims)
     return (
         array.dtype.kind in "fiub"
         and array.ndim in (1, 2)
-        and not dims & {*POSITIONS, "edge"}
-        and dims != {"row", "column"}
+        and not dims & {*POSITIONS, "edge", "point"}
+        and dims not in ({"row", "column"}, {"one", "other"})
         and not ("layer" in dims and dims & {"head", "kv_head"})
     )
 

@@ -35,7 +35,11 @@ TICKS = 48
 def accepts(array: xr.DataArray) -> bool:
     """Accept values along one position dim (query, key or one of their tiles)."""
     dims = set(array.dims)
-    return array.dtype.kind in "fiub" and len(dims & set(POSITIONS)) == 1 and "edge" not in dims
+    return (
+        array.dtype.kind in "fiub"
+        and len(dims & set(POSITIONS)) == 1
+        and not dims & {"edge", "point"}
+    )
 
 
 def figure(

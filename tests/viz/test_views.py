@@ -18,12 +18,18 @@ EDGE = {
     "target_layer": ("edge", [1, 2, 2]),
     "target_head": ("edge", [0, 3, 1]),
 }
+PLACE = {
+    "x": ("point", [0.0, 1.0, 2.0]),
+    "y": ("point", [5.0, 3.0, 4.0]),
+    "kind": ("point", ["query", "key", "query"]),
+    "label": ("point", ["a", " the", "<b>"]),
+}
 
 
 def array(*sizes: tuple[str, int], **attrs: object) -> xr.DataArray:
     dims, shape = tuple(name for name, _ in sizes), tuple(size for _, size in sizes)
     meaning = {"long_name": "Some score.", "units": "share", "scale": "sequential"}
-    coords = EDGE if "edge" in dims else None
+    coords = EDGE if "edge" in dims else PLACE if "point" in dims else None
     return xr.DataArray(
         RNG.uniform(0.1, 0.9, shape), dims=dims, coords=coords, attrs={**meaning, **attrs}
     )
@@ -54,6 +60,8 @@ DRAWN = {
     ],
     "graph": [array(("edge", 3))],
     "patches": [array(("row", 3), ("column", 4)), array(("column", 4), ("row", 3))],
+    "points": [array(("point", 3)), array(("plane", 2), ("point", 3))],
+    "matrix": [array(("one", 4), ("other", 4))],
     "bars": [array(("condition", 3)), array(("task", 2), ("condition", 3)), array(LAYERS)],
 }
 CASES = [(view, each) for view, arrays in DRAWN.items() for each in arrays]
@@ -89,7 +97,7 @@ def test_a_figure_says_what_it_shows_in_which_units(view: str, drawn: xr.DataArr
         for trace in figure.data
         if trace.type != "heatmap" and trace.marker.colorscale is not None
     ]
-    if view in {"grid", "lane", "pattern", "graph"}:
+    if view in {"grid", "lane", "pattern", "graph", "points", "matrix"}:
         assert {scale.title.text for scale in scales} == {"share"}
     else:
         assert "share" in words(figure)
@@ -221,6 +229,42 @@ def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so() -> None:
     row, column = np.argwhere(drawn.z > 0.5)[0]
     assert (drawn.y[row], drawn.x[column]) == ("999–1001", "75–77")
     assert "strongest of 3 × 3" in figure.layout.title.subtitle.text
+
+
+def test_points_stand_at_their_places_and_kinds_differ_by_their_shape() -> None:
+    each = array(("plane", 2), ("point", 3)).assign_coords(plane=["L0H0", "L0H1"])
+    each = each.assign_coords(x=(("plane", "point"), [[0.0, 1.0, 2.0], [7.0, 8.0, 9.0]]))
+    figure = viz.choose(each).figure(each)
+    queries, keys = figure.data
+    assert (list(queries.x), list(queries.y)) == ([0.0, 2.0], [5.0, 4.0])
+    assert list(keys.x) == [1.0]
+    assert queries.marker.symbol != keys.marker.symbol
+    assert "query" in figure.layout.title.subtitle.text
+    assert keys.hovertext[0].startswith("<b>·the</b>")
+    assert "&lt;b&gt;" in queries.hovertext[1]
+    second = figure.layout.updatemenus[0].buttons[1]
+    assert second.label == "L0H1"
+    assert [list(one) for one in second.args[0]["x"]] == [[7.0, 9.0], [8.0]]
+    np.testing.assert_allclose(second.args[0]["marker.color"][1], each.values[1, [1]])
+
+
+def test_points_without_a_place_are_refused() -> None:
+    with pytest.raises(Refused, match="no view draws"):
+        viz.choose(xr.DataArray([1.0], dims=("point",), name="x"))
+
+
+def test_a_matrix_names_its_pairs_and_coarsens_when_large() -> None:
+    each = array(("one", 3), ("other", 3)).assign_coords(one=list("abc"), other=list("abc"))
+    each[0, 1] = np.nan
+    figure = viz.choose(each.transpose("other", "one")).figure(each.transpose("other", "one"))
+    drawn = figure.data[0]
+    assert drawn.hovertext[0][1] == "<b>a and b</b><br>Some score: not measured"
+    assert np.isnan(drawn.z[0, 1])
+    assert figure.layout.yaxis.autorange == "reversed"
+    large = viz.choose(many := array(("one", 1030), ("other", 1030))).figure(many)
+    assert max(large.data[0].z.shape) <= 512
+    assert large.data[0].z[0, 0] == pytest.approx(float(many[:3, :3].max()))
+    assert "strongest of 3 × 3" in large.layout.title.subtitle.text
 
 
 def test_negative_edges_differ_by_more_than_colour() -> None:

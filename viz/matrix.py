@@ -1,0 +1,97 @@
+"""Matrix: how alike every two of a list of things are."""
+
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import (
+    CELLS,
+    block_size,
+    blocks,
+    colour_bar,
+    coloured,
+    crowded,
+    frame,
+    missing,
+    thinned,
+)
+from headscope.viz._labels import entries, measured, title, units
+from headscope.viz._scale import finite, scale
+
+TICKS = 64
+DIMS = ("one", "other")
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept values of pairs: the dims one and other."""
+    return array.dtype.kind in "fiub" and set(array.dims) == set(DIMS)
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw one cell for every pair.
+
+    Above 512 entries the cells are coarsened to the strongest of each block, and the figure says
+    so.
+
+    Parameters
+    ----------
+    array
+        Dims one and other, whose coordinates name the entries.
+    lower, upper
+        Not drawn by this view.
+    fit
+        Spread the colours over the values instead of over the range of the score.
+
+    Examples
+    --------
+    >>> heads = ["L0H0", "L0H1"]
+    >>> alike = xr.DataArray([[1.0, 0.2], [0.2, 1.0]], dims=("one", "other"),
+    ...                      coords={"one": heads, "other": heads}, name="likeness")
+    >>> figure(alike).data[0].x
+    ('L0H0', 'L0H1')
+    """
+    drawn = array.transpose(*DIMS)
+    values = finite(drawn)
+    notes = []
+    steps = [block_size(size) for size in values.shape]
+    named = [entries(drawn, dim)[::step] for dim, step in zip(DIMS, steps, strict=True)]
+    if max(steps) > 1:
+        values = blocks(blocks(values, steps[1]).T, steps[0]).T
+        notes.append(f"strongest of {steps[0]} × {steps[1]} in each cell, at most {CELLS}")
+    grey = missing(values, named[1], named[0])
+    at, ticks = zip(*(thinned(names, TICKS) for names in named), strict=True)
+    fig = frame(
+        array,
+        height=max(420, min(900, 120 + 14 * len(named[0]))),
+        notes=notes,
+        xaxis={"tickvals": [named[1][i] for i in at[1]], **crowded(len(ticks[1]))},
+        yaxis={"tickvals": [named[0][i] for i in at[0]], "autorange": "reversed"},
+    )
+    hover = [
+        [
+            f"<b>{one} and {other}</b><br>{title(array)}: "
+            + measured(float(values[row, column]), units(array))
+            for column, other in enumerate(named[1])
+        ]
+        for row, one in enumerate(named[0])
+    ]
+    fig.add_trace(
+        go.Heatmap(
+            z=values,
+            x=named[1],
+            y=named[0],
+            hovertext=hover,
+            hovertemplate="%{hovertext}<extra></extra>",
+            colorbar=colour_bar(array),
+            **coloured(scale(array, fit)),
+        )
+    )
+    fig.add_trace(grey)
+    return fig

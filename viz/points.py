@@ -1,0 +1,148 @@
+"""Points: a cloud in the plane, coloured by a value."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import PANELS, colour_bar, frame, menu
+from headscope.viz._labels import combinations, entries, measured, title, units, visible
+from headscope.viz._scale import Array, finite, scale
+
+# Kinds differ by their shape, as colour says the value.
+SHAPES = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star", "pentagon")
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept values of points: the dim point, with coordinates x and y."""
+    return array.dtype.kind in "fiub" and "point" in array.dims and {"x", "y"} <= set(array.coords)
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw every point at its place, coloured by its value.
+
+    Parameters
+    ----------
+    array
+        Dim point; a menu chooses among the entries of any other dim. The coordinates ``x`` and
+        ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape and
+        ``label`` (point) the name, where there are such.
+    lower, upper
+        The interval of the value, for the hover text.
+    fit
+        Spread the colours over the values instead of over the range of the score.
+
+    Examples
+    --------
+    >>> places = {"x": ("point", [0.0, 1.0]), "y": ("point", [2.0, 3.0])}
+    >>> figure(xr.DataArray([0.1, 0.9], dims="point", coords=places, name="mass")).data[0].x
+    (0.0, 1.0)
+    """
+    rest = tuple(str(dim) for dim in array.dims if dim != "point")
+    panels = combinations(array, rest)
+    notes = [f"first {PANELS} of {len(panels)} panels"] if len(panels) > PANELS else []
+    panels = panels[:PANELS]
+    kinds = _column(array, "kind") or [""] * array.sizes["point"]
+    names = _column(array, "label") or [f"point {place}" for place in entries(array, "point")]
+    order = list(dict.fromkeys(kinds))
+    if len(order) > 1:
+        notes.append("shapes: " + ", ".join(visible(kind, 40) for kind in order))
+    groups = [np.flatnonzero(np.asarray(kinds) == kind) for kind in order]
+    fig = frame(
+        array,
+        height=520,
+        notes=notes,
+        xaxis={"title": {"text": _axis(array, "x")}},
+        yaxis={"title": {"text": _axis(array, "y")}},
+        hovermode="closest",
+        showlegend=len(order) > 1,
+        legend={"orientation": "h", "y": -0.15},
+    )
+    drawn = [
+        [_cloud(array, at, members, names, lower, upper) for members in groups] for _, at in panels
+    ]
+    chosen = scale(array, fit)
+    for place, (kind, cloud) in enumerate(zip(order, drawn[0], strict=True)):
+        marker = {
+            "size": 9,
+            "symbol": SHAPES[place % len(SHAPES)],
+            "color": cloud["values"],
+            "colorscale": chosen.colours,
+            "cmin": chosen.low,
+            "cmax": chosen.high,
+            "showscale": place == 0,
+            "colorbar": colour_bar(array),
+            "line": {"width": 0.5, "color": "rgba(128,128,128,0.9)"},
+        }
+        fig.add_trace(
+            go.Scatter(
+                x=cloud["x"].tolist(),
+                y=cloud["y"].tolist(),
+                mode="markers",
+                marker=marker,
+                hovertext=cloud["hover"],
+                hovertemplate="%{hovertext}<extra></extra>",
+                name=visible(kind, 40) if kind else "points",
+            )
+        )
+    if len(panels) > 1:
+        changes = [
+            {
+                "x": [cloud["x"].tolist() for cloud in panel],
+                "y": [cloud["y"].tolist() for cloud in panel],
+                "marker.color": [cloud["values"].tolist() for cloud in panel],
+                "hovertext": [cloud["hover"] for cloud in panel],
+            }
+            for panel in drawn
+        ]
+        labels = [label for label, _ in panels]
+        fig.update_layout(updatemenus=[menu(labels, changes, list(range(len(order))))])
+    return fig
+
+
+def _cloud(
+    array: xr.DataArray,
+    at: dict[str, int],
+    members: Any,
+    names: list[str],
+    lower: xr.DataArray | None,
+    upper: xr.DataArray | None,
+) -> dict[str, Any]:
+    """Select the points of one kind in one panel."""
+    here = array.isel({**at, "point": members})
+    values = finite(here)
+    hover = []
+    for place, value in zip(members, values, strict=True):
+        words = [
+            f"<b>{names[place]}</b>",
+            f"{title(array)}: {measured(float(value), units(array))}",
+        ]
+        if lower is not None and upper is not None:
+            low, high = (
+                measured(float(finite(side.isel({**at, "point": place}))), "")
+                for side in (lower, upper)
+            )
+            words.append(f"95 % interval {low} to {high}")
+        hover.append("<br>".join(words))
+    return {"x": _place(here, "x"), "y": _place(here, "y"), "values": values, "hover": hover}
+
+
+def _place(array: xr.DataArray, side: str) -> Array:
+    return np.asarray(array.coords[side].values, dtype=np.float64)
+
+
+def _column(array: xr.DataArray, name: str) -> list[str]:
+    if name not in array.coords or array.coords[name].dims != ("point",):
+        return []
+    return [visible(value, 60) for value in array.coords[name].values.tolist()]
+
+
+def _axis(array: xr.DataArray, side: str) -> str:
+    return visible(array.coords[side].attrs.get("long_name", side), 60).replace("·", " ")
