@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
+Measure = Callable[[Tensor, Sequence[Any], Sequence[int]], Tensor]
 
 TOKENS = 8192
 
@@ -151,12 +152,33 @@ def leave_one_out(
 ) -> Array:
     """Return the metric of every prompt with one head taken out (prompt, layer, head).
 
+    The parameters are those of :func:`sweep`, with one metric.
+    """
+
+    def one(output: Tensor, asked: Sequence[Any], rows: Sequence[int]) -> Tensor:
+        return measure(output, asked, metric)
+
+    return np.asarray(sweep(model, task, (one,), values, progress)[0])
+
+
+def sweep(
+    model: Model,
+    task: Task,
+    measures: Sequence[Measure],
+    values: Float[Tensor, ...] | None = None,
+    progress: Progress | None = None,
+) -> Array:
+    """Take every head out in turn and return all measures (measure, prompt, layer, head).
+
     NaN in layers without an attention map, which have no heads to take out.
 
     Parameters
     ----------
-    model, task, metric
+    model, task
         What is measured.
+    measures
+        Each is called with the logits of a batch, the questions of its rows, and which prompts
+        these are; it returns one number a row.
     values
         What is put in place of a head's output: one vector a head (layer, head, size), or the
         outputs on other prompts (prompt, layer, head, query, size); zero without them.
@@ -169,7 +191,7 @@ def leave_one_out(
     count = len(single)
     prompts = read(model, task)
     assert prompts.encoded is not None
-    result = np.full((len(prompts.ids), count), np.nan)
+    result = np.full((len(measures), len(prompts.ids), count), np.nan)
     done = 0
     for rows in batches(prompts.ids, TOKENS):
         ids = torch.tensor([prompts.ids[row] for row in rows])
@@ -187,13 +209,15 @@ def leave_one_out(
             heads = len(chosen) // len(rows)
             with torch.no_grad():
                 output = logits(model, ids.repeat(heads, 1), (edit,))
-                scores = measure(output, asked * heads, metric)
-            result[rows, start : start + heads] = scores.cpu().numpy().reshape(heads, -1).T
+                for number, one in enumerate(measures):
+                    scores = one(output, asked * heads, rows * heads).cpu().numpy()
+                    result[number, rows, start : start + heads] = scores.reshape(heads, -1).T
             done += len(chosen)
             if progress is not None:
                 progress(done, len(prompts.ids) * count)
-    every = np.full((len(result), layers, width), np.nan)
-    every[:, model.geometry.attending] = result.reshape(len(result), -1, width)
+    shape = (len(measures), len(prompts.ids))
+    every = np.full((*shape, layers, width), np.nan)
+    every[:, :, model.geometry.attending] = result.reshape(*shape, -1, width)
     return every
 
 

@@ -61,6 +61,11 @@ class Rows:
     seen: NDArray[np.bool_]
     lse: Array
 
+    @property
+    def chosen_keys(self) -> Array:
+        """Keys at the positions of the queries, dims head, row, size."""
+        return self.keys[:, self.places]
+
     def products(self) -> Array:
         """Return the scaled products of queries and keys (head, row, key), before any cap."""
         return np.asarray(self.queries @ self.keys.transpose(0, 2, 1) * self.scale)
@@ -79,7 +84,14 @@ class Rows:
         return np.asarray(np.exp(logits - lse[..., None]))
 
 
-def rows(capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64]) -> Rows:
+def rows(
+    capture: xr.Dataset,
+    prompt: int,
+    layer: int,
+    places: NDArray[np.int64],
+    *,
+    lse: bool = True,
+) -> Rows:
     """Read the rows of some queries.
 
     Parameters
@@ -90,6 +102,8 @@ def rows(capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64]
         Where, as indices.
     places
         Positions of the queries.
+    lse
+        Whether the normaliser is read; without it there are no weights.
     """
     one = _at(capture, prompt, layer)
     length = int(capture["length"].values[prompt])
@@ -110,7 +124,7 @@ def rows(capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64]
         scale=float(capture["logit_scale"].values[layer]),
         softcap=float(capture["softcap"].values[layer]),
         seen=seen,
-        lse=one("lse", "head", "query")[:, places],
+        lse=one("lse", "head", "query")[:, places] if lse else np.empty(0),
     )
 
 
