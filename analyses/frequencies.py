@@ -117,7 +117,8 @@ def run(
         for prompt in range(shape[0]):
             places = _logits.chosen(int(capture["length"].values[prompt]), queries, skip)
             part, whole = _parts(_logits.rows(capture, prompt, layer, places))
-            shares[prompt, layer] = _by_pair(part, turn, most) / whole.sum(-1)[:, None]
+            with np.errstate(invalid="ignore"):  # a head whose logits are all alike has no shares
+                shares[prompt, layer] = _by_pair(part, turn, most) / whole.sum(-1)[:, None]
             spread[prompt, layer] = whole.mean(-1) ** 0.5
     # A pair that a layer does not have is NaN there, and no part of a sum.
     high = np.isfinite(wavelengths) & (wavelengths < edge)

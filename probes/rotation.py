@@ -1,7 +1,7 @@
 """Rotation: how the positions turn the queries and keys of a model.
 
 The pairs of channels that turn together and their frequencies are read from the model and checked:
-what its projections make, turned by them, is what arrives at the attention.
+random numbers in place of what its projections make, turned by them, arrive at the attention.
 
 Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding.
 """
@@ -114,8 +114,13 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     made: dict[tuple[int, str], Tensor] = {}
     arrived: dict[tuple[int, str], Tensor] = {}
 
-    def watch(key: tuple[int, str], module: nn.Module, given: Any, result: Tensor) -> None:
-        made[key] = projections[key].apply(result.detach().cpu())[0].transpose(0, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def swap(keys: list[tuple[int, str]], module: nn.Module, given: Any, result: Tensor) -> Tensor:
+        numbers = torch.randn(result.shape, generator=generator)
+        for key in keys:
+            made[key] = projections[key].apply(numbers)[0].transpose(0, 1)
+        return numbers.to(result)
 
     def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
         for part, vectors in (("q", call.query), ("k", call.key)):
@@ -123,10 +128,10 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
 
     count = min(LENGTH, model.context or LENGTH)
     ids = ((7 * torch.arange(count) + 3) % model.vocabulary)[None]
-    handles = [
-        projection.module.register_forward_hook(partial(watch, key))
-        for key, projection in projections.items()
-    ]
+    users: dict[nn.Module, list[tuple[int, str]]] = {}
+    for key, projection in projections.items():
+        users.setdefault(projection.module, []).append(key)
+    handles = [module.register_forward_hook(partial(swap, keys)) for module, keys in users.items()]
     try:
         with torch.no_grad():
             run(model, ids, Reader(Request(stats=()), take=take), head=False)

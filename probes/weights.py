@@ -1,9 +1,10 @@
 """Projections of every head, found by what flows through them and not by their names.
 
-Tokens that stand alone at position 0 are not turned by a rotary embedding, so the projection of the
-queries is the linear layer whose output, cut into heads in one of the known ways, is what arrives
-at the seam; likewise for keys and values, fused or not. The projection of the output is the one
-that takes the heads' outputs. What fits nothing is refused.
+Random numbers are put in place of what every linear layer makes. Tokens that stand alone at
+position 0 are not turned by a rotary embedding, so the projection of the queries is the layer whose
+random output, cut into heads in one of the known ways, arrives at the seam; likewise for keys and
+values, fused or not. The projection of the output is the one that takes the heads' outputs. What
+fits nothing is refused.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     Raises
     ------
     Refused
-        Where no linear layer, cut into heads in a known way, makes what arrives at the attention
-        (such as the compressed keys of MLA), or where two different ones do.
+        Where no linear layer, cut into heads in a known way, makes what arrives at the attention,
+        such as the compressed keys of MLA.
 
     Examples
     --------
@@ -125,14 +126,18 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     calls: dict[int, Call] = {}
     outputs: dict[int, Tensor] = {}
 
-    def watch(module: nn.Module, given: Any, result: Tensor) -> None:
-        flow[module] = (given[0].detach(), result.detach())
+    generator = torch.Generator().manual_seed(0)
+
+    def swap(module: nn.Module, given: Any, result: Tensor) -> Tensor:
+        made = torch.randn(result.shape, generator=generator).to(result)
+        flow[module] = (given[0].detach(), made)
+        return made
 
     def take(call: Call, found: dict[str, Tensor], z: Tensor) -> None:
         calls[call.layer], outputs[call.layer] = call, z
 
     handles = [
-        module.register_forward_hook(watch) for module in model.module.modules() if _linear(module)
+        module.register_forward_hook(swap) for module in model.module.modules() if _linear(module)
     ]
     try:
         with torch.no_grad():
@@ -197,25 +202,13 @@ def _fits(
 
 
 def _only(fits: list[Projection], model: Model, layer: int, part: str) -> Projection:
-    """Return the first projection that fits; refuse none, and two that differ."""
+    """Return the projection that fits; there is one at most, since its numbers are random."""
     if not fits:
         raise Refused(
             f"model: no linear layer of layer {layer} gives the {WHAT[part]} of {model.name} "
             f"({model.architecture}) in a way that is known, so its weights cannot be read"
         )
-    first = _weights(fits[0], part)
-    for other in fits[1:]:
-        second = _weights(other, part)
-        if first.shape != second.shape or not torch.allclose(first, second):
-            raise Refused(
-                f"model: two slices of weights in layer {layer} of {model.name} give the same "
-                f"{WHAT[part]} on the probe, so it is not known which of them it is"
-            )
     return fits[0]
-
-
-def _weights(projection: Projection, part: str) -> Tensor:
-    return projection.outwards() if part == "o" else projection.inwards()
 
 
 def _cuts(width: int, heads: int, size: int, part: str) -> Iterator[Tensor]:
@@ -269,15 +262,9 @@ def _fit(
     scale = float(target.abs().max())
     if float((made - target).abs().max()) <= tolerance * max(scale, 1e-30):
         return 1.0, False
-    lengths = target.norm(dim=-1)
-    # The padding token of many models is a vector of zeros, which says nothing about a factor.
-    known = lengths > 1e-6 * float(lengths.max())
     factors = (made * target).sum(-1) / made.square().sum(-1).clamp_min(1e-300)
     gap = (made * factors[..., None] - target).norm(dim=-1)
-    if bool((gap > tolerance * lengths.clamp_min(1e-30))[known].any()):
-        return None
-    factors = factors[known]
-    if factors.numel() == 0 or bool((factors <= 0).any()):
+    if bool((gap > tolerance * target.norm(dim=-1)).any()) or bool((factors <= 0).any()):
         return None
     common = float(factors.median())
     if float((factors / common - 1).abs().max()) <= tolerance:
