@@ -37,7 +37,11 @@ Array = NDArray[np.float64]
 SOURCE = "How Does Attention Work in Vision Transformers?"
 PRUNING = ("task metric", "log-probability", "output divergence")
 METRICS = (*PRUNING, "gate gradient")
-MAPS = ("components of the patterns", "log2 of distance, largest weight")
+MAPS = ("patterns", "strength against distance")
+AXES = (
+    "first component, or log2 of 1 + mean distance in tokens",
+    "second component, or mean largest weight",
+)
 
 
 def run(
@@ -162,8 +166,8 @@ def run(
         "metric": list(METRICS),
         "one": list(compared),
         "other": list(compared),
-        "x": (("map", "point"), places[..., 0]),
-        "y": (("map", "point"), places[..., 1]),
+        "x": (("map", "point"), places[..., 0], {"long_name": AXES[0]}),
+        "y": (("map", "point"), places[..., 1], {"long_name": AXES[1]}),
         "label": ("point", [label(head) for head in names]),
     }
     best = {name: [label(head) for head in top(variables[name].values, 5)] for name in titles}

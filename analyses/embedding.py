@@ -115,7 +115,7 @@ def run(
             first = (joint.queries[: len(places[0])], joint.keys[: len(places[0])])
             product = first[0] @ first[1].T
             scores["fidelity"][layer, head] = _fidelity(*first, product, seen)
-            flat = [pca.transform(each) for each in first]
+            flat = (pca.transform(first[0]), pca.transform(first[1]))
             scores["plane_fidelity"][layer, head] = _fidelity(*flat, product, seen)
             planes[int(layer), head] = np.concatenate([each[inside] for each in flat])
     convention = (

@@ -179,7 +179,7 @@ def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked:
 
     lengths = capture["length"].values
     causal = bool(capture["causal"].values[_logits.attending(capture)].all())
-    found = []
+    found: list[list[float]] = []
     for prompt in range(capture.sizes["prompt"]):
         fits = lengths >= lengths[prompt] if causal else lengths == lengths[prompt]
         others = [int(other) for other in np.flatnonzero(fits) if other != prompt]

@@ -20,17 +20,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _logits
-from headscope.analyses._result import averaged, dataset, require, variable
+from headscope.analyses import _check, _frozen, _keys, _logits
+from headscope.analyses._interval import bootstrap
+from headscope.analyses._result import averaged, dataset, interval, require, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
-    from headscope.probes.rotation import Rotation
     from headscope.probes.weights import Weights
 
 NEEDS = ()
-KEEP = ("k", "resid")
+KEEP = ("q", "k", "resid")
 
 Array = NDArray[np.float64]
 NORMS = {
@@ -46,6 +46,7 @@ def run(
     *,
     variance: float = 0.9,
     norm: str = "frobenius",
+    checked: int = 2,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure the ranks of every head's weights, of its keys, and of the residual stream.
@@ -53,41 +54,45 @@ def run(
     Parameters
     ----------
     capture
-        Capture with the kept ``k`` and ``resid``.
+        Capture with the kept ``q``, ``k`` and ``resid``.
     model
         Model that was captured; its weights and rotation are read and checked.
     variance
         Share of the variance of the keys that their components hold, between 0 and 1.
     norm
         Norm of the residual to equal rows, over that of the whole: ``frobenius`` or ``composite``.
+    checked
+        Prompts of the causal check; it is left out on prompts above 512 tokens.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts and of the random directions.
 
     Returns
     -------
     Dataset with ``qk_stable_rank``, ``qk_effective_rank``, ``ov_stable_rank`` and
     ``ov_effective_rank`` (layer, head; directions), ``key_rank`` and ``key_rank_before_rotation``
     (layer, kv_head; components), ``to_equal_rows`` and ``to_rank_one`` (boundary; share of the
-    norm of the residual stream that is left, with 95 % intervals over prompts). The number of
-    keys caps their rank.
+    norm of the residual stream that is left) and ``moved`` (condition; how far the output moves
+    when all keys keep their components, or as many random directions, in nats); the last three
+    with 95 % intervals over prompts. The number of keys caps their rank.
 
     Raises
     ------
     Refused
-        Where the weights or the rotation of the model are not known, for a capture without k and
-        resid, or an option out of range.
+        Where the weights or the rotation of the model are not known, for a capture without q, k
+        and resid, or an option out of range.
 
     Examples
     --------
     >>> from headscope.analyses import ranks
     >>> from headscope.probes import capture, load_model
     >>> model = load_model("headscope/bundled")
-    >>> cap = capture(model, [[0, *range(9, 90)]], stats=(), keep=("k", "resid"))
+    >>> cap = capture(model, [[0, *range(9, 90)]], stats=(), keep=("q", "k", "resid"))
     >>> bool((ranks.run(cap, model)["qk_effective_rank"] <= model.head_size).all())
     True
     """
     _check.between("variance", variance, 0.01, 1.0)
     _check.one_of("norm", norm, NORMS)
+    _check.at_least("checked", checked, 1)
     require(capture, KEEP, "ranks")
     from headscope.probes import rotation, weights
 
@@ -116,7 +121,7 @@ def run(
                 "directions", "sequential", 0, head_size, source=BOTTLENECK,
                 convention=f"{words}; {stated}{turned if circuit == 'qk' else ''}",
             )  # fmt: skip
-    after, before = _keys(capture, turns, variance)
+    after, before = _keys.ranks(capture, turns, variance)
     convention = (
         f"principal components that hold {variance:.0%} of the variance of {int(lengths.sum())} "
         f"keys; head size {head_size}"
@@ -145,13 +150,29 @@ def run(
         "kv_head": np.arange(capture.sizes["kv_head"]),
         "boundary": ["input", *(f"after L{layer}" for layer in range(capture.sizes["layer"]))],
     }
+    note = _frozen.reason(capture)
+    if note:
+        note = f"No causal check of the key rank: {note}."
+    else:
+        moved = _keys.moved(model, capture, after, checked, seed)
+        mean, lower, upper = bootstrap(moved, seed=seed)
+        variables |= interval(
+            "moved", ("condition",), mean, lower, upper,
+            "Output moved when all keys keep few directions", "nats", "sequential", 0,
+            convention=f"KL divergence from the intact output, mean over the positions of "
+            f"{len(moved)} prompts; as many directions as the key rank of each head, its "
+            "principal components or random ones",
+            evidence="causal", source="Loki",
+        )  # fmt: skip
+        coords["condition"] = ["their principal components", "random directions"]
+        note = _note(mean)
     first, last = (float(variables["to_equal_rows"].values[at]) for at in (0, -1))
     return dataset(
         capture,
         variables,
         coords,
-        note=f"Away from equal rows: {first:.2f} of the norm at the input, {last:.2f} at the end. "
-        "Ranks describe weights and keys; what a head is worth is its ablation in `importance`."
+        note=f"{note} Away from equal rows: {first:.2f} of the norm of the stream at the input, "
+        f"{last:.2f} at the end."
         + (
             f" {int(lengths.sum())} keys are few for a head size of {head_size}: their rank is "
             "an underestimate."
@@ -159,6 +180,17 @@ def run(
             else ""
         ),
     )
+
+
+def _note(mean: Array) -> str:
+    own, random = (float(one) for one in mean)
+    said = (
+        f"with keys in their principal components alone the output moves by {own:.3f} nats, in "
+        f"as many random directions by {random:.3f}"
+    )
+    if own < random:
+        return f"Causal check agrees: {said}."
+    return f"DISAGREEMENT: {said}; the key rank is correlational here."
 
 
 def singular_values(one: Array, two: Array) -> Array:
@@ -213,39 +245,6 @@ def _weights(capture: xr.Dataset, found: Weights) -> dict[tuple[str, str], Array
             result[circuit, "stable"][layer] = stable_rank(values)
             result[circuit, "effective"][layer] = effective_rank(values)
     return result
-
-
-def _keys(capture: xr.Dataset, turns: dict[int, Rotation], variance: float) -> tuple[Array, Array]:
-    """Count the components that hold a share of the variance (layer, kv_head), twice."""
-    shape = (capture.sizes["layer"], capture.sizes["kv_head"])
-    after, before = np.full(shape, np.nan), np.full(shape, np.nan)
-    for layer, turn in turns.items():
-        keys = (
-            capture.variables["k"].isel(layer=layer).transpose("prompt", "kv_head", "key", "size")
-        )
-        as_they_are, back = [], []
-        for prompt, length in enumerate(capture["length"].values):
-            one = keys[prompt, :, : int(length)].values.astype(np.float64)
-            as_they_are.append(one)
-            back.append(turn.undo(one))
-        after[layer] = components(np.concatenate(as_they_are, axis=1), variance)
-        before[layer] = components(np.concatenate(back, axis=1), variance)
-    return after, before
-
-
-def components(vectors: Array, variance: float) -> Array:
-    """Count the principal components that hold a share of the variance (...).
-
-    >>> import numpy as np
-    >>> components(np.diag([3.0, 1.0, 1.0]) @ np.eye(3), 1.0)
-    array(2)
-    """
-    centred = vectors - vectors.mean(-2, keepdims=True)
-    values = np.linalg.eigvalsh(np.swapaxes(centred, -1, -2) @ centred)[..., ::-1].clip(0)
-    total = values.sum(-1, keepdims=True)
-    share = np.cumsum(values, -1) / np.where(total > 0, total, 1.0)
-    # All of the variance is held to rounding.
-    return np.asarray((share < variance - 1e-12).sum(-1) + (total[..., 0] > 0))
 
 
 def _stream(capture: xr.Dataset, norm: str) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from headscope.analyses import ranks
+from headscope.analyses import _keys, ranks
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, tasks
 
@@ -16,7 +16,7 @@ IDS = np.random.default_rng(0).integers(1, 35, size=(3, 40)).tolist()
 
 
 def captured(model, ids=IDS):
-    return capture(model, ids, stats=(), keep=("k", "resid"))
+    return capture(model, ids, stats=(), keep=("q", "k", "resid"))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,19 @@ def test_components_are_those_of_scikit_learn():
     share = np.cumsum(PCA().fit(vectors).explained_variance_ratio_)
     for variance in (0.5, 0.9, 0.99):
         expected = int((share < variance).sum()) + 1
-        assert int(ranks.components(vectors, variance)) == expected
+        assert int(_keys.components(vectors, variance)) == expected
+
+
+@pytest.mark.seed("A15")
+def test_keys_in_their_components_do_what_whole_keys_do(planted, bundled):
+    # One prompt of one word: its keys are few, so all of their variance is all of their effect.
+    whole = ranks.run(captured(planted), planted, variance=1.0)
+    assert whole["moved"].values[0] < 1e-9
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=0)
+    result = ranks.run(captured(bundled, task), bundled)
+    own, random = result["moved"].values
+    assert own < 0.3 * random
+    assert result.attrs["note"].startswith("Causal check agrees")
 
 
 class AttentionOnly(LlamaDecoderLayer):
