@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses import _check
 from headscope.kernels.refusal import Refused
 
 Array = NDArray[np.float64]
@@ -29,8 +30,9 @@ def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
     return np.ones(capture.sizes["layer"], dtype=bool)
 
 
-def refuse_edited(capture: xr.Dataset) -> None:
-    """Refuse a capture whose weights do not follow from its queries and keys."""
+def refuse_other(capture: xr.Dataset, analysis: str) -> None:
+    """Refuse attention of two texts, and weights that do not follow from queries and keys."""
+    _check.one_text(capture.attrs.get("attention", "self"), analysis)
     if capture.attrs.get("reweighted"):
         raise Refused("edits: the weights of this capture were edited; capture without these edits")
 
@@ -47,6 +49,8 @@ class Rows:
         Positions of the queries.
     scale, softcap
         How products become logits; no cap is NaN.
+    bias
+        What a position bias or ALiBi adds to the logits, dims head, row, key, or 1, 1, 1.
     seen
         Keys that each query sees, dims row, key.
     lse
@@ -58,6 +62,7 @@ class Rows:
     places: NDArray[np.int64]
     scale: float
     softcap: float
+    bias: Array
     seen: NDArray[np.bool_]
     lse: Array
 
@@ -67,7 +72,7 @@ class Rows:
         return self.keys[:, self.places]
 
     def products(self) -> Array:
-        """Return the scaled products of queries and keys (head, row, key), before any cap."""
+        """Return the scaled products of queries and keys (head, row, key): no cap, no bias."""
         return np.asarray(self.queries @ self.keys.transpose(0, 2, 1) * self.scale)
 
     def weights(self, products: Array | None = None) -> Array:
@@ -79,7 +84,7 @@ class Rows:
         logits = self.products() if products is None else products
         if not np.isnan(self.softcap):
             logits = self.softcap * np.tanh(logits / self.softcap)
-        logits = np.where(self.seen, logits, -np.inf)
+        logits = np.where(self.seen, logits + self.bias, -np.inf)
         lse = self.lse if own else np.logaddexp.reduce(logits, axis=-1)
         return np.asarray(np.exp(logits - lse[..., None]))
 
@@ -123,9 +128,24 @@ def rows(
         places=places,
         scale=float(capture["logit_scale"].values[layer]),
         softcap=float(capture["softcap"].values[layer]),
+        bias=_bias(capture, layer, -distance),
         seen=seen,
         lse=one("lse", "head", "query")[:, places] if lse else np.empty(0),
     )
+
+
+def _bias(capture: xr.Dataset, layer: int, offset: NDArray[np.int64]) -> Array:
+    """Return what is added to the logits at each offset of a key from its query."""
+    found = np.zeros((1, 1, 1))
+    for name in ("position_bias", "alibi_slope"):
+        if name not in capture.coords or np.isnan(capture[name].values[layer]).any():
+            continue
+        table = capture[name].values[layer].astype(np.float64)
+        if name == "position_bias":
+            found = found + table[:, offset + capture.sizes["relative"] // 2]
+        else:
+            found = found - table[:, None, None] * np.abs(offset)
+    return np.asarray(found)
 
 
 def _at(capture: xr.Dataset, prompt: int, layer: int) -> Any:

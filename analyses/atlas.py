@@ -99,7 +99,7 @@ def run(
     _check.at_least("queries", queries, 1)
     _check.at_least("skip", skip, 1)
     require(capture, (*KEEP, *NEEDS), "atlas")
-    _logits.refuse_edited(capture)
+    _logits.refuse_other(capture, "atlas")
     attending = _logits.attending(capture)
     names = [head for head in heads(capture) if attending[head[0]]]
     if len(names) < 3:

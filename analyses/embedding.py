@@ -87,6 +87,7 @@ def run(
     _check.at_least("points", points, 2)
     _check.at_least("sample", sample, 8)
     require(capture, KEEP, "embedding")
+    _check.one_text(capture.attrs.get("attention", "self"), "embedding")
     lengths = capture["length"].values
     if int(lengths.min()) < 4:
         raise Refused(f"prompts: one has {int(lengths.min())} tokens; give 4 or more to each")

@@ -97,7 +97,7 @@ def run(
     _check.at_least("edited", edited, 1)
     _check.at_least("checked", checked, 1)
     require(capture, (*KEEP, *NEEDS), "frequencies")
-    _logits.refuse_edited(capture)
+    _logits.refuse_other(capture, "frequencies")
     from headscope.probes import rotation
 
     longest = int(capture["length"].values.max())
@@ -131,8 +131,9 @@ def run(
     }
     unknown = np.isnan(shares[..., -1])
     convention = (
-        f"share of the variance of a row's logits (before any cap) over the keys seen, up to "
-        f"{queries} queries a prompt; shares sum to 1; high: wavelength below {edge} tokens"
+        "share of the variance of a row's logits (products of q and k, before any cap) over the "
+        f"keys seen, up to {queries} queries a prompt; shares sum to 1; high: wavelength below "
+        f"{edge} tokens"
     )
     variables = averaged(
         "carried", ("pair", "layer", "head"), shares[..., :-1].transpose(0, 3, 1, 2),

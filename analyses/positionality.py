@@ -89,7 +89,7 @@ def run(
         _check.at_least(name, value, least)
     _check.at_least("checked", checked, 2)
     require(capture, (*KEEP, *NEEDS), "positionality")
-    _logits.refuse_edited(capture)
+    _logits.refuse_other(capture, "positionality")
     count = capture.sizes["prompt"]
     if count < 2:
         raise Refused("prompts: positionality compares prompts; give 2 or more")

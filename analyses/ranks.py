@@ -94,6 +94,7 @@ def run(
     _check.one_of("norm", norm, NORMS)
     _check.at_least("checked", checked, 1)
     require(capture, KEEP, "ranks")
+    _check.one_text(capture.attrs.get("attention", "self"), "ranks")
     from headscope.probes import rotation, weights
 
     lengths = capture["length"].values

@@ -93,7 +93,7 @@ def run(
     for name, value in (("skip", skip), ("swapped", swapped), ("checked", checked)):
         _check.at_least(name, value, 1)
     require(capture, (*KEEP, *NEEDS), "similarity")
-    _logits.refuse_edited(capture)
+    _logits.refuse_other(capture, "similarity")
     names = [
         (int(layer), head)
         for layer in np.flatnonzero(_logits.attending(capture))

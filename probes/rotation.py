@@ -171,12 +171,19 @@ def _candidates(model: Model) -> Iterator[Rotation]:
         if not last.endswith("inv_freq") or "original" in last:
             continue
         frequencies = buffer.detach().double().cpu().numpy()
-        count = len(frequencies)
-        if 2 * count > size:
-            continue
-        channels = np.arange(2 * count)
-        yield Rotation(channels.reshape(2, count).T, frequencies)
-        yield Rotation(channels.reshape(count, 2), frequencies)
+        if 2 * len(frequencies) <= size:
+            yield from _cuts(frequencies)
+    # Older code holds tables of sines, as in the paper, and no frequencies.
+    turned = getattr(model.module.config.get_text_config(), "rotary_dim", None) or size
+    yield from _cuts(10000.0 ** (-np.arange(0, turned, 2) / turned))
+
+
+def _cuts(frequencies: NDArray[np.float64]) -> Iterator[Rotation]:
+    """Yield the known ways to pair channels: the first half with the second, or neighbours."""
+    count = len(frequencies)
+    channels = np.arange(2 * count)
+    yield Rotation(channels.reshape(2, count).T, frequencies)
+    yield Rotation(channels.reshape(count, 2), frequencies)
 
 
 def _unit(vectors: Tensor) -> NDArray[np.float64]:

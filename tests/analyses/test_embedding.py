@@ -83,7 +83,14 @@ def test_a_head_of_two_channels_is_drawn_without_loss():
 def rows(queries: np.ndarray, keys: np.ndarray) -> _logits.Rows:
     count = queries.shape[1]
     return _logits.Rows(
-        queries, keys, np.arange(count), 1.0, np.nan, np.ones((count, count), bool), np.empty(0)
+        queries,
+        keys,
+        np.arange(count),
+        1.0,
+        np.nan,
+        np.zeros((1, 1, 1)),
+        np.ones((count, count), bool),
+        np.empty(0),
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, pattern
@@ -32,6 +34,19 @@ def test_windows_equal_the_weights_of_eager_attention(
     assert window["query"].values.tolist() == [20, 21, 22, 23, 24]
     assert window["key"].values.tolist() == [3, 7, 11, 15, 19, 23, 27]
     assert window["key_token"].values.tolist() == [str(prompts[1][at]) for at in range(3, 31, 4)]
+
+
+def test_windows_have_the_slopes_of_alibi(ids: Any) -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64, initializer_range=0.3)
+    module = BloomForCausalLM(config).eval()
+    module.set_attn_implementation("eager")
+    found = capture(load_model(module), [ids(21)], stats=("lse",), keep=("q", "k"))
+    with torch.no_grad():
+        weights = module(torch.tensor([ids(21)]), output_attentions=True).attentions
+    for layer, head in ((0, 0), (1, 3)):
+        expected = weights[layer][0, head].numpy()
+        np.testing.assert_allclose(pattern(found, layer, head), expected, rtol=0, atol=5e-5)
 
 
 def test_a_head_is_found_by_its_label(tiny: Any, ids: Any) -> None:
