@@ -69,15 +69,19 @@ def test_planted_directions_are_counted(planted):
             assert np.delete(values[0], head).min() > 1.5
 
 
+@pytest.fixture(scope="module")
+def trained(bundled):
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=0)
+    return ranks.run(captured(bundled, task), bundled)
+
+
 @pytest.mark.seed("A15")
-def test_keys_have_a_lower_rank_before_their_rotation(planted, bundled):
+def test_keys_have_a_lower_rank_before_their_rotation(planted, bundled, trained):
     result = ranks.run(captured(planted), planted, variance=0.999)
     assert result["key_rank_before_rotation"].values[1, 1] == 1
     # Two channels of different frequencies turn out of their line, each into a plane.
     assert result["key_rank"].values[1, 1] == 4
     # Loki's finding, on trained weights: the rotation spreads the keys.
-    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=0)
-    trained = ranks.run(captured(bundled, task), bundled)
     before, after = (trained[name].values for name in ("key_rank_before_rotation", "key_rank"))
     assert (before < after).all()
     assert after.mean() < 0.6 * bundled.head_size
@@ -94,15 +98,13 @@ def test_components_are_those_of_scikit_learn():
 
 
 @pytest.mark.seed("A15")
-def test_keys_in_their_components_do_what_whole_keys_do(planted, bundled):
+def test_keys_in_their_components_do_what_whole_keys_do(planted, trained):
     # One prompt of one word: its keys are few, so all of their variance is all of their effect.
     whole = ranks.run(captured(planted), planted, variance=1.0)
     assert whole["moved"].values[0] < 1e-9
-    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=0)
-    result = ranks.run(captured(bundled, task), bundled)
-    own, random = result["moved"].values
+    own, random = trained["moved"].values
     assert own < 0.3 * random
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert trained.attrs["note"].startswith("Causal check agrees")
 
 
 class AttentionOnly(LlamaDecoderLayer):
@@ -131,18 +133,20 @@ def deep(kind: type[LlamaDecoderLayer]) -> LlamaForCausalLM:
 
 
 @pytest.mark.seed("A15")
-@pytest.mark.parametrize("norm", ["frobenius", "composite"])
-def test_attention_alone_loses_rank_with_depth_and_skip_connections_keep_it(norm):
+def test_attention_alone_loses_rank_with_depth_and_skip_connections_keep_it():
     found = {}
     for kind in (AttentionOnly, WithSkips):
         model = load_model(deep(kind))
-        result = ranks.run(captured(model), model, norm=norm)
-        found[kind] = result["to_equal_rows"].values
+        cap = captured(model, IDS[:1])
+        for norm in ranks.NORMS:
+            result = ranks.run(cap, model, norm=norm, checked=1)
+            found[kind, norm] = result["to_equal_rows"].values
         assert result["boundary"].values[[0, -1]].tolist() == ["input", "after L9"]
-    alone, skips = found[AttentionOnly], found[WithSkips]
-    assert (np.diff(alone) < 0).all()
-    assert alone[-1] < 0.1 * alone[0]
-    assert skips[-1] > 0.5 * skips[0]
+    for norm in ranks.NORMS:
+        alone, skips = found[AttentionOnly, norm], found[WithSkips, norm]
+        assert (np.diff(alone) < 0).all()
+        assert alone[-1] < 0.1 * alone[0]
+        assert skips[-1] > 0.5 * skips[0]
 
 
 def test_distances_to_rank_one_are_those_of_a_dense_decomposition():
