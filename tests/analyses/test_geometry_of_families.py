@@ -43,14 +43,6 @@ def test_rows_are_those_of_the_pattern(given):
     compare(model, cap)
 
 
-def test_rows_have_the_position_bias():
-    model = load_model(architectures.build("mpnet"))
-    ids = [np.random.default_rng(size).integers(2, 62, size).tolist() for size in (30, 25, 21)]
-    cap = capture(model, ids, stats=("lse", "pattern"), keep=("q", "k"))
-    assert float(np.abs(cap["position_bias"]).max()) > 0.01
-    compare(model, cap)
-
-
 def compare(model, cap):
     for prompt, length in ((0, 30), (2, 21)):
         places = np.array([0, 5, length - 1])
