@@ -32,7 +32,8 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run"
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="headscope/bundled, a folder with a saved model, or a hub name"
+        metavar="MODEL",
+        help="headscope/bundled, headscope/bundled-python, a folder with a saved model, a hub name",
     ),
 ]
 
@@ -83,14 +84,16 @@ def demo(
 @app.command()
 def models() -> None:
     """List the models that need no download, and say how to name others."""
-    from headscope.probes.bundled import folder
+    from headscope.probes import bundled, bundled_python
 
+    python = f"a GPT-2 of the Python library's source, takes any text ({bundled_python.folder()})"
     for name, meaning in (
-        ("headscope/bundled", f"the model that ships with headscope ({folder()})"),
+        ("headscope/bundled", f"a Llama of generated text, for all tasks ({bundled.folder()})"),
+        ("headscope/bundled-python", python),
         ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),
         ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
     ):
-        out.print(f"{name:18} {meaning}", soft_wrap=True, highlight=False)
+        out.print(f"{name:24} {meaning}", soft_wrap=True, highlight=False)
 
 
 @app.command("analyses")
@@ -126,6 +129,21 @@ def list_statistics() -> None:
         out.print(f"{name}  ({', '.join(one.dims)}; {one.units or 'no units'}{bounds})", **PLAIN)
         out.print(f"    {one.title}", **PLAIN)
         out.print(f"    {one.formula}    [{one.source}]", **PLAIN)
+
+
+@app.command()
+def texts(
+    file: Annotated[Path, typer.Option("--out", help="JSONL file to write, replaced if there")],
+    number: Annotated[int, typer.Option("--number", help="library files")] = 8,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="tokens of headscope/bundled-python")
+    ] = 512,
+) -> None:
+    """Write prompts of real text: openings of Python library files, for capture --prompts."""
+    from headscope.app.job import write_texts
+
+    write_texts(file, number, tokens)
+    out.print(f"{number} texts in {file}", soft_wrap=True, highlight=False)
 
 
 @app.command()

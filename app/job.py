@@ -172,6 +172,23 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
     return texts
 
 
+def write_texts(file: Path, number: int, tokens: int) -> None:
+    """Write openings of library files as JSONL, as `read_prompts` reads it.
+
+    Raises
+    ------
+    Refused
+        When the file cannot be written, or the library has fewer files of that length.
+    """
+    from headscope.probes.bundled_python.prompts import openings
+
+    lines = [json.dumps({"text": text}) + "\n" for text in openings(number, tokens)]
+    try:
+        file.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"--out: {file} cannot be written: {error.strerror}") from error
+
+
 def _holds(name: str, lines: Sequence[str]) -> bool:
     """Tell what a file holds by its first line that can be read; others are reported later."""
     for line in lines:

@@ -1,4 +1,4 @@
-"""Sources of models: the bundled one, a folder, the hub; safetensors only, no remote code."""
+"""Sources of models: the bundled ones, a folder, the hub; safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from headscope.probes.devices import home, weights
 from headscope.probes.images import IMAGES, inputs
 
 BUNDLED = "headscope/bundled"
+BUNDLED_PYTHON = "headscope/bundled-python"
+SHIPPED = {BUNDLED: "bundled", BUNDLED_PYTHON: "bundled_python"}
 HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
 # Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
 WHOLE = 1 << 20
@@ -150,11 +152,11 @@ def fingerprint(module: nn.Module) -> str:
 def locate(source: str | os.PathLike[str]) -> tuple[str, str]:
     """Find the folder of a source, or its name on the hub; and what to call it."""
     name = os.fspath(source)
-    if name == BUNDLED:
-        folder = Path(__file__).parent / "bundled"
+    if name in SHIPPED:
+        folder = Path(__file__).parent / SHIPPED[name]
         if not (folder / "config.json").is_file():
-            raise Refused(f"model: {BUNDLED} has no weights in this installation; reinstall it")
-        return str(folder), BUNDLED
+            raise Refused(f"model: {name} has no weights in this installation; reinstall it")
+        return str(folder), name
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

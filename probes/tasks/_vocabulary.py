@@ -6,6 +6,9 @@ from headscope.kernels.refusal import Refused
 from headscope.probes.tasks._words import KINDS
 from headscope.probes.tokens import Tokenizer, is_single
 
+# How byte-level and SentencePiece tokenizers write the space before a word.
+MARKS = ("Ġ", "▁")
+
 
 class Vocabulary:
     """Words by kind, kept where the tokenizer holds them as one token.
@@ -22,6 +25,7 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer
         self._kinds = {
             kind: tuple(
                 word
@@ -62,3 +66,41 @@ class Vocabulary:
                 f"the task needs {least}; ask for less or use another tokenizer"
             )
         return words
+
+    def take_any(self, *kinds: str, least: int) -> tuple[str, ...]:
+        """Words of the given kinds or, where these are too few, every word of the tokenizer.
+
+        A tokenizer made on code or another language holds few common English words as one token;
+        where the meaning of the words plays no part, its own words do as well.
+
+        Raises
+        ------
+        Refused
+            If fewer than `least` words remain either way.
+
+        Examples
+        --------
+        >>> Vocabulary().take_any("brackets", least=3) == Vocabulary().take("brackets")
+        True
+        """
+        try:
+            return self.take(*kinds, least=least)
+        except Refused:
+            own = self._own()
+            if len(own) < least:
+                raise
+            return own
+
+    def _own(self) -> tuple[str, ...]:
+        """List the words of letters that the tokenizer holds behind a space, in order."""
+        vocabulary: dict[str, int] = getattr(self._tokenizer, "get_vocab", dict)()
+        words = sorted(raw[1:] for raw in vocabulary if raw[:1] in MARKS and raw[1:].isalpha())
+        return tuple(
+            word
+            for word in words
+            if self._tokenizer is not None
+            and len(word) > 1
+            and is_single(self._tokenizer, word)
+            # A prompt may begin with the word, where no space stands before it.
+            and len(self._tokenizer.encode(word, add_special_tokens=False)) == 1
+        )

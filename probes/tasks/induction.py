@@ -33,12 +33,13 @@ def generate(
         Words in one half, 2 or more.
     distinct
         Draw content words without repeats inside a half; otherwise draw from all words,
-        punctuation and numbers too, with repeats.
+        punctuation and numbers too, with repeats. Where the tokenizer holds too few of them as
+        one token, the words are its own.
 
     Raises
     ------
     Refused
-        If `length` < 2, or fewer content words than `length` remain.
+        If `length` < 2, or fewer words than `length` remain.
 
     Examples
     --------
@@ -49,7 +50,7 @@ def generate(
     if length < 2:
         raise Refused(f"length: {length} words repeat nothing to predict; use 2 or more")
     rng = random.Random(f"induction {seed}")
-    pool = words.take(*CONTENT, least=length + 1) if distinct else words.take(least=2)
+    pool = words.take_any(*CONTENT, least=length + 1) if distinct else words.take(least=2)
     for _ in range(n):
         half, other = (
             tuple(rng.sample(pool, length) if distinct else rng.choices(pool, k=length))

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from headscope import analyses
 from headscope.app.cli import app
 from headscope.kernels import statistics
+from headscope.probes.source import SHIPPED
 
 COMMANDS = sorted(
     command.name or command.callback.__name__
@@ -50,8 +51,9 @@ def test_every_statistic_is_listed_with_its_formula() -> None:
         assert statistics.load(name).formula in listed
 
 
-def test_the_bundled_model_is_listed() -> None:
-    assert "headscope/bundled" in said("models")
+def test_the_bundled_models_are_listed() -> None:
+    for name in SHIPPED:
+        assert f"{name} " in said("models")
 
 
 def test_a_dry_run_says_what_it_would_need_and_writes_nothing(tmp_path: Path) -> None:

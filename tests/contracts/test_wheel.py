@@ -28,12 +28,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_wheel_holds_the_model_and_stays_small(site: Path) -> None:
-    bundled = site / "headscope" / "probes" / "bundled"
-    assert (bundled / "model.safetensors").exists()
-    assert (bundled / "tokenizer.json").exists()
+def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
+    for name in ("bundled", "bundled_python"):
+        bundled = site / "headscope" / "probes" / name
+        assert (bundled / "model.safetensors").exists()
+        assert (bundled / "tokenizer.json").exists()
+        assert sum(file.stat().st_size for file in bundled.rglob("*")) < 13e6
     assert (site / "headscope" / "kernels" / "cpu" / "sweep.c").exists()
-    assert sum(file.stat().st_size for file in bundled.rglob("*")) < 13e6
     assert not list(site.glob("kernels"))
 
 
@@ -56,3 +57,23 @@ def test_demo_runs_from_the_wheel(site: Path, tmp_path: Path) -> None:
     assert str(site) in done.stdout
     for name in ("report.html", "heads.parquet", "heads.csv", "report.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+def test_the_model_of_real_text_loads_from_the_wheel(site: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+        "import headscope.probes as probes; print(probes.__file__)\n"
+        "model = probes.load_model('headscope/bundled-python')\n"
+        "print(len(model.words(model.encode('print(1)'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, count = done.stdout.split()
+    assert str(site) in where
+    assert int(count) > 2
