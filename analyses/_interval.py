@@ -88,3 +88,38 @@ def t_interval(samples: Array, low: float = 0.0, high: float = 1.0) -> tuple[Arr
     mean = samples.mean(0)
     half = t.ppf(0.975, count - 1) * samples.std(0, ddof=1) / np.sqrt(count)
     return mean, np.clip(mean - half, low, high), np.clip(mean + half, low, high)
+
+
+def crossed(
+    samples: NDArray[Any], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return mean and interval of a number measured on prompts and on random draws.
+
+    Both are resampled together, so the interval covers other prompts and other draws. NaN ends
+    with fewer than two of either.
+
+    Parameters
+    ----------
+    samples
+        One row a draw, one column a prompt (draw, prompt).
+    level, resamples, seed
+        As in :func:`bootstrap`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, lower, upper = crossed(np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
+    >>> bool(lower < mean < upper)
+    True
+    """
+    values = np.asarray(samples, dtype=float)
+    mean = float(values.mean())
+    rows, columns = values.shape
+    if rows < 2 or columns < 2:
+        return mean, float("nan"), float("nan")
+    chosen = draws(rows, resamples, seed) / rows
+    asked = draws(columns, resamples, seed + 1) / columns
+    means = np.einsum("sd,dp,sp->s", chosen, values, asked)
+    tail = (1 - level) / 2
+    lower, upper = np.quantile(means, [tail, 1 - tail])
+    return mean, float(lower), float(upper)
