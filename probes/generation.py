@@ -39,6 +39,7 @@ def generate(
     edits: Sequence[Edit] = (),
     *,
     new_tokens: int = 32,
+    prefix: int = 0,
     sample: bool = False,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
@@ -68,6 +69,8 @@ def generate(
         Edits on the heads, at every step.
     new_tokens
         Tokens to generate, at most; an end-of-text token ends a prompt earlier.
+    prefix
+        Last tokens of every prompt that begin the answer: ``span_mass`` counts them as generated.
     sample
         Whether tokens are drawn by their probability; else the most probable is taken.
     seed
@@ -103,7 +106,7 @@ def generate(
         raise Refused(f"model: {known.name} has an encoder and a decoder; use capture with a Pair")
     wanted = _names(stats)
     given = read(known, prompts)
-    _refuse_unfit(known, given, new_tokens)
+    _refuse_unfit(known, given, new_tokens, prefix)
     for edit in edits:
         edit.check(known.geometry)
 
@@ -122,7 +125,7 @@ def generate(
     settings = {"do_sample": sample, "max_new_tokens": int(new_tokens), **(options or {})}
     runs = []
     for done, ids in enumerate(given.ids):
-        runs.append(Steps(request, len(ids), tuple(edits)).run(known, ids, settings, seed))
+        runs.append(Steps(request, len(ids) - prefix, tuple(edits)).run(known, ids, settings, seed))
         if progress is not None:
             progress(done + 1, len(given.ids))
     finished = Prompts(tuple(one.ids for one in runs), given.task, given.seed)
@@ -168,7 +171,7 @@ class Steps:
     request
         Makes the request for a step, from the span of every key.
     start
-        Tokens of the prompt.
+        Tokens of the prompt before the answer begins.
     edits
         Edits on the heads.
     """
@@ -273,9 +276,12 @@ def _names(stats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stats))
 
 
-def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int) -> None:
+def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) -> None:
     if new_tokens < 1:
         raise Refused(f"new_tokens: {new_tokens}; give 1 or more")
+    shortest = min(map(len, prompts.ids))
+    if not 0 <= prefix < shortest:
+        raise Refused(f"prefix: {prefix} tokens; give 0 to {shortest - 1}, inside every prompt")
     if not model.module.can_generate():
         raise Refused(f"model: {model.architecture} does not generate text; use capture")
     model.check_predicts()

@@ -1,0 +1,55 @@
+"""Documents of a context, and what a question's attention to them adds to a null question's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# A token this many standard deviations below its document's mean is left out of the sum.
+DROPPED = 2.0
+
+
+def documents(words: Sequence[str], end: int) -> list[range]:
+    """Split the first ``end`` words into sentences; the last may lack its full stop.
+
+    >>> documents(("a", ".", "b", "c", ".", "d", "ask"), 6)
+    [range(0, 2), range(2, 5), range(5, 6)]
+    """
+    stops = [at + 1 for at in range(end) if words[at] == "."]
+    cuts = [0, *stops, *([end] if not stops or stops[-1] < end else [])]
+    return [range(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+
+def document_scores(weights: Array, places: Sequence[range]) -> Array:
+    """Sum the attention of every head over each document, without its low outliers.
+
+    Parameters
+    ----------
+    weights
+        Mean weight from the question's tokens, less that from the null question's (layer, head,
+        key).
+    places
+        Token positions of each document.
+
+    Returns
+    -------
+    Scores (document, layer, head).
+
+    Source: Zhang et al., Query-Focused Retrieval Heads (2506.09944): per document, tokens at or
+    below the mean minus two standard deviations are dropped, the others summed.
+    """
+    found = []
+    for each in places:
+        part = weights[..., each.start : each.stop]
+        if len(each) < 2:
+            found.append(part.sum(-1))
+            continue
+        least = part.mean(-1) - DROPPED * part.std(-1, ddof=1)
+        # Equal weights have no spread and no outlier; the sign of their rounding must not decide.
+        kept = (part > least[..., None]) | (np.ptp(part, axis=-1) < 1e-12)[..., None]
+        found.append(np.where(kept, part, 0.0).sum(-1))
+    return np.stack(found)
