@@ -99,7 +99,7 @@ def curve(
         return np.asarray(values, dtype=np.float64)
 
     whole = bootstrap(accuracy(()), seed=seed)
-    rows = [(whole, whole)]
+    rows: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = [(whole, whole)]
     taken: dict[str, list[str]] = {}
     for count in counts:
         top = list(ranked[:count])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ def documents(words: Sequence[str], end: int) -> list[range]:
     """
     stops = [at + 1 for at in range(end) if words[at] == "."]
     cuts = [0, *stops, *([end] if not stops or stops[-1] < end else [])]
-    return [range(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
 def document_scores(weights: Array, places: Sequence[range]) -> Array:

@@ -52,15 +52,17 @@ def score(
 ) -> Scores:
     """Return set score and multiset score (layer, head), and the share of the needle recalled.
 
-    The needle is the evidence of all the questions; each question is one decode step.
+    The needle is the evidence of all the questions; each question is one decode step. Layers that
+    look nowhere (-1) have no score.
     """
     tokens = np.asarray(ids, dtype=np.int64)
     needle = tuple(sorted({place for each in asked for place in each.evidence}))
     copies = copied(looked, generated, tokens, needle)
     right = [token in each.answer_ids for token, each in zip(generated, asked, strict=True)]
     needle_ids = tokens[list(needle)]
-    return (
-        set_score(copies, generated, needle_ids),
-        multiset_score(copies, needle_ids),
-        float(np.mean(right)),
+    blind = (looked < 0).all(0)
+    sets, multisets = (
+        np.where(blind, np.nan, each)
+        for each in (set_score(copies, generated, needle_ids), multiset_score(copies, needle_ids))
     )
+    return sets, multisets, float(np.mean(right))

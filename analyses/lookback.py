@@ -194,9 +194,9 @@ def run(
     variables |= interval(
         "auroc", ("features", "split"), *np.moveaxis(np.asarray(areas), -1, 0),
         "AUROC of the hallucination detector", "AUROC", "sequential", 0, 1, source=SOURCE,
-        convention=f"logistic regression on {means[0, 0].size} heads; {len(sides['train'])} prompts "
-        f"train, {len(sides['test'])} test, twins on one side; window {window}; ratio: as in the paper; "
-        "log odds: log c / n, standardized",
+        convention=f"logistic regression on {means[0, 0].size} heads; {len(sides['train'])} "
+        f"prompts train, {len(sides['test'])} test, twins on one side; window {window}; ratio: as "
+        "in the paper; log odds: log c / n, standardized",
     )  # fmt: skip
     variables["weight"] = variable(
         grid, detectors[BEST].weights, "Weight of the head in the detector", "log odds per spread",
@@ -236,8 +236,8 @@ def run(
         convention=said_of,
         heads_by_type={"lookback": best},
         causal={"lookback": record},
-        note=f"Hallucinations on test prompts ({BEST}): AUROC {area:.2f} ({low:.2f} to {high:.2f}). "
-        f"{record['note']}",
+        note=f"Hallucinations on test prompts ({BEST}): AUROC {area:.2f} ({low:.2f} to "
+        f"{high:.2f}). {record['note']}",
     )  # fmt: skip
 
 

@@ -158,10 +158,10 @@ def run(
     means: dict[str, NDArray[np.float64]] = {}
     for form, (scores, high, formula) in forms.items():
         kept = np.where(counted[..., None, None], scores, np.nan)
-        means[form], *ends = bootstrap(np.moveaxis(kept, 2, 0), seed=seed)
+        means[form], lower, upper = bootstrap(np.moveaxis(kept, 2, 0), seed=seed)
         convention = f"{formula}; {said}"
         variables |= interval(
-            f"retrieval_{form}", (*GRID, "layer", "head"), means[form], *ends,
+            f"retrieval_{form}", (*GRID, "layer", "head"), means[form], lower, upper,
             f"{title} ({form}) by length and depth", units, "sequential", 0, high,
             convention=convention, source=SOURCE,
         )  # fmt: skip
@@ -174,6 +174,8 @@ def run(
     known = ~np.isnan(cell).all((1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (cell > threshold)[known].sum(0) / known.sum()
+    # A layer without attention has no score.
+    share = np.where(np.isnan(cell).all(0), np.nan, share)
     rule = (
         f"share of the {int(known.sum())} cells with a recalled needle where the mean set score "
         f"exceeds {threshold:g}"
@@ -184,7 +186,7 @@ def run(
             "sequential", 0, 1, convention=rule, source=SOURCE,
         ),
         "always_on_share": variable(
-            (), (share >= always).mean() * 100 if known.any() else np.nan,
+            (), (share[~np.isnan(share)] >= always).mean() * 100 if known.any() else np.nan,
             "Heads that are always on", "%", "sequential", 0, 100,
             convention=f"{rule}, in at least {always:.0%} of them", source=SOURCE,
         ),
@@ -195,7 +197,7 @@ def run(
     if known.any():
         curve, axes, record = _masking.curve(
             model, draw(len(task), min(words)),
-            top(variables["mean_set"].values, cell[0].size), steps,
+            top(variables["mean_set"].values, share.size), steps,
             masking=masking, draws=draws, seed=seed, source=SOURCE, progress=progress,
         )  # fmt: skip
         variables |= curve

@@ -21,7 +21,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses import _causal, _check
-from headscope.analyses._copying import copied, multiset_score, set_score
 from headscope.analyses._result import (
     above,
     attending,
@@ -39,14 +38,12 @@ if TYPE_CHECKING:
     from headscope.probes.task import Task
     from headscope.probes.tokens import EncodedQuestion
 
-NEEDS = ("lse",)
-KEEP = ("q", "k")
+NEEDS = ("topk_key",)
 TASK = "needle"
 PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
 # No position of any prompt.
-NOWHERE = -1
 
 
 def run(
@@ -69,7 +66,7 @@ def run(
     Parameters
     ----------
     capture
-        Capture of the task with ``lse`` and the kept ``q`` and ``k``.
+        Capture of the task with ``topk_key``.
     model
         Model that was captured; its heads are ablated for the causal checks.
     task
@@ -120,7 +117,7 @@ def run(
         ("recall_prompts", recall_prompts), ("draws", draws),
     ):  # fmt: skip
         _check.at_least(name, value, 1)
-    require(capture, (*NEEDS, *KEEP), "retrieval")
+    require(capture, NEEDS, "retrieval")
 
     steps = _Steps(capture, model, task)
     counted = steps.recalled > least_recalled
@@ -203,6 +200,7 @@ class _Steps:
     """What every head copies at the decode steps of every prompt."""
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task) -> None:
+        from headscope.analyses import _steps
         from headscope.kernels.refusal import Refused
         from headscope.probes.tokens import encode
 
@@ -215,20 +213,14 @@ class _Steps:
             )
         if not all(any(each.evidence for each in asked) for asked in encoded.questions):
             raise Refused("evidence: a prompt names none; give the positions of the answer")
-        sets, multisets, recalled = [], [], []
+        keys = capture["topk_key"].sel(rank=1).transpose("prompt", "query", "layer", "head")
+        scores = []
         for prompt, (ids, asked) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
-            tokens = np.asarray(ids, dtype=np.int64)
-            needle = tuple(sorted({place for each in asked for place in each.evidence}))
-            generated = _generate(model, ids, asked)
-            copies = copied(_looked(capture, prompt, asked), generated, tokens, needle)
-            sets.append(set_score(copies, generated, tokens[list(needle)]))
-            multisets.append(multiset_score(copies, tokens[list(needle)]))
-            right = [token in each.answer_ids for token, each in zip(generated, asked, strict=True)]
-            recalled.append(np.mean(right))
-        # Where there is no attention map, nothing was looked at: no score, not a score of 0.
-        known = attending(capture)[:, None]
-        self.sets = np.where(known, np.stack(sets), np.nan)
-        self.multisets = np.where(known, np.stack(multisets), np.nan)
+            rows = keys.isel(prompt=prompt, query=[each.at for each in asked]).values
+            looked = np.nan_to_num(rows, nan=-1.0).astype(np.int64)
+            scores.append(_steps.score(ids, asked, looked, _generate(model, ids, asked)))
+        sets, multisets, recalled = zip(*scores, strict=True)
+        self.sets, self.multisets = np.stack(sets), np.stack(multisets)
         self.recalled = np.asarray(recalled, dtype=np.float64)
 
 
@@ -243,18 +235,3 @@ def _generate(
     with torch.no_grad():
         rows = logits(model, torch.tensor([ids]))[0, [each.at for each in asked]]
     return np.asarray(rows.argmax(-1).cpu().numpy(), dtype=np.int64)
-
-
-def _looked(
-    capture: xr.Dataset, prompt: int, asked: tuple[EncodedQuestion, ...]
-) -> NDArray[np.int64]:
-    """Return the key with the largest weight at each decode step (step, layer, head)."""
-    from headscope.probes import pattern
-
-    shape = (len(asked), capture.sizes["layer"], capture.sizes["head"])
-    looked = np.full(shape, NOWHERE, dtype=np.int64)
-    for layer, head in heads(capture):
-        for step, each in enumerate(asked):
-            row = pattern(capture, layer, head, prompt=prompt, queries=slice(each.at, each.at + 1))
-            looked[step, layer, head] = int(row.values[0].argmax())
-    return looked

@@ -5,6 +5,7 @@ import pytest
 from constructed import INDUCTION, SINK, needle, repeated
 
 from headscope.analyses import _copying, retrieval
+from headscope.analyses._runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 
@@ -53,7 +54,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def result(circuit, task):
-    cap = capture(circuit, task, stats=retrieval.NEEDS, keep=retrieval.KEEP)
+    cap = capture(circuit, task, stats=retrieval.NEEDS)
     return retrieval.run(cap, circuit, task, recall_prompts=4, draws=8)
 
 
@@ -80,8 +81,19 @@ def test_taking_the_copier_out_breaks_both_tasks(result):
         assert np.isclose(others, np.mean([draw != ["L0H0"] for draw in draws]))
 
 
+@pytest.mark.seed("B2")
+def test_the_recall_heads_of_the_bundled_model_are_the_copying_heads_of_its_card(bundled):
+    options = {"draws": 3, "recall_prompts": 4}
+    result = execute("retrieval", bundled, n=2, options=options)
+    assert set(result.attrs["heads_by_type"]["recall"]) >= {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+    intact, without, others = result["recall_accuracy"].values
+    assert intact == 1.0
+    assert without < 0.1
+    assert others > 0.9
+
+
 def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, task):
-    cap = capture(random_llama, task, stats=retrieval.NEEDS, keep=retrieval.KEEP)
+    cap = capture(random_llama, task, stats=retrieval.NEEDS)
     result = retrieval.run(cap, random_llama, task, recall_prompts=2, draws=1)
     assert np.isnan(result["retrieval_set"].values).all()
     assert np.isnan(float(result["retrieval_share"]))
@@ -90,9 +102,9 @@ def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, tas
 
 
 def test_bad_input_is_refused(circuit, task):
-    cap = capture(circuit, task, stats=retrieval.NEEDS, keep=retrieval.KEEP)
-    with pytest.raises(Refused, match="needs q"):
-        retrieval.run(cap.drop_vars("q"), circuit, task)
+    cap = capture(circuit, task, stats=retrieval.NEEDS)
+    with pytest.raises(Refused, match="needs topk_key"):
+        retrieval.run(cap.drop_vars("topk_key"), circuit, task)
     with pytest.raises(Refused, match="threshold"):
         retrieval.run(cap, circuit, task, threshold=1.5)
     with pytest.raises(Refused, match="holds 3 prompts and the task has 4"):

@@ -13,6 +13,7 @@ from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
 from headscope.probes.task import Prompt
 from headscope.probes.tasks._words import KINDS
+from headscope.probes.tasks.associative import PARTNERS
 
 N = 40
 
@@ -232,6 +233,11 @@ def test_brackets_answer_closes_the_innermost_open(length: int, depth: int) -> N
         ("brackets", {"depth": 0}, "length, depth: 16, 0"),
         ("brackets", {"depth": 1, "length": 4}, "length: 4 brackets at depth 1"),
         ("story", {"lines": 0}, "lines: 0"),
+        ("associative", {"pairs": 1}, "pairs: 1"),
+        ("associative", {"pairs": 26}, "pairs: 25"),
+        ("associative", {"length": 17}, "length: 17"),
+        ("thread", {"hops": 0}, "hops: 0"),
+        ("thread", {"threads": 1}, "threads: 1"),
     ],
 )
 def test_options_out_of_range_are_refused(
@@ -249,8 +255,54 @@ def test_shortest_needle_and_recall_fit_exactly() -> None:
     assert len(recall.words) == 14
 
 
+def test_associative_question_has_one_partner_among_the_keys() -> None:
+    partner = {one: other for pair in PARTNERS for one, other in (pair, pair[::-1])}
+    for literal in (False, True):
+        for prompt in tasks.make("associative", n=N, pairs=3, length=40, literal=literal).prompts:
+            stated = facts(prompt.words, r"note (\w+) (\w+) \.")
+            asked = prompt.words[-1]
+            assert len(prompt.words) == 40
+            assert len(stated) == 3
+            assert (asked in stated) == literal
+            key = asked if literal else partner[asked]
+            (question,) = prompt.questions
+            assert question.answers == (stated[key],)
+            assert prompt.words[question.evidence[0]] == stated[key]
+            assert set(question.wrong) >= set(stated.values()) - {stated[key]}
+            # The partner of no other key is said, so nothing else could be meant.
+            assert not {partner[one] for one in stated} - {asked} & set(prompt.words)
+            assert facts(prompt.corrupted, r"note (\w+) (\w+) \.")[key] in question.wrong
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_thread_answer_is_reached_by_following_the_facts(hops: int) -> None:
+    for prompt in tasks.make("thread", n=N, hops=hops, threads=3, length=60).prompts:
+        stated = facts(prompt.words, r"note (\w+) (\w+) \.")
+        assert len(prompt.words) == 60
+        walk = [prompt.words[-1]]
+        while walk[-1] in stated:
+            walk.append(stated[walk[-1]])
+        assert len(walk) == hops + 1
+        (question,) = prompt.questions
+        assert question.answers == (walk[-1],)
+        assert prompt.words[question.evidence[0]] == walk[-1]
+        assert [prompt.words[at] for at in prompt.roles["thread"]] == walk[1:]
+        assert set(question.wrong) >= {stated[one] for one in stated} - {*stated, walk[-1]}
+
+
+def test_spelled_thread_asks_every_step() -> None:
+    for prompt in tasks.make("thread", n=N, hops=3, spelled=True).prompts:
+        stated = facts(prompt.words, r"note (\w+) (\w+) \.")
+        assert len(prompt.questions) == 3
+        for question in prompt.questions:
+            assert question.answers == (stated[prompt.words[question.at]],)
+            assert prompt.words[question.evidence[0]] == question.answers[0]
+
+
 def test_unknown_task_is_refused() -> None:
-    with pytest.raises(Refused, match=r"^task: 'sorting' is unknown; choose one of brackets,"):
+    with pytest.raises(
+        Refused, match=r"^task: 'sorting' is unknown; choose one of associative, brackets,"
+    ):
         tasks.make("sorting")
 
 
