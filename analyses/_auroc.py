@@ -14,7 +14,8 @@ def auroc(
     """Return the area under the ROC curve and its bootstrap interval.
 
     Whole groups are resampled, so samples that belong together stay together. The chance that a
-    true sample scores above a false one, ties counting half; NaN where all are of one kind.
+    true sample scores above a false one, ties counting half; NaN where all are of one
+    kind or a score is missing.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def auroc(
     """
     right = np.asarray(truth, dtype=bool)
     values = np.asarray(scores, dtype=float)
-    if right.all() or not right.any():
+    if right.all() or not right.any() or np.isnan(values).any():
         return float("nan"), float("nan"), float("nan")
     above, below = values[right][:, None], values[~right][None, :]
     wins = (above > below) + 0.5 * (above == below)

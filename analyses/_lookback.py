@@ -78,7 +78,7 @@ class Detector:
         Ratios or log odds (sample, layer, head); heads without a number (no attention) are left
         out.
     truth
-        Which samples are hallucinated.
+        Which samples are hallucinated; where all are, or none is, there is nothing to learn.
     standardized
         Whether each feature is divided by its spread over the training samples.
     """
@@ -91,12 +91,17 @@ class Detector:
         flat = features.reshape(len(features), -1)
         self.known = ~np.isnan(flat).any(0)
         self.shape = features.shape[1:]
+        self.model: Any = None
+        if truth.all() or not truth.any():
+            return
         steps = [StandardScaler()] if standardized else []
-        self.model: Any = make_pipeline(*steps, LogisticRegression(max_iter=1000))
+        self.model = make_pipeline(*steps, LogisticRegression(max_iter=1000))
         self.model.fit(flat[:, self.known], truth)
 
     def probability(self, features: Array) -> Array:
-        """Return the probability that each sample is hallucinated."""
+        """Return the probability that each sample is hallucinated; NaN where nothing was learnt."""
+        if self.model is None:
+            return np.full(len(features), np.nan)
         flat = features.reshape(len(features), -1)[:, self.known]
         return np.asarray(self.model.predict_proba(flat)[:, 1], dtype=np.float64)
 
@@ -104,5 +109,6 @@ class Detector:
     def weights(self) -> Array:
         """Coefficient of every head (layer, head): positive where looking back is suspicious."""
         found = np.full(self.known.shape, np.nan)
-        found[self.known] = self.model[-1].coef_[0]
+        if self.model is not None:
+            found[self.known] = self.model[-1].coef_[0]
         return found.reshape(self.shape)

@@ -52,5 +52,5 @@ def document_scores(weights: Array, places: Sequence[range]) -> Array:
         least = part.mean(-1) - DROPPED * part.std(-1, ddof=1)
         # Equal weights have no spread and no outlier; the sign of their rounding must not decide.
         kept = (part > least[..., None]) | (np.ptp(part, axis=-1) < 1e-12)[..., None]
-        found.append(np.where(kept, part, 0.0).sum(-1))
+        found.append(np.where(kept | np.isnan(part), part, 0.0).sum(-1))
     return np.stack(found)

@@ -66,3 +66,9 @@ def score(
         for each in (set_score(copies, generated, needle_ids), multiset_score(copies, needle_ids))
     )
     return sets, multisets, float(np.mean(right))
+
+
+def right(asked: Asked, looked: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the share of steps whose largest weight lies on the evidence (layer, head)."""
+    hits = [np.isin(rows, each.evidence) for rows, each in zip(looked, asked, strict=True)]
+    return np.where((looked < 0).all(0), np.nan, np.mean(hits, axis=0))

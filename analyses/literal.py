@@ -63,7 +63,8 @@ def run(
     least_solved
         Accuracy below which a kind has no head score.
     best
-        Heads with the largest weight on the deciding facts, ablated in the causal checks.
+        Heads with the largest weight on the deciding facts, ablated in the causal checks; half of
+        all at most.
     draws
         Random sets of as many other heads.
     seed
@@ -74,9 +75,9 @@ def run(
     Returns
     -------
     Dataset with ``accuracy`` (kind, condition; intact, and the causal check where it is solved),
-    ``mistakes`` (kind, mistake; share of answers), and ``evidence`` (kind, layer, head; share of
-    weight on the deciding fact when it is asked for; missing where the kind is not solved), with
-    95 % intervals over prompts.
+    ``mistakes`` (kind, mistake; share of answers), ``evidence`` (kind, layer, head; share of weight
+    on the deciding fact when it is asked for; missing where the kind is not solved) and
+    ``looked_at`` (the same, solved or not), with 95 % intervals over prompts.
 
     Raises
     ------
@@ -122,8 +123,10 @@ def run(
         kind: capture(model, each, stats=("target_mass",), targets=("evidence",))
         for kind, each in subjects.items()
     }
+    best = min(best, len(heads(asked["literal"])) // 2)
     shape = tuple(asked["literal"].sizes[dim] for dim in ("layer", "head"))
     weights = np.full((count, len(KINDS), *shape), np.nan)
+    scored = weights.copy()
     rows = np.full((len(KINDS), 3, 3), np.nan)
     wrong = np.full((count, len(KINDS), len(MISTAKES)), np.nan)
     records: dict[str, object] = {}
@@ -131,6 +134,9 @@ def run(
     notes = []
     for at, (kind, subject) in enumerate(subjects.items()):
         wrong[:, at] = _mistakes(model, subject, short=kind == "thread")
+        mass = asked[kind]["target_mass"].sel(target="evidence")
+        mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
+        weights[:, at] = mass.values
         reached = evaluate(model, subject, metric="accuracy").values.astype(np.float64)
         if reached.mean() < least_solved:
             mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
@@ -138,9 +144,7 @@ def run(
             notes.append(f"{kind}: not solved, accuracy {mean:.2f} ({low:.2f} to {high:.2f}), "
                          "so no head is scored.")  # fmt: skip
             continue
-        mass = asked[kind]["target_mass"].sel(target="evidence")
-        mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
-        weights[:, at] = mass.values
+        scored[:, at] = weights[:, at]
         ranked = top(weights[:, at].mean(0), best)
         listed[kind] = [label(head) for head in ranked]
         found, _, record = _causal.check(
@@ -170,10 +174,15 @@ def run(
         "share of answers", "sequential", 0, 1, seed=seed, source=SOURCE,
         convention=f"{said}; one step too short: the key that the first fact of the thread names",
     )  # fmt: skip
-    variables |= averaged(
-        "evidence", ("kind", "layer", "head"), weights, "Weight on the fact that decides",
-        "share", "sequential", 0, 1, seed=seed, convention=f"{said}; {solved}", source=SOURCE,
-    )  # fmt: skip
+    for name, values, title, limits in (
+        ("evidence", scored, "Weight on the fact that decides, where it is answered", solved),
+        ("looked_at", weights, "Weight on the fact that decides, answered or not",
+         "no retrieval score where the kind is not solved"),
+    ):  # fmt: skip
+        variables |= averaged(
+            name, ("kind", "layer", "head"), values, title, "share", "sequential", 0, 1,
+            seed=seed, convention=f"{said}; {limits}", source=SOURCE,
+        )  # fmt: skip
     return dataset(
         asked["associative"],
         variables,

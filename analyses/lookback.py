@@ -70,7 +70,8 @@ def run(
     prefix
         Last tokens of the prompt, the question, that count as the answer's beginning.
     ablated
-        Heads whose own AUROC is farthest from 0.5, ablated in the causal check.
+        Heads whose own AUROC is farthest from 0.5, ablated in the causal check; half of all at
+        most.
     draws
         Random sets of as many other heads.
     seed
@@ -219,12 +220,18 @@ def run(
         )  # fmt: skip
 
     attrs = capture(model, present, stats=("lse",))
+    ablated = min(ablated, len(heads(attrs)) // 2)
     telling = np.abs(variables["head_auroc"].values - 0.5)
     checked, conditions, record = _causal.check(
         "accuracy", "Accuracy where the fact is stated", model, present, top(telling, ablated),
         heads(attrs), kind="lookback", draws=draws, seed=seed, progress=progress,
     )  # fmt: skip
     area, low, high = areas[FEATURES.index(BEST)][1]
+    verdict = (
+        f"Hallucinations on test prompts ({BEST}): AUROC {area:.2f} ({low:.2f} to {high:.2f})."
+        if truth.any() and not truth.all()
+        else "The model answers no stated fact, so there is nothing to tell hallucinations from."
+    )
     best = [label(head) for head in top(telling, ablated)]
     return dataset(
         attrs,
@@ -236,8 +243,7 @@ def run(
         convention=said_of,
         heads_by_type={"lookback": best},
         causal={"lookback": record},
-        note=f"Hallucinations on test prompts ({BEST}): AUROC {area:.2f} ({low:.2f} to "
-        f"{high:.2f}). {record['note']}",
+        note=f"{verdict} {record['note']}",
     )  # fmt: skip
 
 

@@ -94,10 +94,10 @@ def run(
     Returns
     -------
     Dataset with ``accuracy`` (length, depth), ``retrieval_set`` and ``retrieval_multiset`` (length,
-    depth, layer, head), ``mean_set`` and ``mean_multiset`` (layer, head), ``always_on`` (layer,
-    head; share of cells), ``masking`` (count, condition), each average with its 95 % interval over
-    prompts; and ``always_on_share`` (percent of heads). Scores are missing where nothing is
-    recalled.
+    depth, layer, head), ``mean_set`` and ``mean_multiset`` (layer, head), ``looked`` (layer, head;
+    share of steps, whatever is generated), ``always_on`` (layer, head; share of cells), ``masking``
+    (count, condition), each average with its 95 % interval over prompts; and ``always_on_share``
+    (percent of heads). Scores are missing where nothing is recalled.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def run(
         )
 
     cells = [[draw(cell_prompts, length, depth) for depth in places] for length in words]
-    sets, multisets, recalled, digest = _read(model, cells, progress)
+    sets, multisets, recalled, right, digest = _read(model, cells, progress)
     counted = recalled > least_recalled
     said = (
         f"decode step = word of the needle, teacher-forced; prompts with more than "
@@ -154,6 +154,11 @@ def run(
         "accuracy", GRID, np.moveaxis(recalled, 2, 0), "Needle tokens that the model generates",
         "share", "sequential", 0, 1, seed=seed, source=SOURCE,
         convention=f"{cell_prompts} needles of {span} words in each cell, teacher-forced",
+    )  # fmt: skip
+    variables |= averaged(
+        "looked", ("layer", "head"), right.reshape(-1, *right.shape[3:]),
+        "Decode steps with the largest weight on the right word", "share of steps", "sequential",
+        0, 1, seed=seed, source=SOURCE, convention="whatever is generated; every prompt counts",
     )  # fmt: skip
     means: dict[str, NDArray[np.float64]] = {}
     for form, (scores, high, formula) in forms.items():
@@ -236,9 +241,9 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
 def _read(
     model: Model, cells: list[list[Task]], progress: _causal.Progress | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], str]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], str]:
     """Score every prompt of every cell (length, depth, prompt, ...), and digest their tokens."""
-    from headscope.analyses._steps import look, score
+    from headscope.analyses._steps import look, right, score
     from headscope.probes.prompts import read
 
     total = sum(len(row) for row in cells)
@@ -249,19 +254,18 @@ def _read(
             assert given.encoded is not None
             digests.append(given.digest())
             asked = given.encoded.questions
-            rows.append([
-                score(ids, each, *look(model, ids, each))
-                for ids, each in zip(given.ids, asked, strict=True)
-            ])  # fmt: skip
+            cell = []
+            for ids, each in zip(given.ids, asked, strict=True):
+                looked, generated = look(model, ids, each)
+                cell.append((*score(ids, each, looked, generated), right(each, looked)))
+            rows.append(cell)
             if progress is not None:
                 progress(len(rows), total)
-    sets, multisets, recalled = (
+    parts = [
         np.asarray([[prompt[part] for prompt in cell] for cell in rows], dtype=np.float64)
-        for part in range(3)
-    )
+        for part in range(4)
+    ]
     shape = (len(cells), len(cells[0]))
     together = hashlib.sha256("".join(digests).encode()).hexdigest()
-    sets, multisets, recalled = (
-        each.reshape(*shape, *each.shape[1:]) for each in (sets, multisets, recalled)
-    )
-    return sets, multisets, recalled, together
+    sets, multisets, recalled, matched = (each.reshape(*shape, *each.shape[1:]) for each in parts)
+    return sets, multisets, recalled, matched, together

@@ -59,7 +59,7 @@ def run(
     query_words
         Last words of the prompt that are the question.
     best
-        Number of heads that rank the documents and are ablated.
+        Number of heads that rank the documents and are ablated; half of all at most.
     draws
         Random sets of as many other heads.
     seed
@@ -155,9 +155,10 @@ def run(
     order = np.random.default_rng(seed).permutation(len(cut))
     train, test = order[: len(cut) // 2], order[len(cut) // 2 :]
     every = heads(asked)
+    best = min(best, len(every) // 2)
     chosen = top(np.mean([scores[row] for row in train], axis=0), best)
     rest = [head for head in every if head not in chosen]
-    sets = _causal.random_sets(rest, min(best, len(rest)), draws, seed)
+    sets = _causal.random_sets(rest, best, draws, seed)
 
     def first(group: list[tuple[int, int]] | tuple[tuple[int, int], ...]) -> NDArray[np.float64]:
         layers, columns = zip(*group, strict=True)

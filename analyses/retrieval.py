@@ -43,7 +43,6 @@ TASK = "needle"
 PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
-# No position of any prompt.
 
 
 def run(

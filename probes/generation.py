@@ -188,8 +188,9 @@ class Steps:
     ) -> Steps:
         """Generate, and give the last token its row as well."""
         module: Any = model.module
-        # Without the model's config every layer keeps all keys, also those behind its window.
-        cache = DynamicCache()
+        # Without the model's config every layer keeps all keys, also those behind its window; with
+        # it, layers without attention keep the state that they need.
+        cache = DynamicCache(config=module.config) if model.geometry.without else DynamicCache()
         given = torch.tensor([list(ids)], device=model.device)
         ends = module.generation_config.eos_token_id
         filler = ends[0] if isinstance(ends, list) else ends
@@ -285,4 +286,9 @@ def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) 
     if not model.module.can_generate():
         raise Refused(f"model: {model.architecture} does not generate text; use capture")
     model.check_predicts()
+    if model.geometry.without and getattr(model.module.config, "sliding_window", None):
+        raise Refused(
+            f"model: {model.architecture} mixes windows with layers that have no attention, and "
+            "its cache drops keys; generate first, then capture the finished text"
+        )
     model.check_lengths([len(ids) + new_tokens for ids in prompts.ids])
