@@ -178,20 +178,20 @@ def run(
     cell = means["set"].reshape(-1, *sets.shape[3:])
     known = ~np.isnan(cell).all((1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = (cell > threshold)[known].sum(0) / known.sum()
+        passing = (cell > threshold)[known].sum(0) / known.sum()
     # A layer without attention has no score.
-    share = np.where(np.isnan(cell).all(0), np.nan, share)
+    on = np.where(np.isnan(cell).all(0), np.nan, passing)
     rule = (
         f"share of the {int(known.sum())} cells with a recalled needle where the mean set score "
         f"exceeds {threshold:g}"
     )
     variables |= {
         "always_on": variable(
-            ("layer", "head"), share, "Cells in which the head retrieves", "share of cells",
+            ("layer", "head"), on, "Cells in which the head retrieves", "share of cells",
             "sequential", 0, 1, convention=rule, source=SOURCE,
         ),
         "always_on_share": variable(
-            (), (share[~np.isnan(share)] >= always).mean() * 100 if known.any() else np.nan,
+            (), (on[~np.isnan(on)] >= always).mean() * 100 if known.any() else np.nan,
             "Heads that are always on", "%", "sequential", 0, 100,
             convention=f"{rule}, in at least {always:.0%} of them", source=SOURCE,
         ),
@@ -202,7 +202,7 @@ def run(
     if known.any():
         curve, axes, record = _masking.curve(
             model, draw(len(task), min(words)),
-            top(variables["mean_set"].values, share.size), steps,
+            top(variables["mean_set"].values, on.size), steps,
             masking=masking, draws=draws, seed=seed, source=SOURCE, progress=progress,
         )  # fmt: skip
         variables |= curve
@@ -213,7 +213,7 @@ def run(
         coords,
         convention=said,
         heads_by_type={
-            "always on": [label(each) for each in top(share, int((share >= always).sum()))]
+            "always on": [label(each) for each in top(on, int((on >= always).sum()))]
         },
         causal={"masking": record},
         note=str(record["note"]),
