@@ -95,6 +95,7 @@ def run(
     from headscope.probes import capture, tasks
     from headscope.probes.forward import evaluate
 
+    model.check_predicts()
     for name, value, least in (
         ("pairs", pairs, 2), ("hops", hops, 2), ("best", best, 1), ("draws", draws, 1),
     ):  # fmt: skip

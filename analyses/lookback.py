@@ -109,6 +109,7 @@ def run(
     from headscope.probes.generation import generate
     from headscope.probes.tokens import encode
 
+    model.check_predicts()
     for name, value in (
         ("answer", answer), ("new_tokens", new_tokens), ("window", window), ("prefix", prefix),
         ("ablated", ablated), ("draws", draws),

@@ -116,6 +116,7 @@ def run(
     from headscope.analyses import _masking
     from headscope.probes import capture, tasks
 
+    model.check_predicts()
     if task.name != TASK:
         raise Refused(f"task: {task.name} has no length or depth to sweep; use needle")
     words, steps = numbers("lengths", lengths), numbers("counts", counts)
@@ -212,9 +213,7 @@ def run(
         variables,
         coords,
         convention=said,
-        heads_by_type={
-            "always on": [label(each) for each in top(on, int((on >= always).sum()))]
-        },
+        heads_by_type={"always on": [label(each) for each in top(on, int((on >= always).sum()))]},
         causal={"masking": record},
         note=str(record["note"]),
     )

@@ -92,6 +92,7 @@ def run(
     from headscope.probes import capture
     from headscope.probes.tokens import encode
 
+    model.check_predicts()
     for name, value in (("query_words", query_words), ("best", best), ("draws", draws)):
         _check.at_least(name, value, 1)
     if len(task) < 4:

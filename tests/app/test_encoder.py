@@ -20,7 +20,10 @@ MAIN = str(Path(loading.__file__).with_name("main.py"))
 PLACE = Path(__file__).parents[1] / "constructed.py"
 TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
 BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
-UNSUITED = {"importance", "retrieval", "rollout", "sae_circuits"}
+UNSUITED = {
+    "importance", "literal", "lookback", "needle_sweep", "query_focus", "retrieval", "rollout",
+    "sae_circuits",
+}  # fmt: skip
 
 
 def constructed():
