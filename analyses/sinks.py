@@ -20,15 +20,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses import _check
-from headscope.analyses._result import (
-    attending,
-    averaged,
-    dataset,
-    label,
-    require,
-    top,
-    variable,
+from headscope.analyses._received import (
+    causal,
+    largest,
+    lengths_of,
+    steady_weight,
+    weight,
+    words_of,
 )
+from headscope.analyses._result import averaged, dataset, label, require, top, variable
 
 NEEDS = ("received",)
 
@@ -88,15 +88,14 @@ def run(
     _check.at_least("least_queries", least_queries, 1)
     require(capture, NEEDS, "sinks")
 
-    received = capture["received"].transpose("prompt", "layer", "head", "key").values
-    received = received.astype(np.float64)
-    lengths = _lengths(capture)
+    received = weight(capture)
+    lengths = lengths_of(capture)
     first = received[..., 0]
-    steady = np.where(_seers(capture, lengths) >= least_queries, received, np.nan)
+    steady = steady_weight(capture, least_queries)
     above = _above(steady, epsilon)
     rate = _mean(_above(first, epsilon), (1, 2)) * 100
 
-    order = "" if _causal(capture).all() else "; no causal order: α_k is over all queries"
+    order = "" if causal(capture).all() else "; no causal order: α_k is over all queries"
     convention = (
         f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
         f"{_opening(capture)}{order}"
@@ -107,7 +106,7 @@ def run(
             "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
         ),
         **averaged(
-            "later_sink", ("layer", "head"), _largest(steady[..., 1:]),
+            "later_sink", ("layer", "head"), largest(steady[..., 1:]),
             "Weight parked on one later token", "share", "sequential", 0, 1, seed=seed,
             convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
             source="ACT; Gu et al. 2410.10781",
@@ -126,7 +125,7 @@ def run(
             convention="mean of α_k over heads and prompts", source="ACT",
         ),
     }  # fmt: skip
-    words = _words(capture)
+    words = words_of(capture)
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
     for name, values, title, units in (
         ("token_share", above, "Heads that sink into a token", "share of heads"),
@@ -154,42 +153,6 @@ def run(
     )
 
 
-def _lengths(capture: xr.Dataset) -> NDArray[np.int64]:
-    if "length" in capture:
-        return np.asarray(capture["length"].values, dtype=np.int64)
-    known = capture["received"].isel(layer=0, head=0).transpose("prompt", "key").notnull()
-    return np.asarray(known.sum("key").values, dtype=np.int64)
-
-
-def _words(capture: xr.Dataset) -> NDArray[Any] | None:
-    """Return the tokens that the keys are, dims prompt and key; None where they are not known."""
-    name, dim = ("key_token", "key") if "key_token" in capture.coords else ("token", "query")
-    if name not in capture.coords:
-        return None
-    return np.asarray(capture[name].transpose("prompt", dim).values)
-
-
-def _causal(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which layers hide later keys from a query; all where the capture does not say."""
-    if "causal" not in capture.coords:
-        return np.ones(capture.sizes["layer"], dtype=bool)
-    # A layer without attention says nothing, and counts like those that say something.
-    return np.asarray(capture["causal"].values | ~attending(capture), dtype=bool)
-
-
-def _seers(capture: xr.Dataset, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the queries that see each key (prompt, layer, 1, key)."""
-    key = np.arange(capture.sizes["key"])[None, None, :]
-    ends = lengths[:, None, None]
-    reach = np.full(capture.sizes["layer"], np.inf)
-    if "window" in capture.coords:
-        window = capture["window"].values
-        reach = np.where(np.isnan(window), np.inf, window)
-    after = np.minimum(ends - key, reach[None, :, None])
-    before = np.where(_causal(capture)[None, :, None], 0, np.minimum(key, reach[:, None] - 1))
-    return np.asarray((after + before)[:, :, None, :], dtype=np.int64)
-
-
 def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
     return np.where(np.isnan(values), np.nan, values > epsilon)
 
@@ -201,17 +164,9 @@ def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.floa
         return np.asarray(total / known.sum(axes))
 
 
-def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest known value along the last axis, NaN where none is known."""
-    if values.shape[-1] == 0:
-        return np.full(values.shape[:-1], np.nan)
-    best = np.where(np.isnan(values), -np.inf, values).max(-1)
-    return np.where(np.isneginf(best), np.nan, best)
-
-
 def _tokens(capture: xr.Dataset, above: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Name the tokens that most heads sink into, wherever they stand, best first."""
-    tokens = _words(capture)
+    tokens = words_of(capture)
     if tokens is None:
         return []
     shares = np.stack([_mean(each, (0, 1)) for each in above])
@@ -232,7 +187,7 @@ def _stated(lengths: NDArray[np.int64]) -> str:
 
 
 def _opening(capture: xr.Dataset) -> str:
-    tokens = _words(capture)
+    tokens = words_of(capture)
     if tokens is None:
         return "opening token not recorded"
     openings = sorted({str(each) for each in tokens[:, 0]})

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watching(model: Model, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+def watching(model: Model, take: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
     """Hand the residual stream before each block, and after the last, to ``take(boundary, it)``.
+
+    What ``take`` returns, unless it is None, goes on in place of the stream.
 
     Raises
     ------
@@ -28,13 +30,20 @@ def watching(model: Model, take: Callable[[int, Tensor], None]) -> Iterator[None
     parts = blocks(model)
 
     def enter(at: int) -> Any:
-        def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
-            take(at, args[0] if args else kwargs["hidden_states"])
+        def hook(part: nn.Module, args: Any, kwargs: Any) -> Any:
+            other = take(at, args[0] if args else kwargs["hidden_states"])
+            if other is None:
+                return None
+            if args:
+                return (other, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": other}
 
         return hook
 
-    def leave(part: nn.Module, args: Any, result: Any) -> None:
-        take(len(parts), result if isinstance(result, Tensor) else result[0])
+    def leave(part: nn.Module, args: Any, result: Any) -> Any:
+        bare = isinstance(result, Tensor)
+        other = take(len(parts), result if bare else result[0])
+        return other if other is None or bare else (other, *result[1:])
 
     handles = [
         part.register_forward_pre_hook(enter(at), with_kwargs=True) for at, part in enumerate(parts)
