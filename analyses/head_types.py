@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _causal, _check
+from headscope.analyses import _causal, _check, _vocabulary
 from headscope.analyses._result import (
     above,
     attending,
@@ -136,6 +136,7 @@ def run(
             name, ("layer", "head"), _score(mass, rows, convention), titles[name], "share",
             "sequential", 0, 1, seed=seed, convention=form,
             source="HeadVis; TransformerLens detect_head",
+            **_vocabulary.attributes(name.replace("_", "-"), "scoring"),
         )  # fmt: skip
 
     named = {
