@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from headscope.probes.seam import Call
 
 TOKENS = 8192
+# Tokens in one step of the gates.
+STEP = 512
 
 
 @dataclass
@@ -87,7 +89,7 @@ def learn(
     gates = torch.ones(model.layers, model.kv_heads, device=model.device, requires_grad=True)
     optimizer = torch.optim.Adam([gates], lr=training.rate)
     attending = model.geometry.attending
-    rounds = list(batches(ids, TOKENS // 8))
+    rounds = list(batches(ids, STEP))
     aims: dict[int, Tensor] = {}
     losses = []
     for number in range(training.steps):
@@ -158,9 +160,9 @@ def window_cost(
             change = values.reshape(len(some), len(rows)) - intact
             result[rows, start : start + len(some)] = change.T
             step(len(shares))
-    result = result.reshape(-1, model.layers, model.heads)
-    result[:, list(model.geometry.without)] = np.nan
-    return result
+    grid = result.reshape(-1, model.layers, model.heads)
+    grid[:, list(model.geometry.without)] = np.nan
+    return grid
 
 
 def _scored(

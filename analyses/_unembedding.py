@@ -27,7 +27,8 @@ def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[T
     Refused
         When the model has no unembedding, or its final norm is not found.
     """
-    found: Any = model.module.get_output_embeddings()
+    module: Any = model.module
+    found = module.get_output_embeddings()
     if found is None:
         raise Refused(f"model: {model.name} has no unembedding, so no logits; give one with a head")
     norm = final_norm(model)

@@ -156,7 +156,7 @@ def _places(held: NDArray[np.float64], end: int) -> NDArray[np.float64]:
     between = held[1 : end - 1]
     best = between.max() if len(between) else 0.0
     last = held[end - 1] if end > 1 else 0.0
-    return np.asarray([held[0], last, best, between.sum() - best]) / total
+    return np.asarray([held[0], last, best, between.sum() - best], dtype=np.float64) / float(total)
 
 
 def _kind(shares: NDArray[np.float64], most: float) -> str:

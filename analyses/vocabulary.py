@@ -74,9 +74,10 @@ def run(
     -------
     Dataset with ``to_answer`` and ``to_wrong`` (weight from the question to the answer and to the
     wrong ones), ``copying`` and ``suppression`` (share of answers), ``name_mover`` and
-    ``copy_suppression`` (share of weight), ``lost`` (logits; the ablation), all over layer and head with 95 % intervals over prompts, and
-    ``types`` (type; heads named). The coordinates ``head_type``, ``stage``, ``evidence``,
-    ``method`` (layer, head) and ``type_stage``, ``type_placed_by`` (type) serve as filters.
+    ``copy_suppression`` (share of weight), ``lost`` (logits; the ablation), all over layer and head
+    with 95 % intervals over prompts, and ``types`` (type; heads named). The coordinates
+    ``head_type``, ``stage``, ``evidence``, ``method`` (layer, head) and ``type_stage``,
+    ``type_placed_by`` (type) serve as filters.
 
     Raises
     ------
@@ -127,7 +128,8 @@ def run(
         ("copying", "Copies the answer it could look at", "share of prompts", 0, seen.copies,
          "name-mover-like", f"answer among the {k} largest logits of v·W_O; {said}"),
         ("suppression", "Suppresses the answer it could look at", "share of prompts", 0,
-         seen.suppresses, "copy-suppression", f"answer among the {k} smallest logits of v·W_O; {said}"),
+         seen.suppresses, "copy-suppression",
+         f"answer among the {k} smallest logits of v·W_O; {said}"),
         ("name_mover", "Name-mover-like score", "share", -1, moved, "name-mover-like",
          f"(weight on the answer − weight on wrong answers) × whether it is copied; {said}"),
         ("copy_suppression", "Copy-suppression score", "share", 0, answer + wrong,
