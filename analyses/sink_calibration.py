@@ -77,7 +77,7 @@ def run(
     -------
     Dataset with ``first_less``, ``first_more``, ``sinks_less``, ``sinks_more`` (layer, head; change
     of the loss in nats a token with the smallest and the largest γ on the first token, and on all
-    sinks of the head), ``sweep`` (keys, gamma; the same with all heads scaled together), each with
+    sinks of the head), ``sweep`` (scaled, gamma; the same with all heads scaled together), each with
     95 % intervals over prompts, ``best_gamma`` (layer, head; the γ of least loss on the first
     token, 1 where none is better) and ``verdict`` (layer, head; 1 where the interval says that the
     sinks of the head are helpful, -1 harmful, 0 neither).
@@ -144,7 +144,7 @@ def run(
                 evidence="causal",
             )  # fmt: skip
     variables |= averaged(
-        "sweep", ("keys", "gamma"), joint, "Loss change with the sinks of all heads scaled",
+        "sweep", ("scaled", "gamma"), joint, "Loss change with the sinks of all heads scaled",
         "nats a token", "diverging", seed=seed, source="; ".join(SOURCES), evidence="causal",
         convention="all heads at once; positive: worse",
     )  # fmt: skip
@@ -175,7 +175,7 @@ def run(
     return dataset(
         capture,
         variables,
-        {"keys": list(SETS), "gamma": factors},
+        {"scaled": list(SETS), "gamma": factors},
         heads_by_type=named,
         note=f"{int(sinking.sum())} heads have a sink. {said}"
         + ("." if len(ids) > 1 else "; one prompt has no interval, so no verdict."),

@@ -58,7 +58,7 @@ def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign) -> Non
     assert result["verdict"].values.tolist() == [[sign, 0]]
     name = "harmful sinks" if harmful else "helpful sinks"
     assert result.attrs["heads_by_type"][name] == ["L0H0"]
-    assert abs(float(result["sweep"].sel(gamma=1.0, keys="first token"))) < 1e-6
+    assert abs(float(result["sweep"].sel(gamma=1.0, scaled="first token"))) < 1e-6
 
 
 @pytest.mark.seed("A2")
@@ -112,7 +112,7 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
         heads=[(one, two) for one in range(4) for two in range(8)], keys=(0,), factor=5.0
     )
     expected = (_rowedits.losses(bundled, given, (every,)) - intact).mean()
-    sweep = result["sweep"].sel(keys="first token")
+    sweep = result["sweep"].sel(scaled="first token")
     assert float(sweep.sel(gamma=5.0)) == pytest.approx(float(expected), abs=2e-6)
     assert float(sweep.sel(gamma=1.0)) == pytest.approx(0.0, abs=1e-6)
 
