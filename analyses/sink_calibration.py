@@ -77,7 +77,7 @@ def run(
     -------
     Dataset with ``first_less``, ``first_more``, ``sinks_less``, ``sinks_more`` (layer, head; change
     of the loss in nats a token with the smallest and the largest γ on the first token, and on all
-    sinks of the head), ``sweep`` (scaled, gamma; the same with all heads scaled together), each with
+    sinks of the head), ``sweep`` (scaled, gamma; all heads scaled together), each with
     95 % intervals over prompts, ``best_gamma`` (layer, head; the γ of least loss on the first
     token, 1 where none is better) and ``verdict`` (layer, head; 1 where the interval says that the
     sinks of the head are helpful, -1 harmful, 0 neither).
