@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._result import attending
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.probes.edit import Edit
 from headscope.probes.forward import logits
-from headscope.probes.prompts import batches
 
 if TYPE_CHECKING:
     from headscope.probes.model import Geometry, Model
@@ -54,27 +54,23 @@ class RowScale(Edit):
 
 
 def texts(capture: xr.Dataset) -> list[list[int]]:
-    """Return the token ids of every prompt of a capture."""
+    """Return the token ids of every prompt of a capture.
+
+    Raises
+    ------
+    Refused
+        When the prompts are images.
+    """
+    if "token_id" not in capture.coords:
+        raise Refused("capture: it holds no token ids, so no words to predict; capture texts")
     ids = capture["token_id"].transpose("prompt", "query").values
     lengths = capture["length"].values
     return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]
 
 
-def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which layers have an attention map."""
-    if "attention_map" in capture.coords:
-        return np.asarray(capture["attention_map"].values, dtype=bool)
-    return np.ones(capture.sizes["layer"], dtype=bool)
-
-
 def predicts(capture: xr.Dataset) -> bool:
     """Tell whether every layer is causal, so that logits predict the next token."""
     return bool(capture["causal"].values[attending(capture)].all())
-
-
-def grouped(model: Model, ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Yield rows of prompts of one length whose logits fit into memory."""
-    yield from batches(ids, max(1, min(TOKENS, NUMBERS // model.vocabulary)))
 
 
 def losses(
