@@ -21,7 +21,7 @@ class Answered:
     """The prompts of the task, their questions, and what is measured on them."""
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task, seen: int) -> None:
-        from headscope.analyses._rowedits import predicts
+        from headscope.analyses._loss import predicts
         from headscope.probes.prompts import read
 
         _check.one_text(capture.attrs.get("attention", "self"), "classes")

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._result import attending
 from headscope.kernels.edits import Edits
 from headscope.kernels.refusal import Refused
 from headscope.probes.edit import Edit
@@ -66,11 +65,6 @@ def texts(capture: xr.Dataset) -> list[list[int]]:
     ids = capture["token_id"].transpose("prompt", "query").values
     lengths = capture["length"].values
     return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]
-
-
-def predicts(capture: xr.Dataset) -> bool:
-    """Tell whether every layer is causal, so that logits predict the next token."""
-    return bool(capture["causal"].values[attending(capture)].all())
 
 
 def losses(

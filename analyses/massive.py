@@ -192,7 +192,8 @@ def _losses(
 
     from headscope.analyses import _massive
     from headscope.analyses._interval import bootstrap
-    from headscope.analyses._rowedits import losses, predicts
+    from headscope.analyses._loss import predicts
+    from headscope.analyses._rowedits import losses
 
     result = np.full((len(ids), len(CONDITIONS)), np.nan)
     if not predicts(capture):

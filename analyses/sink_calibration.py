@@ -96,7 +96,8 @@ def run(
     >>> result["first_less"].dims
     ('layer', 'head')
     """
-    from headscope.analyses._rowedits import predicts, texts
+    from headscope.analyses._loss import predicts
+    from headscope.analyses._rowedits import texts
 
     _check.between("epsilon", epsilon, 0, 1)
     _check.at_least("least_queries", least_queries, 1)
