@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.probes.edit import Edit
-from headscope.probes.edits import FixPattern
-from headscope.probes.forward import logits
-
 if TYPE_CHECKING:
+    from headscope.probes.edit import Edit
+    from headscope.probes.edits import FixPattern
     from headscope.probes.model import Model
 
 # A fixed pattern is a map of N×N.
@@ -33,6 +30,10 @@ def reason(capture: xr.Dataset) -> str:
 
 def fix(patterns: Mapping[tuple[int, int], NDArray[Any]]) -> list[FixPattern]:
     """Return the edits that give heads fixed patterns."""
+    import torch
+
+    from headscope.probes.edits import FixPattern
+
     return [
         FixPattern(head=head, values=torch.from_numpy(np.ascontiguousarray(values)))
         for head, values in patterns.items()
@@ -45,6 +46,10 @@ def divergence(model: Model, capture: xr.Dataset, prompt: int, edits: Sequence[E
     The Kullback-Leibler divergence of the edited from the intact model's distribution over the
     vocabulary, averaged over the positions of one prompt.
     """
+    import torch
+
+    from headscope.probes.forward import logits
+
     length = int(capture["length"].values[prompt])
     ids = torch.from_numpy(capture["token_id"].values[prompt, :length].astype(np.int64))[None]
     with torch.no_grad():

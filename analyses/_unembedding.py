@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from headscope.probes.model import Model
 
 # What architectures call the norm after the last block.
-NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
+NORMS = (
+    "norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "embedding_norm",
+)  # fmt: skip
 
 
 def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[Tensor, "*batch _"]:

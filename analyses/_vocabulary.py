@@ -48,6 +48,7 @@ class Term:
 OURS = "headscope"
 TERMS = {
     "previous-token": Term(STAGES[1]),
+    "next-token": Term(STAGES[1], OURS),
     "duplicate-token": Term(STAGES[1]),
     "retrieval": Term(STAGES[1]),
     "recency": Term(STAGES[1], OURS),

@@ -189,7 +189,9 @@ class Joint:
         """Return the fitted principal components of both together."""
         from sklearn.decomposition import PCA
 
-        return PCA(count, svd_solver="full").fit(np.concatenate([self.queries, self.keys]))
+        # A head whose vectors are all one has no spread to take a share of: NaN.
+        with np.errstate(invalid="ignore"):
+            return PCA(count, svd_solver="full").fit(np.concatenate([self.queries, self.keys]))
 
 
 def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Joint:

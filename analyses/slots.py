@@ -137,8 +137,14 @@ def run(
         name: xr.Variable(("ablation",), each.values, each.attrs) for name, each in accuracy.items()
     }
     provenance = {**parts[0][2], "task": task.name, "seed": task.seed, "n_prompts": len(facts)}
+    attends = np.isin(np.arange(model.layers), model.geometry.attending)
     source = xr.Dataset(
-        coords={"layer": np.arange(model.layers), "head": np.arange(model.heads)}, attrs=provenance
+        coords={
+            "layer": np.arange(model.layers),
+            "head": np.arange(model.heads),
+            "attention_map": ("layer", attends),
+        },
+        attrs=provenance,
     )
     best = [label(head) for head in top(scores, min(int((scores > least_relevance).sum()), 8))]
     means = {name: float(np.nanmean(variables[name].values)) for name in ("tilt", "u_shape")}

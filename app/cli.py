@@ -140,7 +140,7 @@ def texts(
     ] = 512,
 ) -> None:
     """Write prompts of real text: openings of Python library files, for capture --prompts."""
-    from headscope.app.job import write_texts
+    from headscope.app.texts import write_texts
 
     write_texts(file, number, tokens)
     out.print(f"{number} texts in {file}", soft_wrap=True, highlight=False)

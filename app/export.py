@@ -88,13 +88,14 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     ]
     if not columns:
         return pd.DataFrame(columns=["name", *GRID])
-    table = pd.concat(columns, axis=1).sort_index().reset_index()
+    table = pd.concat(columns, axis=1).sort_index()
+    places = table.index.to_frame(index=False)
     names = [
         viz.head_name(layer, head)
-        for layer, head in zip(table["layer"], table["head"], strict=True)
+        for layer, head in zip(places["layer"], places["head"], strict=True)
     ]
-    table.insert(0, "name", names)
-    return table
+    named = pd.DataFrame({"name": names})
+    return pd.concat([named, places, table.reset_index(drop=True)], axis=1)
 
 
 def findings(results: Mapping[str, xr.Dataset], top: int = TOP) -> list[Finding]:

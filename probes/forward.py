@@ -118,6 +118,8 @@ def call(
     ids = ids.to(model.device)
     if ids.is_floating_point():
         return _look(model, ids)
+    if model.reads != "tokens":
+        raise Refused(f"model: {model.architecture} reads {model.reads}, and this asks for tokens")
     padding = {} if mask is None else {"attention_mask": mask.long().to(ids.device)}
     if head and model.bridge is not None:
         result = model.bridge(ids, return_type="logits", **padding)

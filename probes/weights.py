@@ -119,6 +119,10 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     >>> tuple(weights.of(0, "q").shape), tuple(weights.of(0, "k").shape)
     ((8, 256, 32), (4, 256, 32))
     """
+    if model.reads != "tokens":
+        raise Refused(
+            f"model: {model.architecture} reads {model.reads}; projections are found with tokens"
+        )
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise Refused(f"parts: no {unknown[0]!r}; choose from {', '.join(PARTS)}")

@@ -18,7 +18,13 @@ QUICK = {
     "retrieval": {"draws": 1, "recall_prompts": 2},
     "rollout": {"substitutes": 1},
     "sae_circuits": {"epochs": 2, "trials": 2},
+    "classes": {"first": 1, "recent": 2, "gate_steps": 2},
+    "literal": {"pairs": 3, "best": 1, "draws": 1},
+    "lookback": {"new_tokens": 1, "draws": 1},
+    "query_focus": {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"},
 }
+# What the constructed model, with learned positions and few words, cannot be asked.
+UNSUITED = {"frequencies": "positions do not turn", "needle_sweep": "no length or depth to sweep"}
 SCALES = {"sequential", "diverging"}
 
 
@@ -38,11 +44,21 @@ def captures(monkeypatch):
 
 @pytest.mark.parametrize("name", analyses.names())
 def test_every_analysis_runs_on_what_it_declares_and_says_what_it_shows(circuit, name):
+    def make(task, n, **options):
+        return lambda: tasks.make(task, tokenizer=circuit.tokenizer, n=n, **options)
+
     own = {
         "retrieval": lambda: needle(("north", "south")),
-        "slots": lambda: tasks.make("recall", tokenizer=circuit.tokenizer, n=2, pairs=4),
+        "slots": make("recall", 2, pairs=4),
+        "literal": make("associative", 2, pairs=3),
+        "lookback": make("recall", 8, pairs=4),
+        "query_focus": make("recall", 6, pairs=4),
     }
     task = own.get(name, lambda: repeated(n=6, length=6))()
+    if name in UNSUITED:
+        with pytest.raises(Refused, match=UNSUITED[name]):
+            _runner.execute(name, circuit, task, task=task)
+        return
     result = _runner.execute(name, circuit, task, task=task, options=QUICK.get(name))
     attrs = result.attrs
     assert attrs["analysis"] == name

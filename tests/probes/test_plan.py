@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from headscope.kernels import statistics
+from headscope.kernels import memory, statistics
 from headscope.kernels.refusal import Refused
-from headscope.probes import capture, load_model, memory, plan
+from headscope.probes import capture, load_model, plan
 from headscope.probes.model import Model
 
 ALL = tuple(name for name in statistics.names() if name not in ("pattern", "z", "sink_mass"))
@@ -20,7 +20,8 @@ DEFINE = """
 import sys
 import torch
 import transformers
-from headscope.probes import capture, load_model, memory, plan
+from headscope.kernels import memory
+from headscope.probes import capture, load_model, plan
 
 torch.set_num_threads(1)
 
