@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from headscope.app.bench import contenders, layers, machine
-from headscope.app.bench.clock import interleave
+from headscope.app.bench.clock import Call, interleave
 from headscope.app.bench.cpu_bars import judge
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.gate import compare, same_keys
@@ -123,7 +123,11 @@ def run(
             "compiled": contenders.compiled(),
             "rounds": rounds,
             "rounds_long": min(rounds, LONG_ROUNDS),
-            "time": "median milliseconds of interleaved calls in one process",
+            "time": (
+                "median milliseconds of interleaved calls in one process; those that keep N×N "
+                "matrices take turns with the first apart from the others, and their ratios are "
+                "to its calls there"
+            ),
             "memory": "bytes of peak resident memory beyond the inputs, a fresh process a call",
             "bridge": (
                 "the attention layer of a TransformerBridge, given q, k and v in place of its "
@@ -203,14 +207,30 @@ def _time(
                 calls[name] = contenders.attention_call(name, length, heads)
             except Refused as reason:
                 absent[name] = str(reason)
-    timed = interleave(calls, min(rounds, LONG_ROUNDS) if length >= LONG[0] else rounds)
     return {
         "length": length,
         "threads": threads,
-        **timed,
+        **_interleave(calls, min(rounds, LONG_ROUNDS) if length >= LONG[0] else rounds),
         "not_run": absent,
         "load": machine.load(),
     }
+
+
+def _interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, Any]:
+    """Time those that keep N×N matrices apart, each beside the first.
+
+    They take gigabytes and give them back, and whoever comes next pays for fresh memory.
+    """
+    first = next(iter(calls))
+    light = {name: call for name, call in calls.items() if name not in MATRICES}
+    heavy = {name: call for name, call in calls.items() if name in MATRICES}
+    timed = interleave(light, rounds)
+    if heavy:
+        more = interleave({first: calls[first], **heavy}, rounds)
+        for field in ("median_ms", "ratio", "spread_ms"):
+            timed[field] |= {name: more[field][name] for name in heavy}
+        timed["apart"] = {"names": list(heavy), "ratio_to_ms": more["median_ms"][first]}
+    return timed
 
 
 def _weigh(lengths: Sequence[int], heads: int, threads: int, tell: Report) -> list[dict[str, Any]]:

@@ -93,9 +93,9 @@ def _ratios(attention: Rows, name: str) -> Iterator[tuple[str, float]]:
 
 def _faster(attention: Rows) -> Iterator[tuple[str, float]]:
     for row in attention:
-        if row["length"] == FROM and "bridge" in row["median_ms"]:
-            times = row["median_ms"]
-            yield _where(row), round(times["bridge"] / times["headscope/histogram"], 3)
+        if row["length"] == FROM and "bridge" in row["ratio"]:
+            ratio = row["ratio"]
+            yield _where(row), round(ratio["bridge"] / ratio["headscope/histogram"], 3)
 
 
 def _lighter(memory: Rows) -> Iterator[tuple[str, float]]:

@@ -57,7 +57,9 @@ def check_schema(result: dict[str, Any], lengths: list[int]) -> None:
         for name, ratio in row["ratio"].items():
             low, high = row["spread_ms"][name]
             assert low <= row["median_ms"][name] <= high
-            expected = row["median_ms"][name] / row["median_ms"]["sdpa"]
+            apart = row.get("apart", {"names": []})
+            base = apart["ratio_to_ms"] if name in apart["names"] else row["median_ms"]["sdpa"]
+            expected = row["median_ms"][name] / base
             assert ratio == pytest.approx(expected, rel=0.02, abs=0.001)
     for row in result["model"]:
         assert set(layers.MODEL) <= set(row["median_ms"]) | set(row["not_run"])
