@@ -20,7 +20,15 @@ MOST = 2**31
 
 
 def tokens(capture: xr.Dataset) -> list[list[int]]:
-    """Return the token ids of every prompt of a capture."""
+    """Return the token ids of every prompt of a capture.
+
+    Raises
+    ------
+    Refused
+        When the prompts are images.
+    """
+    if "token_id" not in capture.coords:
+        raise Refused("capture: it holds no token ids, so no words to predict; capture texts")
     ids = capture["token_id"].transpose("prompt", "query").values
     lengths = capture["length"].values
     return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -50,21 +49,6 @@ class RowScale(Edit):
     def describe(self) -> dict[str, object]:
         """Name the edit."""
         return {"edit": "RowScale", "rows": len(self.factors)}
-
-
-def texts(capture: xr.Dataset) -> list[list[int]]:
-    """Return the token ids of every prompt of a capture.
-
-    Raises
-    ------
-    Refused
-        When the prompts are images.
-    """
-    if "token_id" not in capture.coords:
-        raise Refused("capture: it holds no token ids, so no words to predict; capture texts")
-    ids = capture["token_id"].transpose("prompt", "query").values
-    lengths = capture["length"].values
-    return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]
 
 
 def losses(

@@ -92,7 +92,7 @@ def run(
     []
     """
     from headscope.analyses import _massive
-    from headscope.analyses._rowedits import texts
+    from headscope.analyses._loss import tokens
 
     _check.at_least("least", least, 0)
     _check.at_least("ratio", ratio, 0)
@@ -101,7 +101,7 @@ def run(
     require(capture, NEEDS, "massive")
     _check.one_text(capture.attrs.get("attention", "self"), "massive")
 
-    ids = texts(capture)
+    ids = tokens(capture)
     stream = _massive.look(model, ids, least, ratio)
     alpha = steady_weight(capture, least_queries)
     sinks = np.where(np.isnan(alpha), -1.0, alpha).max((1, 2)) > epsilon

@@ -96,8 +96,7 @@ def run(
     >>> result["first_less"].dims
     ('layer', 'head')
     """
-    from headscope.analyses._loss import predicts
-    from headscope.analyses._rowedits import texts
+    from headscope.analyses._loss import predicts, tokens
 
     _check.between("epsilon", epsilon, 0, 1)
     _check.at_least("least_queries", least_queries, 1)
@@ -112,7 +111,7 @@ def run(
         )
     factors = _parse(gammas)
 
-    ids = texts(capture)[:prompts]
+    ids = tokens(capture)[:prompts]
     marked = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     sweeps = [
         _Sweep(model, one, mask[..., : len(one)]) for one, mask in zip(ids, marked, strict=True)
