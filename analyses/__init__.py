@@ -1,4 +1,4 @@
-"""Analyses: one module each; the folder is the registry.
+"""Analyses: one module each; the folder is the registry, ``shared`` what they have in common.
 
 A module has a docstring whose first line is what users see, ``NEEDS`` (the statistics that its
 capture must hold), and ``run``. Positional parameters of ``run`` are what the suite supplies
@@ -35,7 +35,7 @@ def names() -> list[str]:
     True
     """
     found = pkgutil.iter_modules(__path__)
-    return sorted(each.name for each in found if not each.name.startswith("_"))
+    return sorted(each.name for each in found if not each.ispkg)
 
 
 def load(name: str) -> ModuleType:

@@ -19,9 +19,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _logits, _signatures
-from headscope.analyses._causal import Progress
-from headscope.analyses._result import averaged, dataset, heads, label, require, top, variable
+from headscope.analyses.shared import check, logit_rows, signatures
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, heads, label, require, top, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -90,17 +90,17 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> result = execute("atlas", load_model("headscope/bundled"), n=2)
     >>> result["atlas"].dims, result.sizes["point"]
     (('map', 'metric', 'point'), 32)
     """
-    _check.at_least("queries", queries, 1)
-    _check.at_least("skip", skip, 1)
+    check.at_least("queries", queries, 1)
+    check.at_least("skip", skip, 1)
     require(capture, (*KEEP, *NEEDS), "atlas")
-    _logits.refuse_other(capture, "atlas")
-    attending = _logits.attending(capture)
+    logit_rows.refuse_other(capture, "atlas")
+    attending = logit_rows.attending(capture)
     names = [head for head in heads(capture) if attending[head[0]]]
     if len(names) < 3:
         raise Refused(f"model: {len(names)} heads make no map; atlas needs 3 or more")
@@ -182,8 +182,8 @@ def _prune(
     """Return what removing each head costs by every measure (prompt, layer, head)."""
     import torch
 
-    from headscope.analyses import _gates
     from headscope.analyses.importance import UNITS
+    from headscope.analyses.shared import gating
     from headscope.probes.forward import logits
     from headscope.probes.prompts import read
 
@@ -198,10 +198,10 @@ def _prune(
         ]
 
     def metric(output: torch.Tensor, questions: Any, rows: Any) -> torch.Tensor:
-        return _gates.measure(output, questions, task.metric)
+        return gating.measure(output, questions, task.metric)
 
     def log_probability(output: torch.Tensor, questions: Any, rows: Any) -> torch.Tensor:
-        return _gates.measure(output, questions, "log_probability")
+        return gating.measure(output, questions, "log_probability")
 
     def divergence(output: torch.Tensor, questions: Any, rows: Any) -> torch.Tensor:
         found = []
@@ -212,24 +212,24 @@ def _prune(
             found.append((parts[0] + parts[1]).mean() / (2 * np.log(2)))
         return torch.stack(found).clamp_min(0.0)
 
-    pruned = _gates.sweep(model, task, (metric, log_probability, divergence), None, progress)
-    whole = [_gates.intact(model, task, name) for name in (task.metric, "log_probability")]
+    pruned = gating.sweep(model, task, (metric, log_probability, divergence), None, progress)
+    whole = [gating.intact(model, task, name) for name in (task.metric, "log_probability")]
     samples = {
         "lost_metric": whole[0][:, None, None] - pruned[0],
         "lost_log_probability": whole[1][:, None, None] - pruned[1],
         "output_divergence": pruned[2],
-        "gate_gradient": np.abs(_gates.gate_gradient(model, task, smooth)),
+        "gate_gradient": np.abs(gating.gate_gradient(model, task, smooth)),
     }
     return samples, (UNITS[task.metric], UNITS[smooth])
 
 
 def _features(capture: xr.Dataset, names: list[tuple[int, int]], queries: int, skip: int) -> Array:
     """Return the pooled rows of every head, averaged over prompts and queries (head, cell)."""
-    total = np.zeros((len(names), 2 + 2 * _signatures.NEAR + _signatures.TILES))
+    total = np.zeros((len(names), 2 + 2 * signatures.NEAR + signatures.TILES))
     count = capture.sizes["prompt"]
     for prompt in range(count):
-        places = _logits.chosen(int(capture["length"].values[prompt]), queries, skip)
-        rows = _signatures.of_prompt(capture, prompt, places)
+        places = logit_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
+        rows = signatures.of_prompt(capture, prompt, places)
         total += np.stack([rows[head].mean(0) for head in names]) / count
     return total
 

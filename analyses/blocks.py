@@ -19,11 +19,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _tiles
-from headscope.analyses._causal import Progress
-from headscope.analyses._growth import mean, stated
-from headscope.analyses._loss import predicts
-from headscope.analyses._result import averaged, dataset, label, require, top
+from headscope.analyses.shared import check, tiles
+from headscope.analyses.shared.growth import mean, stated
+from headscope.analyses.shared.loss import predicts
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, label, require, top
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -84,31 +84,31 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> given = [list(range(40)), list(range(2, 42))]
     >>> execute("blocks", model, given, options={"causal_prompts": 0})["blocks_needed"].dims
     ('layer', 'head')
     """
-    _check.between("mass", mass, 0.01, 0.999)
-    _check.at_least("window", window, 1)
-    _check.at_least("stripes", stripes, 0)
-    _check.at_least("causal_prompts", causal_prompts, 0)
+    check.between("mass", mass, 0.01, 0.999)
+    check.at_least("window", window, 1)
+    check.at_least("stripes", stripes, 0)
+    check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "blocks")
-    _check.one_text(capture.attrs.get("attention", "self"), "blocks")
+    check.one_text(capture.attrs.get("attention", "self"), "blocks")
 
-    maps, weights, visible = _tiles.maps(capture)
-    sums = _tiles.sorted_sums(maps)
-    needed = _tiles.needed(maps, mass)
+    maps, weights, visible = tiles.maps(capture)
+    sums = tiles.sorted_sums(maps)
+    needed = tiles.needed(maps, mass)
     budgets = [2**power for power in range(maps.shape[-1].bit_length())]
     held = np.stack([sums[..., one - 1] for one in budgets], axis=-1)
-    near, columns = _tiles.decompose(maps, weights, window)
+    near, columns = tiles.decompose(maps, weights, window)
     stripe = columns[..., :stripes].sum(-1)
     enough = near[..., None] + np.concatenate(
         (np.zeros((*near.shape, 1)), np.cumsum(columns, axis=-1)), axis=-1
     )
-    count = np.where(np.isnan(near), np.nan, (enough < mass - _tiles.SLACK).sum(-1))
+    count = np.where(np.isnan(near), np.nan, (enough < mass - tiles.SLACK).sum(-1))
 
     tile = int(capture.attrs["tile"])
     convention = (
@@ -119,11 +119,11 @@ def run(
     split = f"window of {window}, then {stripes} stripes with the most of the rest; {convention}"
     texts: dict[str, tuple[Array, str, str, int | None, str, str]] = {
         "blocks_needed": (
-            _tiles.average(needed, weights), f"Blocks that hold {mass:.0%} of the mass", "blocks",
+            tiles.average(needed, weights), f"Blocks that hold {mass:.0%} of the mass", "blocks",
             None, least, SOURCE,
         ),
         "block_density": (
-            _tiles.average(needed / visible, weights), "Needed share of the visible blocks",
+            tiles.average(needed / visible, weights), "Needed share of the visible blocks",
             "share of blocks", 1, least, SOURCE,
         ),
         "window_share": (near, "Mass inside the window", "share", 1, split, STRIPES),
@@ -144,7 +144,7 @@ def run(
             convention=said, source=source,
         )  # fmt: skip
     variables |= averaged(
-        "mass_in_blocks", ("layer", "head", "blocks"), _tiles.average(held, weights[..., None]),
+        "mass_in_blocks", ("layer", "head", "blocks"), tiles.average(held, weights[..., None]),
         "Mass in the best blocks of each row", "share", "sequential", 0, 1, seed=seed,
         convention=f"best blocks of each row of blocks; {convention}", source=SOURCE,
     )  # fmt: skip
@@ -152,9 +152,7 @@ def run(
     coords: dict[str, Any] = {"blocks": [f"best {one}" for one in budgets]}
     told = "No loss stands beside it: the model is not causal, or causal_prompts is 0."
     if predicts(capture) and causal_prompts:
-        loss, told = _tiles.sparse_loss(
-            capture, model, maps, needed, causal_prompts, seed, progress
-        )
+        loss, told = tiles.sparse_loss(capture, model, maps, needed, causal_prompts, seed, progress)
         coords["condition"] = list(CONDITIONS)
         variables |= averaged(
             "block_loss", ("condition",), loss, "Loss with heads kept to some blocks", "nats",

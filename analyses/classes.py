@@ -20,9 +20,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._result import averaged, dataset, label, require, variable
+from headscope.analyses.shared import check
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, label, require, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -119,29 +119,29 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> options = {"gate_steps": 1, "window_prompts": 1}
     >>> result = execute("classes", load_model("headscope/bundled"), n=2, options=options)
     >>> result["agreement"].dims
     ('detector', 'against')
     """
-    from headscope.analyses import _streaming, _vocabulary
-    from headscope.analyses._agreement import kappa
-    from headscope.analyses._answered import Answered
-    from headscope.analyses._masks import MASKS
+    from headscope.analyses.shared import survey_terms, window_gates
+    from headscope.analyses.shared.agreement import kappa
+    from headscope.analyses.shared.answered import Answered
+    from headscope.analyses.shared.masks import MASKS
 
     for name, value in (
         ("least_mass", least_mass),
         ("least_score", least_score),
         ("frequent", frequent),
     ):
-        _check.between(name, value, 0, 1)
+        check.between(name, value, 0, 1)
     for name, count in (
         ("first", first), ("recent", recent), ("gate_steps", gate_steps),
         ("window_prompts", window_prompts),
     ):  # fmt: skip
-        _check.at_least(name, count, 1)
+        check.at_least(name, count, 1)
     require(capture, NEEDS, "classes")
     missing = [each for each in TARGETS if each not in capture["target"].values]
     if missing:
@@ -163,19 +163,19 @@ def run(
 
     masses = held.masses(frequent, first, recent)
     echo, induction = (_weights(capture, rule) for rule in TARGETS)
-    training = _streaming.Training(gate_steps, gate_rate, gate_weight, first, recent)
-    gates, losses = _streaming.learn(
+    training = window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
+    gates, losses = window_gates.learn(
         model, held.ids[:half], [held.places(row) for row in range(half)], training, step
     )
     gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
     single = tested[:window_prompts]
-    cost = _streaming.window_cost(
+    cost = window_gates.window_cost(
         model, [held.ids[row] for row in single], partial(held.loss, single), first, recent, step
     )
 
     grid = ("layer", "head")
     window = f"first {first} and last {recent} keys"
-    score = partial(_vocabulary.attributes, method="scoring")
+    score = partial(survey_terms.attributes, method="scoring")
     variables: dict[str, xr.Variable] = {}
     for row, mask in enumerate(MASKS):
         name, title = MASSES[mask]
@@ -198,12 +198,12 @@ def run(
         grid, gate, "Learned gate: 1 needs full attention", "share", "sequential", 0, 1,
         convention=f"one a KV head; out = α·full + (1−α)·streaming ({window}); {gate_steps} steps; "
         f"relative squared error of the last hidden states + {gate_weight:g} · mean α",
-        source="DuoAttention 2410.10819", **_vocabulary.attributes("retrieval", "learned"),
+        source="DuoAttention 2410.10819", **survey_terms.attributes("retrieval", "learned"),
     )  # fmt: skip
     variables |= averaged(
         "window_cost", grid, cost, "Cost of giving the head a window", "nats an answer",
         "diverging", seed=seed, convention=f"−log p of the answers with {window}, minus intact",
-        **_vocabulary.attributes("streaming", "window"),
+        **survey_terms.attributes("streaming", "window"),
     )  # fmt: skip
 
     mean = {name: variables[name].values for name in variables}
@@ -250,7 +250,7 @@ def run(
             "detector": list(DETECTORS),
             "against": list(DETECTORS),
             "condition": list(CONDITIONS),
-            **_vocabulary.coordinates(kinds, "scoring"),
+            **survey_terms.coordinates(kinds, "scoring"),
         },
         heads_by_type={
             kind: [label((int(one), int(two))) for one, two in np.argwhere(kinds == kind)]
@@ -279,7 +279,7 @@ def _kinds(
     known: NDArray[np.bool_],
 ) -> NDArray[Any]:
     """Name the class of every head: retrieval, or by the cheapest mask that keeps enough."""
-    from headscope.analyses._masks import MASKS
+    from headscope.analyses.shared.masks import MASKS
 
     kinds = np.full(retrieving.shape, "broad", dtype="<U13")
     for row, mask in reversed(list(enumerate(MASKS))):

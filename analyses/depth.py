@@ -19,11 +19,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _documents
-from headscope.analyses._causal import Progress
-from headscope.analyses._growth import mean, stated
-from headscope.analyses._loss import losses, predicts, tokens
-from headscope.analyses._result import averaged, dataset, require
+from headscope.analyses.shared import check, slotting
+from headscope.analyses.shared.growth import mean, stated
+from headscope.analyses.shared.loss import losses, predicts, tokens
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, require
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -82,19 +82,19 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> given = [list(range(40)), list(range(2, 42))]
     >>> execute("depth", model, given)["depth_loss"].sizes["depth"]
     4
     """
-    _check.at_least("parts", parts, 3)
-    _check.between("question", question, 0.05, 0.9)
-    _check.at_least("skip", skip, 0)
-    _check.at_least("prompts", prompts, 1)
+    check.at_least("parts", parts, 3)
+    check.between("question", question, 0.05, 0.9)
+    check.at_least("skip", skip, 0)
+    check.at_least("prompts", prompts, 1)
     require(capture, NEEDS, "depth")
-    _check.one_text(capture.attrs.get("attention", "self"), "depth")
+    check.one_text(capture.attrs.get("attention", "self"), "depth")
     if not predicts(capture):
         raise Refused("model: a question after its text needs causal order in every layer")
 
@@ -119,7 +119,7 @@ def run(
         f"{parts} parts between the first {skip} and the last {question:.0%}, whose queries count; "
         f"{len(ids)} prompts of {stated(capture)}"
     )
-    tilt, bend = _documents.curve(mass)
+    tilt, bend = slotting.curve(mass)
     over = mean(np.moveaxis(mass.reshape(len(mass), -1, parts), 1, 2))
     fit = "a + b x + c x² over the parts, x from −1 to 1"
     variables: dict[str, xr.Variable] = {}
@@ -129,7 +129,7 @@ def run(
         ("tilt", ("layer", "head"), tilt, f"Tilt towards the question: b of {fit}", "share",
          "diverging", {}),
         ("u_shape", ("layer", "head"), bend, f"U shape: c of {fit}", "share", "diverging", {}),
-        ("depth_wave", ("layer", "head"), _documents.wave(mass), "Wave: what the parabola leaves",
+        ("depth_wave", ("layer", "head"), slotting.wave(mass), "Wave: what the parabola leaves",
          "share", "sequential", {"low": 0}),
         ("mean_mass", ("depth",), over, "Mass by depth, mean over heads", "share", "sequential",
          {"low": 0, "high": 1}),

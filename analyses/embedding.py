@@ -21,8 +21,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _logits
-from headscope.analyses._result import averaged, dataset, label, require, top, variable
+from headscope.analyses.shared import check, logit_rows
+from headscope.analyses.shared.result import averaged, dataset, label, require, top, variable
 from headscope.kernels.refusal import Refused
 
 NEEDS = ()
@@ -83,24 +83,24 @@ def run(
     >>> embedding.run(cap, points=8)["embedding"].sizes["point"]
     16
     """
-    _check.one_of("scaling", scaling, SCALINGS)
-    _check.at_least("points", points, 2)
-    _check.at_least("sample", sample, 8)
+    check.one_of("scaling", scaling, SCALINGS)
+    check.at_least("points", points, 2)
+    check.at_least("sample", sample, 8)
     require(capture, KEEP, "embedding")
-    _check.one_text(capture.attrs.get("attention", "self"), "embedding")
+    check.one_text(capture.attrs.get("attention", "self"), "embedding")
     lengths = capture["length"].values
     if int(lengths.min()) < 4:
         raise Refused(f"prompts: one has {int(lengths.min())} tokens; give 4 or more to each")
-    places = [_logits.chosen(int(length), sample, 0) for length in lengths]
-    inside = _logits.chosen(len(places[0]), points, 0)
+    places = [logit_rows.chosen(int(length), sample, 0) for length in lengths]
+    inside = logit_rows.chosen(len(places[0]), points, 0)
     drawn = places[0][inside]
     shape = (capture.sizes["layer"], capture.sizes["head"])
     gap = np.full((capture.sizes["prompt"], *shape), np.nan)
     scores = {name: np.full(shape, np.nan) for name in ("explained", "fidelity", "plane_fidelity")}
     planes: dict[tuple[int, int], Array] = {}
-    for layer in np.flatnonzero(_logits.attending(capture)):
+    for layer in np.flatnonzero(logit_rows.attending(capture)):
         rows = [
-            _logits.rows(capture, prompt, int(layer), where, lse=False)
+            logit_rows.rows(capture, prompt, int(layer), where, lse=False)
             for prompt, where in enumerate(places)
         ]
         gap[:, layer] = _gaps(rows, seed)
@@ -242,7 +242,7 @@ def _correlation(one: Array, other: Array) -> float:
     return float((first * second).sum() / scale) if scale > 0 else float("nan")
 
 
-def _gaps(rows: list[_logits.Rows], seed: int) -> Array:
+def _gaps(rows: list[logit_rows.Rows], seed: int) -> Array:
     """Return the ratio of Mahalanobis distances of every prompt and head of a layer."""
     from sklearn.covariance import LedoitWolf
 

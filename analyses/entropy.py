@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._growth import mean, per_query, stated, visible
-from headscope.analyses._result import averaged, dataset, label, require, top
+from headscope.analyses.shared import check
+from headscope.analyses.shared.growth import mean, per_query, stated, visible
+from headscope.analyses.shared.result import averaged, dataset, label, require, top
 
 NEEDS = ("entropy",)
 
@@ -57,10 +57,10 @@ def run(
     >>> entropy.run(cap)["entropy_share"].dims
     ('layer', 'head')
     """
-    _check.between("sharp", sharp, 0.0, 1.0)
-    _check.between("broad", broad, sharp, 1.0)
+    check.between("sharp", sharp, 0.0, 1.0)
+    check.between("broad", broad, sharp, 1.0)
     require(capture, NEEDS, "entropy")
-    _check.one_text(
+    check.one_text(
         capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder")
     )
 

@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._growth import stated
-from headscope.analyses._result import averaged, dataset, require
+from headscope.analyses.shared import check
+from headscope.analyses.shared.growth import stated
+from headscope.analyses.shared.result import averaged, dataset, require
 from headscope.kernels.refusal import Refused
 
 NEEDS = ("lse",)
@@ -73,10 +73,10 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
     >>> feature_maps.run(cap)["monotonicity"].sizes["feature_map"]
     4
     """
-    _check.at_least("queries", queries, 1)
-    _check.at_least("prompts", prompts, 1)
+    check.at_least("queries", queries, 1)
+    check.at_least("prompts", prompts, 1)
     require(capture, (*NEEDS, *KEEP), "feature_maps")
-    _check.one_text(
+    check.one_text(
         capture.attrs.get("attention", "self"), "feature_maps", ("self", "encoder", "decoder")
     )
     if int(capture["length"].min()) < 2 * LEAST:

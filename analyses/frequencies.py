@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _check, _frozen, _logits
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._logits import Array
-from headscope.analyses._result import averaged, dataset, interval, label, require, top
+from headscope.analyses.shared import check, freezing, logit_rows
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.logit_rows import Array
+from headscope.analyses.shared.result import averaged, dataset, interval, label, require, top
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def run(
     [1.0, 1.0, 1.0]
     """
     for name, value, least in (("queries", queries, 1), ("skip", skip, 1), ("split", split, 0)):
-        _check.at_least(name, value, least)
-    _check.at_least("edited", edited, 1)
-    _check.at_least("checked", checked, 1)
+        check.at_least(name, value, least)
+    check.at_least("edited", edited, 1)
+    check.at_least("checked", checked, 1)
     require(capture, (*KEEP, *NEEDS), "frequencies")
-    _logits.refuse_other(capture, "frequencies")
+    logit_rows.refuse_other(capture, "frequencies")
     from headscope.probes import rotation
 
     longest = int(capture["length"].values.max())
@@ -115,8 +115,8 @@ def run(
     for layer, turn in turns.items():
         wavelengths[layer, : len(turn.pairs)] = turn.wavelengths
         for prompt in range(shape[0]):
-            places = _logits.chosen(int(capture["length"].values[prompt]), queries, skip)
-            part, whole = _parts(_logits.rows(capture, prompt, layer, places))
+            places = logit_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
+            part, whole = _parts(logit_rows.rows(capture, prompt, layer, places))
             with np.errstate(invalid="ignore"):  # a head whose logits are all alike has no shares
                 shares[prompt, layer] = _by_pair(part, turn, most) / whole.sum(-1)[:, None]
             spread[prompt, layer] = whole.mean(-1) ** 0.5
@@ -160,7 +160,7 @@ def run(
         "wavelength": (("layer", "pair"), wavelengths),
     }
     groups = {band: top(variables[f"{band}_frequency"].values, edited) for band in ("low", "high")}
-    note = _frozen.reason(capture)
+    note = freezing.reason(capture)
     if note:
         note = f"No causal check: {note}."
     else:
@@ -183,7 +183,7 @@ def run(
     )
 
 
-def _parts(rows: _logits.Rows) -> tuple[Array, Array]:
+def _parts(rows: logit_rows.Rows) -> tuple[Array, Array]:
     """Return Σ_j s_c (s − mean) by channel (head, row, size), and their sum over the channels."""
     products = rows.products()
     count = rows.seen.sum(-1)
@@ -226,7 +226,7 @@ def _moved(
     for prompt in range(min(checked, capture.sizes["prompt"])):
         length = int(capture["length"].values[prompt])
         rows = {
-            layer: _logits.rows(capture, prompt, layer, np.arange(length))
+            layer: logit_rows.rows(capture, prompt, layer, np.arange(length))
             for layer in {layer for heads in groups.values() for layer, _ in heads}
         }
         row = []
@@ -236,12 +236,12 @@ def _moved(
                     (layer, head): _without(rows[layer], turns[layer], band, edge)[head]
                     for layer, head in heads
                 }
-                row.append(_frozen.divergence(model, capture, prompt, _frozen.fix(patterns)))
+                row.append(freezing.divergence(model, capture, prompt, freezing.fix(patterns)))
         found.append(row)
     return np.asarray(found)
 
 
-def _without(rows: _logits.Rows, turn: Rotation, band: str, edge: int) -> Array:
+def _without(rows: logit_rows.Rows, turn: Rotation, band: str, edge: int) -> Array:
     """Return the weights of a layer when the pairs of one band add nothing to the logits."""
     lost = turn.wavelengths < edge if band == "high" else turn.wavelengths >= edge
     kept = rows.queries.copy()

@@ -22,12 +22,20 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._growth import by_octave, mean, octaves, per_query, slope, stated, visible
-from headscope.analyses._loss import contrast, predicts, tokens, verdict
-from headscope.analyses._result import averaged, dataset, label, require, top
 from headscope.analyses.entropy import largest
+from headscope.analyses.shared import check
+from headscope.analyses.shared.growth import (
+    by_octave,
+    mean,
+    octaves,
+    per_query,
+    slope,
+    stated,
+    visible,
+)
+from headscope.analyses.shared.loss import contrast, predicts, tokens, verdict
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, label, require, top
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -89,20 +97,20 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> given = [list(range(40)), list(range(2, 42))]
     >>> execute("hardness", model, given, options={"causal_prompts": 0})["spikiness"].dims
     ('layer', 'head')
     """
-    _check.at_least("skip_keys", skip_keys, 0)
-    _check.at_least("shortest", shortest, 1)
-    _check.between("heads", heads, 0.0, 0.5)
-    _check.at_least("temperature", temperature, 1.0)
-    _check.at_least("causal_prompts", causal_prompts, 0)
+    check.at_least("skip_keys", skip_keys, 0)
+    check.at_least("shortest", shortest, 1)
+    check.between("heads", heads, 0.0, 0.5)
+    check.at_least("temperature", temperature, 1.0)
+    check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "hardness")
-    _check.one_text(capture.attrs.get("attention", "self"), "hardness")
+    check.one_text(capture.attrs.get("attention", "self"), "hardness")
 
     weights = capture["topk"].transpose("prompt", "layer", "head", "query", "rank").values
     weights = weights.astype(np.float64)
@@ -202,7 +210,7 @@ def _columns(capture: xr.Dataset, skip: int) -> tuple[Array, Array]:
 
 def _inverted(variables: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
     """Turn the inverse temperature and its interval over; missing where logits are all equal."""
-    from headscope.analyses._result import interval
+    from headscope.analyses.shared.result import interval
 
     ends = [variables[f"inverse_temperature{end}"].values for end in ("", "_upper", "_lower")]
     mid, lower, upper = (1 / np.where(one > 0, one, np.nan) for one in ends)

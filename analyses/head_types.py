@@ -19,8 +19,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _causal, _check, _vocabulary
-from headscope.analyses._result import (
+from headscope.analyses.shared import check, removal, survey_terms
+from headscope.analyses.shared.result import (
     above,
     attending,
     averaged,
@@ -60,7 +60,7 @@ def run(
     least_score: float = 0.4,
     draws: int = 5,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Score every head as previous-token, duplicate-token, induction and BOS head.
 
@@ -102,16 +102,16 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("head_types", model, n=2, options={"draws": 1})
     >>> result["induction"].dims
     ('layer', 'head')
     """
-    _check.one_of("convention", convention, CONVENTIONS)
-    _check.between("least_score", least_score, 0, 1)
-    _check.at_least("draws", draws, 1)
+    check.one_of("convention", convention, CONVENTIONS)
+    check.between("least_score", least_score, 0, 1)
+    check.at_least("draws", draws, 1)
     require(capture, NEEDS, "head_types")
 
     masses = {
@@ -136,7 +136,7 @@ def run(
             name, ("layer", "head"), _score(mass, rows, convention), titles[name], "share",
             "sequential", 0, 1, seed=seed, convention=form,
             source="HeadVis; TransformerLens detect_head",
-            **_vocabulary.attributes(name.replace("_", "-"), "scoring"),
+            **survey_terms.attributes(name.replace("_", "-"), "scoring"),
         )  # fmt: skip
 
     named = {
@@ -152,7 +152,7 @@ def run(
         name: above(variables[name].values, least_score, most)
         for name in ("induction", "previous_token")
     }
-    accuracy, conditions, record = _causal.check(
+    accuracy, conditions, record = removal.check(
         "induction_accuracy", "Accuracy on the repeated tokens", model, task,
         ablated["induction"], pool, kind="induction", draws=draws, seed=seed,
         others={"previous-token heads ablated": ablated["previous_token"]}, progress=progress,

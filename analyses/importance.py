@@ -18,10 +18,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._interval import draws, percentiles
-from headscope.analyses._result import averaged, dataset, interval, label, require, top
+from headscope.analyses.shared import check
+from headscope.analyses.shared.interval import draws, percentiles
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, interval, label, require, top
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -91,27 +91,31 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("importance", model, n=2, options={})
     >>> result["zero_ablation"].dims
     ('layer', 'head')
     """
-    from headscope.analyses import _gates
+    from headscope.analyses.shared import gating
 
-    _check.one_of("metric", metric, METRICS)
+    check.one_of("metric", metric, METRICS)
     require(capture, KEEP, "importance")
     name = task.metric if metric == "task" else metric
     smooth = "log_probability" if name == "accuracy" else name
 
-    intact = _gates.intact(model, task, name)
-    others = (None, _gates.mean_z(capture), _gates.outputs(_gates.corrupted(model, task)))
+    intact = gating.intact(model, task, name)
+    others = (
+        None,
+        gating.mean_z(capture),
+        gating.outputs(gating.corrupted(model, task)),
+    )
     zero, mean, resample = (
-        intact[:, None, None] - _gates.leave_one_out(model, task, name, values, step)
+        intact[:, None, None] - gating.leave_one_out(model, task, name, values, step)
         for values, step in zip(others, _parts(progress, len(others)), strict=True)
     )
-    slope = _gates.gate_gradient(model, task, smooth)
+    slope = gating.gate_gradient(model, task, smooth)
     gate = np.abs(slope)
 
     units, count = UNITS[name], len(intact)

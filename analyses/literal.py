@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _causal, _check
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._result import averaged, dataset, heads, interval, label, top
+from headscope.analyses.shared import check, removal
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.result import averaged, dataset, heads, interval, label, top
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ def run(
     best: int = 5,
     draws: int = 3,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Measure accuracy on literal, associative and threaded facts, and score heads where it holds.
 
@@ -86,7 +86,7 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> result = execute("literal", load_model("headscope/bundled"), n=2, options={"draws": 1})
     >>> result["accuracy"].dims
@@ -99,8 +99,8 @@ def run(
     for name, value, least in (
         ("pairs", pairs, 2), ("hops", hops, 2), ("best", best, 1), ("draws", draws, 1),
     ):  # fmt: skip
-        _check.at_least(name, value, least)
-    _check.between("least_solved", least_solved, 0, 1)
+        check.at_least(name, value, least)
+    check.between("least_solved", least_solved, 0, 1)
     count, tokenizer = len(task), model.tokenizer
 
     def thread(spelled: bool) -> Task:
@@ -148,7 +148,7 @@ def run(
         scored[:, at] = weights[:, at]
         ranked = top(weights[:, at].mean(0), best)
         listed[kind] = [label(head) for head in ranked]
-        found, _, record = _causal.check(
+        found, _, record = removal.check(
             "accuracy", kind, model, replace(subject, name=kind), ranked, heads(asked[kind]),
             kind=kind, draws=draws, seed=seed, progress=progress,
         )  # fmt: skip
@@ -201,7 +201,7 @@ def run(
 
 def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:
     """Return the share of answers that are each mistake (prompt, mistake)."""
-    from headscope.analyses._steps import look
+    from headscope.analyses.shared.needle_steps import look
     from headscope.probes.tokens import encode
 
     encoded = encode(task, model.tokenizer)

@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _causal, _check
-from headscope.analyses._auroc import auroc
-from headscope.analyses._result import averaged, dataset, heads, interval, label, top, variable
+from headscope.analyses.shared import check, removal
+from headscope.analyses.shared.auroc import auroc
+from headscope.analyses.shared.result import (
+    averaged,
+    dataset,
+    heads,
+    interval,
+    label,
+    top,
+    variable,
+)
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ def run(
     ablated: int = 6,
     draws: int = 3,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Generate answers with and without their fact, and detect the hallucinated ones.
 
@@ -96,15 +104,15 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> options = {"new_tokens": 1, "draws": 1}
     >>> result = execute("lookback", load_model("headscope/bundled"), n=4, options=options)
     >>> result["auroc"].dims
     ('features', 'split')
     """
-    from headscope.analyses._absent import absent, stated
-    from headscope.analyses._lookback import Detector, log_odds, ratios, windowed
+    from headscope.analyses.shared.absent import absent, stated
+    from headscope.analyses.shared.lookback import Detector, log_odds, ratios, windowed
     from headscope.probes import capture
     from headscope.probes.generation import generate
     from headscope.probes.tokens import encode
@@ -114,8 +122,8 @@ def run(
         ("answer", answer), ("new_tokens", new_tokens), ("window", window), ("prefix", prefix),
         ("ablated", ablated), ("draws", draws),
     ):  # fmt: skip
-        _check.at_least(name, value, 1)
-    _check.between("answer", answer, 1, new_tokens)
+        check.at_least(name, value, 1)
+    check.between("answer", answer, 1, new_tokens)
     if len(task) < 4:
         raise Refused(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     present = stated(task)
@@ -223,7 +231,7 @@ def run(
     attrs = capture(model, present, stats=("lse",))
     ablated = min(ablated, len(heads(attrs)) // 2)
     telling = np.abs(variables["head_auroc"].values - 0.5)
-    checked, conditions, record = _causal.check(
+    checked, conditions, record = removal.check(
         "accuracy", "Accuracy where the fact is stated", model, present, top(telling, ablated),
         heads(attrs), kind="lookback", draws=draws, seed=seed, progress=progress,
     )  # fmt: skip
@@ -248,7 +256,7 @@ def run(
     )  # fmt: skip
 
 
-def _part(progress: _causal.Progress | None, before: int, total: int) -> _causal.Progress | None:
+def _part(progress: removal.Progress | None, before: int, total: int) -> removal.Progress | None:
     """Count the prompts of one condition behind those of the conditions before it."""
     if progress is None:
         return None

@@ -19,12 +19,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._received import steady_weight
-from headscope.analyses._result import averaged, dataset, require, variable
+from headscope.analyses.shared import check
+from headscope.analyses.shared.received import steady_weight
+from headscope.analyses.shared.result import averaged, dataset, require, variable
 
 if TYPE_CHECKING:
-    from headscope.analyses._massive import Found, Stream
+    from headscope.analyses.shared.stream_peaks import Found, Stream
     from headscope.probes.model import Model
 
 NEEDS = ("received",)
@@ -85,24 +85,24 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> result = execute("massive", load_model("headscope/bundled"), [[0, 5, 6, 7]])
     >>> result.attrs["massive"]
     []
     """
-    from headscope.analyses import _massive
-    from headscope.analyses._loss import tokens
+    from headscope.analyses.shared import stream_peaks
+    from headscope.analyses.shared.loss import tokens
 
-    _check.at_least("least", least, 0)
-    _check.at_least("ratio", ratio, 0)
-    _check.between("epsilon", epsilon, 0, 1)
-    _check.at_least("least_queries", least_queries, 1)
+    check.at_least("least", least, 0)
+    check.at_least("ratio", ratio, 0)
+    check.between("epsilon", epsilon, 0, 1)
+    check.at_least("least_queries", least_queries, 1)
     require(capture, NEEDS, "massive")
-    _check.one_text(capture.attrs.get("attention", "self"), "massive")
+    check.one_text(capture.attrs.get("attention", "self"), "massive")
 
     ids = tokens(capture)
-    stream = _massive.look(model, ids, least, ratio)
+    stream = stream_peaks.look(model, ids, least, ratio)
     alpha = steady_weight(capture, least_queries)
     sinks = np.where(np.isnan(alpha), -1.0, alpha).max((1, 2)) > epsilon
     massive = np.zeros_like(sinks)
@@ -154,7 +154,7 @@ def run(
         f"with massive activations are sinks, of {int(counts[:, 1].sum())} sink tokens. {note}"
     )
     coords: dict[str, Any] = {
-        "size": list(_massive.SIZES),
+        "size": list(stream_peaks.SIZES),
         "boundary": np.arange(model.layers + 1),
         "group": list(GROUPS),
         "condition": list(CONDITIONS),
@@ -190,16 +190,16 @@ def _losses(
     """Return the loss of every prompt under every condition, and what they say."""
     import torch
 
-    from headscope.analyses import _massive
-    from headscope.analyses._interval import bootstrap
-    from headscope.analyses._loss import predicts
-    from headscope.analyses._rowedits import losses
+    from headscope.analyses.shared import stream_peaks
+    from headscope.analyses.shared.interval import bootstrap
+    from headscope.analyses.shared.loss import predicts
+    from headscope.analyses.shared.rowedits import losses
 
     result = np.full((len(ids), len(CONDITIONS)), np.nan)
     if not predicts(capture):
         return result, "No loss: the model is not causal, so its logits predict no next token."
-    mean = _massive.means(found)
-    drawn = _massive.others(found, ids, model.module.config.get_text_config().hidden_size, seed)
+    mean = stream_peaks.means(found)
+    drawn = stream_peaks.others(found, ids, model.module.config.get_text_config().hidden_size, seed)
     plans = (
         (found, dict.fromkeys(found, 0.0)),
         (found, {one: mean[one.boundary, one.channel] for one in found}),
@@ -209,7 +209,7 @@ def _losses(
         given = torch.tensor([one])
         result[prompt, 0] = float(losses(model, given))
         for column, (places, values) in enumerate(plans if found else (), start=1):
-            with _massive.setting(model, prompt, places, values):
+            with stream_peaks.setting(model, prompt, places, values):
                 result[prompt, column] = float(losses(model, given))
     if not found:
         return result, "There is nothing to set to zero or to the mean."

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _causal, _check
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._result import averaged, dataset, interval, label, top, variable
+from headscope.analyses.shared import check, removal
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.result import averaged, dataset, interval, label, top, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(
     masking: str = "zero",
     draws: int = 3,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Plant needles over a grid of lengths and depths; score every head in every cell.
 
@@ -106,14 +106,14 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> options = {"lengths": "32,48", "depths": 2, "cell_prompts": 1, "counts": "1", "draws": 1}
     >>> result = execute("needle_sweep", load_model("headscope/bundled"), n=2, options=options)
     >>> result["accuracy"].dims
     ('length', 'depth')
     """
-    from headscope.analyses import _masking
+    from headscope.analyses.shared import head_masking
     from headscope.probes import capture, tasks
 
     model.check_predicts()
@@ -124,12 +124,12 @@ def run(
         ("depths", depths, 1), ("cell_prompts", cell_prompts, 1), ("span", span, 1),
         ("draws", draws, 1),
     ):  # fmt: skip
-        _check.at_least(name, value, least)
+        check.at_least(name, value, least)
     for name, share in (
         ("threshold", threshold), ("always", always), ("least_recalled", least_recalled),
     ):  # fmt: skip
-        _check.between(name, share, 0, 1)
-    _check.one_of("masking", masking, _masking.MASKINGS)
+        check.between(name, share, 0, 1)
+    check.one_of("masking", masking, head_masking.MASKINGS)
     places = [0.5] if depths == 1 else [float(place) for place in np.linspace(0, 1, depths)]
 
     def draw(number: int, length: int, depth: float | None = None) -> Task:
@@ -201,7 +201,7 @@ def run(
     coords: dict[str, list[object]] = {"length": [*words], "depth": [*places]}
     record: dict[str, object] = {"note": "The model recalls none of the needles; no curve."}
     if known.any():
-        curve, axes, record = _masking.curve(
+        curve, axes, record = head_masking.curve(
             model, draw(len(task), min(words)),
             top(variables["mean_set"].values, on.size), steps,
             masking=masking, draws=draws, seed=seed, source=SOURCE, progress=progress,
@@ -239,10 +239,10 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def _read(
-    model: Model, cells: list[list[Task]], progress: _causal.Progress | None
+    model: Model, cells: list[list[Task]], progress: removal.Progress | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], str]:
     """Score every prompt of every cell (length, depth, prompt, ...), and digest their tokens."""
-    from headscope.analyses._steps import look, right, score
+    from headscope.analyses.shared.needle_steps import look, right, score
     from headscope.probes.prompts import read
 
     total = sum(len(row) for row in cells)

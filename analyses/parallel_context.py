@@ -17,12 +17,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._growth import mean
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._loss import observed, predicts, tokens
-from headscope.analyses._result import averaged, dataset, require
+from headscope.analyses.shared import check
+from headscope.analyses.shared.growth import mean
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.loss import observed, predicts, tokens
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, require
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -82,19 +82,19 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> given = [list(range(40)), list(range(2, 42))]
     >>> execute("parallel_context", model, given)["question_loss"].sizes["condition"]
     3
     """
-    _check.at_least("blocks", blocks, 2)
-    _check.at_least("prefix", prefix, 1)
-    _check.between("question", question, 0.05, 0.9)
-    _check.at_least("prompts", prompts, 1)
+    check.at_least("blocks", blocks, 2)
+    check.at_least("prefix", prefix, 1)
+    check.between("question", question, 0.05, 0.9)
+    check.at_least("prompts", prompts, 1)
     require(capture, NEEDS, "parallel_context")
-    _check.one_text(capture.attrs.get("attention", "self"), "parallel_context")
+    check.one_text(capture.attrs.get("attention", "self"), "parallel_context")
     if not predicts(capture):
         raise Refused("model: blocks before a question need causal order in every layer")
 

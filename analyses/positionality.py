@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _check, _frozen, _logits
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._logits import Array
-from headscope.analyses._result import averaged, dataset, interval, label, require, top
+from headscope.analyses.shared import check, freezing, logit_rows
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.logit_rows import Array
+from headscope.analyses.shared.result import averaged, dataset, interval, label, require, top
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -86,19 +86,19 @@ def run(
     ('layer', 'head')
     """
     for name, value, least in (("queries", queries, 1), ("skip", skip, 1), ("frozen", frozen, 1)):
-        _check.at_least(name, value, least)
-    _check.at_least("checked", checked, 2)
+        check.at_least(name, value, least)
+    check.at_least("checked", checked, 2)
     require(capture, (*KEEP, *NEEDS), "positionality")
-    _logits.refuse_other(capture, "positionality")
+    logit_rows.refuse_other(capture, "positionality")
     count = capture.sizes["prompt"]
     if count < 2:
         raise Refused("prompts: positionality compares prompts; give 2 or more")
 
     shortest = int(capture["length"].values.min())
-    places = _logits.chosen(shortest, queries, skip)
+    places = logit_rows.chosen(shortest, queries, skip)
     own = np.full((count, capture.sizes["layer"], capture.sizes["head"], len(places)), np.nan)
     shared = own.copy()
-    for layer in np.flatnonzero(_logits.attending(capture)):
+    for layer in np.flatnonzero(logit_rows.attending(capture)):
         own[:, layer], shared[:, layer] = _overlaps(capture, int(layer), places)
     scores = (shared / own.mean(0)).mean(-1)
     convention = (
@@ -122,7 +122,7 @@ def run(
     size = min(frozen, len(ranked) // 2)
     groups = {"most positional": ranked[:size], "least positional": ranked[-size:]}
     coords: dict[str, Any] = {}
-    note = _frozen.reason(capture)
+    note = freezing.reason(capture)
     if note:
         note = f"No causal check: {note}."
     else:
@@ -162,11 +162,11 @@ def _overlaps(
     total = np.zeros((capture.sizes["head"], len(places), longest))
     # Twice through the prompts: their maps together may be larger than memory.
     for prompt in range(count):
-        weights = _logits.rows(capture, prompt, layer, places).weights()
+        weights = logit_rows.rows(capture, prompt, layer, places).weights()
         total[..., : weights.shape[-1]] += weights
     own, shared = [], []
     for prompt in range(count):
-        weights = _logits.rows(capture, prompt, layer, places).weights()
+        weights = logit_rows.rows(capture, prompt, layer, places).weights()
         square = (weights**2).sum(-1)
         own.append(square)
         shared.append(((weights * total[..., : weights.shape[-1]]).sum(-1) - square) / (count - 1))
@@ -178,7 +178,7 @@ def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked:
     from headscope.probes.edits import Ablate
 
     lengths = capture["length"].values
-    causal = bool(capture["causal"].values[_logits.attending(capture)].all())
+    causal = bool(capture["causal"].values[logit_rows.attending(capture)].all())
     found: list[list[float]] = []
     for prompt in range(capture.sizes["prompt"]):
         fits = lengths >= lengths[prompt] if causal else lengths == lengths[prompt]
@@ -188,8 +188,8 @@ def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked:
         row = []
         for heads in groups:
             patterns = _mean(capture, others, heads, int(lengths[prompt]))
-            for edits in (_frozen.fix(patterns), [Ablate(heads=tuple(heads))]):
-                row.append(_frozen.divergence(model, capture, prompt, edits))
+            for edits in (freezing.fix(patterns), [Ablate(heads=tuple(heads))]):
+                row.append(freezing.divergence(model, capture, prompt, edits))
         found.append(row)
     return np.asarray(found)
 
@@ -201,7 +201,7 @@ def _mean(
     patterns = {head: np.zeros((length, length)) for head in heads}
     for layer in sorted({layer for layer, _ in heads}):
         for prompt in prompts:
-            weights = _logits.rows(capture, prompt, layer, np.arange(length)).weights()
+            weights = logit_rows.rows(capture, prompt, layer, np.arange(length)).weights()
             for at, head in heads:
                 if at == layer:
                     patterns[at, head] += weights[head, :, :length] / len(prompts)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _causal, _check
-from headscope.analyses._interval import bootstrap, crossed
-from headscope.analyses._result import averaged, dataset, heads, interval, label, top
+from headscope.analyses.shared import check, removal
+from headscope.analyses.shared.interval import bootstrap, crossed
+from headscope.analyses.shared.result import averaged, dataset, heads, interval, label, top
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(
     best: int = 5,
     draws: int = 5,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Score every head by how much more a question looks at its document than a null question.
 
@@ -81,20 +81,20 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> result = execute("query_focus", load_model("headscope/bundled"), n=4, options={"draws": 1})
     >>> result["qr_score"].dims
     ('layer', 'head')
     """
-    from headscope.analyses._absent import stated
-    from headscope.analyses._query_focus import document_scores, documents
+    from headscope.analyses.shared.absent import stated
+    from headscope.analyses.shared.query_focus import document_scores, documents
     from headscope.probes import capture
     from headscope.probes.tokens import encode
 
     model.check_predicts()
     for name, value in (("query_words", query_words), ("best", best), ("draws", draws)):
-        _check.at_least(name, value, 1)
+        check.at_least(name, value, 1)
     if len(task) < 4:
         raise Refused(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     null = model.tokenizer.encode(null_query, add_special_tokens=False)
@@ -159,7 +159,7 @@ def run(
     best = min(best, len(every) // 2)
     chosen = top(np.mean([scores[row] for row in train], axis=0), best)
     rest = [head for head in every if head not in chosen]
-    sets = _causal.random_sets(rest, best, draws, seed)
+    sets = removal.random_sets(rest, best, draws, seed)
 
     def first(group: list[tuple[int, int]] | tuple[tuple[int, int], ...]) -> NDArray[np.float64]:
         layers, columns = zip(*group, strict=True)
@@ -182,7 +182,7 @@ def run(
         f"tried on {len(test)} others; by chance {np.mean(1 / np.asarray(sizes)):.2f}",
     )  # fmt: skip
     overall = variables["qr_score"].values
-    checked, conditions, record = _causal.check(
+    checked, conditions, record = removal.check(
         "accuracy", f"Accuracy on {task.name}", model, cut, top(overall, best), every,
         kind="query-focused", draws=draws, seed=seed, progress=progress,
     )  # fmt: skip

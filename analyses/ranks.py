@@ -20,9 +20,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _frozen, _keys, _logits
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._result import averaged, dataset, interval, require, variable
+from headscope.analyses.shared import check, freezing, keys, logit_rows
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.result import averaged, dataset, interval, require, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def run(
     >>> bool((ranks.run(cap, model)["qk_effective_rank"] <= model.head_size).all())
     True
     """
-    _check.between("variance", variance, 0.01, 1.0)
-    _check.one_of("norm", norm, NORMS)
-    _check.at_least("checked", checked, 1)
+    check.between("variance", variance, 0.01, 1.0)
+    check.one_of("norm", norm, NORMS)
+    check.at_least("checked", checked, 1)
     require(capture, KEEP, "ranks")
-    _check.one_text(capture.attrs.get("attention", "self"), "ranks")
+    check.one_text(capture.attrs.get("attention", "self"), "ranks")
     from headscope.probes import rotation, weights
 
     lengths = capture["length"].values
@@ -122,7 +122,7 @@ def run(
                 "directions", "sequential", 0, head_size, source=BOTTLENECK,
                 convention=f"{words}; {stated}{turned if circuit == 'qk' else ''}",
             )  # fmt: skip
-    after, before = _keys.ranks(capture, turns, variance)
+    after, before = keys.ranks(capture, turns, variance)
     convention = (
         f"principal components that hold {variance:.0%} of the variance of {int(lengths.sum())} "
         f"keys; head size {head_size}"
@@ -151,11 +151,11 @@ def run(
         "kv_head": np.arange(capture.sizes["kv_head"]),
         "boundary": ["input", *(f"after L{layer}" for layer in range(capture.sizes["layer"]))],
     }
-    note = _frozen.reason(capture)
+    note = freezing.reason(capture)
     if note:
         note = f"No causal check of the key rank: {note}."
     else:
-        moved = _keys.moved(model, capture, after, checked, seed)
+        moved = keys.moved(model, capture, after, checked, seed)
         mean, lower, upper = bootstrap(moved, seed=seed)
         variables |= interval(
             "moved", ("condition",), mean, lower, upper,
@@ -238,7 +238,7 @@ def _weights(capture: xr.Dataset, found: Weights) -> dict[tuple[str, str], Array
         for kind in ("stable", "effective")
     }
     groups = capture["kv_group"].values
-    for layer in np.flatnonzero(_logits.attending(capture)):
+    for layer in np.flatnonzero(logit_rows.attending(capture)):
         q, k, v, o = (found.of(int(layer), part).numpy() for part in "qkvo")
         pairs = {"qk": (q, k[groups]), "ov": (v[groups], np.swapaxes(o, 1, 2))}
         for circuit, (one, two) in pairs.items():

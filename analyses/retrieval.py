@@ -20,8 +20,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _causal, _check
-from headscope.analyses._result import (
+from headscope.analyses.shared import check, removal
+from headscope.analyses.shared.result import (
     above,
     attending,
     averaged,
@@ -55,7 +55,7 @@ def run(
     recall_prompts: int = 12,
     draws: int = 5,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Score every head by what it copies from a needle, and by its weight on recalled facts.
 
@@ -100,7 +100,7 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("retrieval", model, n=2, options={"draws": 1, "recall_prompts": 2})
@@ -110,12 +110,12 @@ def run(
     from headscope.probes import capture as capture_prompts
     from headscope.probes import tasks
 
-    _check.between("threshold", threshold, 0, 1)
-    _check.between("least_recalled", least_recalled, 0, 1)
+    check.between("threshold", threshold, 0, 1)
+    check.between("least_recalled", least_recalled, 0, 1)
     for name, value in (
         ("recall_prompts", recall_prompts), ("draws", draws),
     ):  # fmt: skip
-        _check.at_least(name, value, 1)
+        check.at_least(name, value, 1)
     require(capture, NEEDS, "retrieval")
 
     steps = _Steps(capture, model, task)
@@ -171,7 +171,7 @@ def run(
     records: dict[str, Any] = {}
     for name, (subject, ranking) in checks.items():
         kind = "retrieval" if name == "needle" and scored else "recall"
-        results, conditions, records[name] = _causal.check(
+        results, conditions, records[name] = removal.check(
             f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
             above(ranking, threshold, len(pool) // 2), pool, kind=kind, draws=draws, seed=seed,
             progress=progress,
@@ -199,7 +199,7 @@ class _Steps:
     """What every head copies at the decode steps of every prompt."""
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task) -> None:
-        from headscope.analyses import _steps
+        from headscope.analyses.shared import needle_steps
         from headscope.kernels.refusal import Refused
         from headscope.probes.tokens import encode
 
@@ -217,7 +217,7 @@ class _Steps:
         for prompt, (ids, asked) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
             rows = keys.isel(prompt=prompt, query=[each.at for each in asked]).values
             looked = np.nan_to_num(rows, nan=-1.0).astype(np.int64)
-            scores.append(_steps.score(ids, asked, looked, _generate(model, ids, asked)))
+            scores.append(needle_steps.score(ids, asked, looked, _generate(model, ids, asked)))
         sets, multisets, recalled = zip(*scores, strict=True)
         self.sets, self.multisets = np.stack(sets), np.stack(multisets)
         self.recalled = np.asarray(recalled, dtype=np.float64)

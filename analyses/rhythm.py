@@ -19,12 +19,20 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _coupling
-from headscope.analyses._causal import Progress
-from headscope.analyses._growth import mean, per_query, stated
-from headscope.analyses._interval import percentiles
-from headscope.analyses._loss import contrast, predicts, tokens, verdict
-from headscope.analyses._result import averaged, dataset, interval, label, require, top, variable
+from headscope.analyses.shared import check, lagged
+from headscope.analyses.shared.growth import mean, per_query, stated
+from headscope.analyses.shared.interval import percentiles
+from headscope.analyses.shared.loss import contrast, predicts, tokens, verdict
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import (
+    averaged,
+    dataset,
+    interval,
+    label,
+    require,
+    top,
+    variable,
+)
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -99,21 +107,21 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> given = [list(range(40)), list(range(2, 42))]
     >>> execute("rhythm", model, given, options={"causal_prompts": 0})["coupling"].dims
     ('lag',)
     """
-    _check.at_least("window", window, 2)
-    _check.between("extremes", extremes, 0.01, 0.5)
-    _check.between("peaks", peaks, 0.01, 0.5)
+    check.at_least("window", window, 2)
+    check.between("extremes", extremes, 0.01, 0.5)
+    check.between("peaks", peaks, 0.01, 0.5)
     for name, value, low in (("lags", lags, 1), ("skip", skip, 0), ("shifts", shifts, 20)):
-        _check.at_least(name, value, low)
-    _check.at_least("causal_prompts", causal_prompts, 0)
+        check.at_least(name, value, low)
+    check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "rhythm")
-    _check.one_text(capture.attrs.get("attention", "self"), "rhythm")
+    check.one_text(capture.attrs.get("attention", "self"), "rhythm")
     if not predicts(capture):
         raise Refused("model: the rhythm looks from earlier to later, which needs causal layers")
     lengths = capture["length"].values
@@ -131,11 +139,11 @@ def run(
     local, far = top(-typical, size), top(typical, size)
     waad, fai = _over(reach, local), _over(influence, far)
     plans, anchors = (
-        [_coupling.highest(one[:end], peaks, skip) for one, end in zip(each, lengths, strict=True)]
+        [lagged.highest(one[:end], peaks, skip) for one, end in zip(each, lengths, strict=True)]
         for each in (waad, fai)
     )
-    coupling = _coupling.coupled(plans, anchors, lengths, lags, skip)
-    null = _coupling.chance(plans, anchors, lengths, lags, skip, shifts, seed)
+    coupling = lagged.coupled(plans, anchors, lengths, lags, skip)
+    null = lagged.chance(plans, anchors, lengths, lags, skip, shifts, seed)
 
     near, last = capture.attrs["horizon"]
     convention = (

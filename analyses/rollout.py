@@ -18,9 +18,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._result import averaged, dataset, require, require_maps, variable
+from headscope.analyses.shared import check
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, require, require_maps, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("rollout", model, n=2, options={"substitutes": 1})
@@ -87,10 +87,10 @@ def run(
     ('query', 'key')
     """
     require(capture, NEEDS, "rollout")
-    _check.one_text(capture.attrs.get("attention", "self"), "rollout")
+    check.one_text(capture.attrs.get("attention", "self"), "rollout")
     require_maps(capture, "rollout")
-    _check.at_least("substitutes", substitutes, 1)
-    _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    check.at_least("substitutes", substitutes, 1)
+    check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     longest = capture.sizes["query"]
     if longest > flow_tokens:
         raise Refused(
@@ -193,27 +193,27 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     >>> found["rollout"].dims, round(float(found["rollout"].sum()), 5)
     (('query', 'key'), 1.0)
     """
-    from headscope.analyses import _rows
+    from headscope.analyses.shared import rows
 
     for name in ("q", "k", "lse"):
         if name not in capture:
             raise Refused(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
-    _check.one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
+    check.one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
     if "position_bias" in capture.coords:
         raise Refused("capture: rows know no position bias, which this model adds to its logits")
     require_maps(capture, "rollout")
     if capture.attrs.get("reweighted"):
         raise Refused("edits: the weights of this capture were edited, and q and k do not tell how")
-    _check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     length = int(capture["length"].values[prompt])
     if len(positions) == 0:
         raise Refused("positions: none; give at least one, such as positions=(-1,)")
     for position in positions:
-        _check.between("positions", position, -length, length - 1)
+        check.between("positions", position, -length, length - 1)
     queries = np.array([position % length for position in positions])
     tokens = capture["token"].transpose("prompt", "query").values[prompt, :length].astype(str)
     values = variable(
-        ("query", "key"), _rows.follow(capture, prompt, queries.tolist()), "Attention rollout",
+        ("query", "key"), rows.follow(capture, prompt, queries.tolist()), "Attention rollout",
         "share", "sequential", 0, 1, convention="product of the Â of all layers", source=SOURCE,
     )  # fmt: skip
     coords = {
@@ -239,23 +239,23 @@ class _Prompt:
         *,
         full: bool,
     ) -> None:
-        from headscope.analyses import _attribution, _flow
+        from headscope.analyses.shared import attribution, maxflow
 
         self.ids = every[number]
         size = len(self.ids)
         order = ("layer", "head", "query", "key")
         maps = capture["pattern"].isel(prompt=number).transpose(*order).values[..., :size, :size]
-        mixed = _flow.mix(np.nan_to_num(maps.astype(np.float64)))
+        mixed = maxflow.mix(np.nan_to_num(maps.astype(np.float64)))
         self.raw = np.nan_to_num(maps[-1].astype(np.float64)).mean(0)
-        self.rollout = _flow.rollout(mixed)
-        self.flow = _flow.flow(mixed, None if full else [size - 1])
+        self.rollout = maxflow.rollout(mixed)
+        self.flow = maxflow.flow(mixed, None if full else [size - 1])
         tokens = capture["token"].transpose("prompt", "query").values[number, :size]
         self.tokens = tokens.astype(str)
-        answer = _attribution.predicted(model, self.ids)
+        answer = attribution.predicted(model, self.ids)
         self.answer = model.words([answer])[0]
         others = _substitutes(self.ids, every, substitutes, generator)
-        self.effect = _attribution.replacement_effect(model, self.ids, answer, others)
-        self.gradient = _attribution.input_gradient(model, self.ids, answer)
+        self.effect = attribution.replacement_effect(model, self.ids, answer, others)
+        self.gradient = attribution.input_gradient(model, self.ids, answer)
 
     def agreement(self) -> NDArray[np.float64]:
         """Return Spearman's ρ of the effect and the gradient with each row of ROWS (2, 3)."""

@@ -21,11 +21,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._codes import softmax
-from headscope.analyses._interval import t_interval
-from headscope.analyses._result import dataset, heads, interval, label, require, top, variable
+from headscope.analyses.shared import check
+from headscope.analyses.shared.codes import softmax
+from headscope.analyses.shared.interval import t_interval
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import dataset, heads, interval, label, require, top, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("sae_circuits", model, n=2, options={"epochs": 5, "trials": 2})
@@ -120,34 +120,34 @@ def run(
     """
     import torch
 
-    from headscope.analyses import _gates, _outputs
-    from headscope.analyses._trials import Trials, auc
+    from headscope.analyses.shared import gating, head_outputs
+    from headscope.analyses.shared.code_trials import Trials, auc
 
     for name, value, least in (
         ("features", features, 2), ("examples", examples, 1), ("epochs", epochs, 1),
         ("trials", trials, 2), ("truth_prompts", truth_prompts, 2), ("edges", edges, 1),
         ("rate", rate, 0), ("sparsity", sparsity, 0), ("threshold", threshold, 0),
     ):  # fmt: skip
-        _check.at_least(name, value, least)
+        check.at_least(name, value, least)
     require(capture, KEEP, "sae_circuits")
 
     if len(model.geometry.attending) < 2:
         raise Refused(
             f"model: {model.name} has one layer with an attention map; an edge needs heads of two"
         )
-    negatives = _gates.corrupted(model, task)
+    negatives = gating.corrupted(model, task)
     some = replace(task, prompts=task.prompts[:truth_prompts])
-    intact = float(_gates.intact(model, some, task.metric).mean())
-    others = _gates.outputs(negatives.isel(prompt=slice(truth_prompts)))
-    without = _gates.leave_one_out(model, some, task.metric, others, progress).mean(0)
+    intact = float(gating.intact(model, some, task.metric).mean())
+    others = gating.outputs(negatives.isel(prompt=slice(truth_prompts)))
+    without = gating.leave_one_out(model, some, task.metric, others, progress).mean(0)
     moved = intact - without
     truth = np.abs(moved) > threshold * abs(intact)
 
     names = heads(capture)
     grid_of = _Grid(names, truth.shape)
-    weights = _outputs.output_weights(model)
-    clean = _outputs.mean_outputs(capture, weights)[:, grid_of.places]
-    corrupted = _outputs.mean_outputs(negatives, weights)[:, grid_of.places]
+    weights = head_outputs.output_weights(model)
+    clean = head_outputs.mean_outputs(capture, weights)[:, grid_of.places]
+    corrupted = head_outputs.mean_outputs(negatives, weights)[:, grid_of.places]
 
     pairs = [
         (source, target)

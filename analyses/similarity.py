@@ -18,9 +18,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check, _frozen, _logits, _signatures
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._result import averaged, dataset, interval, label, require, variable
+from headscope.analyses.shared import check, freezing, logit_rows, signatures
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.result import averaged, dataset, interval, label, require, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def run(
     (32, 32)
     """
     for name, value, least in (("clusters", clusters, 2), ("queries", queries, 2)):
-        _check.at_least(name, value, least)
+        check.at_least(name, value, least)
     for name, value in (("skip", skip), ("swapped", swapped), ("checked", checked)):
-        _check.at_least(name, value, 1)
+        check.at_least(name, value, 1)
     require(capture, (*KEEP, *NEEDS), "similarity")
-    _logits.refuse_other(capture, "similarity")
+    logit_rows.refuse_other(capture, "similarity")
     names = [
         (int(layer), head)
-        for layer in np.flatnonzero(_logits.attending(capture))
+        for layer in np.flatnonzero(logit_rows.attending(capture))
         for head in range(capture.sizes["head"])
     ]
     if len(names) <= clusters:
@@ -110,9 +110,9 @@ def run(
     likest = nearest.copy()
     writes = _writes(model, names)
     for prompt in range(count):
-        places = _logits.chosen(int(capture["length"].values[prompt]), each, skip)
-        rows = _signatures.of_prompt(capture, prompt, places)
-        far = _signatures.divergences(np.stack([rows[head] for head in names]))
+        places = logit_rows.chosen(int(capture["length"].values[prompt]), each, skip)
+        rows = signatures.of_prompt(capture, prompt, places)
+        far = signatures.divergences(np.stack([rows[head] for head in names]))
         near = _cosines(_outputs(capture, prompt, places, names, writes))
         apart, alike = apart + far / count, alike + near / count
         for at, head in enumerate(names):
@@ -127,7 +127,7 @@ def run(
     for head, group in zip(names, groups, strict=True):
         grid[head] = group
     convention = f"mean over {each} queries of each of {count} prompts"
-    pooled = f"Jensen–Shannon divergence, {convention}; {_signatures.WHAT}"
+    pooled = f"Jensen–Shannon divergence, {convention}; {signatures.WHAT}"
     written = f"cosine of z W_O in the residual stream, {convention}"
     variables = {
         "pattern_divergence": variable(
@@ -160,7 +160,7 @@ def run(
     }  # fmt: skip
     ordered = [label(names[at]) for at in order]
     coords: dict[str, Any] = {"one": ordered, "other": ordered}
-    note = _frozen.reason(capture)
+    note = freezing.reason(capture)
     if note:
         note = f"No causal check: {note}."
     else:
@@ -260,13 +260,13 @@ def _moved(
     for prompt in range(min(checked, capture.sizes["prompt"])):
         whole = np.arange(int(capture["length"].values[prompt]))
         maps = {
-            layer: _logits.rows(capture, prompt, layer, whole).weights()
+            layer: logit_rows.rows(capture, prompt, layer, whole).weights()
             for layer in {names[other][0] for each in pairs for _, other in each}
         }
         row = []
         for each in pairs:
             patterns = {names[at]: maps[names[to][0]][names[to][1]] for at, to in each}
-            row.append(_frozen.divergence(model, capture, prompt, _frozen.fix(patterns)))
+            row.append(freezing.divergence(model, capture, prompt, freezing.fix(patterns)))
         found.append(row)
     return np.asarray(found)
 

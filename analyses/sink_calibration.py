@@ -20,10 +20,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._received import steady_weight
-from headscope.analyses._result import averaged, dataset, label, require, variable
+from headscope.analyses.shared import check
+from headscope.analyses.shared.received import steady_weight
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, label, require, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -89,21 +89,21 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("sink_calibration", model, [[0, 5, 6, 7]])
     >>> result["first_less"].dims
     ('layer', 'head')
     """
-    from headscope.analyses._loss import predicts, tokens
+    from headscope.analyses.shared.loss import predicts, tokens
 
-    _check.between("epsilon", epsilon, 0, 1)
-    _check.at_least("least_queries", least_queries, 1)
-    _check.at_least("least_change", least_change, 0)
-    _check.at_least("prompts", prompts, 1)
+    check.between("epsilon", epsilon, 0, 1)
+    check.at_least("least_queries", least_queries, 1)
+    check.at_least("least_change", least_change, 0)
+    check.at_least("prompts", prompts, 1)
     require(capture, NEEDS, "sink_calibration")
-    _check.one_text(capture.attrs.get("attention", "self"), "sink_calibration")
+    check.one_text(capture.attrs.get("attention", "self"), "sink_calibration")
     if not predicts(capture):
         raise Refused(
             "model: sink_calibration measures the loss on the next token, which a model without "
@@ -211,7 +211,7 @@ class _Sweep:
         self, gammas: list[float], step: Callable[[int], None]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
-        from headscope.analyses._rowedits import losses, swept
+        from headscope.analyses.shared.rowedits import losses, swept
 
         attending, heads = self.model.geometry.attending, self.model.heads
         single = np.full((len(SETS), len(gammas), self.model.layers, heads), np.nan)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _check
-from headscope.analyses._result import dataset, interval, label, require, top
+from headscope.analyses.shared import check
+from headscope.analyses.shared.result import dataset, interval, label, require, top
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> result = execute("sink_controls", model, [[0, 5, 6, 7]], options={"prompts": 2})
@@ -78,9 +78,9 @@ def run(
     from headscope.analyses import sinks
     from headscope.probes import capture as capture_prompts
 
-    _check.between("epsilon", epsilon, 0.0, 1.0)
-    _check.at_least("tokens", tokens, 9)
-    _check.at_least("prompts", prompts, 2)
+    check.between("epsilon", epsilon, 0.0, 1.0)
+    check.at_least("tokens", tokens, 9)
+    check.at_least("prompts", prompts, 2)
     require(capture, NEEDS, "sink_controls")
     if model.attention in ("decoder", "cross"):
         raise Refused(

@@ -20,9 +20,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._received import largest, lengths_of, steady_weight, words_of
-from headscope.analyses._result import averaged, dataset, require
+from headscope.analyses.shared import check
+from headscope.analyses.shared.received import largest, lengths_of, steady_weight, words_of
+from headscope.analyses.shared.result import averaged, dataset, require
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -76,19 +76,19 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> result = execute("sink_topology", load_model("headscope/bundled"), [[0, *range(5, 40)]])
     >>> result.attrs["positional_encoding"]
     'rotary (default)'
     """
-    from headscope.analyses._encoding import positional_encoding
+    from headscope.analyses.shared.encoding import positional_encoding
 
-    _check.between("epsilon", epsilon, 0, 1)
-    _check.between("most", most, 0.5, 1)
-    _check.at_least("least_queries", least_queries, 1)
+    check.between("epsilon", epsilon, 0, 1)
+    check.between("most", most, 0.5, 1)
+    check.at_least("least_queries", least_queries, 1)
     require(capture, NEEDS, "sink_topology")
-    _check.one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
+    check.one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
 
     alpha = steady_weight(capture, least_queries)
     lengths = lengths_of(capture)

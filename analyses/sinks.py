@@ -19,8 +19,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._received import (
+from headscope.analyses.shared import check
+from headscope.analyses.shared.received import (
     causal,
     largest,
     lengths_of,
@@ -28,7 +28,7 @@ from headscope.analyses._received import (
     weight,
     words_of,
 )
-from headscope.analyses._result import averaged, dataset, label, require, top, variable
+from headscope.analyses.shared.result import averaged, dataset, label, require, top, variable
 
 NEEDS = ("received",)
 
@@ -84,8 +84,8 @@ def run(
     >>> sinks.run(cap, epsilon=0.3)["sink"].dims
     ('layer', 'head')
     """
-    _check.between("epsilon", epsilon, 0.0, 1.0)
-    _check.at_least("least_queries", least_queries, 1)
+    check.between("epsilon", epsilon, 0.0, 1.0)
+    check.at_least("least_queries", least_queries, 1)
     require(capture, NEEDS, "sinks")
 
     received = weight(capture)

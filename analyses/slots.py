@@ -20,10 +20,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _causal, _check, _documents
-from headscope.analyses._interval import draws as resamples
-from headscope.analyses._interval import percentiles
-from headscope.analyses._result import above, averaged, dataset, interval, label, top
+from headscope.analyses.shared import check, removal, slotting
+from headscope.analyses.shared.interval import draws as resamples
+from headscope.analyses.shared.interval import percentiles
+from headscope.analyses.shared.result import above, averaged, dataset, interval, label, top
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -46,7 +46,7 @@ def run(
     least_relevance: float = 0.1,
     draws: int = 2,
     seed: int = 0,
-    progress: _causal.Progress | None = None,
+    progress: removal.Progress | None = None,
 ) -> xr.Dataset:
     """Separate positional bias from relevance, head by head, by moving documents over slots.
 
@@ -85,7 +85,7 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> execute("slots", model, n=2, options={"draws": 1})["relevance"].dims
@@ -95,15 +95,15 @@ def run(
     from headscope.probes.forward import evaluate
     from headscope.probes.task import Task
 
-    _check.at_least("length", length, 0)
-    _check.between("least_relevance", least_relevance, 0, 1)
-    _check.at_least("draws", draws, 1)
+    check.at_least("length", length, 0)
+    check.between("least_relevance", least_relevance, 0, 1)
+    check.at_least("draws", draws, 1)
     if length:
         task = tasks.make(
             TASK, tokenizer=model.tokenizer, n=len(task), seed=task.seed, length=length, queries=1
         )
-    moved = _documents.move(task, model)
-    parts = [_documents.masses(model, one) for one in moved]
+    moved = slotting.move(task, model)
+    parts = [slotting.masses(model, one) for one in moved]
     asked, dummy = np.stack([part[0] for part in parts]), np.stack([part[1] for part in parts])
     count = asked.shape[1]
     # Masses on the slot where the moved document stands: prompt, layer, head, slot.
@@ -128,7 +128,7 @@ def run(
     )  # fmt: skip
     scores = variables["relevance"].values
     pool = [(int(a), int(b)) for a, b in np.argwhere(np.isfinite(scores))]
-    accuracy, conditions, record = _causal.check(
+    accuracy, conditions, record = removal.check(
         "relevance_accuracy", "Accuracy on the moved facts", model, facts,
         above(scores, least_relevance, len(pool) // 2), pool, kind="relevance", draws=draws,
         seed=seed, progress=progress,
@@ -171,7 +171,7 @@ def run(
 
 def _scores(on_asked: Array, on_dummy: Array, convention: str, seed: int) -> dict[str, xr.Variable]:
     """Describe bias and relevance of every head."""
-    tilt, bend = _documents.curve(on_dummy)
+    tilt, bend = slotting.curve(on_dummy)
     variables: dict[str, xr.Variable] = {}
     for name, values, title in (
         ("asked_mass", on_asked, "Mass on the asked fact by slot"),
@@ -194,8 +194,8 @@ def _scores(on_asked: Array, on_dummy: Array, convention: str, seed: int) -> dic
             seed=seed, convention=f"{said}; {convention}", source=SOURCE,
         )  # fmt: skip
     variables |= _wave(on_dummy, convention, seed)
-    shares = _documents.explained(on_asked.mean(0), on_dummy.mean(0))
-    each = [_documents.explained(*pair) for pair in zip(on_asked, on_dummy, strict=True)]
+    shares = slotting.explained(on_asked.mean(0), on_dummy.mean(0))
+    each = [slotting.explained(*pair) for pair in zip(on_asked, on_dummy, strict=True)]
     variables |= averaged(
         "explained", ("by",), np.array([[np.nanmean(share) for share in one] for one in each]),
         "Variance of the mass over slots and documents", "share of variance", "sequential", 0, 1,
@@ -221,9 +221,9 @@ def _wave(bias: Array, convention: str, seed: int) -> dict[str, xr.Variable]:
     if len(bias) > 1:
         drawn = resamples(len(bias), 300, seed) / len(bias)
         means = np.einsum("rp,pljs->rljs", drawn, bias)
-        lower, upper = percentiles(_documents.wave(means), 0.025)
+        lower, upper = percentiles(slotting.wave(means), 0.025)
     return interval(
-        "wave", ("layer", "head"), _documents.wave(bias.mean(0)), lower, upper,
+        "wave", ("layer", "head"), slotting.wave(bias.mean(0)), lower, upper,
         "Wave of the bias over slots", "share", "sequential", 0,
         convention=f"root mean square of what a parabola leaves of the mean bias; {convention}",
         source="Fortify the Shortest Stave",

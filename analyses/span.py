@@ -20,11 +20,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._growth import by_octave, mean, octaves, per_query, slope, so_far, stated
-from headscope.analyses._loss import contrast, predicts, tokens, verdict
-from headscope.analyses._result import averaged, dataset, label, require
+from headscope.analyses.shared import check
+from headscope.analyses.shared.growth import (
+    by_octave,
+    mean,
+    octaves,
+    per_query,
+    slope,
+    so_far,
+    stated,
+)
+from headscope.analyses.shared.loss import contrast, predicts, tokens, verdict
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, label, require
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -84,18 +92,18 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> given = [list(range(40)), list(range(2, 42))]
     >>> execute("span", model, given, options={"causal_prompts": 0})["growth"].dims
     ('layer', 'head')
     """
-    _check.at_least("shortest", shortest, 1)
-    _check.between("boundary", boundary, 0.0, 1.0)
-    _check.at_least("causal_prompts", causal_prompts, 0)
+    check.at_least("shortest", shortest, 1)
+    check.between("boundary", boundary, 0.0, 1.0)
+    check.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "span")
-    _check.one_text(capture.attrs.get("attention", "self"), "span")
+    check.one_text(capture.attrs.get("attention", "self"), "span")
 
     share = float(capture.attrs.get("share", 0.9))
     names, counts, spans = _measured(capture, model, shortest, share)

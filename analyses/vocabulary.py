@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses import _check
-from headscope.analyses._causal import Progress
-from headscope.analyses._result import averaged, dataset, label, require, top, variable
+from headscope.analyses.shared import check
+from headscope.analyses.shared.removal import Progress
+from headscope.analyses.shared.result import averaged, dataset, label, require, top, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -87,22 +87,22 @@ def run(
 
     Examples
     --------
-    >>> from headscope.analyses._runner import execute
+    >>> from headscope.analyses.shared.runner import execute
     >>> from headscope.probes import load_model
     >>> result = execute("vocabulary", load_model("headscope/bundled"), n=2)
     >>> str(result["type_stage"].sel(type="name-mover-like").values)
     'expression preparation'
     """
-    from headscope.analyses import _candidates, _gates, _vocabulary
+    from headscope.analyses.shared import candidates, gating, survey_terms
 
-    _check.at_least("k", k, 1)
-    _check.between("least_score", least_score, 0, 1)
-    _check.at_least("least_change", least_change, 0)
+    check.at_least("k", k, 1)
+    check.between("least_score", least_score, 0, 1)
+    check.at_least("least_change", least_change, 0)
     require(capture, (*NEEDS, *KEEP), "vocabulary")
     if "evidence" not in capture["target"].values:
         raise Refused("capture: vocabulary needs target_mass of the rule 'evidence'; give targets")
 
-    seen = _candidates.look(capture, model, task, k)
+    seen = candidates.look(capture, model, task, k)
     answer, wrong = (
         seen.to_answer * seen.suppresses,
         seen.to_wrong * seen.suppresses_wrong,
@@ -113,8 +113,8 @@ def run(
         "copy_suppression": np.sign((wrong - answer).mean(0)),
     }
     metric = "logit_difference"
-    intact = _gates.intact(model, task, metric)
-    lost = intact[:, None, None] - _gates.leave_one_out(model, task, metric, None, progress)
+    intact = gating.intact(model, task, metric)
+    lost = intact[:, None, None] - gating.leave_one_out(model, task, metric, None, progress)
     lost[:, list(model.geometry.without)] = np.nan
 
     grid, count = ("layer", "head"), len(intact)
@@ -138,12 +138,12 @@ def run(
         variables |= averaged(
             name, grid, samples, title, units, "diverging" if low else "sequential", low, 1,
             seed=seed, convention=convention, source=COPIES,
-            **_vocabulary.attributes(kind, "scoring"),
+            **survey_terms.attributes(kind, "scoring"),
         )  # fmt: skip
     variables |= averaged(
         "lost", grid, lost, f"Lost on {task.name} without the head", "logits", "diverging",
         seed=seed, convention=f"logit difference, intact − set to zero; {said}",
-        **_vocabulary.attributes("name-mover-like", "ablation"),
+        **survey_terms.attributes("name-mover-like", "ablation"),
     )  # fmt: skip
 
     kinds = np.full((model.layers, model.heads), "", dtype="<U16")
@@ -172,9 +172,9 @@ def run(
         variables,
         {
             "type": list(named),
-            "type_stage": ("type", [_vocabulary.TERMS[kind].stage for kind in named]),
-            "type_placed_by": ("type", [_vocabulary.TERMS[kind].placed_by for kind in named]),
-            **_vocabulary.coordinates(kinds, "scoring"),
+            "type_stage": ("type", [survey_terms.TERMS[kind].stage for kind in named]),
+            "type_placed_by": ("type", [survey_terms.TERMS[kind].placed_by for kind in named]),
+            **survey_terms.coordinates(kinds, "scoring"),
         },
         heads_by_type=named,
         note=" ".join(notes),

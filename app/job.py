@@ -199,9 +199,9 @@ def analyze_run(
     Refused
         For an unknown analysis or option, before anything runs.
     """
-    from headscope.analyses import _runner
+    from headscope.analyses.shared import runner
 
-    found = _runner.execute_many(
+    found = runner.execute_many(
         names,
         open_model(run),
         run.prompts(),

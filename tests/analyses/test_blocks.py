@@ -89,7 +89,7 @@ def test_planted_heads_are_a_window_a_stripe_and_neither(result):
 
 @pytest.mark.seed("A10")
 def test_the_needed_blocks_are_enough_for_the_bundled_model_and_random_ones_are_not(bundled):
-    from headscope.analyses._runner import execute
+    from headscope.analyses.shared.runner import execute
     from headscope.probes import tasks
 
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=1, length=160)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headscope.analyses import _causal, _runner, sinks
+from headscope.analyses import sinks
+from headscope.analyses.shared import removal, runner
 from headscope.probes import capture, tasks
 
 
@@ -19,13 +20,13 @@ def heads_above(scores: np.ndarray, least: float) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def types(bundled):
-    return _runner.execute("head_types", bundled, n=8, options={"draws": 4})
+    return runner.execute("head_types", bundled, n=8, options={"draws": 4})
 
 
 @pytest.fixture(scope="module")
 def retrieval(bundled):
     options = {"draws": 3, "recall_prompts": 8}
-    return _runner.execute("retrieval", bundled, n=6, options=options)
+    return runner.execute("retrieval", bundled, n=6, options=options)
 
 
 def test_the_bundled_model_has_induction_and_previous_token_heads(types):
@@ -55,10 +56,10 @@ def test_the_induction_heads_also_matter_on_fresh_prompts(bundled, types):
     fresh = tasks.make("induction", tokenizer=bundled.tokenizer, n=8, seed=1)
     top = heads(types.attrs["heads_by_type"]["induction"])
     rest = [(layer, head) for layer in range(4) for head in range(8) if (layer, head) not in top]
-    without = _causal.score(bundled, fresh, top, "accuracy").mean()
+    without = removal.score(bundled, fresh, top, "accuracy").mean()
     others = [
-        _causal.score(bundled, fresh, each, "accuracy").mean()
-        for each in _causal.random_sets(rest, len(top), 5, seed=7)
+        removal.score(bundled, fresh, each, "accuracy").mean()
+        for each in removal.random_sets(rest, len(top), 5, seed=7)
     ]
     # The median: a set that happens to hold the previous-token heads breaks induction as well.
     assert without < 0.3 < 0.8 < np.median(others)
@@ -85,7 +86,7 @@ def test_ablating_the_retrieval_heads_loses_the_needle(retrieval):
 
 @pytest.mark.seed("C1")
 def test_rollout_and_flow_track_replaced_tokens_better_than_raw_attention(bundled):
-    result = _runner.execute("rollout", bundled, n=10)
+    result = runner.execute("rollout", bundled, n=10)
     lower, upper = (result[f"ablation_correlation_{end}"].values for end in ("lower", "upper"))
     assert lower[1] > upper[0]
     assert lower[2] > upper[0]
@@ -96,7 +97,7 @@ def test_rollout_and_flow_track_replaced_tokens_better_than_raw_attention(bundle
 
 @pytest.mark.seed("D1")
 def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
-    result = _runner.execute("importance", bundled, n=12)
+    result = runner.execute("importance", bundled, n=12)
     assert float(result["intact"]) > 0
     for name in ("gate_vs_zero", "gate_vs_mean"):
         assert float(result[name]) > 0.4
@@ -126,7 +127,7 @@ def test_repeating_one_token_leaves_nothing_to_sink_into(bundled):
 @pytest.mark.seed("E1")
 def test_the_discrete_codes_stand_beside_their_baselines(bundled):
     options = {"trials": 3, "truth_prompts": 16}
-    result = _runner.execute("sae_circuits", bundled, n=64, options=options)
+    result = runner.execute("sae_circuits", bundled, n=64, options=options)
     assert 3 <= len(result.attrs["circuit"]) <= 16
     assert list(result["condition"].values) == [
         "trained SAE",
@@ -139,15 +140,15 @@ def test_the_discrete_codes_stand_beside_their_baselines(bundled):
 
 
 def test_the_circuit_found_by_resampling_carries_the_task(bundled):
-    result = _runner.execute("importance", bundled, n=12)
+    result = runner.execute("importance", bundled, n=12)
     lost = result["resample_ablation"].values
     circuit = heads_above(lost, 0.05 * float(result["intact"]))
     task = tasks.make("ioi", tokenizer=bundled.tokenizer, n=12, seed=3)
     every = [(layer, head) for layer in range(4) for head in range(8)]
     rest = [head for head in every if head not in circuit]
-    without = _causal.score(bundled, task, circuit, "logit_difference").mean()
+    without = removal.score(bundled, task, circuit, "logit_difference").mean()
     others = [
-        _causal.score(bundled, task, each, "logit_difference").mean()
-        for each in _causal.random_sets(rest, len(circuit), 4, seed=5)
+        removal.score(bundled, task, each, "logit_difference").mean()
+        for each in removal.random_sets(rest, len(circuit), 4, seed=5)
     ]
     assert without < 0.3 * np.mean(others)

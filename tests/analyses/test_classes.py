@@ -8,8 +8,9 @@ import torch
 from constructed import INDUCTION, PREVIOUS, SINK, repeated
 from sklearn.metrics import cohen_kappa_score
 
-from headscope.analyses import _agreement, _masks, _streaming, classes
-from headscope.analyses._runner import execute
+from headscope.analyses import classes
+from headscope.analyses.shared import agreement, masks, window_gates
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 from headscope.probes.edits import Window
@@ -25,16 +26,16 @@ def test_recovered_mass_is_that_of_the_whole_map(bundled, share) -> None:
     size, recent, skip = len(ids), 6, 9
     marks = np.broadcast_to(np.array(ids) == 0, (4, 8, size))
     first = np.broadcast_to(np.arange(size) < 3, (4, 8, size))
-    often = _masks.frequent(cap["received"].values[0], size, share)
+    often = masks.frequent(cap["received"].values[0], size, share)
     # The heavy hitters are the largest column sums.
     columns = weights.sum(2)
     assert (
         np.where(often, columns, np.inf).min(-1) >= np.where(often, 0, columns).max(-1) - 1e-5
     ).all()
     sets = {"special": marks, "first": first, "frequent": often}
-    found = _masks.recovered(bundled, ids, sets, recent, skip)
+    found = masks.recovered(bundled, ids, sets, recent, skip)
     back = np.arange(size)[:, None] - np.arange(size)[None, :]
-    for row, mask in enumerate(_masks.MASKS.values()):
+    for row, mask in enumerate(masks.MASKS.values()):
         kept = np.zeros((4, 8, 1, size), bool)
         for name in mask.sets:
             kept = kept | sets[name][:, :, None]
@@ -99,7 +100,7 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled) -> None:
             output[:, :-1].transpose(1, 2), wanted, reduction="none"
         ).mean(1)
 
-    found = _streaming.window_cost(bundled, ids, measure, 2, 5, lambda count: None)
+    found = window_gates.window_cost(bundled, ids, measure, 2, 5, lambda count: None)
     given = torch.tensor(ids)
     with torch.no_grad():
         intact = measure(logits(bundled, given), [0, 1])
@@ -127,8 +128,8 @@ def test_kappa_is_that_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     for _ in range(5):
         one, other = random.random((2, 40)) < 0.3
-        assert _agreement.kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))
-    assert np.isnan(_agreement.kappa(np.ones(4, bool), np.ones(4, bool)))
+        assert agreement.kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))
+    assert np.isnan(agreement.kappa(np.ones(4, bool), np.ones(4, bool)))
 
 
 def test_bad_input_is_refused(circuit, task) -> None:

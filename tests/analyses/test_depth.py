@@ -6,7 +6,7 @@ import torch
 from constructed import INDUCTION, PREVIOUS, SINK, UNIFORM, WORDS
 
 from headscope.analyses import depth
-from headscope.analyses._runner import execute
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, tasks
 

@@ -6,7 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headscope import viz
-from headscope.analyses import _logits, embedding
+from headscope.analyses import embedding
+from headscope.analyses.shared import logit_rows
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, pattern, tasks
 
@@ -80,9 +81,9 @@ def test_a_head_of_two_channels_is_drawn_without_loss():
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-def rows(queries: np.ndarray, keys: np.ndarray) -> _logits.Rows:
+def rows(queries: np.ndarray, keys: np.ndarray) -> logit_rows.Rows:
     count = queries.shape[1]
-    return _logits.Rows(
+    return logit_rows.Rows(
         queries,
         keys,
         np.arange(count),

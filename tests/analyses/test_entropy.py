@@ -116,7 +116,7 @@ def test_parallel_blocks_raise_entropy_by_log_blocks_and_a_shared_prefix_takes_i
 
 @pytest.mark.seed("A6")
 def test_blocks_cost_the_bundled_model_and_a_shared_prefix_gives_most_of_it_back(bundled):
-    from headscope.analyses._runner import execute
+    from headscope.analyses.shared.runner import execute
     from headscope.probes import tasks
 
     task = tasks.make("recall", tokenizer=bundled.tokenizer, n=6, seed=3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headscope.analyses import _flow
+from headscope.analyses.shared import maxflow
 
 
 def maps(layers: int, heads: int, size: int, *, causal: bool = True) -> np.ndarray:
@@ -14,47 +14,47 @@ def maps(layers: int, heads: int, size: int, *, causal: bool = True) -> np.ndarr
 
 @pytest.mark.seed("C1")
 def test_attention_to_oneself_rolls_out_to_the_identity():
-    mixed = _flow.mix(np.broadcast_to(np.eye(5), (3, 2, 5, 5)))
-    np.testing.assert_allclose(_flow.rollout(mixed), np.eye(5), atol=1e-12)
-    np.testing.assert_allclose(_flow.flow(mixed), np.eye(5), atol=1e-12)
+    mixed = maxflow.mix(np.broadcast_to(np.eye(5), (3, 2, 5, 5)))
+    np.testing.assert_allclose(maxflow.rollout(mixed), np.eye(5), atol=1e-12)
+    np.testing.assert_allclose(maxflow.flow(mixed), np.eye(5), atol=1e-12)
 
 
 @pytest.mark.seed("C1")
 def test_rows_sum_to_one():
-    mixed = _flow.mix(maps(4, 3, 9))
-    np.testing.assert_allclose(_flow.rollout(mixed).sum(-1), 1, atol=1e-12)
-    np.testing.assert_allclose(_flow.flow(mixed).sum(-1), 1, atol=1e-12)
+    mixed = maxflow.mix(maps(4, 3, 9))
+    np.testing.assert_allclose(maxflow.rollout(mixed).sum(-1), 1, atol=1e-12)
+    np.testing.assert_allclose(maxflow.flow(mixed).sum(-1), 1, atol=1e-12)
 
 
 @pytest.mark.seed("C1")
 def test_with_one_layer_both_are_the_mixed_map():
     attention = maps(1, 3, 7)
-    mixed = _flow.mix(attention)
+    mixed = maxflow.mix(attention)
     np.testing.assert_allclose(mixed[0], (attention[0].mean(0) + np.eye(7)) / 2, atol=1e-12)
-    np.testing.assert_allclose(_flow.rollout(mixed), mixed[0], atol=1e-12)
-    np.testing.assert_allclose(_flow.flow(mixed), mixed[0], atol=1e-9)
+    np.testing.assert_allclose(maxflow.rollout(mixed), mixed[0], atol=1e-12)
+    np.testing.assert_allclose(maxflow.flow(mixed), mixed[0], atol=1e-9)
 
 
 @pytest.mark.seed("C1")
 @pytest.mark.parametrize("causal", [True, False])
 def test_two_layer_flow_is_the_sum_of_the_smaller_capacities(causal):
     # Each path i -> k -> j has a middle node of its own.
-    mixed = _flow.mix(maps(2, 2, 6, causal=causal))
+    mixed = maxflow.mix(maps(2, 2, 6, causal=causal))
     formula = np.minimum(mixed[1][:, :, None], mixed[0][None, :, :]).sum(1)
     formula /= formula.sum(-1, keepdims=True)
-    np.testing.assert_allclose(_flow.flow(mixed), formula, atol=1e-9)
+    np.testing.assert_allclose(maxflow.flow(mixed), formula, atol=1e-9)
 
 
 def test_chosen_rows_are_those_of_the_whole():
-    mixed = _flow.mix(maps(3, 2, 8))
-    np.testing.assert_allclose(_flow.flow(mixed, [7, 2]), _flow.flow(mixed)[[7, 2]], atol=1e-9)
+    mixed = maxflow.mix(maps(3, 2, 8))
+    np.testing.assert_allclose(maxflow.flow(mixed, [7, 2]), maxflow.flow(mixed)[[7, 2]], atol=1e-9)
 
 
 def test_three_layer_flow_agrees_with_a_linear_program():
     from scipy.optimize import linprog
 
     size, layers = 4, 3
-    mixed = _flow.mix(maps(layers, 1, size))
+    mixed = maxflow.mix(maps(layers, 1, size))
     edges = [(layer, i, j) for layer in range(layers) for i in range(size) for j in range(size)]
     bounds = [(0, mixed[edge]) for edge in edges]
     row = np.zeros(size)
@@ -72,4 +72,4 @@ def test_three_layer_flow_agrees_with_a_linear_program():
             gain[number] = -1 if layer == 0 and j == sink else 0
         solved = linprog(gain, A_eq=balance, b_eq=np.zeros(len(balance)), bounds=bounds)
         row[sink] = -solved.fun
-    np.testing.assert_allclose(_flow.flow(mixed, [size - 1])[0], row / row.sum(), atol=1e-8)
+    np.testing.assert_allclose(maxflow.flow(mixed, [size - 1])[0], row / row.sum(), atol=1e-8)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from headscope import viz
-from headscope.analyses import _logits, embedding, frequencies, positionality, ranks, similarity
+from headscope.analyses import embedding, frequencies, positionality, ranks, similarity
+from headscope.analyses.shared import logit_rows
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 
@@ -47,7 +48,7 @@ def compare(model, cap):
     for prompt, length in ((0, 30), (2, 21)):
         places = np.array([0, 5, length - 1])
         for layer in model.geometry.attending:
-            weights = _logits.rows(cap, prompt, layer, places).weights()
+            weights = logit_rows.rows(cap, prompt, layer, places).weights()
             expected = cap["pattern"].values[prompt, layer][:, places, :length]
             np.testing.assert_allclose(weights, expected, atol=2e-5)
 
@@ -62,7 +63,7 @@ def test_layers_with_a_map_have_numbers_and_layers_without_have_none(name, given
             ANALYSES[name].run(*arguments)
         return
     result = ANALYSES[name].run(*arguments, **options)
-    attending = _logits.attending(cap)
+    attending = logit_rows.attending(cap)
     for variable in viz.variables(result):
         array = result[variable]
         assert viz.draw(result, variable).data

@@ -81,7 +81,7 @@ def test_a_temperature_edit_moves_the_effective_temperature_by_its_factor(random
 
 @pytest.mark.seed("A16")
 def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
-    from headscope.analyses._runner import execute
+    from headscope.analyses.shared.runner import execute
     from headscope.probes import tasks
 
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=2, length=120)

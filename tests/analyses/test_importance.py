@@ -7,7 +7,8 @@ import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
-from headscope.analyses import _gates, importance
+from headscope.analyses import importance
+from headscope.analyses.shared import gating
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 from headscope.probes.edits import Ablate, Gate, Replace
@@ -143,7 +144,7 @@ def test_log_probability_sums_over_the_right_answers(circuit):
     expected = np.mean(
         [float(output[0, each.at].log_softmax(-1)[each.answer_ids[0]]) for each in asked[0]]
     )
-    assert float(_gates.measure(output, asked, "log_probability")) == pytest.approx(expected)
+    assert float(gating.measure(output, asked, "log_probability")) == pytest.approx(expected)
 
 
 def test_bad_input_is_refused(random_llama, task, captured):

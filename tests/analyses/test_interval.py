@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from headscope.analyses._interval import bootstrap
+from headscope.analyses.shared.interval import bootstrap
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:

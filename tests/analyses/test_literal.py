@@ -6,7 +6,7 @@ import torch
 from constructed import BEFORE, HEADS, INDUCTION, KEYS, OUT, PLACE, SIZE, TOKEN, WORDS, tokenizer
 from transformers import GPT2LMHeadModel
 
-from headscope.analyses._runner import execute
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import load_model, tasks
 from headscope.probes.forward import evaluate

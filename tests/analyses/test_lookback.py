@@ -7,10 +7,10 @@ import xarray as xr
 from sklearn.metrics import roc_auc_score
 from transformers import LlamaForCausalLM
 
-from headscope.analyses._absent import absent, stated
-from headscope.analyses._auroc import auroc
-from headscope.analyses._lookback import Detector, ratios, windowed
-from headscope.analyses._runner import execute
+from headscope.analyses.shared.absent import absent, stated
+from headscope.analyses.shared.auroc import auroc
+from headscope.analyses.shared.lookback import Detector, ratios, windowed
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
 from headscope.probes.bundled import folder

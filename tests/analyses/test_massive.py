@@ -9,7 +9,8 @@ import pytest
 import torch
 from constructed import random_llama, rotary_sink
 
-from headscope.analyses import _massive, massive
+from headscope.analyses import massive
+from headscope.analyses.shared import stream_peaks
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 
@@ -80,7 +81,7 @@ def test_both_thresholds_count(found) -> None:
     strict = massive.run(cap, model, ratio=1.01 * HUGE / median)
     assert not [one for one in strict.attrs["massive"] if one["prompt"] == 0]
     with pytest.raises(Refused, match="least, ratio"):
-        _massive.look(model, [list(range(30)) * 8] * 2, 0.0, 0.0)
+        stream_peaks.look(model, [list(range(30)) * 8] * 2, 0.0, 0.0)
 
 
 @torch.no_grad()

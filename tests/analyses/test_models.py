@@ -12,7 +12,8 @@ import torch
 from constructed import repeated
 from transformers import PreTrainedTokenizerFast
 
-from headscope.analyses import _attribution, _gates, _outputs, importance, rollout
+from headscope.analyses import importance, rollout
+from headscope.analyses.shared import attribution, gating, head_outputs
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import evaluate
@@ -27,15 +28,15 @@ def mixed():
 
 
 def test_prompts_of_several_lengths_keep_their_rows(random_llama, mixed):
-    left = _gates.leave_one_out(random_llama, mixed, "logit_difference")
-    slope = _gates.gate_gradient(random_llama, mixed, "logit_difference")
+    left = gating.leave_one_out(random_llama, mixed, "logit_difference")
+    slope = gating.gate_gradient(random_llama, mixed, "logit_difference")
     for layer, head in ((0, 1), (1, 3)):
         edit = Ablate(heads=((layer, head),))
         expected = evaluate(random_llama, mixed, (edit,), metric="logit_difference").values
         np.testing.assert_allclose(left[:, layer, head], expected, atol=1e-5)
     for row, prompt in enumerate(mixed.prompts):
         alone = replace(mixed, prompts=(prompt,))
-        expected = _gates.gate_gradient(random_llama, alone, "logit_difference")[0]
+        expected = gating.gate_gradient(random_llama, alone, "logit_difference")[0]
         np.testing.assert_allclose(slope[row], expected, atol=1e-5)
 
 
@@ -69,8 +70,8 @@ def test_a_transformer_bridge_gives_the_numbers_of_its_model(random_llama, mixed
         cap = capture(each, mixed, stats=(), keep=("z",))
         results[name] = (
             importance.run(cap, each, mixed, metric="logit_difference"),
-            _attribution.input_gradient(each, [0, 5, 6, 7], 8),
-            _outputs.output_weights(each),
+            attribution.input_gradient(each, [0, 5, 6, 7], 8),
+            head_outputs.output_weights(each),
         )
     for variable in ("zero_ablation", "mean_ablation", "gate_gradient"):
         pair = [results[name][0][variable].values for name in ("bridge", "plain")]

@@ -6,9 +6,9 @@ import torch
 from constructed import INDUCTION, PREVIOUS, needle
 from transformers import LlamaForCausalLM
 
-from headscope.analyses import _masking, _steps
-from headscope.analyses._interval import crossed
-from headscope.analyses._runner import execute
+from headscope.analyses.shared import head_masking, needle_steps
+from headscope.analyses.shared.interval import crossed
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
 from headscope.probes.bundled import folder
@@ -24,7 +24,7 @@ def test_a_step_looks_where_the_models_own_map_is_largest(bundled):
     task = tasks.make("needle", bundled.tokenizer, 2, length=40, span=2)
     encoded = encode(task, bundled.tokenizer)
     for ids, asked in zip(encoded.ids, encoded.questions, strict=True):
-        looked, generated = _steps.look(bundled, ids, asked)
+        looked, generated = needle_steps.look(bundled, ids, asked)
         with torch.no_grad():
             out = eager(torch.tensor([ids]), output_attentions=True)
         at = [each.at for each in asked]
@@ -66,7 +66,7 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
 def test_the_curve_of_a_known_circuit(circuit, masking):
     task = needle(("north", "south"), n=3)
     ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
-    variables, coords, record = _masking.curve(
+    variables, coords, record = head_masking.curve(
         circuit, task, ranked, (1, 4), masking=masking, draws=6, seed=0, source=""
     )
     mean = variables["masking"].values
@@ -75,7 +75,7 @@ def test_the_curve_of_a_known_circuit(circuit, masking):
     assert mean[1:, 0].tolist() == [0.0, 0.0]
     # A random set does harm when it holds the other half of the circuit, and only then.
     for row, count in ((1, 1), (2, 4)):
-        sets = _masking.random_sets(ranked[count:], count, 6, count)
+        sets = head_masking.random_sets(ranked[count:], count, 6, count)
         assert mean[row, 1] == pytest.approx(np.mean([PREVIOUS not in each for each in sets]))
     assert record["heads"]["1"] == ["L1H0"]
 
@@ -83,7 +83,7 @@ def test_the_curve_of_a_known_circuit(circuit, masking):
 def test_heads_without_a_part_leave_a_disagreement(circuit):
     task = needle(("north",), n=3)
     ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
-    _, _, record = _masking.curve(
+    _, _, record = head_masking.curve(
         circuit, task, ranked, (1,), masking="zero", draws=4, seed=1, source=""
     )
     assert record["note"].startswith("DISAGREEMENT")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from constructed import DUPLICATE, INDUCTION, SINK
 
-from headscope.analyses._query_focus import document_scores, documents
-from headscope.analyses._runner import execute
+from headscope.analyses.shared.query_focus import document_scores, documents
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
 

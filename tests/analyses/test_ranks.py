@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from headscope.analyses import _keys, ranks
+from headscope.analyses import ranks
+from headscope.analyses.shared import keys
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, tasks
 
@@ -94,7 +95,7 @@ def test_components_are_those_of_scikit_learn():
     share = np.cumsum(PCA().fit(vectors).explained_variance_ratio_)
     for variance in (0.5, 0.9, 0.99):
         expected = int((share < variance).sum()) + 1
-        assert int(_keys.components(vectors, variance)) == expected
+        assert int(keys.components(vectors, variance)) == expected
 
 
 @pytest.mark.seed("A15")

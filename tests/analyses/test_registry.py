@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from headscope import analyses
-from headscope.analyses import _check, _runner
+from headscope.analyses.shared import check, runner
 from headscope.kernels.refusal import Refused
 
 
@@ -31,7 +31,7 @@ def test_every_option_has_help_and_a_plain_default(name: str) -> None:
         assert type(default) in (bool, int, float, str), option
         assert len(text) > 10, f"{name}.{option} has no help"
     assert analyses.summary(name).endswith((".", "?"))
-    assert set(_runner.positionals(name)) <= set(_runner.SUPPLIED)
+    assert set(runner.positionals(name)) <= set(runner.SUPPLIED)
 
 
 def test_an_unknown_analysis_is_refused_by_name() -> None:
@@ -50,13 +50,13 @@ def test_an_unknown_analysis_is_refused_by_name() -> None:
 )
 def test_bad_option_values_are_refused(given: dict, message: str) -> None:
     with pytest.raises(Refused, match=message):
-        _check.parse("sinks", analyses.options("sinks"), given)
+        check.parse("sinks", analyses.options("sinks"), given)
 
 
 def test_text_becomes_the_type_of_the_default() -> None:
     known = analyses.options("importance")
-    parsed = _check.parse("importance", known, {"normalize": "yes", "seed": "3", "metric": "task"})
+    parsed = check.parse("importance", known, {"normalize": "yes", "seed": "3", "metric": "task"})
     assert parsed == {"normalize": True, "seed": 3, "metric": "task"}
     assert parsed["normalize"] is True
     with pytest.raises(Refused, match="normalize"):
-        _check.parse("importance", known, {"normalize": "maybe"})
+        check.parse("importance", known, {"normalize": "maybe"})

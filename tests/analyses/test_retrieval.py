@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from constructed import INDUCTION, SINK, needle, repeated
 
-from headscope.analyses import _copying, retrieval
-from headscope.analyses._runner import execute
+from headscope.analyses import retrieval
+from headscope.analyses.shared import copying
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 
@@ -14,7 +15,7 @@ A, B, C, HAY = 11, 12, 13, 5
 
 def copies(looked: list[int], generated: list[int], ids: list[int], span: tuple[int, ...]):
     steps = np.array(looked)[:, None, None]
-    return _copying.copied(steps, np.array(generated), np.array(ids), span)
+    return copying.copied(steps, np.array(generated), np.array(ids), span)
 
 
 @pytest.mark.seed("B1")
@@ -23,8 +24,8 @@ def test_a_perfect_copier_scores_one_and_a_sink_zero():
     perfect = copies([1, 2, 3], [A, B, C], ids, (1, 2, 3))
     sink = copies([0, 0, 0], [A, B, C], ids, (1, 2, 3))
     for copier, score in ((perfect, 1.0), (sink, 0.0)):
-        assert _copying.set_score(copier, np.array([A, B, C]), np.array([A, B, C])) == score
-        assert _copying.multiset_score(copier, np.array([A, B, C])) == score
+        assert copying.set_score(copier, np.array([A, B, C]), np.array([A, B, C])) == score
+        assert copying.multiset_score(copier, np.array([A, B, C])) == score
 
 
 def test_looking_at_the_needle_is_no_copy_unless_the_token_is_generated():
@@ -38,13 +39,13 @@ def test_repeated_needle_tokens_separate_the_conventions():
     ids = [HAY, A, B, A, HAY]
     generated, tokens = np.array([A, B, A]), np.array([A, B, A])
     one_word = copies([1, 0, 3], generated.tolist(), ids, (1, 2, 3))
-    assert _copying.set_score(one_word, generated, tokens) == 1 / 2
-    assert _copying.multiset_score(one_word, tokens) == pytest.approx(2 / 3)
+    assert copying.set_score(one_word, generated, tokens) == 1 / 2
+    assert copying.multiset_score(one_word, tokens) == pytest.approx(2 / 3)
     # Generating the same token over and over is how the released code passes 1.
     generated = np.array([A, A, B, A])
     over = copies([1, 1, 2, 3], generated.tolist(), ids, (1, 2))
-    assert _copying.set_score(over[:3], generated[:3], np.array([A, B])) == 1.0
-    assert _copying.multiset_score(over[:3], np.array([A, B])) == 1.5
+    assert copying.set_score(over[:3], generated[:3], np.array([A, B])) == 1.0
+    assert copying.multiset_score(over[:3], np.array([A, B])) == 1.5
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 from constructed import PREVIOUS, SINK, UNIFORM, WORDS
 
-from headscope.analyses import _coupling, rhythm
+from headscope.analyses import rhythm
+from headscope.analyses.shared import lagged
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 
@@ -105,7 +106,7 @@ def test_planted_heads_are_local_and_global(circuit):
 
 @pytest.mark.seed("A7")
 def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled):
-    from headscope.analyses._runner import execute
+    from headscope.analyses.shared.runner import execute
     from headscope.probes import tasks
 
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=2)
@@ -116,9 +117,9 @@ def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled)
 
 
 def test_coupling_leaves_out_partners_outside_the_text():
-    found = _coupling.coupled([np.array([0, 9])], [np.array([1])], [10], 1, 0)
+    found = lagged.coupled([np.array([0, 9])], [np.array([1])], [10], 1, 0)
     assert found.tolist() == [[0.0, 0.0, 1.0]]
-    outside = _coupling.coupled([np.array([9])], [np.array([1])], [10], 1, 0)
+    outside = lagged.coupled([np.array([9])], [np.array([1])], [10], 1, 0)
     assert np.isnan(outside[0, 2])
 
 

@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 from constructed import random_llama, repeated
 
-from headscope.analyses import _attribution, _flow, rollout
+from headscope.analyses import rollout
+from headscope.analyses.shared import attribution, maxflow
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 from headscope.probes.forward import logits
@@ -31,7 +32,7 @@ def test_maps_are_those_of_the_pattern(circuit, captured):
     maps = captured["pattern"].values[1].astype(float)
     mixed = [(each.mean(0) + np.eye(9)) / 2 for each in maps]
     np.testing.assert_allclose(result["rollout"].values, mixed[1] @ mixed[0], atol=1e-6)
-    np.testing.assert_allclose(result["flow"].values, _flow.flow(np.stack(mixed)), atol=1e-6)
+    np.testing.assert_allclose(result["flow"].values, maxflow.flow(np.stack(mixed)), atol=1e-6)
     np.testing.assert_allclose(result["raw_attention"].values, maps[1].mean(0), atol=1e-6)
     tokens = captured["token"].values[1]
     assert result["token"].values.tolist() == tokens.tolist()
@@ -50,7 +51,7 @@ def test_replacing_tokens_finds_what_the_prediction_rests_on(circuit, captured):
 @torch.no_grad()
 def test_the_gradient_is_the_finite_difference(random_llama):
     ids, answer, step = [0, 7, 9], 8, 1e-3
-    gradient = _attribution.input_gradient(random_llama, ids, answer)
+    gradient = attribution.input_gradient(random_llama, ids, answer)
     module = copy.deepcopy(random_llama.module).double()
     base = module.get_input_embeddings()(torch.tensor([ids]))
     for position in range(len(ids)):
@@ -66,7 +67,7 @@ def test_the_gradient_is_the_finite_difference(random_llama):
 
 def test_the_effect_is_the_change_of_log_probability(random_llama):
     ids, answer = [0, 7, 9], 8
-    effect = _attribution.replacement_effect(
+    effect = attribution.replacement_effect(
         random_llama, ids, answer, np.array([[1, 2], [3, 4], [5, 6]])
     )
 
@@ -88,7 +89,7 @@ def dense(model, prompts, number, **edits):
     """Rollout from the whole maps, as the analysis has it."""
     maps = capture(model, prompts, stats=("pattern",), **edits)["pattern"].values[number]
     size = int((~np.isnan(maps[0, 0, :, 0])).sum())
-    return _flow.rollout(_flow.mix(maps[..., :size, :size].astype(float)))
+    return maxflow.rollout(maxflow.mix(maps[..., :size, :size].astype(float)))
 
 
 @pytest.mark.parametrize("name", ["circuit", "random_llama", "rotary_sink"])
@@ -139,7 +140,7 @@ def test_rows_of_windows_caps_slopes_sinks_and_both_directions():
             "alibi_slope": (("layer", "head"), slopes),
         },
     )
-    expected = _flow.rollout(_flow.mix(np.exp(logits - lse[..., None])))
+    expected = maxflow.rollout(maxflow.mix(np.exp(logits - lse[..., None])))
     found = rollout.rows(held, (49, 3))["rollout"].values
     np.testing.assert_allclose(found, expected[[49, 3]], atol=1e-6)
     np.testing.assert_allclose(found.sum(-1), 1.0, atol=1e-6)

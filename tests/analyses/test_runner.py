@@ -7,7 +7,7 @@ import pytest
 from constructed import needle, repeated
 
 from headscope import analyses, probes
-from headscope.analyses import _runner
+from headscope.analyses.shared import runner
 from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
 
@@ -57,9 +57,9 @@ def test_every_analysis_runs_on_what_it_declares_and_says_what_it_shows(circuit,
     task = own.get(name, lambda: repeated(n=6, length=6))()
     if name in UNSUITED:
         with pytest.raises(Refused, match=UNSUITED[name]):
-            _runner.execute(name, circuit, task, task=task)
+            runner.execute(name, circuit, task, task=task)
         return
-    result = _runner.execute(name, circuit, task, task=task, options=QUICK.get(name))
+    result = runner.execute(name, circuit, task, task=task, options=QUICK.get(name))
     attrs = result.attrs
     assert attrs["analysis"] == name
     assert attrs["title"] == analyses.summary(name)
@@ -85,7 +85,7 @@ def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
     task = repeated(n=2, length=6)
     names = ("head_types", "importance", "rollout")
     results = dict(
-        _runner.execute_many(names, circuit, task=task, options={"head_types": {"draws": 1}})
+        runner.execute_many(names, circuit, task=task, options={"head_types": {"draws": 1}})
     )
     assert list(results) == list(names)
     # Importance captures the corrupted prompts, too; the task itself is captured once.
@@ -98,20 +98,20 @@ def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
 
 def test_a_capture_that_holds_the_need_is_used(circuit, captures):
     cap = probes.capture(circuit, [[0, 5, 6, 7, 8, 9, 10, 11, 12]], stats=("received",))
-    result = _runner.execute("sinks", circuit, capture=cap)
+    result = runner.execute("sinks", circuit, capture=cap)
     assert len(captures) == 1
     assert result.attrs["prompts_sha256"] == cap.attrs["prompts_sha256"]
     poor = cap.drop_vars("received")
     with pytest.raises(Refused, match="sinks needs received; give the prompts"):
-        _runner.execute("sinks", circuit, capture=poor)
-    again = _runner.execute("sinks", circuit, ["apple lemon " * 5], capture=poor)
+        runner.execute("sinks", circuit, capture=poor)
+    again = runner.execute("sinks", circuit, ["apple lemon " * 5], capture=poor)
     assert len(captures) == 2
     assert again["sink"].shape == (2, 4)
 
 
 def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
     results = [
-        _runner.execute(
+        runner.execute(
             "head_types",
             circuit,
             task="recall",
@@ -129,7 +129,7 @@ def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
 
 def test_progress_names_the_step(circuit):
     steps = []
-    _runner.execute(
+    runner.execute(
         "head_types",
         circuit,
         task=repeated(n=2, length=5),
@@ -142,13 +142,13 @@ def test_progress_names_the_step(circuit):
 
 def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
     with pytest.raises(Refused, match="prompts: sinks runs on your own prompts"):
-        _runner.execute("sinks", circuit)
+        runner.execute("sinks", circuit)
     with pytest.raises(Refused, match="no analysis is called 'sunk'"):
-        _runner.execute_many(("sinks", "sunk"), circuit, ["apple"])
+        runner.execute_many(("sinks", "sunk"), circuit, ["apple"])
     with pytest.raises(Refused, match="epsilom"):
-        _runner.execute_many(("sinks",), circuit, ["apple"], options={"sinks": {"epsilom": 1}})
+        runner.execute_many(("sinks",), circuit, ["apple"], options={"sinks": {"epsilom": 1}})
     with pytest.raises(Refused, match="'rollout' is not among"):
-        _runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
+        runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
     assert captures == []
     with pytest.raises(Refused, match="task: importance needs answers"):
-        _runner.execute("importance", circuit, task=["apple lemon"])
+        runner.execute("importance", circuit, task=["apple lemon"])

@@ -5,7 +5,8 @@ import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
-from headscope.analyses import _codes, _dictionary, _outputs, _trials, sae_circuits
+from headscope.analyses import sae_circuits
+from headscope.analyses.shared import code_trials, codes, head_outputs, sparse_dictionary
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture
 
@@ -26,30 +27,30 @@ def planted(prompts: int = 40, heads: int = 8, size: int = 16):
 def test_planted_heads_and_their_edge_are_found_and_shuffled_labels_are_not():
     clean, corrupted = planted()
     pairs = [(one, two) for one in range(4) for two in range(4, 8)]
-    trials = _trials.Trials(clean, corrupted, pairs, False, 10, SETTINGS)
+    trials = code_trials.Trials(clean, corrupted, pairs, False, 10, SETTINGS)
     nodes, links = trials.score(torch.Generator().manual_seed(1))
     truth = np.isin(np.arange(8), (1, 5))
     wanted = np.array([pair == (1, 5) for pair in pairs])
     assert nodes.shape == (len(sae_circuits.METHODS), 8)
-    assert _trials.auc(truth, nodes[0]) == 1.0
+    assert code_trials.auc(truth, nodes[0]) == 1.0
     # Every pair with a planted head is unique to the task, the planted edge among them.
     assert links[0][wanted] > 0
     assert links[0][[1 not in pair and 5 not in pair for pair in pairs]].max() == 0
     assert nodes[2].max() == 0
-    assert _trials.auc(truth, nodes[2]) == 0.5
-    assert _trials.auc(truth, nodes[3]) == 1.0
+    assert code_trials.auc(truth, nodes[2]) == 0.5
+    assert code_trials.auc(truth, nodes[3]) == 1.0
 
 
 def test_the_untrained_baseline_starts_where_training_starts():
     outputs = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     settings = {"features": 12, "rate": 1e-2, "sparsity": 0.02}
-    start = _dictionary.fit(
+    start = sparse_dictionary.fit(
         outputs, **settings, epochs=0, generator=torch.Generator().manual_seed(3)
     )
-    trained = _dictionary.fit(
+    trained = sparse_dictionary.fit(
         outputs, **settings, epochs=200, generator=torch.Generator().manual_seed(3)
     )
-    again = _dictionary.fit(
+    again = sparse_dictionary.fit(
         outputs, **settings, epochs=200, generator=torch.Generator().manual_seed(3)
     )
 
@@ -66,11 +67,11 @@ def test_the_untrained_baseline_starts_where_training_starts():
 
 
 def test_the_code_is_the_strongest_feature():
-    dictionary = _dictionary.Dictionary(3, 3, torch.Generator())
+    dictionary = sparse_dictionary.Dictionary(3, 3, torch.Generator())
     with torch.no_grad():
         dictionary.encoder.copy_(torch.eye(3))
     outputs = torch.tensor([[[0.1, 2.0, 1.0], [-1.0, -1.0, -1.0]]])
-    assert _dictionary.discretize(dictionary, outputs).tolist() == [[1, 0]]
+    assert sparse_dictionary.discretize(dictionary, outputs).tolist() == [[1, 0]]
 
 
 def test_pairs_are_counted_only_where_they_never_occur_on_negatives():
@@ -78,16 +79,16 @@ def test_pairs_are_counted_only_where_they_never_occur_on_negatives():
     negative = np.array([[1, 2, 9], [1, 2, 9], [5, 9, 9]])
     edges = [(0, 1), (0, 2)]
     # Edge 0-1: (1, 4) and (5, 2) are new; edge 0-2: (1, 3), twice, and (5, 3).
-    assert _codes.unique_pairs(positive, negative, edges, 99).tolist() == [2.0, 2.0]
-    assert _codes.unique_pairs(positive, negative, edges, 1).tolist() == [0.0, 1.0]
-    assert _codes.unique_codes(positive, negative, per_union=True).tolist() == [0.0, 1 / 3, 0.5]
+    assert codes.unique_pairs(positive, negative, edges, 99).tolist() == [2.0, 2.0]
+    assert codes.unique_pairs(positive, negative, edges, 1).tolist() == [0.0, 1.0]
+    assert codes.unique_codes(positive, negative, per_union=True).tolist() == [0.0, 1 / 3, 0.5]
 
 
 @pytest.mark.parametrize("name", ["circuit", "random_llama"])
 def test_head_outputs_add_up_to_what_attention_writes(name, request):
     model = request.getfixturevalue(name)
     ids = [[0, 5, 6, 5, 9]]
-    weights = _outputs.output_weights(model)
+    weights = head_outputs.output_weights(model)
     written: dict[int, torch.Tensor] = {}
     handles = [
         module.register_forward_hook(
@@ -101,7 +102,7 @@ def test_head_outputs_add_up_to_what_attention_writes(name, request):
     finally:
         for handle in handles:
             handle.remove()
-    outputs = _outputs.mean_outputs(cap, weights).reshape(model.layers, model.heads, -1).sum(1)
+    outputs = head_outputs.mean_outputs(cap, weights).reshape(model.layers, model.heads, -1).sum(1)
     for layer in range(model.layers):
         torch.testing.assert_close(outputs[layer], written[layer][0].detach().mean(0))
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headscope import analyses
-from headscope.analyses._runner import execute_many
+from headscope.analyses.shared.runner import execute_many
 from headscope.kernels.refusal import Refused
 from headscope.probes import Pair, capture, load_model
 

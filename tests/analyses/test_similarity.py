@@ -8,7 +8,8 @@ import torch
 from constructed import PREVIOUS, SINK
 from scipy.spatial.distance import jensenshannon
 
-from headscope.analyses import _signatures, similarity
+from headscope.analyses import similarity
+from headscope.analyses.shared import signatures
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, tasks
 
@@ -23,7 +24,7 @@ def captured(model, ids=IDS):
 @pytest.mark.seed("A17")
 def test_divergences_are_those_of_scipy():
     shares = np.random.default_rng(0).dirichlet(np.ones(7) / 3, size=(4, 5))
-    found = _signatures.divergences(shares)
+    found = signatures.divergences(shares)
     for one in range(4):
         for other in range(4):
             expected = np.mean([jensenshannon(*pair, base=2) ** 2 for pair in
@@ -35,18 +36,18 @@ def test_divergences_are_those_of_scipy():
 def test_pooled_rows_hold_the_whole_weight_and_never_diverge_more_than_the_maps(circuit):
     cap = captured(circuit)
     places = np.arange(8, 31)
-    pooled = _signatures.of_prompt(cap, 1, places)
+    pooled = signatures.of_prompt(cap, 1, places)
     np.testing.assert_allclose(pooled.sum(-1), 1.0, atol=1e-4)
     maps = cap["pattern"].values[1][:, :, places].astype(float)
-    whole = _signatures.divergences(maps.reshape(8, len(places), -1))
-    few = _signatures.divergences(pooled.reshape(8, len(places), -1))
+    whole = signatures.divergences(maps.reshape(8, len(places), -1))
+    few = signatures.divergences(pooled.reshape(8, len(places), -1))
     assert (few <= whole + 1e-5).all()
     # Up to so many tokens every key has a cell of its own.
     np.testing.assert_allclose(few, whole, atol=1e-4)
 
 
 def test_long_rows_keep_the_first_and_the_nearest_keys_apart():
-    number = _signatures.cells(np.array([500, 999]), 1000)
+    number = signatures.cells(np.array([500, 999]), 1000)
     for row, place in enumerate((500, 999)):
         own = number[row, place - 7 : place + 1].tolist()
         assert len(set(own)) == 8

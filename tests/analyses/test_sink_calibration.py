@@ -7,7 +7,8 @@ import pytest
 import torch
 from constructed import WORDS, rotary_sink
 
-from headscope.analyses import _rowedits, sink_calibration
+from headscope.analyses import sink_calibration
+from headscope.analyses.shared import rowedits
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 from headscope.probes.edits import ScaleKeys
@@ -103,15 +104,15 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
         capture(bundled, ids, stats=("received",)), bundled, gammas="0.1 1 5"
     )
     given = torch.tensor(ids)
-    intact = _rowedits.losses(bundled, given)
+    intact = rowedits.losses(bundled, given)
     for layer, head in ((0, 2), (3, 7)):
         edit = ScaleKeys(heads=((layer, head),), keys=(0,), factor=0.1)
-        expected = (_rowedits.losses(bundled, given, (edit,)) - intact).mean()
+        expected = (rowedits.losses(bundled, given, (edit,)) - intact).mean()
         assert float(result["first_less"][layer, head]) == pytest.approx(float(expected), abs=2e-6)
     every = ScaleKeys(
         heads=[(one, two) for one in range(4) for two in range(8)], keys=(0,), factor=5.0
     )
-    expected = (_rowedits.losses(bundled, given, (every,)) - intact).mean()
+    expected = (rowedits.losses(bundled, given, (every,)) - intact).mean()
     sweep = result["sweep"].sel(scaled="first token")
     assert float(sweep.sel(gamma=5.0)) == pytest.approx(float(expected), abs=2e-6)
     assert float(sweep.sel(gamma=1.0)) == pytest.approx(0.0, abs=1e-6)

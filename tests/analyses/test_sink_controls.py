@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.analyses._runner import execute
+from headscope.analyses.shared.runner import execute
 
 TOKENS, PROMPTS, EPSILON = 64, 8, 0.3
 

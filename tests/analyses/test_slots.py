@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
 
-from headscope.analyses import _documents, slots
+from headscope.analyses import slots
+from headscope.analyses.shared import slotting
 from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
 
@@ -72,17 +73,17 @@ def test_calibration_finds_what_a_bias_hides():
 def test_tilt_u_shape_and_wave_have_their_closed_forms():
     x = np.linspace(-1, 1, 9)
     ripple = np.cos(np.arange(9) * np.pi)
-    tilt, bend = _documents.curve(0.3 + 0.2 * x + 0.1 * x**2)
+    tilt, bend = slotting.curve(0.3 + 0.2 * x + 0.1 * x**2)
     np.testing.assert_allclose((tilt, bend), (0.2, 0.1))
-    np.testing.assert_allclose(_documents.wave(0.3 + 0.2 * x + 0.1 * x**2), 0, atol=1e-12)
+    np.testing.assert_allclose(slotting.wave(0.3 + 0.2 * x + 0.1 * x**2), 0, atol=1e-12)
     fit = np.polyfit(x, ripple, 2)
     left = np.sqrt(((ripple - np.polyval(fit, x)) ** 2).mean())
-    np.testing.assert_allclose(_documents.wave(0.5 + 0.1 * ripple + x**2), 0.1 * left)
+    np.testing.assert_allclose(slotting.wave(0.5 + 0.1 * ripple + x**2), 0.1 * left)
 
 
 def test_variance_is_split_exactly():
     slot, document = np.array([0.1, 0.2, 0.6]), 0.5
-    by_slot, by_document, both = _documents.explained(slot + document, slot)
+    by_slot, by_document, both = slotting.explained(slot + document, slot)
     assert both == pytest.approx(0)
     within = ((slot - slot.mean()) ** 2).mean()
     assert by_slot == pytest.approx(within / (within + document**2 / 4))
@@ -90,7 +91,7 @@ def test_variance_is_split_exactly():
 
 
 def test_the_other_facts_keep_their_order_and_the_dummy_is_nobody(circuit, facts):
-    moved = _documents.move(facts, circuit)[0]
+    moved = slotting.move(facts, circuit)[0]
     key = moved.asked[0].words[-1]
     rest = [
         [prompt.words[a] for a, _ in moved.slots if prompt.words[a] != key]

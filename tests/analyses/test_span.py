@@ -7,7 +7,7 @@ from constructed import KEYS, NAMES, PREVIOUS, SINK, UNIFORM, VALUES, WORDS
 from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalLM
 
 from headscope.analyses import span
-from headscope.analyses._growth import by_octave, octaves, slope, visible
+from headscope.analyses.shared.growth import by_octave, octaves, slope, visible
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 
@@ -51,7 +51,7 @@ def test_a_previous_token_head_is_fixed_and_a_uniform_head_elastic(result):
 
 @pytest.mark.seed("A9")
 def test_fixed_heads_lose_nothing_beyond_their_span_and_elastic_ones_do(bundled):
-    from headscope.analyses._runner import execute
+    from headscope.analyses.shared.runner import execute
     from headscope.probes import tasks
 
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=2, length=120)

@@ -8,8 +8,9 @@ import torch
 from constructed import NAMES, WORDS, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from headscope.analyses import _candidates, _unembedding, _vocabulary, head_types, vocabulary
-from headscope.analyses._runner import execute
+from headscope.analyses import head_types, vocabulary
+from headscope.analyses.shared import candidates, survey_terms, unembedding
+from headscope.analyses.shared.runner import execute
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate
@@ -111,7 +112,7 @@ def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled) -> N
     stages = {name: types[name].attrs["stage"] for name in head_types.TARGETS if name in types}
     assert stages == {"induction": "latent reasoning"}
     assert types["previous_token"].attrs["stage"] == "in-context identification"
-    assert {term.stage for term in _vocabulary.TERMS.values()} <= set(_vocabulary.STAGES)
+    assert {term.stage for term in survey_terms.TERMS.values()} <= set(survey_terms.STAGES)
 
 
 @pytest.mark.seed("A13")
@@ -127,7 +128,7 @@ def test_reading_out_is_the_norm_and_the_unembedding(bundled) -> None:
     weight = bundled.module.model.norm.weight.double()
     size = vectors.double().square().mean(-1, keepdim=True) + bundled.module.config.rms_norm_eps
     expected = (vectors.double() / size.sqrt() * weight) @ bundled.module.lm_head.weight.double().T
-    found = _unembedding.read_out(bundled, vectors)
+    found = unembedding.read_out(bundled, vectors)
     np.testing.assert_allclose(found, expected.detach(), atol=1e-3)
 
 
@@ -138,4 +139,4 @@ def test_bad_input_is_refused(model, task) -> None:
     with pytest.raises(Refused, match="v"):
         vocabulary.run(cap.drop_vars("v"), model, task)
     with pytest.raises(Refused, match="prompts"):
-        _candidates.look(cap.isel(prompt=[0]), model, task, 1)
+        candidates.look(cap.isel(prompt=[0]), model, task, 1)

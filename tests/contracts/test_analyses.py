@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from headscope import analyses, viz
-from headscope.analyses import _runner
+from headscope.analyses.shared import runner
 from headscope.kernels import statistics
 from headscope.probes import capture, tasks
 
@@ -28,7 +28,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def given(name: str, bundled) -> xr.Dataset | None:
     """A capture that holds what the analysis says it needs, and nothing else."""
     module = analyses.load(name)
-    if "capture" not in _runner.positionals(name):
+    if "capture" not in runner.positionals(name):
         return None
     task = tasks.make(
         getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
@@ -44,8 +44,8 @@ def given(name: str, bundled) -> xr.Dataset | None:
 def result(name: str, bundled, given: xr.Dataset | None) -> xr.Dataset:
     prompts = tasks.make("story", tokenizer=bundled.tokenizer, n=PROMPTS, seed=1)
     if hasattr(analyses.load(name), "TASK"):
-        return _runner.execute(name, bundled, prompts, n=PROMPTS, seed=1)
-    return _runner.execute(name, bundled, prompts, capture=given, n=PROMPTS, seed=1)
+        return runner.execute(name, bundled, prompts, n=PROMPTS, seed=1)
+    return runner.execute(name, bundled, prompts, capture=given, n=PROMPTS, seed=1)
 
 
 def test_declaration(name: str) -> None:
@@ -53,7 +53,7 @@ def test_declaration(name: str) -> None:
     assert module.__doc__
     assert analyses.summary(name).rstrip(".") != ""
     assert set(module.NEEDS) <= set(statistics.names())
-    assert set(_runner.positionals(name)) <= SUPPLIED
+    assert set(runner.positionals(name)) <= SUPPLIED
     for option, (_, text) in analyses.options(name).items():
         parameter = inspect.signature(module.run).parameters[option]
         assert parameter.default is not parameter.empty, f"{option} has no default"
@@ -113,7 +113,7 @@ def test_needs_are_honest_and_the_capture_is_left_alone(
             getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
         ),
     }
-    module.run(*(supplied[what] for what in _runner.positionals(name)))
+    module.run(*(supplied[what] for what in runner.positionals(name)))
     xr.testing.assert_identical(given, before)
 
 
@@ -121,4 +121,4 @@ def test_unknown_option_is_refused(name: str, bundled) -> None:
     from headscope.kernels.refusal import Refused
 
     with pytest.raises(Refused, match="no_such_option"):
-        _runner.execute(name, bundled, options={"no_such_option": 1})
+        runner.execute(name, bundled, options={"no_such_option": 1})

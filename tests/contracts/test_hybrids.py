@@ -13,7 +13,7 @@ import transformers
 import xarray as xr
 
 from headscope import analyses, viz
-from headscope.analyses import _runner
+from headscope.analyses.shared import runner
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.model import Model
@@ -49,7 +49,7 @@ def hybrid(bundled: Model) -> Model:
 def execute(name: str, model: Model) -> xr.Dataset:
     prompts = tasks.make("story", tokenizer=model.tokenizer, n=PROMPTS, seed=1)
     options = {key: QUICK[key] for key in analyses.options(name) if key in QUICK}
-    return _runner.execute(name, model, prompts, n=PROMPTS, seed=1, options=options)
+    return runner.execute(name, model, prompts, n=PROMPTS, seed=1, options=options)
 
 
 @pytest.fixture(scope="module", params=analyses.names())
@@ -122,7 +122,7 @@ def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid
     from headscope.probes.edits import Ablate
     from headscope.probes.forward import evaluate
 
-    result = _runner.execute("importance", hybrid, n=PROMPTS, seed=1)
+    result = runner.execute("importance", hybrid, n=PROMPTS, seed=1)
     task = tasks.make("ioi", tokenizer=hybrid.tokenizer, n=PROMPTS, seed=1)
     intact = evaluate(hybrid, task)
     for layer, head in ((1, 2), (3, 0)):

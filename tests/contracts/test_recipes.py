@@ -51,7 +51,7 @@ def drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]
 
 
 def test_analysis_recipe(drop_in, bundled) -> None:
-    from headscope.analyses._runner import execute
+    from headscope.analyses.shared.runner import execute
 
     name = drop_in("analyses/flatness.py")
     assert name in analyses.names()

@@ -170,7 +170,7 @@ class TestHeads:
         torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-4)
 
     def test_head_types_rank_the_heads_that_eager_maps_rank(self, python: Model) -> None:
-        from headscope.analyses._runner import execute
+        from headscope.analyses.shared.runner import execute
 
         result = execute("head_types", python, n=6, options={"draws": 1})
         for ours, theirs in (("induction", "induction"), ("previous_token", "previous")):

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _logits
+from headscope.analyses.shared import logit_rows
 
 Array = NDArray[np.float64]
 # Keys this near to the query have a cell of their own, the query's own first.
@@ -44,8 +44,8 @@ def of_prompt(capture: xr.Dataset, prompt: int, places: NDArray[np.int64]) -> Ar
     count = 2 + 2 * NEAR + TILES
     shape = (capture.sizes["layer"], capture.sizes["head"], len(places), count)
     found = np.full(shape, np.nan)
-    for layer in np.flatnonzero(_logits.attending(capture)):
-        weights = _logits.rows(capture, prompt, int(layer), places).weights()
+    for layer in np.flatnonzero(logit_rows.attending(capture)):
+        weights = logit_rows.rows(capture, prompt, int(layer), places).weights()
         for row, into in enumerate(number):
             member = np.zeros((length, count))
             member[np.arange(length), into] = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from headscope.analyses._interval import draws
+from headscope.analyses.shared.interval import draws
 
 
 def auroc(

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interval import bootstrap
+from headscope.analyses.shared.interval import bootstrap
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from headscope import analyses
-from headscope.analyses import _check
+from headscope.analyses.shared import check
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _settings(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     values = {option: each.default for option, each in known.items()}
     if "seed" in values:
         values["seed"] = seed
-    return {**values, **_check.parse(name, known, given)}
+    return {**values, **check.parse(name, known, given)}
 
 
 class PromptSets:

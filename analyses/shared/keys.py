@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _frozen, _logits
+from headscope.analyses.shared import freezing, logit_rows
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -75,13 +75,13 @@ def moved(model: Model, capture: xr.Dataset, counts: Array, checked: int, seed: 
         whole = np.arange(int(capture["length"].values[prompt]))
         patterns: tuple[dict[tuple[int, int], Array], ...] = ({}, {})
         for layer, pair in projectors.items():
-            rows = _logits.rows(capture, prompt, layer, whole, lse=False)
+            rows = logit_rows.rows(capture, prompt, layer, whole, lse=False)
             for into, projector in zip(patterns, pair, strict=True):
                 # What all keys share adds the same to every logit of a row.
                 products = rows.queries @ (rows.keys @ projector).transpose(0, 2, 1) * rows.scale
                 for head, weights in enumerate(rows.weights(products)):
                     into[layer, head] = weights
         found.append(
-            [_frozen.divergence(model, capture, prompt, _frozen.fix(each)) for each in patterns]
+            [freezing.divergence(model, capture, prompt, freezing.fix(each)) for each in patterns]
         )
     return np.asarray(found)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._codes import unique_codes, unique_pairs
-from headscope.analyses._dictionary import discretize, fit
+from headscope.analyses.shared.codes import unique_codes, unique_pairs
+from headscope.analyses.shared.sparse_dictionary import discretize, fit
 
 SHUFFLES = 5
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
+from headscope.analyses.shared import check
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ class Answered:
     """The prompts of the task, their questions, and what is measured on them."""
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task, seen: int) -> None:
-        from headscope.analyses._loss import predicts
+        from headscope.analyses.shared.loss import predicts
         from headscope.probes.prompts import read
 
-        _check.one_text(capture.attrs.get("attention", "self"), "classes")
+        check.one_text(capture.attrs.get("attention", "self"), "classes")
         if not predicts(capture):
             raise Refused(
                 "model: classes looks for keys far back, and this one has no causal order"
@@ -50,14 +50,14 @@ class Answered:
 
     def loss(self, chosen: Sequence[int], output: Any, rows: Sequence[int]) -> Any:
         """Return −log p of the answers of some prompts, in nats, one number a row."""
-        from headscope.analyses._gates import measure
+        from headscope.analyses.shared.gating import measure
 
         return -measure(output, [self.questions[chosen[row]] for row in rows], "log_probability")
 
     def masses(self, share: float, first: int, recent: int) -> NDArray[np.float64]:
         """Return the mass kept under every mask (prompt, mask, layer, head)."""
-        from headscope.analyses._masks import frequent, recovered
-        from headscope.analyses._received import weight
+        from headscope.analyses.shared.masks import frequent, recovered
+        from headscope.analyses.shared.received import weight
 
         received = weight(self.capture)
         special = set(getattr(self.model.tokenizer, "all_special_ids", None) or [])
@@ -86,8 +86,8 @@ class Answered:
         """Give windows to streaming heads, to as many others, to all (prompt, condition)."""
         import torch
 
-        from headscope.analyses._causal import random_sets
-        from headscope.analyses._interval import bootstrap
+        from headscope.analyses.shared.interval import bootstrap
+        from headscope.analyses.shared.removal import random_sets
         from headscope.probes.edits import Window
         from headscope.probes.forward import logits
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._loss import losses, tokens, verdict
+from headscope.analyses.shared.loss import losses, tokens, verdict
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model

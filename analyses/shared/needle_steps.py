@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._copying import copied, multiset_score, set_score
+from headscope.analyses.shared.copying import copied, multiset_score, set_score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

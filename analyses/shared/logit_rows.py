@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses import _check
+from headscope.analyses.shared import check
 from headscope.kernels.refusal import Refused
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
 
 def refuse_other(capture: xr.Dataset, analysis: str) -> None:
     """Refuse attention of two texts, and weights that do not follow from queries and keys."""
-    _check.one_text(capture.attrs.get("attention", "self"), analysis)
+    check.one_text(capture.attrs.get("attention", "self"), analysis)
     if capture.attrs.get("reweighted"):
         raise Refused("edits: the weights of this capture were edited; capture without these edits")
 

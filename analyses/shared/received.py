@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._result import attending
+from headscope.analyses.shared.result import attending
 
 
 def weight(capture: xr.Dataset) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interval import bootstrap
-from headscope.analyses._result import interval, label
+from headscope.analyses.shared.interval import bootstrap
+from headscope.analyses.shared.result import interval, label
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:

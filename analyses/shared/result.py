@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from headscope.analyses._interval import bootstrap
+from headscope.analyses.shared.interval import bootstrap
 from headscope.kernels.refusal import Refused
 
 LEVEL = 0.95

@@ -45,7 +45,7 @@ def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
     """
     import torch
 
-    from headscope.analyses._outputs import output_weights
+    from headscope.analyses.shared.head_outputs import output_weights
     from headscope.probes.prompts import read
 
     given = read(model, task)
@@ -90,7 +90,7 @@ def _hits(model: Model, said: object, words: object, k: int, sign: int) -> NDArr
     """Return the share of words that are among the ``k`` best logits (layer, head)."""
     import torch
 
-    from headscope.analyses._unembedding import read_out
+    from headscope.analyses.shared.unembedding import read_out
 
     assert isinstance(said, torch.Tensor)
     assert isinstance(words, torch.Tensor)

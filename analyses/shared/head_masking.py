@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._causal import Head, Progress, random_sets
-from headscope.analyses._interval import bootstrap, crossed
-from headscope.analyses._result import interval, label
+from headscope.analyses.shared.interval import bootstrap, crossed
+from headscope.analyses.shared.removal import Head, Progress, random_sets
+from headscope.analyses.shared.result import interval, label
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
