@@ -34,6 +34,8 @@ SWEPT_ROOM = 4
 """The same where weights take the place of the logits, and need less memory."""
 SHARES = 4
 """Parts come in fours of one size, so that two or four workers end together."""
+SWEPT_SHARES = 6
+"""The same for the sweep, which stays as fast with smaller parts, and takes less memory."""
 LARGEST_PANEL = 1 << 22
 """Elements above which a panel of one head takes fewer queries, for very long texts."""
 
@@ -184,11 +186,11 @@ class Panels:
         heads = max(PANEL_ELEMENTS // self.largest, 1)
         total = batch * self.q.shape[1]
         if total > heads:
-            room = ROOM if self.sweep is None else SWEPT_ROOM
+            room, shares = (ROOM, SHARES) if self.sweep is None else (SWEPT_ROOM, SWEPT_SHARES)
             heads = max(room * PANEL_ELEMENTS // self.largest, 1)
             # Whatever the number of threads, so that it never shows in the numbers.
-            turns = -(-total // (heads * SHARES))
-            heads = -(-total // (turns * SHARES))
+            turns = -(-total // (heads * shares))
+            heads = -(-total // (turns * shares))
         for sequences in cut(0, batch, max(heads // self.q.shape[1], 1)):
             for kv in cut(0, kv_heads, max(heads // self.group, 1)):
                 for group in cut(0, self.group, heads):
@@ -207,10 +209,11 @@ class Panels:
         sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
         scale = self.variant.scale
         assert scale is not None
+        k = self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT
         logits = Logits(
             torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group],
-            # Copied, since the product with rows of keys side by side is a tenth faster.
-            self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT.contiguous(),
+            # The sweep's products are a tenth faster with keys side by side; torch's are not.
+            k if self.sweep is None else k.contiguous(),
             scale,
             scores,
         )

@@ -17,7 +17,7 @@
 #define ROOM 128           /* candidates for the top-k at once, twice the largest k */
 #define MASKED -1e30f      /* logit of a hidden key */
 #define SEEN -4.9e29f      /* logits above it belong to keys that are seen */
-#define NEAR (1 << 18)     /* floats of the rows between two products: they stay in the cache */
+#define NEAR (1 << 19)     /* floats of the rows between two products: they stay in the cache */
 #define NEGLIGIBLE -75.0f  /* logit, less the largest, below which a weight is 0 */
 
 typedef float vec __attribute__((vector_size(4 * WIDTH)));
