@@ -47,6 +47,7 @@ seeds: .venv/installed-dev  ## seed row -> passing tests
 	$(BIN)/pytest -q -m seed --seeds
 
 wheel: .venv/installed-dev  ## build a wheel into dist/
+	rm -rf build
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove the environment and everything that was built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the installed wheel alone; dependencies come from the environment."""
     folder = tmp_path_factory.mktemp("wheel")
+    # setuptools keeps what an earlier build left there, files that are gone included.
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     subprocess.run(
         [sys.executable, "-P", "-m", "build", "--wheel", "--outdir", folder, ROOT],
         check=True,
