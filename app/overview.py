@@ -20,7 +20,13 @@ VIEWS = ("grid", "scatter", "table")
 NAMED = 3
 
 
-def draw(scores: Mapping[str, Score], chosen: Score, table: pd.DataFrame, name: str) -> None:
+def draw(
+    scores: Mapping[str, Score],
+    chosen: Score,
+    table: pd.DataFrame,
+    name: str,
+    among: npt.NDArray[np.bool_] | None = None,
+) -> None:
     """Draw every head by the chosen score, in the view that the user picked.
 
     Parameters
@@ -33,6 +39,8 @@ def draw(scores: Mapping[str, Score], chosen: Score, table: pd.DataFrame, name: 
         One row a head and one column a score, as files have it.
     name
         Start of the file names of downloads.
+    among
+        Which heads (layer, head) to show; the grid fades the others. None is all.
     """
     view = st.segmented_control(
         "View", VIEWS, default="grid", key="view", bind="query-params", required=True,
@@ -43,12 +51,15 @@ def draw(scores: Mapping[str, Score], chosen: Score, table: pd.DataFrame, name: 
         other = st.selectbox(
             "Against", list(scores), format_func=lambda key: scores[key].title, key="against"
         )
-        _clickable(_scatter(chosen, scores[other], at), "scatter_chart", f"{name}-{chosen.key}")
+        _clickable(
+            _scatter(chosen, scores[other], at, among), "scatter_chart", f"{name}-{chosen.key}"
+        )
     elif view == "table":
-        st.dataframe(table[["name", *scores]], hide_index=True, height=420)
+        rows = table if among is None else table[among.ravel()]
+        st.dataframe(rows[["name", *scores]], hide_index=True, height=420)
     else:
         figure = viz.choose(chosen.array).figure(
-            chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at
+            chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at, among=among
         )
         _clickable(figure, "grid_chart", f"{name}-{chosen.key}")
     st.caption(chosen.tooltip)
@@ -65,28 +76,32 @@ def _clickable(figure: Any, key: str, name: str) -> None:
     )
 
 
-def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
-    rows, columns = np.indices(across.array.shape)
+def _scatter(
+    across: Score, up: Score, at: tuple[int, int], among: npt.NDArray[np.bool_] | None
+) -> Any:
+    shown = np.ones(across.array.shape, dtype=bool) if among is None else among
+    rows, columns = np.nonzero(shown)
+    right, height = across.array.values[shown], up.array.values[shown]
     labels = [
         f"L{across.array['layer'].values[row]}H{across.array['head'].values[column]}"
-        for row, column in zip(rows.ravel(), columns.ravel(), strict=True)
+        for row, column in zip(rows, columns, strict=True)
     ]
-    here = (rows.ravel() == at[0]) & (columns.ravel() == at[1])
-    named = here | _extreme(across.array.values.ravel()) | _extreme(up.array.values.ravel())
+    here = (rows == at[0]) & (columns == at[1])
+    named = here | _extreme(right) | _extreme(height)
     figure = go.Figure(
         go.Scatter(
-            x=across.array.values.ravel(),
-            y=up.array.values.ravel(),
+            x=right,
+            y=height,
             mode="markers+text",
             # The names of all heads would cover each other; the hover text has them.
-            text=[label if shown else "" for label, shown in zip(labels, named, strict=True)],
+            text=[label if said else "" for label, said in zip(labels, named, strict=True)],
             hovertext=labels,
             textposition="top center",
-            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1).tolist(),
+            customdata=np.stack([rows, columns], axis=-1).tolist(),
             marker={
                 "size": np.where(here, 16, 9),
                 "symbol": np.where(here, "diamond", "circle"),
-                "color": rows.ravel(),
+                "color": rows,
                 "colorscale": "Viridis",
                 "colorbar": {
                     "title": {"text": "layer", "side": "right"},
@@ -111,4 +126,5 @@ def _scatter(across: Score, up: Score, at: tuple[int, int]) -> Any:
 def _extreme(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Mark the few largest values, by size."""
     size = np.nan_to_num(np.abs(values))
-    return np.asarray(size >= np.sort(size)[-min(NAMED, len(size))])
+    least = np.sort(size)[-NAMED:][:1]
+    return np.asarray(size >= (least[0] if len(least) else np.inf))

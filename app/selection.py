@@ -10,7 +10,7 @@ import streamlit as st
 # What a link may carry; widgets of these keys are bound to it.
 FIELDS = (
     "run", "by", "view", "layer", "head", "prompt", "text", "target",
-    "map", "side", "queries", "keys",
+    "map", "side", "queries", "keys", "type", "stage", "evidence",
 )  # fmt: skip
 MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
@@ -73,4 +73,4 @@ def link() -> str:
     for name in ("layer", "head"):
         state[name] = st.session_state.get(name, 0)
     base = str(st.context.url or "").split("?")[0]
-    return f"{base}?{urlencode(state)}"
+    return f"{base}?{urlencode(state, doseq=True)}"

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from numpy.typing import NDArray
 
 from headscope.viz._frame import PANELS, colour_bar, coloured, frame, holes, menu, missing
 from headscope.viz._labels import (
@@ -44,6 +45,7 @@ def figure(
     upper: xr.DataArray | None = None,
     fit: bool = False,
     picked: tuple[int, int] | None = None,
+    among: NDArray[np.bool_] | None = None,
 ) -> Any:
     """Draw a score of every head.
 
@@ -60,6 +62,8 @@ def figure(
         Spread the colours over the values instead of over the range of the score.
     picked
         Indices (layer, head) of the cell to outline.
+    among
+        Which heads (layer, head) to look at; the others fade. None is all.
 
     Examples
     --------
@@ -129,6 +133,8 @@ def figure(
             for grid, text, over in drawn
         ]
         fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1, 2])])
+    if among is not None:
+        fig.add_trace(_veil(among))
     if picked is not None:
         _outline(fig, *picked)
     return fig
@@ -202,6 +208,18 @@ def _short(value: float, reach: float) -> str:
         return f"{value:.2g}"
     text = f"{value:.{2 if reach >= 0.2 else 3}f}"
     return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _veil(among: NDArray[np.bool_]) -> Any:
+    """Cover the heads that are not looked at; their numbers stay readable."""
+    white = "rgba(255, 255, 255, 0.8)"
+    return go.Heatmap(
+        z=np.where(among, np.nan, 0.0),
+        colorscale=[[0, white], [1, white]],
+        showscale=False,
+        hoverinfo="skip",
+        name="veil",
+    )
 
 
 def _outline(fig: Any, row: int, column: int) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.app import detail, loading, overview, selection, zoom
+from headscope.app import detail, kinds, loading, overview, selection, zoom
 from headscope.app.export import heads_table
 from headscope.app.scores import Score, collect
 from headscope.kernels.refusal import Refused
@@ -43,6 +43,7 @@ def draw() -> None:
     shape = next(iter(scores.values())).array.shape
     with st.sidebar:
         chosen = _controls(scores, shape)
+        among = kinds.choose(results, scores)
         _about(run.manifest, results)
     complaints = st.container()
     layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
@@ -51,7 +52,7 @@ def draw() -> None:
     with left:
         st.subheader(f"Heads by: {chosen.title}")
         table = heads_table(results)
-        overview.draw(scores, chosen, table, name)
+        overview.draw(scores, chosen, table, name, among)
         _downloads(table, run.manifest, name)
         detail.scores(scores, capture, layer, head)
     with right:

@@ -12,7 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from headscope.app import loading
-from headscope.probes import Model, capture, pattern, tasks
+from headscope.probes import Model, capture, pattern, run, tasks
 
 MAIN = str(Path(loading.__file__).with_name("main.py"))
 
@@ -171,6 +171,48 @@ def test_a_window_outside_the_text_is_said(screen, long_text: str) -> None:
     said = " ".join(warning.value for warning in app.warning)
     assert all(one in said for one in ("'5000'", "'77'", "'nothing'"))
     assert app.slider(key="queries").value == 0
+
+
+@pytest.mark.seed("A13")
+def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -> None:
+    named = run.open(demo_run).results()["head_types"].attrs["heads_by_type"]
+    app = screen(view="table", stage="latent reasoning")
+    assert sorted(app.main.dataframe[0].value["name"]) == sorted(named["induction"])
+    assert app.multiselect(key="stage").value == ["latent reasoning"]
+    app.multiselect(key="type").set_value(["previous-token"]).run()
+    both = set(named["induction"]) & set(named["previous_token"])
+    assert set(app.main.dataframe[0].value["name"]) == both
+    assert "stage=latent+reasoning" in app.main.code[0].value
+    assert "type=previous-token" in app.main.code[0].value
+
+
+@pytest.mark.seed("A13")
+def test_heads_are_filtered_by_evidence(screen, demo_run: Path) -> None:
+    result = run.open(demo_run).results()["importance"]
+    app = screen(view="table", evidence="causal")
+    shown = set(app.main.dataframe[0].value["name"])
+    changed = np.zeros((4, 8), dtype=bool)
+    for name in ("zero_ablation", "mean_ablation", "resample_ablation"):
+        lower, upper = (result[f"{name}_{end}"].values for end in ("lower", "upper"))
+        changed |= (lower > 0) | (upper < 0)
+    assert shown == {f"L{layer}H{head}" for layer, head in np.argwhere(changed)}
+    assert 0 < len(shown) < 32
+    app.segmented_control(key="evidence").set_value("correlational only").run()
+    assert len(app.main.dataframe[0].value) == 32 - len(shown)
+
+
+def test_the_grid_fades_the_heads_that_are_filtered_out(screen) -> None:
+    app = screen(type="induction")
+    veil = next(each for each in drawn(app, "grid_chart")["data"] if each.get("name") == "veil")
+    kept = np.isnan(values(veil["z"]))
+    assert 0 < kept.sum() < kept.size
+    assert f"{kept.sum()} of 32 heads" in " ".join(one.value for one in app.sidebar.caption)
+
+
+def test_a_filter_that_the_run_lacks_is_said(screen) -> None:
+    app = screen(type="mover")
+    assert "'mover'" in " ".join(warning.value for warning in app.warning)
+    assert app.multiselect(key="type").value == []
 
 
 def test_an_empty_dashboard_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
