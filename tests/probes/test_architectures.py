@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 from headscope.kernels.refusal import Refused
@@ -109,27 +110,43 @@ def try_half(family: str, dtype: str) -> str:
     with torch.no_grad():
         output = output_of(model, ids).double()
     own, weights = architectures.eager(module, ids)
-    truth = architectures.eager(exact, ids)[0].double()
+    truth, true_weights = architectures.eager(exact, ids)
     # One step of bfloat16 at the largest value is nearly 1e-2 of it, so norms are compared.
     gaps = {"output": float((output - own).norm() / own.double().norm())}
     # Eager attention rounds scores and weights too, so it may be the one that is off.
-    assert (output - truth).norm() < 1.25 * (own - truth).norm(), family
-    length = found.sizes["query"]
-    at = torch.arange(length)
-    distance = (at[:, None] - at[None, :]).abs().double()
-    for layer, one in by_layer(model, weights):
-        one = one.double()
-        expected = {
-            "entropy": entropy(one, "sink_logit" in found.coords),
-            "max_weight": one.amax(-1),
-            "distance": (one * distance).sum(-1),
-        }
-        for name, value in expected.items():
-            scale = {"entropy": math.log(length), "distance": length}.get(name, 1.0)
-            gap = (torch.from_numpy(found[name].isel(layer=layer).values) - value).abs().max()
-            gaps[name] = max(gaps.get(name, 0.0), float(gap) / scale)
+    assert (output - truth.double()).norm() < 1.25 * (own - truth.double()).norm(), family
+    ours: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+    for (layer, one), (_, true) in zip(
+        by_layer(model, weights), by_layer(model, true_weights), strict=True
+    ):
+        rounded, right = (statistics_of(each.double(), found) for each in (one, true))
+        for name, scale in {"entropy": math.log(33), "max_weight": 1.0, "distance": 33}.items():
+            value = torch.from_numpy(found[name].isel(layer=layer).values)
+            for kept, first, second in (
+                (gaps, value, rounded[name]),
+                (ours, value, right[name]),
+                (theirs, rounded[name], right[name]),
+            ):
+                kept[name] = max(kept.get(name, 0.0), float((first - second).abs().max()) / scale)
     worst = max(gaps, key=lambda name: gaps[name])
-    return "yes" if gaps[worst] <= HALVES[dtype] else f"no: {worst} {gaps[worst]:.1g} away"
+    if gaps[worst] <= HALVES[dtype]:
+        return "yes"
+    # What bfloat16 loses of itself is no fault of either; then only the distance to float32 counts.
+    if all(ours[name] < 1.25 * theirs[name] for name in ours if gaps[name] > HALVES[dtype]):
+        return f"yes: {worst} {gaps[worst]:.1g} from eager, both {ours[worst]:.1g} from float32"
+    return f"no: {worst} {gaps[worst]:.1g} away"
+
+
+def statistics_of(weights: Tensor, found: xr.Dataset) -> dict[str, Tensor]:
+    """Compute from the map what a capture says of each query."""
+    at = torch.arange(weights.shape[-1])
+    distance = (at[:, None] - at[None, :]).abs().double()
+    return {
+        "entropy": entropy(weights, "sink_logit" in found.coords),
+        "max_weight": weights.amax(-1),
+        "distance": (weights * distance).sum(-1),
+    }
 
 
 def by_layer(model: Model, weights: tuple[Tensor | None, ...]) -> list[tuple[int, Tensor]]:
@@ -274,8 +291,9 @@ pixels in patches of 4 × 4). A test compares this file with what it finds, so i
   why the architecture is refused.
 - **bfloat16**, **float16**: against the eager attention of the same model in the same precision, at
   33 tokens: the largest weight as it is, entropy and distance as a share of the largest they can be
-  (log 33, 33 tokens), the output by its norm. All within 1e-2 (float16: 2e-3), else the number. And
-  the output is as close to float32 on the same rounded weights as that of eager attention.
+  (log 33, 33 tokens), the output by its norm. All within 1e-2 (float16: 2e-3), else the number,
+  *yes* where both are equally far from float32 on the same rounded weights (ours less than 1.25
+  times as far, as the output is everywhere).
   Encoder–decoder models were tried in float32 only.
 - **padding**: sides on which a batch may be padded.
 - **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
