@@ -60,10 +60,11 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="folder of the run")] = Path("runs/demo"),
     number: Annotated[int, typer.Option("--number", help="prompts to capture")] = 32,
     seed: Annotated[int, typer.Option("--seed", help="seed of the prompts")] = 0,
+    every: Annotated[bool, typer.Option("--all", help="run every analysis, some minutes")] = False,
 ) -> None:
-    """Run the main job on the bundled model: capture, every analysis, report."""
+    """Run the main job on the bundled model: capture, the analyses of its story, report."""
     from headscope import analyses
-    from headscope.app.job import analyze_run, capture_run
+    from headscope.app.job import STORY, analyze_run, capture_run
 
     with bar(err) as progress:
         run = capture_run(
@@ -75,7 +76,7 @@ def demo(
             overwrite=True,
             progress=progress,
         )
-        outcome = analyze_run(run, analyses.names(), progress=progress)
+        outcome = analyze_run(run, analyses.names() if every else STORY, progress=progress)
     _tell(outcome)
     _report(run)
     out.print(f"open the dashboard: headscope app {run.path}", soft_wrap=True, highlight=False)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
+STORY = (
+    "sinks", "sink_controls", "entropy", "head_types", "retrieval", "needle_sweep", "vocabulary",
+    "importance", "rollout", "sae_circuits",
+)  # fmt: skip
+"""What the demo runs: which heads are sinks, look back, copy and retrieve, and what they matter."""
+
 
 def capture_run(
     folder: Path,
