@@ -1,0 +1,105 @@
+"""Link probe: a linear classifier that finds a query's key from attention weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Right = NDArray[np.bool_]
+
+
+class LinkProbe:
+    """Logistic regression on the weights of all heads; the key of the largest score is the answer.
+
+    Parameters
+    ----------
+    features
+        For every training link the weights of its candidates (candidate, ...); heads without a
+        number (no attention) are left out.
+    right
+        Which candidates are linked (candidate,).
+    negatives
+        Candidates a link that are not linked and train the classifier: one half those with the
+        largest weight of any head, the others drawn at random.
+    seed
+        Seed of the draw.
+    """
+
+    def __init__(
+        self, features: Sequence[Array], right: Sequence[Right], negatives: int, seed: int
+    ) -> None:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        rng = np.random.default_rng(seed)
+        self.shape = features[0].shape[1:]
+        self.known = ~np.isnan(features[0].reshape(len(features[0]), -1)).any(0)
+        rows, truth = [], []
+        for each, flags in zip(features, right, strict=True):
+            flat = self._flat(each)
+            wrong = np.flatnonzero(~flags)
+            # Tokens that some head looks at are few, and the ones that can be mistaken.
+            wrong = wrong[np.argsort(-flat[wrong].max(-1), kind="stable")]
+            hard, easy = np.split(wrong, [negatives // 2])
+            rest = min(negatives - len(hard), len(easy))
+            drawn = rng.choice(easy, rest, replace=False)
+            chosen = np.concatenate([np.flatnonzero(flags), hard, drawn])
+            rows.append(flat[chosen])
+            truth.append(flags[chosen])
+        self.model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        self.model.fit(np.concatenate(rows), np.concatenate(truth))
+
+    def hits(self, features: Sequence[Array], right: Sequence[Right]) -> Array:
+        """Return for every link whether a right key scores highest (link,): 1 or 0."""
+        scores = [self.model.decision_function(self._flat(each)) for each in features]
+        return np.asarray(
+            [float(flags[each.argmax()]) for each, flags in zip(scores, right, strict=True)]
+        )
+
+    @property
+    def coefficients(self) -> Array:
+        """Log odds a standard deviation of every weight; NaN where there is no attention."""
+        found = np.full(self.known.shape, np.nan)
+        found[self.known] = self.model[-1].coef_[0]
+        return found.reshape(self.shape)
+
+    def _flat(self, features: Array) -> Array:
+        return features.reshape(len(features), -1)[:, self.known]
+
+
+def shuffled(right: Sequence[Right], seed: int) -> list[Right]:
+    """Name other keys, as many and at random, as those that are linked."""
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(flags) for flags in right]
+
+
+def head_hits(features: Sequence[Array], right: Sequence[Right]) -> Array:
+    """Return whether each head alone gives a right key the largest weight (link, ...).
+
+    Equal weights share the hit; NaN where there is no attention.
+
+    >>> weights = np.array([[0.1, 0.5], [0.9, 0.5]])
+    >>> head_hits([weights], [np.array([False, True])]).tolist()
+    [[1.0, 0.5]]
+    """
+    found = []
+    for each, flags in zip(features, right, strict=True):
+        # float32 logits: weights this near are equal.
+        best = each >= each.max(0) - 1e-7
+        found.append(np.where(np.isnan(each[0]), np.nan, best[flags].sum(0) / best.sum(0).clip(1)))
+    return np.stack(found)
+
+
+def fixed_offset(distances: Sequence[NDArray[np.int64]]) -> int:
+    """Return the distance from query to right key that the most links have.
+
+    >>> fixed_offset([np.array([3]), np.array([1, 3])])
+    3
+    """
+    values, counts = np.unique(np.concatenate(distances), return_counts=True)
+    return int(values[counts.argmax()])
