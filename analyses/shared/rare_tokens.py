@@ -1,0 +1,42 @@
+"""Rare tokens of a context, and how much more attention they get than others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Return the positions of the ``count`` rarest tokens of every prompt, in order.
+
+    Rarity is the number of times that a token stands in all prompts; of equally rare ones the
+    larger token id counts as rarer, as later entries of a vocabulary mostly are. The first position
+    is left out, where sinks are. At most half of a prompt is rare.
+
+    >>> rarest([[0, 5, 6, 5, 7], [0, 5, 6, 6, 6]], 1)
+    [[4], [1]]
+    """
+    known = Counter(one for ids in prompts for one in ids)
+    found = []
+    for ids in prompts:
+        ranked = sorted((known[one], -one, at) for at, one in enumerate(ids) if at)
+        most = min(count, max(len(ids) // 2, 1))
+        found.append(sorted(at for _, _, at in ranked[:most]))
+    return found
+
+
+def expected(length: int, places: Sequence[int], queries: Sequence[int], causal: bool) -> Array:
+    """Return the share of the keys each query sees that are rare: what a uniform head gives them.
+
+    >>> expected(4, [1], [0, 1, 3], True).tolist()
+    [0.0, 0.5, 0.25]
+    """
+    rare = np.isin(np.arange(length), list(places))
+    if not causal:
+        return np.full(len(queries), rare.mean())
+    return np.asarray([rare[: query + 1].mean() for query in queries])
