@@ -21,6 +21,7 @@ QUICK = {
     "classes": {"first": 1, "recent": 2, "gate_steps": 2},
     "literal": {"pairs": 3, "best": 1, "draws": 1},
     "lookback": {"new_tokens": 1, "draws": 1},
+    "distractors": {"facts": "2,4", "best": 1},
     "query_focus": {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"},
 }
 # What the constructed model, with learned positions and few words, cannot be asked.
@@ -53,6 +54,7 @@ def test_every_analysis_runs_on_what_it_declares_and_says_what_it_shows(circuit,
         "literal": make("associative", 2, pairs=3),
         "lookback": make("recall", 8, pairs=4),
         "query_focus": make("recall", 6, pairs=4),
+        "distractors": make("recall", 2, pairs=4),
     }
     task = own.get(name, lambda: repeated(n=6, length=6))()
     if name in UNSUITED:

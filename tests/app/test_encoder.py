@@ -21,13 +21,14 @@ PLACE = Path(__file__).parents[1] / "constructed.py"
 TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
 BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
 PREDICTING = {
-    "atlas", "context_reliance", "contrast", "importance", "literal", "lookback", "needle_sweep",
-    "query_focus", "rollout", "sae_circuits", "slots",
+    "atlas", "context_reliance", "contrast", "distractors", "importance", "literal", "lookback",
+    "needle_sweep", "query_focus", "rollout", "sae_circuits", "slots",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
     "depth": "needs causal order",
     "frequencies": "positions do not turn",
+    "lifetimes": "needs causal order",
     "parallel_context": "need causal order",
     # Its needles are longer than the 80 positions of this model, which is found out first.
     "retrieval": "the context of",

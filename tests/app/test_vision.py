@@ -70,8 +70,8 @@ def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
     assert sinks.attrs["sink_tokens"][0]["token"] == "[CLS]"
     measured = {name for name, one in results.items() if "skipped" not in one.attrs}
     assert measured == {
-        "blocks", "embedding", "entropy", "feature_maps", "hardness", "offsets", "sink_topology",
-        "sinks",
+        "blocks", "embedding", "entropy", "feature_maps", "hardness", "offsets", "segments",
+        "sink_topology", "sinks", "token_classes",
     }  # fmt: skip
     # The patch after: row by row, as the patches are numbered.
     assert results["offsets"].attrs["heads_by_type"] == {"offset -1": ["L0H0"]}

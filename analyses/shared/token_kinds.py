@@ -1,0 +1,91 @@
+"""Kinds of tokens: the first one, special ones, punctuation, stop words, rare words, the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+FIRST, SPECIAL, PUNCTUATION, STOP, RARE, OTHER = KINDS = (
+    "first", "special", "punctuation", "stop word", "rare", "other",
+)  # fmt: skip
+# Determiners, pronouns, prepositions, conjunctions and auxiliaries of English.
+STOPS = """
+    a an the this that these those i me my mine we us our ours you your yours he him his she her
+    hers it its they them their theirs who whom whose which what there here and or but nor so
+    yet if then than because while as until although though when where why how after before
+    since in on at by for with about against between into through during above below to from up
+    down of off over under out am is are was were be been being have has had having do does did
+    doing will would shall should can could may might must not no all any both each few more
+    most other some such only own same too very just again further once
+"""
+STOP_WORDS = frozenset(STOPS.split())
+
+
+def of_texts(
+    ids: Sequence[Sequence[int]],
+    words: Sequence[Sequence[str]],
+    special: Collection[int],
+    rare: int,
+) -> list[list[str]]:
+    """Name the kind of every token of every prompt; the first kind that fits counts.
+
+    Parameters
+    ----------
+    ids, words
+        Token ids of every prompt, and the tokens as text.
+    special
+        Ids of the tokenizer's special tokens.
+    rare
+        A word is rare that occurs at most this often in all prompts together.
+
+    Returns
+    -------
+    Per prompt a kind for each token: ``first`` (whatever stands first, a BOS or [CLS] where there
+    is one), ``special``, ``punctuation`` (no letter and no digit: delimiters, line ends),
+    ``stop word`` (of English), ``rare``, ``other``.
+
+    Examples
+    --------
+    >>> of_texts([[0, 5, 6, 7, 7]], [["<bos>", " the", ".", " cat", " cat"]], {0}, 1)
+    [['first', 'stop word', 'punctuation', 'other', 'other']]
+    """
+    counts = Counter(one for each in ids for one in each)
+
+    def kind(at: int, one: int, word: str) -> str:
+        text = word.strip().lower()
+        if not at:
+            return FIRST
+        if one in special:
+            return SPECIAL
+        if not any(letter.isalnum() for letter in text):
+            return PUNCTUATION
+        if text in STOP_WORDS:
+            return STOP
+        return RARE if counts[one] <= rare else OTHER
+
+    return [
+        [kind(at, one, word) for at, (one, word) in enumerate(zip(*both, strict=True))]
+        for both in zip(ids, words, strict=True)
+    ]
+
+
+def of_patches(names: Sequence[str]) -> list[str]:
+    """Tell the patches of an image from what the model puts before them.
+
+    >>> of_patches(["[CLS]", "[REG0]", "r0c0"])
+    ['[CLS]', '[REG]', 'patch']
+    """
+    return [
+        "[" + name.strip("[]").rstrip("0123456789") + "]" if name.startswith("[") else "patch"
+        for name in names
+    ]
+
+
+def stated(rare: int, tokenizer: Any) -> str:
+    """Say what the kinds mean here."""
+    known = "" if tokenizer is not None else "; no tokenizer, so tokens are known by number alone"
+    return (
+        "first: whatever stands first; punctuation: no letter or digit; stop words of English; "
+        f"rare: at most {rare} time(s) in these prompts{known}"
+    )
