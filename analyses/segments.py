@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import attending, averaged, dataset, label, require, variable
+from headscope.analyses.shared.segment_mass import average
 
 if TYPE_CHECKING:
     from headscope.analyses.shared.segmenting import Segments
@@ -162,15 +163,16 @@ def run(
             0, 1, seed=seed, convention=convention, source=SOURCE,
         ),
         "enrichment": variable(
-            links, _mean(enrichment, (0,)), "Enrichment from segment to segment",
+            links, average(enrichment, (0,)), "Enrichment from segment to segment",
             "× the even share", "sequential", 0, convention=even_said, source=SOURCE,
         ),
         **averaged(
-            "mean_mass", pairs, _mean(mass, (1, 2)), "Mass from segment to segment, mean of heads",
-            "share", "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
+            "mean_mass", pairs, average(mass, (1, 2)),
+            "Mass from segment to segment, mean of heads", "share", "sequential", 0, 1, seed=seed,
+            convention=convention, source=SOURCE,
         ),
         **averaged(
-            "mean_enrichment", pairs, _mean(enrichment, (1, 2)),
+            "mean_enrichment", pairs, average(enrichment, (1, 2)),
             "Enrichment from segment to segment, mean of heads", "× the even share", "sequential",
             0, seed=seed, convention=even_said, source=SOURCE,
         ),
@@ -181,7 +183,7 @@ def run(
             [_cut(capture, model, prompt, made, number, step) for number, prompt in enumerate(cut)]
         )
         title, units, scale = segment_mass.units(capture)
-        told = _verdict(variables["mean_mass"].values, _mean(effect, (0,)), names, units)
+        told = _verdict(variables["mean_mass"].values, average(effect, (0,)), names, units)
         variables |= averaged(
             "link_effect", pairs, effect, f"{title}: keys of a segment hidden from another",
             units, scale, None if scale == "diverging" else 0, seed=seed, evidence="causal",
@@ -199,12 +201,6 @@ def run(
         heads_by_type=kinds,
         note=f"Segments: {made.said}. Heads with most enrichment, {best or 'none'}. {told}",
     )
-
-
-def _mean(values: Array, axes: tuple[int, ...]) -> Array:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
 
 
 def _cut(

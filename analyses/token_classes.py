@@ -130,7 +130,7 @@ def run(
             convention=f"mass over the share of the visible keys; 1 is even; {convention}",
         ),
         **averaged(
-            "mean_mass", ("token_class",), np.nanmean(mass, axis=(1, 2)),
+            "mean_mass", ("token_class",), segment_mass.average(mass, (1, 2)),
             "Mass on a class of tokens, mean of heads", "share", "sequential", 0, 1, seed=seed,
             convention=convention, source=SOURCE,
         ),
@@ -156,7 +156,7 @@ def run(
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
     kinds = _heads(variables["class_enrichment"].values, names, enriched)
-    best = "; ".join(f"{kind}: {', '.join(found[:4])}" for kind, found in kinds.items())
+    best = "; ".join(f"{kind}: {', '.join(found[:4])}" for kind, found in kinds.items() if found)
     return dataset(
         capture,
         variables,

@@ -116,7 +116,8 @@ class Hiding:
         if self.predicting:
             return changed
         length = np.linalg.norm(self.intact, axis=-1)
-        return np.linalg.norm(changed, axis=-1) / np.where(length > 0, length, np.nan)
+        moved = np.linalg.norm(changed, axis=-1)
+        return np.asarray(moved / np.where(length > 0, length, np.nan), dtype=np.float64)
 
     def _read(self, edits: tuple[Any, ...]) -> Array:
         import torch
@@ -145,10 +146,21 @@ def units(capture: xr.Dataset) -> tuple[str, str, str]:
     return "Movement of the last hidden state", "share of its length", "sequential"
 
 
+def average(values: Array, axes: tuple[int, ...]) -> Array:
+    """Average the known values over some axes, NaN where there is none.
+
+    >>> average(np.array([[1.0, np.nan], [3.0, np.nan]]), (0,)).tolist()
+    [2.0, nan]
+    """
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
+
+
 def mean_of(effect: Array, chosen: Sequence[int] | Numbers) -> float:
     """Average an effect over chosen tokens; NaN where none of them has one."""
     inside = np.asarray([one for one in chosen if one < len(effect)], dtype=np.int64)
-    return float(np.nanmean(effect[inside])) if len(inside) else float("nan")
+    return float(average(effect[inside], (0,)))
 
 
 def _tensor(prompt: Any) -> Any:
