@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TOP = 3
+ENTRIES = 8
+"""Entries of a further dim that a row of the heads table has columns for."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     Returns
     -------
     Columns ``name`` (``L5H1``), ``layer``, ``head``, then ``analysis.variable`` and the ends of
-    its interval, ``analysis.variable_lower`` and ``analysis.variable_upper``. A variable with
-    further dims has a column for each entry, ``analysis.variable[entry]``.
+    its interval, ``analysis.variable_lower`` and ``analysis.variable_upper``. A variable with one
+    further dim of few entries has a column for each of them, ``analysis.variable[entry]``; curves
+    and matrices of heads, and entries that no head has a value for, stay in the results.
 
     Examples
     --------
@@ -83,8 +85,9 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         _column(f"{analysis}.{name}{entry}", one)
         for analysis, result in results.items()
         for name, array in result.items()
-        if set(GRID) <= set(array.dims)
+        if set(GRID) <= set(array.dims) and _fits(array)
         for entry, one in _entries(array)
+        if not entry or bool(one.notnull().any())
     ]
     if not columns:
         return pd.DataFrame(columns=["name", *GRID])
@@ -167,16 +170,20 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
+def _fits(array: xr.DataArray) -> bool:
+    rest = [size for dim, size in array.sizes.items() if dim not in GRID]
+    return not rest or (len(rest) == 1 and rest[0] <= ENTRIES)
+
+
 def _entries(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray]]:
     """Yield the (layer, head) arrays that an array is made of, with the suffix of their column."""
     rest = [str(dim) for dim in array.dims if dim not in GRID]
-    for place in product(*(range(array.sizes[dim]) for dim in rest)):
-        one = array.isel(dict(zip(rest, place, strict=True)))
-        words = [
-            str(one[dim].item()) if dim in one.coords else f"{dim} {index}"
-            for dim, index in zip(rest, place, strict=True)
-        ]
-        yield f"[{', '.join(words)}]" if words else "", one
+    if not rest:
+        yield "", array
+    for dim in rest:
+        for index in range(array.sizes[dim]):
+            one = array.isel({dim: index})
+            yield f"[{one[dim].item() if dim in one.coords else f'{dim} {index}'}]", one
 
 
 def _column(name: str, array: xr.DataArray) -> pd.Series[float]:

@@ -42,6 +42,15 @@ def test_dims_in_another_order_and_further_dims_keep_their_values() -> None:
     assert table.loc["L2H1", "sinks.mass[b]"] == array.values[1, 2, 1]
 
 
+def test_curves_matrices_and_empty_entries_make_no_columns() -> None:
+    wide = xr.DataArray(np.ones((2, 2, 9)), dims=(*GRID, "depth"))
+    matrix = xr.DataArray(np.ones((2, 2, 2, 2)), dims=(*GRID, "from", "to"))
+    half = xr.DataArray(np.full((2, 2, 2), np.nan), dims=(*GRID, "kind"))
+    half[..., 1] = 1.0
+    table = heads_table(results(wide=wide, matrix=matrix, half=half))
+    assert table.columns.tolist() == ["name", *GRID, "sinks.half[kind 1]"]
+
+
 def test_analyses_of_different_layers_meet_in_one_table() -> None:
     late = score([[5.0, 6.0]]).assign_coords(layer=[1])
     table = heads_table(results(sink=score([[1, 2], [3, 4]])) | {"late": xr.Dataset({"x": late})})
