@@ -43,7 +43,7 @@ def names() -> list[str]:
     Examples
     --------
     >>> names()
-    ['bars', 'graph', 'grid', 'lane', 'matrix', 'number', 'patches', 'pattern', 'points']
+    ['bars', 'graph', 'grid', 'lane', 'lines', 'matrix', 'number', 'patches', 'pattern', 'points']
     """
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in found if not name.startswith("_"))
@@ -67,7 +67,8 @@ def choose(array: xr.DataArray) -> ModuleType:
 
     ``(layer, head)`` is a grid, one position dim a lane, two a pattern, ``(edge,)`` a graph,
     ``(row, column)`` the patches of an image, ``(point,)`` points in the plane, ``(one, other)`` a
-    matrix, ``()`` a number, and one or two other dims are bars.
+    matrix, ``(checkpoint, ...)`` lines over training, ``()`` a number, and one or two other dims
+    are bars.
 
     Raises
     ------
@@ -86,7 +87,8 @@ def choose(array: xr.DataArray) -> ModuleType:
     raise Refused(
         f"view: no view draws {array.name or 'an array'} of dtype {array.dtype} with dims "
         f"{array.dims}; average or select until it is (layer, head), a position dim, two position "
-        "dims, (edge,), (row, column), (point,) with x and y, or at most two others"
+        "dims, (edge,), (row, column), (point,) with x and y, (checkpoint, ...), or at most two "
+        "others"
     )
 
 

@@ -22,7 +22,7 @@ def accepts(array: xr.DataArray) -> bool:
     return (
         array.dtype.kind in "fiub"
         and array.ndim in (1, 2)
-        and not dims & {*POSITIONS, "edge", "point"}
+        and not dims & {*POSITIONS, "edge", "point", "checkpoint"}
         and dims not in ({"row", "column"}, {"one", "other"})
         and not ("layer" in dims and dims & {"head", "kv_head"})
     )

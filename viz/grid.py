@@ -34,7 +34,7 @@ def accepts(array: xr.DataArray) -> bool:
         array.dtype.kind in "fiub"
         and "layer" in dims
         and len(dims & {"head", "kv_head"}) == 1
-        and not dims & {*POSITIONS, "edge", "point"}
+        and not dims & {*POSITIONS, "edge", "point", "checkpoint"}
     )
 
 

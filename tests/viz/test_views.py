@@ -62,6 +62,12 @@ DRAWN = {
     "patches": [array(("row", 3), ("column", 4)), array(("column", 4), ("row", 3))],
     "points": [array(("point", 3)), array(("plane", 2), ("point", 3))],
     "matrix": [array(("one", 4), ("other", 4))],
+    "lines": [
+        array(("checkpoint", 3)),
+        array(("checkpoint", 3), LAYERS, HEADS),
+        array(("checkpoint", 3), ("condition", 2)),
+        array(("checkpoint", 3), ("type", 2), LAYERS, HEADS),
+    ],
     "bars": [array(("condition", 3)), array(("task", 2), ("condition", 3)), array(LAYERS)],
 }
 CASES = [(view, each) for view, arrays in DRAWN.items() for each in arrays]
@@ -265,6 +271,45 @@ def test_a_matrix_names_its_pairs_and_coarsens_when_large() -> None:
     assert max(large.data[0].z.shape) <= 512
     assert large.data[0].z[0, 0] == pytest.approx(float(many[:3, :3].max()))
     assert "strongest of 3 × 3" in large.layout.title.subtitle.text
+
+
+def grown(*sizes: tuple[str, int]) -> xr.DataArray:
+    steps = {"step": ("checkpoint", [0, 100, 800]), "checkpoint": ["step0", "step100", "last"]}
+    return array(("checkpoint", 3), *sizes).assign_coords(steps)
+
+
+def test_lines_stand_at_their_steps_and_name_heads_and_checkpoints() -> None:
+    each = grown(LAYERS, HEADS)
+    each[1, 2, 3] = np.nan
+    figure = viz.choose(each).figure(each, lower=each - 0.1, upper=each + 0.1)
+    line = figure.data[11]
+    assert (line.name, line.x) == ("L2H3", (0.0, 100.0, 800.0))
+    assert line.y[1] is None
+    value = float(each[2, 2, 3])
+    assert line.hovertext[2] == (
+        f"<b>L2H3</b><br>step 800 (last)<br>Some score: {value:.3f} share<br>"
+        f"95 % interval {value - 0.1:.3f} to {value + 0.1:.3f}"
+    )
+    assert line.hovertext[1].endswith("Some score: not measured")
+    assert "gaps: not measured" in figure.layout.title.subtitle.text
+    assert figure.layout.xaxis.title.text == "training step"
+
+
+def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn() -> None:
+    few = grown(("condition", 2))
+    figure = viz.choose(few).figure(few, lower=few - 0.1, upper=few + 0.1)
+    assert [trace.fill for trace in figure.data] == [None, None, "toself", "toself"]
+    assert figure.data[2].y == pytest.approx(
+        [*(few[:, 0] + 0.1).values, *(few[::-1, 0] - 0.1).values]
+    )
+    many = grown(("layer", 6), ("head", 8)) * 0 + 0.5
+    many[2, 4, 7] = 0.9
+    figure = viz.choose(many).figure(many)
+    assert len(figure.data) == 24
+    assert "L4H7" in {trace.name for trace in figure.data}
+    assert "24 of 48: those that change most" in figure.layout.title.subtitle.text
+    looks = {(trace.line.color, trace.line.dash) for trace in figure.data}
+    assert len(looks) == 24
 
 
 def test_negative_edges_differ_by_more_than_colour() -> None:

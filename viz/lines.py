@@ -1,0 +1,180 @@
+"""Lines: how values change over the checkpoints of a model, one line a head or entry."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headscope.viz._frame import frame
+from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
+from headscope.viz._scale import Array, finite
+
+# Lines that can be told apart; of more, those that change most.
+MOST = 24
+# Bands of more would cover each other; the hover text has every interval.
+BANDS = 8
+# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def accepts(array: xr.DataArray) -> bool:
+    """Accept values over checkpoints, with any other dims but positions, edges and points."""
+    dims = set(array.dims)
+    return (
+        array.dtype.kind in "fiub"
+        and "checkpoint" in dims
+        and not dims & {*POSITIONS, "edge", "point", "row", "column", "one", "other"}
+    )
+
+
+def figure(
+    array: xr.DataArray,
+    *,
+    lower: xr.DataArray | None = None,
+    upper: xr.DataArray | None = None,
+    fit: bool = False,
+) -> Any:
+    """Draw a line over training for each head, or each entry of the other dims.
+
+    Of more than 24 lines those that change most are drawn, and the figure says so. A checkpoint
+    without a value leaves a gap.
+
+    Parameters
+    ----------
+    array
+        Dim checkpoint, with its training steps as the coordinate ``step``; without it, checkpoints
+        stand at equal distances.
+    lower, upper
+        The interval of each value: a band around up to 8 lines, and in the hover text.
+    fit
+        Let the axis span the values instead of the range of the score.
+
+    Examples
+    --------
+    >>> grown = xr.DataArray([[[0.1, 0.2]], [[0.1, 0.9]]], dims=("checkpoint", "layer", "head"),
+    ...                      coords={"step": ("checkpoint", [0, 400])}, name="induction")
+    >>> figure(grown).data[0].name, figure(grown).data[1].x
+    ('L0H0', (0.0, 400.0))
+    """
+    rest = tuple(str(dim) for dim in array.dims if dim != "checkpoint")
+    lines = combinations(array, rest)
+    values = _rows(array, rest)
+    notes = []
+    kept = np.arange(len(lines))
+    if len(lines) > MOST:
+        kept = np.sort(np.argsort(-_change(values), kind="stable")[:MOST])
+        notes.append(f"{MOST} of {len(lines)}: those that change most")
+    bounds = None
+    if lower is not None and upper is not None:
+        bounds = _rows(lower, rest), _rows(upper, rest)
+        if len(kept) <= BANDS:
+            notes.append("bands: 95 % interval")
+    if not np.isfinite(values[kept]).all():
+        notes.append("gaps: not measured")
+    at, said, axis = _steps(array)
+    fig = frame(
+        array,
+        height=420,
+        notes=notes,
+        xaxis=axis,
+        yaxis={"title": {"text": units(array) or "value"}, "range": _range(array, fit)},
+        hovermode="closest",
+        showlegend=len(kept) > 1,
+    )
+    for place, row in enumerate(kept.tolist()):
+        name = lines[row][0] or title(array)
+        ends = None if bounds is None else (bounds[0][row], bounds[1][row])
+        colour = COLOURS[place % len(COLOURS)]
+        if ends is not None and len(kept) <= BANDS:
+            fig.add_trace(_band(at, *ends, colour, name))
+        fig.add_trace(
+            go.Scatter(
+                x=at,
+                y=[None if np.isnan(one) else one for one in values[row].tolist()],
+                mode="lines+markers",
+                name=name,
+                legendgroup=name,
+                line={"color": colour, "dash": DASHES[place // len(COLOURS) % len(DASHES)]},
+                marker={"size": 6},
+                connectgaps=False,
+                hovertext=_hover(array, name, said, values[row], ends),
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
+        )
+    # Lines first, bands behind them in the list: the first trace is what a reader asks for.
+    fig.data = [one for one in fig.data if one.hovertext] + [
+        one for one in fig.data if not one.hovertext
+    ]
+    return fig
+
+
+def _rows(array: xr.DataArray, rest: tuple[str, ...]) -> Array:
+    """Return one row a line, one column a checkpoint."""
+    values = finite(array.transpose(*rest, "checkpoint"))
+    return values.reshape(-1, values.shape[-1])
+
+
+def _change(values: Array) -> Array:
+    """Return the distance between the largest and the smallest value of each line."""
+    high = np.where(np.isnan(values), -np.inf, values).max(-1)
+    low = np.where(np.isnan(values), np.inf, values).min(-1)
+    return np.where(np.isfinite(high), high - low, -1.0)
+
+
+def _steps(array: xr.DataArray) -> tuple[list[float], list[str], dict[str, Any]]:
+    """Return where the checkpoints stand, what to call them, and the axis."""
+    names = entries(array, "checkpoint")
+    if "step" in array.coords and array["step"].dims == ("checkpoint",):
+        at = [float(one) for one in array["step"].values.tolist()]
+        said = [
+            f"step {step:g}" + ("" if name in (f"step{step:g}", str(place)) else f" ({name})")
+            for place, (step, name) in enumerate(zip(at, names, strict=True))
+        ]
+        return at, said, {"title": {"text": "training step"}}
+    count = [float(index) for index in range(len(names))]
+    axis = {"title": {"text": "checkpoint"}, "tickvals": count, "ticktext": names}
+    return count, names, axis
+
+
+def _range(array: xr.DataArray, fit: bool) -> list[float] | None:
+    low, high = array.attrs.get("low"), array.attrs.get("high")
+    if fit or low is None or high is None:
+        return None
+    margin = 0.04 * (float(high) - float(low))
+    return [float(low) - margin, float(high) + margin]
+
+
+def _hover(
+    array: xr.DataArray, name: str, said: list[str], values: Array, ends: tuple[Array, Array] | None
+) -> list[str]:
+    found = []
+    for place, value in enumerate(values.tolist()):
+        words = [
+            f"<b>{name}</b>",
+            said[place],
+            f"{title(array)}: {measured(value, units(array))}",
+        ]
+        if ends is not None and np.isfinite(value):
+            low, high = (measured(float(end[place]), "") for end in ends)
+            words.append(f"95 % interval {low} to {high}")
+        found.append("<br>".join(words))
+    return found
+
+
+def _band(at: list[float], low: Array, high: Array, colour: str, name: str) -> Any:
+    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high)).tolist()
+    return go.Scatter(
+        x=[at[place] for place in known] + [at[place] for place in reversed(known)],
+        y=[float(high[place]) for place in known]
+        + [float(low[place]) for place in reversed(known)],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.18,
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
