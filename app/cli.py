@@ -33,7 +33,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="headscope/bundled, headscope/bundled-python, a folder with a saved model, a hub name",
+        help="headscope/bundled, headscope/bundled-python, headscope/induction@step400, a folder "
+        "with a saved model, a hub name",
     ),
 ]
 
@@ -85,12 +86,14 @@ def demo(
 @app.command()
 def models() -> None:
     """List the models that need no download, and say how to name others."""
-    from headscope.probes import bundled, bundled_python
+    from headscope.probes import bundled, bundled_induction, bundled_python
 
+    steps = f"a two-layer Llama, @step400 a checkpoint of it ({bundled_induction.folder()})"
     python = f"a GPT-2 of the Python library's source, takes any text ({bundled_python.folder()})"
     for name, meaning in (
         ("headscope/bundled", f"a Llama of generated text, for all tasks ({bundled.folder()})"),
         ("headscope/bundled-python", python),
+        ("headscope/induction", steps),
         ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),
         ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
     ):

@@ -4,9 +4,10 @@ Importing this package, and listing the tasks in it, imports neither torch nor t
 """
 
 from headscope.probes.capture import capture
+from headscope.probes.checkpoints import checkpoints
 from headscope.probes.lens import pattern
 from headscope.probes.model import Model, load_model
 from headscope.probes.pair import Pair
 from headscope.probes.plan import plan
 
-__all__ = ["Model", "Pair", "capture", "load_model", "pattern", "plan"]
+__all__ = ["Model", "Pair", "capture", "checkpoints", "load_model", "pattern", "plan"]

@@ -246,9 +246,10 @@ def load_model(
     Parameters
     ----------
     source
-        ``"headscope/bundled"`` or ``"headscope/bundled-python"``, a folder saved with
-        ``save_pretrained``, a name on the Hugging Face hub, a Hugging Face model, a
-        TransformerBridge, or a `Model`.
+        ``"headscope/bundled"``, ``"headscope/bundled-python"`` or ``"headscope/induction"``, a
+        folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
+        ``@`` and a checkpoint or revision), a Hugging Face model, a TransformerBridge, or a
+        `Model`.
     device
         Where to put it; the GPU when there is one. ``"auto"`` spreads it over all devices, and
         over memory and disk, with accelerate. An object given stays where it is.

@@ -28,7 +28,7 @@ from headscope.kernels.cpu.compiler import cache, processor
 from headscope.kernels.refusal import Refused
 from headscope.probes import check
 from headscope.probes.model import Geometry
-from headscope.probes.source import locate
+from headscope.probes.places import locate
 from headscope.probes.store import write_text
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def inspect_once(model: Model, source: str | os.PathLike[str]) -> Model:
 
 def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
     """Name everything that the outcome of the check hangs on."""
-    place = Path(locate(source)[0])
+    place = Path(locate(source).path)
     found = [file for kind in WEIGHTS for file in place.glob(kind)] if place.is_dir() else []
     config = model.module.config.to_json_string(use_diff=False)
     on_gpu = model.device.type == "cuda"

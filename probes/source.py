@@ -24,13 +24,11 @@ from transformers import (
 from transformers.utils import logging
 
 from headscope.kernels.refusal import Refused
+from headscope.probes.checkpoints import commit
 from headscope.probes.devices import home, weights
 from headscope.probes.images import IMAGES, inputs
+from headscope.probes.places import HUB, listed, locate
 
-BUNDLED = "headscope/bundled"
-BUNDLED_PYTHON = "headscope/bundled-python"
-SHIPPED = {BUNDLED: "bundled", BUNDLED_PYTHON: "bundled_python"}
-HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
 # Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
 WHOLE = 1 << 20
 
@@ -49,7 +47,7 @@ def fetch(
         When there is nothing at that place, it cannot be reached, transformers has no class for
         it, or its weights are incomplete.
     """
-    place, name = locate(source)
+    place, name, variant, revision = locate(source)
     spread = device == "auto"
     if spread:
         device = None
@@ -57,13 +55,17 @@ def fetch(
     kind = _dtype(dtype) if dtype is not None else None
     if kind is None and target.type == "cpu":
         kind = torch.float32
-    local = Path(place).is_dir() or _cached(place)
+    local = Path(place).is_dir() or _cached(place, revision)
     if not local:
-        _reach(place)
+        _reach(place, revision=revision)
+    chosen = {} if revision is None else {"revision": revision}
+    if variant is not None:
+        chosen["variant"] = variant
     with _quiet():
         try:
-            module, report = _class(place, local).from_pretrained(
+            module, report = _class(place, local, revision).from_pretrained(
                 place,
+                **chosen,
                 dtype=kind if kind is not None else "auto",
                 use_safetensors=True,
                 local_files_only=local,
@@ -84,16 +86,17 @@ def fetch(
         module.get_parameter(name).zero_()
     found = tokenizer
     if found is None:
-        found = fetch_tokenizer(place, required=False, images=inputs(module) == IMAGES)
-    commit = getattr(module.config, "_commit_hash", None)
-    return module, found, name, str(commit or fingerprint(module))
+        found = fetch_tokenizer(place, False, inputs(module) == IMAGES, revision)
+    known = "" if Path(place).is_dir() else commit(place, revision)
+    return module, found, name, known or fingerprint(module)
 
 
-def _class(place: str, local: bool) -> Any:
+def _class(place: str, local: bool, revision: str | None) -> Any:
     """Find the class that a model was saved from: an encoder is no causal language model."""
     import transformers
 
-    config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
+    given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    config = AutoConfig.from_pretrained(place, revision=revision, **given)
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
@@ -102,18 +105,22 @@ def _class(place: str, local: bool) -> Any:
 
 
 def fetch_tokenizer(
-    place: str | os.PathLike[str], required: bool = True, images: bool = False
+    place: str | os.PathLike[str],
+    required: bool = True,
+    images: bool = False,
+    revision: str | None = None,
 ) -> Any:
     """Load a tokenizer, or an image processor, from a folder or the hub; None where none is."""
     if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
         raise Refused(f"tokenizer: there is no folder {place}")
-    local = Path(place).is_dir() or _cached(str(place))
+    local = Path(place).is_dir() or _cached(str(place), revision)
     if not local:
-        _reach(str(place), "tokenizer")
+        _reach(str(place), "tokenizer", revision)
     try:
         with _quiet():
             kind: Any = AutoImageProcessor if images else AutoTokenizer
-            return kind.from_pretrained(place, trust_remote_code=False, local_files_only=local)
+            given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+            return kind.from_pretrained(place, revision=revision, **given)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if required:
             raise Refused(f"tokenizer: {place} does not load: {_first_line(error)}") from error
@@ -149,38 +156,25 @@ def fingerprint(module: nn.Module) -> str:
     return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 
 
-def locate(source: str | os.PathLike[str]) -> tuple[str, str]:
-    """Find the folder of a source, or its name on the hub; and what to call it."""
-    name = os.fspath(source)
-    if name in SHIPPED:
-        folder = Path(__file__).parent / SHIPPED[name]
-        if not (folder / "config.json").is_file():
-            raise Refused(f"model: {name} has no weights in this installation; reinstall it")
-        return str(folder), name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise Refused(f"model: the folder {name} holds no config.json, so no model")
-        return str(folder), name
-    if not isinstance(source, str) or not re.fullmatch(HUB, name):
-        raise Refused(f"model: there is no folder {name}")
-    return name, name
+def _cached(name: str, revision: str | None) -> bool:
+    return bool(commit(name, revision))
 
 
-def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def _reach(name: str, field: str = "model") -> None:
+def _reach(name: str, field: str = "model", revision: str | None = None) -> None:
     """Ask the hub once, shortly: the loaders would try again for half a minute."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    missing = f"{field}: {name!r} is no folder, is not in the local cache, and"
+    asked = name if revision is None else f"{name}@{revision}"
+    missing = f"{field}: {asked!r} is no folder, is not in the local cache, and"
     try:
-        HfApi().model_info(name, timeout=5)
+        HfApi().model_info(name, revision=revision, timeout=5)
+    except RevisionNotFoundError as error:
+        refs = HfApi().list_repo_refs(name)
+        known = [one.name for one in (*refs.branches, *refs.tags)]
+        raise Refused(
+            f"{missing} {name} has no revision {revision!r} on the hub; it has {listed(known)}"
+        ) from error
     except RepositoryNotFoundError as error:
         raise Refused(f"{missing} the hub has no model of that name") from error
     except Exception as error:
