@@ -1,5 +1,7 @@
 """Analyses: one module each; the folder is the registry, ``shared`` what they have in common.
 
+``series`` runs any of them over the checkpoints of a model.
+
 A module has a docstring whose first line is what users see, ``NEEDS`` (the statistics that its
 capture must hold), and ``run``. Positional parameters of ``run`` are what the suite supplies
 (``capture, model, prompts, task, sae``); keyword-only parameters with defaults are its options.

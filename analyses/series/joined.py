@@ -1,0 +1,168 @@
+"""Joined results: those of many checkpoints as one Dataset with the dim ``checkpoint``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from headscope.analyses.series.state import State
+from headscope.kernels.refusal import Refused
+
+DIM = "checkpoint"
+ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE)\b")
+
+
+def join(
+    states: Sequence[State], results: Mapping[str, xr.Dataset], failed: Mapping[str, str]
+) -> xr.Dataset:
+    """Join results by label; a checkpoint without one is missing (NaN), never 0.
+
+    Variables whose other dims or coordinates differ between checkpoints cannot be joined; the
+    attribute ``left_out`` names them.
+
+    Raises
+    ------
+    Refused
+        When no checkpoint has a result.
+    """
+    failed = dict(failed)
+    good = _alike(results, failed)
+    if not good:
+        label, reason = next(iter(failed.items()))
+        raise Refused(f"{reason} (at {label}; no checkpoint of {len(states)} has a result)")
+    first = next(iter(good.values()))
+    variables: dict[str, xr.Variable] = {}
+    left_out: dict[str, str] = {}
+    for name in map(str, first.data_vars):
+        reason = _unlike(name, list(good.values()))
+        if reason:
+            left_out[name] = reason
+        else:
+            variables[name] = _stack(name, states, good)
+    used = {dim for one in variables.values() for dim in one.dims}
+    coords = {
+        name: one
+        for name, one in first.coords.items()
+        if set(one.dims) <= used and all(name in other.coords for other in good.values())
+        and all(one.equals(other.coords[name]) for other in good.values())
+    }  # fmt: skip
+    joined = xr.Dataset(variables, coords=coords).assign_coords(
+        {
+            DIM: [one.label for one in states],
+            "step": (DIM, [one.step for one in states], {"long_name": "Training step"}),
+            "revision": (DIM, [_of(good, one.label, "revision") for one in states]),
+        }
+    )
+    attrs, varying = _attributes(good)
+    joined.attrs = {
+        **attrs,
+        "model": _common([one.name for one in states]),
+        "by_checkpoint": varying,
+        "failed": failed,
+        "left_out": left_out,
+        "note": _note(states, good, failed, left_out),
+    }
+    return joined
+
+
+def _alike(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[str, xr.Dataset]:
+    """Keep the results of the same prompts and heads as the first; the others have failed."""
+    good: dict[str, xr.Dataset] = {}
+    for label, result in results.items():
+        first = next(iter(good.values()), result)
+        if result.attrs.get("prompts_sha256") != first.attrs.get("prompts_sha256"):
+            failed[label] = "prompts: it read others than the first checkpoint; is its tokenizer "
+            failed[label] += "another one?"
+            continue
+        sizes, expected = (
+            {dim: one.sizes[dim] for dim in ("layer", "head") if dim in one.dims}
+            for one in (result, first)
+        )
+        if sizes != expected:
+            failed[label] = f"heads: it has {sizes}, the first checkpoint {expected}"
+            continue
+        good[label] = result
+    return good
+
+
+def _unlike(name: str, results: Sequence[xr.Dataset]) -> str:
+    """Say why a variable cannot be joined; empty where it can."""
+    first = results[0][name]
+    if first.dtype.kind not in "fiub":
+        return "holds no numbers"
+    for result in results[1:]:
+        if name not in result:
+            return "not every checkpoint has it"
+        other = result[name]
+        if other.dims != first.dims or other.shape != first.shape:
+            return "its dims or sizes differ between checkpoints"
+        for dim in first.dims:
+            if dim in first.coords and not first[dim].equals(other[dim]):
+                return f"its {dim} entries differ between checkpoints"
+    return ""
+
+
+def _stack(name: str, states: Sequence[State], good: Mapping[str, xr.Dataset]) -> xr.Variable:
+    first = next(iter(good.values()))[name]
+    whole = len(good) == len(states)
+    kind = first.dtype if whole and first.dtype.kind == "f" else np.dtype(np.float64)
+    values = np.full((len(states), *first.shape), np.nan, kind)
+    for place, state in enumerate(states):
+        if state.label in good:
+            values[place] = good[state.label][name].values
+    shared = {
+        key: value
+        for key, value in first.attrs.items()
+        if all(one[name].attrs.get(key) == value for one in good.values())
+    }
+    return xr.Variable((DIM, *first.dims), values, shared)
+
+
+def _attributes(
+    good: Mapping[str, xr.Dataset],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Split the attributes into those of all checkpoints and those of each."""
+    names = dict.fromkeys(str(key) for one in good.values() for key in one.attrs)
+    first = next(iter(good.values())).attrs
+    same = {
+        name for name in names
+        if all(one.attrs.get(name) == first.get(name) for one in good.values())
+    }  # fmt: skip
+    varying = {
+        label: {name: one.attrs[name] for name in names if name in one.attrs and name not in same}
+        for label, one in good.items()
+    }
+    return {name: first[name] for name in names if name in same and name in first}, varying
+
+
+def _of(good: Mapping[str, xr.Dataset], label: str, name: str) -> str:
+    return str(good[label].attrs.get(name, "")) if label in good else ""
+
+
+def _common(names: Sequence[str]) -> str:
+    """Name the series: what its checkpoints have in common, or all of them."""
+    before = {re.split(r"[@/\\][^@/\\]*$", name)[0] for name in names}
+    return before.pop() if len(before) == 1 else ", ".join(names)
+
+
+def _note(
+    states: Sequence[State],
+    good: Mapping[str, xr.Dataset],
+    failed: Mapping[str, str],
+    left_out: Mapping[str, str],
+) -> str:
+    steps = f"steps {states[0].step:g} to {states[-1].step:g}"
+    parts = [f"{len(good)} of {len(states)} checkpoints, {steps}."]
+    alarms: dict[str, list[str]] = {}
+    for label, one in good.items():
+        found = ALARM.search(str(one.attrs.get("note", "")))
+        if found:
+            alarms.setdefault(found.group(1), []).append(label)
+    parts += [f"{word} at {', '.join(labels)}." for word, labels in alarms.items()]
+    parts += [f"WARNING: {label} failed: {reason}." for label, reason in failed.items()]
+    parts += [f"Left out: {name} ({reason})." for name, reason in left_out.items()]
+    return " ".join(parts)

@@ -1,0 +1,148 @@
+"""Kept results of a series: a folder with one file a checkpoint, taken up where it was left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from headscope.analyses.series.state import State
+from headscope.kernels.refusal import Refused
+from headscope.probes import store
+
+MANIFEST = "timeline.json"
+WHOLE = "timeline.safetensors"
+PAGE = "timeline.html"
+PARTS = "checkpoints"
+FORMAT = "headscope-timeline-1"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder of one timeline.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    """
+
+    path: Path
+
+    def find(self, state: State) -> xr.Dataset | None:
+        """Return the result of a checkpoint, or None where there is none or its files changed."""
+        file = self._file(state)
+        if not file.is_file():
+            return None
+        result = store.load(file)
+        made = (result.attrs.pop("source", ""), result.attrs.pop("stamp", ""))
+        return result if made == (state.name, state.stamp()) else None
+
+    def keep(self, state: State, result: xr.Dataset) -> None:
+        """Write the result of a checkpoint, whole or not at all."""
+        marked = result.assign_attrs(source=state.name, stamp=state.stamp())
+        store.save(marked, self._file(state))
+
+    def finish(self, whole: xr.Dataset) -> None:
+        """Write the timeline beside its parts."""
+        store.save(whole, self.path / WHOLE)
+
+    def _file(self, state: State) -> Path:
+        plain = re.sub(r"[^\w.-]", "_", state.label)
+        return self.path / PARTS / f"{plain}-{digest(state.name)[:8]}.safetensors"
+
+
+def prepare(
+    path: str | os.PathLike[str], identity: Mapping[str, Any], *, overwrite: bool = False
+) -> Kept:
+    """Make the folder of a timeline, or take up one with the same identity.
+
+    Raises
+    ------
+    Refused
+        When the folder holds another timeline (without ``overwrite``) or other files, or cannot be
+        written.
+    """
+    folder = Path(path)
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        known = read(folder)
+        other = [name for name, value in identity.items() if known.get(name) != value]
+        if not other:
+            return Kept(folder)
+        if not overwrite:
+            was = "; ".join(f"{name} {known.get(name)!r}" for name in other)
+            raise Refused(
+                f"out: {folder} holds a timeline with {was}, not {identity[other[0]]!r}; choose "
+                "another folder or replace it (--overwrite)"
+            )
+        for file in [*(folder / PARTS).glob("*.safetensors"), folder / WHOLE, folder / PAGE]:
+            file.unlink(missing_ok=True)
+    elif folder.is_dir() and any(one.name[0] != "." for one in folder.iterdir()):
+        raise Refused(f"out: {folder} holds other files; choose an empty or new folder")
+    try:
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"out: {folder} cannot be written: {error.strerror}") from error
+    made = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    store.write_text(manifest, json.dumps({**made, **identity}, indent=2) + "\n")
+    return Kept(folder)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a timeline is of.
+
+    Raises
+    ------
+    Refused
+        When there is no timeline in the folder, or its manifest is broken.
+    """
+    try:
+        found = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"timeline: {path} holds no {MANIFEST}; headscope timeline") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise Refused(f"timeline: {path} was not written by this version of headscope")
+    return found
+
+
+def holds(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder holds a finished timeline."""
+    return (Path(path) / MANIFEST).is_file() and (Path(path) / WHOLE).is_file()
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Load the timeline that a folder holds.
+
+    Raises
+    ------
+    Refused
+        When there is none, or it was not finished.
+    """
+    read(path)
+    if not (Path(path) / WHOLE).is_file():
+        raise Refused(f"timeline: {path} is not finished; run the same command again")
+    return store.load(Path(path) / WHOLE)
+
+
+def digest(value: Any) -> str:
+    """Digest prompts: texts, token ids, a task, or arrays of pixels."""
+    return hashlib.sha256(_spelled(value).encode()).hexdigest()[:16]
+
+
+def _spelled(value: Any) -> str:
+    if hasattr(value, "shape"):
+        array = np.asarray(value)
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, list | tuple):
+        return f"[{' '.join(map(_spelled, value))}]"
+    return repr(value)
