@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from headscope.app.progress import bar
+from headscope.app.series import timeline
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -237,6 +238,9 @@ def report(run: RunFolder) -> None:
     _report(open_run(run))
 
 
+app.command()(timeline)
+
+
 @app.command("app")
 def dashboard(
     run: RunFolder,
@@ -245,10 +249,10 @@ def dashboard(
     """Open the dashboard on a run, on this machine only."""
     import subprocess
 
-    from headscope.app.job import open_run
     from headscope.app.launch import command
+    from headscope.app.series import served
 
-    arguments = command(open_run(run).path, port)
+    arguments = command(served(run), port)
     raise typer.Exit(subprocess.run(arguments, check=False).returncode)
 
 

@@ -2,7 +2,13 @@
 
 import streamlit as st
 
-from headscope.app.screens import heads
+from headscope.app.screens import heads, timelines
 
 st.set_page_config(page_title="headscope", page_icon="🔬", layout="wide")
-st.navigation([st.Page(heads.draw, title="Heads", url_path="heads", default=True)]).run()
+series = timelines.started()
+st.navigation(
+    [
+        st.Page(heads.draw, title="Heads", url_path="heads", default=not series),
+        st.Page(timelines.draw, title="Timelines", url_path="timelines", default=series),
+    ]
+).run()
