@@ -183,7 +183,7 @@ def _prune(
     import torch
 
     from headscope.analyses.importance import UNITS
-    from headscope.analyses.shared import gating
+    from headscope.analyses.shared import gating, slopes
     from headscope.probes.forward import logits
     from headscope.probes.prompts import read
 
@@ -218,7 +218,7 @@ def _prune(
         "lost_metric": whole[0][:, None, None] - pruned[0],
         "lost_log_probability": whole[1][:, None, None] - pruned[1],
         "output_divergence": pruned[2],
-        "gate_gradient": np.abs(gating.gate_gradient(model, task, smooth)),
+        "gate_gradient": np.abs(slopes.gate_gradient(model, task, smooth)),
     }
     return samples, (UNITS[task.metric], UNITS[smooth])
 

@@ -3,25 +3,41 @@
 Every head in turn is set to zero, to its mean output, and to its output on the corrupted prompt
 (resampled); the drop of the task's metric is the causal importance. The three differ: zero takes
 away everything a head writes, the mean leaves what it always writes, and resampling takes away only
-what tells the clean prompt from the corrupted one. Beside them stands the gate gradient,
-``I_h = E_x |∂m/∂ξ_h|`` at ξ = 1, where ξ_h multiplies the head's output: one backward pass in place
-of one forward pass a head. The absolute value is taken per prompt, before the mean.
+what tells the clean prompt from the corrupted one. Two variants of the mean: leaving the first
+token alone, where many models keep a sink that all later heads rest on, and taking out all query
+heads of a KV group at once. Beside them stand two gradients of gates ξ_h that multiply the heads'
+outputs: the gate gradient ``I_h = E_x |∂m/∂ξ_h|`` at ξ = 1, one backward pass in place of one
+forward pass a head, absolute value per prompt, before the mean; and its integral from no heads
+(ξ = 0) to all (ξ = 1), which sums over heads to the metric that all heads bring.
 
-Sources: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650).
+A head is called important only where the interval of its mean ablation lies above what the largest
+head reaches when every prompt is asked for the answer of another one.
+
+Sources: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650); Sundararajan et al.,
+Axiomatic Attribution for Deep Networks (1703.01365).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared import check
-from headscope.analyses.shared.interval import draws, percentiles
+from headscope.analyses.shared.nulls import important, shuffled, threshold
+from headscope.analyses.shared.rank_agreement import agreement, parting
 from headscope.analyses.shared.removal import Progress
-from headscope.analyses.shared.result import averaged, dataset, interval, label, require, top
+from headscope.analyses.shared.result import (
+    averaged,
+    dataset,
+    interval,
+    label,
+    require,
+    top,
+    variable,
+)
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -40,7 +56,8 @@ UNITS = {
     "accuracy": "share of answers",
 }
 SOURCE = "Michel et al. 1905.10650"
-RESAMPLES = 300
+INTEGRAL = "Michel et al. 1905.10650; Sundararajan et al. 1703.01365"
+Array = NDArray[np.float64]
 
 
 def run(
@@ -50,10 +67,11 @@ def run(
     *,
     metric: str = "task",
     normalize: bool = False,
+    tolerance: float = 0.05,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Take out every head in turn, and hold the gate gradient against what that does.
+    """Take out every head in turn, and hold gradients of its gate against what that does.
 
     Parameters
     ----------
@@ -66,23 +84,30 @@ def run(
         Task whose metric is followed.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
-        ``log_probability`` or ``accuracy``. Accuracy has no gradient; the gate gradient then
-        follows the log-probability of the answers.
+        ``log_probability`` or ``accuracy``. Accuracy has no gradient; the gates then follow the
+        log-probability of the answers.
     normalize
         Divide the gate gradient by its L2 norm within each layer, as for pruning.
+    tolerance
+        What the integrated gate gradients may miss of m(1) − m(0), as a share of its mean size over
+        prompts.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts and of the shuffled answers.
     progress
         Called with (done, total) ablated prompts.
 
     Returns
     -------
-    Dataset with ``zero_ablation``, ``mean_ablation`` and ``resample_ablation`` (layer, head; the
-    metric lost, positive for a head that helps), ``gate_gradient`` (layer, head; from 0),
-    ``first_order`` (layer, head; the signed gradient, the linear estimate of ``zero_ablation``),
-    ``intact`` (the metric of the whole model), and the Spearman rank correlations of absolute
-    scores ``gate_vs_zero``, ``gate_vs_mean``, ``zero_vs_mean`` and ``zero_vs_resample``. All with
-    95 % intervals over prompts.
+    Dataset with ``zero_ablation``, ``mean_ablation``, ``resample_ablation`` and
+    ``sink_free_ablation`` (layer, head; the metric lost, positive for a head that helps; one query
+    head at a time), with grouped KV heads ``kv_group_ablation`` (layer, kv_head; all query heads of
+    a group at once), ``gate_gradient`` (layer, head; from 0), ``first_order`` (layer, head; the
+    signed gradient, the linear estimate of ``zero_ablation``), ``integrated_gradient`` (layer,
+    head), ``intact`` (the metric of the whole model), ``null_ablation`` (what a head must exceed to
+    be called important; no interval), and the Spearman rank correlations of absolute scores
+    ``gate_vs_zero``, ``gate_vs_mean``, ``integrated_vs_zero``, ``zero_vs_mean`` and
+    ``zero_vs_resample``. All others with 95 % intervals over prompts. ``important_heads`` in the
+    attributes names the heads above the null.
 
     Raises
     ------
@@ -98,45 +123,50 @@ def run(
     >>> result["zero_ablation"].dims
     ('layer', 'head')
     """
-    from headscope.analyses.shared import gating
+    from headscope.analyses.shared import gating, slopes
 
     check.one_of("metric", metric, METRICS)
+    check.between("tolerance", tolerance, 1e-4, 1)
     require(capture, KEEP, "importance")
     name = task.metric if metric == "task" else metric
     smooth = "log_probability" if name == "accuracy" else name
 
     intact = gating.intact(model, task, name)
-    others = (
-        None,
-        gating.mean_z(capture),
-        gating.outputs(gating.corrupted(model, task)),
-    )
-    zero, mean, resample = (
-        intact[:, None, None] - gating.leave_one_out(model, task, name, values, step)
-        for values, step in zip(others, _parts(progress, len(others)), strict=True)
-    )
-    slope = gating.gate_gradient(model, task, smooth)
+    lost, null, groups = _losses(capture, model, task, name, intact, seed, progress)
+    slope = slopes.gate_gradient(model, task, smooth)
+    integral, whole = slopes.integrated_gates(model, task, smooth, tolerance)
+    gap = float(np.abs(np.nansum(integral, axis=(1, 2)) - whole).max())
     gate = np.abs(slope)
 
     units, count = UNITS[name], len(intact)
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
-    grid, lost = ("layer", "head"), f"Lost on {task.name} without the head"
-    variables = {
-        **averaged(
-            "zero_ablation", grid, zero, f"{lost} (set to zero)", units, "diverging",
-            seed=seed, convention=f"intact − ablated; {what}", source=SOURCE, evidence="causal",
-        ),
-        **averaged(
-            "mean_ablation", grid, mean, f"{lost} (set to its mean)", units,
-            "diverging", seed=seed, source=SOURCE, evidence="causal",
-            convention=f"intact − ablated, mean of z over positions and clean prompts; {what}",
-        ),
-        **averaged(
-            "resample_ablation", grid, resample,
-            f"{lost} (its output on the corrupted prompt)", units, "diverging",
+    grid, title = ("layer", "head"), f"Lost on {task.name} without the head"
+    one = "one query head at a time"
+    variables: dict[str, xr.Variable] = {}
+    for key, end, said in (
+        ("zero_ablation", "set to zero", f"intact − ablated, {one}"),
+        ("mean_ablation", "set to its mean",
+         f"intact − ablated, mean of z over positions and clean prompts, {one}"),
+        ("resample_ablation", "its output on the corrupted prompt",
+         f"intact − patched with z of the corrupted prompt, all positions, {one}"),
+        ("sink_free_ablation", "its mean, but at the first token",
+         f"mean ablation at every position but the first, where a sink stands, {one}"),
+    ):  # fmt: skip
+        variables |= averaged(
+            key, grid, lost[key], f"{title} ({end})", units, "diverging", seed=seed,
+            convention=f"{said}; {what}", source=SOURCE, evidence="causal",
+        )  # fmt: skip
+    coords: dict[str, Any] = {}
+    if groups is not None:
+        coords["kv_head"] = np.arange(model.kv_heads)
+        variables |= averaged(
+            "kv_group_ablation", ("layer", "kv_head"), groups,
+            f"Lost on {task.name} without all query heads of a KV group", units, "diverging",
             seed=seed, source=SOURCE, evidence="causal",
-            convention=f"intact − patched with z of the corrupted prompt, all positions; {what}",
-        ),
+            convention=f"mean ablation of {model.heads // model.kv_heads} query heads at once; "
+            f"{what}",
+        )  # fmt: skip
+    variables |= {
         **averaged(
             "gate_gradient", grid, _normalized(gate) if normalize else gate,
             f"Gate-gradient importance on {task.name}",
@@ -148,29 +178,88 @@ def run(
             "first_order", grid, slope, f"First-order estimate on {task.name}", UNITS[smooth],
             "diverging", seed=seed, source=SOURCE, convention=f"E ∂m/∂ξ at ξ = 1; m: {smooth}",
         ),
+        **averaged(
+            "integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
+            UNITS[smooth], "diverging", seed=seed, source=INTEGRAL,
+            convention="∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
+            f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}",
+        ),
         **averaged("intact", (), intact, f"Intact {name.replace('_', ' ')}", units, "diverging",
                    seed=seed),
     }  # fmt: skip
-    pairs = {
-        "gate_vs_zero": ("Gate gradient against zero ablation", gate, zero),
-        "gate_vs_mean": ("Gate gradient against mean ablation", gate, mean),
-        "zero_vs_mean": ("Zero ablation against mean ablation", zero, mean),
-        "zero_vs_resample": ("Zero ablation against resampling", zero, resample),
-    }
-    for key, (title, first, second) in pairs.items():
+    least = threshold(null, seed)
+    variables["null_ablation"] = variable(
+        (), least, "What a head must lose to be called important", units, "sequential", 0,
+        convention="95th percentile over resamples of the largest head's mean ablation when every "
+        f"prompt is asked for the answers of another; {what}",
+    )  # fmt: skip
+    for key, words, first, second in (
+        ("gate_vs_zero", "Gate gradient against zero ablation", gate, lost["zero_ablation"]),
+        ("gate_vs_mean", "Gate gradient against mean ablation", gate, lost["mean_ablation"]),
+        ("integrated_vs_zero", "Integrated gate gradient against zero ablation", integral,
+         lost["zero_ablation"]),
+        ("zero_vs_mean", "Zero ablation against mean ablation", lost["zero_ablation"],
+         lost["mean_ablation"]),
+        ("zero_vs_resample", "Zero ablation against resampling", lost["zero_ablation"],
+         lost["resample_ablation"]),
+    ):  # fmt: skip
         variables |= interval(
-            key, (), *_agreement(first, second, seed), title, "Spearman ρ", "diverging", -1, 1,
+            key, (), *agreement(first, second, seed), words, "Spearman ρ", "diverging", -1, 1,
             convention="rank correlation over heads of the absolute means over prompts",
         )  # fmt: skip
-    best = top(variables["zero_ablation"].values, 5)
-    rho = float(variables["gate_vs_zero"].values)
+    found = important(variables["mean_ablation_lower"].values, least)
     return dataset(
         capture,
         variables,
+        coords,
         convention=what,
-        top_heads=[label(head) for head in best],
-        note=_note(rho, float(variables["gate_vs_zero_lower"].values)),
+        top_heads=[label(head) for head in top(variables["zero_ablation"].values, 5)],
+        important_heads=found,
+        completeness_gap=gap,
+        note=_note(variables, found, count),
     )
+
+
+def _losses(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    name: str,
+    intact: Array,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[dict[str, Array], Array, Array | None]:
+    """Return what each ablation loses, the mean ablation under shuffled answers, and KV groups."""
+    from headscope.analyses.shared import gating, sweeping
+
+    mean = gating.mean_z(capture)
+    asked = gating.asked_of(model, task)[1]
+    other = shuffled(asked, seed)
+    grouped = model.kv_heads < model.heads
+    parts = iter(_parts(progress, 5 if grouped else 4))
+    whole = gating.leave_out(model, task, (name,), sweeping.no_head(model), labels=(other,))[0]
+
+    left = gating.leave_one_out(model, task, name, None, next(parts))
+    both = gating.leave_out(
+        model, task, (name, name), sweeping.every_head(model), mean, next(parts),
+        labels=(asked, other),
+    )  # fmt: skip
+    resampled = gating.outputs(gating.corrupted(model, task))
+    lost = {
+        "zero_ablation": left,
+        "mean_ablation": gating.spread(model, both[0]),
+        "resample_ablation": gating.leave_one_out(model, task, name, resampled, next(parts)),
+        "sink_free_ablation": gating.leave_one_out(
+            model, task, name, gating.mean_z(capture, first=1), next(parts), first=1
+        ),
+    }
+    lost = {key: intact[:, None, None] - each for key, each in lost.items()}
+    null = gating.spread(model, whole - both[1])
+    if not grouped:
+        return lost, null, None
+    sets = sweeping.every_group(model)
+    kept = gating.leave_out(model, task, (name,), sets, mean, next(parts))[0]
+    return lost, null, intact[:, None, None] - gating.spread(model, kept)
 
 
 def _parts(progress: Progress | None, count: int) -> list[Progress | None]:
@@ -184,35 +273,26 @@ def _parts(progress: Progress | None, count: int) -> list[Progress | None]:
     return [part(before) for before in range(count)]
 
 
-def _normalized(gate: NDArray[np.float64]) -> NDArray[np.float64]:
+def _normalized(gate: Array) -> Array:
     norm = np.linalg.norm(gate.mean(0), axis=-1)
     return np.asarray(gate / np.where(norm > 0, norm, 1.0)[None, :, None])
 
 
-def _agreement(
-    first: NDArray[np.float64], second: NDArray[np.float64], seed: int
-) -> tuple[float, float, float]:
-    """Spearman's ρ over heads of |mean over prompts|, with its bootstrap interval over prompts."""
-    from headscope.analyses.rollout import correlate
-
-    # Heads of layers without an attention map have no number on either side.
-    known = ~np.isnan(first).any(0)
-    one, two = first[:, known], second[:, known]
-    rho = correlate(np.abs(one.mean(0)), np.abs(two.mean(0)))
-    if len(one) < 2:
-        return rho, float("nan"), float("nan")
-    weights = draws(len(one), RESAMPLES, seed) / len(one)
-    resampled = [
-        correlate(a, b) for a, b in zip(np.abs(weights @ one), np.abs(weights @ two), strict=True)
-    ]
-    lower, upper = percentiles(np.asarray(resampled)[:, None], 0.025)
-    return rho, float(lower[0]), float(upper[0])
-
-
-def _note(rho: float, lower: float) -> str:
+def _note(variables: dict[str, xr.Variable], found: list[str], count: int) -> str:
+    rho = float(variables["gate_vs_zero"].values)
+    lower = float(variables["gate_vs_zero_lower"].values)
+    pair = parting(variables["gate_gradient"].values, variables["zero_ablation"].values)
     if lower > 0:
-        return f"The gate gradient ranks the heads like zero ablation does (Spearman ρ {rho:.2f})."
-    return (
-        f"DISAGREEMENT: the gate gradient does not rank the heads like zero ablation "
-        f"(Spearman ρ {rho:.2f}); trust the ablations."
-    )
+        said = (
+            f"The gate gradient ranks the heads like zero ablation does (Spearman ρ {rho:.2f}); "
+            f"they part most at {', '.join(pair)}, by gradient and by ablation."
+        )
+    else:
+        said = (
+            f"DISAGREEMENT: the gate gradient does not rank the heads like zero ablation "
+            f"(Spearman ρ {rho:.2f}); trust the ablations."
+        )
+    if count < 2:
+        return f"{said} One prompt has no interval, so no head is called important."
+    listed = f": {', '.join(found[:8])}" if found else ""
+    return f"{said} Heads whose mean ablation lies above the null: {len(found)}{listed}."

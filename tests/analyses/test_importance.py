@@ -8,11 +8,12 @@ import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import importance
-from headscope.analyses.shared import gating
+from headscope.analyses.shared import gating, slopes
+from headscope.analyses.shared.row_outputs import RowPatch
 from headscope.kernels.refusal import Refused
-from headscope.probes import capture
+from headscope.probes import capture, tasks
 from headscope.probes.edits import Ablate, Gate, Replace
-from headscope.probes.forward import evaluate
+from headscope.probes.forward import evaluate, logits
 from headscope.probes.tokens import encode
 
 
@@ -125,16 +126,88 @@ def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
     calls = []
     result = importance.run(cap, circuit, task, progress=lambda *step: calls.append(step))
     assert result.attrs["convention"] == "accuracy on 3 prompts of repeated"
-    for name in ("zero_ablation", "mean_ablation"):
-        expected = np.zeros((2, 4))
-        expected[PREVIOUS] = expected[INDUCTION] = 1.0
+    expected = np.zeros((2, 4))
+    expected[PREVIOUS] = expected[INDUCTION] = 1.0
+    for name in ("zero_ablation", "mean_ablation", "resample_ablation", "sink_free_ablation"):
         np.testing.assert_allclose(result[name].values, expected, atol=1e-6)
+    # Asked for the answers of other prompts, the model knows nothing that it could lose.
+    assert float(result["null_ablation"]) == 0
+    assert set(result.attrs["important_heads"]) == {"L0H0", "L1H0"}
+    assert "kv_group_ablation" not in result
+    # Heads that write nothing have no gradient at all.
+    for name in ("gate_gradient", "integrated_gradient"):
+        assert np.abs(result[name].values[expected == 0]).max() == 0
     # Accuracy has no gradient: the gates follow the log-probability, and find the same heads.
     assert result["gate_gradient"].attrs["units"] == "nats"
     top = np.argsort(-result["gate_gradient"].values.ravel())[:2]
     assert {tuple(divmod(int(each), 4)) for each in top} == {PREVIOUS, INDUCTION}
     assert calls[-1][0] == calls[-1][1]
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+@pytest.mark.seed("D1")
+def test_integrated_gates_sum_to_what_all_heads_bring(random_llama, circuit, bundled):
+    asked = {
+        "random": (random_llama, repeated(n=3, length=5), "logit_difference"),
+        "circuit": (circuit, repeated(n=2, length=5), "log_probability"),
+        "bundled": (bundled, tasks.make("ioi", bundled.tokenizer, n=3), "logit_difference"),
+    }
+    for name, (model, task, metric) in asked.items():
+        found, whole = slopes.integrated_gates(model, task, metric, 0.01)
+        ends = []
+        for gate in (1.0, 0.0):
+            gates = Gate(torch.full((model.layers, model.heads), gate))
+            ids, questions = gating.asked_of(model, task)
+            pairs = zip(ids, questions, strict=True)
+            ends.append([answered(model, one, gates, put, metric) for one, put in pairs])
+        brought = np.subtract(*ends)
+        scale = np.abs(brought).mean()
+        np.testing.assert_allclose(whole, brought, atol=1e-4 * max(scale, 1), err_msg=name)
+        np.testing.assert_allclose(found.sum((1, 2)), brought, atol=0.02 * scale, err_msg=name)
+
+
+@torch.no_grad()
+def answered(model, ids, gates, questions, metric):
+    return float(gating.measure(logits(model, torch.tensor([ids]), (gates,)), [questions], metric))
+
+
+def test_the_first_token_is_left_alone_where_a_sink_stands(random_llama, task, captured, result):
+    # By hand: the mean over later positions, put in the place of z at later positions.
+    z = torch.from_numpy(captured["z"].transpose("prompt", "layer", "head", "query", ...).values)
+    mean = z[:, :, :, 1:].mean((0, 3))
+    other = z.clone()
+    other[:, 1, 2, 1:] = mean[1, 2]
+    ids, asked = gating.asked_of(random_llama, task)
+    chosen = torch.zeros(3, 2, 4, dtype=torch.bool)
+    chosen[:, 1, 2] = True
+    with torch.no_grad():
+        given = torch.tensor(ids)
+        intact, left = (
+            gating.measure(logits(random_llama, given, edits), asked, "logit_difference").mean()
+            for edits in ((), (RowPatch(chosen, other),))
+        )
+    found = float(result["sink_free_ablation"].values[1, 2])
+    assert found == pytest.approx(float(intact - left), abs=1e-6)
+    assert abs(found - float(result["mean_ablation"].values[1, 2])) > 1e-7
+
+
+def test_kv_groups_are_reported_apart_from_query_heads(random_llama, task, captured, result):
+    assert result["kv_group_ablation"].dims == ("layer", "kv_head")
+    means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
+    edit = Replace(heads=((1, 2), (1, 3)), values=means)
+    left = evaluate(random_llama, task, (edit,), metric="logit_difference").values.mean()
+    lost = float(result["intact"]) - left
+    assert float(result["kv_group_ablation"].values[1, 1]) == pytest.approx(lost, abs=1e-5)
+    assert "2 query heads at once" in result["kv_group_ablation"].attrs["convention"]
+    assert "one query head at a time" in result["mean_ablation"].attrs["convention"]
+
+
+def test_one_prompt_calls_no_head_important(circuit):
+    task = repeated(n=1, length=6)
+    cap = capture(circuit, task, stats=(), keep=("z",))
+    result = importance.run(cap, circuit, task)
+    assert result.attrs["important_heads"] == []
+    assert "One prompt has no interval" in result.attrs["note"]
 
 
 def test_log_probability_sums_over_the_right_answers(circuit):

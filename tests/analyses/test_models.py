@@ -13,7 +13,7 @@ from constructed import repeated
 from transformers import PreTrainedTokenizerFast
 
 from headscope.analyses import importance, rollout
-from headscope.analyses.shared import attribution, gating, head_outputs
+from headscope.analyses.shared import attribution, gating, head_outputs, slopes
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import evaluate
@@ -29,14 +29,14 @@ def mixed():
 
 def test_prompts_of_several_lengths_keep_their_rows(random_llama, mixed):
     left = gating.leave_one_out(random_llama, mixed, "logit_difference")
-    slope = gating.gate_gradient(random_llama, mixed, "logit_difference")
+    slope = slopes.gate_gradient(random_llama, mixed, "logit_difference")
     for layer, head in ((0, 1), (1, 3)):
         edit = Ablate(heads=((layer, head),))
         expected = evaluate(random_llama, mixed, (edit,), metric="logit_difference").values
         np.testing.assert_allclose(left[:, layer, head], expected, atol=1e-5)
     for row, prompt in enumerate(mixed.prompts):
         alone = replace(mixed, prompts=(prompt,))
-        expected = gating.gate_gradient(random_llama, alone, "logit_difference")[0]
+        expected = slopes.gate_gradient(random_llama, alone, "logit_difference")[0]
         np.testing.assert_allclose(slope[row], expected, atol=1e-5)
 
 
