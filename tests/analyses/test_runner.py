@@ -22,6 +22,8 @@ QUICK = {
     "literal": {"pairs": 3, "best": 1, "draws": 1},
     "lookback": {"new_tokens": 1, "draws": 1},
     "distractors": {"facts": "2,4", "best": 1},
+    "block_influence": {"causal_prompts": 2},
+    "contributions": {"causal_prompts": 2},
     "query_focus": {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"},
 }
 # What the constructed model, with learned positions and few words, cannot be asked.

@@ -21,8 +21,9 @@ PLACE = Path(__file__).parents[1] / "constructed.py"
 TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
 BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
 PREDICTING = {
-    "atlas", "context_reliance", "contrast", "distractors", "importance", "literal", "lookback",
-    "needle_sweep", "query_focus", "rollout", "sae_circuits", "slots",
+    "atlas", "context_reliance", "contrast", "distractors", "importance", "literal",
+    "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
+    "rollout", "sae_circuits", "slots",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
