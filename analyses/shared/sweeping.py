@@ -23,8 +23,9 @@ Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 Measure = Callable[[Tensor, Sequence[Any], Sequence[int]], Tensor]
 
-# Tokens in one forward pass, numbers in its logits, and numbers kept of the residual stream.
-TOKENS, NUMBERS, KEPT = 8192, 2**26, 2**27
+# Tokens in one forward pass: on a processor more gain no time (benchmarks/ablation.py) and take
+# memory. Numbers in its logits, and numbers kept of the residual stream.
+TOKENS, DEVICE_TOKENS, NUMBERS, KEPT = 2048, 8192, 2**26, 2**27
 
 
 def every_head(model: Model) -> Bool[Tensor, "set layer head"]:
@@ -86,11 +87,12 @@ def swept(
     starts = chosen.any(-1).int().argmax(-1)
     total, done = len(ids) * len(chosen), 0
     width = model.vocabulary if whole else 1
+    most = TOKENS if model.device.type == "cpu" else DEVICE_TOKENS
     for rows in batches(ids, _room(model)):
         given = torch.tensor([ids[row] for row in rows])
         questions: Sequence[Sequence[Any]] = [asked[row] for row in rows]
         passes = None if whole else Passes(model, given, questions)
-        together = max(1, min(TOKENS, NUMBERS // width) // given.numel())
+        together = max(1, min(most, NUMBERS // width) // given.numel())
         for layer in sorted(set(starts.tolist())):
             for some in (starts == layer).nonzero().flatten().split(together):
                 edit = taking_out(

@@ -1,0 +1,163 @@
+"""Mean ablation of every head: headscope against the same sweep with TransformerLens hooks.
+
+python -P benchmarks/ablation.py            measure, and keep the result beside the others
+python -P benchmarks/ablation.py --rounds 3 fewer rounds
+
+Both sweeps take the bundled model, the same prompts, the same mean vectors and the same questions,
+in turn, round by round, in one process. TransformerLens gets what it is good at: prompts of one
+length in one batch, no gradients, its own hook on ``hook_z``. Before anything is timed the two sets
+of numbers must agree; otherwise nothing is reported. Beside the ratio stands how it depends on the
+number of tokens in one pass.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headscope.analyses.shared import gating, sweeping
+from headscope.app.bench import machine
+from headscope.app.bench.clock import interleave
+from headscope.probes import capture, load_model, tasks
+from headscope.probes.model import Model
+from headscope.probes.prompts import batches
+from headscope.probes.task import Task
+
+FOLDER = Path(__file__).parent / "results"
+METRIC = "logit_difference"
+# Share of the largest effect by which the two may differ.
+TOLERANCE = 1e-4
+ROOMS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+Array = NDArray[np.float64]
+
+
+def bridge_of(model: Model) -> Any:
+    """Boot TransformerLens around the weights of a model."""
+    import copy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TransformerLens warns about its own dependencies
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_transformers(
+            "bundled",
+            hf_model=copy.deepcopy(model.module),
+            tokenizer=model.tokenizer,
+            dtype=torch.float32,
+        )
+
+
+def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
+    """Sweep with TransformerLens: a hook on one head at a time, prompts of one length together."""
+    ids, asked = gating.asked_of(model, task)
+    found = np.full((len(ids), model.layers, model.heads), np.nan)
+    for rows in batches(ids, sweeping.TOKENS):
+        given = torch.tensor([ids[row] for row in rows])
+        questions = [asked[row] for row in rows]
+        for layer in range(model.layers):
+            for head in range(model.heads):
+
+                def put(z: torch.Tensor, hook: Any, head: int = head, at: int = layer) -> Any:
+                    # hook_z is (batch, position, heads · size) in the bridge.
+                    size = means.shape[-1]
+                    changed = z.clone()
+                    if z.ndim == 4:
+                        changed[:, :, head] = means[at, head]
+                    else:
+                        changed[..., head * size : (head + 1) * size] = means[at, head]
+                    return changed
+
+                with torch.no_grad():
+                    output = bridge.run_with_hooks(
+                        given, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)]
+                    )
+                scores = gating.measure(output, questions, METRIC)
+                found[rows, layer, head] = scores.double().numpy()
+    return found
+
+
+def compare(count: int, rounds: int) -> dict[str, Any]:
+    """Check that both sweeps give the same numbers, then time them in turn."""
+    model = load_model("headscope/bundled", device="cpu")
+    task = tasks.make("ioi", tokenizer=model.tokenizer, n=count, seed=0)
+    means = gating.mean_z(capture(model, task, stats=(), keep=("z",)))
+    bridge = bridge_of(model)
+
+    def ours() -> Array:
+        return gating.leave_one_out(model, task, METRIC, means)
+
+    def theirs() -> Array:
+        return hooked(bridge, model, task, means)
+
+    one, other = ours(), theirs()
+    effect = float(np.abs(one - gating.intact(model, task, METRIC)[:, None, None]).max())
+    off = float(np.abs(one - other).max())
+    if not off <= TOLERANCE * effect:
+        sys.exit(f"numbers: the sweeps differ by {off:.3g} of {effect:.3g}; nothing is reported")
+    return {
+        "prompts": count,
+        "heads": model.layers * model.heads,
+        "difference": off,
+        "largest_effect": round(effect, 3),
+        "timing": interleave({"headscope": ours, "TransformerLens": theirs}, rounds),
+    }
+
+
+def rooms(count: int, rounds: int) -> dict[str, Any]:
+    """Time the sweep with different numbers of tokens in one pass, in turn."""
+    model = load_model("headscope/bundled", device="cpu")
+    task = tasks.make("ioi", tokenizer=model.tokenizer, n=count, seed=0)
+    means = gating.mean_z(capture(model, task, stats=(), keep=("z",)))
+
+    def of(room: int) -> Any:
+        def sweep() -> Array:
+            sweeping.TOKENS = room
+            return gating.leave_one_out(model, task, METRIC, means)
+
+        return sweep
+
+    usual = sweeping.TOKENS
+    try:
+        names = {str(room): of(room) for room in sorted(ROOMS, key=lambda room: room != usual)}
+        return {"prompts": count, "tokens_in_a_pass": interleave(names, rounds)}
+    finally:
+        sweeping.TOKENS = usual
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    before = machine.load()
+    result = {
+        "machine": {
+            **machine.describe(),
+            "transformer_lens": version("transformer-lens"),
+            "load_before": before,
+        },
+        "task": f"ioi, {METRIC}, mean ablation of every head of headscope/bundled",
+        "sweeps": [compare(count, rounds) for count in (1, 8, 32)],
+        "rooms": [rooms(count, max(rounds // 2, 1)) for count in (1, 32)],
+    }
+    result["machine"]["load_after"] = machine.load()
+    FOLDER.mkdir(exist_ok=True)
+    name = machine.slug(result["machine"]).removeprefix("cpu-")
+    path = FOLDER / f"ablation-{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for each in result["sweeps"]:
+        ratio = each["timing"]["ratio"]["TransformerLens"]
+        sys.stdout.write(
+            f"{each['prompts']} prompts: TransformerLens takes {ratio:.2f} × our time\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
