@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from headscope.app.bench.ablation_sheets import ablation_sheets
 from headscope.app.bench.context import context_sheets
 from headscope.app.bench.sheets import sheets
 from headscope.kernels import statistics
@@ -96,7 +97,9 @@ def benchmarks_page() -> str:
         "# Benchmarks",
         "Measured side by side in one run, after a check of every contender against float64; read "
         "the ratios, for milliseconds depend on the machine and its load. Yours: "
-        "`headscope bench`, `python3 -P benchmarks/context.py` for long texts, and "
+        "`headscope bench`, `python3 -P benchmarks/context.py` for long texts, "
+        "`python3 -P benchmarks/ablation.py` for "
+        "sweeps of ablations, and "
         "`python3 -P benchmarks/gpu.py` where there is a CUDA device. "
         "Whole results, with spreads and errors, are in `benchmarks/results`.",
     ]
@@ -119,6 +122,11 @@ def benchmarks_page() -> str:
         result = json.loads(file.read_text(encoding="utf-8"))
         parts.append(f"## Long texts: {result['machine']['cpu']}")
         for sheet in context_sheets(result):
+            parts += [f"### {sheet.title}", table(sheet.columns, sheet.rows), sheet.caption]
+    for file in sorted(RESULTS.glob("ablation-*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        parts.append(f"## Mean ablation of every head: {result['machine']['cpu']}")
+        for sheet in ablation_sheets(result):
             parts += [f"### {sheet.title}", table(sheet.columns, sheet.rows), sheet.caption]
     for file in RESULTS.glob("instructions.json"):
         for triton, kernels in json.loads(file.read_text(encoding="utf-8")).items():
