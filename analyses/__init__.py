@@ -67,6 +67,41 @@ def summary(name: str) -> str:
     return inspect.cleandoc(load(name).__doc__ or "").splitlines()[0]
 
 
+def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
+    """Say what one capture must hold for some analyses, as arguments of ``capture``.
+
+    Parameters
+    ----------
+    *wanted
+        Names of the analyses that share the capture.
+
+    Returns
+    -------
+    ``stats`` and ``keep``, and ``offsets`` and ``targets`` where an analysis names some.
+
+    Raises
+    ------
+    Refused
+        When no analysis has such a name.
+
+    Examples
+    --------
+    >>> from headscope import analyses
+    >>> analyses.needs("sinks", "frequencies")
+    {'stats': ('received', 'lse'), 'keep': ('q', 'k')}
+    >>> from headscope.probes import capture
+    >>> cap = capture("headscope/bundled", [[0, 5, 6, 7]], **analyses.needs("sinks", "frequencies"))
+    >>> analyses.load("sinks").run(cap)["sink"].dims
+    ('layer', 'head')
+    """
+    from headscope.analyses.shared.runner import Needs
+
+    union = Needs()
+    for name in wanted:
+        union |= Needs.of(load(name))
+    return union.arguments()
+
+
 def options(name: str) -> dict[str, Option]:
     """Return the options of an analysis, read from the signature and docstring of ``run``.
 

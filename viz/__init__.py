@@ -15,6 +15,7 @@ import xarray as xr
 from headscope.kernels.refusal import Refused
 from headscope.viz._labels import ABSENT, absent, amount, head_name, measured, visible
 from headscope.viz._scale import ranks
+from headscope.viz._table import top
 
 __all__ = [
     "ABSENT",
@@ -28,6 +29,8 @@ __all__ = [
     "measured",
     "names",
     "ranks",
+    "show",
+    "top",
     "variables",
     "visible",
 ]
@@ -148,3 +151,29 @@ def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
     array = dataset[name]
     lower, upper = interval(dataset, name)
     return choose(array).figure(array, lower=lower, upper=upper, **options)
+
+
+def show(dataset: xr.Dataset, *names: str, **options: Any) -> None:
+    """Show variables of a dataset in a notebook, one figure below the other.
+
+    Parameters
+    ----------
+    dataset
+        A capture or a result of an analysis.
+    *names
+        Some of its variables; without any, all of them.
+    **options
+        Passed to `draw` for each, for example ``fit=True``.
+
+    Raises
+    ------
+    Refused
+        If the dataset has no such variable, or no view draws its dims; nothing is shown then.
+
+    Examples
+    --------
+    >>> show(xr.Dataset())
+    """
+    figures = [draw(dataset, name, **options) for name in names or variables(dataset)]
+    for figure in figures:
+        figure.show()

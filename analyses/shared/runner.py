@@ -58,6 +58,11 @@ class Needs:
             )
         )
 
+    def arguments(self) -> dict[str, tuple[Any, ...]]:
+        """Return what to give ``capture``, which has offsets and targets of its own."""
+        each = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: given for name, given in each.items() if given or name in ("stats", "keep")}
+
     def held_by(self, capture: xr.Dataset) -> bool:
         """Tell whether a capture holds all of it."""
         return (
@@ -314,14 +319,10 @@ class PromptSets:
     def _run(self, prompts: Any, needs: Needs, name: str) -> xr.Dataset:
         from headscope.probes import capture
 
-        arguments: dict[str, Any] = {}
-        if needs.offsets:
-            arguments["offsets"] = needs.offsets
-        if needs.targets:
-            arguments["targets"] = needs.targets
+        arguments: dict[str, Any] = needs.arguments()
         if self.progress is not None:
             arguments["progress"] = partial(self.progress, f"{name}: capture")
-        return capture(self.model, prompts, stats=needs.stats, keep=needs.keep, **arguments)
+        return capture(self.model, prompts, **arguments)
 
 
 def _coordinate(capture: xr.Dataset, name: str) -> list[Any]:

@@ -60,3 +60,21 @@ def test_text_becomes_the_type_of_the_default() -> None:
     assert parsed["normalize"] is True
     with pytest.raises(Refused, match="normalize"):
         check.parse("importance", known, {"normalize": "maybe"})
+
+
+def test_needs_is_the_union_of_what_the_named_analyses_ask() -> None:
+    asked = analyses.needs("head_types", "rhythm", "embedding")
+    assert asked["stats"] == (
+        "offset_mass",
+        "target_mass",
+        "first_mass",
+        "received_later",
+        "distance",
+    )
+    assert asked["keep"] == ("q", "k")
+    assert asked["offsets"] == (-1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert asked["targets"] == ("duplicate", "induction")
+    # Where no offset is named, the capture's own default stays.
+    assert set(analyses.needs("sinks")) == {"stats", "keep"}
+    with pytest.raises(Refused, match="no analysis is called 'sink'"):
+        analyses.needs("sink")

@@ -385,3 +385,46 @@ def test_an_overview_says_which_tokens_a_click_means() -> None:
     assert marks.customdata[1].tolist() == [32, 0, 0.25]
     frame = figure.layout.shapes[-1]
     assert (frame.y0, frame.y1, frame.x0, frame.x1) == (9.5, 19.5, 2.5, 8.5)
+
+
+def test_show_shows_the_named_variables_or_all_but_intervals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(
+        go.Figure, "show", lambda figure: shown.append(figure.layout.title.text), raising=True
+    )
+    score, rate = array(LAYERS, HEADS, long_name="Score"), array(long_name="Rate")
+    found = xr.Dataset({"score": score, "score_lower": score.copy(), "rate": rate})
+    found["score_lower"].attrs["interval_of"] = "score"
+    viz.show(found)
+    viz.show(found, "rate")
+    assert shown == ["<b>Score</b>", "<b>Rate</b>", "<b>Rate</b>"]
+    with pytest.raises(Refused, match="no variable 'rats'"):
+        viz.show(found, "rate", "rats")
+    assert len(shown) == 3
+
+
+def test_top_lists_heads_by_score_with_what_stands_beside() -> None:
+    values = np.array([[0.1, -0.9, 0.5, np.nan], [0.2, 0.3, 0.4, 0.0]])
+    dims = ("layer", "head")
+    layers = {"layer": [2, 5]}
+    score = xr.DataArray(values, dims=dims, coords=layers, attrs={"scale": "diverging"})
+    cost = xr.DataArray(values.T * 10, dims=("head", "layer"), coords=layers, name="cost")
+    found = xr.Dataset({"score": score, "score_lower": score - 1, "score_upper": score + 1})
+    table = viz.top(found, "score", cost, number=3)
+    # Where the sign means something, by the distance from 0; missing is not 0.
+    assert list(table.index) == ["L2H1", "L2H2", "L5H2"]
+    assert list(table.columns) == ["score", "score_lower", "score_upper", "cost"]
+    np.testing.assert_allclose(table.loc["L2H1"], [-0.9, -1.9, 0.1, -9.0])
+    found["score"].attrs["scale"] = "sequential"
+    assert list(viz.top(found, "score").index) == ["L2H2", "L5H2", "L5H1", "L5H0", "L2H0"]
+    assert "L2H3" not in viz.top(found, "score", number=8).index
+    with pytest.raises(Refused, match="top: rate has dims"):
+        viz.top(found.assign(rate=array()), "score", "rate")
+    with pytest.raises(Refused, match="top: no variable 'scare'"):
+        viz.top(found, "scare")
+    keys = xr.Dataset({"rank": array(LAYERS, ("kv_head", 2))})
+    assert set(viz.top(keys, "rank", number=9).index) == {
+        f"L{layer}KV{head}" for layer in range(3) for head in range(2)
+    }
