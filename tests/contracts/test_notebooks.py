@@ -1,0 +1,154 @@
+"""Every notebook runs, its claims hold, and every analysis has its place in exactly one of them."""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
+
+from headscope import analyses
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+# Definitions may stand in prose; what was measured stands in a check, where it is tried.
+DEFINED = {"95 %", "90 %", "0.5"}
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def sources(notebook: Any, kind: str) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+def analyses_run(notebook: Any) -> list[str]:
+    """Name the analyses that a notebook imports and whose ``run`` it calls."""
+    tree = ast.parse("\n".join(sources(notebook, "code")))
+    imported = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "headscope.analyses"
+        for alias in node.names
+    }
+    called = {
+        node.func.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "run"
+        and isinstance(node.func.value, ast.Name)
+    }
+    return sorted(imported[name] for name in called & set(imported))
+
+
+def homes() -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for path in NOTEBOOKS:
+        for name in analyses_run(read(path)):
+            found[name].append(path.stem)
+    return found
+
+
+def misplaced(names: Iterable[str], places: Mapping[str, list[str]]) -> list[str]:
+    """Say of each analysis that is not in exactly one notebook what to do."""
+    lines = []
+    for name in names:
+        where = places.get(name, [])
+        if not where:
+            lines.append(
+                f"{name}: no notebook runs it; in the notebook of its family in notebooks/ add a "
+                f"section that imports it, calls {name}.run(...), shows it and checks what it says"
+            )
+        elif len(where) > 1:
+            lines.append(f"{name}: run in {' and '.join(where)}; keep it in one notebook")
+    return lines
+
+
+def test_every_analysis_is_in_exactly_one_notebook() -> None:
+    wrong = misplaced(analyses.names(), homes())
+    assert not wrong, "\n".join(wrong)
+
+
+def test_an_analysis_without_a_notebook_is_told_where_to_go() -> None:
+    places = homes()
+    (line,) = misplaced(("sinks", "flatness"), places)
+    assert line.startswith("flatness: no notebook runs it; in the notebook of its family")
+    (line,) = misplaced(("sinks",), {**places, "sinks": ["sinks", "shape"]})
+    assert line == "sinks: run in sinks and shape; keep it in one notebook"
+
+
+@each_notebook
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}, "strip the metadata"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in notebook.cells:
+        assert not cell.metadata, f"{cell.id}: strip the metadata"
+        if cell.cell_type == "code":
+            assert not cell.outputs, f"{cell.id}: strip the outputs"
+            assert cell.execution_count is None, f"{cell.id}: strip the count"
+    # Written as nbformat writes it, so that a diff shows only what was changed.
+    assert path.read_text() == nbformat.writes(notebook) + "\n"
+
+
+@each_notebook
+def test_notebooks_ask_show_check_and_say_what_they_do_not_show(path: Path) -> None:
+    notebook = read(path)
+    prose, code = sources(notebook, "markdown"), sources(notebook, "code")
+    title = prose[0].splitlines()[0]
+    assert title.startswith("# ")
+    assert title.endswith("?")
+    assert prose[-1].startswith("## What this does not show")
+    # One at least: a notebook may run analyses in another way, as that of checkpoints does.
+    least = max(1, len(analyses_run(notebook)))
+    checks = sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse("\n".join(code))))
+    assert checks >= least
+    assert sum(text.count("viz.show(") for text in code) >= least
+    for text in prose:
+        plain = re.sub(r"`[^`]*`", "", text)
+        measured = set(re.findall(r"\d+\.\d+|\d+ ?%", plain)) - DEFINED
+        assert not measured, f"{measured}: put what was measured into a check"
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    """What a Jupyter kernel runs cells with, in this process: torch is imported once for all."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    settings = Config({"HistoryManager": {"enabled": False}})
+    made = InteractiveShell.instance(user_module=ModuleType("notebook"), config=settings)
+    yield made
+    atexit.unregister(made.atexit_operations)
+    made.atexit_operations()
+    InteractiveShell.clear_instance()
+
+
+@each_notebook
+def test_notebooks_run_and_their_checks_hold(path: Path, shell: InteractiveShell) -> None:
+    notebook = read(path)
+    figures = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            with capture_output() as shown:
+                result = shell.run_cell(cell.source)
+            assert result.success, f"{path.stem}, {cell.id}:\n{shown.stdout}"
+            figures += sum("application/vnd.plotly.v1+json" in each.data for each in shown.outputs)
+    assert figures >= max(1, len(analyses_run(notebook)))
