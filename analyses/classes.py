@@ -107,7 +107,7 @@ def run(
     Dataset with the mass kept under six masks (layer, head; ``streaming_mass`` and others),
     ``echo`` and ``induction`` (layer, head; share of weight), ``gate`` (layer, head; one number a
     KV head), ``window_cost`` (layer, head; nats an answer), ``full_votes`` (layer, head; how many
-    of the first three detectors call it full), ``agreement`` (detector, against; Cohen's κ) and
+    of the first three detectors call it full), ``agreement`` (one, other; Cohen's κ) and
     ``window_loss`` (condition; nats an answer). Averages carry 95 % intervals over prompts. The
     coordinates ``head_type``, ``stage``, ``evidence`` and ``method`` (layer, head) hold the class.
 
@@ -124,7 +124,7 @@ def run(
     >>> options = {"gate_steps": 1, "window_prompts": 1}
     >>> result = execute("classes", load_model("headscope/bundled"), n=2, options=options)
     >>> result["agreement"].dims
-    ('detector', 'against')
+    ('one', 'other')
     """
     from headscope.analyses.shared import survey_terms, window_gates
     from headscope.analyses.shared.agreement import kappa
@@ -224,7 +224,7 @@ def run(
         [kappa(full[one][known], full[other][known]) for other in DETECTORS] for one in DETECTORS
     ]
     variables["agreement"] = variable(
-        ("detector", "against"), table, "Agreement of detectors on which heads are full",
+        ("one", "other"), table, "Agreement of detectors on which heads are full",
         "Cohen's κ", "diverging", -1, 1,
         convention=f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
         f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats",
@@ -247,8 +247,8 @@ def run(
         capture,
         variables,
         {
-            "detector": list(DETECTORS),
-            "against": list(DETECTORS),
+            "one": list(DETECTORS),
+            "other": list(DETECTORS),
             "condition": list(CONDITIONS),
             **survey_terms.coordinates(kinds, "scoring"),
         },

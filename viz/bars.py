@@ -79,7 +79,8 @@ def figure(
         height=max(height, 220),
         notes=notes,
         xaxis={"title": {"text": units(array) or "value"}, "range": _range(array, values, fit)},
-        yaxis={"autorange": "reversed", "automargin": True},
+        # Names of entries may look like numbers, as offsets do.
+        yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         barmode="group",
         showlegend=len(legend) > 1,
         legend={"title": {"text": str(groups)}} if len(legend) > 1 else None,
@@ -136,7 +137,8 @@ def _bar(
         },
         # At the base, where no whisker crosses it; beside a bar too short to hold it.
         text=written if len(values) == 1 else None,
-        textposition="auto",
+        # Elsewhere plotly leaves the number of an empty bar out, as if nothing had been measured.
+        textposition=["outside" if value == 0 else "auto" for value in values[row]],
         insidetextanchor="start",
         hovertext=hover,
         hovertemplate="%{hovertext}<extra></extra>",

@@ -82,8 +82,8 @@ def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted
     assert cost[INDUCTION] > 1
     assert np.abs(np.delete(cost.ravel(), 4)).max() < 1e-4
     table = planted["agreement"]
-    assert float(table.sel(detector="gate", against="window")) == 1.0
-    assert float(table.sel(detector="mass", against="window")) < 1.0
+    assert float(table.sel(one="gate", other="window")) == 1.0
+    assert float(table.sel(one="mass", other="window")) < 1.0
     intact, streaming, others, everything = planted["window_loss"].values
     assert streaming == pytest.approx(intact, abs=1e-4)
     assert everything > intact + 1
@@ -119,7 +119,7 @@ def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled
     assert streaming < intact + 0.02
     assert others > intact + 1
     assert result.attrs["note"].startswith("Causal check agrees")
-    assert float(result["agreement"].sel(detector="echo", against="gate")) > 0.6
+    assert float(result["agreement"].sel(one="echo", other="gate")) > 0.6
     first, last = result.attrs["gate_loss"]
     assert last < first
 
