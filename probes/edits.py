@@ -15,6 +15,7 @@ from headscope.kernels.refusal import Refused
 from headscope.probes.blocks import Blocks
 from headscope.probes.edit import Edit, Head
 from headscope.probes.outputs import Ablate, Gate, Offset, Replace
+from headscope.probes.patterns import Inject
 from headscope.probes.reweights import FixPattern, KnockOut, ScaleKeys, Temperature, Window
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FixPattern",
     "Gate",
     "Head",
+    "Inject",
     "KnockOut",
     "Offset",
     "Replace",
@@ -42,6 +44,7 @@ KINDS = {
         Blocks,
         FixPattern,
         Gate,
+        Inject,
         KnockOut,
         Offset,
         Replace,
