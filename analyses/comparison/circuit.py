@@ -1,0 +1,267 @@
+"""Circuits: sets of heads as values, with their scores and where they came from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.probes.model import Model
+    from headscope.probes.task import Task
+
+FORMAT = "headscope-circuit-1"
+Head = tuple[int, int]
+Array = NDArray[np.float64]
+# What of a result says where its scores come from.
+KEPT = (
+    "model", "revision", "dtype", "task", "prompts_sha256", "n_prompts", "seed", "headscope",
+    "analysis", "options",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A set of heads of one model, with the scores that chose them and their provenance.
+
+    Attributes
+    ----------
+    heads
+        The heads, best first, as (layer, head) pairs.
+    scores
+        Score of every head of the model, dims layer, head; NaN where there is none.
+    provenance
+        Where the scores come from, as JSON: model, task, prompts, score, rule.
+    samples
+        The scores prompt by prompt (prompt, layer, head), or None; with them overlaps of circuits
+        have intervals over prompts.
+
+    Raises
+    ------
+    Refused
+        For no head, a head named twice, without a score or outside of the scores, and samples of
+        another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Circuit(((0, 1),), np.array([[0.1, 0.9]])).labels
+    ['L0H1']
+    """
+
+    heads: tuple[Head, ...]
+    scores: Array
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: Array | None = None
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            raise Refused("heads: a circuit has one or more")
+        if len(set(self.heads)) < len(self.heads):
+            raise Refused("heads: one is named twice")
+        if self.scores.ndim != 2:
+            raise Refused(f"scores: {self.scores.ndim} dims; give (layer, head)")
+        for layer, head in self.heads:
+            inside = 0 <= layer < self.scores.shape[0] and 0 <= head < self.scores.shape[1]
+            if not inside or np.isnan(self.scores[layer, head]):
+                raise Refused(f"heads: L{layer}H{head} has no score")
+        if self.samples is not None and self.samples.shape[1:] != self.scores.shape:
+            raise Refused(
+                f"samples: shape {self.samples.shape}; give (prompt, layer, head) of the scores' "
+                f"{self.scores.shape}"
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the heads."""
+        return [f"L{layer}H{head}" for layer, head in self.heads]
+
+
+def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
+    """Make a circuit of the heads with the highest scores of a result.
+
+    Parameters
+    ----------
+    result
+        Result of an analysis, or `removed`.
+    variable
+        Name of a score with the dims layer, head, or prompt, layer, head.
+    count
+        Number of heads.
+
+    Raises
+    ------
+    Refused
+        When the score is not there, or fewer heads have one.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> scores = xr.Dataset({"score": (("layer", "head"), [[0.1, 0.9], [0.5, 0.2]])})
+    >>> from_result(scores, "score", 2).labels
+    ['L0H1', 'L1H0']
+    """
+    from headscope.analyses.shared.result import top
+
+    if variable not in result.data_vars:
+        raise Refused(f"variable: no {variable!r}; there are {', '.join(map(str, result))}")
+    array = result[variable]
+    if set(array.dims) - {"prompt"} != {"layer", "head"}:
+        raise Refused(f"variable: {variable} has the dims {array.dims}; give a score of heads")
+    samples = None
+    if "prompt" in array.dims:
+        samples = array.transpose("prompt", "layer", "head").values.astype(np.float64)
+        array = array.mean("prompt")
+    scores = array.transpose("layer", "head").values.astype(np.float64)
+    known = int((~np.isnan(scores)).sum())
+    if not 1 <= count <= known:
+        raise Refused(f"count: {count}; {known} heads have a score")
+    provenance = {name: result.attrs[name] for name in KEPT if name in result.attrs}
+    meaning = result[variable].attrs
+    provenance |= {
+        "variable": variable,
+        "rule": f"the {count} highest scores",
+        **{name: meaning[name] for name in ("long_name", "units", "convention") if name in meaning},
+    }
+    return Circuit(tuple(top(scores, count)), scores, provenance, samples)
+
+
+def find(model: Model, task: Task, count: int, *, metric: str = "task", seed: int = 0) -> Circuit:
+    """Find the heads that a task loses most without, one at a time.
+
+    Parameters
+    ----------
+    model, task, metric, seed
+        As in `removed`.
+    count
+        Number of heads.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model, tasks
+    >>> model = load_model("headscope/bundled")
+    >>> len(find(model, tasks.make("ioi", model.tokenizer, n=2), count=3).heads)
+    3
+    """
+    return from_result(removed(model, task, metric=metric, seed=seed), "lost", count)
+
+
+def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) -> xr.Dataset:
+    """Measure what a task loses without each head, prompt by prompt.
+
+    Parameters
+    ----------
+    model, task
+        The model, and the task whose metric is followed.
+    metric
+        ``task`` (its own), ``logit_difference``, ``probability_difference``, ``log_probability`` or
+        ``accuracy``.
+    seed
+        Kept as provenance, for the bootstrap of whoever averages the prompts.
+
+    Returns
+    -------
+    Dataset with ``lost`` (prompt, layer, head): intact − with the head's output set to zero.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model, tasks
+    >>> model = load_model("headscope/bundled")
+    >>> removed(model, tasks.make("ioi", model.tokenizer, n=2))["lost"].shape
+    (2, 4, 8)
+    """
+    from importlib.metadata import version
+
+    from headscope.analyses.importance import METRICS, UNITS
+    from headscope.analyses.shared import check, gating
+    from headscope.probes.prompts import read
+
+    check.one_of("metric", metric, METRICS)
+    name = task.metric if metric == "task" else metric
+    intact = gating.intact(model, task, name)
+    lost = intact[:, None, None] - gating.leave_one_out(model, task, name)
+    meaning = {
+        "long_name": f"Lost on {task.name} without the head (set to zero)", "units": UNITS[name],
+        "scale": "diverging", "evidence": "causal",
+        "convention": f"intact − ablated; {name.replace('_', ' ')} of {task.name}",
+    }  # fmt: skip
+    return xr.Dataset(
+        {"lost": (("prompt", "layer", "head"), lost, meaning)},
+        coords={"layer": np.arange(model.layers), "head": np.arange(model.heads)},
+        attrs={
+            "model": model.name, "revision": model.revision, "dtype": str(model.dtype),
+            "task": task.name, "prompts_sha256": read(model, task).digest(),
+            "n_prompts": len(task), "seed": seed, "headscope": version("headscope"),
+        },
+    )  # fmt: skip
+
+
+def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
+    """Write a circuit as JSON, whole or not at all.
+
+    Raises
+    ------
+    Refused
+        When the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Circuit(((0, 1),), np.array([[0.1, 0.9]])), f"{folder}/circuit.json")
+    ...     load(f"{folder}/circuit.json").heads
+    ((0, 1),)
+    """
+    from headscope.probes.store import write_text
+
+    told = {
+        "format": FORMAT,
+        "heads": [list(head) for head in circuit.heads],
+        "labels": circuit.labels,
+        "provenance": dict(circuit.provenance),
+        "scores": _plain(circuit.scores),
+        "samples": None if circuit.samples is None else _plain(circuit.samples),
+    }
+    write_text(path, json.dumps(told, indent=1) + "\n")
+
+
+def load(path: str | os.PathLike[str]) -> Circuit:
+    """Read a circuit that `save` has written.
+
+    Raises
+    ------
+    Refused
+        For a file that is missing, broken, or holds no circuit.
+    """
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        if told["format"] != FORMAT:
+            raise Refused(f"path: {path} holds no circuit of this version of headscope")
+        heads = tuple((int(layer), int(head)) for layer, head in told["heads"])
+        samples = None if told["samples"] is None else _numbers(told["samples"])
+        return Circuit(heads, _numbers(told["scores"]), told["provenance"], samples)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"path: {path} is no circuit that can be read ({error})") from error
+
+
+def _plain(values: Array) -> Any:
+    """List numbers as JSON knows them, which has no NaN."""
+    listed = values.astype(object)
+    listed[np.isnan(values)] = None
+    return listed.tolist()
+
+
+def _numbers(listed: Sequence[Any]) -> Array:
+    return np.asarray(listed, dtype=np.float64)

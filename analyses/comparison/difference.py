@@ -1,0 +1,239 @@
+"""Differences: two results or captures, head by head, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.kernels.refusal import Refused
+
+Array = NDArray[np.float64]
+# What of a score must be the same for a difference to have a meaning.
+FIELDS = ("units", "convention", "options")
+RESAMPLES = 1000
+HEADS = ("layer", "head")
+
+
+def compare(
+    first: xr.Dataset,
+    second: xr.Dataset,
+    names: Sequence[str] | None = None,
+    *,
+    across: Collection[str] = (),
+    seed: int = 0,
+) -> xr.Dataset:
+    """Hold two results, or two captures, against each other head by head.
+
+    Two models, two checkpoints of one, or two tasks. Scores that are kept prompt by prompt (a
+    capture, `removed`) are compared pairwise where both have the same prompts, which is sharper;
+    other prompts are resampled apart. Of means that carry an interval the half widths add as
+    independent errors do.
+
+    Parameters
+    ----------
+    first, second
+        Results of the same analysis, or captures; numbers of tokens are averaged over.
+    names
+        Scores to compare; without names all scores of heads that both have.
+    across
+        Fields that may differ, of ``units``, ``convention`` and ``options``; for two tasks
+        ``convention``, which names the task.
+    seed
+        Seed of the bootstrap over prompts.
+
+    Returns
+    -------
+    Dataset with, for each score, ``<score>`` (layer, head; second − first, with a 95 % interval as
+    ``<score>_lower`` and ``_upper``) and ``<score>_agreement`` (Spearman's ρ over heads). The
+    attribute ``pairing`` of a difference says how its interval was made, ``changed`` of the Dataset
+    names the heads whose interval leaves out 0, and how many would by chance.
+
+    Raises
+    ------
+    Refused
+        When layers, heads, units, conventions or options differ, or a score is not in both.
+
+    Examples
+    --------
+    >>> from headscope.analyses.comparison import removed
+    >>> from headscope.probes import load_model, tasks
+    >>> model = load_model("headscope/bundled")
+    >>> result = removed(model, tasks.make("ioi", model.tokenizer, n=2))
+    >>> same = compare(result, result)
+    >>> float(abs(same["lost"]).max()), same["lost"].attrs["pairing"]
+    (0.0, 'paired by prompt')
+
+    Source: From Language Modeling to Instruction Following; DiffLoRA.
+    """
+    from headscope.analyses.rollout import correlate
+    from headscope.analyses.shared.result import interval, label, variable
+
+    stray = sorted(set(across) - set(FIELDS))
+    if stray:
+        raise Refused(f"across: {stray[0]!r} is not one of {', '.join(FIELDS)}")
+    _check_shapes(first, second, across)
+    wanted = list(names) if names is not None else _common(first, second)
+    if not wanted:
+        raise Refused("names: the two have no score of heads in common")
+    paired = first.attrs.get("prompts_sha256") is not None and first.attrs[
+        "prompts_sha256"
+    ] == second.attrs.get("prompts_sha256")
+    variables: dict[str, xr.Variable] = {}
+    changed: dict[str, list[str]] = {}
+    for name in wanted:
+        pair = [_score(side, name, which) for side, which in ((first, "first"), (second, "second"))]
+        _check_meaning(name, pair[0], pair[1], across)
+        change, lower, upper, how = _change(first, second, name, pair, paired, seed)
+        attrs = pair[0].attrs
+        given = {} if "convention" not in attrs else {"convention": attrs["convention"]}
+        variables |= interval(
+            name, HEADS, change, lower, upper,
+            f"{attrs.get('long_name', name)}: second − first", attrs.get("units", ""), "diverging",
+            pairing=how, **given,
+        )  # fmt: skip
+        means = [_mean(one) for one in pair]
+        known = ~(np.isnan(means[0]) | np.isnan(means[1]))
+        rho = correlate(means[0][known], means[1][known])
+        variables[f"{name}_agreement"] = variable(
+            (), rho, f"Agreement of the heads' ranks: {attrs.get('long_name', name)}",
+            "Spearman ρ", "diverging", -1, 1,
+        )  # fmt: skip
+        with np.errstate(invalid="ignore"):
+            apart = np.argwhere((lower > 0) | (upper < 0))
+        changed[name] = [label((int(layer), int(head))) for layer, head in apart]
+    count = int(known.sum())
+    return xr.Dataset(
+        variables,
+        coords={dim: first[dim].values for dim in HEADS if dim in first.coords},
+        attrs={
+            "first": _origin(first), "second": _origin(second), "seed": seed, "changed": changed,
+            "note": "; ".join(f"{name}: {len(heads)} of {count} heads changed"
+                              for name, heads in changed.items())
+            + f"; by chance {0.05 * count:.1f} intervals of {count} leave out 0.",
+        },
+    )  # fmt: skip
+
+
+def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]) -> None:
+    for dim in HEADS:
+        sizes = [side.sizes.get(dim, 0) for side in (first, second)]
+        if sizes[0] != sizes[1]:
+            raise Refused(
+                f"{dim}: {sizes[0]} in the first and {sizes[1]} in the second; heads cannot be "
+                "matched, so compare models of one shape"
+            )
+    maps = [
+        side["attention_map"].values.tolist() if "attention_map" in side.coords else None
+        for side in (first, second)
+    ]
+    if maps[0] != maps[1]:
+        raise Refused("attention_map: other layers have one in the second than in the first")
+    names = [side.attrs.get("analysis") for side in (first, second)]
+    if names[0] != names[1]:
+        raise Refused(f"analysis: {names[0]} and {names[1]}; compare results of the same one")
+    options = [json.loads(side.attrs.get("options") or "{}") for side in (first, second)]
+    for name in sorted({*options[0], *options[1]} - {"seed"}):
+        values = [each.get(name) for each in options]
+        if "options" not in across and values[0] != values[1]:
+            raise Refused(
+                f"options: {name} is {values[0]!r} in the first and {values[1]!r} in the second; "
+                "run both alike"
+            )
+
+
+def _common(first: xr.Dataset, second: xr.Dataset) -> list[str]:
+    """Name the scores of heads that both have."""
+    return [
+        str(name)
+        for name in first.data_vars
+        if name in second.data_vars
+        and {*HEADS} <= set(first[name].dims) <= {*HEADS, "prompt", "query", "key"}
+        and first[name].dtype.kind == "f"
+        and "interval_of" not in first[name].attrs
+    ]
+
+
+def _score(side: xr.Dataset, name: str, which: str) -> xr.DataArray:
+    """Return a score with the dims layer, head, and prompt before them where it has it."""
+    if name not in side.data_vars:
+        raise Refused(f"{name}: not in the {which}; it has {', '.join(map(str, side.data_vars))}")
+    array = side[name]
+    dims = set(array.dims)
+    if not {*HEADS} <= dims <= {*HEADS, "prompt", "query", "key"}:
+        raise Refused(f"{name}: dims {tuple(array.dims)}; only scores of heads can be compared")
+    along = [dim for dim in ("query", "key") if dim in dims]
+    if along:
+        array = array.mean(along, keep_attrs=True)
+    return array.transpose(*(("prompt",) if "prompt" in dims else ()), *HEADS)
+
+
+def _check_meaning(
+    name: str, one: xr.DataArray, other: xr.DataArray, across: Collection[str]
+) -> None:
+    for field in ("units", "convention"):
+        pair = one.attrs.get(field, ""), other.attrs.get(field, "")
+        if field not in across and pair[0] != pair[1]:
+            raise Refused(
+                f"{field}: of {name} it is {pair[0]!r} in the first and {pair[1]!r} in the second; "
+                f"a difference has no meaning unless you say across={field!r}"
+            )
+
+
+def _change(
+    first: xr.Dataset,
+    second: xr.Dataset,
+    name: str,
+    pair: Sequence[xr.DataArray],
+    paired: bool,
+    seed: int,
+) -> tuple[Array, Array, Array, str]:
+    """Return the difference, both ends of its interval, and how that was made."""
+    from headscope.analyses.shared.interval import bootstrap, draws, percentiles
+
+    kept = ["prompt" in one.dims for one in pair]
+    if all(kept):
+        one, other = (each.values.astype(np.float64) for each in pair)
+        if paired and len(one) == len(other):
+            return *bootstrap(other - one, seed=seed), "paired by prompt"
+        change = bootstrap(other)[0] - bootstrap(one)[0]
+        if min(len(one), len(other)) < 2:
+            missing = np.full(change.shape, np.nan)
+            return change, missing, missing, "one prompt has no interval"
+        sides = [
+            np.tensordot(draws(len(each), RESAMPLES, seed + at) / len(each), each, 1)
+            for at, each in enumerate((one, other))
+        ]
+        flat = (sides[1] - sides[0]).reshape(RESAMPLES, -1)
+        lower, upper = percentiles(flat, 0.025)
+        shape = change.shape
+        return change, lower.reshape(shape), upper.reshape(shape), "other prompts, resampled apart"
+    change = _mean(pair[1]) - _mean(pair[0])
+    halves = []
+    for side, array in zip((first, second), pair, strict=True):
+        if "prompt" in array.dims:
+            _, low, high = bootstrap(array.values.astype(np.float64), seed=seed)
+        elif f"{name}_lower" in side:
+            low, high = (
+                side[f"{name}_{end}"].transpose(*HEADS).values.astype(np.float64)
+                for end in ("lower", "upper")
+            )
+        else:
+            missing = np.full(change.shape, np.nan)
+            return change, missing, missing, "no interval: the score has none"
+        halves.append((high - low) / 2)
+    half = np.sqrt(halves[0] ** 2 + halves[1] ** 2)
+    return change, change - half, change + half, "unpaired, from the intervals of both means"
+
+
+def _mean(array: xr.DataArray) -> Array:
+    mean = array.mean("prompt") if "prompt" in array.dims else array
+    return np.asarray(mean.values, dtype=np.float64)
+
+
+def _origin(side: xr.Dataset) -> dict[str, object]:
+    known = ("model", "revision", "task", "prompts_sha256", "n_prompts", "analysis")
+    return {name: side.attrs[name] for name in known if name in side.attrs}

@@ -1,0 +1,143 @@
+"""Overlap: how much two circuits share, beyond what chance gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses.comparison.circuit import Circuit
+from headscope.kernels.refusal import Refused
+
+Array = NDArray[np.float64]
+RESAMPLES = 1000
+SOURCE = "Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models"
+
+
+def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
+    """Say how much two circuits share: heads, chance, and the ranks of all scores.
+
+    Parameters
+    ----------
+    first, second
+        Circuits of models with as many layers and heads.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Dataset with ``jaccard`` (shared heads over heads of either), ``coefficient`` (shared heads over
+    the smaller circuit), ``shared`` (heads), ``expected`` (shared heads of two random sets of these
+    sizes), ``p_value`` (chance that random sets share as many, hypergeometric), ``correlation``
+    (Spearman's ρ of the scores over all heads) and ``member`` (layer, head; 0 in neither, 1 in the
+    first, 2 in the second, 3 in both). Where both circuits have samples, the first two and the
+    correlation have 95 % intervals: prompts are resampled (together where they are the same), and
+    each circuit is chosen anew as its highest scores.
+
+    Raises
+    ------
+    Refused
+        When the numbers of layers or heads differ, or the heads with a score do.
+
+    Examples
+    --------
+    >>> from typing import Any
+
+    import numpy as np
+    >>> scores = np.array([[4.0, 3.0], [2.0, 1.0]])
+    >>> one, other = Circuit(((0, 0), (0, 1)), scores), Circuit(((0, 0), (1, 0)), scores)
+    >>> result = overlap(one, other)
+    >>> float(result["jaccard"]), float(result["expected"]), round(float(result["p_value"]), 4)
+    (0.3333333333333333, 1.0, 0.8333)
+    """
+    from scipy.stats import hypergeom
+
+    from headscope.analyses.shared.result import interval, variable
+
+    if first.scores.shape != second.scores.shape:
+        raise Refused(
+            f"scores: {first.scores.shape} layers and heads in the first circuit and "
+            f"{second.scores.shape} in the second; heads cannot be matched"
+        )
+    known = ~np.isnan(first.scores)
+    if bool((known != ~np.isnan(second.scores)).any()):
+        raise Refused("scores: the circuits have scores of different heads, so no common whole")
+    shared = sorted(set(first.heads) & set(second.heads))
+    sizes, whole = (len(first.heads), len(second.heads)), int(known.sum())
+    ends = _intervals(first, second, known, seed)
+    either = len({*first.heads, *second.heads})
+    point = (
+        len(shared) / either,
+        len(shared) / min(sizes),
+        _ranked(first.scores[known], second.scores[known]),
+    )
+    said = f"{sizes[0]} and {sizes[1]} of {whole} heads"
+    titles: tuple[tuple[Any, ...], ...] = (
+        ("jaccard", "Shared heads of the heads of either", "share", "sequential", 0, 1),
+        ("coefficient", "Shared heads of the smaller circuit", "share", "sequential", 0, 1),
+        ("correlation", "Agreement of the scores of all heads", "Spearman ρ", "diverging", -1, 1),
+    )
+    variables: dict[str, xr.Variable] = {}
+    for (name, *meaning), value, lower, upper in zip(titles, point, *ends, strict=True):
+        variables |= interval(name, (), value, lower, upper, *meaning, convention=said,
+                              source=SOURCE)  # fmt: skip
+    p_value = float(hypergeom.sf(len(shared) - 1, whole, *sizes))
+    expected = sizes[0] * sizes[1] / whole
+    member = np.where(known, 0.0, np.nan)
+    for number, circuit in ((1, first), (2, second)):
+        for head in circuit.heads:
+            member[head] += number
+    variables |= {
+        "shared": variable((), float(len(shared)), "Shared heads", "heads", "sequential", 0),
+        "expected": variable((), expected, "Heads that random sets share", "heads", "sequential", 0,
+                             convention=said),
+        "p_value": variable((), p_value, "Chance of sharing as many at random", "probability",
+                            "sequential", 0, 1, convention=f"hypergeometric, one-sided; {said}"),
+        "member": variable(("layer", "head"), member, "Circuit that holds the head",
+                           "1 first, 2 second, 3 both", "sequential", 0, 3),
+    }  # fmt: skip
+    count = member.shape
+    return xr.Dataset(
+        variables,
+        coords={"layer": np.arange(count[0]), "head": np.arange(count[1])},
+        attrs={
+            "first": dict(first.provenance), "second": dict(second.provenance), "seed": seed,
+            "shared_heads": [f"L{layer}H{head}" for layer, head in shared],
+            "note": f"{len(shared)} shared heads, {expected:.1f} expected of random sets "
+            f"(p = {p_value:.2g}); ranks of all heads agree with ρ {point[2]:.2f}.",
+        },
+    )  # fmt: skip
+
+
+def _intervals(
+    first: Circuit, second: Circuit, known: NDArray[np.bool_], seed: int
+) -> tuple[Array, Array]:
+    """Resample prompts, choose both circuits anew, and return both ends of the three numbers."""
+    from headscope.analyses.shared.interval import draws, percentiles
+
+    missing = np.full(3, np.nan)
+    if first.samples is None or second.samples is None:
+        return missing, missing
+    one, other = first.samples[:, known], second.samples[:, known]
+    if min(len(one), len(other)) < 2:
+        return missing, missing
+    digests = [each.provenance.get("prompts_sha256") for each in (first, second)]
+    paired = digests[0] is not None and digests[0] == digests[1] and len(one) == len(other)
+    left = draws(len(one), RESAMPLES, seed) / len(one)
+    right = left if paired else draws(len(other), RESAMPLES, seed + 1) / len(other)
+    sizes = len(first.heads), len(second.heads)
+    found = np.empty((RESAMPLES, 3))
+    for row, (a, b) in enumerate(zip(left @ one, right @ other, strict=True)):
+        tops = [set(np.argsort(-each, kind="stable")[:size].tolist())
+                for each, size in zip((a, b), sizes, strict=True)]  # fmt: skip
+        both = len(tops[0] & tops[1])
+        found[row] = both / len(tops[0] | tops[1]), both / min(sizes), _ranked(a, b)
+    return percentiles(found, 0.025)
+
+
+def _ranked(first: Array, second: Array) -> float:
+    from headscope.analyses.rollout import correlate
+
+    return correlate(first, second)

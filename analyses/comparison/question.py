@@ -1,0 +1,216 @@
+"""What if: one model with and without edits, on a task or on the user's own text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from headscope.kernels.refusal import Refused
+
+if TYPE_CHECKING:
+    from headscope.probes.edit import Edit
+    from headscope.probes.model import Model
+
+CONDITIONS = ("without edits", "with edits")
+
+
+def what_if(
+    model: Model,
+    given: Any,
+    edits: Sequence[Edit],
+    *,
+    metric: str = "task",
+    words: int = 5,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Answer what a task, or a text, would be like with some heads edited.
+
+    Parameters
+    ----------
+    model
+        A model that predicts the next token.
+    given
+        A task, for its metric; or texts or token ids, for the loss on every next token.
+    edits
+        Edits of `headscope.probes.edits`, applied in order.
+    metric
+        Of a task: ``task`` (its own), ``logit_difference``, ``probability_difference``,
+        ``log_probability`` or ``accuracy``.
+    words
+        Most likely next words after the last token of a text that are listed, of either side.
+    seed
+        Seed of the bootstrap.
+    progress
+        Called with (done, total) passes.
+
+    Returns
+    -------
+    Dataset with ``score`` (condition: without and with edits) and ``change`` (with − without, the
+    same prompts or tokens), with 95 % intervals over the prompts, or over the tokens of a single
+    text; of a single text also ``loss`` (condition, query; −log p of each token in nats, no value
+    for the first) and ``next_probability`` (condition, word).
+
+    Raises
+    ------
+    Refused
+        For no edit, edits that do not fit the model, and a model that predicts no next token.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model
+    >>> from headscope.probes.edits import Ablate
+    >>> model = load_model("headscope/bundled")
+    >>> answer = what_if(model, [[0, 5, 6, 5]], [Ablate(((3, 0),))])
+    >>> answer["score"].dims, answer["loss"].dims
+    (('condition',), ('condition', 'query'))
+    """
+    from headscope.probes.task import Task
+
+    if not edits:
+        raise Refused("edits: none; give one or more of headscope.probes.edits")
+    model.check_predicts()
+    for edit in edits:
+        edit.check(model.geometry)
+    answer = (
+        _of_task(model, given, edits, metric, seed, progress)
+        if isinstance(given, Task)
+        else _of_texts(model, given, edits, words, seed, progress)
+    )
+    answer.attrs = {
+        "model": model.name,
+        "revision": model.revision,
+        "seed": seed,
+        "edits": json.dumps([edit.describe() for edit in edits]),
+        **answer.attrs,
+    }
+    return answer
+
+
+def _of_task(
+    model: Model,
+    task: Any,
+    edits: Sequence[Edit],
+    metric: str,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> xr.Dataset:
+    from headscope.analyses.importance import METRICS, UNITS
+    from headscope.analyses.shared import check
+    from headscope.analyses.shared.edited import counter, measured
+
+    check.one_of("metric", metric, METRICS)
+    name = task.metric if metric == "task" else metric
+    step, sides = counter(progress, 2), []
+    for some in ((), tuple(edits)):
+        sides.append(measured(model, task, name, some))
+        step()
+    convention = f"{name.replace('_', ' ')} on {len(task)} prompts of {task.name}"
+    answer = _contrast(
+        np.stack(sides, axis=1), name.replace("_", " ").capitalize(), UNITS[name], convention, seed
+    )
+    return answer.assign_attrs(task=task.name)
+
+
+def _of_texts(
+    model: Model,
+    given: Any,
+    edits: Sequence[Edit],
+    words: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> xr.Dataset:
+    from headscope.analyses.shared.edited import counter
+    from headscope.probes.prompts import read
+
+    prompts = read(model, given)
+    short = [len(ids) for ids in prompts.ids if len(ids) < 2]
+    if short:
+        raise Refused("prompts: one of a single token has no next token; give longer ones")
+    step = counter(progress, 2 * len(prompts.ids))
+    passes = [[_pass(model, ids, some, step) for some in ((), tuple(edits))] for ids in prompts.ids]
+    title = "Loss on the next token"
+    if len(passes) > 1:
+        samples = np.array([[side[0].mean() for side in both] for both in passes])
+        convention = f"mean over tokens; interval over {len(passes)} prompts; higher is worse"
+        return _contrast(samples, title, "nats a token", convention, seed)
+    both = passes[0]
+    samples = np.stack([side[0] for side in both], axis=1)
+    convention = (
+        f"interval over the {len(samples)} tokens of this text, as if they were independent; "
+        "higher is worse"
+    )
+    answer = _contrast(samples, title, "nats a token", convention, seed)
+    ids = prompts.ids[0]
+    answer["loss"] = _variable(
+        ("condition", "query"),
+        np.concatenate([np.full((1, 2), np.nan), samples]).T,
+        "Loss on each token", "nats", "sequential", low=0, convention="−log p of the token",
+    )  # fmt: skip
+    chances = np.stack([side[1] for side in both])
+    best = dict.fromkeys(
+        int(one) for row in chances for one in np.argsort(-row, kind="stable")[:words]
+    )
+    answer["next_probability"] = _variable(
+        ("condition", "word"), chances[:, list(best)], "Most likely next words", "probability",
+        "sequential", low=0, high=1, convention=f"the {words} most likely ones of either side",
+    )  # fmt: skip
+    return answer.assign_coords(
+        query=np.arange(len(ids)),
+        token=("query", model.words(ids)),
+        word=model.words(list(best)),
+    ).assign_attrs(prompts_sha256=prompts.digest())
+
+
+def _pass(
+    model: Model, ids: Sequence[int], edits: Sequence[Edit], step: Callable[[], None]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the loss of each token after the first, and the chances of what comes next."""
+    import torch
+
+    from headscope.analyses.shared.loss import MOST
+    from headscope.probes.forward import logits
+
+    if len(ids) * model.vocabulary > MOST:
+        raise Refused(
+            f"prompts: {len(ids)} tokens times {model.vocabulary} words are too many logits; "
+            f"give at most {MOST // model.vocabulary} tokens a prompt"
+        )
+    with torch.no_grad():
+        chances = logits(model, torch.tensor([list(ids)]), edits)[0].float().log_softmax(-1)
+    said = torch.tensor(list(ids[1:]), device=chances.device)
+    loss = -chances[:-1].gather(1, said[:, None])[:, 0]
+    step()
+    return loss.double().cpu().numpy(), chances[-1].exp().double().cpu().numpy()
+
+
+def _contrast(
+    samples: np.ndarray[Any, Any], title: str, units: str, convention: str, seed: int
+) -> xr.Dataset:
+    from headscope.analyses.shared.result import averaged
+
+    change = samples[:, 1] - samples[:, 0]
+    given: dict[str, Any] = {"seed": seed, "convention": convention, "evidence": "causal"}
+    variables = {
+        **averaged("score", ("condition",), samples, title, units, "diverging", **given),
+        **averaged("change", (), change, f"{title}: with − without edits", units, "diverging",
+                   **given),
+    }  # fmt: skip
+    lower, upper = (float(variables[f"change_{end}"].values) for end in ("lower", "upper"))
+    if not np.isfinite(lower):
+        note = "INCONCLUSIVE: one sample has no interval."
+    elif lower > 0 or upper < 0:
+        note = "The edits change it: the interval of the change leaves out 0."
+    else:
+        note = "No change is shown: the interval of the change holds 0."
+    return xr.Dataset(variables, coords={"condition": list(CONDITIONS)}, attrs={"note": note})
+
+
+def _variable(dims: tuple[str, ...], values: Any, *meaning: Any, **more: Any) -> xr.Variable:
+    from headscope.analyses.shared.result import variable
+
+    return variable(dims, values, *meaning, evidence="causal", **more)
