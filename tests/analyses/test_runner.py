@@ -24,6 +24,8 @@ QUICK = {
     "distractors": {"facts": "2,4", "best": 1},
     "block_influence": {"causal_prompts": 2},
     "contributions": {"causal_prompts": 2},
+    "pruning": {"points": 4, "orders": 2},
+    "tuning": {"steps": 2, "count": 1, "other": "thread"},
     "query_focus": {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"},
 }
 # What the constructed model, with learned positions and few words, cannot be asked.

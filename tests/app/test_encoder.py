@@ -24,6 +24,7 @@ PREDICTING = {
     "atlas", "context_reliance", "contrast", "distractors", "importance", "literal",
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
     "rollout", "sae_circuits", "slots",
+    "injection", "pruning", "tuning",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",

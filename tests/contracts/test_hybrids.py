@@ -29,6 +29,10 @@ QUICK = {
     "truth_prompts": 2,
     "prompts": 2,
     "tokens": 24,
+    "points": 4,
+    "orders": 2,
+    "steps": 2,
+    "count": 2,
 }
 # These follow attention through every layer, so a layer without it ends them.
 REFUSING = {"rollout"}
