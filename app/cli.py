@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from headscope.app.compare_command import compare
 from headscope.app.progress import bar
 from headscope.app.series import timeline
 from headscope.kernels.refusal import Refused
@@ -239,6 +240,7 @@ def report(run: RunFolder) -> None:
 
 
 app.command()(timeline)
+app.command()(compare)
 
 
 @app.command("app")
