@@ -12,7 +12,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.app import detail, kinds, loading, overview, selection, zoom
+from headscope.app import detail, kinds, loading, overview, selection, what_if, zoom
 from headscope.app.export import heads_table
 from headscope.app.scores import Score, collect
 from headscope.kernels.refusal import Refused
@@ -58,6 +58,7 @@ def draw() -> None:
     with right:
         st.subheader(f"L{layer}H{head}")
         window = detail.pattern(str(path), version, capture, layer, head, f"{name}-L{layer}H{head}")
+        what_if.draw(str(path), version, capture, layer, head)
         _share(path, layer, head, window)
     with complaints:
         selection.tell()
