@@ -24,6 +24,8 @@ PATTERNS = {
 }
 # Logits divided by this are equal to every digit that float32 holds of a weight.
 FLAT = 1e6
+# Weights of a layer beyond this would take more than 2 GB.
+MOST = 2**29
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Inject(HeadEdit):
 
     What a head writes then comes from where the pattern looks; how it reads (its values and output
     projection) stays. Uniform is made by a temperature, so it respects masks and windows, and a
-    learned sink logit counts as one more key.
+    learned sink logit counts as one more key; a fixed pattern of the same head outranks it.
 
     Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patterns; TAB.
 
@@ -84,6 +86,11 @@ class Inject(HeadEdit):
             "first": torch.zeros_like(own),
             "itself": own,
         }[self.pattern]
+        if heads * queries * keys > MOST:
+            raise Refused(
+                f"Inject.pattern: {self.pattern} needs {queries} × {keys} weights for each of "
+                f"{heads} heads; give shorter texts, or use uniform, Window or KnockOut"
+            )
         pattern = torch.full((1, heads, queries, keys), math.nan)
         pattern[0, rows] = torch.nn.functional.one_hot(looked, keys).float()
         return Edits(pattern=pattern)

@@ -109,5 +109,7 @@ def test_bad_input_is_refused(circuit, task):
         injection.run(captured, circuit, task, metric="loss")
     with pytest.raises(Refused, match=r"Inject.pattern: no 'next'; choose one of previous"):
         Inject(((0, 0),), "next")
+    with pytest.raises(Refused, match="needs 20000 × 20000 weights for each of 4 heads"):
+        Inject(((0, 0),), "first").inside(0, (1, 4, 20000, 20000))
     with pytest.raises(Refused, match=r"Inject.heads: no layer 7"):
         logits(circuit, torch.tensor([[0, 5]]), (Inject(((7, 0),), "first"),))
