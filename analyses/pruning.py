@@ -202,11 +202,15 @@ def _note(
     own, others = (float(variables[f"{each}_share"].values) for each in ("kept", "random"))
     best = np.nanmin(np.where(np.isnan(only.mean(0)), np.inf, only.mean(0)), axis=1)
     worst = int(np.argmax(np.where(np.isinf(best), -np.inf, best)))
+    ends = [float(variables[f"kept_share_{end}"].values) for end in ("lower", "upper")]
+    surely = f" ({ends[0]:.0%} to {ends[1]:.0%})" if np.isfinite(ends[0]) else ""
     said = (
-        f"{len(heads)} heads keep {own:.0%} of the metric on other prompts (asked for {keep:.0%}); "
-        f"random sets of {len(heads)} keep {others:.0%}. Layer {worst} is least able to do with "
-        "one head."
+        f"{len(heads)} heads keep {own:.0%}{surely} of the metric on other prompts (asked for "
+        f"{keep:.0%}); random sets of {len(heads)} keep {others:.0%}. Layer {worst} is least able "
+        "to do with one head."
     )
-    if np.isfinite(own) and own < keep:
-        said = f"DISAGREEMENT: the set does not keep its share on other prompts. {said}"
+    if ends[1] < keep:
+        return f"DISAGREEMENT: the set does not keep its share on other prompts. {said}"
+    if ends[0] < others:
+        return f"INCONCLUSIVE: the set is not shown to keep more than random ones. {said}"
     return said
