@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from headscope.app.batch.command import batch
 from headscope.app.bench_command import bench
 from headscope.app.compare_command import compare
 from headscope.app.progress import bar
@@ -243,6 +244,7 @@ def report(run: RunFolder) -> None:
 app.command()(timeline)
 app.command()(compare)
 app.command()(bench)
+app.command()(batch)
 
 
 @app.command("app")

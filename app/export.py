@@ -82,12 +82,11 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     L0H1 0.9
     """
     columns = [
-        _column(f"{analysis}.{name}{entry}", one)
+        _column(f"{analysis}.{name}{f'[{entry}]' if entry else ''}", array.isel(place))
         for analysis, result in results.items()
         for name, array in result.items()
-        if set(GRID) <= set(array.dims) and _fits(array)
-        for entry, one in _entries(array)
-        if not entry or bool(one.notnull().any())
+        for entry, place in entries(array)
+        if not entry or bool(array.isel(place).notnull().any())
     ]
     if not columns:
         return pd.DataFrame(columns=["name", *GRID])
@@ -170,20 +169,28 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _fits(array: xr.DataArray) -> bool:
-    rest = [size for dim, size in array.sizes.items() if dim not in GRID]
-    return not rest or (len(rest) == 1 and rest[0] <= ENTRIES)
+def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield the scores of heads that an array holds: what each is called, and its place.
 
+    One without a name where there are no dims but layer and head; one an entry of a short list;
+    none where it is no score of heads, or a curve or a matrix a head.
 
-def _entries(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray]]:
-    """Yield the (layer, head) arrays that an array is made of, with the suffix of their column."""
+    Examples
+    --------
+    >>> kinds = xr.DataArray([[[0.1]], [[0.9]]], dims=("kind", *GRID), coords={"kind": ["a", "b"]})
+    >>> list(entries(kinds))
+    [('a', {'kind': 0}), ('b', {'kind': 1})]
+    """
     rest = [str(dim) for dim in array.dims if dim not in GRID]
+    if not set(GRID) <= set(array.dims) or len(rest) > 1:
+        return
     if not rest:
-        yield "", array
+        yield "", {}
     for dim in rest:
-        for index in range(array.sizes[dim]):
-            one = array.isel({dim: index})
-            yield f"[{one[dim].item() if dim in one.coords else f'{dim} {index}'}]", one
+        if array.sizes[dim] <= ENTRIES:
+            for index in range(array.sizes[dim]):
+                one = array.isel({dim: index})
+                yield str(one[dim].item()) if dim in one.coords else f"{dim} {index}", {dim: index}
 
 
 def _column(name: str, array: xr.DataArray) -> pd.Series[float]:

@@ -224,18 +224,18 @@ def analyze_run(
         if not isinstance(result, Refused):
             run.save_result(name, result)
         elif name not in run.results():
-            run.save_result(name, _skipped(name, result))
+            run.save_result(name, skipped(name, str(result)))
     return outcome
 
 
-def _skipped(name: str, refusal: Refused) -> xr.Dataset:
+def skipped(name: str, reason: str) -> xr.Dataset:
     """Stand in for a result, so that the report says why there is none."""
     import xarray as xr
 
     from headscope import analyses
 
     title = analyses.summary(name)
-    return xr.Dataset(attrs={"analysis": name, "title": title, "skipped": str(refusal)})
+    return xr.Dataset(attrs={"analysis": name, "title": title, "skipped": reason})
 
 
 def done(run: Run) -> list[str]:

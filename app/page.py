@@ -54,17 +54,27 @@ for (const place of document.querySelectorAll('.plot')) {
 """
 
 
-def page(title: str, body: Iterable[str], plotly: str) -> str:
-    """Return the whole file: style, plotly.js once, body, and the script that draws."""
+def page(title: str, body: Iterable[str], plotly: str = "", beside: str = "") -> str:
+    """Return the whole file: style, body, and what draws its figures where it has any.
+
+    plotly.js is in the file (``plotly``), or a file beside it (``beside``) that pages share.
+    """
+    drawing = (
+        "<noscript><p class='note warn'>The figures need JavaScript; the tables do not."
+        "</p></noscript>",
+        f'<script src="{html.escape(beside)}"></script>'
+        if beside
+        else f"<script>{plotly}</script>",
+        f"<script>{SCRIPT}</script>",
+    )
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
             *body,
-            "<noscript><p class='note warn'>The figures need JavaScript; the tables do not."
-            "</p></noscript>",
-            f"<script>{plotly}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
+            *(drawing if plotly or beside else ()),
+            "</body>\n</html>\n",
         ]
     )
 

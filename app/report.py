@@ -57,19 +57,42 @@ def write(run: Run, out: Path | None = None) -> Path:
     Refused
         When the run has no results, or the folder cannot be written.
     """
-    from headscope.probes.run import REPORT
-    from headscope.probes.store import replacing
-
     results = ordered(run.results())
     if not results:
         raise Refused(f"run: {run.path} has no results; headscope analyze {run.path}")
-    folder = run.path if out is None else out
+    return lay_out(run.path if out is None else out, run.manifest, results)
+
+
+def lay_out(
+    folder: Path, manifest: Mapping[str, Any], results: Mapping[str, xr.Dataset], beside: str = ""
+) -> Path:
+    """Write the report of results that are in memory, as `write` does.
+
+    Parameters
+    ----------
+    folder
+        Folder of the files; it must exist.
+    manifest
+        What was run, as the manifest of a run.
+    results
+        Results by the name of their analysis, in order.
+    beside
+        Address of a plotly.js that reports share; without it the file holds the library.
+
+    Raises
+    ------
+    Refused
+        When the folder cannot be written.
+    """
+    from headscope.probes.run import REPORT
+    from headscope.probes.store import replacing
+
     table = heads_table(results)
     texts = {
-        "report.html": compose(run.manifest, results, table),
+        "report.html": compose(manifest, results, table, beside),
         "heads.csv": table.to_csv(index=False),
         "report.json": json.dumps(
-            machine_readable(run.manifest, results), indent=1, ensure_ascii=False, allow_nan=False
+            machine_readable(manifest, results), indent=1, ensure_ascii=False, allow_nan=False
         ),
     }
     with ExitStack() as stack:
@@ -87,9 +110,12 @@ def ordered(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def compose(
-    manifest: Mapping[str, Any], results: Mapping[str, xr.Dataset], table: pd.DataFrame
+    manifest: Mapping[str, Any],
+    results: Mapping[str, xr.Dataset],
+    table: pd.DataFrame,
+    beside: str = "",
 ) -> str:
-    """Return the HTML of a report."""
+    """Return the HTML of a report, plotly.js inside or at the address ``beside``."""
     from plotly.offline import get_plotlyjs
 
     title = f"Attention heads of {manifest['model']}"
@@ -111,7 +137,7 @@ def compose(
         '<h2 id="provenance">Provenance</h2>',
         page.pairs(manifest),
     ]
-    return page.page(title, body, get_plotlyjs())
+    return page.page(title, body, "" if beside else get_plotlyjs(), beside)
 
 
 def section(name: str, result: xr.Dataset) -> Iterator[str]:
@@ -176,9 +202,10 @@ def _made(manifest: Mapping[str, Any]) -> str:
     prompts = manifest.get("task") or manifest.get("prompts") or "own prompts"
     kind = str(manifest.get("attention", "self"))
     which = "" if kind == "self" else f", {kind} attention"
+    when = f" at {manifest['created']}" if "created" in manifest else ""
     return html.escape(
         f"{manifest['architecture']}{which}, revision {manifest['revision']}. Captured on "
-        f"{manifest['n_prompts']} prompts ({prompts}) at {manifest['created']} with headscope "
+        f"{manifest['n_prompts']} prompts ({prompts}){when} with headscope "
         f"{manifest['headscope']}."
     )
 

@@ -178,6 +178,18 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
         )
     if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
         raise Refused(f"out: {path} holds other files; choose an empty or new folder")
+    check_place(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be written, whether it is there or not; leaves no trace.
+
+    Raises
+    ------
+    Refused
+        Naming the folder and what is in the way.
+    """
+    path = folder
     nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not nearest.is_dir():
         raise Refused(f"out: {path} cannot be written: {nearest} is a file")

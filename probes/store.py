@@ -22,7 +22,7 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """Write a Dataset to a safetensors file, whole or not at all.
 
     Numbers are stored as they are; texts in the header. The file appears under its name only
-    when it is complete on disk.
+    when it is complete on disk. The same Dataset gives the same bytes.
 
     Parameters
     ----------
@@ -52,6 +52,19 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     }
     with replacing(path) as temporary:
         save_file(solid, temporary, metadata=metadata)
+        _settle(temporary)
+
+
+def _settle(path: str) -> None:
+    """Put the texts of a header in one order: the library writes them in a random one."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same texts, written as shortly"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def describe(

@@ -257,11 +257,12 @@ class PromptSets:
     def supply(self, name: str, what: str) -> Any:
         """Return one positional argument of an analysis."""
         key = self._key(name)
-        if key is not None and self.model.reads == "images":
+        asks = hasattr(analyses.load(name), "TASK")
+        if asks and self.model.reads == "images":
             raise Refused(
                 f"task: {name} asks in words, and {self.model.architecture} reads images; see sinks"
             )
-        if key is not None and self.model.attention != "self":
+        if asks and self.model.attention != "self":
             raise Refused(
                 f"task: {name} asks for the next word of single texts, and {self.model.name} has "
                 "an encoder and a decoder; see sinks"
@@ -280,7 +281,8 @@ class PromptSets:
     def _key(self, name: str) -> Any:
         module = analyses.load(name)
         own = getattr(module, "TASK", None)
-        if own is None:
+        # The prompts given as the task, too, are one set, and are captured once.
+        if own is None or (self.task is not None and self.task is self.prompts):
             return None
         if self.task is not None and not isinstance(self.task, str):
             return ("given",)

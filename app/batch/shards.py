@@ -1,0 +1,96 @@
+"""Shards: a prompt set captured in parts, and the parts put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from headscope.probes.prompts import Prompts
+
+
+def parts(count: int, size: int) -> list[slice]:
+    """Cut a number of prompts into parts of at most ``size``; one part where it is 0.
+
+    Examples
+    --------
+    >>> parts(5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    if not 0 < size < count:
+        return [slice(0, count)]
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+
+def cut(prompts: Any, part: slice) -> Any:
+    """Take a part of a task, or of a list of prompts."""
+    if hasattr(prompts, "metric"):
+        return replace(prompts, prompts=prompts.prompts[part])
+    return prompts[part]
+
+
+def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
+    """Put the captures of the parts of a prompt set together, in order.
+
+    Every statistic of a capture has the dim prompt, so that its parts stand beside each other, and
+    NaN stands beyond the length of a prompt, as in a capture of all. What holds for the model is
+    that of the part with the longest prompt, which reaches farthest.
+
+    Parameters
+    ----------
+    captures
+        Captures of the parts with the same options.
+    whole
+        The prompts of all parts, in order.
+
+    Returns
+    -------
+    The Dataset that one capture of all prompts gives.
+    """
+    if len(captures) == 1:
+        return captures[0]
+    longest = max(captures, key=lambda one: max(one.sizes.get("query", 0), one.sizes.get("key", 0)))
+    sizes = {
+        dim: max(one.sizes[dim] for one in captures if dim in one.sizes) for dim in longest.sizes
+    }
+    joined = {
+        str(name): xr.Variable(
+            array.dims, _stack([one[name].values for one in captures], array.dims, sizes),
+            array.attrs,
+        )
+        for name, array in longest.variables.items()
+        if "prompt" in array.dims
+    }  # fmt: skip
+    merged = longest.drop_vars(list(joined)).assign(
+        {name: joined[name] for name in map(str, longest.data_vars) if name in joined}
+    )
+    merged = merged.assign_coords({name: joined[name] for name in joined if name in longest.coords})
+    # In the order of a capture of all prompts.
+    merged = merged[[str(name) for name in longest.data_vars]]
+    padded = any(one.attrs["padding"] != "none" for one in captures)
+    merged.attrs = {
+        **longest.attrs,
+        "n_prompts": len(whole.ids),
+        "prompts_sha256": whole.digest(),
+        "padding": "right" if padded else "none",
+    }
+    return merged
+
+
+def _stack(
+    arrays: Sequence[np.ndarray[Any, Any]], dims: Sequence[Any], sizes: dict[Any, int]
+) -> np.ndarray[Any, Any]:
+    """Stack along prompts, the first dim, filling up what is shorter with missing values."""
+    kind = np.result_type(*arrays)
+    fill: Any = {"f": np.nan, "U": "", "i": -1}[kind.kind]
+    shape = (sum(len(one) for one in arrays), *(sizes[dim] for dim in dims[1:]))
+    found = np.full(shape, fill, kind)
+    at = 0
+    for one in arrays:
+        found[(slice(at, at + len(one)), *(slice(0, size) for size in one.shape[1:]))] = one
+        at += len(one)
+    return found
