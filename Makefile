@@ -16,7 +16,7 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray]'
 	touch $@
 
 demo: .venv/installed  ## the main job on the bundled model: runs/demo/report.html, heads.parquet, heads.csv, report.json
@@ -40,7 +40,7 @@ test-gpu: .venv/installed-dev  ## the kernels on a GPU (needs one)
 test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
 	$(BIN)/pytest -m browser
 
-test-slow: .venv/installed-dev  ## texts of 32k tokens, too long for the default suite
+test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses
 	$(BIN)/pytest -m slow
 
 seeds: .venv/installed-dev  ## seed row -> passing tests

@@ -70,7 +70,7 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
         ray.shutdown()
 
 
-def _ray(*, alone: bool) -> Any:
+def _ray(*, alone: bool = False) -> Any:
     # Read when Ray is imported.
     for name, value in (QUIET | (ALONE if alone else {})).items():
         os.environ.setdefault(name, value)
@@ -111,8 +111,7 @@ def run(
     job, todo, progress
         As `headscope.app.batch.local.run`; steps within a cell are not reported.
     """
-    import ray
-
+    ray = _ray()
     there = ray.cluster_resources()
     # Captures wait in the cluster's memory: no more of them than keep it busy.
     ahead = 2 * max(1, int(there.get("CPU", 1)) // job.threads)
