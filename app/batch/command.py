@@ -44,7 +44,7 @@ def batch(
     """Run analyses over many models, tasks and seeds into one table; run again, it goes on."""
     from headscope.app.batch import job as jobs
     from headscope.app.batch.folder import Folder
-    from headscope.app.batch.marked import Faulty
+    from headscope.app.batch.marks import Faulty
     from headscope.app.batch.run import run
 
     out, err = Console(), Console(stderr=True)
@@ -59,13 +59,16 @@ def batch(
             err.print(f"error: {line}", **PLAIN)
         raise typer.Exit(2) from None
     place = folder or Path("runs") / re.sub(r"\.ya?ml$", "", job.name)
-    Folder(place, asked).check(overwrite=overwrite)
+    target = Folder(place, asked)
+    target.check(overwrite=overwrite)
     if dry_run:
         from headscope.app.batch import preview
 
         for line in preview.lines(asked):
             out.print(line, **PLAIN)
-        out.print(f"nothing was written; the results would go to {place}", **PLAIN)
+        known = 0 if overwrite else target.known
+        before = f"; {known} of them are there already" if known else ""
+        out.print(f"nothing was written; the results would go to {place}{before}", **PLAIN)
         return
     options: dict[str, Any] = {"overwrite": overwrite, "retry": retry}
     with bar(err) as progress:
@@ -82,7 +85,7 @@ def batch(
     if len(done.failed) > TOLD:
         err.print(f"and {len(done.failed) - TOLD} more: see the index", **PLAIN)
     there = len(done.cells) - len(done.failed)
-    before = f", {done.kept} of them known before" if done.kept else ""
-    out.print(f"{there} of {len(done.cells)} cells have a result{before}: {done.index}", **PLAIN)
+    kept = f", {done.kept} of them known before" if done.kept else ""
+    out.print(f"{there} of {len(done.cells)} cells have a result{kept}: {done.index}", **PLAIN)
     if done.failed:
         raise typer.Exit(1)

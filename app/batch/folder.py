@@ -131,6 +131,12 @@ class Folder:
                 return None
         return found
 
+    @property
+    def known(self) -> int:
+        """Number of cells that need not be run."""
+        cells = [(group, name) for group in self.job.groups for name in group.analyses]
+        return sum(self.record(*one) is not None for one in cells)
+
     def forget(self, group: Group, analysis: str) -> None:
         """Drop a cell, so that it is run again, and what was made of it."""
         shutil.rmtree(self.report(group), ignore_errors=True)

@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -138,8 +140,6 @@ class Job:
         Heading of the index.
     subjects, tasks, analyses, seeds
         What is combined; analyses in the order of the job file.
-    every
-        Whether ``analyses: all`` was asked for: those that can run, task by task.
     options
         Options by analysis.
     shard
@@ -157,7 +157,6 @@ class Job:
     tasks: tuple[Questions, ...]
     analyses: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    every: bool = False
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     shard: int = 0
     threads: int = 1
@@ -180,8 +179,6 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """Say what the results depend on, as JSON can hold it."""
-        import platform
-
         return {
             "format": "headscope-batch-1",
             "title": self.title,
@@ -196,10 +193,7 @@ class Job:
             "shard": self.shard,
             "threads": self.threads,
             "batch_tokens": self.batch_tokens,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in LIBRARIES},
-            },
+            "versions": versions(),
         }
 
     def cell_id(self, group: Group, analysis: str) -> str:
@@ -211,6 +205,12 @@ class Job:
         )  # fmt: skip
         told = json.dumps([one.identity(), list(group.analyses)], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Say what the numbers are made with."""
+    return {"python": python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def unsuited(analysis: str, subject: Subject, questions: Questions) -> str:

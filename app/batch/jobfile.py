@@ -14,7 +14,7 @@ from headscope import analyses
 from headscope.analyses import Option
 from headscope.analyses.shared import check
 from headscope.app.batch.job import Job, Questions, Subject, mismatched, unsuited
-from headscope.app.batch.marked import Reader, near
+from headscope.app.batch.marks import Reader, near
 from headscope.app.texts import read_prompts
 from headscope.kernels.refusal import Refused
 
@@ -66,7 +66,6 @@ def parse(path: Path) -> Job:
         tasks=tuple(one for _, one in tasks),
         analyses=tuple(name for _, name in named),
         seeds=tuple(seeds),
-        every=every,
         options=options,
         shard=count("shard", 0),
         threads=count("threads", 1),

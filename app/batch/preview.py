@@ -59,7 +59,7 @@ def needs(job: Job) -> Iterator[Need]:
                 planned = plan(model, part, batch_tokens=job.batch_tokens, **arguments)
             yield Need(group, len(lengths), sum(lengths), len(cuts), planned)
         except Refused as refusal:
-            yield Need(group, reason=Failure.of(refusal).reason)
+            yield Need(group, reason=Failure.of(refusal, group.subject).reason)
 
 
 def lines(job: Job) -> Iterator[str]:

@@ -30,11 +30,12 @@ class Failure:
     trace: str = ""
 
     @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Read an exception; a refusal says all by itself."""
+    def of(cls, error: BaseException, subject: Subject | None = None) -> Failure:
+        """Read an exception; a refusal says all by itself. A model is called by its label."""
+        said = str(error).replace(subject.source, subject.label) if subject else str(error)
         if isinstance(error, Refused):
-            return cls(" ".join(str(error).split()))
-        lines = str(error).strip().splitlines()
+            return cls(" ".join(said.split()))
+        lines = said.strip().splitlines()
         kind = type(error).__name__
         trace = "".join(traceback.format_exception(error))
         return cls(f"{kind}: {lines[0]}" if lines else kind, trace)
@@ -91,7 +92,7 @@ def captured(
             arguments["progress"] = lambda done, total: progress("capture", done, total)
         return capture(model, cut(given, part), batch_tokens=job.batch_tokens, **arguments)
     except Exception as error:
-        return Failure.of(error)
+        return Failure.of(error, group.subject)
 
 
 def capturing(job: Job, group: Group, model: Model, given: Any) -> dict[str, Any] | None:
@@ -128,7 +129,7 @@ def joined(
         model = opened(group.subject, job.threads)
         return merge(there, read(model, group.questions.draw(model, group.seed)))
     except Exception as error:
-        return Failure.of(error)
+        return Failure.of(error, group.subject)
 
 
 def analysed(
@@ -153,7 +154,7 @@ def analysed(
             options=job.options.get(analysis, {}), seed=group.seed, progress=progress,
         )  # fmt: skip
     except Exception as error:
-        return Failure.of(error)
+        return Failure.of(error, group.subject)
 
 
 def slices(job: Job, group: Group) -> list[slice]:

@@ -190,7 +190,7 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
         assert states["headscope/bundled", name]["state"] == "done"
     reasons = {states["empty", name]["reason"] for name in asked.analyses}
     assert len(reasons) == 1
-    assert "does not load" in next(iter(reasons))
+    assert next(iter(reasons)).startswith("model: 'empty' does not load: "), "called by its name"
     index = (out / "index.html").read_text()
     for words in (
         "epsilon: 7.0 is outside 0 … 1",
@@ -246,6 +246,7 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(
     from headscope.probes.plan import size
 
     assert f"{size(planned.memory)} beyond the model at the peak" in lines[0]
+    assert lines[-1].endswith(f"the results would go to {tmp_path / 'out'}")
     assert f"{3 * len(model.encode(' '.join(given.prompts[0].words)))} tokens" in lines[0]
 
 

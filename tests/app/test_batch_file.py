@@ -10,7 +10,7 @@ import pytest
 from headscope import analyses
 from headscope.app import cli
 from headscope.app.batch import job as jobs
-from headscope.app.batch.marked import Faulty
+from headscope.app.batch.marks import Faulty
 
 BAD = """\
 models:
