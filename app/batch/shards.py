@@ -57,20 +57,20 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
     sizes = {
         dim: max(one.sizes[dim] for one in captures if dim in one.sizes) for dim in longest.sizes
     }
-    joined = {
+    variables = {
         str(name): xr.Variable(
-            array.dims, _stack([one[name].values for one in captures], array.dims, sizes),
+            array.dims,
+            _stack([one[name].values for one in captures], array.dims, sizes),
             array.attrs,
         )
-        for name, array in longest.variables.items()
         if "prompt" in array.dims
-    }  # fmt: skip
-    merged = longest.drop_vars(list(joined)).assign(
-        {name: joined[name] for name in map(str, longest.data_vars) if name in joined}
+        else array
+        for name, array in longest.variables.items()
+    }
+    merged = xr.Dataset(
+        {name: array for name, array in variables.items() if name not in longest.coords},
+        coords={name: array for name, array in variables.items() if name in longest.coords},
     )
-    merged = merged.assign_coords({name: joined[name] for name in joined if name in longest.coords})
-    # In the order of a capture of all prompts.
-    merged = merged[[str(name) for name in longest.data_vars]]
     padded = any(one.attrs["padding"] != "none" for one in captures)
     merged.attrs = {
         **longest.attrs,

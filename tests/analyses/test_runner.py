@@ -102,6 +102,16 @@ def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
     assert of_task[0]["targets"] == ("duplicate", "induction")
 
 
+def test_prompts_that_are_the_task_too_are_captured_once(circuit, captures):
+    task = repeated(n=2, length=6)
+    options = {"head_types": {"draws": 1}, "sinks": {"least_queries": 1}}
+    names = ("sinks", "head_types")
+    results = dict(runner.execute_many(names, circuit, task, task=task, options=options))
+    assert len([each for each in captures if each["prompts"] is task]) == 1
+    digests = {each.attrs["prompts_sha256"] for each in results.values()}
+    assert len(digests) == 1
+
+
 def test_a_capture_that_holds_the_need_is_used(circuit, captures):
     cap = probes.capture(circuit, [[0, 5, 6, 7, 8, 9, 10, 11, 12]], stats=("received",))
     result = runner.execute("sinks", circuit, capture=cap)

@@ -177,3 +177,13 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
         writer.kill()
     values = store.load(path)["a"].values
     assert values.min() == values.max()
+
+
+def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
+    dataset = xr.Dataset({"a": ("layer", np.ones(2))}, attrs={"note": 'a "quoted" ü'})
+    written = set()
+    for _ in range(20):
+        store.save(dataset, tmp_path / "a.safetensors")
+        written.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(written) == 1
+    xr.testing.assert_identical(store.load(tmp_path / "a.safetensors"), dataset)
