@@ -134,20 +134,20 @@ def _place(folder: Path, source: str) -> str:
 
 def _find(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    from headscope.probes.source import SHIPPED, locate
+    from headscope.probes.places import SHIPPED, locate
 
-    place, *_ = locate(source)
-    if Path(place).is_dir():
+    place = locate(source)
+    if Path(place.path).is_dir():
         return
     if source.startswith("headscope/"):
         raise Refused(f"model: no {source!r} comes with headscope{near(source, tuple(SHIPPED))}")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    name, _, revision = source.partition("@")
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str):
+    name, revision = place.path, place.revision
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
     try:
-        HfApi().model_info(name, revision=revision or None, timeout=5)
+        HfApi().model_info(name, revision=revision, timeout=5)
     except Exception as error:
         raise Refused(
             f"model: {source!r} is no folder and not in the local cache, and the hub does not "

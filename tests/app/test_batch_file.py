@@ -130,6 +130,13 @@ def test_a_model_of_the_hub_out_of_reach(tmp_path: Path) -> None:
     assert "1:10: model: 'gpt2' is no folder and not in the local cache" in lines[0]
 
 
+def test_checkpoints_are_looked_up(tmp_path: Path) -> None:
+    text = "tasks: [ioi]\nanalyses: [sinks]\nmodels:\n  - headscope/induction@step400\n"
+    assert jobs.read(write(tmp_path, text)).subjects[0].label == "headscope/induction@step400"
+    (line,) = faults(tmp_path, text + "  - headscope/induction@step401\n")
+    assert "5:5: model: headscope/induction has no checkpoint 'step401'" in line
+
+
 def test_a_job_is_read_with_its_defaults(tmp_path: Path, bundled) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text("{}")
