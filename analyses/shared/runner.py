@@ -281,8 +281,7 @@ class PromptSets:
     def _key(self, name: str) -> Any:
         module = analyses.load(name)
         own = getattr(module, "TASK", None)
-        # The prompts given as the task, too, are one set, and are captured once.
-        if own is None or (self.task is not None and self.task is self.prompts):
+        if own is None or (self.task is not None and self.task is self.prompts):  # captured once
             return None
         if self.task is not None and not isinstance(self.task, str):
             return ("given",)
