@@ -94,7 +94,7 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
     >>> analyses.load("sinks").run(cap)["sink"].dims
     ('layer', 'head')
     """
-    from headscope.analyses.shared.runner import Needs
+    from headscope.analyses.shared.needs import Needs
 
     union = Needs()
     for name in wanted:

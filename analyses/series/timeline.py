@@ -133,7 +133,8 @@ def _run(
     progress: Progress | None,
 ) -> xr.Dataset:
     """Load one checkpoint and run the analysis on it."""
-    from headscope.analyses.shared.runner import DEFAULT_PROMPTS, execute
+    from headscope.analyses.shared.prompt_sets import DEFAULT_PROMPTS
+    from headscope.analyses.shared.runner import execute
     from headscope.probes import load_model, tasks
 
     model = load_model(state.source)

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 Measure = Callable[[Tensor, Sequence[Any], Sequence[int]], Tensor]
 
-# Tokens in one forward pass: on a processor more gain no time (benchmarks/ablation.py) and take
+# Tokens in one forward pass: more gain little time on a processor (benchmarks/ablation.py) and take
 # memory. Numbers in its logits, and numbers kept of the residual stream.
 TOKENS, DEVICE_TOKENS, NUMBERS, KEPT = 2048, 8192, 2**26, 2**27
 

@@ -222,9 +222,9 @@ def unsuited(analysis: str, subject: Subject, questions: Questions) -> str:
     'importance needs answers, and mine holds plain prompts'
     """
     from headscope import analyses
-    from headscope.analyses.shared import runner
+    from headscope.analyses.shared import prompt_sets
 
-    needed = runner.positionals(analysis)
+    needed = prompt_sets.positionals(analysis)
     if "sae" in needed:
         return f"{analysis} needs a trained dictionary, which a job file cannot give"
     if "task" in needed and not questions.answered:

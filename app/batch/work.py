@@ -15,7 +15,7 @@ from headscope.app.batch.shards import cut, merge, parts
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
-    from headscope.analyses.shared.runner import Needs
+    from headscope.analyses.shared.needs import Needs
     from headscope.probes.model import Model
 
 Progress = Callable[[str, int, int], None]
@@ -66,7 +66,8 @@ def _load(subject: Subject, threads: int) -> Model | Exception:
 def needs(job: Job, group: Group, model: Model) -> Needs:
     """Join what the analyses of a group ask of their capture, where the attention has it."""
     from headscope import analyses
-    from headscope.analyses.shared.runner import Needs, positionals
+    from headscope.analyses.shared.needs import Needs
+    from headscope.analyses.shared.prompt_sets import positionals
     from headscope.probes.capture import fitting
 
     joined = Needs()
@@ -140,7 +141,8 @@ def analysed(
     progress: Progress | None = None,
 ) -> Outcome:
     """Run one analysis of a group on its capture."""
-    from headscope.analyses.shared.runner import execute, positionals
+    from headscope.analyses.shared.prompt_sets import positionals
+    from headscope.analyses.shared.runner import execute
 
     try:
         model = opened(group.subject, job.threads)

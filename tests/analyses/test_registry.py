@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from headscope import analyses
-from headscope.analyses.shared import check, runner
+from headscope.analyses.shared import check, prompt_sets
 from headscope.kernels.refusal import Refused
 
 
@@ -31,7 +31,7 @@ def test_every_option_has_help_and_a_plain_default(name: str) -> None:
         assert type(default) in (bool, int, float, str), option
         assert len(text) > 10, f"{name}.{option} has no help"
     assert analyses.summary(name).endswith((".", "?"))
-    assert set(runner.positionals(name)) <= set(runner.SUPPLIED)
+    assert set(prompt_sets.positionals(name)) <= set(prompt_sets.SUPPLIED)
 
 
 def test_an_unknown_analysis_is_refused_by_name() -> None:

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from headscope import analyses
-from headscope.analyses.shared import runner
+from headscope.analyses.shared import prompt_sets
 from headscope.kernels import statistics
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, plan, tasks
@@ -92,7 +92,7 @@ def test_what_has_no_bins_is_refused(
 
 
 @pytest.mark.parametrize(
-    "name", [one for one in analyses.names() if "capture" in runner.positionals(one)]
+    "name", [one for one in analyses.names() if "capture" in prompt_sets.positionals(one)]
 )
 def test_analyses_refuse_bins_in_one_line(name: str, bundled: Model) -> None:
     module = analyses.load(name)
@@ -101,5 +101,5 @@ def test_analyses_refuse_bins_in_one_line(name: str, bundled: Model) -> None:
     binned = capture(bundled, task, stats=stats or ("entropy",), bins=3)
     supplied = {"capture": binned, "model": bundled, "prompts": task, "task": task}
     with pytest.raises(Refused, match="bins") as caught:
-        module.run(*(supplied[one] for one in runner.positionals(name)))
+        module.run(*(supplied[one] for one in prompt_sets.positionals(name)))
     assert "\n" not in str(caught.value)
