@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-gpu test-browser test-slow check seeds wheel clean
+.PHONY: help demo app test test-gpu test-browser test-slow test-cluster check seeds wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,7 +16,7 @@ help:  ## list the targets
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev]'
 	touch $@
 
 demo: .venv/installed  ## the main job on the bundled model: runs/demo/report.html, heads.parquet, heads.csv, report.json
@@ -42,6 +42,13 @@ test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium 
 
 test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses
 	$(BIN)/pytest -m slow
+
+.venv/installed-ray: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray]'
+	touch $@
+
+test-cluster: .venv/installed-ray  ## a batch on Ray, with a worker that is killed
+	$(BIN)/pytest -m cluster
 
 seeds: .venv/installed-dev  ## seed row -> passing tests
 	$(BIN)/pytest -q -m seed --seeds

@@ -66,6 +66,7 @@ def listening(process: subprocess.Popen[str]) -> set[str]:
     return found
 
 
+@pytest.mark.cluster
 def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
     job: Callable[[str], Job], tmp_path: Path, digests: Callable[[Path], dict[str, str]]
 ) -> None:
@@ -129,6 +130,7 @@ def test_options_that_do_not_go_together_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.cluster
 def test_a_worker_that_is_lost_for_good_is_the_reason_of_its_cell() -> None:
     import ray
 
