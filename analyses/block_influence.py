@@ -20,7 +20,7 @@ from headscope.analyses.shared import check
 from headscope.analyses.shared.loss import predicts, tokens
 from headscope.analyses.shared.rank_agreement import ranked
 from headscope.analyses.shared.removal import Progress
-from headscope.analyses.shared.result import averaged, dataset, variable
+from headscope.analyses.shared.result import averaged, dataset, require, variable
 from headscope.kernels.refusal import Refused
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def run(
 
     check.at_least("causal_prompts", causal_prompts, 1)
     check.at_least("causal_tokens", causal_tokens, 2)
+    require(capture, NEEDS, "block_influence")
     check.one_text(capture.attrs.get("attention", "self"), "block_influence")
     if model.reads != "tokens":
         raise Refused(f"capture: block_influence reads tokens, and {model.architecture} images")

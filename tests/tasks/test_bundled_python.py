@@ -80,10 +80,12 @@ def test_full_context_agrees_with_transformers(
     python: Model, eager: Any, long_ids: list[int]
 ) -> None:
     captured = capture(python, [long_ids], stats=("entropy", "received", "z"), keep=("q", "k"))
+    # In float32 eager attention is farther from the truth than what it should judge.
+    exactly = copy.deepcopy(eager).double()
     with torch.inference_mode():
-        given = eager(torch.tensor([long_ids]), output_attentions=True)
+        given = exactly(torch.tensor([long_ids]), output_attentions=True)
     for layer, maps in enumerate(given.attentions):
-        exact = maps[0].double()
+        exact = maps[0]
         entropy = -torch.xlogy(exact, exact).sum(-1)
         seen = captured["entropy"].sel(layer=layer).transpose("prompt", "head", "query")
         np.testing.assert_allclose(seen.values[0], entropy, atol=5e-5, rtol=0)
