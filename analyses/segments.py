@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.shared import check
 from headscope.analyses.shared.removal import Progress
-from headscope.analyses.shared.result import attending, averaged, dataset, label, require, variable
+from headscope.analyses.shared.result import attending, averaged, dataset, label, require
 from headscope.analyses.shared.segment_mass import average
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ def run(
             "segment_mass", links, mass, "Mass from segment to segment", "share", "sequential",
             0, 1, seed=seed, convention=convention, source=SOURCE,
         ),
-        "enrichment": variable(
-            links, average(enrichment, (0,)), "Enrichment from segment to segment",
-            "× the even share", "sequential", 0, convention=even_said, source=SOURCE,
+        **averaged(
+            "enrichment", links, enrichment, "Enrichment from segment to segment",
+            "× the even share", "sequential", 0, seed=seed, convention=even_said, source=SOURCE,
         ),
         **averaged(
             "mean_mass", pairs, average(mass, (1, 2)),

@@ -23,7 +23,7 @@ from headscope.analyses.shared import check
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.received import seers, weight
 from headscope.analyses.shared.removal import Progress
-from headscope.analyses.shared.result import attending, averaged, dataset, label, require, variable
+from headscope.analyses.shared.result import attending, averaged, dataset, label, require
 
 if TYPE_CHECKING:
     from headscope.analyses.shared.segmenting import Segments
@@ -124,9 +124,9 @@ def run(
             "class_mass", grid, mass, "Mass on a class of tokens", "share", "sequential", 0, 1,
             seed=seed, convention=convention, source=SOURCE,
         ),
-        "class_enrichment": variable(
-            grid, bootstrap(enrichment)[0], "Enrichment of a class of tokens", "× the even share",
-            "sequential", 0, source=SOURCE,
+        **averaged(
+            "class_enrichment", grid, enrichment, "Enrichment of a class of tokens",
+            "× the even share", "sequential", 0, seed=seed, source=SOURCE,
             convention=f"mass over the share of the visible keys; 1 is even; {convention}",
         ),
         **averaged(
