@@ -31,8 +31,8 @@ check: .venv/installed-dev  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check  ## set-up, lint, types and the whole default suite
-	$(BIN)/pytest
+test: check  ## set-up, lint, types and the whole default suite, in two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-gpu: .venv/installed-dev  ## the kernels on a GPU (needs one)
 	$(BIN)/pytest -m gpu tests/gpu
