@@ -28,7 +28,6 @@ from headscope.analyses.shared.edited import (
     by_head,
     counter,
     measured,
-    spread,
     swept,
     without,
 )
@@ -161,11 +160,14 @@ def _scores(
 
         return by_head(model, task, metric, edit, step)
     sets = [[(layer, head)] for layer in model.geometry.attending for head in range(model.heads)]
-    if key == "removed":
-        return spread(model, without(model, task, metric, sets, step=step))
+    from headscope.analyses.shared import gating
     from headscope.analyses.shared.row_patterns import RowInject
 
-    return spread(model, swept(model, task, metric, sets, lambda some: RowInject(some, key), step))
+    if key == "removed":
+        found = without(model, task, metric, sets, step=step)
+    else:
+        found = swept(model, task, metric, sets, lambda some: RowInject(some, key), step)
+    return gating.spread(model, found)
 
 
 def _own(model: Model, task: Task, metric: str, intact: NDArray[np.float64]) -> float:

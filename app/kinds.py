@@ -11,6 +11,7 @@ import streamlit as st
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope import viz
 from headscope.analyses.shared.survey_terms import STAGES, TERMS
 from headscope.app import selection
 from headscope.app.scores import Score
@@ -125,18 +126,12 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
 
 def _names(grid: xr.DataArray) -> NDArray[Any]:
     layers, heads = (grid[dim].values.tolist() for dim in ("layer", "head"))
-    return np.array([[f"L{layer}H{head}" for head in heads] for layer in layers])
+    return np.array([[viz.head_name(layer, head) for head in heads] for layer in layers])
 
 
 def _ask(title: str, key: str, options: list[str], what: str) -> list[str]:
     """Ask for some of the options; those of the link that are not there are named."""
-    known = [one for one in st.query_params.get_all(key) if one in options]
-    for one in st.query_params.get_all(key):
-        if one not in options:
-            st.session_state.setdefault("complaints", []).append(
-                f"The link asks for {key} = {one!r}, which is not in this run."
-            )
-            st.query_params[key] = known
+    selection.complain(key, options)
     return st.multiselect(
         title, options, key=key, bind="query-params", help=what, placeholder="any",
     )  # fmt: skip

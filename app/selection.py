@@ -17,15 +17,23 @@ MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
 def complain(field: str, known: Sequence[object]) -> None:
     """Say when the link asks for something that is not there; the widget falls back by itself."""
-    asked = st.query_params.get(field)
-    if asked is None or asked in map(str, known):
+    asked = st.query_params.get_all(field)
+    names = [str(one) for one in known]
+    strange = [one for one in asked if one not in names]
+    if not strange:
         return
-    shown = f"{known[0]} to {known[-1]}" if len(known) > 8 else ", ".join(map(str, known))
-    st.session_state.setdefault("complaints", []).append(
-        f"The link asks for {field} = {asked!r}, which is not here ({shown}); showing another."
+    shown = ", ".join(names) if len(names) <= 8 else f"{names[0]} to {names[-1]}"
+    st.session_state.setdefault("complaints", []).extend(
+        f"The link asks for {field} = {one!r}, which is not here ({shown or 'there is none'}); "
+        "showing another."
+        for one in strange
     )
-    # The widget would refuse the value; without it, it takes its default.
-    del st.query_params[field]
+    # The widget would refuse the value; without it, it takes the others or its default.
+    kept = [one for one in asked if one in names]
+    if kept:
+        st.query_params[field] = kept
+    else:
+        del st.query_params[field]
 
 
 def start(layer: int) -> None:

@@ -61,20 +61,15 @@ def by_head(
 
     NaN in layers without an attention map.
     """
+    from headscope.analyses.shared import gating
+
     heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     columns = []
     for head in heads:
         columns.append(measured(model, task, metric, edit(head)))
         if step is not None:
             step()
-    return spread(model, np.stack(columns, axis=1))
-
-
-def spread(model: Model, values: Array) -> Array:
-    """Lay the heads of layers with an attention map over all layers (prompt, layer, head)."""
-    from headscope.analyses.shared import gating
-
-    return gating.spread(model, values)
+    return gating.spread(model, np.stack(columns, axis=1))
 
 
 def _chosen(model: Model, sets: Sequence[Sequence[Head]]) -> Any:
