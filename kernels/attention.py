@@ -15,9 +15,9 @@ from torch import Tensor
 
 from headscope.kernels import inputs, statistics
 from headscope.kernels.cpu.engine import PanelEngine
+from headscope.kernels.cpu.library import ENGINES as PANEL_ENGINES
+from headscope.kernels.cpu.library import Engine as PanelEngineName
 from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.cpu.sweep import ENGINES as PANEL_ENGINES
-from headscope.kernels.cpu.sweep import Engine as PanelEngineName
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic, check_rows
@@ -87,7 +87,7 @@ def attend(
         )
     chosen = [statistics.load(name) for name in dict.fromkeys(("z", *request.stats))]
     check_rows(chosen, variant)
-    reductions = frozenset(name for statistic in chosen for name in statistic.reductions)
+    reductions = frozenset[str]().union(*(statistic.reads for statistic in chosen))
     by: PanelEngineName = "auto" if engine == "triton" else engine
     panels = Panels(q, k, v, variant.fit(q, k), request, reductions=reductions, engine=by)
     run = engine_of(panels, engine)

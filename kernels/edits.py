@@ -71,6 +71,13 @@ class Edits:
     temperature: Float[Tensor, " head"] | None = None
     pattern: Float[Tensor, "_ _ query key"] | None = None
 
+    @property
+    def on_weights(self) -> bool:
+        """Whether it changes weights: a gate alone does not."""
+        return any(
+            getattr(self, one.name) is not None for one in fields(self) if one.name != "gate"
+        )
+
     def __post_init__(self) -> None:
         spans = (self.span_bias, self.query_spans, self.key_spans)
         if any(one is None for one in spans) and any(one is not None for one in spans):

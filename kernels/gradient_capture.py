@@ -5,7 +5,7 @@ the loss's gradient in ``z`` and every weight counts as free. It is signed: posi
 this weight raises the loss. The attributions of a query add up to z_i · dz_i.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from headscope.kernels import inputs
 from headscope.kernels.cpu.engine import PanelEngine
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.panels import Panels, Part
+from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.gradients import attributions
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
@@ -99,9 +100,9 @@ class GradientPanels(Panels):
 
     dz: Tensor = field(kw_only=True)
 
-    def fill(self, part: Part, memory: Tensor) -> Iterator[Panel]:
+    def fill(self, part: Part, memory: Callable[[], Tensor], scratch: Scratch) -> Iterator[Panel]:
         """Multiply the weights of each panel by their gradient."""
-        for panel in super().fill(part, memory):
+        for panel in super().fill(part, memory, scratch):
             rows = self.dz[part.batch, part.heads, panel.queries]
             if panel.dead is not None:
                 # 0 · NaN is NaN: what stands at padding must not reach the product.

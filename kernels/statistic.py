@@ -98,8 +98,9 @@ class Statistic:
         Whether it compares the places of query and key, so that it makes sense only where both are
         tokens of one text: refused for cross-attention.
     reductions
-        Properties of a panel that ``panel`` reads and that the compiled sweep can fill in while it
-        makes the weights; names of ``headscope.kernels.cpu.sweep.REDUCTIONS``.
+        Properties of a panel that ``panel`` reads, and nothing else that follows from the weights:
+        the compiled sweep fills them in and keeps no weights. Names of
+        ``headscope.kernels.cpu.sweep.REDUCTIONS``; empty where ``panel`` reads the weights.
     labels
         For each dim other than query, key, their tiles and size: the labels along it, from the
         request and the larger of the numbers of queries and keys. They are its coordinate, and
@@ -125,6 +126,11 @@ class Statistic:
     positional: bool = False
     reductions: tuple[str, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Properties of a panel that have to be there: ``reductions``, else the weights."""
+        return frozenset(self.reductions or ("weights",))
 
     @property
     def title(self) -> str:

@@ -156,17 +156,7 @@ class Visibility:
         """Bound the keys that some queries see: from the start of a tile, and at least one key."""
         start = min(int(self.low[queries.start]), self.keys - 1) // tile * tile
         keys = slice(start, max(int(self.high[queries.stop - 1]), start + 1))
-        low, high = self.low[queries, None], self.high[queries, None]
-        key = torch.arange(keys.start, keys.stop, device=self.device)
-        # Only the ragged ends are compared: between them every query sees every key.
-        behind = max(int(low[-1]) - start, 0)
-        ahead = max(int(high[0]) - start, 0)
-        ends = []
-        if behind > 0:
-            ends.append((slice(0, behind), key[:behind] < low))
-        if ahead < len(key):
-            ends.append((slice(ahead, None), key[ahead:] >= high))
-        return Block(queries, keys, tuple(ends))
+        return Block(queries, keys, self.low[queries], self.high[queries])
 
     def hide(self, logits: Float[Tensor, "batch head query key"], block: "Block") -> None:
         """Overwrite, in place, the logits of the keys that a query may not see."""
@@ -178,19 +168,35 @@ class Visibility:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some queries, the keys that any of them sees, and what order and window hide of these.
+    """Some queries, and the keys that any of them sees.
 
     Parameters
     ----------
     queries, keys
         Which queries and keys.
-    ends
-        Columns of the block in which some keys are hidden, with the mask of the hidden ones.
+    low, high
+        First key inside the window of each query, and one past the last.
     """
 
     queries: slice
     keys: slice
-    ends: tuple[tuple[slice, Bool[Tensor, "query _"]], ...]
+    low: Int[Tensor, " query"]
+    high: Int[Tensor, " query"]
+
+    @cached_property
+    def ends(self) -> tuple[tuple[slice, Bool[Tensor, "query _"]], ...]:
+        """Columns of the block in which some keys are hidden, with the mask of the hidden ones."""
+        key = torch.arange(self.keys.start, self.keys.stop, device=self.low.device)
+        low, high = self.low[:, None], self.high[:, None]
+        # Only the ragged ends are compared: between them every query sees every key.
+        behind = max(int(low[-1]) - self.keys.start, 0)
+        ahead = max(int(high[0]) - self.keys.start, 0)
+        ends = []
+        if behind > 0:
+            ends.append((slice(0, behind), key[:behind] < low))
+        if ahead < len(key):
+            ends.append((slice(ahead, None), key[ahead:] >= high))
+        return tuple(ends)
 
 
 def _count_before(mask: Bool[Tensor, "batch length"]) -> Int[Tensor, "batch length+1"]:

@@ -129,9 +129,24 @@ def _layer(recording: Recording, rows: Sequence[int]) -> int:
     k = stand_in(shape.kv_heads, keys, shape.head_size)
     v = stand_in(shape.kv_heads, keys, shape.value_size)
     variant = Variant(causal=not recording.prompts.crossed)
-    panels = Panels(q, k, v, variant, Request(stats=(), tile=recording.tile))
+    panels = _panels(recording, q, k, v, variant)
     workers = min(panels.workers, sum(1 for _ in panels.parts()))
-    return outputs + math.ceil(workers * panels.room * _by_element(recording))
+    beside = panels.beside + panels.room * _by_element(recording)
+    return outputs + math.ceil(workers * beside)
+
+
+def _panels(recording: Recording, q: Tensor, k: Tensor, v: Tensor, variant: Variant) -> Panels:
+    """Cut a call into the panels of this recording."""
+    reads = frozenset[str]().union(
+        *(statistics.load(name).reads for name in ("z", *_small(recording)))
+    )
+    request = Request(stats=(), tile=recording.tile, k=recording.request(None, ()).k)
+    return Panels(q, k, v, variant, request, reductions=reads)
+
+
+def _small(recording: Recording) -> tuple[str, ...]:
+    """List the statistics of panels; a pattern is no more than its panel."""
+    return tuple(name for name in recording.stats if name != "pattern")
 
 
 def _elements(recording: Recording, heads: int, queries: int, keys: int) -> int:
@@ -152,14 +167,14 @@ def _by_element(recording: Recording) -> float:
     none = torch.full((1, max(len(recording.names), 1), length, 1), -1)
     request = replace(
         recording.request(None, ()),
-        stats=tuple(name for name in recording.stats if name != "pattern"),
+        stats=_small(recording),
         targets=none,
         spans=torch.zeros(1, length, dtype=torch.long),
     )
     # One head is one part, so it runs in this thread, which the meter sees.
     with Meter() as meter:
         outputs = attend(q, k, v, request)
-    panels = Panels(q, k, v, PLAIN.fit(q, k), Request(stats=(), tile=recording.tile))
+    panels = _panels(recording, q, k, v, PLAIN.fit(q, k))
     made: int = sum(one.nbytes for one in outputs.values())
     beside: int = meter.peak - made
     return beside / panels.room

@@ -104,7 +104,7 @@ class Layer:
             here = head - part.heads.start
             found.update({name: room[:, here : here + 1] for name, room in rooms.items()})
 
-        reductions = frozenset(name for statistic in chosen for name in statistic.reductions)
+        reductions = frozenset[str]().union(*(statistic.reads for statistic in chosen))
         panels = self._each(head, work, request=request, reductions=reductions)
         for statistic in chosen:
             if statistic.finish is not None:

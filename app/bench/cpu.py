@@ -20,6 +20,7 @@ from headscope.app.bench.clock import Call, interleave
 from headscope.app.bench.cpu_bars import judge
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.gate import compare, same_keys
+from headscope.kernels.cpu.library import library
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.memory import total
 from headscope.kernels.refusal import Refused
@@ -121,6 +122,7 @@ def run(
             "columns": {name: list(added) for name, added in contenders.COLUMNS.items()},
             "engines": {name: str(engine) for name, engine in contenders.ENGINES.items()},
             "compiled": contenders.compiled(),
+            "matrix_unit": library().pack is not None,
             "rounds": rounds,
             "rounds_long": min(rounds, LONG_ROUNDS),
             "time": (

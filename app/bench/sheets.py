@@ -59,7 +59,8 @@ def sheets(result: Mapping[str, Any]) -> Iterator[Sheet]:
         yield from gpu_sheets(result)
         return
     setup = result["setup"]
-    best = "The best engine of this machine is the compiled sweep."
+    unit = ", with the processor's matrix unit" if setup.get("matrix_unit") else ""
+    best = f"The best engine of this machine is the compiled sweep{unit}."
     if setup["compiled"] is not True:
         best = f"The best engine of this machine is torch only: {setup['compiled']}."
     shape = f"{setup['heads']} heads of {setup['size']}, causal, float32"

@@ -43,7 +43,7 @@ def build(source: Path) -> Build:
     Parameters
     ----------
     source
-        A C file that includes standard headers only.
+        A C file that includes standard headers, and headers of its own folder.
 
     Returns
     -------
@@ -98,6 +98,7 @@ def key(source: Path, compiler: Path) -> str:
     status = program.stat()
     parts = (
         source.read_bytes(),
+        *(header.read_bytes() for header in sorted(source.parent.glob("*.h"))),
         repr((FLAGS, PROCESSORS, str(compiler), str(program))).encode(),
         repr((status.st_size, status.st_mtime_ns)).encode(),
         processor().encode(),

@@ -43,7 +43,7 @@ class PanelEngine:
         return results
 
     def allocate(self, statistic: Statistic) -> Tensor:
-        """Make room for a statistic: NaN where each place is written once, else 0."""
+        """Make room for a statistic: 0 where panels add, NaN where panels may be left out."""
         panels = self.panels
         queries, keys = panels.q.shape[2], panels.k.shape[2]
         tile = panels.request.tile
@@ -57,9 +57,12 @@ class PanelEngine:
         for dim, labels in statistic.labels.items():
             sizes[dim] = len(labels(panels.request, max(queries, keys)))
         shape = (*panels.q.shape[:2], *(sizes[dim] for dim in statistic.dims))
+        made = torch.empty(shape, dtype=panels.precision, device=panels.q.device)
         # Keys outside a panel have no weight, and a panel does not write there.
-        start = 0.0 if {"key", "key_tile"} & set(statistic.dims) else float("nan")
-        return torch.full(shape, start, dtype=panels.precision, device=panels.q.device)
+        if {"key", "key_tile"} & set(statistic.dims):
+            return made.zero_()
+        # Otherwise every place is written once; to write it before takes as long as a product.
+        return made if panels.wanted is None else made.fill_(float("nan"))
 
 
 def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:

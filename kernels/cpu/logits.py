@@ -49,25 +49,44 @@ class Buffers:
     Parameters
     ----------
     memory
-        The piece, from ``reserve``.
+        Gives the piece, from ``reserve``: not asked for it where nothing is kept of a panel.
     shape
         Shape of the panel.
-
-    Attributes
-    ----------
-    panel, scratch, spare
-        Three tensors of this shape, each aligned to a line of the cache.
-    exact
-        The memory of scratch and spare as one float64 tensor.
     """
 
-    def __init__(self, memory: Tensor, shape: tuple[int, int, int, int]) -> None:
-        count = math.prod(shape)
-        step = -(-count // LINE) * LINE
-        self.panel, self.scratch, self.spare = (
-            memory[start : start + count].view(shape) for start in (0, step, 2 * step)
-        )
-        self.exact = memory[step : 3 * step].view(torch.float64)[:count].view(shape)
+    def __init__(self, memory: Callable[[], Tensor], shape: tuple[int, int, int, int]) -> None:
+        self.memory = memory
+        self.shape = shape
+        self.count = math.prod(shape)
+        self.step = -(-self.count // LINE) * LINE
+
+    @property
+    def panel(self) -> Float[Tensor, "batch head query key"]:
+        """The first of three tensors of this shape, each aligned to a line of the cache."""
+        return self._at(0)
+
+    @property
+    def scratch(self) -> Float[Tensor, "batch head query key"]:
+        """The second."""
+        return self._at(1)
+
+    @property
+    def spare(self) -> Float[Tensor, "batch head query key"]:
+        """The third."""
+        return self._at(2)
+
+    @property
+    def exact(self) -> Float[Tensor, "batch head query key"]:
+        """The memory of scratch and spare as one float64 tensor."""
+        both = self.memory()[self.step : 3 * self.step]
+        return both.view(torch.float64)[: self.count].view(self.shape)
+
+    def _at(self, place: int) -> Tensor:
+        return self.memory()[place * self.step :][: self.count].view(self.shape)
+
+    def none(self) -> Float[Tensor, "batch head query key"]:
+        """Make a tensor of this shape without data: reading it fails."""
+        return torch.empty(self.shape, device="meta")
 
     @staticmethod
     def reserve(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.kernels.cpu.leaders import lead
 from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.visibility import MASKED, Visibility
 
 BLUNT = 12.0
 """Largest logit of a row up to which an entropy taken as a difference is right to 1e-5."""
-COMB = 16
-"""Teeth of a comb: equally spaced columns of a row whose largest is taken at once."""
 
 
 @dataclass(eq=False)
@@ -32,7 +31,8 @@ class Panel:
     peak
         Largest logit of each row.
     weights
-        Weights of the keys; rows without a visible key are zero.
+        Weights of the keys; rows without a visible key are zero. Without data where the sweep kept
+        none, so that reading them fails.
     scratch
         Memory of the same shape for intermediate results.
     values
@@ -186,24 +186,22 @@ class Panel:
     @cached_property
     def leaders(self) -> Int[Tensor, "batch head query rank"]:
         """Columns of the request's ``k`` largest weights of each row, -1 where it sees fewer."""
-        keys, count = self.logits.shape[-1], self.request.k
-        # The k largest lie in the k combs of the largest peaks, or in the columns after the combs.
-        wide = keys // COMB
-        if wide > count:
-            combs = torch.unflatten(self.logits[..., : COMB * wide], -1, (COMB, wide))
-            best = combs.amax(dim=-2).topk(count, dim=-1, sorted=False).indices
-            teeth = wide * torch.arange(COMB, device=best.device)
-            candidates = (best[..., None] + teeth).flatten(-2)
-            if COMB * wide < keys:
-                rest = torch.arange(COMB * wide, keys, device=best.device)
-                rest = rest.expand(*candidates.shape[:-1], -1)
-                candidates = torch.cat((candidates, rest), dim=-1)
-            values, place = self.logits.gather(3, candidates).topk(count, dim=-1)
-            columns = candidates.gather(3, place)
-        else:
-            values, columns = self.logits.topk(min(count, keys), dim=-1)
-        columns = columns.masked_fill(values <= MASKED / 2, -1)
-        return torch.nn.functional.pad(columns, (0, max(count - keys, 0)), value=-1)
+        return lead(self.logits, self.request.k)
+
+    @cached_property
+    def leader_weights(self) -> Float[Tensor, "batch head query rank"]:
+        """Weights at the leaders, NaN where a row sees fewer."""
+        weights = self.weights.gather(3, self.leaders.clamp_min(0))
+        return weights.masked_fill(self.leaders < 0, float("nan"))
+
+    @cached_property
+    def first_sum(self) -> Float[Tensor, "batch head query"]:
+        """Mass on the request's ``first`` real keys of each query's sequence."""
+        if self.visibility.key_mask is None and self.visibility.lengths is None:
+            width = max(self.request.first - self.keys.start, 0)
+            return self.weights[..., :width].sum(dim=-1)
+        keys = self.visibility.first_keys(self.request.first)
+        return self.at(keys if keys.shape[1] == 1 else keys[:, self.queries]).sum(dim=-1)
 
     @cached_property
     def before(self) -> Float[Tensor, "batch head query boundary"]:

@@ -6,17 +6,20 @@ with the weights.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headscope.kernels.cpu.library import Engine, Library, choose
 from headscope.kernels.cpu.logits import Buffers, Logits
+from headscope.kernels.cpu.operands import LEAST_ROWS, PARTS, Operands, packed
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.scores import Scores
-from headscope.kernels.cpu.sweep import Engine, Sweep, choose
-from headscope.kernels.cpu.sweep_call import Run
+from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.cpu.sweep import Sweep
+from headscope.kernels.cpu.sweep_call import Call
 from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
@@ -26,6 +29,8 @@ ROWS = 128
 """Queries in a panel on torch, whose passes want it in the cache."""
 SWEPT_ROWS = 256
 """Queries in a panel for the sweep, which takes row after row."""
+BARE_ROWS = 1024
+"""The same where it keeps no weights: calls are few, so workers seldom wait for Python."""
 PANEL_ELEMENTS = 1 << 20
 """Elements of all rows together, above which a call is cut into parts."""
 ROOM = 2
@@ -84,7 +89,8 @@ class Panels:
     wanted
         Queries that matter: panels without any of them are left out. None is all.
     reductions
-        Properties of a panel to compute together with the weights where that is cheaper.
+        Properties of a panel that are read. The sweep fills them in; only where ``weights`` is
+        among them, or torch makes one of the others, does it keep the weights.
     engine
         ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
         sweep where there is one for this call.
@@ -96,7 +102,7 @@ class Panels:
     variant: Variant
     request: Request = field(default_factory=lambda: Request(stats=()))
     wanted: Bool[Tensor, " query"] | None = None
-    reductions: frozenset[str] = frozenset()
+    reductions: frozenset[str] = frozenset({"weights"})
     engine: Engine = "auto"
 
     def each(self, work: Callable[[Part, Iterator[Panel]], None]) -> None:
@@ -115,9 +121,10 @@ class Panels:
         """
 
         def run(waiting: Iterator[Part]) -> None:
-            memory = Buffers.reserve(self.room, self.precision, self.q.device)
-            for part in waiting:
-                work(part, self.fill(part, memory))
+            memory = cache(lambda: Buffers.reserve(self.room, self.precision, self.q.device))
+            with Scratch.lend() as scratch:
+                for part in waiting:
+                    work(part, self.fill(part, memory, scratch))
 
         share(self.parts(), run, self.workers)
 
@@ -125,6 +132,25 @@ class Panels:
     def room(self) -> int:
         """Elements of the largest panel of the largest part."""
         return max(size(part.batch) * size(part.heads) for part in self.parts()) * self.largest
+
+    @cached_property
+    def beside(self) -> int:
+        """Bytes that a worker of the sweep takes besides panels: keys, values, rows and results."""
+        if self.sweep is None:
+            return 0
+        part = max(self.parts(), key=lambda one: size(one.batch) * size(one.heads))
+        heads, shared = size(part.batch) * size(part.heads), size(part.batch) * size(part.kv)
+        keys = max(size(block.keys) for block in self.blocks)
+        sizes = (self.q.shape[3], self.v.shape[3])
+        parts = PARTS[self.q.dtype]
+        operands = sum(4 * keys * each for each in sizes)
+        call = Call(rows=self.rows, keys=keys, gemm=1, size=sizes[0], value_size=sizes[1])
+        if self.sweep.pack is not None and self.rows >= LEAST_ROWS:
+            operands = sum(2 * packed(keys, each, parts) for each in sizes)
+            call.key_bricks = call.value_bricks = 1
+            call.key_parts = call.value_parts = parts
+        results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
+        return shared * operands + self.sweep.room(call) + results
 
     @property
     def workers(self) -> int:
@@ -142,8 +168,8 @@ class Panels:
         return self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
 
     @cached_property
-    def sweep(self) -> Run | None:
-        """The compiled sweep, None where torch makes the weights."""
+    def sweep(self) -> Library | None:
+        """The library with the compiled sweep, None where torch makes the weights."""
         return choose(self.engine, self.variant, self.precision, self.q.device)
 
     @property
@@ -155,7 +181,9 @@ class Panels:
     def rows(self) -> int:
         """Largest number of queries in a panel."""
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
-        rows = ROWS if self.sweep is None else SWEPT_ROWS
+        rows = ROWS
+        if self.sweep is not None:
+            rows = SWEPT_ROWS if "weights" in self.reductions else BARE_ROWS
         return min(affordable, rows, self.visibility.queries)
 
     @cached_property
@@ -196,7 +224,7 @@ class Panels:
                 for group in cut(0, self.group, heads):
                     yield Part(sequences, kv, group, self.group)
 
-    def fill(self, part: Part, memory: Tensor) -> Iterator[Panel]:
+    def fill(self, part: Part, memory: Callable[[], Tensor], scratch: Scratch) -> Iterator[Panel]:
         """Compute logits and weights of each panel in turn, in the same memory."""
         visibility = self.visibility.batches(part.batch)
         scores = Scores(self.variant, visibility, part.batch, part.heads)
@@ -209,11 +237,9 @@ class Panels:
         sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
         scale = self.variant.scale
         assert scale is not None
-        k = self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT
         logits = Logits(
             torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group],
-            # The sweep's products are a tenth faster with keys side by side; torch's are not.
-            k if self.sweep is None else k.contiguous(),
+            self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT,
             scale,
             scores,
         )
@@ -224,15 +250,26 @@ class Panels:
         v = v.flatten(0, 1).contiguous()
         sweep = None
         if self.sweep is not None:
+            assert self.sweep.run is not None
             alive = None if self.all_alive else visibility.alive
-            sweep = Sweep(self.sweep, self.request, visibility, alive, sinks, self.reductions, v)
+            mixed = v if "mixed" in self.reductions else None
+            sweep = Sweep(
+                self.sweep.run,
+                self.request,
+                visibility,
+                alive,
+                sinks,
+                self.reductions,
+                Operands.of(logits, mixed, self.sweep.pack, scratch),
+                scratch,
+            )
         for block in self.blocks:
             shape = (*logits.shape, size(block.queries), size(block.keys))
             buffers = Buffers(memory, shape)
             if sweep is None:
                 made = logits.softmax(block, buffers, self.variant.sigmoid)
             else:
-                made = sweep.fill(logits, block, buffers)
+                made = sweep.fill(block, buffers)
             dead = None
             if not self.all_alive:
                 dead = ~visibility.alive[:, None, block.queries] | (made.peak <= MASKED / 2)
@@ -240,7 +277,7 @@ class Panels:
                 made.score,
                 made.peak,
                 made.weights,
-                buffers.scratch,
+                buffers.none() if made.weights.is_meta else buffers.scratch,
                 v[:, block.keys],
                 block.queries,
                 block.keys,

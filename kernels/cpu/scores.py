@@ -33,8 +33,9 @@ class Scores:
     def plain(self) -> bool:
         """Whether the scaled products are the logits, up to hidden keys."""
         variant = self.variant
-        changes = (variant.softcap, variant.slopes, variant.bias, variant.edits)
-        return all(one is None for one in changes)
+        changes = (variant.softcap, variant.slopes, variant.bias)
+        edited = variant.edits is not None and variant.edits.on_weights
+        return not edited and all(one is None for one in changes)
 
     def finish(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
         """Turn scaled products into logits, hidden keys at -1e30."""

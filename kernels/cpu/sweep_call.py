@@ -2,25 +2,25 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.cpu import blas
-from headscope.kernels.cpu.logits import Logits
-from headscope.kernels.visibility import Block
+from headscope.kernels.cpu.scratch import Scratch
 
 COUNTS = ("batch", "heads", "rows", "keys")
+ROWS = ("peak", "top", "surplus", "entropy", "mean_distance", "distance_variance", "first_sum")
+COLUMNS = ("sums", "peaks", "tile_sums", "tile_peaks")
+QUERY = ("query_batch", "query_head", "query_row")
+FACTORS = ("key", "value", "key_bricks", "value_bricks")
+SIZES = ("key_parts", "value_parts", "size", "value_size", "stride")
 
 
 class Call(ctypes.Structure):
-    """The arguments of one sweep, as ``sweep.c`` lists them."""
+    """The arguments of one sweep, as ``sweep.h`` lists them."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in COUNTS),
-        *((name, ctypes.c_void_p) for name in ("panel", "low", "high")),
+        *((name, ctypes.c_void_p) for name in ("logits", "weights", "low", "high")),
         ("first", ctypes.c_int64),
         ("real", ctypes.c_void_p),
         ("real_stride", ctypes.c_int64),
@@ -29,75 +29,25 @@ class Call(ctypes.Structure):
         ("sinks", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("position", "tile", "bins")),
         ("ends", ctypes.c_void_p),
-        ("k", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("k", "firsts")),
         ("limit", ctypes.c_float),
         ("clip", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("peak", "top", "surplus")),
-        *((name, ctypes.c_void_p) for name in ("entropy", "mean_distance", "distance_variance")),
-        *((name, ctypes.c_void_p) for name in ("distance_hist", "leaders")),
-        *((name, ctypes.c_void_p) for name in ("sums", "peaks", "tile_sums", "tile_peaks")),
-        *((name, ctypes.c_void_p) for name in ("gemm", "query", "key", "value")),
-        *((name, ctypes.c_int64) for name in ("size", "value_size", "stride")),
+        *((name, ctypes.c_void_p) for name in ROWS),
+        *((name, ctypes.c_void_p) for name in ("distance_hist", "leaders", "leader_weights")),
+        *((name, ctypes.c_void_p) for name in COLUMNS),
+        *((name, ctypes.c_void_p) for name in ("gemm", "query")),
+        *((name, ctypes.c_int64) for name in QUERY),
+        *((name, ctypes.c_void_p) for name in FACTORS),
+        *((name, ctypes.c_int64) for name in SIZES),
         *((name, ctypes.c_int64) for name in ("key_room", "value_room", "group")),
         ("scale", ctypes.c_float),
         ("mixed", ctypes.c_void_p),
+        ("memory", ctypes.c_void_p),
     )
 
 
-Run = Callable[[Call], int]
-
-
-@dataclass(frozen=True, eq=False)
-class Products:
-    """Fields of a ``Call`` for its products, and tensors to be held until it has returned."""
-
-    places: dict[str, Any]
-    held: list[Tensor]
-
-
-def multiply(
-    panel: Float[Tensor, "batch head query key"],
-    block: Block,
-    logits: Logits | None,
-    values: Float[Tensor, "batch_kv_head token value_size"] | None,
-) -> Products:
-    """Say what is multiplied before and after the rows of a panel.
-
-    Parameters
-    ----------
-    panel
-        Where the logits are or come to be.
-    block
-        Queries and keys of the panel.
-    logits
-        What to make the logits from, None where they are there.
-    values
-        What to average by the weights, if anything; contiguous.
-    """
-    places: dict[str, Any] = {}
-    held = []
-    start, heads = block.keys.start * panel.element_size(), panel.shape[0] * panel.shape[1]
-    if logits is not None:
-        query = logits.rows(block)
-        held.append(query)
-        places = {
-            "query": query.data_ptr(),
-            "key": logits.k.data_ptr() + start,
-            "size": query.shape[-1],
-            "stride": logits.k.shape[-1],
-            "key_room": logits.k.stride(0),
-            "scale": logits.scale,
-            "group": heads // len(logits.k),
-        }
-    if values is not None:
-        size = values.shape[-1]
-        places |= {
-            "value": values.data_ptr() + start * size,
-            "value_size": size,
-            "value_room": values.stride(0),
-            "group": heads // len(values),
-        }
-    return Products(places | {"gemm": blas.gemm()} if places else {}, held)
+Run = Callable[[Call, Scratch], int]
+"""Runs a call in some memory: 1 when a row is beyond the limit, else 0."""
 
 
 def at(mask: Tensor | None) -> tuple[int | None, int]:

@@ -12,13 +12,8 @@ from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:
-    """Add the weights of the first columns, or of the first real keys behind padding."""
-    if panel.visibility.key_mask is None and panel.visibility.lengths is None:
-        width = max(panel.request.first - panel.keys.start, 0)
-        return panel.weights[..., :width].sum(dim=-1)
-    keys = panel.visibility.first_keys(panel.request.first)
-    keys = keys if keys.shape[1] == 1 else keys[:, panel.queries]
-    return panel.at(keys).sum(dim=-1)
+    """Take it from the panel, whose first keys may lie behind padding."""
+    return panel.first_sum
 
 
 def of_whole(whole: Whole) -> Tensor:
@@ -40,4 +35,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("first_sum",),
 )

@@ -37,5 +37,6 @@ STATISTIC = Statistic(
     panel=of_panel,
     dense=of_whole,
     distribution=True,
+    reductions=("surplus",),
     empty=float("-inf"),
 )

@@ -34,4 +34,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
+    reductions=("top",),
 )

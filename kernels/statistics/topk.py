@@ -13,9 +13,7 @@ from headscope.kernels.whole import Whole
 
 def of_panel(panel: Panel) -> Tensor:
     """Gather the weights at the keys of the largest logits."""
-    return panel.weights.gather(3, panel.leaders.clamp_min(0)).masked_fill(
-        panel.leaders < 0, float("nan")
-    )
+    return panel.leader_weights
 
 
 def of_whole(whole: Whole) -> Tensor:
@@ -41,6 +39,6 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=of_panel,
     dense=of_whole,
-    reductions=("leaders",),
+    reductions=("leaders", "leader_weights"),
     labels={"rank": lambda request, length: range(1, request.k + 1)},
 )

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import compiler, sweep
+from headscope.kernels.cpu import compiler, library
 from headscope.kernels.refusal import Refused
+
+EMPTY = "int sweep() {{ return 0; }} int room() {{ return 0; }} int bricks() {{ return 0; }}"
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +25,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Build into an empty folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(compiler.VARIABLE, raising=False)
-    sweep.library.cache_clear()
+    library.library.cache_clear()
     yield tmp_path / "headscope"
-    sweep.library.cache_clear()
+    library.library.cache_clear()
 
 
 def script(folder: Path, text: str) -> str:
@@ -42,24 +44,28 @@ FIND_OUTPUT = 'while [ "$1" != -o ]; do shift; done; '
 
 
 def test_a_compiler_on_the_path_builds_the_sweep() -> None:
-    assert (sweep.library().run is not None) == (REAL is not None), sweep.library().note
-    assert "built by" in sweep.library().note or REAL is None
+    assert (library.library().run is not None) == (REAL is not None), library.library().note
+    assert "built by" in library.library().note or REAL is None
 
 
 def test_a_library_is_built_once(cache: Path) -> None:
-    first = compiler.build(sweep.SOURCE)
+    first = compiler.build(library.SOURCE)
     assert first.path is not None
     before = first.path.stat().st_mtime_ns
-    assert compiler.build(sweep.SOURCE) == first
+    assert compiler.build(library.SOURCE) == first
     assert first.path.stat().st_mtime_ns == before
     assert list(cache.iterdir()) == [first.path]
 
 
 def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "sweep.c"
-    changed.write_text(sweep.SOURCE.read_text() + "\n")
-    assert compiler.build(sweep.SOURCE).path != compiler.build(changed).path
-    assert len(list(cache.iterdir())) == 2
+    found = {compiler.build(library.SOURCE).path}
+    for number, name in enumerate(("sweep.c", "bricks.h")):
+        folder = tmp_path / str(number)
+        shutil.copytree(library.SOURCE.parent, folder)
+        (folder / name).write_text((folder / name).read_text() + "\n")
+        found.add(compiler.build(folder / "sweep.c").path)
+    assert len(found) == 3
+    assert len(list(cache.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
         (FIND_OUTPUT + 'echo text > "$2"', "it does not load"),
         (FIND_OUTPUT + 'echo "int other;" | {real} -shared -x c -o "$2" -', "it does not load"),
         (
-            FIND_OUTPUT + 'echo "int sweep() {{ return 0; }}" | {real} -shared -x c -o "$2" -',
+            FIND_OUTPUT + f'echo "{EMPTY}" | {{real}} -shared -x c -o "$2" -',
             "it computes other numbers than torch",
         ),
     ],
@@ -84,8 +90,8 @@ def test_without_a_sweep_the_numbers_are_those_of_torch(
     if pretend not in ("off", "/nowhere/cc"):
         pretend = script(tmp_path, pretend.format(real=REAL))
     monkeypatch.setenv(compiler.VARIABLE, pretend)
-    assert sweep.library().run is None
-    assert reason in sweep.library().note
+    assert library.library().run is None
+    assert reason in library.library().note
     inputs = draw(50)
     expected = attend(*inputs, engine="panels")
     for name, values in attend(*inputs).items():
@@ -96,18 +102,18 @@ def test_without_a_sweep_the_numbers_are_those_of_torch(
 
 def test_without_any_compiler_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no C compiler (cc, gcc, clang) on the PATH; install one" in sweep.library().note
+    assert "no C compiler (cc, gcc, clang) on the PATH; install one" in library.library().note
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
-    assert "set XDG_CACHE_HOME to a folder that can be written" in sweep.library().note
+    assert "set XDG_CACHE_HOME to a folder that can be written" in library.library().note
 
 
 def test_a_compiler_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "SECONDS", 0.2)
     monkeypatch.setenv(compiler.VARIABLE, script(tmp_path, "exec sleep 60"))
-    assert "took longer than 0.2 s" in sweep.library().note
+    assert "took longer than 0.2 s" in library.library().note
 
 
 @pytest.mark.parametrize("unknown", ["-march=*", "-m*"], ids=["one name", "any processor"])
@@ -117,7 +123,7 @@ def test_compilers_that_do_not_know_the_processor(
     # The last resort is the plainest processor of its kind: narrow vectors, the same numbers.
     refuse = f'for word in "$@"; do case $word in {unknown}) exit 1;; esac; done; exec {REAL} "$@"'
     monkeypatch.setenv(compiler.VARIABLE, script(tmp_path, refuse))
-    assert sweep.library().run is not None, sweep.library().note
+    assert library.library().run is not None, library.library().note
     inputs = draw(130)
     expected = attend(*inputs, engine="panels")
     for name, values in attend(*inputs, engine="compiled").items():
@@ -129,7 +135,7 @@ def test_processes_that_build_at_once_share_one_library(cache: Path, tmp_path: P
     slow = script(tmp_path, f'sleep 0.5; exec {REAL} "$@"')
     program = (
         "from pathlib import Path; from headscope.kernels.cpu import compiler; import ctypes;"
-        f"built = compiler.build(Path({str(sweep.SOURCE)!r}));"
+        f"built = compiler.build(Path({str(library.SOURCE)!r}));"
         "ctypes.CDLL(str(built.path)).sweep; print(built.path)"
     )
     environment = {**os.environ, compiler.VARIABLE: slow}

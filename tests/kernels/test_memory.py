@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.cpu import scratch
 from headscope.kernels.cpu.engine import PanelEngine
 from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.dense import attend_dense
@@ -27,7 +28,7 @@ from headscope.kernels.variant import Variant
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remember the largest memory that any result occupies, in elements."""
+    """Remember the largest memory that any result occupies, in elements of four bytes."""
 
     elements = 0
 
@@ -35,7 +36,7 @@ class LargestTensor(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                size = leaf.untyped_storage().nbytes() // leaf.element_size()
+                size = leaf.untyped_storage().nbytes() // max(leaf.element_size(), 4)
                 self.elements = max(self.elements, size)
         return result
 
@@ -68,6 +69,7 @@ def test_no_tensor_of_queries_by_keys(
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     largest = []
     for length in (1024, 2048):
+        monkeypatch.setattr(scratch, "_idle", [])
         with LargestTensor() as mode:
             call(length, **options)
         # The three buffers of one panel: 256 queries against every key.
@@ -100,6 +102,7 @@ def test_no_such_tensor_for_gradients(
 ) -> None:
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     for length in (1024, 2048):
+        monkeypatch.setattr(scratch, "_idle", [])
         with LargestTensor() as mode:
             work(length, **options)
         assert 128 * 64 <= mode.elements <= 3 * 256 * length

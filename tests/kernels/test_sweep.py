@@ -13,8 +13,9 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import blas, logits, sweep, sweep_call
+from headscope.kernels.cpu import blas, library, logits, operands, sweep
 from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
@@ -24,9 +25,21 @@ from headscope.kernels.variant import Variant
 @pytest.fixture
 def rebuilt() -> Iterator[None]:
     """Build again in this test, and once more after it."""
-    sweep.library.cache_clear()
+    library.library.cache_clear()
     yield
-    sweep.library.cache_clear()
+    library.library.cache_clear()
+
+
+# A processor without a matrix unit has one way only.
+WAYS = ("unit", "blas") if library.library().pack else ("blas",)
+LEAST = {"unit": 1, "blas": 1 << 30}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Multiply on the matrix unit, then with BLAS."""
+    monkeypatch.setattr(operands, "LEAST_ROWS", LEAST[request.param])
+    return str(request.param)
 
 
 def check_same(inputs: Any, rtol: float = 2e-6) -> None:
@@ -91,13 +104,52 @@ def sweep_only() -> list[str]:
 
 @pytest.mark.parametrize("length", [2, 15, 16, 17, 31, 127, 128, 129, 300])
 @pytest.mark.parametrize("tile", [1, 3, 16, 50, 130])
-def test_the_sweep_and_torch_agree_at_odd_lengths(length: int, tile: int, draw: Any) -> None:
+def test_the_sweep_and_torch_agree_at_odd_lengths(
+    length: int, tile: int, draw: Any, way: str
+) -> None:
     clip = None if tile == 3 else 9
     check_same(draw(length, request={"tile": tile, "k": min(tile, 64), "clip": clip}))
     check_same(draw(length, length + tile, causal=False, request={"tile": tile}))
+    check_same(draw(length, length + 40, window=33, request={"tile": tile}))
 
 
-def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw: Any) -> None:
+@pytest.mark.parametrize("size", [1, 16, 31, 33, 80, 192])
+def test_the_sweep_and_torch_agree_at_odd_sizes_of_heads(size: int, draw: Any, way: str) -> None:
+    check_same(draw(70, 91, size=size, value_size=200 - size))
+    check_same(draw(45, heads=6, kv_heads=1, size=size, value_size=size))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_multiplied_as_the_same_numbers_in_float32(
+    dtype: torch.dtype, draw: Any, way: str
+) -> None:
+    halves = draw(150, size=24, sigma=3.0, dtype=dtype)
+    found = attend(*halves, engine="compiled")
+    whole = (halves.q.float(), halves.k.float(), halves.v.float(), halves.request)
+    for name, values in attend(*whole, engine="compiled").items():
+        if name != "topk_key":
+            torch.testing.assert_close(found[name], values, rtol=3e-6, atol=3e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+def test_the_matrix_unit_is_as_exact_as_blas(
+    sigma: float, draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(60, 6000, heads=2, size=64, value_size=64, sigma=sigma)
+    inputs.request = Request(stats=("lse", "entropy", "received"))
+    variant = Variant(causal=False)
+    dense = attend_dense(*inputs, variant)
+    errors = {}
+    for way in WAYS:
+        monkeypatch.setattr(operands, "LEAST_ROWS", LEAST[way])
+        for name, values in attend(*inputs, variant, engine="compiled").items():
+            errors[way, name] = float((values - dense[name]).norm() / dense[name].norm())
+    for (way, name), error in errors.items():
+        assert error < 5e-7 * sigma, (way, name)
+        assert error < 1.5 * errors["blas", name] + 1e-8, (way, name)
+
+
+def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw: Any, way: str) -> None:
     # The order of float32 sums shows in masses of a thousand keys.
     short = tuple(name for name in statistics.names() if name != "pattern")
     check_same(draw(40, 5000, kv_heads=1, request={"k": 64, "stats": short}), rtol=1e-5)
@@ -105,7 +157,9 @@ def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 700])
-def test_rows_of_a_panel_pass_the_products_a_few_at_a_time(window: int | None, draw: Any) -> None:
+def test_rows_of_a_panel_pass_the_products_a_few_at_a_time(
+    window: int | None, draw: Any, way: str
+) -> None:
     # 256 rows of 3001 keys are more than the cache holds.
     few = ("lse", "entropy", "received", "pooled_mean", "distance_hist", "first_mass")
     inputs = draw(300, 3001, kv_heads=1, request={"stats": few})
@@ -118,13 +172,15 @@ def test_without_a_product_to_call_torch_multiplies(
     draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = draw(100)
-    monkeypatch.setattr(sweep_call.blas, "gemm", lambda: None)
+    monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["blas"])
+    monkeypatch.setattr(operands.blas, "gemm", lambda: None)
     monkeypatch.setattr(Panel.__dict__["mixed"], "func", lambda panel: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         attend(*inputs, engine="compiled")
     monkeypatch.undo()
     usual = attend(*inputs, engine="compiled")
-    monkeypatch.setattr(sweep_call.blas, "gemm", lambda: None)
+    monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["blas"])
+    monkeypatch.setattr(operands.blas, "gemm", lambda: None)
     for name, values in attend(*inputs, engine="compiled").items():
         if name != "topk_key":
             torch.testing.assert_close(values, usual[name], rtol=2e-6, atol=2e-6, equal_nan=True)
@@ -154,14 +210,19 @@ def test_leaders_among_equal_weights_are_different_keys(draw: Any) -> None:
 
 @pytest.mark.parametrize("place", [0, 5, 63, 64])
 @pytest.mark.parametrize("which", ["q", "k", "v"])
-def test_a_nan_shows_where_it_shows_on_torch(which: str, place: int, draw: Any) -> None:
+def test_a_nan_shows_where_it_shows_on_torch(which: str, place: int, draw: Any, way: str) -> None:
     stats = ("lse", "max_weight", "entropy", "distance", "distance_hist", "received", "pooled_max")
     inputs = draw(70, request={"stats": stats})
     getattr(inputs, which)[1, :, place] = torch.nan
+    seeing = slice(place, place + 1 if which == "q" else None)
     swept = attend(*inputs, engine="compiled")
     panels = attend(*inputs, engine="panels")
     for name, values in panels.items():
-        if statistics.load(name).by_query:
+        if name == "z":
+            # 0 · NaN is NaN: rows that are multiplied together share it, and those are fewer here.
+            assert values.isnan()[swept[name].isnan()].all()
+            assert swept[name][1, :, seeing].isnan().any(dim=-1).all()
+        elif statistics.load(name).by_query:
             assert torch.equal(swept[name].isnan(), values.isnan()), name
         else:
             # The sweep keeps the weights of hidden keys at 0, even in a row of NaN.
@@ -173,24 +234,23 @@ def test_a_nan_shows_where_it_shows_on_torch(which: str, place: int, draw: Any) 
 
 
 def test_what_memory_held_before_does_not_matter(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
+    draw: Any, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     inputs = draw(150, sigma=8.0)
     usual = attend(*inputs, engine="compiled")
-    reserve, room = logits.Buffers.reserve, sweep.Sweep.room
-
-    def poisoned(self: Any, panel: Tensor) -> dict[str, Tensor]:
-        return {name: each.fill_(-(2**40)) for name, each in room(self, panel).items()}
-
+    reserve, take = logits.Buffers.reserve, Scratch.take
     monkeypatch.setattr(
         logits.Buffers, "reserve", staticmethod(lambda *size: reserve(*size).fill_(torch.nan))
     )
-    monkeypatch.setattr(sweep.Sweep, "room", poisoned)
+    # All bits set is NaN, and -1 among whole numbers.
+    monkeypatch.setattr(Scratch, "take", lambda *given: take(*given).fill_(255))
     for name, values in attend(*inputs, engine="compiled").items():
         torch.testing.assert_close(values, usual[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_sweep_writes_inside_its_memory(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_writes_inside_its_memory(
+    draw: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     guard = 64
     kept: list[Tensor] = []
 
@@ -199,13 +259,41 @@ def test_the_sweep_writes_inside_its_memory(draw: Any, monkeypatch: pytest.Monke
         kept.append(memory)
         return memory[guard:-guard]
 
+    def piece(self: Scratch, name: str, count: int) -> Tensor:
+        memory = torch.full((count + 2 * guard,), 7, dtype=torch.uint8)
+        kept.append(memory)
+        return memory[guard:-guard]
+
     monkeypatch.setattr(logits.Buffers, "reserve", staticmethod(fenced))
+    monkeypatch.setattr(Scratch, "take", piece)
     for length in (1, 13, 100, 257):
-        attend(*draw(length), engine="compiled")
-        attend(*draw(length), Variant(window=9), engine="compiled")
+        for stats in (tuple(statistics.names()), tuple(sweep_only())):
+            inputs = draw(length, request={"stats": stats})
+            attend(*inputs, engine="compiled")
+            attend(*inputs, Variant(window=9), engine="compiled")
+    assert len(kept) > 30
     for memory in kept:
         assert (memory[:guard] == 7.0).all()
         assert (memory[-guard:] == 7.0).all()
+
+
+def test_memory_is_used_again_and_never_by_two_calls_at_once() -> None:
+    with Scratch.lend() as first, Scratch.lend() as second:
+        assert first is not second
+        place = first.take("rows", 1000).data_ptr()
+        assert place % 64 == 0
+        assert first.take("rows", 500).data_ptr() == place != second.take("rows", 10).data_ptr()
+        parts = first.share("results", {"a": (2, 3), "b": (5,)})
+        assert {name: tuple(each.shape) for name, each in parts.items()} == {"a": (2, 3), "b": (5,)}
+        assert parts["a"].data_ptr() + 64 == parts["b"].data_ptr()
+    with Scratch.lend() as again:
+        assert again in (first, second)
+
+
+def test_statistics_read_no_more_than_they_declare(draw: Any) -> None:
+    # Weights that nobody asked for have no data, and reading them fails.
+    for name in sweep_only():
+        attend(*draw(100, request={"stats": (name,)}), engine="compiled")
 
 
 MUTANTS = {
@@ -218,13 +306,30 @@ MUTANTS = {
     "the sink takes nothing": ("&loss) + rest", "&loss)", {"sinks": torch.ones(4)}),
     "tiles close one row late": ("(r + 1) % c->tile", "r % c->tile", {}),
     "the last leader is left out": ("work[at] >= bound", "work[at] > bound", {}),
-    "another head's values": ("head / c->group * c->value_room", "0", {}),
-    "another head's keys": ("head / c->group * c->key_room", "0", {}),
+    "another head's values": ("c->value + head / c->group * c->value_room", "c->value", {}),
+    "another head's keys": ("c->key + head / c->group * c->key_room", "c->key", {}),
     "a coarse exponential": ("0x1.62e42ap-1", "0x1.62ep-1", {}),
+    "leaders keep their exponentials": ("work[key] * factor", "work[key]", {}),
+    "the first keys are one too few": (": c->firsts)", ": c->firsts - 1)", {}),
+    "what lies behind a row is mixed in": ("if (end < w->high) memset", "if (0) memset", {}),
 }  # fmt: skip
+BRICKED = {
+    "another head's packed values": ("c->value_bricks + head", "c->value_bricks + 0 * head", {}),
+    "another head's packed keys": ("c->key_bricks + head", "c->key_bricks + 0 * head", {}),
+    "the third part is left out": ("#define PARTS 3 ", "#define PARTS 2 ", {}),
+    "products with third parts are left out": ("i + j < PARTS", "i + j < PARTS - 1", {}),
+    "a step too few": ("(high - column + TERMS - 1) / TERMS", "(high - column) / TERMS", {}),
+    "the first keys of a window are left out": ("+ TERMS <= w->lows", "<= w->lows", {"window": 50}),
+    "the scale is forgotten": ("c->key_bricks ? c->scale", "c->key_bricks ? 1.0f", {}),
+    "values of a brick lie one off": ("t * term_stride", "(t + (t > 200)) * term_stride", {}),
+}  # fmt: skip
+CHECKED = (
+    "z", "lse", "entropy", "first_mass", "distance_hist", "received", "pooled_mean", "topk",
+)  # fmt: skip
+WRONG = {**MUTANTS, **(BRICKED if "unit" in WAYS else {})}
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", WRONG)
 def test_a_mistake_in_the_text_is_noticed(
     mutant: str,
     draw: Any,
@@ -233,14 +338,20 @@ def test_a_mistake_in_the_text_is_noticed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right, wrong, options = MUTANTS[mutant]
-    text = sweep.SOURCE.read_text()
-    assert text.count(right) == 1
-    source = tmp_path / "sweep.c"
-    source.write_text(text.replace(right, wrong))
+    right, wrong, options = WRONG[mutant]
+    folder = tmp_path / "text"
+    folder.mkdir()
+    found = 0
+    for file in sorted(library.SOURCE.parent.glob("*.[ch]")):
+        text = file.read_text()
+        found += text.count(right)
+        (folder / file.name).write_text(text.replace(right, wrong))
+    assert found == 1
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sweep, "SOURCE", source)
-    monkeypatch.setattr(sweep, "agrees", lambda run: True)
+    monkeypatch.setattr(library, "SOURCE", folder / "sweep.c")
+    monkeypatch.setattr(library, "agrees", lambda run: True)
+    monkeypatch.setattr(library, "multiplies", lambda run, pack: True)
+    monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["unit" if mutant in BRICKED else "blas"])
     options = dict(options)
     inputs = draw(300, request={"k": 3})
     if options.pop("padded", False):
@@ -250,7 +361,7 @@ def test_a_mistake_in_the_text_is_noticed(
     swept = attend(*inputs, variant, engine="compiled")
 
     def check() -> None:
-        for name in ("z", "lse", "entropy", "distance_hist", "received", "pooled_mean", "topk"):
+        for name in CHECKED:
             agree(name, swept[name], dense[name])
 
     with pytest.raises(AssertionError):
@@ -268,8 +379,8 @@ def test_engines_that_cannot_be_had_are_refused(draw: Any) -> None:
         attend(*inputs, rows), attend(*inputs, rows, engine="panels"), rtol=0, atol=0
     )
     with pytest.raises(Refused, match="it computes in float32; or use engine='auto'"):
-        sweep.choose("compiled", Variant(), torch.float64, torch.device("cpu"))
-    assert sweep.choose("auto", Variant(), torch.float64, torch.device("cpu")) is None
+        library.choose("compiled", Variant(), torch.float64, torch.device("cpu"))
+    assert library.choose("auto", Variant(), torch.float64, torch.device("cpu")) is None
 
 
 def test_a_statistic_may_read_logits_that_the_sweep_overwrote(

@@ -26,7 +26,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     fill = Panels.fill
     both = threading.Barrier(2, timeout=60)
 
-    def watch(self: Panels, part: Part, memory: torch.Tensor) -> Iterator[Any]:
+    def watch(self: Panels, part: Part, *memory: Any) -> Iterator[Any]:
         me = (threading.get_ident(), torch.get_num_threads())
         if torch.get_num_threads() == 1 and threading.current_thread() is not main:
             if me not in seen:
@@ -34,7 +34,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
                 both.wait()  # so that no worker does all the work before the other starts
         else:
             seen.add(me)
-        return fill(self, part, memory)
+        return fill(self, part, *memory)
 
     main = threading.current_thread()
     monkeypatch.setattr(Panels, "fill", watch)
@@ -79,11 +79,11 @@ def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch
     begun: list[Part] = []
     fill = Panels.fill
 
-    def fail(self: Panels, part: Part, memory: torch.Tensor) -> Iterator[Any]:
+    def fail(self: Panels, part: Part, *memory: Any) -> Iterator[Any]:
         begun.append(part)
         if len(begun) == 2:
             raise ZeroDivisionError("planted")
-        return fill(self, part, memory)
+        return fill(self, part, *memory)
 
     monkeypatch.setattr(Panels, "fill", fail)
     inputs = draw(200, heads=8, kv_heads=8)
