@@ -41,6 +41,10 @@ static inline void chip(vec even, vec odd, int64_t parts, uint16_t *to) {
 static inline vec some(const float *from, int64_t count, int64_t apart) {
     vec found = spread(0);
     if (count >= WIDTH && apart == 1) return load(from);
+#ifdef __AVX512F__
+    if (count >= WIDTH && apart < 1 << 26)
+        return (vec)_mm512_i32gather_ps((__m512i)(LANE * ispread(apart)), from, sizeof(float));
+#endif
     for (int64_t i = 0; i < count && i < WIDTH; i++) found[i] = from[i * apart];
     return found;
 }
@@ -197,7 +201,7 @@ static void mix_bricks(const Sweep *c, const Work *w, int64_t head, int64_t from
             }
         }
     for (int64_t r = 0; from + r < to; r++) {
-        float *out = c->mixed + (head * c->rows + from + r) * c->value_size;
+        float *out = mixed(c, head, from + r);
         for (int64_t d = 0; d < c->value_size; d++)
             out[d] = w->mixed[r * width + d] * w->factors[r];
     }

@@ -1,7 +1,7 @@
 """The capture engine on torch: hands the panels of an attention call to the statistics."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class PanelEngine:
                 for statistic in chosen:
                     put(statistic, panel, places[statistic.name])
 
-        self.panels.each(capture)
+        replace(self.panels, output=results.get("z")).each(capture)
         for statistic in chosen:
             if statistic.finish is not None:
                 results[statistic.name] = statistic.finish(
@@ -76,7 +76,9 @@ def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:
     elif not statistic.by_query:
         there.add_(statistic.panel(panel))
     else:
-        there.copy_(statistic.panel(panel))
+        made = statistic.panel(panel)
+        if made.data_ptr() != there.data_ptr():
+            there.copy_(made)
         if panel.dead is not None:
             dead = panel.dead.view(*panel.dead.shape, *[1] * (there.ndim - 3))
             # A row of a whole pattern is longer than its panel.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.kernels.cpu.library import Engine, Library, choose
@@ -94,6 +94,8 @@ class Panels:
     engine
         ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
         sweep where there is one for this call.
+    output
+        Where the averaged values may be written at once: float32, rows side by side.
     """
 
     q: Tensor
@@ -104,6 +106,7 @@ class Panels:
     wanted: Bool[Tensor, " query"] | None = None
     reductions: frozenset[str] = frozenset({"weights"})
     engine: Engine = "auto"
+    output: Float[Tensor, "batch head query value_size"] | None = None
 
     def each(self, work: Callable[[Part, Iterator[Panel]], None]) -> None:
         """Hand all panels of every part to ``work``, parts side by side in several threads.
@@ -262,6 +265,7 @@ class Panels:
                 self.reductions,
                 Operands.of(logits, mixed, self.sweep.pack, scratch),
                 scratch,
+                None if self.output is None else self.output[part.batch, part.heads],
             )
         for block in self.blocks:
             shape = (*logits.shape, size(block.queries), size(block.keys))

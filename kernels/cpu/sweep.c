@@ -289,7 +289,7 @@ static void score(const Sweep *c, const Work *w, int64_t head, int64_t from, int
 static void mix(const Sweep *c, const Work *w, int64_t head, int64_t from, int64_t to) {
     const int64_t rows = to - from, keys = w->high - w->low;
     const float one = 1.0f, none = 0.0f;
-    float *out = c->mixed + (head * c->rows + from) * c->value_size;
+    float *out = mixed(c, head, from);
     if (keys <= 0) {
         memset(out, 0, rows * c->value_size * sizeof(float));
         return;

@@ -68,7 +68,8 @@ typedef struct {
     int64_t key_room, value_room;   /* floats, or halves of bricks, from one KV head to the next */
     int64_t group;                  /* heads of the panel that share a KV head */
     float scale;                    /* factor of the products */
-    float *mixed;                   /* [..][row][value_size], or NULL */
+    float *mixed;                   /* [batch][head][row][value_size], or NULL */
+    int64_t mixed_batch, mixed_head; /* floats from one to the next */
     void *memory;                   /* as many bytes as `room` says, on a line of the cache */
 } Sweep;
 
@@ -122,6 +123,12 @@ static float largest(const vec *v) {
 static inline const float *query(const Sweep *c, int64_t head, int64_t r) {
     return c->query + head / c->heads * c->query_batch + head % c->heads * c->query_head
            + r * c->query_row;
+}
+
+/* Where the mixed values of a row go. */
+static inline float *mixed(const Sweep *c, int64_t head, int64_t r) {
+    return c->mixed + head / c->heads * c->mixed_batch + head % c->heads * c->mixed_head
+           + r * c->value_size;
 }
 
 /* Keys that some of these rows see, as columns of the panel. */

@@ -68,7 +68,9 @@ class Sweep:
     operands
         What to multiply; None where the logits are there.
     scratch
-        Memory for a few rows.
+        Memory for a few rows, and for what they are reduced to.
+    output
+        Where the averaged values of all queries go; None: into the scratch.
     """
 
     run: Run
@@ -79,6 +81,7 @@ class Sweep:
     wanted: frozenset[str]
     operands: Operands | None = None
     scratch: Scratch = field(default_factory=Scratch)
+    output: Float[Tensor, "batch head all value_size"] | None = None
 
     @cached_property
     def filled(self) -> frozenset[str]:
@@ -168,7 +171,7 @@ class Sweep:
         real = visibility.key_mask
         real = None if real is None else real[:, keys].contiguous()
         alive = None if self.alive is None else self.alive[:, queries].contiguous()
-        filled = self.room(shape)
+        filled = self.room(block, shape)
         places = {} if self.operands is None else self.operands.places
         query = None
         if logits is None:
@@ -179,6 +182,9 @@ class Sweep:
         elif "key_bricks" in places:
             # The scale belongs to products.
             places = places | {"key_bricks": None}
+        if "mixed" in filled:
+            batch, head = filled["mixed"].stride()[:2]
+            places = places | {"mixed_batch": batch, "mixed_head": head}
         call = Call(
             *shape,
             None if logits is None else logits.data_ptr(),
@@ -208,7 +214,7 @@ class Sweep:
         starts = distance_bins(max(self.visibility.queries, self.visibility.keys))
         return torch.tensor([*starts[1:], ENDLESS])
 
-    def room(self, shape: torch.Size) -> dict[str, Tensor]:
+    def room(self, block: Block, shape: torch.Size) -> dict[str, Tensor]:
         """Make room for what is wanted of a panel."""
         *heads, rows, keys = shape
         tiles, across = -(-rows // self.request.tile), -(-keys // self.request.tile)
@@ -225,9 +231,13 @@ class Sweep:
             assert self.operands is not None
             extents["mixed"] = (rows, self.operands.places["value_size"])
         shapes = {name: (*heads, *extents.get(name, (rows,))) for name in self.filled}
+        if self.output is not None:
+            shapes.pop("mixed", None)
         if "leaders" in shapes:
             shapes["leaders"] = (*shapes["leaders"], 2)
         made = self.scratch.share("results", shapes)
+        if "mixed" in self.filled and self.output is not None:
+            made["mixed"] = self.output[:, :, block.queries]
         if "leaders" in made:
             # Two halves of a whole number.
             made["leaders"] = made["leaders"].view(torch.int64).squeeze(-1)

@@ -42,6 +42,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("key_room", "value_room", "group")),
         ("scale", ctypes.c_float),
         ("mixed", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("mixed_batch", "mixed_head")),
         ("memory", ctypes.c_void_p),
     )
 
