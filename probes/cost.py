@@ -131,7 +131,7 @@ def _layer(recording: Recording, rows: Sequence[int]) -> int:
     variant = Variant(causal=not recording.prompts.crossed)
     panels = _panels(recording, q, k, v, variant)
     workers = min(panels.workers, sum(1 for _ in panels.parts()))
-    beside = panels.beside + panels.room * _by_element(recording)
+    beside = panels.taken + panels.room * _by_element(recording)
     return outputs + math.ceil(workers * beside)
 
 

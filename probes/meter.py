@@ -18,7 +18,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     now, peak
         Bytes alive now, and the most at once.
     largest
-        Elements of the largest tensor made.
+        Elements of the largest tensor made; four bytes are one.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _count(self, tensor: torch.Tensor, given: set[int]) -> None:
-        self.largest = max(self.largest, tensor.numel())
+        self.largest = max(self.largest, tensor.nbytes // max(tensor.element_size(), 4))
         storage = tensor.untyped_storage()
         place = storage.data_ptr()
         # A view of something older than the meter, such as a weight, takes nothing.

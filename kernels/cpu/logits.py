@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels.cpu.scores import Scores
+from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.visibility import MASKED, Block
 
 SHARP = 32.0
@@ -89,9 +90,12 @@ class Buffers:
         return torch.empty(self.shape, device="meta")
 
     @staticmethod
-    def reserve(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def reserve(count: int, dtype: torch.dtype, device: torch.device, scratch: Scratch) -> Tensor:
         """Reserve memory for panels of up to this many elements."""
-        return torch.empty(3 * -(-count // LINE) * LINE, dtype=dtype, device=device)
+        room = 3 * -(-count // LINE) * LINE
+        if device.type == "cpu":
+            return scratch.take("panels", room * dtype.itemsize).view(dtype)
+        return torch.empty(room, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -281,15 +281,18 @@ class Panel:
                 at + first - start - width + 1,
             )
             torch.sum(view, dim=-1, out=bins[..., number])
-        rest = self.weights.sum(dim=-1).sub_(bins.sum(dim=-1))
-        farthest = 2 * starts[inside]
-        wide = first + rows - farthest
-        if wide > 0:
-            seen = torch.ones(rows, wide, device=bins.device).tril(first - farthest)
-            bins[..., inside + 1] = (self.weights[..., :wide] * seen).sum(dim=-1)
-            rest.sub_(bins[..., inside + 1])
-        bins[..., inside] = rest.clamp_min_(0.0)
+        bins[..., inside] = self._upto(first - starts[inside])
+        if first + rows > 2 * starts[inside]:
+            bins[..., inside + 1] = self._upto(first - 2 * starts[inside])
+            bins[..., inside].sub_(bins[..., inside + 1]).clamp_min_(0.0)
         return bins
+
+    def _upto(self, last: int) -> Float[Tensor, "batch head query"]:
+        """Add the weights up to a column, one more in each row."""
+        rows, whole = self.weights.shape[2], max(last + 1, 0)
+        corner = self.weights[..., whole : last + rows]
+        seen = corner.new_ones(rows, corner.shape[-1]).tril(last - whole)
+        return self.weights[..., :whole].sum(dim=-1).add_((corner * seen).sum(dim=-1))
 
     @cached_property
     def mixed(self) -> Float[Tensor, "batch head query size"]:

@@ -18,15 +18,15 @@ from headscope.kernels.cpu.operands import LEAST_ROWS, PARTS, Operands, packed
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.scores import Scores
 from headscope.kernels.cpu.scratch import Scratch
-from headscope.kernels.cpu.sweep import Sweep
+from headscope.kernels.cpu.sweep import REDUCTIONS, Sweep
 from headscope.kernels.cpu.sweep_call import Call
 from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import MASKED, Block, Visibility
 
-ROWS = 128
-"""Queries in a panel on torch, whose passes want it in the cache."""
+ROWS = 256
+"""Queries in a panel on torch: every pass over it is a call from Python."""
 SWEPT_ROWS = 256
 """Queries in a panel for the sweep, which takes row after row."""
 BARE_ROWS = 1024
@@ -124,8 +124,9 @@ class Panels:
         """
 
         def run(waiting: Iterator[Part]) -> None:
-            memory = cache(lambda: Buffers.reserve(self.room, self.precision, self.q.device))
             with Scratch.lend() as scratch:
+                whole = (self.room, self.precision, self.q.device, scratch)
+                memory = cache(lambda: Buffers.reserve(*whole))
                 for part in waiting:
                     work(part, self.fill(part, memory, scratch))
 
@@ -137,10 +138,11 @@ class Panels:
         return max(size(part.batch) * size(part.heads) for part in self.parts()) * self.largest
 
     @cached_property
-    def beside(self) -> int:
-        """Bytes that a worker of the sweep takes besides panels: keys, values, rows and results."""
+    def taken(self) -> int:
+        """Bytes that a worker takes: panels, or keys, values, rows and results of the sweep."""
+        panel = self.room * self.precision.itemsize
         if self.sweep is None:
-            return 0
+            return 3 * panel
         part = max(self.parts(), key=lambda one: size(one.batch) * size(one.heads))
         heads, shared = size(part.batch) * size(part.heads), size(part.batch) * size(part.kv)
         keys = max(size(block.keys) for block in self.blocks)
@@ -153,7 +155,8 @@ class Panels:
             call.key_bricks = call.value_bricks = 1
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
-        return shared * operands + self.sweep.room(call) + results
+        kept = panel if self.reductions - REDUCTIONS else 0
+        return shared * operands + self.sweep.room(call) + results + kept
 
     @property
     def workers(self) -> int:

@@ -13,8 +13,8 @@ LARGE = 1 << 21
 """Bytes of a large page. Rows of a panel lie far apart: with small pages each is one of its own."""
 FLOATS = 16
 """Floats of a line of the cache, on which every tensor begins."""
-KEPT = 1 << 26
-"""Bytes of a piece up to which it is kept for the next call."""
+KEPT = 1 << 23
+"""Bytes of a piece up to which it is kept for the next call; larger ones are soon filled again."""
 PRIVATE = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
 """Shared memory, which Python asks for by itself, has no large pages."""
 
@@ -65,8 +65,8 @@ class Scratch:
         """
         piece = self._pieces.get(name)
         if piece is None or len(piece) < count:
-            # Some to spare: texts of a batch differ in length.
-            piece = self._pieces[name] = reserve(count + count // 4)
+            self._pieces.pop(name, None)
+            piece = self._pieces[name] = reserve(count)
         return piece[:count]
 
     def share(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -91,9 +91,10 @@ def reserve(count: int) -> UInt8[Tensor, " byte"]:
     room = count if count < LARGE else (count + 2 * LARGE - 1) // LARGE * LARGE
     memory = mmap.mmap(-1, max(room, 4 * FLOATS), **PRIVATE)
     if count < LARGE:
-        return torch.frombuffer(memory, dtype=torch.uint8)
+        return torch.frombuffer(memory, dtype=torch.uint8)[:count]
     with contextlib.suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     # Large pages begin at their multiples; what lies before the first is never touched.
-    return whole[-whole.data_ptr() % LARGE :]
+    start = -whole.data_ptr() % LARGE
+    return whole[start : start + count]

@@ -18,6 +18,7 @@ from headscope.kernels.attention import attend
 from headscope.kernels.cpu import scratch
 from headscope.kernels.cpu.engine import PanelEngine
 from headscope.kernels.cpu.panels import Panels
+from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.gradient_capture import capture_gradient
@@ -25,6 +26,18 @@ from headscope.kernels.gradients.attributions import STATISTICS
 from headscope.kernels.gradients.backward import differentiate
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the memory of workers from torch, where a watch sees it."""
+
+    def take(self: Scratch, name: str, count: int) -> torch.Tensor:
+        self._pieces.pop(name, None)
+        piece = self._pieces[name] = torch.empty(count, dtype=torch.uint8)
+        return piece
+
+    monkeypatch.setattr(Scratch, "take", take)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -69,7 +82,6 @@ def test_no_tensor_of_queries_by_keys(
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     largest = []
     for length in (1024, 2048):
-        monkeypatch.setattr(scratch, "_idle", [])
         with LargestTensor() as mode:
             call(length, **options)
         # The three buffers of one panel: 256 queries against every key.
@@ -102,7 +114,6 @@ def test_no_such_tensor_for_gradients(
 ) -> None:
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
     for length in (1024, 2048):
-        monkeypatch.setattr(scratch, "_idle", [])
         with LargestTensor() as mode:
             work(length, **options)
         assert 128 * 64 <= mode.elements <= 3 * 256 * length
@@ -116,6 +127,7 @@ def test_the_watch_notices_a_whole_matrix() -> None:
 
 def peak_bytes(work: Callable[[int], None], length: int, folder: Path) -> int:
     """Profile one call and add up what is allocated and freed."""
+    scratch._idle.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work(length)
     trace = folder / f"{length}.json"
