@@ -100,11 +100,12 @@ def agrees(run: Run) -> bool:
     panel = logits.clone()
     wanted = frozenset({"leaders", "weights"})
     sweep = Sweep(run, Request(stats=(), k=2), visibility, None, None, wanted)
-    found = sweep.reduce(block, panel.shape, float("inf"), panel, panel)
+    found = sweep.room(block, panel.shape)
+    done = sweep.reduce(block, found, float("inf"), panel, panel)
     visibility.hide(logits, block)
     weights = logits.softmax(dim=-1)
     return (
-        found is not None
+        done
         and torch.allclose(panel, weights, rtol=1e-6, atol=1e-9)
         and torch.allclose(found["top"], weights.amax(dim=-1), rtol=1e-6)
         and torch.equal(found["leaders"], logits.topk(2, dim=-1).indices)
@@ -126,12 +127,11 @@ def multiplies(run: Run, pack: Pack) -> bool:
     sweep = Sweep(run, Request(stats=()), visibility, None, None, wanted, operands, scratch)
     block = visibility.block(slice(0, 50), 1)
     none = torch.empty(1, 1, 50, 70, device="meta")
-    found = sweep.reduce(block, none.shape, float("inf"), None, none)
+    found = sweep.room(block, none.shape)
+    done = sweep.reduce(block, found, float("inf"), None, none)
     whole = q @ k.mT * variant.scale
     visibility.hide(whole, block)
-    return found is not None and torch.allclose(
-        found["mixed"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6
-    )
+    return done and torch.allclose(found["mixed"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6)
 
 
 def choose(

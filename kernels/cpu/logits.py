@@ -136,8 +136,8 @@ class Logits:
 
     def put(
         self, block: Block, out: Float[Tensor, "batch head query key"], *, hide: bool = True
-    ) -> None:
-        """Write the logits of a block, in the precision of ``out``.
+    ) -> Float[Tensor, "batch head query key"]:
+        """Write the logits of a block into ``out``, in its precision, and return it.
 
         Parameters
         ----------
@@ -164,6 +164,7 @@ class Logits:
             self.scores.finish(out, block)
         else:
             self.scores.compose(out, block)
+        return out
 
     def softmax(self, block: Block, buffers: Buffers, sigmoid: bool) -> Filled:
         """Turn the logits of a block into weights with torch.

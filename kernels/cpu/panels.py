@@ -16,9 +16,9 @@ from headscope.kernels.cpu.library import Engine, Library, choose
 from headscope.kernels.cpu.logits import Buffers, Logits
 from headscope.kernels.cpu.operands import LEAST_ROWS, PARTS, Operands, packed
 from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.scores import Scores
+from headscope.kernels.cpu.scores import Scores, plain
 from headscope.kernels.cpu.scratch import Scratch
-from headscope.kernels.cpu.sweep import REDUCTIONS, Sweep
+from headscope.kernels.cpu.sweep import EXACT_ROWS, REDUCTIONS, Sweep
 from headscope.kernels.cpu.sweep_call import Call
 from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request
@@ -155,8 +155,9 @@ class Panels:
             call.key_bricks = call.value_bricks = 1
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
-        kept = panel if self.reductions - REDUCTIONS else 0
-        return shared * operands + self.sweep.room(call) + results + kept
+        kept = panel if self.reductions - REDUCTIONS or not plain(self.variant) else 0
+        exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
+        return shared * operands + self.sweep.room(call) + results + kept + exact
 
     @property
     def workers(self) -> int:
@@ -189,7 +190,8 @@ class Panels:
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
         rows = ROWS
         if self.sweep is not None:
-            rows = SWEPT_ROWS if "weights" in self.reductions else BARE_ROWS
+            bare = "weights" not in self.reductions and plain(self.variant)
+            rows = BARE_ROWS if bare else SWEPT_ROWS
         return min(affordable, rows, self.visibility.queries)
 
     @cached_property

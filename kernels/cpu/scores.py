@@ -32,10 +32,7 @@ class Scores:
     @property
     def plain(self) -> bool:
         """Whether the scaled products are the logits, up to hidden keys."""
-        variant = self.variant
-        changes = (variant.softcap, variant.slopes, variant.bias)
-        edited = variant.edits is not None and variant.edits.on_weights
-        return not edited and all(one is None for one in changes)
+        return plain(self.variant)
 
     def finish(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
         """Turn scaled products into logits, hidden keys at -1e30."""
@@ -135,3 +132,10 @@ def narrow(values: Tensor, *places: slice) -> Tensor:
 def finite(bias: Tensor) -> Tensor:
     """Replace -inf: -inf less -inf would be NaN."""
     return bias.clamp_min(MASKED)
+
+
+def plain(variant: Variant) -> bool:
+    """Whether the scaled products of a variant are its logits, up to hidden keys."""
+    changes = (variant.softcap, variant.slopes, variant.bias)
+    edited = variant.edits is not None and variant.edits.on_weights
+    return not edited and all(one is None for one in changes)

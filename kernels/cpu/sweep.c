@@ -192,7 +192,8 @@ static int one(const Sweep *c, const Work *w, int64_t head, int64_t r, int64_t p
     const int64_t at = head * c->rows + r, sequence = head / c->heads;
     const uint8_t *real = c->real ? c->real + sequence * c->real_stride : NULL;
     float *work = w->rows + place * w->stride;
-    const float *source = c->logits ? c->logits + at * c->keys : work;
+    const int64_t given = head * (c->end - c->begin) + r - c->begin;
+    const float *source = c->logits ? c->logits + given * c->keys : work;
     const int64_t room = c->logits ? c->keys : w->stride - MARGIN;
     const float scale = c->key_bricks ? c->scale : 1.0f;
     int64_t low = c->low[r] - c->first, high = c->high[r] - c->first;
@@ -308,13 +309,13 @@ static void mix(const Sweep *c, const Work *w, int64_t head, int64_t from, int64
 
 /* The rows of one head; 1 when one is beyond the limit. */
 static int all(const Sweep *c, Work *w, int64_t head) {
-    for (int64_t from = 0; from < c->rows; from += w->together) {
-        const int64_t to = from + w->together < c->rows ? from + w->together : c->rows;
+    for (int64_t from = c->begin; from < c->end; from += w->together) {
+        const int64_t to = from + w->together < c->end ? from + w->together : c->end;
         look(c, w, from, to);
         if (c->query) score(c, w, head, from, to);
         for (int64_t r = from; r < to; r++) {
             if (one(c, w, head, r, r - from)) return 1;
-            if (!(w->sums || w->peaks) || ((r + 1) % c->tile && r + 1 < c->rows)) continue;
+            if (!(w->sums || w->peaks) || ((r + 1) % c->tile && r + 1 < c->end)) continue;
             finish(c, w, head, r / c->tile);
             if (w->sums) memset(w->sums, 0, c->keys * sizeof(float));
             if (w->peaks) memset(w->peaks, 0, c->keys * sizeof(float));
@@ -367,8 +368,8 @@ int sweep(const Sweep *c) {
     place(c, &w);
     if (bricks) lay();
     for (int64_t head = 0; !status && head < c->batch * c->heads; head++) {
-        if (c->sums) memset(c->sums + head * c->keys, 0, c->keys * sizeof(float));
-        if (c->peaks) memset(c->peaks + head * c->keys, 0, c->keys * sizeof(float));
+        if (c->sums && !c->begin) memset(c->sums + head * c->keys, 0, c->keys * sizeof(float));
+        if (c->peaks && !c->begin) memset(c->peaks + head * c->keys, 0, c->keys * sizeof(float));
         status = all(c, &w, head);
     }
     if (bricks) lift();

@@ -33,7 +33,8 @@ typedef float loose __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias
    is said. */
 typedef struct {
     int64_t batch, heads, rows, keys;
-    const float *logits;            /* those of a panel; NULL: they are made here */
+    int64_t begin, end;             /* rows to do: all, or whole tiles of them, in order */
+    const float *logits;            /* those of these rows; NULL: they are made here */
     float *weights;                 /* of a panel, may be where the logits are; NULL: not kept */
     const int64_t *low, *high;      /* [row]: first visible key and one past the last */
     int64_t first;                  /* key of the panel's first column */

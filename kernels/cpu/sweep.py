@@ -4,6 +4,8 @@ The same numbers as the panel's own formulas on torch, to rounding. Where there 
 panels do without it.
 """
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +23,11 @@ from headscope.kernels.visibility import Block, Visibility
 
 LARGEST_K = 64
 """Most leaders of a row; the sweep orders them in a buffer of twice as many."""
+
+ADDED = ("sums", "peaks")
+"""Reductions that the rows of several tiles go into."""
+EXACT_ROWS = 128
+"""Rows whose logits are made in float64 at once."""
 
 ENDLESS = 1 << 62
 
@@ -115,17 +122,22 @@ class Sweep:
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
         weights = buffers.panel if self.keeps else buffers.none()
-        if self.operands.scores:
-            known = self.reduce(block, shape, SHARP, None, weights)
-        else:
-            logits.put(block, buffers.panel, hide=False)
-            known = self.reduce(block, shape, SHARP, buffers.panel, weights)
-        sharp = known is None
-        if known is None:
-            logits.put(block, buffers.exact, hide=False)
-            panel = buffers.panel.copy_(buffers.exact)
-            known = self.reduce(block, shape, float("inf"), panel, weights)
-            assert known is not None
+        filled = self.room(block, shape)
+        given = None
+        if not self.operands.scores:
+            given = logits.put(block, buffers.panel, hide=False)
+        sharp = not self.reduce(block, filled, SHARP, given, weights)
+        if sharp:
+            for rows in self.pieces(block):
+                # Sharp rows come together: once they do, the others are made exactly as well.
+                if given is None:
+                    before = {name: filled[name].clone() for name in ADDED if name in filled}
+                    if self.reduce(block, filled, SHARP, None, weights, rows):
+                        continue
+                    for name, values in before.items():
+                        filled[name].copy_(values)
+                given = self.exact(block, rows, shape)
+                self.reduce(block, filled, float("inf"), given, weights, rows)
 
         def score() -> Tensor:
             # The sweep keeps none; few statistics look at logits.
@@ -136,24 +148,45 @@ class Sweep:
                 spare.copy_(exact)
             return spare
 
+        known = dict(filled)
         return Filled(weights, known.pop("peak"), score, known)
+
+    def pieces(self, block: Block) -> Iterator[slice]:
+        """Cut the rows of a block into whole tiles, few enough for logits of float64."""
+        count, tile = block.queries.stop - block.queries.start, self.request.tile
+        step = max(EXACT_ROWS // tile * tile, tile)
+        for first in range(0, count, step):
+            yield slice(first, min(first + step, count))
+
+    def exact(self, block: Block, rows: slice, shape: torch.Size) -> Tensor:
+        """Make the logits of some rows in float64, rounded once."""
+        assert self.operands is not None
+        count = math.prod(shape) // shape[2] * (rows.stop - rows.start)
+        extents = (*shape[:2], rows.stop - rows.start, shape[3])
+        wide = self.scratch.take("exact", 8 * count).view(torch.float64).view(extents)
+        logits = self.scratch.take("rounded", 4 * count).view(torch.float32).view(extents)
+        start = block.queries.start
+        few = slice(start + rows.start, start + rows.stop)
+        part = Block(few, block.keys, block.low[rows], block.high[rows])
+        return logits.copy_(self.operands.logits.put(part, wide, hide=False))
 
     def reduce(
         self,
         block: Block,
-        shape: torch.Size,
+        filled: Mapping[str, Tensor],
         limit: float,
-        logits: Float[Tensor, "batch head query key"] | None,
+        logits: Float[Tensor, "batch head row key"] | None,
         weights: Float[Tensor, "batch head query key"],
-    ) -> dict[str, Tensor] | None:
+        rows: slice | None = None,
+    ) -> bool:
         """Turn the logits of a panel into weights.
 
         Parameters
         ----------
         block
             Which queries and keys these are.
-        shape
-            Extents of the panel.
+        filled
+            Where the properties of the panel go, by name.
         limit
             Give up at a row whose largest logit is farther from 0 than this.
         logits
@@ -161,17 +194,18 @@ class Sweep:
             sweep makes them.
         weights
             Where the weights go, may be where the logits are; a tensor without data keeps none.
+        rows
+            Rows that the logits are of, whole tiles; the others are done elsewhere. None is all.
 
         Returns
         -------
-        Properties of the panel by name; None when it gave up, with the weights spoilt.
+        Whether it did not give up; the weights are spoilt where it did.
         """
         visibility, queries, keys = self.visibility, block.queries, block.keys
         low, high = block.low.contiguous(), block.high.contiguous()
         real = visibility.key_mask
         real = None if real is None else real[:, keys].contiguous()
         alive = None if self.alive is None else self.alive[:, queries].contiguous()
-        filled = self.room(block, shape)
         places = {} if self.operands is None else self.operands.places
         query = None
         if logits is None:
@@ -186,7 +220,9 @@ class Sweep:
             batch, head = filled["mixed"].stride()[:2]
             places = places | {"mixed_batch": batch, "mixed_head": head}
         call = Call(
-            *shape,
+            *weights.shape,
+            0 if rows is None else rows.start,
+            weights.shape[2] if rows is None else rows.stop,
             None if logits is None else logits.data_ptr(),
             None if weights.is_meta else weights.data_ptr(),
             low.data_ptr(),
@@ -206,7 +242,7 @@ class Sweep:
             **{name: tensor.data_ptr() for name, tensor in filled.items()},
             **places,
         )
-        return None if self.run(call, self.scratch) else filled
+        return not self.run(call, self.scratch)
 
     @cached_property
     def ends(self) -> Int[Tensor, " bin"]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from headscope.kernels.cpu.scratch import Scratch
 
-COUNTS = ("batch", "heads", "rows", "keys")
+COUNTS = ("batch", "heads", "rows", "keys", "begin", "end")
 ROWS = ("peak", "top", "surplus", "entropy", "mean_distance", "distance_variance", "first_sum")
 COLUMNS = ("sums", "peaks", "tile_sums", "tile_peaks")
 QUERY = ("query_batch", "query_head", "query_row")

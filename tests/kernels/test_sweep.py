@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,25 @@ def test_the_sweep_and_torch_agree_at_odd_lengths(
     check_same(draw(length, request={"tile": tile, "k": min(tile, 64), "clip": clip}))
     check_same(draw(length, length + tile, causal=False, request={"tile": tile}))
     check_same(draw(length, length + 40, window=33, request={"tile": tile}))
+
+
+@pytest.mark.parametrize("tile", [16, 40, 130])
+def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(
+    tile: int, draw: Any, agree: Any, way: str
+) -> None:
+    few = tuple(name for name in statistics.names() if name not in ("topk_key", "effective_span"))
+    for options in ({}, {"window": 50}, {"softcap": 200.0}):
+        inputs = draw(300, request={"tile": tile, "stats": few})
+        # Some rows of the later tiles, so that pieces with and without them take turns.
+        inputs.q[:, :, [70, 200, 290]] *= 64.0
+        variant = Variant(**options)
+        dense = attend_dense(*inputs, variant)
+        largest = float(dense["lse"].abs().max())
+        for stats in (few, tuple(sweep_only())):
+            inputs.request = replace(inputs.request, stats=stats)
+            swept = attend(*inputs, variant, engine="compiled")
+            for name in CHECKED:
+                agree(name, swept[name], dense[name], logit=largest)
 
 
 @pytest.mark.parametrize("size", [1, 16, 31, 33, 80, 192])
