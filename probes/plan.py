@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headscope.probes.edit import Edit
 
 
-SLACK = 1 << 25
+SLACK = 3 << 24
 """Bytes that the allocator keeps of what was freed; measured, between 10 and 120 MB."""
 
 

@@ -75,7 +75,10 @@ def agree(planned: int, peak: int) -> None:
 
 
 def test_what_is_planned_is_what_it_takes() -> None:
-    agree(*measured('"headscope/bundled"', 256, 24, {"stats": ("entropy", "received", "topk")}))
+    # What the allocator keeps differs from run to run by tens of MB.
+    options = {"stats": ("entropy", "received", "topk")}
+    runs = [measured('"headscope/bundled"', 256, 24, options) for _ in range(3)]
+    agree(runs[0][0], sorted(peak for _, peak in runs)[1])
 
 
 @pytest.mark.slow
