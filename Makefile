@@ -47,7 +47,7 @@ test-slow: .venv/installed-dev  ## what is too long for the default suite: texts
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray]'
 	touch $@
 
-test-cluster: .venv/installed-ray  ## a batch on Ray, with a worker that is killed
+test-cluster: .venv/installed-ray  ## batches on Ray, one with a worker that is killed, one of all analyses on checkpoints
 	$(BIN)/pytest -m cluster
 
 seeds: .venv/installed-dev  ## seed row -> passing tests

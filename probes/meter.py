@@ -42,7 +42,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         result = func(*args, **(kwargs or {}))
         for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor):
+            if isinstance(one, torch.Tensor) and not one.is_meta:
                 self._count(one, given)
         return result
 

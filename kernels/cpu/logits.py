@@ -87,7 +87,7 @@ class Buffers:
 
     def none(self) -> Float[Tensor, "batch head query key"]:
         """Make a tensor of this shape without data: reading it fails."""
-        return torch.empty(self.shape, device="meta")
+        return torch.empty((), device="meta").expand(self.shape)
 
     @staticmethod
     def reserve(count: int, dtype: torch.dtype, device: torch.device, scratch: Scratch) -> Tensor:

@@ -25,11 +25,11 @@ from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import MASKED, Block, Visibility
 
-ROWS = 256
-"""Queries in a panel on torch: every pass over it is a call from Python."""
+ROWS = 128
+"""Queries in a panel on torch; more would be faster, and take more memory."""
 SWEPT_ROWS = 256
 """Queries in a panel for the sweep, which takes row after row."""
-BARE_ROWS = 1024
+BARE_ROWS = 4096
 """The same where it keeps no weights: calls are few, so workers seldom wait for Python."""
 PANEL_ELEMENTS = 1 << 20
 """Elements of all rows together, above which a call is cut into parts."""
@@ -187,11 +187,10 @@ class Panels:
     @property
     def rows(self) -> int:
         """Largest number of queries in a panel."""
+        if self.sweep is not None and "weights" not in self.reductions and plain(self.variant):
+            return min(BARE_ROWS, self.visibility.queries)
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
-        rows = ROWS
-        if self.sweep is not None:
-            bare = "weights" not in self.reductions and plain(self.variant)
-            rows = BARE_ROWS if bare else SWEPT_ROWS
+        rows = ROWS if self.sweep is None else SWEPT_ROWS
         return min(affordable, rows, self.visibility.queries)
 
     @cached_property

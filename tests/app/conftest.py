@@ -11,6 +11,14 @@ import pytest
 from headscope.app.batch import job as jobs
 from headscope.app.batch.folder import LOG
 
+THREE_BY_THREE = """\
+models: [headscope/bundled, headscope/induction@step400, headscope/induction]
+tasks: [induction, ioi, recall]
+number: 4
+analyses: all
+options: {sae_circuits: {epochs: 5}, slots: {draws: 1}, rhythm: {shifts: 20}}
+"""
+
 
 @pytest.fixture(scope="session")
 def digests() -> Callable[[Path], dict[str, str]]:
@@ -66,3 +74,9 @@ def two_by_two(job: Callable[[str], jobs.Job], small: Path) -> jobs.Job:
         "tasks: [induction, ioi]\nnumber: 3\nanalyses: [sinks, entropy]\n"
         "options: {sinks: {least_queries: 1}}\n"
     )
+
+
+@pytest.fixture
+def three_by_three(job: Callable[[str], jobs.Job]) -> jobs.Job:
+    """Every analysis on three tasks, of a bundled model and two checkpoints of another."""
+    return job(THREE_BY_THREE)

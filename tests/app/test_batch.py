@@ -366,20 +366,11 @@ def test_shards_of_prompts_give_the_numbers_of_one_capture(
         np.testing.assert_allclose(parts[column], whole[column], rtol=1e-4, atol=1e-5)
 
 
-THREE_BY_THREE = """\
-models: [headscope/bundled, headscope/induction@step400, headscope/induction]
-tasks: [induction, ioi, recall]
-number: 4
-analyses: all
-options: {sae_circuits: {epochs: 5}, slots: {draws: 1}, rhythm: {shifts: 20}}
-"""
-
-
 @pytest.mark.slow
 def test_three_by_three_and_all_analyses_survive_ten_kills(
-    job: Callable[[str], Job], tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+    three_by_three: Job, tmp_path: Path, digests: Callable[[Path], dict[str, str]]
 ) -> None:
-    asked = job(THREE_BY_THREE)
+    asked = three_by_three
     whole = run(asked, tmp_path / "whole")
     assert len(whole.cells) == 9 * len(analyses.names())
     assert len(whole.failed) < len(whole.cells) / 2

@@ -95,6 +95,20 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
+@pytest.mark.cluster
+def test_three_by_three_and_all_analyses_give_the_same_bytes(
+    three_by_three: Job, tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    process = start(tmp_path / "job.yaml", tmp_path / "ray")
+    said, errors = process.communicate(timeout=1800)
+    # Cells whose analysis does not suit the task are recorded as failed.
+    assert process.returncode == 1, errors
+    local = run(three_by_three, tmp_path / "local")
+    assert f"{len(local.cells) - len(local.failed)} of {len(local.cells)} cells" in said
+    assert len(local.failed) < len(local.cells) / 2
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+
+
 def test_what_a_cluster_lacks_is_refused(job: Callable[[str], Job]) -> None:
     text = "models: [{model: headscope/bundled, device: cuda}]\ntasks: [ioi]\nanalyses: [sinks]\n"
     with pytest.raises(Refused, match="headscope/bundled asks for a GPU, and the cluster has none"):
