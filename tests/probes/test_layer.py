@@ -217,7 +217,7 @@ def test_memory_is_linear_from_2k_to_8k_tokens(tiny: Any, ids: Any) -> None:
         length: overview_and_window(model, ids(length, vocabulary=16)) for length in (2048, 8192)
     }
     assert room[8192] <= max(4 * room[2048], 1 << 22)
-    assert room[8192] <= 8192**2 / 8
+    assert room[8192] < 8192**2 / 8
 
 
 @pytest.mark.slow
