@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headscope.kernels.cpu import blas
 from headscope.kernels.cpu.library import Engine, Library, choose
 from headscope.kernels.cpu.logits import Buffers, Logits
 from headscope.kernels.cpu.operands import LEAST_ROWS, PARTS, Operands, packed
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.scores import Scores, plain
 from headscope.kernels.cpu.scratch import Scratch
-from headscope.kernels.cpu.sweep import EXACT_ROWS, REDUCTIONS, Sweep
+from headscope.kernels.cpu.sweep import EXACT_ROWS, Sweep, unfilled
 from headscope.kernels.cpu.sweep_call import Call
 from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request
@@ -155,7 +156,7 @@ class Panels:
             call.key_bricks = call.value_bricks = 1
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
-        kept = panel if self.reductions - REDUCTIONS or not plain(self.variant) else 0
+        kept = 0 if self.bare else panel
         exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
         return shared * operands + self.sweep.room(call) + results + kept + exact
 
@@ -184,10 +185,18 @@ class Panels:
         """Number of query heads that share a KV head."""
         return self.q.shape[1] // self.k.shape[1]
 
+    @cached_property
+    def bare(self) -> bool:
+        """Whether no panel is kept: the sweep makes the logits and all that is read."""
+        if self.sweep is None or not plain(self.variant):
+            return False
+        multiplies = self.sweep.pack is not None or blas.gemm() is not None
+        return multiplies and not self.reductions & unfilled(self.request, self.visibility)
+
     @property
     def rows(self) -> int:
         """Largest number of queries in a panel."""
-        if self.sweep is not None and "weights" not in self.reductions and plain(self.variant):
+        if self.bare:
             return min(BARE_ROWS, self.visibility.queries)
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
         rows = ROWS if self.sweep is None else SWEPT_ROWS

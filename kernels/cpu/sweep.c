@@ -187,6 +187,18 @@ static void finish(const Sweep *c, const Work *w, int64_t head, int64_t tile) {
     for (int64_t j = 0; c->peaks && j < c->keys; j++) peaks[j] = upper(w->peaks[j], peaks[j]);
 }
 
+/* Add the exponentials of the first keys of a sequence. */
+static float begin_mass(const Sweep *c, const float *work, int64_t sequence, int64_t low,
+                        int64_t high) {
+    if (!c->first_keys) return add(work, low, high < c->firsts ? high : c->firsts);
+    float mass = 0.0f;
+    for (int64_t i = 0; i < c->firsts; i++) {
+        const int64_t key = c->first_keys[sequence * c->firsts + i] - c->first;
+        if (key >= low && key < high) mass += work[key];
+    }
+    return mass;
+}
+
 /* Row `place` of those in memory, row r of the head; 1 when it is beyond the limit. */
 static int one(const Sweep *c, const Work *w, int64_t head, int64_t r, int64_t place) {
     const int64_t at = head * c->rows + r, sequence = head / c->heads;
@@ -235,7 +247,7 @@ static int one(const Sweep *c, const Work *w, int64_t head, int64_t r, int64_t p
     c->top[at] = expf(peak - shift) * factor;
     c->surplus[at] = logf(mass) + (shift - peak);
     if (c->entropy) c->entropy[at] = logf(mass) - (loss + sunk) * factor;
-    if (c->first_sum) c->first_sum[at] = add(work, low, high < c->firsts ? high : c->firsts) * factor;
+    if (c->first_sum) c->first_sum[at] = begin_mass(c, work, sequence, low, high) * factor;
     for (int64_t i = 0; c->leader_weights && i < c->k; i++) {
         const int64_t key = c->leaders[at * c->k + i];
         c->leader_weights[at * c->k + i] = key < 0 ? NAN : work[key] * factor;

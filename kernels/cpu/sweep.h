@@ -48,7 +48,8 @@ typedef struct {
     int64_t bins;
     const int64_t *ends;            /* [bin]: one past the largest distance */
     int64_t k;
-    int64_t firsts;                 /* first columns whose weights are added */
+    int64_t firsts;                 /* first columns whose weights are added, or their list: */
+    const int64_t *first_keys;      /* [batch][..]: first real keys, -1 for none; or NULL */
     float limit;                    /* stop at a row whose largest logit is farther from 0 */
     float clip;                     /* longer distances count as this */
     float *peak, *top, *surplus;    /* [..][row] */

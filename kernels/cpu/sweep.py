@@ -93,13 +93,9 @@ class Sweep:
     @cached_property
     def filled(self) -> frozenset[str]:
         """Reductions that the sweep fills in."""
-        filled = (ALWAYS | self.wanted) - {"weights"}
-        if self.request.k > LARGEST_K:
-            filled -= {"leaders", "leader_weights"}
+        filled = (ALWAYS | self.wanted) - unfilled(self.request, self.visibility)
         if "leader_weights" in filled:
             filled |= {"leaders"}
-        if self.visibility.key_mask is not None or self.visibility.lengths is not None:
-            filled -= {"first_sum"}
         if self.operands is None or not self.operands.mixes:
             filled -= {"mixed"}
         return filled
@@ -206,6 +202,9 @@ class Sweep:
         real = visibility.key_mask
         real = None if real is None else real[:, keys].contiguous()
         alive = None if self.alive is None else self.alive[:, queries].contiguous()
+        first = None
+        if visibility.key_mask is not None and "first_sum" in filled:
+            first = visibility.first_keys(self.request.first).contiguous()
         places = {} if self.operands is None else self.operands.places
         query = None
         if logits is None:
@@ -236,7 +235,8 @@ class Sweep:
             len(self.ends),
             self.ends.data_ptr(),
             self.request.k,
-            max(self.request.first - keys.start, 0),
+            max(self.request.first - keys.start, 0) if first is None else self.request.first,
+            None if first is None else first.data_ptr(),
             limit,
             float("inf") if self.request.clip is None else self.request.clip,
             **{name: tensor.data_ptr() for name, tensor in filled.items()},
@@ -278,3 +278,13 @@ class Sweep:
             # Two halves of a whole number.
             made["leaders"] = made["leaders"].view(torch.int64).squeeze(-1)
         return made
+
+
+def unfilled(request: Request, visibility: Visibility) -> frozenset[str]:
+    """List what the sweep leaves to torch, which needs the weights for it."""
+    left = {"weights"}
+    if request.k > LARGEST_K:
+        left |= {"leaders", "leader_weights"}
+    if visibility.lengths is not None:
+        left |= {"first_sum"}
+    return frozenset(left)

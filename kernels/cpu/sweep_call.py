@@ -30,6 +30,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("position", "tile", "bins")),
         ("ends", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("k", "firsts")),
+        ("first_keys", ctypes.c_void_p),
         ("limit", ctypes.c_float),
         ("clip", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ROWS),
