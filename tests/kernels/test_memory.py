@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
@@ -26,6 +24,7 @@ from headscope.kernels.gradients.attributions import STATISTICS
 from headscope.kernels.gradients.backward import differentiate
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
+from tests.kernels.largest import LargestTensor
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +37,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return piece
 
     monkeypatch.setattr(Scratch, "take", take)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remember the largest memory that any result occupies, in elements of four bytes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                size = leaf.untyped_storage().nbytes() // max(leaf.element_size(), 4)
-                self.elements = max(self.elements, size)
-        return result
 
 
 def spans(length: int) -> torch.Tensor:

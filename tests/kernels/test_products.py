@@ -10,8 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from headscope.kernels.attention import attend
 from headscope.kernels.cpu.panels import Part
@@ -22,6 +20,7 @@ from headscope.kernels.products import Gradient, pull, push
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
+from tests.kernels.largest import LargestTensor
 
 PATTERN = Request(stats=("pattern",))
 
@@ -350,20 +349,6 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
     assert {queries.start for queries in done} == {32, 128}
     expected = one.maps.mT @ row.double()
     torch.testing.assert_close(pushed.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remember the largest memory that any result occupies, in elements of four bytes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                size = leaf.untyped_storage().nbytes() // max(leaf.element_size(), 4)
-                self.elements = max(self.elements, size)
-        return result
 
 
 @pytest.mark.seed("F1")

@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
@@ -23,6 +22,7 @@ from headscope.probes.forward import Reader, logits, run
 from headscope.probes.generation import generate
 from headscope.probes.model import Model
 from headscope.probes.seam import Call
+from tests.kernels.largest import LargestTensor
 
 FAMILIES = ("gpt_neo", "gptj", "falcon", "mpt", "bloom")
 TOLERANCE = 5e-5
@@ -108,29 +108,15 @@ def test_alibi_arrives_as_slopes(family: str, heads: int) -> None:
     same_as_eager(module)
 
 
-class _Largest(TorchDispatchMode):
-    """The most numbers that one step of the model makes, of four bytes."""
-
-    size = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(one, Tensor):
-                size = one.untyped_storage().nbytes() // max(one.element_size(), 4)
-                self.size = max(self.size, size)
-        return result
-
-
 @pytest.mark.parametrize("family", ["gptj", "falcon", "mpt", "bloom"])
 def test_no_step_makes_a_map_or_a_mask(family: str) -> None:
     length = 2048
     more = {"gptj": {"n_positions": length}, "mpt": {"max_seq_len": length}}
     model = load_model(build(family, **more.get(family, {})))
-    with _Largest() as largest:
+    with LargestTensor() as largest:
         found = calls(model, draw(length))
     assert len(found) == 2
-    assert largest.size < length**2
+    assert largest.elements < length**2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
