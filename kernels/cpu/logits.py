@@ -1,4 +1,4 @@
-"""The logits of some sequences and heads, and torch's way from them to weights."""
+"""The logits of some sequences and heads, and memory for panels of them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,15 +11,13 @@ from torch import Tensor
 
 from headscope.kernels.cpu.scores import Scores
 from headscope.kernels.cpu.scratch import Scratch
-from headscope.kernels.visibility import MASKED, Block
+from headscope.kernels.visibility import Block
 
 SHARP = 32.0
 """Largest logit of a row above which float32 sums are too coarse: the entropy would be off by more
 than 1e-5. Such panels get their logits from float64, rounded once."""
 LINE = 16
 """Elements in a line of the cache."""
-NEGLIGIBLE = -75.0
-"""Logit, less the row's largest, below which the weight of such a panel is 0: under 3e-33."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,29 +59,23 @@ class Buffers:
         self.count = math.prod(shape)
         self.step = -(-self.count // LINE) * LINE
 
-    @property
+    @cached_property
     def panel(self) -> Float[Tensor, "batch head query key"]:
         """The first of three tensors of this shape, each aligned to a line of the cache."""
         return self._at(0)
 
-    @property
+    @cached_property
     def scratch(self) -> Float[Tensor, "batch head query key"]:
         """The second."""
         return self._at(1)
 
-    @property
+    @cached_property
     def spare(self) -> Float[Tensor, "batch head query key"]:
         """The third."""
         return self._at(2)
 
-    @property
-    def exact(self) -> Float[Tensor, "batch head query key"]:
-        """The memory of scratch and spare as one float64 tensor."""
-        both = self.memory()[self.step : 3 * self.step]
-        return both.view(torch.float64)[: self.count].view(self.shape)
-
     def _at(self, place: int) -> Tensor:
-        return self.memory()[place * self.step :][: self.count].view(self.shape)
+        return self.memory().narrow(0, place * self.step, self.count).view(self.shape)
 
     def none(self) -> Float[Tensor, "batch head query key"]:
         """Make a tensor of this shape without data: reading it fails."""
@@ -131,8 +123,8 @@ class Logits:
 
     def rows(self, block: Block) -> Float[Tensor, "batch_kv_head row size"]:
         """Queries of a block; those that share a KV head are rows of one product."""
-        rows = self.q[..., block.queries, :].reshape(len(self.k), -1, self.q.shape[-1])
-        return rows.to(self.k.dtype).contiguous()
+        rows = self.q[..., block.queries, :].to(self.k.dtype)
+        return rows.reshape(len(self.k), -1, self.q.shape[-1])
 
     def put(
         self, block: Block, out: Float[Tensor, "batch head query key"], *, hide: bool = True
@@ -148,13 +140,14 @@ class Logits:
         hide
             Whether to overwrite those of keys that are hidden by order, window or padding.
         """
-        rows = self.rows(block)
-        k = self.k64 if out.dtype == torch.float64 else self.k
+        rows, k = self.rows(block), self.k
+        if out.dtype != k.dtype:
+            rows, k = rows.to(out.dtype), self.k64
         product = out.view(len(self.k), -1, out.shape[-1])
         # A factor 0 leaves out what the memory held, NaN as well.
         torch.baddbmm(
             product,
-            rows.to(out.dtype),
+            rows,
             k[..., block.keys],
             beta=0,
             alpha=self.scale,
@@ -166,36 +159,30 @@ class Logits:
             self.scores.compose(out, block)
         return out
 
-    def softmax(self, block: Block, buffers: Buffers, sigmoid: bool) -> Filled:
-        """Turn the logits of a block into weights with torch.
+    def exact(
+        self, block: Block, rows: slice, scratch: Scratch, *, hide: bool = True
+    ) -> Float[Tensor, "batch head row key"]:
+        """Make the logits of some rows of a block in float64, rounded once.
 
         Parameters
         ----------
         block
             Which queries and keys.
-        buffers
-            Memory for logits, intermediate results and weights.
-        sigmoid
-            Whether each weight is the sigmoid of its logit.
+        rows
+            Which of its rows.
+        scratch
+            Memory.
+        hide
+            Whether to overwrite those of keys that are hidden by order, window or padding.
         """
-        logits, scratch, weights = buffers.panel, buffers.scratch, buffers.spare
-        self.put(block, logits)
-        peak = logits.amax(dim=-1)
-        # A row without a visible key peaks at MASKED, which says nothing of its precision.
-        coarse = logits.dtype == torch.float32
-        sharp = coarse and bool(((peak.abs() > SHARP) & (peak > MASKED / 2)).any())
-        if sharp:
-            # The memory of weights and scratch, not in use yet, holds the float64 logits.
-            self.put(block, buffers.exact)
-            logits.copy_(buffers.exact)
-            peak = logits.amax(dim=-1)
-        if sigmoid:
-            torch.sigmoid(logits, out=weights)
-        elif sharp:
-            # Denormal weights would slow every later product down several times.
-            torch.sub(logits, peak[..., None], out=scratch)
-            torch.nn.functional.threshold(scratch, NEGLIGIBLE, MASKED, inplace=True)
-            torch.softmax(scratch, dim=-1, out=weights)
-        else:
-            torch.softmax(logits, dim=-1, out=weights)
-        return Filled(weights, peak, lambda: logits)
+        start = block.queries.start
+        few = slice(start + rows.start, start + rows.stop)
+        part = Block(few, block.keys, block.low[rows], block.high[rows])
+        shape = (*self.shape, rows.stop - rows.start, block.keys.stop - block.keys.start)
+        count = math.prod(shape)
+        if self.k.device.type != "cpu":
+            exact = torch.empty(shape, dtype=torch.float64, device=self.k.device)
+            return self.put(part, exact, hide=hide).float()
+        exact = scratch.take("exact", 8 * count).view(torch.float64).view(shape)
+        rounded = scratch.take("rounded", 4 * count).view(torch.float32).view(shape)
+        return rounded.copy_(self.put(part, exact, hide=hide))

@@ -8,12 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.kernels.cpu.distances import distance_bins, sheared
 from headscope.kernels.cpu.leaders import lead
 from headscope.kernels.request import NO_KEY, Request
-from headscope.kernels.visibility import MASKED, Visibility
-
-BLUNT = 12.0
-"""Largest logit of a row up to which an entropy taken as a difference is right to 1e-5."""
+from headscope.kernels.visibility import Visibility
 
 
 @dataclass(eq=False)
@@ -87,13 +85,6 @@ class Panel:
         }
         return {dim: (start, stop - start) for dim, (start, stop) in covered.items()}
 
-    def drain(self) -> None:
-        """Give the learned sinks their share of weights that sum to 1 over the keys."""
-        if self.sinks is not None:
-            keys = -self.weights.amax(dim=-1).log()
-            self.surplus = torch.logaddexp(keys, self.sinks - self.peak)
-            self.weights.mul_(torch.exp(keys - self.surplus)[..., None])
-
     @cached_property
     def surplus(self) -> Float[Tensor, "batch head query"]:
         """What the normaliser has above the largest logit, lse - peak: 0 or more over keys only."""
@@ -119,18 +110,15 @@ class Panel:
     @cached_property
     def entropy(self) -> Float[Tensor, "batch head query"]:
         """Entropy of the outcomes."""
-        if self.blunt and self.sinks is None:
-            mean = torch.mul(self.logits, self.weights, out=self.scratch).sum(dim=-1)
-            return (self.lse - mean).clamp_min_(0.0)
-        # Two terms that are never negative: nothing cancels, at the price of another pass.
-        gap = torch.sub(self.peak[..., None], self.logits, out=self.scratch)
-        keys = gap.mul_(self.weights).sum(dim=-1) + self.surplus
+        # Two terms that are never negative: nothing cancels.
+        keys = self.surplus - self.drop
         return keys if self.sinks is None else keys + self.sunk * (self.peak - self.sinks)
 
     @cached_property
-    def blunt(self) -> bool:
-        """Whether all logits are so small that their differences lose nothing that counts."""
-        return bool(((self.peak.abs() < BLUNT) | (self.peak <= MASKED / 2)).all())
+    def drop(self) -> Float[Tensor, "batch head query"]:
+        """Weighted mean of the logits, less the largest: 0 or less."""
+        gap = torch.sub(self.logits, self.peak[..., None], out=self.scratch)
+        return gap.mul_(self.weights).sum(dim=-1)
 
     @cached_property
     def top(self) -> Float[Tensor, "batch head query"]:
@@ -159,22 +147,31 @@ class Panel:
 
     @cached_property
     def _sums(self) -> Float[Tensor, "batch head query_tile key"]:
-        return self._down(torch.sum)
+        def add(tiles: Tensor) -> Tensor:
+            # A product with ones reads row after row, and is faster than a sum over rows.
+            return torch.bmm(tiles.new_ones(len(tiles), 1, tiles.shape[1]), tiles)
+
+        return self._down(add)
 
     @cached_property
     def _peaks(self) -> Float[Tensor, "batch head query_tile key"]:
-        return self._down(torch.amax)
+        return self._down(lambda tiles: tiles.amax(dim=1))
 
-    def _down(self, reduce: Callable[..., Tensor]) -> Float[Tensor, "batch head query_tile key"]:
+    def _down(
+        self, reduce: Callable[[Float[Tensor, "_ tile key"]], Tensor]
+    ) -> Float[Tensor, "batch head query_tile key"]:
         """Reduce the weights over the queries of each tile; the last tile may be a short one."""
-        tile = self.request.tile
-        whole = self.weights.shape[2] // tile * tile
-        parts = []
-        if whole:
-            parts.append(reduce(torch.unflatten(self.weights[:, :, :whole], 2, (-1, tile)), dim=3))
-        if whole < self.weights.shape[2]:
-            parts.append(reduce(self.weights[:, :, whole:], dim=2, keepdim=True))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        batch, heads, rows, keys = self.weights.shape
+        tile = min(self.request.tile, rows)
+        whole = rows // tile * tile
+        if whole == rows:
+            return reduce(self.weights.view(-1, tile, keys)).view(batch, heads, -1, keys)
+        pieces = torch.split(self.weights, [whole, rows - whole], dim=2)
+        made = [
+            reduce(piece.reshape(-1, count, keys)).view(batch, heads, -1, keys)
+            for piece, count in zip(pieces, (tile, rows - whole), strict=True)
+        ]
+        return torch.cat(made, dim=2)
 
     def _across(self, columns: Tensor) -> Float[Tensor, "batch head query_tile key_tile tile"]:
         """Cut the columns into tiles; the last tile is filled up with zeros."""
@@ -249,15 +246,13 @@ class Panel:
         """Mass in every bin of distance."""
         starts = distance_bins(max(self.visibility.queries, self.visibility.keys))
         first = self.queries.start + self.visibility.shift - self.keys.start
-        last = first + self.weights.shape[2] - 1
-        # Bins that lie inside the panel for every row, and at most two that do not.
-        inside = sum(2 * start <= first + 1 for start in starts)
-        causal = self.visibility.causal and last < self.keys.stop - self.keys.start
-        if causal and 1 < inside < len(starts) and last < 4 * starts[inside]:
-            return self._sheared(starts, inside, first)
+        keys = self.weights.shape[-1]
+        straight = self.visibility.causal and 0 <= first == keys - self.weights.shape[2]
+        # A row of NaN would show in the row after it.
+        if straight and not bool(self.top.isnan().any()):
+            return sheared(self.weights, starts)
         ends = torch.tensor([*starts[1:], 2 * starts[-1] + 1], device=self.weights.device)
         place = self.visibility.positions[self.queries, None] - self.keys.start
-        keys = self.weights.shape[-1]
         sums = torch.cumsum(self.weights, dim=-1, out=self.scratch)
 
         def before(key: Tensor) -> Tensor:
@@ -266,33 +261,6 @@ class Panel:
 
         inner = before(place + ends) - before(place - ends + 1)
         return torch.diff(inner, dim=-1, prepend=torch.zeros_like(inner[..., :1]))
-
-    def _sheared(self, starts: list[int], inside: int, first: int) -> Tensor:
-        """Add each bin as a rectangle: in steps of a row and a key, its edges are straight."""
-        batch, heads, rows, _ = self.weights.shape
-        bins = self.weights.new_zeros(batch, heads, rows, len(starts))
-        batch_step, head_step, row_step, _ = self.weights.stride()
-        at = self.weights.storage_offset()
-        for number, start in enumerate(starts[:inside]):
-            width = max(start, 1)
-            view = self.weights.as_strided(
-                (batch, heads, rows, width),
-                (batch_step, head_step, row_step + 1, 1),
-                at + first - start - width + 1,
-            )
-            torch.sum(view, dim=-1, out=bins[..., number])
-        bins[..., inside] = self._upto(first - starts[inside])
-        if first + rows > 2 * starts[inside]:
-            bins[..., inside + 1] = self._upto(first - 2 * starts[inside])
-            bins[..., inside].sub_(bins[..., inside + 1]).clamp_min_(0.0)
-        return bins
-
-    def _upto(self, last: int) -> Float[Tensor, "batch head query"]:
-        """Add the weights up to a column, one more in each row."""
-        rows, whole = self.weights.shape[2], max(last + 1, 0)
-        corner = self.weights[..., whole : last + rows]
-        seen = corner.new_ones(rows, corner.shape[-1]).tril(last - whole)
-        return self.weights[..., :whole].sum(dim=-1).add_((corner * seen).sum(dim=-1))
 
     @cached_property
     def mixed(self) -> Float[Tensor, "batch head query size"]:
@@ -317,8 +285,3 @@ class Panel:
         index = torch.where(inside, keys - self.keys.start, 0)[:, None]
         gathered = self.weights.gather(3, index.expand(batch, heads, queries, -1))
         return gathered.masked_fill_(~inside[:, None], 0.0)
-
-
-def distance_bins(length: int) -> list[int]:
-    """List the smallest distance of each bin: 0, and powers of two up to a length."""
-    return [0, *(1 << power for power in range((length - 1).bit_length()))]

@@ -1,4 +1,4 @@
-"""Row panels of an attention call: exact weights of about 128 queries at a time, in reused memory.
+"""Row panels of an attention call: exact weights of up to 256 queries at a time, in reused memory.
 
 Every pass over the weights on torch goes through here: the capture, its gradients, and products
 with the weights.
@@ -19,6 +19,7 @@ from headscope.kernels.cpu.operands import LEAST_ROWS, PARTS, Operands, packed
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.scores import Scores, plain
 from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.cpu.softmax import LOOKS, Softmax
 from headscope.kernels.cpu.sweep import EXACT_ROWS, Sweep, unfilled
 from headscope.kernels.cpu.sweep_call import Call
 from headscope.kernels.cpu.workers import share
@@ -26,18 +27,15 @@ from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import MASKED, Block, Visibility
 
-ROWS = 128
-"""Queries in a panel on torch; more would be faster, and take more memory."""
-SWEPT_ROWS = 256
-"""Queries in a panel for the sweep, which takes row after row."""
+ROWS = 256
+"""Queries in a panel."""
 BARE_ROWS = 4096
 """The same where it keeps no weights: calls are few, so workers seldom wait for Python."""
 PANEL_ELEMENTS = 1 << 20
 """Elements of all rows together, above which a call is cut into parts."""
-ROOM = 2
-"""How many times as large a panel may be: calls are few, so workers seldom wait for Python."""
-SWEPT_ROOM = 4
-"""The same where weights take the place of the logits, and need less memory."""
+ROOM = 4
+"""How many times as large a panel may be: calls are few, so workers seldom wait for Python. Half as
+many where logits stay beside the weights."""
 SHARES = 4
 """Parts come in fours of one size, so that two or four workers end together."""
 SWEPT_SHARES = 6
@@ -142,11 +140,13 @@ class Panels:
     def taken(self) -> int:
         """Bytes that a worker takes: panels, or keys, values, rows and results of the sweep."""
         panel = self.room * self.precision.itemsize
-        if self.sweep is None:
-            return 3 * panel
         part = max(self.parts(), key=lambda one: size(one.batch) * size(one.heads))
         heads, shared = size(part.batch) * size(part.heads), size(part.batch) * size(part.kv)
         keys = max(size(block.keys) for block in self.blocks)
+        exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
+        if self.sweep is None:
+            # One for statistics that need room, and the keys once more.
+            return (3 if self.apart else 2) * panel + 4 * shared * keys * self.q.shape[3] + exact
         sizes = (self.q.shape[3], self.v.shape[3])
         parts = PARTS[self.q.dtype]
         operands = sum(4 * keys * each for each in sizes)
@@ -157,7 +157,6 @@ class Panels:
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
         kept = 0 if self.bare else panel
-        exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
         return shared * operands + self.sweep.room(call) + results + kept + exact
 
     @property
@@ -199,8 +198,12 @@ class Panels:
         if self.bare:
             return min(BARE_ROWS, self.visibility.queries)
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
-        rows = ROWS if self.sweep is None else SWEPT_ROWS
-        return min(affordable, rows, self.visibility.queries)
+        return min(affordable, ROWS, self.visibility.queries)
+
+    @property
+    def apart(self) -> bool:
+        """Whether panels keep their logits beside their weights."""
+        return self.sweep is None and bool(self.reductions & LOOKS)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -230,7 +233,8 @@ class Panels:
         heads = max(PANEL_ELEMENTS // self.largest, 1)
         total = batch * self.q.shape[1]
         if total > heads:
-            room, shares = (ROOM, SHARES) if self.sweep is None else (SWEPT_ROOM, SWEPT_SHARES)
+            room = ROOM // 2 if self.apart else ROOM
+            shares = SHARES if self.sweep is None else SWEPT_SHARES
             heads = max(room * PANEL_ELEMENTS // self.largest, 1)
             # Whatever the number of threads, so that it never shows in the numbers.
             turns = -(-total // (heads * shares))
@@ -253,9 +257,11 @@ class Panels:
         sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
         scale = self.variant.scale
         assert scale is not None
+        k = self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT
         logits = Logits(
             torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group],
-            self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT,
+            # Torch multiplies faster with keys side by side; the sweep has an order of its own.
+            k.contiguous() if self.sweep is None else k,
             scale,
             scores,
         )
@@ -264,12 +270,14 @@ class Panels:
             # 0 · NaN is NaN: what padding holds must not reach the product.
             v = v.masked_fill(~visibility.key_mask[:, None, :, None], 0.0)
         v = v.flatten(0, 1).contiguous()
-        sweep = None
-        if self.sweep is not None:
+        filler: Sweep | Softmax
+        if self.sweep is None:
+            filler = Softmax(logits, scratch, self.variant.sigmoid, sinks, self.reductions)
+        else:
             assert self.sweep.run is not None
             alive = None if self.all_alive else visibility.alive
             mixed = v if "mixed" in self.reductions else None
-            sweep = Sweep(
+            filler = Sweep(
                 self.sweep.run,
                 self.request,
                 visibility,
@@ -283,10 +291,7 @@ class Panels:
         for block in self.blocks:
             shape = (*logits.shape, size(block.queries), size(block.keys))
             buffers = Buffers(memory, shape)
-            if sweep is None:
-                made = logits.softmax(block, buffers, self.variant.sigmoid)
-            else:
-                made = sweep.fill(block, buffers)
+            made = filler.fill(block, buffers)
             dead = None
             if not self.all_alive:
                 dead = ~visibility.alive[:, None, block.queries] | (made.peak <= MASKED / 2)
@@ -306,10 +311,8 @@ class Panels:
                 self.request,
                 made.known,
             )
-            if sweep is None:
-                panel.drain()
-                if dead is not None:
-                    made.weights.masked_fill_(dead[..., None], 0.0)
+            if self.sweep is None and dead is not None:
+                made.weights.masked_fill_(dead[..., None], 0.0)
             yield panel
 
 

@@ -4,7 +4,6 @@ The same numbers as the panel's own formulas on torch, to rounding. Where there 
 panels do without it.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.kernels.cpu.distances import distance_bins
 from headscope.kernels.cpu.logits import SHARP, Buffers, Filled
 from headscope.kernels.cpu.operands import Operands
-from headscope.kernels.cpu.panel import distance_bins
 from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.cpu.sweep_call import QUERY, Call, Run, at
 from headscope.kernels.request import Request
@@ -132,7 +131,7 @@ class Sweep:
                         continue
                     for name, values in before.items():
                         filled[name].copy_(values)
-                given = self.exact(block, rows, shape)
+                given = logits.exact(block, rows, self.scratch, hide=False)
                 self.reduce(block, filled, float("inf"), given, weights, rows)
 
         def score() -> Tensor:
@@ -153,18 +152,6 @@ class Sweep:
         step = max(EXACT_ROWS // tile * tile, tile)
         for first in range(0, count, step):
             yield slice(first, min(first + step, count))
-
-    def exact(self, block: Block, rows: slice, shape: torch.Size) -> Tensor:
-        """Make the logits of some rows in float64, rounded once."""
-        assert self.operands is not None
-        count = math.prod(shape) // shape[2] * (rows.stop - rows.start)
-        extents = (*shape[:2], rows.stop - rows.start, shape[3])
-        wide = self.scratch.take("exact", 8 * count).view(torch.float64).view(extents)
-        logits = self.scratch.take("rounded", 4 * count).view(torch.float32).view(extents)
-        start = block.queries.start
-        few = slice(start + rows.start, start + rows.stop)
-        part = Block(few, block.keys, block.low[rows], block.high[rows])
-        return logits.copy_(self.operands.logits.put(part, wide, hide=False))
 
     def reduce(
         self,

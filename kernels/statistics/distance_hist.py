@@ -7,7 +7,8 @@ before the next. Every row sums to 1. Without causal order, the distance to eith
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel, distance_bins
+from headscope.kernels.cpu.distances import distance_bins
+from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.whole import Whole

@@ -83,7 +83,6 @@ def test_statistics_agree_with_the_whole_matrix(
     case: str, rows: int, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", rows)
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 64 * rows)
     given = dict(CASES[case])
     inputs = draw(given.pop("queries", TOKENS), given.pop("keys", TOKENS), **given)

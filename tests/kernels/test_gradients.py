@@ -211,7 +211,6 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param != "one panel":
         # A few rows of one head at a time: heads of a KV head go to parts of their own.
         monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 5)
-        monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", 5)
         monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 64)
 
 

@@ -298,7 +298,6 @@ def test_the_cut_into_panels_does_not_matter(
     ]
     usual = [call() for call in calls]
     monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", rows)
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
     for call, before in zip(calls, usual, strict=True):
         torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
@@ -331,7 +330,6 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
 ) -> None:
     one = case("causal", 150)
     monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 32)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", 32)
     done: list[slice] = []
     weigh = Product.weigh
 

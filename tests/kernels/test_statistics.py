@@ -294,7 +294,6 @@ def test_the_cut_into_panels_does_not_matter(
     name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.SWEPT_ROWS", rows)
     monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
     inputs = draw(**variant(name, 257))
     swept, _, panels = both(name, 257)

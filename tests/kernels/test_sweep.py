@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import blas, library, logits, operands, sweep
+from headscope.kernels.cpu import blas, library, operands, softmax, sweep
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.dense import attend_dense
@@ -78,7 +78,7 @@ def test_torch_makes_no_weights_where_the_sweep_does(
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("torch was asked")
 
-    monkeypatch.setattr(logits.Logits, "softmax", fail)
+    monkeypatch.setattr(softmax.Softmax, "fill", fail)
     attend(*inputs, engine="compiled")
     attend(*inputs)
     with pytest.raises(ZeroDivisionError):

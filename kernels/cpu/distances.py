@@ -1,0 +1,79 @@
+"""Weights added up by distance, in bins that double."""
+
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+NARROW = 64
+"""Distance below which bins are so narrow that they are added up together."""
+
+
+def distance_bins(length: int) -> list[int]:
+    """List the smallest distance of each bin: 0, and powers of two up to a length."""
+    return [0, *(1 << power for power in range((length - 1).bit_length()))]
+
+
+def sheared(
+    weights: Float[Tensor, "batch head query key"], starts: list[int]
+) -> Float[Tensor, "batch head query bin"]:
+    """Add each bin as a rectangle: in steps of a row and a key, its edges are straight.
+
+    Where a rectangle begins before its row, it reads the end of the row before, whose keys are
+    hidden by the order and have no weight.
+
+    Parameters
+    ----------
+    weights
+        Weights of consecutive queries, contiguous; the last key is the last query itself, and keys
+        behind a query weigh 0.
+    starts
+        Smallest distance of each bin, from `distance_bins`.
+
+    Examples
+    --------
+    >>> weights = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.5, 0.25]])
+    >>> sheared(weights[None, None], distance_bins(3))
+    tensor([[[[0.2500, 0.7500, 0.0000],
+              [0.2500, 0.5000, 0.2500]]]])
+    """
+    *heads, rows, keys = weights.shape
+    *steps, step, _ = weights.stride()
+    bins = weights.new_zeros(*heads, rows, len(starts))
+    own = keys - rows
+
+    def strip(start: int, stop: int, skip: int = 0) -> Tensor:
+        at = weights.storage_offset() + skip * step + own + skip + 1 - stop
+        sizes = (*heads, rows - skip, stop - start)
+        return weights.as_strided(sizes, (*steps, step + 1, 1), at)
+
+    narrow = sum(2 * start <= min(own + 1, NARROW) for start in starts)
+    table = memberships(narrow).to(weights)
+    bins[..., :narrow] = strip(0, len(table)) @ table
+    for number, start in enumerate(starts[narrow:], narrow):
+        stop = min(2 * start, keys)
+        # The first row has none before it.
+        skip = int(stop > own + 1)
+        if start < stop:
+            torch.sum(strip(start, stop, skip), dim=-1, out=bins[..., skip:, number])
+        if skip and start <= own:
+            torch.sum(weights[..., 0, : own + 1 - start], dim=-1, out=bins[..., 0, number])
+    return bins
+
+
+@cache
+def memberships(bins: int) -> Float[Tensor, "key bin"]:
+    """Tell which of the first bins each key is in, from the farthest key to the query itself.
+
+    Examples
+    --------
+    >>> memberships(3)
+    tensor([[0., 0., 1.],
+            [0., 0., 1.],
+            [0., 1., 0.],
+            [1., 0., 0.]])
+    """
+    distances = reversed(range(1 << (bins - 1)))
+    places = torch.tensor([distance.bit_length() for distance in distances])
+    return torch.nn.functional.one_hot(places, bins).float()

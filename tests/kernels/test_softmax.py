@@ -1,0 +1,91 @@
+"""Torch's way from logits to weights: where they lie, and how many rows it takes, does not show."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from headscope.kernels.attention import attend
+from headscope.kernels.cpu import softmax
+from headscope.kernels.cpu.distances import distance_bins, sheared
+from headscope.kernels.cpu.logits import Logits
+from headscope.kernels.request import Request
+from headscope.kernels.variant import Variant
+
+STATS = ("lse", "max_weight", "entropy", "first_mass", "received", "pooled_mean", "distance_hist")
+LENGTH = 140
+LATE = torch.arange(LENGTH).expand(2, -1) >= torch.tensor([[0], [30]])
+VARIANTS = {
+    "causal": Variant(),
+    "window": Variant(window=17),
+    "both ways": Variant(causal=False),
+    "left padding": Variant(key_mask=LATE, query_mask=LATE),
+    "sinks": Variant(sinks=torch.tensor([-2.0, 0.0, 3.0, 40.0])),
+    "soft cap": Variant(softcap=20.0),
+}
+
+
+def capture(inputs: Any, variant: Variant, stats: tuple[str, ...] = STATS) -> dict[str, Tensor]:
+    request = Request(stats=stats, tile=16, k=3)
+    found = attend(inputs.q, inputs.k, inputs.v, request, variant, engine="panels")
+    return {name: values.nan_to_num(-1.0) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("sigma", [1.0, 30.0])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_in_the_place_of_the_logits_are_the_same(
+    name: str, sigma: float, draw: Any
+) -> None:
+    inputs = draw(LENGTH, sigma=sigma)
+    alone = capture(inputs, VARIANTS[name])
+    # Leaders are found among the logits, which therefore stay.
+    beside = capture(inputs, VARIANTS[name], (*STATS, "topk_key"))
+    assert all(torch.equal(values, beside[name]) for name, values in alone.items())
+
+
+@pytest.mark.parametrize("sigma", [1.0, 30.0])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_how_many_rows_are_taken_at_once_does_not_matter(
+    name: str, sigma: float, draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(LENGTH, sigma=sigma)
+    whole = capture(inputs, VARIANTS[name])
+    for elements in (1, 7 * LENGTH, 1 << 30):
+        monkeypatch.setattr(softmax, "CACHED", elements)
+        cut = capture(inputs, VARIANTS[name])
+        assert all(torch.equal(values, cut[name]) for name, values in whole.items())
+
+
+def test_float64_is_for_the_rows_that_need_it(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[slice] = []
+    exact = Logits.exact
+
+    def watched(self: Logits, block: Any, rows: slice, *rest: Any, **options: Any) -> Tensor:
+        made.append(rows)
+        return exact(self, block, rows, *rest, **options)
+
+    monkeypatch.setattr(Logits, "exact", watched)
+    inputs = draw(LENGTH)
+    capture(inputs, Variant())
+    assert made == []
+    inputs.q[1, 2, 70] *= 200.0
+    capture(inputs, Variant())
+    assert made == [slice(64, 128)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+@pytest.mark.parametrize("before", [0, 1, 62, 63, 64, 65, 200])
+def test_rectangles_hold_what_a_loop_over_the_distances_adds(before: int, rows: int) -> None:
+    keys = before + rows
+    weights = torch.rand(2, 2, rows, keys, generator=torch.Generator().manual_seed(keys))
+    weights = weights.tril(before)
+    starts = distance_bins(300)
+    expected = torch.zeros(2, 2, rows, len(starts), dtype=torch.float64)
+    for row in range(rows):
+        for key in range(before + row + 1):
+            expected[:, :, row, (before + row - key).bit_length()] += weights[:, :, row, key]
+    # The same inside a larger piece of memory, which must not be read.
+    around = torch.full((weights.numel() + 2000,), torch.nan)
+    inside = around[1000:-1000].view_as(weights).copy_(weights)
+    torch.testing.assert_close(sheared(inside, starts).double(), expected, rtol=1e-5, atol=1e-5)
