@@ -84,7 +84,8 @@ def capture_gradient(
         if variant.edits is not None and variant.edits.gate is not None:
             dz = dz * variant.edits.gate[:, :, None, None]
         # Attributions take the place of weights and logits: torch's panels hold both.
-        panels = GradientPanels(q, k, v, variant, request, engine="panels", dz=dz)
+        both = frozenset({"weights", "logits"})
+        panels = GradientPanels(q, k, v, variant, request, reductions=both, engine="panels", dz=dz)
         return PanelEngine(panels).run(chosen)
 
 

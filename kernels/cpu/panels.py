@@ -28,7 +28,7 @@ from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import MASKED, Block, Visibility
 
 ROWS = 256
-"""Queries in a panel."""
+"""Queries in a panel; half as many where its logits stay beside the weights."""
 BARE_ROWS = 4096
 """The same where it keeps no weights: calls are few, so workers seldom wait for Python."""
 PANEL_ELEMENTS = 1 << 20
@@ -89,7 +89,8 @@ class Panels:
         Queries that matter: panels without any of them are left out. None is all.
     reductions
         Properties of a panel that are read. The sweep fills them in; only where ``weights`` is
-        among them, or torch makes one of the others, does it keep the weights.
+        among them, or torch makes one of the others, does it keep the weights. Torch writes weights
+        over the logits unless ``logits`` or the leaders are among them.
     engine
         ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
         sweep where there is one for this call.
@@ -198,7 +199,8 @@ class Panels:
         if self.bare:
             return min(BARE_ROWS, self.visibility.queries)
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
-        return min(affordable, ROWS, self.visibility.queries)
+        rows = max(ROWS // 2, 1) if self.apart else ROWS
+        return min(affordable, rows, self.visibility.queries)
 
     @property
     def apart(self) -> bool:

@@ -18,8 +18,8 @@ NEGLIGIBLE = -75.0
 weights would slow every later product down several times."""
 EXACT_ROWS = 64
 """Queries whose logits are made in float64 at once."""
-LOOKS = frozenset({"weights", "leaders", "leader_weights"})
-"""Properties of a panel whose readers may look at its logits too."""
+LOOKS = frozenset({"logits", "leaders", "leader_weights"})
+"""Properties of a panel that need its logits beside the weights."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -269,7 +269,7 @@ class Sweep:
 
 def unfilled(request: Request, visibility: Visibility) -> frozenset[str]:
     """List what the sweep leaves to torch, which needs the weights for it."""
-    left = {"weights"}
+    left = {"weights", "logits"}
     if request.k > LARGEST_K:
         left |= {"leaders", "leader_weights"}
     if visibility.lengths is not None:

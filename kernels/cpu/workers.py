@@ -22,7 +22,8 @@ def share(tasks: Iterable[Task], work: Callable[[Iterator[Task]], None], workers
     tasks
         What to do; tasks that write must write to disjoint places.
     work
-        Called once in every worker with an iterator over the tasks that are left.
+        Called once in every worker, in inference mode, with an iterator over the tasks that are
+        left. Small operations are quicker so; tensors that are to have gradients do not come of it.
     workers
         Threads, at most. One task, or one worker, runs in the caller's thread.
 
@@ -41,16 +42,16 @@ def share(tasks: Iterable[Task], work: Callable[[Iterator[Task]], None], workers
     waiting = deque(tasks)
     count = min(len(waiting), workers)
     if count <= 1:
-        work(_drain(waiting))
+        with torch.inference_mode():
+            work(_drain(waiting))
         return
     threads = torch.get_num_threads()
-    inference = torch.is_inference_mode_enabled()
 
     def run() -> None:
-        # Both settings belong to a thread: a new one starts without the caller's.
+        # A new thread starts with every core, whatever the caller's setting.
         torch.set_num_threads(1)
         try:
-            with torch.inference_mode(inference), torch.no_grad():
+            with torch.inference_mode():
                 work(_drain(waiting))
         finally:
             # After a failure nobody wants the rest.

@@ -86,7 +86,8 @@ def panels(
         edits=None if all(one is None for one in edits.values()) else Edits(**edits),
         **named,
     )
-    return Panels(q, k, v, variant, Request(stats=tuple(stats.split(",")), spans=spans))
+    request = Request(stats=tuple(stats.split(",")), spans=spans)
+    return Panels(q, k, v, variant, request, reductions=frozenset({"weights", "logits"}))
 
 
 def _attend(*arguments: Any) -> list[Tensor]:
