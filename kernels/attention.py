@@ -1,6 +1,6 @@
 """Attention with capture: exact statistics of every head in one pass, without the N×N matrix.
 
-Queries are taken in panels of about 128 rows, each against all keys that it sees, so the softmax is
+Queries are taken in panels of some hundred rows, each against all keys that it sees, so softmax is
 exact and every statistic is the textbook formula on a matrix that fits the processor's cache.
 """
 

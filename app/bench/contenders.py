@@ -28,7 +28,9 @@ ENGINES: dict[str, Any] = {"headscope": "auto", "panels": "panels"}
 
 CAPTURES = tuple(f"{engine}/{column}" for engine in ENGINES for column in COLUMNS)
 OTHERS = ("eager", "eager_statistics", "bridge")
-FLEX = ("flex", "flex_aux")
+FLEX = ("flex_aux", "flex")
+"""In this order: where the first cannot be compiled, whatever was compiled before would run eagerly
+from then on, with N×N matrices and without a word."""
 ATTENTION = ("sdpa", *CAPTURES, *OTHERS)
 SIZE = 64
 TILES = 64

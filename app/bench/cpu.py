@@ -6,6 +6,7 @@ alike; compare ratios, not milliseconds. Nothing is reported unless the numbers 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -89,7 +90,7 @@ def run(
     tell: Report = progress or (lambda step, done, total: None)
     allowed = torch.get_num_threads()
     counts = sorted(set(threads or (1, allowed)))
-    gate = check()
+    gate = check(flex)
     load = machine.load()
     attention, model = [], []
     plan = [
@@ -149,8 +150,13 @@ def run(
     }
 
 
-def check() -> list[dict[str, Any]]:
+def check(flex: bool = False) -> list[dict[str, Any]]:
     """Compare every contender with the dense float64 oracle on a short text.
+
+    Parameters
+    ----------
+    flex
+        Whether FlexAttention is one of them, where it can be compiled.
 
     Returns
     -------
@@ -169,8 +175,14 @@ def check() -> list[dict[str, Any]]:
         expected = attend_dense(q, k, v, replace(request, stats=(*request.stats, "pattern")))
         # Logits of this size are themselves rounded to float32.
         rounding = 1e-6 + float(expected["lse"].abs().max()) * 2**-22
-        for name in (*ours, *others):
-            for output, values in contenders.make(name, q, k, v)().items():
+        calls = {name: contenders.make(name, q, k, v) for name in (*ours, *others)}
+        if flex and sigma == 1.0:
+            for name in contenders.FLEX:
+                # What cannot be compiled is not run; the result says why.
+                with contextlib.suppress(Refused):
+                    calls[name] = contenders.make(name, q, k, v)
+        for name, call in calls.items():
+            for output, values in call().items():
                 # What eager attention loses in float32 is its own affair; ours is held to the bar.
                 entropy = ENTROPY_BOUND if name in ours else 1000 * ENTROPY_BOUND
                 bound = entropy if output == "entropy" else rounding

@@ -75,7 +75,7 @@ def sheets(result: Mapping[str, Any]) -> Iterator[Sheet]:
     yield _times(
         result["attention"],
         f"Others: time / SDPA, {shape}",
-        [*OTHERS, *FLEX],
+        [*OTHERS, *sorted(FLEX)],
         "Eager + statistics computes what all of headscope's columns do. The bridge is the "
         "attention layer of a TransformerBridge given q, k and v, its pattern cached.",
     )
