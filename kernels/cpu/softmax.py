@@ -12,7 +12,7 @@ from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.visibility import MASKED, Block
 
 CACHED = 3 << 16
-"""Elements of the rows taken at once: these and a copy of them fill half of a core's own cache."""
+"""Elements of the rows taken at once: these and a copy take 1.5 MB of a core's own cache."""
 NEGLIGIBLE = -75.0
 """Logit, less the row's largest, below which a weight of a sharp panel is 0: under 3e-33. Denormal
 weights would slow every later product down several times."""
@@ -62,21 +62,15 @@ class Softmax:
             Memory for the weights and for a few rows, and for the logits where they stay.
         """
         logits = self.logits.put(block, buffers.panel)
-        if self.sigmoid:
-            peak = logits.amax(dim=-1)
-            for rows in self.sharp(peak):
-                logits[:, :, rows] = self.logits.exact(block, rows, self.scratch)
-            weights = torch.sigmoid(logits, out=buffers.spare if self.apart else logits)
-            return Filled(weights, peak, lambda: logits)
         weights = buffers.spare if self.apart else logits
         few = buffers.scratch.view(-1, logits.shape[-1])
-        known = self.normalise(logits, weights, few)
+        known = self.turn(logits, weights, few)
         sharp = self.sharp(known["peak"])
         for rows in sharp:
             exact = self.logits.exact(block, rows, self.scratch)
             if self.apart:
                 logits[:, :, rows] = exact
-            for name, part in self.normalise(exact, exact, few, sharp=True).items():
+            for name, part in self.turn(exact, exact, few, sharp=True).items():
                 known[name][:, :, rows] = part
             weights[:, :, rows] = exact
         if self.sinks is not None:
@@ -120,10 +114,10 @@ class Softmax:
             if bool(group.any())
         ]
 
-    def normalise(
+    def turn(
         self, logits: Tensor, weights: Tensor, scratch: Tensor, *, sharp: bool = False
     ) -> dict[str, Float[Tensor, "batch head query"]]:
-        """Write the weights, which may take the place of the logits, and tell what else is known.
+        """Turn logits into weights, which may take their place, and tell what else is known.
 
         Parameters
         ----------
@@ -134,6 +128,10 @@ class Softmax:
         sharp
             Whether small weights are left out.
         """
+        if self.sigmoid:
+            peak = logits.amax(dim=-1)
+            torch.sigmoid(logits, out=weights)
+            return {"peak": peak}
         keys = logits.shape[-1]
         # Only a processor has a cache to keep to; a GPU would wait for many small calls.
         count = max(CACHED // keys, 1) if logits.device.type == "cpu" else len(scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from headscope.app import cli
 from headscope.app.bench import contenders, cpu, layers, machine
 from headscope.app.bench.clock import interleave
 from headscope.app.bench.cpu_bars import judge
-from headscope.kernels import attention
+from headscope.kernels import attention, memory
 from headscope.kernels.refusal import Refused
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -121,6 +122,21 @@ def test_a_contender_that_cannot_be_compiled_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
     with pytest.raises(Refused, match=r"^NotImplementedError: not on this machine$"):
         contenders.attention_call("flex_aux", 64, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_flex_attention_stays_compiled_beside_one_that_cannot_be() -> None:
+    length, heads = 2048, 12
+    calls = {}
+    for name in contenders.FLEX:
+        with contextlib.suppress(Refused):
+            calls[name] = contenders.attention_call(name, length, heads)
+    memory.forget_peak()
+    before = memory.resident()
+    calls["flex"]()
+    # One matrix of every head would be 200 MB.
+    assert memory.peak() - before < heads * length**2 * 4 / 2
 
 
 @pytest.mark.parametrize("length", [1, 63, 256])

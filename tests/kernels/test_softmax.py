@@ -1,5 +1,6 @@
 """Torch's way from logits to weights: where they lie, and how many rows it takes, does not show."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from headscope.kernels.attention import attend
 from headscope.kernels.cpu import softmax
 from headscope.kernels.cpu.distances import distance_bins, sheared
 from headscope.kernels.cpu.logits import Logits
+from headscope.kernels.cpu.panels import Panels
 from headscope.kernels.request import Request
 from headscope.kernels.variant import Variant
 
@@ -24,6 +26,7 @@ VARIANTS = {
     "sinks": Variant(sinks=torch.tensor([-2.0, 0.0, 3.0, 40.0])),
     "soft cap": Variant(softcap=20.0),
 }
+SIGMOID = Variant(sigmoid=True)
 
 
 def capture(inputs: Any, variant: Variant, stats: tuple[str, ...] = STATS) -> dict[str, Tensor]:
@@ -72,6 +75,28 @@ def test_float64_is_for_the_rows_that_need_it(draw: Any, monkeypatch: pytest.Mon
     inputs.q[1, 2, 70] *= 200.0
     capture(inputs, Variant())
     assert made == [slice(64, 128)]
+
+
+@pytest.mark.parametrize("sigma", [1.0, 30.0])
+@pytest.mark.parametrize("variant", [Variant(), SIGMOID], ids=["softmax", "sigmoid"])
+def test_logits_that_were_overwritten_are_made_again(
+    variant: Variant, sigma: float, draw: Any
+) -> None:
+    inputs = draw(100, sigma=sigma)
+    panels = Panels(inputs.q, inputs.k, inputs.v, variant.fit(inputs.q, inputs.k), engine="panels")
+    kept = replace(panels, reductions=frozenset({"weights", "logits"}))
+    assert [one.apart for one in (panels, kept)] == [False, True]
+    seen: list[list[Tensor]] = [[], []]
+    for one, found in zip((panels, kept), seen, strict=True):
+        one.each(
+            lambda part, filled, found=found: found.extend(
+                part
+                for panel in filled
+                for part in (panel.weights.clone(), panel.peak, panel.logits.clone())
+            )
+        )
+    assert len(seen[0]) == 2 * 3
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 100])
