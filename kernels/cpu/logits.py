@@ -16,6 +16,8 @@ from headscope.kernels.visibility import Block
 SHARP = 32.0
 """Largest logit of a row above which float32 sums are too coarse: the entropy would be off by more
 than 1e-5. Such panels get their logits from float64, rounded once."""
+EXACT_ROWS = 128
+"""Rows whose logits are made in float64 at once."""
 LINE = 16
 """Elements in a line of the cache."""
 
@@ -160,7 +162,13 @@ class Logits:
         return out
 
     def exact(
-        self, block: Block, rows: slice, scratch: Scratch, *, hide: bool = True
+        self,
+        block: Block,
+        rows: slice,
+        scratch: Scratch,
+        *,
+        hide: bool = True,
+        out: Float[Tensor, "batch head row key"] | None = None,
     ) -> Float[Tensor, "batch head row key"]:
         """Make the logits of some rows of a block in float64, rounded once.
 
@@ -174,15 +182,19 @@ class Logits:
             Memory.
         hide
             Whether to overwrite those of keys that are hidden by order, window or padding.
+        out
+            Where they go; None: into the scratch.
         """
         start = block.queries.start
         few = slice(start + rows.start, start + rows.stop)
         part = Block(few, block.keys, block.low[rows], block.high[rows])
         shape = (*self.shape, rows.stop - rows.start, block.keys.stop - block.keys.start)
         count = math.prod(shape)
-        if self.k.device.type != "cpu":
-            exact = torch.empty(shape, dtype=torch.float64, device=self.k.device)
-            return self.put(part, exact, hide=hide).float()
-        exact = scratch.take("exact", 8 * count).view(torch.float64).view(shape)
-        rounded = scratch.take("rounded", 4 * count).view(torch.float32).view(shape)
-        return rounded.copy_(self.put(part, exact, hide=hide))
+        if self.k.device.type == "cpu":
+            wide = scratch.take("exact", 8 * count).view(torch.float64).view(shape)
+        else:
+            wide = torch.empty(shape, dtype=torch.float64, device=self.k.device)
+        self.put(part, wide, hide=hide)
+        if out is None and self.k.device.type == "cpu":
+            out = scratch.take("rounded", 4 * count).view(torch.float32).view(shape)
+        return wide.float() if out is None else out.copy_(wide)

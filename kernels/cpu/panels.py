@@ -14,13 +14,13 @@ from torch import Tensor
 
 from headscope.kernels.cpu import blas
 from headscope.kernels.cpu.library import Engine, Library, choose
-from headscope.kernels.cpu.logits import Buffers, Logits
+from headscope.kernels.cpu.logits import EXACT_ROWS, Buffers, Logits
 from headscope.kernels.cpu.operands import LEAST_ROWS, PARTS, Operands, packed
 from headscope.kernels.cpu.panel import Panel
 from headscope.kernels.cpu.scores import Scores, plain
 from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.cpu.softmax import LOOKS, Softmax
-from headscope.kernels.cpu.sweep import EXACT_ROWS, Sweep, unfilled
+from headscope.kernels.cpu.sweep import Sweep, unfilled
 from headscope.kernels.cpu.sweep_call import Call
 from headscope.kernels.cpu.workers import share
 from headscope.kernels.request import Request

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.cpu.logits import SHARP, Buffers, Filled, Logits
+from headscope.kernels.cpu.logits import EXACT_ROWS, SHARP, Buffers, Filled, Logits
 from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.visibility import MASKED, Block
 
@@ -16,13 +16,11 @@ CACHED = 3 << 16
 NEGLIGIBLE = -75.0
 """Logit, less the row's largest, below which a weight of a sharp panel is 0: under 3e-33. Denormal
 weights would slow every later product down several times."""
-EXACT_ROWS = 64
-"""Queries whose logits are made in float64 at once."""
 LOOKS = frozenset({"logits", "leaders", "leader_weights"})
 """Properties of a panel that need its logits beside the weights."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Softmax:
     """The weights of some sequences and heads, panel by panel, and what comes to light on the way.
 
@@ -38,6 +36,8 @@ class Softmax:
         Logits of the heads' learned sinks, if any.
     wanted
         Which properties of the panels are read.
+    exact
+        Whether the next panel is made in float64 at once: all of the one before was too coarse.
     """
 
     logits: Logits
@@ -45,6 +45,7 @@ class Softmax:
     sigmoid: bool
     sinks: Float[Tensor, "head 1"] | None
     wanted: frozenset[str]
+    exact: bool = False
 
     @cached_property
     def apart(self) -> bool:
@@ -61,28 +62,33 @@ class Softmax:
         buffers
             Memory for the weights and for a few rows, and for the logits where they stay.
         """
-        logits = self.logits.put(block, buffers.panel)
+        logits = buffers.panel
         weights = buffers.spare if self.apart else logits
         few = buffers.scratch.view(-1, logits.shape[-1])
-        known = self.turn(logits, weights, few)
-        sharp = self.sharp(known["peak"])
-        for rows in sharp:
-            exact = self.logits.exact(block, rows, self.scratch)
-            if self.apart:
-                logits[:, :, rows] = exact
-            for name, part in self.turn(exact, exact, few, sharp=True).items():
-                known[name][:, :, rows] = part
-            weights[:, :, rows] = exact
+        if self.exact:
+            sharp = self.groups(block)
+            self.sharpen(block, logits, sharp)
+            known = self.turn(logits, weights, few, sharp=True)
+            self.exact = self.sharp(block, known["peak"]) == sharp
+        else:
+            known = self.turn(self.logits.put(block, logits), weights, few)
+            sharp = self.sharp(block, known["peak"])
+            for rows in sharp:
+                exact = self.logits.exact(block, rows, self.scratch)
+                if self.apart:
+                    logits[:, :, rows] = exact
+                for name, part in self.turn(exact, exact, few, sharp=True).items():
+                    known[name][:, :, rows] = part
+                weights[:, :, rows] = exact
+            self.exact = sharp == self.groups(block)
         if self.sinks is not None:
             self.drain(weights, known)
 
         def score() -> Tensor:
             if self.apart:
                 return logits
-            again = self.logits.put(block, buffers.spare)
-            for rows in sharp:
-                again[:, :, rows] = self.logits.exact(block, rows, self.scratch)
-            return again
+            self.logits.put(block, buffers.spare)
+            return self.sharpen(block, buffers.spare, sharp)
 
         return Filled(weights, known.pop("peak"), score, known)
 
@@ -97,8 +103,21 @@ class Softmax:
             if name in known:
                 known[name].mul_(left)
 
-    def sharp(self, peak: Float[Tensor, "batch head query"]) -> list[slice]:
-        """List the rows, in groups, among which some have logits that float32 is too coarse for."""
+    def sharpen(self, block: Block, logits: Tensor, groups: list[slice]) -> Tensor:
+        """Make the logits of some groups of rows in float64, in place."""
+        for rows in groups:
+            self.logits.exact(block, rows, self.scratch, out=logits[:, :, rows])
+        return logits
+
+    def groups(self, block: Block) -> list[slice]:
+        """Cut the rows of a block into groups."""
+        count = block.queries.stop - block.queries.start
+        return [
+            slice(first, min(first + EXACT_ROWS, count)) for first in range(0, count, EXACT_ROWS)
+        ]
+
+    def sharp(self, block: Block, peak: Float[Tensor, "batch head query"]) -> list[slice]:
+        """List the groups of rows among which some have logits that float32 is too coarse for."""
         if peak.dtype != torch.float32:
             return []
         low, high = torch.aminmax(peak)
@@ -106,13 +125,7 @@ class Softmax:
             return []
         # A row without a visible key peaks at MASKED, which says nothing of its precision.
         coarse = (peak.abs() > SHARP) & (peak > MASKED / 2)
-        return [
-            slice(first, first + group.shape[2])
-            for first, group in zip(
-                range(0, peak.shape[2], EXACT_ROWS), torch.split(coarse, EXACT_ROWS, 2), strict=True
-            )
-            if bool(group.any())
-        ]
+        return [rows for rows in self.groups(block) if bool(coarse[:, :, rows].any())]
 
     def turn(
         self, logits: Tensor, weights: Tensor, scratch: Tensor, *, sharp: bool = False

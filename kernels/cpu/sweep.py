@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.kernels.cpu.distances import distance_bins
-from headscope.kernels.cpu.logits import SHARP, Buffers, Filled
+from headscope.kernels.cpu.logits import EXACT_ROWS, SHARP, Buffers, Filled
 from headscope.kernels.cpu.operands import Operands
 from headscope.kernels.cpu.scratch import Scratch
 from headscope.kernels.cpu.sweep_call import QUERY, Call, Run, at
@@ -25,8 +25,6 @@ LARGEST_K = 64
 
 ADDED = ("sums", "peaks")
 """Reductions that the rows of several tiles go into."""
-EXACT_ROWS = 128
-"""Rows whose logits are made in float64 at once."""
 
 ENDLESS = 1 << 62
 
@@ -136,12 +134,11 @@ class Sweep:
 
         def score() -> Tensor:
             # The sweep keeps none; few statistics look at logits.
-            spare = buffers.spare
-            exact = torch.empty(shape, dtype=torch.float64) if sharp else spare
-            logits.put(block, exact)
-            if sharp:
-                spare.copy_(exact)
-            return spare
+            if not sharp:
+                return logits.put(block, buffers.spare)
+            for rows in self.pieces(block):
+                logits.exact(block, rows, self.scratch, out=buffers.spare[:, :, rows])
+            return buffers.spare
 
         known = dict(filled)
         return Filled(weights, known.pop("peak"), score, known)

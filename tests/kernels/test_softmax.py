@@ -69,12 +69,35 @@ def test_float64_is_for_the_rows_that_need_it(draw: Any, monkeypatch: pytest.Mon
         return exact(self, block, rows, *rest, **options)
 
     monkeypatch.setattr(Logits, "exact", watched)
-    inputs = draw(LENGTH)
+    inputs = draw(250)
     capture(inputs, Variant())
     assert made == []
-    inputs.q[1, 2, 70] *= 200.0
+    inputs.q[1, 2, 130] *= 200.0
     capture(inputs, Variant())
-    assert made == [slice(64, 128)]
+    # Panels are whole tiles: the first has 240 queries.
+    assert made == [slice(128, 240)]
+
+
+def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
+    draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[bool] = []
+    turn = softmax.Softmax.turn
+
+    def watched(self: softmax.Softmax, *given: Any, sharp: bool = False) -> Any:
+        tries.append(sharp)
+        return turn(self, *given, sharp=sharp)
+
+    monkeypatch.setattr(softmax.Softmax, "turn", watched)
+    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 32)
+    inputs = draw(128, sigma=64.0)
+    # The last panel is blunt: it is found out once, and would be forgotten with the next.
+    inputs.q[:, :, 96:] /= 1000.0
+    found = capture(inputs, Variant())
+    assert tries == [False, True, True, True, True]
+    monkeypatch.undo()
+    whole = capture(inputs, Variant())
+    assert all(torch.allclose(found[name], whole[name], atol=1e-5) for name in found)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
