@@ -11,7 +11,7 @@ import typer
 from headscope import analyses
 from headscope.app.cli.console import err, say
 from headscope.app.cli.progress import bar
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 
 def analyze(
@@ -42,7 +42,7 @@ def analyze(
             opened, wanted, task=task, number=number, options=options, progress=progress
         )
     print_skipped(outcome)
-    if any(isinstance(outcome[name], Refused) for name in {*(names or ()), *options}):
+    if any(isinstance(outcome[name], HeadscopeError) for name in {*(names or ()), *options}):
         raise typer.Exit(2)
     say(f"next: headscope report {run}")
 
@@ -50,5 +50,5 @@ def analyze(
 def print_skipped(outcome: Mapping[str, object]) -> None:
     """Say on standard error which analyses did not run, and why."""
     for name, result in outcome.items():
-        if isinstance(result, Refused):
+        if isinstance(result, HeadscopeError):
             say(f"not run: {name}: {result}", err)

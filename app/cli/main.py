@@ -18,7 +18,7 @@ from headscope.app.cli.demo import demo
 from headscope.app.cli.listing import list_analyses, list_models, list_statistics
 from headscope.app.cli.report import report
 from headscope.app.cli.timeline import timeline
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 app = typer.Typer(
     name="headscope",
@@ -67,7 +67,7 @@ def main() -> None:
     """Run the command line; input that is refused is one line and exit code 2."""
     try:
         app(standalone_mode=True)
-    except Refused as error:
+    except HeadscopeError as error:
         say(f"error: {error}", err)
         sys.exit(2)
     except KeyboardInterrupt:

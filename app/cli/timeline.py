@@ -10,7 +10,7 @@ import typer
 
 from headscope.app.cli.console import err, say
 from headscope.app.cli.progress import bar
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 # Heads whose emergence is printed for each score.
 SHOWN = 8
@@ -95,4 +95,6 @@ def _numbers(steps: str | None) -> list[float] | None:
     try:
         return [float(one) for one in steps.split(",")]
     except ValueError as error:
-        raise Refused(f"--steps: {steps!r} is no list of numbers, such as 0,500,1000") from error
+        raise InvalidInput(
+            f"--steps: {steps!r} is no list of numbers, such as 0,500,1000"
+        ) from error

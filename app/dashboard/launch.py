@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headscope.analyses.series import kept
 from headscope.app.pipeline import open_run
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 ADDRESS = "127.0.0.1"
 
@@ -28,7 +28,7 @@ def command(run: Path, port: int = 8501) -> list[str]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When Streamlit is not installed.
 
     Examples
@@ -37,7 +37,7 @@ def command(run: Path, port: int = 8501) -> list[str]:
     ['-P', '-m', 'streamlit', 'run']
     """
     if find_spec("streamlit") is None:
-        raise Refused("app: Streamlit is not installed; pip install 'headscope[app]'")
+        raise InvalidInput("app: Streamlit is not installed; pip install 'headscope[app]'")
     return [
         sys.executable,
         "-P",
@@ -62,7 +62,7 @@ def served(folder: Path) -> Path:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When there is neither.
     """
     return folder if kept.holds(folder) else open_run(folder).path

@@ -14,7 +14,7 @@ from headscope import viz
 from headscope.analyses.series import emergence, kept
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes.store import write_text
 
 # Rows of the table of emergence.
@@ -32,7 +32,7 @@ def drawn(found: xr.Dataset) -> list[str]:
     for name in viz.variables(found):
         try:
             viz.choose(found[name])
-        except Refused:
+        except HeadscopeError:
             continue
         names.append(name)
     return names
@@ -43,7 +43,7 @@ def write(found: xr.Dataset, folder: Path) -> Path:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder cannot be written.
     """
     attrs = found.attrs

@@ -14,7 +14,7 @@ from headscope import viz
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import pattern_window
 from headscope.app.report.scores import Score
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes.pair import Pair
 from headscope.viz import patches
 
@@ -107,7 +107,7 @@ def pattern(
             array = pattern_window.cut(path, version, ids, (layer, head), window)
         else:
             array = cache.weights(path, version, ids, layer, head)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
         return None
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))

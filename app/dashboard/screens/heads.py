@@ -22,7 +22,7 @@ from headscope.app.dashboard.components import (
 )
 from headscope.app.report.findings import heads_table
 from headscope.app.report.scores import Score, collect
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 
 def draw() -> None:
@@ -40,7 +40,7 @@ def draw() -> None:
     version = cache.stamp(path)
     try:
         run, capture, results = cache.read(str(path), version)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
         return
     scores = collect(results)

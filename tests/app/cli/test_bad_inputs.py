@@ -117,7 +117,7 @@ def test_neither_task_nor_prompts(headscope, tmp_path: Path) -> None:
 def test_option_value_out_of_range(headscope, demo_run: Path) -> None:
     code, lines = headscope("analyze", demo_run, "sinks", "--set", "sinks.epsilon=2")
     assert code == 2
-    assert lines == ["not run: sinks: epsilon: 2.0 is outside 0 … 1"]
+    assert lines == ["error: epsilon: 2.0 is outside 0 … 1"]
 
 
 def test_words_that_the_tokenizer_does_not_know(headscope, tmp_path: Path, first_words) -> None:
