@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense_attention import Whole
+from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
@@ -119,7 +119,7 @@ class Statistic:
     execution: Literal["E0", "E1", "E2", "E3", "E4"]
     doc: str
     panel: Callable[[Panel], Tensor]
-    dense: Callable[[Whole], Tensor]
+    dense: Callable[[DenseAttention], Tensor]
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
     distribution: bool = False
@@ -143,7 +143,7 @@ class Statistic:
         return "query" in self.dims
 
 
-def check_rows(chosen: Iterable[Statistic], variant: AttentionSpec) -> None:
+def check_distribution(chosen: Iterable[Statistic], spec: AttentionSpec) -> None:
     """Refuse statistics of a distribution where weights are none.
 
     Raises
@@ -152,7 +152,7 @@ def check_rows(chosen: Iterable[Statistic], variant: AttentionSpec) -> None:
         Naming the first such statistic.
     """
     for statistic in chosen:
-        if variant.sigmoid and statistic.distribution:
+        if spec.sigmoid and statistic.distribution:
             raise NotApplicable(
                 f"stats: {statistic.name} needs rows that are shares of one whole; "
                 "weights of sigmoid attention are not"

@@ -238,9 +238,9 @@ class Steps:
                     values = np.nan_to_num(values)
                 rows[tuple(map(slice, values.shape))] = values
             else:
-                seers = _seers(call)
-                total[call.layer, :, :stop] += np.nan_to_num(values) * seers
-                count[call.layer, :, :stop] += seers
+                query_counts = _seers(call)
+                total[call.layer, :, :stop] += np.nan_to_num(values) * query_counts
+                count[call.layer, :, :stop] += query_counts
         if not by_query:
             joined[:, :, :length] = (total / np.where(count, count, np.nan))[:, :, :length]
         if name == "pattern":
@@ -255,7 +255,7 @@ def _seers(call: Call) -> npt.NDArray[np.float64]:
     """Count the queries of one step that see each key."""
     variant = call.variant()
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
-    counted: npt.NDArray[np.float64] = visibility.seers[0].cpu().double().numpy()
+    counted: npt.NDArray[np.float64] = visibility.query_counts[0].cpu().double().numpy()
     return counted
 
 

@@ -79,7 +79,9 @@ def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:
         made = statistic.panel(panel)
         if made.data_ptr() != there.data_ptr():
             there.copy_(made)
-        if panel.dead is not None:
-            dead = panel.dead.view(*panel.dead.shape, *[1] * (there.ndim - 3))
+        if panel.invalid_rows is not None:
+            invalid_rows = panel.invalid_rows.view(
+                *panel.invalid_rows.shape, *[1] * (there.ndim - 3)
+            )
             # A row of a whole pattern is longer than its panel.
-            place[:, :, panel.queries].masked_fill_(dead, statistic.empty)
+            place[:, :, panel.queries].masked_fill_(invalid_rows, statistic.empty)

@@ -15,14 +15,14 @@ from torch import Tensor
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.compiled import blas
 from headscope.kernels.compiled.library import Engine, Library, choose
-from headscope.kernels.compiled.operands import LEAST_ROWS, PARTS, Operands, packed
-from headscope.kernels.compiled.sweep import Sweep, unfilled
+from headscope.kernels.compiled.operands import LEAST_ROWS, PARTS, Operands, packed_size
+from headscope.kernels.compiled.sweep import Sweep, left_to_torch
 from headscope.kernels.compiled.sweep_call import Call
 from headscope.kernels.panels.logits import EXACT_ROWS, Buffers, Logits
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.panels.scores import Scores, plain
 from headscope.kernels.panels.scratch import Scratch
-from headscope.kernels.panels.softmax import LOOKS, Softmax
+from headscope.kernels.panels.softmax import NEED_LOGITS, Softmax
 from headscope.kernels.panels.workers import share
 from headscope.kernels.request import Request
 from headscope.kernels.visibility import MASKED, Block, Visibility
@@ -81,7 +81,7 @@ class Panels:
     ----------
     q, k, v
         Checked tensors of shape (batch, head, token, size).
-    variant
+    spec
         A variant that fits them.
     request
         Parameters of statistics; panels keep to its tiles.
@@ -101,7 +101,7 @@ class Panels:
     q: Tensor
     k: Tensor
     v: Tensor
-    variant: AttentionSpec
+    spec: AttentionSpec
     request: Request = field(default_factory=lambda: Request(stats=()))
     wanted: Bool[Tensor, " query"] | None = None
     reductions: frozenset[str] = frozenset({"weights"})
@@ -147,14 +147,18 @@ class Panels:
         exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
         if self.sweep is None:
             # One for statistics that need room, and the keys once more.
-            return (3 if self.apart else 2) * panel + 4 * shared * keys * self.q.shape[3] + exact
+            return (
+                (3 if self.keeps_logits else 2) * panel
+                + 4 * shared * keys * self.q.shape[3]
+                + exact
+            )
         sizes = (self.q.shape[3], self.v.shape[3])
         parts = PARTS[self.q.dtype]
         operands = sum(4 * keys * each for each in sizes)
         call = Call(rows=self.rows, keys=keys, gemm=1, size=sizes[0], value_size=sizes[1])
         if self.sweep.pack is not None and self.rows >= LEAST_ROWS:
-            operands = sum(2 * packed(keys, each, parts) for each in sizes)
-            call.key_bricks = call.value_bricks = 1
+            operands = sum(2 * packed_size(keys, each, parts) for each in sizes)
+            call.key_amx = call.value_amx = 1
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
         kept = 0 if self.bare else panel
@@ -173,12 +177,12 @@ class Panels:
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys each query may see."""
-        return self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+        return self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
 
     @cached_property
     def sweep(self) -> Library | None:
         """The library with the compiled sweep, None where torch makes the weights."""
-        return choose(self.engine, self.variant, self.precision, self.q.device)
+        return choose(self.engine, self.spec, self.precision, self.q.device)
 
     @property
     def group(self) -> int:
@@ -188,10 +192,10 @@ class Panels:
     @cached_property
     def bare(self) -> bool:
         """Whether no panel is kept: the sweep makes the logits and all that is read."""
-        if self.sweep is None or not plain(self.variant):
+        if self.sweep is None or not plain(self.spec):
             return False
         multiplies = self.sweep.pack is not None or blas.gemm() is not None
-        return multiplies and not self.reductions & unfilled(self.request, self.visibility)
+        return multiplies and not self.reductions & left_to_torch(self.request, self.visibility)
 
     @property
     def rows(self) -> int:
@@ -199,13 +203,13 @@ class Panels:
         if self.bare:
             return min(BARE_ROWS, self.visibility.queries)
         affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
-        rows = max(ROWS // 2, 1) if self.apart else ROWS
+        rows = max(ROWS // 2, 1) if self.keeps_logits else ROWS
         return min(affordable, rows, self.visibility.queries)
 
     @property
-    def apart(self) -> bool:
+    def keeps_logits(self) -> bool:
         """Whether panels keep their logits beside their weights."""
-        return self.sweep is None and bool(self.reductions & LOOKS)
+        return self.sweep is None and bool(self.reductions & NEED_LOGITS)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -227,7 +231,7 @@ class Panels:
     @cached_property
     def all_alive(self) -> bool:
         """Whether every query is real and sees a key, so that no row needs to be blanked."""
-        return not self.variant.hides and bool(self.visibility.alive.all())
+        return not self.spec.hides and bool(self.visibility.valid_queries.all())
 
     def parts(self) -> Iterator[Part]:
         """Cut batch and heads so that a panel of one part stays small."""
@@ -235,7 +239,7 @@ class Panels:
         heads = max(PANEL_ELEMENTS // self.largest, 1)
         total = batch * self.q.shape[1]
         if total > heads:
-            room = ROOM // 2 if self.apart else ROOM
+            room = ROOM // 2 if self.keeps_logits else ROOM
             shares = SHARES if self.sweep is None else SWEPT_SHARES
             heads = max(room * PANEL_ELEMENTS // self.largest, 1)
             # Whatever the number of threads, so that it never shows in the numbers.
@@ -249,7 +253,7 @@ class Panels:
     def fill(self, part: Part, memory: Callable[[], Tensor], scratch: Scratch) -> Iterator[Panel]:
         """Compute logits and weights of each panel in turn, in the same memory."""
         visibility = self.visibility.batches(part.batch)
-        scores = Scores(self.variant, visibility, part.batch, part.heads)
+        scores = Scores(self.spec, visibility, part.batch, part.heads)
         targets = None
         if self.request.targets is not None:
             targets = self.request.targets[part.batch].to(self.q.device, torch.long)
@@ -257,7 +261,7 @@ class Panels:
         if self.request.spans is not None:
             spans = self.request.spans[part.batch].to(self.q.device, torch.long)
         sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
-        scale = self.variant.scale
+        scale = self.spec.scale
         assert scale is not None
         k = self.k[part.batch, part.kv].to(self.precision).flatten(0, 1).mT
         logits = Logits(
@@ -274,19 +278,19 @@ class Panels:
         v = v.flatten(0, 1).contiguous()
         filler: Sweep | Softmax
         if self.sweep is None:
-            filler = Softmax(logits, scratch, self.variant.sigmoid, sinks, self.reductions)
+            filler = Softmax(logits, scratch, self.spec.sigmoid, sinks, self.reductions)
         else:
             assert self.sweep.run is not None
-            alive = None if self.all_alive else visibility.alive
-            mixed = v if "mixed" in self.reductions else None
+            valid_queries = None if self.all_alive else visibility.valid_queries
+            attn_output = v if "attn_output" in self.reductions else None
             filler = Sweep(
                 self.sweep.run,
                 self.request,
                 visibility,
-                alive,
+                valid_queries,
                 sinks,
                 self.reductions,
-                Operands.of(logits, mixed, self.sweep.pack, scratch),
+                Operands.of(logits, attn_output, self.sweep.pack, scratch),
                 scratch,
                 None if self.output is None else self.output[part.batch, part.heads],
             )
@@ -294,12 +298,14 @@ class Panels:
             shape = (*logits.shape, size(block.queries), size(block.keys))
             buffers = Buffers(memory, shape)
             made = filler.fill(block, buffers)
-            dead = None
+            invalid_rows = None
             if not self.all_alive:
-                dead = ~visibility.alive[:, None, block.queries] | (made.peak <= MASKED / 2)
+                invalid_rows = ~visibility.valid_queries[:, None, block.queries] | (
+                    made.max_logit <= MASKED / 2
+                )
             panel = Panel(
-                made.score,
-                made.peak,
+                made.compute_logits,
+                made.max_logit,
                 made.weights,
                 buffers.none() if made.weights.is_meta else buffers.scratch,
                 v[:, block.keys],
@@ -307,14 +313,14 @@ class Panels:
                 block.keys,
                 None if targets is None else targets[:, :, block.queries],
                 None if spans is None else spans[:, block.keys],
-                dead,
+                invalid_rows,
                 sinks,
                 visibility,
                 self.request,
-                made.known,
+                made.computed,
             )
-            if self.sweep is None and dead is not None:
-                made.weights.masked_fill_(dead[..., None], 0.0)
+            if self.sweep is None and invalid_rows is not None:
+                made.weights.masked_fill_(invalid_rows[..., None], 0.0)
             yield panel
 
 

@@ -10,7 +10,7 @@ COMB = 16
 """Teeth of a comb: equally spaced columns of a row whose largest is taken at once."""
 
 
-def lead(
+def select_topk(
     logits: Float[Tensor, "batch head query key"], count: int
 ) -> Int[Tensor, "batch head query rank"]:
     """Find the columns of the largest logits of each row, in order, -1 where it sees fewer.

@@ -83,7 +83,7 @@ def arguments(
         "cells": cells,
         "bounds": bound_queries(launch.visibility, cells, chosen, batch),
         "group": launch.group,
-        "SIGMOID": launch.variant.sigmoid,
+        "SIGMOID": launch.spec.sigmoid,
         "SIZE": size,
         "BLOCK_SIZE": padded(size),
         "PRECISION": launch.precision,
@@ -135,7 +135,7 @@ def run(
         outputs["received_later"] = reduce(band, lse, {"received"}, 1, chosen)["received"]
     if "received_last" in names:
         last = ending(launch.visibility, request.last)
-        end = ChosenLaunch(launch.q, launch.k, launch.v, launch.variant, last)
+        end = ChosenLaunch(launch.q, launch.k, launch.v, launch.spec, last)
         rows = lse.masked_fill(~last[:, None], DEAD)
         outputs["received_last"] = reduce(end, rows, {"received"}, 1, chosen)["received"]
     return outputs

@@ -38,12 +38,12 @@ class TritonEngine:
 
     def run(self, chosen: list[Statistic]) -> dict[str, Tensor]:
         """Compute the chosen statistics, by name."""
-        launch = Launch(self.panels.q, self.panels.k, self.panels.v, self.panels.variant)
+        launch = Launch(self.panels.q, self.panels.k, self.panels.v, self.panels.spec)
         names = [statistic.name for statistic in chosen]
         with torch.cuda.device(launch.q.get_device()):
             arch = architecture(launch.q.device)
             forward = self.forward or forward_for(
-                arch, launch.q.shape[3], launch.q.dtype, launch.variant
+                arch, launch.q.shape[3], launch.q.dtype, launch.spec
             )
             taken = ways(names, stock=forward == "stock")
             if forward == "stock":

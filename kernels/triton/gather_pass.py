@@ -44,7 +44,7 @@ def arguments(
         "choices": choices,
         "occurrences": occurrences,
         "group": launch.group,
-        "SIGMOID": launch.variant.sigmoid,
+        "SIGMOID": launch.spec.sigmoid,
         "SIZE": size,
         "BLOCK_SIZE": padded(size),
         "QUERIES": queries_of(size),

@@ -75,7 +75,7 @@ def measured() -> Mapping[str, Mapping[str, Forward]]:
     return table
 
 
-def forward_for(arch: int, size: int, dtype: torch.dtype, variant: AttentionSpec) -> Forward:
+def forward_for(arch: int, size: int, dtype: torch.dtype, spec: AttentionSpec) -> Forward:
     """Choose the forward pass: torch's own where it was measured to be faster and can do it.
 
     Parameters
@@ -86,7 +86,7 @@ def forward_for(arch: int, size: int, dtype: torch.dtype, variant: AttentionSpec
         Head size.
     dtype
         Type of q, k and v.
-    variant
+    spec
         How scores become weights.
 
     Examples
@@ -95,10 +95,10 @@ def forward_for(arch: int, size: int, dtype: torch.dtype, variant: AttentionSpec
     'fused'
     """
     entry = measured().get(str(arch), {}).get(str(padded(size)), "fused")
-    return entry if dtype != torch.float32 and is_stock(variant) else "fused"
+    return entry if dtype != torch.float32 and is_stock(spec) else "fused"
 
 
-def is_stock(variant: AttentionSpec) -> bool:
+def is_stock(spec: AttentionSpec) -> bool:
     """Tell whether torch's own attention computes this variant: causal order or none, no extras.
 
     Examples
@@ -107,10 +107,10 @@ def is_stock(variant: AttentionSpec) -> bool:
     (True, False)
     """
     extras = (
-        variant.window, variant.softcap, variant.key_mask, variant.query_mask, variant.lengths,
-        variant.slopes, variant.bias, variant.sinks, variant.edits,
+        spec.window, spec.softcap, spec.key_mask, spec.query_mask, spec.lengths,
+        spec.slopes, spec.bias, spec.sinks, spec.edits,
     )  # fmt: skip
-    return not variant.sigmoid and all(extra is None for extra in extras)
+    return not spec.sigmoid and all(extra is None for extra in extras)
 
 
 def fits(q: Tensor, v: Tensor) -> bool:

@@ -89,7 +89,7 @@ def arguments(
         "wanted": wanted,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
         "group": launch.group,
-        "SIGMOID": launch.variant.sigmoid,
+        "SIGMOID": launch.spec.sigmoid,
         "SIZE": size,
         "BLOCK_SIZE": padded(size),
         "PRECISION": launch.precision,

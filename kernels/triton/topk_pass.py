@@ -98,7 +98,7 @@ def run(
     outputs = {}
     if "topk" in names:
         gap = values - lse[..., None]
-        weights = torch.sigmoid(gap * math.log(2)) if launch.variant.sigmoid else torch.exp2(gap)
+        weights = torch.sigmoid(gap * math.log(2)) if launch.spec.sigmoid else torch.exp2(gap)
         outputs["topk"] = weights.masked_fill_(hidden, float("nan"))
     if "topk_key" in names:
         outputs["topk_key"] = keys.float().masked_fill_(hidden, float("nan"))

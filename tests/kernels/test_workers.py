@@ -12,7 +12,7 @@ import torch
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.panels import panels
+from headscope.kernels.panels import row_panels
 from headscope.kernels.panels.row_panels import Panels, Part
 from headscope.kernels.panels.workers import share
 from headscope.kernels.request import Request
@@ -21,7 +21,7 @@ from headscope.kernels.request import Request
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Cut small panels; the threads that captured a part, with their number of torch threads."""
-    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(row_panels, "PANEL_ELEMENTS", 1 << 12)
     seen: set[tuple[int, int]] = set()
     fill = Panels.fill
     both = threading.Barrier(2, timeout=60)
@@ -75,7 +75,7 @@ def test_threads_work_on_padding_and_in_inference_mode(
 
 
 def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(row_panels, "PANEL_ELEMENTS", 1 << 12)
     begun: list[Part] = []
     fill = Panels.fill
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from panel_tests import CHOICES, noise, variant
+from panel_tests import CHOICES, noise, spec
 from torch import Tensor
 
 from headscope.kernels import statistics
@@ -33,21 +33,21 @@ class Case:
 
     def __init__(self, draw: Any, names: frozenset[str], **options: Any) -> None:
         self.inputs = draw(**options)
-        self.variant = AttentionSpec(**self.inputs.options)
-        if self.variant.sigmoid:
+        self.spec = AttentionSpec(**self.inputs.options)
+        if self.spec.sigmoid:
             names = frozenset(
                 name for name in names if not statistics.load(name).distribution
             )  # fmt: skip
         self.names = names
         q, k, v, asked = self.inputs
-        extra = ("pattern", "topk") if self.variant.sigmoid else ("pattern", "topk", "lse")
+        extra = ("pattern", "topk") if self.spec.sigmoid else ("pattern", "topk", "lse")
         parameters = {key: getattr(asked, key) for key in vars(asked) if key != "stats"}
         self.request = Request(stats=(*names, *extra), **parameters)
-        self.dense = attend_dense(q, k, v, self.request, self.variant)
-        self.launch = Launch(q, k, v, self.variant.fit(q, k))
+        self.dense = attend_dense(q, k, v, self.request, self.spec)
+        self.launch = Launch(q, k, v, self.spec.fit(q, k))
         # Without any key there is no largest weight.
         self.dead = self.dense["topk"][..., 0].isnan()
-        if self.variant.sigmoid:
+        if self.spec.sigmoid:
             lse = torch.zeros(self.dead.shape)
         else:
             lse = (self.dense["lse"] * math.log2(math.e)).float()
@@ -109,13 +109,13 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SHORT)
 def test_later_passes_agree_with_dense_float64(name: str, draw: Any) -> None:
-    case = Case(draw, ALL - SLOW, **variant(name, 100) | SHORT[name])
+    case = Case(draw, ALL - SLOW, **spec(name, 100) | SHORT[name])
     case.check(case.run())
 
 
 @pytest.mark.parametrize("name", ["window", "bidirectional"])
 def test_effective_span_agrees_with_dense_float64(name: str, draw: Any) -> None:
-    case = Case(draw, SLOW, **variant(name, 100) | FEWER)
+    case = Case(draw, SLOW, **spec(name, 100) | FEWER)
     case.check(case.run())
 
 
@@ -214,9 +214,9 @@ def test_memory_outside_the_outputs_is_not_touched(draw: Any) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
-    options = variant("padded left and right", 63)
+    options = spec("padded left and right", 63)
     case = Case(draw, ALL - SLOW, **options)
-    padding = ~case.variant.key_mask
+    padding = ~case.spec.key_mask
     for tensor in (case.inputs.q, case.inputs.k, case.inputs.v):
         tensor.transpose(1, 2)[padding] = poison
     case.check(case.run())
@@ -229,7 +229,7 @@ def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
     k = case.inputs.k
     case.inputs.q[..., 0] = 4.0
     k[..., 0] = torch.where(torch.arange(400) % 128 < 31, 6.0, -6.0) + 0.1 * noise(400)
-    case.dense = attend_dense(case.inputs.q, k, case.inputs.v, case.request, case.variant)
+    case.dense = attend_dense(case.inputs.q, k, case.inputs.v, case.request, case.spec)
     case.lse = (case.dense["lse"] * math.log2(math.e)).float()
     tiles = Configuration(128, 128, warps=4, stages=1)
     named = topk_pass.arguments(case.launch, 0, slice(0, 2), 32, tiles)
