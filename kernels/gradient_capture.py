@@ -18,7 +18,8 @@ from headscope.kernels.errors import InvalidInput
 from headscope.kernels.gradients import attributions
 from headscope.kernels.panels.engine import PanelEngine
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
 from headscope.kernels.visibility import MASKED

@@ -39,7 +39,7 @@ class Visibility:
 
     Examples
     --------
-    >>> Visibility(queries=3, keys=3, causal=True, window=2).seen
+    >>> Visibility(queries=3, keys=3, causal=True, window=2).key_counts
     tensor([[1, 2, 2]])
     """
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headscope.kernels import statistics
+from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.kernels.request import Request
 from headscope.probes.capture import provenance
 from headscope.probes.forward import Reader
 from headscope.probes.model import Model, load_model
@@ -269,6 +269,7 @@ def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
 def _names(stats: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stats, str):
         raise InvalidInput("stats: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
     for name in stats:
         one = statistics.load(name)
         if name in ("z", "target_mass") or not (one.by_query or name == "received"):

@@ -17,6 +17,7 @@ from headscope.kernels.compiled.sweep_call import QUERY, Call, Run, at
 from headscope.kernels.panels.distances import distance_bins
 from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, PanelResult
 from headscope.kernels.panels.scratch import Scratch
+from headscope.kernels.ranges import length, split_range
 from headscope.kernels.request import Request
 from headscope.kernels.visibility import Block, Visibility
 
@@ -145,10 +146,8 @@ class Sweep:
 
     def pieces(self, block: Block) -> Iterator[slice]:
         """Cut the rows of a block into whole tiles, few enough for logits of float64."""
-        count, tile = block.queries.stop - block.queries.start, self.request.tile
-        step = max(EXACT_ROWS // tile * tile, tile)
-        for first in range(0, count, step):
-            yield slice(first, min(first + step, count))
+        tile = self.request.tile
+        return split_range(0, length(block.queries), max(EXACT_ROWS // tile * tile, tile))
 
     def reduce(
         self,

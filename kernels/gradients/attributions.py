@@ -127,7 +127,6 @@ def declare(
         formula=formula,
         doc=doc,
         source="Self-Attention Attribution (Hao et al. 2021)",
-        execution="E4",
         panel=panel,
         dense=dense,
         **{**common, **more},

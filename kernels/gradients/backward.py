@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scores import narrow
 from headscope.kernels.statistics.span_mass import members
 
@@ -81,7 +82,7 @@ def differentiate(
             grad_q[rows] = torch.bmm(steps, k[:, keys]).view(q.shape).mul_(factor)
             sum_k[:, keys].baddbmm_(steps.mT, flat(panel, q * factor))
 
-    panels.each(work)
+    panels.for_each_part(work)
     grads = {"q": grad_q}
     for name, sums in (("k", grad_k), ("v", grad_v)):
         grads[name] = sums[0] if len(sums) == 1 else sums.sum(dim=0)

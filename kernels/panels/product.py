@@ -12,7 +12,8 @@ from headscope.kernels import inputs
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scores import narrow
 from headscope.kernels.weight_edits import expect
 
@@ -148,7 +149,7 @@ class Product:
         if panels.blocks:
             # Autocast would make products coarser than the inputs.
             with torch.no_grad(), torch.autocast(panels.q.device.type, enabled=False):
-                panels.each(work)
+                panels.for_each_part(work)
         return result
 
     def weigh(self, panel: Panel, part: Part) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, Logits, PanelResult
 from headscope.kernels.panels.scratch import Scratch
+from headscope.kernels.ranges import length, split_range
 from headscope.kernels.visibility import MASKED, Block
 
 CACHED = 3 << 16
@@ -111,10 +112,7 @@ class Softmax:
 
     def groups(self, block: Block) -> list[slice]:
         """Cut the rows of a block into groups."""
-        count = block.queries.stop - block.queries.start
-        return [
-            slice(first, min(first + EXACT_ROWS, count)) for first in range(0, count, EXACT_ROWS)
-        ]
+        return list(split_range(0, length(block.queries), EXACT_ROWS))
 
     def sharp(self, block: Block, max_logit: Float[Tensor, "batch head query"]) -> list[slice]:
         """List the groups of rows among which some have logits that float32 is too coarse for."""

@@ -24,7 +24,7 @@ def select_topk(
 
     Examples
     --------
-    >>> lead(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()
+    >>> select_topk(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()
     [1, 3, 0, -1]
     """
     keys = logits.shape[-1]

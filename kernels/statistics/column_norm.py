@@ -40,7 +40,6 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_i P_ik²",
     source="HyperAttention (Han et al. 2023)",
-    execution="E4",
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

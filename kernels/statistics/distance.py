@@ -32,7 +32,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="μ_i = Σ_j P_ij min(|i - j|, clip)",
     source="Attention Illuminates LLM Reasoning (Li et al. 2025)",
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -47,7 +47,7 @@ STATISTIC = Statistic(
         "Analyzing the Structure of Attention in a Transformer Language Model "
         "(Vig and Belinkov 2019)"
     ),
-    execution="E3",
+    triton=("rows",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -36,7 +36,7 @@ STATISTIC = Statistic(
         "Analyzing the Structure of Attention in a Transformer Language Model "
         "(Vig and Belinkov 2019)"
     ),
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

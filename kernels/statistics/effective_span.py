@@ -47,7 +47,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="min w with Σ_{|i - j| < w} P_ij >= share",
     source="Adaptive Attention Span in Transformers (Sukhbaatar et al. 2019)",
-    execution="E3",
+    triton=("rows",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -33,7 +33,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="H_i = -Σ_j P_ij log P_ij",
     source="Attention Entropy is a Key Factor (Zhang et al. 2024)",
-    execution="E3",
+    triton=("forward", "rows"),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

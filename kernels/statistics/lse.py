@@ -32,7 +32,7 @@ STATISTIC = Statistic(
     scale="diverging",
     formula="lse_i = log Σ_j exp(s_ij)",
     source="Self-attention Does Not Need O(n²) Memory (Rabe and Staats 2021)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -31,7 +31,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="P_ij = exp(s_ij) / Σ_k exp(s_ik)",
     source="A Multiscale Visualization of Attention in the Transformer Model (Vig 2019)",
-    execution="E1",
+    triton=("columns",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

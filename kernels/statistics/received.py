@@ -38,7 +38,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="α_k = mean of P_ik over the queries i that can see key k",
     source="When Attention Sink Emerges in Language Models (Gu et al. 2024)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -54,7 +54,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="mean of P_ik over the queries i that see k, nearest <= i - k <= farthest",
     source="Attention Illuminates LLM Reasoning (Li et al. 2025)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

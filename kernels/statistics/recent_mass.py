@@ -43,7 +43,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_{0 <= i - j < recent} P_ij",
     source="Efficient Streaming Language Models with Attention Sinks (Xiao et al. 2023)",
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -31,7 +31,7 @@ STATISTIC = Statistic(
     scale="diverging",
     formula="z_i = Σ_j P_ij v_j",
     source="Attention Is All You Need (Vaswani et al. 2017)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,

@@ -23,8 +23,6 @@ from headscope.kernels.triton.launch import DEAD, Launch
 
 DENSE = frozenset({"received", "received_max", "pooled_mean", "pooled_max"})
 """Statistics that one launch computes together."""
-NAMES = DENSE | {"received_later", "received_last", "pattern"}
-"""Statistics of this pass."""
 
 
 class Pooled(NamedTuple):
@@ -112,7 +110,7 @@ def run(
         Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
         a normaliser for sigmoid weights.
     names
-        Which statistics of ``NAMES``; others are not looked at.
+        Which statistics of this pass to compute.
     request
         Their parameters.
     configuration

@@ -169,7 +169,7 @@ class Stock:
             count += sees
         return total / count
 
-    def sink_mass(self) -> Tensor:
+    def learned_sink_mass(self) -> Tensor:
         """What a learned sink takes."""
         return 1 - self.share
 
@@ -282,7 +282,7 @@ def stock(
     one = Stock(q, k, v, request, spec)
     found = {"z": one.z, "lse": one.lse}
     wanted = set(request.stats)
-    alone = ["entropy", "received", "received_last", "sink_mass", "pooled_mean"]
+    alone = ["entropy", "received", "received_last", "learned_sink_mass", "pooled_mean"]
     alone += ["first_mass", "offset_mass", *(["recent_mass", "received_later"] * one.causal)]
     for name in alone:
         if name in wanted:

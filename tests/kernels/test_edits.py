@@ -172,9 +172,9 @@ def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) ->
 def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     inputs = draw(LENGTH)
     sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
-    request = Request(stats=("sink_mass", "pattern", "lse"))
+    request = Request(stats=("learned_sink_mass", "pattern", "lse"))
     with_sinks = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(sinks=sinks))
-    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["sink_mass"]
+    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["learned_sink_mass"]
     torch.testing.assert_close(total, torch.ones_like(total))
     # The same as a key of this logit and value 0, which every query sees.
     extra = torch.logaddexp(

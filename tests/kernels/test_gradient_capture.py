@@ -82,8 +82,8 @@ def whole_matrix(inputs: Any, spec: AttentionSpec, dz: Tensor) -> DenseAttention
 def test_statistics_agree_with_the_whole_matrix(
     case: str, rows: int, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 64 * rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 64 * rows)
     given = dict(CASES[case])
     inputs = draw(given.pop("queries", TOKENS), given.pop("keys", TOKENS), **given)
     spec = AttentionSpec(**inputs.options)

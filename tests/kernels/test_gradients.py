@@ -210,8 +210,8 @@ def check(call: Call, bound: float) -> None:
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one panel":
         # A few rows of one head at a time: heads of a KV head go to parts of their own.
-        monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", 5)
-        monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 64)
+        monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 5)
+        monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 64)
 
 
 @pytest.mark.usefixtures("cut")
@@ -309,7 +309,7 @@ def test_a_scaled_loss_has_scaled_gradients() -> None:
 
 
 def test_threads_do_not_show_in_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     leaves = [random(2, heads, 600, 8).requires_grad_() for heads in (4, 1, 1)]
     grads = []
     for threads in (1, 2):

@@ -254,11 +254,11 @@ def test_one_direction_is_the_adjoint_of_the_other(shape: dict[str, Any], draw: 
 
 def test_sums_of_rows_and_columns_are_those_of_the_capture(case: Any) -> None:
     one = case("sinks")
-    request = Request(stats=("sink_mass", "received"))
+    request = Request(stats=("learned_sink_mass", "received"))
     found = attend(one.q, one.k, one.v, request, one.spec)
     ones = torch.ones(2, 1, 63, 1)
     rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
-    torch.testing.assert_close(rows, 1 - found["sink_mass"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows, 1 - found["learned_sink_mass"], rtol=1e-5, atol=1e-6)
     query_counts = torch.arange(63, 0, -1)
     torch.testing.assert_close(columns, found["received"] * query_counts, rtol=1e-5, atol=1e-6)
 
@@ -299,15 +299,15 @@ def test_the_cut_into_panels_does_not_matter(
         lambda: push(one.r, *one.call, heads=factors),
     ]
     usual = [call() for call in calls]
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", elements)
     for call, before in zip(calls, usual, strict=True):
         torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
 
 
 def test_the_number_of_threads_never_shows(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = case("no head shares k", 150)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 10)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 10)
     factors = noise(4)
     alone = push(one.r, *one.call, heads=factors), pull(one.x, *one.call)
     for threads in (2, 3):
@@ -331,7 +331,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
     case: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = case("causal", 150)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 32)
     done: list[slice] = []
     weigh = Product.weigh
 

@@ -89,7 +89,7 @@ def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
         return normalize(self, *given, sharp=sharp)
 
     monkeypatch.setattr(softmax.Softmax, "normalize", watched)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 32)
     inputs = draw(128, sigma=64.0)
     # The last panel is blunt: it is found out once, and would be forgotten with the next.
     inputs.q[:, :, 96:] /= 1000.0
@@ -111,7 +111,7 @@ def test_logits_that_were_overwritten_are_made_again(
     assert [one.keeps_logits for one in (panels, kept)] == [False, True]
     seen: list[list[Tensor]] = [[], []]
     for one, found in zip((panels, kept), seen, strict=True):
-        one.each(
+        one.for_each_part(
             lambda part, filled, found=found: found.extend(
                 part
                 for panel in filled

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels import statistics
+from headscope.kernels import aliases, statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.statistic import EXECUTIONS, MERGES
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import MERGES
 from headscope.kernels.visibility import Visibility
 from headscope.kernels.weight_edits import WeightEdits
 
@@ -215,12 +216,18 @@ def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float)
 CHOICES = {"topk_key": check_keys, "effective_span": check_reach}
 
 
+def test_an_earlier_name_is_taken_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="'sink_mass' is now 'learned_sink_mass'"):
+        assert Request(stats=("entropy", "sink_mass")).stats == ("entropy", "learned_sink_mass")
+    assert set(aliases.STATISTICS.values()) <= set(statistics.names())
+    assert not set(aliases.STATISTICS) & set(statistics.names())
+
+
 @pytest.mark.parametrize("statistic", statistics.names())
 def test_declaration_is_complete(statistic: str) -> None:
     declared = statistics.load(statistic)
     assert declared.name == statistic
     assert declared.merge in MERGES
-    assert declared.execution in EXECUTIONS
     assert declared.units
     assert declared.formula
     assert declared.source
@@ -293,8 +300,8 @@ def test_a_wrong_mask_is_noticed(
 def test_the_cut_into_panels_does_not_matter(
     name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", elements)
     inputs = draw(**spec(name, 257))
     swept, _, panels = both(name, 257)
     for engine, usual in (("auto", swept), ("panels", panels)):

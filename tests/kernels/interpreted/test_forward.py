@@ -24,7 +24,7 @@ from headscope.kernels.triton.launch import LOG2E, Launch, Terms
 from headscope.kernels.triton.plan import ways
 from headscope.kernels.weight_edits import WeightEdits
 
-ROWS = ("lse", "max_weight", "entropy", "sink_mass")
+ROWS = ("lse", "max_weight", "entropy", "learned_sink_mass")
 REQUEST = Request(stats=ROWS)
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Rounding of weights before their product with values."""

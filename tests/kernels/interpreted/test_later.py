@@ -19,13 +19,14 @@ from headscope.kernels.triton import bands, cells, column_pass, gather_pass, row
 from headscope.kernels.triton.columns import reduce_columns
 from headscope.kernels.triton.configuration import Configuration
 from headscope.kernels.triton.launch import DEAD, Launch, Terms
+from headscope.kernels.triton.plan import declared
 from headscope.kernels.triton.rows import reduce_rows
 from headscope.kernels.weight_edits import WeightEdits
 
-PASSES = (column_pass, row_pass, gather_pass, topk_pass)
+PASSES = {"columns": column_pass, "rows": row_pass, "gathers": gather_pass, "topk": topk_pass}
 SLOW = frozenset({"effective_span"})
 """A pass for each digit of the longest distance."""
-ALL = frozenset().union(*(each.NAMES for each in PASSES))
+ALL = frozenset().union(*map(declared, PASSES))
 
 
 class Case:
@@ -56,8 +57,8 @@ class Case:
     def run(self, configuration: Configuration | None = None) -> dict[str, Tensor]:
         """Run every pass that has one of the names."""
         found: dict[str, Tensor] = {}
-        for each in PASSES:
-            wanted = sorted(self.names & each.NAMES)
+        for name, each in PASSES.items():
+            wanted = sorted(self.names & declared(name))
             if each is gather_pass:
                 found |= each.run(self.launch, self.lse, wanted, self.request)
             elif wanted:
@@ -160,7 +161,7 @@ TILES = [Configuration(32, 64, warps=4, stages=1), Configuration(64, 32, warps=4
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("tile", [1, 7, 16, 64, 100])
 def test_the_cut_into_tiles_does_not_matter(tile: int, tiles: Configuration, draw: Any) -> None:
-    names = column_pass.DENSE if tile < 100 else (ALL - SLOW - gather_pass.NAMES)
+    names = column_pass.DENSE if tile < 100 else (ALL - SLOW - declared("gathers"))
     case = Case(draw, names, queries=100, batch=1, heads=1, kv_heads=1, request={"tile": tile})
     case.check(case.run(tiles))
 
@@ -225,7 +226,7 @@ def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
 def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
     # 31 places of every tile hold larger logits than the 32nd largest group: 93 candidates.
     options = {"queries": 3, "keys": 400, "batch": 1, "heads": 2, "kv_heads": 1}
-    case = Case(draw, topk_pass.NAMES, **options, request={"k": 32})
+    case = Case(draw, declared("topk"), **options, request={"k": 32})
     k = case.inputs.k
     case.inputs.q[..., 0] = 4.0
     k[..., 0] = torch.where(torch.arange(400) % 128 < 31, 6.0, -6.0) + 0.1 * noise(400)
@@ -239,7 +240,7 @@ def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
 
 
 def test_equal_weights_are_no_crowd(draw: Any) -> None:
-    case = Case(draw, topk_pass.NAMES, queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
+    case = Case(draw, declared("topk"), queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
     tiles = Configuration(128, 128, warps=4, stages=1)
     named = topk_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
     topk_pass.lead_rows[(3, 1)](**named)

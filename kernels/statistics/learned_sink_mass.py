@@ -22,7 +22,7 @@ def from_dense(dense: DenseAttention) -> Tensor:
 
 
 STATISTIC = Statistic(
-    name="sink_mass",
+    name="learned_sink_mass",
     dims=("query",),
     merge="row",
     units="share",
@@ -31,7 +31,7 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="exp(sink - lse_i) = 1 - Σ_j P_ij",
     source="gpt-oss-120b & gpt-oss-20b Model Card (OpenAI 2025)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,
