@@ -133,10 +133,11 @@ def capture(
     reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
     smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
     is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
-    sum to less than 1, and ``sink_mass`` is the rest. One with ALiBi has ``alibi_slope`` (layer,
-    head), by which a token of distance lowers a logit. A model with other layers, such as Mamba's,
-    has ``attention_map`` (layer), False where there is none and every number is NaN. The tokens of
-    an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row; ``pixels`` (prompt,
+    sum to less than 1, and ``learned_sink_mass`` is the rest. One with ALiBi has ``alibi_slope``
+    (layer, head), by which a token of distance lowers a logit. A model with other layers, such as
+    Mamba's, has ``attention_map`` (layer), False where there is none and every number is NaN. The
+    tokens of an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row;
+    ``pixels`` (prompt,
     colour, height, width) is what the model read. In
     cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
     key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's
@@ -260,6 +261,7 @@ def _names(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(stats, str) or isinstance(keep, str):
         raise InvalidInput("stats, keep: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
     known = statistics.names()
     for name in stats:
         if name not in known:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError, InvalidInput, UnsupportedModel
-from headscope.kernels.request import Request
 from headscope.probes import images
 from headscope.probes.devices import weights
 from headscope.probes.edit import Edit

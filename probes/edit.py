@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput
-from headscope.kernels.weight_edits import WeightEdits
 
 if TYPE_CHECKING:
     from headscope.probes.model import Geometry

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.kernels.api import Request, WeightEdits
 from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.edit import Edit
 from headscope.probes.images import eye
 from headscope.probes.pair import Pair, start_token

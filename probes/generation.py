@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headscope.kernels import statistics
+from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.kernels.request import Request
 from headscope.probes.capture import provenance
 from headscope.probes.forward import Reader
 from headscope.probes.model import Model, load_model
@@ -238,9 +238,9 @@ class Steps:
                     values = np.nan_to_num(values)
                 rows[tuple(map(slice, values.shape))] = values
             else:
-                seers = _seers(call)
-                total[call.layer, :, :stop] += np.nan_to_num(values) * seers
-                count[call.layer, :, :stop] += seers
+                query_counts = _seers(call)
+                total[call.layer, :, :stop] += np.nan_to_num(values) * query_counts
+                count[call.layer, :, :stop] += query_counts
         if not by_query:
             joined[:, :, :length] = (total / np.where(count, count, np.nan))[:, :, :length]
         if name == "pattern":
@@ -255,7 +255,7 @@ def _seers(call: Call) -> npt.NDArray[np.float64]:
     """Count the queries of one step that see each key."""
     variant = call.variant()
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
-    counted: npt.NDArray[np.float64] = visibility.seers[0].cpu().double().numpy()
+    counted: npt.NDArray[np.float64] = visibility.query_counts[0].cpu().double().numpy()
     return counted
 
 
@@ -269,6 +269,7 @@ def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
 def _names(stats: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stats, str):
         raise InvalidInput("stats: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
     for name in stats:
         one = statistics.load(name)
         if name in ("z", "target_mass") or not (one.by_query or name == "received"):

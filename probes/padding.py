@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
-from headscope.kernels.request import Request
 from headscope.probes.check import STATISTICS, prompt
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches

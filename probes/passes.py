@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headscope.kernels.compiled.compiler import VARIABLE as COMPILER
-from headscope.kernels.compiled.compiler import cache, processor
+from headscope.kernels.api import cache_folder, engine_fingerprint
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes import check
 from headscope.probes.model import Geometry
@@ -65,7 +64,7 @@ def inspect_once(model: Model, source: str | os.PathLike[str]) -> Model:
         return check.inspect(model)
     identity = _identity(model, source)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-    file = cache() / "checks" / f"{name}.json"
+    file = cache_folder() / "checks" / f"{name}.json"
     known = _read(file, identity)
     if known is not None:
         return replace(model, geometry=known)
@@ -96,8 +95,7 @@ def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
         "headscope": [version("headscope"), _own_code()],
         "transformers": version("transformers"),
         "torch": str(torch.__version__),
-        "machine": _digest(processor()),
-        "compiler": os.environ.get(COMPILER, ""),
+        "engine": engine_fingerprint(),
     }
 
 
@@ -129,8 +127,7 @@ def _spelled(code: CodeType) -> str:
 
 def _own_code() -> str:
     """Tell versions of our own source apart, also while somebody works on it."""
-    folders = (Path(__file__).parent, Path(inspect.getfile(HeadscopeError)).parent)
-    files = [file for folder in folders for kind in ("*.py", "*.c") for file in folder.rglob(kind)]
+    files = list(Path(__file__).parent.rglob("*.py"))
     return _digest(json.dumps(_stats(files)))
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
-from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.edit import Head, HeadEdit, listed
 
 if TYPE_CHECKING:

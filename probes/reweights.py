@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.edit import Edit, Head, HeadEdit, check_heads, digest, listed
 
 if TYPE_CHECKING:

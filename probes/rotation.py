@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable, UnsupportedModel
-from headscope.kernels.request import Request
 from headscope.probes import weights
 from headscope.probes.forward import Reader, run
 from headscope.probes.seam import Call

@@ -22,12 +22,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.differentiable import attend_differentiable
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_differentiable
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.implementation import using
 from headscope.probes.outside import reading
 from headscope.probes.outside.listener import listening

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
-from headscope.kernels.request import Request
 from headscope.probes.forward import Reader, run
 from headscope.probes.seam import Call
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headscope.analyses.shared.unembedding import final_norm
+from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
-from headscope.kernels.request import Request
 from headscope.probes import weights
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches, read

@@ -54,7 +54,7 @@ def observed(
     """
     import torch
 
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.forward import Reader, run
 
     if len(ids) * model.vocabulary > MOST:

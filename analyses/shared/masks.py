@@ -17,9 +17,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
+from headscope.kernels.api import Request, WeightEdits, attend
 from headscope.probes.forward import Reader, run
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
-from headscope.kernels.request import Request
 from headscope.probes.forward import Reader, call
 from headscope.probes.residual import blocks
 from headscope.probes.seam import installed

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput
-from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.edit import Edit
 
 if TYPE_CHECKING:

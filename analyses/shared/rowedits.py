@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
-from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.edit import Edit
 from headscope.probes.forward import logits
 

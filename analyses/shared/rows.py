@@ -11,11 +11,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend, pull, push
 from headscope.kernels.errors import NotApplicable
-from headscope.kernels.products import pull, push
-from headscope.kernels.request import Request
 
 TOLERANCE = 1e-3
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses.shared.row_outputs import taking_out
+from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
-from headscope.kernels.request import Request
 from headscope.probes.forward import Reader, run
 from headscope.probes.residual import watching
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import ResourceLimit
-from headscope.kernels.request import Request
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches
 from headscope.probes.residual import watching

@@ -12,8 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
+from headscope.kernels.api import Request, WeightEdits
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches
 

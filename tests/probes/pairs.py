@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
-from headscope.kernels.request import Request
 from headscope.probes import Pair, capture, load_model
 from headscope.probes.edits import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.forward import Reader, logits

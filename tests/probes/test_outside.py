@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
-from headscope.kernels.request import Request
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import Reader, logits, run

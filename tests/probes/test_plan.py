@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from headscope.kernels import memory, statistics
+from headscope.kernels import statistics
+from headscope.kernels.api import memory
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, plan
 from headscope.probes.model import Model
 
-ALL = tuple(name for name in statistics.names() if name not in ("pattern", "z", "sink_mass"))
+ALL = tuple(
+    name for name in statistics.names() if name not in ("pattern", "z", "learned_sink_mass")
+)
 DEFINE = """
 import sys
 import torch
 import transformers
-from headscope.kernels import memory
+from headscope.kernels.api import memory
 from headscope.probes import capture, load_model, plan
 
 torch.set_num_threads(1)

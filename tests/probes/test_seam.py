@@ -185,7 +185,7 @@ def test_results_that_are_not_numbers_are_refused(tiny: Any, ids: Any) -> None:
 
 
 def test_run_checks_edits_before_the_model(tiny: Any, ids: Any) -> None:
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.edits import Ablate
 
     model = load_model(tiny("llama"))

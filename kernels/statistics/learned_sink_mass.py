@@ -6,23 +6,23 @@ models without learned sinks.
 
 from torch import Tensor
 
-from headscope.kernels.dense_attention import Whole
+from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Read it off the row's normaliser."""
-    return panel.sunk
+    return panel.sink_prob
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Take the last outcome."""
-    return whole.outcomes.softmax(dim=-1)[..., -1]
+    return dense.outcomes.softmax(dim=-1)[..., -1]
 
 
 STATISTIC = Statistic(
-    name="sink_mass",
+    name="learned_sink_mass",
     dims=("query",),
     merge="row",
     units="share",
@@ -31,9 +31,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="exp(sink - lse_i) = 1 - Σ_j P_ij",
     source="gpt-oss-120b & gpt-oss-20b Model Card (OpenAI 2025)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     distribution=True,
 )
