@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from largest_tensor import LargestTensor
 from torch import Tensor
 
 from headscope.kernels.api import Request
@@ -22,7 +23,6 @@ from headscope.probes.forward import Reader, logits, run
 from headscope.probes.generation import generate
 from headscope.probes.model import Model
 from headscope.probes.seam import Call
-from tests.kernels.largest import LargestTensor
 
 FAMILIES = ("gpt_neo", "gptj", "falcon", "mpt", "bloom")
 TOLERANCE = 5e-5
