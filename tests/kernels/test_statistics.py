@@ -161,9 +161,9 @@ from headscope.kernels.statistic import Statistic
 
 STATISTIC = Statistic(
     name="square_sum", dims=("query",), merge="average", units="share", low=0.0, high=1.0,
-    scale="sequential", formula="Σ_j P_ij²", source="a test", execution="E3", doc=__doc__,
+    scale="sequential", formula="Σ_j P_ij²", source="a test", doc=__doc__,
     panel=lambda panel: panel.weights.square().sum(dim=-1),
-    dense=lambda whole: whole.weights.norm(dim=-1).square(),
+    dense=lambda dense: dense.weights.norm(dim=-1).square(),
 )
 '''
 
@@ -174,18 +174,18 @@ import torch
 from headscope.kernels.weight_edits import WeightEdits
 from headscope.kernels.statistic import Statistic
 
-def of_panel(panel):
+def from_panel(panel):
     columns = [(third - panel.keys.start) % 3 for third in range(3)]
     return torch.stack([panel.weights[..., at::3].sum(dim=-1) for at in columns], dim=-1)
 
-def of_whole(whole):
-    third = torch.nn.functional.one_hot(torch.arange(whole.weights.shape[3]) % 3, 3)
-    return torch.einsum("bhqk,kt->bhqt", whole.weights, third.double())
+def from_dense(dense):
+    third = torch.nn.functional.one_hot(torch.arange(dense.weights.shape[3]) % 3, 3)
+    return torch.einsum("bhqk,kt->bhqt", dense.weights, third.double())
 
 STATISTIC = Statistic(
     name="thirds", dims=("query", "third"), merge="average", units="share", low=0.0, high=1.0,
-    scale="sequential", formula="Σ_{j % 3 = third} P_ij", source="a test", execution="E2",
-    doc=__doc__, panel=of_panel, dense=of_whole, labels={"third": lambda request, length: range(3)},
+    scale="sequential", formula="Σ_{j % 3 = third} P_ij", source="a test",
+    doc=__doc__, panel=from_panel, dense=from_dense, labels={"third": lambda request, length: range(3)},
 )
 '''
 
