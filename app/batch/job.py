@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -248,16 +247,3 @@ def mismatched(subject: Subject, questions: Questions) -> str:
     if questions.paired and subject.attention == "self":
         return f"{questions.label} holds pairs, and {subject.label} reads single texts"
     return ""
-
-
-def read(path: Path) -> Job:
-    """Read a job file.
-
-    Raises
-    ------
-    HeadscopeError
-        With every problem of the file, a line each, with its line and column.
-    """
-    from headscope.app.batch.jobfile import parse
-
-    return parse(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headscope.app.batch.job import Group, Job
-from headscope.app.batch.work import Failure, capturing, opened, slices
+from headscope.app.batch.worker import Failure, capturing, opened, slices
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
