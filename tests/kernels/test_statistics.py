@@ -185,7 +185,8 @@ def from_dense(dense):
 STATISTIC = Statistic(
     name="thirds", dims=("query", "third"), merge="average", units="share", low=0.0, high=1.0,
     scale="sequential", formula="Σ_{j % 3 = third} P_ij", source="a test",
-    doc=__doc__, panel=from_panel, dense=from_dense, labels={"third": lambda request, length: range(3)},
+    doc=__doc__, panel=from_panel, dense=from_dense,
+    labels={"third": lambda request, length: range(3)},
 )
 '''
 
