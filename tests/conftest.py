@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from headscope.probes.model import Model
+    from headscope.probes.models.model import Model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,7 +102,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def first_words(bundled: Model) -> str:
     """A few words that the bundled model knows."""
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     return " ".join(tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts[0].words[:4])
 
