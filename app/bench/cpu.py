@@ -25,7 +25,7 @@ from headscope.kernels.api import attend_dense
 from headscope.kernels.compiled.library import library
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.kernels.memory import total
-from headscope.probes.store import write_text
+from headscope.probes.storage.dataset_file import write_text
 
 LENGTHS = (1024, 2048, 4096)
 LONG = (8192, 16384)

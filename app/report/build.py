@@ -19,14 +19,14 @@ from headscope.app.report.docstrings import inline, render
 from headscope.app.report.findings import Finding, by_score, findings, records
 from headscope.app.report.scores import heads_table, interval_text
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.run import REPORT
-from headscope.probes.store import replacing
+from headscope.probes.storage.dataset_file import replacing
+from headscope.probes.storage.run_folder import REPORT
 from headscope.viz import number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headscope.probes.run import Run
+    from headscope.probes.storage.run_folder import Run
 
 PROVENANCE = (
     "model", "revision", "architecture", "attention", "dtype", "task", "seed", "n_prompts",

@@ -110,7 +110,10 @@ def test_modules_are_nouns_and_short() -> None:
     [
         ("import headscope.analyses as a; a.names()", ("torch", "plotly", "transformer_lens")),
         ("import headscope.viz as v; v.names()", ("torch", "plotly", "transformers")),
-        ("import headscope.probes.tasks as t; t.names()", ("torch", "plotly", "transformer_lens")),
+        (
+            "import headscope.probes.prompts.tasks as t; t.names()",
+            ("torch", "plotly", "transformer_lens"),
+        ),
         (
             "from headscope.probes import load_model, capture",
             ("transformer_lens", "streamlit", "plotly"),
