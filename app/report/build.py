@@ -180,8 +180,7 @@ def _section(name: str, result: xr.Dataset) -> dict[str, Any]:
     title, text = render(docstring or own_title)
     notes = []
     if result.attrs.get("note"):
-        note = str(result.attrs["note"])
-        notes.append((note, page.is_warning(note)))
+        notes.append((str(result.attrs["note"]), page.is_doubtful(result)))
     if result.attrs.get("skipped"):
         notes.append((f"Not run: {result.attrs['skipped']}", True))
     variables = viz.variables(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +73,7 @@ def sentences(parts: list[Markup]) -> Markup:
     return Markup(". ").join(part.rstrip(".") for part in parts)
 
 
-def is_warning(note: str) -> bool:
-    """Tell whether a note of an analysis holds a conclusion that must not be overlooked."""
-    return re.search(r"\b(DISAGREEMENT|INCONCLUSIVE|WARNING)\b", note) is not None
+def is_doubtful(result: xr.Dataset) -> bool:
+    """Tell whether a result contradicts another number, rests on too little, or lacks a part."""
+    doubtful = result.attrs.get("verdict") in ("disagreement", "too_few")
+    return doubtful or "WARNING" in str(result.attrs.get("note", ""))

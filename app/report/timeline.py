@@ -49,7 +49,7 @@ def write_page(timeline: xr.Dataset, folder: Path) -> Path:
         "timeline",
         f"{attrs['analysis']} over the training of {attrs['model']}",
         note=attrs["note"],
-        warn=page.is_warning(attrs["note"]),
+        warn=page.is_doubtful(timeline),
         variables=[_variable(timeline, name) for name in drawn(timeline)],
         provenance={key: attrs[key] for key in attrs if key not in ("by_checkpoint", "note")},
         by_checkpoint=attrs["by_checkpoint"],
