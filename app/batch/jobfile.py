@@ -134,13 +134,14 @@ def _place(folder: Path, source: str) -> str:
 
 def _find(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    from headscope.probes.places import SHIPPED, locate
+    from headscope.probes.bundled import BUNDLED
+    from headscope.probes.places import locate
 
     place = locate(source)
     if Path(place.path).is_dir():
         return
     if source.startswith("headscope/"):
-        raise Refused(f"model: no {source!r} comes with headscope{near(source, tuple(SHIPPED))}")
+        raise Refused(f"model: no {source!r} comes with headscope{near(source, tuple(BUNDLED))}")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     name, revision = place.path, place.revision
@@ -151,7 +152,7 @@ def _find(source: str) -> None:
     except Exception as error:
         raise Refused(
             f"model: {source!r} is no folder and not in the local cache, and the hub does not "
-            f"have it or cannot be reached{near(source, tuple(SHIPPED))}"
+            f"have it or cannot be reached{near(source, tuple(BUNDLED))}"
         ) from error
 
 

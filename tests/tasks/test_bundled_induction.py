@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
 
-from headscope.probes.bundled.corpus import SPECIAL, vocabulary
-from headscope.probes.bundled_induction import corpus, evaluate, folder, train
+from headscope.probes.bundled import folder
 from headscope.probes.places import variants
+from headscope_training.induction import evaluation
+from headscope_training.induction.recipe import RECIPE, STEPS
 
-CARD = json.loads((folder() / "card.json").read_text())
-TEXT = (folder() / "README.md").read_text()
+FOLDER = folder("headscope/induction")
+CARD = json.loads((FOLDER / "card.json").read_text())
+TEXT = (FOLDER / "README.md").read_text()
 
 
 def test_files_are_there_and_small() -> None:
-    files = list(folder().glob("model.*.safetensors"))
+    files = list(FOLDER.glob("model.*.safetensors"))
     assert len(files) >= 8
-    assert {file.name for file in files} == {f"model.step{one}.safetensors" for one in train.STEPS}
+    assert {file.name for file in files} == {f"model.step{one}.safetensors" for one in STEPS}
     assert sum(file.stat().st_size for file in files) <= 4_000_000
-    assert variants(folder()) == [f"step{one}" for one in train.STEPS]
-    assert [int(step) for step in CARD] == list(train.STEPS)
+    assert variants(FOLDER) == [f"step{one}" for one in STEPS]
+    assert [int(step) for step in CARD] == list(STEPS)
 
 
-@pytest.mark.parametrize("step", ["0", "400", str(train.STEPS[-1])])
+@pytest.mark.parametrize("step", ["0", "400", str(STEPS[-1])])
 def test_the_card_is_what_is_measured(step: str) -> None:
-    found = evaluate.measure(evaluate.load(folder(), f"step{step}"))
+    found = evaluation.measure(evaluation.load(FOLDER, f"step{step}"))
     assert found["text"] == pytest.approx(CARD[step]["text"], abs=2e-3)
     assert found["first_time"] == pytest.approx(CARD[step]["first_time"], abs=5e-3)
     for ours, theirs in (
@@ -45,50 +45,11 @@ def test_the_card_is_what_is_measured(step: str) -> None:
 
 @pytest.mark.parametrize("step", CARD)
 def test_the_card_tells_every_step(step: str) -> None:
-    assert evaluate.line(step, CARD[step]) in TEXT
+    assert evaluation.table_row(step, CARD[step]) in TEXT
 
 
 def test_the_first_checkpoint_is_the_initialisation_that_the_recipe_draws() -> None:
-    torch.manual_seed(corpus.SEED)
-    drawn = LlamaForCausalLM(train.config()).state_dict()
-    for name, tensor in load_file(folder() / "model.step0.safetensors").items():
+    torch.manual_seed(RECIPE.seed)
+    drawn = RECIPE.build().state_dict()
+    for name, tensor in load_file(FOLDER / "model.step0.safetensors").items():
         torch.testing.assert_close(tensor, drawn[name].half(), atol=0, rtol=0)
-
-
-class TestRows:
-    def test_text_hangs_on_the_word_before_alone(self) -> None:
-        rows = corpus.text(8, 50, torch.Generator().manual_seed(1))
-        after, shares = corpus.successors()
-        assert float(shares.sum()) == pytest.approx(1)
-        for row in rows.tolist():
-            for word, following in pairwise(row):
-                assert following in after[word - len(SPECIAL)]
-        assert int(rows.min()) >= len(SPECIAL)
-        assert int(rows.max()) < len(vocabulary())
-
-    def test_half_of_a_batch_repeats_and_only_what_can_be_foreseen_counts(self) -> None:
-        ids, weights = corpus.draw(3)
-        assert ids.shape == (corpus.BATCH, corpus.LENGTH + 1)
-        assert bool((ids[:, 0] == 0).all())
-        for row, weight in zip(ids[: corpus.BATCH // 2, 1:], weights, strict=False):
-            period = int((weight == 0).sum())
-            assert corpus.PERIODS[0] <= period <= corpus.PERIODS[1]
-            assert torch.equal(row[period:], row[:-period])
-        assert bool((weights[corpus.BATCH // 2 :, 1:] == 1).all())
-        assert torch.equal(ids, corpus.draw(3)[0])
-
-    def test_rows_that_are_measured_were_not_trained_on(self) -> None:
-        rows, again = evaluate.held_out()
-        assert torch.equal(again[:, 1 : evaluate.PERIOD + 1], again[:, evaluate.PERIOD + 1 :])
-        seen = corpus.draw(0)[0]
-        for each in (rows, again):
-            assert not any(torch.equal(row[1:33], one[1:33]) for row in each for one in seen)
-
-
-def test_heads_of_one_matrix_keep_their_share_of_its_step() -> None:
-    weight = torch.nn.Parameter(torch.zeros(4, 3))
-    weight.grad = torch.diag(torch.tensor([3.0, 1.0, 0.5, 0.0]))[:, :3].clone()
-    before = weight.grad.clone()
-    train.level(weight)
-    torch.testing.assert_close(weight.grad.square().mean(), torch.tensor(1.0))
-    torch.testing.assert_close(weight.grad / weight.grad.max(), before / before.max())

@@ -15,16 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import capture, load_model, pattern, tasks
-from headscope.probes.bundled_python import evaluate, folder, train
-from headscope.probes.bundled_python.corpus import OTHER_TERMS, sources, wanted
-from headscope.probes.bundled_python.export import export
-from headscope.probes.bundled_python.prompts import openings
+from headscope.probes.bundled import folder
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import logits
+from headscope.probes.library import OTHER_TERMS, is_written_source, openings, read_library
 from headscope.probes.model import Model
+from headscope_training.evaluation import without
+from headscope_training.python import evaluation
 
+FOLDER = folder("headscope/bundled-python")
 SHIPPED = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
-CARD = json.loads((folder() / "card.json").read_text())
+CARD = json.loads((FOLDER / "card.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +36,28 @@ def python() -> Model:
 @pytest.fixture(scope="module")
 def eager() -> Any:
     torch.set_num_threads(1)
-    return AutoModelForCausalLM.from_pretrained(folder(), attn_implementation="eager")
+    return AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager")
 
 
 @pytest.fixture(scope="module")
 def long_ids(python: Model) -> list[int]:
     """The first 1024 tokens of a held-out file."""
     (text,) = openings(1, 1024, python.tokenizer)
-    longer = max(sources(held_out=True), key=lambda one: len(one.text)).text
+    longer = max(read_library(held_out=True), key=lambda one: len(one.text)).text
     assert longer.startswith(text)
     return python.encode(longer)[:1024]
 
 
 def test_files_are_there_and_small() -> None:
-    assert all((folder() / name).is_file() for name in SHIPPED)
-    assert sum(file.stat().st_size for file in folder().iterdir() if file.is_file()) <= 12_000_000
+    assert all((FOLDER / name).is_file() for name in SHIPPED)
+    assert sum(file.stat().st_size for file in FOLDER.iterdir() if file.is_file()) <= 12_000_000
 
 
 def test_shape_is_another_kind_than_the_first(python: Model, eager: Any) -> None:
     assert isinstance(eager, GPT2LMHeadModel)
     assert eager.dtype == torch.float32
     assert (python.layers, python.heads, python.kv_heads, python.context) == (6, 6, 6, 1024)
-    assert python.vocabulary == len(AutoTokenizer.from_pretrained(folder()))
+    assert python.vocabulary == len(AutoTokenizer.from_pretrained(FOLDER))
 
 
 @pytest.mark.parametrize(
@@ -125,27 +126,28 @@ def test_name_folder_object_and_bridge_give_one_dataset(
 
 class TestHeldOutFiles:
     def test_a_path_falls_on_one_side_only(self) -> None:
-        seen = {one.path for one in sources(held_out=False)}
-        unseen = {one.path for one in sources(held_out=True)}
+        seen = {one.path for one in read_library(held_out=False)}
+        unseen = {one.path for one in read_library(held_out=True)}
         assert not seen & unseen
         assert 0.04 < len(unseen) / (len(seen) + len(unseen)) < 0.2
 
     def test_tables_tests_and_other_terms_are_left_out(self) -> None:
-        paths = {one.path for one in sources(held_out=False) + sources(held_out=True)}
+        paths = {one.path for one in read_library(held_out=False) + read_library(held_out=True)}
         assert "argparse.py" in paths
         assert not [
             one for one in paths if one.split("/")[0] in ("encodings", "test", "pydoc_data")
         ]
-        assert not wanted(PurePosixPath("site-packages/numpy/version.py"))
+        assert not is_written_source(PurePosixPath("site-packages/numpy/version.py"))
         assert not {"re/__init__.py", "logging/__init__.py", "optparse.py"} & paths
         assert OTHER_TERMS.search("# Permission  is hereby\ngranted, free of charge")
 
     def test_next_tokens_beat_a_bigram_table(self, python: Model, eager: Any) -> None:
-        rows = evaluate.windows(python.tokenizer, sources(held_out=True))[::24]
-        table = evaluate.Pairs(
-            evaluate.windows(python.tokenizer, sources(held_out=False)[::8]), python.vocabulary
+        rows = evaluation.windows(python.tokenizer, read_library(held_out=True))[::24]
+        table = evaluation.BigramModel(
+            evaluation.windows(python.tokenizer, read_library(held_out=False)[::8]),
+            python.vocabulary,
         ).score(rows)
-        found = evaluate.held_out(eager, rows)
+        found = evaluation.held_out(eager, rows)
         assert found["tokens"] > 5_000
         assert found["accuracy"] > table["bigram"]["accuracy"] + 0.12
         assert found["loss"] < table["bigram"]["loss"] - 0.8
@@ -155,19 +157,19 @@ class TestHeldOutFiles:
 
 class TestHeads:
     def test_random_tokens_said_again_are_copied(self, eager: Any) -> None:
-        assert evaluate.copied(eager, 64) >= 0.9
+        assert evaluation.copying_accuracy(eager, 64) >= 0.9
 
     def test_copying_needs_the_induction_heads_and_few_others(
         self, python: Model, eager: Any
     ) -> None:
         heads = [(int(one[1]), int(one[3])) for one in CARD["heads"]["induction"]]
         feeding = [(int(one[1]), int(one[3])) for one in CARD["heads"]["previous"]]
-        gone = evaluate.knocked_out(eager, heads, [torch.tensor([0, 5, 6])], feeding)
+        gone = evaluation.knocked_out(eager, heads, [torch.tensor([0, 5, 6])], feeding)
         assert gone["these_heads"]["copied"] < 0.1
         assert gone["as_many_others_worst"]["copied"] > 0.7
-        ids = torch.stack(evaluate.repeated(eager, 32, 2))
+        ids = evaluation.repeated(eager, 32, 2)
         with torch.inference_mode():
-            expected = evaluate.without(eager, heads)(ids).logits
+            expected = without(eager, heads)(ids).logits
         found = logits(python, ids, (Ablate(heads=tuple(heads)),))
         torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-4)
 
@@ -195,7 +197,7 @@ def test_induction_takes_the_tokenizer_s_own_words(python: Model) -> None:
 def test_openings_fill_the_length_asked_for(python: Model, tokens: int) -> None:
     for text in openings(3, tokens, python.tokenizer):
         assert 0.7 * tokens < len(python.encode(text)) <= tokens
-        assert any(one.text.startswith(text) for one in sources(held_out=True))
+        assert any(one.text.startswith(text) for one in read_library(held_out=True))
 
 
 def test_openings_refuse_more_than_there_is() -> None:
@@ -204,7 +206,7 @@ def test_openings_refuse_more_than_there_is() -> None:
 
 
 def test_card_tells_the_measured_numbers() -> None:
-    card = (folder() / "README.md").read_text()
+    card = (FOLDER / "README.md").read_text()
     found = CARD["held_out"]
     for name, numbers in (
         ("this model", found), ("bigram", found["bigram"]), ("unigram", found["unigram"]),
@@ -212,66 +214,3 @@ def test_card_tells_the_measured_numbers() -> None:
         assert f"| {name} | {numbers['loss']:.2f} | {100 * numbers['accuracy']:.1f} % |" in card
     for name, value in CARD["repeated"].items():
         assert f"| {name} | {100 * value:.1f} % |" in card
-
-
-class TestTraining:
-    @pytest.mark.parametrize("length", [96, 256])
-    def test_forward_is_that_of_transformers(self, length: int) -> None:
-        torch.manual_seed(0)
-        model = GPT2LMHeadModel(train.config())
-        ids = torch.randint(0, train.SIZE, (2, length))
-        with torch.no_grad():
-            torch.testing.assert_close(
-                train.states(model, ids),
-                model.transformer(ids).last_hidden_state,
-                atol=1e-5,
-                rtol=1e-5,
-            )
-
-    @pytest.mark.parametrize("number", range(len(train.PHASES)))
-    def test_rows_come_from_the_stream_or_repeat(self, number: int) -> None:
-        stream = torch.arange(4000) % (train.SIZE - 1) + 1
-        ids, weights = train.draw(stream, train.PHASES[number].until - 1)
-        assert ids.shape == (weights.shape[0], weights.shape[1] + 1)
-        assert bool((ids[:, 0] == 0).all())
-        for row, weight in zip(ids[:, 1:], weights, strict=True):
-            period = int((weight == 0).sum())
-            steps = (row[1:] - row[:-1]) % (train.SIZE - 1)
-            copied = period > 0 and torch.equal(row[period:], row[:-period])
-            assert copied or bool((steps == 1).all())
-        assert torch.equal(ids, train.draw(stream, train.PHASES[number].until - 1)[0])
-
-    def test_rate_warms_up_and_falls(self) -> None:
-        last = train.PHASES[-1]
-        assert train.rate_at(0) == pytest.approx(train.PHASES[0].rate / train.WARM)
-        assert train.rate_at(last.until - 1) < 0.03 * last.rate
-
-    def test_checkpoint_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
-        model = GPT2LMHeadModel(train.config())
-        used = train.optimizers(model)
-        train.loss(model, torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 4)).backward()
-        for optimizer in used:
-            optimizer.step()
-        train.save(model, used, 7, tmp_path)
-        other = GPT2LMHeadModel(train.config())
-        resumed = train.optimizers(other)
-        assert train.resume(other, resumed, tmp_path) == 7
-        for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-            states = [
-                [one.state[parameter] for one in pair if parameter in one.state]
-                for pair, parameter in ((used, ours), (resumed, theirs))
-            ]
-            assert len(states[0]) == len(states[1]) == 1
-            assert states[0][0].keys() == states[1][0].keys() != set()
-            for moment, value in states[0][0].items():
-                assert torch.equal(value, states[1][0][moment])
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (tmp_path / name).write_bytes((folder() / name).read_bytes())
-        out = tmp_path / "shipped"
-        out.mkdir()
-        export(tmp_path, out)
-        shipped = GPT2LMHeadModel.from_pretrained(out)
-        assert shipped.dtype == torch.float32
-        for ours, theirs in zip(model.parameters(), shipped.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)

@@ -10,17 +10,15 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope.kernels.refusal import Refused
 from headscope.probes import tasks
-from headscope.probes.bundled.tokenizer import write_tokenizer
+from headscope.probes.bundled import folder
 from headscope.probes.task import Prompt, Question, Task
 from headscope.probes.tasks._words import KINDS
 from headscope.probes.tokens import encode, is_single, join
 
 
 @pytest.fixture(scope="module")
-def word_level(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    folder = tmp_path_factory.mktemp("words")
-    write_tokenizer(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+def word_level() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(folder("headscope/bundled"))
 
 
 @pytest.fixture(scope="module")

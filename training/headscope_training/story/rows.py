@@ -1,4 +1,4 @@
-"""Training rows for the bundled model, built from the task generators."""
+"""Training rows of the story model, built from the task generators."""
 
 from __future__ import annotations
 
@@ -12,28 +12,18 @@ from headscope.probes.tasks import load
 from headscope.probes.tasks._sentences import sentences
 from headscope.probes.tasks._vocabulary import Vocabulary
 from headscope.probes.tasks.brackets import PAIRS
+from headscope_training.words import vocabulary
 
-SPECIAL = ("<bos>", "<pad>", "<unk>")
 FILL = "fill"
 
 
 @dataclass(frozen=True)
-class Source:
-    """One kind of row.
+class RowSource:
+    """One kind of row: a task, or ``text`` for sentences only, and its share of the rows.
 
-    Parameters
-    ----------
-    task
-        Name of a task, or ``text`` for sentences only.
-    share
-        Relative share of the rows.
-    options
-        Options of the task; a pair of numbers is a range drawn from for each row, ``FILL`` is the
-        length of the row.
-    answer
-        Weight of the loss on predictable words.
-    text
-        Weight of the loss on the other words.
+    Of the task's `options` a pair of numbers is a range drawn from for each row, `FILL` is the
+    length of the row. `answer` is the weight of the loss on predictable words, `text` that on the
+    others.
     """
 
     task: str
@@ -43,18 +33,10 @@ class Source:
     text: float = 0.0
 
 
-def vocabulary() -> dict[str, int]:
-    """Token ids of the bundled model's tokenizer, special tokens first.
-
-    >>> vocabulary()["<bos>"]
-    0
-    """
-    return {word: number for number, word in enumerate((*SPECIAL, *Vocabulary().take()))}
-
-
-def _document(
+def _weighted_words(
     rng: random.Random, prompt: Prompt, answer: float, text: float
 ) -> tuple[list[str], list[float]]:
+    """The words of a prompt with its answers, and the weight of predicting behind each word."""
     words = list(prompt.words)
     weights = [text] * len(words)
     for question in prompt.questions:
@@ -63,7 +45,7 @@ def _document(
             words.append(rng.choice(question.answers))
     if "top" in prompt.roles:
         # The other open brackets are as predictable as the innermost one.
-        rest = [PAIRS[words[place]] for place in reversed(prompt.roles["open"][:-1])]
+        rest = [PAIRS[words[position]] for position in reversed(prompt.roles["open"][:-1])]
         words += rest
         weights += [answer] * len(rest)
     weights += [text] * (len(words) - len(weights))
@@ -71,8 +53,9 @@ def _document(
 
 
 def _documents(
-    rng: random.Random, source: Source, words: Vocabulary, length: int
+    rng: random.Random, source: RowSource, words: Vocabulary, length: int
 ) -> Iterator[tuple[list[str], list[float]]]:
+    """Words and weights, enough to fill a row."""
     if source.task == "text":
         for line in sentences(rng, words):
             yield list(line), [source.text] * len(line)
@@ -91,38 +74,17 @@ def _documents(
         options["length"] = min(options["length"], length // 2)
     if source.task == "recall" and "length" not in options:
         options["pairs"] = min(options["pairs"], length // 3)
-    many = 1 if FILL in source.options.values() else length
-    for prompt in load(source.task).generate(many, rng.randrange(2**48), words, **options):
-        yield _document(rng, prompt, source.answer, source.text)
+    count = 1 if FILL in source.options.values() else length
+    for prompt in load(source.task).generate(count, rng.randrange(2**48), words, **options):
+        yield _weighted_words(rng, prompt, source.answer, source.text)
 
 
 def rows(
-    sources: tuple[Source, ...], batch: int, length: int, seed: str
+    sources: tuple[RowSource, ...], batch: int, length: int, seed: str
 ) -> tuple[list[list[int]], list[list[float]], list[str]]:
-    """Draw rows of ``length + 1`` token ids, and the weight of each prediction.
+    """Draw rows, each of one source: ids (batch, length + 1), weights (batch, length), tasks.
 
-    Parameters
-    ----------
-    sources
-        The mixture; every row is of one source.
-    batch
-        Number of rows.
-    length
-        Predictions in a row.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    tuple
-        Ids (batch, length + 1), weights (batch, length): weight t is for id t + 1; and the task
-        of each row.
-
-    Examples
-    --------
-    >>> ids, weights, kinds = rows((Source("induction", 1.0, {"length": (4, 8)}),), 2, 16, "a")
-    >>> len(ids[0]), len(weights[0]), ids[0][0]
-    (17, 16, 0)
+    Weight t is for id t + 1.
     """
     rng = random.Random(seed)
     words = Vocabulary()
@@ -130,8 +92,8 @@ def rows(
     drawn = rng.choices(sources, [source.share for source in sources], k=batch)
     ids, weights = [], []
     for source in drawn:
-        # The word at place p is predicted by the position before it, hence the lag of one: the
-        # weight list of a document belongs to its own words, BOS predicts with weight zero.
+        # A word is predicted by the position before it, hence the lag of one: the weights of a
+        # document belong to its own words, BOS predicts with weight zero.
         row, weight = [0], [0.0]
         for text, scores in _documents(rng, source, words, length):
             row += [table[word] for word in text]

@@ -6,8 +6,10 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from headscope.probes.bundled.corpus import SPECIAL, vocabulary
+from headscope_training.recipe import Batch, random_repeats
+from headscope_training.words import SPECIAL, vocabulary
 
 SEED = 7
 LENGTH = 96
@@ -20,7 +22,7 @@ SUCCESSORS = 8
 
 @cache
 def successors() -> tuple[Tensor, Tensor]:
-    """What may follow each word (word, place), and how often by place: Zipf's law, twice.
+    """What may follow each word (word, rank), and how often by rank: Zipf's law, twice.
 
     Few words follow any given one, and the first of them most often; frequent words follow many.
     """
@@ -36,34 +38,32 @@ def successors() -> tuple[Tensor, Tensor]:
 
 
 def text(rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """Rows in which every word hangs on the one before it alone (row, length)."""
+    """Rows in which every word depends on the one before it alone (row, length)."""
     after, shares = successors()
     first = len(SPECIAL)
     words = torch.randint(first, len(after) + first, (rows,), generator=generator)
-    found = [words]
+    columns = [words]
     for _ in range(length - 1):
-        places = torch.multinomial(shares, rows, replacement=True, generator=generator)
-        words = after[words - first, places]
-        found.append(words)
-    return torch.stack(found, 1)
+        ranks = torch.multinomial(shares, rows, replacement=True, generator=generator)
+        words = after[words - first, ranks]
+        columns.append(words)
+    return torch.stack(columns, 1)
 
 
-def draw(step: int) -> tuple[Tensor, Tensor]:
-    """Ids (batch, length + 1) and weights (batch, length) of one step, ``<bos>`` first.
+def repeated(period: int, length: int, generator: torch.Generator) -> Tensor:
+    """Random words, all of them alike frequent, said again and again (length,)."""
+    return random_repeats(len(SPECIAL), len(vocabulary()), period, length, generator)
+
+
+def draw(generator: torch.Generator) -> Batch:
+    """Rows of one step, ``<bos>`` first.
 
     The first time of words that come again cannot be foreseen, so it does not count.
     """
-    generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
     ids = text(BATCH, LENGTH, generator)
     weights = torch.ones(BATCH, LENGTH)
     weights[:, 0] = 0
     for row in range(round(REPEATED * BATCH)):
         period = int(torch.randint(PERIODS[0], PERIODS[1] + 1, (), generator=generator))
         ids[row], weights[row, :period] = repeated(period, LENGTH, generator), 0
-    return torch.nn.functional.pad(ids, (1, 0)), weights
-
-
-def repeated(period: int, length: int, generator: torch.Generator) -> Tensor:
-    """Random words, all of them alike frequent, said again and again (length,)."""
-    again = torch.randint(len(SPECIAL), len(vocabulary()), (period,), generator=generator)
-    return again.repeat(length // period + 1)[:length]
+    return Batch(functional.pad(ids, (1, 0)), weights)

@@ -1,30 +1,30 @@
-"""The byte-level tokenizer of the model: any text is made of its tokens."""
+"""The byte-level tokenizer of the Python model: any text is made of its tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 SIZE = 3072
 END = "<|endoftext|>"
 
 
-def build(texts: Iterable[str]) -> Any:
+def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Train byte-pair merges on texts; every byte is a token, so no text is unknown.
 
     `END` stands first in every text, as it did in training.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.decoders import ByteLevel as Decoder
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
-    from tokenizers.processors import TemplateProcessing
-    from tokenizers.trainers import BpeTrainer
-
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = Decoder()
+    tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=SIZE,
         special_tokens=[END],
@@ -36,10 +36,8 @@ def build(texts: Iterable[str]) -> Any:
     return tokenizer
 
 
-def write_tokenizer(tokenizer: Any, out: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` into an existing folder."""
-    from transformers import PreTrainedTokenizerFast
-
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END,
