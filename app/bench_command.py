@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from headscope.app.progress import bar
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 out = Console()
 err = Console(stderr=True)
@@ -37,7 +37,7 @@ def bench(
     from headscope.app.bench.ratios import tables
 
     if file is not None and not file.parent.is_dir():
-        raise Refused(f"--out: there is no folder {file.parent}; make it first")
+        raise InvalidInput(f"--out: there is no folder {file.parent}; make it first")
     wanted = [*(lengths or benchmark.LENGTHS), *(benchmark.LONG if long else ())]
     with bar(err) as progress:
         result = benchmark.run(

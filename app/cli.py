@@ -15,7 +15,7 @@ from headscope.app.bench_command import bench
 from headscope.app.compare_command import compare
 from headscope.app.progress import bar
 from headscope.app.series import timeline
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.run import Run
@@ -229,7 +229,7 @@ def analyze(
         )
     _tell(outcome)
     asked = {*(names or ()), *options}
-    if any(isinstance(outcome[name], Refused) for name in asked):
+    if any(isinstance(outcome[name], HeadscopeError) for name in asked):
         raise typer.Exit(2)
     out.print(f"next: headscope report {run}", soft_wrap=True, highlight=False)
 
@@ -269,7 +269,7 @@ def _report(run: Run) -> None:
 
     results = run.results()
     if not results:
-        raise Refused(f"run: {run.path} has no results; headscope analyze {run.path}")
+        raise InvalidInput(f"run: {run.path} has no results; headscope analyze {run.path}")
     page = write(run)
     out.print(findings_table(results))
     out.print(
@@ -281,7 +281,7 @@ def _report(run: Run) -> None:
 
 def _tell(outcome: Mapping[str, object]) -> None:
     for name, result in outcome.items():
-        if isinstance(result, Refused):
+        if isinstance(result, HeadscopeError):
             err.print(f"not run: {name}: {result}", markup=False, soft_wrap=True)
 
 
@@ -289,7 +289,7 @@ def main() -> None:
     """Run the command line; a refusal is one line and exit code 2."""
     try:
         app(standalone_mode=True)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         err.print(f"error: {refusal}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

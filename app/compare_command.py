@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,7 +54,7 @@ def compare(
 
     runs = open_run(first), open_run(second)
     if file is not None and not file.parent.is_dir():
-        raise Refused(f"--out: there is no folder {file.parent}; make it first")
+        raise InvalidInput(f"--out: there is no folder {file.parent}; make it first")
     if task is not None:
         pairs = {"lost without the head": (*_ablated(runs, task, number), "lost")}
     else:
@@ -63,12 +63,12 @@ def compare(
     for score, (one, other, name) in pairs.items():
         try:
             told.append(_compared(table, score, one, other, name, top, across or ()))
-        except Refused as refusal:
+        except HeadscopeError as refusal:
             if scores or task:
                 raise
             err.print(f"not compared: {score}: {refusal}", markup=False, soft_wrap=True)
     if not told:
-        raise Refused("runs: they share no score that can be compared; analyze both alike")
+        raise InvalidInput("runs: they share no score that can be compared; analyze both alike")
     out.print(table)
     for row in told:
         out.print(f"{row['score']}: {row['said']}", markup=False, soft_wrap=True)
@@ -113,7 +113,9 @@ def _pairs(
         analysis, _, name = score.partition(".")
         for side, run in zip(sides, runs, strict=True):
             if analysis not in side or name not in side[analysis]:
-                raise Refused(f"--score: {run.path} has no {score!r}; headscope analyze makes it")
+                raise InvalidInput(
+                    f"--score: {run.path} has no {score!r}; headscope analyze makes it"
+                )
         found[score] = sides[0][analysis], sides[1][analysis], name
     return found
 

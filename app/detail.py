@@ -13,7 +13,7 @@ import xarray as xr
 from headscope import viz
 from headscope.app import loading, selection, zoom
 from headscope.app.scores import Score
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes.pair import Pair
 from headscope.viz import patches
 
@@ -106,7 +106,7 @@ def pattern(
             array = zoom.cut(path, version, ids, (layer, head), window)
         else:
             array = loading.weights(path, version, ids, layer, head)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
         return None
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))

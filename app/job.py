@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.app.texts import read_prompts
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,7 +64,7 @@ def capture_run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
     from headscope.probes import capture, run
@@ -98,7 +98,7 @@ def plan_run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         As `capture_run`.
     """
     from headscope.probes import plan, run
@@ -120,7 +120,7 @@ def _open(
     from headscope.probes import load_model, tasks
 
     if (task is None) == (prompts is None):
-        raise Refused("prompts: give either --task NAME or --prompts FILE")
+        raise InvalidInput("prompts: give either --task NAME or --prompts FILE")
     if task is not None:
         tasks.load(task)
     texts = None if prompts is None else read_prompts(prompts)
@@ -154,7 +154,7 @@ def open_model(run: Run) -> Model:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the model cannot be loaded, or its weights are not those that were captured.
     """
     from headscope.probes import load_model
@@ -164,7 +164,7 @@ def open_model(run: Run) -> Model:
         attention=run.manifest.get("attention", "self"),
     )
     if model.revision != run.manifest["revision"]:
-        raise Refused(
+        raise InvalidInput(
             f"model: {model.name} is at revision {model.revision} but {run.path} was captured at "
             f"{run.manifest['revision']}; capture again"
         )
@@ -179,7 +179,7 @@ def analyze_run(
     number: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
-) -> dict[str, xr.Dataset | Refused]:
+) -> dict[str, xr.Dataset | HeadscopeError]:
     """Run analyses on a run, keeping each result as soon as it is there.
 
     Parameters
@@ -202,7 +202,7 @@ def analyze_run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For an unknown analysis or option, before anything runs.
     """
     from headscope.analyses.shared import runner
@@ -218,10 +218,10 @@ def analyze_run(
         seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
         progress=progress,
     )
-    outcome: dict[str, xr.Dataset | Refused] = {}
+    outcome: dict[str, xr.Dataset | HeadscopeError] = {}
     for name, result in found:
         outcome[name] = result
-        if not isinstance(result, Refused):
+        if not isinstance(result, HeadscopeError):
             run.save_result(name, result)
         elif name not in run.results():
             run.save_result(name, skipped(name, str(result)))
@@ -248,7 +248,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For text of another form.
 
     Examples
@@ -261,6 +261,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         target, equals, value = setting.partition("=")
         name, dot, option = target.partition(".")
         if not (equals and dot and name and option):
-            raise Refused(f"--set: {setting!r} is not NAME.OPTION=VALUE, such as sinks.epsilon=0.8")
+            raise InvalidInput(
+                f"--set: {setting!r} is not NAME.OPTION=VALUE, such as sinks.epsilon=0.8"
+            )
         options.setdefault(name, {})[option] = value
     return options

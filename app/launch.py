@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 ADDRESS = "127.0.0.1"
 
@@ -26,7 +26,7 @@ def command(run: Path, port: int = 8501) -> list[str]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When Streamlit is not installed.
 
     Examples
@@ -35,7 +35,7 @@ def command(run: Path, port: int = 8501) -> list[str]:
     ['-P', '-m', 'streamlit', 'run']
     """
     if find_spec("streamlit") is None:
-        raise Refused("app: Streamlit is not installed; pip install 'headscope[app]'")
+        raise InvalidInput("app: Streamlit is not installed; pip install 'headscope[app]'")
     return [
         sys.executable,
         "-P",

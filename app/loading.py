@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import streamlit as st
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import ResourceLimit
 from headscope.probes.pair import Pair
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def read_text(path: str, version: str, text: str | Pair) -> Tokens:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For words that the tokenizer does not know, or a text too long to draw.
     """
     from headscope.probes.prompts import read as read_prompts
@@ -136,4 +136,6 @@ def read_text(path: str, version: str, text: str | Pair) -> Tokens:
 def check_length(length: int, limit: int = LONGEST) -> None:
     """Refuse a text whose map takes too long."""
     if length > limit:
-        raise Refused(f"text: {length} tokens, and such maps are drawn up to {limit}; shorten it")
+        raise ResourceLimit(
+            f"text: {length} tokens, and such maps are drawn up to {limit}; shorten it"
+        )

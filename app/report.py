@@ -17,7 +17,7 @@ from headscope import analyses, viz
 from headscope.app import page
 from headscope.app.export import by_score, findings, heads_table, records
 from headscope.app.prose import inline, render
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.viz import number
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def write(run: Run, out: Path | None = None) -> Path:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the run has no results, or the folder cannot be written.
     """
     results = ordered(run.results())
     if not results:
-        raise Refused(f"run: {run.path} has no results; headscope analyze {run.path}")
+        raise InvalidInput(f"run: {run.path} has no results; headscope analyze {run.path}")
     return lay_out(run.path if out is None else out, run.manifest, results)
 
 
@@ -81,7 +81,7 @@ def lay_out(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder cannot be written.
     """
     from headscope.probes.run import REPORT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -90,7 +90,7 @@ def served(folder: Path) -> Path:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When there is neither.
     """
     from headscope.analyses.series import kept
@@ -114,7 +114,7 @@ def drawn(found: xr.Dataset) -> list[str]:
     for name in viz.variables(found):
         try:
             viz.choose(found[name])
-        except Refused:
+        except HeadscopeError:
             continue
         names.append(name)
     return names
@@ -125,7 +125,7 @@ def write(found: xr.Dataset, folder: Path) -> Path:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder cannot be written.
     """
     from plotly.offline import get_plotlyjs
@@ -203,4 +203,6 @@ def _numbers(steps: str | None) -> list[float] | None:
     try:
         return [float(one) for one in steps.split(",")]
     except ValueError as error:
-        raise Refused(f"--steps: {steps!r} is no list of numbers, such as 0,500,1000") from error
+        raise InvalidInput(
+            f"--steps: {steps!r} is no list of numbers, such as 0,500,1000"
+        ) from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.pair import Pair
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a missing or unreadable file, an empty prompt (with its line), a malformed line.
     """
     from headscope.probes import tasks
@@ -28,7 +28,7 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise Refused(f"prompts: {path} cannot be read: {reason}") from error
+        raise InvalidInput(f"prompts: {path} cannot be read: {reason}") from error
     if path.suffix != ".jsonl":
         texts = lines
     elif _holds("text", lines):
@@ -42,9 +42,11 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
         return tasks.make(path)
     for at, text in enumerate(texts, 1):
         if not text.strip():
-            raise Refused(f"prompts: {path}:{at} is empty; write a prompt there or drop the line")
+            raise InvalidInput(
+                f"prompts: {path}:{at} is empty; write a prompt there or drop the line"
+            )
     if not texts:
-        raise Refused(f"prompts: {path} is empty; write one prompt a line")
+        raise InvalidInput(f"prompts: {path} is empty; write one prompt a line")
     return texts
 
 
@@ -53,7 +55,7 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the file cannot be written, or the library has fewer files of that length.
     """
     from headscope.probes.library import openings
@@ -62,7 +64,7 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
     try:
         file.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise Refused(f"--out: {file} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"--out: {file} cannot be written: {error.strerror}") from error
 
 
 def _holds(name: str, lines: Sequence[str]) -> bool:
@@ -79,9 +81,9 @@ def _field(path: Path, at: int, line: str, name: str) -> str:
     try:
         text = json.loads(line)[name]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Refused(f'prompts: {path}:{at} is not an object {{"{name}": "..."}}') from error
+        raise InvalidInput(f'prompts: {path}:{at} is not an object {{"{name}": "..."}}') from error
     if not isinstance(text, str):
-        raise Refused(f"prompts: {path}:{at}: {name} is a {type(text).__name__}, not a string")
+        raise InvalidInput(f"prompts: {path}:{at}: {name} is a {type(text).__name__}, not a string")
     if not text.strip():
-        raise Refused(f"prompts: {path}:{at} is empty; write a {name} there or drop the line")
+        raise InvalidInput(f"prompts: {path}:{at} is empty; write a {name} there or drop the line")
     return text

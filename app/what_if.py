@@ -14,7 +14,7 @@ from headscope.analyses.shared.loss import predicts
 from headscope.analyses.shared.result import heads as known_heads
 from headscope.analyses.shared.result import label
 from headscope.app import loading
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from headscope.probes.edit import Edit
@@ -40,7 +40,7 @@ def draw(path: str, version: str, capture: xr.Dataset, layer: int, head: int) ->
         if st.button("Run with and without", key="what_if_run", disabled=not chosen):
             try:
                 _answer(path, version, capture, chosen, kind, value, on)
-            except Refused as refusal:
+            except HeadscopeError as refusal:
                 st.session_state.pop(ANSWER, None)
                 st.error(str(refusal), icon=":material/error:")
         kept = st.session_state.get(ANSWER)

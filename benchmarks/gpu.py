@@ -24,7 +24,7 @@ if importlib.util.find_spec("headscope") is None:
 
 from headscope.app.bench import gpu, gpu_contenders, machine  # noqa: E402
 from headscope.app.bench.sheets import sheets  # noqa: E402
-from headscope.kernels.refusal import Refused  # noqa: E402
+from headscope.kernels.errors import HeadscopeError  # noqa: E402
 
 QUICK = {"lengths": (2048, 8192, 131072), "sizes": (128,), "rounds": 3}
 
@@ -53,5 +53,5 @@ def main() -> None:
 
 try:
     main()
-except Refused as refusal:
+except HeadscopeError as refusal:
     sys.exit(f"error: {refusal}")

@@ -13,8 +13,8 @@ from headscope.app.bench.ablation_sheets import ablation_sheets
 from headscope.app.bench.context import context_sheets
 from headscope.app.bench.sheets import sheets
 from headscope.kernels import statistics
-from headscope.kernels.gpu.plan import ways
 from headscope.kernels.statistic import EXECUTIONS, MERGES, Statistic
+from headscope.kernels.triton.plan import ways
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"

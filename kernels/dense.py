@@ -5,11 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs, statistics
-from headscope.kernels.edits import Edits
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.dense_attention import Whole
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import check_rows
-from headscope.kernels.variant import PLAIN, Variant
-from headscope.kernels.whole import Whole
+from headscope.kernels.weight_edits import WeightEdits
 
 
 def attend_dense(
@@ -17,7 +17,7 @@ def attend_dense(
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request,
-    variant: Variant = PLAIN,
+    variant: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
     """Compute the same as ``attend`` in float64 from the whole N×N matrix.
 
@@ -32,7 +32,7 @@ def attend_dense(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When tensors, variant or request do not fit.
 
     Examples
@@ -67,7 +67,7 @@ def attend_dense(
     distances = (positions[:, None] - torch.arange(keys)).abs()
     logits = torch.where(visible, bend(products, variant, distances), -torch.inf)
     sinks = torch.full((heads,), -torch.inf, dtype=torch.float64)
-    edits = Edits() if variant.edits is None else variant.edits
+    edits = WeightEdits() if variant.edits is None else variant.edits
     if variant.sinks is not None:
         sinks = variant.sinks.detach().cpu().double()
         if edits.temperature is not None:
@@ -108,7 +108,7 @@ def attend_dense(
     return results
 
 
-def see(variant: Variant, positions: Tensor, real_keys: Tensor, sequence: Tensor) -> Tensor:
+def see(variant: AttentionSpec, positions: Tensor, real_keys: Tensor, sequence: Tensor) -> Tensor:
     """List, query by query, the keys inside order, window, sequence and padding."""
     (batch, keys), queries = real_keys.shape, len(positions)
     visible = torch.zeros(batch, 1, queries, keys, dtype=torch.bool)
@@ -128,9 +128,9 @@ def see(variant: Variant, positions: Tensor, real_keys: Tensor, sequence: Tensor
     return visible
 
 
-def bend(scores: Tensor, variant: Variant, distances: Tensor) -> Tensor:
+def bend(scores: Tensor, variant: AttentionSpec, distances: Tensor) -> Tensor:
     """Add what position, bias and edits add to the scores, and divide by the temperature."""
-    edits = Edits() if variant.edits is None else variant.edits
+    edits = WeightEdits() if variant.edits is None else variant.edits
     if variant.slopes is not None:
         scores = scores - torch.einsum("h,qk->hqk", variant.slopes.cpu().double(), distances)
     if variant.bias is not None:

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs, statistics
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.gradients import custom_op
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import check_rows
-from headscope.kernels.variant import PLAIN, Variant
 
 DIFFERENTIABLE = ("z", "lse", "entropy", "span_mass")
 NOTHING = Request(stats=())
@@ -26,7 +26,7 @@ def attend_differentiable(
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request = NOTHING,
-    variant: Variant = PLAIN,
+    variant: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
     """Compute attention and statistics of its weights, through which gradients pass.
 
@@ -50,7 +50,7 @@ def attend_differentiable(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When tensors, variant or request do not fit, a statistic has no gradient, a constant asks
         for one, or a second derivative is taken.
 
@@ -72,7 +72,7 @@ def attend_differentiable(
     check_rows(map(statistics.load, request.stats), variant)
     for name in request.stats:
         if name not in DIFFERENTIABLE:
-            raise Refused(
+            raise NotApplicable(
                 f"stats: {name} has no gradient, only {', '.join(DIFFERENTIABLE)} have; "
                 "ask attend for it, under torch.no_grad()"
             )
@@ -92,12 +92,12 @@ def attend_differentiable(
     return results
 
 
-def refuse_constants(variant: Variant) -> None:
+def refuse_constants(variant: AttentionSpec) -> None:
     """Refuse to drop the gradient of a bias, slope or temperature.
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the first of them that requires a gradient.
     """
     if not torch.is_grad_enabled():
@@ -106,10 +106,10 @@ def refuse_constants(variant: Variant) -> None:
         for name in ("slopes", "bias", "key_bias", "span_bias", "temperature", "pattern"):
             tensor = getattr(owner, name, None)
             if tensor is not None and tensor.requires_grad:
-                raise Refused(f"{name}: a constant, it gets no gradient; give {name}.detach()")
+                raise InvalidInput(f"{name}: a constant, it gets no gradient; give {name}.detach()")
 
 
-def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> bool:
+def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: AttentionSpec) -> bool:
     """Tell whether torch's fused attention computes all of this, without a query × key matrix."""
     special = [getattr(variant, one.name) for one in fields(variant) if one.name not in PLAIN_TOO]
     if variant.edits is not None:

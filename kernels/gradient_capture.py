@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs
-from headscope.kernels.cpu.engine import PanelEngine
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.errors import InvalidInput
 from headscope.kernels.gradients import attributions
-from headscope.kernels.refusal import Refused
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
-from headscope.kernels.variant import PLAIN, Variant
 from headscope.kernels.visibility import MASKED
 
 
@@ -30,7 +30,7 @@ def capture_gradient(
     v: Float[Tensor, "batch kv_head key value_size"],
     dz: Float[Tensor, "batch head query value_size"],
     request: Request,
-    variant: Variant = PLAIN,
+    variant: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
     """Compute statistics of attention times its gradient, with memory linear in the text.
 
@@ -58,7 +58,7 @@ def capture_gradient(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When tensors, variant or request do not fit.
 
     References
@@ -76,7 +76,7 @@ def capture_gradient(
     """
     inputs.check_tensors(q, k, v, inputs.DTYPES)
     if dz.shape != (expected := (*q.shape[:3], v.shape[3])):
-        raise Refused(f"dz: shape {tuple(dz.shape)}; give that of z, {expected}")
+        raise InvalidInput(f"dz: shape {tuple(dz.shape)}; give that of z, {expected}")
     chosen = [attributions.load(name) for name in dict.fromkeys(request.stats)]
     variant = variant.fit(q, k)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):

@@ -8,17 +8,17 @@ memory linear in the text.
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.product import Gradient as Gradient
-from headscope.kernels.cpu.product import Product
-from headscope.kernels.variant import PLAIN, Variant
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.product import Gradient as Gradient
+from headscope.kernels.panels.product import Product
 
 
 def pull(
     x: Float[Tensor, "batch _ key vector"],
     q: Float[Tensor, "batch head query size"],
     k: Float[Tensor, "batch kv_head key size"],
-    variant: Variant = PLAIN,
+    variant: AttentionSpec = PLAIN,
     *,
     heads: Float[Tensor, " head"] | None = None,
     gradient: Gradient | None = None,
@@ -47,7 +47,7 @@ def pull(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When tensors or variant do not fit, or one of them needs a gradient.
 
     References
@@ -75,7 +75,7 @@ def push(
     r: Float[Tensor, "batch _ query vector"],
     q: Float[Tensor, "batch head query size"],
     k: Float[Tensor, "batch kv_head key size"],
-    variant: Variant = PLAIN,
+    variant: AttentionSpec = PLAIN,
     *,
     heads: Float[Tensor, " head"] | None = None,
     gradient: Gradient | None = None,
@@ -100,7 +100,7 @@ def push(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When tensors or variant do not fit, or one of them needs a gradient.
 
     References

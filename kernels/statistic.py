@@ -6,12 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.refusal import Refused
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.errors import NotApplicable
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 Merge = Literal[
     "average",
@@ -100,7 +100,7 @@ class Statistic:
     reductions
         Properties of a panel that ``panel`` reads, and nothing else that follows from the weights:
         the compiled sweep fills them in and keeps no weights. Names of
-        ``headscope.kernels.cpu.sweep.REDUCTIONS``; empty where ``panel`` reads the weights.
+        ``headscope.kernels.compiled.sweep.REDUCTIONS``; empty where ``panel`` reads the weights.
     labels
         For each dim other than query, key, their tiles and size: the labels along it, from the
         request and the larger of the numbers of queries and keys. They are its coordinate, and
@@ -143,17 +143,17 @@ class Statistic:
         return "query" in self.dims
 
 
-def check_rows(chosen: Iterable[Statistic], variant: Variant) -> None:
+def check_rows(chosen: Iterable[Statistic], variant: AttentionSpec) -> None:
     """Refuse statistics of a distribution where weights are none.
 
     Raises
     ------
-    Refused
+    NotApplicable
         Naming the first such statistic.
     """
     for statistic in chosen:
         if variant.sigmoid and statistic.distribution:
-            raise Refused(
+            raise NotApplicable(
                 f"stats: {statistic.name} needs rows that are shares of one whole; "
                 "weights of sigmoid attention are not"
             )

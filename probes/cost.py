@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from headscope.kernels import memory, statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu.panels import Panels
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
-from headscope.kernels.variant import PLAIN, Variant
 from headscope.probes.forward import Reader, run
 from headscope.probes.meter import Meter
 from headscope.probes.plan import Plan
@@ -128,14 +128,16 @@ def _layer(recording: Recording, rows: Sequence[int]) -> int:
     q = stand_in(shape.heads, queries, shape.head_size)
     k = stand_in(shape.kv_heads, keys, shape.head_size)
     v = stand_in(shape.kv_heads, keys, shape.value_size)
-    variant = Variant(causal=not recording.prompts.crossed)
+    variant = AttentionSpec(causal=not recording.prompts.crossed)
     panels = _panels(recording, q, k, v, variant)
     workers = min(panels.workers, sum(1 for _ in panels.parts()))
     beside = panels.taken + panels.room * _by_element(recording)
     return outputs + math.ceil(workers * beside)
 
 
-def _panels(recording: Recording, q: Tensor, k: Tensor, v: Tensor, variant: Variant) -> Panels:
+def _panels(
+    recording: Recording, q: Tensor, k: Tensor, v: Tensor, variant: AttentionSpec
+) -> Panels:
     """Cut a call into the panels of this recording."""
     reads = frozenset[str]().union(
         *(statistics.load(name).reads for name in ("z", *_small(recording)))

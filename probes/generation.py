@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.request import Request
 from headscope.probes.capture import provenance
 from headscope.probes.forward import Reader
@@ -89,7 +89,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a statistic that needs the whole text at once, a prompt that would outgrow the context,
         a model that does not generate, edits that do not fit.
 
@@ -103,7 +103,9 @@ def generate(
     """
     known = load_model(model)
     if known.attention != "self":
-        raise Refused(f"model: {known.name} has an encoder and a decoder; use capture with a Pair")
+        raise NotApplicable(
+            f"model: {known.name} has an encoder and a decoder; use capture with a Pair"
+        )
     wanted = _names(stats)
     given = read(known, prompts)
     _refuse_unfit(known, given, new_tokens, prefix)
@@ -266,11 +268,11 @@ def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
 
 def _names(stats: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stats, str):
-        raise Refused("stats: give a tuple of names, such as ('entropy',)")
+        raise InvalidInput("stats: give a tuple of names, such as ('entropy',)")
     for name in stats:
         one = statistics.load(name)
         if name in ("z", "target_mass") or not (one.by_query or name == "received"):
-            raise Refused(
+            raise NotApplicable(
                 f"stats: {name} needs the whole text at once; generate first, then "
                 "capture(model, [ids], ...) of the finished text"
             )
@@ -279,15 +281,17 @@ def _names(stats: Sequence[str]) -> tuple[str, ...]:
 
 def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) -> None:
     if new_tokens < 1:
-        raise Refused(f"new_tokens: {new_tokens}; give 1 or more")
+        raise InvalidInput(f"new_tokens: {new_tokens}; give 1 or more")
     shortest = min(map(len, prompts.ids))
     if not 0 <= prefix < shortest:
-        raise Refused(f"prefix: {prefix} tokens; give 0 to {shortest - 1}, inside every prompt")
+        raise InvalidInput(
+            f"prefix: {prefix} tokens; give 0 to {shortest - 1}, inside every prompt"
+        )
     if not model.module.can_generate():
-        raise Refused(f"model: {model.architecture} does not generate text; use capture")
+        raise NotApplicable(f"model: {model.architecture} does not generate text; use capture")
     model.check_predicts()
     if model.geometry.without and getattr(model.module.config, "sliding_window", None):
-        raise Refused(
+        raise NotApplicable(
             f"model: {model.architecture} mixes windows with layers that have no attention, and "
             "its cache drops keys; generate first, then capture the finished text"
         )

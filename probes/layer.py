@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.cpu.engine import put
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
+from headscope.kernels.panels.engine import put
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.row_panels import Panels, Part
 from headscope.kernels.request import Request
+from headscope.kernels.weight_edits import WeightEdits
 from headscope.probes.edit import Edit
 from headscope.probes.forward import Reader
 from headscope.probes.forward import call as call_model
@@ -49,7 +49,7 @@ class Layer:
     """
 
     call: Call
-    edits: Edits | None
+    edits: WeightEdits | None
 
     def weights(
         self, head: int, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
@@ -154,7 +154,7 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a layer that the model does not have or that has no attention map, a prompt that is too
         long, edits that do not fit.
 
@@ -169,7 +169,7 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
     model.check_lengths([len(ids)])
     if layer not in model.geometry.attending:
         known = ", ".join(map(str, model.geometry.attending))
-        raise Refused(f"layer: {layer} has no attention map; layers with one are {known}")
+        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {known}")
     for edit in edits:
         edit.check(model.geometry)
     reader = Reader(Request(stats=()), edits)
@@ -186,4 +186,4 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
         # Weights need no values, which are as large as the keys.
         call = replace(reached.call, value=reached.call.value[..., :0].clone())
         return Layer(call, reader.inside(call))
-    raise Refused(f"model: layer {layer} of {model.name} asked for no attention; refused")
+    raise UnsupportedModel(f"model: layer {layer} of {model.name} asked for no attention; refused")

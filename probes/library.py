@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.bundled import folder
 from headscope.probes.source import fetch_tokenizer
 
@@ -99,7 +99,7 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
 
     Raises
     ------
-    Refused
+    InvalidInput
         When fewer files are that long, with their number.
 
     Examples
@@ -109,7 +109,9 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
     True
     """
     if number < 1 or tokens < 16:
-        raise Refused(f"number, tokens: {number} prompts of {tokens}; use 1 or more of 16 or more")
+        raise InvalidInput(
+            f"number, tokens: {number} prompts of {tokens}; use 1 or more of 16 or more"
+        )
     if tokenizer is None:
         tokenizer = fetch_tokenizer(folder("headscope/bundled-python"))
     files = sorted(read_library(held_out=True), key=lambda file: (-len(file.text), file.path))
@@ -119,7 +121,7 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
         if text is not None:
             texts.append(text)
     if len(texts) < number:
-        raise Refused(
+        raise InvalidInput(
             f"number: {len(texts)} held-out files of this Python's library have {tokens} tokens; "
             "ask for fewer or shorter prompts"
         )

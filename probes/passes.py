@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headscope.kernels.cpu.compiler import VARIABLE as COMPILER
-from headscope.kernels.cpu.compiler import cache, processor
-from headscope.kernels.refusal import Refused
+from headscope.kernels.compiled.compiler import VARIABLE as COMPILER
+from headscope.kernels.compiled.compiler import cache, processor
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes import check
 from headscope.probes.model import Geometry
 from headscope.probes.places import locate
@@ -55,12 +55,12 @@ def inspect_once(model: Model, source: str | os.PathLike[str]) -> Model:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Where the check refuses it, or for another value of ``HEADSCOPE_CHECK``.
     """
     wish = os.environ.get(VARIABLE, "")
     if wish not in ("", "always"):
-        raise Refused(f"{VARIABLE}: {wish!r}; unset it, or set it to 'always'")
+        raise InvalidInput(f"{VARIABLE}: {wish!r}; unset it, or set it to 'always'")
     if wish == "always":
         return check.inspect(model)
     identity = _identity(model, source)
@@ -129,7 +129,7 @@ def _spelled(code: CodeType) -> str:
 
 def _own_code() -> str:
     """Tell versions of our own source apart, also while somebody works on it."""
-    folders = (Path(__file__).parent, Path(inspect.getfile(Refused)).parent)
+    folders = (Path(__file__).parent, Path(inspect.getfile(HeadscopeError)).parent)
     files = [file for folder in folders for kind in ("*.py", "*.c") for file in folder.rglob(kind)]
     return _digest(json.dumps(_stats(files)))
 
@@ -159,5 +159,5 @@ def _write(file: Path, identity: dict[str, Any], geometry: Geometry) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = {"identity": identity, "geometry": asdict(geometry)}
         write_text(file, json.dumps(kept, indent=1) + "\n")
-    except (OSError, Refused):
+    except (OSError, HeadscopeError):
         return

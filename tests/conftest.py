@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 # the source of its kernels, which therefore cannot be wrapped.
 install_import_hook(
     [f"headscope.kernels.{module.stem}" for module in sorted((ROOT / "kernels").glob("*.py"))]
-    + [f"headscope.kernels.{package}" for package in ("cpu", "gradients", "statistics")],
+    + [
+        f"headscope.kernels.{package}"
+        for package in ("compiled", "gradients", "panels", "statistics")
+    ],
     "beartype.beartype",
 )
 

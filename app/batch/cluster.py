@@ -17,7 +17,7 @@ from headscope.app.batch import work
 from headscope.app.batch.job import Group, Job, Subject
 from headscope.app.batch.local import Todo
 from headscope.app.batch.work import Failure, Outcome, Progress
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.app.batch.run import Engine
@@ -45,11 +45,11 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
 
     Raises
     ------
-    Refused
+    InvalidInput
         Without Ray, for a cluster that cannot be reached, or that lacks what a model asks for.
     """
     if address is not None and workers is not None:
-        raise Refused("--workers: a running cluster has its own; leave one of the two out")
+        raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
     ray = _ray(alone=address is None)
     here: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     if workers:
@@ -60,10 +60,10 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
             logging_level="error", configure_logging=True, **here,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise Refused(f"engine: Ray does not start: {Failure.of(error).reason}") from error
+        raise InvalidInput(f"engine: Ray does not start: {Failure.of(error).reason}") from error
     try:
         if address is None and ray.util.get_node_ip_address() != HOST:
-            raise Refused("engine: Ray was imported before, and would listen on the network")
+            raise InvalidInput("engine: Ray was imported before, and would listen on the network")
         _check(job, ray.cluster_resources())
         yield run
     finally:
@@ -77,17 +77,19 @@ def _ray(*, alone: bool = False) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise Refused("engine: Ray is not installed; pip install 'headscope[ray]'") from error
+        raise InvalidInput("engine: Ray is not installed; pip install 'headscope[ray]'") from error
     return ray
 
 
 def _check(job: Job, there: dict[str, float]) -> None:
     """Refuse what would wait for ever."""
     if there.get("CPU", 0) < job.threads:
-        raise Refused(f"threads: a cell asks for {job.threads}, the cluster has {there.get('CPU')}")
+        raise ResourceLimit(
+            f"threads: a cell asks for {job.threads}, the cluster has {there.get('CPU')}"
+        )
     for subject in job.subjects:
         if (subject.device or "").startswith("cuda") and not there.get("GPU"):
-            raise Refused(f"device: {subject.label} asks for a GPU, and the cluster has none")
+            raise ResourceLimit(f"device: {subject.label} asks for a GPU, and the cluster has none")
 
 
 def gpus(subject: Subject, there: dict[str, float]) -> int:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from headscope.app.progress import bar
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 ENGINES = ("local", "ray")
@@ -49,9 +49,11 @@ def batch(
 
     out, err = Console(), Console(stderr=True)
     if engine not in ENGINES:
-        raise Refused(f"--engine: no {engine!r}; choose {' or '.join(ENGINES)}")
+        raise InvalidInput(f"--engine: no {engine!r}; choose {' or '.join(ENGINES)}")
     if engine == "local" and (workers is not None or address is not None):
-        raise Refused("--workers, --address: only of --engine ray; the local engine is one process")
+        raise InvalidInput(
+            "--workers, --address: only of --engine ray; the local engine is one process"
+        )
     try:
         asked = jobs.read(job)
     except Faulty as faulty:

@@ -19,7 +19,7 @@ import xarray as xr
 from headscope.app.batch import table
 from headscope.app.batch.job import Group, Job
 from headscope.app.batch.work import Failure
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes import store
 from headscope.probes.run import check_place
 
@@ -57,7 +57,7 @@ class Folder:
 
         Raises
         ------
-        Refused
+        InvalidInput
             For a place that cannot be written, other files in it, or another job's results.
         """
         check_place(self.path)
@@ -65,14 +65,14 @@ class Folder:
             return
         names = {one.name for one in self.path.iterdir() if not one.name.startswith(".")}
         if names - {COPY} and IDENTITY not in names:
-            raise Refused(f"out: {self.path} holds other files; choose an empty or new folder")
+            raise InvalidInput(f"out: {self.path} holds other files; choose an empty or new folder")
         if IDENTITY not in names or overwrite:
             return
         begun = self._read(self.path / IDENTITY) or {}
         now = self.job.identity()
         for name in dict.fromkeys((*now, *begun)):
             if begun.get(name) != now.get(name):
-                raise Refused(
+                raise InvalidInput(
                     f"out: {self.path} was begun with other {name}; choose another folder, or "
                     "replace it (--overwrite)"
                 )
@@ -83,7 +83,7 @@ class Folder:
 
         Raises
         ------
-        Refused
+        HeadscopeError
             As `check`, and while another batch runs in the folder.
         """
         self.check(overwrite=overwrite)
@@ -106,11 +106,13 @@ class Folder:
                 try:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise Refused(f"out: another batch runs in {self.path}; wait for it") from None
+                    raise InvalidInput(
+                        f"out: another batch runs in {self.path}; wait for it"
+                    ) from None
                 # It stays: who removes it could remove that of the next.
                 yield
         except OSError as error:
-            raise Refused(f"out: {self.path} cannot be written: {error.strerror}") from error
+            raise InvalidInput(f"out: {self.path} cannot be written: {error.strerror}") from error
 
     def _clear(self) -> None:
         for name in OURS:
@@ -147,7 +149,7 @@ class Folder:
 
         Raises
         ------
-        Refused
+        HeadscopeError
             When the disk refuses.
         """
         import pyarrow.parquet as pq
@@ -202,7 +204,9 @@ class Folder:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise Refused(f"out: {self.path / LOG} cannot be written: {error.strerror}") from error
+            raise InvalidInput(
+                f"out: {self.path / LOG} cannot be written: {error.strerror}"
+            ) from error
 
     def _cell(self, kind: str, group: Group, analysis: str) -> Path:
         ending = {CELLS: "json", RESULTS: "safetensors"}[kind]
@@ -232,13 +236,13 @@ def make(folder: Path) -> None:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the disk refuses.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"out: {folder} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
 
 
 def _digest(file: Path) -> str:

@@ -16,7 +16,7 @@ from headscope.analyses.shared import check
 from headscope.app.batch.job import Job, Questions, Subject, mismatched, unsuited
 from headscope.app.batch.marks import Reader, near
 from headscope.app.texts import read_prompts
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 FIELDS = (
     "title", "models", "tasks", "analyses", "options", "seeds", "number", "shard", "threads",
@@ -40,7 +40,7 @@ def parse(path: Path) -> Job:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When it cannot be read, and for everything that is wrong in it, at once.
     """
     reader = Reader(path)
@@ -119,7 +119,7 @@ def _model(reader: Reader, node: yaml.Node) -> Subject | None:
     place = _place(reader.file.parent, source)
     try:
         _find(place)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         reader.refuse(fields["model"], str(refusal))
     if given.get("tokenizer"):
         given["tokenizer"] = _place(reader.file.parent, given["tokenizer"])
@@ -141,7 +141,9 @@ def _find(source: str) -> None:
     if Path(place.path).is_dir():
         return
     if source.startswith("headscope/"):
-        raise Refused(f"model: no {source!r} comes with headscope{near(source, tuple(BUNDLED))}")
+        raise InvalidInput(
+            f"model: no {source!r} comes with headscope{near(source, tuple(BUNDLED))}"
+        )
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     name, revision = place.path, place.revision
@@ -150,7 +152,7 @@ def _find(source: str) -> None:
     try:
         HfApi().model_info(name, revision=revision, timeout=5)
     except Exception as error:
-        raise Refused(
+        raise InvalidInput(
             f"model: {source!r} is no folder and not in the local cache, and the hub does not "
             f"have it or cannot be reached{near(source, tuple(BUNDLED))}"
         ) from error
@@ -180,7 +182,7 @@ def _task(reader: Reader, node: yaml.Node, number: int) -> Questions | None:
             return Questions(
                 label or Path(given).stem, own=read_prompts(reader.file.parent / given)
             )
-        except Refused as refusal:
+        except HeadscopeError as refusal:
             reader.refuse(fields[kind], str(refusal))
             return None
     number = reader.count(fields["number"], "number") if "number" in fields else number
@@ -208,7 +210,7 @@ def _built_in(
         try:
             # Every word of the lists will do: what no tokenizer can mend is found here.
             tasks.make(name, n=1, **options)
-        except Refused as refusal:
+        except HeadscopeError as refusal:
             reader.refuse(fields["options"], f"task {name}: {refusal}")
     return Questions(label or name, name, number, options)
 
@@ -223,13 +225,13 @@ def _values(reader: Reader, node: yaml.Node, what: str, known: dict[str, Option]
             continue
         try:
             if given is None:
-                raise Refused(f"{name}: there is no value; give one, or leave the option out")
+                raise InvalidInput(f"{name}: there is no value; give one, or leave the option out")
             if known[name].default is not None:
                 given = check.parse(what, known, {name: given})[name]
             elif not isinstance(given, str | int | float):
-                raise Refused(f"{name}: {given!r} is no number and no text")
+                raise InvalidInput(f"{name}: {given!r} is no number and no text")
             found[name] = given
-        except Refused as refusal:
+        except HeadscopeError as refusal:
             reader.refuse(value, f"{what}: {refusal}")
     return found
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     text: str
 
 
-class Faulty(Refused):
+class Faulty(InvalidInput):
     """A file with problems, all of which are told; one line each."""
 
     def __init__(self, file: Path, problems: Iterable[Problem]) -> None:
@@ -43,7 +43,7 @@ class Reader:
 
         Raises
         ------
-        Refused
+        InvalidInput
             When it cannot be read.
         """
         try:
@@ -51,7 +51,7 @@ class Reader:
             text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise Refused(f"job: {self.file} cannot be read: {reason}") from error
+            raise InvalidInput(f"job: {self.file} cannot be read: {reason}") from error
         try:
             return data, yaml.compose(text, yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:

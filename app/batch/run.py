@@ -23,7 +23,7 @@ from headscope.app.batch.folder import (
 from headscope.app.batch.job import Group, Job
 from headscope.app.batch.work import Failure, Outcome, Progress
 from headscope.app.job import skipped
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes import store
 from headscope.probes.run import REPORT
 
@@ -87,7 +87,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder or the disk refuses, or a model is not the one of the cells that are done.
     """
     folder = Folder(out, job)
@@ -138,7 +138,7 @@ def _keep(
     else:
         label, now = group.subject.label, outcome.attrs.get("revision", "")
         if revisions.setdefault(label, now) != now:
-            raise Refused(
+            raise InvalidInput(
                 f"model: {label} is at revision {now}, but cells in {folder.path} were run at "
                 f"{revisions[label]}; choose another folder, or replace it (--overwrite)"
             )

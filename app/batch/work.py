@@ -12,7 +12,7 @@ import xarray as xr
 
 from headscope.app.batch.job import Group, Job, Subject
 from headscope.app.batch.shards import cut, merge, parts
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from headscope.analyses.shared.needs import Needs
@@ -33,7 +33,7 @@ class Failure:
     def of(cls, error: BaseException, subject: Subject | None = None) -> Failure:
         """Read an exception; a refusal says all by itself. A model is called by its label."""
         said = str(error).replace(subject.source, subject.label) if subject else str(error)
-        if isinstance(error, Refused):
+        if isinstance(error, HeadscopeError):
             return cls(" ".join(said.split()))
         lines = said.strip().splitlines()
         kind = type(error).__name__

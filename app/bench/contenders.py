@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headscope.app.bench.clock import Call
 from headscope.kernels import attention
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.kernels.request import Request
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -77,7 +77,7 @@ def compiled() -> bool | str:
     """Tell whether the engine ``auto`` is the compiled one on this machine, else why not."""
     try:
         capture(*attention_inputs(16, 1), engine="compiled", column="rows")
-    except Refused as reason:
+    except HeadscopeError as reason:
         return str(reason)
     return True
 
@@ -152,7 +152,7 @@ def make(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When FlexAttention cannot be compiled here with what is asked of it.
     """
     if name in CAPTURES:
@@ -212,5 +212,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, aux: bool) -> Any:
     except Exception as error:
         # Whatever the compiler raises: the result says that this machine could not, and why.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise Refused(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+        raise InvalidInput(
+            f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        ) from error
     return attend

@@ -12,7 +12,7 @@ from headscope.app.bench import machine
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.sheets import NONE, Sheet
 from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 LENGTHS = (4096, 8192, 16384, 32768)
 BRIDGED = (4096, 8192)
@@ -49,11 +49,11 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         Where the system does not tell what a process takes, or a case fails.
     """
     if not memory.measurable():
-        raise Refused("memory: this system does not tell what a process takes; Linux does")
+        raise NotApplicable("memory: this system does not tell what a process takes; Linux does")
     rows: list[dict[str, Any]] = []
     for length in sorted({*lengths, *bridged}):
         row: dict[str, Any] = {"length": length, "extra_bytes": {}, "not_run": {}}

@@ -21,10 +21,10 @@ from headscope.app.bench.clock import Call, interleave
 from headscope.app.bench.cpu_bars import judge
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.gate import compare, same_keys
-from headscope.kernels.cpu.library import library
+from headscope.kernels.compiled.library import library
 from headscope.kernels.dense import attend_dense
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.kernels.memory import total
-from headscope.kernels.refusal import Refused
 from headscope.probes.store import write_text
 
 LENGTHS = (1024, 2048, 4096)
@@ -81,11 +81,11 @@ def run(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When a contender disagrees with the oracle, or an argument makes no sense.
     """
     if not lengths or min(lengths) < 1 or heads < 1 or rounds < 1:
-        raise Refused("lengths, heads, rounds: each must be at least 1")
+        raise InvalidInput("lengths, heads, rounds: each must be at least 1")
     lengths = sorted(set(lengths))
     tell: Report = progress or (lambda step, done, total: None)
     allowed = torch.get_num_threads()
@@ -164,7 +164,7 @@ def check(flex: bool = False) -> list[dict[str, Any]]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When one is off.
     """
     ours = tuple(f"{engine}/top8" for engine in contenders.ENGINES)
@@ -179,7 +179,7 @@ def check(flex: bool = False) -> list[dict[str, Any]]:
         if flex and sigma == 1.0:
             for name in contenders.FLEX:
                 # What cannot be compiled is not run; the result says why.
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(HeadscopeError):
                     calls[name] = contenders.make(name, q, k, v)
         for name, call in calls.items():
             for output, values in call().items():
@@ -219,7 +219,7 @@ def _time(
                 continue
             try:
                 calls[name] = contenders.attention_call(name, length, heads)
-            except Refused as reason:
+            except HeadscopeError as reason:
                 absent[name] = str(reason)
     return {
         "length": length,
@@ -287,7 +287,7 @@ def save(result: Mapping[str, Any], path: Path) -> None:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the file cannot be written.
     """
     write_text(path, json.dumps(result, indent=1) + "\n")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 WARM = 64
 
@@ -33,7 +33,7 @@ def weigh(cases: Sequence[Case]) -> Iterator[Weight | None]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When a call fails, for example because memory ran out.
     """
     if not memory.measurable():
@@ -66,7 +66,7 @@ def _ask(server: subprocess.Popen[str], case: Case) -> Weight:
     if not answer.startswith("["):
         server.stdin.close()
         last = (server.stderr.read().strip().splitlines() or ["it was killed"])[-1]
-        raise Refused(f"memory of {case[1]} at {case[2]} tokens cannot be measured: {last}")
+        raise InvalidInput(f"memory of {case[1]} at {case[2]} tokens cannot be measured: {last}")
     extra, outputs = json.loads(answer)
     return extra, outputs
 

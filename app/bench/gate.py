@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 
 def compare(
@@ -34,7 +34,7 @@ def compare(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the error is larger than allowed, or NaN is somewhere else.
 
     Examples
@@ -44,7 +44,7 @@ def compare(
     """
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
     if not torch.equal(got.isnan(), expected.isnan()):
-        raise Refused(
+        raise InvalidInput(
             f"gate: {output} of {contender} has NaN elsewhere than the oracle; nothing is "
             "measured, report this with `headscope --version`"
         )
@@ -54,7 +54,7 @@ def compare(
     if output != "entropy":
         error /= max(float(expected.abs().max()), 1.0)
     if not error <= allowed:
-        raise Refused(
+        raise InvalidInput(
             f"gate: {output} of {contender} is off by {error:.2g}, allowed {allowed:.2g}; "
             "nothing is measured, report this with `headscope --version`"
         )

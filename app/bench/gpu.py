@@ -20,7 +20,7 @@ from headscope.app.bench.gate import compare, same_keys
 from headscope.app.bench.gpu_bars import judge, plan
 from headscope.app.bench.gpu_contenders import BASE2, CAPTURES, Case
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 GATE = (Case(769, 2, 4, 2, 64), Case(769, 1, 4, 4, 128))
 GATE_SIGMAS = (1.0, 4.0)
@@ -66,7 +66,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When there is no CUDA device, or a contender disagrees with the oracle.
     """
     described = machine.describe_gpu()
@@ -116,7 +116,7 @@ def check(device: str, make: Maker = gpu_contenders.make) -> list[dict[str, Any]
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When one is off, or when no capture could be checked.
     """
     rows = []
@@ -132,7 +132,7 @@ def check(device: str, make: Maker = gpu_contenders.make) -> list[dict[str, Any]
                     continue
                 try:
                     call = make(name, q, k, v)
-                except Refused:
+                except HeadscopeError:
                     if name in CAPTURES:
                         raise
                     continue
@@ -180,7 +180,7 @@ def measure(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When a capture's z is not that of torch's attention, at this very shape.
     """
     q, k, v = case.inputs(device)
@@ -227,7 +227,7 @@ def _prepare(
     for name in names:
         try:
             calls[name] = make(name, q, k, v)
-        except Refused as reason:
+        except HeadscopeError as reason:
             absent[name] = str(reason)
     return calls, absent
 
@@ -238,7 +238,7 @@ def _same_z(name: str, got: Tensor, stock: Tensor) -> None:
         ours, theirs = got[batch, head].float(), stock[batch, head].float()
         error = float((ours - theirs).abs().max() / theirs.abs().max())
         if not error <= 2 * ROUNDED:
-            raise Refused(
+            raise InvalidInput(
                 f"gate: z of {name} is {error:.2g} from torch's attention at {len(ours)} tokens; "
                 "nothing is reported"
             )

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from headscope.app.bench import contenders
 from headscope.app.bench.clock import Call
 from headscope.kernels import attention
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.refusal import Refused
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.errors import InvalidInput
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.statistics import load
-from headscope.kernels.variant import Variant
 
 BASE2 = "lse, base 2"
 """What our forward pass calls its normaliser, in the units that it leaves it in."""
@@ -136,7 +136,7 @@ def make(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When this machine cannot run it; the message says why.
     """
     if name == "flex_aux":
@@ -163,7 +163,7 @@ def make(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
         call()
     except RuntimeError as error:
         # A shape that a kernel does not take, or memory: the result says so by name.
-        raise Refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise InvalidInput(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     return call
 
 
@@ -182,7 +182,7 @@ def _capture(q: Tensor, k: Tensor, v: Tensor, column: str) -> dict[str, Tensor]:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, rows: bool) -> dict[str, Tensor]:
     # Triton is not there on every machine that checks this file.
-    from headscope.kernels.gpu import first_pass
+    from headscope.kernels.triton import first_pass
 
     done = first_pass.run(_launch(q, k, v), max_weight=rows, entropy=rows)
     found = {"z": done.z, BASE2: done.lse, "max_weight": done.max_weight, "entropy": done.entropy}
@@ -190,15 +190,15 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, rows: bool) -> dict[str, Tensor]:
 
 
 def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
-    from headscope.kernels.gpu import first_pass
-    from headscope.kernels.gpu.plan import PASSES, ways
+    from headscope.kernels.triton import first_pass
+    from headscope.kernels.triton.plan import PASSES, ways
 
     lse = first_pass.run(_launch(q, k, v)).lse
     request = contenders.request(q.shape[2], column)
     only = contenders.COLUMNS[column] if column == "columns" else request.stats
     taken = ways(only, stock=True)
     if not PASSES.keys() & taken.values():
-        raise Refused(f"second pass: no Triton kernel computes any of {', '.join(only)}")
+        raise InvalidInput(f"second pass: no Triton kernel computes any of {', '.join(only)}")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         launch = _launch(q, k, v)
@@ -213,16 +213,16 @@ def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, forward: Any, column: str) -> dict[str, Tensor]:
-    from headscope.kernels.gpu.engine import TritonEngine
+    from headscope.kernels.triton.engine import TritonEngine
 
     request = contenders.request(q.shape[2], column)
-    panels = Panels(q, k, v, Variant().fit(q, k), request)
+    panels = Panels(q, k, v, AttentionSpec().fit(q, k), request)
     chosen = [load(name) for name in ("z", *request.stats)]
     results: dict[str, Tensor] = TritonEngine(panels, forward).run(chosen)
     return results
 
 
 def _launch(q: Tensor, k: Tensor, v: Tensor) -> Any:
-    from headscope.kernels.gpu.launch import Launch
+    from headscope.kernels.triton.launch import Launch
 
-    return Launch(q, k, v, Variant().fit(q, k))
+    return Launch(q, k, v, AttentionSpec().fit(q, k))

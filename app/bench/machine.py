@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 # Result files are read by people, who look for a name that says what the machine is.
 UNNAMED = "unknown processor"
@@ -43,11 +43,11 @@ def describe_gpu() -> dict[str, Any]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When torch sees no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise Refused(
+        raise InvalidInput(
             "device: torch sees no CUDA device here; `headscope bench` measures the processor"
         )
     device = torch.cuda.get_device_properties(0)

@@ -15,7 +15,7 @@ from headscope import viz
 from headscope.app import detail, kinds, loading, overview, selection, what_if, zoom
 from headscope.app.export import heads_table
 from headscope.app.scores import Score, collect
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 
 def draw() -> None:
@@ -33,7 +33,7 @@ def draw() -> None:
     version = loading.stamp(path)
     try:
         run, capture, results = loading.read(str(path), version)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
         return
     scores = collect(results)

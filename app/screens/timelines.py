@@ -11,7 +11,7 @@ from headscope import viz
 from headscope.analyses.series import emergence, kept
 from headscope.app import loading, selection
 from headscope.app.series import drawn, scores
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 
 def started() -> bool:
@@ -38,7 +38,7 @@ def draw() -> None:
     path = found[chosen]
     try:
         whole = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
-    except (Refused, OSError) as refusal:
+    except (HeadscopeError, OSError) as refusal:
         st.error(str(refusal), icon=":material/error:")
         return
     _show(whole, chosen)

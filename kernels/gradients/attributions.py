@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.refusal import Refused
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.errors import InvalidInput
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Merge, Statistic
 from headscope.kernels.statistics import pooled_mean, received, topk, topk_key
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
 def load(name: str) -> Statistic:
@@ -33,7 +33,7 @@ def load(name: str) -> Statistic:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no such statistic.
 
     Examples
@@ -42,7 +42,7 @@ def load(name: str) -> Statistic:
     ('query', 'rank')
     """
     if name not in STATISTICS:
-        raise Refused(f"stats: no attribution {name!r}; choose from {', '.join(STATISTICS)}")
+        raise InvalidInput(f"stats: no attribution {name!r}; choose from {', '.join(STATISTICS)}")
     return STATISTICS[name]
 
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.cpu.scores import narrow
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.scores import narrow
 from headscope.kernels.statistics.span_mass import members
 
 NEVER = -1e4

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu.engine import PanelEngine
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.edits import Edits
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.errors import NotApplicable
 from headscope.kernels.gradients.backward import differentiate
-from headscope.kernels.refusal import Refused
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 
 OF_VARIANT = ("key_mask", "query_mask", "slopes", "bias")
 OF_EDITS = (
@@ -33,7 +33,9 @@ ARGUMENTS = (
 NAMES = tuple(argument.split()[-1] for argument in ARGUMENTS.split(", "))
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> dict[str, Tensor]:
+def run(
+    q: Tensor, k: Tensor, v: Tensor, request: Request, variant: AttentionSpec
+) -> dict[str, Tensor]:
     """Call the operator: ``z``, before any gate, and the statistics of a request.
 
     Parameters
@@ -44,7 +46,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> 
         A variant that fits them; its gate is left to the caller.
     """
     names = tuple(dict.fromkeys(("z", *request.stats)))
-    edits = Edits() if variant.edits is None else variant.edits
+    edits = WeightEdits() if variant.edits is None else variant.edits
     fixed = [getattr(variant, name) for name in OF_VARIANT]
     fixed += [getattr(edits, name) for name in OF_EDITS]
     spans = request.spans if "span_mass" in names else None
@@ -75,7 +77,7 @@ def panels(
     """Put the operator's arguments together again."""
     named: dict[str, Any] = dict(zip((*OF_VARIANT, *OF_EDITS), fixed, strict=True))
     edits = {name: named.pop(name) for name in OF_EDITS}
-    variant = Variant(
+    variant = AttentionSpec(
         scale,
         causal,
         window,
@@ -83,7 +85,7 @@ def panels(
         lengths=None if lengths is None else tuple(lengths),
         sinks=sinks,
         sigmoid=sigmoid,
-        edits=None if all(one is None for one in edits.values()) else Edits(**edits),
+        edits=None if all(one is None for one in edits.values()) else WeightEdits(**edits),
         **named,
     )
     request = Request(stats=tuple(stats.split(",")), spans=spans)
@@ -141,11 +143,11 @@ def _carry_back(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None,
 
 
 def _refuse_twice(ctx: Any, *upstream: Any) -> None:
-    raise Refused("create_graph: attention has no second derivative; give create_graph=False")
+    raise NotApplicable("create_graph: attention has no second derivative; give create_graph=False")
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
-    raise Refused("vmap: attention is not mapped over a dim; move the dim into the batch")
+    raise NotApplicable("vmap: attention is not mapped over a dim; move the dim into the batch")
 
 
 OPERATORS = {

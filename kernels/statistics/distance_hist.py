@@ -7,11 +7,11 @@ before the next. Every row sums to 1. Without causal order, the distance to eith
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.distances import distance_bins
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.panels.distances import distance_bins
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
 def edges(request: Request, length: int) -> list[int]:

@@ -7,10 +7,10 @@ key: before the start, after the end, or padding. 0 where the key exists but is 
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import NO_KEY
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:

@@ -7,11 +7,11 @@ sums to 1. Queries that see no key are left out; a tile without any other is NaN
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:

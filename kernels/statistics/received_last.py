@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
 def ending(visibility: Visibility, last: int) -> Bool[Tensor, "batch query"]:

@@ -6,9 +6,9 @@ models without learned sinks.
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
 def of_panel(panel: Panel) -> Tensor:

@@ -7,10 +7,10 @@ weights of all its occurrences are added. NaN where a query has no target.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import Whole
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
 def targets_of(request: Request, length: int) -> range:

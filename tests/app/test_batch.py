@@ -24,7 +24,7 @@ from headscope.app.batch import folder as folders
 from headscope.app.batch import work
 from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 
 
@@ -305,7 +305,7 @@ def test_a_folder_belongs_to_one_job(
     run(job(text), out)
     before = digests(out)
     other = job(text + "seeds: [3]\n")
-    with pytest.raises(Refused, match="was begun with other seeds; choose another folder"):
+    with pytest.raises(HeadscopeError, match="was begun with other seeds; choose another folder"):
         run(other, out)
     assert digests(out) == before
     done = run(other, out, overwrite=True)
@@ -321,7 +321,7 @@ def test_a_folder_belongs_to_one_job(
 
 def test_two_batches_do_not_share_a_folder(two_by_two: Job, tmp_path: Path) -> None:
     first, second = (folders.Folder(tmp_path / "out", two_by_two) for _ in range(2))
-    with first.open(), pytest.raises(Refused, match="another batch runs in"), second.open():
+    with first.open(), pytest.raises(HeadscopeError, match="another batch runs in"), second.open():
         pass
     with second.open():
         pass
@@ -345,7 +345,7 @@ def test_a_model_that_was_changed_is_not_mixed_with_the_old_one(
     weights["lm_head.weight"] += 1
     save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
     work._load.cache_clear()
-    with pytest.raises(Refused, match="model: mine is at revision"):
+    with pytest.raises(HeadscopeError, match="model: mine is at revision"):
         run(asked, out)
 
 

@@ -21,7 +21,7 @@ from headscope.app.batch.job import Job, Subject
 from headscope.app.batch.run import run
 from headscope.app.batch.work import Failure
 from headscope.app.cli import app
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "from headscope.app.cli import main; main()"
@@ -111,10 +111,12 @@ def test_three_by_three_and_all_analyses_give_the_same_bytes(
 
 def test_what_a_cluster_lacks_is_refused(job: Callable[[str], Job]) -> None:
     text = "models: [{model: headscope/bundled, device: cuda}]\ntasks: [ioi]\nanalyses: [sinks]\n"
-    with pytest.raises(Refused, match="headscope/bundled asks for a GPU, and the cluster has none"):
+    with pytest.raises(
+        HeadscopeError, match="headscope/bundled asks for a GPU, and the cluster has none"
+    ):
         cluster._check(job(text), {"CPU": 2.0})
     cluster._check(job(text), {"CPU": 2.0, "GPU": 1.0})
-    with pytest.raises(Refused, match=r"threads: a cell asks for 4, the cluster has 2\.0"):
+    with pytest.raises(HeadscopeError, match=r"threads: a cell asks for 4, the cluster has 2\.0"):
         cluster._check(job(text + "threads: 4\n"), {"CPU": 2.0, "GPU": 1.0})
 
 
@@ -139,7 +141,7 @@ def test_options_that_do_not_go_together_are_refused(
     job("models: [headscope/bundled]\ntasks: [ioi]\nanalyses: [sinks]\n")
     arguments = ["batch", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out"), *more]
     done = CliRunner().invoke(app, arguments)
-    assert isinstance(done.exception, Refused)
+    assert isinstance(done.exception, HeadscopeError)
     assert words in str(done.exception)
     assert not (tmp_path / "out").exists()
 
@@ -164,7 +166,7 @@ def test_usage_statistics_and_the_network_are_off(monkeypatch: pytest.MonkeyPatc
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Refused, match=r"pip install 'headscope\[ray\]'"):
+    with pytest.raises(HeadscopeError, match=r"pip install 'headscope\[ray\]'"):
         cluster._ray(alone=True)
     for name in (*cluster.QUIET, *cluster.ALONE):
         monkeypatch.delenv(name, raising=False)

@@ -89,11 +89,13 @@ def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, monkeypatch) ->
 
 
 def test_a_pattern_of_a_layer_without_one_is_refused(folder: Path) -> None:
-    from headscope.kernels.refusal import Refused
+    from headscope.kernels.errors import HeadscopeError
     from headscope.probes import capture, pattern
 
     model = load_model(run.open(folder).manifest["options"]["source"])
     found = capture(model, run.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
     assert pattern(found, layer=1, head=0).sizes["query"] == found.sizes["query"]
-    with pytest.raises(Refused, match="layer: 2 has no attention map; layers with one are 1, 3"):
+    with pytest.raises(
+        HeadscopeError, match="layer: 2 has no attention map; layers with one are 1, 3"
+    ):
         pattern(found, layer=2, head=0)

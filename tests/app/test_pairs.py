@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from headscope.app import cli, loading
 from headscope.app.cli import app as commands
 from headscope.app.job import analyze_run, open_model, open_run
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, pattern
 
 MAIN = str(Path(loading.__file__).with_name("main.py"))
@@ -83,10 +83,10 @@ def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
     names = ("head_types", "importance", "rollout", "retrieval")
     outcome = analyze_run(run, names, number=2)
     for name in names:
-        assert isinstance(outcome[name], Refused)
+        assert isinstance(outcome[name], HeadscopeError)
         assert f"{name} asks for the next word" in str(outcome[name])
     controls = analyze_run(run, ("sink_controls",), options={"sink_controls": {"prompts": "2"}})
-    refused = isinstance(controls["sink_controls"], Refused)
+    refused = isinstance(controls["sink_controls"], HeadscopeError)
     assert refused == (attention != "encoder")
     (run.path / "results" / "sink_controls.safetensors").unlink(missing_ok=True)
     assert "sinks" in run.results()

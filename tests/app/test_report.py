@@ -15,7 +15,7 @@ import xarray as xr
 from headscope import analyses, viz
 from headscope.app import prose, report
 from headscope.app.job import open_run
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes.run import Run
 
 LOADS = {"src", "href", "data", "action", "poster", "srcset"}
@@ -134,17 +134,17 @@ def fake(tmp_path: Path, result: xr.Dataset, monkeypatch: pytest.MonkeyPatch) ->
 def test_nothing_is_written_where_a_file_cannot_be(tmp_path: Path, monkeypatch) -> None:
     run = fake(tmp_path, xr.Dataset({"x": xr.DataArray(1.0)}), monkeypatch)
     (tmp_path / "heads.parquet").mkdir()
-    with pytest.raises(Refused, match=r"heads\.parquet cannot be written"):
+    with pytest.raises(HeadscopeError, match=r"heads\.parquet cannot be written"):
         report.write(run)
     leftovers = [one.name for one in tmp_path.rglob("*") if one.is_file()]
     assert [name for name in leftovers if "tmp" in name] == []
-    with pytest.raises(Refused, match="cannot be written"):
+    with pytest.raises(HeadscopeError, match="cannot be written"):
         report.write(run, tmp_path / "no such folder")
     assert not (tmp_path / "no such folder").exists()
 
 
 def test_a_run_without_results_is_refused(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(Refused, match="has no results; headscope analyze"):
+    with pytest.raises(HeadscopeError, match="has no results; headscope analyze"):
         report.write(fake(tmp_path, xr.Dataset(), monkeypatch))
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from headscope.app import cli, loading
 from headscope.app.launch import command
 from headscope.app.series import served
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 MAIN = str(Path(loading.__file__).with_name("main.py"))
 STEPS = ("step0", "step400", "step1000")
@@ -118,5 +118,5 @@ def test_the_dashboard_opens_on_either(made: tuple[Path, str], demo_run: Path) -
     assert served(made[0]) == made[0]
     assert served(demo_run) == demo_run
     assert command(served(made[0]))[-1] == str(made[0])
-    with pytest.raises(Refused, match=r"^run: "):
+    with pytest.raises(HeadscopeError, match=r"^run: "):
         served(made[0] / "checkpoints")

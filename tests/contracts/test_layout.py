@@ -18,7 +18,7 @@ ALLOWED_PARTS = {
     "kernels": {"kernels"},
     "probes": {"kernels", "probes"},
     "analyses": {"kernels", "probes", "analyses"},
-    "viz": {"kernels.refusal", "viz"},
+    "viz": {"kernels.errors", "viz"},
     "app": set(PARTS),
 }
 FORBIDDEN_LIBRARIES = {

@@ -43,7 +43,7 @@ def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
         # How the models were made is not in the wheel.
         assert not list(folder.glob("*.py"))
     assert not list(site.rglob("headscope_training"))
-    assert (site / "headscope" / "kernels" / "cpu" / "sweep.c").exists()
+    assert (site / "headscope" / "kernels" / "compiled" / "sweep.c").exists()
     assert not list(site.glob("kernels"))
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.gpu.plan import ways
 from headscope.kernels.request import Request
+from headscope.kernels.triton.plan import ways
 
 SIZE = 64
 SCALE = SIZE**-0.5

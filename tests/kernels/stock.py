@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import PLAIN, Variant
 
 BLOCK = 512
 ROWS = 64
@@ -82,7 +82,7 @@ class Stock:
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant = PLAIN
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, variant: AttentionSpec = PLAIN
     ) -> None:
         told = ("scale", "causal", "window", "slopes", "sinks")
         other = {name: value for name, value in vars(variant).items() if name not in told}
@@ -272,7 +272,7 @@ class Stock:
 
 
 def stock(
-    q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant = PLAIN
+    q: Tensor, k: Tensor, v: Tensor, request: Request, variant: AttentionSpec = PLAIN
 ) -> dict[str, Tensor]:
     """Every statistic of the request that fused attention can tell, as `attend` returns it.
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.edits import Edits
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 
 TOKENS, HEADS = 21, 4
 
@@ -96,9 +96,9 @@ class Call:
         self.spans = torch.arange(keys).remainder(4)[None].expand(2, keys) - 1
         self.stats = ("span_mass",) if given.get("sigmoid") else RESULTS[1:]
 
-    def variant(self, leaves: dict[str, Tensor]) -> Variant:
-        edits = Edits(**self.edits, gate=leaves.get("gate"))
-        return Variant(**self.options, sinks=leaves.get("sinks"), edits=edits)
+    def variant(self, leaves: dict[str, Tensor]) -> AttentionSpec:
+        edits = WeightEdits(**self.edits, gate=leaves.get("gate"))
+        return AttentionSpec(**self.options, sinks=leaves.get("sinks"), edits=edits)
 
     def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute every result, in the order of ``leaves``; missing values are 0."""
@@ -210,8 +210,8 @@ def check(call: Call, bound: float) -> None:
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one panel":
         # A few rows of one head at a time: heads of a KV head go to parts of their own.
-        monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 5)
-        monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 64)
+        monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", 5)
+        monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 64)
 
 
 @pytest.mark.usefixtures("cut")
@@ -309,11 +309,11 @@ def test_a_scaled_loss_has_scaled_gradients() -> None:
 
 
 def test_threads_do_not_show_in_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 12)
     leaves = [random(2, heads, 600, 8).requires_grad_() for heads in (4, 1, 1)]
     grads = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        z = attend_differentiable(*leaves, variant=Variant(softcap=2.0))["z"]
+        z = attend_differentiable(*leaves, variant=AttentionSpec(softcap=2.0))["z"]
         grads.append(torch.autograd.grad(z.square().sum(), leaves))
     assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 def visible_mask(
@@ -59,7 +59,9 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
         sigma=shape["sigma"],
         request={"tile": shape["tile"]},
     )
-    result = attend(*inputs, Variant(causal=causal, window=window, key_mask=mask, query_mask=real))
+    result = attend(
+        *inputs, AttentionSpec(causal=causal, window=window, key_mask=mask, query_mask=real)
+    )
     visible = visible_mask(queries, keys, causal, window, mask)
     seen = visible.sum(dim=1)
     alive = seen > 0
@@ -117,9 +119,13 @@ def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
     inputs = draw(90, 120, causal=False)
     shuffle = torch.randperm(120, generator=torch.Generator().manual_seed(1))
     request = Request(stats=("entropy", "lse", "max_weight", "received"))
-    before = attend(inputs.q, inputs.k, inputs.v, request, Variant(causal=False))
+    before = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(causal=False))
     after = attend(
-        inputs.q, inputs.k[:, :, shuffle], inputs.v[:, :, shuffle], request, Variant(causal=False)
+        inputs.q,
+        inputs.k[:, :, shuffle],
+        inputs.v[:, :, shuffle],
+        request,
+        AttentionSpec(causal=False),
     )
     torch.testing.assert_close(after["received"], before["received"][..., shuffle])
     for name in ("z", "entropy", "lse", "max_weight"):
@@ -149,5 +155,5 @@ def test_z_equals_torch(causal: bool, window: int | None, draw: Any) -> None:
             inputs.q, inputs.k, inputs.v, attn_mask=mask, enable_gqa=True
         )
         expected = expected.masked_fill(~mask.any(dim=1)[:, None], 0.0)
-        z = attend(*inputs, Variant(causal=causal, window=window))["z"]
+        z = attend(*inputs, AttentionSpec(causal=causal, window=window))["z"]
         torch.testing.assert_close(z, expected, rtol=1e-5, atol=2e-6)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
 from headscope.kernels.statistic import EXECUTIONS, MERGES
-from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Visibility
+from headscope.kernels.weight_edits import WeightEdits
 
 LENGTHS = (1, 63, 100, 257)
 
@@ -42,8 +42,8 @@ def packed(length: int) -> tuple[int, ...]:
     return parts if min(parts) > 0 else (length,)
 
 
-def streaming() -> Edits:
-    return Edits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
+def streaming() -> WeightEdits:
+    return WeightEdits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
 
 
 def variant(name: str, length: int) -> dict[str, Any]:
@@ -111,17 +111,17 @@ def variant(name: str, length: int) -> dict[str, Any]:
             "window": 9,
             "key_mask": keep(length, late, slice(0, half)),
         },
-        "gates": {"edits": Edits(gate=noise(1, 4))},
+        "gates": {"edits": WeightEdits(gate=noise(1, 4))},
         "temperatures": {
-            "edits": Edits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
+            "edits": WeightEdits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
             "softcap": 5.0,
             "sinks": torch.tensor([0.0, 3.0, -20.0, 1.0]),
             "bias": holes(1, 4, 1, length),
         },
-        "keys weighed": {"edits": Edits(key_bias=noise(2, 1, length))},
-        "keys knocked out": {"edits": Edits(key_bias=holes(1, 4, length))},
+        "keys weighed": {"edits": WeightEdits(key_bias=noise(2, 1, length))},
+        "keys knocked out": {"edits": WeightEdits(key_bias=holes(1, 4, length))},
         "spans cut": {
-            "edits": Edits(
+            "edits": WeightEdits(
                 span_bias=torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]]),
                 query_spans=(torch.arange(length) * 3 // length - 1).expand(2, -1),
                 key_spans=(torch.arange(length) % 3 - 1).expand(2, -1),
@@ -154,7 +154,7 @@ def both(draw: Any) -> Any:
     @cache
     def run(name: str, length: int) -> tuple[dict[str, Tensor], ...]:
         inputs = draw(**variant(name, length))
-        options = Variant(**inputs.options)
+        options = AttentionSpec(**inputs.options)
         return (
             attend(*inputs, options),
             attend_dense(*inputs, options),
@@ -278,9 +278,9 @@ def test_a_wrong_mask_is_noticed(
 ) -> None:
     attribute, wrong, name = MUTANTS[mutant]
     inputs = draw(**variant(name, 63))
-    dense = attend_dense(*inputs, Variant(**inputs.options))
+    dense = attend_dense(*inputs, AttentionSpec(**inputs.options))
     monkeypatch.setattr(Visibility, attribute, property(wrong))
-    panels = attend(*inputs, Variant(**inputs.options))
+    panels = attend(*inputs, AttentionSpec(**inputs.options))
     for statistic in ("z", "entropy", "distance", "pooled_mean"):
         with pytest.raises(AssertionError):
             agree(statistic, panels[statistic], dense[statistic])
@@ -293,12 +293,12 @@ def test_a_wrong_mask_is_noticed(
 def test_the_cut_into_panels_does_not_matter(
     name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", elements)
     inputs = draw(**variant(name, 257))
     swept, _, panels = both(name, 257)
     for engine, usual in (("auto", swept), ("panels", panels)):
-        result = attend(*inputs, Variant(**inputs.options), engine=engine)
+        result = attend(*inputs, AttentionSpec(**inputs.options), engine=engine)
         for statistic in statistics.names():
             if statistic in CHOICES:
                 changed = (result[statistic] - usual[statistic]).nan_to_num() != 0
@@ -311,7 +311,7 @@ def test_the_cut_into_panels_does_not_matter(
 
 NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""
 
-from headscope.kernels.edits import Edits
+from headscope.kernels.weight_edits import WeightEdits
 from headscope.kernels.statistic import Statistic
 
 STATISTIC = Statistic(
@@ -326,7 +326,7 @@ STATISTIC = Statistic(
 NEW_DIM = '''"""Share of attention on every third key: a statistic with a dim of its own."""
 
 import torch
-from headscope.kernels.edits import Edits
+from headscope.kernels.weight_edits import WeightEdits
 from headscope.kernels.statistic import Statistic
 
 def of_panel(panel):

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import blas, library, operands, softmax, sweep
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.compiled import blas, library, operands, softmax, sweep
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def check_same(inputs: Any, rtol: float = 2e-6) -> None:
     """Fail unless the sweep gives what torch gives; of equal weights either key will do."""
-    options = Variant(**inputs.options)
+    options = AttentionSpec(**inputs.options)
     swept = attend(*inputs, options, engine="compiled")
     panels = attend(*inputs, options, engine="panels")
     assert set(swept) == {"z", *inputs.request.stats}
@@ -123,7 +123,7 @@ def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(
         inputs = draw(300, request={"tile": tile, "stats": few})
         # Some rows of the later tiles, so that pieces with and without them take turns.
         inputs.q[:, :, [70, 200, 290]] *= 64.0
-        variant = Variant(**options)
+        variant = AttentionSpec(**options)
         dense = attend_dense(*inputs, variant)
         largest = float(dense["lse"].abs().max())
         for stats in (few, tuple(sweep_only())):
@@ -157,7 +157,7 @@ def test_the_matrix_unit_is_as_exact_as_blas(
 ) -> None:
     inputs = draw(60, 6000, heads=2, size=64, value_size=64, sigma=sigma)
     inputs.request = Request(stats=("lse", "entropy", "received"))
-    variant = Variant(causal=False)
+    variant = AttentionSpec(causal=False)
     dense = attend_dense(*inputs, variant)
     errors = {}
     for way in WAYS:
@@ -281,7 +281,7 @@ def test_the_sweep_writes_inside_its_memory(
         for stats in (tuple(statistics.names()), tuple(sweep_only())):
             inputs = draw(length, request={"stats": stats})
             attend(*inputs, engine="compiled")
-            attend(*inputs, Variant(window=9), engine="compiled")
+            attend(*inputs, AttentionSpec(window=9), engine="compiled")
     assert len(kept) > 30
     for memory in kept:
         assert (memory[:guard] == 7).all()
@@ -367,7 +367,7 @@ def test_a_mistake_in_the_text_is_noticed(
     inputs = draw(300, request={"k": 3})
     if options.pop("padded", False):
         options["key_mask"] = torch.arange(300).expand(2, -1) > 9
-    variant = Variant(**options)
+    variant = AttentionSpec(**options)
     dense = attend_dense(*inputs, variant)
     swept = attend(*inputs, variant, engine="compiled")
 
@@ -381,17 +381,17 @@ def test_a_mistake_in_the_text_is_noticed(
 
 def test_engines_that_cannot_be_had_are_refused(draw: Any) -> None:
     inputs = draw(20, request={"stats": ("max_weight",)})
-    with pytest.raises(Refused, match=r"engine: 'fast'; choose from auto, panels, compiled"):
+    with pytest.raises(HeadscopeError, match=r"engine: 'fast'; choose from auto, panels, compiled"):
         attend(*inputs, engine="fast")
-    rows = Variant(sigmoid=True)
-    with pytest.raises(Refused, match="no sigmoid attention; or use engine='auto'"):
+    rows = AttentionSpec(sigmoid=True)
+    with pytest.raises(HeadscopeError, match="no sigmoid attention; or use engine='auto'"):
         attend(*inputs, rows, engine="compiled")
     torch.testing.assert_close(
         attend(*inputs, rows), attend(*inputs, rows, engine="panels"), rtol=0, atol=0
     )
-    with pytest.raises(Refused, match="it computes in float32; or use engine='auto'"):
-        library.choose("compiled", Variant(), torch.float64, torch.device("cpu"))
-    assert library.choose("auto", Variant(), torch.float64, torch.device("cpu")) is None
+    with pytest.raises(HeadscopeError, match="it computes in float32; or use engine='auto'"):
+        library.choose("compiled", AttentionSpec(), torch.float64, torch.device("cpu"))
+    assert library.choose("auto", AttentionSpec(), torch.float64, torch.device("cpu")) is None
 
 
 def test_a_statistic_may_read_logits_that_the_sweep_overwrote(

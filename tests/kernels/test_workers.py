@@ -11,11 +11,11 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import panels
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.cpu.workers import share
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.panels import panels
+from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.workers import share
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def test_threads_do_not_show_in_the_numbers(
     options: dict[str, Any], draw: Any, used: set[tuple[int, int]]
 ) -> None:
     inputs = draw(200, heads=6, kv_heads=3)
-    alone = attend(*inputs, Variant(**options))
+    alone = attend(*inputs, AttentionSpec(**options))
     assert used == {(threading.get_ident(), 1)}
     used.clear()
     torch.set_num_threads(2)
-    shared = attend(*inputs, Variant(**options))
+    shared = attend(*inputs, AttentionSpec(**options))
     assert len(used) == 2
     assert {threads for _, threads in used} == {1}
     assert threading.get_ident() not in {thread for thread, _ in used}
@@ -66,10 +66,10 @@ def test_threads_work_on_padding_and_in_inference_mode(
     inputs = draw(150, heads=6, kv_heads=3)
     mask = torch.ones(2, 150, dtype=torch.bool)
     mask[1, :40] = False
-    alone = attend(*inputs, Variant(key_mask=mask))
+    alone = attend(*inputs, AttentionSpec(key_mask=mask))
     torch.set_num_threads(2)
     with torch.inference_mode():
-        shared = attend(*inputs, Variant(key_mask=mask))
+        shared = attend(*inputs, AttentionSpec(key_mask=mask))
     for name, expected in alone.items():
         assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
 

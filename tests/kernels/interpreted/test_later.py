@@ -12,17 +12,17 @@ from panel_tests import CHOICES, noise, variant
 from torch import Tensor
 
 from headscope.kernels import statistics
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
-from headscope.kernels.gpu import bands, cells, column_pass, gather_pass, leader_pass, row_pass
-from headscope.kernels.gpu.columns import reduce_columns
-from headscope.kernels.gpu.configuration import Configuration
-from headscope.kernels.gpu.launch import DEAD, Launch, Terms
-from headscope.kernels.gpu.rows import reduce_rows
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.triton import bands, cells, column_pass, gather_pass, row_pass, topk_pass
+from headscope.kernels.triton.columns import reduce_columns
+from headscope.kernels.triton.configuration import Configuration
+from headscope.kernels.triton.launch import DEAD, Launch, Terms
+from headscope.kernels.triton.rows import reduce_rows
+from headscope.kernels.weight_edits import WeightEdits
 
-PASSES = (column_pass, row_pass, gather_pass, leader_pass)
+PASSES = (column_pass, row_pass, gather_pass, topk_pass)
 SLOW = frozenset({"effective_span"})
 """A pass for each digit of the longest distance."""
 ALL = frozenset().union(*(each.NAMES for each in PASSES))
@@ -33,7 +33,7 @@ class Case:
 
     def __init__(self, draw: Any, names: frozenset[str], **options: Any) -> None:
         self.inputs = draw(**options)
-        self.variant = Variant(**self.inputs.options)
+        self.variant = AttentionSpec(**self.inputs.options)
         if self.variant.sigmoid:
             names = frozenset(
                 name for name in names if not statistics.load(name).distribution
@@ -119,11 +119,11 @@ def test_effective_span_agrees_with_dense_float64(name: str, draw: Any) -> None:
     case.check(case.run())
 
 
-def edits() -> Edits:
+def edits() -> WeightEdits:
     gone = noise(1, 2, 300)
     gone[..., 7] = -torch.inf
     spans = torch.arange(300).div(40, rounding_mode="floor")[None] % 4 - 1
-    return Edits(
+    return WeightEdits(
         key_bias=gone,
         span_bias=noise(2, 3, 3),
         query_spans=spans,
@@ -225,24 +225,24 @@ def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
 def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
     # 31 places of every tile hold larger logits than the 32nd largest group: 93 candidates.
     options = {"queries": 3, "keys": 400, "batch": 1, "heads": 2, "kv_heads": 1}
-    case = Case(draw, leader_pass.NAMES, **options, request={"k": 32})
+    case = Case(draw, topk_pass.NAMES, **options, request={"k": 32})
     k = case.inputs.k
     case.inputs.q[..., 0] = 4.0
     k[..., 0] = torch.where(torch.arange(400) % 128 < 31, 6.0, -6.0) + 0.1 * noise(400)
     case.dense = attend_dense(case.inputs.q, k, case.inputs.v, case.request, case.variant)
     case.lse = (case.dense["lse"] * math.log2(math.e)).float()
     tiles = Configuration(128, 128, warps=4, stages=1)
-    named = leader_pass.arguments(case.launch, 0, slice(0, 2), 32, tiles)
-    leader_pass.lead_rows[(1, 2)](**named)
-    assert (named["reached"] > leader_pass.ROOM).all()
+    named = topk_pass.arguments(case.launch, 0, slice(0, 2), 32, tiles)
+    topk_pass.lead_rows[(1, 2)](**named)
+    assert (named["reached"] > topk_pass.ROOM).all()
     case.check(case.run())
 
 
 def test_equal_weights_are_no_crowd(draw: Any) -> None:
-    case = Case(draw, leader_pass.NAMES, queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
+    case = Case(draw, topk_pass.NAMES, queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
     tiles = Configuration(128, 128, warps=4, stages=1)
-    named = leader_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
-    leader_pass.lead_rows[(3, 1)](**named)
+    named = topk_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
+    topk_pass.lead_rows[(3, 1)](**named)
     # The first queries see fewer keys than are asked for: all of them count.
     assert (named["reached"] == torch.tensor([1, 2, 3, 4] + 296 * [0])).all()
     case.check(case.run())
