@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headscope.analyses.shared import gating, sweeping
+from headscope.analyses._interventions import ablation, head_sweep
 from headscope.app.bench import machine
 from headscope.app.bench.clock import interleave
-from headscope.probes import capture, load_model, tasks
-from headscope.probes.model import Model
-from headscope.probes.prompts import batches
-from headscope.probes.task import Task
+from headscope.probes import capture, load_model
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.prompt_batch import batches
+from headscope.probes.prompts.task import Task
 
 FOLDER = Path(__file__).parent / "results"
 METRIC = "logit_difference"
@@ -56,9 +57,9 @@ def bridge_of(model: Model) -> Any:
 
 def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
     """Sweep with TransformerLens: a hook on one head at a time, prompts of one length together."""
-    ids, asked = gating.asked_of(model, task)
+    ids, asked = ablation.asked_of(model, task)
     found = np.full((len(ids), model.layers, model.heads), np.nan)
-    for rows in batches(ids, sweeping.TOKENS):
+    for rows in batches(ids, head_sweep.TOKENS):
         given = torch.tensor([ids[row] for row in rows])
         questions = [asked[row] for row in rows]
         for layer in range(model.layers):
@@ -78,7 +79,7 @@ def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
                     output = bridge.run_with_hooks(
                         given, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)]
                     )
-                scores = gating.measure(output, questions, METRIC)
+                scores = ablation.measure(output, questions, METRIC)
                 found[rows, layer, head] = scores.double().numpy()
     return found
 
@@ -87,17 +88,17 @@ def compare(count: int, rounds: int) -> dict[str, Any]:
     """Check that both sweeps give the same numbers, then time them in turn."""
     model = load_model("headscope/bundled", device="cpu")
     task = tasks.make("ioi", tokenizer=model.tokenizer, n=count, seed=0)
-    means = gating.mean_z(capture(model, task, stats=(), keep=("z",)))
+    means = ablation.mean_z(capture(model, task, stats=(), keep=("z",)))
     bridge = bridge_of(model)
 
     def ours() -> Array:
-        return gating.leave_one_out(model, task, METRIC, means)
+        return ablation.leave_one_out(model, task, METRIC, means)
 
     def theirs() -> Array:
         return hooked(bridge, model, task, means)
 
     one, other = ours(), theirs()
-    effect = float(np.abs(one - gating.intact(model, task, METRIC)[:, None, None]).max())
+    effect = float(np.abs(one - ablation.intact(model, task, METRIC)[:, None, None]).max())
     off = float(np.abs(one - other).max())
     if not off <= TOLERANCE * effect:
         sys.exit(f"numbers: the sweeps differ by {off:.3g} of {effect:.3g}; nothing is reported")
@@ -114,21 +115,21 @@ def rooms(count: int, rounds: int) -> dict[str, Any]:
     """Time the sweep with different numbers of tokens in one pass, in turn."""
     model = load_model("headscope/bundled", device="cpu")
     task = tasks.make("ioi", tokenizer=model.tokenizer, n=count, seed=0)
-    means = gating.mean_z(capture(model, task, stats=(), keep=("z",)))
+    means = ablation.mean_z(capture(model, task, stats=(), keep=("z",)))
 
     def of(room: int) -> Any:
         def sweep() -> Array:
-            sweeping.TOKENS = room
-            return gating.leave_one_out(model, task, METRIC, means)
+            head_sweep.TOKENS = room
+            return ablation.leave_one_out(model, task, METRIC, means)
 
         return sweep
 
-    usual = sweeping.TOKENS
+    usual = head_sweep.TOKENS
     try:
         names = {str(room): of(room) for room in sorted(ROOMS, key=lambda room: room != usual)}
         return {"prompts": count, "tokens_in_a_pass": interleave(names, rounds)}
     finally:
-        sweeping.TOKENS = usual
+        head_sweep.TOKENS = usual
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from headscope.app.bench import context, cpu, machine
 from headscope.app.bench.ratios import draw
-from headscope.app.progress import bar
+from headscope.app.cli.progress import bar
 
 FOLDER = Path(__file__).parent / "results"
 

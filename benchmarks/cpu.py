@@ -11,7 +11,7 @@ from rich.console import Console
 
 from headscope.app.bench import cpu, machine
 from headscope.app.bench.ratios import tables
-from headscope.app.progress import bar
+from headscope.app.cli.progress import bar
 
 FOLDER = Path(__file__).parent / "results"
 

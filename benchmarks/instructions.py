@@ -22,6 +22,7 @@ from headscope.kernels.triton.compilation import Compiled, compile_for
 from headscope.kernels.triton.configuration import Configuration
 from headscope.kernels.triton.forward import attend_queries
 from headscope.kernels.triton.launch import Launch
+from headscope.kernels.triton.plan import declared
 from headscope.kernels.triton.rows import reduce_rows
 from headscope.kernels.triton.topk_rows import lead_rows
 from headscope.kernels.weight_edits import WeightEdits
@@ -133,11 +134,11 @@ def later_arguments(launch: Launch, wanted: str, arch: int) -> tuple[Any, dict, 
     spans = torch.zeros(1, TOKENS, dtype=torch.int32)
     request = Request(stats=(), spans=spans)
     names = LATER[wanted]
-    if names[0] in column_pass.NAMES:
+    if names[0] in declared("columns"):
         chosen = column_pass.choose(launch, arch)
         tile = 7 if "7" in wanted else 16
         return reduce_columns, column_pass.arguments(launch, lse, names, tile, chosen)[0], chosen
-    if names[0] in topk_pass.NAMES:
+    if names[0] in declared("topk"):
         chosen = topk_pass.choose(launch, arch)
         return lead_rows, topk_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
     found = row_pass.plan(launch, names, request)[1]

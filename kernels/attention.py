@@ -21,7 +21,7 @@ from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels.engine import PanelEngine
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
-from headscope.kernels.statistic import Statistic, check_rows
+from headscope.kernels.statistic import Statistic, check_distribution
 
 Engine = PanelEngineName | Literal["triton"]
 ENGINES: tuple[Engine, ...] = (*PANEL_ENGINES, "triton")
@@ -32,7 +32,7 @@ def attend(
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request,
-    variant: AttentionSpec = PLAIN,
+    spec: AttentionSpec = PLAIN,
     *,
     engine: Engine = "auto",
 ) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def attend(
         in float32.
     request
         Which statistics, and their parameters.
-    variant
+    spec
         How scores become weights: order, window, padding, caps, biases, sinks, edits.
     engine
         ``panels`` is torch alone, ``compiled`` demands the sweep that the machine's C compiler
@@ -65,7 +65,7 @@ def attend(
     Raises
     ------
     InvalidInput
-        When tensors, variant or request do not fit, when q, k or v need a gradient, or when the
+        When tensors, spec or request do not fit, when q, k or v need a gradient, or when the
         engine cannot be had.
 
     References
@@ -86,15 +86,15 @@ def attend(
             "or use attend_differentiable for z"
         )
     chosen = [statistics.load(name) for name in dict.fromkeys(("z", *request.stats))]
-    check_rows(chosen, variant)
+    check_distribution(chosen, spec)
     reductions = frozenset[str]().union(*(statistic.reads for statistic in chosen))
     by: PanelEngineName = "auto" if engine == "triton" else engine
-    panels = Panels(q, k, v, variant.fit(q, k), request, reductions=reductions, engine=by)
+    panels = Panels(q, k, v, spec.fit(q, k), request, reductions=reductions, engine=by)
     run = engine_of(panels, engine)
     # Autocast belongs to a thread, and would make products coarser than the inputs in some of them.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         results = run(chosen)
-        gate = None if panels.variant.edits is None else panels.variant.edits.gate
+        gate = None if panels.spec.edits is None else panels.spec.edits.gate
         if gate is not None:
             results["z"].mul_(gate[:, :, None, None])
     return results

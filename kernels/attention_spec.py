@@ -46,8 +46,8 @@ class AttentionSpec:
         matrix that the caller holds.
     sinks
         Logit of every head's learned sink, an outcome besides the keys. Weights then sum to less
-        than 1 (``sink_mass`` is the rest) and are left so; ``lse`` includes it, and ``entropy``
-        counts it as an outcome.
+        than 1 (``learned_sink_mass`` is the rest) and are left so; ``lse`` includes it, and
+        ``entropy`` counts it as an outcome.
     sigmoid
         Weights are the sigmoid of each logit on its own. Rows sum to anything, so statistics of a
         distribution (``lse``, ``entropy``, ``distance``, ``distance_variance``) are refused.

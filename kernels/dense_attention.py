@@ -10,7 +10,7 @@ from headscope.kernels.request import Request
 
 
 @dataclass(eq=False)
-class Whole:
+class DenseAttention:
     """Every row of every head in float64, with nothing left to the panels.
 
     Parameters

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from headscope.kernels.aliases import resolve
 from headscope.kernels.errors import InvalidInput
 
 NO_KEY = -1
@@ -73,6 +74,7 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.stats, str):
             raise InvalidInput(f"stats: {self.stats!r} is one string; give a tuple of names")
+        object.__setattr__(self, "stats", tuple(map(resolve, self.stats)))
         if self.first < 1:
             raise InvalidInput(f"first: {self.first} first keys; give 1 or more")
         if self.tile < 1:

@@ -44,7 +44,7 @@ _spec.loader.exec_module(sys.modules["stock"])
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from headscope.probes.model import Model
+    from headscope.probes.models.model import Model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,7 +97,7 @@ def bundled() -> Model:
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run of the bundled model with three analyses; read it, do not change it."""
-    from headscope.app.job import analyze_run, capture_run
+    from headscope.app.pipeline import analyze_run, capture_run
 
     folder = tmp_path_factory.mktemp("runs") / "demo"
     run = capture_run(folder, "headscope/bundled", task="story", number=3, seed=1)
@@ -110,7 +110,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def first_words(bundled: Model) -> str:
     """A few words that the bundled model knows."""
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     return " ".join(tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts[0].words[:4])
 
@@ -153,7 +153,7 @@ def paired_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def paired_runs(paired_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of the tiny T5, ``cross``, ``decoder`` and ``encoder``, each with sinks; read only."""
-    from headscope.app.job import analyze_run, capture_run
+    from headscope.app.pipeline import analyze_run, capture_run
 
     place = tmp_path_factory.mktemp("paired_runs")
     prompts = place / "pairs.jsonl"

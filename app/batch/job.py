@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,7 +16,7 @@ from urllib.parse import quote
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from headscope.probes.model import Model
+    from headscope.probes.models.model import Model
 
 LIBRARIES = ("headscope", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 
@@ -79,7 +78,7 @@ class Questions:
     @property
     def paired(self) -> bool:
         """Whether its prompts are pairs, for the decoder of an encoder–decoder model."""
-        from headscope.probes.pair import Pair
+        from headscope.probes.models.pair import Pair
 
         return isinstance(self.own, list) and isinstance(self.own[0], Pair)
 
@@ -94,7 +93,7 @@ class Questions:
         InvalidInput
             For a task and a model without a tokenizer, and as the task.
         """
-        from headscope.probes import tasks
+        from headscope.probes.prompts import tasks
 
         if not self.task:
             return self.own
@@ -222,9 +221,9 @@ def unsuited(analysis: str, subject: Subject, questions: Questions) -> str:
     'importance needs answers, and mine holds plain prompts'
     """
     from headscope import analyses
-    from headscope.analyses.shared import prompt_sets
+    from headscope.analyses._runtime import inputs
 
-    needed = prompt_sets.positionals(analysis)
+    needed = inputs.positionals(analysis)
     if "sae" in needed:
         return f"{analysis} needs a trained dictionary, which a job file cannot give"
     if "task" in needed and not questions.answered:
@@ -248,16 +247,3 @@ def mismatched(subject: Subject, questions: Questions) -> str:
     if questions.paired and subject.attention == "self":
         return f"{questions.label} holds pairs, and {subject.label} reads single texts"
     return ""
-
-
-def read(path: Path) -> Job:
-    """Read a job file.
-
-    Raises
-    ------
-    HeadscopeError
-        With every problem of the file, a line each, with its line and column.
-    """
-    from headscope.app.batch.jobfile import parse
-
-    return parse(path)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headscope.app.bench.clock import Call
 from headscope.kernels import attention
+from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError, InvalidInput
-from headscope.kernels.request import Request
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "rows": ("lse", "max_weight"),

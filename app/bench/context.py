@@ -11,7 +11,7 @@ import torch
 from headscope.app.bench import machine
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.sheets import NONE, Sheet
-from headscope.kernels import memory
+from headscope.kernels.api import memory
 from headscope.kernels.errors import NotApplicable
 
 LENGTHS = (4096, 8192, 16384, 32768)

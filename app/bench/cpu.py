@@ -21,11 +21,11 @@ from headscope.app.bench.clock import Call, interleave
 from headscope.app.bench.cpu_bars import judge
 from headscope.app.bench.footprint import Case, weigh
 from headscope.app.bench.gate import compare, same_keys
+from headscope.kernels.api import attend_dense
 from headscope.kernels.compiled.library import library
-from headscope.kernels.dense import attend_dense
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.kernels.memory import total
-from headscope.probes.store import write_text
+from headscope.probes.storage.dataset_file import write_text
 
 LENGTHS = (1024, 2048, 4096)
 LONG = (8192, 16384)

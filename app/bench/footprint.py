@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from headscope.kernels import memory
+from headscope.kernels.api import memory
 from headscope.kernels.errors import InvalidInput
 
 WARM = 64

@@ -19,7 +19,7 @@ from headscope.app.bench.clock import Call, Timer, cuda, interleave
 from headscope.app.bench.gate import compare, same_keys
 from headscope.app.bench.gpu_bars import judge, plan
 from headscope.app.bench.gpu_contenders import BASE2, CAPTURES, Case
-from headscope.kernels.dense import attend_dense
+from headscope.kernels.api import attend_dense
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 GATE = (Case(769, 2, 4, 2, 64), Case(769, 1, 4, 4, 128))

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from headscope.app.bench import contenders
 from headscope.app.bench.clock import Call
 from headscope.kernels import attention
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.statistics import load
@@ -206,7 +206,7 @@ def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
         for way, later in PASSES.items():
             wanted = [name for name in only if taken[name] == way]
             if wanted:
-                found |= later.run(launch, lse, wanted, request)
+                found |= later(launch, lse, wanted, request)
         return found
 
     return attend

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from headscope.kernels import memory
+from headscope.kernels.api import memory
 from headscope.kernels.errors import InvalidInput
 
 # Result files are read by people, who look for a name that says what the machine is.

@@ -58,13 +58,13 @@ def build(source: Path) -> Build:
     ...     isinstance(build(Path(file.name)).note, str)
     True
     """
-    compiler = find()
+    compiler = find_compiler()
     if isinstance(compiler, Build):
         return compiler
     try:
-        folder = cache()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        target = folder / f"{source.stem}-{key(source, compiler)}.so"
+        target = folder / f"{source.stem}-{cache_key(source, compiler)}.so"
         if target.exists():
             return Build(target, f"built by {compiler}, kept in {folder}")
         return compile_into(target, source, compiler)
@@ -72,7 +72,7 @@ def build(source: Path) -> Build:
         return Build(None, f"{error}; set XDG_CACHE_HOME to a folder that can be written")
 
 
-def find() -> Path | Build:
+def find_compiler() -> Path | Build:
     """Find a compiler, or tell why there is none."""
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off":
@@ -86,13 +86,13 @@ def find() -> Path | Build:
     return Build(None, f"no C compiler ({', '.join(NAMES)}) on the PATH; install one, such as gcc")
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Name the folder that built libraries are kept in."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "headscope"
 
 
-def key(source: Path, compiler: Path) -> str:
+def cache_key(source: Path, compiler: Path) -> str:
     """Tell apart what makes another library: text, flags, compiler and processor."""
     program = compiler.resolve()
     status = program.stat()

@@ -67,7 +67,7 @@ def library() -> Library:
         return Library(None, built.note)
     try:
         opened = ctypes.CDLL(str(built.path))
-        loaded, room, pack = opened.sweep, opened.room, packer(opened)
+        loaded, room, pack = opened.sweep, opened.memory_bytes, packer(opened)
     except (OSError, AttributeError) as error:
         return Library(None, f"{built.note}, but it does not load: {error}")
     loaded.argtypes = room.argtypes = (ctypes.POINTER(Call),)
@@ -86,7 +86,7 @@ def library() -> Library:
     about = "; no matrix unit"
     if pack is not None:
         about = ", with the matrix unit"
-        if not multiplies(run, pack):
+        if not multiplies_alike(run, pack):
             about, pack = "; the matrix unit computes other numbers than torch", None
     return Library(run, built.note + about, pack, need)
 
@@ -98,44 +98,46 @@ def agrees(run: Run) -> bool:
     block = visibility.block(slice(0, 3), 1)
     logits = logits[..., block.keys]
     panel = logits.clone()
-    wanted = frozenset({"leaders", "weights"})
+    wanted = frozenset({"topk_index", "weights"})
     sweep = Sweep(run, Request(stats=(), k=2), visibility, None, None, wanted)
     found = sweep.room(block, panel.shape)
     done = sweep.reduce(block, found, float("inf"), panel, panel)
-    visibility.hide(logits, block)
+    visibility.mask_logits(logits, block)
     weights = logits.softmax(dim=-1)
     return (
         done
         and torch.allclose(panel, weights, rtol=1e-6, atol=1e-9)
-        and torch.allclose(found["top"], weights.amax(dim=-1), rtol=1e-6)
-        and torch.equal(found["leaders"], logits.topk(2, dim=-1).indices)
+        and torch.allclose(found["max_prob"], weights.amax(dim=-1), rtol=1e-6)
+        and torch.equal(found["topk_index"], logits.topk(2, dim=-1).indices)
     )
 
 
-def multiplies(run: Run, pack: Pack) -> bool:
+def multiplies_alike(run: Run, pack: Pack) -> bool:
     """Compare a small call with torch: the matrix unit is used only if it gives the same."""
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, rows, 40, generator=draw) for rows in (50, 70, 70))
-    variant = AttentionSpec().fit(q, k)
-    assert variant.scale is not None
-    visibility = variant.visibility(50, 70, q.device)
-    scores = Scores(variant, visibility, slice(0, 1), slice(0, 1))
-    logits = Logits(q[:, None], k[0].mT, variant.scale, scores)
+    spec = AttentionSpec().fit(q, k)
+    assert spec.scale is not None
+    visibility = spec.visibility(50, 70, q.device)
+    scores = Scores(spec, visibility, slice(0, 1), slice(0, 1))
+    logits = Logits(q[:, None], k[0].mT, spec.scale, scores)
     scratch = Scratch()
     operands = Operands.of(logits, v[0], pack, scratch)
-    wanted = frozenset({"mixed"})
+    wanted = frozenset({"attn_output"})
     sweep = Sweep(run, Request(stats=()), visibility, None, None, wanted, operands, scratch)
     block = visibility.block(slice(0, 50), 1)
     none = torch.empty(1, 1, 50, 70, device="meta")
     found = sweep.room(block, none.shape)
     done = sweep.reduce(block, found, float("inf"), None, none)
-    whole = q @ k.mT * variant.scale
-    visibility.hide(whole, block)
-    return done and torch.allclose(found["mixed"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6)
+    whole = q @ k.mT * spec.scale
+    visibility.mask_logits(whole, block)
+    return done and torch.allclose(
+        found["attn_output"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6
+    )
 
 
 def choose(
-    engine: Engine, variant: AttentionSpec, precision: torch.dtype, device: torch.device
+    engine: Engine, spec: AttentionSpec, precision: torch.dtype, device: torch.device
 ) -> Library | None:
     """Decide between the sweep and torch.
 
@@ -153,7 +155,7 @@ def choose(
     reason = None
     if engine == "panels":
         return None
-    if variant.sigmoid:
+    if spec.sigmoid:
         reason = "it has no sigmoid attention"
     elif precision != torch.float32:
         reason = "it computes in float32"

@@ -20,10 +20,10 @@ Pack = Callable[[Tensor, int, bool, int], None]
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 """How many bfloat16 numbers make one of each type."""
 LEAST_ROWS = 32
-"""Queries of a call from which packing the keys pays: a brick holds 16."""
+"""Queries of a call from which packing the keys pays: an AMX tile holds 16."""
 TERMS, EDGE = 32, 16
-"""Terms of a brick, and its rows or columns."""
-BRICK = TERMS * EDGE
+"""Terms of an AMX tile, and its rows or columns."""
+AMX_TILE = TERMS * EDGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +47,12 @@ class Operands:
     @property
     def scores(self) -> bool:
         """Whether the sweep makes the logits: products and nothing else."""
-        return "key_room" in self.places
+        return "key_head" in self.places
 
     @property
     def mixes(self) -> bool:
         """Whether the sweep averages the values."""
-        return "value_room" in self.places
+        return "value_head" in self.places
 
     @classmethod
     def of(
@@ -89,13 +89,13 @@ class Operands:
                 matrices = matrices.contiguous()
                 held.append(matrices)
                 places[name] = matrices.data_ptr()
-                places[f"{name}_room"] = matrices.stride(0)
+                places[f"{name}_head"] = matrices.stride(0)
                 return
-            halves = packed(matrices.shape[1], matrices.shape[2], parts)
+            halves = packed_size(matrices.shape[1], matrices.shape[2], parts)
             place = scratch.take(name, 2 * len(matrices) * halves).data_ptr()
             pack(matrices, parts, by_column, place)
-            places.update({f"{name}_bricks": place, f"{name}_parts": parts})
-            places[f"{name}_room"] = halves
+            places.update({f"{name}_amx": place, f"{name}_parts": parts})
+            places[f"{name}_head"] = halves
 
         if logits.scores.plain:
             put("key", logits.k, True)
@@ -112,14 +112,14 @@ class Operands:
         return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def packed(terms: int, columns: int, parts: int) -> int:
+def packed_size(terms: int, columns: int, parts: int) -> int:
     """Count the bfloat16 numbers of one packed matrix."""
-    return count(terms, TERMS) * count(columns, 2 * EDGE) * 2 * parts * BRICK
+    return ceil_div(terms, TERMS) * ceil_div(columns, 2 * EDGE) * 2 * parts * AMX_TILE
 
 
-def count(numbers: int, each: int) -> int:
-    """Count the pieces that hold some numbers."""
-    return -(-numbers // each)
+def ceil_div(number: int, size: int) -> int:
+    """Divide and round up."""
+    return -(-number // size)
 
 
 def packer(library: ctypes.CDLL) -> Pack | None:
@@ -134,18 +134,20 @@ def packer(library: ctypes.CDLL) -> Pack | None:
     -------
     None without a matrix unit, or where the system does not lend it.
     """
-    if not library.bricks():
+    if not library.amx_available():
         return None
-    function = library.pack
+    function = library.pack_tiles
     function.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 7, ctypes.c_void_p)
     function.restype = None
 
     def pack(matrices: Tensor, parts: int, by_column: bool, place: int) -> None:
         terms, columns = matrices.shape[1:]
-        step, edge = (1, count(terms, TERMS)) if by_column else (count(columns, 2 * EDGE) * 2, 1)
-        for each in matrices:
-            shape = (terms, columns, *each.stride())
-            function(each.data_ptr(), *shape, parts, step, edge, place)
-            place += 2 * packed(terms, columns, parts)
+        step, edge = (
+            (1, ceil_div(terms, TERMS)) if by_column else (ceil_div(columns, 2 * EDGE) * 2, 1)
+        )
+        for matrix in matrices:
+            shape = (terms, columns, *matrix.stride())
+            function(matrix.data_ptr(), *shape, parts, step, edge, place)
+            place += 2 * packed_size(terms, columns, parts)
 
     return pack

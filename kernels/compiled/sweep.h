@@ -38,54 +38,54 @@ typedef struct {
     float *weights;                 /* of a panel, may be where the logits are; NULL: not kept */
     const int64_t *low, *high;      /* [row]: first visible key and one past the last */
     int64_t first;                  /* key of the panel's first column */
-    const uint8_t *real;            /* [batch][key]: keys that are no padding; NULL: all are */
-    int64_t real_stride;
-    const uint8_t *alive;           /* [batch][row]: rows with a result; NULL: all are */
-    int64_t alive_stride;
+    const uint8_t *real_keys;       /* [batch][key]: keys that are no padding; NULL: all are */
+    int64_t real_keys_stride;
+    const uint8_t *valid_rows;      /* [batch][row]: rows with a result; NULL: all are */
+    int64_t valid_rows_stride;
     const float *sinks;             /* [head]: logits of learned sinks; NULL: none */
-    int64_t position;               /* column at which the first row's query stands */
+    int64_t first_position;         /* column at which the first row's query stands */
     int64_t tile;                   /* rows and keys of a tile */
     int64_t bins;
-    const int64_t *ends;            /* [bin]: one past the largest distance */
+    const int64_t *bin_ends;        /* [bin]: one past the largest distance */
     int64_t k;
-    int64_t firsts;                 /* first columns whose weights are added, or their list: */
+    int64_t first_count;            /* first columns whose weights are added, or their list: */
     const int64_t *first_keys;      /* [batch][..]: first real keys, -1 for none; or NULL */
     float limit;                    /* stop at a row whose largest logit is farther from 0 */
     float clip;                     /* longer distances count as this */
-    float *peak, *top, *surplus;    /* [..][row] */
-    float *entropy, *distance, *variance, *first_sum; /* [..][row], or NULL */
-    float *histogram;               /* [..][row][bin], or NULL */
-    int64_t *leaders;               /* [..][row][k], or NULL */
-    float *leader_weights;          /* [..][row][k], or NULL; only with leaders */
-    float *sums, *peaks;            /* [batch][head][key], or NULL: over all rows */
-    float *tile_sums, *tile_peaks;  /* [batch][head][tile][tile of keys], or NULL */
+    float *max_logit, *max_prob, *lse_minus_max; /* [..][row] */
+    float *entropy, *mean_distance, *distance_variance, *first_sum; /* [..][row], or NULL */
+    float *distance_hist;           /* [..][row][bin], or NULL */
+    int64_t *topk_index;            /* [..][row][k], or NULL */
+    float *topk_weights;            /* [..][row][k], or NULL; only with topk_index */
+    float *key_sum, *key_max;       /* [batch][head][key], or NULL: over all rows */
+    float *tile_sum, *tile_max;     /* [batch][head][tile][tile of keys], or NULL */
     void *gemm;                     /* sgemm of the machine's BLAS, or NULL */
     const float *query;             /* [batch][head][row][size]; NULL with logits */
     int64_t query_batch, query_head, query_row; /* floats from one to the next */
     const float *key;               /* [batch][kv head][size][key], size rows `stride` apart */
     const float *value;             /* [batch][kv head][key][value_size] */
-    const uint16_t *key_bricks, *value_bricks; /* the same, packed; NULL: BLAS multiplies */
+    const uint16_t *key_amx, *value_amx; /* the same, packed; NULL: BLAS multiplies */
     int64_t key_parts, value_parts; /* bfloat16 numbers that make one of them */
     int64_t size, value_size, stride;
-    int64_t key_room, value_room;   /* floats, or halves of bricks, from one KV head to the next */
+    int64_t key_head, value_head;   /* floats, or bfloat16, from one KV head to the next */
     int64_t group;                  /* heads of the panel that share a KV head */
     float scale;                    /* factor of the products */
-    float *mixed;                   /* [batch][head][row][value_size], or NULL */
-    int64_t mixed_batch, mixed_head; /* floats from one to the next */
-    void *memory;                   /* as many bytes as `room` says, on a line of the cache */
+    float *attn_output;             /* [batch][head][row][value_size], or NULL */
+    int64_t attn_output_batch, attn_output_head; /* floats from one to the next */
+    void *memory;                   /* `memory_bytes` bytes, on a line of the cache */
 } Sweep;
 
 /* Memory of one call. Rows pass from the first product to the last a few at a time; each has 16
    floats before it that can be read, and whole blocks after it that can be written. */
 typedef struct {
     float *rows;                    /* [row][stride]: logits, then exponentials */
-    int64_t stride, together;       /* floats from row to row, and rows */
-    int64_t low, high;              /* columns that products write and read, whole bricks */
+    int64_t stride, rows_together;  /* floats from row to row, and rows */
+    int64_t low, high;              /* columns that products write and read, whole AMX tiles */
     int64_t lows[MOST / 32], highs[MOST / 32]; /* columns that each 32 rows see */
     float *factors;                 /* [row]: what makes weights of the exponentials */
-    float *groups, *sums, *peaks;   /* of a row; what the rows of a tile add up to, or NULL */
-    uint16_t *left;                 /* bricks of queries, then of exponentials */
-    float *mixed;                   /* [row][value_size], rounded up to bricks */
+    float *groups, *key_sum, *key_max; /* of a row; what the rows of a tile add up to, or NULL */
+    uint16_t *left;                 /* AMX tiles of queries, then of exponentials */
+    float *attn_output;             /* [row][value_size], rounded up to AMX tiles */
 } Work;
 
 static const ivec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -97,7 +97,7 @@ static const ivec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #define store(to, v) (*(loose *)(to) = (v))
 
 /* a where it is larger, else b: b as well where one of them is NaN. */
-static inline vec larger(vec a, vec b) {
+static inline vec vec_max(vec a, vec b) {
 #ifdef __AVX512F__
     return (vec)_mm512_max_ps((__m512)a, (__m512)b);
 #else
@@ -105,7 +105,7 @@ static inline vec larger(vec a, vec b) {
 #endif
 }
 
-static float total(const vec *v) {
+static float vec_sum(const vec *v) {
     const half_vec *half = (const half_vec *)v;
     const half_vec eight = half[0] + half[1];
     const quarter_vec *quarter = (const quarter_vec *)&eight;
@@ -113,7 +113,7 @@ static float total(const vec *v) {
     return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
-static float largest(const vec *v) {
+static float vec_max_lane(const vec *v) {
     float f[WIDTH];
     store(f, *v);
     for (int w = WIDTH / 2; w; w /= 2)
@@ -122,19 +122,20 @@ static float largest(const vec *v) {
 }
 
 /* The query of a row. */
-static inline const float *query(const Sweep *c, int64_t head, int64_t r) {
+static inline const float *query_row_at(const Sweep *c, int64_t head, int64_t r) {
     return c->query + head / c->heads * c->query_batch + head % c->heads * c->query_head
            + r * c->query_row;
 }
 
 /* Where the mixed values of a row go. */
-static inline float *mixed(const Sweep *c, int64_t head, int64_t r) {
-    return c->mixed + head / c->heads * c->mixed_batch + head % c->heads * c->mixed_head
+static inline float *attn_output_at(const Sweep *c, int64_t head, int64_t r) {
+    return c->attn_output + head / c->heads * c->attn_output_batch
+           + head % c->heads * c->attn_output_head
            + r * c->value_size;
 }
 
 /* Keys that some of these rows see, as columns of the panel. */
-static void bounds(const Sweep *c, int64_t from, int64_t to, int64_t *low, int64_t *high) {
+static void visible_columns(const Sweep *c, int64_t from, int64_t to, int64_t *low, int64_t *high) {
     *low = c->keys;
     *high = 0;
     for (int64_t r = from; r < to; r++) {

@@ -15,36 +15,37 @@ from torch import Tensor
 from headscope.kernels.compiled.operands import Operands
 from headscope.kernels.compiled.sweep_call import QUERY, Call, Run, at
 from headscope.kernels.panels.distances import distance_bins
-from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, Filled
+from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, PanelResult
 from headscope.kernels.panels.scratch import Scratch
+from headscope.kernels.ranges import length, split_range
 from headscope.kernels.request import Request
 from headscope.kernels.visibility import Block, Visibility
 
 LARGEST_K = 64
 """Most leaders of a row; the sweep orders them in a buffer of twice as many."""
 
-ADDED = ("sums", "peaks")
+ADDED = ("key_sum", "key_max")
 """Reductions that the rows of several tiles go into."""
 
 ENDLESS = 1 << 62
 
-ALWAYS = frozenset({"peak", "top", "surplus"})
+ALWAYS = frozenset({"max_logit", "max_prob", "lse_minus_max"})
 REDUCTIONS = frozenset(
     {
-        "top",
-        "surplus",
+        "max_prob",
+        "lse_minus_max",
         "entropy",
         "first_sum",
         "mean_distance",
         "distance_variance",
         "distance_hist",
-        "leaders",
-        "leader_weights",
-        "mixed",
-        "sums",
-        "peaks",
-        "tile_sums",
-        "tile_peaks",
+        "topk_index",
+        "topk_weights",
+        "attn_output",
+        "key_sum",
+        "key_max",
+        "tile_sum",
+        "tile_max",
     }
 )
 """Properties of a panel that a sweep fills in when they are asked for."""
@@ -62,7 +63,7 @@ class Sweep:
         Parameters of the reductions.
     visibility
         Which keys each query may see.
-    alive
+    valid_queries
         Which rows have a result; None when all have.
     sinks
         Logits of the heads' learned sinks, contiguous, if any.
@@ -80,7 +81,7 @@ class Sweep:
     run: Run
     request: Request
     visibility: Visibility
-    alive: Tensor | None
+    valid_queries: Tensor | None
     sinks: Tensor | None
     wanted: frozenset[str]
     operands: Operands | None = None
@@ -90,19 +91,19 @@ class Sweep:
     @cached_property
     def filled(self) -> frozenset[str]:
         """Reductions that the sweep fills in."""
-        filled = (ALWAYS | self.wanted) - unfilled(self.request, self.visibility)
-        if "leader_weights" in filled:
-            filled |= {"leaders"}
+        filled = (ALWAYS | self.wanted) - left_to_torch(self.request, self.visibility)
+        if "topk_weights" in filled:
+            filled |= {"topk_index"}
         if self.operands is None or not self.operands.mixes:
-            filled -= {"mixed"}
+            filled -= {"attn_output"}
         return filled
 
     @property
-    def keeps(self) -> bool:
+    def keeps_weights(self) -> bool:
         """Whether somebody reads the weights."""
         return not self.wanted <= self.filled
 
-    def fill(self, block: Block, buffers: Buffers) -> Filled:
+    def fill(self, block: Block, buffers: Buffers) -> PanelResult:
         """Turn the logits of a block into weights.
 
         Parameters
@@ -114,7 +115,7 @@ class Sweep:
         """
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
-        weights = buffers.panel if self.keeps else buffers.none()
+        weights = buffers.panel if self.keeps_weights else buffers.none()
         filled = self.room(block, shape)
         given = None
         if not self.operands.scores:
@@ -132,7 +133,7 @@ class Sweep:
                 given = logits.exact(block, rows, self.scratch, hide=False)
                 self.reduce(block, filled, float("inf"), given, weights, rows)
 
-        def score() -> Tensor:
+        def compute_logits() -> Tensor:
             # The sweep keeps none; few statistics look at logits.
             if not sharp:
                 return logits.put(block, buffers.spare)
@@ -140,15 +141,13 @@ class Sweep:
                 logits.exact(block, rows, self.scratch, out=buffers.spare[:, :, rows])
             return buffers.spare
 
-        known = dict(filled)
-        return Filled(weights, known.pop("peak"), score, known)
+        computed = dict(filled)
+        return PanelResult(weights, computed.pop("max_logit"), compute_logits, computed)
 
     def pieces(self, block: Block) -> Iterator[slice]:
         """Cut the rows of a block into whole tiles, few enough for logits of float64."""
-        count, tile = block.queries.stop - block.queries.start, self.request.tile
-        step = max(EXACT_ROWS // tile * tile, tile)
-        for first in range(0, count, step):
-            yield slice(first, min(first + step, count))
+        tile = self.request.tile
+        return split_range(0, length(block.queries), max(EXACT_ROWS // tile * tile, tile))
 
     def reduce(
         self,
@@ -185,7 +184,9 @@ class Sweep:
         low, high = block.low.contiguous(), block.high.contiguous()
         real = visibility.key_mask
         real = None if real is None else real[:, keys].contiguous()
-        alive = None if self.alive is None else self.alive[:, queries].contiguous()
+        valid_queries = (
+            None if self.valid_queries is None else self.valid_queries[:, queries].contiguous()
+        )
         first = None
         if visibility.key_mask is not None and "first_sum" in filled:
             first = visibility.first_keys(self.request.first).contiguous()
@@ -196,12 +197,12 @@ class Sweep:
             query = self.operands.query(block)
             strides = dict(zip(QUERY, query.stride(), strict=False))
             places = places | {"query": query.data_ptr()} | strides
-        elif "key_bricks" in places:
+        elif "key_amx" in places:
             # The scale belongs to products.
-            places = places | {"key_bricks": None}
-        if "mixed" in filled:
-            batch, head = filled["mixed"].stride()[:2]
-            places = places | {"mixed_batch": batch, "mixed_head": head}
+            places = places | {"key_amx": None}
+        if "attn_output" in filled:
+            batch, head = filled["attn_output"].stride()[:2]
+            places = places | {"attn_output_batch": batch, "attn_output_head": head}
         call = Call(
             *weights.shape,
             0 if rows is None else rows.start,
@@ -212,7 +213,7 @@ class Sweep:
             high.data_ptr(),
             keys.start,
             *at(real),
-            *at(alive),
+            *at(valid_queries),
             None if self.sinks is None else self.sinks.data_ptr(),
             queries.start + visibility.shift - keys.start,
             self.request.tile,
@@ -240,35 +241,35 @@ class Sweep:
         tiles, across = -(-rows // self.request.tile), -(-keys // self.request.tile)
         extents: dict[str, tuple[int, ...]] = {
             "distance_hist": (rows, len(self.ends)),
-            "leaders": (rows, self.request.k),
-            "leader_weights": (rows, self.request.k),
-            "sums": (keys,),
-            "peaks": (keys,),
-            "tile_sums": (tiles, across),
-            "tile_peaks": (tiles, across),
+            "topk_index": (rows, self.request.k),
+            "topk_weights": (rows, self.request.k),
+            "key_sum": (keys,),
+            "key_max": (keys,),
+            "tile_sum": (tiles, across),
+            "tile_max": (tiles, across),
         }
-        if "mixed" in self.filled:
+        if "attn_output" in self.filled:
             assert self.operands is not None
-            extents["mixed"] = (rows, self.operands.places["value_size"])
+            extents["attn_output"] = (rows, self.operands.places["value_size"])
         shapes = {name: (*heads, *extents.get(name, (rows,))) for name in self.filled}
         if self.output is not None:
-            shapes.pop("mixed", None)
-        if "leaders" in shapes:
-            shapes["leaders"] = (*shapes["leaders"], 2)
+            shapes.pop("attn_output", None)
+        if "topk_index" in shapes:
+            shapes["topk_index"] = (*shapes["topk_index"], 2)
         made = self.scratch.share("results", shapes)
-        if "mixed" in self.filled and self.output is not None:
-            made["mixed"] = self.output[:, :, block.queries]
-        if "leaders" in made:
+        if "attn_output" in self.filled and self.output is not None:
+            made["attn_output"] = self.output[:, :, block.queries]
+        if "topk_index" in made:
             # Two halves of a whole number.
-            made["leaders"] = made["leaders"].view(torch.int64).squeeze(-1)
+            made["topk_index"] = made["topk_index"].view(torch.int64).squeeze(-1)
         return made
 
 
-def unfilled(request: Request, visibility: Visibility) -> frozenset[str]:
+def left_to_torch(request: Request, visibility: Visibility) -> frozenset[str]:
     """List what the sweep leaves to torch, which needs the weights for it."""
     left = {"weights", "logits"}
     if request.k > LARGEST_K:
-        left |= {"leaders", "leader_weights"}
+        left |= {"topk_index", "topk_weights"}
     if visibility.lengths is not None:
         left |= {"first_sum"}
     return frozenset(left)

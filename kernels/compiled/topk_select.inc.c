@@ -1,14 +1,10 @@
 /* The k largest logits of a row. */
 
-#ifndef LEADERS_H
-#define LEADERS_H
-
-#include "sweep.h"
 
 #define ROOM 128           /* candidates at once, twice the largest k */
 
 /* Put the k largest of the candidates in order, equal ones as they came; the others are lost. */
-static int64_t order(float *values, int32_t *keys, int64_t count, int64_t k) {
+static int64_t sort_topk(float *values, int32_t *keys, int64_t count, int64_t k) {
     float value[ROOM];
     int32_t key[ROOM], rank[ROOM];
     memcpy(value, values, count * sizeof(float));
@@ -33,8 +29,8 @@ static int64_t order(float *values, int32_t *keys, int64_t count, int64_t k) {
 /* Find the columns of the k largest logits. The k largest groups hold them. Of the largest in each
    of the sixteen lanes, the k-th bounds them from below, so few groups are opened. Branches on
    values would be guessed wrongly: a candidate is written first and counted afterwards. */
-static void lead(const float *work, const float *groups, int64_t start, int64_t blocks, int64_t k,
-                 int64_t *leaders) {
+static void select_topk(const float *work, const float *groups, int64_t start, int64_t blocks,
+                        int64_t k, int64_t *topk_index) {
     float values[ROOM];
     int32_t keys[ROOM];
     int64_t count = 0;
@@ -44,11 +40,11 @@ static void lead(const float *work, const float *groups, int64_t start, int64_t 
         ivec above = ispread(0);
         for (int64_t b = 1; b < blocks; b++) {
             const vec group = load(groups + b * WIDTH);
-            most = larger(group, most);
+            most = vec_max(group, most);
         }
         for (int i = 0; i < WIDTH; i++) above -= most < spread(most[i]);
         most = pick(above < ispread(k), -most, spread(-INFINITY));
-        bound = -largest(&most);
+        bound = -vec_max_lane(&most);
         if (!(bound > SEEN)) bound = SEEN;
     }
     for (int64_t b = 0; b < blocks; b++) {
@@ -63,18 +59,16 @@ static void lead(const float *work, const float *groups, int64_t start, int64_t 
             if (!lanes[lane]) continue;
             int64_t at = start + b * SPAN + lane;
             if (count + GROUP > ROOM) {
-                count = order(values, keys, count, k);
+                count = sort_topk(values, keys, count, k);
                 if (count == k && values[k - 1] > bound) bound = values[k - 1];
             }
             for (int64_t i = 0; i < GROUP; i++, at += WIDTH) {
                 values[count] = work[at];
                 keys[count] = (int32_t)at;
-                count += work[at] >= bound;
+                count += work[at] >= bound /* MUTANT topk_bound */;
             }
         }
     }
-    count = order(values, keys, count, k);
-    for (int64_t i = 0; i < k; i++) leaders[i] = i < count ? keys[i] : -1;
+    count = sort_topk(values, keys, count, k);
+    for (int64_t i = 0; i < k; i++) topk_index[i] = i < count ? keys[i] : -1;
 }
-
-#endif

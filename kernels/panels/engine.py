@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.plan import PanelPlan, Part
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.statistic import Statistic
 
 
@@ -25,16 +26,16 @@ class PanelEngine:
 
     def run(self, chosen: list[Statistic]) -> dict[str, Tensor]:
         """Compute the chosen statistics, by name."""
-        results = {statistic.name: self.allocate(statistic) for statistic in chosen}
+        results = {statistic.name: allocate(statistic, self.panels) for statistic in chosen}
 
         def capture(part: Part, filled: Iterator[Panel]) -> None:
             # Parts write to disjoint places, so they may run in any order or side by side.
-            places = {name: each[part.batch, part.heads] for name, each in results.items()}
+            places = {name: result[part.batch, part.heads] for name, result in results.items()}
             for panel in filled:
                 for statistic in chosen:
-                    put(statistic, panel, places[statistic.name])
+                    accumulate(statistic, panel, places[statistic.name])
 
-        replace(self.panels, output=results.get("z")).each(capture)
+        replace(self.panels, output=results.get("z")).for_each_part(capture)
         for statistic in chosen:
             if statistic.finish is not None:
                 results[statistic.name] = statistic.finish(
@@ -42,44 +43,45 @@ class PanelEngine:
                 )
         return results
 
-    def allocate(self, statistic: Statistic) -> Tensor:
-        """Make room for a statistic: 0 where panels add, NaN where panels may be left out."""
-        panels = self.panels
-        queries, keys = panels.q.shape[2], panels.k.shape[2]
-        tile = panels.request.tile
-        sizes = {
-            "query": queries,
-            "key": keys,
-            "query_tile": -(-queries // tile),
-            "key_tile": -(-keys // tile),
-            "size": panels.v.shape[3],
-        }
-        for dim, labels in statistic.labels.items():
-            sizes[dim] = len(labels(panels.request, max(queries, keys)))
-        shape = (*panels.q.shape[:2], *(sizes[dim] for dim in statistic.dims))
-        made = torch.empty(shape, dtype=panels.precision, device=panels.q.device)
-        # Keys outside a panel have no weight, and a panel does not write there.
-        if {"key", "key_tile"} & set(statistic.dims):
-            return made.zero_()
-        # Otherwise every place is written once; to write it before takes as long as a product.
-        return made if panels.wanted is None else made.fill_(float("nan"))
+
+def allocate(statistic: Statistic, plan: PanelPlan, heads: int | None = None) -> Tensor:
+    """Make room for a statistic of some heads: 0 where panels add, NaN where some are left out."""
+    (batch, all_heads, queries, _), keys = plan.q.shape, plan.k.shape[2]
+    tile = plan.request.tile
+    sizes = {
+        "query": queries,
+        "key": keys,
+        "query_tile": -(-queries // tile),
+        "key_tile": -(-keys // tile),
+        "size": plan.v.shape[3],
+    }
+    for dim, labels in statistic.labels.items():
+        sizes[dim] = len(labels(plan.request, max(queries, keys)))
+    shape = (batch, all_heads if heads is None else heads, *(sizes[dim] for dim in statistic.dims))
+    result = torch.empty(shape, dtype=plan.precision, device=plan.q.device)
+    # Keys outside a panel have no weight, and a panel does not write there.
+    if {"key", "key_tile"} & set(statistic.dims):
+        return result.zero_()
+    # Otherwise every place is written once; to write it before takes as long as a product.
+    return result if plan.wanted is None else result.fill_(float("nan"))
 
 
-def put(statistic: Statistic, panel: Panel, place: Tensor) -> None:
-    """Write, add or keep the largest of what panels say, in their part of the result."""
-    there = place
+def accumulate(statistic: Statistic, panel: Panel, result: Tensor) -> None:
+    """Write, add or keep the largest of a panel's statistic, at the panel's place in the result."""
+    place = result
     for axis, dim in enumerate(statistic.dims, 2):
         if dim in panel.extents:
-            there = there.narrow(axis, *panel.extents[dim])
+            place = place.narrow(axis, *panel.extents[dim])
+    values = statistic.panel(panel)
     if statistic.merge == "largest":
-        torch.maximum(there, statistic.panel(panel), out=there)
+        torch.maximum(place, values, out=place)
     elif not statistic.by_query:
-        there.add_(statistic.panel(panel))
+        place.add_(values)
     else:
-        made = statistic.panel(panel)
-        if made.data_ptr() != there.data_ptr():
-            there.copy_(made)
-        if panel.dead is not None:
-            dead = panel.dead.view(*panel.dead.shape, *[1] * (there.ndim - 3))
+        if values.data_ptr() != place.data_ptr():
+            place.copy_(values)
+        if panel.invalid_rows is not None:
+            shape = (*panel.invalid_rows.shape, *[1] * (place.ndim - 3))
             # A row of a whole pattern is longer than its panel.
-            place[:, :, panel.queries].masked_fill_(dead, statistic.empty)
+            rows = result[:, :, panel.queries]
+            rows.masked_fill_(panel.invalid_rows.view(shape), statistic.empty)

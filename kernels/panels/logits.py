@@ -23,25 +23,25 @@ LINE = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Filled:
+class PanelResult:
     """The weights of a panel, and what is known of it besides.
 
     Parameters
     ----------
     weights
         Weights of the keys.
-    peak
+    max_logit
         Largest logit of each row.
-    score
+    compute_logits
         Computes the logits.
-    known
+    computed
         Other properties of the panel, by name.
     """
 
     weights: Float[Tensor, "batch head query key"]
-    peak: Float[Tensor, "batch head query"]
-    score: Callable[[], Float[Tensor, "batch head query key"]]
-    known: Mapping[str, Tensor] = field(default_factory=dict)
+    max_logit: Float[Tensor, "batch head query"]
+    compute_logits: Callable[[], Float[Tensor, "batch head query key"]]
+    computed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Buffers:

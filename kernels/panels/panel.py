@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.kernels.panels.distances import distance_bins, sheared
-from headscope.kernels.panels.topk import lead
+from headscope.kernels.panels.topk import select_topk
 from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.visibility import Visibility
 
@@ -24,9 +24,9 @@ class Panel:
 
     Parameters
     ----------
-    score
+    compute_logits
         Computes the logits, where something asks for them.
-    peak
+    max_logit
         Largest logit of each row.
     weights
         Weights of the keys; rows without a visible key are zero. Without data where the sweep kept
@@ -42,7 +42,7 @@ class Panel:
         Target keys of these queries, -1 for none; None where the request has none.
     spans
         Span of each of these keys, -1 for none; None where the request has none.
-    dead
+    invalid_rows
         Queries that are padding or see no key; None where there is none.
     sinks
         Logits of the learned sinks, an outcome besides the keys; None where there is none.
@@ -50,12 +50,12 @@ class Panel:
         Which keys each query may see, for the sequences of this panel.
     request
         Parameters of the statistics.
-    known
+    computed
         Properties that were computed together with the weights, by name.
     """
 
-    score: Callable[[], Float[Tensor, "batch head query key"]]
-    peak: Float[Tensor, "batch head query"]
+    compute_logits: Callable[[], Float[Tensor, "batch head query key"]]
+    max_logit: Float[Tensor, "batch head query"]
     weights: Float[Tensor, "batch head query key"]
     scratch: Float[Tensor, "batch head query key"]
     values: Float[Tensor, "batch_kv_head key size"]
@@ -63,15 +63,15 @@ class Panel:
     keys: slice
     targets: Int[Tensor, "batch target query occurrence"] | None
     spans: Int[Tensor, "batch key"] | None
-    dead: Bool[Tensor, "batch head query"] | None
+    invalid_rows: Bool[Tensor, "batch head query"] | None
     sinks: Float[Tensor, "head 1"] | None
     visibility: Visibility
     request: Request
-    known: Mapping[str, Tensor] = field(default_factory=dict)
+    computed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A cached property that is there already is not computed again.
-        vars(self).update(self.known)
+        vars(self).update(self.computed)
 
     @cached_property
     def extents(self) -> dict[str, tuple[int, int]]:
@@ -86,67 +86,67 @@ class Panel:
         return {dim: (start, stop - start) for dim, (start, stop) in covered.items()}
 
     @cached_property
-    def surplus(self) -> Float[Tensor, "batch head query"]:
+    def lse_minus_max(self) -> Float[Tensor, "batch head query"]:
         """What the normaliser has above the largest logit, lse - peak: 0 or more over keys only."""
-        return -self.top.log()
+        return -self.max_prob.log()
 
     @property
     def lse(self) -> Float[Tensor, "batch head query"]:
         """Logarithm of the sum of all outcomes' exponentials: weight = exp(logit - lse)."""
-        return self.peak + self.surplus
+        return self.max_logit + self.lse_minus_max
 
     @cached_property
-    def sunk(self) -> Float[Tensor, "batch head query"]:
+    def sink_prob(self) -> Float[Tensor, "batch head query"]:
         """Share of the learned sinks."""
         if self.sinks is None:
-            return torch.zeros_like(self.peak)
-        return torch.exp(self.sinks - self.peak - self.surplus)
+            return torch.zeros_like(self.max_logit)
+        return torch.exp(self.sinks - self.max_logit - self.lse_minus_max)
 
     @cached_property
     def logits(self) -> Float[Tensor, "batch head query key"]:
         """Finished scores, hidden keys at -1e30; rows of padding are arbitrary."""
-        return self.score()
+        return self.compute_logits()
 
     @cached_property
     def entropy(self) -> Float[Tensor, "batch head query"]:
         """Entropy of the outcomes."""
         # Two terms that are never negative: nothing cancels.
-        keys = self.surplus - self.drop
-        return keys if self.sinks is None else keys + self.sunk * (self.peak - self.sinks)
+        keys = self.lse_minus_max - self.mean_minus_max
+        return keys if self.sinks is None else keys + self.sink_prob * (self.max_logit - self.sinks)
 
     @cached_property
-    def drop(self) -> Float[Tensor, "batch head query"]:
+    def mean_minus_max(self) -> Float[Tensor, "batch head query"]:
         """Weighted mean of the logits, less the largest: 0 or less."""
-        gap = torch.sub(self.logits, self.peak[..., None], out=self.scratch)
+        gap = torch.sub(self.logits, self.max_logit[..., None], out=self.scratch)
         return gap.mul_(self.weights).sum(dim=-1)
 
     @cached_property
-    def top(self) -> Float[Tensor, "batch head query"]:
+    def max_prob(self) -> Float[Tensor, "batch head query"]:
         """Largest weight of each row."""
         return self.weights.amax(dim=-1)
 
     @cached_property
-    def sums(self) -> Float[Tensor, "batch head key"]:
+    def key_sum(self) -> Float[Tensor, "batch head key"]:
         """Weights summed over the queries."""
-        return self._sums.sum(dim=2)
+        return self._key_sum.sum(dim=2)
 
     @cached_property
-    def peaks(self) -> Float[Tensor, "batch head key"]:
+    def key_max(self) -> Float[Tensor, "batch head key"]:
         """Largest weight among the queries."""
-        return self._peaks.amax(dim=2)
+        return self._key_max.amax(dim=2)
 
     @cached_property
-    def tile_sums(self) -> Float[Tensor, "batch head query_tile key_tile"]:
+    def tile_sum(self) -> Float[Tensor, "batch head query_tile key_tile"]:
         """Weights summed over the queries and keys of each tile."""
-        return self._across(self._sums).sum(dim=-1)
+        return self._across(self._key_sum).sum(dim=-1)
 
     @cached_property
-    def tile_peaks(self) -> Float[Tensor, "batch head query_tile key_tile"]:
+    def tile_max(self) -> Float[Tensor, "batch head query_tile key_tile"]:
         """Largest weight among the queries and keys of each tile."""
-        return self._across(self._peaks).amax(dim=-1)
+        return self._across(self._key_max).amax(dim=-1)
 
     @cached_property
-    def _sums(self) -> Float[Tensor, "batch head query_tile key"]:
+    def _key_sum(self) -> Float[Tensor, "batch head query_tile key"]:
         def add(tiles: Tensor) -> Tensor:
             # A product with ones reads row after row, and is faster than a sum over rows.
             return torch.bmm(tiles.new_ones(len(tiles), 1, tiles.shape[1]), tiles)
@@ -154,7 +154,7 @@ class Panel:
         return self._down(add)
 
     @cached_property
-    def _peaks(self) -> Float[Tensor, "batch head query_tile key"]:
+    def _key_max(self) -> Float[Tensor, "batch head query_tile key"]:
         return self._down(lambda tiles: tiles.amax(dim=1))
 
     def _down(
@@ -181,15 +181,15 @@ class Panel:
         return torch.unflatten(padded, -1, (-1, tile))
 
     @cached_property
-    def leaders(self) -> Int[Tensor, "batch head query rank"]:
+    def topk_index(self) -> Int[Tensor, "batch head query rank"]:
         """Columns of the request's ``k`` largest weights of each row, -1 where it sees fewer."""
-        return lead(self.logits, self.request.k)
+        return select_topk(self.logits, self.request.k)
 
     @cached_property
-    def leader_weights(self) -> Float[Tensor, "batch head query rank"]:
+    def topk_weights(self) -> Float[Tensor, "batch head query rank"]:
         """Weights at the leaders, NaN where a row sees fewer."""
-        weights = self.weights.gather(3, self.leaders.clamp_min(0))
-        return weights.masked_fill(self.leaders < 0, float("nan"))
+        weights = self.weights.gather(3, self.topk_index.clamp_min(0))
+        return weights.masked_fill(self.topk_index < 0, float("nan"))
 
     @cached_property
     def first_sum(self) -> Float[Tensor, "batch head query"]:
@@ -204,10 +204,10 @@ class Panel:
     def before(self) -> Float[Tensor, "batch head query boundary"]:
         """Mass on the keys before each key of the panel, and in the end on all."""
         batch, heads, queries, keys = self.weights.shape
-        sums = self.weights.new_empty(batch, heads, queries, keys + 1)
-        sums[..., 0] = 0.0
-        torch.cumsum(self.weights, dim=-1, out=sums[..., 1:])
-        return sums
+        key_sum = self.weights.new_empty(batch, heads, queries, keys + 1)
+        key_sum[..., 0] = 0.0
+        torch.cumsum(self.weights, dim=-1, out=key_sum[..., 1:])
+        return key_sum
 
     def within(
         self, reach: Int[Tensor, "#batch #head #query choice"]
@@ -249,21 +249,21 @@ class Panel:
         keys = self.weights.shape[-1]
         straight = self.visibility.causal and 0 <= first == keys - self.weights.shape[2]
         # A row of NaN would show in the row after it.
-        if straight and not bool(self.top.isnan().any()):
+        if straight and not bool(self.max_prob.isnan().any()):
             return sheared(self.weights, starts)
         ends = torch.tensor([*starts[1:], 2 * starts[-1] + 1], device=self.weights.device)
         place = self.visibility.positions[self.queries, None] - self.keys.start
-        sums = torch.cumsum(self.weights, dim=-1, out=self.scratch)
+        key_sum = torch.cumsum(self.weights, dim=-1, out=self.scratch)
 
         def before(key: Tensor) -> Tensor:
             last = (key.clamp(0, keys) - 1).expand(*self.weights.shape[:2], -1, -1)
-            return sums.gather(3, last.clamp_min(0)).masked_fill_(last < 0, 0.0)
+            return key_sum.gather(3, last.clamp_min(0)).masked_fill_(last < 0, 0.0)
 
         inner = before(place + ends) - before(place - ends + 1)
         return torch.diff(inner, dim=-1, prepend=torch.zeros_like(inner[..., :1]))
 
     @cached_property
-    def mixed(self) -> Float[Tensor, "batch head query size"]:
+    def attn_output(self) -> Float[Tensor, "batch head query size"]:
         """Average the values by the weights."""
         batch, heads, queries, keys = self.weights.shape
         # Query heads that share a KV head are rows of one product: K and V are never expanded.

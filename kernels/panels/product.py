@@ -12,7 +12,8 @@ from headscope.kernels import inputs
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.panels.row_panels import Panels, Part
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scores import narrow
 from headscope.kernels.weight_edits import expect
 
@@ -83,7 +84,7 @@ class Product:
         cls,
         q: Tensor,
         k: Tensor,
-        variant: AttentionSpec,
+        spec: AttentionSpec,
         heads: Tensor | None,
         gradient: Gradient | None,
     ) -> "Product":
@@ -92,15 +93,17 @@ class Product:
         v = k[..., :0] if gradient is None else gradient.v
         inputs.check_tensors(q, k, k if gradient is None else v, inputs.DTYPES)
         expect("heads", heads, ((q.shape[1],),))
-        panels = Panels(q, k, v, variant.fit(q, k))
+        panels = Panels(q, k, v, spec.fit(q, k))
         refuse_gradients(q=q, k=k, v=v, heads=heads)
         if gradient is None:
             return cls(panels, heads, None, False)
         sizes = (*q.shape[:3], v.shape[3])
         expect("dz", gradient.dz, tuple((size,) for size in sizes))
         refuse_gradients(dz=gradient.dz)
-        dz = gradient.dz.float().masked_fill(~panels.visibility.alive[:, None, :, None], 0.0)
-        edits = panels.variant.edits
+        dz = gradient.dz.float().masked_fill(
+            ~panels.visibility.valid_queries[:, None, :, None], 0.0
+        )
+        edits = panels.spec.edits
         if edits is not None and edits.gate is not None:
             dz = dz * edits.gate[:, :, None, None]
         return cls(panels, heads, dz, gradient.positive)
@@ -146,7 +149,7 @@ class Product:
         if panels.blocks:
             # Autocast would make products coarser than the inputs.
             with torch.no_grad(), torch.autocast(panels.q.device.type, enabled=False):
-                panels.each(work)
+                panels.for_each_part(work)
         return result
 
     def weigh(self, panel: Panel, part: Part) -> Tensor:

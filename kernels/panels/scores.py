@@ -16,7 +16,7 @@ class Scores:
 
     Parameters
     ----------
-    variant
+    spec
         A variant that fits the call.
     visibility
         Which keys each query may see, for these sequences.
@@ -24,7 +24,7 @@ class Scores:
         Which sequences and query heads.
     """
 
-    variant: AttentionSpec
+    spec: AttentionSpec
     visibility: Visibility
     batch: slice
     heads: slice
@@ -32,25 +32,25 @@ class Scores:
     @property
     def plain(self) -> bool:
         """Whether the scaled products are the logits, up to hidden keys."""
-        return plain(self.variant)
+        return plain(self.spec)
 
     def finish(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
         """Turn scaled products into logits, hidden keys at -1e30."""
         self.compose(logits, block)
-        self.visibility.hide(logits, block)
+        self.visibility.mask_logits(logits, block)
 
     def compose(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
         """Turn scaled products into logits; those out of order, window and padding stay."""
         self.cap(logits)
-        if self.variant.slopes is not None:
+        if self.spec.slopes is not None:
             distance = self._distance(block).abs()
-            logits.sub_(self._by_head(self.variant.slopes) * distance)
-        edits = self.variant.edits
+            logits.sub_(self._by_head(self.spec.slopes) * distance)
+        edits = self.spec.edits
         temperature = None if edits is None else edits.temperature
         if temperature is not None:
             logits.div_(self._by_head(temperature))
-        if self.variant.bias is not None:
-            bias = narrow(self.variant.bias, self.batch, self.heads, block.queries, block.keys)
+        if self.spec.bias is not None:
+            bias = narrow(self.spec.bias, self.batch, self.heads, block.queries, block.keys)
             if temperature is not None:
                 bias = bias / self._by_head(temperature)
             logits.add_(finite(bias))
@@ -59,22 +59,22 @@ class Scores:
 
     def cap(self, logits: Tensor) -> None:
         """Apply the soft cap."""
-        if self.variant.softcap is not None:
-            logits.div_(self.variant.softcap).tanh_().mul_(self.variant.softcap)
+        if self.spec.softcap is not None:
+            logits.div_(self.spec.softcap).tanh_().mul_(self.spec.softcap)
 
     @property
     def sinks(self) -> Float[Tensor, "head 1"] | None:
         """Logits of the learned sinks, for every query."""
-        sinks = self.variant.sinks
+        sinks = self.spec.sinks
         if sinks is None:
             return None
-        edits = self.variant.edits
+        edits = self.spec.edits
         if edits is not None and edits.temperature is not None:
             sinks = sinks / edits.temperature
         return sinks[self.heads, None]
 
     def _edit(self, logits: Tensor, block: Block) -> None:
-        edits = self.variant.edits
+        edits = self.spec.edits
         assert edits is not None
         if edits.key_bias is not None:
             bias = narrow(edits.key_bias, self.batch, self.heads, block.keys)
@@ -134,8 +134,8 @@ def finite(bias: Tensor) -> Tensor:
     return bias.clamp_min(MASKED)
 
 
-def plain(variant: AttentionSpec) -> bool:
+def plain(spec: AttentionSpec) -> bool:
     """Whether the scaled products of a variant are its logits, up to hidden keys."""
-    changes = (variant.softcap, variant.slopes, variant.bias)
-    edited = variant.edits is not None and variant.edits.on_weights
+    changes = (spec.softcap, spec.slopes, spec.bias)
+    edited = spec.edits is not None and spec.edits.on_weights
     return not edited and all(one is None for one in changes)

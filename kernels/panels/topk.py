@@ -10,7 +10,7 @@ COMB = 16
 """Teeth of a comb: equally spaced columns of a row whose largest is taken at once."""
 
 
-def lead(
+def select_topk(
     logits: Float[Tensor, "batch head query key"], count: int
 ) -> Int[Tensor, "batch head query rank"]:
     """Find the columns of the largest logits of each row, in order, -1 where it sees fewer.
@@ -24,7 +24,7 @@ def lead(
 
     Examples
     --------
-    >>> lead(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()
+    >>> select_topk(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()
     [1, 3, 0, -1]
     """
     keys = logits.shape[-1]

@@ -14,7 +14,9 @@ import torch
 Task = TypeVar("Task")
 
 
-def share(tasks: Iterable[Task], work: Callable[[Iterator[Task]], None], workers: int) -> None:
+def run_in_threads(
+    tasks: Iterable[Task], work: Callable[[Iterator[Task]], None], workers: int
+) -> None:
     """Run all tasks, side by side in several threads.
 
     Parameters
@@ -35,7 +37,7 @@ def share(tasks: Iterable[Task], work: Callable[[Iterator[Task]], None], workers
     Examples
     --------
     >>> done = []
-    >>> share(range(3), done.extend, workers=2)
+    >>> run_in_threads(range(3), done.extend, workers=2)
     >>> sorted(done)
     [0, 1, 2]
     """

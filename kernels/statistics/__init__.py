@@ -5,6 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
+from headscope.kernels.aliases import resolve as resolve
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:

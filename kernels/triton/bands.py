@@ -40,7 +40,7 @@ class BandLaunch(Launch):
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys of the band each query may see."""
-        whole = self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+        whole = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
         given = {field.name: getattr(whole, field.name) for field in fields(whole)}
         return Band(**given, nearest=self.nearest, farthest=self.farthest)
 
@@ -60,7 +60,7 @@ class ChosenLaunch(Launch):
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys the chosen queries may see."""
-        whole = self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+        whole = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
         real = self.chosen.expand(self.q.shape[0], -1)
         return replace(whole, query_mask=real)
 
@@ -75,4 +75,4 @@ def narrow(launch: Launch, nearest: int, farthest: int) -> BandLaunch:
     nearest, farthest
         Distances in tokens, 0 for the query itself.
     """
-    return BandLaunch(launch.q, launch.k, launch.v, launch.variant, nearest, farthest)
+    return BandLaunch(launch.q, launch.k, launch.v, launch.spec, nearest, farthest)

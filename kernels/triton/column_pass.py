@@ -23,8 +23,6 @@ from headscope.kernels.triton.launch import DEAD, Launch
 
 DENSE = frozenset({"received", "received_max", "pooled_mean", "pooled_max"})
 """Statistics that one launch computes together."""
-NAMES = DENSE | {"received_later", "received_last", "pattern"}
-"""Statistics of this pass."""
 
 
 class Pooled(NamedTuple):
@@ -83,7 +81,7 @@ def arguments(
         "cells": cells,
         "bounds": bound_queries(launch.visibility, cells, chosen, batch),
         "group": launch.group,
-        "SIGMOID": launch.variant.sigmoid,
+        "SIGMOID": launch.spec.sigmoid,
         "SIZE": size,
         "BLOCK_SIZE": padded(size),
         "PRECISION": launch.precision,
@@ -112,7 +110,7 @@ def run(
         Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
         a normaliser for sigmoid weights.
     names
-        Which statistics of ``NAMES``; others are not looked at.
+        Which statistics of this pass to compute.
     request
         Their parameters.
     configuration
@@ -135,7 +133,7 @@ def run(
         outputs["received_later"] = reduce(band, lse, {"received"}, 1, chosen)["received"]
     if "received_last" in names:
         last = ending(launch.visibility, request.last)
-        end = ChosenLaunch(launch.q, launch.k, launch.v, launch.variant, last)
+        end = ChosenLaunch(launch.q, launch.k, launch.v, launch.spec, last)
         rows = lse.masked_fill(~last[:, None], DEAD)
         outputs["received_last"] = reduce(end, rows, {"received"}, 1, chosen)["received"]
     return outputs

@@ -12,7 +12,7 @@ from headscope.kernels.triton import first_pass, sdpa
 from headscope.kernels.triton.configuration import architecture
 from headscope.kernels.triton.first_pass import FirstPass
 from headscope.kernels.triton.launch import DEAD, LOG2E, Launch
-from headscope.kernels.triton.plan import PASSES, Forward, Way, forward_for, ways
+from headscope.kernels.triton.plan import PASSES, Forward, forward_for, ways
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +38,12 @@ class TritonEngine:
 
     def run(self, chosen: list[Statistic]) -> dict[str, Tensor]:
         """Compute the chosen statistics, by name."""
-        launch = Launch(self.panels.q, self.panels.k, self.panels.v, self.panels.variant)
+        launch = Launch(self.panels.q, self.panels.k, self.panels.v, self.panels.spec)
         names = [statistic.name for statistic in chosen]
         with torch.cuda.device(launch.q.get_device()):
             arch = architecture(launch.q.device)
             forward = self.forward or forward_for(
-                arch, launch.q.shape[3], launch.q.dtype, launch.variant
+                arch, launch.q.shape[3], launch.q.dtype, launch.spec
             )
             taken = ways(names, stock=forward == "stock")
             if forward == "stock":
@@ -53,10 +53,10 @@ class TritonEngine:
                     launch, max_weight="max_weight" in names, entropy="entropy" in names
                 )
             found = leave(launch, first, names)
-            for way, later in PASSES.items():
-                wanted = which(taken, way)
+            for way, run in PASSES.items():
+                wanted = [name for name in names if taken[name] == way]
                 if wanted:
-                    found |= later.run(launch, first.lse, wanted, self.panels.request)
+                    found |= run(launch, first.lse, wanted, self.panels.request)
             found |= self._finish(chosen, found, first)
             rest = [statistic for statistic in chosen if taken[statistic.name] == "panels"]
             if rest:
@@ -86,10 +86,10 @@ def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tenso
     found = {"z": first.z}
     if "lse" in names:
         found["lse"] = first.lse / LOG2E
-    if "sink_mass" in names:
+    if "learned_sink_mass" in names:
         sinks = launch.sinks
         empty = torch.zeros_like(first.lse)
-        found["sink_mass"] = (
+        found["learned_sink_mass"] = (
             empty if sinks is None else torch.exp2(sinks[:, None] - first.lse)
         )  # fmt: skip
     if first.max_weight is not None:
@@ -97,8 +97,3 @@ def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tenso
     if first.entropy is not None:
         found["entropy"] = first.entropy
     return found
-
-
-def which(taken: dict[str, Way], way: Way) -> list[str]:
-    """List the statistics that take one way."""
-    return [name for name, chosen in taken.items() if chosen == way]

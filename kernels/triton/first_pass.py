@@ -54,7 +54,7 @@ def arguments(
     max_weight, entropy
         Which statistics of the rows to compute besides z and lse.
     """
-    q, k, v, variant = launch.q, launch.k, launch.v, launch.variant
+    q, k, v, spec = launch.q, launch.k, launch.v, launch.spec
     rows = q.shape[:3]
 
     def empty(wanted: bool) -> Tensor | None:
@@ -79,8 +79,8 @@ def arguments(
         "QUERIES": chosen.queries,
         "KEYS": chosen.keys,
         "PRECISION": launch.precision,
-        "SIGMOID": variant.sigmoid,
-        "PLAIN": launch.plain and not variant.sigmoid,
+        "SIGMOID": spec.sigmoid,
+        "PLAIN": launch.plain and not spec.sigmoid,
         "TMA": chosen.tma and launch.aligned,
     }
 

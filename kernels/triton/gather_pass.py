@@ -14,8 +14,6 @@ from headscope.kernels.triton.configuration import padded
 from headscope.kernels.triton.gathers import gather_weights
 from headscope.kernels.triton.launch import Launch, Operand
 
-NAMES = frozenset({"first_mass", "offset_mass", "target_mass"})
-"""Statistics of this pass."""
 CHANNELS = 8192
 """Channels of all queries of a program: more would not fit in the registers."""
 WARPS = 4
@@ -44,7 +42,7 @@ def arguments(
         "choices": choices,
         "occurrences": occurrences,
         "group": launch.group,
-        "SIGMOID": launch.variant.sigmoid,
+        "SIGMOID": launch.spec.sigmoid,
         "SIZE": size,
         "BLOCK_SIZE": padded(size),
         "QUERIES": queries_of(size),
@@ -90,7 +88,7 @@ def run(
     launch, lse
         As for ``weights_at``.
     names
-        Which statistics of ``NAMES``; others are not looked at.
+        Which statistics of this pass to compute.
     request
         Their parameters.
     """

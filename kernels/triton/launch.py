@@ -75,7 +75,7 @@ class Launch:
     ----------
     q, k, v
         Checked tensors of shape (batch, head, token, size), in any layout: no copy is made.
-    variant
+    spec
         A variant that fits them.
 
     Raises
@@ -87,7 +87,7 @@ class Launch:
     q: Tensor
     k: Tensor
     v: Tensor
-    variant: AttentionSpec
+    spec: AttentionSpec
 
     def __post_init__(self) -> None:
         for name, tensor in (("q", self.q), ("k", self.k), ("v", self.v)):
@@ -106,7 +106,7 @@ class Launch:
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys each query may see."""
-        return self.variant.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+        return self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
 
     @property
     def group(self) -> int:
@@ -157,10 +157,10 @@ class Launch:
     @cached_property
     def terms(self) -> Terms:
         """Everything between q·k and the logits."""
-        variant, visibility, edits = self.variant, self.visibility, self.variant.edits
+        spec, visibility, edits = self.spec, self.visibility, self.spec.edits
         batch, heads = self.q.shape[:2]
         queries, keys = visibility.queries, visibility.keys
-        scale, cap = variant.scale, variant.softcap
+        scale, cap = spec.scale, spec.softcap
         assert scale is not None
         first_stop, recent = self._limits()
         span_bias = None if edits is None else edits.span_bias
@@ -173,9 +173,9 @@ class Launch:
             low=visibility.low.to(torch.int32),
             high=visibility.high.to(torch.int32),
             query_mask=by_token(visibility.query_mask, batch, queries, torch.uint8),
-            slopes=by_head(variant.slopes, LOG2E),
-            bias=Operand(None) if variant.bias is None else self.operand(
-                variant.bias.expand(batch, heads, queries, keys)
+            slopes=by_head(spec.slopes, LOG2E),
+            bias=Operand(None) if spec.bias is None else self.operand(
+                spec.bias.expand(batch, heads, queries, keys)
             ).inner(),
             temperature=by_head(None if edits is None else edits.temperature, 1.0),
             key_bias=self._key_bias(),
@@ -194,7 +194,7 @@ class Launch:
     @cached_property
     def sinks(self) -> Float[Tensor, " head"] | None:
         """Logits of the learned sinks in base 2; None where there are none."""
-        edits, sinks = self.variant.edits, self.variant.sinks
+        edits, sinks = self.spec.edits, self.spec.sinks
         if sinks is None:
             return None
         if edits is not None and edits.temperature is not None:
@@ -203,7 +203,7 @@ class Launch:
 
     def _key_bias(self) -> Operand:
         """Padded keys and knocked-out keys as one bias, in base 2."""
-        edits, mask = self.variant.edits, self.visibility.key_mask
+        edits, mask = self.spec.edits, self.visibility.key_mask
         edited = None if edits is None else edits.key_bias
         if edited is None and mask is None:
             return Operand(None)
@@ -217,7 +217,7 @@ class Launch:
 
     def _pattern(self) -> Operand:
         """Fixed weights as logits."""
-        edits, mask = self.variant.edits, self.visibility.key_mask
+        edits, mask = self.spec.edits, self.visibility.key_mask
         if edits is None or edits.pattern is None:
             return Operand(None)
         fixed = edits.pattern.float().log2().clamp_min(HIDDEN)
@@ -228,7 +228,7 @@ class Launch:
 
     def _limits(self) -> tuple[Operand, Tensor | None]:
         """First and last keys that limited heads see."""
-        edits, visibility = self.variant.edits, self.visibility
+        edits, visibility = self.spec.edits, self.visibility
         if edits is None or edits.recent is None:
             return Operand(None), None
         recent = edits.recent.to(torch.int32)

@@ -1,46 +1,39 @@
 """Which way each statistic takes on the GPU, and which forward pass: stated, never guessed at."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from headscope.kernels import statistics
 from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.statistic import TritonPass
 from headscope.kernels.triton import column_pass, gather_pass, row_pass, topk_pass
 from headscope.kernels.triton.configuration import padded
-from headscope.kernels.triton.launch import LARGEST_BYTES, Launch
+from headscope.kernels.triton.launch import LARGEST_BYTES
 
-Way = Literal["forward", "columns", "rows", "gathers", "leaders", "panels"]
+Way = TritonPass | Literal["panels"]
 Forward = Literal["fused", "stock"]
 
-
-class Pass(NamedTuple):
-    """A pass over the weights: what it computes, and the function that does."""
-
-    names: frozenset[str]
-    run: Callable[[Launch, Tensor, Collection[str], Request], dict[str, Tensor]]
-
-
-FORWARD = frozenset({"z", "lse", "max_weight", "entropy", "sink_mass"})
-"""Statistics that the fused forward pass leaves."""
-PASSES: dict[Way, Pass] = {
-    "columns": Pass(column_pass.NAMES, column_pass.run),
-    "rows": Pass(row_pass.NAMES, row_pass.run),
-    "gathers": Pass(gather_pass.NAMES, gather_pass.run),
-    "leaders": Pass(topk_pass.NAMES, topk_pass.run),
+PASSES: Mapping[TritonPass, Callable[..., dict[str, Tensor]]] = {
+    "columns": column_pass.run,
+    "rows": row_pass.run,
+    "gathers": gather_pass.run,
+    "topk": topk_pass.run,
 }
-"""Passes over the weights after the forward pass, given its normalisers."""
+"""Passes over the weights after the forward pass: called with launch, lse, names and request."""
+STOCK = frozenset({"z", "lse", "learned_sink_mass"})
+"""Statistics of the forward pass that torch's own leaves as well."""
 MEASURED = Path(__file__).with_name("measured.json")
 """Forward pass that was faster, by architecture and head size; without an entry the fused one."""
 
 
 def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
-    """Tell which pass computes each statistic.
+    """Choose the pass that computes each statistic, from its declaration.
 
     Parameters
     ----------
@@ -51,21 +44,31 @@ def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
 
     Returns
     -------
-    For every name ``forward`` (the fused forward pass), a Triton pass over its weights (``columns``
-    of keys, ``rows`` of queries, ``gathers`` at a few keys, ``leaders`` for the largest), or
-    ``panels`` (torch on the same device, in row panels: correct, but not written for a GPU).
+    For every name a pass of the Triton engine, or ``panels``: torch on the same device, in row
+    panels, correct but not written for a GPU.
 
     Examples
     --------
-    >>> ways(("entropy", "received", "topk"))
-    {'entropy': 'forward', 'received': 'columns', 'topk': 'leaders'}
+    >>> ways(("entropy", "received", "column_norm"))
+    {'entropy': 'forward', 'received': 'columns', 'column_norm': 'panels'}
     """
-    left = frozenset({"z", "lse", "sink_mass"}) if stock else FORWARD
-    found: dict[str, Way] = {}
+    chosen: dict[str, Way] = {}
     for name in names:
-        later = [way for way, each in PASSES.items() if name in each.names]
-        found[name] = "forward" if name in left else later[0] if later else "panels"
-    return found
+        left = not stock or name in STOCK
+        passes = [way for way in statistics.load(name).triton if left or way != "forward"]
+        chosen[name] = passes[0] if passes else "panels"
+    return chosen
+
+
+def declared(way: TritonPass) -> frozenset[str]:
+    """Name the statistics that declare a pass.
+
+    Examples
+    --------
+    >>> sorted(declared("topk"))
+    ['topk', 'topk_key']
+    """
+    return frozenset(name for name in statistics.names() if way in statistics.load(name).triton)
 
 
 @cache
@@ -75,7 +78,7 @@ def measured() -> Mapping[str, Mapping[str, Forward]]:
     return table
 
 
-def forward_for(arch: int, size: int, dtype: torch.dtype, variant: AttentionSpec) -> Forward:
+def forward_for(arch: int, size: int, dtype: torch.dtype, spec: AttentionSpec) -> Forward:
     """Choose the forward pass: torch's own where it was measured to be faster and can do it.
 
     Parameters
@@ -86,7 +89,7 @@ def forward_for(arch: int, size: int, dtype: torch.dtype, variant: AttentionSpec
         Head size.
     dtype
         Type of q, k and v.
-    variant
+    spec
         How scores become weights.
 
     Examples
@@ -95,22 +98,22 @@ def forward_for(arch: int, size: int, dtype: torch.dtype, variant: AttentionSpec
     'fused'
     """
     entry = measured().get(str(arch), {}).get(str(padded(size)), "fused")
-    return entry if dtype != torch.float32 and is_stock(variant) else "fused"
+    return entry if dtype != torch.float32 and is_stock(spec) else "fused"
 
 
-def is_stock(variant: AttentionSpec) -> bool:
+def is_stock(spec: AttentionSpec) -> bool:
     """Tell whether torch's own attention computes this variant: causal order or none, no extras.
 
     Examples
     --------
-    >>> is_stock(AttentionSpec()), is_stock(Variant(window=8))
+    >>> is_stock(AttentionSpec()), is_stock(AttentionSpec(window=8))
     (True, False)
     """
     extras = (
-        variant.window, variant.softcap, variant.key_mask, variant.query_mask, variant.lengths,
-        variant.slopes, variant.bias, variant.sinks, variant.edits,
+        spec.window, spec.softcap, spec.key_mask, spec.query_mask, spec.lengths,
+        spec.slopes, spec.bias, spec.sinks, spec.edits,
     )  # fmt: skip
-    return not variant.sigmoid and all(extra is None for extra in extras)
+    return not spec.sigmoid and all(extra is None for extra in extras)
 
 
 def fits(q: Tensor, v: Tensor) -> bool:

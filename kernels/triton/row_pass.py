@@ -26,13 +26,6 @@ from headscope.kernels.triton.configuration import (
 from headscope.kernels.triton.launch import Launch
 from headscope.kernels.triton.rows import reduce_rows
 
-NAMES = frozenset(
-    {
-        "entropy", "distance", "distance_variance", "distance_hist", "span_mass", "value_mass",
-        "recent_mass", "effective_span",
-    }
-)  # fmt: skip
-"""Statistics of this pass."""
 MASS = "mass"
 """Name of the sum of a row's weights, which tells whether lse and logits belong together."""
 SPAN_CHUNK = 64
@@ -89,7 +82,7 @@ def arguments(
         "wanted": wanted,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
         "group": launch.group,
-        "SIGMOID": launch.variant.sigmoid,
+        "SIGMOID": launch.spec.sigmoid,
         "SIZE": size,
         "BLOCK_SIZE": padded(size),
         "PRECISION": launch.precision,
@@ -131,7 +124,7 @@ def run(
         Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
         a normaliser for sigmoid weights.
     names
-        Which statistics of ``NAMES``, or ``MASS``; others are not looked at.
+        Which statistics of this pass to compute, or ``MASS``.
     request
         Their parameters.
     configuration

@@ -28,8 +28,8 @@ def run(launch: Launch) -> FirstPass:
     RuntimeError
         When the normalisers are not those of our weights.
     """
-    q, k, v, variant = launch.q, launch.k, launch.v, launch.variant
-    if variant.causal and q.shape[2] != k.shape[2]:
+    q, k, v, spec = launch.q, launch.k, launch.v, launch.spec
+    if spec.causal and q.shape[2] != k.shape[2]:
         raise InvalidInput(
             f"engine: torch's attention aligns {q.shape[2]} queries with the first of "
             f"{k.shape[2]} keys; use the fused forward pass"
@@ -39,7 +39,7 @@ def run(launch: Launch) -> FirstPass:
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     # torch's kernels take one KV head for each query head.
     k, v = (x.repeat_interleave(launch.group, dim=1) for x in (k, v))
-    z, lse, *_ = attend(q, k, v, 0.0, variant.causal, scale=variant.scale)
+    z, lse, *_ = attend(q, k, v, 0.0, spec.causal, scale=spec.scale)
     first = FirstPass(z.float(), lse.contiguous() * LOG2E, None, None)
     residual = norm_residual(launch, first.lse)
     if residual > TOLERANCE:
@@ -60,7 +60,7 @@ def norm_residual(launch: Launch, lse: Tensor) -> float:
     lse
         Normalisers in base 2.
     """
-    queries, scale = launch.q.shape[2], launch.variant.scale
+    queries, scale = launch.q.shape[2], launch.spec.scale
     assert scale is not None
     steps = torch.linspace(0, queries - 1, min(SAMPLE, queries), device=launch.q.device)
     rows = steps.long()

@@ -16,8 +16,6 @@ from headscope.kernels.triton.gathers import write_lines, write_panel
 from headscope.kernels.triton.launch import HIDDEN, Launch
 from headscope.kernels.triton.topk_rows import lead_rows
 
-NAMES = frozenset({"topk", "topk_key"})
-"""Statistics of this pass."""
 LARGEST_COUNT = 32
 """Largest k that is looked for among candidates; for more, all rows are ranked in full."""
 ROOM = 64
@@ -73,7 +71,7 @@ def run(
         Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
         a normaliser for sigmoid weights.
     names
-        Which statistics of ``NAMES``; others are not looked at.
+        Which statistics of this pass to compute.
     request
         How many, ``k``.
     configuration
@@ -98,7 +96,7 @@ def run(
     outputs = {}
     if "topk" in names:
         gap = values - lse[..., None]
-        weights = torch.sigmoid(gap * math.log(2)) if launch.variant.sigmoid else torch.exp2(gap)
+        weights = torch.sigmoid(gap * math.log(2)) if launch.spec.sigmoid else torch.exp2(gap)
         outputs["topk"] = weights.masked_fill_(hidden, float("nan"))
     if "topk_key" in names:
         outputs["topk_key"] = keys.float().masked_fill_(hidden, float("nan"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headscope.app.bench import context
-from headscope.kernels import memory
+from headscope.kernels.api import memory
 from headscope.kernels.errors import HeadscopeError
 
 

@@ -9,12 +9,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from headscope.app import loading
 from headscope.app.cli import app
-from headscope.app.job import analyze_run, open_run
+from headscope.app.dashboard import cache
+from headscope.app.pipeline import analyze_run, open_run
 from headscope.kernels.errors import HeadscopeError
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 OWN = "for naïve in ('😀', \"世界\"):\n    print(naïve)"
 
 
@@ -58,7 +58,7 @@ def test_analyses_run_or_say_which_words_they_lack(run_folder: Path) -> None:
 
 def test_the_dashboard_takes_any_text(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     analyze_run(open_run(run_folder), ("sinks",))
-    monkeypatch.setenv(loading.VARIABLE, str(run_folder))
+    monkeypatch.setenv(cache.VARIABLE, str(run_folder))
     monkeypatch.setattr("sys.argv", ["main.py"])
     screen = AppTest.from_file(MAIN, default_timeout=60).run()
     screen.text_area(key="text").set_value(OWN).run()

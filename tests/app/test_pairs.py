@@ -10,17 +10,18 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from headscope.app import cli, loading
+from headscope.app import cli
 from headscope.app.cli import app as commands
-from headscope.app.job import analyze_run, open_model, open_run
+from headscope.app.dashboard import cache
+from headscope.app.pipeline import analyze_run, open_model, open_run
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, pattern
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 
 
 def opened(run: Path, monkeypatch: pytest.MonkeyPatch, **link: str) -> AppTest:
-    monkeypatch.setenv(loading.VARIABLE, str(run))
+    monkeypatch.setenv(cache.VARIABLE, str(run))
     monkeypatch.setattr("sys.argv", ["main.py"])
     app = AppTest.from_file(MAIN, default_timeout=60)
     for field, value in link.items():

@@ -58,6 +58,22 @@ def test_imports_flow_in_one_direction(part: str) -> None:
             assert pieces[0] not in FORBIDDEN_LIBRARIES[part], f"{path}: imports {name}"
 
 
+FACE = {"api", "errors", "statistics"}
+"""What the other folders may import of the kernels; viz only errors."""
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "kernels"])
+def test_kernels_are_used_through_their_api(part: str) -> None:
+    for path in modules(part):
+        # The benchmark compares the engines themselves.
+        if path.parent.name == "bench":
+            continue
+        for name in imported(path):
+            pieces = name.split(".")
+            if pieces[:2] == ["headscope", "kernels"]:
+                assert pieces[2] in FACE, f"{path}: imports {name}; see kernels/api.py"
+
+
 def test_the_wheel_lists_every_package_of_the_tree() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {
@@ -94,7 +110,10 @@ def test_modules_are_nouns_and_short() -> None:
     [
         ("import headscope.analyses as a; a.names()", ("torch", "plotly", "transformer_lens")),
         ("import headscope.viz as v; v.names()", ("torch", "plotly", "transformers")),
-        ("import headscope.probes.tasks as t; t.names()", ("torch", "plotly", "transformer_lens")),
+        (
+            "import headscope.probes.prompts.tasks as t; t.names()",
+            ("torch", "plotly", "transformer_lens"),
+        ),
         (
             "from headscope.probes import load_model, capture",
             ("transformer_lens", "streamlit", "plotly"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from panel_inputs import Inputs
-from panel_tests import CHOICES, VARIANTS, variant
+from panel_tests import CHOICES, VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels import statistics
@@ -53,7 +53,7 @@ def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("length", [1, 63, 100, 300])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_statistic_in_every_variant(name: str, length: int, device: torch.device) -> None:
-    inputs = Inputs(**variant(name, length))
+    inputs = Inputs(**spec(name, length))
     check(inputs, on(device, inputs))
 
 

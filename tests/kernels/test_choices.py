@@ -79,9 +79,9 @@ def test_the_largest_link_is_found_in_every_way(draw: Any) -> None:
 def test_even_attention_spans_its_share_of_the_keys(share: float) -> None:
     # An exact multiple would hang on the last bit of the sum.
     wanted = share * VISIBLE
-    apart = (wanted - wanted.round()).abs() > 1e-6
+    keeps_logits = (wanted - wanted.round()).abs() > 1e-6
     found = even(("effective_span",), share=share)["effective_span"]
-    close(found[apart], wanted.ceil()[apart])
+    close(found[keeps_logits], wanted.ceil()[keeps_logits])
 
 
 def test_a_head_at_a_fixed_distance() -> None:

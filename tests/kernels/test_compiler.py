@@ -17,7 +17,9 @@ from headscope.kernels.attention import attend
 from headscope.kernels.compiled import compiler, library
 from headscope.kernels.errors import HeadscopeError
 
-EMPTY = "int sweep() {{ return 0; }} int room() {{ return 0; }} int bricks() {{ return 0; }}"
+EMPTY = " ".join(
+    f"int {name}() {{{{ return 0; }}}}" for name in ("sweep", "memory_bytes", "amx_available")
+)
 
 
 @pytest.fixture(autouse=True)

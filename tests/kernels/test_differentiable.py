@@ -69,10 +69,10 @@ def test_the_operator_is_one_step_of_a_compiled_function(draw: Any) -> None:
 def test_results_are_those_of_capture(draw: Any) -> None:
     inputs = draw(9)
     edits = WeightEdits(gate=torch.tensor([[0.5, 1.0, 2.0, 0.0]]))
-    variant = AttentionSpec(softcap=2.0, edits=edits)
+    spec = AttentionSpec(softcap=2.0, edits=edits)
     request = Request(stats=DIFFERENTIABLE, spans=inputs.request.spans)
-    expected = attend(inputs.q, inputs.k, inputs.v, request, variant)
-    got = attend_differentiable(inputs.q, inputs.k, inputs.v, request, variant)
+    expected = attend(inputs.q, inputs.k, inputs.v, request, spec)
+    got = attend_differentiable(inputs.q, inputs.k, inputs.v, request, spec)
     assert got.keys() == expected.keys()
     for name, one in expected.items():
         assert torch.equal(got[name], one), name
@@ -106,11 +106,11 @@ CONSTANTS: dict[str, Any] = {
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_get_no_gradient_in_silence(name: str, draw: Any) -> None:
     inputs = draw(9)
-    variant = CONSTANTS[name](torch.ones(4, requires_grad=True))
+    spec = CONSTANTS[name](torch.ones(4, requires_grad=True))
     with pytest.raises(HeadscopeError, match=rf"^{name}: .*{name}\.detach\(\)"):
-        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, variant)
+        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, spec)
     with torch.no_grad():
-        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, variant)
+        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, spec)
 
 
 @pytest.mark.parametrize("request_", [ENTROPY, Request(stats=())], ids=["ours", "fused"])

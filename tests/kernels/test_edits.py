@@ -147,11 +147,11 @@ SIGMOID = tuple(name for name in statistics.names() if not statistics.load(name)
 def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
     bias = torch.full((1, 1, 1, 1), -math.log(LENGTH))
-    variant = AttentionSpec(sigmoid=True, bias=bias, **options)
+    spec = AttentionSpec(sigmoid=True, bias=bias, **options)
     chosen = tuple(name for name in SIGMOID if name not in ("topk_key", "effective_span"))
     request = Request(stats=chosen, targets=inputs.request.targets, spans=inputs.request.spans)
-    dense = attend_dense(inputs.q, inputs.k, inputs.v, request, variant)
-    for name, values in attend(inputs.q, inputs.k, inputs.v, request, variant).items():
+    dense = attend_dense(inputs.q, inputs.k, inputs.v, request, spec)
+    for name, values in attend(inputs.q, inputs.k, inputs.v, request, spec).items():
         agree(name, values, dense[name])
     scores = inputs.q[0, 0] @ inputs.k[0, 0].T / math.sqrt(8) - math.log(LENGTH)
     seen = dense["pattern"][0, 0] > 0
@@ -172,9 +172,9 @@ def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) ->
 def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     inputs = draw(LENGTH)
     sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
-    request = Request(stats=("sink_mass", "pattern", "lse"))
+    request = Request(stats=("learned_sink_mass", "pattern", "lse"))
     with_sinks = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(sinks=sinks))
-    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["sink_mass"]
+    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["learned_sink_mass"]
     torch.testing.assert_close(total, torch.ones_like(total))
     # The same as a key of this logit and value 0, which every query sees.
     extra = torch.logaddexp(
@@ -201,8 +201,10 @@ def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
     start = 0
     for length in lengths:
         piece = slice(start, start + length)
-        apart = attend(*(one[:, :, piece] for one in (inputs.q, inputs.k, inputs.v)), request)
-        for name, values in apart.items():
+        keeps_logits = attend(
+            *(one[:, :, piece] for one in (inputs.q, inputs.k, inputs.v)), request
+        )
+        for name, values in keeps_logits.items():
             torch.testing.assert_close(together[name][:, :, piece], values, equal_nan=True)
         start += length
 
@@ -306,8 +308,8 @@ def test_edits_combine(draw: Any, agree: Any) -> None:
         recent=torch.tensor([9, 0, 4, 0]),
         temperature=temperature,
     )
-    variant = AttentionSpec(bias=bias * temperature[:, None, None], edits=alone)
-    expected = attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, variant)
+    spec = AttentionSpec(bias=bias * temperature[:, None, None], edits=alone)
+    expected = attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, spec)
     both = AttentionSpec(edits=one.then(other))
     for name, values in attend(inputs.q, inputs.k, inputs.v, PATTERN, both).items():
         torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-5)

@@ -64,20 +64,24 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
     )
     visible = visible_mask(queries, keys, causal, window, mask)
     seen = visible.sum(dim=1)
-    alive = seen > 0
-    seers = visible.sum(dim=0)
+    valid_queries = seen > 0
+    query_counts = visible.sum(dim=0)
 
-    assert torch.equal(result["entropy"][0, 0].isnan(), ~alive)
-    entropy = result["entropy"][0, :, alive]
+    assert torch.equal(result["entropy"][0, 0].isnan(), ~valid_queries)
+    entropy = result["entropy"][0, :, valid_queries]
     assert (entropy >= 0).all()
-    assert (entropy <= seen[alive].log() + 1e-5).all()
-    assert (result["max_weight"][0, :, alive] >= 1 / seen[alive] - 1e-6).all()
+    assert (entropy <= seen[valid_queries].log() + 1e-5).all()
+    assert (result["max_weight"][0, :, valid_queries] >= 1 / seen[valid_queries] - 1e-6).all()
     weights = result["pattern"][0]
     assert (weights[:, ~visible].nan_to_num() == 0).all()
-    torch.testing.assert_close(weights[:, alive].sum(dim=-1), torch.ones(4, int(alive.sum())))
-    total = (result["received"][0].nan_to_num() * seers).sum(dim=-1)
-    torch.testing.assert_close(total, torch.full((4,), float(alive.sum())), rtol=1e-5, atol=1e-5)
-    assert torch.equal(result["received"][0, 0].isnan(), seers == 0)
+    torch.testing.assert_close(
+        weights[:, valid_queries].sum(dim=-1), torch.ones(4, int(valid_queries.sum()))
+    )
+    total = (result["received"][0].nan_to_num() * query_counts).sum(dim=-1)
+    torch.testing.assert_close(
+        total, torch.full((4,), float(valid_queries.sum())), rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(result["received"][0, 0].isnan(), query_counts == 0)
     rows = result["pooled_mean"][0].sum(dim=-1)
     torch.testing.assert_close(rows[~rows.isnan()], torch.ones(int((~rows.isnan()).sum())))
     scores = (inputs.q[0] * 8**-0.5) @ inputs.k[0].repeat_interleave(4 // shape["kv_heads"], 0).mT

@@ -10,7 +10,7 @@ import torch
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import see
+from headscope.kernels.dense import visible_keys
 from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.request import Request
 from headscope.kernels.triton import plan
@@ -46,19 +46,19 @@ def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(
 ) -> None:
     queries, keys, options = CASES[name]
     q, k = torch.zeros(2, 1, queries, 8), torch.zeros(2, 1, keys, 8)
-    variant = AttentionSpec(**options)
-    launch = Launch(q, k, k, variant.fit(q, k))
-    position = torch.arange(queries) + (keys - queries if variant.causal else 0)
-    mask = variant.key_mask
+    spec = AttentionSpec(**options)
+    launch = Launch(q, k, k, spec.fit(q, k))
+    position = torch.arange(queries) + (keys - queries if spec.causal else 0)
+    mask = spec.key_mask
     everything = torch.ones(2, keys, dtype=torch.bool)
     sequence = torch.zeros(keys, dtype=torch.long)
-    if variant.lengths is not None:
-        sequence = torch.repeat_interleave(torch.tensor(variant.lengths))
-    visible = see(variant, position, everything if mask is None else mask, sequence)[:, 0]
+    if spec.lengths is not None:
+        sequence = torch.repeat_interleave(torch.tensor(spec.lengths))
+    visible = visible_keys(spec, position, everything if mask is None else mask, sequence)[:, 0]
     # Order and window alone: what an unmasked tile takes for granted.
-    ordered = see(AttentionSpec(**{**options, "key_mask": None}), position, everything, sequence)[
-        :, 0
-    ]
+    ordered = visible_keys(
+        AttentionSpec(**{**options, "key_mask": None}), position, everything, sequence
+    )[:, 0]
     bounds = launch.bounds(rows, columns)
     assert bounds.shape == (2, -(-queries // rows), 4)
     for batch in range(2):

@@ -17,7 +17,7 @@ from headscope.kernels.request import Request
 TOLD = (
     "z", "lse", "entropy", "max_weight", "first_mass", "recent_mass", "offset_mass", "span_mass",
     "value_mass", "distance", "distance_variance", "received", "received_max", "pooled_mean",
-    "pooled_max", "received_later", "received_last", "sink_mass",
+    "pooled_max", "received_later", "received_last", "learned_sink_mass",
 )  # fmt: skip
 """What fused attention can tell."""
 ROWS = ("topk", "topk_key", "effective_span", "distance_hist", "entropy", "distance_variance")

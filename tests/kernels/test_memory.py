@@ -64,7 +64,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
 def test_no_tensor_of_queries_by_keys(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     largest = []
     for length in (1024, 2048):
         with LargestTensor() as mode:
@@ -97,7 +97,7 @@ def attributed(length: int, **options: Any) -> None:
 def test_no_such_tensor_for_gradients(
     work: Callable[..., None], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     for length in (1024, 2048):
         with LargestTensor() as mode:
             work(length, **options)
@@ -147,7 +147,7 @@ def strided_forth_and_back(length: int) -> None:
 def test_peak_memory_grows_linearly(
     work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     short, long = (peak_bytes(work, length, tmp_path) for length in (1024, 2048))
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short

@@ -92,8 +92,8 @@ class Case:
         given = {"queries": length, "value_size": 5, **variants(length)[name]}
         inputs = draw(**given)
         self.q, self.k, self.v, _ = inputs
-        self.variant = AttentionSpec(**inputs.options)
-        self.maps = attend_dense(self.q, self.k, self.v, PATTERN, self.variant)["pattern"]
+        self.spec = AttentionSpec(**inputs.options)
+        self.maps = attend_dense(self.q, self.k, self.v, PATTERN, self.spec)["pattern"]
         self.maps = self.maps.nan_to_num()
         batch, heads, queries, keys = self.maps.shape
         self.logit = 64.0 * 20 if name == "sharp" else 12.0
@@ -101,7 +101,7 @@ class Case:
         self.r = noise(batch, heads, queries, vectors, seed=1)
         self.dz = noise(batch, heads, queries, 5, seed=2).to(self.q.dtype)
         self.clean = {"x": self.x.double(), "r": self.r.double(), "v": self.v.double()}
-        mask = self.variant.key_mask
+        mask = self.spec.key_mask
         if mask is not None:
             hidden = ~mask[:, None, :, None]
             for name in ("x", "v"):
@@ -116,7 +116,7 @@ class Case:
 
     @property
     def call(self) -> tuple[Tensor, Tensor, AttentionSpec]:
-        return self.q, self.k, self.variant
+        return self.q, self.k, self.spec
 
 
 NAMES = list(variants(63))
@@ -151,10 +151,10 @@ def test_heads_added_or_alike(name: str, case: Any, agree: Any) -> None:
         agree("pull", pull(x, *one.call), one.maps @ clean_x, logit=one.logit)
         agree("push", push(r, *one.call), one.maps.mT @ clean_r, logit=one.logit)
         pulled, pushed = pull(x, *one.call, heads=factors), push(r, *one.call, heads=factors)
-        apart = (one.maps @ clean_x) * factors.view(4, 1, 1)
-        agree("pull", pulled, apart.sum(dim=1, keepdim=True), logit=one.logit)
-        apart = (one.maps.mT @ clean_r) * factors.view(4, 1, 1)
-        agree("push", pushed, apart.sum(dim=1, keepdim=True), logit=one.logit)
+        keeps_logits = (one.maps @ clean_x) * factors.view(4, 1, 1)
+        agree("pull", pulled, keeps_logits.sum(dim=1, keepdim=True), logit=one.logit)
+        keeps_logits = (one.maps.mT @ clean_r) * factors.view(4, 1, 1)
+        agree("push", pushed, keeps_logits.sum(dim=1, keepdim=True), logit=one.logit)
         if shared:
             agree("pull", pulled, total @ clean_x, logit=one.logit)
             agree("push", pushed, total.mT @ clean_r, logit=one.logit)
@@ -164,7 +164,7 @@ def slopes_of(one: Case) -> Tensor:
     """Differentiate the loss Σ dz · z in every weight, with gates in z, by autograd."""
     weights = one.maps.clone().requires_grad_(True)
     values = one.clean["v"].repeat_interleave(4 // one.v.shape[1], dim=1)
-    edits = one.variant.edits
+    edits = one.spec.edits
     gate = torch.ones(1, 4) if edits is None or edits.gate is None else edits.gate
     z = (weights @ values) * gate.double()[..., None, None]
     loss = (z * one.dz.double().nan_to_num()).sum()
@@ -187,7 +187,7 @@ def test_the_gradient_is_that_of_autograd(name: str, positive: bool, case: Any, 
 def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw: Any, agree: Any) -> None:
     one = Case(draw, "causal", 40)
     plain = one.maps @ one.clean["x"]
-    one.variant = AttentionSpec(edits=WeightEdits(gate=torch.tensor([[0.0, 1.0, -2.0, 0.5]])))
+    one.spec = AttentionSpec(edits=WeightEdits(gate=torch.tensor([[0.0, 1.0, -2.0, 0.5]])))
     agree("pull", pull(one.x, *one.call), plain, logit=12.0)
     shares = (one.maps * slopes_of(one)).clamp_min(0.0)
     pulled = pull(one.x, *one.call, gradient=Gradient(one.v, one.dz))
@@ -197,7 +197,7 @@ def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw: Any, agree: Any)
 def test_signed_shares_add_up_to_the_loss(case: Any) -> None:
     """Σ_ij P_ij ∂L/∂P_ij is dz · z: what each query says of the loss."""
     one = case("window")
-    z = attend(one.q, one.k, one.v, Request(stats=()), one.variant)["z"]
+    z = attend(one.q, one.k, one.v, Request(stats=()), one.spec)["z"]
     ones = torch.ones(2, 1, 63, 1)
     shares = pull(ones, *one.call, gradient=Gradient(one.v, one.dz, positive=False))
     torch.testing.assert_close(shares[..., 0], (z * one.dz).sum(-1), rtol=1e-5, atol=1e-5)
@@ -228,10 +228,10 @@ def test_one_direction_is_the_adjoint_of_the_other(shape: dict[str, Any], draw: 
     mask, real = torch.ones(2, keys, dtype=torch.bool), torch.ones(2, queries, dtype=torch.bool)
     if shape["masked"]:
         mask[0, ::3] = False
-    variant = AttentionSpec(
+    spec = AttentionSpec(
         causal=shape["causal"], window=shape["window"], key_mask=mask, query_mask=real
     )
-    call = inputs.q, inputs.k, variant
+    call = inputs.q, inputs.k, spec
     heads = 1 if shape["shared"] else 4
     x = noise(2, heads, keys, shape["vectors"])
     r = noise(2, heads, queries, shape["vectors"], seed=3)
@@ -242,23 +242,25 @@ def test_one_direction_is_the_adjoint_of_the_other(shape: dict[str, Any], draw: 
     if shape["weighted"]:
         factors = noise(4)
         together = push(r, *call, heads=factors)
-        apart = (pushed * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
-        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
+        keeps_logits = (pushed * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
+        torch.testing.assert_close(together, keeps_logits, rtol=1e-5, atol=1e-4)
     # Rows sum to one wherever a query sees a key.
     sums = pull(torch.ones(2, 1, keys, 1), *call)[..., 0]
-    alive = attend(inputs.q, inputs.k, inputs.v, Request(stats=("lse",)), variant)["lse"].isfinite()
-    torch.testing.assert_close(sums, alive.float(), rtol=1e-6, atol=2e-6)
+    valid_queries = attend(inputs.q, inputs.k, inputs.v, Request(stats=("lse",)), spec)[
+        "lse"
+    ].isfinite()
+    torch.testing.assert_close(sums, valid_queries.float(), rtol=1e-6, atol=2e-6)
 
 
 def test_sums_of_rows_and_columns_are_those_of_the_capture(case: Any) -> None:
     one = case("sinks")
-    request = Request(stats=("sink_mass", "received"))
-    found = attend(one.q, one.k, one.v, request, one.variant)
+    request = Request(stats=("learned_sink_mass", "received"))
+    found = attend(one.q, one.k, one.v, request, one.spec)
     ones = torch.ones(2, 1, 63, 1)
     rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
-    torch.testing.assert_close(rows, 1 - found["sink_mass"], rtol=1e-5, atol=1e-6)
-    seers = torch.arange(63, 0, -1)
-    torch.testing.assert_close(columns, found["received"] * seers, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows, 1 - found["learned_sink_mass"], rtol=1e-5, atol=1e-6)
+    query_counts = torch.arange(63, 0, -1)
+    torch.testing.assert_close(columns, found["received"] * query_counts, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
@@ -297,15 +299,15 @@ def test_the_cut_into_panels_does_not_matter(
         lambda: push(one.r, *one.call, heads=factors),
     ]
     usual = [call() for call in calls]
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", elements)
     for call, before in zip(calls, usual, strict=True):
         torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
 
 
 def test_the_number_of_threads_never_shows(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = case("no head shares k", 150)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.PANEL_ELEMENTS", 1 << 10)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 10)
     factors = noise(4)
     alone = push(one.r, *one.call, heads=factors), pull(one.x, *one.call)
     for threads in (2, 3):
@@ -329,7 +331,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
     case: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = case("causal", 150)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 32)
     done: list[slice] = []
     weigh = Product.weigh
 

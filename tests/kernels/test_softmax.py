@@ -29,11 +29,9 @@ VARIANTS = {
 SIGMOID = AttentionSpec(sigmoid=True)
 
 
-def capture(
-    inputs: Any, variant: AttentionSpec, stats: tuple[str, ...] = STATS
-) -> dict[str, Tensor]:
+def capture(inputs: Any, spec: AttentionSpec, stats: tuple[str, ...] = STATS) -> dict[str, Tensor]:
     request = Request(stats=stats, tile=16, k=3)
-    found = attend(inputs.q, inputs.k, inputs.v, request, variant, engine="panels")
+    found = attend(inputs.q, inputs.k, inputs.v, request, spec, engine="panels")
     return {name: values.nan_to_num(-1.0) for name, values in found.items()}
 
 
@@ -84,14 +82,14 @@ def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
     draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[bool] = []
-    turn = softmax.Softmax.turn
+    normalize = softmax.Softmax.normalize
 
     def watched(self: softmax.Softmax, *given: Any, sharp: bool = False) -> Any:
         tries.append(sharp)
-        return turn(self, *given, sharp=sharp)
+        return normalize(self, *given, sharp=sharp)
 
-    monkeypatch.setattr(softmax.Softmax, "turn", watched)
-    monkeypatch.setattr("headscope.kernels.panels.row_panels.ROWS", 32)
+    monkeypatch.setattr(softmax.Softmax, "normalize", watched)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 32)
     inputs = draw(128, sigma=64.0)
     # The last panel is blunt: it is found out once, and would be forgotten with the next.
     inputs.q[:, :, 96:] /= 1000.0
@@ -103,21 +101,21 @@ def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
 
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
-@pytest.mark.parametrize("variant", [AttentionSpec(), SIGMOID], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("spec", [AttentionSpec(), SIGMOID], ids=["softmax", "sigmoid"])
 def test_logits_that_were_overwritten_are_made_again(
-    variant: AttentionSpec, sigma: float, draw: Any
+    spec: AttentionSpec, sigma: float, draw: Any
 ) -> None:
     inputs = draw(100, sigma=sigma)
-    panels = Panels(inputs.q, inputs.k, inputs.v, variant.fit(inputs.q, inputs.k), engine="panels")
+    panels = Panels(inputs.q, inputs.k, inputs.v, spec.fit(inputs.q, inputs.k), engine="panels")
     kept = replace(panels, reductions=frozenset({"weights", "logits"}))
-    assert [one.apart for one in (panels, kept)] == [False, True]
+    assert [one.keeps_logits for one in (panels, kept)] == [False, True]
     seen: list[list[Tensor]] = [[], []]
     for one, found in zip((panels, kept), seen, strict=True):
-        one.each(
+        one.for_each_part(
             lambda part, filled, found=found: found.extend(
                 part
                 for panel in filled
-                for part in (panel.weights.clone(), panel.peak, panel.logits.clone())
+                for part in (panel.weights.clone(), panel.max_logit, panel.logits.clone())
             )
         )
     assert len(seen[0]) == 2 * 3

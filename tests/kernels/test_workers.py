@@ -12,16 +12,17 @@ import torch
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.panels import panels
-from headscope.kernels.panels.row_panels import Panels, Part
-from headscope.kernels.panels.workers import share
+from headscope.kernels.panels import plan
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.panels.workers import run_in_threads
 from headscope.kernels.request import Request
 
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Cut small panels; the threads that captured a part, with their number of torch threads."""
-    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(plan, "PANEL_ELEMENTS", 1 << 12)
     seen: set[tuple[int, int]] = set()
     fill = Panels.fill
     both = threading.Barrier(2, timeout=60)
@@ -75,7 +76,7 @@ def test_threads_work_on_padding_and_in_inference_mode(
 
 
 def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(plan, "PANEL_ELEMENTS", 1 << 12)
     begun: list[Part] = []
     fill = Panels.fill
 
@@ -115,7 +116,7 @@ def test_tasks_after_a_failure_are_dropped() -> None:
             done.append(task)
 
     with pytest.raises(ValueError, match="planted"):
-        share(range(100_000), work, workers=2)
+        run_in_threads(range(100_000), work, workers=2)
     assert len(done) < 99_999
 
 
@@ -125,8 +126,8 @@ def test_one_task_stays_in_the_thread_of_the_caller() -> None:
     def work(tasks: Iterator[int]) -> None:
         threads.extend(threading.get_ident() for _ in tasks)
 
-    share([1], work, workers=4)
-    share([1, 2], work, workers=1)
+    run_in_threads([1], work, workers=4)
+    run_in_threads([1, 2], work, workers=1)
     assert threads == [threading.get_ident()] * 3
 
 

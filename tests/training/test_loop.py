@@ -23,7 +23,7 @@ class SmallStory(StoryRecipe):
     """Three rows a step."""
 
     def draw(self, step: int) -> Batch:
-        return Batch(*(part[:3] for part in super().draw(step)))
+        return super().draw(step).rows(slice(3))
 
 
 class SmallPython(PythonRecipe):
@@ -37,7 +37,7 @@ class SmallPython(PythonRecipe):
         self.stream = torch.arange(4000) % 3071 + 1
 
     def draw(self, step: int) -> Batch:
-        return Batch(*(part[:3] for part in super().draw(step)))
+        return super().draw(step).rows(slice(3))
 
 
 class ShortInduction(InductionRecipe):
@@ -93,8 +93,7 @@ def test_two_processes_average_the_gradients_of_their_rows(tmp_path: Path) -> No
     model = recipe.build()
     batch = recipe.draw(0)
     for rank in range(2):
-        part = Batch(batch.ids[rank::2], batch.weights[rank::2])
-        (recipe.loss(model, part)[0] / 2).backward()
+        (recipe.loss(model, batch.rows(slice(rank, None, 2)))[0] / 2).backward()
     recipe.limit_gradients(model)
     for optimizer, factor in recipe.optimizers(model):
         optimizer.param_groups[0]["lr"] = factor * recipe.rate_at(0)

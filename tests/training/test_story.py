@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from headscope.probes import tasks
+from headscope.probes.prompts import tasks
 from headscope_training.story.phases import PHASES
 from headscope_training.story.recipe import RECIPE, hidden_states, rotation
 from headscope_training.story.rows import FILL, RowSource, rows

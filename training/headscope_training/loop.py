@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
 from headscope_training.checkpoint import CHECKPOINT, resume, save, snapshot_file, write_weights
-from headscope_training.recipe import Batch, Recipe
+from headscope_training.recipe import Recipe
 
 LOG_EVERY = 25
 
@@ -78,7 +78,7 @@ def _run(
     began = time.monotonic()
     losses = defaultdict[str, list[float]](list)
     while step < last:
-        batch = Batch(*(part[rank::processes] for part in recipe.draw(step)))
+        batch = recipe.draw(step).rows(slice(rank, None, processes))
         mean, parts = recipe.loss(model, batch)
         mean.backward()  # type: ignore[no-untyped-call]
         if processes > 1:

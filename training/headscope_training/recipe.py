@@ -36,6 +36,10 @@ class Batch(NamedTuple):
     weights: Tensor
     kinds: Sequence[str] = ()
 
+    def rows(self, chosen: slice) -> Batch:
+        """Some of the rows."""
+        return Batch(self.ids[chosen], self.weights[chosen], self.kinds[chosen])
+
 
 class Recipe(ABC):
     """How one model is made; everything is seeded, so a step draws the same rows every time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -11,7 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from headscope.probes.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 
 SPECIAL = ("<bos>", "<pad>", "<unk>")
 # Runs of letters, pairs of digits and single signs, so ``1732`` is ``17 32``.
@@ -40,7 +41,7 @@ def write_word_tokenizer(out: Path) -> None:
     wrapped.save_pretrained(out)
 
 
-def llama_config(**sizes: int) -> LlamaConfig:
+def llama_config(**sizes: Any) -> LlamaConfig:
     """A Llama of these words with heads of 32."""
     return LlamaConfig(
         vocab_size=len(vocabulary()),

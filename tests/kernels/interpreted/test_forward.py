@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from panel_tests import VARIANTS, variant
+from panel_tests import VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels.attention import attend
@@ -24,7 +24,7 @@ from headscope.kernels.triton.launch import LOG2E, Launch, Terms
 from headscope.kernels.triton.plan import ways
 from headscope.kernels.weight_edits import WeightEdits
 
-ROWS = ("lse", "max_weight", "entropy", "sink_mass")
+ROWS = ("lse", "max_weight", "entropy", "learned_sink_mass")
 REQUEST = Request(stats=ROWS)
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Rounding of weights before their product with values."""
@@ -71,7 +71,7 @@ def result_of(inputs: Any, options: AttentionSpec, request: Request = REQUEST) -
     + [(name, 63) for name in ("causal", "window", "padded left and right", "packed", "bfloat16")],
 )
 def test_forward_agrees_with_dense_float64(name: str, length: int, draw: Any) -> None:
-    inputs = draw(**variant(name, length))
+    inputs = draw(**spec(name, length))
     options = AttentionSpec(**inputs.options)
     check(
         result_of(inputs, options),
@@ -100,7 +100,7 @@ def spread(tensor: Tensor, layout: str) -> Tensor:
 @pytest.mark.parametrize("name", ["causal", "padded left and right"])
 def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
     # Head sizes that are no powers of two, and a value size of its own, as in MLA.
-    inputs = draw(**variant(name, 100) | {"size": 24, "value_size": 40, "dtype": torch.float16})
+    inputs = draw(**spec(name, 100) | {"size": 24, "value_size": 40, "dtype": torch.float16})
     options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
     for field in ("q", "k", "v"):
@@ -110,7 +110,7 @@ def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
 def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
-    inputs = draw(**variant("padded left and right", 63))
+    inputs = draw(**spec("padded left and right", 63))
     options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
     padding = ~inputs.options["key_mask"]
@@ -131,7 +131,7 @@ TILES = [
 def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(
     name: str, tiles: Configuration, draw: Any
 ) -> None:
-    inputs = draw(**variant(name, 100) | {"batch": 1, "heads": 2, "kv_heads": 1})
+    inputs = draw(**spec(name, 100) | {"batch": 1, "heads": 2, "kv_heads": 1})
     inputs.options = {
         key: value[:2] if key == "sinks" else value for key, value in inputs.options.items()
     }
@@ -183,7 +183,7 @@ def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
 
 def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
     length = 100
-    inputs = draw(**variant("padded left and right", length))
+    inputs = draw(**spec("padded left and right", length))
     fixed = torch.rand(1, 4, length, length).tril() + torch.eye(length)
     fixed /= fixed.sum(dim=-1, keepdim=True)
     fixed[:, 1] = torch.nan
@@ -206,7 +206,7 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     field, step, name = MUTANTS[mutant]
-    inputs = draw(**variant(name, 63))
+    inputs = draw(**spec(name, 63))
     options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
     right = Launch.terms.func  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from headscope.probes.places import step_of, variants
+from headscope.probes.models.model_source import step_of, variants
 from headscope_training.evaluation import Heads, head_scores, predict_next, without
 from headscope_training.induction.rows import repeated, text
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from headscope.probes.library import LibraryFile, read_library
+from headscope.probes.prompts.library import LibraryFile, read_library
 from headscope_training.evaluation import (
     Heads,
     draw_other_heads,

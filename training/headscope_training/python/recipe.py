@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from headscope.probes.library import read_library
+from headscope.probes.prompts.library import read_library
 from headscope_training.python.tokenizer import SIZE, train_tokenizer, write_tokenizer
 from headscope_training.recipe import Batch, Phase, Recipe, causal_mask, random_repeats
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from headscope.probes import tasks
-from headscope.probes.tokens import Encoded, encode
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.tokens import Encoded, encode
 from headscope_training.evaluation import Heads, draw_other_heads, lowest, to_json, without
 
 SEED = 9_001

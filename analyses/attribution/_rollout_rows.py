@@ -1,0 +1,82 @@
+"""Rows of rollout from queries and keys, layer by layer: no map is ever whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headscope.kernels.api import AttentionSpec, Request, attend, pull, push
+from headscope.kernels.errors import NotApplicable
+
+TOLERANCE = 1e-3
+
+
+def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArray[np.float64]:
+    """Take output positions through the mixed maps of all layers, last layer first (row, key).
+
+    Heads are averaged and the residual stream is mixed in, ``Â = rownorm(mean_h A + I)``.
+
+    Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
+    """
+    length = int(capture["length"].values[prompt])
+    rows = torch.zeros(1, 1, length, len(positions))
+    for number, position in enumerate(positions):
+        rows[0, 0, position, number] = 1.0
+    heads = capture.sizes["head"]
+    for layer in reversed(range(capture.sizes["layer"])):
+        one = capture.isel(layer=layer, prompt=prompt)
+        q, k, variant = _call(one, length)
+        _check(one, q, k, variant)
+        mean = torch.full((heads,), 1 / heads)
+        rows = rows / (1 + _sums(q, k, variant, mean))
+        rows = rows + push(rows, q, k, variant, heads=mean)
+    return rows[0, 0].T.double().numpy()
+
+
+def _sums(q: Tensor, k: Tensor, variant: AttentionSpec, mean: Tensor) -> Tensor | float:
+    """Sum the rows of the mean map: to 1, unless a learned sink takes its share."""
+    if variant.sinks is None:
+        return 1.0
+    return pull(torch.ones(1, 1, k.shape[2], 1), q, k, variant, heads=mean)
+
+
+def _call(
+    one: xr.Dataset, length: int
+) -> tuple[Float[Tensor, "1 head key size"], Float[Tensor, "1 head key size"], AttentionSpec]:
+    q = one["q"].transpose("head", "query", "size").values[:, :length]
+    k = one["k"].transpose("kv_head", "key", "size").values[:, :length]
+    place = {int(name): row for row, name in enumerate(one["kv_head"].values)}
+    k = k[[place[int(group)] for group in one["kv_group"].values]]
+    window, softcap = float(one["window"]), float(one["softcap"])
+    sinks = one["sink_logit"].values if "sink_logit" in one.coords else np.full(len(q), np.nan)
+    slopes = one["alibi_slope"].values if "alibi_slope" in one.coords else None
+    variant = AttentionSpec(
+        scale=float(one["logit_scale"]),
+        causal=bool(one["causal"]),
+        window=None if np.isnan(window) else int(window),
+        softcap=None if np.isnan(softcap) else softcap,
+        slopes=None if slopes is None else torch.from_numpy(slopes),
+        sinks=None if np.isnan(sinks).any() else torch.from_numpy(sinks),
+    )
+    return torch.from_numpy(np.ascontiguousarray(q))[None], torch.from_numpy(k)[None], variant
+
+
+def _check(one: xr.Dataset, q: Tensor, k: Tensor, variant: AttentionSpec) -> None:
+    """Refuse weights that something else than q and k went into: the captured lse would differ."""
+    # The last query with all keys is a text of its own, in causal order alone.
+    some = slice(-1 if variant.causal else 0, None)
+    found = attend(q[:, :, some], k, k[..., :1], Request(stats=("lse",)), variant)["lse"][0]
+    lse = one["lse"].transpose("head", "query").values[:, : q.shape[2]][:, some]
+    off = np.abs(found.numpy() - lse).max(axis=1)
+    if off.max() > TOLERANCE:
+        head = int(one["head"].values[int(off.argmax())])
+        raise NotApplicable(
+            f"capture: the weights of L{int(one['layer'])}H{head} do not follow from its q and k; "
+            "capture without edits of the weights"
+        )
