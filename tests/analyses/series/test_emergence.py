@@ -12,7 +12,7 @@ from headscope.analyses.series import emergence, timeline
 from headscope.probes import checkpoints, load_model
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
-from headscope_training.evaluation import predict_next, without
+from headscope_training.evaluation import head_scores, predict_next, without
 from headscope_training.induction import evaluation
 
 SERIES = "headscope/induction"
@@ -143,6 +143,6 @@ def test_scores_are_those_of_eager_maps(types: xr.Dataset) -> None:
     )
     rows = torch.tensor([model.encode(" ".join(one.words)) for one in task.prompts])
     assert rows.shape[1] == 2 * evaluation.PERIOD + 1
-    expected = evaluation.kinds(evaluation.load(folder(SERIES), "step400"), rows)
+    expected = head_scores(evaluation.load(folder(SERIES), "step400"), rows)
     found = types["induction"].sel(checkpoint="step400")
     np.testing.assert_allclose(found, expected["induction"], atol=1e-4)
