@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
     from headscope.probes.storage.run_folder import Run
 
-# Written by the analyses in front of a conclusion that must not be overlooked.
-ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE|WARNING)\b")
+# Verdicts that must not be overlooked.
+DOUBTFUL = ("disagreement", "too_few")
 PROVENANCE = (
     "model", "revision", "architecture", "attention", "dtype", "task", "seed", "n_prompts",
     "prompts_sha256", "stats", "convention", "headscope",
@@ -140,6 +139,11 @@ def compose(
     return page.page(title, body, "" if beside else get_plotlyjs(), beside)
 
 
+def doubtful(result: xr.Dataset) -> bool:
+    """Tell whether a result contradicts another number, or rests on too few prompts."""
+    return result.attrs.get("verdict") in DOUBTFUL
+
+
 def section(name: str, result: xr.Dataset) -> Iterator[str]:
     """Yield the parts of one analysis: what it is, what it says, figures, options."""
     known = name in analyses.names()
@@ -150,7 +154,7 @@ def section(name: str, result: xr.Dataset) -> Iterator[str]:
         if result.attrs.get(key):
             words = str(result.attrs[key])
             said = f"Not run: {words}" if key == "skipped" else words
-            yield page.note(inline(said), warn=key == "skipped" or bool(ALARM.search(words)))
+            yield page.note(inline(said), warn=key == "skipped" or doubtful(result))
     shown = viz.variables(result)
     if "skipped" in result.attrs and not shown:
         return

@@ -163,7 +163,7 @@ def test_names_of_others_cannot_become_code(tmp_path: Path, monkeypatch) -> None
 
 def test_what_is_missing_is_said_and_null_in_json(tmp_path: Path, monkeypatch) -> None:
     grid = xr.DataArray([[0.5, np.nan]], dims=("layer", "head"), attrs={"units": "share"})
-    notes = {"note": "DISAGREEMENT: the two differ.", "skipped": "no tokenizer"}
+    notes = {"verdict": "disagreement", "note": "The two differ.", "skipped": "no tokenizer"}
     result = xr.Dataset({"x": grid}, attrs=notes)
     path = build.write(fake(tmp_path, result, monkeypatch))
     assert path.read_text(encoding="utf-8").count('class="note warn"') == 2
