@@ -100,7 +100,8 @@ def test_joined_verdicts_keep_the_more_severe_state() -> None:
 )
 def test_a_verdict_on_two_losses_ends_the_note_of_the_result(less, state) -> None:
     verdict = compare_losses(np.array(less), np.array([2.0, 2.1])[: len(less)], 0, "1 and 2 nats.")
-    result = Results(xr.Dataset()).dataset(verdict=verdict, note="Two heads.")
+    capture = xr.Dataset(coords={"layer": [0]})
+    result = Results(capture).dataset(verdict=verdict, note="Two heads.")
     assert result.attrs["verdict"] == verdict.state == state
     assert result.attrs["note"].startswith("Two heads. ")
     assert result.attrs["note"].endswith(": 1 and 2 nats.")
