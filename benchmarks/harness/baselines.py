@@ -1,95 +1,159 @@
-"""Contenders: headscope and what people use instead, from the same queries, keys and values."""
+"""Baselines: headscope and what people use instead, from the same queries, keys and values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from harness import triton_passes
+from harness.shapes import COLUMNS, cpu_shape, request
+from harness.timing import Call
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headscope.app.bench.clock import Call
 from headscope.kernels import attention
 from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
-
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "rows": ("lse", "max_weight"),
-    "entropy": ("entropy", "first_mass"),
-    "columns": ("received", "pooled_mean"),
-    "histogram": ("distance_hist",),
-    "top8": ("topk", "topk_key"),
-}
-"""Statistics that each column of the benchmark adds to those before it; ``z`` is in all."""
 
 ENGINES: dict[str, Any] = {"headscope": "auto", "panels": "panels"}
-"""Engines of ``attend`` by the name of the contender."""
-
+"""Engines of ``attend`` on a CPU, by the name that results have."""
 CAPTURES = tuple(f"{engine}/{column}" for engine in ENGINES for column in COLUMNS)
 OTHERS = ("eager", "eager_statistics", "bridge")
 FLEX = ("flex_aux", "flex")
 """In this order: where the first cannot be compiled, whatever was compiled before would run eagerly
 from then on, with N×N matrices and without a word."""
+MODEL = ("forward", "capture", "bridge_cache")
+"""A whole model: alone, captured, and with a bridge's cache."""
 ATTENTION = ("sdpa", *CAPTURES, *OTHERS)
-SIZE = 64
-TILES = 64
+STOCK = {
+    "sdpa": None,
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+"""Torch's fused attention: as it chooses itself, which is the base, and two of its kernels."""
+GPU_CAPTURES = tuple(f"triton/{column}" for column in COLUMNS)
+GPU = (
+    *STOCK,
+    "flex_aux",
+    *triton_passes.FORWARD,
+    *triton_passes.SECOND,
+    *GPU_CAPTURES,
+    *triton_passes.PLANS,
+)
 
 Result = dict[str, Tensor]
+Maker = Callable[[str, Tensor, Tensor, Tensor], Call]
 
 
-def attention_inputs(length: int, heads: int, sigma: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw q, k and v (1, head, token, 64); logits have the standard deviation ``sigma``."""
-    draw = torch.Generator().manual_seed(length)
-    q, k, v = (torch.randn(1, heads, length, SIZE, generator=draw) for _ in range(3))
-    return q * sigma, k, v
+def make(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
+    """Prepare a baseline, or headscope, on queries, keys and values.
 
+    Parameters
+    ----------
+    name
+        One of ``ATTENTION``, ``FLEX`` or ``GPU``.
+    q, k, v
+        Tensors (batch, head, token, size); ``bridge`` takes one text and no fewer KV heads.
 
-def cumulated(column: str) -> tuple[str, ...]:
-    """List the statistics of a column, with those of the columns before it.
+    Returns
+    -------
+    A call without arguments; it returns what the baseline computes, by name.
 
-    Examples
-    --------
-    >>> cumulated("entropy")
-    ('lse', 'max_weight', 'entropy', 'first_mass')
+    Raises
+    ------
+    Refused
+        When this machine cannot run it; the message says why.
     """
-    upto = list(COLUMNS).index(column) + 1
-    return tuple(name for stats in list(COLUMNS.values())[:upto] for name in stats)
+    engine, _, column = name.partition("/")
+    attend: Callable[..., Result]
+    if name in STOCK:
+        attend = partial(_sdpa, backend=STOCK[name])
+    elif name in (*CAPTURES, *GPU_CAPTURES):
+        attend = partial(_capture, engine=ENGINES.get(engine, engine), column=column)
+    elif name in FLEX:
+        attend = _flex(q, k, v, aux=name == "flex_aux")
+    elif name == "bridge":
+        # A machine with a GPU and nothing but torch and Triton measures the others.
+        from harness.bridge import bridge_attention
+
+        return bridge_attention(q, k, v)
+    elif name in ("eager", "eager_statistics"):
+        attend = {"eager": _eager, "eager_statistics": _eager_statistics}[name]
+    else:
+        attend = triton_passes.prepare(name, q, k, v)
+
+    def call() -> Result:
+        with torch.no_grad():
+            return attend(q, k, v)
+
+    return call
 
 
-def request(length: int, column: str = "top8") -> Request:
-    """Ask for the statistics of a column, with 64 tiles from 1024 tokens on and the 8 top keys."""
-    return Request(stats=cumulated(column), tile=max(length // TILES, 16), k=8)
+def make_on_gpu(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
+    """Prepare a baseline as `make` does, and run it once: not every kernel takes every shape."""
+    call = make(name, q, k, v)
+    try:
+        call()
+    except RuntimeError as error:
+        # A shape that a kernel does not take, or memory: the result says so by name.
+        raise Refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return call
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Result:
-    """Attend with torch's fused attention, which tells nothing of the weights."""
-    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return {"z": mixed}
+def prepare(
+    names: Iterable[str], q: Tensor, k: Tensor, v: Tensor, maker: Maker = make
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """Prepare several baselines; return the calls, and why the others cannot run, by name."""
+    calls, absent = {}, {}
+    for name in names:
+        try:
+            calls[name] = maker(name, q, k, v)
+        except Refused as reason:
+            absent[name] = str(reason)
+    return calls, absent
 
 
-def capture(q: Tensor, k: Tensor, v: Tensor, engine: Any, column: str) -> Result:
-    """Attend with the statistics of a column."""
-    return attention.attend(q, k, v, request(q.shape[2], column), engine=engine)
+def attention_call(name: str, length: int, heads: int) -> Call:
+    """Prepare a baseline on random inputs of a length, heads of 64."""
+    return make(name, *cpu_shape(length, heads).inputs())
 
 
 def compiled() -> bool | str:
     """Tell whether the engine ``auto`` is the compiled one on this machine, else why not."""
     try:
-        capture(*attention_inputs(16, 1), engine="compiled", column="rows")
+        _capture(*cpu_shape(16, 1).inputs(), engine="compiled", column="rows")
     except Refused as reason:
         return str(reason)
     return True
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor) -> Result:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None) -> Result:
+    """Attend with torch's fused attention, which returns nothing of the weights."""
+    attend = partial(
+        torch.nn.functional.scaled_dot_product_attention,
+        is_causal=True,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    if backend is None:
+        return {"z": attend(q, k, v)}
+    with sdpa_kernel(backend):
+        return {"z": attend(q, k, v)}
+
+
+def _capture(q: Tensor, k: Tensor, v: Tensor, engine: Any, column: str) -> Result:
+    """Attend with the statistics of a column."""
+    return attention.attend(q, k, v, request(q.shape[2], column), engine=engine)
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor) -> Result:
     """Attend as Hugging Face's eager attention does: product, mask, softmax, product."""
-    return {"z": _eager(q, k, v)[2]}
+    return {"z": _matrices(q, k, v)[2]}
 
 
-def eager_statistics(q: Tensor, k: Tensor, v: Tensor) -> Result:
+def _eager_statistics(q: Tensor, k: Tensor, v: Tensor) -> Result:
     """Attend eagerly, then compute every statistic of the benchmark from the whole matrix."""
-    scores, weights, z = _eager(q, k, v)
+    scores, weights, z = _matrices(q, k, v)
     length = q.shape[2]
     wanted = request(length)
     tile = wanted.tile
@@ -116,8 +180,8 @@ def eager_statistics(q: Tensor, k: Tensor, v: Tensor) -> Result:
 
 
 def _histogram(weights: Tensor) -> Tensor:
+    """Sum weights by distance: bin 0 is distance 0, bin n those from 2^(n-1) up to 2^n."""
     length = weights.shape[-1]
-    # Bin 0 is distance 0, bin n the distances from 2^(n-1) up to 2^n.
     ends = 2 ** torch.arange((length - 1).bit_length() + 1)
     before = torch.nn.functional.pad(weights.cumsum(dim=-1), (1, 0))
     starts = (torch.arange(1, length + 1)[:, None] - ends).clamp_min(0)
@@ -125,7 +189,8 @@ def _histogram(weights: Tensor) -> Tensor:
     return torch.diff(inside, dim=-1, prepend=torch.zeros_like(inside[..., :1]))
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _matrices(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute masked logits, weights and z."""
     length, group = q.shape[2], q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -136,50 +201,8 @@ def _eager(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return scores, weights, torch.matmul(weights, v)
 
 
-def make(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
-    """Prepare a contender on given queries, keys and values.
-
-    Parameters
-    ----------
-    name
-        One of ``ATTENTION`` or ``FLEX``.
-    q, k, v
-        Tensors (1, head, token, 64).
-
-    Returns
-    -------
-    A call without arguments; it returns what the contender knows, by name.
-
-    Raises
-    ------
-    Refused
-        When FlexAttention cannot be compiled here with what is asked of it.
-    """
-    if name in CAPTURES:
-        engine, _, column = name.partition("/")
-        made: Callable[..., Result] = partial(capture, engine=ENGINES[engine], column=column)
-    elif name == "bridge":
-        from headscope.app.bench.layers import bridge_attention
-
-        return bridge_attention(q, k, v)
-    elif name in FLEX:
-        made = _flex(q, k, v, aux=name == "flex_aux")
-    else:
-        made = {"sdpa": sdpa, "eager": eager, "eager_statistics": eager_statistics}[name]
-
-    def call() -> Result:
-        with torch.no_grad():
-            return made(q, k, v)
-
-    return call
-
-
-def attention_call(name: str, length: int, heads: int) -> Call:
-    """Prepare a contender on random inputs of a length."""
-    return make(name, *attention_inputs(length, heads))
-
-
 def _flex(q: Tensor, k: Tensor, v: Tensor, aux: bool) -> Any:
+    """Compile FlexAttention for a shape, with the logsumexp and maximum of each row or without."""
     from torch.nn.attention import flex_attention as flex
 
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
