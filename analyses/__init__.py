@@ -16,7 +16,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 # Keyword-only parameters of ``run`` that the suite supplies and no user sets.
 RESERVED = ("progress",)
@@ -49,11 +49,13 @@ def load(name: str) -> ModuleType:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When no analysis has this name.
     """
     if name not in names():
-        raise Refused(f"analysis: no analysis is called {name!r}; there are {', '.join(names())}")
+        raise InvalidInput(
+            f"analysis: no analysis is called {name!r}; there are {', '.join(names())}"
+        )
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -81,7 +83,7 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When no analysis has such a name.
 
     Examples

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check, logit_rows, signatures
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, heads, label, require, top, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -85,7 +85,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a capture that lacks a variable, fewer than 3 heads, or an option out of range.
 
     Examples
@@ -103,7 +103,7 @@ def run(
     attending = logit_rows.attending(capture)
     names = [head for head in heads(capture) if attending[head[0]]]
     if len(names) < 3:
-        raise Refused(f"model: {len(names)} heads make no map; atlas needs 3 or more")
+        raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
 
     samples, units = _prune(model, task, progress)
     for each in samples.values():

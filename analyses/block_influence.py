@@ -21,7 +21,7 @@ from headscope.analyses.shared.loss import predicts, tokens
 from headscope.analyses.shared.rank_agreement import ranked
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, require, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -67,7 +67,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture holds no token ids, or the blocks of the model are not found.
 
     Examples
@@ -85,10 +85,14 @@ def run(
     require(capture, NEEDS, "block_influence")
     check.one_text(capture.attrs.get("attention", "self"), "block_influence")
     if model.reads != "tokens":
-        raise Refused(f"capture: block_influence reads tokens, and {model.architecture} images")
+        raise NotApplicable(
+            f"capture: block_influence reads tokens, and {model.architecture} images"
+        )
     ids = [one[:causal_tokens] for one in tokens(capture)[:causal_prompts] if len(one) > 1]
     if not ids:
-        raise Refused("prompts: all have one token, so there is none to predict; give longer ones")
+        raise NotApplicable(
+            "prompts: all have one token, so there is none to predict; give longer ones"
+        )
     module: Any = model.module
     losing = predicts(capture) and module.get_output_embeddings() is not None
     seen = skipping.measure(model, ids, losing, progress)

@@ -79,7 +79,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``pooled_mean`` or an option is out of range.
 
     Examples

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, label, require, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -113,7 +113,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks something, an option is out of range, the model is not causal, or
         no prompt is longer than the keys that a streaming head sees.
 
@@ -145,7 +145,7 @@ def run(
     require(capture, NEEDS, "classes")
     missing = [each for each in TARGETS if each not in capture["target"].values]
     if missing:
-        raise Refused(
+        raise NotApplicable(
             f"capture: classes needs target_mass of the rule {missing[0]!r}; give targets"
         )
     held = Answered(capture, model, task, first + recent)

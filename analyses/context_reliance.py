@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.shared import check, removal
 from headscope.analyses.shared.result import averaged, dataset, heads, label, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -81,7 +81,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a model that predicts no next token, a prompt without the span before its question, an
         option out of range, or where the output projection is not known.
 
@@ -119,7 +119,7 @@ def run(
         places = _span(span, question, given.encoded.roles[row], row, task.name)
         spare = [at for at in range(1, question.at) if at not in set(places)]
         if len(spare) < len(places):
-            raise Refused(
+            raise NotApplicable(
                 f"span: prompt {row + 1} has {len(spare)} other tokens to set against the "
                 f"{len(places)} of the span; choose a smaller one or longer prompts"
             )
@@ -198,7 +198,7 @@ def _span(
     check.one_of("span", span, named)
     places = sorted({int(at) for at in named[span] if 0 < at < end})
     if not places:
-        raise Refused(
+        raise NotApplicable(
             f"span: prompt {row + 1} of {task} has no token of {span!r} between its first token "
             "and its first question; choose another span or task"
         )

@@ -30,7 +30,7 @@ from headscope.analyses.shared.result import (
     top,
     variable,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -108,7 +108,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a model that predicts no next token, fewer than 3 prompts, an unknown statistic, or an
         option out of range.
 
@@ -130,11 +130,11 @@ def run(
     check.at_least("least_spread", least_spread, 1e-6)
     names = list(dict.fromkeys(statistics.split()))
     if not names:
-        raise Refused("statistics: there are none; give at least one, such as evidence")
+        raise InvalidInput("statistics: there are none; give at least one, such as evidence")
     for name in names:
         check.one_of("statistics", name, conditions.STATISTICS)
     if len(task) < 3:
-        raise Refused(f"n: {len(task)} prompts have no spread to speak of; ask for 3 or more")
+        raise NotApplicable(f"n: {len(task)} prompts have no spread to speak of; ask for 3 or more")
 
     paired = other == conditions.CORRUPTED
     both = conditions.pair(model, task, other)

@@ -79,7 +79,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``z``, or the output projection is not found.
 
     Examples

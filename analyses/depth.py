@@ -24,7 +24,7 @@ from headscope.analyses.shared.growth import mean, stated
 from headscope.analyses.shared.loss import losses, predicts, tokens
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, require
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -76,7 +76,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the model is not causal, a prompt is too short for the parts, or an option is out of
         range.
 
@@ -96,14 +96,14 @@ def run(
     require(capture, NEEDS, "depth")
     check.one_text(capture.attrs.get("attention", "self"), "depth")
     if not predicts(capture):
-        raise Refused("model: a question after its text needs causal order in every layer")
+        raise NotApplicable("model: a question after its text needs causal order in every layer")
 
     masses, costs = [], []
     ids = tokens(capture)[:prompts]
     for number, one in enumerate(ids):
         start = len(one) - max(1, round(question * len(one)))
         if start - skip < parts:
-            raise Refused(
+            raise NotApplicable(
                 f"parts: prompt {number + 1} has {max(start - skip, 0)} tokens before its "
                 f"question; give {parts} or more"
             )

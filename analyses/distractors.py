@@ -27,7 +27,7 @@ from headscope.analyses.shared.growth import mean, slope
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.removal import SOLVED, Progress, random_sets
 from headscope.analyses.shared.result import averaged, dataset, label, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.analyses.shared.distracting import Facts
@@ -91,7 +91,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For another task, a model that predicts no next token, numbers that the words do not
         suffice for, and options out of range.
 
@@ -108,16 +108,16 @@ def run(
 
     model.check_predicts()
     if task.name != TASK:
-        raise Refused(f"task: {task.name} does not come with any number of facts; use {TASK}")
+        raise NotApplicable(f"task: {task.name} does not come with any number of facts; use {TASK}")
     counts = numbers("facts", facts)
     if len(counts) < 2 or counts[0] < 2:
-        raise Refused(f"facts: {facts!r}; give two numbers or more, each from 2")
+        raise InvalidInput(f"facts: {facts!r}; give two numbers or more, each from 2")
     check.at_least("length", length, 0)
     attending = model.geometry.attending
     pool = [(layer, head) for layer in attending for head in range(model.heads)]
     check.at_least("best", best, 1)
     if 2 * best > len(pool):
-        raise Refused(f"best: {best} of {len(pool)} heads leave fewer others; take fewer")
+        raise NotApplicable(f"best: {best} of {len(pool)} heads leave fewer others; take fewer")
 
     drawn = [
         tasks.make(

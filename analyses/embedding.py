@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.shared import check, logit_rows
 from headscope.analyses.shared.result import averaged, dataset, label, require, top, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 NEEDS = ()
 KEEP = ("q", "k")
@@ -72,7 +72,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a capture without q and k, too few tokens, or an option out of range.
 
     Examples
@@ -90,7 +90,7 @@ def run(
     check.one_text(capture.attrs.get("attention", "self"), "embedding")
     lengths = capture["length"].values
     if int(lengths.min()) < 4:
-        raise Refused(f"prompts: one has {int(lengths.min())} tokens; give 4 or more to each")
+        raise NotApplicable(f"prompts: one has {int(lengths.min())} tokens; give 4 or more to each")
     places = [logit_rows.chosen(int(length), sample, 0) for length in lengths]
     inside = logit_rows.chosen(len(places[0]), points, 0)
     drawn = places[0][inside]

@@ -46,7 +46,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``entropy`` or an option is out of range.
 
     Examples

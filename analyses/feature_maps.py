@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check
 from headscope.analyses.shared.growth import stated
 from headscope.analyses.shared.result import averaged, dataset, require
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 NEEDS = ("lse",)
 KEEP = ("q", "k")
@@ -60,7 +60,7 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``q``, ``k`` or ``lse``, its weights were edited, a prompt is shorter
         than 8 tokens, or an option is out of range.
 
@@ -80,7 +80,7 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
         capture.attrs.get("attention", "self"), "feature_maps", ("self", "encoder", "decoder")
     )
     if int(capture["length"].min()) < 2 * LEAST:
-        raise Refused(
+        raise NotApplicable(
             f"prompts: the shortest has {int(capture['length'].min())} tokens; "
             f"give {2 * LEAST} or more"
         )
@@ -156,7 +156,7 @@ def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[s
             capped = scores if np.isnan(cap) else cap * np.tanh(scores / cap)
             own = np.exp(capped - lse[head, place])
             if abs(own.sum() - 1) > TOLERANCE and not learned:
-                raise Refused(
+                raise NotApplicable(
                     f"capture: the weights of L{int(one['layer'])}H{int(one['head'][head])} do not "
                     "follow from its q and k; feature maps need scores without a bias or an edit"
                 )

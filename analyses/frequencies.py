@@ -23,7 +23,7 @@ from headscope.analyses.shared import check, freezing, logit_rows
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.logit_rows import Array
 from headscope.analyses.shared.result import averaged, dataset, interval, label, require, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -79,7 +79,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a model without rotary embedding or whose rotation is not known, a capture without q, k
         and lse, or an option out of range.
 
@@ -104,7 +104,7 @@ def run(
     turns = rotation.read(model, longest)
     most = max(len(one.pairs) for one in turns.values())
     if most == 0:
-        raise Refused(
+        raise NotApplicable(
             f"model: positions do not turn the queries and keys of {model.name}, so there are no "
             "rotary frequencies; `positionality` works without"
         )

@@ -92,7 +92,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks a statistic or an option is out of range.
 
     Examples

@@ -97,7 +97,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks a statistic, offset or rule, or an option is out of range.
 
     Examples
@@ -186,9 +186,9 @@ def _rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
 
 
 def _missing(what: str, how: str) -> None:
-    from headscope.kernels.refusal import Refused
+    from headscope.kernels.errors import NotApplicable
 
-    raise Refused(f"capture: head_types needs {what}; capture again with {how}")
+    raise NotApplicable(f"capture: head_types needs {what}; capture again with {how}")
 
 
 def _after_first(mass: xr.DataArray) -> NDArray[np.float64]:

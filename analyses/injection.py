@@ -89,7 +89,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the metric is unknown, ``recent`` is below 1, or the model predicts no next token.
 
     Examples

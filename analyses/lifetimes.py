@@ -25,7 +25,7 @@ from headscope.analyses.shared import check
 from headscope.analyses.shared.loss import contrast, predicts, tokens, verdict
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import attending, averaged, dataset, label, require, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -85,7 +85,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the model is not causal, prompts are shorter than four windows, or an option is out of
         range.
 
@@ -107,12 +107,14 @@ def run(
     require(capture, NEEDS, "lifetimes")
     check.one_text(capture.attrs.get("attention", "self"), "lifetimes")
     if "pixels" in capture.coords or not predicts(capture):
-        raise Refused("model: lifetimes follows what later tokens look at; it needs causal order")
+        raise NotApplicable(
+            "model: lifetimes follows what later tokens look at; it needs causal order"
+        )
     ids = tokens(capture)
     window = window or min(max(min(map(len, ids)) // 8, 1), 64)
     behind = window * (1 + BEHIND)
     if min(map(len, ids)) < behind + window:
-        raise Refused(
+        raise NotApplicable(
             f"window: a prompt of {min(map(len, ids))} tokens is shorter than {behind + window}, "
             f"four windows of {window}; give longer prompts or a smaller window"
         )

@@ -81,7 +81,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When an option is out of range or a prompt does not fit the model.
 
     Examples

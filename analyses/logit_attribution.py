@@ -66,7 +66,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``z``, heads do not write straight into the residual stream, or the
         logits are no linear read-out of it (a soft cap), so that nothing sums.
 

@@ -27,7 +27,7 @@ from headscope.analyses.shared.result import (
     top,
     variable,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -98,7 +98,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         With fewer than 4 prompts, a task without facts, options out of range, or a model that does
         not generate.
 
@@ -125,7 +125,7 @@ def run(
         check.at_least(name, value, 1)
     check.between("answer", answer, 1, new_tokens)
     if len(task) < 4:
-        raise Refused(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
+        raise NotApplicable(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     present = stated(task)
     pair = (present, absent(present, model.tokenizer, seed))
     ratio, wrong, borrowed = [], [], []

@@ -79,7 +79,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``received``, an option is out of range, the blocks of the model are
         not found, or the thresholds are so low that nearly everything passes.
 

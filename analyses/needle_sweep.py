@@ -19,7 +19,7 @@ import xarray as xr
 from headscope.analyses.shared import check, removal
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.result import averaged, dataset, interval, label, top, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For another task, options out of range, or lengths beyond the context.
 
     Examples
@@ -118,7 +118,7 @@ def run(
 
     model.check_predicts()
     if task.name != TASK:
-        raise Refused(f"task: {task.name} has no length or depth to sweep; use needle")
+        raise NotApplicable(f"task: {task.name} has no length or depth to sweep; use needle")
     words, steps = numbers("lengths", lengths), numbers("counts", counts)
     for name, value, least in (
         ("depths", depths, 1), ("cell_prompts", cell_prompts, 1), ("span", span, 1),
@@ -229,12 +229,12 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When a part is no whole number from 1.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise Refused(f"{name}: {text!r}; give whole numbers from 1, such as 64,256")
+        raise InvalidInput(f"{name}: {text!r}; give whole numbers from 1, such as 64,256")
     return tuple(sorted({int(part) for part in parts}))
 
 

@@ -89,7 +89,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a capture without the offsets or without tokens, attention of two texts, or an option
         out of range.
 
@@ -102,7 +102,7 @@ def run(
     (3, ['beginning', 'punctuation'])
     """
     from headscope.analyses.shared.delimiters import positions
-    from headscope.kernels.refusal import Refused
+    from headscope.kernels.errors import NotApplicable
     from headscope.probes import capture as capture_again
 
     check.between("least_mass", least_mass, 0, 1)
@@ -112,7 +112,9 @@ def run(
     logit_rows.refuse_other(capture, "offsets")
     known = [int(one) for one in capture["offset"].values]
     if not set(OFFSETS) <= set(known):
-        raise Refused(f"capture: offsets needs the offsets −2 to 2; capture with offsets={OFFSETS}")
+        raise NotApplicable(
+            f"capture: offsets needs the offsets −2 to 2; capture with offsets={OFFSETS}"
+        )
     ids = tokens(capture)
 
     shifts = [one for one in OFFSETS if one >= 0 or not predicts(capture)]

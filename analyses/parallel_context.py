@@ -23,7 +23,7 @@ from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.loss import observed, predicts, tokens
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, require
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.blocks import Blocks
@@ -76,7 +76,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the model is not causal, a prompt is too short for the blocks, or an option is out of
         range.
 
@@ -96,7 +96,7 @@ def run(
     require(capture, NEEDS, "parallel_context")
     check.one_text(capture.attrs.get("attention", "self"), "parallel_context")
     if not predicts(capture):
-        raise Refused("model: blocks before a question need causal order in every layer")
+        raise NotApplicable("model: blocks before a question need causal order in every layer")
 
     ids = tokens(capture)[:prompts]
     entropies, nats = [], []
@@ -157,7 +157,7 @@ def _members(length: int, start: int, blocks: int, prefix: int, number: int) -> 
     (0, 1, 1, 1, 2, 2, 2, 3)
     """
     if start - prefix < 2 * blocks:
-        raise Refused(
+        raise NotApplicable(
             f"blocks: prompt {number + 1} has {max(start - prefix, 0)} tokens between prefix and "
             f"question; give {2 * blocks} or more, or fewer blocks"
         )

@@ -75,7 +75,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``z`` or the metric is unknown.
 
     Examples

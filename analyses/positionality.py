@@ -21,7 +21,7 @@ from headscope.analyses.shared import check, freezing, logit_rows
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.logit_rows import Array
 from headscope.analyses.shared.result import averaged, dataset, interval, label, require, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -72,7 +72,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For one prompt, a capture without q, k and lse, or an option out of range.
 
     Examples
@@ -92,7 +92,7 @@ def run(
     logit_rows.refuse_other(capture, "positionality")
     count = capture.sizes["prompt"]
     if count < 2:
-        raise Refused("prompts: positionality compares prompts; give 2 or more")
+        raise NotApplicable("prompts: positionality compares prompts; give 2 or more")
 
     shortest = int(capture["length"].values.min())
     places = logit_rows.chosen(shortest, queries, skip)

@@ -33,7 +33,7 @@ from headscope.analyses.shared.result import (
     top,
     variable,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.analyses.shared.linked_pairs import Link
@@ -108,7 +108,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         With fewer than 4 prompts, without links of the relation, for a capture without q, k and
         lse, or an option out of range.
 
@@ -136,12 +136,12 @@ def run(
     given = read(model, task)
     count = len(given.ids)
     if count != capture.sizes["prompt"]:
-        raise Refused(
+        raise NotApplicable(
             f"capture: it holds {capture.sizes['prompt']} prompts and the task has {count}; "
             "capture this task"
         )
     if count < 4:
-        raise Refused(f"n: {count} prompts cannot be split; ask for 4 or more")
+        raise NotApplicable(f"n: {count} prompts cannot be split; ask for 4 or more")
     both_ways = not model.geometry.causal
     found = linked_pairs.find(given, relation, links, both_ways=both_ways, seed=seed)
     order = np.random.default_rng(seed).permutation(sorted({link.prompt for link in found}))
@@ -149,7 +149,9 @@ def run(
     train = [at for at, link in enumerate(found) if link.prompt in half]
     test = [at for at, link in enumerate(found) if link.prompt not in half]
     if not train or not test:
-        raise Refused("relation: one prompt alone has links, which cannot be split; give others")
+        raise NotApplicable(
+            "relation: one prompt alone has links, which cannot be split; give others"
+        )
     right = [link.right for link in found]
     owner = np.array([found[at].prompt for at in test])
 

@@ -30,7 +30,7 @@ from headscope.analyses.shared.result import (
     top,
     variable,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -90,7 +90,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a capture of other prompts or without q, k and lse, or an option out of range.
 
     Examples
@@ -111,7 +111,7 @@ def run(
     encoded = read(model, task).encoded
     assert encoded is not None
     if len(encoded.ids) != capture.sizes["prompt"]:
-        raise Refused(
+        raise NotApplicable(
             f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
             f"{len(encoded.ids)}; capture this task"
         )

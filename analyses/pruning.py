@@ -26,7 +26,7 @@ from headscope.analyses.shared.edited import Progress, counter
 from headscope.analyses.shared.pruned import SOURCE, Pruned
 from headscope.analyses.shared.removal_order import greedy, spaced, units
 from headscope.analyses.shared.result import averaged, dataset, interval, label, require, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -100,7 +100,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``z``, an option is out of range, or the task has one prompt.
 
     Examples
@@ -123,7 +123,9 @@ def run(
     require(capture, KEEP, "pruning")
     model.check_predicts()
     if len(task) < 2:
-        raise Refused("task: one prompt; give two or more, one half to rank and one to measure")
+        raise NotApplicable(
+            "task: one prompt; give two or more, one half to rank and one to measure"
+        )
     name = task.metric if metric == "task" else metric
     values = gating.mean_z(capture) if ablation == "mean" else None
     single, grouped = units(model), units(model, grouped=True)

@@ -18,7 +18,7 @@ import xarray as xr
 from headscope.analyses.shared import check, removal
 from headscope.analyses.shared.interval import bootstrap, crossed
 from headscope.analyses.shared.result import averaged, dataset, heads, interval, label, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When a question names no evidence before it, there are fewer than 4 prompts or less than two
         documents, or an option is out of range.
 
@@ -96,10 +96,10 @@ def run(
     for name, value in (("query_words", query_words), ("best", best), ("draws", draws)):
         check.at_least(name, value, 1)
     if len(task) < 4:
-        raise Refused(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
+        raise NotApplicable(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     null = model.tokenizer.encode(null_query, add_special_tokens=False)
     if not null:
-        raise Refused("null_query: it has no tokens; give a text such as N/A")
+        raise InvalidInput("null_query: it has no tokens; give a text such as N/A")
     cut = stated(task)
     encoded = encode(cut, model.tokenizer)
     ends = [len(ids) - query_words for ids in encoded.ids]
@@ -119,7 +119,7 @@ def run(
         evidence = set(encoded.questions[row][0].evidence)
         gold = np.array([bool(evidence & set(each)) for each in places])
         if not gold.any() or len(places) < 2:
-            raise Refused(
+            raise NotApplicable(
                 f"evidence: prompt {row + 1} of {task.name} needs two sentences or more, one of "
                 "them with the answer; use recall or needle"
             )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check, freezing, keys, logit_rows
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.result import averaged, dataset, interval, require, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -77,7 +77,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         Where the weights or the rotation of the model are not known, for a capture without q, k
         and resid, or an option out of range.
 
@@ -99,7 +99,9 @@ def run(
 
     lengths = capture["length"].values
     if int(lengths.sum()) < 3:
-        raise Refused(f"prompts: {int(lengths.sum())} tokens have no variance; give 3 or more")
+        raise NotApplicable(
+            f"prompts: {int(lengths.sum())} tokens have no variance; give 3 or more"
+        )
     found = weights.read(model)
     turns = rotation.read(model, int(lengths.max()))
     grid, kv_grid = ("layer", "head"), ("layer", "kv_head")

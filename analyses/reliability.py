@@ -86,7 +86,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``z``, the metric is unknown, or no model can be made of the config.
 
     Examples

@@ -94,7 +94,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks a variable, no question names its evidence, or an option is out of
         range.
 
@@ -200,18 +200,18 @@ class _Steps:
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task) -> None:
         from headscope.analyses.shared import needle_steps
-        from headscope.kernels.refusal import Refused
+        from headscope.kernels.errors import NotApplicable
         from headscope.probes.tokens import encode
 
         model.check_predicts()
         encoded = encode(task, model.tokenizer)
         if len(encoded.ids) != capture.sizes["prompt"]:
-            raise Refused(
+            raise NotApplicable(
                 f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
                 f"{len(encoded.ids)}; capture this task"
             )
         if not all(any(each.evidence for each in asked) for asked in encoded.questions):
-            raise Refused("evidence: a prompt names none; give the positions of the answer")
+            raise NotApplicable("evidence: a prompt names none; give the positions of the answer")
         keys = capture["topk_key"].sel(rank=1).transpose("prompt", "query", "layer", "head")
         scores = []
         for prompt, (ids, asked) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):

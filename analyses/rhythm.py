@@ -33,7 +33,7 @@ from headscope.analyses.shared.result import (
     top,
     variable,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -101,7 +101,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks a statistic or offset, the model is not causal, a prompt has fewer
         than 8 tokens, or an option is out of range.
 
@@ -123,10 +123,12 @@ def run(
     require(capture, NEEDS, "rhythm")
     check.one_text(capture.attrs.get("attention", "self"), "rhythm")
     if not predicts(capture):
-        raise Refused("model: the rhythm looks from earlier to later, which needs causal layers")
+        raise NotApplicable(
+            "model: the rhythm looks from earlier to later, which needs causal layers"
+        )
     lengths = capture["length"].values
     if int(lengths.min()) < SHORTEST + skip:
-        raise Refused(
+        raise NotApplicable(
             f"prompts: prompt {int(lengths.argmin()) + 1} has {int(lengths.min())} tokens; "
             f"the rhythm needs {SHORTEST + skip} or more"
         )
@@ -218,7 +220,7 @@ def _windowed(capture: xr.Dataset, window: int) -> Array:
     offsets = capture["offset"].values.tolist()
     missing = [offset for offset in range(window) if offset not in offsets]
     if missing:
-        raise Refused(
+        raise NotApplicable(
             f"capture: rhythm with window={window} needs offset_mass at offset {missing[0]}; "
             f"capture again with offsets=range({window})"
         )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, require, require_maps, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -73,7 +73,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``pattern``, ``prompt`` is not in it, a prompt is longer than
         ``flow_tokens``, or a layer has no attention map.
 
@@ -93,7 +93,7 @@ def run(
     check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     longest = capture.sizes["query"]
     if longest > flow_tokens:
-        raise Refused(
+        raise NotApplicable(
             f"flow_tokens: a prompt has {longest} tokens and flow stops at {flow_tokens}; "
             "give shorter prompts, raise flow_tokens, or follow single rows with rollout.rows"
         )
@@ -181,7 +181,7 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When q or k are missing, a position or prompt is outside, edits changed the weights, or a
         layer has no attention map.
 
@@ -197,17 +197,21 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
 
     for name in ("q", "k", "lse"):
         if name not in capture:
-            raise Refused(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
+            raise NotApplicable(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
     check.one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
     if "position_bias" in capture.coords:
-        raise Refused("capture: rows know no position bias, which this model adds to its logits")
+        raise NotApplicable(
+            "capture: rows know no position bias, which this model adds to its logits"
+        )
     require_maps(capture, "rollout")
     if capture.attrs.get("reweighted"):
-        raise Refused("edits: the weights of this capture were edited, and q and k do not tell how")
+        raise NotApplicable(
+            "edits: the weights of this capture were edited, and q and k do not tell how"
+        )
     check.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     length = int(capture["length"].values[prompt])
     if len(positions) == 0:
-        raise Refused("positions: none; give at least one, such as positions=(-1,)")
+        raise InvalidInput("positions: none; give at least one, such as positions=(-1,)")
     for position in positions:
         check.between("positions", position, -length, length - 1)
     queries = np.array([position % length for position in positions])
@@ -293,7 +297,9 @@ def _substitutes(
     for position, own in enumerate(ids):
         others = vocabulary[vocabulary != own]
         if len(others) == 0:
-            raise Refused("prompts: all tokens are the same, so none can be replaced by another")
+            raise NotApplicable(
+                "prompts: all tokens are the same, so none can be replaced by another"
+            )
         chosen[position] = generator.choice(others, size=count)
     return chosen
 

@@ -26,7 +26,7 @@ from headscope.analyses.shared.codes import softmax
 from headscope.analyses.shared.interval import t_interval
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import dataset, heads, interval, label, require, top, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -105,7 +105,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``z``, an option is out of range, the output projection of the
         model's heads cannot be found, or fewer than two layers have an attention map.
 
@@ -132,7 +132,7 @@ def run(
     require(capture, KEEP, "sae_circuits")
 
     if len(model.geometry.attending) < 2:
-        raise Refused(
+        raise NotApplicable(
             f"model: {model.name} has one layer with an attention map; an edge needs heads of two"
         )
     negatives = gating.corrupted(model, task)

@@ -97,7 +97,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a grouping that these prompts do not have, labels that do not fit them, cross-attention,
         or an option out of range.
 

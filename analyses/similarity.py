@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headscope.analyses.shared import check, freezing, logit_rows, signatures
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.result import averaged, dataset, interval, label, require, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -75,7 +75,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         Where the output projection is not known, for fewer heads than groups, a capture without q,
         k, z and lse, or an option out of range.
 
@@ -100,7 +100,7 @@ def run(
         for head in range(capture.sizes["head"])
     ]
     if len(names) <= clusters:
-        raise Refused(f"clusters: {clusters} groups of {len(names)} heads; give fewer")
+        raise NotApplicable(f"clusters: {clusters} groups of {len(names)} heads; give fewer")
 
     count = capture.sizes["prompt"]
     each = max(2, -(-queries // count))

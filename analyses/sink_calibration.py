@@ -24,7 +24,7 @@ from headscope.analyses.shared import check
 from headscope.analyses.shared.received import steady_weight
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, label, require, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``received``, an option is out of range, or the model is not causal.
 
     Examples
@@ -105,7 +105,7 @@ def run(
     require(capture, NEEDS, "sink_calibration")
     check.one_text(capture.attrs.get("attention", "self"), "sink_calibration")
     if not predicts(capture):
-        raise Refused(
+        raise NotApplicable(
             "model: sink_calibration measures the loss on the next token, which a model without "
             "causal order does not predict; see sink_topology"
         )
@@ -189,7 +189,7 @@ def _parse(gammas: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not 0 < found[0] < 1 < found[-1] < np.inf:
-        raise Refused(
+        raise InvalidInput(
             f"gammas: {gammas!r}; give numbers above 0 with spaces between, one below 1 and one "
             "above, such as '0.5 2'"
         )

@@ -18,7 +18,7 @@ import xarray as xr
 
 from headscope.analyses.shared import check
 from headscope.analyses.shared.result import dataset, interval, label, require, top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -63,7 +63,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``received``, an option is out of range, or T exceeds the context.
 
     Examples
@@ -83,13 +83,13 @@ def run(
     check.at_least("prompts", prompts, 2)
     require(capture, NEEDS, "sink_controls")
     if model.attention in ("decoder", "cross"):
-        raise Refused(
+        raise NotApplicable(
             f"model: sink_controls draws single texts, and the {model.attention} attention of "
             f"{model.name} reads pairs; see sinks"
         )
 
     if model.reads == "images":
-        raise Refused(
+        raise NotApplicable(
             f"model: sink_controls draws tokens, and {model.architecture} reads images; see sinks"
         )
     drawn = np.random.default_rng(seed).choice(_ordinary(model), size=(prompts, tokens))

@@ -70,7 +70,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``received``, an option is out of range, or keys and queries are of
         two texts.
 

@@ -73,7 +73,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``received`` or an option is out of range.
 
     Examples

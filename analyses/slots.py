@@ -80,7 +80,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the prompts state no facts at a role ``value``, or an option is out of range.
 
     Examples

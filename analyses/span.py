@@ -33,7 +33,7 @@ from headscope.analyses.shared.growth import (
 from headscope.analyses.shared.loss import contrast, predicts, tokens, verdict
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, label, require
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.edits import Window
@@ -86,7 +86,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks ``effective_span``, no prompt spans two octaves, or an option is out
         of range.
 
@@ -108,7 +108,7 @@ def run(
     share = float(capture.attrs.get("share", 0.9))
     names, counts, spans = _measured(capture, model, shortest, share)
     if len(names) < 2:
-        raise Refused(
+        raise NotApplicable(
             f"prompts: the longest has {int(capture['length'].max())} tokens, which is less than "
             f"two octaves from {shortest}; give longer prompts or a smaller shortest"
         )

@@ -80,7 +80,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``received``, for cross-attention, or an option out of range.
 
     Examples

@@ -34,7 +34,7 @@ from headscope.analyses.shared.result import (
     top,
     variable,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.edit import Edit
@@ -103,7 +103,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the capture lacks ``z``, an option is out of range, a task has no wrong answers to aim
         for, is the other one itself, or has fewer than four prompts.
 
@@ -128,12 +128,14 @@ def run(
     require(capture, KEEP, "tuning")
     model.check_predicts()
     if len(task) < 4:
-        raise Refused(f"task: {len(task)} prompts; give four or more to learn from and to measure")
+        raise NotApplicable(
+            f"task: {len(task)} prompts; give four or more to learn from and to measure"
+        )
     if other == task.name:
-        raise Refused(f"other: {other} is the task itself; name another one")
+        raise InvalidInput(f"other: {other} is the task itself; name another one")
     pool = heads(capture)
     if 3 * count > len(pool):
-        raise Refused(f"count: {count} of {len(pool)} heads; take {len(pool) // 3} or fewer")
+        raise NotApplicable(f"count: {count} of {len(pool)} heads; take {len(pool) // 3} or fewer")
     wanted = tuned.aimed(task, goal)
     learned_from = replace(wanted, prompts=wanted.prompts[0::2])
     unseen = replace(wanted, prompts=wanted.prompts[1::2])

@@ -22,7 +22,7 @@ import xarray as xr
 from headscope.analyses.shared import check
 from headscope.analyses.shared.removal import Progress
 from headscope.analyses.shared.result import averaged, dataset, label, require, top, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -81,7 +81,7 @@ def run(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the capture lacks something, no question names its evidence, or the model has no
         unembedding.
 
@@ -100,7 +100,9 @@ def run(
     check.at_least("least_change", least_change, 0)
     require(capture, (*NEEDS, *KEEP), "vocabulary")
     if "evidence" not in capture["target"].values:
-        raise Refused("capture: vocabulary needs target_mass of the rule 'evidence'; give targets")
+        raise NotApplicable(
+            "capture: vocabulary needs target_mass of the rule 'evidence'; give targets"
+        )
 
     seen = candidates.look(capture, model, task, k)
     answer, wrong = (
@@ -210,7 +212,7 @@ def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:
     chosen = np.ones((result.sizes["layer"], result.sizes["head"]), dtype=bool)
     for name, word in wanted.items():
         if name not in result.coords:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: this result has no such coordinate; see `vocabulary`, `classes`"
             )
         chosen &= result[name].transpose("layer", "head").values == word

@@ -22,8 +22,8 @@ from harness.peak_memory import measure_peaks
 from harness.tables import context_tables
 from harness.timing import Report
 
-from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import memory
+from headscope.kernels.errors import ResourceLimit
 
 LENGTHS = (4096, 8192, 16384, 32768)
 BRIDGED = (4096, 8192)
@@ -56,11 +56,11 @@ def measure(
 
     Raises
     ------
-    Refused
+    ResourceLimit
         Where the system does not say what a process takes, or a case fails.
     """
     if not memory.measurable():
-        raise Refused("memory: this system does not say what a process takes; Linux does")
+        raise ResourceLimit("memory: this system does not say what a process takes; Linux does")
     rows: list[dict[str, Any]] = []
     every = sorted({*lengths, *bridged})
     for length in every:

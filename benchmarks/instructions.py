@@ -14,17 +14,18 @@ from typing import Any
 import torch
 import triton
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.gpu import column_pass, first_pass, leader_pass, row_pass
-from headscope.kernels.gpu.columns import reduce_columns
-from headscope.kernels.gpu.compilation import Compiled, compile_for
-from headscope.kernels.gpu.configuration import Configuration
-from headscope.kernels.gpu.forward import attend_queries
-from headscope.kernels.gpu.launch import Launch
-from headscope.kernels.gpu.leaders import lead_rows
-from headscope.kernels.gpu.rows import reduce_rows
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.triton import column_pass, first_pass, row_pass, topk_pass
+from headscope.kernels.triton.columns import reduce_columns
+from headscope.kernels.triton.compilation import Compiled, compile_for
+from headscope.kernels.triton.configuration import Configuration
+from headscope.kernels.triton.forward import attend_queries
+from headscope.kernels.triton.launch import Launch
+from headscope.kernels.triton.plan import declared
+from headscope.kernels.triton.rows import reduce_rows
+from headscope.kernels.triton.topk_rows import lead_rows
+from headscope.kernels.weight_edits import WeightEdits
 
 FILE = Path(__file__).parent / "results" / "instructions.json"
 ARCHITECTURES = (80, 90)
@@ -61,23 +62,25 @@ class Case:
         return compile_for(self.arch, self.kernel, self.arguments(), self.chosen)
 
 
-def launch_of(size: int, dtype: torch.dtype, variant: Variant, queries: int = TOKENS) -> Launch:
+def launch_of(
+    size: int, dtype: torch.dtype, variant: AttentionSpec, queries: int = TOKENS
+) -> Launch:
     """Describe a call of 8 heads, two for each KV head; nothing is computed."""
     q = torch.zeros(1, HEADS, queries, size, dtype=dtype)
     k = v = torch.zeros(1, HEADS // 2, TOKENS, size, dtype=dtype)
     return Launch(q, k, v, variant.fit(q, k))
 
 
-def several_terms() -> Variant:
+def several_terms() -> AttentionSpec:
     """Choose nearly every term at once."""
     spans = torch.zeros(1, TOKENS, dtype=torch.int32)
     heads = torch.ones(HEADS)
-    return Variant(
+    return AttentionSpec(
         softcap=50.0,
         slopes=heads,
         bias=torch.zeros(1, 1, TOKENS, TOKENS),
         sinks=heads,
-        edits=Edits(
+        edits=WeightEdits(
             key_bias=torch.zeros(1, HEADS, TOKENS),
             span_bias=torch.zeros(HEADS, 4, 4),
             query_spans=spans,
@@ -91,16 +94,16 @@ def several_terms() -> Variant:
 
 def forward_cases(arch: int) -> Iterator[Case]:
     """List the forward kernel in every shipped configuration."""
-    padded = Variant(edits=Edits(key_bias=torch.zeros(1, HEADS, TOKENS)))
+    padded = AttentionSpec(edits=WeightEdits(key_bias=torch.zeros(1, HEADS, TOKENS)))
     half, single = torch.bfloat16, torch.float32
-    calls = {f"bf16 D{size}": launch_of(size, half, Variant()) for size in (64, 128, 256)}
+    calls = {f"bf16 D{size}": launch_of(size, half, AttentionSpec()) for size in (64, 128, 256)}
     # Without TMA: on sm_80 that is no other configuration.
     for size in (64, 128, 256) if arch == 90 else (128,):
         calls[f"bf16 D{size}, padded"] = launch_of(size, half, padded)
     calls["bf16 D128, several terms"] = launch_of(128, half, several_terms())
-    calls["bf16 D128, 8 queries"] = launch_of(128, half, Variant(), 8)
+    calls["bf16 D128, 8 queries"] = launch_of(128, half, AttentionSpec(), 8)
     for size in (64, 128):
-        calls[f"fp32 D{size}"] = launch_of(size, single, Variant())
+        calls[f"fp32 D{size}"] = launch_of(size, single, AttentionSpec())
     if arch == 90:
         calls["fp32 D128, padded"] = launch_of(128, single, padded)
     for name, launch in calls.items():
@@ -131,13 +134,13 @@ def later_arguments(launch: Launch, wanted: str, arch: int) -> tuple[Any, dict, 
     spans = torch.zeros(1, TOKENS, dtype=torch.int32)
     request = Request(stats=(), spans=spans)
     names = LATER[wanted]
-    if names[0] in column_pass.NAMES:
+    if names[0] in declared("columns"):
         chosen = column_pass.choose(launch, arch)
         tile = 7 if "7" in wanted else 16
         return reduce_columns, column_pass.arguments(launch, lse, names, tile, chosen)[0], chosen
-    if names[0] in leader_pass.NAMES:
-        chosen = leader_pass.choose(launch, arch)
-        return lead_rows, leader_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
+    if names[0] in declared("topk"):
+        chosen = topk_pass.choose(launch, arch)
+        return lead_rows, topk_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
     found = row_pass.plan(launch, names, request)[1]
     assert len(found) == 1
     chosen = row_pass.choose(launch, found[0], arch)
@@ -147,10 +150,10 @@ def later_arguments(launch: Launch, wanted: str, arch: int) -> tuple[Any, dict, 
 def later_cases(arch: int, names: Iterable[str] = LATER) -> Iterator[Case]:
     """List the kernels of the passes over the weights."""
     half, single = torch.bfloat16, torch.float32
-    calls = {f"bf16 D{size}": launch_of(size, half, Variant()) for size in (64, 128, 256)}
+    calls = {f"bf16 D{size}": launch_of(size, half, AttentionSpec()) for size in (64, 128, 256)}
     calls["bf16 D128, several terms"] = launch_of(128, half, several_terms())
     for size in (64, 128):
-        calls[f"fp32 D{size}"] = launch_of(size, single, Variant())
+        calls[f"fp32 D{size}"] = launch_of(size, single, AttentionSpec())
     for name, launch in calls.items():
         for wanted in names:
             kernel, _, chosen = later_arguments(launch, wanted, arch)

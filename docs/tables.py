@@ -13,8 +13,8 @@ from headscope.app.bench.ablation_sheets import ablation_sheets
 from headscope.app.bench.context import context_sheets
 from headscope.app.bench.sheets import sheets
 from headscope.kernels import statistics
-from headscope.kernels.gpu.plan import ways
-from headscope.kernels.statistic import EXECUTIONS, MERGES, Statistic
+from headscope.kernels.statistic import MERGES, Statistic
+from headscope.kernels.triton.plan import ways
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -25,7 +25,7 @@ WAYS = {
     "columns": "pass over columns, given lse",
     "rows": "pass over rows, given lse",
     "gathers": "gathers at a few keys, given lse",
-    "leaders": "search for the largest, given lse",
+    "topk": "search for the largest, given lse",
     "panels": "torch panels",
 }
 
@@ -42,7 +42,7 @@ def statistics_page() -> str:
         "prompt, layer and head, and those listed here. P is the matrix of attention weights of "
         "a head, i its queries, j or k its keys, s the logits.",
         table(
-            ("name", "what", "dims", "units", "range", "class", "merge"),
+            ("name", "what", "dims", "units", "range", "merge"),
             (
                 (
                     f"`{one.name}`",
@@ -50,7 +50,6 @@ def statistics_page() -> str:
                     ", ".join(one.dims) or NONE,
                     one.units or NONE,
                     bounds(one),
-                    one.execution,
                     one.merge,
                 )
                 for one in known
@@ -85,8 +84,6 @@ def statistics_page() -> str:
                 for way in dict.fromkeys(taken.values())
             ),
         ),
-        "## Classes",
-        table(("class", "what it takes"), EXECUTIONS.items()),
         "## Merge rules",
         "How results of parts of a text combine; w = exp(lse of the part - lse of all).",
         table(("rule", "how"), MERGES.items()),

@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs, statistics
-from headscope.kernels.cpu.engine import PanelEngine
-from headscope.kernels.cpu.library import ENGINES as PANEL_ENGINES
-from headscope.kernels.cpu.library import Engine as PanelEngineName
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.refusal import Refused
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.compiled.library import ENGINES as PANEL_ENGINES
+from headscope.kernels.compiled.library import Engine as PanelEngineName
+from headscope.kernels.errors import InvalidInput
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
-from headscope.kernels.statistic import Statistic, check_rows
-from headscope.kernels.variant import PLAIN, Variant
+from headscope.kernels.statistic import Statistic, check_distribution
 
 Engine = PanelEngineName | Literal["triton"]
 ENGINES: tuple[Engine, ...] = (*PANEL_ENGINES, "triton")
@@ -32,7 +32,7 @@ def attend(
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request,
-    variant: Variant = PLAIN,
+    spec: AttentionSpec = PLAIN,
     *,
     engine: Engine = "auto",
 ) -> dict[str, Tensor]:
@@ -48,13 +48,13 @@ def attend(
         in float32.
     request
         Which statistics, and their parameters.
-    variant
+    spec
         How scores become weights: order, window, padding, caps, biases, sinks, edits.
     engine
         ``panels`` is torch alone, ``compiled`` demands the sweep that the machine's C compiler
         builds, ``triton`` demands a GPU; ``auto`` takes Triton on a GPU where it is installed and
         the heads are not too large, and elsewhere the sweep where it can. The numbers are the same
-        to rounding. ``headscope.kernels.gpu.plan`` tells which statistics have a Triton kernel.
+        to rounding. ``headscope.kernels.triton.plan`` tells which statistics have a Triton kernel.
 
     Returns
     -------
@@ -64,8 +64,8 @@ def attend(
 
     Raises
     ------
-    Refused
-        When tensors, variant or request do not fit, when q, k or v need a gradient, or when the
+    InvalidInput
+        When tensors, spec or request do not fit, when q, k or v need a gradient, or when the
         engine cannot be had.
 
     References
@@ -81,20 +81,20 @@ def attend(
     inputs.check_tensors(q, k, v, inputs.DTYPES)
     inputs.check_request(request, q.shape[0], q.shape[2], k.shape[2])
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise Refused(
+        raise InvalidInput(
             "q, k, v: capture keeps no gradient; call it under torch.no_grad(), "
             "or use attend_differentiable for z"
         )
     chosen = [statistics.load(name) for name in dict.fromkeys(("z", *request.stats))]
-    check_rows(chosen, variant)
+    check_distribution(chosen, spec)
     reductions = frozenset[str]().union(*(statistic.reads for statistic in chosen))
     by: PanelEngineName = "auto" if engine == "triton" else engine
-    panels = Panels(q, k, v, variant.fit(q, k), request, reductions=reductions, engine=by)
+    panels = Panels(q, k, v, spec.fit(q, k), request, reductions=reductions, engine=by)
     run = engine_of(panels, engine)
     # Autocast belongs to a thread, and would make products coarser than the inputs in some of them.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         results = run(chosen)
-        gate = None if panels.variant.edits is None else panels.variant.edits.gate
+        gate = None if panels.spec.edits is None else panels.spec.edits.gate
         if gate is not None:
             results["z"].mul_(gate[:, :, None, None])
     return results
@@ -112,25 +112,27 @@ def engine_of(panels: Panels, name: Engine) -> Callable[[list[Statistic]], dict[
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no such engine, or it cannot run here.
     """
     if name not in ENGINES:
-        raise Refused(f"engine: {name!r}; choose from {', '.join(ENGINES)}")
+        raise InvalidInput(f"engine: {name!r}; choose from {', '.join(ENGINES)}")
     on_gpu = panels.q.device.type == "cuda"
     if name in ("panels", "compiled") or (name == "auto" and not on_gpu):
         return PanelEngine(panels).run
     if importlib.util.find_spec("triton") is None:
         if name == "auto":
             return PanelEngine(panels).run
-        raise Refused("engine: triton is not installed; pip install triton, or engine='panels'")
+        raise InvalidInput(
+            "engine: triton is not installed; pip install triton, or engine='panels'"
+        )
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise Refused(
+        raise InvalidInput(
             f"engine: triton needs a GPU, and the tensors are on {panels.q.device}; move them with "
             ".to('cuda'), or engine='panels'"
         )
-    from headscope.kernels.gpu.engine import TritonEngine
-    from headscope.kernels.gpu.plan import fits
+    from headscope.kernels.triton.engine import TritonEngine
+    from headscope.kernels.triton.plan import fits
 
     if name == "auto" and not fits(panels.q, panels.v):
         return PanelEngine(panels).run

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs, statistics
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.gradients import custom_op
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.statistic import check_rows
-from headscope.kernels.variant import PLAIN, Variant
+from headscope.kernels.statistic import check_distribution
 
 DIFFERENTIABLE = ("z", "lse", "entropy", "span_mass")
 NOTHING = Request(stats=())
@@ -26,11 +26,11 @@ def attend_differentiable(
     k: Float[Tensor, "batch kv_head key size"],
     v: Float[Tensor, "batch kv_head key value_size"],
     request: Request = NOTHING,
-    variant: Variant = PLAIN,
+    spec: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
     """Compute attention and statistics of its weights, through which gradients pass.
 
-    Gradients reach q, k, v, the variant's ``sinks`` and its edits' ``gate``; a head's gate gets
+    Gradients reach q, k, v, the spec's ``sinks`` and its edits' ``gate``; a head's gate gets
     Σ z · ∂loss/∂z, its importance. Memory is linear in the text, backwards too. Where only ``z`` of
     plain attention is asked for, torch's own fused attention is faster and is taken.
 
@@ -40,7 +40,7 @@ def attend_differentiable(
         As in ``attend``; float64 is taken as well, and computed in float64.
     request
         ``lse``, ``entropy`` and ``span_mass`` have gradients; ``z`` is always computed.
-    variant
+    spec
         How scores become weights. Biases, slopes, temperatures and fixed patterns
         are constants.
 
@@ -50,8 +50,8 @@ def attend_differentiable(
 
     Raises
     ------
-    Refused
-        When tensors, variant or request do not fit, a statistic has no gradient, a constant asks
+    NotApplicable
+        When tensors, spec or request do not fit, a statistic has no gradient, a constant asks
         for one, or a second derivative is taken.
 
     References
@@ -69,55 +69,55 @@ def attend_differentiable(
     """
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
     inputs.check_request(request, q.shape[0], q.shape[2], k.shape[2])
-    check_rows(map(statistics.load, request.stats), variant)
+    check_distribution(map(statistics.load, request.stats), spec)
     for name in request.stats:
         if name not in DIFFERENTIABLE:
-            raise Refused(
+            raise NotApplicable(
                 f"stats: {name} has no gradient, only {', '.join(DIFFERENTIABLE)} have; "
                 "ask attend for it, under torch.no_grad()"
             )
-    variant = variant.fit(q, k)
-    refuse_constants(variant)
-    edits = variant.edits
-    if is_fused(q, k, v, request, variant):
+    spec = spec.fit(q, k)
+    refuse_constants(spec)
+    edits = spec.edits
+    if is_fused(q, k, v, request, spec):
         z = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=variant.causal, scale=variant.scale,
+            q, k, v, is_causal=spec.causal, scale=spec.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         results = {"z": z.to(torch.promote_types(z.dtype, torch.float32))}
     else:
-        results = custom_op.run(q, k, v, request, variant)
+        results = custom_op.run(q, k, v, request, spec)
     if edits is not None and edits.gate is not None:
         results["z"] = results["z"] * edits.gate[:, :, None, None]
     return results
 
 
-def refuse_constants(variant: Variant) -> None:
+def refuse_constants(spec: AttentionSpec) -> None:
     """Refuse to drop the gradient of a bias, slope or temperature.
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the first of them that requires a gradient.
     """
     if not torch.is_grad_enabled():
         return
-    for owner in (variant, variant.edits):
+    for owner in (spec, spec.edits):
         for name in ("slopes", "bias", "key_bias", "span_bias", "temperature", "pattern"):
             tensor = getattr(owner, name, None)
             if tensor is not None and tensor.requires_grad:
-                raise Refused(f"{name}: a constant, it gets no gradient; give {name}.detach()")
+                raise InvalidInput(f"{name}: a constant, it gets no gradient; give {name}.detach()")
 
 
-def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> bool:
+def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, spec: AttentionSpec) -> bool:
     """Tell whether torch's fused attention computes all of this, without a query × key matrix."""
-    special = [getattr(variant, one.name) for one in fields(variant) if one.name not in PLAIN_TOO]
-    if variant.edits is not None:
-        special += [getattr(variant.edits, name) for name in custom_op.OF_EDITS]
-    if set(request.stats) - {"z"} or variant.sigmoid or any(one is not None for one in special):
+    special = [getattr(spec, one.name) for one in fields(spec) if one.name not in PLAIN_TOO]
+    if spec.edits is not None:
+        special += [getattr(spec.edits, name) for name in custom_op.OF_EDITS]
+    if set(request.stats) - {"z"} or spec.sigmoid or any(one is not None for one in special):
         return False
     # For all else torch falls back to the whole matrix.
-    if v.shape[3] != q.shape[3] or (variant.causal and q.shape[2] != k.shape[2]):
+    if v.shape[3] != q.shape[3] or (spec.causal and q.shape[2] != k.shape[2]):
         return False
     if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
         return False

@@ -13,14 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels import inputs
-from headscope.kernels.cpu.engine import PanelEngine
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.errors import InvalidInput
 from headscope.kernels.gradients import attributions
-from headscope.kernels.refusal import Refused
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
-from headscope.kernels.variant import PLAIN, Variant
 from headscope.kernels.visibility import MASKED
 
 
@@ -30,7 +31,7 @@ def capture_gradient(
     v: Float[Tensor, "batch kv_head key value_size"],
     dz: Float[Tensor, "batch head query value_size"],
     request: Request,
-    variant: Variant = PLAIN,
+    spec: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
     """Compute statistics of attention times its gradient, with memory linear in the text.
 
@@ -47,7 +48,7 @@ def capture_gradient(
         ``attribution_pooled`` (query_tile, key_tile): the sum over both tiles.
         ``attribution_topk`` (query, rank): the ``k`` of largest absolute value, with their sign;
         ``attribution_topk_key`` (query, rank): the positions of their keys.
-    variant
+    spec
         How scores become weights.
 
     Returns
@@ -58,8 +59,8 @@ def capture_gradient(
 
     Raises
     ------
-    Refused
-        When tensors, variant or request do not fit.
+    InvalidInput
+        When tensors, spec or request do not fit.
 
     References
     ----------
@@ -76,16 +77,16 @@ def capture_gradient(
     """
     inputs.check_tensors(q, k, v, inputs.DTYPES)
     if dz.shape != (expected := (*q.shape[:3], v.shape[3])):
-        raise Refused(f"dz: shape {tuple(dz.shape)}; give that of z, {expected}")
+        raise InvalidInput(f"dz: shape {tuple(dz.shape)}; give that of z, {expected}")
     chosen = [attributions.load(name) for name in dict.fromkeys(request.stats)]
-    variant = variant.fit(q, k)
+    spec = spec.fit(q, k)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         dz = dz.to(q.device, torch.float32)
-        if variant.edits is not None and variant.edits.gate is not None:
-            dz = dz * variant.edits.gate[:, :, None, None]
+        if spec.edits is not None and spec.edits.gate is not None:
+            dz = dz * spec.edits.gate[:, :, None, None]
         # Attributions take the place of weights and logits: torch's panels hold both.
         both = frozenset({"weights", "logits"})
-        panels = GradientPanels(q, k, v, variant, request, reductions=both, engine="panels", dz=dz)
+        panels = GradientPanels(q, k, v, spec, request, reductions=both, engine="panels", dz=dz)
         return PanelEngine(panels).run(chosen)
 
 
@@ -105,9 +106,9 @@ class GradientPanels(Panels):
         """Multiply the weights of each panel by their gradient."""
         for panel in super().fill(part, memory, scratch):
             rows = self.dz[part.batch, part.heads, panel.queries]
-            if panel.dead is not None:
+            if panel.invalid_rows is not None:
                 # 0 · NaN is NaN: what stands at padding must not reach the product.
-                rows = rows.masked_fill(panel.dead[..., None], 0.0)
+                rows = rows.masked_fill(panel.invalid_rows[..., None], 0.0)
             slope = panel.scratch.view(len(panel.values), -1, panel.scratch.shape[-1])
             torch.bmm(rows.reshape(*slope.shape[:2], -1), panel.values.mT, out=slope)
             panel.weights.mul_(panel.scratch)

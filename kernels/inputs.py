@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, ResourceLimit
 from headscope.kernels.request import Request
 
 PATTERN_LIMIT = 2048
@@ -19,37 +19,41 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, dtypes: tuple[torch.dtype, ..
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the tensor and what it should be.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.ndim != 4:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: shape {tuple(tensor.shape)}; give (batch, head, token, size), 4 dims"
             )
         if 0 in tensor.shape:
-            raise Refused(f"{name}: empty, shape {tuple(tensor.shape)}; give at least one token")
+            raise InvalidInput(
+                f"{name}: empty, shape {tuple(tensor.shape)}; give at least one token"
+            )
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise Refused(f"{name}: {tensor.dtype}; cast it to one of {allowed}")
+            raise InvalidInput(f"{name}: {tensor.dtype}; cast it to one of {allowed}")
         if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: {tensor.dtype} on {tensor.device} but q is {q.dtype} on {q.device}; "
                 "give all three the same type and device"
             )
     if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise Refused(
+        raise InvalidInput(
             f"q, k, v: batches of {q.shape[0]}, {k.shape[0]}, {v.shape[0]}; give the same batch"
         )
     if q.shape[3] != k.shape[3]:
-        raise Refused(f"k: head size {k.shape[3]} but q has {q.shape[3]}; give the same head size")
+        raise InvalidInput(
+            f"k: head size {k.shape[3]} but q has {q.shape[3]}; give the same head size"
+        )
     if k.shape[1:3] != v.shape[1:3]:
-        raise Refused(
+        raise InvalidInput(
             f"v: {v.shape[1]} heads, {v.shape[2]} keys but k has {k.shape[1]}, {k.shape[2]}; "
             "give the same heads and keys"
         )
     if q.shape[1] % k.shape[1]:
-        raise Refused(
+        raise InvalidInput(
             f"k: {k.shape[1]} KV heads do not divide {q.shape[1]} query heads; "
             "give a divisor of the query heads"
         )
@@ -60,15 +64,15 @@ def check_options(scale: float | None, window: int | None, softcap: float | None
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the option and its range.
     """
     if scale is not None and not math.isfinite(scale):
-        raise Refused(f"scale: {scale}; give a finite number, or None for 1/√size")
+        raise InvalidInput(f"scale: {scale}; give a finite number, or None for 1/√size")
     if window is not None and window < 1:
-        raise Refused(f"window: {window} keys; give 1 or more, or None for no window")
+        raise InvalidInput(f"window: {window} keys; give 1 or more, or None for no window")
     if softcap is not None and not softcap > 0:
-        raise Refused(f"softcap: {softcap}; give a positive number, or None for no cap")
+        raise InvalidInput(f"softcap: {softcap}; give a positive number, or None for no cap")
 
 
 def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> Tensor | None:
@@ -76,13 +80,13 @@ def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> Tenso
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the mask and the shape it should have.
     """
     if mask is None:
         return None
     if mask.dtype != torch.bool or mask.shape != (batch, length):
-        raise Refused(
+        raise InvalidInput(
             f"{name}: {mask.dtype} {tuple(mask.shape)}; give bool ({batch}, {length}), True = real"
         )
     return None if bool(mask.all()) else mask
@@ -93,11 +97,11 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Naming the field of the request.
     """
     if "pattern" in request.stats and max(queries, keys) > PATTERN_LIMIT:
-        raise Refused(
+        raise ResourceLimit(
             f"stats: pattern of {queries} × {keys} tokens; ask for it up to {PATTERN_LIMIT} "
             "tokens, or recompute single heads from q, k and lse"
         )
@@ -105,12 +109,12 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
     targets = request.targets
     if "target_mass" in request.stats and targets is not None:
         if (targets.shape[0], targets.shape[2]) != (batch, queries):
-            raise Refused(
+            raise InvalidInput(
                 f"targets: shape {tuple(targets.shape)}; give (batch {batch}, target, "
                 f"query {queries}, occurrence)"
             )
         if targets.numel() and int(targets.max()) >= keys:
-            raise Refused(f"targets: key {int(targets.max())} but there are only {keys} keys")
+            raise InvalidInput(f"targets: key {int(targets.max())} but there are only {keys} keys")
 
 
 def check_spans(request: Request, batch: int, keys: int) -> None:
@@ -118,12 +122,12 @@ def check_spans(request: Request, batch: int, keys: int) -> None:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the shape that they should have.
     """
     spans = request.spans
     if "span_mass" in request.stats and spans is not None and spans.shape != (batch, keys):
-        raise Refused(f"spans: shape {tuple(spans.shape)}; give (batch {batch}, key {keys})")
+        raise InvalidInput(f"spans: shape {tuple(spans.shape)}; give (batch {batch}, key {keys})")
 
 
 def real_queries(
@@ -133,7 +137,7 @@ def real_queries(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When keys are padded, there is no causal order, and queries may or may not be the same
         tokens as the keys.
     """
@@ -143,7 +147,7 @@ def real_queries(
     if causal:
         return torch.nn.functional.pad(key_mask, (max(-shift, 0), 0))[:, max(shift, 0) :]
     if shift == 0:
-        raise Refused(
+        raise InvalidInput(
             "query_mask: needed with a key_mask without causal order; "
             "give query_mask=key_mask where queries and keys are the same tokens"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
@@ -54,7 +54,7 @@ def resident() -> int:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Where the system does not tell.
     """
     return _status("VmRSS")
@@ -65,7 +65,7 @@ def peak() -> int:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Where the system does not tell.
     """
     return _status("VmHWM")
@@ -79,7 +79,9 @@ def forget_peak() -> None:
 def _status(name: str) -> int:
     found = _field(STATUS, name) if STATUS.exists() else None
     if found is None:
-        raise Refused(f"memory: {STATUS} has no {name}; only Linux tells what a process takes")
+        raise NotApplicable(
+            f"memory: {STATUS} has no {name}; only Linux tells what a process takes"
+        )
     return found
 
 

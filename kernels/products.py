@@ -8,17 +8,17 @@ memory linear in the text.
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.product import Gradient as Gradient
-from headscope.kernels.cpu.product import Product
-from headscope.kernels.variant import PLAIN, Variant
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.product import Gradient as Gradient
+from headscope.kernels.panels.product import Product
 
 
 def pull(
     x: Float[Tensor, "batch _ key vector"],
     q: Float[Tensor, "batch head query size"],
     k: Float[Tensor, "batch kv_head key size"],
-    variant: Variant = PLAIN,
+    spec: AttentionSpec = PLAIN,
     *,
     heads: Float[Tensor, " head"] | None = None,
     gradient: Gradient | None = None,
@@ -32,7 +32,7 @@ def pull(
     x
         Vectors over the keys, any number at once; one head is for all heads alike. What padding
         holds does not matter.
-    q, k, variant
+    q, k, spec
         As in ``attend``.
     heads
         Factor of each head in the sum over heads that is returned, 1/head for their mean; None
@@ -47,8 +47,8 @@ def pull(
 
     Raises
     ------
-    Refused
-        When tensors or variant do not fit, or one of them needs a gradient.
+    HeadscopeError
+        When tensors or spec do not fit, or one of them needs a gradient.
 
     References
     ----------
@@ -62,8 +62,8 @@ def pull(
     >>> pull(torch.tensor([3.0, 6.0, 9.0]).view(1, 1, 3, 1), q, q).flatten()
     tensor([3.0000, 4.5000, 6.0000])
     """
-    call = Product.of(q, k, variant, heads, gradient)
-    x = call.take("x", x, "key", call.panels.variant.key_mask)
+    call = Product.of(q, k, spec, heads, gradient)
+    x = call.take("x", x, "key", call.panels.spec.key_mask)
 
     def step(weights: Tensor, panel: Panel, x: Tensor) -> tuple[slice, Tensor]:
         return panel.queries, weights @ x[:, :, panel.keys]
@@ -75,7 +75,7 @@ def push(
     r: Float[Tensor, "batch _ query vector"],
     q: Float[Tensor, "batch head query size"],
     k: Float[Tensor, "batch kv_head key size"],
-    variant: Variant = PLAIN,
+    spec: AttentionSpec = PLAIN,
     *,
     heads: Float[Tensor, " head"] | None = None,
     gradient: Gradient | None = None,
@@ -90,7 +90,7 @@ def push(
     r
         Vectors over the queries, any number at once; one head is for all heads alike. What padding
         holds does not matter.
-    q, k, variant, heads, gradient
+    q, k, spec, heads, gradient
         As in ``pull``.
 
     Returns
@@ -100,8 +100,8 @@ def push(
 
     Raises
     ------
-    Refused
-        When tensors or variant do not fit, or one of them needs a gradient.
+    HeadscopeError
+        When tensors or spec do not fit, or one of them needs a gradient.
 
     References
     ----------
@@ -114,9 +114,9 @@ def push(
     >>> push(torch.tensor([0.0, 6.0, 9.0]).view(1, 1, 3, 1), q, q).flatten()
     tensor([6., 6., 3.])
     """
-    call = Product.of(q, k, variant, heads, gradient)
-    alive = call.panels.visibility.alive
-    r = call.take("r", r, "query", None if bool(alive.all()) else alive)
+    call = Product.of(q, k, spec, heads, gradient)
+    valid_queries = call.panels.visibility.valid_queries
+    r = call.take("r", r, "query", None if bool(valid_queries.all()) else valid_queries)
     call = call.only((r != 0).any(dim=3).flatten(0, 1).any(dim=0))
 
     def step(weights: Tensor, panel: Panel, r: Tensor) -> tuple[slice, Tensor]:

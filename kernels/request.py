@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.aliases import resolve
+from headscope.kernels.errors import InvalidInput
 
 NO_KEY = -1
 
@@ -47,7 +48,7 @@ class Request:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When a parameter is out of its range, ``target_mass`` is asked without targets, or
         ``span_mass`` without spans.
 
@@ -72,55 +73,60 @@ class Request:
 
     def __post_init__(self) -> None:
         if isinstance(self.stats, str):
-            raise Refused(f"stats: {self.stats!r} is one string; give a tuple of names")
+            raise InvalidInput(f"stats: {self.stats!r} is one string; give a tuple of names")
+        object.__setattr__(self, "stats", tuple(map(resolve, self.stats)))
         if self.first < 1:
-            raise Refused(f"first: {self.first} first keys; give 1 or more")
+            raise InvalidInput(f"first: {self.first} first keys; give 1 or more")
         if self.tile < 1:
-            raise Refused(f"tile: {self.tile} tokens a tile; give 1 or more")
+            raise InvalidInput(f"tile: {self.tile} tokens a tile; give 1 or more")
         if self.clip is not None and self.clip < 1:
-            raise Refused(f"clip: a largest distance of {self.clip} tokens; give 1 or more")
+            raise InvalidInput(f"clip: a largest distance of {self.clip} tokens; give 1 or more")
         if self.recent < 1:
-            raise Refused(f"recent: {self.recent} last keys; give 1 or more")
+            raise InvalidInput(f"recent: {self.recent} last keys; give 1 or more")
         if not 0 < self.share < 1:
-            raise Refused(f"share: {self.share} of the mass; give a number between 0 and 1")
+            raise InvalidInput(f"share: {self.share} of the mass; give a number between 0 and 1")
         if self.k < 1:
-            raise Refused(f"k: {self.k} top keys; give 1 or more")
+            raise InvalidInput(f"k: {self.k} top keys; give 1 or more")
         if not 0 <= self.horizon[0] <= self.horizon[1]:
-            raise Refused(f"horizon: {self.horizon}; give (nearest, farthest), 0 or more tokens")
+            raise InvalidInput(
+                f"horizon: {self.horizon}; give (nearest, farthest), 0 or more tokens"
+            )
         if self.last < 1:
-            raise Refused(f"last: {self.last} last queries; give 1 or more")
+            raise InvalidInput(f"last: {self.last} last queries; give 1 or more")
         if len(set(self.offsets)) < len(self.offsets):
-            raise Refused(f"offsets: {self.offsets} names an offset twice; name each once")
+            raise InvalidInput(f"offsets: {self.offsets} names an offset twice; name each once")
         if "offset_mass" in self.stats and not self.offsets:
-            raise Refused("offsets: offset_mass needs at least one offset, such as offsets=(1,)")
+            raise InvalidInput(
+                "offsets: offset_mass needs at least one offset, such as offsets=(1,)"
+            )
         if self.targets is not None:
             _refuse_repeated(self.targets)
         elif "target_mass" in self.stats:
-            raise Refused("targets: target_mass needs the target keys of every query")
+            raise InvalidInput("targets: target_mass needs the target keys of every query")
         if self.spans is not None:
             _refuse_spans(self.spans)
         elif "span_mass" in self.stats:
-            raise Refused("spans: span_mass needs the span of every key")
+            raise InvalidInput("spans: span_mass needs the span of every key")
 
 
 def _refuse_spans(spans: Tensor) -> None:
     if spans.ndim != 2 or spans.is_floating_point() or spans.dtype == torch.bool:
-        raise Refused(
+        raise InvalidInput(
             f"spans: give an integer tensor (batch, key), not {spans.dtype} {tuple(spans.shape)}"
         )
     if spans.numel() and int(spans.min()) < NO_KEY:
-        raise Refused(f"spans: span {int(spans.min())}; use {NO_KEY} for no span")
+        raise InvalidInput(f"spans: span {int(spans.min())}; use {NO_KEY} for no span")
 
 
 def _refuse_repeated(targets: Tensor) -> None:
     if targets.ndim != 4 or targets.is_floating_point():
-        raise Refused(
+        raise InvalidInput(
             "targets: give an integer tensor (batch, target, query, occurrence), "
             f"not {targets.dtype} {tuple(targets.shape)}"
         )
     if targets.numel() and int(targets.min()) < NO_KEY:
-        raise Refused(f"targets: key {int(targets.min())}; use {NO_KEY} for no key")
+        raise InvalidInput(f"targets: key {int(targets.min())}; use {NO_KEY} for no key")
     ordered = targets.sort(dim=-1).values
     repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_KEY)
     if torch.any(repeated):
-        raise Refused("targets: a key is listed twice for one query; list each key once")
+        raise InvalidInput("targets: a key is listed twice for one query; list each key once")

@@ -6,12 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.refusal import Refused
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.errors import NotApplicable
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 Merge = Literal[
     "average",
@@ -42,15 +42,8 @@ MERGES: dict[Merge, str] = {
 }
 """How partial results combine, by the name of the rule; w = exp(lse_split - lse)."""
 
-EXECUTIONS: dict[str, str] = {
-    "E0": "from the row's maximum and normaliser",
-    "E1": "gathered at a few keys of each query",
-    "E2": "linear in the weights of a row",
-    "E3": "reduces a row",
-    "E4": "reduces columns",
-}
-"""Classes of mechanism, by the pass that a statistic needs."""
-
+TritonPass = Literal["forward", "columns", "rows", "gathers", "topk"]
+"""Passes of the Triton engine: the fused forward pass, and passes over its weights given lse."""
 
 Labels = Callable[[Request, int], Sequence[int]]
 """Labels along a dim, from the request and the length of the text."""
@@ -78,8 +71,6 @@ class Statistic:
         Definition, with P the attention weights of query i and key j, s the logits.
     source
         Paper that the statistic is known from.
-    execution
-        Class of mechanism: a name of ``EXECUTIONS``.
     doc
         The module's docstring; its first line is the label and tooltip.
     panel
@@ -100,7 +91,10 @@ class Statistic:
     reductions
         Properties of a panel that ``panel`` reads, and nothing else that follows from the weights:
         the compiled sweep fills them in and keeps no weights. Names of
-        ``headscope.kernels.cpu.sweep.REDUCTIONS``; empty where ``panel`` reads the weights.
+        ``headscope.kernels.compiled.sweep.REDUCTIONS``; empty where ``panel`` reads the weights.
+    triton
+        Passes of the Triton engine that compute it, first choice first; empty where it is computed
+        by torch panels on the GPU.
     labels
         For each dim other than query, key, their tiles and size: the labels along it, from the
         request and the larger of the numbers of queries and keys. They are its coordinate, and
@@ -116,15 +110,15 @@ class Statistic:
     scale: Literal["sequential", "diverging"]
     formula: str
     source: str
-    execution: Literal["E0", "E1", "E2", "E3", "E4"]
     doc: str
     panel: Callable[[Panel], Tensor]
-    dense: Callable[[Whole], Tensor]
+    dense: Callable[[DenseAttention], Tensor]
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
     distribution: bool = False
     positional: bool = False
     reductions: tuple[str, ...] = ()
+    triton: tuple[TritonPass, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)
 
     @property
@@ -143,17 +137,17 @@ class Statistic:
         return "query" in self.dims
 
 
-def check_rows(chosen: Iterable[Statistic], variant: Variant) -> None:
+def check_distribution(chosen: Iterable[Statistic], spec: AttentionSpec) -> None:
     """Refuse statistics of a distribution where weights are none.
 
     Raises
     ------
-    Refused
+    NotApplicable
         Naming the first such statistic.
     """
     for statistic in chosen:
-        if variant.sigmoid and statistic.distribution:
-            raise Refused(
+        if spec.sigmoid and statistic.distribution:
+            raise NotApplicable(
                 f"stats: {statistic.name} needs rows that are shares of one whole; "
                 "weights of sigmoid attention are not"
             )

@@ -39,7 +39,7 @@ class Visibility:
 
     Examples
     --------
-    >>> Visibility(queries=3, keys=3, causal=True, window=2).seen
+    >>> Visibility(queries=3, keys=3, causal=True, window=2).key_counts
     tensor([[1, 2, 2]])
     """
 
@@ -91,7 +91,7 @@ class Visibility:
         return torch.minimum(high, self.end)
 
     @cached_property
-    def seen(self) -> Int[Tensor, "batch query"]:
+    def key_counts(self) -> Int[Tensor, "batch query"]:
         """Number of keys that every query sees; 0 for padding."""
         if self.key_mask is None:
             counts = (self.high - self.low).clamp_min(0)[None]
@@ -101,11 +101,11 @@ class Visibility:
         return counts if self.query_mask is None else counts * self.query_mask
 
     @cached_property
-    def seers(self) -> Int[Tensor, "batch key"]:
+    def query_counts(self) -> Int[Tensor, "batch key"]:
         """Number of queries that see every key; 0 for padding."""
-        return self.seers_at(-self.keys - self.queries, self.keys + self.queries)
+        return self.query_counts_between(-self.keys - self.queries, self.keys + self.queries)
 
-    def seers_at(self, nearest: int, farthest: int) -> Int[Tensor, "batch key"]:
+    def query_counts_between(self, nearest: int, farthest: int) -> Int[Tensor, "batch key"]:
         """Count the queries that see every key and stand ``nearest`` to ``farthest`` after it."""
         key = torch.arange(self.keys, device=self.device)
         # low and high never decrease, so the queries that see a key are consecutive.
@@ -122,9 +122,9 @@ class Visibility:
         return counts if self.key_mask is None else counts * self.key_mask
 
     @cached_property
-    def alive(self) -> Bool[Tensor, "batch query"]:
+    def valid_queries(self) -> Bool[Tensor, "batch query"]:
         """Which queries are real and see at least one key."""
-        return self.seen > 0
+        return self.key_counts > 0
 
     def first_keys(self, count: int) -> Int[Tensor, "batch query rank"]:
         """Index of the first real keys of each query's sequence, -1 where it has fewer.
@@ -158,7 +158,7 @@ class Visibility:
         keys = slice(start, max(int(self.high[queries.stop - 1]), start + 1))
         return Block(queries, keys, self.low[queries], self.high[queries])
 
-    def hide(self, logits: Float[Tensor, "batch head query key"], block: "Block") -> None:
+    def mask_logits(self, logits: Float[Tensor, "batch head query key"], block: "Block") -> None:
         """Overwrite, in place, the logits of the keys that a query may not see."""
         for columns, hidden in block.ends:
             logits[..., columns].masked_fill_(hidden, MASKED)

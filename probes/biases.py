@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -33,7 +33,7 @@ def by_distance(bias: Tensor) -> npt.NDArray[np.float32]:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When it depends on more than the distance, so that q, k and lse would not tell the weights.
     """
     length = bias.shape[-1]
@@ -41,7 +41,7 @@ def by_distance(bias: Tensor) -> npt.NDArray[np.float32]:
     row = torch.cat((bias[0, :, 1:, 0].flip(1), bias[0, :, 0]), dim=1)
     square = bias.shape[0] == 1 and bias.shape[2] == length
     if not square or not torch.equal(row[:, at - at[:, None] + length - 1], bias[0]):
-        raise Refused(
+        raise NotApplicable(
             "keep: the position bias of this model is no function of the distance, so q and k do "
             "not tell its weights; capture stats=('pattern',) instead"
         )

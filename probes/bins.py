@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 DIMS = ("query", "key")
 
@@ -32,21 +32,23 @@ def check(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For fewer than one bin, for activations, whole patterns and the largest keys.
     """
     if bins is None:
         return
     if bins < 1:
-        raise Refused(f"bins: {bins}; give 1 or more, or None for every token")
+        raise InvalidInput(f"bins: {bins}; give 1 or more, or None for every token")
     if crossed:
-        raise Refused("bins: keys are tokens of another text in cross-attention; bins=None")
+        raise NotApplicable("bins: keys are tokens of another text in cross-attention; bins=None")
     if keep:
-        raise Refused(f"bins: {', '.join(keep)} keep every token; leave them out, or bins=None")
+        raise InvalidInput(
+            f"bins: {', '.join(keep)} keep every token; leave them out, or bins=None"
+        )
     for name in stats:
         one = statistics.load(name)
         if one.merge == "top" or set(DIMS) <= set(one.dims):
-            raise Refused(f"bins: {name} has a meaning for single tokens only; leave it out")
+            raise NotApplicable(f"bins: {name} has a meaning for single tokens only; leave it out")
 
 
 def beside(coords: Mapping[str, Any], width: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.edit import Edit, check_shape, digest
 
 if TYPE_CHECKING:
@@ -46,27 +46,29 @@ class Blocks(Edit):
 
     def __post_init__(self) -> None:
         if self.seen.ndim != 4 or self.seen.dtype != torch.bool:
-            raise Refused(
+            raise InvalidInput(
                 f"Blocks.seen: {self.seen.dtype} {tuple(self.seen.shape)}; "
                 "give True and False with dims layer, head, block of queries, block of keys"
             )
         blocks = self.seen.shape[-1]
         if not self.members or not 0 <= min(self.members) <= max(self.members) < blocks:
-            raise Refused(f"Blocks.members: give every position a block from 0 to {blocks - 1}")
+            raise InvalidInput(
+                f"Blocks.members: give every position a block from 0 to {blocks - 1}"
+            )
 
-    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> Edits | None:
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
         """Cut the links between blocks that one layer's heads shall not see."""
         if bool(self.seen[layer].all()):
             return None
         batch, _, queries, keys = shape
         if not len(self.members) == queries == keys:
-            raise Refused(
+            raise InvalidInput(
                 f"Blocks.members: {len(self.members)} positions, but this prompt has "
                 f"{queries} queries and {keys} keys"
             )
         spans = torch.tensor(self.members, dtype=torch.long).expand(batch, -1)
         bias = torch.zeros(self.seen.shape[1:]).masked_fill_(~self.seen[layer], -math.inf)
-        return Edits(span_bias=bias, query_spans=spans, key_spans=spans)
+        return WeightEdits(span_bias=bias, query_spans=spans, key_spans=spans)
 
     def check(self, shape: Geometry) -> None:
         """Refuse a table for other layers and heads than the model has."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 
 def is_bridge(value: object) -> bool:
@@ -31,7 +31,7 @@ def unwrapped(bridge: Any) -> Iterator[None]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When a hook is registered that cannot fire here, naming it.
     """
     places = list(_children(bridge.original_model, _is_attention))
@@ -110,7 +110,7 @@ def _refuse_silent_hooks(bridge: Any, part: Any) -> None:
         hooked = getattr(point, "fwd_hooks", None) or getattr(point, "bwd_hooks", None)
         if hooked and id(point) not in alive:
             full = next((key for key, value in bridge.hook_dict.items() if value is point), name)
-            raise Refused(
+            raise InvalidInput(
                 f"{full}: this hook of the TransformerBridge cannot fire in a fused attention; "
                 "remove it (bridge.reset_hooks()) or use headscope's edits"
             )

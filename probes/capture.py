@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.model import Model, load_model
 from headscope.probes.prompts import Prompts, read
 
@@ -133,10 +133,11 @@ def capture(
     reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
     smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
     is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
-    sum to less than 1, and ``sink_mass`` is the rest. One with ALiBi has ``alibi_slope`` (layer,
-    head), by which a token of distance lowers a logit. A model with other layers, such as Mamba's,
-    has ``attention_map`` (layer), False where there is none and every number is NaN. The tokens of
-    an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row; ``pixels`` (prompt,
+    sum to less than 1, and ``learned_sink_mass`` is the rest. One with ALiBi has ``alibi_slope``
+    (layer, head), by which a token of distance lowers a logit. A model with other layers, such as
+    Mamba's, has ``attention_map`` (layer), False where there is none and every number is NaN. The
+    tokens of an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row;
+    ``pixels`` (prompt,
     colour, height, width) is what the model read. In
     cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
     key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's
@@ -146,7 +147,7 @@ def capture(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
         fit, a model that is refused at load or gives NaN, a file that cannot be written, and, with
         the numbers, what does not fit into memory.
@@ -220,7 +221,7 @@ def _to_file(
     from headscope.probes.cost import weigh
 
     if out.exists() and not overwrite:
-        raise Refused(f"out: {out} exists; choose another file, or overwrite=True")
+        raise InvalidInput(f"out: {out} exists; choose another file, or overwrite=True")
     recording.prepare()
     if batch_tokens is None and not overwrite:
         # What is there was made in batches of one size, whatever memory is free today.
@@ -236,7 +237,7 @@ def _to_file(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"out: {out.parent} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"out: {out.parent} cannot be written: {error.strerror}") from error
     growing = stream.begin(out, skeleton, recording.shapes, recording.marks(), replace=overwrite)
     recording.record(planned.batch_tokens, progress, growing)
     growing.finish()
@@ -259,19 +260,20 @@ def _names(
     stats: Sequence[str], keep: Sequence[str], model: Model
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(stats, str) or isinstance(keep, str):
-        raise Refused("stats, keep: give a tuple of names, such as ('entropy',)")
+        raise InvalidInput("stats, keep: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
     known = statistics.names()
     for name in stats:
         if name not in known:
-            raise Refused(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
+            raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
         if name not in fitting((name,), model):
-            raise Refused(
+            raise NotApplicable(
                 f"stats: {name} compares the places of query and key, which are tokens of two "
                 "texts in cross-attention; choose others"
             )
     for name in keep:
         if name not in KEEP:
-            raise Refused(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
+            raise InvalidInput(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
     kept = [name for name in KEEP if name in keep or (name == "z" and "z" in stats)]
     # A pattern is recomputed from the three of them, so none is kept in vain.
     implied = ("lse",) if {"q", "k"} <= set(kept) else ()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import HeadscopeError, InvalidInput, UnsupportedModel
 from headscope.probes import images
 from headscope.probes.devices import weights
 from headscope.probes.edit import Edit
@@ -47,7 +47,7 @@ def inspect(model: Model) -> Model:
 
     Raises
     ------
-    Refused
+    UnsupportedModel
         Naming layer, head and statistic.
     """
     _refuse_unfit(model)
@@ -71,35 +71,39 @@ def inspect(model: Model) -> Model:
         _compare_statistics(model, asked, found[asked.layer], one, 5e-2 if half else 1e-4)
     silent = run(model, ids, Reader(Request(stats=()), edits=(_Silence(),)), head=False)
     if torch.equal(silent, ours):
-        raise Refused(f"model: removing every head of {model.name} changes nothing; refused")
+        raise UnsupportedModel(
+            f"model: removing every head of {model.name} changes nothing; refused"
+        )
     return model
 
 
 def _refuse_unfit(model: Model) -> None:
     if hasattr(model.module, "text_model") and hasattr(model.module, "vision_model"):
-        raise Refused(
+        raise UnsupportedModel(
             f"model: {model.architecture} holds two models, of texts and of images; give one of "
             "them (model.text_model, model.vision_model)"
         )
     if model.reads == "tokens" and not hasattr(model.module.config.get_text_config(), "vocab_size"):
-        raise Refused(f"model: {model.architecture} names no vocabulary; refused")
+        raise UnsupportedModel(f"model: {model.architecture} names no vocabulary; refused")
     if model.bridge is not None and model.attention != SELF:
-        raise Refused(
+        raise UnsupportedModel(
             "model: a TransformerBridge around an encoder and a decoder is not read; give the "
             "Hugging Face model in it (bridge.original_model)"
         )
     given = getattr(model.module, "main_input_name", "input_ids")
     if model.attention != SELF and given != "input_ids":
-        raise Refused(f"model: the encoder of {model.architecture} reads {given}, not tokens")
+        raise UnsupportedModel(
+            f"model: the encoder of {model.architecture} reads {given}, not tokens"
+        )
     if getattr(model.module.config, "attention_type", None) == "block_sparse":
         # BigBird turns itself into another model at the first short text, such as ours.
-        raise Refused(
+        raise UnsupportedModel(
             f"attention_type: {model.architecture} attends to blocks, which is not known; load it "
             "with attention_type='original_full'"
         )
     for name, weight in weights(model.module):
         if not bool(torch.isfinite(weight).all()):
-            raise Refused(f"model: weight {name} of {model.name} holds NaN or infinity")
+            raise InvalidInput(f"model: weight {name} of {model.name} holds NaN or infinity")
 
 
 def prompt(model: Model) -> Ids:
@@ -127,7 +131,9 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
         heads, size = asked.query.shape[1], asked.query.shape[3]
         kv_heads, value_size = asked.value.shape[1], asked.value.shape[3]
         if asked.layer in shapes:
-            raise Refused(f"model: layer {asked.layer} of {model.name} asks for attention twice")
+            raise UnsupportedModel(
+                f"model: layer {asked.layer} of {model.name} asks for attention twice"
+            )
         causal.append(asked.causal)
         shapes[asked.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
         return asked.query.new_zeros(*asked.query.shape[:3], value_size)
@@ -137,31 +143,33 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
             call(model, ids, head=False)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # Code outside the interface may ask a mask or scores for anything.
-        if isinstance(error, Refused) or follows(model.module):
+        if isinstance(error, HeadscopeError) or follows(model.module):
             raise
-        raise Refused(
+        raise UnsupportedModel(
             f"model: {model.architecture} is outside transformers' AttentionInterface and cannot "
             f"be followed ({str(error).partition(chr(10))[0]}); this model is refused"
         ) from error
     layers = sorted(shapes)
     if not layers:
-        raise Refused(f"model: no layer of {model.name} asked for attention; refused")
+        raise UnsupportedModel(f"model: no layer of {model.name} asked for attention; refused")
     if model.attention == SELF:
         config = model.module.config.get_text_config()
         total = int(getattr(config, "num_hidden_layers", len(layers)))
     else:
         total = len(blocks(model.module, model.attention))
     if not set(layers) <= set(range(total)):
-        raise Refused(
+        raise UnsupportedModel(
             f"model: layers {layers} of {model.name} asked for attention, "
             f"but it says that it has {total}; refused"
         )
     if len(set(shapes.values())) != 1:
-        raise Refused(f"model: the layers of {model.name} differ in heads or sizes; refused")
+        raise UnsupportedModel(
+            f"model: the layers of {model.name} differ in heads or sizes; refused"
+        )
     without = tuple(layer for layer in range(total) if layer not in shapes)
     if without and not follows(model.module):
         # Steps that were not noticed look the same as a layer of another kind.
-        raise Refused(
+        raise UnsupportedModel(
             f"model: layers {list(without)} of {model.name} do no attention that can be followed; "
             "this model is refused"
         )
@@ -197,7 +205,9 @@ def _eager(model: Model, ids: Ids, calls: list[Call]) -> tuple[Tensor, list[Tens
             handle.remove()
     for part in parts:
         if id(part) not in weights:
-            raise Refused(f"model: {type(part).__name__} returns no weights to check against")
+            raise UnsupportedModel(
+                f"model: {type(part).__name__} returns no weights to check against"
+            )
     return own, [weights[id(part)] for part in parts]
 
 
@@ -223,7 +233,7 @@ def _compare_implementations(model: Model, ids: Ids, own: Tensor, tolerance: flo
         return
     gap = float((_own(model, ids, given).double() - own.double()).abs().max())
     if gap > tolerance * max(1.0, float(own.double().abs().max())):
-        raise Refused(
+        raise UnsupportedModel(
             f"model: the {given} and the eager attention of {model.name} differ by {gap:.2g}, so "
             "there is no one reading; load it with attn_implementation='eager' to read that"
         )
@@ -231,11 +241,11 @@ def _compare_implementations(model: Model, ids: Ids, own: Tensor, tolerance: flo
 
 def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -> None:
     if not bool(torch.isfinite(own).all()):
-        raise Refused(f"model: {model.name} gives NaN or infinite numbers; check its weights")
+        raise InvalidInput(f"model: {model.name} gives NaN or infinite numbers; check its weights")
     gap = float((ours.double() - own.double()).abs().max())
     allowed = tolerance * max(1.0, float(own.double().abs().max()))
     if gap > allowed:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: through {NAME} the output of {model.name} differs from its eager attention "
             f"by {gap:.2g} (allowed {allowed:.2g}); this model is refused"
         )
@@ -264,7 +274,7 @@ def _compare_statistics(
         gap = (found[name] - expected[name]).abs().amax(-1)
         head = int(gap.argmax())
         if not float(gap[head]) <= tolerance * max(1.0, float(expected[name].abs().max())):
-            raise Refused(
+            raise UnsupportedModel(
                 f"model: {name} of L{asked.layer}H{head} in {model.name} is {float(gap[head]):.2g} "
                 "away from the model's own eager attention; this model is refused"
             )

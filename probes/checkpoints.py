@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.places import HUB, folder_of, locate, step_of, variants
 
 
@@ -21,7 +21,7 @@ def checkpoints(source: str | os.PathLike[str]) -> list[str]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When nothing of that name is there, or it has no checkpoints.
 
     Examples
@@ -36,9 +36,9 @@ def checkpoints(source: str | os.PathLike[str]) -> list[str]:
     elif isinstance(source, str) and re.fullmatch(HUB, name):
         found = _on_hub(name)
     else:
-        raise Refused(f"model: there is no folder {name}")
+        raise InvalidInput(f"model: there is no folder {name}")
     if not found:
-        raise Refused(
+        raise InvalidInput(
             f"model: {name} has no checkpoints; they are named by their step, as "
             "model.step400.safetensors, checkpoint-400 or a revision step400"
         )
@@ -50,7 +50,7 @@ def stamp(source: str | os.PathLike[str]) -> str:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         As `headscope.probes.load_model`, for what is not there.
     """
     place = locate(source)
@@ -90,11 +90,13 @@ def _on_hub(name: str) -> list[str]:
         refs = HfApi().list_repo_refs(name)
         found = {one.name for one in (*refs.branches, *refs.tags)}
     except RepositoryNotFoundError as error:
-        raise Refused(f"model: {name!r} is no folder, and the hub has no such model") from error
+        raise InvalidInput(
+            f"model: {name!r} is no folder, and the hub has no such model"
+        ) from error
     except Exception as error:
         found = _cached(name)
         if not found:
-            raise Refused(
+            raise InvalidInput(
                 f"model: {name!r} is no folder, the local cache has no revision of it, and the hub "
                 "cannot be reached"
             ) from error

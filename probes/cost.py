@@ -15,11 +15,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from headscope.kernels import memory, statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.request import Request
-from headscope.kernels.variant import PLAIN, Variant
+from headscope.kernels import statistics
+from headscope.kernels.api import (
+    PLAIN,
+    AttentionSpec,
+    MemoryEstimate,
+    Request,
+    attend,
+    estimate_memory,
+    memory,
+)
 from headscope.probes.forward import Reader, run
 from headscope.probes.meter import Meter
 from headscope.probes.plan import Plan
@@ -128,20 +133,18 @@ def _layer(recording: Recording, rows: Sequence[int]) -> int:
     q = stand_in(shape.heads, queries, shape.head_size)
     k = stand_in(shape.kv_heads, keys, shape.head_size)
     v = stand_in(shape.kv_heads, keys, shape.value_size)
-    variant = Variant(causal=not recording.prompts.crossed)
-    panels = _panels(recording, q, k, v, variant)
-    workers = min(panels.workers, sum(1 for _ in panels.parts()))
-    beside = panels.taken + panels.room * _by_element(recording)
-    return outputs + math.ceil(workers * beside)
+    spec = AttentionSpec(causal=not recording.prompts.crossed)
+    needed = _estimate(recording, q, k, v, spec)
+    beside = needed.worker_bytes + needed.panel_elements * _by_element(recording)
+    return outputs + math.ceil(needed.workers * beside)
 
 
-def _panels(recording: Recording, q: Tensor, k: Tensor, v: Tensor, variant: Variant) -> Panels:
-    """Cut a call into the panels of this recording."""
-    reads = frozenset[str]().union(
-        *(statistics.load(name).reads for name in ("z", *_small(recording)))
-    )
+def _estimate(
+    recording: Recording, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
+) -> MemoryEstimate:
+    """Count the memory of an attention call of this recording."""
     request = Request(stats=(), tile=recording.tile, k=recording.request(None, ()).k)
-    return Panels(q, k, v, variant, request, reductions=reads)
+    return estimate_memory(q, k, v, recording.stats, request, spec)
 
 
 def _small(recording: Recording) -> tuple[str, ...]:
@@ -174,10 +177,9 @@ def _by_element(recording: Recording) -> float:
     # One head is one part, so it runs in this thread, which the meter sees.
     with Meter() as meter:
         outputs = attend(q, k, v, request)
-    panels = _panels(recording, q, k, v, PLAIN.fit(q, k))
     made: int = sum(one.nbytes for one in outputs.values())
     beside: int = meter.peak - made
-    return beside / panels.room
+    return beside / _estimate(recording, q, k, v, PLAIN).panel_elements
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 
 def home(module: nn.Module) -> torch.device:
@@ -41,7 +41,7 @@ def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a weight without values.
     """
     # Offloaded, what is tied looks like two weights.
@@ -66,7 +66,9 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
             if held is not None:
                 found: Tensor = held[inner]
                 return found
-    raise Refused(f"model: weight {name} has no values (device meta); load the model with weights")
+    raise InvalidInput(
+        f"model: weight {name} has no values (device meta); load the model with weights"
+    )
 
 
 def _hooks(part: nn.Module) -> list[Any]:

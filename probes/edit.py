@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.model import Geometry
@@ -26,7 +26,7 @@ class Edit:
     head before it is mixed into the residual stream, in the same pass that captures.
     """
 
-    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> Edits | None:
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
         """Say what changes inside the attention of one layer.
 
         Parameters
@@ -89,22 +89,24 @@ def check_heads(field: str, heads: Sequence[Head], shape: Geometry) -> None:
     """Refuse heads that a model does not have."""
     for layer, head in heads:
         if not 0 <= layer < shape.layers:
-            raise Refused(
+            raise InvalidInput(
                 f"{field}: no layer {layer}; the model has layers 0 to {shape.layers - 1}"
             )
         if layer in shape.without:
-            raise Refused(
+            raise InvalidInput(
                 f"{field}: layer {layer} has no attention map; "
                 f"layers with one are {', '.join(map(str, shape.attending))}"
             )
         if not 0 <= head < shape.heads:
-            raise Refused(f"{field}: no head {head}; every layer has heads 0 to {shape.heads - 1}")
+            raise InvalidInput(
+                f"{field}: no head {head}; every layer has heads 0 to {shape.heads - 1}"
+            )
 
 
 def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
     """Refuse a tensor of another shape."""
     if tuple(values.shape) != expected:
-        raise Refused(
+        raise InvalidInput(
             f"{field}: shape {tuple(values.shape)}, but the model's heads ask for {expected}"
         )
 
@@ -114,7 +116,7 @@ def check_vectors(field: str, values: Tensor, heads: Sequence[Head], shape: Geom
     check_shape(field, values, (shape.layers, shape.heads, shape.value_size))
     for layer, head in heads:
         if not bool(torch.isfinite(values[layer, head]).all()):
-            raise Refused(f"{field}: L{layer}H{head} holds NaN or infinity")
+            raise InvalidInput(f"{field}: L{layer}H{head} holds NaN or infinity")
 
 
 def listed(heads: Sequence[Head]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.blocks import Blocks
 from headscope.probes.edit import Edit, Head
 from headscope.probes.outputs import Ablate, Gate, Offset, Replace
@@ -67,7 +67,7 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For an edit of another module, or a file that cannot be written.
 
     Examples
@@ -87,7 +87,7 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
     for number, edit in enumerate(edits):
         kind = type(edit).__name__
         if KINDS.get(kind) is not type(edit):
-            raise Refused(f"edits: {kind} cannot be stored; use {', '.join(sorted(KINDS))}")
+            raise InvalidInput(f"edits: {kind} cannot be stored; use {', '.join(sorted(KINDS))}")
         entry: dict[str, Any] = {"edit": kind}
         for field in fields(edit):
             value = getattr(edit, field.name)
@@ -106,18 +106,18 @@ def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a file that is missing, broken, or holds no edits.
     """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise Refused(f"path: there is no file {path}")
+        raise InvalidInput(f"path: there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise Refused(f"path: {path} holds no edits of this version of headscope")
+                raise InvalidInput(f"path: {path} holds no edits of this version of headscope")
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         edits = []
         for number, entry in enumerate(json.loads(metadata["edits"])):
@@ -129,9 +129,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
                     given[field] = tensor
             edits.append(kind(**given))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, Refused):
+        if isinstance(error, HeadscopeError):
             raise
-        raise Refused(f"path: {path} is broken ({error}); make it again") from error
+        raise InvalidInput(f"path: {path} is broken ({error}); make it again") from error
     return tuple(edits)
 
 

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request, WeightEdits
+from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
 from headscope.probes.edit import Edit
 from headscope.probes.images import eye
 from headscope.probes.pair import Pair, start_token
@@ -61,12 +60,12 @@ class Reader:
             self.take(call, outputs, z)
         return z
 
-    def inside(self, call: Call) -> Edits | None:
+    def inside(self, call: Call) -> WeightEdits | None:
         """Combine what the edits change inside the attention of one layer."""
         shape = (*call.query.shape[:3], call.key.shape[2])
         found = [edit.inside(call.layer, shape) for edit in self.edits]
         given = [one for one in found if one is not None]
-        return functools.reduce(Edits.then, given) if given else None
+        return functools.reduce(WeightEdits.then, given) if given else None
 
 
 def run(
@@ -92,12 +91,12 @@ def run(
         result = call(model, ids, head=head, mask=mask)
     arrived = reader.layers[before:]
     if sorted(arrived) != model.geometry.attending:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: layers {sorted(arrived)} of {model.name} asked for attention, expected each "
             f"of {model.geometry.attending} once; this architecture is refused"
         )
     if not bool(torch.isfinite(result).all()):
-        raise Refused(f"model: {model.name} gives NaN or infinite numbers; check its weights")
+        raise InvalidInput(f"model: {model.name} gives NaN or infinite numbers; check its weights")
     return result
 
 
@@ -114,12 +113,16 @@ def call(
         pair = paired(model, ids)
         return through(model, pair.source, pair.target, PLAIN, head=head)
     if isinstance(ids, Pair):
-        raise Refused(f"ids: a Pair, but {model.name} has no encoder and decoder; give token ids")
+        raise InvalidInput(
+            f"ids: a Pair, but {model.name} has no encoder and decoder; give token ids"
+        )
     ids = ids.to(model.device)
     if ids.is_floating_point():
         return _look(model, ids)
     if model.reads != "tokens":
-        raise Refused(f"model: {model.architecture} reads {model.reads}, and this asks for tokens")
+        raise UnsupportedModel(
+            f"model: {model.architecture} reads {model.reads}, and this asks for tokens"
+        )
     padding = {} if mask is None else {"attention_mask": mask.long().to(ids.device)}
     if head and model.bridge is not None:
         result = model.bridge(ids, return_type="logits", **padding)
@@ -135,11 +138,11 @@ def _look(model: Model, pixels: Tensor) -> Tensor:
     result: Tensor
     try:
         found = eye(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
-    except Refused:
+    except HeadscopeError:
         raise
     except ValueError as error:
         # The model's own word on a size that it does not take.
-        raise Refused(f"prompts: {str(error).splitlines()[0]}") from error
+        raise InvalidInput(f"prompts: {str(error).splitlines()[0]}") from error
     result = found.last_hidden_state
     return result
 
@@ -149,7 +152,7 @@ def paired(model: Model, ids: Ids) -> Pair:
     if isinstance(ids, Pair):
         return ids
     if model.attention != "encoder":
-        raise Refused(
+        raise NotApplicable(
             f"ids: the {model.attention} attention of {model.name} needs source and target; "
             "give Pair(source=..., target=...)"
         )
@@ -178,24 +181,20 @@ def logits(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For edits that do not fit the model and for logits that are not numbers.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> tuple(logits(model, torch.tensor([[0, 5, 6]])).shape[:2])
-    (1, 3)
     """
     if model.reads == "images":
-        raise Refused(f"ids: {model.architecture} reads images, so it has no next-token logits")
+        raise NotApplicable(
+            f"ids: {model.architecture} reads images, so it has no next-token logits"
+        )
     given = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
     parts = [torch.as_tensor(one) for one in given]
     for one in parts:
         if one.ndim != 2 or one.shape[1] == 0:
-            raise Refused(f"ids: dims {tuple(one.shape)}; give (batch, position), a token or more")
+            raise InvalidInput(
+                f"ids: dims {tuple(one.shape)}; give (batch, position), a token or more"
+            )
         model.check_lengths([one.shape[1]])
     ids = Pair(*parts) if isinstance(ids, Pair) else parts[0]
     return run(model, ids, Reader(Request(stats=()), edits), head=True)
@@ -226,12 +225,14 @@ def score(
     One number per prompt, float32; differentiable except for accuracy.
     """
     if metric not in METRICS:
-        raise Refused(f"metric: no {metric!r}; choose one of {', '.join(METRICS)}")
+        raise InvalidInput(f"metric: no {metric!r}; choose one of {', '.join(METRICS)}")
     if not all(questions):
-        raise Refused("task: a prompt has no question, so it has no metric")
+        raise NotApplicable("task: a prompt has no question, so it has no metric")
     flat = [(row, one) for row, asked in enumerate(questions) for one in asked]
     if metric != "accuracy" and not all(one.wrong_ids for _, one in flat):
-        raise Refused(f"wrong: the metric {metric} needs wrong answers; use metric='accuracy'")
+        raise NotApplicable(
+            f"wrong: the metric {metric} needs wrong answers; use metric='accuracy'"
+        )
     device = logits.device
     owner = torch.tensor([row for row, _ in flat], device=device)
     at = torch.tensor([one.at for _, one in flat], device=device)
@@ -285,7 +286,7 @@ def evaluate(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For an unknown metric, a task whose words the tokenizer splits, prompts that are too
         long, edits that do not fit, a model that predicts no next token.
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.capture import provenance
 from headscope.probes.forward import Reader
 from headscope.probes.model import Model, load_model
@@ -89,7 +89,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a statistic that needs the whole text at once, a prompt that would outgrow the context,
         a model that does not generate, edits that do not fit.
 
@@ -103,7 +103,9 @@ def generate(
     """
     known = load_model(model)
     if known.attention != "self":
-        raise Refused(f"model: {known.name} has an encoder and a decoder; use capture with a Pair")
+        raise NotApplicable(
+            f"model: {known.name} has an encoder and a decoder; use capture with a Pair"
+        )
     wanted = _names(stats)
     given = read(known, prompts)
     _refuse_unfit(known, given, new_tokens, prefix)
@@ -236,9 +238,9 @@ class Steps:
                     values = np.nan_to_num(values)
                 rows[tuple(map(slice, values.shape))] = values
             else:
-                seers = _seers(call)
-                total[call.layer, :, :stop] += np.nan_to_num(values) * seers
-                count[call.layer, :, :stop] += seers
+                query_counts = _seers(call)
+                total[call.layer, :, :stop] += np.nan_to_num(values) * query_counts
+                count[call.layer, :, :stop] += query_counts
         if not by_query:
             joined[:, :, :length] = (total / np.where(count, count, np.nan))[:, :, :length]
         if name == "pattern":
@@ -253,7 +255,7 @@ def _seers(call: Call) -> npt.NDArray[np.float64]:
     """Count the queries of one step that see each key."""
     variant = call.variant()
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
-    counted: npt.NDArray[np.float64] = visibility.seers[0].cpu().double().numpy()
+    counted: npt.NDArray[np.float64] = visibility.query_counts[0].cpu().double().numpy()
     return counted
 
 
@@ -266,11 +268,12 @@ def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
 
 def _names(stats: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stats, str):
-        raise Refused("stats: give a tuple of names, such as ('entropy',)")
+        raise InvalidInput("stats: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
     for name in stats:
         one = statistics.load(name)
         if name in ("z", "target_mass") or not (one.by_query or name == "received"):
-            raise Refused(
+            raise NotApplicable(
                 f"stats: {name} needs the whole text at once; generate first, then "
                 "capture(model, [ids], ...) of the finished text"
             )
@@ -279,15 +282,17 @@ def _names(stats: Sequence[str]) -> tuple[str, ...]:
 
 def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) -> None:
     if new_tokens < 1:
-        raise Refused(f"new_tokens: {new_tokens}; give 1 or more")
+        raise InvalidInput(f"new_tokens: {new_tokens}; give 1 or more")
     shortest = min(map(len, prompts.ids))
     if not 0 <= prefix < shortest:
-        raise Refused(f"prefix: {prefix} tokens; give 0 to {shortest - 1}, inside every prompt")
+        raise InvalidInput(
+            f"prefix: {prefix} tokens; give 0 to {shortest - 1}, inside every prompt"
+        )
     if not model.module.can_generate():
-        raise Refused(f"model: {model.architecture} does not generate text; use capture")
+        raise NotApplicable(f"model: {model.architecture} does not generate text; use capture")
     model.check_predicts()
     if model.geometry.without and getattr(model.module.config, "sliding_window", None):
-        raise Refused(
+        raise NotApplicable(
             f"model: {model.architecture} mixes windows with layers that have no attention, and "
             "its cache drops keys; generate first, then capture the finished text"
         )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -35,12 +35,12 @@ def inputs(module: Any) -> str:
 
     Raises
     ------
-    Refused
+    UnsupportedModel
         For anything else, by the name of the input.
     """
     name = getattr(module, "main_input_name", "input_ids")
     if name not in INPUTS:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: {type(module).__name__} reads {name}; only tokens (input_ids) and images "
             "(pixel_values) are known"
         )
@@ -52,7 +52,7 @@ def eye(module: Any) -> Any:
 
     Raises
     ------
-    Refused
+    UnsupportedModel
         When it reads more than pixels.
     """
     # What some models call their base begins behind the embedding of the patches.
@@ -68,7 +68,7 @@ def eye(module: Any) -> Any:
         and one.name != "pixel_values"
     ]
     if more:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: {type(module).__name__} reads {', '.join(more)} beside pixel_values; refused"
         )
     return part
@@ -79,12 +79,12 @@ def patches(model: Model, height: int, width: int) -> tuple[str, ...]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For an image that is not made of whole patches.
     """
     down, across = _pair(model, "patch_size")
     if height % down or width % across or not height * width:
-        raise Refused(
+        raise InvalidInput(
             f"prompts: an image of {height} × {width} pixels is not made of patches of "
             f"{down} × {across}"
         )
@@ -112,12 +112,12 @@ def check(model: Model, image: Float[Tensor, "1 channel height width"], length: 
 
     Raises
     ------
-    Refused
+    UnsupportedModel
         With both numbers.
     """
     expected = patches(model, *image.shape[-2:])
     if len(expected) != length:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: {model.architecture} makes {length} tokens of an image, and its patches and "
             f"special tokens are {len(expected)}; this architecture is refused"
         )
@@ -128,7 +128,7 @@ def read(model: Model, given: Any) -> Prompts:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For no images, images of several sizes, files and PIL images without an image processor,
         numbers that are not pixels as the model reads them.
     """
@@ -139,11 +139,11 @@ def read(model: Model, given: Any) -> Prompts:
         single = True
     listed = [given] if single else list(given)
     if not listed:
-        raise Refused("prompts: there are none; give at least one image")
+        raise InvalidInput("prompts: there are none; give at least one image")
     found = [_pixels(model, at, one) for at, one in enumerate(listed)]
     for at, one in enumerate(found):
         if one.shape != found[0].shape:
-            raise Refused(
+            raise InvalidInput(
                 f"prompts: image {at + 1} is {_shape(one)} and image 1 is {_shape(found[0])}; "
                 "give images of one size"
             )
@@ -157,7 +157,7 @@ def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height 
         given = _open(at, given)
     if _is_picture(given):
         if model.processor is None:
-            raise Refused(
+            raise InvalidInput(
                 f"prompts: image {at + 1} is a picture, which needs an image processor; "
                 "load_model(..., tokenizer=processor), or give arrays of pixel_values"
             )
@@ -167,40 +167,40 @@ def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height 
         # A copy: what a run has on disk cannot be written to, which torch does not like.
         pixels = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
     except (TypeError, ValueError, RuntimeError):
-        raise Refused(
+        raise NotApplicable(
             f"prompts: image {at + 1} is a {type(given).__name__}; {model.architecture} reads "
             "images: give arrays (channel, height, width), files or PIL images"
         ) from None
     channels = int(getattr(model.module.config, "num_channels", 3))
     if pixels.ndim != 3 or pixels.shape[0] != channels:
-        raise Refused(
+        raise NotApplicable(
             f"prompts: image {at + 1} is {_shape(pixels)}; {model.architecture} reads images "
             f"(channel, height, width) with {channels} channels"
         )
     if not pixels.is_floating_point():
-        raise Refused(
+        raise InvalidInput(
             f"prompts: image {at + 1} holds {str(pixels.dtype).removeprefix('torch.')}; give "
             "floats as the model's image processor makes them (pixel_values)"
         )
     if not bool(torch.isfinite(pixels).all()):
-        raise Refused(f"prompts: image {at + 1} holds NaN or infinity")
+        raise InvalidInput(f"prompts: image {at + 1} holds NaN or infinity")
     return pixels.detach().cpu().float()
 
 
 def _open(at: int, path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
-        raise Refused(f"prompts: image {at + 1}: there is no file {os.fspath(path)}")
+        raise InvalidInput(f"prompts: image {at + 1}: there is no file {os.fspath(path)}")
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise Refused(
+        raise InvalidInput(
             "prompts: reading image files needs Pillow, which is not installed; pip install "
             "pillow, or give arrays of pixel_values"
         ) from error
     try:
         return Image.open(path)
     except (OSError, UnidentifiedImageError) as error:
-        raise Refused(f"prompts: image {at + 1}: {os.fspath(path)} is no image") from error
+        raise InvalidInput(f"prompts: image {at + 1}: {os.fspath(path)} is no image") from error
 
 
 def _is_picture(given: Any) -> bool:
@@ -211,7 +211,9 @@ def _pair(model: Model, field: str) -> tuple[int, int]:
     """Read a size of the config, which is one number for a square."""
     size = getattr(model.module.config, field, None)
     if size is None:
-        raise Refused(f"model: {model.architecture} names no {field}, so its patches are not known")
+        raise UnsupportedModel(
+            f"model: {model.architecture} names no {field}, so its patches are not known"
+        )
     pair: Sequence[int] = (size, size) if isinstance(size, int) else tuple(size)
     return int(pair[0]), int(pair[1])
 

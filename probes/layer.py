@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headscope.kernels import statistics
-from headscope.kernels.cpu.engine import put
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import (
+    AttentionSpec,
+    Request,
+    WeightEdits,
+    head_statistics,
+    head_weights,
+)
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.edit import Edit
 from headscope.probes.forward import Reader
 from headscope.probes.forward import call as call_model
@@ -49,7 +50,7 @@ class Layer:
     """
 
     call: Call
-    edits: Edits | None
+    edits: WeightEdits | None
 
     def weights(
         self, head: int, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
@@ -63,21 +64,8 @@ class Layer:
         rows, columns
             Positions of queries and keys, each once and in ascending order.
         """
-        wanted = torch.zeros(self.call.query.shape[2], dtype=torch.bool)
-        wanted[torch.from_numpy(rows)] = True
-        found = np.zeros((len(rows), len(columns)), dtype=np.float32)
-
-        def work(part: Part, panels: Iterator[Panel]) -> None:
-            for panel in panels:
-                down = _within(rows, panel.queries)
-                across = _within(columns, panel.keys)
-                weights = panel.weights[0, head - part.heads.start]
-                chosen = weights[torch.from_numpy(rows[down] - panel.queries.start)]
-                chosen = chosen[:, torch.from_numpy(columns[across] - panel.keys.start)]
-                found[down, across] = chosen.cpu().numpy()
-
-        self._each(head, work, wanted=wanted)
-        return found
+        places = (torch.from_numpy(rows), torch.from_numpy(columns))
+        return head_weights(*self._call, head, *places, self.spec).cpu().numpy()
 
     def pooled(self, head: int, tile: int) -> dict[str, Array]:
         """Pool one head's whole map into tiles: ``pooled_mean`` and ``pooled_max``.
@@ -90,47 +78,17 @@ class Layer:
             Tokens a tile.
         """
         request = Request(stats=POOLED, tile=tile)
-        chosen = [statistics.load(name) for name in POOLED]
-        tiles = -(-self.call.query.shape[2] // tile)
-        found: dict[str, Tensor] = {}
+        results = head_statistics(*self._call, head, request, self.spec)
+        return {name: result.cpu().numpy() for name, result in results.items()}
 
-        def work(part: Part, panels: Iterator[Panel]) -> None:
-            heads = part.heads.stop - part.heads.start
-            device = self.call.query.device
-            rooms = {name: torch.zeros(1, heads, tiles, tiles, device=device) for name in POOLED}
-            for panel in panels:
-                for statistic in chosen:
-                    put(statistic, panel, rooms[statistic.name])
-            here = head - part.heads.start
-            found.update({name: room[:, here : here + 1] for name, room in rooms.items()})
+    @property
+    def spec(self) -> AttentionSpec:
+        """How the layer's scores become weights, edits included."""
+        return self.call.variant(self.edits)
 
-        reductions = frozenset[str]().union(*(statistic.reads for statistic in chosen))
-        panels = self._each(head, work, request=request, reductions=reductions)
-        for statistic in chosen:
-            if statistic.finish is not None:
-                total = found[statistic.name]
-                found[statistic.name] = statistic.finish(total, panels.visibility, request)
-        return {name: found[name][0, 0].cpu().numpy() for name in POOLED}
-
-    @torch.no_grad()
-    def _each(self, head: int, work: Any, **options: Any) -> Panels:
-        """Hand the panels of one head to ``work``; those of other heads are never filled."""
-        query, key = self.call.query, self.call.key
-        panels = Panels(
-            query, key, self.call.value, self.call.variant(self.edits).fit(query, key), **options
-        )
-
-        def mine(part: Part, filled: Iterator[Panel]) -> None:
-            if part.heads.start <= head < part.heads.stop:
-                work(part, filled)
-
-        panels.each(mine)
-        return panels
-
-
-def _within(positions: npt.NDArray[np.int64], piece: slice) -> slice:
-    start, stop = np.searchsorted(positions, (piece.start, piece.stop))
-    return slice(int(start), int(stop))
+    @property
+    def _call(self) -> tuple[Tensor, Tensor]:
+        return self.call.query, self.call.key
 
 
 @torch.no_grad()
@@ -154,7 +112,7 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a layer that the model does not have or that has no attention map, a prompt that is too
         long, edits that do not fit.
 
@@ -169,7 +127,7 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
     model.check_lengths([len(ids)])
     if layer not in model.geometry.attending:
         known = ", ".join(map(str, model.geometry.attending))
-        raise Refused(f"layer: {layer} has no attention map; layers with one are {known}")
+        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {known}")
     for edit in edits:
         edit.check(model.geometry)
     reader = Reader(Request(stats=()), edits)
@@ -186,4 +144,4 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
         # Weights need no values, which are as large as the keys.
         call = replace(reached.call, value=reached.call.value[..., :0].clone())
         return Layer(call, reader.inside(call))
-    raise Refused(f"model: layer {layer} of {model.name} asked for no attention; refused")
+    raise UnsupportedModel(f"model: layer {layer} of {model.name} asked for no attention; refused")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
 from headscope.probes.model import Model
 from headscope.probes.prompts import Prompts
 
@@ -59,7 +59,7 @@ def pattern(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Where q, k or lse are missing or weights were edited and there is no model, the model or
         the edits are not those of the capture, the head or prompt does not exist, the layer has
         no attention map, the window is empty or larger than 2048 × 2048.
@@ -78,7 +78,9 @@ def pattern(
     if model is not None:
         _refuse_another(capture, model, edits)
     elif edits:
-        raise Refused("model: edits are made again by the model; give pattern(..., model=model)")
+        raise InvalidInput(
+            "model: edits are made again by the model; give pattern(..., model=model)"
+        )
     else:
         _refuse_unkept(capture)
     one = _pick(capture, layer, head, prompt)
@@ -87,7 +89,7 @@ def pattern(
     rows = _positions("queries", queries, length)
     columns = _positions("keys", keys, int(one("key_length")) if crossed else length)
     if len(rows) * len(columns) > CELLS:
-        raise Refused(
+        raise ResourceLimit(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
         )
     if model is None or (_keeps(capture) and not capture.attrs.get("reweighted")):
@@ -126,12 +128,12 @@ def _keeps(capture: xr.Dataset) -> bool:
 def _refuse_unkept(capture: xr.Dataset) -> None:
     for name in KEPT:
         if name not in capture:
-            raise Refused(
+            raise InvalidInput(
                 f"capture: no {name}; a pattern needs capture(..., stats=('lse', ...), "
                 "keep=('q', 'k')), or pattern(..., model=model), which runs the prompt again"
             )
     if capture.attrs.get("reweighted"):
-        raise Refused(
+        raise NotApplicable(
             "edits: the weights of this capture were edited, and q, k and lse do not tell how; "
             "give pattern(..., model=model, edits=...) the same edits, or capture "
             "stats=('pattern',) with them"
@@ -181,7 +183,7 @@ def _from_model(
 def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) -> None:
     """Refuse a model, prompts or edits that would not give what was captured."""
     if model.attention != "self":
-        raise Refused(
+        raise InvalidInput(
             f"model: windows of {model.attention} attention are cut from what a capture keeps; "
             "capture(..., stats=('lse', ...), keep=('q', 'k')), and leave model out"
         )
@@ -189,33 +191,37 @@ def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) ->
     for name, value in given.items():
         if capture.attrs.get(name) != value:
             made = capture.attrs.get(name, "none that it names")
-            raise Refused(
+            raise InvalidInput(
                 f"model: {name} {value}, but this capture was made at {made}; load that model, or "
                 "capture again"
             )
     described = json.dumps([edit.describe() for edit in edits]) if edits else ""
     if described != capture.attrs.get("edits", ""):
         made = capture.attrs.get("edits") or "none"
-        raise Refused(f"edits: this capture was made with {made[:200]}; give the same ones")
+        raise InvalidInput(f"edits: this capture was made with {made[:200]}; give the same ones")
     lengths = capture["length"].values
     if len(lengths) != capture.attrs.get("n_prompts"):
         return  # a selection of the prompts, to which no digest belongs
     rows = zip(capture["token_id"].values.tolist(), lengths.tolist(), strict=True)
     ids = tuple(tuple(row[:length]) for row, length in rows)
     if Prompts(ids).digest() != capture.attrs.get("prompts_sha256"):
-        raise Refused("capture: its token_id are not those it was made of; capture again")
+        raise InvalidInput("capture: its token_id are not those it was made of; capture again")
 
 
 def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
     """Return a function that reads one variable for one head and prompt."""
     for name, value in (("layer", layer), ("head", head)):
         if value not in capture[name].values:
-            raise Refused(f"{name}: no {value} in this capture; it has {_range(capture[name])}")
+            raise InvalidInput(
+                f"{name}: no {value} in this capture; it has {_range(capture[name])}"
+            )
     if not 0 <= prompt < capture.sizes["prompt"]:
-        raise Refused(f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}")
+        raise InvalidInput(
+            f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}"
+        )
     if "attention_map" in capture.coords and not bool(capture["attention_map"].sel(layer=layer)):
         known = capture["layer"].values[capture["attention_map"].values].tolist()
-        raise Refused(
+        raise InvalidInput(
             f"layer: {layer} has no attention map; layers with one are {', '.join(map(str, known))}"
         )
     place = {
@@ -225,7 +231,7 @@ def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[
     }
     if "attention_map" in capture.coords and not capture["attention_map"].values[place["layer"]]:
         known = capture["layer"].values[capture["attention_map"].values]
-        raise Refused(
+        raise InvalidInput(
             f"layer: {layer} has no attention map; layers with one are {', '.join(map(str, known))}"
         )
     if "kv_head" in capture.coords:
@@ -246,5 +252,5 @@ def _range(coordinate: Any) -> str:
 def _positions(field: str, window: slice | None, length: int) -> Any:
     found = np.arange(length)[window if window is not None else slice(None)]
     if len(found) == 0:
-        raise Refused(f"{field}: {window} holds no position; the prompt has {length} tokens")
+        raise InvalidInput(f"{field}: {window} holds no position; the prompt has {length} tokens")
     return found

@@ -8,7 +8,7 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,7 @@ class Model:
 
         Raises
         ------
-        Refused
+        InvalidInput
             Without a tokenizer.
 
         Examples
@@ -172,7 +172,9 @@ class Model:
         True
         """
         if self.tokenizer is None:
-            raise Refused("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
+            raise InvalidInput(
+                "tokenizer: text needs one; load_model(..., tokenizer=...) or give ids"
+            )
         ids = [int(one) for one in self.tokenizer(text, verbose=False)["input_ids"]]
         first = self.tokenizer.bos_token_id
         if first is not None and ids[:1] != [first]:
@@ -206,15 +208,17 @@ class Model:
     def check_predicts(self) -> None:
         """Refuse a model that predicts no next token, so that no answer can be scored."""
         if self.reads == "images":
-            raise Refused(f"model: {self.architecture} reads images, so it predicts no next token")
+            raise NotApplicable(
+                f"model: {self.architecture} reads images, so it predicts no next token"
+            )
         if not self.geometry.causal:
-            raise Refused(
+            raise NotApplicable(
                 f"model: {self.architecture} sees later tokens too, so it predicts no next token; "
                 "scores of answers need a causal language model"
             )
         module: Any = self.module
         if module.get_output_embeddings() is None:
-            raise Refused(
+            raise NotApplicable(
                 f"model: {self.architecture} has no language-model head, so it predicts no next "
                 "token; load the class that has one"
             )
@@ -223,7 +227,7 @@ class Model:
         """Refuse prompts longer than the context, naming the first and both numbers."""
         for at, length in enumerate(lengths):
             if self.context is not None and length > self.context:
-                raise Refused(
+                raise NotApplicable(
                     f"prompts: prompt {at + 1} has {length} tokens, but the context of {self.name} "
                     f"is {self.context}; shorten it by {length - self.context}"
                 )
@@ -269,7 +273,7 @@ def load_model(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a model that is missing, whose attention neither goes through transformers' attention
         interface nor can be followed step by step, that uses a variant of attention that the
         engine does not know, holds NaN, or fails the check; for an attention that it does not
@@ -305,7 +309,7 @@ def load_model(
     else:
         bridge, module, found = None, source, tokenizer
         if not hasattr(module, "config") or not hasattr(module, "base_model"):
-            raise Refused(
+            raise InvalidInput(
                 f"model: {type(source).__name__} is none of a name, a folder, a Hugging Face "
                 "model or a TransformerBridge"
             )

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes.check import STATISTICS, prompt
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches
@@ -80,7 +80,7 @@ def _try(model: Model) -> bool:
         with torch.no_grad():
             together = _numbers(model, [short, long], len(short))
             alone = _numbers(model, [short], len(short))
-    except Refused:
+    except HeadscopeError:
         return False
     return all(
         _agree(found, expected, HALF if half else EXACT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -39,12 +39,12 @@ def start_token(model: Model) -> int:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the model names none.
     """
     found = getattr(model.module.config, "decoder_start_token_id", None)
     if found is None:
-        raise Refused(
+        raise InvalidInput(
             f"target: {model.name} names no decoder_start_token_id; give token ids with the start "
             "token first"
         )
@@ -56,11 +56,11 @@ def encode_target(model: Model, text: str) -> list[int]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Without a tokenizer, and for a model that names no start token.
     """
     if model.tokenizer is None:
-        raise Refused("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
+        raise InvalidInput("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
     written = [int(one) for one in model.tokenizer(text_target=text, verbose=False)["input_ids"]]
     if written and written[-1] == model.tokenizer.eos_token_id:
         written.pop()

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headscope.kernels.cpu.compiler import VARIABLE as COMPILER
-from headscope.kernels.cpu.compiler import cache, processor
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import cache_folder, engine_fingerprint
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes import check
 from headscope.probes.model import Geometry
 from headscope.probes.places import locate
@@ -55,17 +54,17 @@ def inspect_once(model: Model, source: str | os.PathLike[str]) -> Model:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Where the check refuses it, or for another value of ``HEADSCOPE_CHECK``.
     """
     wish = os.environ.get(VARIABLE, "")
     if wish not in ("", "always"):
-        raise Refused(f"{VARIABLE}: {wish!r}; unset it, or set it to 'always'")
+        raise InvalidInput(f"{VARIABLE}: {wish!r}; unset it, or set it to 'always'")
     if wish == "always":
         return check.inspect(model)
     identity = _identity(model, source)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-    file = cache() / "checks" / f"{name}.json"
+    file = cache_folder() / "checks" / f"{name}.json"
     known = _read(file, identity)
     if known is not None:
         return replace(model, geometry=known)
@@ -96,8 +95,7 @@ def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
         "headscope": [version("headscope"), _own_code()],
         "transformers": version("transformers"),
         "torch": str(torch.__version__),
-        "machine": _digest(processor()),
-        "compiler": os.environ.get(COMPILER, ""),
+        "engine": engine_fingerprint(),
     }
 
 
@@ -129,8 +127,7 @@ def _spelled(code: CodeType) -> str:
 
 def _own_code() -> str:
     """Tell versions of our own source apart, also while somebody works on it."""
-    folders = (Path(__file__).parent, Path(inspect.getfile(Refused)).parent)
-    files = [file for folder in folders for kind in ("*.py", "*.c") for file in folder.rglob(kind)]
+    files = list(Path(__file__).parent.rglob("*.py"))
     return _digest(json.dumps(_stats(files)))
 
 
@@ -159,5 +156,5 @@ def _write(file: Path, identity: dict[str, Any], geometry: Geometry) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = {"identity": identity, "geometry": asdict(geometry)}
         write_text(file, json.dumps(kept, indent=1) + "\n")
-    except (OSError, Refused):
+    except (OSError, HeadscopeError):
         return

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
 from headscope.probes.edit import Head, HeadEdit, listed
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Inject(HeadEdit):
 
     def __post_init__(self) -> None:
         if self.pattern not in PATTERNS:
-            raise Refused(
+            raise InvalidInput(
                 f"Inject.pattern: no {self.pattern!r}; choose one of {', '.join(PATTERNS)}"
             )
 
@@ -64,12 +64,12 @@ class Inject(HeadEdit):
         """Refuse heads that the model does not have, and patterns that need one text."""
         super().check(shape)
         if shape.crossed and self.pattern in ("previous", "itself"):
-            raise Refused(
+            raise NotApplicable(
                 f"Inject.pattern: {self.pattern} needs keys of the same text, and cross-attention "
                 "has others; use first or uniform"
             )
 
-    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> Edits | None:
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
         """Put the pattern in the place of the named heads' own."""
         rows = self.rows(layer)
         if not rows:
@@ -78,7 +78,7 @@ class Inject(HeadEdit):
         if self.pattern == "uniform":
             temperature = torch.ones(heads)
             temperature[rows] = FLAT
-            return Edits(temperature=temperature)
+            return WeightEdits(temperature=temperature)
         # Where a cache holds earlier keys, the last query is still the last key.
         own = torch.arange(queries) + keys - queries
         looked = {
@@ -87,13 +87,13 @@ class Inject(HeadEdit):
             "itself": own,
         }[self.pattern]
         if heads * queries * keys > MOST:
-            raise Refused(
+            raise ResourceLimit(
                 f"Inject.pattern: {self.pattern} needs {queries} × {keys} weights for each of "
                 f"{heads} heads; give shorter texts, or use uniform, Window or KnockOut"
             )
         pattern = torch.full((1, heads, queries, keys), math.nan)
         pattern[0, rows] = torch.nn.functional.one_hot(looked, keys).float()
-        return Edits(pattern=pattern)
+        return WeightEdits(pattern=pattern)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and the pattern."""

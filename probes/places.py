@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 SHIPPED = {
     "headscope/bundled": "bundled",
@@ -55,7 +55,7 @@ def locate(source: str | os.PathLike[str]) -> Place:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no such folder, name or checkpoint.
 
     Examples
@@ -70,22 +70,24 @@ def locate(source: str | os.PathLike[str]) -> Place:
         folder = folder_of(name)
     if folder is None:
         if not isinstance(source, str) or not re.fullmatch(HUB, name):
-            raise Refused(f"model: there is no folder {os.fspath(source)}")
+            raise InvalidInput(f"model: there is no folder {os.fspath(source)}")
         if wanted is not None and not re.fullmatch(REVISION, wanted):
-            raise Refused(f"model: {wanted!r} is no revision; write NAME@REVISION")
+            raise InvalidInput(f"model: {wanted!r} is no revision; write NAME@REVISION")
         return Place(name, source, revision=wanted)
     if not (folder / "config.json").is_file():
         if name in SHIPPED:
-            raise Refused(f"model: {name} has no weights in this installation; reinstall it")
-        raise Refused(f"model: the folder {name} holds no config.json, so no model")
+            raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
+        raise InvalidInput(f"model: the folder {name} holds no config.json, so no model")
     known = variants(folder)
     if wanted is None and (not known or _whole(folder)):
         return Place(str(folder), name)
     if not known:
-        raise Refused(f"model: {name} is one model, without checkpoints; leave out '@{wanted}'")
+        raise InvalidInput(
+            f"model: {name} is one model, without checkpoints; leave out '@{wanted}'"
+        )
     chosen = known[-1] if wanted is None else wanted
     if chosen not in known:
-        raise Refused(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
+        raise InvalidInput(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
     return Place(str(folder), f"{name}@{chosen}", variant=chosen)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes import prompts as prompts_module
@@ -103,12 +103,12 @@ class Plan:
 
         Raises
         ------
-        Refused
+        ResourceLimit
             Naming what is too large and what would make it smaller.
         """
         arrays = self.statistics + self.kept
         if not self.streamed and self.memory > self.available and arrays > self.passing:
-            raise Refused(
+            raise ResourceLimit(
                 f"memory: {size(arrays)} of statistics and kept activations and "
                 f"{size(self.passing)} of a forward pass, but {size(self.available)} are "
                 "available; write to a file with out=FILE, or ask for fewer statistics, kept "
@@ -116,7 +116,7 @@ class Plan:
             )
         if not self.fits():
             there = self.available if self.device == "cpu" else self.device_available
-            raise Refused(
+            raise ResourceLimit(
                 f"memory: a forward pass of {self.batch_tokens} tokens needs "
                 f"{size(max(self.memory, self.device_memory))} beyond the model, but {size(there)} "
                 "are available; give fewer batch_tokens, shorter prompts, or fewer statistics"
@@ -168,7 +168,7 @@ def plan(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         As `capture`, except for what does not fit into memory.
 
     Examples

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.pair import Pair, encode_target
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def read(model: Model, prompts: Given) -> Prompts:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For no prompts, an empty prompt, a prompt longer than the context (with both numbers), one
         text where a `Pair` is needed or the other way round, words that the tokenizer does not
         know, token ids outside the vocabulary, text without a tokenizer, what is no image for a
@@ -106,19 +106,21 @@ def read(model: Model, prompts: Given) -> Prompts:
 
     if model.reads == "images":
         if isinstance(prompts, Task):
-            raise Refused(f"task: its prompts are texts, and {model.architecture} reads images")
+            raise NotApplicable(
+                f"task: its prompts are texts, and {model.architecture} reads images"
+            )
         from headscope.probes import images
 
         return images.read(model, prompts)
     decoding = model.attention in ("decoder", "cross")
     if isinstance(prompts, Task):
         if decoding:
-            raise Refused(
+            raise NotApplicable(
                 f"task: its prompts are single texts, and the {model.attention} attention of "
                 f"{model.name} needs Pair(source=..., target=...)"
             )
         if model.tokenizer is None:
-            raise Refused("tokenizer: a task needs one; load_model(..., tokenizer=...)")
+            raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
         from headscope.probes.tokens import encode
 
         encoded = encode(prompts, model.tokenizer)
@@ -140,7 +142,7 @@ def read(model: Model, prompts: Given) -> Prompts:
         else:
             result = Prompts(ids=tuple(source for source, _ in pairs))
     if not result.ids:
-        raise Refused("prompts: there are none; give at least one text or list of token ids")
+        raise InvalidInput("prompts: there are none; give at least one text or list of token ids")
     for part in (result.sources, result.ids):
         for at, ids in enumerate(part):
             _check(model, at, ids)
@@ -150,10 +152,10 @@ def read(model: Model, prompts: Given) -> Prompts:
 
 def _check(model: Model, at: int, ids: Sequence[int]) -> None:
     if not ids:
-        raise Refused(f"prompts: prompt {at + 1} is empty; give it at least one token")
+        raise InvalidInput(f"prompts: prompt {at + 1} is empty; give it at least one token")
     wrong = [one for one in ids if not 0 <= one < model.vocabulary]
     if wrong:
-        raise Refused(
+        raise InvalidInput(
             f"prompts: token id {wrong[0]} of prompt {at + 1} is outside the vocabulary, "
             f"0 to {model.vocabulary - 1}"
         )
@@ -163,13 +165,13 @@ def _pair(model: Model, at: int, given: Any) -> tuple[tuple[int, ...], tuple[int
     """Read one prompt: what a model or its encoder reads, and what its decoder does."""
     if not isinstance(given, Pair):
         if model.attention in ("decoder", "cross"):
-            raise Refused(
+            raise NotApplicable(
                 f"prompts: prompt {at + 1} is one text, and the {model.attention} attention of "
                 f"{model.name} needs Pair(source=..., target=...)"
             )
         return _ids(model, at, given), ()
     if model.attention == "self":
-        raise Refused(
+        raise InvalidInput(
             f"prompts: prompt {at + 1} is a Pair, and {model.name} has no encoder and decoder; "
             "give a text or token ids"
         )
@@ -186,13 +188,13 @@ def _pair(model: Model, at: int, given: Any) -> tuple[tuple[int, ...], tuple[int
 def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
     if isinstance(given, str):
         if not given.strip():
-            raise Refused(f"prompts: prompt {at + 1} is empty; give it at least one token")
+            raise InvalidInput(f"prompts: prompt {at + 1} is empty; give it at least one token")
         found = tuple(model.encode(given))
         _refuse_unknown(model, at, given, found)
         return found
     ids = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(ids, Sequence) or not all(isinstance(one, int) for one in ids):
-        raise Refused(
+        raise InvalidInput(
             f"prompts: prompt {at + 1} is a {type(given).__name__}; give texts or lists of token "
             "ids, one list a prompt"
         )
@@ -207,7 +209,7 @@ def _refuse_unknown(model: Model, at: int, text: str, ids: Sequence[int]) -> Non
     if unknown is None or unknown in special or unknown not in ids:
         return
     words = [word for word in dict.fromkeys(text.split()) if unknown in model.encode(word)]
-    raise Refused(
+    raise InvalidInput(
         f"prompts: the tokenizer does not know {', '.join(map(repr, words[:8]))} in prompt "
         f"{at + 1}; write other words, or give token ids"
     )

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
 from headscope.probes import biases, labels
 from headscope.probes import bins as binning
 from headscope.probes import spans as named_spans

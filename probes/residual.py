@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import UnsupportedModel
 from headscope.probes import stacks
 from headscope.probes.stacks import SELF
 
@@ -24,7 +24,7 @@ def watching(model: Model, take: Callable[[int, Tensor], Tensor | None]) -> Iter
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the blocks of the model are not found.
     """
     parts = blocks(model)
@@ -73,5 +73,7 @@ def blocks(model: Model) -> list[nn.Module]:
         # Encoders of images do not number their attention.
         found = dict(enumerate(stacks.outermost(model.module.base_model)))
     if sorted(found) != list(range(model.layers)):
-        raise Refused(f"keep: the blocks of {model.name} are not found, so not its residual stream")
+        raise UnsupportedModel(
+            f"keep: the blocks of {model.name} are not found, so not its residual stream"
+        )
     return [found[layer] for layer in range(model.layers)]

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.edit import Edit, Head, HeadEdit, check_heads, digest, listed
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class ScaleKeys(HeadEdit):
 
     def __post_init__(self) -> None:
         if not (self.factor >= 0 and math.isfinite(self.factor)):
-            raise Refused(f"ScaleKeys.factor: {self.factor}; give a finite number from 0")
+            raise InvalidInput(f"ScaleKeys.factor: {self.factor}; give a finite number from 0")
 
-    def inside(self, layer: int, shape: Shape) -> Edits | None:
+    def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
         """Add the logarithm of the factor to the logits of the keys."""
         rows = self.rows(layer)
         if not rows:
@@ -59,7 +59,7 @@ class ScaleKeys(HeadEdit):
         columns = _positions("ScaleKeys.keys", self.keys, shape[3])
         amount = math.log(self.factor) if self.factor else -math.inf
         bias[:, torch.tensor(rows)[:, None], columns] = amount
-        return Edits(key_bias=bias)
+        return WeightEdits(key_bias=bias)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads, keys and factor."""
@@ -96,7 +96,7 @@ class KnockOut(HeadEdit):
     keys: Sequence[int]
     queries: Sequence[int] | None = None
 
-    def inside(self, layer: int, shape: Shape) -> Edits | None:
+    def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
         """Cut the link between a span of queries and a span of keys."""
         rows = self.rows(layer)
         if not rows:
@@ -110,7 +110,7 @@ class KnockOut(HeadEdit):
             query_spans[_positions("KnockOut.queries", self.queries, queries)] = 0
         key_spans = torch.full((keys,), -1)
         key_spans[_positions("KnockOut.keys", self.keys, keys)] = 0
-        return Edits(
+        return WeightEdits(
             span_bias=table,
             query_spans=query_spans.expand(batch, -1),
             key_spans=key_spans.expand(batch, -1),
@@ -153,7 +153,7 @@ class Window(HeadEdit):
 
     def __post_init__(self) -> None:
         if self.recent < 1 or self.first < 0:
-            raise Refused(
+            raise InvalidInput(
                 f"Window: recent {self.recent}, first {self.first}; "
                 "give 1 recent key or more, 0 first keys or more"
             )
@@ -162,16 +162,16 @@ class Window(HeadEdit):
         """Refuse heads that the model does not have, and keys that are no tokens before a query."""
         super().check(shape)
         if shape.crossed:
-            raise Refused("Window: cross-attention has no last keys; use KnockOut")
+            raise NotApplicable("Window: cross-attention has no last keys; use KnockOut")
 
-    def inside(self, layer: int, shape: Shape) -> Edits | None:
+    def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
         """Limit the named heads of one layer."""
         rows = self.rows(layer)
         if not rows:
             return None
         recent, first = torch.zeros(2, shape[1], dtype=torch.long)
         recent[rows], first[rows] = self.recent, self.first
-        return Edits(recent=recent, first=first)
+        return WeightEdits(recent=recent, first=first)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and both numbers."""
@@ -205,16 +205,16 @@ class Temperature(HeadEdit):
 
     def __post_init__(self) -> None:
         if not (self.value > 0 and math.isfinite(self.value)):
-            raise Refused(f"Temperature.value: {self.value}; give a finite number above 0")
+            raise InvalidInput(f"Temperature.value: {self.value}; give a finite number above 0")
 
-    def inside(self, layer: int, shape: Shape) -> Edits | None:
+    def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
         """Set the temperature of the named heads of one layer."""
         rows = self.rows(layer)
         if not rows:
             return None
         temperature = torch.ones(shape[1])
         temperature[rows] = self.value
-        return Edits(temperature=temperature)
+        return WeightEdits(temperature=temperature)
 
     def describe(self) -> dict[str, object]:
         """Name the edit, its heads and the temperature."""
@@ -242,18 +242,18 @@ class FixPattern(Edit):
     head: Head
     values: Float[Tensor, "query key"]
 
-    def inside(self, layer: int, shape: Shape) -> Edits | None:
+    def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
         """Put the pattern in the place of one head's own."""
         if layer != self.head[0]:
             return None
         if tuple(self.values.shape) != shape[2:]:
-            raise Refused(
+            raise InvalidInput(
                 f"FixPattern.values: shape {tuple(self.values.shape)}, "
                 f"but this prompt has {shape[2]} × {shape[3]} tokens"
             )
         pattern = torch.full((1, *shape[1:]), math.nan)
         pattern[0, self.head[1]] = self.values.float()
-        return Edits(pattern=pattern)
+        return WeightEdits(pattern=pattern)
 
     def check(self, shape: Geometry) -> None:
         """Refuse a head that the model does not have."""
@@ -271,5 +271,5 @@ class FixPattern(Edit):
 def _positions(field: str, positions: Sequence[int], length: int) -> Tensor:
     for position in positions:
         if not -length <= position < length:
-            raise Refused(f"{field}: no position {position}; this prompt has {length} tokens")
+            raise InvalidInput(f"{field}: no position {position}; this prompt has {length} tokens")
     return torch.tensor([position % length for position in positions], dtype=torch.long)

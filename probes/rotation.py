@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable, UnsupportedModel
 from headscope.probes import weights
 from headscope.probes.forward import Reader, run
 from headscope.probes.seam import Call
@@ -98,7 +98,7 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Where the projections cannot be read (`headscope.probes.weights.read`), no known rotation
         makes what arrives at the attention, or the frequencies change at this length.
 
@@ -156,7 +156,7 @@ def _only(
         gaps = [np.abs(candidate.apply(made) - seen).max() for made, seen in pairs]
         if max(gaps) <= tolerance:
             return candidate
-    raise Refused(
+    raise UnsupportedModel(
         f"model: no known rotation turns the queries and keys of layer {layer} of {model.name} "
         f"({model.architecture}) into what arrives at its attention"
     )
@@ -198,7 +198,7 @@ def _refuse_changing(model: Model, length: int) -> None:
     for group in groups:
         original = group.get("original_max_position_embeddings") or model.context or length
         if group.get("rope_type") in CHANGING and length > original:
-            raise Refused(
+            raise NotApplicable(
                 f"rope_parameters: the {group['rope_type']} frequencies of {model.name} change "
                 f"beyond {original} tokens; give shorter prompts than {length} tokens"
             )

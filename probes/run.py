@@ -13,7 +13,7 @@ from typing import Any
 
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes import store
 from headscope.probes.pair import Pair
 
@@ -115,7 +115,7 @@ def create(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder cannot be written, holds a run already (without ``replace``), or holds
         other files.
     """
@@ -148,18 +148,20 @@ def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no run in the folder, or its manifest is broken.
     """
     folder = Path(path)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"run: {path} holds no {MANIFEST}, so no run; capture one first") from error
+        raise InvalidInput(
+            f"run: {path} holds no {MANIFEST}, so no run; capture one first"
+        ) from error
     except json.JSONDecodeError as error:
-        raise Refused(f"run: {path}/{MANIFEST} is broken ({error}); capture again") from error
+        raise InvalidInput(f"run: {path}/{MANIFEST} is broken ({error}); capture again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise Refused(f"run: {path}/{MANIFEST} was not written by this version of headscope")
+        raise InvalidInput(f"run: {path}/{MANIFEST} was not written by this version of headscope")
     return Run(folder, manifest)
 
 
@@ -168,16 +170,16 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
 
     Raises
     ------
-    Refused
+    InvalidInput
         As `create`.
     """
     folder = Path(path)
     if (folder / MANIFEST).exists() and not replace:
-        raise Refused(
+        raise InvalidInput(
             f"out: {path} already holds a run; choose another folder or replace it (--overwrite)"
         )
     if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
-        raise Refused(f"out: {path} holds other files; choose an empty or new folder")
+        raise InvalidInput(f"out: {path} holds other files; choose an empty or new folder")
     check_place(folder)
 
 
@@ -186,19 +188,19 @@ def check_place(folder: Path) -> None:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming the folder and what is in the way.
     """
     path = folder
     nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not nearest.is_dir():
-        raise Refused(f"out: {path} cannot be written: {nearest} is a file")
+        raise InvalidInput(f"out: {path} cannot be written: {nearest} is a file")
     probe = nearest / f".headscope.{os.getpid()}.tmp"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise Refused(f"out: {path} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"out: {path} cannot be written: {error.strerror}") from error
 
 
 def _strangers(folder: Path) -> list[Path]:
@@ -219,7 +221,7 @@ def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         As `create`.
     """
     folder = Path(path)
@@ -233,4 +235,4 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"out: {folder} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error

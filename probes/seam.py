@@ -22,12 +22,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from headscope.kernels.attention import attend
-from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_differentiable
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.implementation import using
 from headscope.probes.outside import reading
 from headscope.probes.outside.listener import listening
@@ -77,7 +73,7 @@ class Call:
     bias: Float[Tensor, "_ _ _ _"] | None = None
     kind: str = SELF
 
-    def attend(self, request: Request, edits: Edits | None = None) -> dict[str, Tensor]:
+    def attend(self, request: Request, edits: WeightEdits | None = None) -> dict[str, Tensor]:
         """Compute this layer, with gradients where some are asked for."""
         inputs = (self.query, self.key, self.value)
         variant = self.variant(edits)
@@ -85,14 +81,14 @@ class Call:
             return attend_differentiable(*inputs, request, variant)
         return attend(*inputs, request, variant)
 
-    def variant(self, edits: Edits | None = None) -> Variant:
+    def variant(self, edits: WeightEdits | None = None) -> AttentionSpec:
         """Say how the scores of this layer become weights."""
         # Without causal order the kernels cannot tell that queries and keys are the same tokens.
         same = not self.causal and self.query.shape[2] == self.key.shape[2]
         query_mask = self.key_mask if same else None
         if self.kind == "cross" and query_mask is not None:
             query_mask = torch.ones_like(query_mask)
-        return Variant(
+        return AttentionSpec(
             query_mask=query_mask,
             scale=self.scale,
             causal=self.causal,
@@ -162,7 +158,7 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a hook of a TransformerBridge that cannot fire here (``hook_pattern``, ...).
     """
     with _lock, ExitStack() as stack:
@@ -200,7 +196,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     session = _session.get()
     if session is None:
-        raise Refused(
+        raise InvalidInput(
             f"attention: {type(module).__name__} is set to {NAME!r} outside a capture; "
             "set_attn_implementation('sdpa') puts it back"
         )
@@ -222,7 +218,7 @@ def _read(
 ) -> Call:
     where, (kind, layer) = type(module).__name__, place
     if fields.pop("dropout", 0.0):
-        raise Refused(f"dropout: {where} asks for dropout; call model.eval() first")
+        raise InvalidInput(f"dropout: {where} asks for dropout; call model.eval() first")
     scaling = fields.pop("scaling", None)
     window = fields.pop("sliding_window", None)
     softcap = fields.pop("softcap", None)
@@ -233,12 +229,12 @@ def _read(
         bias = None  # T5 hands its cross-attention a matrix of zeros
     unknown = [name for name, given in fields.items() if given is not None]
     for name in sorted(set(unknown) - HARMLESS):
-        raise Refused(
+        raise UnsupportedModel(
             f"{name}: {where} (layer {layer}) uses a variant of attention that the engine does "
             "not know; this model is refused"
         )
     if mask is not None and mask.ndim != 2:
-        raise Refused(
+        raise UnsupportedModel(
             f"attention_mask: {where} (layer {layer}) passes a mask with {mask.ndim} dims; only "
             "a mask over the keys (batch, key) is known"
         )
@@ -299,7 +295,7 @@ def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool,
         return True, None
     if window is not None and torch.equal(seen, causal & (keys > last - int(window))):
         return True, int(window)
-    raise Refused(
+    raise UnsupportedModel(
         "attention_mask: the model builds a mask that is neither causal nor a sliding window "
         "(chunked or custom); this model is refused at this length"
     )
@@ -309,7 +305,7 @@ def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None
     """Refuse a layer whose flags do not describe any mask that the model has built."""
     if call.kind == "cross":
         if call.causal or call.window is not None:
-            raise Refused(
+            raise UnsupportedModel(
                 f"is_causal: cross-attention of layer {call.layer} says causal={call.causal}, "
                 f"window={call.window}, but source and target have no common order"
             )
@@ -319,7 +315,7 @@ def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None
         return
     narrow = call.window if call.window and call.key.shape[2] > call.window else None
     if (call.causal, narrow) not in masks:
-        raise Refused(
+        raise UnsupportedModel(
             f"sliding_window: layer {call.layer} says causal={call.causal}, window={narrow}, but "
             f"the model's masks are (causal, window) = {sorted(masks, key=str)}"
         )

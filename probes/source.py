@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.checkpoints import commit
 from headscope.probes.devices import home, weights
 from headscope.probes.images import IMAGES, inputs
@@ -43,7 +43,7 @@ def fetch(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is nothing at that place, it cannot be reached, transformers has no class for
         it, or its weights are incomplete.
     """
@@ -73,13 +73,15 @@ def fetch(
                 **({"device_map": "auto"} if spread else {}),
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise Refused(f"model: {name!r} does not load: {_first_line(error)}") from error
+            raise InvalidInput(f"model: {name!r} does not load: {_first_line(error)}") from error
     # A pooler reads the last hidden state, so nothing here depends on it, and many are not saved.
     unsaved = {name for name in report["missing_keys"] if "pooler." in name}
     missing = sorted(set(report["missing_keys"]) - unsaved)
     missing += sorted(map(str, report["mismatched_keys"]))
     if missing:
-        raise Refused(f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?")
+        raise InvalidInput(
+            f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?"
+        )
     module = (module if spread else module.to(target)).eval().requires_grad_(False)
     for name in unsaved:
         # Not left as they were drawn: the same files are the same model.
@@ -112,7 +114,7 @@ def fetch_tokenizer(
 ) -> Any:
     """Load a tokenizer, or an image processor, from a folder or the hub; None where none is."""
     if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
-        raise Refused(f"tokenizer: there is no folder {place}")
+        raise InvalidInput(f"tokenizer: there is no folder {place}")
     local = Path(place).is_dir() or _cached(str(place), revision)
     if not local:
         _reach(str(place), "tokenizer", revision)
@@ -123,7 +125,7 @@ def fetch_tokenizer(
             return kind.from_pretrained(place, revision=revision, **given)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if required:
-            raise Refused(f"tokenizer: {place} does not load: {_first_line(error)}") from error
+            raise InvalidInput(f"tokenizer: {place} does not load: {_first_line(error)}") from error
         return None
 
 
@@ -133,11 +135,13 @@ def place(
     """Refuse to move an object that belongs to the user."""
     weight, here = next(module.parameters()), home(module)
     if device == "auto":
-        raise Refused(f"device: the model given is on {here}; only a name or a folder is spread")
+        raise InvalidInput(
+            f"device: the model given is on {here}; only a name or a folder is spread"
+        )
     if device is not None and torch.device(device).type != here.type:
-        raise Refused(f"device: the model given is on {here}; move it with model.to()")
+        raise InvalidInput(f"device: the model given is on {here}; move it with model.to()")
     if dtype is not None and _dtype(dtype) != weight.dtype:
-        raise Refused(f"dtype: the model given is {weight.dtype}; convert it with model.to()")
+        raise InvalidInput(f"dtype: the model given is {weight.dtype}; convert it with model.to()")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -172,13 +176,13 @@ def _reach(name: str, field: str = "model", revision: str | None = None) -> None
     except RevisionNotFoundError as error:
         refs = HfApi().list_repo_refs(name)
         known = [one.name for one in (*refs.branches, *refs.tags)]
-        raise Refused(
+        raise InvalidInput(
             f"{missing} {name} has no revision {revision!r} on the hub; it has {listed(known)}"
         ) from error
     except RepositoryNotFoundError as error:
-        raise Refused(f"{missing} the hub has no model of that name") from error
+        raise InvalidInput(f"{missing} the hub has no model of that name") from error
     except Exception as error:
-        raise Refused(
+        raise InvalidInput(
             f"{missing} the hub cannot be reached; give a folder saved with save_pretrained"
         ) from error
 
@@ -186,7 +190,7 @@ def _reach(name: str, field: str = "model", revision: str | None = None) -> None
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (torch.float32, torch.float16, torch.bfloat16):
-        raise Refused(f"dtype: no {dtype!r}; choose float32, bfloat16 or float16")
+        raise InvalidInput(f"dtype: no {dtype!r}; choose float32, bfloat16 or float16")
     return found
 
 

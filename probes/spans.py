@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.prompts import Prompts
@@ -78,7 +78,7 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Without a task where one is needed, for an unknown role, and for positions that do not fit
         the prompts.
 
@@ -95,7 +95,7 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
     else:
         names, places = _of_task(given, prompts)
     if not names:
-        raise Refused("spans: there are none; give at least one name")
+        raise InvalidInput("spans: there are none; give at least one name")
     combinations: dict[tuple[int, ...], int] = {}
     numbers = []
     for row, ids in enumerate(prompts.keys):
@@ -122,12 +122,12 @@ def _of_prompts(
     name: str, listed: Sequence[Iterable[int]], prompts: Prompts
 ) -> list[tuple[int, ...]]:
     if len(listed) != len(prompts.keys):
-        raise Refused(f"spans: {name!r} must hold one list of positions for every prompt")
+        raise InvalidInput(f"spans: {name!r} must hold one list of positions for every prompt")
     found = [tuple(sorted({int(position) for position in one})) for one in listed]
     for row, (one, ids) in enumerate(zip(found, prompts.keys, strict=True)):
         if one and not 0 <= one[0] <= one[-1] < len(ids):
             wrong = one[0] if one[0] < 0 else one[-1]
-            raise Refused(f"spans: {name!r} names position {wrong}, outside prompt {row + 1}")
+            raise InvalidInput(f"spans: {name!r} names position {wrong}, outside prompt {row + 1}")
     return found
 
 
@@ -135,7 +135,7 @@ def _of_task(
     given: str | Sequence[str] | None, prompts: Prompts
 ) -> tuple[list[str], list[list[tuple[int, ...]]]]:
     if prompts.encoded is None:
-        raise Refused(
+        raise InvalidInput(
             "spans: span_mass needs them; give a mapping from a name to positions per prompt, "
             "or a task with roles"
         )
@@ -144,5 +144,5 @@ def _of_task(
     asked = [given] if isinstance(given, str) else known if given is None else list(given)
     for name in asked:
         if name not in known:
-            raise Refused(f"spans: no role {name!r}; choose from {', '.join(known) or 'none'}")
+            raise InvalidInput(f"spans: no role {name!r}; choose from {', '.join(known) or 'none'}")
     return asked, [[tuple(sorted(set(one.get(name, ())))) for one in roles] for name in asked]

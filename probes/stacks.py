@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -32,7 +32,7 @@ def choose(module: Any, attention: str) -> str:
 
     Raises
     ------
-    Refused
+    InvalidInput
         Naming those that it has.
     """
     paired = bool(module.config.is_encoder_decoder)
@@ -41,11 +41,11 @@ def choose(module: Any, attention: str) -> str:
         return attention
     name = type(module).__name__
     if paired:
-        raise Refused(
+        raise InvalidInput(
             f"attention: {name} has an encoder and a decoder; choose one of attention='encoder', "
             "'decoder', 'cross'"
         )
-    raise Refused(
+    raise InvalidInput(
         f"attention: {name} has no encoder and decoder, so not {attention!r}; leave it at 'self'"
     )
 
@@ -55,7 +55,7 @@ def blocks(module: Any, attention: str) -> nn.ModuleList:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When they are not one list of modules.
     """
     return outermost(module.get_encoder() if attention == "encoder" else module.get_decoder())
@@ -66,14 +66,14 @@ def outermost(stack: nn.Module) -> nn.ModuleList:
 
     Raises
     ------
-    Refused
+    UnsupportedModel
         When there is none, or more than one.
     """
     lists = [part for part in stack.modules() if isinstance(part, nn.ModuleList)]
     inner = {id(part) for one in lists for part in one.modules() if part is not one}
     outer = [one for one in lists if id(one) not in inner]
     if len(outer) != 1:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: the blocks of {type(stack).__name__} are {len(outer)} lists of modules, not "
             "one; this architecture is refused"
         )
@@ -122,16 +122,16 @@ class Places:
 
         Raises
         ------
-        Refused
+        UnsupportedModel
             For a module outside of both stacks, or one that numbers itself otherwise.
         """
         name = type(part).__name__
         if id(part) not in self.stacks:
-            raise Refused(f"model: {name} lies in no block of encoder or decoder; refused")
+            raise UnsupportedModel(f"model: {name} lies in no block of encoder or decoder; refused")
         side, layer = self.stacks[id(part)]
         given = getattr(part, "layer_idx", None)
         if given is not None and int(given) != layer:
-            raise Refused(
+            raise UnsupportedModel(
                 f"model: {name} calls itself layer {int(given)} but lies in block {layer} of the "
                 f"{side}; this architecture is refused"
             )
@@ -171,5 +171,7 @@ def maps(model: Model, source: Tensor, target: Tensor, fields: dict[str, Any]) -
     name = "cross_attentions" if model.attention == "cross" else f"{model.attention}_attentions"
     found = getattr(result, name, None) or ()
     if not found or not all(isinstance(one, torch.Tensor) for one in found):
-        raise Refused(f"model: {model.architecture} returns no {name} to check against; refused")
+        raise UnsupportedModel(
+            f"model: {model.architecture} returns no {name} to check against; refused"
+        )
     return list(found)

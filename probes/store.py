@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 FORMAT = "headscope-dataset-1"
 KINDS = {"f4", "f8", "f2", "i8", "i4", "i2", "i1", "u1", "b1"}
@@ -33,7 +33,7 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder cannot be written, the disk is full, or a value cannot be stored.
 
     Examples
@@ -74,7 +74,7 @@ def describe(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a value that cannot be stored.
     """
     tensors: dict[str, np.ndarray[Any, Any]] = {}
@@ -90,7 +90,7 @@ def describe(
         elif variable.dtype.str[1:] in KINDS:
             tensors[str(name)] = variable.values
         else:
-            raise Refused(f"{name}: {variable.dtype} has no place in a file; convert it first")
+            raise InvalidInput(f"{name}: {variable.dtype} has no place in a file; convert it first")
         layout["variables"][str(name)] = entry
     return {"format": FORMAT, "dataset": _json("dataset", layout)}, tensors
 
@@ -108,18 +108,20 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a file that is missing, broken, or not written by headscope.
     """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise Refused(f"path: there is no file {path}")
+        raise InvalidInput(f"path: there is no file {path}")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise Refused(f"path: {path} was not written by headscope, or by another version")
+                raise InvalidInput(
+                    f"path: {path} was not written by headscope, or by another version"
+                )
             layout = json.loads(metadata["dataset"])
             read = _map(path).__getitem__ if mapped else file.get_tensor
             variables = {
@@ -132,7 +134,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
             }
             coords = {name for name, entry in layout["variables"].items() if entry["coord"]}
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise Refused(f"path: {path} is broken ({error}); make it again") from error
+        raise InvalidInput(f"path: {path} is broken ({error}); make it again") from error
     return xr.Dataset(
         {name: value for name, value in variables.items() if name not in coords},
         coords={name: value for name, value in variables.items() if name in coords},
@@ -166,7 +168,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the folder cannot be written or the disk is full; nothing is left behind.
     """
     from safetensors import SafetensorError
@@ -180,7 +182,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         _discard(temporary)
-        raise Refused(f"path: {path} cannot be written: {_reason(error)}") from error
+        raise InvalidInput(f"path: {path} cannot be written: {_reason(error)}") from error
     except BaseException:
         _discard(temporary)
         raise
@@ -191,7 +193,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         As `save`.
     """
     with replacing(path) as temporary:
@@ -215,7 +217,7 @@ def _texts(name: str, values: np.ndarray[Any, Any]) -> Any:
     found = values.tolist()
     flat = values.reshape(-1).tolist()
     if not all(isinstance(one, str) for one in flat):
-        raise Refused(f"{name}: holds objects that are not texts; convert them first")
+        raise InvalidInput(f"{name}: holds objects that are not texts; convert them first")
     return found
 
 
@@ -229,7 +231,7 @@ def _json(name: str, value: Any) -> str:
             return one.item()
         if isinstance(one, np.ndarray):
             return one.tolist()
-        raise Refused(f"{name}: an attr of type {type(one).__name__} has no place in a file")
+        raise InvalidInput(f"{name}: an attr of type {type(one).__name__} has no place in a file")
 
     converter: Callable[[Any], Any] = convert
     return json.dumps(value, default=converter)

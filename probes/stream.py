@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes import store
 
 KINDS = {"f4": "F32", "f8": "F64", "i8": "I64", "b1": "BOOL"}
@@ -61,7 +61,7 @@ class Stream:
 
         Raises
         ------
-        Refused
+        InvalidInput
             When the disk refuses.
         """
         try:
@@ -76,7 +76,9 @@ class Stream:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise Refused(f"out: {self.journal} cannot be written: {error.strerror}") from error
+            raise InvalidInput(
+                f"out: {self.journal} cannot be written: {error.strerror}"
+            ) from error
 
     def finish(self) -> None:
         """Give the complete file its name."""
@@ -87,7 +89,7 @@ class Stream:
             os.replace(self.partial, self.path)
             self.journal.unlink(missing_ok=True)
         except OSError as error:
-            raise Refused(f"out: {self.path} cannot be written: {error.strerror}") from error
+            raise InvalidInput(f"out: {self.path} cannot be written: {error.strerror}") from error
 
 
 def begun(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def begin(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the disk has too little room, or half a file of another capture is in the way.
     """
     stream = Stream(Path(path))
@@ -140,7 +142,7 @@ def begin(
             # What follows the last line break was cut off while it was written.
             stream.done = {int(line) for line in lines[1:-1]}
         elif not replace:
-            raise Refused(
+            raise InvalidInput(
                 f"out: {stream.partial} is half a capture of other prompts or options; "
                 "delete it, or choose another place"
             )
@@ -152,7 +154,7 @@ def begin(
                 stream.partial, dtype="<f4", mode="r+", offset=offsets[name], shape=shape
             )
     except OSError as error:
-        raise Refused(f"out: {stream.partial} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"out: {stream.partial} cannot be written: {error.strerror}") from error
     return stream
 
 
@@ -169,7 +171,7 @@ def _header(
         shape = growing.get(name, array.shape)
         kind = "f4" if name in growing else array.dtype.str[1:]
         if kind not in KINDS:
-            raise Refused(f"{name}: {kind} has no place in a growing file")
+            raise InvalidInput(f"{name}: {kind} has no place in a growing file")
         stop = place + math.prod(shape) * int(kind[1:])
         entries[name] = {
             "dtype": KINDS[kind],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.prompts import Prompts
@@ -50,7 +50,7 @@ def find(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For an unknown rule and for ``evidence`` without questions that name any.
 
     Examples
@@ -61,7 +61,7 @@ def find(
     [[], [], [1]]
     """
     if rule not in rules():
-        raise Refused(f"targets: no rule {rule!r}; choose from {', '.join(rules())}")
+        raise InvalidInput(f"targets: no rule {rule!r}; choose from {', '.join(rules())}")
     if rule == "evidence":
         return _evidence(ids, questions)
     step = 1 if rule == "induction" else 0
@@ -76,7 +76,9 @@ def find(
 
 def _evidence(ids: Sequence[int], questions: Sequence[Any]) -> Keys:
     if not any(question.evidence for question in questions):
-        raise Refused("targets: the rule 'evidence' needs a task whose questions name evidence")
+        raise NotApplicable(
+            "targets: the rule 'evidence' needs a task whose questions name evidence"
+        )
     keys: Keys = [[] for _ in ids]
     for question in questions:
         found = {*keys[question.at], *map(int, question.evidence)}
@@ -91,7 +93,7 @@ def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list
     then per prompt and query.
     """
     if prompts.crossed and not isinstance(given, Mapping):
-        raise Refused(
+        raise NotApplicable(
             "targets: rules compare tokens of one text; for cross-attention give a mapping from a "
             "name to keys per prompt and query"
         )
@@ -119,11 +121,13 @@ def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list
 def _check_given(name: str, listed: Sequence[Sequence[Sequence[int]]], prompts: Prompts) -> None:
     lengths = [len(one) for one in listed]
     if lengths != [len(ids) for ids in prompts.ids]:
-        raise Refused(f"targets: {name!r} must hold, per prompt, one list of keys for every query")
+        raise InvalidInput(
+            f"targets: {name!r} must hold, per prompt, one list of keys for every query"
+        )
     for row, one in enumerate(listed):
         for query, keys in enumerate(one):
             if any(not 0 <= key < len(prompts.keys[row]) for key in keys):
-                raise Refused(
+                raise InvalidInput(
                     f"targets: {name!r} names a key outside prompt {row + 1} at query {query}"
                 )
 

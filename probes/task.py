@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 METRICS = ("logit_difference", "probability_difference", "accuracy")
 
@@ -31,7 +31,7 @@ class Question:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If there is no answer, or a word is both right and wrong.
 
     Examples
@@ -47,10 +47,10 @@ class Question:
 
     def __post_init__(self) -> None:
         if not self.answers:
-            raise Refused("answers: a question needs at least one answer word")
+            raise InvalidInput("answers: a question needs at least one answer word")
         both = set(self.answers) & set(self.wrong)
         if both:
-            raise Refused(f"wrong: {sorted(both)[0]!r} is also an answer; list it once")
+            raise InvalidInput(f"wrong: {sorted(both)[0]!r} is also an answer; list it once")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Prompt:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If the lengths differ, there is no question, or a position is outside the prompt.
 
     Examples
@@ -88,21 +88,23 @@ class Prompt:
     def __post_init__(self) -> None:
         length = len(self.words)
         if not length:
-            raise Refused("words: the prompt is empty; give at least one word")
+            raise InvalidInput("words: the prompt is empty; give at least one word")
         if len(self.corrupted) != length:
-            raise Refused(
+            raise InvalidInput(
                 f"corrupted: {len(self.corrupted)} words where the clean prompt has {length}; "
                 "make both the same length"
             )
         if not self.questions:
-            raise Refused("questions: a prompt needs at least one question")
+            raise InvalidInput("questions: a prompt needs at least one question")
         for question in self.questions:
             for place in (question.at, *question.evidence):
                 if not 0 <= place < length:
-                    raise Refused(f"at: position {place} is outside the prompt of {length} words")
+                    raise InvalidInput(
+                        f"at: position {place} is outside the prompt of {length} words"
+                    )
         for role, places in self.roles.items():
             if any(not 0 <= place < length for place in places):
-                raise Refused(f"roles: {role} points outside the prompt of {length} words")
+                raise InvalidInput(f"roles: {role} points outside the prompt of {length} words")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Task:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If the metric is unknown or there is no prompt.
 
     Examples
@@ -144,9 +146,11 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise Refused(f"metric: {self.metric!r} is unknown; choose one of {', '.join(METRICS)}")
+            raise InvalidInput(
+                f"metric: {self.metric!r} is unknown; choose one of {', '.join(METRICS)}"
+            )
         if not self.prompts:
-            raise Refused("prompts: the task has none; ask for n >= 1")
+            raise InvalidInput("prompts: the task has none; ask for n >= 1")
 
     def __len__(self) -> int:
         return len(self.prompts)

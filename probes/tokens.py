@@ -7,7 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Protocol
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 from headscope.probes.task import Prompt, Task
 
 GLUED = frozenset(",.?!:;")
@@ -133,7 +133,7 @@ def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
 
     Raises
     ------
-    Refused
+    NotApplicable
         If a word is not exactly one token (names the word).
 
     Examples
@@ -151,12 +151,12 @@ def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
     def one(word: str, before: str | None) -> int:
         ids = _pieces(tokenizer, word, before)
         if len(ids) != 1:
-            raise Refused(
+            raise NotApplicable(
                 f"words: {word!r} is not one token of this tokenizer ({len(ids)} pieces); "
                 "use another word or tokenizer"
             )
         if ids[0] == tokenizer.unk_token_id:
-            raise Refused(f"words: this tokenizer does not know {word!r}; use another word")
+            raise NotApplicable(f"words: this tokenizer does not know {word!r}; use another word")
         return ids[0]
 
     # Only whether the word is glued to the one before matters, so two stand-ins serve the cache.

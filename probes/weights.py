@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
 from headscope.probes.forward import Reader, run
 from headscope.probes.seam import Call
 
@@ -108,7 +108,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Where no linear layer, cut into heads in a known way, makes what arrives at the attention,
         such as the compressed keys of MLA.
 
@@ -120,12 +120,12 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     ((8, 256, 32), (4, 256, 32))
     """
     if model.reads != "tokens":
-        raise Refused(
+        raise NotApplicable(
             f"model: {model.architecture} reads {model.reads}; projections are found with tokens"
         )
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        raise Refused(f"parts: no {unknown[0]!r}; choose from {', '.join(PARTS)}")
+        raise InvalidInput(f"parts: no {unknown[0]!r}; choose from {', '.join(PARTS)}")
     flow: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     calls: dict[int, Call] = {}
     outputs: dict[int, Tensor] = {}
@@ -208,7 +208,7 @@ def _fits(
 def _only(fits: list[Projection], model: Model, layer: int, part: str) -> Projection:
     """Return the projection that fits; there is one at most, since its numbers are random."""
     if not fits:
-        raise Refused(
+        raise UnsupportedModel(
             f"model: no linear layer of layer {layer} gives the {WHAT[part]} of {model.name} "
             f"({model.architecture}) in a way that is known, so its weights cannot be read"
         )

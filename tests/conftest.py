@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 # the source of its kernels, which therefore cannot be wrapped.
 install_import_hook(
     [f"headscope.kernels.{module.stem}" for module in sorted((ROOT / "kernels").glob("*.py"))]
-    + [f"headscope.kernels.{package}" for package in ("cpu", "gradients", "statistics")],
+    + [
+        f"headscope.kernels.{package}"
+        for package in ("compiled", "gradients", "panels", "statistics")
+    ],
     "beartype.beartype",
 )
 
@@ -94,7 +97,7 @@ def bundled() -> Model:
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run of the bundled model with three analyses; read it, do not change it."""
-    from headscope.app.job import analyze_run, capture_run
+    from headscope.app.pipeline import analyze_run, capture_run
 
     folder = tmp_path_factory.mktemp("runs") / "demo"
     run = capture_run(folder, "headscope/bundled", task="story", number=3, seed=1)
@@ -150,7 +153,7 @@ def paired_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def paired_runs(paired_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of the tiny T5, ``cross``, ``decoder`` and ``encoder``, each with sinks; read only."""
-    from headscope.app.job import analyze_run, capture_run
+    from headscope.app.pipeline import analyze_run, capture_run
 
     place = tmp_path_factory.mktemp("paired_runs")
     prompts = place / "pairs.jsonl"

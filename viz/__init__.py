@@ -12,7 +12,7 @@ from typing import Any
 
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.viz._labels import ABSENT, absent, amount, head_name, measured, visible
 from headscope.viz._scale import ranks
 from headscope.viz._table import top
@@ -57,11 +57,11 @@ def load(name: str) -> ModuleType:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If there is no such view.
     """
     if name not in names():
-        raise Refused(f"view: no view is called {name!r}; use one of {', '.join(names())}")
+        raise InvalidInput(f"view: no view is called {name!r}; use one of {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -75,7 +75,7 @@ def choose(array: xr.DataArray) -> ModuleType:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If no view can draw the dims.
 
     Examples
@@ -87,7 +87,7 @@ def choose(array: xr.DataArray) -> ModuleType:
         view = load(name)
         if view.accepts(array):
             return view
-    raise Refused(
+    raise InvalidInput(
         f"view: no view draws {array.name or 'an array'} of dtype {array.dtype} with dims "
         f"{array.dims}; average or select until it is (layer, head), a position dim, two position "
         "dims, (edge,), (row, column), (point,) with x and y, (checkpoint, ...), or at most two "
@@ -137,7 +137,7 @@ def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If the dataset has no such variable, or no view draws its dims.
 
     Examples
@@ -147,7 +147,9 @@ def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
     'heatmap'
     """
     if name not in dataset:
-        raise Refused(f"view: no variable {name!r}; use one of {', '.join(variables(dataset))}")
+        raise InvalidInput(
+            f"view: no variable {name!r}; use one of {', '.join(variables(dataset))}"
+        )
     array = dataset[name]
     lower, upper = interval(dataset, name)
     return choose(array).figure(array, lower=lower, upper=upper, **options)
@@ -167,7 +169,7 @@ def show(dataset: xr.Dataset, *names: str, **options: Any) -> None:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         If the dataset has no such variable, or no view draws its dims; nothing is shown then.
 
     Examples

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.viz._labels import head_name
 from headscope.viz._scale import finite, ranks
 
@@ -35,7 +35,7 @@ def top(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If a variable is not there, or has other dims than layer and head.
 
     Examples
@@ -53,7 +53,7 @@ def top(
     for each in (name, *beside):
         array = each if isinstance(each, xr.DataArray) else _variable(dataset, each)
         if set(array.dims) != set(dims):
-            raise Refused(
+            raise InvalidInput(
                 f"top: {array.name} has dims {array.dims}; average or select until it is {dims}"
             )
         columns[str(array.name)] = finite(array.transpose(*dims))
@@ -77,5 +77,5 @@ def top(
 def _variable(dataset: xr.Dataset, name: str) -> xr.DataArray:
     if name not in dataset:
         known = ", ".join(str(each) for each in dataset.data_vars)
-        raise Refused(f"top: no variable {name!r}; use one of {known}")
+        raise InvalidInput(f"top: no variable {name!r}; use one of {known}")
     return dataset[name]

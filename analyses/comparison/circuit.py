@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -47,7 +47,7 @@ class Circuit:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For no head, a head named twice, without a score or outside of the scores, and samples of
         another shape.
 
@@ -65,17 +65,17 @@ class Circuit:
 
     def __post_init__(self) -> None:
         if not self.heads:
-            raise Refused("heads: a circuit has one or more")
+            raise InvalidInput("heads: a circuit has one or more")
         if len(set(self.heads)) < len(self.heads):
-            raise Refused("heads: one is named twice")
+            raise InvalidInput("heads: one is named twice")
         if self.scores.ndim != 2:
-            raise Refused(f"scores: {self.scores.ndim} dims; give (layer, head)")
+            raise InvalidInput(f"scores: {self.scores.ndim} dims; give (layer, head)")
         for layer, head in self.heads:
             inside = 0 <= layer < self.scores.shape[0] and 0 <= head < self.scores.shape[1]
             if not inside or np.isnan(self.scores[layer, head]):
-                raise Refused(f"heads: L{layer}H{head} has no score")
+                raise InvalidInput(f"heads: L{layer}H{head} has no score")
         if self.samples is not None and self.samples.shape[1:] != self.scores.shape:
-            raise Refused(
+            raise InvalidInput(
                 f"samples: shape {self.samples.shape}; give (prompt, layer, head) of the scores' "
                 f"{self.scores.shape}"
             )
@@ -100,7 +100,7 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the score is not there, or fewer heads have one.
 
     Examples
@@ -113,10 +113,10 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     from headscope.analyses.shared.result import top
 
     if variable not in result.data_vars:
-        raise Refused(f"variable: no {variable!r}; there are {', '.join(map(str, result))}")
+        raise InvalidInput(f"variable: no {variable!r}; there are {', '.join(map(str, result))}")
     array = result[variable]
     if set(array.dims) - {"prompt"} != {"layer", "head"}:
-        raise Refused(f"variable: {variable} has the dims {array.dims}; give a score of heads")
+        raise InvalidInput(f"variable: {variable} has the dims {array.dims}; give a score of heads")
     samples = None
     if "prompt" in array.dims:
         samples = array.transpose("prompt", "layer", "head").values.astype(np.float64)
@@ -124,7 +124,7 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     scores = array.transpose("layer", "head").values.astype(np.float64)
     known = int((~np.isnan(scores)).sum())
     if not 1 <= count <= known:
-        raise Refused(f"count: {count}; {known} heads have a score")
+        raise InvalidInput(f"count: {count}; {known} heads have a score")
     provenance = {name: result.attrs[name] for name in KEPT if name in result.attrs}
     meaning = result[variable].attrs
     provenance |= {
@@ -210,7 +210,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the file cannot be written.
 
     Examples
@@ -240,20 +240,20 @@ def load(path: str | os.PathLike[str]) -> Circuit:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a file that is missing, broken, or holds no circuit.
     """
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
         if told["format"] != FORMAT:
-            raise Refused(f"path: {path} holds no circuit of this version of headscope")
+            raise InvalidInput(f"path: {path} holds no circuit of this version of headscope")
         heads = tuple((int(layer), int(head)) for layer, head in told["heads"])
         samples = None if told["samples"] is None else _numbers(told["samples"])
         return Circuit(heads, _numbers(told["scores"]), told["provenance"], samples)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, Refused):
+        if isinstance(error, HeadscopeError):
             raise
-        raise Refused(f"path: {path} is no circuit that can be read ({error})") from error
+        raise InvalidInput(f"path: {path} is no circuit that can be read ({error})") from error
 
 
 def _plain(values: Array) -> Any:

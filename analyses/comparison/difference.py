@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 Array = NDArray[np.float64]
 # What of a score must be the same for a difference to have a meaning.
@@ -54,7 +54,7 @@ def compare(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When layers, heads, units, conventions or options differ, or a score is not in both.
 
     Examples
@@ -74,11 +74,11 @@ def compare(
 
     stray = sorted(set(across) - set(FIELDS))
     if stray:
-        raise Refused(f"across: {stray[0]!r} is not one of {', '.join(FIELDS)}")
+        raise InvalidInput(f"across: {stray[0]!r} is not one of {', '.join(FIELDS)}")
     _check_shapes(first, second, across)
     wanted = list(names) if names is not None else _common(first, second)
     if not wanted:
-        raise Refused("names: the two have no score of heads in common")
+        raise InvalidInput("names: the two have no score of heads in common")
     paired = first.attrs.get("prompts_sha256") is not None and first.attrs[
         "prompts_sha256"
     ] == second.attrs.get("prompts_sha256")
@@ -122,7 +122,7 @@ def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]
     for dim in HEADS:
         sizes = [side.sizes.get(dim, 0) for side in (first, second)]
         if sizes[0] != sizes[1]:
-            raise Refused(
+            raise InvalidInput(
                 f"{dim}: {sizes[0]} in the first and {sizes[1]} in the second; heads cannot be "
                 "matched, so compare models of one shape"
             )
@@ -131,15 +131,15 @@ def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]
         for side in (first, second)
     ]
     if maps[0] != maps[1]:
-        raise Refused("attention_map: other layers have one in the second than in the first")
+        raise InvalidInput("attention_map: other layers have one in the second than in the first")
     names = [side.attrs.get("analysis") for side in (first, second)]
     if names[0] != names[1]:
-        raise Refused(f"analysis: {names[0]} and {names[1]}; compare results of the same one")
+        raise InvalidInput(f"analysis: {names[0]} and {names[1]}; compare results of the same one")
     options = [json.loads(side.attrs.get("options") or "{}") for side in (first, second)]
     for name in sorted({*options[0], *options[1]} - {"seed"}):
         values = [each.get(name) for each in options]
         if "options" not in across and values[0] != values[1]:
-            raise Refused(
+            raise InvalidInput(
                 f"options: {name} is {values[0]!r} in the first and {values[1]!r} in the second; "
                 "run both alike"
             )
@@ -160,11 +160,15 @@ def _common(first: xr.Dataset, second: xr.Dataset) -> list[str]:
 def _score(side: xr.Dataset, name: str, which: str) -> xr.DataArray:
     """Return a score with the dims layer, head, and prompt before them where it has it."""
     if name not in side.data_vars:
-        raise Refused(f"{name}: not in the {which}; it has {', '.join(map(str, side.data_vars))}")
+        raise InvalidInput(
+            f"{name}: not in the {which}; it has {', '.join(map(str, side.data_vars))}"
+        )
     array = side[name]
     dims = set(array.dims)
     if not {*HEADS} <= dims <= {*HEADS, "prompt", "query", "key"}:
-        raise Refused(f"{name}: dims {tuple(array.dims)}; only scores of heads can be compared")
+        raise InvalidInput(
+            f"{name}: dims {tuple(array.dims)}; only scores of heads can be compared"
+        )
     along = [dim for dim in ("query", "key") if dim in dims]
     if along:
         array = array.mean(along, keep_attrs=True)
@@ -177,7 +181,7 @@ def _check_meaning(
     for field in ("units", "convention"):
         pair = one.attrs.get(field, ""), other.attrs.get(field, "")
         if field not in across and pair[0] != pair[1]:
-            raise Refused(
+            raise InvalidInput(
                 f"{field}: of {name} it is {pair[0]!r} in the first and {pair[1]!r} in the second; "
                 f"a difference has no meaning unless you say across={field!r}"
             )

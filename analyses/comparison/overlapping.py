@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.comparison.circuit import Circuit
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 Array = NDArray[np.float64]
 RESAMPLES = 1000
@@ -38,7 +38,7 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the numbers of layers or heads differ, or the heads with a score do.
 
     Examples
@@ -57,13 +57,15 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     from headscope.analyses.shared.result import interval, variable
 
     if first.scores.shape != second.scores.shape:
-        raise Refused(
+        raise InvalidInput(
             f"scores: {first.scores.shape} layers and heads in the first circuit and "
             f"{second.scores.shape} in the second; heads cannot be matched"
         )
     known = ~np.isnan(first.scores)
     if bool((known != ~np.isnan(second.scores)).any()):
-        raise Refused("scores: the circuits have scores of different heads, so no common whole")
+        raise InvalidInput(
+            "scores: the circuits have scores of different heads, so no common whole"
+        )
     shared = sorted(set(first.heads) & set(second.heads))
     sizes, whole = (len(first.heads), len(second.heads)), int(known.sum())
     ends = _intervals(first, second, known, seed)

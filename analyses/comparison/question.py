@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes.edit import Edit
@@ -57,7 +57,7 @@ def what_if(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For no edit, edits that do not fit the model, and a model that predicts no next token.
 
     Examples
@@ -72,7 +72,7 @@ def what_if(
     from headscope.probes.task import Task
 
     if not edits:
-        raise Refused("edits: none; give one or more of headscope.probes.edits")
+        raise InvalidInput("edits: none; give one or more of headscope.probes.edits")
     model.check_predicts()
     for edit in edits:
         edit.check(model.geometry)
@@ -130,7 +130,7 @@ def _of_texts(
     prompts = read(model, given)
     short = [len(ids) for ids in prompts.ids if len(ids) < 2]
     if short:
-        raise Refused("prompts: one of a single token has no next token; give longer ones")
+        raise InvalidInput("prompts: one of a single token has no next token; give longer ones")
     step = counter(progress, 2 * len(prompts.ids))
     passes = [[_pass(model, ids, some, step) for some in ((), tuple(edits))] for ids in prompts.ids]
     title = "Loss on the next token"
@@ -176,7 +176,7 @@ def _pass(
     from headscope.probes.forward import logits
 
     if len(ids) * model.vocabulary > MOST:
-        raise Refused(
+        raise ResourceLimit(
             f"prompts: {len(ids)} tokens times {model.vocabulary} words are too many logits; "
             f"give at most {MOST // model.vocabulary} tokens a prompt"
         )

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.edit import Edit
@@ -100,7 +100,7 @@ def restore(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For heads that the model does not have, too many to leave as many others, an unknown
         pattern, or ``own`` with nothing to take it from.
 
@@ -129,23 +129,23 @@ def restore(
     check.at_least("draws", draws, 1)
     chosen = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
     if not chosen:
-        raise Refused("heads: none to repair; give (layer, head) pairs")
+        raise InvalidInput("heads: none to repair; give (layer, head) pairs")
     check_heads("heads", chosen, model.geometry)
     whole = reference if reference is not None else (model if broken else None)
     if pattern == OWN and whole is None:
-        raise Refused(
+        raise InvalidInput(
             "pattern: own is what heads look at in a whole model, and there is none; give broken "
             "edits or a reference, or name a pattern"
         )
     if whole is not None and (whole.layers, whole.heads) != (model.layers, model.heads):
-        raise Refused(
+        raise InvalidInput(
             f"reference: {whole.layers} layers × {whole.heads} heads, and the model has "
             f"{model.layers} × {model.heads}; heads cannot be matched"
         )
     pool = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     rest = [head for head in pool if head not in set(chosen)]
     if len(rest) < len(chosen):
-        raise Refused(
+        raise InvalidInput(
             f"heads: {len(chosen)} of {len(pool)} leave fewer than as many others to compare with"
         )
     name = task.metric if metric == "task" else metric
@@ -228,7 +228,7 @@ def _share(gain: Array, missing: Array, seed: int) -> tuple[float, float, float]
     from headscope.analyses.shared.interval import draws, percentiles
 
     if not missing.mean() > 0:
-        raise Refused(
+        raise InvalidInput(
             "broken: the whole model does the task no better than the broken one, so nothing can "
             "be recovered; break what the task needs"
         )

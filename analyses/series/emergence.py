@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.series.joined import DIM
 from headscope.analyses.shared.result import interval, label, variable
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 Array = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def emergence(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For a score that the timeline does not hold, or an option out of range.
 
     Examples
@@ -87,7 +87,7 @@ def emergence(
     check.between("share", share, 0, 1)
     scores = [str(name) for name, one in timeline.items() if DIM in one.dims]
     if score not in scores:
-        raise Refused(f"score: the timeline holds no {score!r}; it has {', '.join(scores)}")
+        raise InvalidInput(f"score: the timeline holds no {score!r}; it has {', '.join(scores)}")
     array = timeline[score]
     rest = [dim for dim in array.dims if dim != DIM]
     steps = np.asarray(timeline["step"].values, dtype=np.float64)

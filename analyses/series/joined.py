@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses.series.state import State
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 DIM = "checkpoint"
 ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE)\b")
@@ -26,14 +26,14 @@ def join(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When no checkpoint has a result.
     """
     failed = dict(failed)
     good = _alike(results, failed)
     if not good:
         label, reason = next(iter(failed.items()))
-        raise Refused(f"{reason} (at {label}; no checkpoint of {len(states)} has a result)")
+        raise InvalidInput(f"{reason} (at {label}; no checkpoint of {len(states)} has a result)")
     first = next(iter(good.values()))
     variables: dict[str, xr.Variable] = {}
     left_out: dict[str, str] = {}

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses.series.state import State
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes import store
 
 MANIFEST = "timeline.json"
@@ -68,7 +68,7 @@ def prepare(
 
     Raises
     ------
-    Refused
+    InvalidInput
         When the folder holds another timeline (without ``overwrite``) or other files, or cannot be
         written.
     """
@@ -81,18 +81,18 @@ def prepare(
             return Kept(folder)
         if not overwrite:
             was = "; ".join(f"{name} {known.get(name)!r}" for name in other)
-            raise Refused(
+            raise InvalidInput(
                 f"out: {folder} holds a timeline with {was}, not {identity[other[0]]!r}; choose "
                 "another folder or replace it (--overwrite)"
             )
         for file in [*(folder / PARTS).glob("*.safetensors"), folder / WHOLE, folder / PAGE]:
             file.unlink(missing_ok=True)
     elif folder.is_dir() and any(one.name[0] != "." for one in folder.iterdir()):
-        raise Refused(f"out: {folder} holds other files; choose an empty or new folder")
+        raise InvalidInput(f"out: {folder} holds other files; choose an empty or new folder")
     try:
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"out: {folder} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
     made = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
     store.write_text(manifest, json.dumps({**made, **identity}, indent=2) + "\n")
     return Kept(folder)
@@ -103,15 +103,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no timeline in the folder, or its manifest is broken.
     """
     try:
         found = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refused(f"timeline: {path} holds no {MANIFEST}; headscope timeline") from error
+        raise InvalidInput(f"timeline: {path} holds no {MANIFEST}; headscope timeline") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise Refused(f"timeline: {path} was not written by this version of headscope")
+        raise InvalidInput(f"timeline: {path} was not written by this version of headscope")
     return found
 
 
@@ -125,12 +125,12 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is none, or it was not finished.
     """
     read(path)
     if not (Path(path) / WHOLE).is_file():
-        raise Refused(f"timeline: {path} is not finished; run the same command again")
+        raise InvalidInput(f"timeline: {path} is not finished; run the same command again")
     return store.load(Path(path) / WHOLE)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
 
     Raises
     ------
-    Refused
+    InvalidInput
         For fewer than two checkpoints, a name without a step, or two at one step.
 
     Examples
@@ -73,25 +73,27 @@ def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
         whole = text.endswith("@*") or (one and step_of(text) is None)
         given += checkpoints(source) if whole else [source]
     if len(given) < 2:
-        raise Refused(f"checkpoints: {len(given)} given; a timeline needs at least two")
+        raise InvalidInput(f"checkpoints: {len(given)} given; a timeline needs at least two")
     names = [_name(source) for source in given]
     if steps is None:
         found = [step_of(name) for name in names]
         if None in found:
-            raise Refused(
+            raise InvalidInput(
                 f"steps: {names[found.index(None)]} names no training step, as checkpoint-400 or "
                 "NAME@step400 do; give the steps"
             )
         steps = [float(step) for step in found if step is not None]
     if len(steps) != len(given):
-        raise Refused(f"steps: {len(steps)} for {len(given)} checkpoints; give one each")
+        raise InvalidInput(f"steps: {len(steps)} for {len(given)} checkpoints; give one each")
     for step, count in Counter(steps).items():
         if count > 1:
-            raise Refused(f"steps: {count} checkpoints are at step {step:g}; give each its own")
+            raise InvalidInput(
+                f"steps: {count} checkpoints are at step {step:g}; give each its own"
+            )
     short = [name.rsplit("@", 1)[-1] if "@" in name else Path(name).name for name in names]
     labels = short if len(set(short)) == len(short) else names
     if len(set(labels)) < len(labels):
-        raise Refused("checkpoints: one is given twice; leave it out")
+        raise InvalidInput("checkpoints: one is given twice; leave it out")
     rows = zip(given, names, labels, steps, strict=True)
     return sorted((State(*row) for row in rows), key=lambda one: one.step)
 
@@ -100,7 +102,7 @@ def _name(source: Any) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if not hasattr(source, "revision"):
-        raise Refused(
+        raise InvalidInput(
             f"checkpoints: {type(source).__name__} is no name, folder or model of load_model"
         )
     return str(source.name)

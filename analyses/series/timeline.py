@@ -12,7 +12,7 @@ import xarray as xr
 
 from headscope.analyses.series import joined, kept
 from headscope.analyses.series.state import State, states
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 Progress = Callable[[str, int, int], None]
 
@@ -67,7 +67,7 @@ def timeline(
 
     Raises
     ------
-    Refused
+    InvalidInput
         For an unknown analysis or option, fewer than two checkpoints, a checkpoint without a step,
         a folder that holds something else, or when no checkpoint has a result.
 
@@ -85,7 +85,7 @@ def timeline(
     settings = check.parse(analysis, known, options or {})
     own = hasattr(analyses.load(analysis), "TASK")
     if not own and prompts is None and task is None:
-        raise Refused(f"prompts: {analysis} runs on your own prompts; give some, or a task")
+        raise InvalidInput(f"prompts: {analysis} runs on your own prompts; give some, or a task")
     series = states(sources, steps)
     identity = {
         "analysis": analysis,
@@ -111,7 +111,7 @@ def timeline(
         except Exception as error:
             # A broken checkpoint among many is named, and the others still say what they show.
             lines = str(error).strip().splitlines() or [""]
-            kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, HeadscopeError) else f"{type(error).__name__}: "
             failed[state.label] = kind + lines[0]
     if progress is not None:
         progress("checkpoints", len(series), len(series))

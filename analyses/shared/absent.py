@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.task import Prompt, Task
@@ -37,7 +37,7 @@ def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the role is missing or the asked word is no stated key.
 
     Examples
@@ -59,7 +59,7 @@ def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
         asked = prompt.words[prompt.questions[0].at]
         places = [at for at in prompt.roles.get(KEY, ()) if prompt.words[at] == asked]
         if not places:
-            raise Refused(
+            raise NotApplicable(
                 f"roles: task {task.name} does not say where the context states {asked!r}; "
                 "use recall or needle"
             )

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared import check
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -26,18 +26,18 @@ class Answered:
 
         check.one_text(capture.attrs.get("attention", "self"), "classes")
         if not predicts(capture):
-            raise Refused(
+            raise NotApplicable(
                 "model: classes looks for keys far back, and this one has no causal order"
             )
         given = read(model, task)
         assert given.encoded is not None
         if len(given.ids) != capture.sizes["prompt"]:
-            raise Refused(
+            raise NotApplicable(
                 f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
                 f"{len(given.ids)}; capture this task"
             )
         if min(map(len, given.ids)) <= seen:
-            raise Refused(
+            raise NotApplicable(
                 f"first, recent: a prompt of {min(map(len, given.ids))} tokens lies within the "
                 f"{seen} keys of a streaming head; take fewer keys or longer prompts"
             )

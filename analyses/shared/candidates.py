@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -40,7 +40,7 @@ def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When a question names no evidence, or the capture is of other prompts.
     """
     import torch
@@ -51,7 +51,7 @@ def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
     given = read(model, task)
     assert given.encoded is not None
     if len(given.ids) != capture.sizes["prompt"]:
-        raise Refused(
+        raise NotApplicable(
             f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
             f"{len(given.ids)}; capture this task"
         )
@@ -65,7 +65,7 @@ def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
     listed: list[list[list[int]]] = []
     for row, (ids, asked) in enumerate(zip(given.ids, given.encoded.questions, strict=True)):
         if not all(each.evidence for each in asked):
-            raise Refused("evidence: a question names none; give the positions of the answer")
+            raise NotApplicable("evidence: a question names none; give the positions of the answer")
         listed.append([[] for _ in ids])
         for each in asked:
             places = [at for at, one in enumerate(ids[: each.at + 1]) if one in each.wrong_ids]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from headscope.analyses import Option
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -14,25 +14,25 @@ SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 def between(name: str, value: float, low: float, high: float) -> None:
     """Refuse a number outside ``low`` … ``high``."""
     if not low <= value <= high:
-        raise Refused(f"{name}: {value!r} is outside {low:g} … {high:g}")
+        raise InvalidInput(f"{name}: {value!r} is outside {low:g} … {high:g}")
 
 
 def at_least(name: str, value: float, low: float) -> None:
     """Refuse a number below ``low``."""
     if not value >= low:
-        raise Refused(f"{name}: {value!r} is too small; give at least {low:g}")
+        raise InvalidInput(f"{name}: {value!r} is too small; give at least {low:g}")
 
 
 def one_of(name: str, value: str, choices: Collection[str]) -> None:
     """Refuse a word that is not among ``choices``."""
     if value not in choices:
-        raise Refused(f"{name}: {value!r} is not one of {', '.join(sorted(choices))}")
+        raise InvalidInput(f"{name}: {value!r} is not one of {', '.join(sorted(choices))}")
 
 
 def one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) -> None:
     """Refuse an attention of an encoder–decoder model that an analysis has no meaning for."""
     if attention not in known:
-        raise Refused(
+        raise NotApplicable(
             f"capture: {analysis} follows attention through one text from layer to layer, and this "
             f"is the {attention} attention of an encoder–decoder model; see sinks"
         )
@@ -47,7 +47,7 @@ def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) 
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For an unknown option, and for a value of the wrong type.
     """
     return {name: _value(analysis, known, name, value) for name, value in given.items()}
@@ -55,11 +55,11 @@ def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) 
 
 def _value(analysis: str, known: Mapping[str, Option], name: str, value: Any) -> Any:
     if name not in known:
-        raise Refused(
+        raise InvalidInput(
             f"{name}: {analysis} has no such option; it has {', '.join(sorted(known)) or 'none'}"
         )
     kind = type(known[name].default)
-    refusal = Refused(f"{name}: {value!r} is not of the type {kind.__name__}")
+    refusal = InvalidInput(f"{name}: {value!r} is not of the type {kind.__name__}")
     if kind is bool:
         if str(value).lower() not in SWITCH:
             raise refusal

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared import rare_tokens
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -89,13 +89,13 @@ def read_heads(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For ``evidence`` where the questions name none.
     """
     from headscope.probes import capture
 
     if "evidence" in names and not any(keys for each in condition.evidence for keys in each):
-        raise Refused(
+        raise NotApplicable(
             f"statistics: the questions of {condition.name} name no evidence; leave it out"
         )
     keys = []

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headscope.analyses.shared.unembedding import final_norm
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable
 from headscope.probes import weights
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches, read
@@ -89,7 +89,7 @@ def attribute(model: Model, task: Task) -> Parts:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         Where heads do not write straight into the residual stream (a norm stands behind the
         attention), the last norm or the unembedding is of no known kind, or the parts do not sum to
         the logits.
@@ -160,7 +160,7 @@ def written(model: Model) -> dict[int, float]:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When it does not, because a norm stands between the attention and the stream.
     """
     found = weights.read(model, ("o",))
@@ -214,7 +214,7 @@ def written(model: Model) -> dict[int, float]:
         factor = float((moved @ vector).mean() / (vector @ vector))
         off = float((moved - factor * vector).abs().max())
         if factor < 1e-3 or off > 1e-2 * factor * float(vector.abs().max()):
-            raise Refused(
+            raise NotApplicable(
                 f"model: the heads of layer {layer} of {model.name} do not write straight into the "
                 "residual stream (a norm or another block stands between), so what they write is "
                 "no sum; use patching or importance"
@@ -301,7 +301,7 @@ def _logit(row: Float[Tensor, " vocab"], one: Any) -> Float[Tensor, ""]:
 def _same(one: Tensor, other: Tensor, what: str) -> None:
     off = float((one - other).abs().max())
     if off > TOLERANCE * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
-        raise Refused(
+        raise NotApplicable(
             f"model: {what} of this model is no linear map with a frozen scale (off by {off:.2g}), "
             "such as with a soft cap on the logits, so logits do not split into parts"
         )

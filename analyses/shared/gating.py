@@ -131,7 +131,7 @@ def asked_of(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the model predicts no next token.
     """
     model.check_predicts()

@@ -11,7 +11,7 @@ import xarray as xr
 from headscope.analyses.shared.interval import bootstrap, crossed
 from headscope.analyses.shared.removal import Head, Progress, random_sets
 from headscope.analyses.shared.result import interval, label
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,13 +78,13 @@ def curve(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When a K exceeds half of the heads.
     """
     from headscope.probes.forward import evaluate
 
     if max(counts) > len(ranked) // 2:
-        raise Refused(
+        raise NotApplicable(
             f"counts: {max(counts)} of {len(ranked)} heads leave fewer than as many random "
             f"others; take {len(ranked) // 2} or fewer"
         )

@@ -18,7 +18,7 @@ def output_weights(model: Model) -> Float[Tensor, "layer head size residual"]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When no projection takes the heads' outputs as they are.
     """
     from headscope.probes import weights

@@ -55,7 +55,7 @@ def received(model: Model, ids: Sequence[int], window: int, reach: NDArray[np.fl
     """
     import torch
 
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.forward import Reader, run
 
     length = len(ids)

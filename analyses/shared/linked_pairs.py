@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared import logit_rows
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -62,7 +62,7 @@ def find(prompts: Prompts, relation: str, each: int, *, both_ways: bool, seed: i
 
     Raises
     ------
-    Refused
+    NotApplicable
         Where no prompt has a link.
     """
     from headscope.probes import targets
@@ -90,7 +90,7 @@ def find(prompts: Prompts, relation: str, each: int, *, both_ways: bool, seed: i
             if others:
                 found.append(Link(prompt, query, keys, np.isin(keys, right)))
     if not found:
-        raise Refused(
+        raise NotApplicable(
             f"relation: no prompt has a link of the kind {relation!r}; choose another, or a task "
             "whose questions name their evidence"
         )

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared import check
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 Array = NDArray[np.float64]
 KEEP = ("q", "k")
@@ -34,7 +34,9 @@ def refuse_other(capture: xr.Dataset, analysis: str) -> None:
     """Refuse attention of two texts, and weights that do not follow from queries and keys."""
     check.one_text(capture.attrs.get("attention", "self"), analysis)
     if capture.attrs.get("reweighted"):
-        raise Refused("edits: the weights of this capture were edited; capture without these edits")
+        raise NotApplicable(
+            "edits: the weights of this capture were edited; capture without these edits"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared.interval import bootstrap
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable, ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -24,11 +24,11 @@ def tokens(capture: xr.Dataset) -> list[list[int]]:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the prompts are images.
     """
     if "token_id" not in capture.coords:
-        raise Refused("capture: it holds no token ids, so no words to predict; capture texts")
+        raise NotApplicable("capture: it holds no token ids, so no words to predict; capture texts")
     ids = capture["token_id"].transpose("prompt", "query").values
     lengths = capture["length"].values
     return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]
@@ -39,7 +39,7 @@ def losses(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> NDArr
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the logits of the prompt would not fit into memory.
     """
     return observed(model, ids, edits, ())[0]
@@ -54,11 +54,11 @@ def observed(
     """
     import torch
 
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.forward import Reader, run
 
     if len(ids) * model.vocabulary > MOST:
-        raise Refused(
+        raise ResourceLimit(
             f"prompts: {len(ids)} tokens times {model.vocabulary} words are too many logits for "
             f"the loss; give at most {MOST // model.vocabulary} tokens a prompt"
         )
@@ -87,7 +87,9 @@ def contrast(
     """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
     usable = [one for one in prompts if len(one) > 1]
     if not usable:
-        raise Refused("prompts: all have one token, so there is none to predict; give longer ones")
+        raise NotApplicable(
+            "prompts: all have one token, so there is none to predict; give longer ones"
+        )
     found = np.empty((len(usable), len(edits)))
     for number, one in enumerate(usable):
         found[number] = [float(losses(model, one, each).mean()) for each in edits.values()]

@@ -17,9 +17,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.edits import Edits
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request, WeightEdits, attend
 from headscope.probes.forward import Reader, run
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ def _masses(
     key = call.key.repeat_interleave(heads // call.key.shape[1], dim=1)
     # The last column marks every key: learned sinks leave its mass below 1.
     marks = torch.nn.functional.pad(chosen[None].to(key), (0, 1), value=1.0)
-    narrow = Edits(
+    narrow = WeightEdits(
         first=torch.zeros(heads, dtype=torch.long), recent=torch.full((heads,), recent)
     ).to(key.device)
     request = Request(stats=("recent_mass",), recent=recent)

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.shared import direct, gating, slopes, sweeping
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ def scores(
     why = ""
     try:
         found["direct logits"] = direct.attribute(model, task).heads
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         why = str(refusal)
     return found, why
 

@@ -30,7 +30,7 @@ def look(model: Model, ids: Sequence[int], asked: Asked) -> tuple[NDArray[Any], 
     """
     import torch
 
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.forward import Reader, run
 
     at = [each.at for each in asked]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.shared.interval import draws
 from headscope.analyses.shared.result import label
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -86,7 +86,7 @@ def untrained(model: Model, seed: int) -> Model:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the class cannot make a model from its config alone.
     """
     import torch
@@ -99,7 +99,7 @@ def untrained(model: Model, seed: int) -> Model:
         try:
             made = kind(model.module.config).eval()
         except (TypeError, ValueError) as error:
-            raise Refused(
+            raise NotApplicable(
                 f"random_weights: {model.architecture} is not made from its config alone "
                 f"({str(error).splitlines()[0]}); give random_weights=false"
             ) from error

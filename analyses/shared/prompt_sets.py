@@ -11,7 +11,7 @@ import xarray as xr
 
 from headscope import analyses
 from headscope.analyses.shared.needs import Needs
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -59,13 +59,13 @@ class PromptSets:
         """Announce an analysis, so that its needs join the one capture of its prompt set."""
         unknown = [each for each in positionals(name) if each not in SUPPLIED]
         if unknown:
-            raise Refused(
+            raise InvalidInput(
                 f"{name}: run() asks for {unknown[0]!r}, which the suite does not supply; "
                 f"it supplies {', '.join(SUPPLIED)}"
             )
         key = self._key(name)
         if key is None and self.prompts is None and None not in self._captures:
-            raise Refused(f"prompts: {name} runs on your own prompts; give some")
+            raise NotApplicable(f"prompts: {name} runs on your own prompts; give some")
         self._needs[key] = self._needs.get(key, Needs()) | Needs.of(analyses.load(name))
 
     def supply(self, name: str, what: str) -> Any:
@@ -73,11 +73,11 @@ class PromptSets:
         key = self._key(name)
         asks = hasattr(analyses.load(name), "TASK")
         if asks and self.model.reads == "images":
-            raise Refused(
+            raise NotApplicable(
                 f"task: {name} asks in words, and {self.model.architecture} reads images; see sinks"
             )
         if asks and self.model.attention != "self":
-            raise Refused(
+            raise NotApplicable(
                 f"task: {name} asks for the next word of single texts, and {self.model.name} has "
                 "an encoder and a decoder; see sinks"
             )
@@ -86,10 +86,10 @@ class PromptSets:
         if what == "capture":
             return self._capture(key, name)
         if what == "sae":
-            raise Refused(f"sae: {name} asks for a trained dictionary and none was given")
+            raise NotApplicable(f"sae: {name} asks for a trained dictionary and none was given")
         made = self._made(key, name)
         if what == "task" and not hasattr(made, "metric"):
-            raise Refused(f"task: {name} needs answers; give a task, not plain prompts")
+            raise NotApplicable(f"task: {name} needs answers; give a task, not plain prompts")
         return made
 
     def _key(self, name: str) -> Any:
@@ -113,7 +113,7 @@ class PromptSets:
         from headscope.probes import tasks
 
         if self.model.tokenizer is None:
-            raise Refused("tokenizer: a task needs one; load_model(..., tokenizer=...)")
+            raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
         return tasks.make(task, tokenizer=self.model.tokenizer, n=count, seed=self.seed)
 
     def _capture(self, key: Any, name: str) -> xr.Dataset:
@@ -127,7 +127,9 @@ class PromptSets:
             if held is not None and own.held_by(held):
                 return held
             missing = ", ".join(own.stats + own.keep)
-            raise Refused(f"capture: {name} needs {missing}; give the prompts to capture again")
+            raise NotApplicable(
+                f"capture: {name} needs {missing}; give the prompts to capture again"
+            )
         self._captures[key] = self._run(prompts, needs, name)
         return self._captures[key]
 

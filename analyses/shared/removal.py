@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.shared.interval import bootstrap
 from headscope.analyses.shared.result import interval, label
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -114,12 +114,12 @@ def check(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When more than half of the pool is under test.
     """
     rest = [head for head in pool if head not in set(top)]
     if len(rest) < len(top):
-        raise Refused(
+        raise NotApplicable(
             f"heads: {len(top)} of {len(pool)} leave fewer than as many random others; "
             f"take {len(pool) // 2} or fewer"
         )

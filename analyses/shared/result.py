@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from headscope.analyses.shared.interval import bootstrap
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 LEVEL = 0.95
 
@@ -120,18 +120,18 @@ def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
 
     Raises
     ------
-    Refused
+    NotApplicable
         Names the missing variables and how to capture them.
     """
     width = int(capture.attrs.get("bin_width", 1))
     if width > 1:
-        raise Refused(
+        raise NotApplicable(
             f"capture: {analysis} needs every token, but this capture holds bins of {width}; "
             "capture again without bins"
         )
     missing = [name for name in needs if name not in capture]
     if missing:
-        raise Refused(
+        raise NotApplicable(
             f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
             f"run capture(model, prompts, stats=...) with it"
         )
@@ -149,13 +149,13 @@ def require_maps(capture: xr.Dataset, analysis: str) -> None:
 
     Raises
     ------
-    Refused
+    NotApplicable
         Names the layers.
     """
     known = attending(capture)
     if not known.all():
         layers = ", ".join(str(int(one)) for one in capture["layer"].values[~known])
-        raise Refused(
+        raise NotApplicable(
             f"attention_map: {analysis} follows attention through every layer, but there is none "
             f"in layer {layers}"
         )

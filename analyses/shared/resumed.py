@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.forward import Reader, call
 from headscope.probes.residual import blocks
 from headscope.probes.seam import installed
@@ -87,12 +87,14 @@ class Passes:
                 found = call(model, ids, head=True)
         expected = [each for each in model.geometry.attending if each >= layer]
         if sorted(reader.layers) != expected:
-            raise Refused(
+            raise UnsupportedModel(
                 f"model: layers {sorted(reader.layers)} of {model.name} asked for attention, "
                 f"expected each of {expected} once; this architecture is refused"
             )
         if not bool(torch.isfinite(found).all()):
-            raise Refused(f"model: {model.name} gives NaN or infinite numbers; check its weights")
+            raise InvalidInput(
+                f"model: {model.name} gives NaN or infinite numbers; check its weights"
+            )
         if not fired:
             row = torch.arange(len(found), device=found.device)[:, None]
             found = found[row, places.to(found.device)]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.edit import Edit
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def taking_out(
 
 def _check_shape(values: Tensor, shape: Geometry) -> None:
     if tuple(values.shape[1:]) != (shape.layers, shape.heads):
-        raise Refused(
+        raise InvalidInput(
             f"values: shape {tuple(values.shape)}; "
             f"the model has {shape.layers} layers × {shape.heads} heads"
         )

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.edit import Edit
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class RowInject(Edit):
     chosen: Bool[Tensor, "batch layer head"]
     pattern: str
 
-    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> Edits | None:
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
         """Edit the chosen heads of one layer, row by row."""
         batch, heads, queries, keys = shape
         mask = self.chosen[:, layer]
@@ -38,18 +38,18 @@ class RowInject(Edit):
         if self.pattern == "hidden_first":
             bias = torch.zeros(batch, heads, keys)
             bias[:, :, 0] = torch.where(mask, -math.inf, 0.0)
-            return Edits(key_bias=bias)
+            return WeightEdits(key_bias=bias)
         looked = torch.zeros(queries, dtype=torch.long)
         if self.pattern == "previous":
             looked = (torch.arange(queries) - 1).clamp_min(0)
         fixed = torch.nn.functional.one_hot(looked, keys).float()
         own = torch.full_like(fixed, math.nan)
-        return Edits(pattern=torch.where(mask[:, :, None, None], fixed, own))
+        return WeightEdits(pattern=torch.where(mask[:, :, None, None], fixed, own))
 
     def check(self, shape: Geometry) -> None:
         """Refuse choices of another shape."""
         if tuple(self.chosen.shape[1:]) != (shape.layers, shape.heads):
-            raise Refused(
+            raise InvalidInput(
                 f"chosen: shape {tuple(self.chosen.shape)}; "
                 f"the model has {shape.layers} layers × {shape.heads} heads"
             )

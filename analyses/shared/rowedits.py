@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
 from headscope.probes.edit import Edit
 from headscope.probes.forward import logits
 
@@ -33,15 +33,15 @@ class RowScale(Edit):
 
     factors: Float[Tensor, "batch layer head key"]
 
-    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> Edits | None:
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
         """Add the logarithms of the factors to the logits of one layer."""
         factors = self.factors[:, layer]
-        return None if bool((factors == 1).all()) else Edits(key_bias=factors.log())
+        return None if bool((factors == 1).all()) else WeightEdits(key_bias=factors.log())
 
     def check(self, shape: Geometry) -> None:
         """Refuse factors of another shape."""
         if tuple(self.factors.shape[1:3]) != (shape.layers, shape.heads):
-            raise Refused(
+            raise InvalidInput(
                 f"factors: shape {tuple(self.factors.shape)}; "
                 f"the model has {shape.layers} layers × {shape.heads} heads"
             )
@@ -58,13 +58,13 @@ def losses(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the logits of one row would not fit into memory, or a row has no next token.
     """
     if ids.shape[1] < 2:
-        raise Refused("prompts: one of a single token has no next token; give longer ones")
+        raise NotApplicable("prompts: one of a single token has no next token; give longer ones")
     if ids.shape[1] * model.vocabulary > 2**31:
-        raise Refused(
+        raise ResourceLimit(
             f"prompts: {ids.shape[1]} tokens times {model.vocabulary} words are too many logits "
             f"for the loss; give at most {2**31 // model.vocabulary} tokens a prompt"
         )

@@ -11,11 +11,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.products import pull, push
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.api import AttentionSpec, Request, attend, pull, push
+from headscope.kernels.errors import NotApplicable
 
 TOLERANCE = 1e-3
 
@@ -42,7 +39,7 @@ def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArra
     return rows[0, 0].T.double().numpy()
 
 
-def _sums(q: Tensor, k: Tensor, variant: Variant, mean: Tensor) -> Tensor | float:
+def _sums(q: Tensor, k: Tensor, variant: AttentionSpec, mean: Tensor) -> Tensor | float:
     """Sum the rows of the mean map: to 1, unless a learned sink takes its share."""
     if variant.sinks is None:
         return 1.0
@@ -51,7 +48,7 @@ def _sums(q: Tensor, k: Tensor, variant: Variant, mean: Tensor) -> Tensor | floa
 
 def _call(
     one: xr.Dataset, length: int
-) -> tuple[Float[Tensor, "1 head key size"], Float[Tensor, "1 head key size"], Variant]:
+) -> tuple[Float[Tensor, "1 head key size"], Float[Tensor, "1 head key size"], AttentionSpec]:
     q = one["q"].transpose("head", "query", "size").values[:, :length]
     k = one["k"].transpose("kv_head", "key", "size").values[:, :length]
     place = {int(name): row for row, name in enumerate(one["kv_head"].values)}
@@ -59,7 +56,7 @@ def _call(
     window, softcap = float(one["window"]), float(one["softcap"])
     sinks = one["sink_logit"].values if "sink_logit" in one.coords else np.full(len(q), np.nan)
     slopes = one["alibi_slope"].values if "alibi_slope" in one.coords else None
-    variant = Variant(
+    variant = AttentionSpec(
         scale=float(one["logit_scale"]),
         causal=bool(one["causal"]),
         window=None if np.isnan(window) else int(window),
@@ -70,7 +67,7 @@ def _call(
     return torch.from_numpy(np.ascontiguousarray(q))[None], torch.from_numpy(k)[None], variant
 
 
-def _check(one: xr.Dataset, q: Tensor, k: Tensor, variant: Variant) -> None:
+def _check(one: xr.Dataset, q: Tensor, k: Tensor, variant: AttentionSpec) -> None:
     """Refuse weights that something else than q and k went into: the captured lse would differ."""
     # The last query with all keys is a text of its own, in causal order alone.
     some = slice(-1 if variant.causal else 0, None)
@@ -79,7 +76,7 @@ def _check(one: xr.Dataset, q: Tensor, k: Tensor, variant: Variant) -> None:
     off = np.abs(found.numpy() - lse).max(axis=1)
     if off.max() > TOLERANCE:
         head = int(one["head"].values[int(off.argmax())])
-        raise Refused(
+        raise NotApplicable(
             f"capture: the weights of L{int(one['layer'])}H{head} do not follow from its q and k; "
             "capture without edits of the weights"
         )

@@ -16,7 +16,7 @@ import xarray as xr
 from headscope import analyses
 from headscope.analyses.shared import check
 from headscope.analyses.shared.prompt_sets import Progress, PromptSets, positionals
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -65,7 +65,7 @@ def execute(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For an unknown analysis or option, a bad value, or when there are no prompts to run on.
 
     Examples
@@ -88,7 +88,7 @@ def execute(
         progress=progress,
     )
     result = next(results)[1]
-    if isinstance(result, Refused):
+    if isinstance(result, HeadscopeError):
         raise result
     return result
 
@@ -104,7 +104,7 @@ def execute_many(
     n: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Iterator[tuple[str, xr.Dataset | Refused]]:
+) -> Iterator[tuple[str, xr.Dataset | HeadscopeError]]:
     """Run several analyses with one capture per prompt set; yield each result as it is ready.
 
     Names and options are checked before anything runs. The parameters are those of
@@ -119,7 +119,7 @@ def execute_many(
     given = options or {}
     stray = [each for each in given if each not in wanted]
     if stray:
-        raise Refused(f"options: {stray[0]!r} is not among the analyses to run")
+        raise InvalidInput(f"options: {stray[0]!r} is not among the analyses to run")
     settings = {each: _settings(each, given.get(each, {}), seed) for each in wanted}
     sets = PromptSets(model, prompts, capture, task, n, seed, progress)
     for each in wanted:
@@ -129,7 +129,7 @@ def execute_many(
 
 def _run(
     wanted: tuple[str, ...], settings: dict[str, dict[str, Any]], sets: PromptSets
-) -> Iterator[tuple[str, xr.Dataset | Refused]]:
+) -> Iterator[tuple[str, xr.Dataset | HeadscopeError]]:
     for name in wanted:
         module = analyses.load(name)
         arguments = dict(settings[name])
@@ -138,7 +138,7 @@ def _run(
         try:
             supplied = [sets.supply(name, what) for what in positionals(name)]
             result = module.run(*supplied, **arguments)
-        except Refused as refusal:
+        except (NotApplicable, UnsupportedModel) as refusal:
             yield name, refusal
             continue
         result.attrs = {

@@ -57,7 +57,7 @@ def masses(model: Model, prompt: Any, numbers: Numbers, count: int, rows: list[N
     """
     import torch
 
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.forward import Reader, run
 
     found = np.full((model.layers, model.heads, len(rows), count), np.nan)
@@ -122,7 +122,7 @@ class Hiding:
     def _read(self, edits: tuple[Any, ...]) -> Array:
         import torch
 
-        from headscope.kernels.request import Request
+        from headscope.kernels.api import Request
         from headscope.probes.forward import Reader, run
 
         if self.predicting:

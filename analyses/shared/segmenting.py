@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses.shared import token_kinds
 from headscope.analyses.shared.loss import tokens
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -56,15 +56,15 @@ def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ())
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When there is no segment, or more than a matrix can show.
     """
     found = dict.fromkeys(one for each in labels for one in each if one)
     names = tuple(one for one in order if one in found) or tuple(found)
     if not names:
-        raise Refused("labels: no token has one, so there are no segments")
+        raise InvalidInput("labels: no token has one, so there are no segments")
     if len(names) > MOST:
-        raise Refused(
+        raise NotApplicable(
             f"by: {len(names)} segments ({', '.join(names[:3])}, …) are more than {MOST}; group "
             "the tokens into fewer"
         )
@@ -108,7 +108,7 @@ def segment(
 
     Raises
     ------
-    Refused
+    NotApplicable
         For a grouping that these prompts do not have, and a file that does not fit them.
     """
     if by == "auto":
@@ -117,7 +117,9 @@ def segment(
         return _read(labels, capture["length"].values)
     if "pixels" in capture.coords:
         if by != "kinds":
-            raise Refused(f"by: images have no {by}; use kinds (patches, class tokens) or labels")
+            raise NotApplicable(
+                f"by: images have no {by}; use kinds (patches, class tokens) or labels"
+            )
         kinds = [token_kinds.of_patches(row) for row in _words(capture)]
         return named(kinds, "patches, and what the model puts before them")
     ids = tokens(capture)
@@ -130,7 +132,7 @@ def segment(
     if by == "parts":
         return named([_parts(one, special) for one in ids], "texts between special tokens")
     if min(map(len, ids)) <= pieces:
-        raise Refused(
+        raise NotApplicable(
             f"pieces: a prompt of {min(map(len, ids))} tokens has no {pieces} pieces behind its "
             "first one; give longer prompts or fewer pieces"
         )
@@ -182,11 +184,11 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
     attrs = capture.attrs
     if not isinstance(task, Task):
         if attrs.get("task", "") not in tasks.names():
-            raise Refused("by: roles are those of a task, and these prompts come from none")
+            raise NotApplicable("by: roles are those of a task, and these prompts come from none")
         task = tasks.make(attrs["task"], model.tokenizer, n=len(ids), seed=int(attrs["seed"]))
     encoded = encode(task, model.tokenizer)
     if [list(one) for one in encoded.ids] != ids:
-        raise Refused(
+        raise NotApplicable(
             f"by: the captured prompts are not those of task {task.name}, so its roles do not fit; "
             "give the task itself as the prompts"
         )
@@ -208,16 +210,16 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
 
 def _read(path: str, lengths: NDArray[np.int64]) -> Segments:
     if not path:
-        raise Refused("labels: none given; give a JSON file with a name for each token")
+        raise InvalidInput("labels: none given; give a JSON file with a name for each token")
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refused(f"labels: {path} cannot be read as JSON ({error})") from error
+        raise InvalidInput(f"labels: {path} cannot be read as JSON ({error})") from error
     if not isinstance(given, list) or len(given) != len(lengths):
-        raise Refused(f"labels: {path} must hold one list for each of {len(lengths)} prompts")
+        raise InvalidInput(f"labels: {path} must hold one list for each of {len(lengths)} prompts")
     for row, (one, length) in enumerate(zip(given, lengths, strict=True)):
         if not isinstance(one, list) or len(one) != length:
-            raise Refused(
+            raise InvalidInput(
                 f"labels: prompt {row + 1} has {length} tokens; give a list of as many names"
             )
     return named([[str(name) for name in one] for one in given], f"labels of {Path(path).name}")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses.shared.row_outputs import taking_out
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable
 from headscope.probes.forward import Reader, run
 from headscope.probes.residual import watching
 
@@ -56,13 +56,13 @@ def measure(
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the logits of a prompt would not fit into memory.
     """
     found = np.full((5, len(ids), model.layers), np.nan)
     for row, one in enumerate(ids):
         if losing and len(one) * model.vocabulary > MOST:
-            raise Refused(
+            raise NotApplicable(
                 f"causal_tokens: {len(one)} tokens times {model.vocabulary} words are too many "
                 f"logits for the loss; give at most {MOST // model.vocabulary}"
             )

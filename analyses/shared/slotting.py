@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -41,7 +41,7 @@ def move(task: Task, model: Model) -> list[Moved]:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When prompts lack the role or the evidence, differ in the number of facts, or no word is
         left for a dummy.
     """
@@ -51,7 +51,7 @@ def move(task: Task, model: Model) -> list[Moved]:
     spare = (words.take("keys"), words.take("values"))
     found = [_moved(prompt, *spare) for prompt in task.prompts]
     if len({len(one.slots) for one in found}) > 1:
-        raise Refused("task: prompts state different numbers of facts; give each as many")
+        raise NotApplicable("task: prompts state different numbers of facts; give each as many")
     return found
 
 
@@ -59,7 +59,7 @@ def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Mo
     places = sorted(prompt.roles.get("value", ()))
     question = min(prompt.questions, key=lambda one: one.at)
     if len(places) < 3 or not question.evidence or question.evidence[0] not in places:
-        raise Refused(
+        raise NotApplicable(
             "task: slots needs prompts with three stated facts or more, the role 'value' at their "
             "values and one of them as evidence, such as the task recall"
         )
@@ -67,7 +67,7 @@ def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Mo
     asked = told.pop(places.index(question.evidence[0]))
     free = [[word for word in kind if word not in prompt.words] for kind in (keys, values)]
     if not all(free):
-        raise Refused("task: every known key or value is in the prompt; state fewer facts")
+        raise NotApplicable("task: every known key or value is in the prompt; state fewer facts")
 
     def write(slot: int, fact: tuple[str, str]) -> Prompt:
         words = list(prompt.words[: question.at + 1])

@@ -51,7 +51,7 @@ def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], h
     -------
     Outputs; NaN in layers without an attention map.
     """
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.edits import KnockOut
     from headscope.probes.forward import run
 

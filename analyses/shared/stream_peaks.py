@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import ResourceLimit
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches
 from headscope.probes.residual import watching
@@ -69,7 +69,7 @@ def look(model: Model, ids: Sequence[Sequence[int]], least: float, ratio: float)
 
     Raises
     ------
-    Refused
+    ResourceLimit
         When so many pass that they are no outliers.
     """
     longest = max(map(len, ids))
@@ -89,7 +89,7 @@ def look(model: Model, ids: Sequence[Sequence[int]], least: float, ratio: float)
                 np.maximum(first, size.amax(dim=1).cpu().numpy(), out=first)
             places = ((size > least) & (size >= ratio * median)).nonzero().tolist()
             if len(places) > MOST:
-                raise Refused(
+                raise ResourceLimit(
                     f"least, ratio: {len(places)} activations pass in one prompt; raise them"
                 )
             for position, channel in places:

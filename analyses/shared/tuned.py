@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses.shared.gating import TOKENS, measure
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 from headscope.probes.edits import Edit, Gate, Offset
 from headscope.probes.forward import logits
 from headscope.probes.prompts import batches, read
@@ -41,7 +41,7 @@ def aimed(task: Task, goal: str) -> Task:
 
     Raises
     ------
-    Refused
+    NotApplicable
         For ``wrong`` where a question has no wrong answers.
     """
     if goal == "answers":
@@ -49,7 +49,7 @@ def aimed(task: Task, goal: str) -> Task:
     prompts = []
     for prompt in task.prompts:
         if not all(each.wrong for each in prompt.questions):
-            raise Refused(
+            raise NotApplicable(
                 f"goal: a question of {task.name} has no wrong answers; use goal='answers'"
             )
         swapped = tuple(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -26,13 +26,15 @@ def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[T
 
     Raises
     ------
-    Refused
+    NotApplicable
         When the model has no unembedding, or its final norm is not found.
     """
     module: Any = model.module
     found = module.get_output_embeddings()
     if found is None:
-        raise Refused(f"model: {model.name} has no unembedding, so no logits; give one with a head")
+        raise NotApplicable(
+            f"model: {model.name} has no unembedding, so no logits; give one with a head"
+        )
     norm = final_norm(model)
     with torch.no_grad():
         return torch.as_tensor(found(norm(vectors.to(model.device, model.dtype)))).float().cpu()
@@ -43,7 +45,7 @@ def final_norm(model: Model) -> nn.Module:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When no module outside the blocks has a known name.
     """
     base: Any = model.module.base_model
@@ -52,6 +54,6 @@ def final_norm(model: Model) -> nn.Module:
             norm = getattr(part, name, None)
             if isinstance(norm, nn.Module):
                 return norm
-    raise Refused(
+    raise NotApplicable(
         f"model: the final norm of {model.name} is not found under the names {', '.join(NORMS)}"
     )

@@ -12,8 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.edits import Edits
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request, WeightEdits
 from headscope.probes.forward import Reader, run
 from headscope.probes.prompts import batches
 
@@ -46,7 +45,7 @@ class Mixer(Reader):
         if not share.requires_grad and bool((share == 1).all()):
             return full
         heads = call.query.shape[1]
-        narrow = Edits(
+        narrow = WeightEdits(
             first=torch.full((heads,), self.first), recent=torch.full((heads,), self.recent)
         ).to(call.query.device)
         return share * full + (1 - share) * call.attend(nothing, narrow)["z"]

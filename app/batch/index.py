@@ -6,9 +6,9 @@ import html
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from headscope.app import page
-from headscope.app.batch.folder import HEADS, LOG, MANIFEST, REPORTS, Folder, Record
 from headscope.app.batch.job import Group
+from headscope.app.batch.state import HEADS, LOG, MANIFEST, REPORTS, Folder, Record
+from headscope.app.report import page
 
 QUERY = f"""SELECT model, task, analysis, metric, name, value, lower, upper
 FROM read_parquet('{HEADS}/**/*.parquet', hive_partitioning = true)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.model import Model
@@ -91,7 +90,7 @@ class Questions:
 
         Raises
         ------
-        Refused
+        InvalidInput
             For a task and a model without a tokenizer, and as the task.
         """
         from headscope.probes import tasks
@@ -99,7 +98,7 @@ class Questions:
         if not self.task:
             return self.own
         if model.tokenizer is None:
-            raise Refused("tokenizer: a task needs one; give the model a `tokenizer:`")
+            raise InvalidInput("tokenizer: a task needs one; give the model a `tokenizer:`")
         return tasks.make(self.task, model.tokenizer, n=self.number, seed=seed, **self.options)
 
     def describe(self) -> dict[str, Any]:
@@ -248,16 +247,3 @@ def mismatched(subject: Subject, questions: Questions) -> str:
     if questions.paired and subject.attention == "self":
         return f"{questions.label} holds pairs, and {subject.label} reads single texts"
     return ""
-
-
-def read(path: Path) -> Job:
-    """Read a job file.
-
-    Raises
-    ------
-    Refused
-        With every problem of the file, a line each, with its line and column.
-    """
-    from headscope.app.batch.jobfile import parse
-
-    return parse(path)

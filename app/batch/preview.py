@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headscope.app.batch.job import Group, Job
-from headscope.app.batch.work import Failure, capturing, opened, slices
-from headscope.kernels.refusal import Refused
+from headscope.app.batch.worker import Failure, capturing, opened, slices
+from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from headscope.probes.plan import Plan
@@ -58,7 +58,7 @@ def needs(job: Job) -> Iterator[Need]:
                 part = cut(given, cuts[-widest])
                 planned = plan(model, part, batch_tokens=job.batch_tokens, **arguments)
             yield Need(group, len(lengths), sum(lengths), len(cuts), planned)
-        except Refused as refusal:
+        except HeadscopeError as refusal:
             yield Need(group, reason=Failure.of(refusal, group.subject).reason)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headscope.app import report
-from headscope.app.batch import index, local
-from headscope.app.batch.folder import (
+from headscope.app.batch import index, local_engine
+from headscope.app.batch.job import Group, Job
+from headscope.app.batch.state import (
     INDEX,
     LOG,
     MANIFEST,
@@ -20,14 +20,14 @@ from headscope.app.batch.folder import (
     make,
     pretty,
 )  # fmt: skip
-from headscope.app.batch.job import Group, Job
-from headscope.app.batch.work import Failure, Outcome, Progress
-from headscope.app.job import skipped
-from headscope.kernels.refusal import Refused
+from headscope.app.batch.worker import Failure, Outcome, Progress
+from headscope.app.pipeline import skipped
+from headscope.app.report import build
+from headscope.kernels.errors import InvalidInput
 from headscope.probes import store
 from headscope.probes.run import REPORT
 
-Engine = Callable[[Job, local.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
+Engine = Callable[[Job, local_engine.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
 CELLS, STEP = "cells", "this cell"
 
 
@@ -59,7 +59,7 @@ def run(
     job: Job,
     out: Path,
     *,
-    engine: Engine = local.run,
+    engine: Engine = local_engine.run,
     overwrite: bool = False,
     retry: bool = False,
     progress: Progress | None = None,
@@ -73,7 +73,7 @@ def run(
     out
         Its folder.
     engine
-        What runs the cells: `local.run`, or `cluster.run` for Ray.
+        What runs the cells: `local_engine.run`, or `ray_engine.run` for Ray.
     overwrite
         Replace what another job has left in the folder.
     retry
@@ -87,7 +87,7 @@ def run(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the folder or the disk refuses, or a model is not the one of the cells that are done.
     """
     folder = Folder(out, job)
@@ -138,7 +138,7 @@ def _keep(
     else:
         label, now = group.subject.label, outcome.attrs.get("revision", "")
         if revisions.setdefault(label, now) != now:
-            raise Refused(
+            raise InvalidInput(
                 f"model: {label} is at revision {now}, but cells in {folder.path} were run at "
                 f"{revisions[label]}; choose another folder, or replace it (--overwrite)"
             )
@@ -189,4 +189,4 @@ def _report(folder: Folder, group: Group, records: dict[str, Record]) -> None:
         from plotly.offline import get_plotlyjs
 
         store.write_text(library, get_plotlyjs())
-    report.lay_out(place, manifest, results, beside=f"../../../{PLOTLY}")
+    build.lay_out(place, manifest, results, beside=f"../../../{PLOTLY}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headscope.kernels import attention
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, NotApplicable, ResourceLimit
 
 ENGINES: dict[str, Any] = {"headscope": "auto", "panels": "panels"}
 """Engines of ``attend`` on a CPU, by the name that results have."""
@@ -62,7 +62,7 @@ def make(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When this machine cannot run it; the message says why.
     """
     engine, _, column = name.partition("/")
@@ -97,7 +97,7 @@ def make_on_gpu(name: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
         call()
     except RuntimeError as error:
         # A shape that a kernel does not take, or memory: the result says so by name.
-        raise Refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise ResourceLimit(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     return call
 
 
@@ -109,7 +109,7 @@ def prepare(
     for name in names:
         try:
             calls[name] = maker(name, q, k, v)
-        except Refused as reason:
+        except HeadscopeError as reason:
             absent[name] = str(reason)
     return calls, absent
 
@@ -123,7 +123,7 @@ def compiled() -> bool | str:
     """Tell whether the engine ``auto`` is the compiled one on this machine, else why not."""
     try:
         _capture(*cpu_shape(16, 1).inputs(), engine="compiled", column="rows")
-    except Refused as reason:
+    except HeadscopeError as reason:
         return str(reason)
     return True
 
@@ -235,5 +235,5 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, aux: bool) -> Any:
     except Exception as error:
         # Whatever the compiler raises: the result says that this machine could not, and why.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise Refused(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+        raise NotApplicable(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
     return attend

@@ -14,7 +14,7 @@ from harness.peak_memory import Case, measure_peaks
 from harness.shapes import cpu_shape
 from harness.timing import Call, Report, interleave
 
-from headscope.kernels.memory import total
+from headscope.kernels.api import memory
 
 LONG, LONG_ROUNDS = 8192, 5
 GATE_LENGTH, GATE_HEADS = 769, 4
@@ -46,7 +46,7 @@ def check(flex: bool = False) -> list[dict[str, Any]]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When one is off.
     """
     from harness.bridge import model_call
@@ -159,7 +159,7 @@ def fitting(group: str, length: int, heads: int) -> tuple[list[str], dict[str, s
     names, absent = [], {}
     for name in ATTENTION if group == "attention" else MODEL:
         need = MATRICES.get(name, 0) * heads * length**2 * 4
-        if need > 0.6 * total():
+        if need > 0.6 * memory.total():
             absent[name] = f"needs about {need / 1e9:.0f} GB"
         else:
             names.append(name)

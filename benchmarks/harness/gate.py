@@ -11,8 +11,8 @@ from harness.shapes import request
 from harness.timing import Call
 from torch import Tensor
 
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import attend_dense
+from headscope.kernels.errors import HeadscopeError
 
 END = "nothing is measured, report this with `headscope --version`"
 
@@ -48,7 +48,7 @@ def check(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When one is off.
     """
     rows = []
@@ -85,7 +85,7 @@ def compare(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When the error is larger than allowed, or NaN is somewhere else.
 
     Examples
@@ -95,14 +95,14 @@ def compare(
     """
     values, expected = values.detach().cpu().double(), expected.detach().cpu().double()
     if not torch.equal(values.isnan(), expected.isnan()):
-        raise Refused(f"gate: {output} of {baseline} has NaN elsewhere than the oracle; {END}")
+        raise HeadscopeError(f"gate: {output} of {baseline} has NaN elsewhere than the oracle; {END}")
     values, expected = values.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0)
     difference = values - expected
     error = float(difference.abs().max())
     if output != "entropy":
         error /= max(float(expected.abs().max()), 1.0)
     if not error <= allowed:
-        raise Refused(
+        raise HeadscopeError(
             f"gate: {output} of {baseline} is off by {error:.2g}, allowed {allowed:.2g}; {END}"
         )
     return {

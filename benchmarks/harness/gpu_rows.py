@@ -17,7 +17,7 @@ from harness.timing import Call, interleave
 from harness.triton_passes import BASE2, SECOND
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 GATE = (Shape(769, 2, 4, 2, 64), Shape(769, 1, 4, 4, 128))
 GATE_SIGMAS = (1.0, 4.0)
@@ -46,7 +46,7 @@ def check(device: str, maker: Maker = make_on_gpu) -> list[dict[str, Any]]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When one is off, or when a capture cannot be checked.
     """
 
@@ -64,7 +64,7 @@ def check(device: str, maker: Maker = make_on_gpu) -> list[dict[str, Any]]:
             calls, absent = prepare(names, *tensors, maker)
             for name in GPU_CAPTURES:
                 if name in absent:
-                    raise Refused(absent[name])
+                    raise HeadscopeError(absent[name])
             checked = gate.check(calls, expected, sigma, allowed)
             rows += [{**row, "size": shape.size} for row in checked]
     return rows
@@ -102,7 +102,7 @@ def measure(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When a capture's z is not that of torch's attention, at this very shape.
     """
     rounds = min(rounds, LONG_ROUNDS) if shape.length >= LONG else rounds
@@ -148,7 +148,7 @@ def _check_z(name: str, z: Tensor, stock: Tensor) -> None:
         ours, theirs = z[batch, head].float(), stock[batch, head].float()
         error = float((ours - theirs).abs().max() / theirs.abs().max())
         if not error <= 2 * ROUNDED:
-            raise Refused(
+            raise HeadscopeError(
                 f"gate: z of {name} is {error:.2g} from torch's attention at {len(ours)} tokens; "
                 "nothing is reported"
             )

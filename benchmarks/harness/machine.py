@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import memory
+from headscope.kernels.errors import ResourceLimit
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -37,11 +37,11 @@ def describe_gpu() -> dict[str, Any]:
 
     Raises
     ------
-    Refused
+    ResourceLimit
         When torch sees no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise Refused("device: torch sees no CUDA device here; benchmarks/cpu.py measures the CPU")
+        raise ResourceLimit("device: torch sees no CUDA device here; benchmarks/cpu.py measures the CPU")
     device = torch.cuda.get_device_properties(0)
     cudnn: Any = torch.backends.cudnn
     return {

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import memory
+from headscope.kernels.errors import ResourceLimit
 
 WARMUP_LENGTH = 64
 
@@ -52,7 +52,7 @@ def measure_peaks(cases: Sequence[Case]) -> Iterator[Bytes | None]:
 
     Raises
     ------
-    Refused
+    ResourceLimit
         When a call fails, for example because memory ran out.
     """
     if not memory.measurable():
@@ -85,7 +85,7 @@ def _request(server: subprocess.Popen[str], case: Case) -> Bytes:
     if not answer.startswith("["):
         server.stdin.close()
         last = (server.stderr.read().strip().splitlines() or ["it was killed"])[-1]
-        raise Refused(f"memory of {case[1]} at {case[2]} tokens cannot be measured: {last}")
+        raise ResourceLimit(f"memory of {case[1]} at {case[2]} tokens cannot be measured: {last}")
     extra, outputs = json.loads(answer)
     return extra, outputs
 

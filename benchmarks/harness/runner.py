@@ -17,8 +17,8 @@ from harness.shapes import COLUMNS, GPU_LENGTHS, GPU_SIZES, TOKENS, gpu_shapes
 from harness.targets import faster_forward, judge_cpu, judge_gpu
 from harness.timing import Report
 
-from headscope.kernels.cpu.library import library
-from headscope.kernels.refusal import Refused
+from headscope.kernels.compiled.library import library
+from headscope.kernels.errors import InvalidInput
 
 LENGTHS = (1024, 2048, 4096)
 LONG = (8192, 16384)
@@ -79,11 +79,11 @@ def run_cpu(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When a baseline disagrees with the oracle, or an argument makes no sense.
     """
     if not lengths or min(lengths) < 1 or heads < 1 or rounds < 1:
-        raise Refused("lengths, heads, rounds: each must be at least 1")
+        raise InvalidInput("lengths, heads, rounds: each must be at least 1")
     lengths = sorted(set(lengths))
     allowed = torch.get_num_threads()
     counts = sorted({1, allowed})
@@ -159,7 +159,7 @@ def run_gpu(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         When there is no CUDA device, or a baseline disagrees with the oracle.
     """
     described = machine.describe_gpu()

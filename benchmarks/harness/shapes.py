@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "rows": ("lse", "max_weight"),

@@ -10,7 +10,7 @@ from typing import Any
 from harness import machine
 from harness.tables import tables
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 
 def report(step: str, done: int, total: int) -> None:
@@ -21,7 +21,7 @@ def report(step: str, done: int, total: int) -> None:
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is not there, before the minutes of measuring."""
     if not folder.is_dir():
-        raise Refused(f"--out: there is no folder {folder}; make it first")
+        raise InvalidInput(f"--out: there is no folder {folder}; make it first")
 
 
 def finish(result: Mapping[str, Any], name: str, folder: Path) -> int:
@@ -35,9 +35,9 @@ def finish(result: Mapping[str, Any], name: str, folder: Path) -> int:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a script; a refusal is one line and exit code 2."""
+    """Run a script; an error of headscope is one line and exit code 2."""
     try:
         sys.exit(main())
-    except Refused as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+    except HeadscopeError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,10 +8,10 @@ from typing import Any
 from harness.shapes import COLUMNS, request
 from torch import Tensor
 
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.refusal import Refused
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.errors import NotApplicable
 from headscope.kernels.statistics import load
-from headscope.kernels.variant import Variant
+from headscope.kernels.api import AttentionSpec
 
 # Triton is not there on every machine that checks this file: its users are imported where used.
 
@@ -30,7 +30,7 @@ def prepare(name: str, q: Tensor, k: Tensor, v: Tensor) -> Any:
 
     Raises
     ------
-    Refused
+    NotApplicable
         When no kernel computes what the pass is for.
     """
     kind, _, column = name.partition("/")
@@ -42,7 +42,7 @@ def prepare(name: str, q: Tensor, k: Tensor, v: Tensor) -> Any:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, rows: bool) -> dict[str, Tensor]:
-    from headscope.kernels.gpu import first_pass
+    from headscope.kernels.triton import first_pass
 
     done = first_pass.run(_launch(q, k, v), max_weight=rows, entropy=rows)
     outputs = {"z": done.z, BASE2: done.lse, "max_weight": done.max_weight, "entropy": done.entropy}
@@ -50,15 +50,15 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, rows: bool) -> dict[str, Tensor]:
 
 
 def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
-    from headscope.kernels.gpu import first_pass
-    from headscope.kernels.gpu.plan import PASSES, ways
+    from headscope.kernels.triton import first_pass
+    from headscope.kernels.triton.plan import PASSES, ways
 
     lse = first_pass.run(_launch(q, k, v)).lse
     wanted = request(q.shape[2], column)
     only = COLUMNS[column] if column == "columns" else wanted.stats
     taken = ways(only, stock=True)
     if not PASSES.keys() & taken.values():
-        raise Refused(f"second pass: no Triton kernel computes any of {', '.join(only)}")
+        raise NotApplicable(f"second pass: no Triton kernel computes any of {', '.join(only)}")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         launch = _launch(q, k, v)
@@ -66,23 +66,23 @@ def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
         for way, later in PASSES.items():
             names = [name for name in only if taken[name] == way]
             if names:
-                outputs |= later.run(launch, lse, names, wanted)
+                outputs |= later(launch, lse, names, wanted)
         return outputs
 
     return attend
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, forward: Any, column: str) -> dict[str, Tensor]:
-    from headscope.kernels.gpu.engine import TritonEngine
+    from headscope.kernels.triton.engine import TritonEngine
 
     wanted = request(q.shape[2], column)
-    panels = Panels(q, k, v, Variant().fit(q, k), wanted)
+    panels = Panels(q, k, v, AttentionSpec().fit(q, k), wanted)
     chosen = [load(name) for name in ("z", *wanted.stats)]
     results: dict[str, Tensor] = TritonEngine(panels, forward).run(chosen)
     return results
 
 
 def _launch(q: Tensor, k: Tensor, v: Tensor) -> Any:
-    from headscope.kernels.gpu.launch import Launch
+    from headscope.kernels.triton.launch import Launch
 
-    return Launch(q, k, v, Variant().fit(q, k))
+    return Launch(q, k, v, AttentionSpec().fit(q, k))

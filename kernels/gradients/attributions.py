@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.refusal import Refused
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.errors import InvalidInput
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Merge, Statistic
 from headscope.kernels.statistics import pooled_mean, received, topk, topk_key
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
 def load(name: str) -> Statistic:
@@ -33,7 +33,7 @@ def load(name: str) -> Statistic:
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no such statistic.
 
     Examples
@@ -42,7 +42,7 @@ def load(name: str) -> Statistic:
     ('query', 'rank')
     """
     if name not in STATISTICS:
-        raise Refused(f"stats: no attribution {name!r}; choose from {', '.join(STATISTICS)}")
+        raise InvalidInput(f"stats: no attribution {name!r}; choose from {', '.join(STATISTICS)}")
     return STATISTICS[name]
 
 
@@ -51,13 +51,13 @@ def rows_of_panel(panel: Panel) -> Tensor:
     return panel.weights.sum(dim=-1)
 
 
-def rows_of_whole(whole: Whole) -> Tensor:
+def rows_of_whole(whole: DenseAttention) -> Tensor:
     """Contract with ones."""
     ones = torch.ones(whole.weights.shape[-1], dtype=torch.float64)
     return torch.einsum("bhqk,k->bhq", whole.weights, ones)
 
 
-def columns_of_whole(whole: Whole) -> Tensor:
+def columns_of_whole(whole: DenseAttention) -> Tensor:
     """Add up the columns that some query may see."""
     seen = whole.visible.any(dim=-2)
     return torch.where(seen, whole.weights.sum(dim=-2), torch.nan)
@@ -65,10 +65,10 @@ def columns_of_whole(whole: Whole) -> Tensor:
 
 def finish_columns(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Leave out the keys that no query sees."""
-    return total.masked_fill(visibility.seers[:, None] == 0, float("nan"))
+    return total.masked_fill(visibility.query_counts[:, None] == 0, float("nan"))
 
 
-def tiles_of_whole(whole: Whole) -> Tensor:
+def tiles_of_whole(whole: DenseAttention) -> Tensor:
     """Multiply the matrix by tile memberships from both sides."""
     rows, columns = (whole.members(size) for size in whole.weights.shape[-2:])
     total = torch.einsum("rq,bhqk,ck->bhrc", rows, whole.weights, columns)
@@ -78,26 +78,26 @@ def tiles_of_whole(whole: Whole) -> Tensor:
 
 def finish_tiles(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Leave out the query tiles without a query that sees a key."""
-    alive = visibility.alive
-    padded = torch.nn.functional.pad(alive, (0, -alive.shape[-1] % request.tile))
+    valid_queries = visibility.valid_queries
+    padded = torch.nn.functional.pad(valid_queries, (0, -valid_queries.shape[-1] % request.tile))
     queries = torch.unflatten(padded, -1, (-1, request.tile)).any(dim=-1)
     return total.masked_fill(~queries[:, None, :, None], float("nan"))
 
 
-def order_of_whole(whole: Whole) -> tuple[Tensor, Tensor]:
+def order_of_whole(whole: DenseAttention) -> tuple[Tensor, Tensor]:
     """Order the keys of each row by absolute value, with how many of them it sees."""
     size = torch.where(whole.seen, whole.weights.abs(), -1.0)
     order = size.argsort(dim=-1, descending=True)[..., : whole.request.k]
     return order, size.gather(3, order) >= 0
 
 
-def top_of_whole(whole: Whole) -> Tensor:
+def top_of_whole(whole: DenseAttention) -> Tensor:
     """Gather the attributions in that order."""
     order, real = order_of_whole(whole)
     return fill(torch.where(real, whole.weights.gather(3, order), torch.nan), whole.request.k)
 
 
-def top_keys_of_whole(whole: Whole) -> Tensor:
+def top_keys_of_whole(whole: DenseAttention) -> Tensor:
     """Tell the keys in that order."""
     order, real = order_of_whole(whole)
     return fill(torch.where(real, order.double(), torch.nan), whole.request.k)
@@ -115,7 +115,7 @@ def declare(
     formula: str,
     doc: str,
     panel: Callable[[Panel], Tensor],
-    dense: Callable[[Whole], Tensor],
+    dense: Callable[[DenseAttention], Tensor],
     **more: Any,
 ) -> Statistic:
     """Declare one statistic, with what they all have in common."""
@@ -127,7 +127,6 @@ def declare(
         formula=formula,
         doc=doc,
         source="Self-Attention Attribution (Hao et al. 2021)",
-        execution="E4",
         panel=panel,
         dense=dense,
         **{**common, **more},
@@ -152,7 +151,7 @@ STATISTICS = {
             "sum",
             "Σ_i P_ij ∂loss/∂P_ij",
             "Attention times gradient that a key receives from all queries.",
-            received.of_panel,
+            received.from_panel,
             columns_of_whole,
             finish=finish_columns,
         ),
@@ -162,7 +161,7 @@ STATISTICS = {
             "sum",
             "Σ_{i, j in the tiles} P_ij ∂loss/∂P_ij",
             "Attention times gradient, summed over tiles.",
-            pooled_mean.of_panel,
+            pooled_mean.from_panel,
             tiles_of_whole,
             finish=finish_tiles,
         ),
@@ -172,7 +171,7 @@ STATISTICS = {
             "top",
             "P_ij ∂loss/∂P_ij at the key j of each rank",
             "Largest attention times gradient of a query, by absolute value.",
-            topk.of_panel,
+            topk.from_panel,
             top_of_whole,
             labels=topk.STATISTIC.labels,
         ),
@@ -182,7 +181,7 @@ STATISTICS = {
             "top",
             "key j of each rank by |P_ij ∂loss/∂P_ij|",
             "Keys of the largest attention times gradient of a query.",
-            topk_key.of_panel,
+            topk_key.from_panel,
             top_keys_of_whole,
             labels=topk_key.STATISTIC.labels,
             units="position",

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.cpu.scores import narrow
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.panels.scores import narrow
 from headscope.kernels.statistics.span_mass import members
 
 NEVER = -1e4
@@ -50,7 +51,7 @@ def differentiate(
         name: one if name == "z" else readable(one, results[name]) for name, one in upstream.items()
     }
     given["delta"] = balance(results, given)
-    scale, cap = panels.variant.scale, panels.variant.softcap
+    scale, cap = panels.spec.scale, panels.spec.softcap
     assert scale is not None
     # Parts that share a KV head may run side by side: each group of heads has a sum of its own.
     groups = sorted({part.group.start for part in panels.parts()})
@@ -67,13 +68,13 @@ def differentiate(
         factor = scale / temperatures(panels, part.heads)
         for panel in filled:
             rows, keys = (*heads, panel.queries), panel.keys
-            above = {name: blank(one[rows], panel.dead) for name, one in given.items()}
+            above = {name: blank(one[rows], panel.invalid_rows) for name, one in given.items()}
             if "z" in above:
                 sum_v[:, keys].baddbmm_(flat(panel, panel.weights).mT, flat(panel, above["z"]))
-            slope = descend(panel, above, panels.variant.sigmoid)
+            slope = descend(panel, above, panels.spec.sigmoid)
             if panel.sinks is not None:
                 grad_sinks[heads] += descend_sinks(panel, above).sum(dim=-1)
-            q = blank(panels.q[rows].to(k.dtype), panel.dead)
+            q = blank(panels.q[rows].to(k.dtype), panel.invalid_rows)
             if cap is not None:
                 uncap(panel, slope, q * (scale / cap), k[:, keys])
             hold(panels, part, panel, slope)
@@ -81,11 +82,11 @@ def differentiate(
             grad_q[rows] = torch.bmm(steps, k[:, keys]).view(q.shape).mul_(factor)
             sum_k[:, keys].baddbmm_(steps.mT, flat(panel, q * factor))
 
-    panels.each(work)
+    panels.for_each_part(work)
     grads = {"q": grad_q}
     for name, sums in (("k", grad_k), ("v", grad_v)):
         grads[name] = sums[0] if len(sums) == 1 else sums.sum(dim=0)
-    if panels.variant.sinks is not None:
+    if panels.spec.sinks is not None:
         grads["sinks"] = (grad_sinks.sum(dim=0)[:, None, None] / temperatures(panels)).flatten()
     return grads
 
@@ -125,8 +126,8 @@ def descend(
     if "entropy" in above:
         # The logits are not read again: their memory takes g log P.
         logs = panel.logits.sub_(panel.lse[..., None]).clamp_min_(NEVER)
-        if panel.dead is not None:
-            logs.masked_fill_(panel.dead[..., None], 0.0)
+        if panel.invalid_rows is not None:
+            logs.masked_fill_(panel.invalid_rows[..., None], 0.0)
         slope.sub_(logs.mul_(above["entropy"][..., None]))
     if sigmoid:
         return slope.mul_(panel.weights).addcmul_(slope, panel.weights, value=-1)
@@ -139,7 +140,7 @@ def descend_sinks(panel: Panel, above: Mapping[str, Tensor]) -> Float[Tensor, "b
     slope = -above["delta"]
     if "entropy" in above:
         slope = slope - above["entropy"] * (panel.sinks - panel.lse)
-    return blank(panel.sunk * slope, panel.dead)
+    return blank(panel.sink_prob * slope, panel.invalid_rows)
 
 
 def uncap(panel: Panel, slope: Tensor, q: Tensor, k: Tensor) -> None:
@@ -151,7 +152,7 @@ def uncap(panel: Panel, slope: Tensor, q: Tensor, k: Tensor) -> None:
 
 def hold(panels: Panels, part: Part, panel: Panel, slope: Tensor) -> None:
     """Set the rows of a fixed pattern to 0, in place: no score moves them."""
-    edits = panels.variant.edits
+    edits = panels.spec.edits
     if edits is not None and edits.pattern is not None:
         rows = narrow(edits.pattern, part.batch, part.heads, panel.queries)[..., :1]
         slope.masked_fill_(~rows.isnan(), 0.0)
@@ -159,7 +160,7 @@ def hold(panels: Panels, part: Part, panel: Panel, slope: Tensor) -> None:
 
 def temperatures(panels: Panels, heads: slice = slice(None)) -> Tensor | float:
     """Return the temperatures of some heads (head, 1, 1), or 1 where there is none."""
-    edits = panels.variant.edits
+    edits = panels.spec.edits
     if edits is None or edits.temperature is None:
         return 1.0
     return edits.temperature.to(panels.precision)[heads, None, None]
@@ -168,18 +169,19 @@ def temperatures(panels: Panels, heads: slice = slice(None)) -> Tensor | float:
 def real_keys(panels: Panels, part: Part) -> Float[Tensor, "batch_kv_head key size"]:
     """Return the keys of a part, 0 at padding, which may hold NaN."""
     k = panels.k[part.batch, part.kv].to(panels.precision)
-    if panels.variant.key_mask is not None:
-        k = k.masked_fill(~panels.variant.key_mask[part.batch, None, :, None], 0.0)
+    if panels.spec.key_mask is not None:
+        k = k.masked_fill(~panels.spec.key_mask[part.batch, None, :, None], 0.0)
     return k.flatten(0, 1)
 
 
 def blank(
-    rows: Float[Tensor, "batch head query *size"], dead: Bool[Tensor, "batch head query"] | None
+    rows: Float[Tensor, "batch head query *size"],
+    invalid_rows: Bool[Tensor, "batch head query"] | None,
 ) -> Float[Tensor, "batch head query *size"]:
     """Set rows of queries that are padding or see no key to 0: 0 · NaN is NaN."""
-    if dead is None:
+    if invalid_rows is None:
         return rows
-    return rows.masked_fill(dead.view(*dead.shape, *[1] * (rows.ndim - 3)), 0.0)
+    return rows.masked_fill(invalid_rows.view(*invalid_rows.shape, *[1] * (rows.ndim - 3)), 0.0)
 
 
 def flat(panel: Panel, rows: Tensor) -> Float[Tensor, "batch_kv_head row _"]:

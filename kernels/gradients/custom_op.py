@@ -12,13 +12,13 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu.engine import PanelEngine
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.edits import Edits
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.errors import NotApplicable
 from headscope.kernels.gradients.backward import differentiate
-from headscope.kernels.refusal import Refused
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 
 OF_VARIANT = ("key_mask", "query_mask", "slopes", "bias")
 OF_EDITS = (
@@ -33,25 +33,27 @@ ARGUMENTS = (
 NAMES = tuple(argument.split()[-1] for argument in ARGUMENTS.split(", "))
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant) -> dict[str, Tensor]:
+def run(
+    q: Tensor, k: Tensor, v: Tensor, request: Request, spec: AttentionSpec
+) -> dict[str, Tensor]:
     """Call the operator: ``z``, before any gate, and the statistics of a request.
 
     Parameters
     ----------
     q, k, v, request
         Checked, as in ``attend``.
-    variant
+    spec
         A variant that fits them; its gate is left to the caller.
     """
     names = tuple(dict.fromkeys(("z", *request.stats)))
-    edits = Edits() if variant.edits is None else variant.edits
-    fixed = [getattr(variant, name) for name in OF_VARIANT]
+    edits = WeightEdits() if spec.edits is None else spec.edits
+    fixed = [getattr(spec, name) for name in OF_VARIANT]
     fixed += [getattr(edits, name) for name in OF_EDITS]
     spans = request.spans if "span_mass" in names else None
     count = 0 if spans is None else int(spans.max()) + 1
     results = torch.ops.headscope.attend(
-        q, k, v, variant.sinks, fixed, spans, count, variant.lengths, variant.scale,
-        variant.causal, variant.window, variant.softcap, variant.sigmoid, ",".join(names),
+        q, k, v, spec.sinks, fixed, spans, count, spec.lengths, spec.scale,
+        spec.causal, spec.window, spec.softcap, spec.sigmoid, ",".join(names),
     )  # fmt: skip
     return dict(zip(names, results, strict=True))
 
@@ -75,7 +77,7 @@ def panels(
     """Put the operator's arguments together again."""
     named: dict[str, Any] = dict(zip((*OF_VARIANT, *OF_EDITS), fixed, strict=True))
     edits = {name: named.pop(name) for name in OF_EDITS}
-    variant = Variant(
+    spec = AttentionSpec(
         scale,
         causal,
         window,
@@ -83,11 +85,11 @@ def panels(
         lengths=None if lengths is None else tuple(lengths),
         sinks=sinks,
         sigmoid=sigmoid,
-        edits=None if all(one is None for one in edits.values()) else Edits(**edits),
+        edits=None if all(one is None for one in edits.values()) else WeightEdits(**edits),
         **named,
     )
     request = Request(stats=tuple(stats.split(",")), spans=spans)
-    return Panels(q, k, v, variant, request, reductions=frozenset({"weights", "logits"}))
+    return Panels(q, k, v, spec, request, reductions=frozenset({"weights", "logits"}))
 
 
 def _attend(*arguments: Any) -> list[Tensor]:
@@ -97,7 +99,7 @@ def _attend(*arguments: Any) -> list[Tensor]:
         if call.q.dtype == torch.float64:
             results = PanelEngine(call).run([statistics.load(name) for name in names])
         else:
-            results = attend(call.q, call.k, call.v, call.request, call.variant)
+            results = attend(call.q, call.k, call.v, call.request, call.spec)
     return [results[name] for name in names]
 
 
@@ -116,7 +118,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
     given = {name: one for name, one in zip(names, upstream, strict=True) if one is not None}
     with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
         grads = differentiate(call, dict(zip(names, results, strict=True)), given)
-    inputs = {"q": call.q, "k": call.k, "v": call.v, "sinks": call.variant.sinks}
+    inputs = {"q": call.q, "k": call.k, "v": call.v, "sinks": call.spec.sinks}
     return [grads[name].to(one.dtype) for name, one in inputs.items() if one is not None]
 
 
@@ -141,11 +143,11 @@ def _carry_back(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None,
 
 
 def _refuse_twice(ctx: Any, *upstream: Any) -> None:
-    raise Refused("create_graph: attention has no second derivative; give create_graph=False")
+    raise NotApplicable("create_graph: attention has no second derivative; give create_graph=False")
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
-    raise Refused("vmap: attention is not mapped over a dim; move the dim into the batch")
+    raise NotApplicable("vmap: attention is not mapped over a dim; move the dim into the batch")
 
 
 OPERATORS = {

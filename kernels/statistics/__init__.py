@@ -5,7 +5,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.aliases import resolve as resolve
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.kernels.statistic import Statistic
@@ -37,7 +38,7 @@ def load(name: str) -> "Statistic":
 
     Raises
     ------
-    Refused
+    InvalidInput
         When there is no such statistic.
 
     Examples
@@ -46,8 +47,10 @@ def load(name: str) -> "Statistic":
     'nats'
     """
     if name not in names():
-        raise Refused(f"stats: no statistic {name!r}; choose from {', '.join(names())}")
+        raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(names())}")
     statistic: Statistic = import_module(f"{__name__}.{name}").STATISTIC
     if statistic.name != name:
-        raise Refused(f"{name}.py declares {statistic.name!r}; name the statistic like its file")
+        raise InvalidInput(
+            f"{name}.py declares {statistic.name!r}; name the statistic like its file"
+        )
     return statistic

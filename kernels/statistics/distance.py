@@ -7,19 +7,19 @@ average attention distance (WAAD). Without causal order, the distance to either 
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Average the distances of each row."""
     return panel.mean_distance
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Contract weights and distances."""
-    return torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances)
+    return torch.einsum("bhqk,qk->bhq", dense.weights, dense.distances)
 
 
 STATISTIC = Statistic(
@@ -32,10 +32,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="μ_i = Σ_j P_ij min(|i - j|, clip)",
     source="Attention Illuminates LLM Reasoning (Li et al. 2025)",
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     reductions=("mean_distance",),
     distribution=True,
     positional=True,

@@ -7,11 +7,11 @@ before the next. Every row sums to 1. Without causal order, the distance to eith
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.distances import distance_bins
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.distances import distance_bins
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
 def edges(request: Request, length: int) -> list[int]:
@@ -19,19 +19,19 @@ def edges(request: Request, length: int) -> list[int]:
     return distance_bins(length)
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take it from the panel, which may know it from the pass that made the weights."""
     return panel.distance_hist
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Add the weights by the number of binary digits of their distance."""
-    queries, keys = whole.weights.shape[2:]
-    distance = (whole.positions[:, None] - torch.arange(keys)).abs()
+    queries, keys = dense.weights.shape[2:]
+    distance = (dense.positions[:, None] - torch.arange(keys)).abs()
     digits = torch.frexp(distance.double()).exponent.long()
     bins = torch.nn.functional.one_hot(digits, 64).double()
-    count = len(edges(whole.request, max(queries, keys)))
-    return torch.einsum("bhqk,qkn->bhqn", whole.weights, bins)[..., :count]
+    count = len(edges(dense.request, max(queries, keys)))
+    return torch.einsum("bhqk,qkn->bhqn", dense.weights, bins)[..., :count]
 
 
 STATISTIC = Statistic(
@@ -47,10 +47,10 @@ STATISTIC = Statistic(
         "Analyzing the Structure of Attention in a Transformer Language Model "
         "(Vig and Belinkov 2019)"
     ),
-    execution="E3",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     positional=True,
     reductions=("distance_hist",),
     labels={"bin": edges},

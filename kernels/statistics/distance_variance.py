@@ -6,21 +6,21 @@
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Average the squares around the mean."""
     return panel.distance_variance
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Expand the square: the weights of the keys need not sum to 1."""
-    mean = torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances)
-    square = torch.einsum("bhqk,qk->bhq", whole.weights, whole.distances.square())
-    return square - mean.square() * (2 - whole.weights.sum(dim=-1))
+    mean = torch.einsum("bhqk,qk->bhq", dense.weights, dense.distances)
+    square = torch.einsum("bhqk,qk->bhq", dense.weights, dense.distances.square())
+    return square - mean.square() * (2 - dense.weights.sum(dim=-1))
 
 
 STATISTIC = Statistic(
@@ -36,10 +36,10 @@ STATISTIC = Statistic(
         "Analyzing the Structure of Attention in a Transformer Language Model "
         "(Vig and Belinkov 2019)"
     ),
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     reductions=("distance_variance",),
     distribution=True,
     positional=True,

@@ -7,12 +7,12 @@ hold ``share`` of the mass. Without causal order, the distance to either side.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Halve the interval that the answer lies in, from the prefix sums of each row."""
     wanted = panel.request.share * panel.before[..., -1:]
     longest = max(panel.visibility.queries, panel.visibility.keys)
@@ -27,12 +27,12 @@ def of_panel(panel: Panel) -> Tensor:
     return holds[..., 0].clamp_min(1).float()
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Order the keys of each row by distance and add weights until they are enough."""
-    key = torch.arange(whole.weights.shape[-1])
-    distance, order = (whole.positions[:, None] - key).abs().sort(dim=-1)
-    mass = whole.weights.gather(3, order.expand_as(whole.weights)).cumsum(dim=-1)
-    enough = mass >= whole.request.share * mass[..., -1:]
+    key = torch.arange(dense.weights.shape[-1])
+    distance, order = (dense.positions[:, None] - key).abs().sort(dim=-1)
+    mass = dense.weights.gather(3, order.expand_as(dense.weights)).cumsum(dim=-1)
+    enough = mass >= dense.request.share * mass[..., -1:]
     place = enough.long().argmax(dim=-1, keepdim=True)
     return distance.expand_as(mass).gather(3, place)[..., 0].double() + 1
 
@@ -47,9 +47,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="min w with Σ_{|i - j| < w} P_ij >= share",
     source="Adaptive Attention Span in Transformers (Sukhbaatar et al. 2019)",
-    execution="E3",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     positional=True,
 )

@@ -7,19 +7,19 @@ one more outcome.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take it from the panel, which may know it from the pass that made the weights."""
     return panel.entropy
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Sum -P log P over all outcomes."""
-    shares = whole.outcomes.softmax(dim=-1)
+    shares = dense.outcomes.softmax(dim=-1)
     return -torch.xlogy(shares, shares).sum(dim=-1)
 
 
@@ -33,10 +33,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="H_i = -Σ_j P_ij log P_ij",
     source="Attention Entropy is a Key Factor (Zhang et al. 2024)",
-    execution="E3",
+    triton=("forward", "rows"),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     reductions=("entropy",),
     distribution=True,
 )

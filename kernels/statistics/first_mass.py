@@ -6,19 +6,19 @@ outside the window has no weight.
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take it from the panel, whose first keys may lie behind padding."""
     return panel.first_sum
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Add the weights of the keys whose rank among the real keys is small enough."""
-    return (whole.weights * (whole.ranks < whole.request.first)).sum(dim=-1)
+    return (dense.weights * (dense.ranks < dense.request.first)).sum(dim=-1)
 
 
 STATISTIC = Statistic(
@@ -31,9 +31,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_{j < first} P_ij",
     source="Efficient Streaming Language Models with Attention Sinks (Xiao et al. 2023)",
-    execution="E1",
+    triton=("gathers",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     reductions=("first_sum",),
 )

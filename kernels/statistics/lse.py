@@ -7,19 +7,19 @@ query that sees no key.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take it from the panel, which reads it off the largest weight."""
     return panel.lse
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Sum the exponentials of all logits, a learned sink's among them."""
-    return torch.logsumexp(whole.outcomes, dim=-1)
+    return torch.logsumexp(dense.outcomes, dim=-1)
 
 
 STATISTIC = Statistic(
@@ -32,11 +32,11 @@ STATISTIC = Statistic(
     scale="diverging",
     formula="lse_i = log Σ_j exp(s_ij)",
     source="Self-attention Does Not Need O(n²) Memory (Rabe and Staats 2021)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     distribution=True,
-    reductions=("surplus",),
+    reductions=("lse_minus_max",),
     empty=float("-inf"),
 )

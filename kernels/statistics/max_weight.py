@@ -5,19 +5,19 @@ Its mean over queries is the confidence of a head.
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take the largest weight of each row."""
-    return panel.top
+    return panel.max_prob
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Sort each row and take its last weight."""
-    return whole.weights.sort(dim=-1).values[..., -1]
+    return dense.weights.sort(dim=-1).values[..., -1]
 
 
 STATISTIC = Statistic(
@@ -30,9 +30,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="max_j P_ij",
     source="Analyzing Multi-Head Self-Attention (Voita et al. 2019)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("top",),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("max_prob",),
 )

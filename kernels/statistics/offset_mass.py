@@ -7,13 +7,13 @@ key: before the start, after the end, or padding. 0 where the key exists but is 
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import NO_KEY
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Gather one weight for each query and offset."""
     visibility = panel.visibility
     positions = visibility.positions[panel.queries]
@@ -27,21 +27,21 @@ def of_panel(panel: Panel) -> Tensor:
     return weights.masked_fill(~exists[:, None], float("nan"))
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Read one diagonal of the matrix for each offset."""
-    batch, heads, queries, keys = whole.weights.shape
+    batch, heads, queries, keys = dense.weights.shape
     result = torch.full(
-        (batch, heads, queries, len(whole.request.offsets)), torch.nan, dtype=torch.float64
+        (batch, heads, queries, len(dense.request.offsets)), torch.nan, dtype=torch.float64
     )
-    for column, offset in enumerate(whole.request.offsets):
-        for query, position in enumerate(whole.positions.tolist()):
+    for column, offset in enumerate(dense.request.offsets):
+        for query, position in enumerate(dense.positions.tolist()):
             key = position - offset
             if (
                 0 <= key < keys
-                and whole.sequence[key] == whole.sequence[min(max(position, 0), keys - 1)]
+                and dense.sequence[key] == dense.sequence[min(max(position, 0), keys - 1)]
             ):
                 result[:, :, query, column] = torch.where(
-                    whole.real_keys[:, key, None], whole.weights[:, :, query, key], torch.nan
+                    dense.real_keys[:, key, None], dense.weights[:, :, query, key], torch.nan
                 )
     return result
 
@@ -56,10 +56,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="P_{i, i - offset}",
     source="What Does BERT Look At? (Clark et al. 2019)",
-    execution="E1",
+    triton=("gathers",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     positional=True,
     labels={"offset": lambda request, length: request.offsets},
 )

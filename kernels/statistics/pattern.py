@@ -6,19 +6,19 @@ recompute it from q, k and lse.
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Hand over the rows as they are."""
     return panel.weights
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Hand over the matrix as it is."""
-    return whole.weights
+    return dense.weights
 
 
 STATISTIC = Statistic(
@@ -31,8 +31,8 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="P_ij = exp(s_ij) / Σ_k exp(s_ik)",
     source="A Multiscale Visualization of Attention in the Transformer Model (Vig 2019)",
-    execution="E1",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
 )

@@ -7,36 +7,36 @@ key tile; a tile of queries that all see no key is NaN.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take the largest weight of each tile."""
-    return panel.tile_peaks
+    return panel.tile_max
 
 
 def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Leave out the tiles of queries that see no key."""
-    alive = visibility.alive
-    padded = torch.nn.functional.pad(alive, (0, -alive.shape[-1] % request.tile))
+    valid_queries = visibility.valid_queries
+    padded = torch.nn.functional.pad(valid_queries, (0, -valid_queries.shape[-1] % request.tile))
     some = torch.unflatten(padded, -1, (-1, request.tile)).any(dim=-1)
     return largest.masked_fill(~some[:, None, :, None], float("nan"))
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Cut the matrix into its tiles, one by one."""
-    tile = whole.request.tile
-    alive = whole.visible.any(dim=-1)
+    tile = dense.request.tile
+    valid_queries = dense.visible.any(dim=-1)
     rows = []
-    for first in range(0, whole.weights.shape[2], tile):
-        queries = whole.weights[:, :, first : first + tile]
+    for first in range(0, dense.weights.shape[2], tile):
+        queries = dense.weights[:, :, first : first + tile]
         parts = [queries[..., at : at + tile] for at in range(0, queries.shape[3], tile)]
         row = torch.stack([part.amax(dim=(2, 3)) for part in parts], dim=-1)
-        some = alive[:, :, first : first + tile].any(dim=-1)
+        some = valid_queries[:, :, first : first + tile].any(dim=-1)
         rows.append(torch.where(some[..., None], row, torch.nan))
     return torch.stack(rows, dim=2)
 
@@ -51,10 +51,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="max of P_ij over the queries i and keys j of a tile pair",
     source="SeerAttention (Gao et al. 2024)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("tile_peaks",),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("tile_max",),
     finish=finish,
 )

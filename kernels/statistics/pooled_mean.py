@@ -7,33 +7,33 @@ sums to 1. Queries that see no key are left out; a tile without any other is NaN
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Add up the weights of each tile."""
-    return panel.tile_sums
+    return panel.tile_sum
 
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Divide by the number of queries in the tile that see a key; 0 / 0 is NaN."""
-    alive = visibility.alive
-    padded = torch.nn.functional.pad(alive, (0, -alive.shape[-1] % request.tile))
+    valid_queries = visibility.valid_queries
+    padded = torch.nn.functional.pad(valid_queries, (0, -valid_queries.shape[-1] % request.tile))
     queries = torch.unflatten(padded, -1, (-1, request.tile)).sum(dim=-1)
     return total / queries[:, None, :, None]
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Multiply the matrix by tile memberships from both sides."""
-    queries, keys = whole.weights.shape[-2:]
-    rows, columns = whole.members(queries), whole.members(keys)
-    total = torch.einsum("rq,bhqk,ck->bhrc", rows, whole.weights, columns)
-    alive = whole.visible.any(dim=-1).double()
-    return total / torch.einsum("rq,bhq->bhr", rows, alive)[..., None]
+    queries, keys = dense.weights.shape[-2:]
+    rows, columns = dense.members(queries), dense.members(keys)
+    total = torch.einsum("rq,bhqk,ck->bhrc", rows, dense.weights, columns)
+    valid_queries = dense.visible.any(dim=-1).double()
+    return total / torch.einsum("rq,bhq->bhr", rows, valid_queries)[..., None]
 
 
 STATISTIC = Statistic(
@@ -46,10 +46,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="mean over the tile's queries i of Σ_{j in key tile} P_ij",
     source="SeerAttention (Gao et al. 2024)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("tile_sums",),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("tile_sum",),
     finish=finish,
 )

@@ -6,26 +6,26 @@ query can see.
 
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Add the weights of each column."""
-    return panel.sums
+    return panel.key_sum
 
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Divide by the number of queries that see the key; 0 / 0 is NaN."""
-    return total / visibility.seers[:, None]
+    return total / visibility.query_counts[:, None]
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Average each column over its visible entries."""
-    return whole.weights.sum(dim=-2) / whole.visible.sum(dim=-2)
+    return dense.weights.sum(dim=-2) / dense.visible.sum(dim=-2)
 
 
 STATISTIC = Statistic(
@@ -38,10 +38,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="α_k = mean of P_ik over the queries i that can see key k",
     source="When Attention Sink Emerges in Language Models (Gu et al. 2024)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("sums",),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("key_sum",),
     finish=finish,
 )

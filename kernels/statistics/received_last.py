@@ -8,24 +8,24 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
 def ending(visibility: Visibility, last: int) -> Bool[Tensor, "batch query"]:
     """Tell which queries are among the last of their sequence that see a key."""
-    alive = visibility.alive
-    left = alive.flip(-1).cumsum(dim=-1).flip(-1)
+    valid_queries = visibility.valid_queries
+    left = valid_queries.flip(-1).cumsum(dim=-1).flip(-1)
     if visibility.lengths is not None:
         after = torch.nn.functional.pad(left, (0, 1))
         left = left - after[:, visibility.end]
-    return alive & (left <= last)
+    return valid_queries & (left <= last)
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Add the weights of these queries, if the panel has any."""
     chosen = ending(panel.visibility, panel.request.last)[:, panel.queries]
     if not bool(chosen.any()):
@@ -47,20 +47,20 @@ def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     return total / counts[:, None]
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Walk back from the end of each sequence."""
-    alive = whole.visible[:, 0].any(dim=-1)
-    chosen = torch.zeros_like(whole.visible)
-    for row in range(len(alive)):
+    valid_queries = dense.visible[:, 0].any(dim=-1)
+    chosen = torch.zeros_like(dense.visible)
+    for row in range(len(valid_queries)):
         counts: dict[int, int] = {}
-        for query in reversed(range(alive.shape[1])):
-            if alive[row, query]:
-                seen = int(whole.visible[row, 0, query].nonzero()[0])
-                number = int(whole.sequence[seen])
+        for query in reversed(range(valid_queries.shape[1])):
+            if valid_queries[row, query]:
+                seen = int(dense.visible[row, 0, query].nonzero()[0])
+                number = int(dense.sequence[seen])
                 counts[number] = counts.get(number, 0) + 1
-                if counts[number] <= whole.request.last:
-                    chosen[row, 0, query] = whole.visible[row, 0, query]
-    return (whole.weights * chosen).sum(dim=-2) / chosen.sum(dim=-2)
+                if counts[number] <= dense.request.last:
+                    chosen[row, 0, query] = dense.visible[row, 0, query]
+    return (dense.weights * chosen).sum(dim=-2) / chosen.sum(dim=-2)
 
 
 STATISTIC = Statistic(
@@ -73,9 +73,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="mean of P_ik over the last queries i that see key k",
     source="SnapKV (Li et al. 2024)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     finish=finish,
 )

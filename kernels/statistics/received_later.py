@@ -7,14 +7,14 @@ of a token: large at anchors that the text keeps coming back to. NaN at a key wi
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Add the weights of the band behind the queries."""
     nearest, farthest = panel.request.horizon
     positions = panel.visibility.positions[panel.queries]
@@ -33,15 +33,15 @@ def of_panel(panel: Panel) -> Tensor:
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Divide by the number of such queries that see the key; 0 / 0 is NaN."""
-    return total / visibility.seers_at(*request.horizon)[:, None]
+    return total / visibility.query_counts_between(*request.horizon)[:, None]
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Average the entries of each column that are visible and inside the horizon."""
-    nearest, farthest = whole.request.horizon
-    after = whole.positions[:, None] - torch.arange(whole.weights.shape[-1])
-    chosen = whole.visible & (after >= nearest) & (after <= farthest)
-    return (whole.weights * chosen).sum(dim=-2) / chosen.sum(dim=-2)
+    nearest, farthest = dense.request.horizon
+    after = dense.positions[:, None] - torch.arange(dense.weights.shape[-1])
+    chosen = dense.visible & (after >= nearest) & (after <= farthest)
+    return (dense.weights * chosen).sum(dim=-2) / chosen.sum(dim=-2)
 
 
 STATISTIC = Statistic(
@@ -54,10 +54,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="mean of P_ik over the queries i that see k, nearest <= i - k <= farthest",
     source="Attention Illuminates LLM Reasoning (Li et al. 2025)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     finish=finish,
     positional=True,
 )

@@ -7,26 +7,26 @@ query can see.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Take the largest weight of each column."""
-    return panel.peaks
+    return panel.key_max
 
 
 def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Leave out the keys that no query sees."""
-    return largest.masked_fill(visibility.seers[:, None] == 0, float("nan"))
+    return largest.masked_fill(visibility.query_counts[:, None] == 0, float("nan"))
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Sort each column of visible weights and take its last."""
-    weights = torch.where(whole.visible, whole.weights, -1.0)
+    weights = torch.where(dense.visible, dense.weights, -1.0)
     largest = weights.sort(dim=2).values[:, :, -1]
     return torch.where(largest < 0, torch.nan, largest)
 
@@ -41,10 +41,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="max of P_ik over the queries i that can see key k",
     source="Scissorhands: the Persistence of Importance Hypothesis (Liu et al. 2023)",
-    execution="E4",
+    triton=("columns",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("peaks",),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("key_max",),
     finish=finish,
 )

@@ -7,12 +7,12 @@ Without causal order, the keys ahead are not part of it.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Add the weights in the band before the queries, outside of which no row reaches."""
     recent = panel.request.recent
     positions = panel.visibility.positions[panel.queries]
@@ -24,13 +24,13 @@ def of_panel(panel: Panel) -> Tensor:
     return (band * ((back >= 0) & (back < recent))).sum(dim=-1)
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Subtract the weights of the older keys, and of those ahead, from the row's sum."""
-    ones = torch.ones(whole.weights.shape[2:], dtype=torch.float64)
-    shift = int(whole.positions[0])
+    ones = torch.ones(dense.weights.shape[2:], dtype=torch.float64)
+    shift = int(dense.positions[0])
     ahead = ones.triu(shift + 1)
-    older = ones.tril(shift - whole.request.recent)
-    return torch.einsum("bhqk,qk->bhq", whole.weights, ones - ahead - older)
+    older = ones.tril(shift - dense.request.recent)
+    return torch.einsum("bhqk,qk->bhq", dense.weights, ones - ahead - older)
 
 
 STATISTIC = Statistic(
@@ -43,9 +43,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_{0 <= i - j < recent} P_ij",
     source="Efficient Streaming Language Models with Attention Sinks (Xiao et al. 2023)",
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     positional=True,
 )

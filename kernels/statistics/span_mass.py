@@ -7,11 +7,11 @@ or to none. NaN where a text has no key of the span.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.whole import Whole
 
 
 def spans_of(request: Request, length: int) -> range:
@@ -25,7 +25,7 @@ def members(spans: Tensor, count: int) -> Tensor:
     return spans[..., None] == torch.arange(count, device=spans.device)
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Multiply weights and memberships."""
     assert panel.spans is not None
     batch, heads, queries, keys = panel.weights.shape
@@ -42,14 +42,14 @@ def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     return total.masked_fill(~belongs.any(dim=1)[:, None, None], float("nan"))
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Add the weights into the places of their keys' spans."""
-    assert whole.request.spans is not None
-    batch, heads, queries, _ = whole.weights.shape
-    spans = torch.where(whole.real_keys, whole.request.spans.cpu().long(), -1) + 1
-    count = len(spans_of(whole.request, spans.shape[1]))
+    assert dense.request.spans is not None
+    batch, heads, queries, _ = dense.weights.shape
+    spans = torch.where(dense.real_keys, dense.request.spans.cpu().long(), -1) + 1
+    count = len(spans_of(dense.request, spans.shape[1]))
     mass = torch.zeros(batch, heads, queries, count + 1, dtype=torch.float64)
-    mass.scatter_add_(3, spans[:, None, None].expand_as(whole.weights), whole.weights)
+    mass.scatter_add_(3, spans[:, None, None].expand_as(dense.weights), dense.weights)
     keys = torch.zeros(batch, count + 1).scatter_add_(1, spans, torch.ones(spans.shape))
     return torch.where(keys[:, None, None] > 0, mass, torch.nan)[..., 1:]
 
@@ -64,10 +64,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_{j in span} P_ij",
     source="Lookback Lens (Chuang et al. 2024)",
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     finish=finish,
     labels={"span": spans_of},
 )

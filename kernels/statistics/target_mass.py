@@ -7,10 +7,10 @@ weights of all its occurrences are added. NaN where a query has no target.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
 def targets_of(request: Request, length: int) -> range:
@@ -18,7 +18,7 @@ def targets_of(request: Request, length: int) -> range:
     return range(0 if request.targets is None else request.targets.shape[1])
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Gather the weights of all occurrences and add them."""
     assert panel.targets is not None
     targets = panel.targets.transpose(1, 2)
@@ -27,14 +27,14 @@ def of_panel(panel: Panel) -> Tensor:
     return weights.sum(dim=-1).masked_fill(absent[:, None], float("nan"))
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Contract the weights with a matrix of ones at the targets."""
-    assert whole.request.targets is not None
-    targets = whole.request.targets
-    chosen = torch.zeros(*targets.shape[:3], whole.weights.shape[-1] + 1, dtype=torch.float64)
-    chosen.scatter_(3, torch.where(targets == NO_KEY, whole.weights.shape[-1], targets), 1.0)
+    assert dense.request.targets is not None
+    targets = dense.request.targets
+    chosen = torch.zeros(*targets.shape[:3], dense.weights.shape[-1] + 1, dtype=torch.float64)
+    chosen.scatter_(3, torch.where(targets == NO_KEY, dense.weights.shape[-1], targets), 1.0)
     chosen = chosen[..., :-1]
-    mass = torch.einsum("bhqk,btqk->bhqt", whole.weights, chosen)
+    mass = torch.einsum("bhqk,btqk->bhqt", dense.weights, chosen)
     has_target = chosen.sum(dim=-1).transpose(1, 2)[:, None] > 0
     return torch.where(has_target, mass, torch.nan)
 
@@ -49,9 +49,9 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_{j in targets(i)} P_ij",
     source="In-context Learning and Induction Heads (Olsson et al. 2022)",
-    execution="E1",
+    triton=("gathers",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     labels={"target": targets_of},
 )

@@ -6,20 +6,20 @@ The ``k`` largest; ``topk_key`` tells at which keys. NaN where a query sees fewe
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Gather the weights at the keys of the largest logits."""
-    return panel.leader_weights
+    return panel.topk_weights
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Sort each row and leave out what it cannot see."""
-    count, keys = whole.request.k, whole.weights.shape[-1]
-    seen = torch.where(whole.seen, whole.weights, -1.0)
+    count, keys = dense.request.k, dense.weights.shape[-1]
+    seen = torch.where(dense.seen, dense.weights, -1.0)
     best = seen.sort(dim=-1, descending=True).values[..., :count]
     best = torch.where(best < 0, torch.nan, best)
     return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)
@@ -35,10 +35,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="P_ij at the key j of each rank",
     source="Memory-efficient Transformers via Top-k Attention (Gupta et al. 2021)",
-    execution="E4",
+    triton=("topk",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("leaders", "leader_weights"),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("topk_index", "topk_weights"),
     labels={"rank": lambda request, length: range(1, request.k + 1)},
 )

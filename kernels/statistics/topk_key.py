@@ -7,23 +7,23 @@ a query sees fewer.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Count the keys of the largest logits from the start of the text."""
-    keys: Tensor = panel.leaders + panel.keys.start
-    return keys.float().masked_fill(panel.leaders < 0, float("nan"))
+    keys: Tensor = panel.topk_index + panel.keys.start
+    return keys.float().masked_fill(panel.topk_index < 0, float("nan"))
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Order the keys of each row by weight and leave out what it cannot see."""
-    count, keys = whole.request.k, whole.weights.shape[-1]
-    order = torch.where(whole.seen, whole.weights, -1.0).argsort(dim=-1, descending=True)
+    count, keys = dense.request.k, dense.weights.shape[-1]
+    order = torch.where(dense.seen, dense.weights, -1.0).argsort(dim=-1, descending=True)
     order = order[..., :count]
-    visible = whole.seen.gather(3, order)
+    visible = dense.seen.gather(3, order)
     best = torch.where(visible, order.double(), torch.nan)
     return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)
 
@@ -38,10 +38,10 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="key j of each rank by P_ij",
     source="Memory-efficient Transformers via Top-k Attention (Gupta et al. 2021)",
-    execution="E4",
+    triton=("topk",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
-    reductions=("leaders",),
+    panel=from_panel,
+    dense=from_dense,
+    reductions=("topk_index",),
     labels={"rank": lambda request, length: range(1, request.k + 1)},
 )

@@ -7,22 +7,22 @@ most. The norm of z is at most this, and equals it where all values attended to 
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Multiply weights and norms, query heads of one KV head together."""
     batch, heads, queries, keys = panel.weights.shape
     norms = panel.values.norm(dim=-1, keepdim=True)
     return torch.bmm(panel.weights.view(len(norms), -1, keys), norms).view(batch, heads, queries)
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Contract the weights with the roots of the values' squares."""
-    squares = torch.einsum("bhkd,bhkd->bhk", whole.values, whole.values)
-    return torch.einsum("bhqk,bhk->bhq", whole.weights, squares.sqrt())
+    squares = torch.einsum("bhkd,bhkd->bhk", dense.values, dense.values)
+    return torch.einsum("bhqk,bhk->bhq", dense.weights, squares.sqrt())
 
 
 STATISTIC = Statistic(
@@ -35,8 +35,8 @@ STATISTIC = Statistic(
     scale="sequential",
     formula="Σ_j P_ij ‖v_j‖",
     source="Attention is Not Only a Weight (Kobayashi et al. 2020)",
-    execution="E2",
+    triton=("rows",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
 )

@@ -6,19 +6,19 @@ The values averaged by the attention weights, in float32.
 import torch
 from torch import Tensor
 
-from headscope.kernels.cpu.panel import Panel
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-from headscope.kernels.whole import Whole
 
 
-def of_panel(panel: Panel) -> Tensor:
+def from_panel(panel: Panel) -> Tensor:
     """Multiply weights and values, query heads of one KV head together."""
-    return panel.mixed
+    return panel.attn_output
 
 
-def of_whole(whole: Whole) -> Tensor:
+def from_dense(dense: DenseAttention) -> Tensor:
     """Contract weights and values."""
-    return torch.einsum("bhqk,bhkd->bhqd", whole.weights, whole.values)
+    return torch.einsum("bhqk,bhkd->bhqd", dense.weights, dense.values)
 
 
 STATISTIC = Statistic(
@@ -31,10 +31,10 @@ STATISTIC = Statistic(
     scale="diverging",
     formula="z_i = Σ_j P_ij v_j",
     source="Attention Is All You Need (Vaswani et al. 2017)",
-    execution="E0",
+    triton=("forward",),
     doc=__doc__,
-    panel=of_panel,
-    dense=of_whole,
+    panel=from_panel,
+    dense=from_dense,
     empty=0.0,
-    reductions=("mixed",),
+    reductions=("attn_output",),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.bundled_python import folder
 from headscope.probes.bundled_python.corpus import sources
 
@@ -29,7 +29,7 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
 
     Raises
     ------
-    Refused
+    InvalidInput
         When fewer files are that long, with their number.
 
     Examples
@@ -39,7 +39,9 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
     True
     """
     if number < 1 or tokens < 16:
-        raise Refused(f"number, tokens: {number} prompts of {tokens}; use 1 or more of 16 or more")
+        raise InvalidInput(
+            f"number, tokens: {number} prompts of {tokens}; use 1 or more of 16 or more"
+        )
     if tokenizer is None:
         from headscope.probes.source import fetch_tokenizer
 
@@ -51,7 +53,7 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
         if text is not None:
             found.append(text)
     if len(found) < number:
-        raise Refused(
+        raise InvalidInput(
             f"number: {len(found)} held-out files of this Python's library have {tokens} tokens; "
             "ask for fewer or shorter prompts"
         )

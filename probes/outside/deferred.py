@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import UnsupportedModel
 
 METADATA = {
     "shape", "dtype", "device", "ndim", "size", "dim", "numel", "__len__", "requires_grad",
@@ -43,7 +43,7 @@ def _fits(follow: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     return True
 
 
-class Unknown(Refused):
+class Unknown(UnsupportedModel):
     """A step that is not followed, without the name of the module that takes it."""
 
 

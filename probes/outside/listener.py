@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import UnsupportedModel
 from headscope.probes.outside.deferred import Deferred, Unknown, name_of
 from headscope.probes.outside.scores import Attention, Scores
 from headscope.probes.outside.sight import Sight, read
@@ -29,7 +29,7 @@ def listening(root: nn.Module, hear: Hear) -> Iterator[None]:
 
     Raises
     ------
-    Refused
+    HeadscopeError
         For a step between product and values that is not known, naming module and step.
     """
     listener = _Listener(root, hear)
@@ -74,7 +74,7 @@ class _Listener(TorchFunctionMode):
             return func(*args, **kwargs)
         except Unknown as unknown:
             name = type(self.inside[-1] if self.inside else self.root).__name__
-            raise Refused(
+            raise UnsupportedModel(
                 f"model: {name} is outside transformers' AttentionInterface and cannot be followed "
                 f"at {unknown}; this model is refused"
             ) from unknown

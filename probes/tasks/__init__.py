@@ -9,7 +9,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Task
 from headscope.probes.tasks._vocabulary import Vocabulary
 from headscope.probes.tokens import Tokenizer
@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
 
     Raises
     ------
-    Refused
+    InvalidInput
         If there is no such task.
 
     Examples
@@ -40,7 +40,9 @@ def load(name: str) -> ModuleType:
     'logit_difference'
     """
     if name not in names():
-        raise Refused(f"task: {name!r} is unknown; choose one of {', '.join(names())}, or a .jsonl")
+        raise InvalidInput(
+            f"task: {name!r} is unknown; choose one of {', '.join(names())}, or a .jsonl"
+        )
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -68,7 +70,7 @@ def make(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If the task or an option is unknown, `n` < 1, or too few words are single tokens.
 
     Examples
@@ -83,7 +85,7 @@ def make(
         return read(name, **options)
     module = load(os.fspath(name))
     if n < 1:
-        raise Refused(f"n: {n} prompts asked for; ask for at least 1")
+        raise InvalidInput(f"n: {n} prompts asked for; ask for at least 1")
     known = [
         parameter.name
         for parameter in inspect.signature(module.generate).parameters.values()
@@ -91,7 +93,7 @@ def make(
     ]
     for option in options:
         if option not in known:
-            raise Refused(
+            raise InvalidInput(
                 f"{option}: not an option of task {module.__name__.rpartition('.')[2]}; "
                 f"it has {', '.join(known) or 'none'}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.tasks._sentences import filler, sentences
 from headscope.probes.tasks._vocabulary import Vocabulary
 
@@ -37,7 +37,7 @@ def lay(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `length` does not hold the facts.
 
     Examples
@@ -47,7 +47,7 @@ def lay(
     """
     least = SIZE * len(facts) + tail
     if length is not None and length < least:
-        raise Refused(f"length: {length} words do not hold the facts; use {least} or more")
+        raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     spare = 0 if length is None else length - least
     cuts = sorted(rng.randint(0, spare) for _ in facts)
     stream = sentences(rng, words)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.task import METRICS, Prompt, Question, Task
 from headscope.probes.tokens import GLUED
 
@@ -23,39 +23,39 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
         return tuple(_WORD.findall(value))
     if isinstance(value, list) and all(isinstance(word, str) and word for word in value):
         return tuple(value)
-    raise Refused(f"{name}: give a text or a list of words")
+    raise InvalidInput(f"{name}: give a text or a list of words")
 
 
 def _places(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, list) and all(type(place) is int for place in value):
         return tuple(value)
-    raise Refused(f"{name}: give a list of word positions, 0 being the first word")
+    raise InvalidInput(f"{name}: give a list of word positions, 0 being the first word")
 
 
 def _choices(name: str, value: Any) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else value
     if isinstance(listed, list) and all(isinstance(word, str) and word for word in listed):
         return tuple(listed)
-    raise Refused(f"{name}: give a word or a list of words")
+    raise InvalidInput(f"{name}: give a word or a list of words")
 
 
 def _prompt(line: str) -> Prompt:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise Refused(f"not JSON ({error.msg}); write one object a line") from None
+        raise InvalidInput(f"not JSON ({error.msg}); write one object a line") from None
     if not isinstance(entry, dict):
-        raise Refused("not a JSON object; write one object a line")
+        raise InvalidInput("not a JSON object; write one object a line")
     for name in REQUIRED:
         if name not in entry:
-            raise Refused(f"{name}: missing; a line needs {', '.join(REQUIRED)}")
+            raise InvalidInput(f"{name}: missing; a line needs {', '.join(REQUIRED)}")
     for name in entry:
         if name not in (*REQUIRED, *OPTIONAL):
-            raise Refused(f"{name}: unknown; known are {', '.join((*REQUIRED, *OPTIONAL))}")
+            raise InvalidInput(f"{name}: unknown; known are {', '.join((*REQUIRED, *OPTIONAL))}")
     clean = _words("clean", entry["clean"])
     at = entry.get("at", len(clean) - 1)
     if type(at) is not int:
-        raise Refused("at: give one word position, 0 being the first word")
+        raise InvalidInput("at: give one word position, 0 being the first word")
     question = Question(
         at,
         _choices("answers", entry["answers"]),
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
 
     Raises
     ------
-    Refused
+    InvalidInput
         If the file is missing or empty, or a line is malformed (names file and line).
 
     Examples
@@ -97,22 +97,22 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
     >>> folder.cleanup()
     """
     if metric not in METRICS:
-        raise Refused(f"metric: {metric!r} is unknown; choose one of {', '.join(METRICS)}")
+        raise InvalidInput(f"metric: {metric!r} is unknown; choose one of {', '.join(METRICS)}")
     file = Path(path)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise Refused(f"{file}: no such file; give the path of a .jsonl of prompts") from None
+        raise InvalidInput(f"{file}: no such file; give the path of a .jsonl of prompts") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file}: cannot be read as UTF-8 text ({error})") from None
+        raise InvalidInput(f"{file}: cannot be read as UTF-8 text ({error})") from None
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             prompts.append(_prompt(line))
-        except Refused as error:
-            raise Refused(f"{file}:{number}: {error}") from None
+        except HeadscopeError as error:
+            raise InvalidInput(f"{file}:{number}: {error}") from None
     if not prompts:
-        raise Refused(f"{file}: no prompts; write one JSON object a line")
+        raise InvalidInput(f"{file}: no prompts; write one JSON object a line")
     return Task(file.stem, tuple(prompts), metric, 0, f"Prompts of {file.name}.")

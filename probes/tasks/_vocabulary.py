@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable
 from headscope.probes.tasks._words import KINDS
 from headscope.probes.tokens import Tokenizer, is_single
 
@@ -47,7 +47,7 @@ class Vocabulary:
 
         Raises
         ------
-        Refused
+        HeadscopeError
             If a kind is unknown or fewer than `least` words remain.
 
         Examples
@@ -57,11 +57,13 @@ class Vocabulary:
         """
         for kind in kinds:
             if kind not in self._kinds:
-                raise Refused(f"kind: {kind!r} is unknown; choose among {', '.join(self._kinds)}")
+                raise InvalidInput(
+                    f"kind: {kind!r} is unknown; choose among {', '.join(self._kinds)}"
+                )
         chosen = kinds or tuple(self._kinds)
         words = tuple(dict.fromkeys(word for kind in chosen for word in self._kinds[kind]))
         if len(words) < least:
-            raise Refused(
+            raise NotApplicable(
                 f"words: {len(words)} of kind {'+'.join(chosen)} are one token of this tokenizer, "
                 f"the task needs {least}; ask for less or use another tokenizer"
             )
@@ -75,7 +77,7 @@ class Vocabulary:
 
         Raises
         ------
-        Refused
+        HeadscopeError
             If fewer than `least` words remain either way.
 
         Examples
@@ -85,7 +87,7 @@ class Vocabulary:
         """
         try:
             return self.take(*kinds, least=least)
-        except Refused:
+        except HeadscopeError:
             own = self._own()
             if len(own) < least:
                 raise

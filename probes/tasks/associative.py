@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._facts import lay
 from headscope.probes.tasks._vocabulary import Vocabulary
@@ -53,7 +53,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    HeadscopeError
         If `pairs` < 2, `length` is too short, or too few words are single tokens.
 
     Examples
@@ -63,11 +63,11 @@ def generate(
     1
     """
     if pairs < 2:
-        raise Refused(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
+        raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
     keys = set(words.take("keys"))
     known = [pair for pair in PARTNERS if keys.issuperset(pair)]
     if len(known) < pairs:
-        raise Refused(
+        raise NotApplicable(
             f"pairs: {len(known)} pairs of partners are single tokens of this tokenizer, the task "
             f"needs {pairs}; ask for less or use another tokenizer"
         )

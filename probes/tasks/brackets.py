@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._vocabulary import Vocabulary
 
@@ -35,7 +35,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `length` or `depth` < 1, `length` is even with a depth of 1 (nothing stays open), or a
         bracket is not a single token.
 
@@ -46,9 +46,11 @@ def generate(
     ('close', True)
     """
     if length < 1 or depth < 1:
-        raise Refused(f"length, depth: {length}, {depth}; use 1 or more")
+        raise InvalidInput(f"length, depth: {length}, {depth}; use 1 or more")
     if depth == 1 and length % 2 == 0:
-        raise Refused(f"length: {length} brackets at depth 1 leave none open; use an odd length")
+        raise InvalidInput(
+            f"length: {length} brackets at depth 1 leave none open; use an odd length"
+        )
     words.take("brackets", least=6)
     rng = random.Random(f"brackets {seed}")
     kinds = tuple(PAIRS)

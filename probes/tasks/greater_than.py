@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._vocabulary import Vocabulary
 
@@ -33,7 +33,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If the years are out of range, or are not all single tokens.
 
     Examples
@@ -43,7 +43,7 @@ def generate(
     ('51', '50')
     """
     if not 2 <= low <= high <= 98:
-        raise Refused(f"low, high: {low} to {high}; start years must lie within 2 to 98")
+        raise InvalidInput(f"low, high: {low} to {high}; start years must lie within 2 to 98")
     rng = random.Random(f"greater_than {seed}")
     events = words.take("events", least=1)
     years = words.take("numbers", least=100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._vocabulary import Vocabulary
 
@@ -38,7 +38,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `length` < 2, or fewer words than `length` remain.
 
     Examples
@@ -48,7 +48,7 @@ def generate(
     True
     """
     if length < 2:
-        raise Refused(f"length: {length} words repeat nothing to predict; use 2 or more")
+        raise InvalidInput(f"length: {length} words repeat nothing to predict; use 2 or more")
     rng = random.Random(f"induction {seed}")
     pool = words.take_any(*CONTENT, least=length + 1) if distinct else words.take(least=2)
     for _ in range(n):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._vocabulary import Vocabulary
 
@@ -50,7 +50,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If an option is unknown, or fewer than 3 names are single tokens.
 
     Examples
@@ -60,9 +60,11 @@ def generate(
     True
     """
     if order not in ("ABBA", "BABA", "both"):
-        raise Refused(f"order: {order!r} is unknown; choose ABBA, BABA or both")
+        raise InvalidInput(f"order: {order!r} is unknown; choose ABBA, BABA or both")
     if corruption not in CORRUPTIONS:
-        raise Refused(f"corruption: {corruption!r} is unknown; choose {' or '.join(CORRUPTIONS)}")
+        raise InvalidInput(
+            f"corruption: {corruption!r} is unknown; choose {' or '.join(CORRUPTIONS)}"
+        )
     rng = random.Random(f"ioi {seed}")
     names = words.take("names", least=3)
     places = words.take("places")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._sentences import filler, sentences
 from headscope.probes.tasks._vocabulary import Vocabulary
@@ -43,7 +43,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `depth` is outside 0 to 1, `span` < 1, `length` too short, or too few words remain.
 
     Examples
@@ -53,12 +53,14 @@ def generate(
     ('ask', 2)
     """
     if depth is not None and not 0 <= depth <= 1:
-        raise Refused(f"depth: {depth} is outside 0 to 1")
+        raise InvalidInput(f"depth: {depth} is outside 0 to 1")
     if span < 1:
-        raise Refused(f"span: {span} words in the value; use 1 or more")
+        raise InvalidInput(f"span: {span} words in the value; use 1 or more")
     hay = length - (3 + span) - (1 + span)
     if hay < 0:
-        raise Refused(f"length: {length} words do not hold the fact; use {4 + 2 * span} or more")
+        raise InvalidInput(
+            f"length: {length} words do not hold the fact; use {4 + 2 * span} or more"
+        )
     rng = random.Random(f"needle {seed}")
     keys = words.take("keys", least=1)
     values = words.take("values", least=2 * span)

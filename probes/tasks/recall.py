@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._sentences import filler, sentences
 from headscope.probes.tasks._vocabulary import Vocabulary
@@ -48,7 +48,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `pairs` < 2, `queries` is outside 1 to `pairs`, `length` is too short for the facts, or
         too few keys or values are single tokens.
 
@@ -61,15 +61,15 @@ def generate(
     """
     asked = pairs if queries is None else queries
     if pairs < 2:
-        raise Refused(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
+        raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
     if not 1 <= asked <= pairs:
-        raise Refused(f"queries: {asked} questions about {pairs} facts; use 1 to {pairs}")
+        raise InvalidInput(f"queries: {asked} questions about {pairs} facts; use 1 to {pairs}")
     before, after = ((), ()) if bare else (("note",), (".",))
     lead = () if bare else ("ask",)
     size = len(before) + 2 + len(after)
     least = pairs * size + asked * (len(lead) + 2 + len(after)) - 1 - len(after)
     if length is not None and length < least:
-        raise Refused(f"length: {length} words do not hold the facts; use {least} or more")
+        raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     rng = random.Random(f"recall {seed}")
     keys = words.take("keys", least=pairs)
     values = words.take("values", least=pairs + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks import ioi
 from headscope.probes.tasks._sentences import sentences
@@ -32,7 +32,7 @@ def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterato
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `lines` < 1, or too few words are single tokens.
 
     Examples
@@ -41,7 +41,7 @@ def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterato
     'to'
     """
     if lines < 1:
-        raise Refused(f"lines: {lines} sentences; use 1 or more")
+        raise InvalidInput(f"lines: {lines} sentences; use 1 or more")
     rng = random.Random(f"story {seed}")
     stream = sentences(rng, words)
     for last in ioi.generate(n, rng.randrange(2**32), words):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.task import Prompt, Question
 from headscope.probes.tasks._facts import lay
 from headscope.probes.tasks._vocabulary import Vocabulary
@@ -48,7 +48,7 @@ def generate(
 
     Raises
     ------
-    Refused
+    InvalidInput
         If `hops` < 1, `threads` < 2, `length` is too short, or too few words are single tokens.
 
     Examples
@@ -58,9 +58,9 @@ def generate(
     True
     """
     if hops < 1:
-        raise Refused(f"hops: {hops} steps; use 1 or more")
+        raise InvalidInput(f"hops: {hops} steps; use 1 or more")
     if threads < 2:
-        raise Refused(f"threads: {threads} leave nothing to confuse; use 2 or more")
+        raise InvalidInput(f"threads: {threads} leave nothing to confuse; use 2 or more")
     keys = words.take("keys", least=hops * threads)
     values = words.take("values", least=2 * threads)
     rng = random.Random(f"thread {seed}")

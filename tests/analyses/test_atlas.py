@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from headscope import viz
 from headscope.analyses import atlas, importance
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import logits
@@ -105,7 +105,7 @@ def test_heads_that_look_alike_stand_together_on_the_map(result):
 
 
 def test_bad_input_is_refused(circuit, task, captured):
-    with pytest.raises(Refused, match="capture: atlas needs max_weight"):
+    with pytest.raises(HeadscopeError, match="capture: atlas needs max_weight"):
         atlas.run(captured.drop_vars("max_weight"), circuit, task)
-    with pytest.raises(Refused, match="queries"):
+    with pytest.raises(HeadscopeError, match="queries"):
         atlas.run(captured, circuit, task, queries=0)

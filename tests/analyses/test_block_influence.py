@@ -8,7 +8,7 @@ import torch
 
 from headscope.analyses import block_influence
 from headscope.analyses.shared.loss import losses
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate
 
@@ -72,5 +72,5 @@ def test_the_note_says_which_block_the_loss_would_skip(bundled):
 
 def test_single_tokens_are_refused(random_llama):
     cap = capture(random_llama, [[5]], stats=("lse",))
-    with pytest.raises(Refused, match="all have one token"):
+    with pytest.raises(HeadscopeError, match="all have one token"):
         block_influence.run(cap, random_llama)

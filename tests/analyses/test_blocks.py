@@ -6,7 +6,7 @@ import torch
 from constructed import KEYS, NAMES, PREVIOUS, SINK, UNIFORM, VALUES, WORDS
 
 from headscope.analyses import blocks
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Blocks, load, save
 from headscope.probes.forward import logits
@@ -123,16 +123,16 @@ def test_the_edit_hides_blocks_as_a_dense_mask_does(bundled, tmp_path):
 
 
 def test_bad_input_is_refused(captured, circuit, bundled):
-    with pytest.raises(Refused, match="pooled_mean"):
+    with pytest.raises(HeadscopeError, match="pooled_mean"):
         blocks.run(captured.drop_vars("pooled_mean"), circuit)
-    with pytest.raises(Refused, match="mass"):
+    with pytest.raises(HeadscopeError, match="mass"):
         blocks.run(captured, circuit, mass=1.0)
     alone = torch.eye(2, dtype=torch.bool).expand(bundled.layers, bundled.heads, 2, 2)
-    with pytest.raises(Refused, match=r"Blocks.members: give every position"):
+    with pytest.raises(HeadscopeError, match=r"Blocks.members: give every position"):
         Blocks((0, 2), alone)
-    with pytest.raises(Refused, match=r"Blocks.members: 2 positions"):
+    with pytest.raises(HeadscopeError, match=r"Blocks.members: 2 positions"):
         logits(bundled, torch.tensor([[0, 5, 6]]), (Blocks((0, 1), alone),))
-    with pytest.raises(Refused, match=r"Blocks.seen: shape"):
+    with pytest.raises(HeadscopeError, match=r"Blocks.seen: shape"):
         logits(bundled, torch.tensor([[0, 5]]), (Blocks((0, 1), alone[:1]),))
-    with pytest.raises(Refused, match=r"Blocks.seen: .*give True and False"):
+    with pytest.raises(HeadscopeError, match=r"Blocks.seen: .*give True and False"):
         Blocks((0, 1), alone.float())

@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from headscope.analyses import classes
 from headscope.analyses.shared import agreement, masks, window_gates
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Window
 from headscope.probes.forward import logits
@@ -134,9 +134,9 @@ def test_kappa_is_that_of_scikit_learn() -> None:
 
 def test_bad_input_is_refused(circuit, task) -> None:
     cap = capture(circuit, task, stats=classes.NEEDS, targets=classes.TARGETS)
-    with pytest.raises(Refused, match="first, recent"):
+    with pytest.raises(HeadscopeError, match="first, recent"):
         classes.run(cap, circuit, task, recent=64)
-    with pytest.raises(Refused, match="least_mass"):
+    with pytest.raises(HeadscopeError, match="least_mass"):
         classes.run(cap, circuit, task, least_mass=2)
-    with pytest.raises(Refused, match="'induction'"):
+    with pytest.raises(HeadscopeError, match="'induction'"):
         classes.run(cap.sel(target=["duplicate"]), circuit, task)

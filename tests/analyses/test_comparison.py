@@ -21,7 +21,7 @@ from headscope.analyses.comparison import (
     save,
     what_if,
 )
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Ablate, Inject, KnockOut
 from headscope.probes.forward import evaluate, logits
@@ -113,7 +113,7 @@ def test_edits_that_break_are_undone_by_the_own_pattern(circuit):
     assert float(both["recovered"]) == 1.0
     half = restore(circuit, task, [PREVIOUS], broken=broken, draws=1)
     assert float(half["recovered"]) == 0.0
-    with pytest.raises(Refused, match="broken: the whole model does the task no better"):
+    with pytest.raises(HeadscopeError, match="broken: the whole model does the task no better"):
         restore(circuit, task, [PREVIOUS], broken=[Inject(((0, 2),), "first")])
 
 
@@ -175,21 +175,23 @@ def test_means_with_intervals_are_compared_by_them():
 def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
     one = removed(circuit, task)
     deep = removed(random_llama(layers=3), task, metric="accuracy")
-    with pytest.raises(Refused, match="layer: 2 in the first and 3 in the second"):
+    with pytest.raises(HeadscopeError, match="layer: 2 in the first and 3 in the second"):
         compare(one, deep)
     units = removed(circuit, task, metric="logit_difference")
-    with pytest.raises(Refused, match="units: of lost it is 'share of answers' in the first and"):
+    with pytest.raises(
+        HeadscopeError, match="units: of lost it is 'share of answers' in the first and"
+    ):
         compare(one, units)
     other = removed(circuit, replace(task, name="other"))
-    with pytest.raises(Refused, match="convention: of lost"):
+    with pytest.raises(HeadscopeError, match="convention: of lost"):
         compare(one, other)
     assert not compare(one, other, across=("convention",))["lost"].values.any()
     first, second = (one.assign_attrs(analysis="x", options=f'{{"k": {k}}}') for k in (1, 2))
-    with pytest.raises(Refused, match="options: k is 1 in the first and 2 in the second"):
+    with pytest.raises(HeadscopeError, match="options: k is 1 in the first and 2 in the second"):
         compare(first, second)
-    with pytest.raises(Refused, match="across: 'seed' is not one of"):
+    with pytest.raises(HeadscopeError, match="across: 'seed' is not one of"):
         compare(one, one, across=("seed",))
-    with pytest.raises(Refused, match="gained: not in the first"):
+    with pytest.raises(HeadscopeError, match="gained: not in the first"):
         compare(one, one, ["gained"])
 
 
@@ -228,20 +230,20 @@ def test_what_if_on_a_text_is_the_loss_of_the_edited_logits(random_llama):
 
 
 def test_bad_input_is_refused(circuit, task, tmp_path):
-    with pytest.raises(Refused, match="edits: none"):
+    with pytest.raises(HeadscopeError, match="edits: none"):
         what_if(circuit, task, [])
-    with pytest.raises(Refused, match=r"Ablate.heads: no layer 9"):
+    with pytest.raises(HeadscopeError, match=r"Ablate.heads: no layer 9"):
         what_if(circuit, task, [Ablate(((9, 0),))])
-    with pytest.raises(Refused, match="pattern: own is what heads look at in a whole model"):
+    with pytest.raises(HeadscopeError, match="pattern: own is what heads look at in a whole model"):
         restore(circuit, task, [PREVIOUS])
-    with pytest.raises(Refused, match="heads: none to repair"):
+    with pytest.raises(HeadscopeError, match="heads: none to repair"):
         restore(circuit, task, [], "first")
-    with pytest.raises(Refused, match="heads: one is named twice"):
+    with pytest.raises(HeadscopeError, match="heads: one is named twice"):
         Circuit(((0, 0), (0, 0)), np.ones((1, 1)))
-    with pytest.raises(Refused, match="heads: L0H1 has no score"):
+    with pytest.raises(HeadscopeError, match="heads: L0H1 has no score"):
         Circuit(((0, 1),), np.array([[1.0, np.nan]]))
-    with pytest.raises(Refused, match="count: 9; 8 heads have a score"):
+    with pytest.raises(HeadscopeError, match="count: 9; 8 heads have a score"):
         from_result(removed(circuit, task), "lost", 9)
     (tmp_path / "circuit.json").write_text('{"format": "other"}')
-    with pytest.raises(Refused, match=r"path: .* holds no circuit"):
+    with pytest.raises(HeadscopeError, match=r"path: .* holds no circuit"):
         load(tmp_path / "circuit.json")

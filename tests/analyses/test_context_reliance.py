@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from headscope.analyses.shared.runner import execute
 from headscope.analyses.shared.span_knockout import distances, outputs
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 from headscope.probes.edits import KnockOut
 from headscope.probes.forward import evaluate
@@ -110,9 +110,9 @@ def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
 
 
 def test_bad_input_is_refused(bundled, circuit):
-    with pytest.raises(Refused, match="space: 'logits' is not one of"):
+    with pytest.raises(HeadscopeError, match="space: 'logits' is not one of"):
         execute("context_reliance", bundled, n=2, options={"space": "logits"})
-    with pytest.raises(Refused, match="span: 'needle' is not one of"):
+    with pytest.raises(HeadscopeError, match="span: 'needle' is not one of"):
         execute("context_reliance", bundled, n=2, options={"span": "needle"})
-    with pytest.raises(Refused, match="no token of 'query'"):
+    with pytest.raises(HeadscopeError, match="no token of 'query'"):
         execute("context_reliance", bundled, n=2, options={"span": "query"})

@@ -11,7 +11,7 @@ from scipy.stats import ttest_ind, ttest_rel
 from headscope.analyses.shared import effect_size
 from headscope.analyses.shared.rare_tokens import expected, rarest
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 from headscope.probes.task import Prompt, Question, Task
 
@@ -142,17 +142,17 @@ def test_the_rarest_tokens_of_a_prompt():
 
 
 def test_bad_input_is_refused(bundled, circuit):
-    with pytest.raises(Refused, match="statistics: 'size' is not one of"):
+    with pytest.raises(HeadscopeError, match="statistics: 'size' is not one of"):
         execute("contrast", bundled, n=4, options={"statistics": "size"})
-    with pytest.raises(Refused, match="statistics: there are none"):
+    with pytest.raises(HeadscopeError, match="statistics: there are none"):
         execute("contrast", bundled, n=4, options={"statistics": " "})
-    with pytest.raises(Refused, match="n: 2 prompts"):
+    with pytest.raises(HeadscopeError, match="n: 2 prompts"):
         execute("contrast", bundled, n=2)
-    with pytest.raises(Refused, match="task: 'nothing' is unknown"):
+    with pytest.raises(HeadscopeError, match="task: 'nothing' is unknown"):
         execute("contrast", bundled, n=4, options={"other": "nothing"})
     bare = tuple(
         Prompt(each.words, each.corrupted, (Question(3, (KEYS[0],)),))
         for each in repeated(n=4, length=4).prompts
     )
-    with pytest.raises(Refused, match="name no evidence"):
+    with pytest.raises(HeadscopeError, match="name no evidence"):
         execute("contrast", circuit, task=Task("bare", bare, "accuracy", 0, "No evidence."))

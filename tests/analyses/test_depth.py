@@ -7,7 +7,7 @@ from constructed import INDUCTION, PREVIOUS, SINK, UNIFORM, WORDS
 
 from headscope.analyses import depth
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 
 PARTS, LENGTH = 4, 41
@@ -77,7 +77,7 @@ def test_hiding_agrees_with_a_dense_mask(random_llama):
 
 def test_bad_input_is_refused(circuit):
     short = capture(circuit, [[0, 5, 6, 7]], stats=())
-    with pytest.raises(Refused, match="parts: prompt 1 has 2 tokens"):
+    with pytest.raises(HeadscopeError, match="parts: prompt 1 has 2 tokens"):
         depth.run(short, circuit)
-    with pytest.raises(Refused, match="causal order"):
+    with pytest.raises(HeadscopeError, match="causal order"):
         depth.run(short.assign_coords(causal=("layer", [False, False])), circuit)

@@ -6,7 +6,7 @@ from constructed import INDUCTION, UNIFORM
 
 from headscope.analyses.shared import distracting
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 
 
@@ -67,10 +67,10 @@ def test_masses_add_up_whatever_stands_between_the_facts(bundled):
 
 def test_what_cannot_grow_is_refused(bundled):
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2)
-    with pytest.raises(Refused, match="needle does not come with any number of facts"):
+    with pytest.raises(HeadscopeError, match="needle does not come with any number of facts"):
         execute("distractors", bundled, task=task)
     for facts in ("4", "1,2"):
-        with pytest.raises(Refused, match="two numbers or more"):
+        with pytest.raises(HeadscopeError, match="two numbers or more"):
             execute("distractors", bundled, n=2, options={"facts": facts})
-    with pytest.raises(Refused, match="leave fewer others"):
+    with pytest.raises(HeadscopeError, match="leave fewer others"):
         execute("distractors", bundled, n=2, options={"best": 17})

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from headscope import viz
 from headscope.analyses import embedding
 from headscope.analyses.shared import logit_rows
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern, tasks
 
 KEEP = ("q", "k")
@@ -129,7 +129,7 @@ def test_queries_of_a_trained_model_lie_outside_its_keys_and_the_picture_has_a_v
 
 
 def test_bad_input_is_refused(story):
-    with pytest.raises(Refused, match="scaling"):
+    with pytest.raises(HeadscopeError, match="scaling"):
         embedding.run(story, scaling="none")
-    with pytest.raises(Refused, match="capture: embedding needs k"):
+    with pytest.raises(HeadscopeError, match="capture: embedding needs k"):
         embedding.run(story.drop_vars("k"))

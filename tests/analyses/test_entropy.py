@@ -8,7 +8,7 @@ from constructed import KEYS, WORDS, tokenizer
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from headscope.analyses import entropy, parallel_context
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 LENGTH, BLOCKS = 40, 4
@@ -130,10 +130,10 @@ def test_blocks_cost_the_bundled_model_and_a_shared_prefix_gives_most_of_it_back
 
 
 def test_bad_input_is_refused(starts):
-    with pytest.raises(Refused, match="entropy"):
+    with pytest.raises(HeadscopeError, match="entropy"):
         entropy.run(xr.Dataset({"lse": ("query", [0.0])}))
     short = capture(starts, [[1, 2, 3, 4, 5, 6]], stats=())
-    with pytest.raises(Refused, match="blocks: prompt 1 has 3 tokens"):
+    with pytest.raises(HeadscopeError, match="blocks: prompt 1 has 3 tokens"):
         parallel_context.run(short, starts)
-    with pytest.raises(Refused, match="causal order"):
+    with pytest.raises(HeadscopeError, match="causal order"):
         parallel_context.run(short.assign_coords(causal=("layer", [False, False])), starts)

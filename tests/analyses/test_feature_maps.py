@@ -6,7 +6,7 @@ import torch
 from constructed import SINK, UNIFORM, WORDS
 
 from headscope.analyses import feature_maps
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Temperature
 
@@ -70,12 +70,12 @@ def test_an_even_head_stays_even_under_every_map(circuit):
 
 def test_bad_input_is_refused(circuit):
     short = capture(circuit, [[0, 5, 6]], **OPTIONS)
-    with pytest.raises(Refused, match="the shortest has 3 tokens"):
+    with pytest.raises(HeadscopeError, match="the shortest has 3 tokens"):
         feature_maps.run(short)
-    with pytest.raises(Refused, match="needs k"):
+    with pytest.raises(HeadscopeError, match="needs k"):
         feature_maps.run(short.drop_vars("k"))
     ids = [[0, *range(5, 20)]]
     heads = ((0, 0),)
     edited = capture(circuit, ids, edits=(Temperature(heads=heads, value=3.0),), **OPTIONS)
-    with pytest.raises(Refused, match="L0H0 do not follow"):
+    with pytest.raises(HeadscopeError, match="L0H0 do not follow"):
         feature_maps.run(edited)

@@ -9,7 +9,7 @@ from constructed import KEYS, WORDS
 from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
 from headscope.analyses import frequencies
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern, tasks
 
 KEEP = ("q", "k")
@@ -117,5 +117,5 @@ def test_a_model_without_rotation_is_refused():
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=64)
     model = load_model(GPT2LMHeadModel(config).eval())
     cap = capture(model, [[1, 2, 3, 4]], stats=("lse",), keep=KEEP)
-    with pytest.raises(Refused, match="there are no rotary"):
+    with pytest.raises(HeadscopeError, match="there are no rotary"):
         frequencies.run(cap, model)

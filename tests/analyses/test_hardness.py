@@ -6,7 +6,7 @@ import xarray as xr
 from constructed import KEYS, PREVIOUS, SINK, UNIFORM, WORDS
 
 from headscope.analyses import hardness
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Temperature
 
@@ -104,7 +104,7 @@ def test_a_sink_is_left_out_of_the_columns_on_request(circuit):
 
 def test_bad_input_is_refused(circuit):
     captured = capture(circuit, [[1, 2, 3, 4]], stats=STATS)
-    with pytest.raises(Refused, match="topk"):
+    with pytest.raises(HeadscopeError, match="topk"):
         hardness.run(captured.drop_vars("topk"), circuit)
-    with pytest.raises(Refused, match="temperature"):
+    with pytest.raises(HeadscopeError, match="temperature"):
         hardness.run(captured, circuit, temperature=0.5)

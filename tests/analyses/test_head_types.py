@@ -5,7 +5,7 @@ import pytest
 from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, repeated
 
 from headscope.analyses import head_types
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 STATS = (*head_types.NEEDS, "pattern")
@@ -92,15 +92,15 @@ def test_scores_agree_with_the_pattern(circuit, task, captured, convention):
 
 
 def test_bad_input_is_refused(circuit, task, captured):
-    with pytest.raises(Refused, match="convention"):
+    with pytest.raises(HeadscopeError, match="convention"):
         head_types.run(captured, circuit, task, convention="olsson")
-    with pytest.raises(Refused, match="least_score"):
+    with pytest.raises(HeadscopeError, match="least_score"):
         head_types.run(captured, circuit, task, least_score=5)
-    with pytest.raises(Refused, match="first_mass"):
+    with pytest.raises(HeadscopeError, match="first_mass"):
         head_types.run(captured.drop_vars("first_mass"), circuit, task)
-    with pytest.raises(Refused, match="induction"):
+    with pytest.raises(HeadscopeError, match="induction"):
         head_types.run(captured.sel(target=["duplicate"]), circuit, task)
-    with pytest.raises(Refused, match="offset 1"):
+    with pytest.raises(HeadscopeError, match="offset 1"):
         head_types.run(captured.sel(offset=[0]), circuit, task)
 
 

@@ -10,7 +10,7 @@ from constructed import INDUCTION, PREVIOUS, repeated
 from headscope.analyses import importance
 from headscope.analyses.shared import gating, slopes
 from headscope.analyses.shared.row_outputs import RowPatch
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 from headscope.probes.edits import Ablate, Gate, Replace
 from headscope.probes.forward import evaluate, logits
@@ -221,7 +221,7 @@ def test_log_probability_sums_over_the_right_answers(circuit):
 
 
 def test_bad_input_is_refused(random_llama, task, captured):
-    with pytest.raises(Refused, match="metric: 'loss'"):
+    with pytest.raises(HeadscopeError, match="metric: 'loss'"):
         importance.run(captured, random_llama, task, metric="loss")
-    with pytest.raises(Refused, match="needs z"):
+    with pytest.raises(HeadscopeError, match="needs z"):
         importance.run(captured.drop_vars("z"), random_llama, task)

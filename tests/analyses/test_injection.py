@@ -6,7 +6,7 @@ import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import injection
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, pattern
 from headscope.probes.edits import Ablate, FixPattern, Inject, KnockOut, Window, load, save
 from headscope.probes.forward import evaluate, logits
@@ -103,13 +103,13 @@ def test_injected_patterns_are_kept_in_a_file(tmp_path):
 
 def test_bad_input_is_refused(circuit, task):
     captured = capture(circuit, task, stats=("lse",))
-    with pytest.raises(Refused, match="recent: 0 is too small"):
+    with pytest.raises(HeadscopeError, match="recent: 0 is too small"):
         injection.run(captured, circuit, task, recent=0)
-    with pytest.raises(Refused, match="metric: 'loss'"):
+    with pytest.raises(HeadscopeError, match="metric: 'loss'"):
         injection.run(captured, circuit, task, metric="loss")
-    with pytest.raises(Refused, match=r"Inject.pattern: no 'next'; choose one of previous"):
+    with pytest.raises(HeadscopeError, match=r"Inject.pattern: no 'next'; choose one of previous"):
         Inject(((0, 0),), "next")
-    with pytest.raises(Refused, match="needs 20000 × 20000 weights for each of 4 heads"):
+    with pytest.raises(HeadscopeError, match="needs 20000 × 20000 weights for each of 4 heads"):
         Inject(((0, 0),), "first").inside(0, (1, 4, 20000, 20000))
-    with pytest.raises(Refused, match=r"Inject.heads: no layer 7"):
+    with pytest.raises(HeadscopeError, match=r"Inject.heads: no layer 7"):
         logits(circuit, torch.tensor([[0, 5]]), (Inject(((7, 0),), "first"),))

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from headscope.analyses.shared.lifetime import received
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 from headscope.probes.bundled import folder
 
@@ -83,5 +83,5 @@ def test_heads_that_look_far_lose_by_a_window(bundled):
 
 
 def test_short_prompts_and_models_without_order_are_refused(circuit):
-    with pytest.raises(Refused, match="6 tokens is shorter than 8, four windows of 2"):
+    with pytest.raises(HeadscopeError, match="6 tokens is shorter than 8, four windows of 2"):
         execute("lifetimes", circuit, [[0, 5, 6, 7, 8, 9]], options={"window": 2})

@@ -7,7 +7,7 @@ from constructed import BEFORE, HEADS, INDUCTION, KEYS, OUT, PLACE, SIZE, TOKEN,
 from transformers import GPT2LMHeadModel
 
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model, tasks
 from headscope.probes.forward import evaluate
 from headscope.probes.tasks.associative import PARTNERS
@@ -123,7 +123,7 @@ def test_the_bundled_model_copies_and_says_that_it_cannot_associate(bundled):
 
 
 def test_bad_options_are_refused(circuit):
-    with pytest.raises(Refused, match="hops: 1"):
+    with pytest.raises(HeadscopeError, match="hops: 1"):
         measure(circuit, n=1, hops=1)
-    with pytest.raises(Refused, match="least_solved"):
+    with pytest.raises(HeadscopeError, match="least_solved"):
         measure(circuit, n=1, least_solved=2.0)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope.analyses import logit_attribution
 from headscope.analyses.shared import direct, gating, runner
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 
@@ -117,7 +117,7 @@ def test_only_the_head_that_copies_writes_to_the_answer(circuit):
 
 
 def test_a_norm_behind_the_attention_is_refused(random_llama, task):
-    with pytest.raises(Refused, match="do not write straight"):
+    with pytest.raises(HeadscopeError, match="do not write straight"):
         direct.attribute(family("gemma2", random_llama.tokenizer), task)
 
 

@@ -11,7 +11,7 @@ from headscope.analyses.shared.absent import absent, stated
 from headscope.analyses.shared.auroc import auroc
 from headscope.analyses.shared.lookback import Detector, ratios, windowed
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 from headscope.probes.bundled import folder
 from headscope.probes.generation import generate
@@ -121,11 +121,11 @@ def test_absent_facts_show_in_the_copying_heads_of_the_bundled_model(bundled):
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(Refused, match="n: 3 prompts"):
+    with pytest.raises(HeadscopeError, match="n: 3 prompts"):
         execute("lookback", bundled, n=3)
-    with pytest.raises(Refused, match="does not say where"):
+    with pytest.raises(HeadscopeError, match="does not say where"):
         execute("lookback", bundled, task=tasks.make("induction", bundled.tokenizer, 4))
-    with pytest.raises(Refused, match="answer: 3 is outside 1 … 2"):
+    with pytest.raises(HeadscopeError, match="answer: 3 is outside 1 … 2"):
         execute("lookback", bundled, n=4, options={"answer": 3})
-    with pytest.raises(Refused, match="prefix: 4 tokens; give 0 to 3"):
+    with pytest.raises(HeadscopeError, match="prefix: 4 tokens; give 0 to 3"):
         generate(bundled, [[0, 30, 31, 32]], ("span_mass",), prefix=4)

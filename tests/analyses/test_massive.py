@@ -11,7 +11,7 @@ from constructed import random_llama, rotary_sink
 
 from headscope.analyses import massive
 from headscope.analyses.shared import stream_peaks
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 HUGE, CHANNEL = 500.0, 7
@@ -80,7 +80,7 @@ def test_both_thresholds_count(found) -> None:
     )
     strict = massive.run(cap, model, ratio=1.01 * HUGE / median)
     assert not [one for one in strict.attrs["massive"] if one["prompt"] == 0]
-    with pytest.raises(Refused, match="least, ratio"):
+    with pytest.raises(HeadscopeError, match="least, ratio"):
         stream_peaks.look(model, [list(range(30)) * 8] * 2, 0.0, 0.0)
 
 
@@ -132,7 +132,7 @@ def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled) -> Non
 
 def test_bad_options_are_refused(found) -> None:
     model, cap, _ = found
-    with pytest.raises(Refused, match="epsilon"):
+    with pytest.raises(HeadscopeError, match="epsilon"):
         massive.run(cap, model, epsilon=2)
-    with pytest.raises(Refused, match="received"):
+    with pytest.raises(HeadscopeError, match="received"):
         massive.run(cap.drop_vars("received"), model)

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from headscope.analyses.shared import head_masking, needle_steps
 from headscope.analyses.shared.interval import crossed
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 from headscope.probes.bundled import folder
 from headscope.probes.tokens import encode
@@ -108,7 +108,7 @@ def test_bad_options_are_refused(bundled):
         ({"masking": "none"}, "masking: 'none'"),
         ({"counts": "20", "lengths": "16", "depths": 1, "cell_prompts": 1}, "counts: 20 of 32"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(HeadscopeError, match=message):
             execute("needle_sweep", bundled, n=2, options=given)
-    with pytest.raises(Refused, match="task: recall has no length or depth"):
+    with pytest.raises(HeadscopeError, match="task: recall has no length or depth"):
         execute("needle_sweep", bundled, task=task)

@@ -9,7 +9,7 @@ from constructed import PREVIOUS, encoder, encoder_tokenizer, repeated
 from headscope.analyses import offsets, similarity
 from headscope.analyses.shared.delimiters import is_punctuation, positions
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, tasks
 
 TEXTS = [
@@ -125,7 +125,7 @@ def test_prompts_without_delimiters_say_so(circuit):
 
 def test_bad_input_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=("offset_mass",), offsets=(0, 1))
-    with pytest.raises(Refused, match="needs the offsets"):
+    with pytest.raises(HeadscopeError, match="needs the offsets"):
         offsets.run(cap, circuit)
-    with pytest.raises(Refused, match="least_mass: 2 is outside"):
+    with pytest.raises(HeadscopeError, match="least_mass: 2 is outside"):
         offsets.run(cap, circuit, least_mass=2)

@@ -8,7 +8,7 @@ from constructed import INDUCTION, PREVIOUS, WORDS, repeated
 
 from headscope.analyses import importance, patching
 from headscope.analyses.shared import runner, slopes
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 
@@ -102,8 +102,8 @@ def test_attribution_and_patching_agree_on_the_bundled_model(bundled):
 
 def test_bad_input_is_refused(circuit):
     task = repeated(n=2, length=5)
-    with pytest.raises(Refused, match="metric: 'loss'"):
+    with pytest.raises(HeadscopeError, match="metric: 'loss'"):
         run(circuit, task, metric="loss")
     cap = capture(circuit, task, stats=("lse",))
-    with pytest.raises(Refused, match="patching needs z"):
+    with pytest.raises(HeadscopeError, match="patching needs z"):
         patching.run(cap, circuit, task)

@@ -7,7 +7,7 @@ import pytest
 from constructed import DUPLICATE, PREVIOUS, SINK, UNIFORM, repeated
 
 from headscope.analyses import positionality
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 from headscope.probes.edits import Window
 
@@ -73,13 +73,13 @@ def test_long_prompts_and_a_lack_of_peers_leave_the_check_out(random_llama):
 
 def test_bad_input_is_refused(random_llama):
     one = capture(random_llama, [[1, 2, 3]], stats=("lse",), keep=KEEP)
-    with pytest.raises(Refused, match="2 or more"):
+    with pytest.raises(HeadscopeError, match="2 or more"):
         positionality.run(one, random_llama)
     edited = capture(
         random_llama, repeated(n=2, length=4), stats=("lse",), keep=KEEP,
         edits=(Window(heads=((0, 0),), recent=2),),
     )  # fmt: skip
-    with pytest.raises(Refused, match="edited"):
+    with pytest.raises(HeadscopeError, match="edited"):
         positionality.run(edited, random_llama)
-    with pytest.raises(Refused, match="capture: positionality needs q"):
+    with pytest.raises(HeadscopeError, match="capture: positionality needs q"):
         positionality.run(one.drop_vars("q"), random_llama)

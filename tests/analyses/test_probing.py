@@ -10,7 +10,7 @@ from constructed import ENCODER_WORDS, INDUCTION, encoder, encoder_tokenizer, re
 from headscope.analyses.shared import linked_pairs
 from headscope.analyses.shared.link_probe import LinkProbe, shuffled
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.prompts import read
 from headscope.probes.task import Prompt, Question, Task
@@ -151,13 +151,13 @@ def test_a_long_prompt_has_a_limited_number_of_candidates(bundled):
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(Refused, match="n: 3 prompts cannot be split"):
+    with pytest.raises(HeadscopeError, match="n: 3 prompts cannot be split"):
         execute("probing", bundled, n=3)
-    with pytest.raises(Refused, match="relation: 'syntax' is not one of"):
+    with pytest.raises(HeadscopeError, match="relation: 'syntax' is not one of"):
         execute("probing", bundled, n=4, options={"relation": "syntax"})
     silent = sentences(4)
     bare = tuple(
         Prompt(each.words, each.corrupted, (Question(1, ("apple",)),)) for each in silent.prompts
     )
-    with pytest.raises(Refused, match="whose questions name evidence"):
+    with pytest.raises(HeadscopeError, match="whose questions name evidence"):
         execute("probing", bundled, task=Task("silent", bare, "accuracy", 0, "No evidence."))

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from headscope.analyses import prompt_pairs
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import read
@@ -75,7 +75,7 @@ def test_equal_prompts_do_not_differ(bundled):
 
 def test_bad_input_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=("lse",), keep=("q", "k"))
-    with pytest.raises(Refused, match="holds 1 prompts and the task has 4"):
+    with pytest.raises(HeadscopeError, match="holds 1 prompts and the task has 4"):
         prompt_pairs.run(cap, circuit, repeated(n=4, length=4))
-    with pytest.raises(Refused, match="best: 0 is too small"):
+    with pytest.raises(HeadscopeError, match="best: 0 is too small"):
         prompt_pairs.run(cap, circuit, repeated(n=1, length=4), best=0)

@@ -10,7 +10,7 @@ from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import pruning
 from headscope.analyses.shared import edited, removal_order
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.edits import Ablate, Replace
 from headscope.probes.forward import evaluate
@@ -112,9 +112,9 @@ def test_greedy_finds_the_best_pair_where_an_exhaustive_search_does(random_llama
 def test_bad_input_is_refused(circuit, task):
     captured = capture(circuit, task, stats=(), keep=("z",))
     for option, value in (("keep", 1.2), ("ablation", "half"), ("orders", 1), ("metric", "loss")):
-        with pytest.raises(Refused, match=f"{option}: "):
+        with pytest.raises(HeadscopeError, match=f"{option}: "):
             pruning.run(captured, circuit, task, **{option: value})
-    with pytest.raises(Refused, match="task: one prompt"):
+    with pytest.raises(HeadscopeError, match="task: one prompt"):
         pruning.run(captured, circuit, repeated(n=1, length=6))
-    with pytest.raises(Refused, match="needs z"):
+    with pytest.raises(HeadscopeError, match="needs z"):
         pruning.run(captured.drop_vars("z"), circuit, task)

@@ -6,7 +6,7 @@ from constructed import DUPLICATE, INDUCTION, SINK
 
 from headscope.analyses.shared.query_focus import document_scores, documents
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 
 
@@ -59,9 +59,9 @@ def test_query_focused_heads_of_the_bundled_model_find_the_document_and_carry_th
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(Refused, match="n: 3 prompts cannot be split"):
+    with pytest.raises(HeadscopeError, match="n: 3 prompts cannot be split"):
         execute("query_focus", bundled, n=3)
-    with pytest.raises(Refused, match="null_query"):
+    with pytest.raises(HeadscopeError, match="null_query"):
         execute("query_focus", bundled, n=4, options={"null_query": " "})
-    with pytest.raises(Refused, match="two sentences or more"):
+    with pytest.raises(HeadscopeError, match="two sentences or more"):
         execute("query_focus", bundled, task=tasks.make("induction", bundled.tokenizer, 4))

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from headscope.analyses import ranks
 from headscope.analyses.shared import keys
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, tasks
 
 IDS = np.random.default_rng(0).integers(1, 35, size=(3, 40)).tolist()
@@ -170,7 +170,7 @@ def test_distances_to_rank_one_are_those_of_a_dense_decomposition():
 
 
 def test_bad_input_is_refused(random_llama):
-    with pytest.raises(Refused, match="norm"):
+    with pytest.raises(HeadscopeError, match="norm"):
         ranks.run(captured(random_llama), random_llama, norm="nuclear")
-    with pytest.raises(Refused, match="no variance"):
+    with pytest.raises(HeadscopeError, match="no variance"):
         ranks.run(captured(random_llama, [[1]]), random_llama)

@@ -7,7 +7,7 @@ import pytest
 
 from headscope import analyses
 from headscope.analyses.shared import check, prompt_sets
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 
 def test_the_six_families_are_there() -> None:
@@ -35,7 +35,7 @@ def test_every_option_has_help_and_a_plain_default(name: str) -> None:
 
 
 def test_an_unknown_analysis_is_refused_by_name() -> None:
-    with pytest.raises(Refused, match="no analysis is called 'sink'"):
+    with pytest.raises(HeadscopeError, match="no analysis is called 'sink'"):
         analyses.load("sink")
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_analysis_is_refused_by_name() -> None:
     ],
 )
 def test_bad_option_values_are_refused(given: dict, message: str) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(HeadscopeError, match=message):
         check.parse("sinks", analyses.options("sinks"), given)
 
 
@@ -58,7 +58,7 @@ def test_text_becomes_the_type_of_the_default() -> None:
     parsed = check.parse("importance", known, {"normalize": "yes", "seed": "3", "metric": "task"})
     assert parsed == {"normalize": True, "seed": 3, "metric": "task"}
     assert parsed["normalize"] is True
-    with pytest.raises(Refused, match="normalize"):
+    with pytest.raises(HeadscopeError, match="normalize"):
         check.parse("importance", known, {"normalize": "maybe"})
 
 
@@ -76,5 +76,5 @@ def test_needs_is_the_union_of_what_the_named_analyses_ask() -> None:
     assert asked["targets"] == ("duplicate", "induction")
     # Where no offset is named, the capture's own default stays.
     assert set(analyses.needs("sinks")) == {"stats", "keep"}
-    with pytest.raises(Refused, match="no analysis is called 'sink'"):
+    with pytest.raises(HeadscopeError, match="no analysis is called 'sink'"):
         analyses.needs("sink")

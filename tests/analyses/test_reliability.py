@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from headscope.analyses import reliability
 from headscope.analyses.shared import nulls, rank_agreement, runner
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.tokens import encode
 
@@ -141,7 +141,7 @@ def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(c
 
 def test_bad_input_is_refused(circuit):
     task = repeated(n=2, length=5)
-    with pytest.raises(Refused, match="metric: 'loss'"):
+    with pytest.raises(HeadscopeError, match="metric: 'loss'"):
         run(circuit, task, metric="loss")
     one = replace(task, prompts=task.prompts[:1])
     result = run(circuit, one, random_weights=False)

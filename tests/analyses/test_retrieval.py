@@ -7,7 +7,7 @@ from constructed import INDUCTION, SINK, needle, repeated
 from headscope.analyses import retrieval
 from headscope.analyses.shared import copying
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 A, B, C, HAY = 11, 12, 13, 5
@@ -104,9 +104,9 @@ def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, tas
 
 def test_bad_input_is_refused(circuit, task):
     cap = capture(circuit, task, stats=retrieval.NEEDS)
-    with pytest.raises(Refused, match="needs topk_key"):
+    with pytest.raises(HeadscopeError, match="needs topk_key"):
         retrieval.run(cap.drop_vars("topk_key"), circuit, task)
-    with pytest.raises(Refused, match="threshold"):
+    with pytest.raises(HeadscopeError, match="threshold"):
         retrieval.run(cap, circuit, task, threshold=1.5)
-    with pytest.raises(Refused, match="holds 3 prompts and the task has 4"):
+    with pytest.raises(HeadscopeError, match="holds 3 prompts and the task has 4"):
         retrieval.run(cap, circuit, repeated(n=4))

@@ -7,7 +7,7 @@ from constructed import PREVIOUS, SINK, UNIFORM, WORDS
 
 from headscope.analyses import rhythm
 from headscope.analyses.shared import lagged
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 LENGTH, PROMPTS, WINDOW = 120, 6, 10
@@ -125,10 +125,10 @@ def test_coupling_leaves_out_partners_outside_the_text():
 
 def test_bad_input_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=rhythm.NEEDS, offsets=rhythm.OFFSETS)
-    with pytest.raises(Refused, match="prompt 1 has 4 tokens"):
+    with pytest.raises(HeadscopeError, match="prompt 1 has 4 tokens"):
         rhythm.run(cap, circuit)
     few = planted(0).isel(offset=slice(0, 4))
-    with pytest.raises(Refused, match=r"offset_mass at offset 4.*offsets=range\(10\)"):
+    with pytest.raises(HeadscopeError, match=r"offset_mass at offset 4.*offsets=range\(10\)"):
         rhythm.run(few, circuit)
-    with pytest.raises(Refused, match="causal"):
+    with pytest.raises(HeadscopeError, match="causal"):
         rhythm.run(planted(0).assign_coords(causal=("layer", [False])), circuit)

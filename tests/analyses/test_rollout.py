@@ -10,7 +10,7 @@ from constructed import random_llama, repeated
 
 from headscope.analyses import rollout
 from headscope.analyses.shared import attribution, maxflow
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.forward import logits
 from headscope.probes.reweights import Temperature
@@ -162,29 +162,29 @@ def test_rows_of_a_long_text():
 
 
 def test_rows_refuse_what_they_cannot_follow(circuit):
-    with pytest.raises(Refused, match="capture: no q"):
+    with pytest.raises(HeadscopeError, match="capture: no q"):
         rollout.rows(capture(circuit, [[0, 5, 6]], stats=("lse",)))
     held = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"))
-    with pytest.raises(Refused, match=r"positions: 3 is outside -3 … 2"):
+    with pytest.raises(HeadscopeError, match=r"positions: 3 is outside -3 … 2"):
         rollout.rows(held, (3,))
-    with pytest.raises(Refused, match="positions: none"):
+    with pytest.raises(HeadscopeError, match="positions: none"):
         rollout.rows(held, ())
-    with pytest.raises(Refused, match="prompt: 1 is outside"):
+    with pytest.raises(HeadscopeError, match="prompt: 1 is outside"):
         rollout.rows(held, prompt=1)
     colder = (Temperature([(0, 1)], 0.5),)
     edited = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"), edits=colder)
-    with pytest.raises(Refused, match="edits: the weights of this capture were edited"):
+    with pytest.raises(HeadscopeError, match="edits: the weights of this capture were edited"):
         rollout.rows(edited)
     held["lse"][0, 1, 2] += 0.1
-    with pytest.raises(Refused, match="weights of L1H2 do not follow from its q and k"):
+    with pytest.raises(HeadscopeError, match="weights of L1H2 do not follow from its q and k"):
         rollout.rows(held)
 
 
 def test_bad_input_is_refused(circuit, captured):
-    with pytest.raises(Refused, match="flow_tokens: a prompt has 9 tokens"):
+    with pytest.raises(HeadscopeError, match="flow_tokens: a prompt has 9 tokens"):
         rollout.run(captured, circuit, flow_tokens=8)
-    with pytest.raises(Refused, match="prompt: 3 is outside"):
+    with pytest.raises(HeadscopeError, match="prompt: 3 is outside"):
         rollout.run(captured, circuit, prompt=3)
     same = capture(circuit, [[0, 5, 5, 5]], stats=("pattern",))
-    with pytest.raises(Refused, match="all tokens are the same"):
+    with pytest.raises(HeadscopeError, match="all tokens are the same"):
         rollout.run(same, circuit)

@@ -8,7 +8,7 @@ from constructed import needle, repeated
 
 from headscope import analyses, probes
 from headscope.analyses.shared import runner
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 
 QUICK = {
@@ -62,7 +62,7 @@ def test_every_analysis_runs_on_what_it_declares_and_says_what_it_shows(circuit,
     }
     task = own.get(name, lambda: repeated(n=6, length=6))()
     if name in UNSUITED:
-        with pytest.raises(Refused, match=UNSUITED[name]):
+        with pytest.raises(HeadscopeError, match=UNSUITED[name]):
             runner.execute(name, circuit, task, task=task)
         return
     result = runner.execute(name, circuit, task, task=task, options=QUICK.get(name))
@@ -118,7 +118,7 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
     assert len(captures) == 1
     assert result.attrs["prompts_sha256"] == cap.attrs["prompts_sha256"]
     poor = cap.drop_vars("received")
-    with pytest.raises(Refused, match="sinks needs received; give the prompts"):
+    with pytest.raises(HeadscopeError, match="sinks needs received; give the prompts"):
         runner.execute("sinks", circuit, capture=poor)
     again = runner.execute("sinks", circuit, ["apple lemon " * 5], capture=poor)
     assert len(captures) == 2
@@ -157,14 +157,14 @@ def test_progress_names_the_step(circuit):
 
 
 def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
-    with pytest.raises(Refused, match="prompts: sinks runs on your own prompts"):
+    with pytest.raises(HeadscopeError, match="prompts: sinks runs on your own prompts"):
         runner.execute("sinks", circuit)
-    with pytest.raises(Refused, match="no analysis is called 'sunk'"):
+    with pytest.raises(HeadscopeError, match="no analysis is called 'sunk'"):
         runner.execute_many(("sinks", "sunk"), circuit, ["apple"])
-    with pytest.raises(Refused, match="epsilom"):
+    with pytest.raises(HeadscopeError, match="epsilom"):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"sinks": {"epsilom": 1}})
-    with pytest.raises(Refused, match="'rollout' is not among"):
+    with pytest.raises(HeadscopeError, match="'rollout' is not among"):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
     assert captures == []
-    with pytest.raises(Refused, match="task: importance needs answers"):
+    with pytest.raises(HeadscopeError, match="task: importance needs answers"):
         runner.execute("importance", circuit, task=["apple lemon"])

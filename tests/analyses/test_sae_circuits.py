@@ -7,7 +7,7 @@ from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import sae_circuits
 from headscope.analyses.shared import code_trials, codes, head_outputs, sparse_dictionary
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 SETTINGS = {"features": 24, "epochs": 100, "rate": 1e-2, "sparsity": 0.02}
@@ -132,7 +132,7 @@ def test_without_a_circuit_there_is_no_auc(circuit):
     assert np.isnan(result["node_auc"].values).all()
     assert "there is no AUC" in result.attrs["note"]
     assert result.attrs["circuit"] == []
-    with pytest.raises(Refused, match="trials"):
+    with pytest.raises(HeadscopeError, match="trials"):
         sae_circuits.run(cap, circuit, task, trials=1)
-    with pytest.raises(Refused, match="needs z"):
+    with pytest.raises(HeadscopeError, match="needs z"):
         sae_circuits.run(cap.drop_vars("z"), circuit, task)

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from headscope.analyses import segments
 from headscope.analyses.shared import segment_mass
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.bundled import folder
 
@@ -91,7 +91,7 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
     held = capture(bundled, task, stats=("lse",))
     options = {"by": "roles", "causal_prompts": 2}
     given = segments.run(held, bundled, task, **options)
-    with pytest.raises(Refused, match="give the task itself"):
+    with pytest.raises(HeadscopeError, match="give the task itself"):
         segments.run(held, bundled, None, **options)
     assert {"needle", "key", "value", "query"} <= set(given["to"].values.tolist())
     # The question stands at the end of the prompt; its loss is that of the known answer.
@@ -99,7 +99,7 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
     assert str(effect["other"].values[effect.fillna(-1).argmax("other")]) in {"value", "query"}
     assert float(effect.sel(other="value")) > 1.0
     other = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
-    with pytest.raises(Refused, match="not those of task needle"):
+    with pytest.raises(HeadscopeError, match="not those of task needle"):
         segments.run(held, bundled, other, **options)
     story = tasks.make("story", tokenizer=bundled.tokenizer, n=2, seed=1)
     told = capture(bundled, story, stats=("lse",))
@@ -107,7 +107,7 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
     again = segments.run(told, bundled, None, **options)
     assert again.identical(segments.run(told, bundled, story, **options))
     plain = capture(bundled, [held["token_id"].values[0].tolist()], stats=("lse",))
-    with pytest.raises(Refused, match="come from none"):
+    with pytest.raises(HeadscopeError, match="come from none"):
         segments.run(plain, bundled, None, by="roles")
 
 
@@ -142,7 +142,7 @@ def test_patches_and_the_class_token_are_segments_of_an_image():
     # Only the even head L0H2 writes, and the patches are nearly all that it looks at.
     effect = result["link_effect"].sel(one="patch")
     assert float(effect.sel(other="patch")) > float(effect.sel(other="[CLS]")) > 0
-    with pytest.raises(Refused, match="images have no pieces"):
+    with pytest.raises(HeadscopeError, match="images have no pieces"):
         execute("segments", model, images, options={"by": "pieces"})
 
 
@@ -164,14 +164,14 @@ def test_bad_groupings_are_refused(circuit, tmp_path):
         "empty": ([[""] * 4, [""] * 3], "no token has one"),
     }
     for rows, said in bad.values():
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(HeadscopeError, match=said):
             execute("segments", circuit, prompts, options={"labels": label(tmp_path, rows)})
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(HeadscopeError, match="cannot be read"):
         execute("segments", circuit, prompts, options={"labels": str(tmp_path / "none.json")})
-    with pytest.raises(Refused, match="3 tokens has no 3 pieces"):
+    with pytest.raises(HeadscopeError, match="3 tokens has no 3 pieces"):
         execute("segments", circuit, prompts)
-    with pytest.raises(Refused, match="'speakers' is not one of"):
+    with pytest.raises(HeadscopeError, match="'speakers' is not one of"):
         execute("segments", circuit, prompts, options={"by": "speakers"})
     options = {"labels": label(tmp_path, [[str(at) for at in range(15)]])}
-    with pytest.raises(Refused, match="15 segments"):
+    with pytest.raises(HeadscopeError, match="15 segments"):
         execute("segments", circuit, [[0, *range(5, 19)]], options=options)

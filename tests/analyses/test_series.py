@@ -16,7 +16,7 @@ from constructed import INDUCTION, PREVIOUS, SINK, SIZE, repeated
 from headscope.analyses.series import emergence, kept, timeline
 from headscope.analyses.series.state import states
 from headscope.analyses.shared import runner
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 
 STEPS = (0, 100, 200, 300, 400, 500)
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
 
     with pytest.raises(KeyboardInterrupt):
         run(grown, tmp_path / "kept", progress=stop)
-    with pytest.raises(Refused, match="is not finished; run the same command again"):
+    with pytest.raises(HeadscopeError, match="is not finished; run the same command again"):
         kept.load(tmp_path / "kept")
     loaded = []
     execute = runner.execute
@@ -153,15 +153,15 @@ def test_other_options_do_not_mix_with_what_is_kept(grown: Path, tmp_path: Path)
     prompts = [[0, 5, 6, 7] * 6]
     timeline("sinks", sources, prompts, out=tmp_path / "kept")
     more = {"options": {"epsilon": 0.5}, "out": tmp_path / "kept"}
-    with pytest.raises(Refused, match=r"holds a timeline with options .* \(--overwrite\)"):
+    with pytest.raises(HeadscopeError, match=r"holds a timeline with options .* \(--overwrite\)"):
         timeline("sinks", sources, prompts, **more)
-    with pytest.raises(Refused, match="holds a timeline with prompts"):
+    with pytest.raises(HeadscopeError, match="holds a timeline with prompts"):
         timeline("sinks", sources, [[0, 5, 6, 8] * 6], out=tmp_path / "kept")
     again = timeline("sinks", sources, prompts, overwrite=True, **more)
     assert json.loads(again.attrs["options"])["epsilon"] == 0.5
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(Refused, match="holds other files"):
+    with pytest.raises(HeadscopeError, match="holds other files"):
         timeline("sinks", sources, prompts, out=tmp_path / "full")
 
 
@@ -185,7 +185,7 @@ def test_a_broken_checkpoint_is_named_and_the_others_go_on(
         False, True, False, False,
     ]  # fmt: skip
     shutil.copytree(broken, tmp_path / "checkpoint-251")
-    with pytest.raises(Refused, match=r"does not load.*no checkpoint of 2 has a result"):
+    with pytest.raises(HeadscopeError, match=r"does not load.*no checkpoint of 2 has a result"):
         timeline("sinks", [broken, tmp_path / "checkpoint-251"], [[0, 5, 6]])
 
 
@@ -219,17 +219,17 @@ def test_models_of_other_shape_fail_by_name(grown: Path, circuit) -> None:
     ],
 )
 def test_series_that_make_no_sense_are_refused(sources, steps, said) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(HeadscopeError, match=said):
         states(sources, steps)
 
 
 def test_requests_are_refused_before_a_model_is_loaded() -> None:
     series = "headscope/induction@*"
-    with pytest.raises(Refused, match="no analysis is called 'sunk'"):
+    with pytest.raises(HeadscopeError, match="no analysis is called 'sunk'"):
         timeline("sunk", series)
-    with pytest.raises(Refused, match="epsilom: sinks has no such option"):
+    with pytest.raises(HeadscopeError, match="epsilom: sinks has no such option"):
         timeline("sinks", series, [[0]], options={"epsilom": 1})
-    with pytest.raises(Refused, match="prompts: sinks runs on your own prompts"):
+    with pytest.raises(HeadscopeError, match="prompts: sinks runs on your own prompts"):
         timeline("sinks", series)
 
 
@@ -280,7 +280,7 @@ class TestEmergence:
         assert found.attrs["note"].startswith("y: L0H1 at step 5, L0H2 at step 5, L0H0 at step 15")
 
     def test_bad_requests_are_refused(self) -> None:
-        with pytest.raises(Refused, match="score: the timeline holds no 'z'; it has y"):
+        with pytest.raises(HeadscopeError, match="score: the timeline holds no 'z'; it has y"):
             emergence(xr.Dataset({"y": ("checkpoint", [0.0])}), "z")
-        with pytest.raises(Refused, match="of: 'middle' is not one of change, final"):
+        with pytest.raises(HeadscopeError, match="of: 'middle' is not one of change, final"):
             self.of([0.0, 1.0], of="middle")

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from headscope import analyses
 from headscope.analyses.shared.runner import execute_many
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, load_model
 
 NAMES = ("entropy", "parallel_context", "span", "hardness", "blocks", "rhythm", "depth",
@@ -42,7 +42,7 @@ def test_layers_without_a_map_are_missing_and_the_others_are_not(kind):
     without = np.isin(np.arange(2), model.geometry.without)
     assert without.any() == (kind == "lfm2")
     for name, result in execute_many(NAMES, model, prompts):
-        assert not isinstance(result, Refused), f"{name}: {result}"
+        assert not isinstance(result, HeadscopeError), f"{name}: {result}"
         for variable, array in result.items():
             if array.dims[:2] != ("layer", "head") or str(variable).endswith(("_lower", "_upper")):
                 continue
@@ -62,7 +62,7 @@ def test_bins_and_cross_attention_are_refused_by_name(name, bundled, paired_fold
     binned = capture(bundled, [list(range(2, 60))], stats=("entropy",), bins=8)
     needed = dict.fromkeys((*options["stats"], *options["keep"]), crossed["entropy"])
     supplied = (model,) if "model" in inspect.signature(module.run).parameters else ()
-    with pytest.raises(Refused, match=r"cross attention of an encoder–decoder"):
+    with pytest.raises(HeadscopeError, match=r"cross attention of an encoder–decoder"):
         module.run(crossed.assign(needed), *supplied)
-    with pytest.raises(Refused, match="bins of 8"):
+    with pytest.raises(HeadscopeError, match="bins of 8"):
         module.run(binned, *supplied)

@@ -10,7 +10,7 @@ from scipy.spatial.distance import jensenshannon
 
 from headscope.analyses import similarity
 from headscope.analyses.shared import signatures
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, tasks
 
 KEEP = ("q", "k", "z")
@@ -115,7 +115,7 @@ def test_the_order_of_the_matrix_is_that_of_the_groups(circuit):
 
 def test_bad_input_is_refused(random_llama):
     cap = captured(random_llama)
-    with pytest.raises(Refused, match="9 groups of 8 heads"):
+    with pytest.raises(HeadscopeError, match="9 groups of 8 heads"):
         similarity.run(cap, random_llama, clusters=9)
-    with pytest.raises(Refused, match="capture: similarity needs z"):
+    with pytest.raises(HeadscopeError, match="capture: similarity needs z"):
         similarity.run(cap.drop_vars("z"), random_llama)

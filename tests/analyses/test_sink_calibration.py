@@ -9,7 +9,7 @@ from constructed import WORDS, rotary_sink
 
 from headscope.analyses import sink_calibration
 from headscope.analyses.shared import rowedits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.edits import ScaleKeys
 
@@ -121,7 +121,7 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
 def test_bad_options_are_refused(random_llama) -> None:
     cap = capture(random_llama, PROMPTS, stats=("received",))
     for wrong in ("2 3", "much", "", "0 2", "0.5"):
-        with pytest.raises(Refused, match="gammas"):
+        with pytest.raises(HeadscopeError, match="gammas"):
             sink_calibration.run(cap, random_llama, gammas=wrong)
-    with pytest.raises(Refused, match="epsilon"):
+    with pytest.raises(HeadscopeError, match="epsilon"):
         sink_calibration.run(cap, random_llama, epsilon=3)

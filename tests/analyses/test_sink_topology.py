@@ -10,7 +10,7 @@ from constructed import KEYS, WORDS
 from transformers import BertConfig, BertForMaskedLM
 
 from headscope.analyses import sink_topology
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 SIZE = 40
@@ -108,5 +108,5 @@ def test_a_rotary_sink_is_centralised(rotary_sink) -> None:
 
 
 def test_bad_options_are_refused(random_llama) -> None:
-    with pytest.raises(Refused, match="most"):
+    with pytest.raises(HeadscopeError, match="most"):
         sink_topology.run(received({0: 0.9}, causal=True), random_llama, most=0.2)

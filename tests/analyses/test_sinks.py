@@ -6,7 +6,7 @@ import xarray as xr
 from constructed import KEYS, SINK, WORDS
 
 from headscope.analyses import sinks
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 UNIFORM = sum(1 / i for i in range(1, 65)) / 64
@@ -100,7 +100,7 @@ def test_prompts_of_different_lengths_do_not_mix():
 
 def test_bad_input_is_refused():
     capture_without = xr.Dataset({"entropy": ("query", [0.0])})
-    with pytest.raises(Refused, match="received"):
+    with pytest.raises(HeadscopeError, match="received"):
         sinks.run(capture_without)
-    with pytest.raises(Refused, match="epsilon"):
+    with pytest.raises(HeadscopeError, match="epsilon"):
         sinks.run(received(np.ones((1, 1, 1, 9)), [9]), epsilon=3)

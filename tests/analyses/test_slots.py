@@ -6,7 +6,7 @@ from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
 
 from headscope.analyses import slots
 from headscope.analyses.shared import slotting
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 
 SLOTS = 5
@@ -112,7 +112,7 @@ def test_facts_may_stand_far_apart(bundled):
 
 
 def test_bad_input_is_refused(circuit):
-    with pytest.raises(Refused, match="role 'value'"):
+    with pytest.raises(HeadscopeError, match="role 'value'"):
         slots.run(circuit, repeated(n=2, length=6))
-    with pytest.raises(Refused, match="draws"):
+    with pytest.raises(HeadscopeError, match="draws"):
         slots.run(circuit, repeated(n=2, length=6), draws=0)

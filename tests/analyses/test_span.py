@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalL
 
 from headscope.analyses import span
 from headscope.analyses.shared.growth import by_octave, octaves, slope, visible
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 STATS = span.NEEDS
@@ -118,9 +118,9 @@ def test_octaves_slopes_and_missing_values():
 
 def test_bad_input_is_refused(circuit):
     captured = capture(circuit, [words(0, 4)], stats=STATS)
-    with pytest.raises(Refused, match="prompts: the longest has 5 tokens"):
+    with pytest.raises(HeadscopeError, match="prompts: the longest has 5 tokens"):
         span.run(captured, circuit)
-    with pytest.raises(Refused, match="effective_span"):
+    with pytest.raises(HeadscopeError, match="effective_span"):
         span.run(captured.drop_vars("effective_span"), circuit)
-    with pytest.raises(Refused, match="shortest"):
+    with pytest.raises(HeadscopeError, match="shortest"):
         span.run(captured, circuit, shortest=0)

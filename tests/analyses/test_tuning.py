@@ -11,7 +11,7 @@ from headscope.analyses import tuning
 from headscope.analyses.shared import tuned
 from headscope.analyses.shared.edited import measured
 from headscope.analyses.shared.result import top
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, tasks
 from headscope.probes.edits import Gate, Offset
 from headscope.probes.task import Prompt, Question, Task
@@ -131,13 +131,13 @@ def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
 def test_bad_input_is_refused(circuit):
     task = repeated(n=4, length=5)
     captured = capture(circuit, task, stats=(), keep=("z",))
-    with pytest.raises(Refused, match="goal: 'more'"):
+    with pytest.raises(HeadscopeError, match="goal: 'more'"):
         tuning.run(captured, circuit, task, goal="more")
-    with pytest.raises(Refused, match="count: 3 of 8 heads; take 2"):
+    with pytest.raises(HeadscopeError, match="count: 3 of 8 heads; take 2"):
         tuning.run(captured, circuit, task, count=3)
-    with pytest.raises(Refused, match="other: repeated is the task itself"):
+    with pytest.raises(HeadscopeError, match="other: repeated is the task itself"):
         tuning.run(captured, circuit, task, other="repeated")
-    with pytest.raises(Refused, match="task: 3 prompts"):
+    with pytest.raises(HeadscopeError, match="task: 3 prompts"):
         tuning.run(captured, circuit, repeated(n=3, length=5))
     open_ended = replace(
         task,
@@ -146,5 +146,5 @@ def test_bad_input_is_refused(circuit):
             for each in task.prompts
         ),
     )
-    with pytest.raises(Refused, match="goal: a question of repeated has no wrong answers"):
+    with pytest.raises(HeadscopeError, match="goal: a question of repeated has no wrong answers"):
         tuning.run(captured, circuit, open_ended, count=1)

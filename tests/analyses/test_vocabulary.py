@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from headscope.analyses import head_types, vocabulary
 from headscope.analyses.shared import candidates, survey_terms, unembedding
 from headscope.analyses.shared.runner import execute
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import evaluate
@@ -105,7 +105,7 @@ def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled) -> N
     assert vocabulary.types_of(result, stage="expression preparation", evidence="causal") == []
     assert result["name_mover"].attrs["method"].startswith("modeling-required, training-free")
     assert result["lost"].attrs["method"].startswith("modeling-free")
-    with pytest.raises(Refused, match="colour"):
+    with pytest.raises(HeadscopeError, match="colour"):
         vocabulary.types_of(result, colour="red")
     # The scores of another analysis speak the same words.
     types = execute("head_types", bundled, n=2, options={"draws": 1})
@@ -134,9 +134,9 @@ def test_reading_out_is_the_norm_and_the_unembedding(bundled) -> None:
 
 def test_bad_input_is_refused(model, task) -> None:
     cap = capture(model, task, stats=("target_mass",), keep=("v",), targets=("evidence",))
-    with pytest.raises(Refused, match="least_score"):
+    with pytest.raises(HeadscopeError, match="least_score"):
         vocabulary.run(cap, model, task, least_score=2)
-    with pytest.raises(Refused, match="v"):
+    with pytest.raises(HeadscopeError, match="v"):
         vocabulary.run(cap.drop_vars("v"), model, task)
-    with pytest.raises(Refused, match="prompts"):
+    with pytest.raises(HeadscopeError, match="prompts"):
         candidates.look(cap.isel(prompt=[0]), model, task, 1)

@@ -17,7 +17,7 @@ from headscope.app.bench import contenders, cpu, layers, machine
 from headscope.app.bench.clock import interleave
 from headscope.app.bench.cpu_bars import judge
 from headscope.kernels import attention, memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TINY = ("--length", "256", "--heads", "2", "--rounds", "2")
@@ -102,7 +102,7 @@ def test_wrong_numbers_are_not_measured(
     perturbed: None,
 ) -> None:
     monkeypatch.setattr(cpu, "_time", lambda *given: pytest.fail("measured"))
-    with pytest.raises(Refused, match="gate: entropy of headscope/top8"):
+    with pytest.raises(HeadscopeError, match="gate: entropy of headscope/top8"):
         cpu.run((128,), heads=2, rounds=1)
     assert call(monkeypatch, *TINY, "--out", tmp_path / "result.json") == 2
     assert "gate" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_a_contender_that_cannot_be_compiled_is_named(monkeypatch: pytest.Monkey
         raise NotImplementedError("not on this machine\nand much more")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    with pytest.raises(Refused, match=r"^NotImplementedError: not on this machine$"):
+    with pytest.raises(HeadscopeError, match=r"^NotImplementedError: not on this machine$"):
         contenders.attention_call("flex_aux", 64, 1)
 
 
@@ -130,7 +130,7 @@ def test_flex_attention_stays_compiled_beside_one_that_cannot_be() -> None:
     length, heads = 2048, 12
     calls = {}
     for name in contenders.FLEX:
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(HeadscopeError):
             calls[name] = contenders.attention_call(name, length, heads)
     memory.forget_peak()
     before = memory.resident()

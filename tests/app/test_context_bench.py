@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from headscope.app.bench import context
-from headscope.kernels import memory
-from headscope.kernels.refusal import Refused
+from headscope.kernels.api import memory
+from headscope.kernels.errors import HeadscopeError
 
 
 def test_both_contenders_see_the_same_model() -> None:
@@ -40,7 +40,7 @@ def test_a_cache_that_cannot_fit_is_named_and_left_out(monkeypatch: pytest.Monke
     assert "at most 1500 MB captured at 16384 tokens, met" in sheet.caption
     assert "Not run at 8192 tokens: bridge, needs about 12.9 GB" in sheet.caption
     monkeypatch.setattr(memory, "measurable", lambda: False)
-    with pytest.raises(Refused, match="memory: this system"):
+    with pytest.raises(HeadscopeError, match="memory: this system"):
         context.run((8,), ())
 
 

@@ -12,11 +12,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from headscope import analyses
-from headscope.app import cli, loading
-from headscope.app.export import heads_table
+from headscope.app import cli
+from headscope.app.dashboard import cache
+from headscope.app.report.findings import heads_table
 from headscope.probes import load_model, run
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 PLACE = Path(__file__).parents[1] / "constructed.py"
 TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
 BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
@@ -121,7 +122,7 @@ def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder: Path) -
 
 
 def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
-    monkeypatch.setenv(loading.VARIABLE, str(folder))
+    monkeypatch.setenv(cache.VARIABLE, str(folder))
     monkeypatch.setattr("sys.argv", ["main.py"])
     app = AppTest.from_file(MAIN, default_timeout=60)
     app.query_params["by"] = "head_types.next_token"
@@ -134,9 +135,7 @@ def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
     assert drawn["x"][0] == "0: [CLS]"
     assert drawn["x"][-1] == "7: [SEP]"
     model = load_model(run.open(folder).manifest["options"]["source"])
-    weights = loading.weights(
-        str(folder), loading.stamp(folder), tuple(model.encode(TEXTS[0])), 0, 0
-    )
+    weights = cache.weights(str(folder), cache.stamp(folder), tuple(model.encode(TEXTS[0])), 0, 0)
     np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)
     assert app.main.info[0].value == "None in this run."  # importance cannot measure them here
     app.text_area(key="text").set_value("apple lemon").run()

@@ -18,7 +18,7 @@ from headscope.app.bench.clock import wall
 from headscope.app.bench.gpu_bars import judge, plan
 from headscope.app.bench.gpu_contenders import CAPTURES, Case, cases, eager_case
 from headscope.app.bench.sheets import sheets
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 ROOT = Path(__file__).parents[2]
 SMALL = Case(length=96, batch=2, heads=4, kv_heads=2, size=64)
@@ -32,7 +32,7 @@ def stand_in(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> An
         return lambda: contenders.capture(q, k, v, engine="panels", column=column)
     if name in ("sdpa", "eager"):
         return gpu_contenders.make(name, q, k, v)
-    raise Refused(f"{name}: not on a processor")
+    raise InvalidInput(f"{name}: not on a processor")
 
 
 def test_every_length_has_the_same_number_of_tokens() -> None:
@@ -108,15 +108,15 @@ def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones() -> None:
             return call
         return lambda: {out: each + 1e-3 * (out == "received") for out, each in call().items()}
 
-    with pytest.raises(Refused, match="gate: received of triton/columns"):
+    with pytest.raises(HeadscopeError, match="gate: received of triton/columns"):
         gpu.check("cpu", wrong)
 
 
 def test_a_capture_that_cannot_run_is_not_left_out_of_the_gate() -> None:
     def missing(name: str, *tensors: torch.Tensor) -> Any:
-        raise Refused(f"{name}: no such kernel")
+        raise InvalidInput(f"{name}: no such kernel")
 
-    with pytest.raises(Refused, match="triton/rows: no such kernel"):
+    with pytest.raises(HeadscopeError, match="triton/rows: no such kernel"):
         gpu.check("cpu", missing)
 
 
@@ -133,7 +133,7 @@ def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark() -> None:
 
         return last_head_is_off
 
-    with pytest.raises(Refused, match=r"gate: z of triton/top8 .* at 96 tokens"):
+    with pytest.raises(HeadscopeError, match=r"gate: z of triton/top8 .* at 96 tokens"):
         gpu.measure(SMALL, "cpu", H200, rounds=1, timer=wall, weigher=lambda call: 0, make=wrong)
 
 

@@ -11,12 +11,13 @@ import transformers
 from streamlit.testing.v1 import AppTest
 
 from headscope import viz
-from headscope.app import loading, report
-from headscope.app.export import findings, heads_table
-from headscope.app.job import analyze_run, capture_run
+from headscope.app.dashboard import cache
+from headscope.app.pipeline import analyze_run, capture_run
+from headscope.app.report import build
+from headscope.app.report.findings import findings, heads_table
 from headscope.probes import load_model, run
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundled) -> Path:
     bundled.tokenizer.save_pretrained(place / "model")
     made = capture_run(place / "run", str(place / "model"), task="ioi", number=2)
     analyze_run(made, ("sinks", "rollout", "importance"), number=2)
-    report.write(made)
+    build.write(made)
     return place / "run"
 
 
@@ -64,7 +65,7 @@ def test_the_grid_says_what_is_absent(folder: Path) -> None:
 
 
 def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, monkeypatch) -> None:
-    monkeypatch.setenv(loading.VARIABLE, str(folder))
+    monkeypatch.setenv(cache.VARIABLE, str(folder))
     monkeypatch.setattr("sys.argv", ["main.py"])
     app = AppTest.from_file(MAIN, default_timeout=60).run()
     assert not app.exception
@@ -89,11 +90,13 @@ def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, monkeypatch) ->
 
 
 def test_a_pattern_of_a_layer_without_one_is_refused(folder: Path) -> None:
-    from headscope.kernels.refusal import Refused
+    from headscope.kernels.errors import HeadscopeError
     from headscope.probes import capture, pattern
 
     model = load_model(run.open(folder).manifest["options"]["source"])
     found = capture(model, run.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
     assert pattern(found, layer=1, head=0).sizes["query"] == found.sizes["query"]
-    with pytest.raises(Refused, match="layer: 2 has no attention map; layers with one are 1, 3"):
+    with pytest.raises(
+        HeadscopeError, match="layer: 2 has no attention map; layers with one are 1, 3"
+    ):
         pattern(found, layer=2, head=0)

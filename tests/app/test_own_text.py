@@ -9,12 +9,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from headscope.app import loading
 from headscope.app.cli import app
-from headscope.app.job import analyze_run, open_run
-from headscope.kernels.refusal import Refused
+from headscope.app.dashboard import cache
+from headscope.app.pipeline import analyze_run, open_run
+from headscope.kernels.errors import HeadscopeError
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 OWN = "for naïve in ('😀', \"世界\"):\n    print(naïve)"
 
 
@@ -52,13 +52,13 @@ def test_analyses_run_or_say_which_words_they_lack(run_folder: Path) -> None:
     )
     assert outcome["sinks"]["sink"].shape == (6, 6)
     assert outcome["head_types"]["induction"].argmax(...)["layer"] == 5
-    assert isinstance(outcome["retrieval"], Refused)
+    assert isinstance(outcome["retrieval"], HeadscopeError)
     assert "one token" in str(outcome["retrieval"])
 
 
 def test_the_dashboard_takes_any_text(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     analyze_run(open_run(run_folder), ("sinks",))
-    monkeypatch.setenv(loading.VARIABLE, str(run_folder))
+    monkeypatch.setenv(cache.VARIABLE, str(run_folder))
     monkeypatch.setattr("sys.argv", ["main.py"])
     screen = AppTest.from_file(MAIN, default_timeout=60).run()
     screen.text_area(key="text").set_value(OWN).run()
@@ -69,5 +69,5 @@ def test_the_dashboard_takes_any_text(run_folder: Path, monkeypatch: pytest.Monk
 
 def test_texts_refuse_a_folder_that_is_not_there(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["texts", "--out", str(tmp_path / "no" / "texts.jsonl")])
-    assert isinstance(result.exception, Refused)
+    assert isinstance(result.exception, HeadscopeError)
     assert str(result.exception).startswith("--out: ")

@@ -10,17 +10,18 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from headscope.app import cli, loading
+from headscope.app import cli
 from headscope.app.cli import app as commands
-from headscope.app.job import analyze_run, open_model, open_run
-from headscope.kernels.refusal import Refused
+from headscope.app.dashboard import cache
+from headscope.app.pipeline import analyze_run, open_model, open_run
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, pattern
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 
 
 def opened(run: Path, monkeypatch: pytest.MonkeyPatch, **link: str) -> AppTest:
-    monkeypatch.setenv(loading.VARIABLE, str(run))
+    monkeypatch.setenv(cache.VARIABLE, str(run))
     monkeypatch.setattr("sys.argv", ["main.py"])
     app = AppTest.from_file(MAIN, default_timeout=60)
     for field, value in link.items():
@@ -83,10 +84,10 @@ def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
     names = ("head_types", "importance", "rollout", "retrieval")
     outcome = analyze_run(run, names, number=2)
     for name in names:
-        assert isinstance(outcome[name], Refused)
+        assert isinstance(outcome[name], HeadscopeError)
         assert f"{name} asks for the next word" in str(outcome[name])
     controls = analyze_run(run, ("sink_controls",), options={"sink_controls": {"prompts": "2"}})
-    refused = isinstance(controls["sink_controls"], Refused)
+    refused = isinstance(controls["sink_controls"], HeadscopeError)
     assert refused == (attention != "encoder")
     (run.path / "results" / "sink_controls.safetensors").unlink(missing_ok=True)
     assert "sinks" in run.results()

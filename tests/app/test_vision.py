@@ -15,11 +15,12 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from headscope import analyses
-from headscope.app import cli, loading
-from headscope.app.job import open_model
+from headscope.app import cli
+from headscope.app.dashboard import cache
+from headscope.app.pipeline import open_model
 from headscope.probes import capture, pattern, run
 
-MAIN = str(Path(loading.__file__).with_name("main.py"))
+MAIN = str(Path(cache.__file__).with_name("main.py"))
 PLACE = Path(__file__).parents[1] / "constructed.py"
 
 
@@ -96,7 +97,7 @@ def test_a_run_keeps_its_images_and_their_hash(folder: Path) -> None:
 
 
 def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, monkeypatch) -> None:
-    monkeypatch.setenv(loading.VARIABLE, str(folder))
+    monkeypatch.setenv(cache.VARIABLE, str(folder))
     monkeypatch.setattr("sys.argv", ["main.py"])
     app = AppTest.from_file(MAIN, default_timeout=60).run()
     assert not app.exception

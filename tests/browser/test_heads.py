@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from headscope.app.launch import command
+from headscope.app.dashboard.launch import command
 from headscope.probes import Model, tasks
 
 pytestmark = pytest.mark.browser

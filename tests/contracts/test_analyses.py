@@ -118,7 +118,7 @@ def test_needs_are_honest_and_the_capture_is_left_alone(
 
 
 def test_unknown_option_is_refused(name: str, bundled) -> None:
-    from headscope.kernels.refusal import Refused
+    from headscope.kernels.errors import HeadscopeError
 
-    with pytest.raises(Refused, match="no_such_option"):
+    with pytest.raises(HeadscopeError, match="no_such_option"):
         runner.execute(name, bundled, options={"no_such_option": 1})

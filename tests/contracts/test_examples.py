@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Streamlit runs main.py and the screens as scripts; importing them would draw a page.
-SCRIPTS = {"app/main.py"}
+SCRIPTS = {"app/dashboard/main.py"}
 
 
 def module_names() -> list[str]:

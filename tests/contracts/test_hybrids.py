@@ -14,7 +14,7 @@ import xarray as xr
 
 from headscope import analyses, viz
 from headscope.analyses.shared import runner
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.model import Model
 
@@ -57,16 +57,18 @@ def execute(name: str, model: Model) -> xr.Dataset:
 
 
 @pytest.fixture(scope="module", params=analyses.names())
-def outcome(request: pytest.FixtureRequest, hybrid: Model) -> tuple[str, xr.Dataset | Refused]:
+def outcome(
+    request: pytest.FixtureRequest, hybrid: Model
+) -> tuple[str, xr.Dataset | HeadscopeError]:
     try:
         return request.param, execute(request.param, hybrid)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         return request.param, refusal
 
 
 def test_nothing_is_said_about_layers_without_attention(outcome) -> None:
     name, result = outcome
-    if isinstance(result, Refused):
+    if isinstance(result, HeadscopeError):
         assert name in REFUSING
         assert str(result).startswith("attention_map: ")
         assert "layer 0, 2" in str(result)
@@ -86,7 +88,7 @@ def test_nothing_is_said_about_layers_without_attention(outcome) -> None:
 
 def test_every_view_draws_what_there_is(outcome) -> None:
     _, result = outcome
-    if isinstance(result, Refused):
+    if isinstance(result, HeadscopeError):
         return
     for variable in viz.variables(result):
         figure = viz.draw(result, variable)
@@ -100,7 +102,7 @@ def test_every_view_draws_what_there_is(outcome) -> None:
 
 def test_no_head_of_such_a_layer_is_named(outcome) -> None:
     _, result = outcome
-    if isinstance(result, Refused):
+    if isinstance(result, HeadscopeError):
         return
     said = repr({key: each for key, each in result.attrs.items() if key != "prompts_sha256"})
     assert "L0H" not in said

@@ -18,7 +18,7 @@ ALLOWED_PARTS = {
     "kernels": {"kernels"},
     "probes": {"kernels", "probes"},
     "analyses": {"kernels", "probes", "analyses"},
-    "viz": {"kernels.refusal", "viz"},
+    "viz": {"kernels.errors", "viz"},
     "app": set(PARTS),
 }
 FORBIDDEN_LIBRARIES = {
@@ -56,6 +56,22 @@ def test_imports_flow_in_one_direction(part: str) -> None:
                 named = {pieces[1], ".".join(pieces[1:3])}
                 assert named & ALLOWED_PARTS[part], f"{path}: imports {name}"
             assert pieces[0] not in FORBIDDEN_LIBRARIES[part], f"{path}: imports {name}"
+
+
+FACE = {"api", "errors", "statistics"}
+"""What the other folders may import of the kernels; viz only errors."""
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "kernels"])
+def test_kernels_are_used_through_their_api(part: str) -> None:
+    for path in modules(part):
+        # The benchmark compares the engines themselves.
+        if path.parent.name == "bench":
+            continue
+        for name in imported(path):
+            pieces = name.split(".")
+            if pieces[:2] == ["headscope", "kernels"]:
+                assert pieces[2] in FACE, f"{path}: imports {name}; see kernels/api.py"
 
 
 def test_the_wheel_lists_every_package_of_the_tree() -> None:

@@ -40,7 +40,7 @@ def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
     series = site / "headscope" / "probes" / "bundled_induction"
     assert len(list(series.glob("model.step*.safetensors"))) >= 8
     assert sum(file.stat().st_size for file in series.glob("*.safetensors")) <= 4e6
-    assert (site / "headscope" / "kernels" / "cpu" / "sweep.c").exists()
+    assert (site / "headscope" / "kernels" / "compiled" / "sweep.c").exists()
     assert not list(site.glob("kernels"))
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.gpu.plan import ways
 from headscope.kernels.request import Request
+from headscope.kernels.triton.plan import ways
 
 SIZE = 64
 SCALE = SIZE**-0.5
@@ -41,9 +41,9 @@ def test_long_texts_agree_with_torch(length: int, device: torch.device) -> None:
     near(got["z"], z, 1e-2)
     near(got["lse"], lse, 1e-5)
     near(got["entropy"], oracles.entropy(q, k, SCALE), 1e-4)
-    seers = length - torch.arange(length, device=device)
+    query_counts = length - torch.arange(length, device=device)
     columns = oracles.received(q, k, lse, SCALE)
-    near(got["received"] * seers, columns, 1e-4 * columns.max().item())
+    near(got["received"] * query_counts, columns, 1e-4 * columns.max().item())
     mass = oracles.tile_mass(q, k, tile, SCALE)
     pooled = torch.unflatten(mass, 2, (-1, tile)).mean(dim=3)
     near(got["pooled_mean"], pooled, 1e-5)

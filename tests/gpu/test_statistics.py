@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from panel_inputs import Inputs
-from panel_tests import CHOICES, VARIANTS, variant
+from panel_tests import CHOICES, VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend, engine_of
-from headscope.kernels.cpu.panels import Panels
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.gpu.engine import TritonEngine
-from headscope.kernels.variant import Variant
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.triton.engine import TritonEngine
 
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Rounding of weights before their product with values."""
@@ -24,13 +24,13 @@ ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 def on(device: torch.device, inputs: Inputs) -> dict[str, Tensor]:
     """Attend on the GPU and bring the results back."""
     tensors = (x.to(device) for x in (inputs.q, inputs.k, inputs.v))
-    results = attend(*tensors, inputs.request, Variant(**inputs.options), engine="triton")
+    results = attend(*tensors, inputs.request, AttentionSpec(**inputs.options), engine="triton")
     return {name: result.cpu() for name, result in results.items()}
 
 
 def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
     """Fail unless the GPU and float64 agree, NaN and infinity in the same places."""
-    dense = attend_dense(*inputs, Variant(**inputs.options))
+    dense = attend_dense(*inputs, AttentionSpec(**inputs.options))
     assert set(got) == set(dense)
     lse = dense.get("lse", torch.zeros(1))
     logit = max([1.0, *lse[lse.isfinite()].abs().amax(dim=0, keepdim=True).flatten().tolist()])
@@ -53,7 +53,7 @@ def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("length", [1, 63, 100, 300])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_statistic_in_every_variant(name: str, length: int, device: torch.device) -> None:
-    inputs = Inputs(**variant(name, length))
+    inputs = Inputs(**spec(name, length))
     check(inputs, on(device, inputs))
 
 
@@ -92,7 +92,7 @@ def test_every_configuration_of_this_gpu(
 
 def test_a_gpu_is_used_without_being_asked_for(device: torch.device) -> None:
     q = torch.zeros(1, 1, 8, 64, device=device)
-    engine = engine_of(Panels(q, q, q, Variant().fit(q, q)), "auto")
+    engine = engine_of(Panels(q, q, q, AttentionSpec().fit(q, q)), "auto")
     assert isinstance(engine.__self__, TritonEngine)  # type: ignore[attr-defined]
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import PLAIN, Variant
 
 BLOCK = 512
 ROWS = 64
@@ -82,14 +82,14 @@ class Stock:
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant = PLAIN
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, spec: AttentionSpec = PLAIN
     ) -> None:
         told = ("scale", "causal", "window", "slopes", "sinks")
-        other = {name: value for name, value in vars(variant).items() if name not in told}
+        other = {name: value for name, value in vars(spec).items() if name not in told}
         assert not any(value is not None and value is not False for value in other.values()), other
         assert q.shape[2] == k.shape[2], "fused attention disagrees about order otherwise"
-        slopes, sinks, scale = variant.slopes, variant.sinks, variant.scale
-        window, causal = variant.window, variant.causal
+        slopes, sinks, scale = spec.slopes, spec.sinks, spec.scale
+        window, causal = spec.window, spec.causal
         assert slopes is None or (causal and not q.is_cuda)
         dtype = torch.float32 if q.is_cuda else torch.float64
         group = q.shape[1] // k.shape[1]
@@ -169,7 +169,7 @@ class Stock:
             count += sees
         return total / count
 
-    def sink_mass(self) -> Tensor:
+    def learned_sink_mass(self) -> Tensor:
         """What a learned sink takes."""
         return 1 - self.share
 
@@ -272,17 +272,17 @@ class Stock:
 
 
 def stock(
-    q: Tensor, k: Tensor, v: Tensor, request: Request, variant: Variant = PLAIN
+    q: Tensor, k: Tensor, v: Tensor, request: Request, spec: AttentionSpec = PLAIN
 ) -> dict[str, Tensor]:
     """Every statistic of the request that fused attention can tell, as `attend` returns it.
 
     The variant may have a scale, order, a window, slopes and sinks. The rest (top keys, histogram,
     effective span, targets, pattern) is left out, and so is what needs causal order without it.
     """
-    one = Stock(q, k, v, request, variant)
+    one = Stock(q, k, v, request, spec)
     found = {"z": one.z, "lse": one.lse}
     wanted = set(request.stats)
-    alone = ["entropy", "received", "received_last", "sink_mass", "pooled_mean"]
+    alone = ["entropy", "received", "received_last", "learned_sink_mass", "pooled_mean"]
     alone += ["first_mass", "offset_mass", *(["recent_mass", "received_later"] * one.causal)]
     for name in alone:
         if name in wanted:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 LENGTH = 64
 
@@ -79,9 +79,9 @@ def test_the_largest_link_is_found_in_every_way(draw: Any) -> None:
 def test_even_attention_spans_its_share_of_the_keys(share: float) -> None:
     # An exact multiple would hang on the last bit of the sum.
     wanted = share * VISIBLE
-    apart = (wanted - wanted.round()).abs() > 1e-6
+    keeps_logits = (wanted - wanted.round()).abs() > 1e-6
     found = even(("effective_span",), share=share)["effective_span"]
-    close(found[apart], wanted.ceil()[apart])
+    close(found[keeps_logits], wanted.ceil()[keeps_logits])
 
 
 def test_a_head_at_a_fixed_distance() -> None:
@@ -89,7 +89,7 @@ def test_a_head_at_a_fixed_distance() -> None:
     key = torch.eye(LENGTH)[None, None]
     query = 400.0 * key.roll(distance, dims=2)
     request = Request(("effective_span", "distance_hist", "topk", "topk_key", "recent_mass"), k=3)
-    result = attend(query, key, key, request, Variant(scale=1.0))
+    result = attend(query, key, key, request, AttentionSpec(scale=1.0))
     late = {name: one[0, 0, distance:].double() for name, one in result.items()}
     close(late["effective_span"], torch.full((LENGTH - distance,), distance + 1.0))
     # 21 lies between 16 and 32: bin 5 after 0, 1, 2, 4, 8.
@@ -98,7 +98,7 @@ def test_a_head_at_a_fixed_distance() -> None:
     close(late["topk_key"][:, 0], torch.arange(LENGTH - distance))
     close(late["recent_mass"], torch.ones(LENGTH - distance))
     request = Request(("recent_mass",), recent=distance)
-    near = attend(query, key, key, request, Variant(scale=1.0))["recent_mass"]
+    near = attend(query, key, key, request, AttentionSpec(scale=1.0))["recent_mass"]
     close(near[0, 0, distance:].double(), torch.zeros(LENGTH - distance))
 
 
@@ -114,7 +114,7 @@ def test_even_attention_in_bins_of_distance() -> None:
 def test_distances_count_on_either_side_without_causal_order() -> None:
     zeros = torch.zeros(1, 1, 5, 4)
     request = Request(("distance_hist", "effective_span"), share=0.5)
-    result = attend(zeros, zeros, zeros, request, Variant(causal=False))
+    result = attend(zeros, zeros, zeros, request, AttentionSpec(causal=False))
     # The middle of 5 keys: itself, 2 at distance 1, 2 at distance 2.
     close(result["distance_hist"][0, 0, 2].double(), torch.tensor([1, 2, 2, 0]) / 5)
     close(result["effective_span"][0, 0].double(), torch.tensor([3, 2, 2, 2, 3]))
@@ -177,6 +177,6 @@ def test_a_span_of_padding_is_missing(draw: Any) -> None:
     real[0, :10] = False
     spans = (torch.arange(40) >= 10).long()[None]
     request = Request(("span_mass",), spans=spans)
-    mass = attend(inputs.q, inputs.k, inputs.v, request, Variant(key_mask=real))["span_mass"]
+    mass = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(key_mask=real))["span_mass"]
     assert mass[..., 0].isnan().all()
     torch.testing.assert_close(mass[:, :, 10:, 1], torch.ones(1, 4, 30))

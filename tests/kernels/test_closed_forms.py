@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 def close(got: Tensor, expected: Tensor | float, tolerance: float = 1e-6) -> None:
@@ -55,12 +55,12 @@ def test_uniform_causal_attention() -> None:
 
 def test_uniform_attention_in_both_directions_and_in_a_window() -> None:
     request = Request(stats=("entropy", "received", "distance"))
-    both = attend(zeros(31), zeros(31), zeros(31), request, Variant(causal=False))
+    both = attend(zeros(31), zeros(31), zeros(31), request, AttentionSpec(causal=False))
     close(both["entropy"], math.log(31))
     close(both["received"], 1 / 31)
     position = torch.arange(31.0)
     close(both["distance"], (position[:, None] - position).abs().mean(dim=1))
-    near = attend(zeros(31), zeros(31), zeros(31), request, Variant(window=8))
+    near = attend(zeros(31), zeros(31), zeros(31), request, AttentionSpec(window=8))
     seen = torch.arange(1.0, 32.0).clamp_max(8)
     close(near["entropy"], seen.log())
     close(near["received"][0, 0, 8:24], 1 / 8)
@@ -84,7 +84,7 @@ def test_a_previous_token_head(length: int) -> None:
     targets = torch.full((1, 1, length, 1), -1)
     targets[0, 0, 1:, 0] = torch.arange(length - 1)
     request = Request(stats=(*stats, "target_mass"), offsets=(0, 1), targets=targets)
-    result = attend(query, key, values, request, Variant(scale=1.0))
+    result = attend(query, key, values, request, AttentionSpec(scale=1.0))
     close(result["entropy"], 0.0)
     close(result["max_weight"], 1.0)
     close(result["offset_mass"][0, 0, 1:, 1], 1.0)
@@ -103,7 +103,7 @@ def test_two_keys_of_given_odds() -> None:
     key = torch.tensor([math.log(3.0), 0.0]).view(1, 1, 2, 1)
     query = torch.ones(1, 1, 2, 1)
     result = attend(
-        query, key, key, Request(stats=("entropy", "lse", "pattern")), Variant(scale=1.0)
+        query, key, key, Request(stats=("entropy", "lse", "pattern")), AttentionSpec(scale=1.0)
     )
     close(result["pattern"][0, 0], torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
@@ -115,7 +115,7 @@ def test_two_keys_of_given_odds() -> None:
 def test_a_soft_cap_bounds_the_odds() -> None:
     key = torch.tensor([1e4, -1e4]).view(1, 1, 2, 1)
     query = torch.ones(1, 1, 2, 1)
-    result = attend(query, key, key, Request(stats=("max_weight",)), Variant(softcap=1.5))
+    result = attend(query, key, key, Request(stats=("max_weight",)), AttentionSpec(softcap=1.5))
     # The logits become 1.5 and -1.5: odds of e³.
     assert result["max_weight"][0, 0, 1].item() == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-6)
 
@@ -126,7 +126,9 @@ def test_a_sink_head_gives_everything_to_the_first_key() -> None:
     key[0, 0, 0, 0] = 1.0
     query = zeros(64)
     query[..., 0] = 200.0
-    result = attend(query, key, key, Request(stats=("received", "first_mass")), Variant(scale=1.0))
+    result = attend(
+        query, key, key, Request(stats=("received", "first_mass")), AttentionSpec(scale=1.0)
+    )
     close(result["received"][0, 0, 0], 1.0)
     close(result["received"][0, 0, 1:], 0.0)
     close(result["first_mass"], 1.0)

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import compiler, library
-from headscope.kernels.refusal import Refused
+from headscope.kernels.compiled import compiler, library
+from headscope.kernels.errors import HeadscopeError
 
-EMPTY = "int sweep() {{ return 0; }} int room() {{ return 0; }} int bricks() {{ return 0; }}"
+EMPTY = " ".join(
+    f"int {name}() {{{{ return 0; }}}}" for name in ("sweep", "memory_bytes", "amx_available")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ def test_a_library_is_built_once(cache: Path) -> None:
 
 def test_another_text_is_another_library(cache: Path, tmp_path: Path) -> None:
     found = {compiler.build(library.SOURCE).path}
-    for number, name in enumerate(("sweep.c", "bricks.h")):
+    for number, name in enumerate(("sweep.c", "amx_tiles.inc.c")):
         folder = tmp_path / str(number)
         shutil.copytree(library.SOURCE.parent, folder)
         (folder / name).write_text((folder / name).read_text() + "\n")
@@ -96,7 +98,9 @@ def test_without_a_sweep_the_numbers_are_those_of_torch(
     expected = attend(*inputs, engine="panels")
     for name, values in attend(*inputs).items():
         torch.testing.assert_close(values, expected[name], rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(Refused, match=r"engine: no compiled sweep: .*; or use engine='auto'"):
+    with pytest.raises(
+        HeadscopeError, match=r"engine: no compiled sweep: .*; or use engine='auto'"
+    ):
         attend(*inputs, engine="compiled")
 
 
@@ -134,7 +138,7 @@ def test_compilers_that_do_not_know_the_processor(
 def test_processes_that_build_at_once_share_one_library(cache: Path, tmp_path: Path) -> None:
     slow = script(tmp_path, f'sleep 0.5; exec {REAL} "$@"')
     program = (
-        "from pathlib import Path; from headscope.kernels.cpu import compiler; import ctypes;"
+        "from pathlib import Path; from headscope.kernels.compiled import compiler; import ctypes;"
         f"built = compiler.build(Path({str(library.SOURCE)!r}));"
         "ctypes.CDLL(str(built.path)).sweep; print(built.path)"
     )

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.differentiable import DIFFERENTIABLE, attend_differentiable
-from headscope.kernels.edits import Edits
+from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.gradients.custom_op import NAMES, OF_EDITS, OF_VARIANT
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 
 ENTROPY = Request(stats=("entropy",))
 
@@ -36,8 +36,8 @@ def arguments(draw: Any, **changes: Any) -> tuple[Any, ...]:
 
 
 def test_every_field_of_a_variant_reaches_the_operator() -> None:
-    assert {field.name for field in fields(Variant)} <= {*NAMES, *OF_VARIANT, "edits"}
-    assert {field.name for field in fields(Edits)} == {"gate", *OF_EDITS}
+    assert {field.name for field in fields(AttentionSpec)} <= {*NAMES, *OF_VARIANT, "edits"}
+    assert {field.name for field in fields(WeightEdits)} == {"gate", *OF_EDITS}
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_the_operator_is_one_step_of_a_compiled_function(draw: Any) -> None:
 
 def test_results_are_those_of_capture(draw: Any) -> None:
     inputs = draw(9)
-    edits = Edits(gate=torch.tensor([[0.5, 1.0, 2.0, 0.0]]))
-    variant = Variant(softcap=2.0, edits=edits)
+    edits = WeightEdits(gate=torch.tensor([[0.5, 1.0, 2.0, 0.0]]))
+    spec = AttentionSpec(softcap=2.0, edits=edits)
     request = Request(stats=DIFFERENTIABLE, spans=inputs.request.spans)
-    expected = attend(inputs.q, inputs.k, inputs.v, request, variant)
-    got = attend_differentiable(inputs.q, inputs.k, inputs.v, request, variant)
+    expected = attend(inputs.q, inputs.k, inputs.v, request, spec)
+    got = attend_differentiable(inputs.q, inputs.k, inputs.v, request, spec)
     assert got.keys() == expected.keys()
     for name, one in expected.items():
         assert torch.equal(got[name], one), name
@@ -82,31 +82,35 @@ def test_statistics_without_a_gradient_are_refused(draw: Any) -> None:
     inputs = draw(9)
     for name in sorted(set(statistics.names()) - set(DIFFERENTIABLE)):
         request = Request(stats=(name,), targets=inputs.request.targets, spans=inputs.request.spans)
-        with pytest.raises(Refused, match=f"stats: {name} has no gradient.*no_grad"):
+        with pytest.raises(HeadscopeError, match=f"stats: {name} has no gradient.*no_grad"):
             attend_differentiable(inputs.q, inputs.k, inputs.v, request)
-    with pytest.raises(Refused, match="no statistic 'flatness'"):
+    with pytest.raises(HeadscopeError, match="no statistic 'flatness'"):
         attend_differentiable(inputs.q, inputs.k, inputs.v, Request(stats=("flatness",)))
     for name in ("lse", "entropy"):
-        with pytest.raises(Refused, match=f"stats: {name} needs rows"):
-            attend_differentiable(*leaves(draw), Request(stats=(name,)), Variant(sigmoid=True))
+        with pytest.raises(HeadscopeError, match=f"stats: {name} needs rows"):
+            attend_differentiable(
+                *leaves(draw), Request(stats=(name,)), AttentionSpec(sigmoid=True)
+            )
 
 
 CONSTANTS: dict[str, Any] = {
-    "slopes": lambda one: Variant(slopes=one),
-    "bias": lambda one: Variant(bias=one[None, :, None, None]),
-    "key_bias": lambda one: Variant(edits=Edits(key_bias=one[None, :, None].expand(1, 4, 9))),
-    "temperature": lambda one: Variant(edits=Edits(temperature=one)),
+    "slopes": lambda one: AttentionSpec(slopes=one),
+    "bias": lambda one: AttentionSpec(bias=one[None, :, None, None]),
+    "key_bias": lambda one: AttentionSpec(
+        edits=WeightEdits(key_bias=one[None, :, None].expand(1, 4, 9))
+    ),
+    "temperature": lambda one: AttentionSpec(edits=WeightEdits(temperature=one)),
 }
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_get_no_gradient_in_silence(name: str, draw: Any) -> None:
     inputs = draw(9)
-    variant = CONSTANTS[name](torch.ones(4, requires_grad=True))
-    with pytest.raises(Refused, match=rf"^{name}: .*{name}\.detach\(\)"):
-        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, variant)
+    spec = CONSTANTS[name](torch.ones(4, requires_grad=True))
+    with pytest.raises(HeadscopeError, match=rf"^{name}: .*{name}\.detach\(\)"):
+        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, spec)
     with torch.no_grad():
-        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, variant)
+        attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, spec)
 
 
 @pytest.mark.parametrize("request_", [ENTROPY, Request(stats=())], ids=["ours", "fused"])
@@ -114,7 +118,7 @@ def test_a_second_derivative_is_refused(request_: Request, draw: Any) -> None:
     q, k, v = leaves(draw)
     result = list(attend_differentiable(q, k, v, request_).values())[-1]
     (grad,) = torch.autograd.grad(result.square().sum(), q, create_graph=True)
-    with pytest.raises((Refused, RuntimeError), match=r"second derivative|not implemented"):
+    with pytest.raises((HeadscopeError, RuntimeError), match=r"second derivative|not implemented"):
         grad.sum().backward()
 
 
@@ -124,13 +128,13 @@ def test_vmap_is_refused(draw: Any) -> None:
     def one(q: Tensor) -> Tensor:
         return attend_differentiable(q, inputs.k, inputs.v, ENTROPY)["entropy"]
 
-    with pytest.raises(Refused, match=r"vmap: .*into the batch"):
+    with pytest.raises(HeadscopeError, match=r"vmap: .*into the batch"):
         torch.vmap(one)(inputs.q.expand(3, *inputs.q.shape))
 
 
 def test_capture_refuses_to_drop_a_gradient(draw: Any) -> None:
     q, k, v = leaves(draw)
-    with pytest.raises(Refused, match="attend_differentiable"):
+    with pytest.raises(HeadscopeError, match="attend_differentiable"):
         attend(q, k, v, ENTROPY)
     with torch.no_grad():
         assert not attend(q, k, v, ENTROPY)["z"].requires_grad

@@ -10,23 +10,23 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 
 LENGTH = 90
 PATTERN = Request(stats=("pattern", "received", "lse"))
 
 
 def edited(inputs: Any, **fields: Any) -> dict[str, torch.Tensor]:
-    return attend(inputs.q, inputs.k, inputs.v, PATTERN, Variant(edits=Edits(**fields)))
+    return attend(inputs.q, inputs.k, inputs.v, PATTERN, AttentionSpec(edits=WeightEdits(**fields)))
 
 
 def plain(inputs: Any, **options: Any) -> torch.Tensor:
     """The unedited weights, from float64."""
-    return attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, Variant(**options))["pattern"]
+    return attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, AttentionSpec(**options))["pattern"]
 
 
 @pytest.mark.seed("A5")
@@ -46,10 +46,14 @@ def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
     bias[..., gone] = -math.inf
     left = torch.arange(LENGTH) != gone
     without = attend(
-        inputs.q, inputs.k[:, :, left], inputs.v[:, :, left], PATTERN, Variant(causal=False)
+        inputs.q, inputs.k[:, :, left], inputs.v[:, :, left], PATTERN, AttentionSpec(causal=False)
     )
     result = attend(
-        inputs.q, inputs.k, inputs.v, PATTERN, Variant(causal=False, edits=Edits(key_bias=bias))
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        PATTERN,
+        AttentionSpec(causal=False, edits=WeightEdits(key_bias=bias)),
     )
     torch.testing.assert_close(result["z"], without["z"])
     torch.testing.assert_close(result["lse"], without["lse"])
@@ -130,8 +134,8 @@ def test_a_gate_scales_the_output_and_leaves_the_weights(draw: Any) -> None:
 )
 def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
     q = torch.zeros(2, 4, 6, 8)
-    with pytest.raises(Refused, match=message) as refusal:
-        attend(q, q, q, Request(stats=()), Variant(edits=Edits(**fields)))
+    with pytest.raises(HeadscopeError, match=message) as refusal:
+        attend(q, q, q, Request(stats=()), AttentionSpec(edits=WeightEdits(**fields)))
     assert "\n" not in str(refusal.value)
 
 
@@ -143,11 +147,11 @@ SIGMOID = tuple(name for name in statistics.names() if not statistics.load(name)
 def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
     bias = torch.full((1, 1, 1, 1), -math.log(LENGTH))
-    variant = Variant(sigmoid=True, bias=bias, **options)
+    spec = AttentionSpec(sigmoid=True, bias=bias, **options)
     chosen = tuple(name for name in SIGMOID if name not in ("topk_key", "effective_span"))
     request = Request(stats=chosen, targets=inputs.request.targets, spans=inputs.request.spans)
-    dense = attend_dense(inputs.q, inputs.k, inputs.v, request, variant)
-    for name, values in attend(inputs.q, inputs.k, inputs.v, request, variant).items():
+    dense = attend_dense(inputs.q, inputs.k, inputs.v, request, spec)
+    for name, values in attend(inputs.q, inputs.k, inputs.v, request, spec).items():
         agree(name, values, dense[name])
     scores = inputs.q[0, 0] @ inputs.k[0, 0].T / math.sqrt(8) - math.log(LENGTH)
     seen = dense["pattern"][0, 0] > 0
@@ -160,17 +164,17 @@ def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: A
 def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) -> None:
     q = torch.zeros(1, 1, 3, 2)
     for engine in (attend, attend_dense):
-        with pytest.raises(Refused, match=f"stats: {name} needs rows that are shares"):
-            engine(q, q, q, Request(stats=(name,)), Variant(sigmoid=True))
+        with pytest.raises(HeadscopeError, match=f"stats: {name} needs rows that are shares"):
+            engine(q, q, q, Request(stats=(name,)), AttentionSpec(sigmoid=True))
 
 
 @pytest.mark.seed("F7")
 def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     inputs = draw(LENGTH)
     sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
-    request = Request(stats=("sink_mass", "pattern", "lse"))
-    with_sinks = attend(inputs.q, inputs.k, inputs.v, request, Variant(sinks=sinks))
-    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["sink_mass"]
+    request = Request(stats=("learned_sink_mass", "pattern", "lse"))
+    with_sinks = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(sinks=sinks))
+    total = with_sinks["pattern"].sum(dim=-1) + with_sinks["learned_sink_mass"]
     torch.testing.assert_close(total, torch.ones_like(total))
     # The same as a key of this logit and value 0, which every query sees.
     extra = torch.logaddexp(
@@ -193,12 +197,14 @@ def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
     )
     request = Request(stats=(*stats, "received_last"), first=2, last=5)
     inputs = draw(LENGTH)
-    together = attend(inputs.q, inputs.k, inputs.v, request, Variant(lengths=lengths))
+    together = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(lengths=lengths))
     start = 0
     for length in lengths:
         piece = slice(start, start + length)
-        apart = attend(*(one[:, :, piece] for one in (inputs.q, inputs.k, inputs.v)), request)
-        for name, values in apart.items():
+        keeps_logits = attend(
+            *(one[:, :, piece] for one in (inputs.q, inputs.k, inputs.v)), request
+        )
+        for name, values in keeps_logits.items():
             torch.testing.assert_close(together[name][:, :, piece], values, equal_nan=True)
         start += length
 
@@ -212,7 +218,7 @@ def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw
         if statistics.load(name).by_query and name not in ("target_mass", "pattern")
     )  # fmt: skip
     request = Request(stats=stats, spans=inputs.request.spans, k=3)
-    whole = attend(inputs.q, inputs.k, inputs.v, request, Variant(window=window))
+    whole = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(window=window))
     for step in range(prefix, 60):
         now = slice(0, step + 1)
         request = Request(stats=stats, spans=inputs.request.spans[:, now], k=3)
@@ -221,7 +227,7 @@ def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw
             inputs.k[:, :, now],
             inputs.v[:, :, now],
             request,
-            Variant(window=window),
+            AttentionSpec(window=window),
         )
         for name, values in row.items():
             expected = whole[name][:, :, step : step + 1]
@@ -245,8 +251,8 @@ def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw
 def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     q = torch.zeros(2, 4, 6, 8)
     for engine in (attend, attend_dense):
-        with pytest.raises(Refused, match=message):
-            engine(q, q, q, Request(stats=()), Variant(**options))
+        with pytest.raises(HeadscopeError, match=message):
+            engine(q, q, q, Request(stats=()), AttentionSpec(**options))
 
 
 @pytest.mark.seed("D5")
@@ -270,7 +276,7 @@ def test_edits_combine(draw: Any, agree: Any) -> None:
     keys = torch.randn(1, 1, LENGTH)
     spans = torch.arange(LENGTH).expand(2, -1)
     table = torch.randn(1, 2, 3)
-    one = Edits(
+    one = WeightEdits(
         gate=torch.rand(1, 4),
         key_bias=keys,
         span_bias=table,
@@ -280,7 +286,7 @@ def test_edits_combine(draw: Any, agree: Any) -> None:
         recent=torch.tensor([9, 0, 0, 0]),
         temperature=torch.tensor([1.0, 2.0, 3.0, 4.0]),
     )
-    other = Edits(
+    other = WeightEdits(
         gate=torch.rand(2, 4),
         key_bias=keys,
         span_bias=table,
@@ -296,16 +302,16 @@ def test_edits_combine(draw: Any, agree: Any) -> None:
         padded = torch.nn.functional.pad(each.span_bias, (0, 1, 0, 1))
         bias += padded[0][each.query_spans[:, :, None], each.key_spans[:, None]][:, None]
     temperature = one.temperature * other.temperature
-    alone = Edits(
+    alone = WeightEdits(
         gate=one.gate * other.gate,
         first=torch.tensor([1, 0, 2, 0]),
         recent=torch.tensor([9, 0, 4, 0]),
         temperature=temperature,
     )
-    variant = Variant(bias=bias * temperature[:, None, None], edits=alone)
-    expected = attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, variant)
-    both = Variant(edits=one.then(other))
+    spec = AttentionSpec(bias=bias * temperature[:, None, None], edits=alone)
+    expected = attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, spec)
+    both = AttentionSpec(edits=one.then(other))
     for name, values in attend(inputs.q, inputs.k, inputs.v, PATTERN, both).items():
         torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-5)
-    with pytest.raises(Refused, match="recent: two windows on one head"):
+    with pytest.raises(HeadscopeError, match="recent: two windows on one head"):
         one.then(one)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
+from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.edits import Edits
+from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.gradient_capture import capture_gradient
 from headscope.kernels.gradients.attributions import STATISTICS
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
-from headscope.kernels.whole import Whole
+from headscope.kernels.weight_edits import WeightEdits
 
 TOKENS = 41
 REQUEST = Request(stats=tuple(STATISTICS), tile=16, k=5)
@@ -42,9 +42,9 @@ CASES: dict[str, dict[str, Any]] = {
     "padded": {"key_mask": left_padded()},
     "packed": {"lengths": (20, 1, 20)},
     "sinks": {"sinks": torch.tensor([1.0, -1.0, 0.5, 0.0])},
-    "gates": {"edits": Edits(gate=torch.tensor([[1.0, 0.1, -2.0, 0.5]]))},
+    "gates": {"edits": WeightEdits(gate=torch.tensor([[1.0, 0.1, -2.0, 0.5]]))},
     "knocked out": {
-        "edits": Edits(
+        "edits": WeightEdits(
             key_bias=torch.where(torch.arange(TOKENS) % 3 == 0, -torch.inf, 0.0)[None, None]
         )
     },
@@ -56,21 +56,21 @@ def gradient_of(z: Tensor) -> Tensor:
     return torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
 
 
-def whole_matrix(inputs: Any, variant: Variant, dz: Tensor) -> Whole:
+def whole_matrix(inputs: Any, spec: AttentionSpec, dz: Tensor) -> DenseAttention:
     """Multiply the oracle's pattern by the gradient of every weight."""
     pattern = Request(stats=("pattern",))
-    weights = attend_dense(inputs.q, inputs.k, inputs.v, pattern, variant)["pattern"]
+    weights = attend_dense(inputs.q, inputs.k, inputs.v, pattern, spec)["pattern"]
     (batch, heads, queries, keys), shared = weights.shape, inputs.q.shape[1] // inputs.k.shape[1]
-    edits = Edits() if variant.edits is None else variant.edits
+    edits = WeightEdits() if spec.edits is None else spec.edits
     gate = torch.ones(1, 1) if edits.gate is None else edits.gate
     by_value = (dz * gate[:, :, None, None]).double()
     values = inputs.v.double().repeat_interleave(shared, dim=1)
     attributions = weights.nan_to_num() * torch.einsum("bhqd,bhkd->bhqk", by_value, values)
-    real = torch.ones(batch, keys).bool() if variant.key_mask is None else variant.key_mask
+    real = torch.ones(batch, keys).bool() if spec.key_mask is None else spec.key_mask
     # What no edit hides, the oracle gives a weight above 0, at logits as small as these.
-    intact = Variant(**{**vars(variant), "edits": None})
+    intact = AttentionSpec(**{**vars(spec), "edits": None})
     visible = attend_dense(inputs.q, inputs.k, inputs.v, pattern, intact)["pattern"] > 0
-    return Whole(
+    return DenseAttention(
         torch.where(weights > 0, 0.0, -torch.inf), attributions, values,
         torch.full((1, heads, 1, 1), -torch.inf), visible[:, :1], torch.zeros(keys).long(), real,
         torch.arange(queries), REQUEST,
@@ -82,15 +82,15 @@ def whole_matrix(inputs: Any, variant: Variant, dz: Tensor) -> Whole:
 def test_statistics_agree_with_the_whole_matrix(
     case: str, rows: int, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 64 * rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 64 * rows)
     given = dict(CASES[case])
     inputs = draw(given.pop("queries", TOKENS), given.pop("keys", TOKENS), **given)
-    variant = Variant(**inputs.options)
-    z = attend(*inputs, variant)["z"] if "sigmoid" not in given else None
+    spec = AttentionSpec(**inputs.options)
+    z = attend(*inputs, spec)["z"] if "sigmoid" not in given else None
     dz = gradient_of(torch.empty(*inputs.q.shape[:3], inputs.v.shape[3]))
-    got = capture_gradient(inputs.q, inputs.k, inputs.v, dz, REQUEST, variant)
-    whole = whole_matrix(inputs, variant, dz)
+    got = capture_gradient(inputs.q, inputs.k, inputs.v, dz, REQUEST, spec)
+    whole = whole_matrix(inputs, spec, dz)
     assert list(got) == list(STATISTICS)
     seen = whole.seen.any(dim=-1)
     for name, statistic in STATISTICS.items():
@@ -146,10 +146,14 @@ def test_the_largest_are_weights_times_their_gradient(draw: Any) -> None:
 def test_padding_is_not_read(draw: Any) -> None:
     inputs, mask = draw(TOKENS), left_padded()
     dz = gradient_of(torch.empty(2, 4, TOKENS, 8))
-    clean = capture_gradient(inputs.q, inputs.k, inputs.v, dz, REQUEST, Variant(key_mask=mask))
+    clean = capture_gradient(
+        inputs.q, inputs.k, inputs.v, dz, REQUEST, AttentionSpec(key_mask=mask)
+    )
     for tensor in (inputs.q, inputs.k, inputs.v, dz):
         tensor[(~mask)[:, None].expand(tensor.shape[:3])] = torch.nan
-    spoilt = capture_gradient(inputs.q, inputs.k, inputs.v, dz, REQUEST, Variant(key_mask=mask))
+    spoilt = capture_gradient(
+        inputs.q, inputs.k, inputs.v, dz, REQUEST, AttentionSpec(key_mask=mask)
+    )
     for name, one in clean.items():
         torch.testing.assert_close(spoilt[name], one, rtol=0, atol=0, equal_nan=True)
         assert one.isnan().any()
@@ -159,12 +163,12 @@ def test_padding_is_not_read(draw: Any) -> None:
 def test_it_takes_the_gradient_that_a_loss_left_in_z(draw: Any) -> None:
     inputs = draw(9)
     q, k, v = (tensor.requires_grad_() for tensor in (inputs.q, inputs.k, inputs.v))
-    edits = Edits(gate=torch.ones(1, 4, requires_grad=True))
-    variant = Variant(softcap=3.0, edits=edits)
-    z = attend_differentiable(q, k, v, variant=variant)["z"]
+    edits = WeightEdits(gate=torch.ones(1, 4, requires_grad=True))
+    spec = AttentionSpec(softcap=3.0, edits=edits)
+    z = attend_differentiable(q, k, v, spec=spec)["z"]
     dz, by_gate = torch.autograd.grad(z.square().sum(), (z, edits.gate))
     request = Request(stats=("attribution",))
-    sums = capture_gradient(q, k, v, dz, request, variant)["attribution"]
+    sums = capture_gradient(q, k, v, dz, request, spec)["attribution"]
     assert not sums.requires_grad
     # At a gate of 1 the gate's gradient is the sum of all attributions of its head.
     torch.testing.assert_close(sums.sum(dim=(0, 2))[None], by_gate, rtol=1e-5, atol=1e-5)
@@ -173,7 +177,11 @@ def test_it_takes_the_gradient_that_a_loss_left_in_z(draw: Any) -> None:
 def test_what_does_not_fit_is_refused(draw: Any) -> None:
     inputs = draw(9)
     dz = torch.zeros(2, 4, 9, 8)
-    with pytest.raises(Refused, match=r"dz: shape \(2, 4, 9, 7\); give that of z, \(2, 4, 9, 8\)"):
+    with pytest.raises(
+        HeadscopeError, match=r"dz: shape \(2, 4, 9, 7\); give that of z, \(2, 4, 9, 8\)"
+    ):
         capture_gradient(inputs.q, inputs.k, inputs.v, dz[..., :7], REQUEST)
-    with pytest.raises(Refused, match="stats: no attribution 'entropy'; choose from attribution"):
+    with pytest.raises(
+        HeadscopeError, match="stats: no attribution 'entropy'; choose from attribution"
+    ):
         capture_gradient(inputs.q, inputs.k, inputs.v, dz, Request(stats=("entropy",)))

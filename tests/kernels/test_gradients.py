@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.edits import Edits
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 
 TOKENS, HEADS = 21, 4
 
@@ -96,15 +96,15 @@ class Call:
         self.spans = torch.arange(keys).remainder(4)[None].expand(2, keys) - 1
         self.stats = ("span_mass",) if given.get("sigmoid") else RESULTS[1:]
 
-    def variant(self, leaves: dict[str, Tensor]) -> Variant:
-        edits = Edits(**self.edits, gate=leaves.get("gate"))
-        return Variant(**self.options, sinks=leaves.get("sinks"), edits=edits)
+    def spec(self, leaves: dict[str, Tensor]) -> AttentionSpec:
+        edits = WeightEdits(**self.edits, gate=leaves.get("gate"))
+        return AttentionSpec(**self.options, sinks=leaves.get("sinks"), edits=edits)
 
     def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute every result, in the order of ``leaves``; missing values are 0."""
         leaves = dict(zip(self.leaves, tensors, strict=True))
         results = attend_differentiable(
-            *tensors[:3], Request(stats=self.stats, spans=self.spans), self.variant(leaves)
+            *tensors[:3], Request(stats=self.stats, spans=self.spans), self.spec(leaves)
         )
         return tuple(known(result) for result in results.values())
 
@@ -155,7 +155,7 @@ class Call:
             sees = sees & ((place - key < recent) | (key < first) | (recent == 0))
         if "pattern" in edits:
             scores = torch.where(edits["pattern"].isnan(), scores, edits["pattern"].log())
-        alive = sees.any(dim=-1, keepdim=True)
+        valid_queries = sees.any(dim=-1, keepdim=True)
         belongs = (self.spans[..., None] == torch.arange(3)).double()
         if options.get("sigmoid"):
             weights = torch.where(sees, torch.sigmoid(scores), 0.0)
@@ -167,10 +167,10 @@ class Call:
         weights = logs.exp()
         z = weights[..., :-1] @ v * leaves.get("gate", torch.ones(1, HEADS))[:, :, None, None]
         results = (
-            torch.where(alive, z, 0.0),
-            torch.where(alive, scores.logsumexp(dim=-1, keepdim=True), 0.0)[..., 0],
-            torch.where(alive[..., 0], -(weights * logs).sum(dim=-1), 0.0),
-            torch.where(alive, weights[..., :-1] @ belongs[:, None], 0.0),
+            torch.where(valid_queries, z, 0.0),
+            torch.where(valid_queries, scores.logsumexp(dim=-1, keepdim=True), 0.0)[..., 0],
+            torch.where(valid_queries[..., 0], -(weights * logs).sum(dim=-1), 0.0),
+            torch.where(valid_queries, weights[..., :-1] @ belongs[:, None], 0.0),
         )
         return results
 
@@ -210,8 +210,8 @@ def check(call: Call, bound: float) -> None:
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one panel":
         # A few rows of one head at a time: heads of a KV head go to parts of their own.
-        monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 5)
-        monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 64)
+        monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 5)
+        monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 64)
 
 
 @pytest.mark.usefixtures("cut")
@@ -244,7 +244,7 @@ def test_z_alone_of_plain_attention_comes_from_fused_attention() -> None:
         call = Call("gate")
         leaves = list(call.leaves.values())
         call.options = options
-        z = attend_differentiable(*leaves[:3], variant=call.variant(call.leaves))["z"]
+        z = attend_differentiable(*leaves[:3], spec=call.spec(call.leaves))["z"]
         names = {node.name() for node in ancestors(z.grad_fn)}
         assert any("ScaledDotProduct" in name for name in names)
         got, exact = slopes(call, (z,), 0), slopes(call, call.dense(*leaves), 0)
@@ -275,7 +275,7 @@ def test_what_stands_at_padding_reaches_no_gradient(case: str, sinks: bool) -> N
     grads = []
     for call in (clean, spoilt):
         leaves = list(call.leaves.values())
-        results = attend_differentiable(*leaves[:3], request, call.variant(call.leaves))
+        results = attend_differentiable(*leaves[:3], request, call.spec(call.leaves))
         upstream = [random(*result.shape) for result in results.values()]
         if call is spoilt:
             for one, result in zip(upstream, results.values(), strict=True):
@@ -309,11 +309,11 @@ def test_a_scaled_loss_has_scaled_gradients() -> None:
 
 
 def test_threads_do_not_show_in_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     leaves = [random(2, heads, 600, 8).requires_grad_() for heads in (4, 1, 1)]
     grads = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        z = attend_differentiable(*leaves, variant=Variant(softcap=2.0))["z"]
+        z = attend_differentiable(*leaves, spec=AttentionSpec(softcap=2.0))["z"]
         grads.append(torch.autograd.grad(z.square().sum(), leaves))
     assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))

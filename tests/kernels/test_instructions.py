@@ -13,12 +13,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from headscope.kernels.gpu import configuration, gather_pass
-from headscope.kernels.gpu.compilation import compile_for, signature_of
-from headscope.kernels.gpu.configuration import Configuration
-from headscope.kernels.gpu.forward import attend_queries
-from headscope.kernels.gpu.gathers import gather_weights
-from headscope.kernels.variant import Variant
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.triton import configuration, gather_pass
+from headscope.kernels.triton.compilation import compile_for, signature_of
+from headscope.kernels.triton.configuration import Configuration
+from headscope.kernels.triton.forward import attend_queries
+from headscope.kernels.triton.gathers import gather_weights
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "instructions.py"
 _spec = importlib.util.spec_from_file_location("instructions", SCRIPT)
@@ -75,7 +75,7 @@ def test_a_launch_asks_for_what_was_compiled(arch: int) -> None:
 @pytest.mark.parametrize("arch", instructions.ARCHITECTURES)
 def test_gathers_do_not_spill(arch: int) -> None:
     for size in (128, 256):
-        launch = instructions.launch_of(size, torch.bfloat16, Variant())
+        launch = instructions.launch_of(size, torch.bfloat16, AttentionSpec())
         keys = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
         named = gather_pass.arguments(launch, torch.zeros(launch.q.shape[:3]), keys)
         tiles = Configuration(named["QUERIES"], 1, gather_pass.WARPS, 1)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 def visible_mask(
@@ -59,23 +59,29 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
         sigma=shape["sigma"],
         request={"tile": shape["tile"]},
     )
-    result = attend(*inputs, Variant(causal=causal, window=window, key_mask=mask, query_mask=real))
+    result = attend(
+        *inputs, AttentionSpec(causal=causal, window=window, key_mask=mask, query_mask=real)
+    )
     visible = visible_mask(queries, keys, causal, window, mask)
     seen = visible.sum(dim=1)
-    alive = seen > 0
-    seers = visible.sum(dim=0)
+    valid_queries = seen > 0
+    query_counts = visible.sum(dim=0)
 
-    assert torch.equal(result["entropy"][0, 0].isnan(), ~alive)
-    entropy = result["entropy"][0, :, alive]
+    assert torch.equal(result["entropy"][0, 0].isnan(), ~valid_queries)
+    entropy = result["entropy"][0, :, valid_queries]
     assert (entropy >= 0).all()
-    assert (entropy <= seen[alive].log() + 1e-5).all()
-    assert (result["max_weight"][0, :, alive] >= 1 / seen[alive] - 1e-6).all()
+    assert (entropy <= seen[valid_queries].log() + 1e-5).all()
+    assert (result["max_weight"][0, :, valid_queries] >= 1 / seen[valid_queries] - 1e-6).all()
     weights = result["pattern"][0]
     assert (weights[:, ~visible].nan_to_num() == 0).all()
-    torch.testing.assert_close(weights[:, alive].sum(dim=-1), torch.ones(4, int(alive.sum())))
-    total = (result["received"][0].nan_to_num() * seers).sum(dim=-1)
-    torch.testing.assert_close(total, torch.full((4,), float(alive.sum())), rtol=1e-5, atol=1e-5)
-    assert torch.equal(result["received"][0, 0].isnan(), seers == 0)
+    torch.testing.assert_close(
+        weights[:, valid_queries].sum(dim=-1), torch.ones(4, int(valid_queries.sum()))
+    )
+    total = (result["received"][0].nan_to_num() * query_counts).sum(dim=-1)
+    torch.testing.assert_close(
+        total, torch.full((4,), float(valid_queries.sum())), rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(result["received"][0, 0].isnan(), query_counts == 0)
     rows = result["pooled_mean"][0].sum(dim=-1)
     torch.testing.assert_close(rows[~rows.isnan()], torch.ones(int((~rows.isnan()).sum())))
     scores = (inputs.q[0] * 8**-0.5) @ inputs.k[0].repeat_interleave(4 // shape["kv_heads"], 0).mT
@@ -117,9 +123,13 @@ def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
     inputs = draw(90, 120, causal=False)
     shuffle = torch.randperm(120, generator=torch.Generator().manual_seed(1))
     request = Request(stats=("entropy", "lse", "max_weight", "received"))
-    before = attend(inputs.q, inputs.k, inputs.v, request, Variant(causal=False))
+    before = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(causal=False))
     after = attend(
-        inputs.q, inputs.k[:, :, shuffle], inputs.v[:, :, shuffle], request, Variant(causal=False)
+        inputs.q,
+        inputs.k[:, :, shuffle],
+        inputs.v[:, :, shuffle],
+        request,
+        AttentionSpec(causal=False),
     )
     torch.testing.assert_close(after["received"], before["received"][..., shuffle])
     for name in ("z", "entropy", "lse", "max_weight"):
@@ -149,5 +159,5 @@ def test_z_equals_torch(causal: bool, window: int | None, draw: Any) -> None:
             inputs.q, inputs.k, inputs.v, attn_mask=mask, enable_gqa=True
         )
         expected = expected.masked_fill(~mask.any(dim=1)[:, None], 0.0)
-        z = attend(*inputs, Variant(causal=causal, window=window))["z"]
+        z = attend(*inputs, AttentionSpec(causal=causal, window=window))["z"]
         torch.testing.assert_close(z, expected, rtol=1e-5, atol=2e-6)

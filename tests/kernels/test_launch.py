@@ -9,12 +9,12 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.dense import see
-from headscope.kernels.gpu import plan
-from headscope.kernels.gpu.launch import Launch
-from headscope.kernels.refusal import Refused
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.dense import visible_keys
+from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.triton import plan
+from headscope.kernels.triton.launch import Launch
 
 
 def real(batch: int, length: int, *kept: slice) -> torch.Tensor:
@@ -46,17 +46,19 @@ def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(
 ) -> None:
     queries, keys, options = CASES[name]
     q, k = torch.zeros(2, 1, queries, 8), torch.zeros(2, 1, keys, 8)
-    variant = Variant(**options)
-    launch = Launch(q, k, k, variant.fit(q, k))
-    position = torch.arange(queries) + (keys - queries if variant.causal else 0)
-    mask = variant.key_mask
+    spec = AttentionSpec(**options)
+    launch = Launch(q, k, k, spec.fit(q, k))
+    position = torch.arange(queries) + (keys - queries if spec.causal else 0)
+    mask = spec.key_mask
     everything = torch.ones(2, keys, dtype=torch.bool)
     sequence = torch.zeros(keys, dtype=torch.long)
-    if variant.lengths is not None:
-        sequence = torch.repeat_interleave(torch.tensor(variant.lengths))
-    visible = see(variant, position, everything if mask is None else mask, sequence)[:, 0]
+    if spec.lengths is not None:
+        sequence = torch.repeat_interleave(torch.tensor(spec.lengths))
+    visible = visible_keys(spec, position, everything if mask is None else mask, sequence)[:, 0]
     # Order and window alone: what an unmasked tile takes for granted.
-    ordered = see(Variant(**{**options, "key_mask": None}), position, everything, sequence)[:, 0]
+    ordered = visible_keys(
+        AttentionSpec(**{**options, "key_mask": None}), position, everything, sequence
+    )[:, 0]
     bounds = launch.bounds(rows, columns)
     assert bounds.shape == (2, -(-queries // rows), 4)
     for batch in range(2):
@@ -72,7 +74,7 @@ def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(
 
 def test_few_tiles_are_masked() -> None:
     q = torch.zeros(1, 1, 1024, 8)
-    launch = Launch(q, q, q, Variant(window=512).fit(q, q))
+    launch = Launch(q, q, q, AttentionSpec(window=512).fit(q, q))
     _, full_start, full_stop, stop = launch.bounds(128, 128)[0].unbind(dim=1)
     visited, unmasked = (stop - full_start).sum(), (full_stop - full_start).sum()
     # The tiles of the diagonal and of the far side of the window, one each.
@@ -89,17 +91,17 @@ def test_every_statistic_has_a_way() -> None:
 
 
 def test_without_a_measurement_the_fused_forward_pass_is_used() -> None:
-    assert plan.forward_for(75, 64, torch.float16, Variant()) == "fused"
+    assert plan.forward_for(75, 64, torch.float16, AttentionSpec()) == "fused"
 
 
 def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "measured", lambda: {"90": {"128": "stock"}})
     half = torch.bfloat16
-    assert plan.forward_for(90, 96, half, Variant()) == "stock"
-    assert plan.forward_for(90, 64, half, Variant()) == "fused"
-    assert plan.forward_for(80, 96, half, Variant()) == "fused"
-    assert plan.forward_for(90, 96, torch.float32, Variant()) == "fused"
-    assert plan.forward_for(90, 96, half, Variant(window=9)) == "fused"
+    assert plan.forward_for(90, 96, half, AttentionSpec()) == "stock"
+    assert plan.forward_for(90, 64, half, AttentionSpec()) == "fused"
+    assert plan.forward_for(80, 96, half, AttentionSpec()) == "fused"
+    assert plan.forward_for(90, 96, torch.float32, AttentionSpec()) == "fused"
+    assert plan.forward_for(90, 96, half, AttentionSpec(window=9)) == "fused"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +113,14 @@ def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch: pytest.Mon
 )
 def test_engines_that_cannot_run_here_are_refused(engine: str, message: str) -> None:
     q = torch.zeros(1, 1, 3, 8)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(HeadscopeError, match=message):
         attend(q, q, q, Request(stats=()), engine=engine)
 
 
 def test_tokens_too_far_apart_are_refused() -> None:
     q = torch.zeros(1, 1, 2, 8)
     far = torch.empty_strided((1, 1, 2, 8), (0, 0, 1 << 24, 1), device="meta")
-    with pytest.raises(Refused, match=r"k: 16777216 elements between tokens; give k.contiguous"):
-        Launch(q, far, q, Variant().fit(q, q))
+    with pytest.raises(
+        HeadscopeError, match=r"k: 16777216 elements between tokens; give k.contiguous"
+    ):
+        Launch(q, far, q, AttentionSpec().fit(q, q))

@@ -10,14 +10,14 @@ from stock import Stock, stock
 from torch import Tensor
 
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 TOLD = (
     "z", "lse", "entropy", "max_weight", "first_mass", "recent_mass", "offset_mass", "span_mass",
     "value_mass", "distance", "distance_variance", "received", "received_max", "pooled_mean",
-    "pooled_max", "received_later", "received_last", "sink_mass",
+    "pooled_max", "received_later", "received_last", "learned_sink_mass",
 )  # fmt: skip
 """What fused attention can tell."""
 ROWS = ("topk", "topk_key", "effective_span", "distance_hist", "entropy", "distance_variance")
@@ -65,8 +65,8 @@ def test_fused_attention_tells_what_the_dense_matrix_does(
     length: int, options: dict[str, Any]
 ) -> None:
     text = Text(length, TOLD)
-    told = stock(*text, Variant(**options))
-    dense = attend_dense(*text, Variant(**options))
+    told = stock(*text, AttentionSpec(**options))
+    dense = attend_dense(*text, AttentionSpec(**options))
     forward = {"recent_mass", "received_later", "distance", "distance_variance"}
     assert set(TOLD) - set(told) == (set() if options.get("causal", True) else forward)
     for name, value in told.items():
@@ -78,8 +78,8 @@ def test_fused_attention_tells_what_the_dense_matrix_does(
 
 
 def compare(text: Text, agree: Any, **options: Any) -> None:
-    found = attend(*text, Variant(**options))
-    told = stock(*text, Variant(**options))
+    found = attend(*text, AttentionSpec(**options))
+    told = stock(*text, AttentionSpec(**options))
     assert set(told) == set(text.request.stats)
     largest = float(told["lse"].max())  # no logit is above its row's normaliser
     for name, value in told.items():
@@ -123,8 +123,8 @@ def test_single_queries_of_16k_tokens(agree: Any) -> None:
 
 def test_a_window_off_by_one_is_noticed(agree: Any) -> None:
     text = Text(700, TOLD)
-    found = attend(*text, Variant(window=100))
-    told = stock(*text, Variant(window=101))
+    found = attend(*text, AttentionSpec(window=100))
+    told = stock(*text, AttentionSpec(window=101))
     for name in ("z", "lse", "entropy", "received", "pooled_mean", "distance"):
         with pytest.raises(AssertionError, match="off by"):
             agree(name, found[name], told[name], logit=24.0)

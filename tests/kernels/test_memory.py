@@ -13,17 +13,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import scratch
-from headscope.kernels.cpu.engine import PanelEngine
-from headscope.kernels.cpu.panels import Panels
-from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.differentiable import attend_differentiable
 from headscope.kernels.gradient_capture import capture_gradient
 from headscope.kernels.gradients.attributions import STATISTICS
 from headscope.kernels.gradients.backward import differentiate
+from headscope.kernels.panels import scratch
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 from tests.kernels.largest import LargestTensor
 
 
@@ -56,7 +56,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
         spans=spans(length),
         tile=length // 64,
     )
-    (attend_dense if dense else attend)(q, k, v, request, Variant(**options))
+    (attend_dense if dense else attend)(q, k, v, request, AttentionSpec(**options))
 
 
 @pytest.mark.seed("F1")
@@ -64,7 +64,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
 def test_no_tensor_of_queries_by_keys(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     largest = []
     for length in (1024, 2048):
         with LargestTensor() as mode:
@@ -79,7 +79,7 @@ def differentiated(length: int, **options: Any) -> None:
     """Take every gradient, without the operator, inside which the watch sees nothing."""
     q, k, v = tensors(length)
     request = Request(stats=("z", "lse", "entropy", "span_mass"), spans=spans(length))
-    panels = Panels(q, k, v, Variant(**options).fit(q, k), request)
+    panels = Panels(q, k, v, AttentionSpec(**options).fit(q, k), request)
     results = PanelEngine(panels).run([statistics.load(name) for name in request.stats])
     differentiate(panels, results, results)
 
@@ -87,7 +87,7 @@ def differentiated(length: int, **options: Any) -> None:
 def attributed(length: int, **options: Any) -> None:
     q, k, v = tensors(length)
     request = Request(stats=tuple(STATISTICS), tile=length // 64)
-    capture_gradient(q, k, v, v, request, Variant(**options))
+    capture_gradient(q, k, v, v, request, AttentionSpec(**options))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def attributed(length: int, **options: Any) -> None:
 def test_no_such_tensor_for_gradients(
     work: Callable[..., None], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     for length in (1024, 2048):
         with LargestTensor() as mode:
             work(length, **options)
@@ -128,7 +128,7 @@ def peak_bytes(work: Callable[[int], None], length: int, folder: Path) -> int:
 def forth_and_back(length: int, **options: Any) -> None:
     q, k, v = (tensor.requires_grad_() for tensor in tensors(length))
     request = Request(stats=("entropy", "span_mass"), spans=spans(length))
-    results = attend_differentiable(q, k, v, request, Variant(**options))
+    results = attend_differentiable(q, k, v, request, AttentionSpec(**options))
     sum(result.square().sum() for result in results.values()).backward()
 
 
@@ -147,7 +147,7 @@ def strided_forth_and_back(length: int) -> None:
 def test_peak_memory_grows_linearly(
     work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     short, long = (peak_bytes(work, length, tmp_path) for length in (1024, 2048))
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short

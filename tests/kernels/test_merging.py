@@ -10,8 +10,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.statistic import MERGES
-from headscope.kernels.variant import Variant
 
 Results = dict[str, Tensor]
 
@@ -63,7 +63,9 @@ def test_key_splits_merge(name: str, draw: Any) -> None:
     real = torch.ones(2, length, dtype=torch.bool)
     near = torch.arange(length).expand(2, length) % 5 < 2
     whole = attend(*inputs)
-    parts = [attend(*inputs, Variant(key_mask=mask, query_mask=real)) for mask in (near, ~near)]
+    parts = [
+        attend(*inputs, AttentionSpec(key_mask=mask, query_mask=real)) for mask in (near, ~near)
+    ]
     merged = merge(name, parts, whole)
     # No part says more than "no such key" where the whole says so.
     expected = whole[name].nan_to_num() if name in ("offset_mass", "target_mass") else whole[name]
@@ -77,7 +79,7 @@ def test_query_splits_merge(name: str, draw: Any) -> None:
     inputs = draw(length, request={"offsets": (0,)})
     whole = attend(*inputs)
     early = torch.arange(length).expand(2, length) < cut
-    parts = [attend(*inputs, Variant(query_mask=mask)) for mask in (early, ~early)]
+    parts = [attend(*inputs, AttentionSpec(query_mask=mask)) for mask in (early, ~early)]
     rule = statistics.load(name).merge
     assert rule in MERGES
     if rule == "largest":

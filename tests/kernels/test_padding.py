@@ -10,8 +10,8 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 LENGTHS = (70, 41, 1)
 
@@ -28,7 +28,7 @@ def single(inputs: Any, row: int, length: int, **options: Any) -> dict[str, Tens
         tile=10,
     )
     tensors = (t[row : row + 1, :, :length] for t in (inputs.q, inputs.k, inputs.v))
-    return attend(*tensors, request, Variant(**options))
+    return attend(*tensors, request, AttentionSpec(**options))
 
 
 def targets_of(inputs: Any, row: int, length: int) -> Tensor:
@@ -82,7 +82,7 @@ def test_padded_texts_equal_single_ones(
         )
         for tensor in (inputs.q, inputs.k, inputs.v)
     ]
-    padded = attend(*tensors, request, Variant(key_mask=mask, query_mask=mask, **options))
+    padded = attend(*tensors, request, AttentionSpec(key_mask=mask, query_mask=mask, **options))
     for row, length in enumerate(LENGTHS):
         alone = single(inputs, row, length, **options)
         for name in statistics.names():
@@ -114,8 +114,8 @@ def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw: Any) ->
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[0, :13] = False
     mask[1, 30:] = False
-    implied = attend(*inputs, Variant(key_mask=mask))
-    stated = attend(*inputs, Variant(key_mask=mask, query_mask=mask))
+    implied = attend(*inputs, AttentionSpec(key_mask=mask))
+    stated = attend(*inputs, AttentionSpec(key_mask=mask, query_mask=mask))
     for name in statistics.names():
         assert torch.equal(implied[name].nan_to_num(), stated[name].nan_to_num())
 
@@ -138,7 +138,7 @@ def test_inputs_are_left_alone(draw: Any) -> None:
     before = [t.clone() for t in (inputs.q, inputs.k, inputs.v)]
     mask = torch.ones(2, 130, dtype=torch.bool)
     mask[0, 100:] = False
-    attend(*inputs, Variant(key_mask=mask, softcap=2.0))
+    attend(*inputs, AttentionSpec(key_mask=mask, softcap=2.0))
     for tensor, copy in zip((inputs.q, inputs.k, inputs.v), before, strict=True):
         assert torch.equal(tensor, copy)
 

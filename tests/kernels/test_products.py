@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu.panels import Part
-from headscope.kernels.cpu.product import Product, Total
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
+from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.panels.product import Product, Total
+from headscope.kernels.panels.row_panels import Part
 from headscope.kernels.products import Gradient, pull, push
-from headscope.kernels.refusal import Refused
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.weight_edits import WeightEdits
 from tests.kernels.largest import LargestTensor
 
 PATTERN = Request(stats=("pattern",))
@@ -44,7 +44,7 @@ def padding(length: int) -> Tensor:
 def variants(length: int) -> dict[str, dict[str, Any]]:
     """What `draw` is told, by the name of a variant."""
     four = torch.tensor([0.5, 0.25, 0.1, 0.0])
-    streaming = Edits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
+    streaming = WeightEdits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
     spans = (torch.arange(length) % 3 - 1).expand(2, -1)
     return {
         "causal": {},
@@ -70,10 +70,10 @@ def variants(length: int) -> dict[str, dict[str, Any]]:
         "bias": {"bias": holes(2, 1, length, length)},
         "sinks": {"sinks": torch.tensor([0.0, 3.0, -20.0, 60.0])},
         "sigmoid": {"sigmoid": True},
-        "temperatures": {"edits": Edits(temperature=four + 0.5)},
-        "keys knocked out": {"edits": Edits(key_bias=holes(1, 4, length))},
+        "temperatures": {"edits": WeightEdits(temperature=four + 0.5)},
+        "keys knocked out": {"edits": WeightEdits(key_bias=holes(1, 4, length))},
         "spans cut": {
-            "edits": Edits(
+            "edits": WeightEdits(
                 span_bias=torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]]),
                 query_spans=spans,
                 key_spans=spans,
@@ -92,8 +92,8 @@ class Case:
         given = {"queries": length, "value_size": 5, **variants(length)[name]}
         inputs = draw(**given)
         self.q, self.k, self.v, _ = inputs
-        self.variant = Variant(**inputs.options)
-        self.maps = attend_dense(self.q, self.k, self.v, PATTERN, self.variant)["pattern"]
+        self.spec = AttentionSpec(**inputs.options)
+        self.maps = attend_dense(self.q, self.k, self.v, PATTERN, self.spec)["pattern"]
         self.maps = self.maps.nan_to_num()
         batch, heads, queries, keys = self.maps.shape
         self.logit = 64.0 * 20 if name == "sharp" else 12.0
@@ -101,7 +101,7 @@ class Case:
         self.r = noise(batch, heads, queries, vectors, seed=1)
         self.dz = noise(batch, heads, queries, 5, seed=2).to(self.q.dtype)
         self.clean = {"x": self.x.double(), "r": self.r.double(), "v": self.v.double()}
-        mask = self.variant.key_mask
+        mask = self.spec.key_mask
         if mask is not None:
             hidden = ~mask[:, None, :, None]
             for name in ("x", "v"):
@@ -115,8 +115,8 @@ class Case:
                 self.clean["r"] = self.clean["r"].masked_fill(hidden, 0.0)
 
     @property
-    def call(self) -> tuple[Tensor, Tensor, Variant]:
-        return self.q, self.k, self.variant
+    def call(self) -> tuple[Tensor, Tensor, AttentionSpec]:
+        return self.q, self.k, self.spec
 
 
 NAMES = list(variants(63))
@@ -151,10 +151,10 @@ def test_heads_added_or_alike(name: str, case: Any, agree: Any) -> None:
         agree("pull", pull(x, *one.call), one.maps @ clean_x, logit=one.logit)
         agree("push", push(r, *one.call), one.maps.mT @ clean_r, logit=one.logit)
         pulled, pushed = pull(x, *one.call, heads=factors), push(r, *one.call, heads=factors)
-        apart = (one.maps @ clean_x) * factors.view(4, 1, 1)
-        agree("pull", pulled, apart.sum(dim=1, keepdim=True), logit=one.logit)
-        apart = (one.maps.mT @ clean_r) * factors.view(4, 1, 1)
-        agree("push", pushed, apart.sum(dim=1, keepdim=True), logit=one.logit)
+        keeps_logits = (one.maps @ clean_x) * factors.view(4, 1, 1)
+        agree("pull", pulled, keeps_logits.sum(dim=1, keepdim=True), logit=one.logit)
+        keeps_logits = (one.maps.mT @ clean_r) * factors.view(4, 1, 1)
+        agree("push", pushed, keeps_logits.sum(dim=1, keepdim=True), logit=one.logit)
         if shared:
             agree("pull", pulled, total @ clean_x, logit=one.logit)
             agree("push", pushed, total.mT @ clean_r, logit=one.logit)
@@ -164,7 +164,7 @@ def slopes_of(one: Case) -> Tensor:
     """Differentiate the loss Σ dz · z in every weight, with gates in z, by autograd."""
     weights = one.maps.clone().requires_grad_(True)
     values = one.clean["v"].repeat_interleave(4 // one.v.shape[1], dim=1)
-    edits = one.variant.edits
+    edits = one.spec.edits
     gate = torch.ones(1, 4) if edits is None or edits.gate is None else edits.gate
     z = (weights @ values) * gate.double()[..., None, None]
     loss = (z * one.dz.double().nan_to_num()).sum()
@@ -187,7 +187,7 @@ def test_the_gradient_is_that_of_autograd(name: str, positive: bool, case: Any, 
 def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw: Any, agree: Any) -> None:
     one = Case(draw, "causal", 40)
     plain = one.maps @ one.clean["x"]
-    one.variant = Variant(edits=Edits(gate=torch.tensor([[0.0, 1.0, -2.0, 0.5]])))
+    one.spec = AttentionSpec(edits=WeightEdits(gate=torch.tensor([[0.0, 1.0, -2.0, 0.5]])))
     agree("pull", pull(one.x, *one.call), plain, logit=12.0)
     shares = (one.maps * slopes_of(one)).clamp_min(0.0)
     pulled = pull(one.x, *one.call, gradient=Gradient(one.v, one.dz))
@@ -197,7 +197,7 @@ def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw: Any, agree: Any)
 def test_signed_shares_add_up_to_the_loss(case: Any) -> None:
     """Σ_ij P_ij ∂L/∂P_ij is dz · z: what each query says of the loss."""
     one = case("window")
-    z = attend(one.q, one.k, one.v, Request(stats=()), one.variant)["z"]
+    z = attend(one.q, one.k, one.v, Request(stats=()), one.spec)["z"]
     ones = torch.ones(2, 1, 63, 1)
     shares = pull(ones, *one.call, gradient=Gradient(one.v, one.dz, positive=False))
     torch.testing.assert_close(shares[..., 0], (z * one.dz).sum(-1), rtol=1e-5, atol=1e-5)
@@ -228,10 +228,10 @@ def test_one_direction_is_the_adjoint_of_the_other(shape: dict[str, Any], draw: 
     mask, real = torch.ones(2, keys, dtype=torch.bool), torch.ones(2, queries, dtype=torch.bool)
     if shape["masked"]:
         mask[0, ::3] = False
-    variant = Variant(
+    spec = AttentionSpec(
         causal=shape["causal"], window=shape["window"], key_mask=mask, query_mask=real
     )
-    call = inputs.q, inputs.k, variant
+    call = inputs.q, inputs.k, spec
     heads = 1 if shape["shared"] else 4
     x = noise(2, heads, keys, shape["vectors"])
     r = noise(2, heads, queries, shape["vectors"], seed=3)
@@ -242,23 +242,25 @@ def test_one_direction_is_the_adjoint_of_the_other(shape: dict[str, Any], draw: 
     if shape["weighted"]:
         factors = noise(4)
         together = push(r, *call, heads=factors)
-        apart = (pushed * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
-        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
+        keeps_logits = (pushed * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
+        torch.testing.assert_close(together, keeps_logits, rtol=1e-5, atol=1e-4)
     # Rows sum to one wherever a query sees a key.
     sums = pull(torch.ones(2, 1, keys, 1), *call)[..., 0]
-    alive = attend(inputs.q, inputs.k, inputs.v, Request(stats=("lse",)), variant)["lse"].isfinite()
-    torch.testing.assert_close(sums, alive.float(), rtol=1e-6, atol=2e-6)
+    valid_queries = attend(inputs.q, inputs.k, inputs.v, Request(stats=("lse",)), spec)[
+        "lse"
+    ].isfinite()
+    torch.testing.assert_close(sums, valid_queries.float(), rtol=1e-6, atol=2e-6)
 
 
 def test_sums_of_rows_and_columns_are_those_of_the_capture(case: Any) -> None:
     one = case("sinks")
-    request = Request(stats=("sink_mass", "received"))
-    found = attend(one.q, one.k, one.v, request, one.variant)
+    request = Request(stats=("learned_sink_mass", "received"))
+    found = attend(one.q, one.k, one.v, request, one.spec)
     ones = torch.ones(2, 1, 63, 1)
     rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
-    torch.testing.assert_close(rows, 1 - found["sink_mass"], rtol=1e-5, atol=1e-6)
-    seers = torch.arange(63, 0, -1)
-    torch.testing.assert_close(columns, found["received"] * seers, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows, 1 - found["learned_sink_mass"], rtol=1e-5, atol=1e-6)
+    query_counts = torch.arange(63, 0, -1)
+    torch.testing.assert_close(columns, found["received"] * query_counts, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
@@ -297,15 +299,15 @@ def test_the_cut_into_panels_does_not_matter(
         lambda: push(one.r, *one.call, heads=factors),
     ]
     usual = [call() for call in calls]
-    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", elements)
     for call, before in zip(calls, usual, strict=True):
         torch.testing.assert_close(call(), before, rtol=1e-5, atol=1e-5)
 
 
 def test_the_number_of_threads_never_shows(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = case("no head shares k", 150)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 10)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 10)
     factors = noise(4)
     alone = push(one.r, *one.call, heads=factors), pull(one.x, *one.call)
     for threads in (2, 3):
@@ -329,7 +331,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
     case: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = case("causal", 150)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 32)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 32)
     done: list[slice] = []
     weigh = Product.weigh
 
@@ -379,24 +381,24 @@ def test_what_does_not_fit_is_refused(draw: Any) -> None:
         ("x", noise(1, 1, 20, 1), "x: shape"),
         ("r", noise(2, 1, 21, 1), "r: shape"),
     ):
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(HeadscopeError, match=words):
             (pull if name == "x" else push)(vectors, *call)
-    with pytest.raises(Refused, match="heads: shape"):
+    with pytest.raises(HeadscopeError, match="heads: shape"):
         pull(x, *call, heads=torch.ones(2))
-    with pytest.raises(Refused, match="dz: shape"):
+    with pytest.raises(HeadscopeError, match="dz: shape"):
         pull(x, *call, gradient=Gradient(inputs.v, noise(2, 4, 20, 9)))
-    with pytest.raises(Refused, match="v: 2 heads, 19 keys"):
+    with pytest.raises(HeadscopeError, match="v: 2 heads, 19 keys"):
         pull(x, *call, gradient=Gradient(inputs.v[:, :, 1:], inputs.q))
-    with pytest.raises(Refused, match="k: 3 KV heads"):
+    with pytest.raises(HeadscopeError, match="k: 3 KV heads"):
         pull(x, inputs.q, noise(2, 3, 20, 8))
-    with pytest.raises(Refused, match="slopes: shape"):
-        pull(x, *call, Variant(slopes=torch.ones(3)))
+    with pytest.raises(HeadscopeError, match="slopes: shape"):
+        pull(x, *call, AttentionSpec(slopes=torch.ones(3)))
     for name in ("x", "q", "v", "dz"):
         grown = {"x": x.clone(), "q": inputs.q.clone(), "v": inputs.v.clone()}
         grown["dz"] = noise(2, 4, 20, 8)
         grown[name].requires_grad_(True)
         gradient = Gradient(grown["v"], grown["dz"])
-        with pytest.raises(Refused, match=f"{name}: products keep no gradient"):
+        with pytest.raises(HeadscopeError, match=f"{name}: products keep no gradient"):
             pull(grown["x"], grown["q"], inputs.k, gradient=gradient)
         with torch.no_grad():
             found = pull(grown["x"], grown["q"], inputs.k, gradient=gradient)

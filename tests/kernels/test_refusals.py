@@ -10,10 +10,10 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 REQUEST = Request(stats=("entropy",))
 
@@ -49,8 +49,8 @@ ATTENTION: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention_refuses(case: str, engine: Callable[..., Any]) -> None:
     qkv, options, message = ATTENTION[case]
-    with pytest.raises(Refused, match=message) as refusal:
-        engine(*qkv, REQUEST, Variant(**options))
+    with pytest.raises(HeadscopeError, match=message) as refusal:
+        engine(*qkv, REQUEST, AttentionSpec(**options))
     assert "\n" not in str(refusal.value)
 
 
@@ -86,14 +86,14 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_request_is_refused(case: str) -> None:
     fields, message = REQUESTS[case]
-    with pytest.raises(Refused, match=message) as refusal:
+    with pytest.raises(HeadscopeError, match=message) as refusal:
         attend(*tensors(*GOOD), Request(**fields))
     assert "\n" not in str(refusal.value)
 
 
 def test_the_pattern_of_a_long_text_is_refused() -> None:
     q, k = tensors((1, 1, 4, 2), (1, 1, 2049, 2))
-    with pytest.raises(Refused, match=r"pattern of 4 × 2049.*up to 2048"):
+    with pytest.raises(HeadscopeError, match=r"pattern of 4 × 2049.*up to 2048"):
         attend(q, k, k, Request(stats=("pattern",)))
     shorter = k[:, :, 1:]
     assert attend(q, shorter, shorter, Request(stats=("pattern",)))["pattern"].shape[-1] == 2048
@@ -107,7 +107,7 @@ def test_a_file_must_be_named_like_its_statistic(
         "from headscope.kernels.statistics.entropy import STATISTIC\n"
     )
     monkeypatch.setattr(statistics, "__path__", [*statistics.__path__, str(tmp_path)])
-    with pytest.raises(Refused, match=f"misnamed.py declares '{entropy.name}'"):
+    with pytest.raises(HeadscopeError, match=f"misnamed.py declares '{entropy.name}'"):
         statistics.load("misnamed")
 
 

@@ -8,30 +8,30 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import softmax
-from headscope.kernels.cpu.distances import distance_bins, sheared
-from headscope.kernels.cpu.logits import Logits
-from headscope.kernels.cpu.panels import Panels
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.panels import softmax
+from headscope.kernels.panels.distances import distance_bins, sheared
+from headscope.kernels.panels.logits import Logits
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 STATS = ("lse", "max_weight", "entropy", "first_mass", "received", "pooled_mean", "distance_hist")
 LENGTH = 140
 LATE = torch.arange(LENGTH).expand(2, -1) >= torch.tensor([[0], [30]])
 VARIANTS = {
-    "causal": Variant(),
-    "window": Variant(window=17),
-    "both ways": Variant(causal=False),
-    "left padding": Variant(key_mask=LATE, query_mask=LATE),
-    "sinks": Variant(sinks=torch.tensor([-2.0, 0.0, 3.0, 40.0])),
-    "soft cap": Variant(softcap=20.0),
+    "causal": AttentionSpec(),
+    "window": AttentionSpec(window=17),
+    "both ways": AttentionSpec(causal=False),
+    "left padding": AttentionSpec(key_mask=LATE, query_mask=LATE),
+    "sinks": AttentionSpec(sinks=torch.tensor([-2.0, 0.0, 3.0, 40.0])),
+    "soft cap": AttentionSpec(softcap=20.0),
 }
-SIGMOID = Variant(sigmoid=True)
+SIGMOID = AttentionSpec(sigmoid=True)
 
 
-def capture(inputs: Any, variant: Variant, stats: tuple[str, ...] = STATS) -> dict[str, Tensor]:
+def capture(inputs: Any, spec: AttentionSpec, stats: tuple[str, ...] = STATS) -> dict[str, Tensor]:
     request = Request(stats=stats, tile=16, k=3)
-    found = attend(inputs.q, inputs.k, inputs.v, request, variant, engine="panels")
+    found = attend(inputs.q, inputs.k, inputs.v, request, spec, engine="panels")
     return {name: values.nan_to_num(-1.0) for name, values in found.items()}
 
 
@@ -70,10 +70,10 @@ def test_float64_is_for_the_rows_that_need_it(draw: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Logits, "exact", watched)
     inputs = draw(250)
-    capture(inputs, Variant())
+    capture(inputs, AttentionSpec())
     assert made == []
     inputs.q[1, 2, 130] *= 200.0
-    capture(inputs, Variant())
+    capture(inputs, AttentionSpec())
     # Panels are whole tiles: the first has 240 queries.
     assert made == [slice(128, 240)]
 
@@ -82,40 +82,40 @@ def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
     draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[bool] = []
-    turn = softmax.Softmax.turn
+    normalize = softmax.Softmax.normalize
 
     def watched(self: softmax.Softmax, *given: Any, sharp: bool = False) -> Any:
         tries.append(sharp)
-        return turn(self, *given, sharp=sharp)
+        return normalize(self, *given, sharp=sharp)
 
-    monkeypatch.setattr(softmax.Softmax, "turn", watched)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", 32)
+    monkeypatch.setattr(softmax.Softmax, "normalize", watched)
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", 32)
     inputs = draw(128, sigma=64.0)
     # The last panel is blunt: it is found out once, and would be forgotten with the next.
     inputs.q[:, :, 96:] /= 1000.0
-    found = capture(inputs, Variant())
+    found = capture(inputs, AttentionSpec())
     assert tries == [False, True, True, True, True]
     monkeypatch.undo()
-    whole = capture(inputs, Variant())
+    whole = capture(inputs, AttentionSpec())
     assert all(torch.allclose(found[name], whole[name], atol=1e-5) for name in found)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
-@pytest.mark.parametrize("variant", [Variant(), SIGMOID], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("spec", [AttentionSpec(), SIGMOID], ids=["softmax", "sigmoid"])
 def test_logits_that_were_overwritten_are_made_again(
-    variant: Variant, sigma: float, draw: Any
+    spec: AttentionSpec, sigma: float, draw: Any
 ) -> None:
     inputs = draw(100, sigma=sigma)
-    panels = Panels(inputs.q, inputs.k, inputs.v, variant.fit(inputs.q, inputs.k), engine="panels")
+    panels = Panels(inputs.q, inputs.k, inputs.v, spec.fit(inputs.q, inputs.k), engine="panels")
     kept = replace(panels, reductions=frozenset({"weights", "logits"}))
-    assert [one.apart for one in (panels, kept)] == [False, True]
+    assert [one.keeps_logits for one in (panels, kept)] == [False, True]
     seen: list[list[Tensor]] = [[], []]
     for one, found in zip((panels, kept), seen, strict=True):
-        one.each(
+        one.for_each_part(
             lambda part, filled, found=found: found.extend(
                 part
                 for panel in filled
-                for part in (panel.weights.clone(), panel.peak, panel.logits.clone())
+                for part in (panel.weights.clone(), panel.max_logit, panel.logits.clone())
             )
         )
     assert len(seen[0]) == 2 * 3

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels import statistics
+from headscope.kernels import aliases, statistics
 from headscope.kernels.attention import attend
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
-from headscope.kernels.statistic import EXECUTIONS, MERGES
-from headscope.kernels.variant import Variant
+from headscope.kernels.request import Request
+from headscope.kernels.statistic import MERGES
 from headscope.kernels.visibility import Visibility
+from headscope.kernels.weight_edits import WeightEdits
 
 LENGTHS = (1, 63, 100, 257)
 
@@ -42,11 +43,11 @@ def packed(length: int) -> tuple[int, ...]:
     return parts if min(parts) > 0 else (length,)
 
 
-def streaming() -> Edits:
-    return Edits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
+def streaming() -> WeightEdits:
+    return WeightEdits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
 
 
-def variant(name: str, length: int) -> dict[str, Any]:
+def spec(name: str, length: int) -> dict[str, Any]:
     """Name the arguments of a variant at a length."""
     half = max(length // 2, 1)
     late = slice(length // 3, None)
@@ -111,17 +112,17 @@ def variant(name: str, length: int) -> dict[str, Any]:
             "window": 9,
             "key_mask": keep(length, late, slice(0, half)),
         },
-        "gates": {"edits": Edits(gate=noise(1, 4))},
+        "gates": {"edits": WeightEdits(gate=noise(1, 4))},
         "temperatures": {
-            "edits": Edits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
+            "edits": WeightEdits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
             "softcap": 5.0,
             "sinks": torch.tensor([0.0, 3.0, -20.0, 1.0]),
             "bias": holes(1, 4, 1, length),
         },
-        "keys weighed": {"edits": Edits(key_bias=noise(2, 1, length))},
-        "keys knocked out": {"edits": Edits(key_bias=holes(1, 4, length))},
+        "keys weighed": {"edits": WeightEdits(key_bias=noise(2, 1, length))},
+        "keys knocked out": {"edits": WeightEdits(key_bias=holes(1, 4, length))},
         "spans cut": {
-            "edits": Edits(
+            "edits": WeightEdits(
                 span_bias=torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]]),
                 query_spans=(torch.arange(length) * 3 // length - 1).expand(2, -1),
                 key_spans=(torch.arange(length) % 3 - 1).expand(2, -1),
@@ -146,15 +147,15 @@ def variant(name: str, length: int) -> dict[str, Any]:
     return {"queries": length, "keys": length, **variants[name]} if name else {"": variants}
 
 
-VARIANTS = tuple(variant("", 100)[""])
+VARIANTS = tuple(spec("", 100)[""])
 
 
 @pytest.fixture(scope="module")
 def both(draw: Any) -> Any:
     @cache
     def run(name: str, length: int) -> tuple[dict[str, Tensor], ...]:
-        inputs = draw(**variant(name, length))
-        options = Variant(**inputs.options)
+        inputs = draw(**spec(name, length))
+        options = AttentionSpec(**inputs.options)
         return (
             attend(*inputs, options),
             attend_dense(*inputs, options),
@@ -176,7 +177,7 @@ def test_both_engines_agree_with_dense_float64(
         for got in (swept[statistic], panels[statistic]):
             if statistic in CHOICES:
                 assert torch.equal(got.isnan(), dense[statistic].isnan())
-                inputs = draw(**variant(name, length))
+                inputs = draw(**spec(name, length))
                 CHOICES[statistic](got, dense, inputs, 1e-6 + logit * 2**-24)
             else:
                 agree(statistic, got, dense[statistic], logit=logit)
@@ -215,12 +216,18 @@ def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float)
 CHOICES = {"topk_key": check_keys, "effective_span": check_reach}
 
 
+def test_an_earlier_name_is_taken_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="'sink_mass' is now 'learned_sink_mass'"):
+        assert Request(stats=("entropy", "sink_mass")).stats == ("entropy", "learned_sink_mass")
+    assert set(aliases.STATISTICS.values()) <= set(statistics.names())
+    assert not set(aliases.STATISTICS) & set(statistics.names())
+
+
 @pytest.mark.parametrize("statistic", statistics.names())
 def test_declaration_is_complete(statistic: str) -> None:
     declared = statistics.load(statistic)
     assert declared.name == statistic
     assert declared.merge in MERGES
-    assert declared.execution in EXECUTIONS
     assert declared.units
     assert declared.formula
     assert declared.source
@@ -267,7 +274,7 @@ MUTANTS = {
     "a query sees the next key": ("high", one_too_far, "causal"),
     "a query misses its own key": ("high", one_too_near, "causal"),
     "the window is one key too wide": ("low", one_too_wide, "window"),
-    "padded queries count": ("alive", every_query, "padded left and right"),
+    "padded queries count": ("valid_queries", every_query, "padded left and right"),
     "cached keys are forgotten": ("shift", no_shift, "fewer queries than keys"),
 }
 
@@ -277,10 +284,10 @@ def test_a_wrong_mask_is_noticed(
     mutant: str, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attribute, wrong, name = MUTANTS[mutant]
-    inputs = draw(**variant(name, 63))
-    dense = attend_dense(*inputs, Variant(**inputs.options))
+    inputs = draw(**spec(name, 63))
+    dense = attend_dense(*inputs, AttentionSpec(**inputs.options))
     monkeypatch.setattr(Visibility, attribute, property(wrong))
-    panels = attend(*inputs, Variant(**inputs.options))
+    panels = attend(*inputs, AttentionSpec(**inputs.options))
     for statistic in ("z", "entropy", "distance", "pooled_mean"):
         with pytest.raises(AssertionError):
             agree(statistic, panels[statistic], dense[statistic])
@@ -293,12 +300,12 @@ def test_a_wrong_mask_is_noticed(
 def test_the_cut_into_panels_does_not_matter(
     name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.cpu.panels.ROWS", rows)
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", elements)
-    inputs = draw(**variant(name, 257))
+    monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", elements)
+    inputs = draw(**spec(name, 257))
     swept, _, panels = both(name, 257)
     for engine, usual in (("auto", swept), ("panels", panels)):
-        result = attend(*inputs, Variant(**inputs.options), engine=engine)
+        result = attend(*inputs, AttentionSpec(**inputs.options), engine=engine)
         for statistic in statistics.names():
             if statistic in CHOICES:
                 changed = (result[statistic] - usual[statistic]).nan_to_num() != 0
@@ -311,7 +318,7 @@ def test_the_cut_into_panels_does_not_matter(
 
 NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""
 
-from headscope.kernels.edits import Edits
+from headscope.kernels.weight_edits import WeightEdits
 from headscope.kernels.statistic import Statistic
 
 STATISTIC = Statistic(
@@ -326,7 +333,7 @@ STATISTIC = Statistic(
 NEW_DIM = '''"""Share of attention on every third key: a statistic with a dim of its own."""
 
 import torch
-from headscope.kernels.edits import Edits
+from headscope.kernels.weight_edits import WeightEdits
 from headscope.kernels.statistic import Statistic
 
 def of_panel(panel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import blas, library, operands, softmax, sweep
-from headscope.kernels.cpu.panel import Panel
-from headscope.kernels.cpu.scratch import Scratch
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.compiled import blas, library, operands, sweep
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.panels import softmax
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def check_same(inputs: Any, rtol: float = 2e-6) -> None:
     """Fail unless the sweep gives what torch gives; of equal weights either key will do."""
-    options = Variant(**inputs.options)
+    options = AttentionSpec(**inputs.options)
     swept = attend(*inputs, options, engine="compiled")
     panels = attend(*inputs, options, engine="panels")
     assert set(swept) == {"z", *inputs.request.stats}
@@ -123,12 +125,12 @@ def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(
         inputs = draw(300, request={"tile": tile, "stats": few})
         # Some rows of the later tiles, so that pieces with and without them take turns.
         inputs.q[:, :, [70, 200, 290]] *= 64.0
-        variant = Variant(**options)
-        dense = attend_dense(*inputs, variant)
+        spec = AttentionSpec(**options)
+        dense = attend_dense(*inputs, spec)
         largest = float(dense["lse"].abs().max())
         for stats in (few, tuple(sweep_only())):
             inputs.request = replace(inputs.request, stats=stats)
-            swept = attend(*inputs, variant, engine="compiled")
+            swept = attend(*inputs, spec, engine="compiled")
             for name in CHECKED:
                 agree(name, swept[name], dense[name], logit=largest)
 
@@ -157,12 +159,12 @@ def test_the_matrix_unit_is_as_exact_as_blas(
 ) -> None:
     inputs = draw(60, 6000, heads=2, size=64, value_size=64, sigma=sigma)
     inputs.request = Request(stats=("lse", "entropy", "received"))
-    variant = Variant(causal=False)
-    dense = attend_dense(*inputs, variant)
+    spec = AttentionSpec(causal=False)
+    dense = attend_dense(*inputs, spec)
     errors = {}
     for way in WAYS:
         monkeypatch.setattr(operands, "LEAST_ROWS", LEAST[way])
-        for name, values in attend(*inputs, variant, engine="compiled").items():
+        for name, values in attend(*inputs, spec, engine="compiled").items():
             errors[way, name] = float((values - dense[name]).norm() / dense[name].norm())
     for (way, name), error in errors.items():
         assert error < 5e-7 * sigma, (way, name)
@@ -194,7 +196,7 @@ def test_without_a_product_to_call_torch_multiplies(
     inputs = draw(100)
     monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["blas"])
     monkeypatch.setattr(operands.blas, "gemm", lambda: None)
-    monkeypatch.setattr(Panel.__dict__["mixed"], "func", lambda panel: 1 / 0)
+    monkeypatch.setattr(Panel.__dict__["attn_output"], "func", lambda panel: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         attend(*inputs, engine="compiled")
     monkeypatch.undo()
@@ -281,7 +283,7 @@ def test_the_sweep_writes_inside_its_memory(
         for stats in (tuple(statistics.names()), tuple(sweep_only())):
             inputs = draw(length, request={"stats": stats})
             attend(*inputs, engine="compiled")
-            attend(*inputs, Variant(window=9), engine="compiled")
+            attend(*inputs, AttentionSpec(window=9), engine="compiled")
     assert len(kept) > 30
     for memory in kept:
         assert (memory[:guard] == 7).all()
@@ -307,40 +309,49 @@ def test_statistics_read_no_more_than_they_declare(draw: Any) -> None:
         attend(*draw(100, request={"stats": (name,)}), engine="compiled")
 
 
-MUTANTS = {
-    "a row reads one key too far": ("key < ispread(high)", "key <= ispread(high)", {}),
-    "a window is one key too wide": ("ispread(low)) &", "ispread(low - 1)) &", {"window": 20}),
-    "padding is seen": ("!= 0, s, spread(MASKED)", "!= 7, s, spread(MASKED)", {"padded": True}),
-    "a bin ends one key early": ("here - near + 1, stop", "here - near, stop", {}),
-    "the query counts twice": ("(b ? near : 1)", "near", {"causal": False}),
-    "the sink is no outcome": ("(loss + sunk)", "loss", {"sinks": torch.ones(4)}),
-    "the sink takes nothing": ("&loss) + rest", "&loss)", {"sinks": torch.ones(4)}),
-    "tiles close one row late": ("(r + 1) % c->tile", "r % c->tile", {}),
-    "the last leader is left out": ("work[at] >= bound", "work[at] > bound", {}),
-    "another head's values": ("c->value + head / c->group * c->value_room", "c->value", {}),
-    "another head's keys": ("c->key + head / c->group * c->key_room", "c->key", {}),
-    "a coarse exponential": ("0x1.62e42ap-1", "0x1.62ep-1", {}),
-    "leaders keep their exponentials": ("work[key] * factor", "work[key]", {}),
-    "the first keys are one too few": (": c->firsts)", ": c->firsts - 1)", {}),
-    "what lies behind a row is mixed in": ("if (end < w->high) memset", "if (0) memset", {}),
-}  # fmt: skip
-BRICKED = {
-    "another head's packed values": ("c->value_bricks + head", "c->value_bricks + 0 * head", {}),
-    "another head's packed keys": ("c->key_bricks + head", "c->key_bricks + 0 * head", {}),
-    "the third part is left out": ("#define PARTS 3 ", "#define PARTS 2 ", {}),
-    "products with third parts are left out": ("i + j < PARTS", "i + j < PARTS - 1", {}),
-    "a step too few": ("(high - column + TERMS - 1) / TERMS", "(high - column) / TERMS", {}),
-    "the first keys of a window are left out": ("+ TERMS <= w->lows", "<= w->lows", {"window": 50}),
-    "the scale is forgotten": ("c->key_bricks ? c->scale", "c->key_bricks ? 1.0f", {}),
-    "values of a brick lie one off": ("t * term_stride", "(t + (t > 200)) * term_stride", {}),
-}  # fmt: skip
+SINKS = {"sinks": torch.ones(4)}
+MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "row_end": ("+ 1", {}),
+    "window_start": ("- 1", {"window": 20}),
+    "padding": ("+ 7", {"padded": True}),
+    "bin_end": ("- 1", {}),
+    "own_key": ("- 1", {"causal": False}),
+    "sink_entropy": ("0 *", SINKS),
+    "sink_mass": ("0 *", SINKS),
+    "tile_end": ("- 1", {}),
+    "topk_bound": ("+ 1e-6f", {}),
+    "value_head": ("0 *", {}),
+    "key_head": ("0 *", {}),
+    "exponential": ("- 3e-5", {}),
+    "topk_weights": ("/ factor", {}),
+    "first_keys": ("- 1", {}),
+    "behind_row": ("0 &&", {}),
+    "amx_value_head": ("0 *", {}),
+    "amx_key_head": ("0 *", {}),
+    "amx_parts": ("- 1", {}),
+    "amx_third_parts": ("- 1", {}),
+    "amx_steps": ("- TERMS + 1", {}),
+    "amx_window": ("- TERMS", {"window": 50}),
+    "amx_scale": ("1.0f + 0 *", {}),
+    "amx_terms": ("+ (t > 200)", {}),
+}
+"""What takes the place of the C comment ``/* MUTANT name */``, and the call that must notice."""
+ANCHOR = r"/\* MUTANT (\w+) \*/"
 CHECKED = (
     "z", "lse", "entropy", "first_mass", "distance_hist", "received", "pooled_mean", "topk",
 )  # fmt: skip
-WRONG = {**MUTANTS, **(BRICKED if "unit" in WAYS else {})}
+SOURCES = sorted(library.SOURCE.parent.glob("*.[ch]"))
 
 
-@pytest.mark.parametrize("mutant", WRONG)
+def test_every_anchor_has_a_mutant() -> None:
+    anchors = [name for file in SOURCES for name in re.findall(ANCHOR, file.read_text())]
+    assert sorted(anchors) == sorted(MUTANTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutant", [name for name in MUTANTS if "unit" in WAYS or not name.startswith("amx_")]
+)
 def test_a_mistake_in_the_text_is_noticed(
     mutant: str,
     draw: Any,
@@ -349,27 +360,25 @@ def test_a_mistake_in_the_text_is_noticed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right, wrong, options = WRONG[mutant]
+    wrong, options = MUTANTS[mutant]
     folder = tmp_path / "text"
     folder.mkdir()
-    found = 0
-    for file in sorted(library.SOURCE.parent.glob("*.[ch]")):
-        text = file.read_text()
-        found += text.count(right)
-        (folder / file.name).write_text(text.replace(right, wrong))
-    assert found == 1
+    for file in SOURCES:
+        text = file.read_text().replace(f"/* MUTANT {mutant} */", wrong)
+        (folder / file.name).write_text(text)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(library, "SOURCE", folder / "sweep.c")
     monkeypatch.setattr(library, "agrees", lambda run: True)
-    monkeypatch.setattr(library, "multiplies", lambda run, pack: True)
-    monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["unit" if mutant in BRICKED else "blas"])
+    monkeypatch.setattr(library, "multiplies_alike", lambda run, pack: True)
+    way = "unit" if mutant.startswith("amx_") else "blas"
+    monkeypatch.setattr(operands, "LEAST_ROWS", LEAST[way])
     options = dict(options)
     inputs = draw(300, request={"k": 3})
     if options.pop("padded", False):
         options["key_mask"] = torch.arange(300).expand(2, -1) > 9
-    variant = Variant(**options)
-    dense = attend_dense(*inputs, variant)
-    swept = attend(*inputs, variant, engine="compiled")
+    spec = AttentionSpec(**options)
+    dense = attend_dense(*inputs, spec)
+    swept = attend(*inputs, spec, engine="compiled")
 
     def check() -> None:
         for name in CHECKED:
@@ -381,17 +390,17 @@ def test_a_mistake_in_the_text_is_noticed(
 
 def test_engines_that_cannot_be_had_are_refused(draw: Any) -> None:
     inputs = draw(20, request={"stats": ("max_weight",)})
-    with pytest.raises(Refused, match=r"engine: 'fast'; choose from auto, panels, compiled"):
+    with pytest.raises(HeadscopeError, match=r"engine: 'fast'; choose from auto, panels, compiled"):
         attend(*inputs, engine="fast")
-    rows = Variant(sigmoid=True)
-    with pytest.raises(Refused, match="no sigmoid attention; or use engine='auto'"):
+    rows = AttentionSpec(sigmoid=True)
+    with pytest.raises(HeadscopeError, match="no sigmoid attention; or use engine='auto'"):
         attend(*inputs, rows, engine="compiled")
     torch.testing.assert_close(
         attend(*inputs, rows), attend(*inputs, rows, engine="panels"), rtol=0, atol=0
     )
-    with pytest.raises(Refused, match="it computes in float32; or use engine='auto'"):
-        library.choose("compiled", Variant(), torch.float64, torch.device("cpu"))
-    assert library.choose("auto", Variant(), torch.float64, torch.device("cpu")) is None
+    with pytest.raises(HeadscopeError, match="it computes in float32; or use engine='auto'"):
+        library.choose("compiled", AttentionSpec(), torch.float64, torch.device("cpu"))
+    assert library.choose("auto", AttentionSpec(), torch.float64, torch.device("cpu")) is None
 
 
 def test_a_statistic_may_read_logits_that_the_sweep_overwrote(
@@ -405,7 +414,7 @@ def test_a_statistic_may_read_logits_that_the_sweep_overwrote(
                 Panel,
                 "lse",
                 property(
-                    lambda panel, found=found: found.append(panel.logits.clone()) or panel.peak
+                    lambda panel, found=found: found.append(panel.logits.clone()) or panel.max_logit
                 ),
             )
             attend(*inputs, engine=engine)

@@ -11,17 +11,18 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu import panels
-from headscope.kernels.cpu.panels import Panels, Part
-from headscope.kernels.cpu.workers import share
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.panels import plan
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.panels.workers import run_in_threads
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
 
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Cut small panels; the threads that captured a part, with their number of torch threads."""
-    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(plan, "PANEL_ELEMENTS", 1 << 12)
     seen: set[tuple[int, int]] = set()
     fill = Panels.fill
     both = threading.Barrier(2, timeout=60)
@@ -46,11 +47,11 @@ def test_threads_do_not_show_in_the_numbers(
     options: dict[str, Any], draw: Any, used: set[tuple[int, int]]
 ) -> None:
     inputs = draw(200, heads=6, kv_heads=3)
-    alone = attend(*inputs, Variant(**options))
+    alone = attend(*inputs, AttentionSpec(**options))
     assert used == {(threading.get_ident(), 1)}
     used.clear()
     torch.set_num_threads(2)
-    shared = attend(*inputs, Variant(**options))
+    shared = attend(*inputs, AttentionSpec(**options))
     assert len(used) == 2
     assert {threads for _, threads in used} == {1}
     assert threading.get_ident() not in {thread for thread, _ in used}
@@ -66,16 +67,16 @@ def test_threads_work_on_padding_and_in_inference_mode(
     inputs = draw(150, heads=6, kv_heads=3)
     mask = torch.ones(2, 150, dtype=torch.bool)
     mask[1, :40] = False
-    alone = attend(*inputs, Variant(key_mask=mask))
+    alone = attend(*inputs, AttentionSpec(key_mask=mask))
     torch.set_num_threads(2)
     with torch.inference_mode():
-        shared = attend(*inputs, Variant(key_mask=mask))
+        shared = attend(*inputs, AttentionSpec(key_mask=mask))
     for name, expected in alone.items():
         assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
 
 
 def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panels, "PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(plan, "PANEL_ELEMENTS", 1 << 12)
     begun: list[Part] = []
     fill = Panels.fill
 
@@ -115,7 +116,7 @@ def test_tasks_after_a_failure_are_dropped() -> None:
             done.append(task)
 
     with pytest.raises(ValueError, match="planted"):
-        share(range(100_000), work, workers=2)
+        run_in_threads(range(100_000), work, workers=2)
     assert len(done) < 99_999
 
 
@@ -125,8 +126,8 @@ def test_one_task_stays_in_the_thread_of_the_caller() -> None:
     def work(tasks: Iterator[int]) -> None:
         threads.extend(threading.get_ident() for _ in tasks)
 
-    share([1], work, workers=4)
-    share([1, 2], work, workers=1)
+    run_in_threads([1], work, workers=4)
+    run_in_threads([1, 2], work, workers=1)
     assert threads == [threading.get_ident()] * 3
 
 

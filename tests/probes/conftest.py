@@ -219,7 +219,7 @@ def _recompute(
             for query in range(offset, length):
                 result[:, query, column] = weights[:, query, query - offset]
         return result
-    if name == "sink_mass":
+    if name == "learned_sink_mass":
         return 1.0 - weights.sum(-1)
     if name == "received_later":
         later = seen & (distance >= horizon[0]) & (distance <= horizon[1])

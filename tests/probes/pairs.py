@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, load_model
 from headscope.probes.edits import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.forward import Reader, logits
@@ -199,7 +199,7 @@ def try_bridge(module: Any, words: Any) -> str:
         return "no: TransformerLens does not know it"
     try:
         load_model(bridge, attention="cross")
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         return f"refused: {str(refusal).removeprefix('model: ').partition(';')[0]}"
     raise AssertionError("a bridge around an encoder and a decoder is read: compare its numbers")
 

@@ -13,8 +13,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.forward import Reader, logits
@@ -206,7 +206,7 @@ def try_gradients(model: Model, module: Any) -> str:
     gates = torch.ones(model.layers, model.heads, requires_grad=True)
     try:
         (gradient,) = torch.autograd.grad(score(gates), gates)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         return f"no: {str(refusal).partition(':')[0]}"
     step = torch.zeros_like(gates)
     layer = model.geometry.attending[0]
@@ -249,7 +249,7 @@ def try_bridge(model: Model, module: Any, words: Any) -> str:
         return "no: TransformerLens does not know it"
     try:
         found = capture(load_model(bridge), ids.tolist(), stats=("entropy",))["entropy"].values
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         return f"refused: {refusal}"
     close(torch.from_numpy(found), torch.from_numpy(plain))
     return "yes"
@@ -263,7 +263,7 @@ def trial(family: str, words: Any) -> dict[str, str]:
         return {**dict.fromkeys(HALVES, "not tried"), **pairs.trial(module, even, words)}
     try:
         model = load_model(module)
-    except Refused as refusal:
+    except HeadscopeError as refusal:
         reason = str(refusal).removeprefix("model: ").partition(",")[0].partition(";")[0]
         return {"capture": f"refused: {reason}", **dict.fromkeys(COLUMNS[1:], "–")}
     return {
@@ -341,7 +341,7 @@ def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_an_edit_of_a_layer_without_attention_is_refused() -> None:
     model = load_model(architectures.build("lfm2"))
-    with pytest.raises(Refused, match="layer 0 has no attention map; layers with one are 1"):
+    with pytest.raises(HeadscopeError, match="layer 0 has no attention map; layers with one are 1"):
         logits(model, draw(5), (KnockOut(heads=((0, 1),), keys=(0,)),))
-    with pytest.raises(Refused, match="layer 0 has no attention map"):
+    with pytest.raises(HeadscopeError, match="layer 0 has no attention map"):
         logits(model, draw(5), (Ablate(heads=((0, 1),)),))

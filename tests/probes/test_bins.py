@@ -12,7 +12,7 @@ import xarray as xr
 from headscope import analyses
 from headscope.analyses.shared import prompt_sets
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, plan, tasks
 from headscope.probes.model import Model
 
@@ -86,7 +86,7 @@ def test_a_file_holds_the_same(model: Model, ids: Any, tmp_path: Path) -> None:
 def test_what_has_no_bins_is_refused(
     model: Model, ids: Any, more: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(Refused, match=message) as caught:
+    with pytest.raises(HeadscopeError, match=message) as caught:
         capture(model, [ids(20)], **{"bins": 4, **more})
     assert "\n" not in str(caught.value)
 
@@ -100,6 +100,6 @@ def test_analyses_refuse_bins_in_one_line(name: str, bundled: Model) -> None:
     stats = tuple(one for one in module.NEEDS if one not in ("pattern", "topk", "topk_key"))
     binned = capture(bundled, task, stats=stats or ("entropy",), bins=3)
     supplied = {"capture": binned, "model": bundled, "prompts": task, "task": task}
-    with pytest.raises(Refused, match="bins") as caught:
+    with pytest.raises(HeadscopeError, match="bins") as caught:
         module.run(*(supplied[one] for one in prompt_sets.positionals(name)))
     assert "\n" not in str(caught.value)

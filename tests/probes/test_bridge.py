@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate, Edit
 from headscope.probes.forward import logits
@@ -139,7 +139,7 @@ def test_a_hook_that_cannot_fire_is_refused_by_name(wrap: Any, ids: Any) -> None
     for name in ("hook_pattern", "hook_attn_scores", "hook_rot_q"):
         with (
             bridge.hooks([(f"blocks.1.attn.{name}", lambda value, hook: value)]),
-            pytest.raises(Refused, match=rf"^blocks\.1\.attn\.{name}: "),
+            pytest.raises(HeadscopeError, match=rf"^blocks\.1\.attn\.{name}: "),
         ):
             capture(model, [ids(5)])
     assert snapshot(bridge) == before

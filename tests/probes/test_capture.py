@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.capture import DEFAULT
 from headscope.probes.model import Model
@@ -22,7 +22,7 @@ def model(folder: Any) -> Model:
 
 
 def refusal(work: Any) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HeadscopeError) as caught:
         work()
     line = str(caught.value)
     assert "\n" not in line

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, checkpoints, load_model
 from headscope.probes.checkpoints import stamp
 from headscope.probes.places import locate
@@ -72,7 +72,7 @@ def test_provenance_names_the_step_and_each_has_weights_of_its_own() -> None:
     ],
 )
 def test_what_is_not_there_is_refused_by_name(source: str, said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(HeadscopeError, match=said):
         load_model(source)
 
 
@@ -82,9 +82,11 @@ def test_folders_of_a_trainer_are_found_in_order_of_step(trained: Path) -> None:
     weight = load_model(found[1]).module.state_dict()["lm_head.weight"]
     torch.testing.assert_close(weight, tiny(100).lm_head.weight.detach())
     for empty in (trained / "runs", "headscope/bundled"):
-        with pytest.raises(Refused, match=r"has no checkpoints; they are named by their step"):
+        with pytest.raises(
+            HeadscopeError, match=r"has no checkpoints; they are named by their step"
+        ):
             checkpoints(empty)
-    with pytest.raises(Refused, match="there is no folder"):
+    with pytest.raises(HeadscopeError, match="there is no folder"):
         checkpoints(trained / "gone")
 
 
@@ -139,9 +141,11 @@ class TestHub:
         assert stamp("someone/small@step10") == f"step10 {commits['step10']}"
 
     def test_a_revision_that_is_not_there_is_refused(self, commits: dict[str, str]) -> None:
-        with pytest.raises(Refused, match=r"'someone/small@step11' .* the hub cannot be reached"):
+        with pytest.raises(
+            HeadscopeError, match=r"'someone/small@step11' .* the hub cannot be reached"
+        ):
             load_model("someone/small@step11")
-        with pytest.raises(Refused, match="the local cache has no revision of it"):
+        with pytest.raises(HeadscopeError, match="the local cache has no revision of it"):
             checkpoints("someone/else")
 
     def test_the_hub_s_own_revisions_are_named_in_the_refusal(
@@ -159,7 +163,7 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
         assert checkpoints("someone/online") == ["someone/online@step0", "someone/online@step512"]
         said = "someone/online has no revision 'step3' on the hub; it has main, step0, step512, v1"
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(HeadscopeError, match=said):
             load_model("someone/online@step3")
 
 
@@ -168,5 +172,5 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
     tiny(1).save_pretrained(place)
     assert locate(place).name == str(place)
     shutil.rmtree(place)
-    with pytest.raises(Refused, match="there is no folder"):
+    with pytest.raises(HeadscopeError, match="there is no folder"):
         locate(place)

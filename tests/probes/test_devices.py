@@ -13,7 +13,7 @@ import torch
 import transformers
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, plan
 from headscope.probes.devices import weights
 from headscope.probes.edits import Ablate
@@ -92,7 +92,9 @@ def test_a_folder_is_spread_over_what_there_is(
 
 
 def test_a_model_without_values_is_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match=r"model: weight .* has no values"):
+    with pytest.raises(HeadscopeError, match=r"model: weight .* has no values"):
         load_model(tiny("llama").to("meta"))
-    with pytest.raises(Refused, match="device: the model given is on cpu; only a name or a folder"):
+    with pytest.raises(
+        HeadscopeError, match="device: the model given is on cpu; only a name or a folder"
+    ):
         load_model(tiny("llama"), device="auto")

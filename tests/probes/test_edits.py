@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.edits import Ablate, Gate, Replace
 from headscope.probes.forward import logits
@@ -162,7 +162,7 @@ def test_logits_with_gradients_equal_logits_without(family: str, tiny: Any, ids:
 )
 def test_edits_that_do_not_fit_are_refused(edit: Any, start: str, tiny: Any) -> None:
     model = load_model(tiny("llama"))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HeadscopeError) as caught:
         capture(model, [[1, 2, 3]], edits=(edit,))
     assert start in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import METRICS, evaluate, logits, score
@@ -58,14 +58,14 @@ def test_scores_have_gradients() -> None:
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    with pytest.raises(Refused, match=r"^metric: no 'loss'; choose one of logit_difference"):
+    with pytest.raises(HeadscopeError, match=r"^metric: no 'loss'; choose one of logit_difference"):
         score(LOGITS, ASKED, "loss")
-    with pytest.raises(Refused, match=r"^task: a prompt has no question"):
+    with pytest.raises(HeadscopeError, match=r"^task: a prompt has no question"):
         score(LOGITS, [ASKED[0], []], "accuracy")
     alone = [[EncodedQuestion(0, (1,), (), ())]]
     assert score(LOGITS[:1], alone, "accuracy").tolist() == [0.0]
     for metric in set(METRICS) - {"accuracy"}:
-        with pytest.raises(Refused, match=r"^wrong: "):
+        with pytest.raises(HeadscopeError, match=r"^wrong: "):
             score(LOGITS[:1], alone, metric)
 
 
@@ -120,18 +120,18 @@ def test_the_metric_can_be_chosen(model: Model, task: Task) -> None:
     assert set(found.values.tolist()) <= {0.0, 0.5, 1.0}
     assert (found.attrs["low"], found.attrs["high"]) == (0.0, 1.0)
     assert "low" not in evaluate(model, task).attrs
-    with pytest.raises(Refused, match=r"^metric: no 'loss'"):
+    with pytest.raises(HeadscopeError, match=r"^metric: no 'loss'"):
         evaluate(model, task, metric="loss")
 
 
 def test_a_task_needs_a_tokenizer(tiny: Any, task: Task) -> None:
-    with pytest.raises(Refused, match=r"^tokenizer: a task needs one"):
+    with pytest.raises(HeadscopeError, match=r"^tokenizer: a task needs one"):
         evaluate(load_model(tiny("llama")), task)
 
 
 def test_ids_must_be_a_batch(model: Model) -> None:
     for given in (torch.tensor([1, 2]), torch.zeros(1, 0, dtype=torch.long)):
-        with pytest.raises(Refused, match=r"^ids: "):
+        with pytest.raises(HeadscopeError, match=r"^ids: "):
             logits(model, given)
-    with pytest.raises(Refused, match=r"129 tokens, but the context of .* is 128"):
+    with pytest.raises(HeadscopeError, match=r"129 tokens, but the context of .* is 128"):
         logits(model, torch.ones(1, 129, dtype=torch.long))

@@ -13,7 +13,7 @@ import xarray as xr
 from PIL import Image
 
 from headscope.analyses import rollout
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.forward import evaluate, logits
 from headscope.probes.tasks import make
@@ -58,7 +58,7 @@ def images(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def refusal(of: Any, given: Any) -> str:
-    with pytest.raises(Refused) as error:
+    with pytest.raises(HeadscopeError) as error:
         capture(of, given, stats=("entropy",))
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -165,9 +165,9 @@ def test_pictures_need_a_processor_and_words_a_model_of_words(vit: Any, tmp_path
     assert "is no image" in refusal(vit, tmp_path / "words.png")
     task = make("induction", n=1)
     assert refusal(vit, task) == "task: its prompts are texts, and ViTModel reads images"
-    with pytest.raises(Refused, match="task: its prompts are texts"):
+    with pytest.raises(HeadscopeError, match="task: its prompts are texts"):
         evaluate(vit, task)
-    with pytest.raises(Refused, match="ids: ViTModel reads images"):
+    with pytest.raises(HeadscopeError, match="ids: ViTModel reads images"):
         logits(vit, images(1, 3, 16, 16))
 
 
@@ -185,6 +185,6 @@ def test_pictures_need_a_processor_and_words_a_model_of_words(vit: Any, tmp_path
 def test_models_of_other_inputs_are_refused_by_name(
     family: str, more: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(Refused, match=said) as error:
+    with pytest.raises(HeadscopeError, match=said) as error:
         load_model(build(family, **more))
     assert str(error.value).startswith("model: ")

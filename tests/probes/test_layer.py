@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.edits import Ablate, KnockOut, Temperature, Window
 from headscope.probes.layer import reach
@@ -101,7 +101,9 @@ def test_a_forward_pass_stops_at_the_layer(tiny: Any, ids: Any) -> None:
         handle.remove()
     assert ran == [0, 1, 2]
     assert module.config._attn_implementation != "headscope"
-    with pytest.raises(Refused, match=r"^layer: 4 has no attention map; layers with one are 0, 1,"):
+    with pytest.raises(
+        HeadscopeError, match=r"^layer: 4 has no attention map; layers with one are 0, 1,"
+    ):
         reach(model, ids(9), 4)
 
 
@@ -142,13 +144,13 @@ def test_edits_are_made_again_when_they_are_given(tiny: Any, ids: Any) -> None:
                 close(one, expected)
     assert (plain["pattern"] - found["pattern"]).isel(layer=1, head=0).max() > 1e-3
     for wrong in ((), EDITS[:-1], EDITS[::-1]):
-        with pytest.raises(Refused, match=r"^edits: this capture was made with \[\{.* same"):
+        with pytest.raises(HeadscopeError, match=r"^edits: this capture was made with \[\{.* same"):
             pattern(bare, 1, 2, model=model, edits=wrong)
-    with pytest.raises(Refused, match=r"^edits: this capture was made with none"):
+    with pytest.raises(HeadscopeError, match=r"^edits: this capture was made with none"):
         pattern(plain, 1, 2, model=model, edits=EDITS)
-    with pytest.raises(Refused, match=r"^model: edits are made again by the model"):
+    with pytest.raises(HeadscopeError, match=r"^model: edits are made again by the model"):
         pattern(found, 1, 2, edits=EDITS)
-    with pytest.raises(Refused, match=r"^edits: the weights of this capture were edited"):
+    with pytest.raises(HeadscopeError, match=r"^edits: the weights of this capture were edited"):
         pattern(found, 1, 2)
 
 
@@ -159,15 +161,19 @@ def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
     other = tiny("llama")
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    with pytest.raises(Refused, match=r"^model: revision sha256:\w+, but this capture was made at"):
+    with pytest.raises(
+        HeadscopeError, match=r"^model: revision sha256:\w+, but this capture was made at"
+    ):
         pattern(found, 0, 0, model=load_model(other))
     half = capture(tiny("llama").to(torch.bfloat16), [ids(9)], stats=("entropy",))
     cast = load_model(tiny("llama").to(torch.bfloat16).float())
-    with pytest.raises(Refused, match=r"^model: dtype float32, but .* made at bfloat16"):
+    with pytest.raises(HeadscopeError, match=r"^model: dtype float32, but .* made at bfloat16"):
         pattern(half, 0, 0, model=cast)
     changed = found.copy(deep=True)
     changed["token_id"][1, 4] = (changed["token_id"][1, 4] + 1) % 64
-    with pytest.raises(Refused, match=r"^capture: its token_id are not those it was made of"):
+    with pytest.raises(
+        HeadscopeError, match=r"^capture: its token_id are not those it was made of"
+    ):
         pattern(changed, 0, 0, model=model)
     # A selection has lost its digest, but not its tokens.
     part = found.isel(prompt=[1], layer=[1], head=[2, 3])
@@ -175,11 +181,15 @@ def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
         pattern(found, 1, 3, 1, model=model).assign_attrs(prompt=0)
     )
     crossed = replace(model, attention="cross")
-    with pytest.raises(Refused, match=r"^model: windows of cross attention are cut from what"):
+    with pytest.raises(
+        HeadscopeError, match=r"^model: windows of cross attention are cut from what"
+    ):
         pattern(found, 0, 0, model=crossed)
-    with pytest.raises(Refused, match=r"^layer: no 0 in this capture"):
+    with pytest.raises(HeadscopeError, match=r"^layer: no 0 in this capture"):
         pattern(part, 0, 3, model=model)
-    with pytest.raises(Refused, match=r"^capture: no q; .* or pattern\(\.\.\., model=model\)"):
+    with pytest.raises(
+        HeadscopeError, match=r"^capture: no q; .* or pattern\(\.\.\., model=model\)"
+    ):
         pattern(found, 0, 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
 
 FAMILIES = ["llama", "gpt2", "mistral", "gemma2"]
@@ -53,9 +53,9 @@ def test_a_head_is_found_by_its_label(tiny: Any, ids: Any) -> None:
     found = capture(load_model(tiny("llama")), [ids(9)], stats=("lse",), keep=("q", "k"))
     part = found.isel(layer=[1], head=[3, 2])
     assert pattern(part, 1, 3).identical(pattern(found, 1, 3))
-    with pytest.raises(Refused, match=r"^layer: no 0 in this capture; it has 1 to 1"):
+    with pytest.raises(HeadscopeError, match=r"^layer: no 0 in this capture; it has 1 to 1"):
         pattern(part, 0, 3)
-    with pytest.raises(Refused, match=r"^head: no 0 in this capture; it has 2 to 3"):
+    with pytest.raises(HeadscopeError, match=r"^head: no 0 in this capture; it has 2 to 3"):
         pattern(part, 1, 0)
 
 
@@ -63,18 +63,18 @@ def test_what_is_missing_is_named(tiny: Any, ids: Any) -> None:
     model = load_model(tiny("llama"))
     whole = capture(model, [ids(9)], stats=("lse",), keep=("q", "k"))
     for name in ("q", "k", "lse"):
-        with pytest.raises(Refused, match=rf"^capture: no {name}; a pattern needs capture"):
+        with pytest.raises(HeadscopeError, match=rf"^capture: no {name}; a pattern needs capture"):
             pattern(whole.drop_vars(name), 0, 0)
-    with pytest.raises(Refused, match=r"^prompt: no 1; the capture has 0 to 0"):
+    with pytest.raises(HeadscopeError, match=r"^prompt: no 1; the capture has 0 to 0"):
         pattern(whole, 0, 0, prompt=1)
-    with pytest.raises(Refused, match=r"^queries: slice\(9, None, None\) holds no position"):
+    with pytest.raises(HeadscopeError, match=r"^queries: slice\(9, None, None\) holds no position"):
         pattern(whole, 0, 0, queries=slice(9, None))
 
 
 def test_a_window_of_many_weights_is_refused(tiny: Any) -> None:
     model = load_model(tiny("llama", max_position_embeddings=4096))
     found = capture(model, [[1] * 2100], stats=("lse",), keep=("q", "k"))
-    with pytest.raises(Refused, match=r"^queries, keys: 2100 × 2100 weights"):
+    with pytest.raises(HeadscopeError, match=r"^queries, keys: 2100 × 2100 weights"):
         pattern(found, 0, 0)
     row = pattern(found, 0, 0, queries=slice(2099, None))
     np.testing.assert_allclose(row.sum(), 1, atol=1e-4)

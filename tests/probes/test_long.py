@@ -72,7 +72,7 @@ def measured(model: Model, length: int) -> Meter:
 @pytest.fixture
 def small_panels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, the only one that a meter sees, and panels of one head, that growth may show."""
-    monkeypatch.setattr("headscope.kernels.cpu.panels.PANEL_ELEMENTS", 1 << 12)
+    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

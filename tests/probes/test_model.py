@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Model, capture, load_model, seam
 from headscope.probes import seam as seam_module
 
 
 def refusal(work: Any) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HeadscopeError) as caught:
         work()
     line = str(caught.value)
     assert "\n" not in line
@@ -271,5 +271,5 @@ def test_positions_that_start_after_padding_shorten_the_context() -> None:
     assert model.context == longest
     found = capture(model, [[5] * longest], stats=("entropy",))
     assert not found["entropy"].isnull().any()
-    with pytest.raises(Refused, match=f"but the context of .* is {longest}"):
+    with pytest.raises(HeadscopeError, match=f"but the context of .* is {longest}"):
         capture(model, [[5] * (longest + 1)], stats=("entropy",))

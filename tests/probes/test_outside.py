@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from headscope.kernels.refusal import Refused
-from headscope.kernels.request import Request
+from headscope.kernels.api import Request
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.edits import Ablate
 from headscope.probes.forward import Reader, logits, run
@@ -81,7 +81,7 @@ def test_falcon_with_alibi_is_read_as_eager_or_refused() -> None:
     """Hugging Face adds ALiBi twice in its eager code, and once in the other."""
     module = build("falcon", alibi=True)
     with pytest.raises(
-        Refused, match=r"sdpa and the eager .* differ .*attn_implementation='eager'"
+        HeadscopeError, match=r"sdpa and the eager .* differ .*attn_implementation='eager'"
     ):
         load_model(module)
     module.config._attn_implementation_internal = "eager"
@@ -162,7 +162,7 @@ def test_a_bias_that_is_not_alibi_stays_a_bias() -> None:
     model = load_model(module)
     assert all(call.slopes is None and call.bias is not None for call in calls(model, draw(9)))
     same_as_eager(module)
-    with pytest.raises(Refused, match=r"^keep: the position bias of this model is no"):
+    with pytest.raises(HeadscopeError, match=r"^keep: the position bias of this model is no"):
         capture(model, draw(9).tolist(), keep=("q", "k"))
 
 
@@ -240,7 +240,7 @@ def test_an_unknown_step_is_refused_by_name(variant: str) -> None:
     part = module.transformer.h[1].attn
     part._attn = types.MethodType(attention(change), part)
     start = "^model: GPTJAttention is outside .* cannot be followed at "
-    with pytest.raises(Refused, match=start) as refusal:
+    with pytest.raises(HeadscopeError, match=start) as refusal:
         load_model(module)
     assert any(one in str(refusal.value) for one in message.split("|"))
 
@@ -250,7 +250,7 @@ def test_what_is_known_of_a_changed_module_is_followed() -> None:
     module = build("gptj")
     part = module.transformer.h[1].attn
     part._attn = types.MethodType(attention(lambda s, v: soft(s) @ v), part)
-    with pytest.raises(Refused, match="GPTJAttention returns no weights to check against"):
+    with pytest.raises(HeadscopeError, match="GPTJAttention returns no weights to check against"):
         load_model(module)
 
 
@@ -264,7 +264,9 @@ def test_steps_that_nobody_notices_are_refused() -> None:
     module = build("gptj")
     part = module.transformer.h[1].attn
     part._attn = types.MethodType(attend, part)
-    with pytest.raises(Refused, match=r"layers \[1\] of .* do no attention that can be followed"):
+    with pytest.raises(
+        HeadscopeError, match=r"layers \[1\] of .* do no attention that can be followed"
+    ):
         load_model(module)
 
 
@@ -275,7 +277,7 @@ def test_attention_taken_twice_is_refused() -> None:
     module = build("gptj")
     part = module.transformer.h[1].attn
     part._attn = types.MethodType(attention(twice), part)
-    with pytest.raises(Refused, match=r"layer 1 of .* asks for attention twice"):
+    with pytest.raises(HeadscopeError, match=r"layer 1 of .* asks for attention twice"):
         load_model(module)
 
 
@@ -296,10 +298,10 @@ def test_a_module_that_tells_us_something_else_is_refused() -> None:
         return own(query if plain else query * 1.5, key, value, mask)
 
     part._attn = types.MethodType(once, part)
-    with pytest.raises(Refused, match=r"differs from its eager attention|of L1H"):
+    with pytest.raises(HeadscopeError, match=r"differs from its eager attention|of L1H"):
         load_model(module)
     part._attn = types.MethodType(deceive, part)
-    with pytest.raises(Refused, match="asks for attention twice"):
+    with pytest.raises(HeadscopeError, match="asks for attention twice"):
         load_model(module)
 
 
@@ -329,7 +331,9 @@ def test_a_model_that_would_change_itself_is_refused_as_it_is() -> None:
     more = {"num_attention_heads": 4, "vocab_size": 70, "attention_type": "block_sparse"}
     config = transformers.AutoConfig.for_model("big_bird", **shape, **more)
     module = transformers.AutoModelForMaskedLM.from_config(config).eval()
-    with pytest.raises(Refused, match=r"^attention_type: BigBirdForMaskedLM attends to blocks"):
+    with pytest.raises(
+        HeadscopeError, match=r"^attention_type: BigBirdForMaskedLM attends to blocks"
+    ):
         load_model(module)
     assert module.bert.attention_type == "block_sparse"
 
@@ -338,7 +342,7 @@ def test_a_model_without_a_limit_or_a_map_is_refused_in_words() -> None:
     shape = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": 64}
     config = transformers.AutoConfig.for_model("xlnet", **shape)
     module = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(Refused, match="no layer of XLNetLMHeadModel asked for attention"):
+    with pytest.raises(HeadscopeError, match="no layer of XLNetLMHeadModel asked for attention"):
         load_model(module)
 
 

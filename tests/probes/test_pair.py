@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headscope.kernels import statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Model, Pair, capture, load_model, pattern, store
 from headscope.probes.edits import Window
 from headscope.probes.forward import evaluate, logits
@@ -52,7 +52,7 @@ def eager(module: Any, source: list[int], target: list[int]) -> dict[str, np.nda
 
 
 def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HeadscopeError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import check, load_model, passes
 from headscope.probes.model import Model
 
@@ -67,7 +67,7 @@ def test_a_user_can_ask_for_the_check(load: Load, own: Path, monkeypatch: Any) -
     monkeypatch.setenv(passes.VARIABLE, "always")
     assert load(own)[1] > 0
     monkeypatch.setenv(passes.VARIABLE, "never")
-    with pytest.raises(Refused, match=r"^HEADSCOPE_CHECK: 'never'; unset it"):
+    with pytest.raises(HeadscopeError, match=r"^HEADSCOPE_CHECK: 'never'; unset it"):
         load(own)
 
 
@@ -143,7 +143,7 @@ def test_a_refused_model_is_refused_again(load: Load, own: Path, tmp_path: Path)
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
     for _ in range(2):
-        with pytest.raises(Refused, match="holds NaN"):
+        with pytest.raises(HeadscopeError, match="holds NaN"):
             load(own)
     assert kept(tmp_path) == []
 

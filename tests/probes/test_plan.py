@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from headscope.kernels import memory, statistics
-from headscope.kernels.refusal import Refused
+from headscope.kernels import statistics
+from headscope.kernels.api import memory
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, plan
 from headscope.probes.model import Model
 
-ALL = tuple(name for name in statistics.names() if name not in ("pattern", "z", "sink_mass"))
+ALL = tuple(
+    name for name in statistics.names() if name not in ("pattern", "z", "learned_sink_mass")
+)
 DEFINE = """
 import sys
 import torch
 import transformers
-from headscope.kernels import memory
+from headscope.kernels.api import memory
 from headscope.probes import capture, load_model, plan
 
 torch.set_num_threads(1)
@@ -132,7 +135,9 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
     assert needed.statistics == 40 * 2 * 4 * 100 * 100 * 4
     there = needed.memory - needed.statistics // 2
     monkeypatch.setattr(memory, "available", lambda: there)
-    with pytest.raises(Refused, match=r"memory: 12\.8 MB of statistics .* out=FILE") as caught:
+    with pytest.raises(
+        HeadscopeError, match=r"memory: 12\.8 MB of statistics .* out=FILE"
+    ) as caught:
         capture(model, given, **stats)
     assert "\n" not in str(caught.value)
     capture(model, given, out=tmp_path / "a.safetensors", **stats)
@@ -150,7 +155,7 @@ def test_batches_shrink_until_they_fit(
     assert chosen.batch_tokens in (4096, 2048)
     assert chosen.memory <= 0.8 * chosen.available
     monkeypatch.setattr(memory, "available", lambda: 1000)
-    with pytest.raises(Refused, match=r"forward pass of 100 tokens needs .* but 0.001 MB"):
+    with pytest.raises(HeadscopeError, match=r"forward pass of 100 tokens needs .* but 0.001 MB"):
         capture(model, given, out=out)
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.edits import (
     Ablate,
@@ -154,7 +154,7 @@ def test_a_capture_shows_the_edited_weights(tiny: Any, ids: Any) -> None:
     assert (other > 0).all()
     assert '"edit": "Window"' in found.attrs["edits"]
     kept = capture(model, [ids(9)], keep=("q", "k"), edits=(WINDOW,))
-    with pytest.raises(Refused, match="edits: the weights of this capture were edited"):
+    with pytest.raises(HeadscopeError, match="edits: the weights of this capture were edited"):
         pattern(kept, layer=0, head=0)
 
 
@@ -167,7 +167,7 @@ def test_a_capture_shows_the_edited_weights(tiny: Any, ids: Any) -> None:
     ],
 )
 def test_a_number_out_of_range_is_refused(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(HeadscopeError, match=message):
         make()
 
 
@@ -186,7 +186,7 @@ def test_a_number_out_of_range_is_refused(make: Callable[[], Any], message: str)
     ],
 )
 def test_an_edit_that_does_not_fit_is_refused(edit: Any, message: str, tiny: Any, ids: Any) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(HeadscopeError, match=message):
         logits(load_model(tiny("llama")), torch.tensor([ids(LENGTH)]), (edit,))
 
 
@@ -225,5 +225,5 @@ def test_edits_come_back_from_a_file(tmp_path: Path, tiny: Any, ids: Any) -> Non
     with torch.no_grad():
         assert torch.equal(logits(model, prompt, back), logits(model, prompt, edits))
     (tmp_path / "edits.safetensors").write_bytes(b"broken")
-    with pytest.raises(Refused, match="is broken"):
+    with pytest.raises(HeadscopeError, match="is broken"):
         load(tmp_path / "edits.safetensors")

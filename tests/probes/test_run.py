@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes import capture, load_model, run
 
 
@@ -51,7 +51,7 @@ def test_results_are_kept_by_name(captured: xr.Dataset, tmp_path: Path) -> None:
 def test_a_run_is_not_replaced_unasked(captured: xr.Dataset, tmp_path: Path) -> None:
     made = run.create(tmp_path / "one", captured)
     made.save_result("a", xr.Dataset({"score": ("head", np.ones(2))}))
-    with pytest.raises(Refused, match=r"^out: .*one already holds a run"):
+    with pytest.raises(HeadscopeError, match=r"^out: .*one already holds a run"):
         run.create(tmp_path / "one", captured)
     assert list(run.open(tmp_path / "one").results()) == ["a"]
     run.create(tmp_path / "one", captured, replace=True)
@@ -60,9 +60,9 @@ def test_a_run_is_not_replaced_unasked(captured: xr.Dataset, tmp_path: Path) -> 
 
 def test_files_of_others_are_never_touched(captured: xr.Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(Refused, match=r"^out: .* holds other files"):
+    with pytest.raises(HeadscopeError, match=r"^out: .* holds other files"):
         run.create(tmp_path, captured)
-    with pytest.raises(Refused, match=r"^out: .* holds other files"):
+    with pytest.raises(HeadscopeError, match=r"^out: .* holds other files"):
         run.create(tmp_path, captured, replace=True)
     assert everything(tmp_path) == ["thesis.tex"]
 
@@ -81,7 +81,7 @@ def test_folders_that_cannot_be_written_are_refused(
         lambda: run.check(tmp_path / place),
         lambda: run.create(tmp_path / place, captured),
     ):
-        with pytest.raises(Refused, match=r"^out: .* cannot be written") as caught:
+        with pytest.raises(HeadscopeError, match=r"^out: .* cannot be written") as caught:
             work()
         assert "\n" not in str(caught.value)
     assert everything(tmp_path) == ["file"]
@@ -93,12 +93,12 @@ def test_a_run_that_fails_on_the_way_is_no_run(
     run.create(tmp_path / "one", captured)
 
     def fail(*given: Any) -> None:
-        raise Refused("path: the disk is full")
+        raise InvalidInput("path: the disk is full")
 
     monkeypatch.setattr(run.store, "save", fail)
-    with pytest.raises(Refused, match=r"disk is full"):
+    with pytest.raises(HeadscopeError, match=r"disk is full"):
         run.create(tmp_path / "one", captured, replace=True)
-    with pytest.raises(Refused, match=r"^run: .* holds no manifest.json"):
+    with pytest.raises(HeadscopeError, match=r"^run: .* holds no manifest.json"):
         run.open(tmp_path / "one")
 
 
@@ -111,7 +111,7 @@ def test_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
     ):
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(Refused, match=start) as caught:
+        with pytest.raises(HeadscopeError, match=start) as caught:
             run.open(tmp_path)
         assert str(caught.value).startswith("run: ")
         assert "\n" not in str(caught.value)

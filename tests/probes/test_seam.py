@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.forward import Reader, logits, run
 from headscope.probes.seam import NAME, installed
@@ -71,7 +71,7 @@ def test_an_eager_model_stays_eager(tiny: Any, ids: Any) -> None:
 def test_our_attention_refuses_to_run_outside_a_capture(tiny: Any, ids: Any) -> None:
     module = tiny("llama")
     module.set_attn_implementation(NAME)
-    with pytest.raises(Refused, match=r"^attention: .* outside a capture"):
+    with pytest.raises(HeadscopeError, match=r"^attention: .* outside a capture"):
         module(torch.tensor([ids(5)]))
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
     attention = AttentionInterface()[NAME]
     model = load_model(tiny("llama"))
     with (
-        pytest.raises(Refused, match=rf"^{field}: LlamaAttention \(layer 1\)"),
+        pytest.raises(HeadscopeError, match=rf"^{field}: LlamaAttention \(layer 1\)"),
         installed(model, lambda call: torch.zeros(1, 4, 3, 8)),
     ):
         attention(layer, *tensors, None, scaling=1.0, **{field: torch.zeros(1)})
@@ -124,7 +124,7 @@ def test_dropout_and_dense_masks_are_refused(
     tensors = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
     attention = AttentionInterface()[NAME]
     with (
-        pytest.raises(Refused, match=rf"^{start}"),
+        pytest.raises(HeadscopeError, match=rf"^{start}"),
         installed(load_model(tiny("llama")), fail),
     ):
         attention(layer, *tensors, mask, **fields)
@@ -133,12 +133,14 @@ def test_dropout_and_dense_masks_are_refused(
 def test_a_model_outside_the_interface_is_refused_at_an_unknown_step(tiny: Any) -> None:
     module = tiny("gptj")
     module.transformer.h[0].attn.attn_dropout.forward = lambda weights: weights * 0.5
-    with pytest.raises(Refused, match=r"^model: GPTJAttention is outside .* at mul: its weights"):
+    with pytest.raises(
+        HeadscopeError, match=r"^model: GPTJAttention is outside .* at mul: its weights"
+    ):
         load_model(module)
 
 
 def test_chunked_attention_is_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match=r"^attention_mask: .*chunked"):
+    with pytest.raises(HeadscopeError, match=r"^attention_mask: .*chunked"):
         load_model(tiny("llama4"))
 
 
@@ -154,7 +156,7 @@ def test_a_layer_that_forgets_its_window_is_refused(tiny: Any, ids: Any) -> None
 
     AttentionInterface.register(NAME, forgetful)
     try:
-        with pytest.raises(Refused, match=r"^sliding_window: layer 0 says .* window=None"):
+        with pytest.raises(HeadscopeError, match=r"^sliding_window: layer 0 says .* window=None"):
             capture(model, [ids(20)])
     finally:
         AttentionInterface.register(NAME, known)
@@ -164,7 +166,9 @@ def test_every_layer_must_arrive_once(tiny: Any, ids: Any) -> None:
     module = tiny("llama")
     model = load_model(module)
     module.model.layers = module.model.layers[:1]
-    with pytest.raises(Refused, match=r"^model: layers \[0\] of .* expected each of \[0, 1\] once"):
+    with pytest.raises(
+        HeadscopeError, match=r"^model: layers \[0\] of .* expected each of \[0, 1\] once"
+    ):
         capture(model, [ids(5)])
 
 
@@ -176,16 +180,16 @@ def test_results_that_are_not_numbers_are_refused(tiny: Any, ids: Any) -> None:
     prompt = torch.tensor([ids(5)])
     with torch.no_grad():
         for work in (lambda: capture(model, [ids(5)]), lambda: logits(model, prompt)):
-            with pytest.raises(Refused, match=r"^model: .* NaN or infinite"):
+            with pytest.raises(HeadscopeError, match=r"^model: .* NaN or infinite"):
                 work()
 
 
 def test_run_checks_edits_before_the_model(tiny: Any, ids: Any) -> None:
-    from headscope.kernels.request import Request
+    from headscope.kernels.api import Request
     from headscope.probes.edits import Ablate
 
     model = load_model(tiny("llama"))
     reader = Reader(Request(stats=()), (Ablate(((9, 9),)),))
-    with pytest.raises(Refused, match=r"^Ablate.heads: no layer 9"):
+    with pytest.raises(HeadscopeError, match=r"^Ablate.heads: no layer 9"):
         run(model, torch.tensor([ids(5)]), reader, head=False)
     assert reader.layers == []

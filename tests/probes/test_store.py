@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, store
 
 
@@ -78,9 +78,9 @@ def test_numpy_values_in_attrs_become_plain(tmp_path: Path) -> None:
 
 def test_values_without_a_place_are_refused(tmp_path: Path) -> None:
     for values in (np.array([object()]), np.array(["2020-01-01"], dtype="datetime64[D]")):
-        with pytest.raises(Refused, match=r"^bad: "):
+        with pytest.raises(HeadscopeError, match=r"^bad: "):
             store.save(xr.Dataset({"bad": ("x", values)}), tmp_path / "a.safetensors")
-    with pytest.raises(Refused, match=r"^dataset: an attr of type object"):
+    with pytest.raises(HeadscopeError, match=r"^dataset: an attr of type object"):
         store.save(xr.Dataset(attrs={"bad": object()}), tmp_path / "a.safetensors")
     assert bare(tmp_path) == []
 
@@ -88,18 +88,18 @@ def test_values_without_a_place_are_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_dataset_are_refused(mixed: xr.Dataset, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
-    with pytest.raises(Refused, match=r"^path: there is no file "):
+    with pytest.raises(HeadscopeError, match=r"^path: there is no file "):
         store.load(tmp_path / "none.safetensors")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": np.ones(2)}, foreign)
-    with pytest.raises(Refused, match=r"foreign\.safetensors was not written by headscope"):
+    with pytest.raises(HeadscopeError, match=r"foreign\.safetensors was not written by headscope"):
         store.load(foreign)
     store.save(mixed, tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     broken = tmp_path / "broken.safetensors"
     for data in (b"", b"nonsense", whole[:40], whole[:-7]):
         broken.write_bytes(data)
-        with pytest.raises(Refused, match=r"broken\.safetensors is broken") as caught:
+        with pytest.raises(HeadscopeError, match=r"broken\.safetensors is broken") as caught:
             store.load(broken)
         assert "\n" not in str(caught.value)
 
@@ -121,12 +121,15 @@ def test_a_full_disk_leaves_the_old_file(mixed: xr.Dataset, tmp_path: Path) -> N
     path = tmp_path / "a.safetensors"
     store.save(mixed, path)
     large = xr.Dataset({"large": ("x", np.ones(100_000))})
-    with full_disk(50_000), pytest.raises(Refused, match=r"^path: .* cannot be written") as caught:
+    with (
+        full_disk(50_000),
+        pytest.raises(HeadscopeError, match=r"^path: .* cannot be written") as caught,
+    ):
         store.save(large, path)
     assert "\n" not in str(caught.value)
     assert bare(tmp_path) == ["a.safetensors"]
     xr.testing.assert_identical(store.load(path), mixed)
-    with full_disk(10), pytest.raises(Refused, match=r"^path: .* cannot be written"):
+    with full_disk(10), pytest.raises(HeadscopeError, match=r"^path: .* cannot be written"):
         store.write_text(tmp_path / "text.json", "x" * 1000)
     assert bare(tmp_path) == ["a.safetensors"]
 
@@ -134,7 +137,7 @@ def test_a_full_disk_leaves_the_old_file(mixed: xr.Dataset, tmp_path: Path) -> N
 def test_folders_that_cannot_be_written_are_refused(mixed: xr.Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "a", tmp_path / "none" / "a", "/proc/self/a.safetensors"):
-        with pytest.raises(Refused, match=r"^path: .* cannot be written"):
+        with pytest.raises(HeadscopeError, match=r"^path: .* cannot be written"):
             store.save(mixed, path)
     assert bare(tmp_path) == ["file"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, store
 from headscope.probes.edits import Ablate
 
@@ -123,11 +123,11 @@ def test_half_a_capture_of_something_else_is_kept(tmp_path: Path, tiny: Any, ids
     out = tmp_path / "a.safetensors"
     interrupt(model, given, out)
     other = given[:-1]
-    with pytest.raises(Refused, match="half a capture of other prompts or options"):
+    with pytest.raises(HeadscopeError, match="half a capture of other prompts or options"):
         capture(model, other, out=out, **options(other))
     found = capture(model, other, out=out, overwrite=True, **options(other))
     assert found.sizes["prompt"] == 29
-    with pytest.raises(Refused, match=r"out: .* exists"):
+    with pytest.raises(HeadscopeError, match=r"out: .* exists"):
         capture(model, other, out=out, **options(other))
 
 
@@ -149,7 +149,7 @@ def test_half_a_capture_of_other_positions_is_not_taken_up(
     out = tmp_path / "a.safetensors"
     with pytest.raises(StopError):
         capture(model, given, stats, batch_tokens=40, out=out, progress=stop, **mark(0))
-    with pytest.raises(Refused, match="half a capture of other prompts or options"):
+    with pytest.raises(HeadscopeError, match="half a capture of other prompts or options"):
         capture(model, given, stats, batch_tokens=40, out=out, **mark(1))
     capture(model, given, stats, batch_tokens=40, out=out, **mark(0))
 
@@ -162,6 +162,6 @@ def test_a_full_disk_shows_before_anything_is_computed(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     model, given = load_model(tiny("llama")), prompts(ids, 3)
-    with pytest.raises(Refused, match=r"out: .*No space left"):
+    with pytest.raises(HeadscopeError, match=r"out: .*No space left"):
         capture(model, given, out=tmp_path / "a.safetensors", **options(given))
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes.targets import find, pack, rules
 from headscope.probes.tokens import EncodedQuestion
 
@@ -43,5 +43,5 @@ def test_rules_are_known_by_name() -> None:
     for rule in rules():
         asked = [EncodedQuestion(1, (1,), (), (0,))]
         assert len(find(rule, IDS, asked)) == len(IDS)
-    with pytest.raises(Refused, match=r"^targets: no rule 'next'; choose from duplicate,"):
+    with pytest.raises(HeadscopeError, match=r"^targets: no rule 'next'; choose from duplicate,"):
         find("next", IDS)

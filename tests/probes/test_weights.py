@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, rotation, weights
 
 _spec = importlib.util.spec_from_file_location(
@@ -118,12 +118,12 @@ def test_other_families_give_the_directions_that_arrive(family: str) -> None:
 
 
 def test_compressed_keys_are_refused() -> None:
-    with pytest.raises(Refused, match="no linear layer of layer 0 gives the queries"):
+    with pytest.raises(HeadscopeError, match="no linear layer of layer 0 gives the queries"):
         weights.read(load_model(architectures.build("deepseek_v3")))
 
 
 def test_a_gated_output_is_refused() -> None:
-    with pytest.raises(Refused, match="gives the head outputs"):
+    with pytest.raises(HeadscopeError, match="gives the head outputs"):
         weights.read(load_model(architectures.build("qwen3_next")), ("o",))
 
 
@@ -141,7 +141,7 @@ def test_weights_that_make_nothing_on_any_token_are_read_too() -> None:
 
 
 def test_an_unknown_part_is_refused(bundled) -> None:
-    with pytest.raises(Refused, match="parts: no 'query'"):
+    with pytest.raises(HeadscopeError, match="parts: no 'query'"):
         weights.read(bundled, ("query",))
 
 
@@ -209,5 +209,5 @@ def test_frequencies_that_change_with_the_length_are_refused_beyond_it() -> None
     )
     model = load_model(LlamaForCausalLM(config).eval())
     assert len(rotation.read(model, 64)[0].pairs) == 4
-    with pytest.raises(Refused, match=r"dynamic frequencies .* beyond 64"):
+    with pytest.raises(HeadscopeError, match=r"dynamic frequencies .* beyond 64"):
         rotation.read(model, 65)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern, tasks
 from headscope.probes.bundled_python import evaluate, folder, train
 from headscope.probes.bundled_python.corpus import OTHER_TERMS, sources, wanted
@@ -187,7 +187,7 @@ def test_induction_takes_the_tokenizer_s_own_words(python: Model) -> None:
     words = set(drawn.prompts[0].words)
     assert len(words) == 32
     assert all(f"Ġ{word}" in python.tokenizer.get_vocab() for word in words)
-    with pytest.raises(Refused, match=r"^words: "):
+    with pytest.raises(HeadscopeError, match=r"^words: "):
         tasks.make("story", python.tokenizer, n=1)
 
 
@@ -199,7 +199,7 @@ def test_openings_fill_the_length_asked_for(python: Model, tokens: int) -> None:
 
 
 def test_openings_refuse_more_than_there_is() -> None:
-    with pytest.raises(Refused, match=r"^number: \d+ held-out files .* 1000000 tokens"):
+    with pytest.raises(HeadscopeError, match=r"^number: \d+ held-out files .* 1000000 tokens"):
         openings(1, 1_000_000)
 
 

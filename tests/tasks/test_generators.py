@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 from headscope.probes.task import Prompt
 from headscope.probes.tasks._words import KINDS
@@ -79,9 +79,9 @@ class TestEveryTask:
                 assert set(following) <= set(question.answers)
 
     def test_no_prompts_and_unknown_options_are_refused(self, name: str) -> None:
-        with pytest.raises(Refused, match=r"^n: 0"):
+        with pytest.raises(HeadscopeError, match=r"^n: 0"):
             tasks.make(name, n=0)
-        with pytest.raises(Refused, match=r"^colour: not an option of task"):
+        with pytest.raises(HeadscopeError, match=r"^colour: not an option of task"):
             tasks.make(name, colour="red")
 
 
@@ -243,7 +243,7 @@ def test_brackets_answer_closes_the_innermost_open(length: int, depth: int) -> N
 def test_options_out_of_range_are_refused(
     name: str, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(Refused, match=f"^{message}") as error:
+    with pytest.raises(HeadscopeError, match=f"^{message}") as error:
         tasks.make(name, n=2, **options)
     assert "\n" not in str(error.value)
 
@@ -301,7 +301,7 @@ def test_spelled_thread_asks_every_step() -> None:
 
 def test_unknown_task_is_refused() -> None:
     with pytest.raises(
-        Refused, match=r"^task: 'sorting' is unknown; choose one of associative, brackets,"
+        HeadscopeError, match=r"^task: 'sorting' is unknown; choose one of associative, brackets,"
     ):
         tasks.make("sorting")
 

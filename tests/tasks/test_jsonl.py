@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 
 LINE: dict[str, Any] = {
@@ -71,22 +71,22 @@ def test_malformed_line_is_refused_by_file_and_line(
     tmp_path: Path, line: Any, message: str
 ) -> None:
     file = write(tmp_path, LINE, line)
-    with pytest.raises(Refused) as error:
+    with pytest.raises(HeadscopeError) as error:
         tasks.make(file)
     assert str(error.value).startswith(f"{file}:2: {message}")
     assert "\n" not in str(error.value)
 
 
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"none\.jsonl: no such file"):
+    with pytest.raises(HeadscopeError, match=r"none\.jsonl: no such file"):
         tasks.make(tmp_path / "none.jsonl")
-    with pytest.raises(Refused, match=r"mine\.jsonl: no prompts"):
+    with pytest.raises(HeadscopeError, match=r"mine\.jsonl: no prompts"):
         tasks.make(write(tmp_path, "", ""))
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(Refused, match=r"bytes\.jsonl: cannot be read as UTF-8"):
+    with pytest.raises(HeadscopeError, match=r"bytes\.jsonl: cannot be read as UTF-8"):
         tasks.make(tmp_path / "bytes.jsonl")
 
 
 def test_unknown_metric_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"^metric: 'loss' is unknown"):
+    with pytest.raises(HeadscopeError, match=r"^metric: 'loss' is unknown"):
         tasks.make(write(tmp_path, LINE), metric="loss")

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import tasks
 from headscope.probes.bundled.tokenizer import write_tokenizer
 from headscope.probes.task import Prompt, Question, Task
@@ -101,10 +101,10 @@ def test_word_that_is_not_one_token_is_refused_by_name(
     byte_pairs: PreTrainedTokenizerFast, word_level: PreTrainedTokenizerFast
 ) -> None:
     prompt = Prompt(("the", "Sophie"), ("the", "Mary"), (Question(1, ("and",), ("to",)),))
-    with pytest.raises(Refused, match=r"^words: 'Sophie' is not one token"):
+    with pytest.raises(HeadscopeError, match=r"^words: 'Sophie' is not one token"):
         encode(Task("mine", (prompt,), "accuracy", 0, ""), byte_pairs)
     prompt = Prompt(("the", "Mary"), ("the", "zebra"), (Question(1, ("and",), ("to",)),))
-    with pytest.raises(Refused, match=r"^words: this tokenizer does not know 'zebra'"):
+    with pytest.raises(HeadscopeError, match=r"^words: this tokenizer does not know 'zebra'"):
         encode(Task("mine", (prompt,), "accuracy", 0, ""), word_level)
 
 
@@ -112,7 +112,7 @@ def test_task_is_refused_when_too_few_words_remain(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "the": 2, "Mary": 3}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     small = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    with pytest.raises(Refused, match=r"^words: 1 of kind names are one token .* needs 3"):
+    with pytest.raises(HeadscopeError, match=r"^words: 1 of kind names are one token .* needs 3"):
         tasks.make("ioi", small)
 
 

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from headscope import viz
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
 from headscope.viz._scale import GREY
 
 RNG = np.random.default_rng(7)
@@ -255,7 +255,7 @@ def test_points_stand_at_their_places_and_kinds_differ_by_their_shape() -> None:
 
 
 def test_points_without_a_place_are_refused() -> None:
-    with pytest.raises(Refused, match="no view draws"):
+    with pytest.raises(HeadscopeError, match="no view draws"):
         viz.choose(xr.DataArray([1.0], dims=("point",), name="x"))
 
 
@@ -335,14 +335,14 @@ def test_text_of_others_cannot_become_markup() -> None:
     ids=["three dims", "text", "edges without ends"],
 )
 def test_what_no_view_draws_is_refused(drawn: xr.DataArray) -> None:
-    with pytest.raises(Refused, match="no view draws"):
+    with pytest.raises(HeadscopeError, match="no view draws"):
         viz.choose(drawn)
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(Refused, match="no view is called 'pie'"):
+    with pytest.raises(HeadscopeError, match="no view is called 'pie'"):
         viz.load("pie")
-    with pytest.raises(Refused, match="no variable 'y'; use one of x"):
+    with pytest.raises(HeadscopeError, match="no variable 'y'; use one of x"):
         viz.draw(xr.Dataset({"x": array(("key", 2))}), "y")
 
 
@@ -400,7 +400,7 @@ def test_show_shows_the_named_variables_or_all_but_intervals(
     viz.show(found)
     viz.show(found, "rate")
     assert shown == ["<b>Score</b>", "<b>Rate</b>", "<b>Rate</b>"]
-    with pytest.raises(Refused, match="no variable 'rats'"):
+    with pytest.raises(HeadscopeError, match="no variable 'rats'"):
         viz.show(found, "rate", "rats")
     assert len(shown) == 3
 
@@ -420,9 +420,9 @@ def test_top_lists_heads_by_score_with_what_stands_beside() -> None:
     found["score"].attrs["scale"] = "sequential"
     assert list(viz.top(found, "score").index) == ["L2H2", "L5H2", "L5H1", "L5H0", "L2H0"]
     assert "L2H3" not in viz.top(found, "score", number=8).index
-    with pytest.raises(Refused, match="top: rate has dims"):
+    with pytest.raises(HeadscopeError, match="top: rate has dims"):
         viz.top(found.assign(rate=array()), "score", "rate")
-    with pytest.raises(Refused, match="top: no variable 'scare'"):
+    with pytest.raises(HeadscopeError, match="top: no variable 'scare'"):
         viz.top(found, "scare")
     keys = xr.Dataset({"rank": array(LAYERS, ("kv_head", 2))})
     assert set(viz.top(keys, "rank", number=9).index) == {

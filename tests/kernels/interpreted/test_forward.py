@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from panel_tests import VARIANTS, variant
+from panel_tests import VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels.attention import attend
-from headscope.kernels.cpu.panels import Panels
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
-from headscope.kernels.gpu import first_pass, stock
-from headscope.kernels.gpu.configuration import Configuration
-from headscope.kernels.gpu.engine import TritonEngine
-from headscope.kernels.gpu.forward import attend_queries
-from headscope.kernels.gpu.launch import LOG2E, Launch, Terms
-from headscope.kernels.gpu.plan import ways
-from headscope.kernels.refusal import Refused
+from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
 from headscope.kernels.statistics import load
-from headscope.kernels.variant import Variant
+from headscope.kernels.triton import first_pass, sdpa
+from headscope.kernels.triton.configuration import Configuration
+from headscope.kernels.triton.engine import TritonEngine
+from headscope.kernels.triton.forward import attend_queries
+from headscope.kernels.triton.launch import LOG2E, Launch, Terms
+from headscope.kernels.triton.plan import ways
+from headscope.kernels.weight_edits import WeightEdits
 
-ROWS = ("lse", "max_weight", "entropy", "sink_mass")
+ROWS = ("lse", "max_weight", "entropy", "learned_sink_mass")
 REQUEST = Request(stats=ROWS)
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Rounding of weights before their product with values."""
@@ -55,11 +55,13 @@ def check(
             assert error <= bound, f"{name}: off by {error:.2g}, allowed {bound:.2g}"
 
 
-def expected_of(inputs: Any, options: Variant, request: Request = REQUEST) -> dict[str, Tensor]:
+def expected_of(
+    inputs: Any, options: AttentionSpec, request: Request = REQUEST
+) -> dict[str, Tensor]:
     return attend_dense(inputs.q, inputs.k, inputs.v, request, options)
 
 
-def result_of(inputs: Any, options: Variant, request: Request = REQUEST) -> dict[str, Tensor]:
+def result_of(inputs: Any, options: AttentionSpec, request: Request = REQUEST) -> dict[str, Tensor]:
     return attend(inputs.q, inputs.k, inputs.v, request, options, engine="triton")
 
 
@@ -69,8 +71,8 @@ def result_of(inputs: Any, options: Variant, request: Request = REQUEST) -> dict
     + [(name, 63) for name in ("causal", "window", "padded left and right", "packed", "bfloat16")],
 )
 def test_forward_agrees_with_dense_float64(name: str, length: int, draw: Any) -> None:
-    inputs = draw(**variant(name, length))
-    options = Variant(**inputs.options)
+    inputs = draw(**spec(name, length))
+    options = AttentionSpec(**inputs.options)
     check(
         result_of(inputs, options),
         expected_of(inputs, options),
@@ -98,8 +100,8 @@ def spread(tensor: Tensor, layout: str) -> Tensor:
 @pytest.mark.parametrize("name", ["causal", "padded left and right"])
 def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
     # Head sizes that are no powers of two, and a value size of its own, as in MLA.
-    inputs = draw(**variant(name, 100) | {"size": 24, "value_size": 40, "dtype": torch.float16})
-    options = Variant(**inputs.options)
+    inputs = draw(**spec(name, 100) | {"size": 24, "value_size": 40, "dtype": torch.float16})
+    options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
     for field in ("q", "k", "v"):
         setattr(inputs, field, spread(getattr(inputs, field), layout))
@@ -108,8 +110,8 @@ def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
 def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
-    inputs = draw(**variant("padded left and right", 63))
-    options = Variant(**inputs.options)
+    inputs = draw(**spec("padded left and right", 63))
+    options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
     padding = ~inputs.options["key_mask"]
     for tensor in (inputs.q, inputs.k, inputs.v):
@@ -129,11 +131,11 @@ TILES = [
 def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(
     name: str, tiles: Configuration, draw: Any
 ) -> None:
-    inputs = draw(**variant(name, 100) | {"batch": 1, "heads": 2, "kv_heads": 1})
+    inputs = draw(**spec(name, 100) | {"batch": 1, "heads": 2, "kv_heads": 1})
     inputs.options = {
         key: value[:2] if key == "sinks" else value for key, value in inputs.options.items()
     }
-    options = Variant(**inputs.options)
+    options = AttentionSpec(**inputs.options)
     launch = Launch(inputs.q, inputs.k, inputs.v, options.fit(inputs.q, inputs.k))
     named = first_pass.arguments(launch, tiles, max_weight=True, entropy=True)
     assert named["TMA"] == tiles.tma
@@ -160,7 +162,7 @@ def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_stock_forward_pass_gives_the_same(causal: bool, dtype: torch.dtype, draw: Any) -> None:
     inputs = draw(100, dtype=dtype)
-    options = Variant(causal=causal)
+    options = AttentionSpec(causal=causal)
     panels = Panels(inputs.q, inputs.k, inputs.v, options.fit(inputs.q, inputs.k), REQUEST)
     chosen = [load(name) for name in ("z", *ROWS)]
     dense = expected_of(inputs, options)
@@ -171,17 +173,17 @@ def test_the_stock_forward_pass_gives_the_same(causal: bool, dtype: torch.dtype,
 
 def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
     inputs = draw(100)
-    fitted = Variant().fit(inputs.q, inputs.k)
+    fitted = AttentionSpec().fit(inputs.q, inputs.k)
     launch = Launch(inputs.q, inputs.k, inputs.v, fitted)
     lse = first_pass.run(launch).lse
-    assert stock.norm_residual(launch, lse) < 1e-5
+    assert sdpa.norm_residual(launch, lse) < 1e-5
     lse[1, 2] += 0.01
-    assert 5e-3 < stock.norm_residual(launch, lse) < 1e-2
+    assert 5e-3 < sdpa.norm_residual(launch, lse) < 1e-2
 
 
 def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
     length = 100
-    inputs = draw(**variant("padded left and right", length))
+    inputs = draw(**spec("padded left and right", length))
     fixed = torch.rand(1, 4, length, length).tril() + torch.eye(length)
     fixed /= fixed.sum(dim=-1, keepdim=True)
     fixed[:, 1] = torch.nan
@@ -189,7 +191,7 @@ def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
     # A fixed weight also takes the place of that of a key knocked out.
     gone = torch.zeros(1, 4, length)
     gone[..., 50] = -torch.inf
-    options = Variant(edits=Edits(pattern=fixed, key_bias=gone), **inputs.options)
+    options = AttentionSpec(edits=WeightEdits(pattern=fixed, key_bias=gone), **inputs.options)
     check(result_of(inputs, options), expected_of(inputs, options))
 
 
@@ -204,8 +206,8 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     field, step, name = MUTANTS[mutant]
-    inputs = draw(**variant(name, 63))
-    options = Variant(**inputs.options)
+    inputs = draw(**spec(name, 63))
+    options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
     right = Launch.terms.func  # type: ignore[attr-defined]
 
@@ -220,20 +222,20 @@ def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.Mon
 
 def test_results_are_the_same_twice(draw: Any) -> None:
     inputs = draw(100)
-    once, twice = result_of(inputs, Variant()), result_of(inputs, Variant())
+    once, twice = result_of(inputs, AttentionSpec()), result_of(inputs, AttentionSpec())
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 def test_heads_that_do_not_fit_are_refused(draw: Any) -> None:
     inputs = draw(3, size=129)
-    with pytest.raises(Refused, match=r"q: head size 129.*engine='panels'"):
-        result_of(inputs, Variant())
+    with pytest.raises(HeadscopeError, match=r"q: head size 129.*engine='panels'"):
+        result_of(inputs, AttentionSpec())
 
 
 def test_statistics_without_a_kernel_come_from_the_panels(
     draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.kernels.gpu.plan.PASSES", {})
+    monkeypatch.setattr("headscope.kernels.triton.plan.PASSES", {})
     inputs = draw(40)
     wanted = Request(stats=("entropy", "distance_hist", "topk"))
     assert ways(wanted.stats) == {
@@ -241,4 +243,4 @@ def test_statistics_without_a_kernel_come_from_the_panels(
         "distance_hist": "panels",
         "topk": "panels",
     }
-    check(result_of(inputs, Variant(), wanted), expected_of(inputs, Variant(), wanted))
+    check(result_of(inputs, AttentionSpec(), wanted), expected_of(inputs, AttentionSpec(), wanted))

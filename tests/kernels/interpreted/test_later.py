@@ -8,24 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from panel_tests import CHOICES, noise, variant
+from panel_tests import CHOICES, noise, spec
 from torch import Tensor
 
 from headscope.kernels import statistics
+from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.edits import Edits
-from headscope.kernels.gpu import bands, cells, column_pass, gather_pass, leader_pass, row_pass
-from headscope.kernels.gpu.columns import reduce_columns
-from headscope.kernels.gpu.configuration import Configuration
-from headscope.kernels.gpu.launch import DEAD, Launch, Terms
-from headscope.kernels.gpu.rows import reduce_rows
 from headscope.kernels.request import Request
-from headscope.kernels.variant import Variant
+from headscope.kernels.triton import bands, cells, column_pass, gather_pass, row_pass, topk_pass
+from headscope.kernels.triton.columns import reduce_columns
+from headscope.kernels.triton.configuration import Configuration
+from headscope.kernels.triton.launch import DEAD, Launch, Terms
+from headscope.kernels.triton.plan import declared
+from headscope.kernels.triton.rows import reduce_rows
+from headscope.kernels.weight_edits import WeightEdits
 
-PASSES = (column_pass, row_pass, gather_pass, leader_pass)
+PASSES = {"columns": column_pass, "rows": row_pass, "gathers": gather_pass, "topk": topk_pass}
 SLOW = frozenset({"effective_span"})
 """A pass for each digit of the longest distance."""
-ALL = frozenset().union(*(each.NAMES for each in PASSES))
+ALL = frozenset().union(*map(declared, PASSES))
 
 
 class Case:
@@ -33,21 +34,21 @@ class Case:
 
     def __init__(self, draw: Any, names: frozenset[str], **options: Any) -> None:
         self.inputs = draw(**options)
-        self.variant = Variant(**self.inputs.options)
-        if self.variant.sigmoid:
+        self.spec = AttentionSpec(**self.inputs.options)
+        if self.spec.sigmoid:
             names = frozenset(
                 name for name in names if not statistics.load(name).distribution
             )  # fmt: skip
         self.names = names
         q, k, v, asked = self.inputs
-        extra = ("pattern", "topk") if self.variant.sigmoid else ("pattern", "topk", "lse")
+        extra = ("pattern", "topk") if self.spec.sigmoid else ("pattern", "topk", "lse")
         parameters = {key: getattr(asked, key) for key in vars(asked) if key != "stats"}
         self.request = Request(stats=(*names, *extra), **parameters)
-        self.dense = attend_dense(q, k, v, self.request, self.variant)
-        self.launch = Launch(q, k, v, self.variant.fit(q, k))
+        self.dense = attend_dense(q, k, v, self.request, self.spec)
+        self.launch = Launch(q, k, v, self.spec.fit(q, k))
         # Without any key there is no largest weight.
         self.dead = self.dense["topk"][..., 0].isnan()
-        if self.variant.sigmoid:
+        if self.spec.sigmoid:
             lse = torch.zeros(self.dead.shape)
         else:
             lse = (self.dense["lse"] * math.log2(math.e)).float()
@@ -56,8 +57,8 @@ class Case:
     def run(self, configuration: Configuration | None = None) -> dict[str, Tensor]:
         """Run every pass that has one of the names."""
         found: dict[str, Tensor] = {}
-        for each in PASSES:
-            wanted = sorted(self.names & each.NAMES)
+        for name, each in PASSES.items():
+            wanted = sorted(self.names & declared(name))
             if each is gather_pass:
                 found |= each.run(self.launch, self.lse, wanted, self.request)
             elif wanted:
@@ -109,21 +110,21 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SHORT)
 def test_later_passes_agree_with_dense_float64(name: str, draw: Any) -> None:
-    case = Case(draw, ALL - SLOW, **variant(name, 100) | SHORT[name])
+    case = Case(draw, ALL - SLOW, **spec(name, 100) | SHORT[name])
     case.check(case.run())
 
 
 @pytest.mark.parametrize("name", ["window", "bidirectional"])
 def test_effective_span_agrees_with_dense_float64(name: str, draw: Any) -> None:
-    case = Case(draw, SLOW, **variant(name, 100) | FEWER)
+    case = Case(draw, SLOW, **spec(name, 100) | FEWER)
     case.check(case.run())
 
 
-def edits() -> Edits:
+def edits() -> WeightEdits:
     gone = noise(1, 2, 300)
     gone[..., 7] = -torch.inf
     spans = torch.arange(300).div(40, rounding_mode="floor")[None] % 4 - 1
-    return Edits(
+    return WeightEdits(
         key_bias=gone,
         span_bias=noise(2, 3, 3),
         query_spans=spans,
@@ -160,7 +161,7 @@ TILES = [Configuration(32, 64, warps=4, stages=1), Configuration(64, 32, warps=4
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("tile", [1, 7, 16, 64, 100])
 def test_the_cut_into_tiles_does_not_matter(tile: int, tiles: Configuration, draw: Any) -> None:
-    names = column_pass.DENSE if tile < 100 else (ALL - SLOW - gather_pass.NAMES)
+    names = column_pass.DENSE if tile < 100 else (ALL - SLOW - declared("gathers"))
     case = Case(draw, names, queries=100, batch=1, heads=1, kv_heads=1, request={"tile": tile})
     case.check(case.run(tiles))
 
@@ -214,9 +215,9 @@ def test_memory_outside_the_outputs_is_not_touched(draw: Any) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
-    options = variant("padded left and right", 63)
+    options = spec("padded left and right", 63)
     case = Case(draw, ALL - SLOW, **options)
-    padding = ~case.variant.key_mask
+    padding = ~case.spec.key_mask
     for tensor in (case.inputs.q, case.inputs.k, case.inputs.v):
         tensor.transpose(1, 2)[padding] = poison
     case.check(case.run())
@@ -225,24 +226,24 @@ def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
 def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
     # 31 places of every tile hold larger logits than the 32nd largest group: 93 candidates.
     options = {"queries": 3, "keys": 400, "batch": 1, "heads": 2, "kv_heads": 1}
-    case = Case(draw, leader_pass.NAMES, **options, request={"k": 32})
+    case = Case(draw, declared("topk"), **options, request={"k": 32})
     k = case.inputs.k
     case.inputs.q[..., 0] = 4.0
     k[..., 0] = torch.where(torch.arange(400) % 128 < 31, 6.0, -6.0) + 0.1 * noise(400)
-    case.dense = attend_dense(case.inputs.q, k, case.inputs.v, case.request, case.variant)
+    case.dense = attend_dense(case.inputs.q, k, case.inputs.v, case.request, case.spec)
     case.lse = (case.dense["lse"] * math.log2(math.e)).float()
     tiles = Configuration(128, 128, warps=4, stages=1)
-    named = leader_pass.arguments(case.launch, 0, slice(0, 2), 32, tiles)
-    leader_pass.lead_rows[(1, 2)](**named)
-    assert (named["reached"] > leader_pass.ROOM).all()
+    named = topk_pass.arguments(case.launch, 0, slice(0, 2), 32, tiles)
+    topk_pass.lead_rows[(1, 2)](**named)
+    assert (named["reached"] > topk_pass.ROOM).all()
     case.check(case.run())
 
 
 def test_equal_weights_are_no_crowd(draw: Any) -> None:
-    case = Case(draw, leader_pass.NAMES, queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
+    case = Case(draw, declared("topk"), queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
     tiles = Configuration(128, 128, warps=4, stages=1)
-    named = leader_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
-    leader_pass.lead_rows[(3, 1)](**named)
+    named = topk_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
+    topk_pass.lead_rows[(3, 1)](**named)
     # The first queries see fewer keys than are asked for: all of them count.
     assert (named["reached"] == torch.tensor([1, 2, 3, 4] + 296 * [0])).all()
     case.check(case.run())

@@ -1,0 +1,32 @@
+"""Local engine: the cells of a batch one after the other, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from headscope.app.batch.job import Group, Job
+from headscope.app.batch.worker import Outcome, Progress, analysed, captured, joined, slices
+
+Todo = Sequence[tuple[Group, Sequence[str]]]
+
+
+def run(
+    job: Job, todo: Todo, progress: Progress | None = None
+) -> Iterator[tuple[Group, str, Outcome]]:
+    """Run the cells that are left; yield each outcome as it is ready.
+
+    Parameters
+    ----------
+    job
+        The job.
+    todo
+        Groups with the analyses that are left in each.
+    progress
+        Called with (step, done, total) within a cell.
+    """
+    for group, names in todo:
+        held = joined(
+            job, group, [captured(job, group, part, progress) for part in slices(job, group)]
+        )
+        for name in names:
+            yield group, name, analysed(job, group, name, held, progress)

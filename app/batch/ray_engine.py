@@ -1,0 +1,175 @@
+"""Cluster engine: captures and analyses of a batch as tasks of Ray, with the same numbers.
+
+A task whose worker dies is run again, elsewhere. A cluster that is started here listens on this
+machine alone, without dashboard; usage statistics are off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from headscope.app.batch import worker
+from headscope.app.batch.job import Group, Job, Subject
+from headscope.app.batch.local_engine import Todo
+from headscope.app.batch.worker import Failure, Outcome, Progress
+from headscope.kernels.errors import InvalidInput, ResourceLimit
+
+if TYPE_CHECKING:
+    from headscope.app.batch.run import Engine
+
+RETRIES = 3
+"""Times that a task is run again after the death of its worker."""
+HOST = "127.0.0.1"
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Without it Ray takes the address of this machine in its network, and listens there.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@contextmanager
+def started(job: Job, workers: int | None = None, address: str | None = None) -> Iterator[Engine]:
+    """Start a cluster on this machine, or join one, and give the engine that uses it.
+
+    Parameters
+    ----------
+    job
+        The job, whose threads and devices the cluster must have.
+    workers
+        Cells at once on this machine; its cores, divided by the threads of a cell, without it.
+    address
+        Address of a running cluster; its nodes need headscope and see the models at the same paths.
+
+    Raises
+    ------
+    InvalidInput
+        Without Ray, for a cluster that cannot be reached, or that lacks what a model asks for.
+    """
+    if address is not None and workers is not None:
+        raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
+    ray = _ray(alone=address is None)
+    here: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    if workers:
+        here["num_cpus"] = job.threads * workers
+    try:
+        ray.init(
+            address=address or "local", namespace="headscope", log_to_driver=False,
+            logging_level="error", configure_logging=True, **here,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise InvalidInput(f"engine: Ray does not start: {Failure.of(error).reason}") from error
+    try:
+        if address is None and ray.util.get_node_ip_address() != HOST:
+            raise InvalidInput("engine: Ray was imported before, and would listen on the network")
+        _check(job, ray.cluster_resources())
+        yield run
+    finally:
+        ray.shutdown()
+
+
+def _ray(*, alone: bool = False) -> Any:
+    # Read when Ray is imported.
+    for name, value in (QUIET | (ALONE if alone else {})).items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidInput("engine: Ray is not installed; pip install 'headscope[ray]'") from error
+    return ray
+
+
+def _check(job: Job, there: dict[str, float]) -> None:
+    """Refuse what would wait for ever."""
+    if there.get("CPU", 0) < job.threads:
+        raise ResourceLimit(
+            f"threads: a cell asks for {job.threads}, the cluster has {there.get('CPU')}"
+        )
+    for subject in job.subjects:
+        if (subject.device or "").startswith("cuda") and not there.get("GPU"):
+            raise ResourceLimit(f"device: {subject.label} asks for a GPU, and the cluster has none")
+
+
+def gpus(subject: Subject, there: dict[str, float]) -> int:
+    """Count the GPUs that a task on a model asks for: one where the model runs on one.
+
+    Examples
+    --------
+    >>> gpus(Subject("m", "m"), {"GPU": 2.0}), gpus(Subject("m", "m", device="cpu"), {"GPU": 2.0})
+    (1, 0)
+    """
+    return 1 if subject.device != "cpu" and there.get("GPU", 0) >= 1 else 0
+
+
+def run(
+    job: Job, todo: Todo, progress: Progress | None = None
+) -> Iterator[tuple[Group, str, Outcome]]:
+    """Run the cells that are left on the cluster; yield each outcome as it is ready.
+
+    Parameters
+    ----------
+    job, todo, progress
+        As `headscope.app.batch.local_engine.run`; steps within a cell are not reported.
+    """
+    ray = _ray()
+    there = ray.cluster_resources()
+    # Captures wait in the cluster's memory: no more of them than keep it busy.
+    ahead = 2 * max(1, int(there.get("CPU", 1)) // job.threads)
+    waiting = deque(todo)
+    running: dict[Any, tuple[Group, str]] = {}
+    while waiting or running:
+        while waiting and len(running) < ahead:
+            group, names = waiting.popleft()
+            running |= _submit(ray, job, group, names, gpus(group.subject, there))
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        group, name = running.pop(ready)
+        yield group, name, _fetched(ray, ready)
+
+
+def _submit(
+    ray: Any, job: Job, group: Group, names: Sequence[str], cards: int
+) -> dict[Any, tuple[Group, str]]:
+    """Hand the captures of a group and its analyses to the cluster: reference -> cell."""
+    task = ray.remote(num_cpus=job.threads, num_gpus=cards, max_retries=RETRIES)
+    root = os.getcwd()
+    capture, join, analyse = task(_capture), task(_join), task(_analyse)
+    held = [capture.remote(root, job, group, part) for part in worker.slices(job, group)]
+    if len(held) > 1:
+        held = [join.remote(root, job, group, *held)]
+    return {analyse.remote(root, job, group, name, held[0]): (group, name) for name in names}
+
+
+def _fetched(ray: Any, ready: Any) -> Outcome:
+    """Get an outcome; a task whose workers have died as often as it was tried has failed."""
+    try:
+        outcome: Outcome = ray.get(ready)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        return Failure(f"its worker was lost: {lines[0] if lines else type(cause).__name__}")
+    return outcome
+
+
+def _capture(root: str, job: Job, group: Group, part: slice) -> Any:
+    _leave(root)
+    return worker.captured(job, group, part)
+
+
+def _join(root: str, job: Job, group: Group, *captures: Any) -> Any:
+    _leave(root)
+    return worker.joined(job, group, captures)
+
+
+def _analyse(root: str, job: Job, group: Group, name: str, held: Any) -> Outcome:
+    _leave(root)
+    return worker.analysed(job, group, name, held)
+
+
+def _leave(root: str) -> None:
+    """Take the folder that the command ran in off the path, where Ray puts it.
+
+    In the root of the repository, transformers would take our folder for its own kernels package.
+    """
+    sys.path[:] = [one for one in sys.path if one not in ("", root)]

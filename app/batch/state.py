@@ -1,0 +1,249 @@
+"""Folder: where a batch keeps what it has done, so that a kill loses one cell at most."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import xarray as xr
+
+from headscope.app.batch import table
+from headscope.app.batch.job import Group, Job
+from headscope.app.batch.worker import Failure
+from headscope.kernels.errors import InvalidInput
+from headscope.probes import store
+from headscope.probes.run import check_place
+
+IDENTITY = "job.json"
+COPY = "job.yaml"
+MANIFEST = "manifest.json"
+INDEX = "index.html"
+LOG = "log.jsonl"
+LOCK = ".lock"
+HEADS, CELLS, RESULTS, REPORTS = "heads", "cells", "results", "reports"
+OURS = (IDENTITY, COPY, MANIFEST, INDEX, LOG, HEADS, CELLS, RESULTS, REPORTS)
+TABLE = "heads.parquet"
+PLOTLY = "plotly.min.js"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of a batch.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    job
+        What it is made by.
+    """
+
+    path: Path
+    job: Job
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """Refuse a folder that cannot take the job, before anything runs; leaves no trace.
+
+        Raises
+        ------
+        InvalidInput
+            For a place that cannot be written, other files in it, or another job's results.
+        """
+        check_place(self.path)
+        if not self.path.is_dir():
+            return
+        names = {one.name for one in self.path.iterdir() if not one.name.startswith(".")}
+        if names - {COPY} and IDENTITY not in names:
+            raise InvalidInput(f"out: {self.path} holds other files; choose an empty or new folder")
+        if IDENTITY not in names or overwrite:
+            return
+        begun = self._read(self.path / IDENTITY) or {}
+        now = self.job.identity()
+        for name in dict.fromkeys((*now, *begun)):
+            if begun.get(name) != now.get(name):
+                raise InvalidInput(
+                    f"out: {self.path} was begun with other {name}; choose another folder, or "
+                    "replace it (--overwrite)"
+                )
+
+    @contextmanager
+    def open(self, *, overwrite: bool = False) -> Iterator[None]:
+        """Take the folder for this process, and clear away what a kill has left half.
+
+        Raises
+        ------
+        HeadscopeError
+            As `check`, and while another batch runs in the folder.
+        """
+        self.check(overwrite=overwrite)
+        make(self.path)
+        with self._lock():
+            if overwrite and (self.path / IDENTITY).exists():
+                self._clear()
+            for half in self.path.rglob(".*.tmp"):
+                half.unlink(missing_ok=True)
+            if not (self.path / IDENTITY).exists():
+                store.write_text(self.path / COPY, self.job.text.decode())
+                store.write_text(self.path / IDENTITY, pretty(self.job.identity()))
+            yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        lock = self.path / LOCK
+        try:
+            with lock.open("w") as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InvalidInput(
+                        f"out: another batch runs in {self.path}; wait for it"
+                    ) from None
+                # It stays: who removes it could remove that of the next.
+                yield
+        except OSError as error:
+            raise InvalidInput(f"out: {self.path} cannot be written: {error.strerror}") from error
+
+    def _clear(self) -> None:
+        for name in OURS:
+            one = self.path / name
+            if one.is_dir():
+                shutil.rmtree(one)
+            else:
+                one.unlink(missing_ok=True)
+
+    def record(self, group: Group, analysis: str) -> Record | None:
+        """Read what is known of a cell; None where it has to be run."""
+        found = self._read(self._cell(CELLS, group, analysis))
+        if found is None or found.get("cell") != self.job.cell_id(group, analysis):
+            return None
+        for place, digest in found["files"].items():
+            file = self.path / place
+            if not file.is_file() or _digest(file) != digest:
+                return None
+        return found
+
+    @property
+    def known(self) -> int:
+        """Number of cells that need not be run."""
+        cells = [(group, name) for group in self.job.groups for name in group.analyses]
+        return sum(self.record(*one) is not None for one in cells)
+
+    def forget(self, group: Group, analysis: str) -> None:
+        """Drop a cell, so that it is run again, and what was made of it."""
+        shutil.rmtree(self.report(group), ignore_errors=True)
+        self._cell(CELLS, group, analysis).unlink(missing_ok=True)
+
+    def save(self, group: Group, analysis: str, result: xr.Dataset) -> None:
+        """Write the rows and the result of a cell, and then that it is done.
+
+        Raises
+        ------
+        HeadscopeError
+            When the disk refuses.
+        """
+        import pyarrow.parquet as pq
+
+        identity = self.job.cell_id(group, analysis)
+        made = table.rows(result, identity)
+        rows = self.path / HEADS / _partition(group, analysis) / TABLE
+        whole = self._cell(RESULTS, group, analysis)
+        for file in (rows, whole):
+            make(file.parent)
+        with store.replacing(rows) as temporary:
+            pq.write_table(made, temporary)
+        store.save(result, whole)
+        self._write(group, analysis, {
+            "state": "done",
+            "rows": made.num_rows,
+            **{name: result.attrs.get(name, "") for name in ("revision", "prompts_sha256")},
+            "n_prompts": result.attrs.get("n_prompts"),
+            "files": {str(one.relative_to(self.path)): _digest(one) for one in (rows, whole)},
+        })  # fmt: skip
+
+    def fail(self, group: Group, analysis: str, failure: Failure) -> None:
+        """Record why a cell has no result."""
+        self._write(group, analysis, {"state": "failed", "reason": failure.reason, "files": {}})
+        if failure.trace:
+            self.note(event="failed", place=group.place, analysis=analysis, trace=failure.trace)
+
+    def _write(self, group: Group, analysis: str, record: Record) -> None:
+        file = self._cell(CELLS, group, analysis)
+        make(file.parent)
+        names = {
+            "cell": self.job.cell_id(group, analysis),
+            "model": group.subject.label,
+            "task": group.questions.label,
+            "seed": group.seed,
+            "analysis": analysis,
+        }
+        store.write_text(file, pretty({**names, **record}))
+
+    def result(self, group: Group, analysis: str) -> xr.Dataset:
+        """Read the result of a cell that is done."""
+        return store.load(self._cell(RESULTS, group, analysis))
+
+    def report(self, group: Group) -> Path:
+        """Folder of the report of a group."""
+        return self.path / REPORTS / group.place
+
+    def note(self, **said: Any) -> None:
+        """Add a line, with the time, to the log: the one file that differs from run to run."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **said})
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise InvalidInput(
+                f"out: {self.path / LOG} cannot be written: {error.strerror}"
+            ) from error
+
+    def _cell(self, kind: str, group: Group, analysis: str) -> Path:
+        ending = {CELLS: "json", RESULTS: "safetensors"}[kind]
+        return self.path / kind / group.place / f"{analysis}.{ending}"
+
+    @staticmethod
+    def _read(file: Path) -> Record | None:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def _partition(group: Group, analysis: str) -> str:
+    model, task, seed = group.place.split("/")
+    return "/".join((model, task, f"analysis={quote(analysis, safe='')}", seed))
+
+
+def pretty(value: Mapping[str, Any]) -> str:
+    """Write JSON for people, the same each time."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def make(folder: Path) -> None:
+    """Make a folder.
+
+    Raises
+    ------
+    InvalidInput
+        When the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

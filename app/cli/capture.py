@@ -1,0 +1,74 @@
+"""``headscope capture``: a model on prompts, into a run folder; ``texts``: prompts for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headscope.app.cli.console import err, say
+from headscope.app.cli.progress import bar
+
+
+def capture(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="headscope/bundled, headscope/bundled-python, headscope/induction@step400, a "
+            "folder with a saved model, a hub name",
+        ),
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="folder of the new run")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", help="text file (a prompt, or the path of an image, a line) or JSONL"
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="name of a built-in task")] = None,
+    number: Annotated[int, typer.Option("--number", help="prompts drawn from the task")] = 32,
+    seed: Annotated[int, typer.Option("--seed", help="seed of the task")] = 0,
+    attention: Annotated[
+        str,
+        typer.Option("--attention", help="encoder, decoder or cross of an encoder–decoder model"),
+    ] = "self",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the run that the folder holds")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what it would need, and stop")
+    ] = False,
+) -> None:
+    """Capture what every head does on a set of prompts into a run folder."""
+    from headscope.app.pipeline import capture_run, plan_run
+
+    options: dict[str, Any] = {
+        "task": task,
+        "prompts": prompts,
+        "number": number,
+        "seed": seed,
+        "attention": attention,
+        "overwrite": overwrite,
+    }
+    if dry_run:
+        say(plan_run(folder, model, **options))
+        return
+    with bar(err) as progress:
+        run = capture_run(folder, model, **options, progress=progress)
+    say(f"captured into {run.path}; next: headscope analyze {run.path}")
+
+
+def texts(
+    file: Annotated[Path, typer.Option("--out", help="JSONL file to write, replaced if there")],
+    number: Annotated[int, typer.Option("--number", help="library files")] = 8,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="tokens of headscope/bundled-python")
+    ] = 512,
+) -> None:
+    """Write prompts of real text: openings of Python library files, for capture --prompts."""
+    from headscope.app.prompt_files import write_texts
+
+    write_texts(file, number, tokens)
+    say(f"{number} texts in {file}")

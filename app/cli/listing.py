@@ -1,0 +1,59 @@
+"""``headscope models``, ``analyses`` and ``statistics``: what there is to choose from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated
+
+import typer
+
+from headscope import analyses
+from headscope.app.cli.console import say
+
+
+def list_models() -> None:
+    """List the models that need no download, and say how to name others."""
+    from headscope.probes import bundled, bundled_induction, bundled_python
+
+    steps = f"a two-layer Llama, @step400 a checkpoint of it ({bundled_induction.folder()})"
+    python = f"a GPT-2 of the Python library's source, takes any text ({bundled_python.folder()})"
+    for name, meaning in (
+        ("headscope/bundled", f"a Llama of generated text, for all tasks ({bundled.folder()})"),
+        ("headscope/bundled-python", python),
+        ("headscope/induction", steps),
+        ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),
+        ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
+    ):
+        say(f"{name:24} {meaning}")
+
+
+def list_analyses(
+    name: Annotated[str | None, typer.Argument(help="show one analysis in full")] = None,
+) -> None:
+    """List the analyses, or show the definition and the options of one."""
+    if name is None:
+        names = analyses.names()
+        width = max(map(len, names))
+        for name in names:
+            say(f"{name:{width}}  {analyses.summary(name)}")
+        return
+    say(inspect.cleandoc(analyses.load(name).__doc__ or ""))
+    say("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")
+    for option, (default, text) in analyses.options(name).items():
+        say(f"  {name}.{option}={default}  {text}")
+
+
+def list_statistics() -> None:
+    """List the statistics of a capture: formula, units, range, source."""
+    from headscope.kernels import statistics
+
+    for name in statistics.names():
+        statistic = statistics.load(name)
+        low, high = (
+            "" if bound is None else f"{bound:g}" for bound in (statistic.low, statistic.high)
+        )
+        bounds = f", {low or '-∞'} to {high or '∞'}" if low or high else ""
+        units = statistic.units or "no units"
+        say(f"{name}  ({', '.join(statistic.dims)}; {units}{bounds})")
+        say(f"    {statistic.title}")
+        say(f"    {statistic.formula}    [{statistic.source}]")

@@ -1,0 +1,30 @@
+"""``headscope report``: the report and the tables of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headscope.app.cli.console import out, say
+
+if TYPE_CHECKING:
+    from headscope.probes.run import Run
+
+
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
+    """Write report.html, heads.parquet, heads.csv and report.json of a run."""
+    from headscope.app.pipeline import open_run
+
+    print_report(open_run(run))
+
+
+def print_report(run: Run) -> None:
+    """Write the report of a run, and print the heads that stand out."""
+    from headscope.app.report.build import write
+    from headscope.app.report.findings import findings_table
+
+    page = write(run)
+    out.print(findings_table(run.results()))
+    say(f"report: {page} (and heads.parquet, heads.csv, report.json beside it)")

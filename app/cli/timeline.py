@@ -1,0 +1,100 @@
+"""``headscope timeline``: an analysis over the checkpoints of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headscope.app.cli.console import err, say
+from headscope.app.cli.progress import bar
+from headscope.kernels.errors import InvalidInput
+
+# Heads whose emergence is printed for each score.
+SHOWN = 8
+
+
+def timeline(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL@*|MODEL...",
+            help="headscope/induction@*, a folder of checkpoints, or folders and NAME@REVISION",
+        ),
+    ],
+    analysis: Annotated[str, typer.Option("--analysis", help="name of the analysis")],
+    folder: Annotated[Path, typer.Option("--out", help="folder of the timeline")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="text file (a prompt a line) or JSONL, for all checkpoints"),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="task, or JSONL file, instead of the analysis' own")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--number", help="prompts drawn from the task")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="seed of the task")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="an option of the analysis"),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="training steps, as 0,500,1000, where names do not say them"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace another timeline that the folder holds")
+    ] = False,
+) -> None:
+    """Run an analysis over the checkpoints of a model, and say when its heads emerge."""
+    from headscope.analyses import series
+    from headscope.app.pipeline import parse_settings
+    from headscope.app.prompt_files import read_prompts
+    from headscope.app.report.timeline import scores, write
+
+    given = parse_settings([f"{analysis}.{one}" for one in settings or []])
+    with bar(err) as progress:
+        found = series.timeline(
+            analysis,
+            models if len(models) > 1 else models[0],
+            None if prompts is None else read_prompts(prompts),
+            task=task,
+            options=given.get(analysis),
+            n=number,
+            seed=seed,
+            steps=_numbers(steps),
+            out=folder,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    page = write(found, folder)
+    say(found.attrs["note"])
+    for score in scores(found):
+        order = series.emergence(found, score).attrs["order"]
+        if order:
+            say(f"{score}: {_order(order)}")
+    say(f"timeline: {folder / 'timeline.safetensors'}, figures: {page}")
+
+
+def _order(rows: Sequence[dict[str, Any]]) -> str:
+    """Say in one line when heads emerge."""
+    from headscope.app.report.timeline import interval
+
+    said = [f"{row['name']} at step {row['step']:g} ({interval(row)})" for row in rows[:SHOWN]]
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return ", ".join(said) + more
+
+
+def _numbers(steps: str | None) -> list[float] | None:
+    """Read the training steps."""
+    if steps is None:
+        return None
+    try:
+        return [float(one) for one in steps.split(",")]
+    except ValueError as error:
+        raise InvalidInput(
+            f"--steps: {steps!r} is no list of numbers, such as 0,500,1000"
+        ) from error

@@ -1,0 +1,1 @@
+"""The dashboard: screens, and the components that they are made of."""

@@ -1,0 +1,141 @@
+"""Loading: what the dashboard reads from disk and computes, each once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import streamlit as st
+
+from headscope.kernels.errors import ResourceLimit
+from headscope.probes.pair import Pair
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from headscope.probes.layer import Layer
+    from headscope.probes.model import Model
+    from headscope.probes.run import Run
+
+Tokens = tuple[int, ...] | Pair | int
+"""What one prompt is: token ids, those of a source and of a target, or an image of the run."""
+
+# Set by tests, which have no command line of their own.
+VARIABLE = "HEADSCOPE_RUN"
+# Longest text whose whole map is drawn; of a longer one, an overview and a window.
+WHOLE = 512
+# Longest text whose overview is a matter of seconds on a processor.
+LONGEST = 32768
+
+
+def folder() -> Path | None:
+    """Return the run folder that the dashboard was started with."""
+    given = sys.argv[1:2] or [os.environ.get(VARIABLE, "")]
+    return Path(given[0]) if given[0] else None
+
+
+def neighbours(path: Path) -> dict[str, Path]:
+    """List the runs in the same folder, by name; the given one is always among them."""
+    found = {one.parent.name: one.parent for one in sorted(path.parent.glob("*/manifest.json"))}
+    return {path.name: path, **found}
+
+
+def stamp(path: Path) -> str:
+    """Return a key that changes when a run or one of its results does."""
+    files = [path / "manifest.json", *sorted((path / "results").glob("*.safetensors"))]
+    return "|".join(f"{file.name}:{file.stat().st_mtime_ns}" for file in files if file.exists())
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the run …")
+def read(path: str, version: str) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
+    """Read a run, its capture and its results; ``version`` is its stamp. Read-only."""
+    from headscope.probes import run
+
+    opened = run.open(path)
+    return opened, opened.capture, opened.results()
+
+
+@st.cache_resource(max_entries=1, show_spinner="Loading the model …")
+def model(path: str, version: str) -> Model:
+    """Load the model of a run."""
+    from headscope.app.pipeline import open_model
+
+    return open_model(read(path, version)[0])
+
+
+@st.cache_data(max_entries=64, show_spinner="Computing the pattern …")
+def weights(path: str, version: str, ids: Tokens, layer: int, head: int) -> xr.DataArray:
+    """Compute the attention weights of one head on some tokens, dims query and key."""
+    from headscope.probes import pattern
+
+    return pattern(_kept(path, version, ids), layer, head)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
+def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
+    """Capture queries and keys of all heads once, so that moving between heads is quick."""
+    from headscope.probes import capture
+
+    given: Any = ids if not isinstance(ids, int) else read(path, version)[0].prompts()[ids]
+    return capture(model(path, version), [given], stats=("lse",), keep=("q", "k"))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Running the model …")
+def layer(path: str, version: str, ids: tuple[int, ...], number: int) -> Layer:
+    """Run the model up to a layer once, so that moving the window is quick."""
+    from headscope.probes.layer import reach
+
+    return reach(model(path, version), ids, number)
+
+
+@st.cache_data(max_entries=64, show_spinner="Pooling the map …")
+def pooled(
+    path: str, version: str, ids: tuple[int, ...], number: int, head: int, tile: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Pool the whole map of one head into tiles."""
+    return layer(path, version, ids, number).pooled(head, tile)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def window(
+    path: str,
+    version: str,
+    ids: tuple[int, ...],
+    number: int,
+    head: int,
+    queries: tuple[int, int],
+    keys: tuple[int, int],
+) -> npt.NDArray[np.float32]:
+    """Compute a window of one head's weights, exactly."""
+    found = layer(path, version, ids, number)
+    return found.weights(head, np.arange(*queries), np.arange(*keys))
+
+
+def read_text(path: str, version: str, text: str | Pair) -> Tokens:
+    """Turn the user's own text, or pair of texts, into token ids.
+
+    Raises
+    ------
+    HeadscopeError
+        For words that the tokenizer does not know, or a text too long to draw.
+    """
+    from headscope.probes.prompts import read as read_prompts
+
+    found = read_prompts(model(path, version), text)
+    if not found.sources:
+        check_length(len(found.ids[0]))
+        return found.ids[0]
+    check_length(max(found.longest), WHOLE)
+    return Pair(found.sources[0], found.ids[0])
+
+
+def check_length(length: int, limit: int = LONGEST) -> None:
+    """Refuse a text whose map takes too long."""
+    if length > limit:
+        raise ResourceLimit(
+            f"text: {length} tokens, and such maps are drawn up to {limit}; shorten it"
+        )

@@ -1,0 +1,202 @@
+"""Detail: one head, its scores with ranks, and its attention on the tokens of a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from headscope import viz
+from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components import pattern_window
+from headscope.app.report.scores import Score
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.pair import Pair
+from headscope.viz import patches
+
+
+def scores(found: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
+    """Show every score of a head with its rank and interval, the causal ones first."""
+    if all(viz.absent(each.array)[layer] for each in found.values()):
+        st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
+        return
+    groups = {
+        "what happens without it (causal)": [each for each in found.values() if each.is_causal],
+        "what it looks like (correlational)": [
+            each for each in found.values() if not each.is_causal
+        ],
+    }
+    for title, members in groups.items():
+        st.markdown(f"**L{layer}H{head}: {title}**")
+        if not members:
+            how = "; `headscope analyze RUN importance` measures them"
+            st.info(f"None in this run{how if _predicts(capture) else ''}.")
+            continue
+        st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
+    with st.expander("What the scores mean", icon=":material/help:"):
+        for key, each in found.items():
+            st.markdown(f"`{key}`: {_escaped(each.tooltip)}")
+
+
+def _predicts(capture: xr.Dataset) -> bool:
+    """Tell whether a model predicts the next token, so that answers can be scored."""
+    if capture.attrs.get("attention", "self") != "self":
+        return False
+    causal = capture["causal"]
+    if "attention_map" in capture.coords:
+        causal = causal[capture["attention_map"].values]
+    return bool(causal.all())
+
+
+def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
+    rows = []
+    for each in members:
+        value = float(each.array[layer, head])
+        known = int(np.isfinite(each.array.values).sum())
+        interval = ""
+        if each.lower is not None and each.upper is not None and np.isfinite(value):
+            low, high = (float(side[layer, head]) for side in (each.lower, each.upper))
+            interval = f"{viz.amount(low)} to {viz.amount(high)}" if np.isfinite(low) else ""
+        rank = each.ranks()[layer, head]
+        rows.append(
+            {
+                "score": _escaped(each.title),
+                "value": viz.measured(value, str(each.array.attrs.get("units", ""))),
+                "rank": f"{_ordinal(int(rank))} of {known}" if np.isfinite(value) else "",
+                "95 % interval": interval,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _escaped(text: str) -> str:
+    """Keep markdown from reading formulas: α_k, |g|, E|∂m/∂ξ|, $, `."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~:])", r"\\\1", text)
+
+
+def _ordinal(number: int) -> str:
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    end = "th" if number % 100 in (11, 12, 13) else ends.get(number % 10, "th")
+    return f"{number}{end}"
+
+
+def pattern(
+    path: str, version: str, capture: xr.Dataset, layer: int, head: int, name: str
+) -> pattern_window.Window | None:
+    """Draw a head's attention on a prompt of the run, or on the user's own text.
+
+    Returns
+    -------
+    The window that is drawn, or None where the whole map is.
+    """
+    window = None
+    lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
+    try:
+        # Drawn in any case, because a widget that is left out forgets its value.
+        ids = _tokens(path, version, capture)
+        if lacking:
+            st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw.")
+            return None
+        if isinstance(ids, tuple) and len(ids) > cache.WHOLE:
+            window = pattern_window.controls(len(ids))
+            pattern_window.overview(path, version, ids, (layer, head), window, f"{name}-overview")
+            array = pattern_window.cut(path, version, ids, (layer, head), window)
+        else:
+            array = cache.weights(path, version, ids, layer, head)
+    except HeadscopeError as refusal:
+        st.error(str(refusal), icon=":material/error:")
+        return None
+    words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
+    st.plotly_chart(
+        viz.choose(array).figure(array),
+        key="pattern_chart",
+        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
+        alt=f"Attention weights of L{layer}H{head}: query tokens down, key tokens across.",
+    )
+    places = [int(at) for at in array["query"].values]
+    labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(places, words, strict=True)}
+    image = "pixels" in capture.coords
+    query = st.select_slider(
+        "One query token: where it looks",
+        places,
+        places[0 if image else -1],
+        format_func=labels.__getitem__,
+        key=f"token_{places[0]}_{len(places)}",
+    )
+    if window is not None and isinstance(ids, tuple):
+        row = pattern_window.row(path, version, ids, (layer, head), query)
+    else:
+        row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
+    row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
+    shown = patches.lay(row) if image else row
+    st.plotly_chart(viz.choose(shown).figure(shown), key="row_chart", config={"displaylogo": False})
+    return window
+
+
+def _tokens(path: str, version: str, capture: xr.Dataset) -> cache.Tokens:
+    """Return the ids of the prompt in view: the user's own text or pair, or one of the run."""
+    image = "pixels" in capture.coords
+    paired = "key_length" in capture.coords or "source_length" in capture.coords
+    own = None if image else _own(paired=paired)
+    state.complain("prompt", range(capture.sizes["prompt"]))
+    number = st.selectbox(
+        "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
+        disabled=own is not None,
+    )  # fmt: skip
+    st.caption(_start(capture, number))
+    if own is not None:
+        return cache.read_text(path, version, own)
+    if image:
+        cache.check_length(int(capture["length"][number]), cache.WHOLE)
+        return int(number)
+    paired = any(f"{name}_length" in capture.coords for name in ("key", "source"))
+    limit = cache.WHOLE if paired else cache.LONGEST
+    ids = _ids(capture, "token_id", "length", number, limit)
+    for name in ("key", "source"):
+        if f"{name}_length" in capture.coords:
+            return Pair(_ids(capture, f"{name}_token_id", f"{name}_length", number, limit), ids)
+    return ids
+
+
+def _own(*, paired: bool) -> str | Pair | None:
+    """Ask for the user's own text, or for both of a pair; None while there is none."""
+    label = "Your own source" if paired else "Your own text"
+    text = st.text_area(
+        f"{label} (instead of a prompt of the run)", key="text", bind="query-params",
+        placeholder="empty: the prompt chosen below is shown", height=68,
+    )  # fmt: skip
+    if not paired:
+        return text if text and text.strip() else None
+    target = st.text_area(
+        "Your own target", key="target", bind="query-params",
+        placeholder="what the decoder reads; needed with a source of your own", height=68,
+    )  # fmt: skip
+    if not all(one and one.strip() for one in (text, target)):
+        return None
+    return Pair(text, target)
+
+
+def _ids(capture: xr.Dataset, name: str, length: str, at: int, limit: int) -> tuple[int, ...]:
+    count = int(capture[length][at])
+    cache.check_length(count, limit)
+    return tuple(int(one) for one in capture[name].values[at, :count])
+
+
+def _start(capture: xr.Dataset, at: int) -> str:
+    """Return the first words of a prompt; options of a bound widget stay short for the link."""
+    if "pixels" in capture.coords:
+        height, width = (capture.sizes[side] for side in ("height", "width"))
+        return f"image of {height} × {width} pixels ({int(capture['length'][at])} tokens)"
+    if "key_token" in capture.coords:
+        source = _words(capture["key_token"][at], int(capture["key_length"][at]), 0)
+        return f"{source} → {_words(capture['token'][at], int(capture['length'][at]), 1)}"
+    return _words(capture["token"][at], int(capture["length"][at]), 1)
+
+
+def _words(tokens: xr.DataArray, length: int, start: int) -> str:
+    words = " ".join(str(word).strip() for word in tokens.values[start : min(length, 16)])
+    return f"{words}{' …' if length > 16 else ''} ({length} tokens)"

@@ -1,0 +1,130 @@
+"""Overview: all heads at once, as a grid, a scatter or a table; click one to pick it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from headscope import viz
+from headscope.app.dashboard import state
+from headscope.app.report.scores import Score
+
+VIEWS = ("grid", "scatter", "table")
+# Heads whose names stand in the scatter, on each axis.
+NAMED = 3
+
+
+def draw(
+    scores: Mapping[str, Score],
+    chosen: Score,
+    table: pd.DataFrame,
+    name: str,
+    among: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """Draw every head by the chosen score, in the view that the user picked.
+
+    Parameters
+    ----------
+    scores
+        Every score of the run.
+    chosen
+        The score that colours the heads.
+    table
+        One row a head and one column a score, as files have it.
+    name
+        Start of the file names of downloads.
+    among
+        Which heads (layer, head) to show; the grid fades the others. None is all.
+    """
+    view = st.segmented_control(
+        "View", VIEWS, default="grid", key="view", bind="query-params", required=True,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    at = int(st.session_state["layer"]), int(st.session_state["head"])
+    if view == "scatter":
+        other = st.selectbox(
+            "Against", list(scores), format_func=lambda key: scores[key].title, key="against"
+        )
+        _clickable(
+            _scatter(chosen, scores[other], at, among), "scatter_chart", f"{name}-{chosen.key}"
+        )
+    elif view == "table":
+        rows = table if among is None else table[among.ravel()]
+        st.dataframe(rows[["name", *scores]], hide_index=True, height=420)
+    else:
+        figure = viz.choose(chosen.array).figure(
+            chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at, among=among
+        )
+        _clickable(figure, "grid_chart", f"{name}-{chosen.key}")
+    st.caption(chosen.tooltip)
+
+
+def _clickable(figure: Any, key: str, name: str) -> None:
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=lambda: state.pick(key),
+        selection_mode="points",
+        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
+        alt="Every head of the model by the chosen score; the table view shows the same numbers.",
+    )
+
+
+def _scatter(
+    across: Score, up: Score, at: tuple[int, int], among: npt.NDArray[np.bool_] | None
+) -> Any:
+    shown = np.ones(across.array.shape, dtype=bool) if among is None else among
+    rows, columns = np.nonzero(shown)
+    right, height = across.array.values[shown], up.array.values[shown]
+    labels = [
+        f"L{across.array['layer'].values[row]}H{across.array['head'].values[column]}"
+        for row, column in zip(rows, columns, strict=True)
+    ]
+    here = (rows == at[0]) & (columns == at[1])
+    named = here | _extreme(right) | _extreme(height)
+    figure = go.Figure(
+        go.Scatter(
+            x=right,
+            y=height,
+            mode="markers+text",
+            # The names of all heads would cover each other; the hover text has them.
+            text=[label if said else "" for label, said in zip(labels, named, strict=True)],
+            hovertext=labels,
+            textposition="top center",
+            customdata=np.stack([rows, columns], axis=-1).tolist(),
+            marker={
+                "size": np.where(here, 16, 9),
+                "symbol": np.where(here, "diamond", "circle"),
+                "color": rows,
+                "colorscale": "Viridis",
+                "colorbar": {
+                    "title": {"text": "layer", "side": "right"},
+                    "thickness": 14,
+                    "tickformat": "d",
+                    "nticks": min(across.array.sizes["layer"], 8),
+                },
+            },
+            hovertemplate="<b>%{hovertext}</b><br>%{x:.3f}, %{y:.3f}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        xaxis_title=f"{across.title} ({across.array.attrs.get('units', '')})",
+        yaxis_title=f"{up.title} ({up.array.attrs.get('units', '')})",
+        clickmode="event+select",
+        height=440,
+        margin={"l": 60, "r": 10, "t": 20, "b": 50},
+    )
+    return figure
+
+
+def _extreme(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Mark the few largest values, by size."""
+    size = np.nan_to_num(np.abs(values))
+    least = np.sort(size)[-NAMED:][:1]
+    return np.asarray(size >= (least[0] if len(least) else np.inf))

@@ -1,0 +1,166 @@
+"""Heads: every head of a run by any score, and one head in full."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from headscope import viz
+from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components import (
+    head_detail,
+    head_filters,
+    head_grid,
+    pattern_window,
+    what_if,
+)
+from headscope.app.report.findings import heads_table
+from headscope.app.report.scores import Score, collect
+from headscope.kernels.errors import HeadscopeError
+
+
+def draw() -> None:
+    """Draw the screen for the run that the link names."""
+    given = cache.folder()
+    if given is None or not (given / "manifest.json").exists():
+        st.title("headscope")
+        st.info(
+            "There is no run here. `headscope demo` makes one on the bundled model; "
+            "`headscope capture MODEL --prompts FILE --out RUN` makes one of yours. "
+            "Then `headscope app RUN` opens it."
+        )
+        return
+    path = _run(given)
+    version = cache.stamp(path)
+    try:
+        run, capture, results = cache.read(str(path), version)
+    except HeadscopeError as refusal:
+        st.error(str(refusal), icon=":material/error:")
+        return
+    scores = collect(results)
+    if not scores:
+        st.info(f"{path.name} has no scores of heads yet: `headscope analyze {path}` makes them.")
+        return
+    shape = next(iter(scores.values())).array.shape
+    with st.sidebar:
+        chosen = _controls(scores, shape)
+        among = head_filters.choose(results, scores)
+        _about(run.manifest, results)
+    complaints = st.container()
+    layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
+    name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
+    left, right = st.columns([4, 5], gap="large")
+    with left:
+        st.subheader(f"Heads by: {chosen.title}")
+        table = heads_table(results)
+        head_grid.draw(scores, chosen, table, name, among)
+        _downloads(table, run.manifest, name)
+        head_detail.scores(scores, capture, layer, head)
+    with right:
+        st.subheader(f"L{layer}H{head}")
+        window = head_detail.pattern(
+            str(path), version, capture, layer, head, f"{name}-L{layer}H{head}"
+        )
+        what_if.draw(str(path), version, capture, layer, head)
+        _share(path, layer, head, window)
+    with complaints:
+        state.tell()
+
+
+def _run(given: Path) -> Path:
+    runs = cache.neighbours(given)
+    names = list(runs)
+    state.complain("run", names)
+    chosen = st.sidebar.selectbox(
+        "Run", names, index=names.index(given.name), key="run", bind="query-params"
+    )
+    return runs[chosen]
+
+
+def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
+    layers, heads = shape
+    state.complain("by", list(scores))
+    state.complain("view", head_grid.VIEWS)
+    by = st.selectbox(
+        "Score (analysis.variable)", list(scores), key="by", bind="query-params",
+        help="Colours the heads. The definition stands below the grid.",
+    )  # fmt: skip
+    for name, size in (("layer", layers), ("head", heads)):
+        state.complain(name, range(size))
+        if name == "layer":
+            state.start(viz.absent(scores[by].array).index(False))
+        st.selectbox(name.capitalize(), range(size), key=name, bind="query-params")
+    st.caption("Arrow keys move between heads; a click in the grid picks one.")
+    columns = [*st.columns(2), *st.columns(2)]
+    for column, (key, by_step) in zip(columns, state.MOVES.items(), strict=True):
+        column.button(
+            key, key=f"go_{key}", shortcut=key, width="stretch",
+            on_click=state.go, args=state.neighbour(by_step, (layers, heads)),
+        )  # fmt: skip
+    return scores[by]
+
+
+def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) -> None:
+    notes = {name: _said(one) for name, one in results.items() if _said(one)}
+    with st.expander("What the analyses say", icon=":material/notes:"):
+        for name, note in notes.items():
+            st.markdown(f"**{name}**: {note}")
+    with st.expander("Provenance", icon=":material/fingerprint:"):
+        st.json(dict(manifest), expanded=1)
+
+
+def _said(result: xr.Dataset) -> str:
+    if "skipped" in result.attrs:
+        return f"not run: {result.attrs['skipped']}"
+    return str(result.attrs.get("note", ""))
+
+
+def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -> None:
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    rows = json.loads(table.to_json(orient="records"))
+    files: dict[str, tuple[str | bytes, str, str]] = {
+        "CSV": (table.to_csv(index=False), "csv", "text/csv"),
+        "Parquet": (parquet.getvalue(), "parquet", "application/octet-stream"),
+        "JSON": (json.dumps({"run": dict(manifest), "heads": rows}), "json", "application/json"),
+    }
+    columns = st.columns(len(files))
+    for column, (label, (data, ending, mime)) in zip(columns, files.items(), strict=True):
+        column.download_button(
+            label, data, f"{name}-heads.{ending}", mime, key=f"download_{ending}",
+            icon=":material/download:", on_click="ignore",
+            help="Scores of all heads. The camera on a figure saves it as PNG.",
+        )  # fmt: skip
+
+
+def _share(path: Path, layer: int, head: int, window: pattern_window.Window | None) -> None:
+    st.markdown("**This view again**")
+    st.code(state.link(), language=None, wrap_lines=True)
+    text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
+    own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
+    prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
+    lines = [
+        "from headscope.probes import Pair, capture, pattern, run",
+        "from headscope.app.pipeline import open_model",
+        "",
+        f"opened = run.open({str(path)!r})",
+    ]
+    if window is None:
+        lines += [
+            f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))",
+            f"pattern(cap, layer={layer}, head={head})",
+        ]
+    else:
+        queries, keys = (f"slice({side.start}, {side.stop})" for side in window)
+        lines += [
+            "model = open_model(opened)",
+            f"cap = capture(model, {prompts}, stats=('entropy',))",
+            f"pattern(cap, {layer}, {head}, queries={queries}, keys={keys}, model=model)",
+        ]
+    st.code("\n".join(lines), language="python", wrap_lines=True)

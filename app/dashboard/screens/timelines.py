@@ -1,0 +1,88 @@
+"""Timelines: a score of every head over the training of a model, and when heads emerge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+import xarray as xr
+
+from headscope import viz
+from headscope.analyses.series import emergence, kept
+from headscope.app.dashboard import cache, state
+from headscope.app.report.timeline import drawn, scores
+from headscope.kernels.errors import HeadscopeError
+
+
+def started() -> bool:
+    """Tell whether the dashboard was started on a timeline."""
+    given = cache.folder()
+    return given is not None and kept.holds(given)
+
+
+def draw() -> None:
+    """Draw the screen for the timeline that the link names, or the first beside the run."""
+    given = cache.folder()
+    found = {} if given is None else _beside(given)
+    st.title("Timelines")
+    if not found:
+        st.info(
+            "There is no timeline beside this run. `headscope timeline headscope/induction@* "
+            "--analysis head_types --out runs/emergence` makes one of the shipped checkpoints."
+        )
+        return
+    names = list(found)
+    state.complain("timeline", names)
+    begin = names.index(given.name) if given is not None and given.name in names else 0
+    chosen = st.selectbox("Timeline", names, index=begin, key="timeline", bind="query-params")
+    path = found[chosen]
+    try:
+        whole = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
+    except (HeadscopeError, OSError) as refusal:
+        st.error(str(refusal), icon=":material/error:")
+        return
+    _show(whole, chosen)
+
+
+def _beside(given: Path) -> dict[str, Path]:
+    """List the finished timelines in the folder of a run, by name."""
+    folders = (file.parent for file in sorted(given.parent.glob(f"*/{kept.MANIFEST}")))
+    return {one.name: one for one in folders if kept.holds(one)}
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the timeline …")
+def _read(path: str, version: int) -> xr.Dataset:
+    return kept.load(path)
+
+
+def _show(whole: xr.Dataset, chosen: str) -> None:
+    note = str(whole.attrs["note"])
+    (st.warning if "WARNING" in note else st.caption)(f"{whole.attrs['model']}: {note}")
+    shown = drawn(whole)
+    state.complain("score", shown)
+    # Not by their titles: the link would carry these.
+    score = st.selectbox("Score", shown, key="score", bind="query-params")
+    st.plotly_chart(
+        viz.draw(whole, score),
+        key="lines",
+        config={
+            "displaylogo": False,
+            "toImageButtonOptions": {"filename": f"{chosen}-{score}", "scale": 2},
+        },
+        alt="The chosen score over the training of the model, a line for each head.",
+    )
+    attrs = whole[score].attrs
+    st.caption(". ".join(str(attrs[key]) for key in ("convention", "source") if attrs.get(key)))
+    if score in scores(whole):
+        said = emergence(whole, score).attrs
+        st.subheader("Emergence, in order")
+        if said["order"]:
+            st.table(said["order"])
+        st.caption(said["convention"])
+    table = whole[[score]].to_dataframe().reset_index()
+    st.download_button(
+        "CSV", table.to_csv(index=False), f"{chosen}-{score}.csv", "text/csv",
+        key="download_timeline", icon=":material/download:", on_click="ignore",
+    )  # fmt: skip
+    with st.expander("By checkpoint", icon=":material/fingerprint:"):
+        st.json(dict(whole.attrs["by_checkpoint"]), expanded=1)

@@ -1,0 +1,262 @@
+"""The main job: capture a model on prompts into a run folder, then analyse the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headscope.app.prompt_files import read_prompts
+from headscope.kernels.errors import HeadscopeError, InvalidInput
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from headscope.probes.model import Model
+    from headscope.probes.plan import Plan
+    from headscope.probes.run import Run
+
+Progress = Callable[[str, int, int], None]
+
+
+def capture_run(
+    folder: Path,
+    source: str,
+    *,
+    task: str | None = None,
+    prompts: Path | None = None,
+    number: int = 32,
+    seed: int = 0,
+    attention: str = "self",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Capture the statistics that analyses need on one prompt set, into a new run folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run, one only when everything has been captured; an interrupted capture of
+        the same prompts goes on where it was.
+    source
+        What `load_model` takes: a name or a folder.
+    task
+        Name of a built-in task; its clean prompts are captured.
+    prompts
+        Instead of a task, a text file with a prompt a line (for a model of images the path of an
+        image), or a JSONL file: objects with ``text``, pairs (``source``, ``target``), or a task of
+        your own (``clean``, ``corrupted``, ``answers``, ``wrong``).
+    number, seed
+        Prompts drawn from the built-in task, and their seed.
+    attention
+        Which attention of an encoder–decoder model: ``encoder``, ``decoder`` or ``cross``.
+    overwrite
+        Replace the run that the folder holds.
+    progress
+        Called with (step, done, total).
+
+    Raises
+    ------
+    HeadscopeError
+        For a folder that cannot take the run, a missing model, or prompts it cannot read.
+    """
+    from headscope.probes import capture, run
+
+    run.check(folder, replace=overwrite)
+    model, given = _open(source, task, prompts, number, seed, attention)
+    report = None if progress is None else partial(progress, "capture")
+    growing = run.prepare(folder, replace=overwrite)
+    captured = capture(
+        model, given, stats=needed(model), out=growing, overwrite=overwrite, progress=report
+    )
+    origin = "" if prompts is None else str(prompts)
+    options = {"number": len(captured["prompt"]), "source": source}
+    return run.create(
+        folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
+    )
+
+
+def plan_run(
+    folder: Path,
+    source: str,
+    *,
+    task: str | None = None,
+    prompts: Path | None = None,
+    number: int = 32,
+    seed: int = 0,
+    attention: str = "self",
+    overwrite: bool = False,
+) -> Plan:
+    """Say what `capture_run` would need, without running it; the parameters are the same.
+
+    Raises
+    ------
+    HeadscopeError
+        As `capture_run`.
+    """
+    from headscope.probes import plan, run
+
+    run.check(folder, replace=overwrite)
+    model, given = _open(source, task, prompts, number, seed, attention)
+    return plan(model, given, stats=needed(model), out=folder / run.GROWING)
+
+
+def _open(
+    source: str,
+    task: str | None,
+    prompts: Path | None,
+    number: int,
+    seed: int,
+    attention: str,
+) -> tuple[Model, Any]:
+    """Load a model and its prompts; what can be refused without the model is refused first."""
+    from headscope.probes import load_model, tasks
+
+    if (task is None) == (prompts is None):
+        raise InvalidInput("prompts: give either --task NAME or --prompts FILE")
+    if task is not None:
+        tasks.load(task)
+    texts = None if prompts is None else read_prompts(prompts)
+    model = load_model(source, attention=attention)
+    if task is None:
+        return model, texts
+    return model, tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
+
+
+def needed(model: Model) -> tuple[str, ...]:
+    """List the statistics that analyses of a run's own prompts read, and the default ones."""
+    from headscope import analyses
+    from headscope.probes.capture import DEFAULT, fitting
+
+    own = (analyses.load(name) for name in analyses.names())
+    needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
+    # Whole maps are made again for the few prompts that an analysis looks at.
+    wanted = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
+    return fitting(tuple(wanted), model)
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder."""
+    from headscope.probes import run
+
+    return run.open(path)
+
+
+def open_model(run: Run) -> Model:
+    """Load the model of a run again, and refuse another one of the same name.
+
+    Raises
+    ------
+    InvalidInput
+        When the model cannot be loaded, or its weights are not those that were captured.
+    """
+    from headscope.probes import load_model
+
+    model = load_model(
+        run.manifest["options"].get("source", run.manifest["model"]),
+        attention=run.manifest.get("attention", "self"),
+    )
+    if model.revision != run.manifest["revision"]:
+        raise InvalidInput(
+            f"model: {model.name} is at revision {model.revision} but {run.path} was captured at "
+            f"{run.manifest['revision']}; capture again"
+        )
+    return model
+
+
+def analyze_run(
+    run: Run,
+    names: Sequence[str],
+    *,
+    task: str | None = None,
+    number: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, xr.Dataset | HeadscopeError]:
+    """Run analyses on a run, keeping each result as soon as it is there.
+
+    Parameters
+    ----------
+    run
+        A captured run.
+    names
+        The analyses.
+    task, number
+        Task (a name, or a JSONL file) and its prompts for analyses that use one; the default is
+        what each analysis declares.
+    options
+        Options by analysis and name.
+    progress
+        Called with (step, done, total).
+
+    Returns
+    -------
+    The result of every analysis, or why it could not run on this model; the report says it, too.
+
+    Raises
+    ------
+    HeadscopeError
+        For an unknown analysis or option, before anything runs.
+    """
+    from headscope.analyses.shared import runner
+
+    found = runner.execute_many(
+        names,
+        open_model(run),
+        run.prompts(),
+        capture=run.capture,
+        task=task,
+        options=options,
+        n=number,
+        seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
+        progress=progress,
+    )
+    outcome: dict[str, xr.Dataset | HeadscopeError] = {}
+    for name, result in found:
+        outcome[name] = result
+        if not isinstance(result, HeadscopeError):
+            run.save_result(name, result)
+        elif name not in run.results():
+            run.save_result(name, skipped(name, str(result)))
+    return outcome
+
+
+def skipped(name: str, reason: str) -> xr.Dataset:
+    """Stand in for a result, so that the report says why there is none."""
+    import xarray as xr
+
+    from headscope import analyses
+
+    title = analyses.summary(name)
+    return xr.Dataset(attrs={"analysis": name, "title": title, "skipped": reason})
+
+
+def done(run: Run) -> list[str]:
+    """Name the analyses that have a result in a run; what was refused may be tried again."""
+    return [name for name, one in run.results().items() if "skipped" not in one.attrs]
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Read NAME.OPTION=VALUE into options by analysis.
+
+    Raises
+    ------
+    InvalidInput
+        For text of another form.
+
+    Examples
+    --------
+    >>> parse_settings(["sinks.epsilon=0.8"])
+    {'sinks': {'epsilon': '0.8'}}
+    """
+    options: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        name, dot, option = target.partition(".")
+        if not (equals and dot and name and option):
+            raise InvalidInput(
+                f"--set: {setting!r} is not NAME.OPTION=VALUE, such as sinks.epsilon=0.8"
+            )
+        options.setdefault(name, {})[option] = value
+    return options

@@ -1,0 +1,144 @@
+"""Builds a C file with the machine's own compiler, once, into the user's cache folder."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "HEADSCOPE_COMPILER"
+"""Environment variable: ``off``, or the compiler to take; unset is cc, gcc or clang."""
+
+NAMES = ("cc", "gcc", "clang")
+PROCESSORS = (("-march=native",), ("-mcpu=native",), ())
+"""Ways to ask for everything that this processor can do; no compiler knows them all."""
+FLAGS = ("-std=gnu11", "-O3", "-w", "-shared", "-fPIC")
+SECONDS = 120
+"""Longest time that a build may take."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What came of a build.
+
+    Parameters
+    ----------
+    path
+        The shared library; None when there is none.
+    note
+        One line: how it was built, or why it was not and what helps.
+    """
+
+    path: Path | None
+    note: str
+
+
+def build(source: Path) -> Build:
+    """Build a shared library, or take it from the cache.
+
+    Parameters
+    ----------
+    source
+        A C file that includes standard headers, and headers of its own folder.
+
+    Returns
+    -------
+    The library, or the reason why there is none. Nothing is raised: who calls has another way.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".c") as file:
+    ...     _ = file.write("int main(void) { return 0; }")
+    ...     _ = file.flush()
+    ...     isinstance(build(Path(file.name)).note, str)
+    True
+    """
+    compiler = find_compiler()
+    if isinstance(compiler, Build):
+        return compiler
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target = folder / f"{source.stem}-{cache_key(source, compiler)}.so"
+        if target.exists():
+            return Build(target, f"built by {compiler}, kept in {folder}")
+        return compile_into(target, source, compiler)
+    except OSError as error:
+        return Build(None, f"{error}; set XDG_CACHE_HOME to a folder that can be written")
+
+
+def find_compiler() -> Path | Build:
+    """Find a compiler, or tell why there is none."""
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "off":
+        return Build(None, f"switched off by {VARIABLE}=off")
+    for name in (wanted,) if wanted else NAMES:
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    if wanted:
+        return Build(None, f"{VARIABLE}={wanted} is no program; unset it or name a C compiler")
+    return Build(None, f"no C compiler ({', '.join(NAMES)}) on the PATH; install one, such as gcc")
+
+
+def cache_folder() -> Path:
+    """Name the folder that built libraries are kept in."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "headscope"
+
+
+def cache_key(source: Path, compiler: Path) -> str:
+    """Tell apart what makes another library: text, flags, compiler and processor."""
+    program = compiler.resolve()
+    status = program.stat()
+    folder = source.parent
+    parts = (
+        source.read_bytes(),
+        *(part.read_bytes() for part in sorted((*folder.glob("*.h"), *folder.glob("*.inc.c")))),
+        repr((FLAGS, PROCESSORS, str(compiler), str(program))).encode(),
+        repr((status.st_size, status.st_mtime_ns)).encode(),
+        processor().encode(),
+    )
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:20]
+
+
+def processor() -> str:
+    """Describe the processor: a home folder may be shared by machines that are not alike."""
+    words = [sys.platform, platform.machine(), platform.processor()]
+    about = Path("/proc/cpuinfo")
+    if about.exists():
+        seen = ("model name", "flags", "Features", "CPU part")
+        words += sorted({line for line in about.read_text().splitlines() if line.startswith(seen)})
+    return "\n".join(words)
+
+
+def compile_into(target: Path, source: Path, compiler: Path) -> Build:
+    """Compile, and put the library in its place at once: others may be building it as well."""
+    handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    os.close(handle)
+    part, note = Path(name), ""
+    try:
+        for native in PROCESSORS:
+            command = [str(compiler), *FLAGS, *native, "-o", str(part), str(source), "-lm"]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, errors="replace", timeout=SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                return Build(None, f"{compiler} took longer than {SECONDS} s")
+            if done.returncode == 0 and part.stat().st_size:
+                part.replace(target)
+                return Build(target, f"built by {compiler}, kept in {target.parent}")
+            complaint = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[0]
+            note = note or f"{compiler} failed: {complaint}"
+        return Build(None, note)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,224 @@
+"""How an attention call is cut into parts and row panels, and what memory these take."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.compiled import blas
+from headscope.kernels.compiled.library import Engine, Library, choose
+from headscope.kernels.compiled.operands import LEAST_ROWS, PARTS, packed_size
+from headscope.kernels.compiled.sweep import left_to_torch
+from headscope.kernels.compiled.sweep_call import Call
+from headscope.kernels.panels.logits import EXACT_ROWS
+from headscope.kernels.panels.scores import plain
+from headscope.kernels.panels.softmax import NEED_LOGITS
+from headscope.kernels.ranges import length, split_range
+from headscope.kernels.request import Request
+from headscope.kernels.visibility import Block, Visibility
+
+ROWS = 256
+"""Queries in a panel; half as many where its logits stay beside the weights."""
+BARE_ROWS = 4096
+"""The same where it keeps no weights: calls are few, so workers seldom wait for Python."""
+PANEL_ELEMENTS = 1 << 20
+"""Elements of all rows together, above which a call is cut into parts."""
+ROOM = 4
+"""How many times as large a panel may be: calls are few, so workers seldom wait for Python. Half as
+many where logits stay beside the weights."""
+SHARES = 4
+"""Parts come in fours of one size, so that two or four workers end together."""
+SWEPT_SHARES = 6
+"""The same for the sweep, which stays as fast with smaller parts, and takes less memory."""
+LARGEST_PANEL = 1 << 22
+"""Elements above which a panel of one head takes fewer queries, for very long texts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some sequences, some KV heads, and some of the query heads that share each KV head.
+
+    Either all query heads of several KV heads or some query heads of one, so that the query heads
+    are consecutive.
+
+    Parameters
+    ----------
+    batch, kv
+        Which sequences and KV heads.
+    group
+        Which query heads of each of these KV heads.
+    shared
+        Number of query heads that share a KV head.
+    """
+
+    batch: slice
+    kv: slice
+    group: slice
+    shared: int
+
+    @property
+    def heads(self) -> slice:
+        """Which query heads, counted over all KV heads."""
+        first = self.kv.start * self.shared + self.group.start
+        return slice(first, (self.kv.stop - 1) * self.shared + self.group.stop)
+
+
+@dataclass(frozen=True, eq=False)
+class PanelPlan:
+    """The plan of one attention call: its parts, its panels and their memory.
+
+    Parameters
+    ----------
+    q, k, v
+        Checked tensors of shape (batch, head, token, size).
+    spec
+        A variant that fits them.
+    request
+        Parameters of statistics; panels keep to its tiles.
+    wanted
+        Queries that matter: panels without any of them are left out. None is all.
+    reductions
+        Properties of a panel that are read. The sweep fills them in; only where ``weights`` is
+        among them, or torch makes one of the others, does it keep the weights. Torch writes weights
+        over the logits unless ``logits`` or the leaders are among them.
+    engine
+        ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
+        sweep where there is one for this call.
+    output
+        Where the averaged values may be written at once: float32, rows side by side.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    spec: AttentionSpec
+    request: Request = field(default_factory=lambda: Request(stats=()))
+    wanted: Bool[Tensor, " query"] | None = None
+    reductions: frozenset[str] = frozenset({"weights"})
+    engine: Engine = "auto"
+    output: Float[Tensor, "batch head query value_size"] | None = None
+
+    @cached_property
+    def visibility(self) -> Visibility:
+        """Which keys each query may see."""
+        return self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+
+    @cached_property
+    def sweep(self) -> Library | None:
+        """The library with the compiled sweep, None where torch makes the weights."""
+        return choose(self.engine, self.spec, self.precision, self.q.device)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Type that everything is computed in: float32, or float64 for inputs of float64."""
+        return torch.promote_types(self.q.dtype, torch.float32)
+
+    @property
+    def group(self) -> int:
+        """Number of query heads that share a KV head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    @cached_property
+    def keeps_no_weights(self) -> bool:
+        """Whether no panel is kept: the sweep makes the logits and all that is read."""
+        if self.sweep is None or not plain(self.spec):
+            return False
+        multiplies = self.sweep.pack is not None or blas.gemm() is not None
+        return multiplies and not self.reductions & left_to_torch(self.request, self.visibility)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether panels keep their logits beside their weights."""
+        return self.sweep is None and bool(self.reductions & NEED_LOGITS)
+
+    @property
+    def rows(self) -> int:
+        """Largest number of queries in a panel."""
+        if self.keeps_no_weights:
+            return min(BARE_ROWS, self.visibility.queries)
+        affordable = max(LARGEST_PANEL // self.visibility.keys // 32 * 32, 32)
+        rows = max(ROWS // 2, 1) if self.keeps_logits else ROWS
+        return min(affordable, rows, self.visibility.queries)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Queries and keys of every panel; the queries are whole tiles or lie in one tile."""
+        tile, rows = self.request.tile, self.rows
+        step = rows // tile * tile if tile <= rows else tile
+        return [
+            self.visibility.block(queries, tile)
+            for whole in split_range(0, self.visibility.queries, step)
+            for queries in split_range(whole.start, whole.stop, rows)
+            if self.wanted is None or bool(self.wanted[queries].any())
+        ]
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the largest panel of one head."""
+        return max(length(block.queries) * length(block.keys) for block in self.blocks)
+
+    @cached_property
+    def all_valid(self) -> bool:
+        """Whether every query is real and sees a key, so that no row needs to be blanked."""
+        return not self.spec.hides and bool(self.visibility.valid_queries.all())
+
+    def parts(self) -> Iterator[Part]:
+        """Cut batch and heads so that a panel of one part stays small."""
+        batch, kv_heads = self.k.shape[:2]
+        heads = max(PANEL_ELEMENTS // self.largest, 1)
+        total = batch * self.q.shape[1]
+        if total > heads:
+            room = ROOM // 2 if self.keeps_logits else ROOM
+            shares = SHARES if self.sweep is None else SWEPT_SHARES
+            heads = max(room * PANEL_ELEMENTS // self.largest, 1)
+            # Whatever the number of threads, so that it never shows in the numbers.
+            turns = -(-total // (heads * shares))
+            heads = -(-total // (turns * shares))
+        for sequences in split_range(0, batch, max(heads // self.q.shape[1], 1)):
+            for kv in split_range(0, kv_heads, max(heads // self.group, 1)):
+                for group in split_range(0, self.group, heads):
+                    yield Part(sequences, kv, group, self.group)
+
+    @cached_property
+    def panel_elements(self) -> int:
+        """Elements of the largest panel of the largest part."""
+        return max(length(part.batch) * length(part.heads) for part in self.parts()) * self.largest
+
+    @cached_property
+    def worker_bytes(self) -> int:
+        """Bytes that a worker takes: panels, or keys, values, rows and results of the sweep."""
+        panel = self.panel_elements * self.precision.itemsize
+        part = max(self.parts(), key=lambda one: length(one.batch) * length(one.heads))
+        heads, shared = (
+            length(part.batch) * length(part.heads),
+            length(part.batch) * length(part.kv),
+        )
+        keys = max(length(block.keys) for block in self.blocks)
+        exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
+        if self.sweep is None:
+            # One for statistics that need room, and the keys once more.
+            return (
+                (3 if self.keeps_logits else 2) * panel
+                + 4 * shared * keys * self.q.shape[3]
+                + exact
+            )
+        sizes = (self.q.shape[3], self.v.shape[3])
+        parts = PARTS[self.q.dtype]
+        operands = sum(4 * keys * each for each in sizes)
+        call = Call(rows=self.rows, keys=keys, gemm=1, size=sizes[0], value_size=sizes[1])
+        if self.sweep.pack is not None and self.rows >= LEAST_ROWS:
+            operands = sum(2 * packed_size(keys, each, parts) for each in sizes)
+            call.key_amx = call.value_amx = 1
+            call.key_parts = call.value_parts = parts
+        results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
+        kept = 0 if self.keeps_no_weights else panel
+        return shared * operands + self.sweep.room(call) + results + kept + exact
+
+    @property
+    def workers(self) -> int:
+        """Largest number of threads that take parts."""
+        return torch.get_num_threads() if self.q.device.type == "cpu" else 1

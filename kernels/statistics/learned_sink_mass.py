@@ -1,0 +1,39 @@
+"""Share of a learned sink in each row.
+
+What the weights of the keys lack to 1: the model was trained to leave this share unspent. 0 in
+models without learned sinks.
+"""
+
+from torch import Tensor
+
+from headscope.kernels.dense_attention import DenseAttention
+from headscope.kernels.panels.panel import Panel
+from headscope.kernels.statistic import Statistic
+
+
+def from_panel(panel: Panel) -> Tensor:
+    """Read it off the row's normaliser."""
+    return panel.sink_prob
+
+
+def from_dense(dense: DenseAttention) -> Tensor:
+    """Take the last outcome."""
+    return dense.outcomes.softmax(dim=-1)[..., -1]
+
+
+STATISTIC = Statistic(
+    name="learned_sink_mass",
+    dims=("query",),
+    merge="row",
+    units="share",
+    low=0.0,
+    high=1.0,
+    scale="sequential",
+    formula="exp(sink - lse_i) = 1 - Σ_j P_ij",
+    source="gpt-oss-120b & gpt-oss-20b Model Card (OpenAI 2025)",
+    triton=("forward",),
+    doc=__doc__,
+    panel=from_panel,
+    dense=from_dense,
+    distribution=True,
+)

@@ -1,0 +1,167 @@
+"""Compile a kernel for a GPU that need not be there, and read what the compiler made of it."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import triton
+from headscope.kernels.triton.configuration import Configuration
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
+PRODUCTS = ("HGMMA", "HMMA")
+"""Instructions of the tensor cores: of warp groups (sm_90), of warps (sm_80)."""
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiled kernel takes of the machine.
+
+    Parameters
+    ----------
+    registers
+        Registers of a thread, at most 255.
+    stack
+        Bytes of a thread that did not fit in registers; 0 when nothing spills.
+    shared
+        Bytes of shared memory of a program.
+    product
+        Instruction of the tensor cores that the loop uses; empty for none.
+    instructions
+        Instructions for each element of a tile of logits, in the loop over unmasked tiles.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    product: str
+    instructions: float
+
+
+def compile_for(
+    arch: int, kernel: Any, arguments: Mapping[str, Any], chosen: Configuration
+) -> Compiled:
+    """Compile a kernel for one architecture, without a GPU.
+
+    Parameters
+    ----------
+    arch
+        Compute capability, 90 for 9.0.
+    kernel
+        Function under ``triton.jit``.
+    arguments
+        Its arguments by name, as for a launch; tensors may be on any device, as if aligned.
+    chosen
+        Tile sizes and warps.
+    """
+    signature, constants, hints = signature_of(kernel, arguments)
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=hints)
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    usage, sass = _disassemble(built.asm["cubin"])
+    registers = re.search(r"REG:(\d+)", usage)
+    stack = re.search(r"STACK:(\d+)", usage)
+    assert registers
+    assert stack
+    loop = plain_loop(sass)
+    kinds = [kind for kind in PRODUCTS if any(kind in line for line in loop)]
+    elements = chosen.queries * chosen.keys / (32 * chosen.warps)
+    return Compiled(
+        int(registers[1]),
+        int(stack[1]),
+        built.metadata.shared,
+        kinds[0] if kinds else "",
+        round(len(loop) / elements, 2),
+    )
+
+
+def signature_of(
+    kernel: Any, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """Tell the types of a kernel's arguments, its constants, and what is known of the others."""
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    hints: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[(place,)] = value
+        else:
+            signature[parameter.name] = _describe(value, (place,), constants, hints)
+    return signature, constants, hints
+
+
+def _describe(
+    value: Any,
+    place: tuple[int, ...],
+    constants: dict[tuple[int, ...], Any],
+    hints: dict[tuple[int, ...], list[list[Any]]],
+) -> Any:
+    """Say what Triton would specialise a launch on: types, 1, multiples of 16, absent terms."""
+    if isinstance(value, tuple):
+        inner = [_describe(x, (*place, i), constants, hints) for i, x in enumerate(value)]
+        return type(value)(*inner)
+    if value is None or (isinstance(value, int) and value == 1):
+        constants[place] = value
+        return "constexpr"
+    if isinstance(value, Tensor):
+        hints[place] = [["tt.divisibility", 16]]
+        return TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if value % 16 == 0:
+        hints[place] = [["tt.divisibility", 16]]
+    return "i32" if abs(value) < 1 << 31 else "i64"
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """Read resource usage and machine code of a compiled kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        outputs = [
+            subprocess.run(
+                [BINARIES / "cuobjdump", option, path], check=True, capture_output=True, text=True
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        ]
+    return outputs[0], outputs[1]
+
+
+def loops(sass: str) -> Iterator[list[str]]:
+    """Cut machine code into the bodies of its loops, inner and outer."""
+    code = [
+        (int(match[1], 16), match[2])
+        for match in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass)
+    ]
+    index = {address: place for place, (address, _) in enumerate(code)}
+    for place, (address, line) in enumerate(code):
+        target = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", line)
+        # The last instruction branches to itself: padding of the code, no loop.
+        if target and int(target[1], 16) < address:
+            yield [text for _, text in code[index[int(target[1], 16)] : place + 1]]
+
+
+def plain_loop(sass: str) -> list[str]:
+    """Find the loop over unmasked tiles: the shortest one that multiplies matrices."""
+    found = [
+        body for body in loops(sass) if any(kind in line for line in body for kind in PRODUCTS)
+    ]
+    return min(found, key=len) if found else []

@@ -1,0 +1,99 @@
+"""The capture engine on a GPU: a fused forward pass, then passes over its weights, in Triton."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headscope.kernels.panels.engine import PanelEngine
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.statistic import Statistic
+from headscope.kernels.triton import first_pass, sdpa
+from headscope.kernels.triton.configuration import architecture
+from headscope.kernels.triton.first_pass import FirstPass
+from headscope.kernels.triton.launch import DEAD, LOG2E, Launch
+from headscope.kernels.triton.plan import PASSES, Forward, forward_for, ways
+
+
+@dataclass(frozen=True, eq=False)
+class TritonEngine:
+    """Statistics of one attention call, with the results of ``PanelEngine``.
+
+    Parameters
+    ----------
+    panels
+        The tensors, variant and request of the call; statistics without a Triton kernel are
+        computed from its panels, on the same device.
+    forward
+        Forward pass, ``fused`` or ``stock``; None is what the table of measurements says.
+
+    Raises
+    ------
+    HeadscopeError
+        When a head size or a stride is beyond what the tiles can hold.
+    """
+
+    panels: Panels
+    forward: Forward | None = None
+
+    def run(self, chosen: list[Statistic]) -> dict[str, Tensor]:
+        """Compute the chosen statistics, by name."""
+        launch = Launch(self.panels.q, self.panels.k, self.panels.v, self.panels.spec)
+        names = [statistic.name for statistic in chosen]
+        with torch.cuda.device(launch.q.get_device()):
+            arch = architecture(launch.q.device)
+            forward = self.forward or forward_for(
+                arch, launch.q.shape[3], launch.q.dtype, launch.spec
+            )
+            taken = ways(names, stock=forward == "stock")
+            if forward == "stock":
+                first = sdpa.run(launch)
+            else:
+                first = first_pass.run(
+                    launch, max_weight="max_weight" in names, entropy="entropy" in names
+                )
+            found = leave(launch, first, names)
+            for way, run in PASSES.items():
+                wanted = [name for name in names if taken[name] == way]
+                if wanted:
+                    found |= run(launch, first.lse, wanted, self.panels.request)
+            found |= self._finish(chosen, found, first)
+            rest = [statistic for statistic in chosen if taken[statistic.name] == "panels"]
+            if rest:
+                found |= PanelEngine(self.panels).run(rest)
+        return {name: found[name] for name in names}
+
+    def _finish(
+        self, chosen: list[Statistic], found: dict[str, Tensor], first: FirstPass
+    ) -> dict[str, Tensor]:
+        """Divide totals by their counts, and blank the rows without keys."""
+        finished = {}
+        for statistic in chosen:
+            if statistic.name not in found:
+                continue
+            result = found[statistic.name]
+            if statistic.finish is not None:
+                result = statistic.finish(result, self.panels.visibility, self.panels.request)
+            if statistic.by_query:
+                dead = (first.lse >= DEAD / 2).view(*first.lse.shape, *[1] * (result.ndim - 3))
+                result = result.masked_fill_(dead, statistic.empty)
+            finished[statistic.name] = result
+        return finished
+
+
+def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tensor]:
+    """Name what the forward pass left, in natural units."""
+    found = {"z": first.z}
+    if "lse" in names:
+        found["lse"] = first.lse / LOG2E
+    if "learned_sink_mass" in names:
+        sinks = launch.sinks
+        empty = torch.zeros_like(first.lse)
+        found["learned_sink_mass"] = (
+            empty if sinks is None else torch.exp2(sinks[:, None] - first.lse)
+        )  # fmt: skip
+    if first.max_weight is not None:
+        found["max_weight"] = first.max_weight
+    if first.entropy is not None:
+        found["entropy"] = first.entropy
+    return found

@@ -1,0 +1,179 @@
+"""The host side of the exact top k: candidates from the kernel, ranked; crowded rows in full."""
+
+import itertools
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import triton
+from headscope.kernels.request import Request
+from headscope.kernels.triton.configuration import ROWS, Configuration, architecture, later, padded
+from headscope.kernels.triton.gathers import write_lines, write_panel
+from headscope.kernels.triton.launch import HIDDEN, Launch
+from headscope.kernels.triton.topk_rows import lead_rows
+
+LARGEST_COUNT = 32
+"""Largest k that is looked for among candidates; for more, all rows are ranked in full."""
+ROOM = 64
+"""Candidates of a row that may lie above the threshold. Expected are hardly more than k."""
+PANEL = 64
+"""Queries and keys of a tile of rows that are ranked in full."""
+SCRATCH = 1 << 25
+"""Elements of scratch memory: 256 MB of candidates, or 128 MB of whole rows."""
+
+
+def arguments(
+    launch: Launch, batch: int, heads: slice, count: int, chosen: Configuration
+) -> dict[str, Any]:
+    """Collect the arguments of the kernel for some heads of one sequence, with its outputs."""
+    queries, size = launch.q.shape[2:]
+    rows = (heads.stop - heads.start) * queries
+    device = launch.q.device
+    return {
+        "q": launch.operand(launch.q),
+        "k": launch.operand(launch.k),
+        "terms": launch.terms,
+        "values": torch.full((rows, ROOM + count), HIDDEN, dtype=torch.float32, device=device),
+        "keys": torch.zeros((rows, ROOM + count), dtype=torch.int32, device=device),
+        "reached": torch.empty(rows, dtype=torch.int32, device=device),
+        "bounds": launch.bounds(chosen.queries, chosen.keys),
+        "first_head": heads.start,
+        "batch": batch,
+        "count": count,
+        "group": launch.group,
+        "SIZE": size,
+        "BLOCK_SIZE": padded(size),
+        "PRECISION": launch.precision,
+        "QUERIES": chosen.queries,
+        "KEYS": chosen.keys,
+        "ROOM": ROOM,
+    }
+
+
+def run(
+    launch: Launch,
+    lse: Float[Tensor, "batch head query"],
+    names: Collection[str],
+    request: Request,
+    configuration: Configuration | None = None,
+) -> dict[str, Tensor]:
+    """Find the largest weights of each query and their keys.
+
+    Parameters
+    ----------
+    launch
+        The attention call.
+    lse
+        Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
+        a normaliser for sigmoid weights.
+    names
+        Which statistics of this pass to compute.
+    request
+        How many, ``k``.
+    configuration
+        Tile sizes of the kernel; None takes those of the table.
+    """
+    batch, heads, queries, _ = launch.q.shape
+    count = request.k
+    shape = (batch, heads, queries, count)
+    values = torch.full(shape, HIDDEN, dtype=torch.float32, device=launch.q.device)
+    keys = torch.zeros(shape, dtype=torch.int64, device=launch.q.device)
+    if count <= LARGEST_COUNT:
+        chosen = configuration or choose(launch, architecture(launch.q.device))
+        step = max(SCRATCH // (queries * (ROOM + count)), 1)
+        for sequence in range(batch):
+            for first in range(0, heads, step):
+                part = slice(first, min(first + step, heads))
+                crowded = rank(launch, sequence, part, chosen, values, keys)
+                rank_lines(launch, crowded, values, keys)
+    else:
+        rank_panels(launch, values, keys)
+    hidden = values <= HIDDEN / 2
+    outputs = {}
+    if "topk" in names:
+        gap = values - lse[..., None]
+        weights = torch.sigmoid(gap * math.log(2)) if launch.spec.sigmoid else torch.exp2(gap)
+        outputs["topk"] = weights.masked_fill_(hidden, float("nan"))
+    if "topk_key" in names:
+        outputs["topk_key"] = keys.float().masked_fill_(hidden, float("nan"))
+    return outputs
+
+
+def rank(
+    launch: Launch,
+    batch: int,
+    heads: slice,
+    chosen: Configuration,
+    values: Float[Tensor, "batch head query rank"],
+    keys: Int[Tensor, "batch head query rank"],
+) -> Int[Tensor, " row"]:
+    """Rank the candidates of some heads, in place; return the rows that have too many."""
+    queries, count = values.shape[2:]
+    named = arguments(launch, batch, heads, count, chosen)
+    grid = (triton.cdiv(queries, chosen.queries), heads.stop - heads.start)
+    lead_rows[grid](**named, num_warps=chosen.warps, num_stages=chosen.stages)
+    best, place = named["values"].topk(count, dim=1)
+    values[batch, heads] = best.view(-1, queries, count)
+    keys[batch, heads] = named["keys"].long().gather(1, place).view(-1, queries, count)
+    first = (batch * values.shape[1] + heads.start) * queries
+    crowded: Tensor = torch.nonzero(named["reached"] > ROOM)[:, 0] + first
+    return crowded
+
+
+def rank_lines(
+    launch: Launch,
+    lines: Int[Tensor, " row"],
+    values: Float[Tensor, "batch head query rank"],
+    keys: Int[Tensor, "batch head query rank"],
+) -> None:
+    """Rank all keys of some rows, in place, a chunk of rows at a time."""
+    width = launch.k.shape[2]
+    size = launch.q.shape[3]
+    count = min(values.shape[3], width)
+    rows = max(SCRATCH // width, 1)
+    for part in (lines[at : at + rows] for at in range(0, len(lines), rows)):
+        out = torch.empty(len(part), width, dtype=torch.float32, device=launch.q.device)
+        write_lines[(len(part), triton.cdiv(width, PANEL))](
+            launch.operand(launch.q), launch.operand(launch.k), launch.terms, part, out,
+            launch.q.shape[1], launch.group,
+            SIZE=size, BLOCK_SIZE=padded(size), KEYS=PANEL, num_warps=4,
+        )  # fmt: skip
+        best, place = out.topk(count, dim=1)
+        values.view(-1, values.shape[3])[part, :count] = best
+        keys.view(-1, keys.shape[3])[part, :count] = place
+
+
+def rank_panels(
+    launch: Launch,
+    values: Float[Tensor, "batch head query rank"],
+    keys: Int[Tensor, "batch head query rank"],
+) -> None:
+    """Rank all keys of all rows, in place, some queries of a head at a time."""
+    batch, heads, queries, size = launch.q.shape
+    width = launch.k.shape[2]
+    count = min(values.shape[3], width)
+    rows = min(max(SCRATCH // width // PANEL, 1) * PANEL, queries)
+    out = torch.empty(rows, width, dtype=torch.float32, device=launch.q.device)
+    for sequence, head, first in itertools.product(
+        range(batch), range(heads), range(0, queries, rows)
+    ):
+        found = out[: min(rows, queries - first)]
+        write_panel[(triton.cdiv(len(found), PANEL), triton.cdiv(width, PANEL))](
+            launch.operand(launch.q), launch.operand(launch.k), launch.terms, found, first,
+            sequence, head, launch.group,
+            SIZE=size, BLOCK_SIZE=padded(size), PRECISION=launch.precision,
+            QUERIES=PANEL, KEYS=PANEL, num_warps=4,
+        )  # fmt: skip
+        best, place = found.topk(count, dim=1)
+        values[sequence, head, first : first + rows, :count] = best
+        keys[sequence, head, first : first + rows, :count] = place
+
+
+def choose(launch: Launch, arch: int) -> Configuration:
+    """Choose the tiles of this pass."""
+    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
+    return later(arch, size, dtype, ROWS, heavy=launch.heavy)

@@ -1,0 +1,231 @@
+"""Edits of attention inside the pass: what an intervention changes, head by head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.kernels.errors import InvalidInput
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEdits:
+    """Interventions on the heads of one layer that cost no pass of their own.
+
+    None leaves a thing as it is. Edits change weights, not who could see whom: the number of
+    queries that an average like ``received`` divides by stays that of the unedited model, so that
+    captures before and after compare.
+
+    Parameters
+    ----------
+    gate
+        Factor of each head's ``z``: 0 ablates it. A first dim of 1 is for every sequence.
+    key_bias
+        Added to the logits of each key. log γ multiplies the key's weight by γ before the row is
+        normalised again; -inf knocks the key out. Dims of 1 are for all sequences, all heads.
+    span_bias
+        Added to the logits between a span of queries and a span of keys; -inf cuts the link.
+    query_spans, key_spans
+        Span of every query and key in ``span_bias``; -1 is none.
+    first, recent
+        A head with ``recent`` above 0 sees the last ``recent`` keys, the query's own included, and
+        the ``first`` first real keys; 0 does not limit the head.
+    temperature
+        Divides every logit of a head, that of a learned sink too: above 0.
+    pattern
+        Weights that take the place of a head's own, NaN at the queries that keep theirs; the rows
+        of the others sum to 1. N×N, so for short texts.
+
+    Raises
+    ------
+    InvalidInput
+        When fields that belong together are not given together, or a number is out of its range.
+
+    References
+    ----------
+    Attention knockout: Dissecting Recall of Factual Associations (Geva et al. 2023). Sink
+    calibration: Unveiling and Harnessing Hidden Attention Sinks (Yu et al. 2024). Streaming heads:
+    DuoAttention (Xiao et al. 2024).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from headscope.kernels.attention import attend
+    >>> from headscope.kernels.request import Request
+    >>> from headscope.kernels.attention_spec import AttentionSpec
+    >>> q = torch.zeros(1, 1, 3, 4)
+    >>> halved = WeightEdits(key_bias=torch.tensor([0.5, 1.0, 1.0]).log().view(1, 1, 3))
+    >>> attend(q, q, q, Request(stats=("first_mass",)), AttentionSpec(edits=halved))["first_mass"]
+    tensor([[[1.0000, 0.3333, 0.2000]]])
+    """
+
+    gate: Float[Tensor, "_ head"] | None = None
+    key_bias: Float[Tensor, "_ _ key"] | None = None
+    span_bias: Float[Tensor, "_ query_span key_span"] | None = None
+    query_spans: Int[Tensor, "batch query"] | None = None
+    key_spans: Int[Tensor, "batch key"] | None = None
+    first: Int[Tensor, " head"] | None = None
+    recent: Int[Tensor, " head"] | None = None
+    temperature: Float[Tensor, " head"] | None = None
+    pattern: Float[Tensor, "_ _ query key"] | None = None
+
+    @property
+    def on_weights(self) -> bool:
+        """Whether it changes weights: a gate alone does not."""
+        return any(
+            getattr(self, one.name) is not None for one in fields(self) if one.name != "gate"
+        )
+
+    def __post_init__(self) -> None:
+        spans = (self.span_bias, self.query_spans, self.key_spans)
+        if any(one is None for one in spans) and any(one is not None for one in spans):
+            raise InvalidInput(
+                "span_bias: give it with query_spans and key_spans, or none of the three"
+            )
+        if (self.first is None) != (self.recent is None):
+            raise InvalidInput("first, recent: give both, one number a head, or neither")
+        for name, count in (("first", self.first), ("recent", self.recent)):
+            if count is not None and count.numel() and int(count.min()) < 0:
+                raise InvalidInput(f"{name}: {int(count.min())} keys; give 0 or more")
+        if self.temperature is not None and not bool((self.temperature > 0).all()):
+            raise InvalidInput("temperature: give a number above 0 for every head")
+        if self.pattern is not None:
+            sums = self.pattern.sum(dim=-1)
+            if bool((self.pattern < 0).any()) or bool(((sums - 1).abs() > 1e-3).any()):
+                raise InvalidInput("pattern: give rows of weights from 0 that sum to 1, or all NaN")
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Refuse fields of another shape than the attention call.
+
+        Raises
+        ------
+        InvalidInput
+            Naming the field and the shape it should have.
+        """
+        expect("gate", self.gate, ((1, batch), (heads,)))
+        expect("key_bias", self.key_bias, ((1, batch), (1, heads), (keys,)))
+        expect("query_spans", self.query_spans, ((batch,), (queries,)))
+        expect("key_spans", self.key_spans, ((batch,), (keys,)))
+        expect("first", self.first, ((heads,),))
+        expect("recent", self.recent, ((heads,),))
+        expect("temperature", self.temperature, ((heads,),))
+        expect("pattern", self.pattern, ((1, batch), (1, heads), (queries,), (keys,)))
+        if self.span_bias is None or self.query_spans is None or self.key_spans is None:
+            return
+        if self.span_bias.ndim != 3 or self.span_bias.shape[0] not in (1, heads):
+            raise InvalidInput(
+                f"span_bias: shape {tuple(self.span_bias.shape)}; "
+                f"give (1 or head {heads}, query span, key span)"
+            )
+        for name, spans, size in (
+            ("query_spans", self.query_spans, self.span_bias.shape[1]),
+            ("key_spans", self.key_spans, self.span_bias.shape[2]),
+        ):
+            if spans.is_floating_point() or int(spans.min()) < -1 or int(spans.max()) >= size:
+                raise InvalidInput(f"{name}: give integers from -1, for none, to {size - 1}")
+
+    @property
+    def hides(self) -> bool:
+        """Whether a row may be left without any key."""
+        return self.key_bias is not None or self.span_bias is not None
+
+    def then(self, other: "WeightEdits") -> "WeightEdits":
+        """Combine with other edits of the same heads.
+
+        Gates and temperatures multiply, biases add up, a pattern replaces an earlier one.
+
+        Raises
+        ------
+        HeadscopeError
+            When both limit what one head sees.
+        """
+        spans = _join_spans(self, other)
+        return WeightEdits(
+            gate=_both(torch.mul, self.gate, other.gate),
+            key_bias=_both(torch.add, self.key_bias, other.key_bias),
+            temperature=_both(torch.mul, self.temperature, other.temperature),
+            pattern=_both(_lay_over, self.pattern, other.pattern),
+            **spans,
+            **_join_windows(self, other),
+        )
+
+    def to(self, device: object) -> "WeightEdits":
+        """Move every field to a device."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in found.items() if value is not None}
+        return replace(self, **moved)
+
+
+def _both(
+    combine: Callable[[Tensor, Tensor], Tensor], one: Tensor | None, other: Tensor | None
+) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return combine(one, other)
+
+
+def _lay_over(one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(other.isnan(), one, other)
+
+
+def _join_windows(one: WeightEdits, other: WeightEdits) -> dict[str, Tensor | None]:
+    if one.recent is None or other.recent is None:
+        chosen = other if one.recent is None else one
+        return {"first": chosen.first, "recent": chosen.recent}
+    assert one.first is not None
+    assert other.first is not None
+    if bool(((one.recent > 0) & (other.recent > 0)).any()):
+        raise InvalidInput("recent: two windows on one head; give one that says what it sees")
+    return {
+        "first": torch.where(one.recent > 0, one.first, other.first),
+        "recent": torch.maximum(one.recent, other.recent),
+    }
+
+
+def _join_spans(one: WeightEdits, other: WeightEdits) -> dict[str, Tensor | None]:
+    """Number the pairs of spans, so that one table holds the sum of both."""
+    if one.span_bias is None or other.span_bias is None:
+        chosen = other if one.span_bias is None else one
+        return {name: getattr(chosen, name) for name in ("span_bias", "query_spans", "key_spans")}
+    assert one.query_spans is not None
+    assert one.key_spans is not None
+    assert other.query_spans is not None
+    assert other.key_spans is not None
+    # A last row and column of zeros is the place of -1, no span.
+    first, second = (
+        torch.nn.functional.pad(each.span_bias, (0, 1, 0, 1))
+        for each in (one, other)
+        if each.span_bias is not None
+    )
+    joined = first[:, :, None, :, None] + second[:, None, :, None]
+    rows, columns = second.shape[1:]
+
+    def number(left: Tensor, right: Tensor, last: int, width: int) -> Tensor:
+        # -1 counts as the last one: the remainder of a negative number is positive.
+        return left.remainder(last) * width + right.remainder(width)
+
+    return {
+        "span_bias": joined.flatten(1, 2).flatten(2, 3),
+        "query_spans": number(one.query_spans, other.query_spans, first.shape[1], rows),
+        "key_spans": number(one.key_spans, other.key_spans, first.shape[2], columns),
+    }
+
+
+def expect(name: str, given: Tensor | None, sizes: tuple[tuple[int, ...], ...]) -> None:
+    """Refuse a tensor unless every dim has one of the sizes that it may have.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the tensor and its dims.
+    """
+    if given is None:
+        return
+    fits = given.ndim == len(sizes) and all(
+        size in allowed for size, allowed in zip(given.shape, sizes, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(" or ".join(map(str, dict.fromkeys(allowed))) for allowed in sizes)
+        raise InvalidInput(f"{name}: shape {tuple(given.shape)}; give ({wanted})")

@@ -1,0 +1,41 @@
+"""The example of docs/batch.md runs, and prints what the page shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from headscope.app.batch import schema, table
+from headscope.app.cli import app
+
+PAGE = (Path(__file__).parents[3] / "docs" / "batch.md").read_text()
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return str(found)
+
+
+def test_the_example_prints_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(block("yaml"))
+    commands = re.findall(r"^headscope (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands[:2]:
+        done = CliRunner().invoke(app, command.split())
+        assert done.exit_code == 0, done.output
+    capsys.readouterr()
+    exec(compile(block("python"), "docs/batch.md", "exec"), {})
+    assert capsys.readouterr().out == block("text")
+
+
+def test_every_field_and_column_is_on_the_page() -> None:
+    for name in (*schema.FIELDS, *schema.MODEL[1:], *schema.TASK[1:]):
+        assert f"`{name}`" in PAGE or f"{name}: " in PAGE, name
+    for name in (*table.schema().names, "model", "task", "analysis", "seed"):
+        assert f"`{name}`" in PAGE, name

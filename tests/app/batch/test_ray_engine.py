@@ -1,0 +1,170 @@
+"""Batches on Ray: the same bytes as in one process, also when a worker is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from headscope.app.batch import ray_engine
+from headscope.app.batch.job import Job, Subject
+from headscope.app.batch.run import run
+from headscope.app.batch.worker import Failure
+from headscope.app.cli import app
+from headscope.kernels.errors import HeadscopeError
+
+ROOT = Path(__file__).parents[3]
+COMMAND = "from headscope.app.cli import main; main()"
+
+
+def start(file: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """Start a batch on a cluster of its own, in the root of the repository.
+
+    Ray puts that folder on the path of its workers, where transformers would find our kernels.
+    """
+    arguments = ["batch", str(file), "--out", str(out), "--engine", "ray", "--workers", "2", *more]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", COMMAND, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def workers(process: subprocess.Popen[str], doing: str) -> list[psutil.Process]:
+    """List the workers that are at a kind of task: Ray names their processes so."""
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "".join(one.cmdline()).startswith(f"ray::{doing}"):
+                found.append(one)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def listening(process: subprocess.Popen[str]) -> set[str]:
+    """List the addresses that a cluster listens on."""
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    found = set()
+    for one in tree:
+        try:
+            found |= {each.laddr.ip for each in one.net_connections() if each.status == "LISTEN"}
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.cluster
+def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
+    job: Callable[[str], Job], tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    asked = job(
+        "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 5\nshard: 2\n"
+        "analyses: [sinks, importance, entropy]\noptions: {sinks: {epsilon: 7}}\n"
+    )
+    process = start(tmp_path / "job.yaml", tmp_path / "ray")
+    # Meanwhile, the same job in this process.
+    local = run(asked, tmp_path / "local")
+    assert [one["state"] for one in local.cells] == ["failed", "done", "done"]
+    killed, addresses = None, set()
+    while killed is None and process.poll() is None:
+        for one in workers(process, "_analyse")[:1]:
+            addresses = listening(process)
+            one.send_signal(signal.SIGKILL)
+            killed = one.pid
+        time.sleep(0.01)
+    said, errors = process.communicate(timeout=300)
+    assert killed is not None, errors
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert process.returncode == 1, errors
+    assert "2 of 3 cells have a result" in said
+    assert errors.count("failed: sinks, ") == 1
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+
+
+@pytest.mark.cluster
+def test_three_by_three_and_all_analyses_give_the_same_bytes(
+    three_by_three: Job, tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    process = start(tmp_path / "job.yaml", tmp_path / "ray")
+    said, errors = process.communicate(timeout=1800)
+    # Cells whose analysis does not suit the task are recorded as failed.
+    assert process.returncode == 1, errors
+    local = run(three_by_three, tmp_path / "local")
+    assert f"{len(local.cells) - len(local.failed)} of {len(local.cells)} cells" in said
+    assert len(local.failed) < len(local.cells) / 2
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+
+
+def test_what_a_cluster_lacks_is_refused(job: Callable[[str], Job]) -> None:
+    text = "models: [{model: headscope/bundled, device: cuda}]\ntasks: [ioi]\nanalyses: [sinks]\n"
+    with pytest.raises(HeadscopeError, match="headscope/bundled asks for a GPU"):
+        ray_engine._check(job(text), {"CPU": 2.0})
+    ray_engine._check(job(text), {"CPU": 2.0, "GPU": 1.0})
+    with pytest.raises(HeadscopeError, match=r"threads: a cell asks for 4, the cluster has 2\.0"):
+        ray_engine._check(job(text + "threads: 4\n"), {"CPU": 2.0, "GPU": 1.0})
+
+
+def test_a_task_asks_for_a_gpu_where_its_model_runs_on_one() -> None:
+    there = {"CPU": 2.0, "GPU": 4.0}
+    asked = [ray_engine.gpus(Subject("m", "m", device=one), there) for one in (None, "cuda", "cpu")]
+    assert asked == [1, 1, 0]
+    assert ray_engine.gpus(Subject("m", "m"), {"CPU": 2.0}) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--engine", "rey"), "--engine: no 'rey'; choose local or ray"),
+        (("--workers", "2"), "only of --engine ray"),
+        (("--engine", "ray", "--workers", "2", "--address", "x:1"), "has its own"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    job: Callable[[str], Job], tmp_path: Path, more: tuple[str, ...], words: str
+) -> None:
+    job("models: [headscope/bundled]\ntasks: [ioi]\nanalyses: [sinks]\n")
+    arguments = ["batch", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out"), *more]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, HeadscopeError)
+    assert words in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.cluster
+def test_a_worker_that_is_lost_for_good_is_the_reason_of_its_cell() -> None:
+    import ray
+
+    def lost(_):
+        raise ray.exceptions.WorkerCrashedError
+
+    outcome = ray_engine._fetched(SimpleNamespace(get=lost, exceptions=ray.exceptions), None)
+    assert isinstance(outcome, Failure)
+    assert outcome.reason.startswith("its worker was lost: The worker died unexpectedly")
+
+
+def test_usage_statistics_and_the_network_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*ray_engine.QUIET, *ray_engine.ALONE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", json)
+    assert ray_engine._ray(alone=True) is json
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(HeadscopeError, match=r"pip install 'headscope\[ray\]'"):
+        ray_engine._ray(alone=True)
+    for name in (*ray_engine.QUIET, *ray_engine.ALONE):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,379 @@
+"""Batches: the table says what the analyses say, kills leave no mark, failures stay in place."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+
+from headscope import analyses, probes
+from headscope.analyses.shared import runner
+from headscope.app import cli
+from headscope.app.batch import state, worker
+from headscope.app.batch.job import Job
+from headscope.app.batch.run import run
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import tasks
+
+
+def table(folder: Path):
+    return pyarrow.dataset.dataset(folder / "heads", partitioning="hive").to_table().to_pandas()
+
+
+def test_the_table_says_what_the_analyses_say(
+    two_by_two: Job, tmp_path: Path, bundled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captures = []
+    inner = probes.capture
+
+    def record(model, prompts, **arguments):
+        captures.append((model.name, prompts.name, arguments["stats"]))
+        return inner(model, prompts, **arguments)
+
+    monkeypatch.setattr(probes, "capture", record)
+    steps: list[tuple[str, int, int]] = []
+    done = run(two_by_two, tmp_path / "out", progress=lambda *step: steps.append(step))
+    assert [one["state"] for one in done.cells] == ["done"] * 8
+    assert captures == [
+        (model, task, ("received", "entropy"))
+        for model in ("headscope/bundled", "small")
+        for task in ("induction", "ioi")
+    ], "the analyses of one model, task and seed share a capture"
+    assert [step for step in steps if step[0] == "cells"] == [("cells", n, 8) for n in range(9)]
+    found = table(tmp_path / "out")
+    assert len(found) == sum(one["rows"] for one in done.cells)
+    assert not found.duplicated(
+        ["model", "task", "analysis", "seed", "layer", "head", "metric", "entry"]
+    ).any()
+    task = tasks.make("ioi", bundled.tokenizer, n=3)
+    expected = runner.execute("sinks", bundled, task, options={"least_queries": 1})
+    rows = found[(found["model"] == "headscope/bundled") & (found["task"] == "ioi")]
+    rows = rows[(rows["analysis"] == "sinks") & (rows["metric"] == "sink")]
+    assert len(rows) == bundled.layers * bundled.heads
+    for _, row in rows.iterrows():
+        place = {"layer": row["layer"], "head": row["head"]}
+        assert row["name"] == f"L{row['layer']}H{row['head']}"
+        for column, variable in (
+            ("value", "sink"),
+            ("lower", "sink_lower"),
+            ("upper", "sink_upper"),
+        ):
+            assert row[column] == float(expected[variable].sel(place))
+    one = rows.iloc[0]
+    assert one["units"] == expected["sink"].attrs["units"]
+    assert one["convention"] == expected["sink"].attrs.get(
+        "convention", expected.attrs["convention"]
+    )
+    assert (one["n"], one["revision"]) == (3, bundled.revision)
+    assert one["prompts_sha256"] == expected.attrs["prompts_sha256"]
+    assert json.loads(one["options"])["least_queries"] == 1
+    assert one["cell"] in {each["cell"] for each in done.cells}
+
+
+def test_the_index_leads_to_every_report(two_by_two: Job, tmp_path: Path) -> None:
+    from html.parser import HTMLParser
+    from urllib.parse import unquote
+
+    out = tmp_path / "out"
+    run(two_by_two, out)
+    links: list[str] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            links.extend(value for name, value in attrs if name in ("href", "src"))
+
+    Links().feed((out / "index.html").read_text())
+    reports = {out / unquote(link.partition("#")[0]) for link in links if "report" in link}
+    assert reports == set(out.glob("reports/*/*/*/report.html"))
+    assert len(reports) == 4
+    assert {link.partition("#")[2] for link in links if "report" in link} == {
+        "",
+        "sinks",
+        "entropy",
+    }
+    page = next(iter(reports))
+    links.clear()
+    Links().feed(page.read_text())
+    library = next(link for link in links if link.endswith(".js"))
+    assert (page.parent / library).stat().st_size > 1e6
+    assert len(page.read_text()) < 500_000, "plotly.js is there once, beside the reports"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["not_reproducible"] == ["log.jsonl"]
+    assert {one["state"] for one in manifest["cells"]} == {"done"}
+    assert set(manifest["versions"]) >= {"python", "torch", "headscope"}
+
+
+def count(folder: Path) -> int:
+    return sum(not one.name.startswith(".") for one in folder.rglob("*") if one.is_file())
+
+
+def child(job: Job, out: Path) -> None:
+    run(job, out)
+
+
+def kill(job: Job, out: Path, files: int, times: int) -> None:
+    """Start a batch again and again, and kill it when some more of its files are there."""
+    draw = random.Random(0)
+    # A fork shares the model that is loaded, and so is killed in the middle of its work.
+    context = multiprocessing.get_context("fork")
+    for number in range(times):
+        process = context.Process(target=child, args=(job, out))
+        process.start()
+        while process.is_alive() and count(out) <= number * files // (times + 1):
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.005)
+        assert process.is_alive(), "it is killed at work"
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+
+def test_ten_kills_leave_no_mark(
+    job: Callable[[str], Job], tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    asked = job(
+        "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 2\n"
+        "analyses: [sinks, entropy]\nseeds: [0, 1, 2, 3]\n"
+    )
+    run(asked, tmp_path / "whole")
+    expected = digests(tmp_path / "whole")
+    out = tmp_path / "killed"
+    kill(asked, out, len(expected), 10)
+    done = run(asked, out)
+    assert done.kept == 8, "the last kills came while reports were written"
+    assert digests(out) == expected
+    again = run(asked, out)
+    assert again.kept == 8
+    assert digests(out) == expected
+
+
+BROKEN = """\
+models: [headscope/bundled, {{model: '{empty}', name: empty}}]
+tasks: [ioi]
+number: 2
+analyses: [sinks, entropy, span, rollout]
+options: {{sinks: {{epsilon: 7}}}}
+"""
+
+
+def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
+    job: Callable[[str], Job], tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_bytes((small / "config.json").read_bytes())
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("by nothing\nat all")
+
+    monkeypatch.setattr(analyses.load("span"), "run", broken)
+    # What `positionals` and `options` read of it.
+    broken.__signature__ = __import__("inspect").Signature()
+    out = tmp_path / "out"
+    asked = job(BROKEN.format(empty=empty))
+    done = run(asked, out)
+    states = {(one["model"], one["analysis"]): one for one in done.cells}
+    assert states["headscope/bundled", "sinks"]["reason"] == "epsilon: 7.0 is outside 0 … 1"
+    assert states["headscope/bundled", "span"]["reason"] == "ZeroDivisionError: by nothing"
+    for name in ("entropy", "rollout"):
+        assert states["headscope/bundled", name]["state"] == "done"
+    reasons = {states["empty", name]["reason"] for name in asked.analyses}
+    assert len(reasons) == 1
+    assert next(iter(reasons)).startswith("model: 'empty' does not load: "), "called by its name"
+    index = (out / "index.html").read_text()
+    for words in (
+        "epsilon: 7.0 is outside 0 … 1",
+        "ZeroDivisionError: by nothing",
+        "6 cells failed",
+    ):
+        assert words in index
+    report = next(out.glob("reports/*bundled/*/*/report.html")).read_text()
+    assert "Not run: ZeroDivisionError: by nothing" in report
+    assert "by nothing\\nat all" in (out / "log.jsonl").read_text(), "the log says where"
+    assert set(table(out)["analysis"]) == {"entropy"}, "rollout has no number a head"
+    # What failed is left alone, unless it is asked for.
+    monkeypatch.undo()
+    assert len(run(asked, out).failed) == 6
+    again = run(asked, out, retry=True)
+    assert len(again.failed) == 5
+    assert again.kept == 2
+    report = next(out.glob("reports/*bundled/*/*/report.html")).read_text()
+    assert "ZeroDivisionError" not in report
+
+
+@pytest.fixture
+def headscope(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process: exit code, standard output, lines of errors."""
+
+    def call(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["headscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        told = capsys.readouterr()
+        return int(stop.value.code or 0), told.out, told.err.strip().splitlines()
+
+    return call
+
+
+def test_a_dry_run_says_cells_and_memory_and_writes_nothing(
+    two_by_two: Job, headscope, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, said, errors = headscope(
+        "batch", tmp_path / "job.yaml", "--out", tmp_path / "out", "--dry-run"
+    )
+    assert (code, errors) == (0, [])
+    assert sorted(tmp_path.rglob("*")) == before
+    lines = said.splitlines()
+    assert lines[0].startswith("headscope/bundled · induction · seed 0: 2 cells, 3 prompts, ")
+    assert lines[1] == "    sinks, entropy"
+    assert "8 cells; 4 captures of " in said
+    group = two_by_two.groups[0]
+    model = worker.opened(group.subject, 1)
+    given = group.questions.draw(model, 0)
+    planned = probes.plan(model, given, stats=("received", "entropy"), batch_tokens=8192)
+    from headscope.probes.plan import size
+
+    assert f"{size(planned.memory)} beyond the model at the peak" in lines[0]
+    assert lines[-1].endswith(f"the results would go to {tmp_path / 'out'}")
+    assert f"{3 * len(model.encode(' '.join(given.prompts[0].words)))} tokens" in lines[0]
+
+
+def test_a_folder_that_does_not_take_the_job_is_one_line(
+    two_by_two: Job, headscope, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    for out, words in ((file / "out", "is a file"), (tmp_path / "taken", "holds other files")):
+        for more in ((), ("--overwrite",), ("--dry-run",)):
+            code, _, errors = headscope("batch", file, "--out", out, *more)
+            assert (code, len(errors)) == (2, 1)
+            assert errors[0].startswith("error: out: ")
+            assert words in errors[0]
+    assert [one.name for one in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
+    code, _, errors = headscope("batch", tmp_path / "none.yaml")
+    assert (code, len(errors)) == (2, 1)
+    assert "none.yaml cannot be read" in errors[0]
+
+
+def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
+    two_by_two: Job,
+    headscope,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digests: Callable[[Path], dict[str, str]],
+) -> None:
+    out, inner, left = tmp_path / "out", os.fsync, [9]
+
+    def full(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        inner(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        code, _, errors = headscope("batch", tmp_path / "job.yaml", "--out", out)
+    assert code == 2
+    assert [line for line in errors if line.startswith("error: ")] == errors[-1:]
+    assert "No space left on device" in errors[-1]
+    assert not [one for one in out.rglob("*") if one.name.endswith(".tmp")]
+    code, said, _ = headscope("batch", tmp_path / "job.yaml", "--out", out)
+    assert code == 0
+    assert "8 of 8 cells have a result, 2 of them known before" in said
+    run(two_by_two, tmp_path / "whole")
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_folder_belongs_to_one_job(
+    job: Callable[[str], Job], tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    text = "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 2\nanalyses: [sinks]\n"
+    out = tmp_path / "out"
+    run(job(text), out)
+    before = digests(out)
+    other = job(text + "seeds: [3]\n")
+    with pytest.raises(HeadscopeError, match="was begun with other seeds; choose another folder"):
+        run(other, out)
+    assert digests(out) == before
+    done = run(other, out, overwrite=True)
+    assert [one["seed"] for one in done.cells] == [3]
+    assert not list(out.glob("*/*/*/*/seed=0"))
+    # A file that was changed by hand is made again.
+    (rows,) = out.glob("heads/*/*/*/*/heads.parquet")
+    good = rows.read_bytes()
+    rows.write_bytes(b"")
+    assert run(other, out).kept == 0
+    assert rows.read_bytes() == good
+
+
+def test_two_batches_do_not_share_a_folder(two_by_two: Job, tmp_path: Path) -> None:
+    first, second = (state.Folder(tmp_path / "out", two_by_two) for _ in range(2))
+    with first.open(), pytest.raises(HeadscopeError, match="another batch runs in"), second.open():
+        pass
+    with second.open():
+        pass
+
+
+def test_a_model_that_was_changed_is_not_mixed_with_the_old_one(
+    job: Callable[[str], Job], tmp_path: Path, small: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    mine = tmp_path / "mine"
+    shutil.copytree(small, mine)
+    asked = job("models: [mine]\ntasks: [ioi]\nnumber: 2\nanalyses: [entropy, atlas]\n")
+    out = tmp_path / "out"
+    run(asked, out)
+    folder = state.Folder(out, asked)
+    folder.forget(asked.groups[0], "atlas")
+    weights = load_file(mine / "model.safetensors")
+    weights["lm_head.weight"] += 1
+    save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
+    worker._load.cache_clear()
+    with pytest.raises(HeadscopeError, match="model: mine is at revision"):
+        run(asked, out)
+
+
+def test_shards_of_prompts_give_the_numbers_of_one_capture(
+    job: Callable[[str], Job], tmp_path: Path
+) -> None:
+    text = (
+        "models: [headscope/bundled]\ntasks: [{task: induction, number: 5}]\n"
+        "analyses: [sinks, head_types, rhythm]\noptions: {head_types: {draws: 1}}\n"
+    )
+    run(job(text), tmp_path / "whole")
+    run(job(text + "shard: 2\n"), tmp_path / "parts")
+    whole, parts = table(tmp_path / "whole"), table(tmp_path / "parts")
+    assert set(parts["n"]) == {5}
+    assert (parts["prompts_sha256"] == whole["prompts_sha256"]).all()
+    assert (parts["metric"] == whole["metric"]).all()
+    for column in ("value", "lower", "upper"):
+        np.testing.assert_allclose(parts[column], whole[column], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_three_by_three_and_all_analyses_survive_ten_kills(
+    three_by_three: Job, tmp_path: Path, digests: Callable[[Path], dict[str, str]]
+) -> None:
+    asked = three_by_three
+    whole = run(asked, tmp_path / "whole")
+    assert len(whole.cells) == 9 * len(analyses.names())
+    assert len(whole.failed) < len(whole.cells) / 2
+    expected = digests(tmp_path / "whole")
+    kill(asked, tmp_path / "killed", len(expected), 10)
+    run(asked, tmp_path / "killed")
+    assert digests(tmp_path / "killed") == expected

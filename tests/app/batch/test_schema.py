@@ -1,0 +1,179 @@
+"""Job files: everything that is wrong is told at once, with its place, and nothing is written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from headscope import analyses
+from headscope.app import cli
+from headscope.app.batch.schema import read_job
+from headscope.app.batch.yaml_errors import Faulty
+
+BAD = """\
+models:
+  - headscope/bundeld
+  - model: headscope/bundled
+    atention: self
+  - headscope/bundled
+  - model: headscope/bundled
+    name: twice
+    dtype: float31
+    device: tpu
+tasks:
+  - induktion
+  - task: ioi
+    options: {order: sideways, length: 3}
+  - prompts: mine.txt
+  - prompts: nowhere.jsonl
+  - texts: []
+  - name: nothing
+analyses: [sinks, importance, sink, sinks]
+options:
+  sinks: {epsilon: much, epsilom: 0.3, seed: 4}
+  entropy: {sharp: 0.1}
+seeds: [0, -1, 0, no]
+number: many
+shard: 0
+shard: 2
+sharb: 2
+"""
+
+# Line and column, and words of the line that tells it.
+TOLD = [
+    ("2:5", "no 'headscope/bundeld'", "did you mean headscope/bundled?"),
+    ("4:5", "'atention' is unknown", "did you mean attention?"),
+    ("5:5", "'headscope/bundled' is in line 3"),
+    ("8:12", "dtype: no 'float31'", "did you mean float32?"),
+    ("9:13", "device: no 'tpu'"),
+    ("11:5", "no 'induktion'", "did you mean induction?"),
+    ("13:14", "task ioi: order"),
+    ("13:32", "'length' is unknown"),
+    ("15:14", "nowhere.jsonl cannot be read"),
+    ("16:12", "texts: the list is empty"),
+    ("17:5", "give one of `task: NAME`"),
+    ("18:19", "importance needs answers, and mine holds plain prompts"),
+    ("18:31", "no 'sink'", "did you mean sinks?"),
+    ("18:37", "'sinks' is there twice"),
+    ("20:20", "'much' is not of the type float"),
+    ("20:26", "'epsilom' is unknown", "did you mean epsilon?"),
+    ("20:10", "its seed is that of the cell"),
+    ("21:12", "'entropy' is not among the analyses"),
+    ("22:12", "-1 is too small"),
+    ("22:16", "0 is there twice"),
+    ("22:19", "'no' is not a whole number"),
+    ("23:9", "'many' is not a whole number"),
+    ("24:8", "shard: 0 is too small"),
+    ("25:1", "'shard' is there twice, first in line 24"),
+    ("26:1", "'sharb' is unknown", "did you mean shard?"),
+]
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "job.yaml").write_text(text)
+    return folder / "job.yaml"
+
+
+def faults(folder: Path, text: str) -> list[str]:
+    with pytest.raises(Faulty) as caught:
+        read_job(write(folder, text))
+    return caught.value.lines
+
+
+def test_every_error_is_told_with_its_place_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("a text\n")
+    file = write(tmp_path, BAD)
+    before = sorted(tmp_path.iterdir())
+    arguments = ["headscope", "batch", str(file), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    for (place, *words), line in zip(sorted(TOLD, key=in_order), lines, strict=True):
+        assert line.startswith(f"error: {file}:{place}: "), (place, line)
+        for word in words:
+            assert word in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(map(int, told[0].split(":")))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("models: [a\ntasks: [b]\n", "2:6: not YAML"),
+        ("", "1:1: job: give names with values"),
+        ("- sinks\n", "1:1: job: give names with values"),
+        ("title: x\n", "1:1: models: missing"),
+        (
+            "models: headscope/bundled\ntasks: [ioi]\nanalyses: [sinks]\n",
+            "1:9: models: give a list",
+        ),
+        ("models: [12]\ntasks: [ioi]\nanalyses: [sinks]\n", "1:10: model: '12' is not a text"),
+        ("models: [!!python/name:os.system x]\ntasks: [ioi]\nanalyses: [sinks]\n", "1:10: "),
+    ],
+)
+def test_what_is_no_job_at_all(text: str, line: str, tmp_path: Path) -> None:
+    assert any(f"job.yaml:{line}" in one for one in faults(tmp_path, text))
+
+
+def test_a_model_of_the_hub_out_of_reach(tmp_path: Path) -> None:
+    lines = faults(tmp_path, "models: [gpt2]\ntasks: [ioi]\nanalyses: [sinks]\n")
+    assert len(lines) == 1
+    assert "1:10: model: 'gpt2' is no folder and not in the local cache" in lines[0]
+
+
+def test_checkpoints_are_looked_up(tmp_path: Path) -> None:
+    text = "tasks: [ioi]\nanalyses: [sinks]\nmodels:\n  - headscope/induction@step400\n"
+    assert read_job(write(tmp_path, text)).subjects[0].label == "headscope/induction@step400"
+    (line,) = faults(tmp_path, text + "  - headscope/induction@step401\n")
+    assert "5:5: model: headscope/induction has no checkpoint 'step401'" in line
+
+
+def test_a_job_is_read_with_its_defaults(tmp_path: Path, bundled) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("one\ntwo\n")
+    job = read_job(
+        write(
+            tmp_path,
+            "models:\n  - headscope/bundled\n  - {model: small, name: tiny, device: cpu}\n"
+            "tasks:\n  - ioi\n  - {task: recall, number: 3, name: facts, options: {pairs: 4}}\n"
+            "  - prompts: mine.txt\n  - {texts: [a b, c], name: own}\n"
+            "analyses: all\noptions: {sinks: {epsilon: 1}}\nnumber: 5\n",
+        )
+    )
+    assert [one.label for one in job.subjects] == ["headscope/bundled", "tiny"]
+    assert job.subjects[1].source == str(tmp_path / "small"), "named from where the job file lies"
+    assert [(one.label, len(one)) for one in job.tasks] == [
+        ("ioi", 5), ("facts", 3), ("mine", 2), ("own", 2),
+    ]  # fmt: skip
+    assert job.options == {"sinks": {"epsilon": 1.0}}
+    assert (job.title, job.seeds, job.shard, job.threads) == ("job", (0,), 0, 1)
+    assert len(job.groups) == 2 * 4
+    answered, plain = job.groups[0], job.groups[2]
+    assert set(answered.analyses) == set(analyses.names())
+    assert set(answered.analyses) - set(plain.analyses) >= {"importance", "head_types"}
+    assert "sinks" in plain.analyses
+    assert str(tmp_path) not in str(job.identity()), "results do not depend on the place"
+
+
+def test_attention_of_an_encoder_and_decoder_needs_pairs(tmp_path: Path, paired_folder) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"source": "w1 w2", "target": "w3"}\n')
+    lines = faults(
+        tmp_path,
+        f"models:\n  - {{model: '{paired_folder}', attention: cross, name: a}}\n"
+        f"  - {{model: '{paired_folder}', name: b}}\n"
+        "tasks:\n  - ioi\n  - prompts: pairs.jsonl\nanalyses:\n  - sinks\n  - importance\n",
+    )
+    said = "\n".join(lines)
+    assert "5:5: task: ioi holds single texts, and the cross attention of a reads pairs" in said
+    assert "6:5: task: pairs holds pairs, and b reads single texts" in said
+    assert "9:5: analyses: importance needs answers, and pairs holds plain prompts" in said

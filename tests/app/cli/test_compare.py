@@ -1,0 +1,79 @@
+"""headscope compare: two runs held against each other from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from headscope.app import cli
+from headscope.app.pipeline import analyze_run, capture_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of one model on other prompts, both with sinks."""
+    place = tmp_path_factory.mktemp("compared")
+    for seed in (1, 2):
+        run = capture_run(place / str(seed), "headscope/bundled", task="story", number=4, seed=seed)
+        analyze_run(run, ("sinks",))
+    return place / "1", place / "2"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Run the command line as its user does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["headscope", "compare", *map(str, words)])
+        patch.setenv("COLUMNS", "240")
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.mark.seed("D6")
+def test_a_run_does_not_differ_from_itself(runs, capsys, tmp_path) -> None:
+    file = tmp_path / "differences.json"
+    code, out, _ = said(capsys, runs[0], runs[0], "--score", "capture.entropy", "--out", file)
+    assert code == 0
+    assert "0 of 32 intervals leave out 0 (paired by prompt)" in out
+    [score] = json.loads(file.read_text())["scores"]
+    assert score["agreement"] == pytest.approx(1.0)
+    assert {one["difference"] for one in score["heads"]} == {0.0}
+
+
+def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, capsys) -> None:
+    code, out, _ = said(capsys, *runs)
+    assert code == 0
+    assert "sinks.sink" in out
+    assert "unpaired, from the intervals of both means" in out
+
+
+@pytest.mark.seed("D6")
+def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, capsys, tmp_path) -> None:
+    file = tmp_path / "differences.json"
+    code, out, _ = said(capsys, *runs, "--task", "ioi", "--number", 2, "--top", 3, "--out", file)
+    assert code == 0
+    assert "paired by prompt" in out
+    [score] = json.loads(file.read_text())["scores"]
+    assert score["units"] == "logits"
+    # The same model on the same prompts: every head agrees, and so do the three best.
+    assert len(score["top"]["shared"]) == 3
+    assert max(abs(one["difference"]) for one in score["heads"]) < 1e-6
+
+
+def test_what_is_not_there_is_refused_in_one_line(runs, capsys) -> None:
+    for words, line in (
+        ((*runs, "--score", "importance.zero_ablation"), "error: --score: "),
+        ((*runs, "--score", "sinks.sink", "--across", "colour"), "error: across: 'colour' is not"),
+        ((runs[0], runs[1].parent / "3"), "error: "),
+    ):
+        code, _, err = said(capsys, *words)
+        assert code == 2
+        assert err.startswith(line)
+        assert err.count("\n") == 1

@@ -1,0 +1,122 @@
+"""The command that makes a timeline, its page, and the screen that shows it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
+
+from headscope.app import cli
+from headscope.app.dashboard import cache
+from headscope.app.dashboard.launch import command, served
+from headscope.kernels.errors import HeadscopeError
+
+MAIN = str(Path(cache.__file__).with_name("main.py"))
+STEPS = ("step0", "step400", "step1000")
+SOURCES = [f"headscope/induction@{step}" for step in STEPS]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A timeline of three shipped checkpoints, and what the command printed."""
+    folder = tmp_path_factory.mktemp("runs") / "emergence"
+    done = CliRunner().invoke(
+        cli.app,
+        ["timeline", *SOURCES, "--analysis", "head_types", "--set", "draws=1", "--number", "4",
+         "--out", str(folder)],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder, done.stdout
+
+
+def test_the_command_says_when_heads_emerge_and_writes_a_page(made: tuple[Path, str]) -> None:
+    folder, said = made
+    assert said.startswith("3 of 3 checkpoints, steps 0 to 1000.")
+    (line,) = [line for line in said.splitlines() if line.startswith("induction: ")]
+    assert line.startswith("induction: L1H")
+    assert " and 1000)" in line
+    page = (folder / "timeline.html").read_text()
+    assert "head_types over the training of headscope/induction" in page
+    assert page.count('class="plot"') == 5
+    assert "surely between" in page
+    assert "https://" not in page.split("<script>")[0]
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["headscope", "timeline", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("headscope/bundled@*",), "error: model: headscope/bundled has no checkpoints"),
+        ((SOURCES[0], "headscope/bundled"), "error: steps: headscope/bundled names no training"),
+        ((*SOURCES[:2], "--steps", "1,x"), "error: --steps: '1,x' is no list of numbers"),
+        ((*SOURCES[:2], "--set", "draw=1"), "error: draw: head_types has no such option"),
+    ],
+)
+def test_bad_requests_are_one_line_and_leave_nothing(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "out"
+    rest = ("--analysis", "head_types", "--out", str(out))
+    assert refused(capsys, monkeypatch, *words, *rest).startswith(said)
+    assert not out.exists()
+
+
+def test_a_screen_shows_lines_and_the_order(
+    made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(made[0]))
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    app = AppTest.from_file(MAIN, default_timeout=60)
+    app.query_params["score"] = "induction"
+    app.run()
+    assert not app.exception
+    assert app.title[0].value == "Timelines"
+    assert app.selectbox(key="score").value == "induction"
+    order = app.main.table[0].value
+    assert set(order["name"]) == {"L1H1", "L1H2", "L1H3"}
+    assert 0 <= order["lower"].iloc[0] <= order["step"].iloc[0] <= order["upper"].iloc[0] <= 1000
+    app.selectbox(key="score").set_value("induction_accuracy").run()
+    assert not app.exception
+    assert not app.main.table
+
+
+def test_a_timeline_beside_a_run_is_found(
+    demo_run: Path, made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(demo_run))
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    app = AppTest.from_function(_timelines, default_timeout=60)
+    app.run()
+    assert "There is no timeline beside this run" in app.info[0].value
+    (demo_run.parent / "emergence").symlink_to(made[0])
+    app.run()
+    assert not app.exception
+    assert app.selectbox(key="timeline").value == "emergence"
+    (demo_run.parent / "emergence").unlink()
+
+
+def _timelines() -> None:
+    from headscope.app.dashboard.screens import timelines
+
+    timelines.draw()
+
+
+def test_the_dashboard_opens_on_either(made: tuple[Path, str], demo_run: Path) -> None:
+    assert served(made[0]) == made[0]
+    assert served(demo_run) == demo_run
+    assert command(served(made[0]))[-1] == str(made[0])
+    with pytest.raises(HeadscopeError, match=r"^run: "):
+        served(made[0] / "checkpoints")

@@ -1,0 +1,199 @@
+"""The report: one file that needs nothing else, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from headscope import analyses, viz
+from headscope.app.pipeline import open_run
+from headscope.app.report import build, docstrings
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.run import Run
+
+LOADS = {"src", "href", "data", "action", "poster", "srcset"}
+
+
+class Reader(HTMLParser):
+    """Collect what a page loads, its figures and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.figures: list[dict[str, object]] = []
+        self.ids: list[str] = []
+        self.scripts = 0
+        self.text = ""
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.loads += [str(value) for name, value in attrs if name in LOADS]
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        self._inside = "json" if found.get("type") == "application/json" else tag
+        self.scripts += self._inside == "script"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "json":
+            self.figures.append(json.loads(data))
+        elif self._inside not in {"script", "style"}:
+            self.text += data + " "
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
+
+@pytest.fixture(scope="module")
+def written(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build.write(open_run(demo_run), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Reader:
+    return read(written)
+
+
+def test_the_page_loads_nothing_but_the_files_beside_it(page: Reader) -> None:
+    inner = {link for link in page.loads if link.startswith("#")}
+    assert set(page.loads) - inner == {"heads.csv", "heads.parquet", "report.json"}
+    assert {link[1:] for link in inner} <= set(page.ids)
+
+
+def test_plotly_is_inlined_once(written: Path, page: Reader) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert text.count("plotly.js v") == 1
+    assert page.scripts == 2
+    assert len(text) < 6_500_000
+
+
+def test_every_variable_is_shown_in_the_order_of_the_analyses(page: Reader, demo_run: Path) -> None:
+    results = open_run(demo_run).results()
+    sections = [each for each in page.ids if each in analyses.names()]
+    assert sections == [name for name in analyses.names() if name in results]
+    expected = []
+    for name in sections:
+        shown = viz.variables(results[name])
+        expected += [f"{name}-{each}" for each in shown if results[name][each].ndim]
+    assert [each for each in page.ids if "-" in each] == expected
+    assert len(page.figures) == len(expected)
+
+
+def test_text_findings_and_provenance_are_there(page: Reader, demo_run: Path) -> None:
+    run = open_run(demo_run)
+    text = " ".join(page.text.split())
+    assert analyses.summary("sinks").rstrip(".") in text
+    assert "Gu et al., When Attention Sink Emerges" in text
+    assert run.manifest["prompts_sha256"] in text
+    assert run.manifest["revision"] in text
+    assert str(run.results()["head_types"].attrs["note"])[:60] in text
+    assert "epsilon" in text
+    sink = run.results()["sinks"]["sink"]
+    layer, head = np.unravel_index(int(np.argmax(sink.values)), sink.shape)
+    first = re.search(r"Weight parked on the first token.*?(L\d+H\d+)", text)
+    assert first is not None
+    assert first.group(1) == f"L{layer}H{head}"
+
+
+def test_tables_hold_the_results(written: Path, demo_run: Path) -> None:
+    results = open_run(demo_run).results()
+    parquet = pd.read_parquet(written.with_name("heads.parquet"))
+    csv = pd.read_csv(written.with_name("heads.csv"))
+    pd.testing.assert_frame_equal(parquet, csv, check_exact=False)
+    sink = results["sinks"]["sink"]
+    row = parquet.set_index("name").loc["L2H3"]
+    assert row["sinks.sink"] == pytest.approx(float(sink.sel(layer=2, head=3)))
+    found = json.loads(written.with_name("report.json").read_text(encoding="utf-8"))
+    stored = found["analyses"]["sinks"]["variables"]["sink"]
+    np.testing.assert_allclose(stored["values"], sink.values)
+    assert stored["attrs"]["units"] == sink.attrs["units"]
+    assert found["run"]["prompts_sha256"] == found["analyses"]["sinks"]["attrs"]["prompts_sha256"]
+    assert {each["analysis"] for each in found["findings"]} >= {"sinks", "head_types"}
+
+
+def fake(tmp_path: Path, result: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
+    manifest = {"model": "m</script><script>alert(1)</script>", "architecture": "A"}
+    manifest |= dict.fromkeys(("revision", "n_prompts", "created", "headscope"), "x")
+    monkeypatch.setattr(Run, "results", lambda self: {"mine": result} if result else {})
+    return Run(tmp_path, manifest)
+
+
+def test_nothing_is_written_where_a_file_cannot_be(tmp_path: Path, monkeypatch) -> None:
+    run = fake(tmp_path, xr.Dataset({"x": xr.DataArray(1.0)}), monkeypatch)
+    (tmp_path / "heads.parquet").mkdir()
+    with pytest.raises(HeadscopeError, match=r"heads\.parquet cannot be written"):
+        build.write(run)
+    leftovers = [one.name for one in tmp_path.rglob("*") if one.is_file()]
+    assert [name for name in leftovers if "tmp" in name] == []
+    with pytest.raises(HeadscopeError, match="cannot be written"):
+        build.write(run, tmp_path / "no such folder")
+    assert not (tmp_path / "no such folder").exists()
+
+
+def test_a_run_without_results_is_refused(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(HeadscopeError, match="has no results; headscope analyze"):
+        build.write(fake(tmp_path, xr.Dataset(), monkeypatch))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_others_cannot_become_code(tmp_path: Path, monkeypatch) -> None:
+    evil = "</script><script>alert(2)</script>"
+    array = xr.DataArray(
+        [0.5, 0.2], dims="condition", coords={"condition": [evil, "b"]},
+        attrs={"long_name": evil, "units": evil, "convention": evil},
+    )  # fmt: skip
+    result = xr.Dataset({"x": array}, attrs={"title": evil, "note": evil, "skipped": evil})
+    page = read(build.write(fake(tmp_path, result, monkeypatch)))
+    assert page.scripts == 2
+    assert len(page.figures) == 1
+
+
+def test_what_is_missing_is_said_and_null_in_json(tmp_path: Path, monkeypatch) -> None:
+    grid = xr.DataArray([[0.5, np.nan]], dims=("layer", "head"), attrs={"units": "share"})
+    notes = {"note": "DISAGREEMENT: the two differ.", "skipped": "no tokenizer"}
+    result = xr.Dataset({"x": grid}, attrs=notes)
+    path = build.write(fake(tmp_path, result, monkeypatch))
+    assert path.read_text(encoding="utf-8").count('class="note warn"') == 2
+    stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert stored["analyses"]["mine"]["variables"]["x"]["values"] == [[0.5, None]]
+
+
+def test_docstrings_become_prose() -> None:
+    summary, text = docstrings.render(
+        """Summary on
+        two lines.
+
+        A ``literal < x`` and *stars*.
+
+        - first
+        - second
+          goes on
+
+        Notes
+        -----
+        A note.
+
+        Sources: One & Two.
+        """
+    )
+    assert summary == "Summary on two lines."
+    assert text.splitlines() == [
+        "<p>A <code>literal &lt; x</code> and *stars*.</p>",
+        "<ul><li>first</li><li>second goes on</li></ul>",
+        "<h4>Notes</h4>",
+        "<p>A note.</p>",
+        '<p class="source"><b>Sources</b> One &amp; Two.</p>',
+    ]
