@@ -1,18 +1,24 @@
-"""Analyses: one module each; the folder is the registry, ``shared`` what they have in common.
+"""Analyses: families of modules, one module an analysis; the folders are the registry.
 
-``series`` runs any of them over the checkpoints of a model.
+In a family (`sink_behavior`, `head_roles`, ...) ``name.py`` is an analysis and ``_name.py`` a
+helper of that family alone. Folders that begin with an underscore are what families share;
+`comparison` and `series` are public tools that look at several runs or checkpoints.
 
 A module has a docstring whose first line is what users see, ``NEEDS`` (the statistics that its
 capture must hold), and ``run``. Positional parameters of ``run`` are what the suite supplies
 (``capture, model, prompts, task, sae``); keyword-only parameters with defaults are its options.
-Listing the names imports none of them.
+Listing names, families and summaries imports none of them.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import warnings
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +26,17 @@ from headscope.kernels.errors import InvalidInput
 
 # Keyword-only parameters of ``run`` that the suite supplies and no user sets.
 RESERVED = ("progress",)
+# Packages beside the families that hold tools and no analyses.
+TOOLS = ("comparison", "series")
+# Earlier names of analyses, good for one release.
+RENAMED = {
+    "depth": "depth_profile",
+    "hardness": "concentration",
+    "literal": "latent_retrieval",
+    "ranks": "head_rank",
+    "rhythm": "preplan_anchor",
+    "slots": "position_bias",
+}
 
 
 class Option(NamedTuple):
@@ -36,8 +53,54 @@ def names() -> list[str]:
     >>> "sinks" in analyses.names()
     True
     """
-    found = pkgutil.iter_modules(__path__)
-    return sorted(each.name for each in found if not each.ispkg)
+    return sorted(_modules())
+
+
+def families() -> dict[str, list[str]]:
+    """List the analyses by family, without importing them.
+
+    >>> from headscope import analyses
+    >>> analyses.families()["circuits"]
+    ['sae_circuits']
+    """
+    grouped: dict[str, list[str]] = {}
+    for name, (module, _) in sorted(_modules().items()):
+        grouped.setdefault(module.split(".")[-2], []).append(name)
+    return dict(sorted(grouped.items()))
+
+
+def heading(family: str) -> str:
+    """Return the first line of a family's docstring: its heading wherever analyses are listed.
+
+    >>> from headscope import analyses
+    >>> analyses.heading("circuits")
+    'Circuits: through which heads and edges an answer comes.'
+    """
+    module = importlib.import_module(f"{__name__}.{family}")
+    return inspect.cleandoc(module.__doc__ or "").splitlines()[0]
+
+
+def current(name: str) -> str:
+    """Return the name of an analysis, given that or an earlier one, which warns.
+
+    Raises
+    ------
+    InvalidInput
+        When no analysis has this name.
+    """
+    if name in RENAMED and name not in _modules():
+        warnings.warn(
+            f"the analysis {name!r} is called {RENAMED[name]!r} now; the old name goes with the "
+            "next release",
+            FutureWarning,
+            stacklevel=3,
+        )
+        return RENAMED[name]
+    if name not in _modules():
+        raise InvalidInput(
+            f"analysis: no analysis is called {name!r}; there are {', '.join(names())}"
+        )
+    return name
 
 
 def load(name: str) -> ModuleType:
@@ -52,21 +115,54 @@ def load(name: str) -> ModuleType:
     InvalidInput
         When no analysis has this name.
     """
-    if name not in names():
-        raise InvalidInput(
-            f"analysis: no analysis is called {name!r}; there are {', '.join(names())}"
-        )
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(_modules()[current(name)][0])
 
 
 def summary(name: str) -> str:
-    """Return the first line of an analysis' docstring.
+    """Return the first line of an analysis' docstring, without importing it.
 
     >>> from headscope import analyses
     >>> analyses.summary("sinks")
     'Attention sinks: heads that park their attention on a few tokens.'
     """
-    return inspect.cleandoc(load(name).__doc__ or "").splitlines()[0]
+    source = Path(_modules()[current(name)][1]).read_text(encoding="utf8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
+def _modules() -> dict[str, tuple[str, str]]:
+    """Map every analysis to its module and file."""
+    return _discovered(tuple(__path__))
+
+
+@cache
+def _discovered(folders: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    modules: dict[str, tuple[str, str]] = {}
+    for family in pkgutil.iter_modules(folders):
+        if not family.ispkg or family.name.startswith("_") or family.name in TOOLS:
+            continue
+        paths = [f"{folder}/{family.name}" for folder in folders]
+        for module in pkgutil.iter_modules(paths):
+            if module.name.startswith("_"):
+                continue
+            if module.name in modules:
+                raise RuntimeError(f"two analyses are called {module.name}")
+            path = module.module_finder.path  # type: ignore[union-attr]
+            modules[module.name] = (
+                f"{__name__}.{family.name}.{module.name}",
+                f"{path}/{module.name}.py",
+            )
+    return modules
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import an analysis as an attribute: ``from headscope.analyses import sinks``."""
+    if name in _modules() or name in RENAMED:
+        return load(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *names()]
 
 
 def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
@@ -96,7 +192,7 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
     >>> analyses.load("sinks").run(cap)["sink"].dims
     ('layer', 'head')
     """
-    from headscope.analyses.shared.needs import Needs
+    from headscope.analyses._runtime.requirements import Needs
 
     union = Needs()
     for name in wanted:

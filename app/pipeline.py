@@ -13,9 +13,9 @@ from headscope.kernels.errors import HeadscopeError, InvalidInput
 if TYPE_CHECKING:
     import xarray as xr
 
-    from headscope.probes.model import Model
-    from headscope.probes.plan import Plan
-    from headscope.probes.run import Run
+    from headscope.probes.capturing.memory_estimate import Plan
+    from headscope.probes.models.model import Model
+    from headscope.probes.storage.run_folder import Run
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,18 +61,19 @@ def capture_run(
     HeadscopeError
         For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
-    from headscope.probes import capture, run
+    from headscope.probes import capture
+    from headscope.probes.storage import run_folder
 
-    run.check(folder, replace=overwrite)
+    run_folder.check(folder, replace=overwrite)
     model, given = _open(source, task, prompts, number, seed, attention)
     report = None if progress is None else partial(progress, "capture")
-    growing = run.prepare(folder, replace=overwrite)
+    growing = run_folder.prepare(folder, replace=overwrite)
     captured = capture(
         model, given, stats=needed(model), out=growing, overwrite=overwrite, progress=report
     )
     origin = "" if prompts is None else str(prompts)
     options = {"number": len(captured["prompt"]), "source": source}
-    return run.create(
+    return run_folder.create(
         folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
     )
 
@@ -95,11 +96,12 @@ def plan_run(
     HeadscopeError
         As `capture_run`.
     """
-    from headscope.probes import plan, run
+    from headscope.probes import plan
+    from headscope.probes.storage import run_folder
 
-    run.check(folder, replace=overwrite)
+    run_folder.check(folder, replace=overwrite)
     model, given = _open(source, task, prompts, number, seed, attention)
-    return plan(model, given, stats=needed(model), out=folder / run.GROWING)
+    return plan(model, given, stats=needed(model), out=folder / run_folder.GROWING)
 
 
 def _open(
@@ -111,7 +113,8 @@ def _open(
     attention: str,
 ) -> tuple[Model, Any]:
     """Load a model and its prompts; what can be refused without the model is refused first."""
-    from headscope.probes import load_model, tasks
+    from headscope.probes import load_model
+    from headscope.probes.prompts import tasks
 
     if (task is None) == (prompts is None):
         raise InvalidInput("prompts: give either --task NAME or --prompts FILE")
@@ -127,7 +130,7 @@ def _open(
 def needed(model: Model) -> tuple[str, ...]:
     """List the statistics that analyses of a run's own prompts read, and the default ones."""
     from headscope import analyses
-    from headscope.probes.capture import DEFAULT, fitting
+    from headscope.probes.capturing.capture import DEFAULT, fitting
 
     own = (analyses.load(name) for name in analyses.names())
     needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
@@ -138,9 +141,9 @@ def needed(model: Model) -> tuple[str, ...]:
 
 def open_run(path: Path) -> Run:
     """Open a run folder."""
-    from headscope.probes import run
+    from headscope.probes.storage import run_folder
 
-    return run.open(path)
+    return run_folder.open(path)
 
 
 def open_model(run: Run) -> Model:
@@ -199,7 +202,7 @@ def analyze_run(
     HeadscopeError
         For an unknown analysis or option, before anything runs.
     """
-    from headscope.analyses.shared import runner
+    from headscope.analyses._runtime import runner
 
     found = runner.execute_many(
         names,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.pair import Pair
+from headscope.probes.models.pair import Pair
 
 if TYPE_CHECKING:
-    from headscope.probes.task import Task
+    from headscope.probes.prompts.task import Task
 
 
 def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
@@ -22,7 +22,7 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
     InvalidInput
         For a missing or unreadable file, an empty prompt (with its line), a malformed line.
     """
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -21,7 +21,6 @@ from harness.bridge import LONG_LAYERS
 from harness.peak_memory import measure_peaks
 from harness.tables import context_tables
 from harness.timing import Report
-
 from headscope.kernels.api import memory
 from headscope.kernels.errors import ResourceLimit
 

@@ -1,7 +1,7 @@
 """Measure attention on this machine's CPU and keep the result beside the others.
 
 python -P benchmarks/cpu.py          1024 to 4096 tokens, some minutes
-python -P benchmarks/cpu.py --long   also 8192 and 16384 tokens, and FlexAttention: what is committed
+python -P benchmarks/cpu.py --long   also 8192 and 16384 tokens, and FlexAttention, as committed
 """
 
 import argparse

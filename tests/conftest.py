@@ -44,7 +44,7 @@ _spec.loader.exec_module(sys.modules["stock"])
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from headscope.probes.model import Model
+    from headscope.probes.models.model import Model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,7 +110,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def first_words(bundled: Model) -> str:
     """A few words that the bundled model knows."""
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     return " ".join(tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts[0].words[:4])
 

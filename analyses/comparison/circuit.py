@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
-    from headscope.probes.model import Model
-    from headscope.probes.task import Task
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 FORMAT = "headscope-circuit-1"
 Head = tuple[int, int]
@@ -110,7 +110,7 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     >>> from_result(scores, "score", 2).labels
     ['L0H1', 'L1H0']
     """
-    from headscope.analyses.shared.result import top
+    from headscope.analyses._runtime.results import top
 
     if variable not in result.data_vars:
         raise InvalidInput(f"variable: no {variable!r}; there are {', '.join(map(str, result))}")
@@ -181,14 +181,15 @@ def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) ->
     """
     from importlib.metadata import version
 
-    from headscope.analyses.importance import METRICS, UNITS
-    from headscope.analyses.shared import check, gating
-    from headscope.probes.prompts import read
+    from headscope.analyses._interventions import ablation
+    from headscope.analyses._runtime import options
+    from headscope.analyses.head_importance.importance import METRICS, UNITS
+    from headscope.probes.prompts.prompt_batch import read
 
-    check.one_of("metric", metric, METRICS)
+    options.one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
-    intact = gating.intact(model, task, name)
-    lost = intact[:, None, None] - gating.leave_one_out(model, task, name)
+    intact = ablation.intact(model, task, name)
+    lost = intact[:, None, None] - ablation.leave_one_out(model, task, name)
     meaning = {
         "long_name": f"Lost on {task.name} without the head (set to zero)", "units": UNITS[name],
         "scale": "diverging", "evidence": "causal",
@@ -222,7 +223,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
     ...     load(f"{folder}/circuit.json").heads
     ((0, 1),)
     """
-    from headscope.probes.store import write_text
+    from headscope.probes.storage.dataset_file import write_text
 
     told = {
         "format": FORMAT,

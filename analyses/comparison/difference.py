@@ -69,8 +69,8 @@ def compare(
 
     Source: From Language Modeling to Instruction Following; DiffLoRA.
     """
-    from headscope.analyses.rollout import correlate
-    from headscope.analyses.shared.result import interval, label, variable
+    from headscope.analyses._runtime.results import interval, label, variable
+    from headscope.analyses.attribution.rollout import correlate
 
     stray = sorted(set(across) - set(FIELDS))
     if stray:
@@ -196,7 +196,7 @@ def _change(
     seed: int,
 ) -> tuple[Array, Array, Array, str]:
     """Return the difference, both ends of its interval, and how that was made."""
-    from headscope.analyses.shared.interval import bootstrap, draws, percentiles
+    from headscope.analyses._stats.bootstrap import bootstrap, draws, percentiles
 
     kept = ["prompt" in one.dims for one in pair]
     if all(kept):

@@ -54,7 +54,7 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     """
     from scipy.stats import hypergeom
 
-    from headscope.analyses.shared.result import interval, variable
+    from headscope.analyses._runtime.results import interval, variable
 
     if first.scores.shape != second.scores.shape:
         raise InvalidInput(
@@ -117,7 +117,7 @@ def _intervals(
     first: Circuit, second: Circuit, known: NDArray[np.bool_], seed: int
 ) -> tuple[Array, Array]:
     """Resample prompts, choose both circuits anew, and return both ends of the three numbers."""
-    from headscope.analyses.shared.interval import draws, percentiles
+    from headscope.analyses._stats.bootstrap import draws, percentiles
 
     missing = np.full(3, np.nan)
     if first.samples is None or second.samples is None:
@@ -140,6 +140,6 @@ def _intervals(
 
 
 def _ranked(first: Array, second: Array) -> float:
-    from headscope.analyses.rollout import correlate
+    from headscope.analyses.attribution.rollout import correlate
 
     return correlate(first, second)

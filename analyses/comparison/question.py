@@ -12,8 +12,8 @@ import xarray as xr
 from headscope.kernels.errors import InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
-    from headscope.probes.edit import Edit
-    from headscope.probes.model import Model
+    from headscope.probes.interventions.base import Edit
+    from headscope.probes.models.model import Model
 
 CONDITIONS = ("without edits", "with edits")
 
@@ -37,7 +37,7 @@ def what_if(
     given
         A task, for its metric; or texts or token ids, for the loss on every next token.
     edits
-        Edits of `headscope.probes.edits`, applied in order.
+        Edits of `headscope.probes.interventions`, applied in order.
     metric
         Of a task: ``task`` (its own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``.
@@ -63,16 +63,16 @@ def what_if(
     Examples
     --------
     >>> from headscope.probes import load_model
-    >>> from headscope.probes.edits import Ablate
+    >>> from headscope.probes.interventions import Ablate
     >>> model = load_model("headscope/bundled")
     >>> answer = what_if(model, [[0, 5, 6, 5]], [Ablate(((3, 0),))])
     >>> answer["score"].dims, answer["loss"].dims
     (('condition',), ('condition', 'query'))
     """
-    from headscope.probes.task import Task
+    from headscope.probes.prompts.task import Task
 
     if not edits:
-        raise InvalidInput("edits: none; give one or more of headscope.probes.edits")
+        raise InvalidInput("edits: none; give one or more of headscope.probes.interventions")
     model.check_predicts()
     for edit in edits:
         edit.check(model.geometry)
@@ -99,11 +99,11 @@ def _of_task(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
-    from headscope.analyses.importance import METRICS, UNITS
-    from headscope.analyses.shared import check
-    from headscope.analyses.shared.edited import counter, measured
+    from headscope.analyses._interventions.edited_metric import counter, measured
+    from headscope.analyses._runtime import options
+    from headscope.analyses.head_importance.importance import METRICS, UNITS
 
-    check.one_of("metric", metric, METRICS)
+    options.one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
     step, sides = counter(progress, 2), []
     for some in ((), tuple(edits)):
@@ -124,8 +124,8 @@ def _of_texts(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
-    from headscope.analyses.shared.edited import counter
-    from headscope.probes.prompts import read
+    from headscope.analyses._interventions.edited_metric import counter
+    from headscope.probes.prompts.prompt_batch import read
 
     prompts = read(model, given)
     short = [len(ids) for ids in prompts.ids if len(ids) < 2]
@@ -172,8 +172,8 @@ def _pass(
     """Return the loss of each token after the first, and the chances of what comes next."""
     import torch
 
-    from headscope.analyses.shared.loss import MOST
-    from headscope.probes.forward import logits
+    from headscope.analyses._interventions.next_token_loss import MOST
+    from headscope.probes.attention.forward import logits
 
     if len(ids) * model.vocabulary > MOST:
         raise ResourceLimit(
@@ -191,7 +191,7 @@ def _pass(
 def _contrast(
     samples: np.ndarray[Any, Any], title: str, units: str, convention: str, seed: int
 ) -> xr.Dataset:
-    from headscope.analyses.shared.result import averaged
+    from headscope.analyses._runtime.results import averaged
 
     change = samples[:, 1] - samples[:, 0]
     given: dict[str, Any] = {"seed": seed, "convention": convention, "evidence": "causal"}
@@ -211,6 +211,6 @@ def _contrast(
 
 
 def _variable(dims: tuple[str, ...], values: Any, *meaning: Any, **more: Any) -> xr.Variable:
-    from headscope.analyses.shared.result import variable
+    from headscope.analyses._runtime.results import variable
 
     return variable(dims, values, *meaning, evidence="causal", **more)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from headscope.probes.edit import Edit
-    from headscope.probes.model import Model
-    from headscope.probes.task import Task
+    from headscope.probes.interventions.base import Edit
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 Head = tuple[int, int]
 Array = NDArray[np.float64]
@@ -43,7 +43,7 @@ def own_patterns(model: Model, prompt: Any, heads: Sequence[Head]) -> tuple[Edit
     import torch
 
     from headscope.probes import capture, pattern
-    from headscope.probes.edits import FixPattern
+    from headscope.probes.interventions import FixPattern
 
     found = capture(model, prompt, stats=("lse",), keep=("q", "k"))
     return tuple(
@@ -107,7 +107,7 @@ def restore(
     Examples
     --------
     >>> from headscope.probes import load_model, tasks
-    >>> from headscope.probes.edits import Inject
+    >>> from headscope.probes.interventions import Inject
     >>> model = load_model("headscope/bundled")
     >>> task = tasks.make("induction", model.tokenizer, n=2)
     >>> result = restore(model, task, [(0, 0)], broken=[Inject([(0, 0)], "uniform")], draws=1)
@@ -116,17 +116,17 @@ def restore(
 
     Source: Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models.
     """
-    from headscope.analyses.importance import METRICS, UNITS
-    from headscope.analyses.shared import check
-    from headscope.analyses.shared.edited import measured
-    from headscope.analyses.shared.removal import random_sets
-    from headscope.analyses.shared.result import averaged, interval, label
-    from headscope.probes.edit import check_heads
-    from headscope.probes.patterns import PATTERNS
+    from headscope.analyses._interventions.causal_check import random_sets
+    from headscope.analyses._interventions.edited_metric import measured
+    from headscope.analyses._runtime import options
+    from headscope.analyses._runtime.results import averaged, interval, label
+    from headscope.analyses.head_importance.importance import METRICS, UNITS
+    from headscope.probes.interventions.base import check_heads
+    from headscope.probes.interventions.named_patterns import PATTERNS
 
-    check.one_of("metric", metric, METRICS)
-    check.one_of("pattern", pattern, (OWN, *PATTERNS))
-    check.at_least("draws", draws, 1)
+    options.one_of("metric", metric, METRICS)
+    options.one_of("pattern", pattern, (OWN, *PATTERNS))
+    options.at_least("draws", draws, 1)
     chosen = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
     if not chosen:
         raise InvalidInput("heads: none to repair; give (layer, head) pairs")
@@ -210,8 +210,8 @@ def _repaired(
 ) -> Array:
     from dataclasses import replace
 
-    from headscope.analyses.shared.edited import measured
-    from headscope.probes.edits import Inject
+    from headscope.analyses._interventions.edited_metric import measured
+    from headscope.probes.interventions import Inject
 
     if pattern != OWN:
         return measured(model, task, metric, (*damage, Inject(tuple(heads), pattern)))
@@ -225,7 +225,7 @@ def _repaired(
 
 def _share(gain: Array, missing: Array, seed: int) -> tuple[float, float, float]:
     """Return the ratio of two means and its bootstrap interval over prompts."""
-    from headscope.analyses.shared.interval import draws, percentiles
+    from headscope.analyses._stats.bootstrap import draws, percentiles
 
     if not missing.mean() > 0:
         raise InvalidInput(

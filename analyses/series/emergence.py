@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.results import interval, label, variable
 from headscope.analyses.series.joined import DIM
-from headscope.analyses.shared.result import interval, label, variable
 from headscope.kernels.errors import InvalidInput
 
 Array = NDArray[np.float64]
@@ -81,10 +81,10 @@ def emergence(
     >>> float(emergence(grown, "score")["emergence_step"])
     150.0
     """
-    from headscope.analyses.shared import check
+    from headscope.analyses._runtime import options
 
-    check.one_of("of", of, MEASURES)
-    check.between("share", share, 0, 1)
+    options.one_of("of", of, MEASURES)
+    options.between("share", share, 0, 1)
     scores = [str(name) for name, one in timeline.items() if DIM in one.dims]
     if score not in scores:
         raise InvalidInput(f"score: the timeline holds no {score!r}; it has {', '.join(scores)}")

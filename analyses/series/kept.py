@@ -17,7 +17,7 @@ import xarray as xr
 
 from headscope.analyses.series.state import State
 from headscope.kernels.errors import InvalidInput
-from headscope.probes import store
+from headscope.probes.storage import dataset_file
 
 MANIFEST = "timeline.json"
 WHOLE = "timeline.safetensors"
@@ -43,18 +43,18 @@ class Kept:
         file = self._file(state)
         if not file.is_file():
             return None
-        result = store.load(file)
+        result = dataset_file.load(file)
         made = (result.attrs.pop("source", ""), result.attrs.pop("stamp", ""))
         return result if made == (state.name, state.stamp()) else None
 
     def keep(self, state: State, result: xr.Dataset) -> None:
         """Write the result of a checkpoint, whole or not at all."""
         marked = result.assign_attrs(source=state.name, stamp=state.stamp())
-        store.save(marked, self._file(state))
+        dataset_file.save(marked, self._file(state))
 
     def finish(self, whole: xr.Dataset) -> None:
         """Write the timeline beside its parts."""
-        store.save(whole, self.path / WHOLE)
+        dataset_file.save(whole, self.path / WHOLE)
 
     def _file(self, state: State) -> Path:
         plain = re.sub(r"[^\w.-]", "_", state.label)
@@ -94,7 +94,7 @@ def prepare(
     except OSError as error:
         raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
     made = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    store.write_text(manifest, json.dumps({**made, **identity}, indent=2) + "\n")
+    dataset_file.write_text(manifest, json.dumps({**made, **identity}, indent=2) + "\n")
     return Kept(folder)
 
 
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     read(path)
     if not (Path(path) / WHOLE).is_file():
         raise InvalidInput(f"timeline: {path} is not finished; run the same command again")
-    return store.load(Path(path) / WHOLE)
+    return dataset_file.load(Path(path) / WHOLE)
 
 
 def digest(value: Any) -> str:

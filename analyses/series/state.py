@@ -35,7 +35,7 @@ class State:
 
     def stamp(self) -> str:
         """Return a key that changes when the checkpoint does."""
-        from headscope.probes.checkpoints import stamp
+        from headscope.probes.models.checkpoints import stamp
 
         if isinstance(self.source, str | os.PathLike):
             return stamp(self.source)
@@ -63,8 +63,8 @@ def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
     >>> [one.label for one in states(["runs/checkpoint-20", "runs/checkpoint-3"])]
     ['checkpoint-3', 'checkpoint-20']
     """
-    from headscope.probes.checkpoints import checkpoints
-    from headscope.probes.places import step_of
+    from headscope.probes.models.checkpoints import checkpoints
+    from headscope.probes.models.model_source import step_of
 
     one = isinstance(sources, str | os.PathLike)
     given: list[Any] = []

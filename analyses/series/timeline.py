@@ -46,7 +46,7 @@ def timeline(
         Name of a task, or a task, in place of the analysis' own; its prompts, where the analysis
         has none.
     options, n, seed
-        As in `headscope.analyses.shared.runner.execute`.
+        As in `headscope.analyses._runtime.runner.execute`.
     steps
         Training step of each checkpoint; read from the names where not given.
     out
@@ -79,7 +79,7 @@ def timeline(
     ('checkpoint', 'layer', 'head')
     """
     from headscope import analyses
-    from headscope.analyses.shared import check
+    from headscope.analyses._runtime import options as check
 
     known = analyses.options(analysis)
     settings = check.parse(analysis, known, options or {})
@@ -133,9 +133,10 @@ def _run(
     progress: Progress | None,
 ) -> xr.Dataset:
     """Load one checkpoint and run the analysis on it."""
-    from headscope.analyses.shared.prompt_sets import DEFAULT_PROMPTS
-    from headscope.analyses.shared.runner import execute
-    from headscope.probes import load_model, tasks
+    from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+    from headscope.analyses._runtime.runner import execute
+    from headscope.probes import load_model
+    from headscope.probes.prompts import tasks
 
     model = load_model(state.source)
     given = prompts

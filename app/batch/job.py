@@ -16,7 +16,7 @@ from urllib.parse import quote
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from headscope.probes.model import Model
+    from headscope.probes.models.model import Model
 
 LIBRARIES = ("headscope", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 
@@ -78,7 +78,7 @@ class Questions:
     @property
     def paired(self) -> bool:
         """Whether its prompts are pairs, for the decoder of an encoder–decoder model."""
-        from headscope.probes.pair import Pair
+        from headscope.probes.models.pair import Pair
 
         return isinstance(self.own, list) and isinstance(self.own[0], Pair)
 
@@ -93,7 +93,7 @@ class Questions:
         InvalidInput
             For a task and a model without a tokenizer, and as the task.
         """
-        from headscope.probes import tasks
+        from headscope.probes.prompts import tasks
 
         if not self.task:
             return self.own
@@ -221,9 +221,9 @@ def unsuited(analysis: str, subject: Subject, questions: Questions) -> str:
     'importance needs answers, and mine holds plain prompts'
     """
     from headscope import analyses
-    from headscope.analyses.shared import prompt_sets
+    from headscope.analyses._runtime import inputs
 
-    needed = prompt_sets.positionals(analysis)
+    needed = inputs.positionals(analysis)
     if "sae" in needed:
         return f"{analysis} needs a trained dictionary, which a job file cannot give"
     if "task" in needed and not questions.answered:

@@ -11,7 +11,7 @@ from headscope.app.batch.worker import Failure, capturing, opened, slices
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
-    from headscope.probes.plan import Plan
+    from headscope.probes.capturing.memory_estimate import Plan
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def needs(job: Job) -> Iterator[Need]:
     """Weigh every group of a job; its models are loaded, nothing is run or written."""
     from headscope.app.batch.shards import cut
     from headscope.probes import plan
-    from headscope.probes.prompts import read
+    from headscope.probes.prompts.prompt_batch import read
 
     for group in job.groups:
         try:
@@ -64,7 +64,7 @@ def needs(job: Job) -> Iterator[Need]:
 
 def lines(job: Job) -> Iterator[str]:
     """Lay what a job needs out as lines: a group each, then the sum."""
-    from headscope.probes.plan import size
+    from headscope.probes.capturing.memory_estimate import size
 
     cells = captures = tokens = memory = weights = device = 0
     for need in needs(job):

@@ -24,8 +24,8 @@ from headscope.app.batch.worker import Failure, Outcome, Progress
 from headscope.app.pipeline import skipped
 from headscope.app.report import build
 from headscope.kernels.errors import InvalidInput
-from headscope.probes import store
-from headscope.probes.run import REPORT
+from headscope.probes.storage import dataset_file
+from headscope.probes.storage.run_folder import REPORT
 
 Engine = Callable[[Job, local_engine.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
 CELLS, STEP = "cells", "this cell"
@@ -155,13 +155,13 @@ def finish(folder: Folder) -> tuple[Record, ...]:
         known = {name: one for name, one in found.items() if one is not None}
         records += known.values()
         _report(folder, group, known)
-    store.write_text(folder.path / INDEX, index.compose(folder, records))
+    dataset_file.write_text(folder.path / INDEX, index.compose(folder, records))
     manifest: dict[str, Any] = {
         **folder.job.identity(),
         "not_reproducible": [LOG],
         "cells": records,
     }
-    store.write_text(folder.path / MANIFEST, pretty(manifest))
+    dataset_file.write_text(folder.path / MANIFEST, pretty(manifest))
     return tuple(records)
 
 
@@ -188,5 +188,5 @@ def _report(folder: Folder, group: Group, records: dict[str, Record]) -> None:
     if not library.is_file():
         from plotly.offline import get_plotlyjs
 
-        store.write_text(library, get_plotlyjs())
+        dataset_file.write_text(library, get_plotlyjs())
     build.lay_out(place, manifest, results, beside=f"../../../{PLOTLY}")

@@ -12,7 +12,7 @@ import yaml
 
 from headscope import analyses
 from headscope.analyses import Option
-from headscope.analyses.shared import check
+from headscope.analyses._runtime import options as check
 from headscope.app.batch.job import Job, Questions, Subject, mismatched, unsuited
 from headscope.app.batch.yaml_errors import Reader, near
 from headscope.app.prompt_files import read_prompts
@@ -134,7 +134,7 @@ def _place(folder: Path, source: str) -> str:
 
 def _find(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    from headscope.probes.places import SHIPPED, locate
+    from headscope.probes.models.model_source import SHIPPED, locate
 
     place = locate(source)
     if Path(place.path).is_dir():
@@ -191,7 +191,7 @@ def _task(reader: Reader, node: yaml.Node, number: int) -> Questions | None:
 def _built_in(
     reader: Reader, fields: dict[str, yaml.Node], name: str, label: str, number: int
 ) -> Questions | None:
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     if name not in tasks.names():
         hint = "; a file of your own goes into `prompts:`" if name.endswith(".jsonl") else ""

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 if TYPE_CHECKING:
-    from headscope.probes.prompts import Prompts
+    from headscope.probes.prompts.prompt_batch import Prompts
 
 
 def parts(count: int, size: int) -> list[slice]:

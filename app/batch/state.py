@@ -20,8 +20,8 @@ from headscope.app.batch import table
 from headscope.app.batch.job import Group, Job
 from headscope.app.batch.worker import Failure
 from headscope.kernels.errors import InvalidInput
-from headscope.probes import store
-from headscope.probes.run import check_place
+from headscope.probes.storage import dataset_file
+from headscope.probes.storage.run_folder import check_place
 
 IDENTITY = "job.json"
 COPY = "job.yaml"
@@ -94,8 +94,8 @@ class Folder:
             for half in self.path.rglob(".*.tmp"):
                 half.unlink(missing_ok=True)
             if not (self.path / IDENTITY).exists():
-                store.write_text(self.path / COPY, self.job.text.decode())
-                store.write_text(self.path / IDENTITY, pretty(self.job.identity()))
+                dataset_file.write_text(self.path / COPY, self.job.text.decode())
+                dataset_file.write_text(self.path / IDENTITY, pretty(self.job.identity()))
             yield
 
     @contextmanager
@@ -160,9 +160,9 @@ class Folder:
         whole = self._cell(RESULTS, group, analysis)
         for file in (rows, whole):
             make(file.parent)
-        with store.replacing(rows) as temporary:
+        with dataset_file.replacing(rows) as temporary:
             pq.write_table(made, temporary)
-        store.save(result, whole)
+        dataset_file.save(result, whole)
         self._write(group, analysis, {
             "state": "done",
             "rows": made.num_rows,
@@ -187,11 +187,11 @@ class Folder:
             "seed": group.seed,
             "analysis": analysis,
         }
-        store.write_text(file, pretty({**names, **record}))
+        dataset_file.write_text(file, pretty({**names, **record}))
 
     def result(self, group: Group, analysis: str) -> xr.Dataset:
         """Read the result of a cell that is done."""
-        return store.load(self._cell(RESULTS, group, analysis))
+        return dataset_file.load(self._cell(RESULTS, group, analysis))
 
     def report(self, group: Group) -> Path:
         """Folder of the report of a group."""

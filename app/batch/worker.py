@@ -15,8 +15,8 @@ from headscope.app.batch.shards import cut, merge, parts
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
-    from headscope.analyses.shared.needs import Needs
-    from headscope.probes.model import Model
+    from headscope.analyses._runtime.requirements import Needs
+    from headscope.probes.models.model import Model
 
 Progress = Callable[[str, int, int], None]
 TILES, TILE = 64, 16
@@ -66,9 +66,9 @@ def _load(subject: Subject, threads: int) -> Model | Exception:
 def needs(job: Job, group: Group, model: Model) -> Needs:
     """Join what the analyses of a group ask of their capture, where the attention has it."""
     from headscope import analyses
-    from headscope.analyses.shared.needs import Needs
-    from headscope.analyses.shared.prompt_sets import positionals
-    from headscope.probes.capture import fitting
+    from headscope.analyses._runtime.inputs import positionals
+    from headscope.analyses._runtime.requirements import Needs
+    from headscope.probes.capturing.capture import fitting
 
     joined = Needs()
     for name in group.analyses:
@@ -98,7 +98,7 @@ def captured(
 
 def capturing(job: Job, group: Group, model: Model, given: Any) -> dict[str, Any] | None:
     """Give the options of a group's capture, the same for each part; None where none is needed."""
-    from headscope.probes.prompts import read
+    from headscope.probes.prompts.prompt_batch import read
 
     wanted = needs(job, group, model)
     if not wanted.stats and not wanted.keep:
@@ -121,7 +121,7 @@ def joined(
     job: Job, group: Group, captures: Sequence[xr.Dataset | Failure | None]
 ) -> xr.Dataset | Failure | None:
     """Put the captures of the parts of a group together, or say what failed first."""
-    from headscope.probes.prompts import read
+    from headscope.probes.prompts.prompt_batch import read
 
     there = [one for one in captures if isinstance(one, xr.Dataset)]
     if len(there) < len(captures):
@@ -141,8 +141,8 @@ def analysed(
     progress: Progress | None = None,
 ) -> Outcome:
     """Run one analysis of a group on its capture."""
-    from headscope.analyses.shared.prompt_sets import positionals
-    from headscope.analyses.shared.runner import execute
+    from headscope.analyses._runtime.inputs import positionals
+    from headscope.analyses._runtime.runner import execute
 
     try:
         model = opened(group.subject, job.threads)

@@ -16,7 +16,7 @@ from headscope.kernels.errors import HeadscopeError, InvalidInput
 if TYPE_CHECKING:
     import xarray as xr
 
-    from headscope.probes.run import Run
+    from headscope.probes.storage.run_folder import Run
 
 out = Console()
 err = Console(stderr=True)
@@ -73,7 +73,7 @@ def compare(
     for row in told:
         out.print(f"{row['score']}: {row['said']}", markup=False, soft_wrap=True)
     if file is not None:
-        from headscope.probes.store import write_text
+        from headscope.probes.storage.dataset_file import write_text
 
         both = [{"path": str(run.path), "model": run.manifest["model"]} for run in runs]
         write_text(file, json.dumps({"runs": both, "scores": told}, indent=1) + "\n")
@@ -84,7 +84,7 @@ def _ablated(runs: tuple[Run, Run], task: str, number: int) -> tuple[xr.Dataset,
     """Take every head of both models out on the same prompts."""
     from headscope.analyses.comparison import removed
     from headscope.app.pipeline import open_model
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     found = []
     for run in runs:

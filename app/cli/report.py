@@ -10,7 +10,7 @@ import typer
 from headscope.app.cli.console import out, say
 
 if TYPE_CHECKING:
-    from headscope.probes.run import Run
+    from headscope.probes.storage.run_folder import Run
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import streamlit as st
 
 from headscope.kernels.errors import ResourceLimit
-from headscope.probes.pair import Pair
+from headscope.probes.models.pair import Pair
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from headscope.probes.layer import Layer
-    from headscope.probes.model import Model
-    from headscope.probes.run import Run
+    from headscope.probes.attention.layer_attention import Layer
+    from headscope.probes.models.model import Model
+    from headscope.probes.storage.run_folder import Run
 
 Tokens = tuple[int, ...] | Pair | int
 """What one prompt is: token ids, those of a source and of a target, or an image of the run."""
@@ -53,9 +53,9 @@ def stamp(path: Path) -> str:
 @st.cache_resource(max_entries=4, show_spinner="Reading the run …")
 def read(path: str, version: str) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
     """Read a run, its capture and its results; ``version`` is its stamp. Read-only."""
-    from headscope.probes import run
+    from headscope.probes.storage import run_folder
 
-    opened = run.open(path)
+    opened = run_folder.open(path)
     return opened, opened.capture, opened.results()
 
 
@@ -87,7 +87,7 @@ def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
 @st.cache_resource(max_entries=2, show_spinner="Running the model …")
 def layer(path: str, version: str, ids: tuple[int, ...], number: int) -> Layer:
     """Run the model up to a layer once, so that moving the window is quick."""
-    from headscope.probes.layer import reach
+    from headscope.probes.attention.layer_attention import reach
 
     return reach(model(path, version), ids, number)
 
@@ -123,7 +123,7 @@ def read_text(path: str, version: str, text: str | Pair) -> Tokens:
     HeadscopeError
         For words that the tokenizer does not know, or a text too long to draw.
     """
-    from headscope.probes.prompts import read as read_prompts
+    from headscope.probes.prompts.prompt_batch import read as read_prompts
 
     found = read_prompts(model(path, version), text)
     if not found.sources:

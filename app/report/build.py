@@ -23,7 +23,7 @@ from headscope.viz import number
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headscope.probes.run import Run
+    from headscope.probes.storage.run_folder import Run
 
 # Written by the analyses in front of a conclusion that must not be overlooked.
 ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE|WARNING)\b")
@@ -84,8 +84,8 @@ def lay_out(
     HeadscopeError
         When the folder cannot be written.
     """
-    from headscope.probes.run import REPORT
-    from headscope.probes.store import replacing
+    from headscope.probes.storage.dataset_file import replacing
+    from headscope.probes.storage.run_folder import REPORT
 
     table = heads_table(results)
     texts = {

@@ -15,7 +15,7 @@ from headscope.analyses.series import emergence, kept
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes.store import write_text
+from headscope.probes.storage.dataset_file import write_text
 
 # Rows of the table of emergence.
 SHOWN = 24

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from harness import triton_passes
-from harness.shapes import COLUMNS, cpu_shape, request
-from harness.timing import Call
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from harness import triton_passes
+from harness.shapes import COLUMNS, cpu_shape, request
+from harness.timing import Call
 from headscope.kernels import attention
 from headscope.kernels.errors import HeadscopeError, NotApplicable, ResourceLimit
 
@@ -235,5 +235,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, aux: bool) -> Any:
     except Exception as error:
         # Whatever the compiler raises: the result says that this machine could not, and why.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise NotApplicable(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+        raise NotApplicable(
+            f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        ) from error
     return attend

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import transformers
-from harness.shapes import request
-from harness.timing import Call
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from harness.shapes import request
+from harness.timing import Call
 from headscope.probes import capture, load_model
 from headscope.probes.bundled import folder
 

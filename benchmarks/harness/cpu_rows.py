@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
 from harness import baselines, gate, machine
 from harness.baselines import ATTENTION, ENGINES, FLEX, MODEL, OTHERS
 from harness.peak_memory import Case, measure_peaks
 from harness.shapes import cpu_shape
 from harness.timing import Call, Report, interleave
-
 from headscope.kernels.api import memory
 
 LONG, LONG_ROUNDS = 8192, 5

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from harness.shapes import request
-from harness.timing import Call
 from torch import Tensor
 
+from harness.shapes import request
+from harness.timing import Call
 from headscope.kernels.api import attend_dense
 from headscope.kernels.errors import HeadscopeError
 
@@ -95,7 +95,9 @@ def compare(
     """
     values, expected = values.detach().cpu().double(), expected.detach().cpu().double()
     if not torch.equal(values.isnan(), expected.isnan()):
-        raise HeadscopeError(f"gate: {output} of {baseline} has NaN elsewhere than the oracle; {END}")
+        raise HeadscopeError(
+            f"gate: {output} of {baseline} has NaN elsewhere than the oracle; {END}"
+        )
     values, expected = values.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0)
     difference = values - expected
     error = float(difference.abs().max())

@@ -9,14 +9,14 @@ from math import log
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from harness import gate, roofline
 from harness.baselines import GPU, GPU_CAPTURES, Maker, make_on_gpu, prepare
 from harness.peak_memory import cuda_peak
 from harness.shapes import Shape, eager_shape
 from harness.timing import Call, interleave
 from harness.triton_passes import BASE2, SECOND
-from torch import Tensor
-
 from headscope.kernels.errors import HeadscopeError
 
 GATE = (Shape(769, 2, 4, 2, 64), Shape(769, 1, 4, 4, 128))

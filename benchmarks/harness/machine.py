@@ -41,7 +41,9 @@ def describe_gpu() -> dict[str, Any]:
         When torch sees no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise ResourceLimit("device: torch sees no CUDA device here; benchmarks/cpu.py measures the CPU")
+        raise ResourceLimit(
+            "device: torch sees no CUDA device here; benchmarks/cpu.py measures the CPU"
+        )
     device = torch.cuda.get_device_properties(0)
     cudnn: Any = torch.backends.cudnn
     return {

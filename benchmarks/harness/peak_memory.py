@@ -26,7 +26,9 @@ Bytes = tuple[int, int | None]
 """Bytes beyond the inputs with the results, and of the results where they are tensors by name."""
 
 FOLDER = str(Path(__file__).parents[1])
-PROGRAM = f"import sys; sys.path.insert(0, {FOLDER!r})\nfrom harness.peak_memory import serve\nserve()"
+PROGRAM = (
+    f"import sys; sys.path.insert(0, {FOLDER!r})\nfrom harness.peak_memory import serve\nserve()"
+)
 
 
 def cuda_peak(call: Any) -> int:

@@ -12,11 +12,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+
 from harness import baselines, cpu_rows, gpu_rows, machine
 from harness.shapes import COLUMNS, GPU_LENGTHS, GPU_SIZES, TOKENS, gpu_shapes
 from harness.targets import faster_forward, judge_cpu, judge_gpu
 from harness.timing import Report
-
 from headscope.kernels.compiled.library import library
 from headscope.kernels.errors import InvalidInput
 

@@ -74,7 +74,7 @@ def context_tables(result: Result) -> Iterator[Table]:
     """Lay out the result of benchmarks/context.py, and judge its target."""
     rows, setup = result["rows"], result["setup"]
     measured = {
-        "": row["extra_bytes"]["capture"] / 1e6
+        str(row["length"]): row["extra_bytes"]["capture"] / 1e6
         for row in rows
         if row["length"] == LONG_TEXT and "capture" in row["extra_bytes"]
     }
@@ -183,7 +183,9 @@ def _cpu(result: Result) -> Iterator[Table]:
     yield Table(
         "Extra memory of one call beyond its inputs, MB, results included",
         ("tokens", *(str(row["length"]) for row in result["memory"])),
-        tuple((label(name), *(_megabytes(row, name) for row in result["memory"])) for name in names),
+        tuple(
+            (label(name), *(_megabytes(row, name) for row in result["memory"])) for name in names
+        ),
         "In brackets: times z and the other outputs.",
     )
     yield Table(

@@ -92,9 +92,7 @@ SPEED = {
     "panels/columns": Target(
         "torch only", "the same without histogram, torch only / SDPA", must=2.1
     ),
-    "panels/histogram": Target(
-        "torch only, histogram", "torch only, histogram / SDPA", must=2.6
-    ),
+    "panels/histogram": Target("torch only, histogram", "torch only, histogram / SDPA", must=2.6),
 }
 BRIDGE_TIME = Target(
     "bridge, time",
@@ -173,7 +171,9 @@ def judge_cpu(gate: Rows, attention: Rows, memory: Rows) -> list[dict[str, Any]]
         if case.startswith(nearest) and "bridge" in ratio
     }
     larger = {
-        f"{nearest}{row['threads']} threads": round(extra["bridge"] / extra["headscope/histogram"], 3)
+        f"{nearest}{row['threads']} threads": round(
+            extra["bridge"] / extra["headscope/histogram"], 3
+        )
         for row in memory
         if row["length"] == CPU_FROM and (extra := row["extra_bytes"]).get("bridge")
     }
@@ -189,7 +189,9 @@ def judge_cpu(gate: Rows, attention: Rows, memory: Rows) -> list[dict[str, Any]]
         BRIDGE_MEMORY.judge(larger),
         MEMORY.judge(shares),
         GROWTH.judge(dict(_growth(memory))),
-        RELATIVE.judge({_where(row): row["relative"] for row in errors if row["output"] not in NO_MASS}),
+        RELATIVE.judge(
+            {_where(row): row["relative"] for row in errors if row["output"] not in NO_MASS}
+        ),
         ENTROPY.judge({_where(row): row["error"] for row in errors if row["output"] == "entropy"}),
     ]
     return judged
@@ -232,7 +234,9 @@ def judge_gpu(rows: Rows) -> list[dict[str, Any]]:
             forward[case] = round(times["forward_rows"] / times["forward"], 3)
         if row["length"] >= GPU_FROM and row["size"] == 128 and "triton/top8" in row["ratio"]:
             capture[case] = row["ratio"]["triton/top8"]
-        if (row["length"], *shape) == (GPU_LONGEST, 1, 32, 128) and "triton/top8" in row["extra_bytes"]:
+        if (row["length"], *shape) == (GPU_LONGEST, 1, 32, 128) and "triton/top8" in row[
+            "extra_bytes"
+        ]:
             extra[case] = round((row["extra_bytes"]["triton/top8"] - row["z_bytes"]) / 1e9, 3)
     return [GPU_FORWARD.judge(forward), GPU_CAPTURE.judge(capture), GPU_MEMORY.judge(extra)]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from harness import machine
 from harness.tables import tables
-
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 

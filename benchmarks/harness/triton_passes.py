@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from harness.shapes import COLUMNS, request
 from torch import Tensor
 
-from headscope.kernels.panels.row_panels import Panels
-from headscope.kernels.errors import NotApplicable
-from headscope.kernels.statistics import load
+from harness.shapes import COLUMNS, request
 from headscope.kernels.api import AttentionSpec
+from headscope.kernels.errors import NotApplicable
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.statistics import load
 
 # Triton is not there on every machine that checks this file: its users are imported where used.
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from headscope.probes.task import Prompt
-from headscope.probes.tasks import load
-from headscope.probes.tasks._sentences import sentences
-from headscope.probes.tasks._vocabulary import Vocabulary
-from headscope.probes.tasks.brackets import PAIRS
+from headscope.probes.prompts.task import Prompt
+from headscope.probes.prompts.tasks import load
+from headscope.probes.prompts.tasks._sentences import sentences
+from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.tasks.brackets import PAIRS
 
 SPECIAL = ("<bos>", "<pad>", "<unk>")
 FILL = "fill"

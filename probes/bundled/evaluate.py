@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from headscope.probes import tasks
 from headscope.probes.bundled import folder
-from headscope.probes.tokens import Encoded, encode
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.tokens import Encoded, encode
 
 SEED = 9_001
 DEPTHS = 11

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from headscope.probes.bundled_induction import folder
 from headscope.probes.bundled_induction.corpus import repeated, text
-from headscope.probes.places import step_of, variants
+from headscope.probes.models.model_source import step_of, variants
 
 SEED = 9_041
 ROWS = 64

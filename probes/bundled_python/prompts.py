@@ -43,7 +43,7 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
             f"number, tokens: {number} prompts of {tokens}; use 1 or more of 16 or more"
         )
     if tokenizer is None:
-        from headscope.probes.source import fetch_tokenizer
+        from headscope.probes.models.source import fetch_tokenizer
 
         tokenizer = fetch_tokenizer(folder())
     files = sorted(sources(held_out=True), key=lambda one: (-len(one.text), one.path))

@@ -1,22 +1,9 @@
-"""The constructed models, importable by name and built once."""
+"""The constructed models, built once."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import constructed
 import pytest
-
-# The folder of the tests is never on the path: its kernels/ would hide Hugging Face's package.
-_spec = importlib.util.spec_from_file_location(
-    "constructed", Path(__file__).parents[1] / "constructed.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-constructed = sys.modules.setdefault("constructed", importlib.util.module_from_spec(_spec))
-if not hasattr(constructed, "circuit"):
-    _spec.loader.exec_module(constructed)
 
 
 @pytest.fixture(scope="session")

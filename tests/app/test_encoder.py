@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import constructed
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -15,48 +15,38 @@ from headscope import analyses
 from headscope.app import cli
 from headscope.app.dashboard import cache
 from headscope.app.report.findings import heads_table
-from headscope.probes import load_model, run
+from headscope.probes import load_model
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
-PLACE = Path(__file__).parents[1] / "constructed.py"
 TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
 BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
 PREDICTING = {
-    "atlas", "context_reliance", "contrast", "distractors", "importance", "literal",
+    "atlas", "context_reliance", "contrast", "distractors", "importance", "latent_retrieval",
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
-    "rollout", "sae_circuits", "slots",
+    "rollout", "sae_circuits", "position_bias",
     "injection", "pruning", "tuning",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
-    "depth": "needs causal order",
+    "depth_profile": "needs causal order",
     "frequencies": "positions do not turn",
     "lifetimes": "needs causal order",
     "parallel_context": "need causal order",
     # Its needles are longer than the 80 positions of this model, which is found out first.
     "retrieval": "the context of",
-    "rhythm": "needs causal layers",
+    "preplan_anchor": "needs causal layers",
     "sink_calibration": "without causal order",
     "vocabulary": "the final norm",
 }
-
-
-def constructed():
-    spec = importlib.util.spec_from_file_location("constructed", PLACE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault("constructed", importlib.util.module_from_spec(spec))
-    if not hasattr(module, "encoder"):
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder as its user saved it, captured and analysed by the command line."""
     place = tmp_path_factory.mktemp("encoder")
-    constructed().encoder().save_pretrained(place / "model")
-    constructed().encoder_tokenizer().save_pretrained(place / "model")
+    constructed.encoder().save_pretrained(place / "model")
+    constructed.encoder_tokenizer().save_pretrained(place / "model")
     (place / "prompts.txt").write_text("\n".join(TEXTS))
     for words in (
         ("capture", place / "model", "--prompts", place / "prompts.txt", "--out", place / "run"),
@@ -72,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_planted_heads_are_found(folder: Path) -> None:
-    results = run.open(folder).results()
+    results = run_folder.open(folder).results()
     assert results["head_types"].attrs["heads_by_type"] == {
         "previous_token": ["L0H3"],
         "duplicate_token": [],
@@ -90,9 +80,9 @@ def test_the_planted_heads_are_found(folder: Path) -> None:
 
 
 def test_every_query_counts_where_every_query_sees(folder: Path) -> None:
-    result = run.open(folder).results()["sinks"]
+    result = run_folder.open(folder).results()["sinks"]
     # A uniform head gives each token of a prompt of T its T-th part, the last one included.
-    capture = run.open(folder).capture
+    capture = run_folder.open(folder).capture
     lengths = capture["length"].values
     received = capture["received"].sel(layer=0, head=2)
     for row, length in enumerate(lengths):
@@ -105,7 +95,7 @@ def test_every_query_counts_where_every_query_sees(folder: Path) -> None:
 
 
 def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder: Path) -> None:
-    opened = run.open(folder)
+    opened = run_folder.open(folder)
     results = opened.results()
     assert set(results) == set(analyses.names())
     refused = {
@@ -134,7 +124,7 @@ def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
     [drawn] = [trace for trace in figure["data"] if trace["type"] == "heatmap"]
     assert drawn["x"][0] == "0: [CLS]"
     assert drawn["x"][-1] == "7: [SEP]"
-    model = load_model(run.open(folder).manifest["options"]["source"])
+    model = load_model(run_folder.open(folder).manifest["options"]["source"])
     weights = cache.weights(str(folder), cache.stamp(folder), tuple(model.encode(TEXTS[0])), 0, 0)
     np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)
     assert app.main.info[0].value == "None in this run."  # importance cannot measure them here

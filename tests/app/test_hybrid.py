@@ -15,7 +15,8 @@ from headscope.app.dashboard import cache
 from headscope.app.pipeline import analyze_run, capture_run
 from headscope.app.report import build
 from headscope.app.report.findings import findings, heads_table
-from headscope.probes import load_model, run
+from headscope.probes import load_model
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundled) -> Path:
 
 
 def test_files_have_no_number_where_there_is_no_attention(folder: Path) -> None:
-    results = run.open(folder).results()
+    results = run_folder.open(folder).results()
     table = heads_table(results).set_index("layer").drop(columns=["name", "head"])
     assert table.loc[[0, 2]].isna().all(axis=None)
     assert table.loc[[1, 3], "importance.zero_ablation"].notna().all()
@@ -51,14 +52,14 @@ def test_files_have_no_number_where_there_is_no_attention(folder: Path) -> None:
 
 
 def test_the_grid_says_what_is_absent(folder: Path) -> None:
-    result = run.open(folder).results()["importance"]
+    result = run_folder.open(folder).results()["importance"]
     figure = viz.draw(result, "zero_ablation")
     hover = figure.data[-1].text
     assert sum("no attention map in this layer" in text for text in hover) == 8
     assert all("rank" in text for text in hover[4:8])
     assert "grey rows: no attention map in the layer" in figure.layout.title.subtitle.text
     assert "not measured" not in figure.layout.title.subtitle.text
-    capture = run.open(folder).capture
+    capture = run_folder.open(folder).capture
     lane = viz.draw(capture.isel(prompt=0), "entropy")
     assert lane.data[0].y[0] == "L0H0 (no map)"
     assert lane.data[0].y[4] == "L1H0"
@@ -93,8 +94,8 @@ def test_a_pattern_of_a_layer_without_one_is_refused(folder: Path) -> None:
     from headscope.kernels.errors import HeadscopeError
     from headscope.probes import capture, pattern
 
-    model = load_model(run.open(folder).manifest["options"]["source"])
-    found = capture(model, run.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
+    model = load_model(run_folder.open(folder).manifest["options"]["source"])
+    found = capture(model, run_folder.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
     assert pattern(found, layer=1, head=0).sizes["query"] == found.sizes["query"]
     with pytest.raises(
         HeadscopeError, match="layer: 2 has no attention map; layers with one are 1, 3"

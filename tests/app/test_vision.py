@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import constructed
 import numpy as np
 import pytest
 import transformers
@@ -18,27 +18,17 @@ from headscope import analyses
 from headscope.app import cli
 from headscope.app.dashboard import cache
 from headscope.app.pipeline import open_model
-from headscope.probes import capture, pattern, run
+from headscope.probes import capture, pattern
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
-PLACE = Path(__file__).parents[1] / "constructed.py"
-
-
-def constructed():
-    spec = importlib.util.spec_from_file_location("constructed", PLACE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault("constructed", importlib.util.module_from_spec(spec))
-    if not hasattr(module, "vision"):
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ViT as its user saved it, with two image files, captured by the command line."""
     place = tmp_path_factory.mktemp("vision")
-    constructed().vision().save_pretrained(place / "model")
+    constructed.vision().save_pretrained(place / "model")
     processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
     processor.save_pretrained(place / "model")
     for number in range(2):
@@ -61,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
-    opened = run.open(folder)
+    opened = run_folder.open(folder)
     results = opened.results()
     sinks = results["sinks"]
     assert sinks.attrs["heads_by_type"]["sink"] == ["L0H1"]
@@ -71,7 +61,7 @@ def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
     assert sinks.attrs["sink_tokens"][0]["token"] == "[CLS]"
     measured = {name for name, one in results.items() if "skipped" not in one.attrs}
     assert measured == {
-        "blocks", "embedding", "entropy", "feature_maps", "hardness", "offsets", "segments",
+        "blocks", "embedding", "entropy", "feature_maps", "concentration", "offsets", "segments",
         "sink_topology", "sinks", "token_classes",
     }  # fmt: skip
     # The patch after: row by row, as the patches are numbered.
@@ -82,7 +72,7 @@ def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
 
 
 def test_a_run_keeps_its_images_and_their_hash(folder: Path) -> None:
-    opened = run.open(folder)
+    opened = run_folder.open(folder)
     images = opened.prompts()
     assert [one.shape for one in images] == [(3, 16, 16)] * 2
     model = open_model(opened)

@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from headscope.app.dashboard.launch import command
-from headscope.probes import Model, tasks
+from headscope.probes import Model
+from headscope.probes.prompts import tasks
 
 pytestmark = pytest.mark.browser
 WAIT = 60_000

@@ -9,9 +9,10 @@ import pytest
 import xarray as xr
 
 from headscope import analyses, viz
-from headscope.analyses.shared import prompt_sets, runner
+from headscope.analyses._runtime import inputs, runner
 from headscope.kernels import statistics
-from headscope.probes import capture, tasks
+from headscope.probes import capture
+from headscope.probes.prompts import tasks
 
 SUPPLIED = {"capture", "model", "prompts", "task", "sae"}
 SCALES = {"sequential", "diverging"}
@@ -28,7 +29,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def given(name: str, bundled) -> xr.Dataset | None:
     """A capture that holds what the analysis says it needs, and nothing else."""
     module = analyses.load(name)
-    if "capture" not in prompt_sets.positionals(name):
+    if "capture" not in inputs.positionals(name):
         return None
     task = tasks.make(
         getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
@@ -53,7 +54,7 @@ def test_declaration(name: str) -> None:
     assert module.__doc__
     assert analyses.summary(name).rstrip(".") != ""
     assert set(module.NEEDS) <= set(statistics.names())
-    assert set(prompt_sets.positionals(name)) <= SUPPLIED
+    assert set(inputs.positionals(name)) <= SUPPLIED
     for option, (_, text) in analyses.options(name).items():
         parameter = inspect.signature(module.run).parameters[option]
         assert parameter.default is not parameter.empty, f"{option} has no default"
@@ -113,7 +114,7 @@ def test_needs_are_honest_and_the_capture_is_left_alone(
             getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
         ),
     }
-    module.run(*(supplied[what] for what in prompt_sets.positionals(name)))
+    module.run(*(supplied[what] for what in inputs.positionals(name)))
     xr.testing.assert_identical(given, before)
 
 

@@ -13,10 +13,11 @@ import transformers
 import xarray as xr
 
 from headscope import analyses, viz
-from headscope.analyses.shared import runner
+from headscope.analyses._runtime import runner
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes import capture, load_model, tasks
-from headscope.probes.model import Model
+from headscope.probes import capture, load_model
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
 
 ABSENT, ATTENDING = [0, 2], [1, 3]
 PROMPTS = 4
@@ -125,8 +126,8 @@ def test_shares_are_of_the_heads_that_attend(hybrid: Model) -> None:
 
 
 def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid: Model) -> None:
-    from headscope.probes.edits import Ablate
-    from headscope.probes.forward import evaluate
+    from headscope.probes.attention.forward import evaluate
+    from headscope.probes.interventions import Ablate
 
     result = runner.execute("importance", hybrid, n=PROMPTS, seed=1)
     task = tasks.make("ioi", tokenizer=hybrid.tokenizer, n=PROMPTS, seed=1)

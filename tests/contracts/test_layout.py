@@ -65,9 +65,6 @@ FACE = {"api", "errors", "statistics"}
 @pytest.mark.parametrize("part", [part for part in PARTS if part != "kernels"])
 def test_kernels_are_used_through_their_api(part: str) -> None:
     for path in modules(part):
-        # The benchmark compares the engines themselves.
-        if path.parent.name == "bench":
-            continue
         for name in imported(path):
             pieces = name.split(".")
             if pieces[:2] == ["headscope", "kernels"]:
@@ -110,7 +107,10 @@ def test_modules_are_nouns_and_short() -> None:
     [
         ("import headscope.analyses as a; a.names()", ("torch", "plotly", "transformer_lens")),
         ("import headscope.viz as v; v.names()", ("torch", "plotly", "transformers")),
-        ("import headscope.probes.tasks as t; t.names()", ("torch", "plotly", "transformer_lens")),
+        (
+            "import headscope.probes.prompts.tasks as t; t.names()",
+            ("torch", "plotly", "transformer_lens"),
+        ),
         (
             "from headscope.probes import load_model, capture",
             ("transformer_lens", "streamlit", "plotly"),

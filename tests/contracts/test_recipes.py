@@ -14,10 +14,11 @@ import pytest
 import xarray as xr
 
 from headscope import analyses, viz
+from headscope.analyses import pattern_shape
 from headscope.kernels import statistics
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-FOLDERS = {"analyses": analyses, "statistics": statistics, "viz": viz}
+FOLDERS = {"pattern_shape": pattern_shape, "statistics": statistics, "viz": viz}
 
 
 def recipe(path: str) -> str:
@@ -34,9 +35,12 @@ def drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]
 
     def add(path: str) -> str:
         folder, stem = Path(path).parent.name, Path(path).stem
-        (tmp_path / f"{stem}.py").write_text(recipe(path))
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{stem}.py").write_text(recipe(path))
         package: ModuleType = FOLDERS[folder]
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / folder)])
+        # The registry of analyses reads the families of its own path.
+        monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
         importlib.invalidate_caches()
         added.append(f"{package.__name__}.{stem}")
         return stem
@@ -51,9 +55,9 @@ def drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]
 
 
 def test_analysis_recipe(drop_in, bundled) -> None:
-    from headscope.analyses.shared.runner import execute
+    from headscope.analyses._runtime.runner import execute
 
-    name = drop_in("analyses/flatness.py")
+    name = drop_in("analyses/pattern_shape/flatness.py")
     assert name in analyses.names()
     result = execute(name, bundled, [bundled.encode("the")[:1] * 6], options={"skip": "2"})
     # One repeated token: equal keys up to their rotation, so no head is far from flat or above it.

@@ -15,7 +15,7 @@ from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import pattern_window
 from headscope.app.report.scores import Score
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes.pair import Pair
+from headscope.probes.models.pair import Pair
 from headscope.viz import patches
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope import viz
-from headscope.analyses.shared.survey_terms import STAGES, TERMS
+from headscope.analyses._runtime.taxonomy import STAGES, TERMS
 from headscope.app.dashboard import state
 from headscope.app.report.scores import Score
 

@@ -10,15 +10,15 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.analyses.shared.loss import predicts
-from headscope.analyses.shared.result import heads as known_heads
-from headscope.analyses.shared.result import label
+from headscope.analyses._interventions.next_token_loss import predicts
+from headscope.analyses._runtime.results import heads as known_heads
+from headscope.analyses._runtime.results import label
 from headscope.app.dashboard import cache
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
-    from headscope.probes.edit import Edit
-    from headscope.probes.model import Model
+    from headscope.probes.interventions.base import Edit
+    from headscope.probes.models.model import Model
 
 ZERO, MEAN, HIDE, WINDOW, TEMPERATURE, PATTERN = (
     "set to zero", "set to their mean", "hide a token from them", "see the last tokens only",
@@ -56,8 +56,8 @@ def _asks(capture: xr.Dataset) -> bool:
 def _controls(
     capture: xr.Dataset, layer: int, head: int
 ) -> tuple[list[tuple[int, int]], str, Any, str]:
-    from headscope.probes import tasks
-    from headscope.probes.patterns import PATTERNS
+    from headscope.probes.interventions.named_patterns import PATTERNS
+    from headscope.probes.prompts import tasks
 
     among = {label(one): one for one in known_heads(capture)}
     picked = label((layer, head))
@@ -99,7 +99,7 @@ def _answer(
 ) -> None:
     """Run the model with and without the edit, and keep the answer in the session."""
     from headscope.analyses.comparison import what_if
-    from headscope.probes import tasks
+    from headscope.probes.prompts import tasks
 
     st.session_state.pop(ANSWER, None)
     model = cache.model(path, version)
@@ -137,22 +137,22 @@ def _edits(
     model: Model, given: Any, chosen: Sequence[tuple[int, int]], kind: str, value: Any
 ) -> tuple[Edit, ...]:
     """Return the edits of probes.edits that the controls stand for."""
-    from headscope.probes import capture, edits
+    from headscope.probes import capture, interventions
 
     heads = tuple(chosen)
     if kind == MEAN:
-        from headscope.analyses.shared.gating import mean_z
+        from headscope.analyses._interventions.ablation import mean_z
 
-        return (edits.Replace(heads, mean_z(capture(model, given, stats=(), keep=("z",)))),)
+        return (interventions.Replace(heads, mean_z(capture(model, given, stats=(), keep=("z",)))),)
     if kind == HIDE:
-        return (edits.KnockOut(heads, keys=(int(value),)),)
+        return (interventions.KnockOut(heads, keys=(int(value),)),)
     if kind == WINDOW:
-        return (edits.Window(heads, recent=int(value), first=0),)
+        return (interventions.Window(heads, recent=int(value), first=0),)
     if kind == TEMPERATURE:
-        return (edits.Temperature(heads, float(value)),)
+        return (interventions.Temperature(heads, float(value)),)
     if kind == PATTERN:
-        return (edits.Inject(heads, str(value)),)
-    return (edits.Ablate(heads),)
+        return (interventions.Inject(heads, str(value)),)
+    return (interventions.Ablate(heads),)
 
 
 def _show(asked: str, answer: xr.Dataset) -> None:

@@ -18,13 +18,13 @@ import pyarrow.dataset
 import pytest
 
 from headscope import analyses, probes
-from headscope.analyses.shared import runner
+from headscope.analyses._runtime import runner
 from headscope.app import cli
 from headscope.app.batch import state, worker
 from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes import tasks
+from headscope.probes.prompts import tasks
 
 
 def table(folder: Path):
@@ -242,7 +242,7 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(
     model = worker.opened(group.subject, 1)
     given = group.questions.draw(model, 0)
     planned = probes.plan(model, given, stats=("received", "entropy"), batch_tokens=8192)
-    from headscope.probes.plan import size
+    from headscope.probes.capturing.memory_estimate import size
 
     assert f"{size(planned.memory)} beyond the model at the peak" in lines[0]
     assert lines[-1].endswith(f"the results would go to {tmp_path / 'out'}")

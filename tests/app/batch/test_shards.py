@@ -10,9 +10,10 @@ import xarray as xr
 
 from headscope.app.batch.shards import cut, merge, parts
 from headscope.kernels import statistics
-from headscope.probes import Pair, capture, load_model, tasks
-from headscope.probes.capture import fitting
-from headscope.probes.prompts import read
+from headscope.probes import Pair, capture, load_model
+from headscope.probes.capturing.capture import fitting
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.prompt_batch import read
 
 LENGTHS = (9, 31, 4, 31, 17, 70, 2)
 

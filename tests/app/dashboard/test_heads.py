@@ -12,7 +12,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from headscope.app.dashboard import cache
-from headscope.probes import Model, capture, pattern, run, tasks
+from headscope.probes import Model, capture, pattern
+from headscope.probes.prompts import tasks
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
 
@@ -175,7 +177,7 @@ def test_a_window_outside_the_text_is_said(screen, long_text: str) -> None:
 
 @pytest.mark.seed("A13")
 def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -> None:
-    named = run.open(demo_run).results()["head_types"].attrs["heads_by_type"]
+    named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]
     app = screen(view="table", stage="latent reasoning")
     assert sorted(app.main.dataframe[0].value["name"]) == sorted(named["induction"])
     assert app.multiselect(key="stage").value == ["latent reasoning"]
@@ -188,7 +190,7 @@ def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -
 
 @pytest.mark.seed("A13")
 def test_heads_are_filtered_by_evidence(screen, demo_run: Path) -> None:
-    result = run.open(demo_run).results()["importance"]
+    result = run_folder.open(demo_run).results()["importance"]
     app = screen(view="table", evidence="causal")
     shown = set(app.main.dataframe[0].value["name"])
     changed = np.zeros((4, 8), dtype=bool)

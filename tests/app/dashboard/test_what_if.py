@@ -19,8 +19,10 @@ from headscope.app.dashboard.components.what_if import (
     WINDOW,
     ZERO,
 )
-from headscope.probes import Model, run, tasks
-from headscope.probes.edits import Ablate, Inject, KnockOut, Temperature, Window
+from headscope.probes import Model
+from headscope.probes.interventions import Ablate, Inject, KnockOut, Temperature, Window
+from headscope.probes.prompts import tasks
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
 KEPT = "what_if_answer"
@@ -49,7 +51,7 @@ def asked(app: AppTest, kind: str) -> AppTest:
 def test_the_picked_head_is_edited_and_the_answer_is_that_of_the_function(
     screen: AppTest, demo_run: Path, bundled: Model
 ) -> None:
-    capture = run.open(demo_run).capture
+    capture = run_folder.open(demo_run).capture
     ids = [int(one) for one in capture["token_id"].values[0, : int(capture["length"][0])]]
     heads = ((0, 5),)
     expected = {

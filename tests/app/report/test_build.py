@@ -16,7 +16,7 @@ from headscope import analyses, viz
 from headscope.app.pipeline import open_run
 from headscope.app.report import build, docstrings
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes.run import Run
+from headscope.probes.storage.run_folder import Run
 
 LOADS = {"src", "href", "data", "action", "poster", "srcset"}
 

@@ -1,0 +1,1 @@
+"""Causal measurements: ablation, sweeps over heads, gradients, the loss under edits."""

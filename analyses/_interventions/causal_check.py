@@ -1,0 +1,172 @@
+"""Causal checks: what a task loses when heads are taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._runtime.results import interval, label
+from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.kernels.errors import NotApplicable
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+Head = tuple[int, int]
+Progress = Callable[[int, int], None]
+
+# Below this accuracy of the intact model an ablation has nothing to destroy.
+SOLVED = 0.5
+
+
+def score(model: Model, task: Task, heads: Sequence[Head], metric: str) -> NDArray[np.float64]:
+    """Return the metric of each prompt with ``heads`` set to zero (none: the intact model)."""
+    from headscope.probes.attention.forward import evaluate
+    from headscope.probes.interventions import Ablate
+
+    edits = (Ablate(heads=tuple(heads)),) if heads else ()
+    values = evaluate(model, task, edits=edits, metric=metric).values
+    return np.asarray(values, dtype=np.float64)
+
+
+def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[tuple[Head, ...]]:
+    """Draw ``draws`` sets of ``size`` heads from a pool, each without replacement.
+
+    The pool must hold at least ``size`` heads.
+    """
+    generator = np.random.default_rng(seed)
+    return [
+        tuple(sorted(pool[index] for index in generator.permutation(len(pool))[:size]))
+        for _ in range(draws)
+    ]
+
+
+def compare(
+    model: Model,
+    task: Task,
+    groups: Mapping[str, Sequence[Sequence[Head]]],
+    metric: str,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Score the intact model and each group of ablations (prompt, condition).
+
+    A group is one or more sets of heads; its score is the mean over its sets, prompt by prompt.
+    The first condition is the intact model.
+    """
+    total = 1 + sum(len(sets) for sets in groups.values())
+    columns = [score(model, task, (), metric)]
+    done = 1
+    for sets in groups.values():
+        scores = []
+        for heads in sets:
+            scores.append(score(model, task, heads, metric))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        columns.append(np.mean(scores, axis=0))
+    return np.stack(columns, axis=1)
+
+
+def check(
+    name: str,
+    title: str,
+    model: Model,
+    task: Task,
+    top: Sequence[Head],
+    pool: Sequence[Head],
+    *,
+    kind: str,
+    draws: int,
+    seed: int,
+    others: Mapping[str, Sequence[Head]] | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
+    """Compare the accuracy of the intact model with top heads and random other heads ablated.
+
+    Parameters
+    ----------
+    name, title
+        Name and title of the result variable.
+    model, task
+        The model, and the task whose accuracy is measured.
+    top
+        Heads under test.
+    pool
+        Heads that the random sets are drawn from; the ones in ``top`` are left out.
+    kind
+        What the top heads are called in the conditions, e.g. ``"induction"``.
+    draws, seed
+        Number of random sets, each as large as ``top``, and their seed.
+    others
+        More sets of heads to ablate, by name of the condition.
+    progress
+        Called with (done, total) ablations.
+
+    Returns
+    -------
+    The variables, dims (condition,), with intervals over prompts; the conditions; a record with the
+    heads of each condition, the accuracies and a note that says whether the check agrees.
+
+    Raises
+    ------
+    NotApplicable
+        When more than half of the pool is under test.
+    """
+    rest = [head for head in pool if head not in set(top)]
+    if len(rest) < len(top):
+        raise NotApplicable(
+            f"heads: {len(top)} of {len(pool)} leave fewer than as many random others; "
+            f"take {len(pool) // 2} or fewer"
+        )
+    sets = random_sets(rest, len(top), draws, seed)
+    groups: dict[str, Sequence[Sequence[Head]]] = {f"{kind} heads ablated": [tuple(top)]}
+    for condition, heads in (others or {}).items():
+        groups[condition] = [tuple(heads)]
+    groups["random other heads ablated"] = sets
+    samples = compare(model, task, groups, "accuracy", progress)
+    mean, lower, upper = bootstrap(samples, seed=seed)
+    conditions = ["intact", *groups]
+    record: dict[str, Any] = {
+        "heads": {
+            condition: [[label(head) for head in heads] for heads in each]
+            for condition, each in groups.items()
+        },
+        "accuracy": dict(zip(conditions, mean.round(4).tolist(), strict=True)),
+    }
+    note = disagreement(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}")
+    convention = (
+        f"accuracy on {len(samples)} prompts of {task.name}; zero ablation of the {len(top)} "
+        f"{kind} heads, or of as many random others (mean of {draws} sets)"
+    )
+    variables = interval(
+        name, ("condition",), mean, lower, upper, title, "share of answers", "sequential", 0, 1,
+        convention=convention, heads=record["heads"], note=note,
+        evidence="causal",
+    )  # fmt: skip
+    return variables, conditions, {**record, "note": note}
+
+
+def disagreement(
+    intact: float, without_top: float, top_upper: float, without_random: float, kind: str
+) -> str:
+    """Say in one sentence whether the ablation supports the score."""
+    if intact < SOLVED:
+        return (
+            f"INCONCLUSIVE: the intact model does not solve the task (accuracy {intact:.2f}), so "
+            f"ablation cannot show what the {kind} heads do; their score is correlational here."
+        )
+    if top_upper < without_random:
+        return (
+            f"Causal check agrees: without the {kind} heads accuracy falls from {intact:.2f} "
+            f"to {without_top:.2f}, without as many random others it is {without_random:.2f}."
+        )
+    return (
+        f"DISAGREEMENT: ablating the {kind} heads (accuracy {without_top:.2f}) does no more "
+        f"harm than ablating as many random others ({without_random:.2f}; intact {intact:.2f}); "
+        f"the score is correlational here."
+    )

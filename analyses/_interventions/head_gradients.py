@@ -1,0 +1,182 @@
+"""Gradients of a task's metric in what scales or replaces the output of every head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analyses._interventions.ablation import asked_of, measure
+from headscope.analyses._interventions.head_sweep import NUMBERS, TOKENS, Array
+from headscope.analyses._interventions.row_outputs import RowBlend, RowGate
+from headscope.probes.attention.forward import logits
+from headscope.probes.prompts.prompt_batch import batches
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+# The way from no heads to all: parts to begin with, how often one is halved, and the least part
+# that an error is shared out by.
+PARTS, DEPTH, LEAST = 4, 10, 1 / 64
+
+
+def gate_gradient(model: Model, task: Task, metric: str) -> Array:
+    """Return the gradient of the metric in a gate on every head, at 1 (prompt, layer, head).
+
+    Prompts of a batch have gates of their own, so that one backward pass keeps them apart. NaN in
+    layers without an attention map.
+    """
+    rows = range(len(asked_of(model, task)[0]))
+    return _slopes(model, task, metric, "clean", rows, [1.0] * len(rows))[0]
+
+
+def integrated_gates(
+    model: Model, task: Task, metric: str, tolerance: float = 0.05
+) -> tuple[Array, Array]:
+    """Return gate gradients integrated from no heads to all, and what they should sum to.
+
+    ``∫₀¹ ∂m/∂ξ_h dξ`` with all gates at ξ. Over all heads the integrals sum to m(1) − m(0), the
+    fundamental theorem, and so they do over every part of the way: where attention turns suddenly
+    and the sum misses what the metric does there, the part is halved, prompt by prompt.
+
+    Parameters
+    ----------
+    model, task, metric
+        What is measured.
+    tolerance
+        What the sum may miss, as a share of the mean |m(1) − m(0)| over prompts.
+
+    Returns
+    -------
+    Integrals (prompt, layer, head), NaN in layers without an attention map, and m(1) − m(0)
+    (prompt,).
+
+    Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (1703.01365).
+    """
+    count = len(asked_of(model, task)[0])
+    total = np.zeros((count, model.layers, model.heads))
+    edges = np.linspace(0, 1, PARTS + 1)
+    parts = [(row, low, high) for row in range(count) for low, high in pairwise(edges.tolist())]
+    bar, whole = -1.0, np.zeros(count)
+    known: dict[tuple[int, float], float] = {}
+    for depth in range(DEPTH):
+        rows = [row for row, _, _ in parts]
+        low, high = (np.asarray([part[side] for part in parts]) for side in (1, 2))
+        middle, half = (low + high) / 2, (high - low) / 2
+        places = [*zip(rows, low.tolist(), strict=True), *zip(rows, high.tolist(), strict=True)]
+        fresh = sorted({each for each in places if each not in known})
+        levels = _levels(model, task, metric, *map(list, zip(*fresh, strict=True)))
+        known |= dict(zip(fresh, levels.tolist(), strict=True))
+        ends = np.asarray([known[each] for each in places]).reshape(2, -1)
+        rise = ends[1] - ends[0]
+        if not depth:
+            np.add.at(whole, rows, rise)
+            bar = tolerance * float(np.abs(whole).mean())
+        found = sum(
+            half[:, None, None]
+            * _slopes(model, task, metric, "clean", rows, middle + side * half / np.sqrt(3))[0]
+            for side in (-1, 1)
+        )
+        missed = np.abs(np.nansum(found, axis=(1, 2)) - rise)
+        good = missed <= bar * np.maximum(high - low, LEAST)
+        good |= depth == DEPTH - 1
+        np.add.at(total, np.asarray(rows)[good], found[good])
+        parts = [
+            piece
+            for row, one, other, done in zip(rows, low, high, good, strict=True)
+            if not done
+            for piece in ((row, one, (one + other) / 2), (row, (one + other) / 2, other))
+        ]
+        if not parts:
+            break
+    return total, whole
+
+
+def patch_slope(
+    model: Model,
+    task: Task,
+    metric: str,
+    values: Float[Tensor, "prompt layer head query size"],
+    on: str,
+) -> Array:
+    """Return the first-order change of the metric when heads take other outputs.
+
+    ``(z' − z) · ∂m/∂z`` of every head, summed over positions, by one backward pass
+    (prompt, layer, head); NaN in layers without an attention map.
+
+    Parameters
+    ----------
+    model, task, metric
+        What is measured.
+    values
+        The other outputs z'.
+    on
+        Where the gradient is taken: on ``clean`` or ``corrupted`` prompts.
+
+    Source: Nanda, Attribution Patching (2023).
+    """
+    rows = range(len(values))
+    return _slopes(model, task, metric, on, rows, [0.0] * len(rows), values)[0]
+
+
+def _slopes(
+    model: Model,
+    task: Task,
+    metric: str,
+    on: str,
+    rows: Sequence[int],
+    at: Sequence[float] | Array,
+    values: Tensor | None = None,
+) -> tuple[Array, Array]:
+    """Return gradients in the knobs of prompts, each standing somewhere, and the metric there."""
+    ids, questions = asked_of(model, task, on)
+    result = np.full((len(rows), model.layers, model.heads), np.nan)
+    levels = np.full(len(rows), np.nan)
+    for some in batches([ids[row] for row in rows], _room(model)):
+        here = [rows[one] for one in some]
+        given = torch.tensor([ids[row] for row in here])
+        asked: list[Sequence[Any]] = [questions[row] for row in here]
+        knobs = _knobs(model, [float(at[one]) for one in some]).requires_grad_()
+        edit: Any = RowGate(knobs) if values is None else RowBlend(knobs, values[here])
+        with torch.enable_grad():
+            scores = measure(logits(model, given, (edit,)), asked, metric)
+            (slope,) = torch.autograd.grad(scores.sum(), knobs)
+        result[some] = slope.double().cpu().numpy()
+        levels[some] = scores.detach().double().cpu().numpy()
+    result[:, list(model.geometry.without)] = np.nan
+    return result, levels
+
+
+def _levels(
+    model: Model, task: Task, metric: str, rows: Sequence[int], gates: Sequence[float]
+) -> Array:
+    """Return the metric of prompts with all gates of each at one number (row,)."""
+    ids, questions = asked_of(model, task)
+    result = np.full(len(rows), np.nan)
+    with torch.no_grad():
+        for some in batches([ids[row] for row in rows], _room(model)):
+            here = [rows[one] for one in some]
+            edit = RowGate(_knobs(model, [float(gates[one]) for one in some]))
+            output = logits(model, torch.tensor([ids[row] for row in here]), (edit,))
+            scores = measure(output, [questions[row] for row in here], metric)
+            result[some] = scores.double().cpu().numpy()
+    return result
+
+
+def _knobs(model: Model, values: Sequence[float]) -> Float[Tensor, "batch layer head"]:
+    knobs = torch.tensor(values, device=model.device)[:, None, None]
+    return knobs.repeat(1, model.layers, model.heads)
+
+
+def _room(model: Model) -> int:
+    """Return how many tokens one pass may have: a backward pass keeps every layer's numbers."""
+    config = model.module.config.get_text_config()
+    # About twenty numbers of the width of the residual stream a layer are kept for the gradient.
+    kept = 20 * model.layers * int(config.hidden_size) + model.vocabulary
+    return max(1, min(TOKENS, 8 * NUMBERS // kept))

@@ -1,0 +1,118 @@
+"""Loss of a model on its own prompts: what an edit costs in predicting the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.kernels.errors import NotApplicable, ResourceLimit
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+# Logits of one prompt beyond this would take more than 8 GB.
+MOST = 2**31
+
+
+def tokens(capture: xr.Dataset) -> list[list[int]]:
+    """Return the token ids of every prompt of a capture.
+
+    Raises
+    ------
+    NotApplicable
+        When the prompts are images.
+    """
+    if "token_id" not in capture.coords:
+        raise NotApplicable("capture: it holds no token ids, so no words to predict; capture texts")
+    ids = capture["token_id"].transpose("prompt", "query").values
+    lengths = capture["length"].values
+    return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]
+
+
+def losses(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> NDArray[np.float64]:
+    """Return −log p of each next token of one prompt, in nats (token after the first).
+
+    Raises
+    ------
+    HeadscopeError
+        When the logits of the prompt would not fit into memory.
+    """
+    return observed(model, ids, edits, ())[0]
+
+
+def observed(
+    model: Model, ids: Sequence[int], edits: Sequence[Any], stats: tuple[str, ...]
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Return the losses of one prompt, and statistics by head from the same pass.
+
+    A statistic has the dims layer, head and its own; NaN in layers without an attention map.
+    """
+    import torch
+
+    from headscope.kernels.api import Request
+    from headscope.probes.attention.forward import Reader, run
+
+    if len(ids) * model.vocabulary > MOST:
+        raise ResourceLimit(
+            f"prompts: {len(ids)} tokens times {model.vocabulary} words are too many logits for "
+            f"the loss; give at most {MOST // model.vocabulary} tokens a prompt"
+        )
+    found: dict[str, NDArray[np.float64]] = {}
+
+    def take(call: Any, outputs: Any, z: Any) -> None:
+        for name in stats:
+            values = outputs[name][0].double().cpu().numpy()
+            whole = found.setdefault(name, np.full((model.layers, *values.shape), np.nan))
+            whole[call.layer] = values
+
+    given = torch.tensor([list(ids)])
+    with torch.no_grad():
+        logits = run(model, given, Reader(Request(stats=stats), tuple(edits), take), head=True)
+    wanted = given[0, 1:].to(logits.device)
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, reduction="none")
+    return np.asarray(loss.cpu().numpy(), dtype=np.float64), found
+
+
+def contrast(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    edits: Mapping[str, Sequence[Any]],
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
+    usable = [one for one in prompts if len(one) > 1]
+    if not usable:
+        raise NotApplicable(
+            "prompts: all have one token, so there is none to predict; give longer ones"
+        )
+    found = np.empty((len(usable), len(edits)))
+    for number, one in enumerate(usable):
+        found[number] = [float(losses(model, one, each).mean()) for each in edits.values()]
+        if progress is not None:
+            progress(number + 1, len(usable))
+    return found
+
+
+def verdict(less: NDArray[np.float64], more: NDArray[np.float64], seed: int) -> str:
+    """Say whether the second loss is the larger one, prompt by prompt (prompt,)."""
+    if len(less) < 2:
+        return "INCONCLUSIVE (one prompt has no interval)"
+    lower = float(bootstrap(more - less, seed=seed)[1])
+    return "Causal check agrees" if lower > 0 else "DISAGREEMENT"
+
+
+def predicts(capture: xr.Dataset) -> bool:
+    """Tell whether every layer is causal, so that logits predict the next token."""
+    return bool(capture["causal"].values[attending(capture)].all())
+
+
+def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
+    """Tell which layers have an attention map."""
+    if "attention_map" in capture.coords:
+        return np.asarray(capture["attention_map"].values, dtype=bool)
+    return np.ones(capture.sizes["layer"], dtype=bool)

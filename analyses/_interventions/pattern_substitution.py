@@ -1,0 +1,59 @@
+"""What a model's output becomes when heads look where they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headscope.probes.interventions import FixPattern
+    from headscope.probes.interventions.base import Edit
+    from headscope.probes.models.model import Model
+
+# A fixed pattern is a map of N×N.
+LONGEST = 512
+
+
+def reason(capture: xr.Dataset) -> str:
+    """Say why patterns cannot be fixed on these prompts; empty where they can."""
+    longest = int(capture["length"].values.max())
+    if longest > LONGEST:
+        return f"prompts of {longest} tokens are longer than {LONGEST}"
+    if "sink_logit" in capture.coords:
+        return "rows of a model with learned sinks do not sum to 1"
+    return ""
+
+
+def fix(patterns: Mapping[tuple[int, int], NDArray[Any]]) -> list[FixPattern]:
+    """Return the edits that give heads fixed patterns."""
+    import torch
+
+    from headscope.probes.interventions import FixPattern
+
+    return [
+        FixPattern(head=head, values=torch.from_numpy(np.ascontiguousarray(values)))
+        for head, values in patterns.items()
+    ]
+
+
+def divergence(model: Model, capture: xr.Dataset, prompt: int, edits: Sequence[Edit]) -> float:
+    """Return by how much the output distribution moves under edits of the heads, in nats.
+
+    The Kullback-Leibler divergence of the edited from the intact model's distribution over the
+    vocabulary, averaged over the positions of one prompt.
+    """
+    import torch
+
+    from headscope.probes.attention.forward import logits
+
+    length = int(capture["length"].values[prompt])
+    ids = torch.from_numpy(capture["token_id"].values[prompt, :length].astype(np.int64))[None]
+    with torch.no_grad():
+        intact, edited = (
+            logits(model, ids, each)[0].double().log_softmax(-1) for each in ((), edits)
+        )
+    return float((intact.exp() * (intact - edited)).sum(-1).mean())

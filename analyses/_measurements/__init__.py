@@ -1,0 +1,1 @@
+"""Measurements that several families share: received attention, query-key rows, head outputs."""

@@ -1,0 +1,1 @@
+"""What runs an analysis: its inputs, options, requirements and results."""

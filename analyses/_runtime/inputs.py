@@ -1,0 +1,142 @@
+"""Prompt sets: what a job supplies to its analyses, each set made once and captured once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from headscope import analyses
+from headscope.analyses._runtime.requirements import Needs
+from headscope.kernels.errors import InvalidInput, NotApplicable
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+SUPPLIED = ("capture", "model", "prompts", "task", "sae")
+DEFAULT_PROMPTS = 32
+
+Progress = Callable[[str, int, int], None]
+
+
+def positionals(name: str) -> tuple[str, ...]:
+    """List what the suite supplies to an analysis, in the order of its signature.
+
+    >>> positionals("sinks")
+    ('capture',)
+    """
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.signature(analyses.load(name).run)
+    return tuple(each.name for each in signature.parameters.values() if each.kind in kinds)
+
+
+class PromptSets:
+    """The prompt sets of a job: each made once, and captured once for all that need it."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Any,
+        capture: xr.Dataset | None,
+        task: Any,
+        n: int | None,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.prompts, self.seed = model, prompts, seed
+        self.task, self.n, self.progress = task, n, progress
+        self._needs: dict[Any, Needs] = {}
+        self._prompts: dict[Any, Any] = {None: prompts}
+        self._captures: dict[Any, xr.Dataset] = {}
+        if capture is not None:
+            self._captures[None] = capture
+
+    def expect(self, name: str) -> None:
+        """Announce an analysis, so that its needs join the one capture of its prompt set."""
+        unknown = [each for each in positionals(name) if each not in SUPPLIED]
+        if unknown:
+            raise InvalidInput(
+                f"{name}: run() asks for {unknown[0]!r}, which the suite does not supply; "
+                f"it supplies {', '.join(SUPPLIED)}"
+            )
+        key = self._key(name)
+        if key is None and self.prompts is None and None not in self._captures:
+            raise NotApplicable(f"prompts: {name} runs on your own prompts; give some")
+        self._needs[key] = self._needs.get(key, Needs()) | Needs.of(analyses.load(name))
+
+    def supply(self, name: str, what: str) -> Any:
+        """Return one positional argument of an analysis."""
+        key = self._key(name)
+        asks = hasattr(analyses.load(name), "TASK")
+        if asks and self.model.reads == "images":
+            raise NotApplicable(
+                f"task: {name} asks in words, and {self.model.architecture} reads images; see sinks"
+            )
+        if asks and self.model.attention != "self":
+            raise NotApplicable(
+                f"task: {name} asks for the next word of single texts, and {self.model.name} has "
+                "an encoder and a decoder; see sinks"
+            )
+        if what == "model":
+            return self.model
+        if what == "capture":
+            return self._capture(key, name)
+        if what == "sae":
+            raise NotApplicable(f"sae: {name} asks for a trained dictionary and none was given")
+        made = self._made(key, name)
+        if what == "task" and not hasattr(made, "metric"):
+            raise NotApplicable(f"task: {name} needs answers; give a task, not plain prompts")
+        return made
+
+    def _key(self, name: str) -> Any:
+        module = analyses.load(name)
+        own = getattr(module, "TASK", None)
+        if own is None or (self.task is not None and self.task is self.prompts):  # captured once
+            return None
+        if self.task is not None and not isinstance(self.task, str):
+            return ("given",)
+        return (self.task or own, self.n or getattr(module, "PROMPTS", DEFAULT_PROMPTS))
+
+    def _made(self, key: Any, name: str) -> Any:
+        if key not in self._prompts:
+            if key == ("given",):
+                self._prompts[key] = self.task
+            else:
+                self._prompts[key] = self._make(*key)
+        return self._prompts[key]
+
+    def _make(self, task: str, count: int) -> Task:
+        from headscope.probes.prompts import tasks
+
+        if self.model.tokenizer is None:
+            raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
+        return tasks.make(task, tokenizer=self.model.tokenizer, n=count, seed=self.seed)
+
+    def _capture(self, key: Any, name: str) -> xr.Dataset:
+        needs = self._needs[key]
+        held = self._captures.get(key)
+        if held is not None and needs.held_by(held):
+            return held
+        prompts = self._made(key, name)
+        if prompts is None:
+            own = Needs.of(analyses.load(name))
+            if held is not None and own.held_by(held):
+                return held
+            missing = ", ".join(own.stats + own.keep)
+            raise NotApplicable(
+                f"capture: {name} needs {missing}; give the prompts to capture again"
+            )
+        self._captures[key] = self._run(prompts, needs, name)
+        return self._captures[key]
+
+    def _run(self, prompts: Any, needs: Needs, name: str) -> xr.Dataset:
+        from headscope.probes import capture
+
+        arguments: dict[str, Any] = needs.arguments()
+        if self.progress is not None:
+            arguments["progress"] = partial(self.progress, f"{name}: capture")
+        return capture(self.model, prompts, **arguments)

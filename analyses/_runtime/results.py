@@ -1,0 +1,209 @@
+"""Results: variables with their meaning, companions for their intervals, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.kernels.errors import NotApplicable
+
+LEVEL = 0.95
+
+
+def variable(
+    dims: Sequence[str],
+    values: ArrayLike,
+    long_name: str,
+    units: str,
+    scale: str = "sequential",
+    low: float | None = None,
+    high: float | None = None,
+    **attrs: Any,
+) -> xr.Variable:
+    """Return one result variable with the attributes that every view reads.
+
+    Parameters
+    ----------
+    dims, values
+        Names of the dimensions, and the numbers.
+    long_name, units
+        Title, and unit of the numbers.
+    scale
+        ``"sequential"``, or ``"diverging"`` around 0.
+    low, high
+        Bounds of the possible values, where they exist.
+    attrs
+        More attributes, such as ``convention`` or ``source``.
+    """
+    bounds = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
+    meaning = {"long_name": long_name, "units": units, "scale": scale}
+    return xr.Variable(tuple(dims), np.asarray(values), {**meaning, **bounds, **attrs})
+
+
+def averaged(
+    name: str,
+    dims: Sequence[str],
+    samples: NDArray[Any],
+    long_name: str,
+    units: str,
+    *args: Any,
+    seed: int = 0,
+    **attrs: Any,
+) -> dict[str, xr.Variable]:
+    """Return the mean over prompts and its two interval companions.
+
+    ``samples`` has one row a prompt; ``dims`` names the remaining axes. Further arguments are
+    those of :func:`variable`.
+    """
+    mean, lower, upper = bootstrap(samples, level=LEVEL, seed=seed)
+    return interval(name, dims, mean, lower, upper, long_name, units, *args, **attrs)
+
+
+def interval(
+    name: str,
+    dims: Sequence[str],
+    mean: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    long_name: str,
+    units: str,
+    *args: Any,
+    **attrs: Any,
+) -> dict[str, xr.Variable]:
+    """Return a variable with ``<name>_lower`` and ``<name>_upper`` beside it."""
+    variables = {name: variable(dims, mean, long_name, units, *args, **attrs)}
+    for end, values in (("lower", lower), ("upper", upper)):
+        title = f"{long_name}, {end} end of the {LEVEL:.0%} interval"
+        companion = variable(dims, values, title, units, *args)
+        companion.attrs.update(interval_of=name, level=LEVEL)
+        variables[f"{name}_{end}"] = companion
+    return variables
+
+
+def dataset(
+    capture: xr.Dataset,
+    variables: Mapping[str, xr.Variable],
+    coords: Mapping[str, Any] | None = None,
+    **attrs: Any,
+) -> xr.Dataset:
+    """Return the result of an analysis: its variables under the provenance of the capture.
+
+    The coordinates ``layer`` and ``head`` come from the capture where the variables use them, and
+    ``attention_map`` where it has layers without one; there, every number of a layer is NaN.
+    """
+    used = {dim for each in variables.values() for dim in each.dims}
+    shared: dict[str, Any] = {
+        name: capture[name].values for name in ("layer", "head") if name in used and name in capture
+    }
+    known = attending(capture)
+    absent = "layer" in used and not known.all()
+    if absent:
+        shared["attention_map"] = ("layer", known)
+    result = xr.Dataset(dict(variables), coords={**shared, **(coords or {})})
+    if absent:
+        for name in [name for name, each in variables.items() if "layer" in each.dims]:
+            # What an analysis computed for such a layer, a 0 most often, is no measurement.
+            result[name] = result[name].where(result["attention_map"])
+    result.attrs = {**capture.attrs, **{key: each for key, each in attrs.items() if each != ""}}
+    json.dumps(result.attrs)
+    return result
+
+
+def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
+    """Refuse a capture that lacks a variable, or holds bins in place of tokens.
+
+    Raises
+    ------
+    NotApplicable
+        Names the missing variables and how to capture them.
+    """
+    width = int(capture.attrs.get("bin_width", 1))
+    if width > 1:
+        raise NotApplicable(
+            f"capture: {analysis} needs every token, but this capture holds bins of {width}; "
+            "capture again without bins"
+        )
+    missing = [name for name in needs if name not in capture]
+    if missing:
+        raise NotApplicable(
+            f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
+            f"run capture(model, prompts, stats=...) with it"
+        )
+
+
+def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
+    """Tell which layers of a capture have an attention map (layer,)."""
+    if "attention_map" not in capture.coords:
+        return np.ones(capture.sizes["layer"], dtype=bool)
+    return np.asarray(capture["attention_map"].values, dtype=bool)
+
+
+def require_maps(capture: xr.Dataset, analysis: str) -> None:
+    """Refuse a capture with layers that have no attention map.
+
+    Raises
+    ------
+    NotApplicable
+        Names the layers.
+    """
+    known = attending(capture)
+    if not known.all():
+        layers = ", ".join(str(int(one)) for one in capture["layer"].values[~known])
+        raise NotApplicable(
+            f"attention_map: {analysis} follows attention through every layer, but there is none "
+            f"in layer {layers}"
+        )
+
+
+def heads(capture: xr.Dataset) -> list[tuple[int, int]]:
+    """List every (layer, head) of a capture that has an attention map, in order."""
+    return [
+        (int(layer), int(head))
+        for layer in capture["layer"].values[attending(capture)]
+        for head in capture["head"].values
+    ]
+
+
+def top(scores: NDArray[Any], count: int) -> list[tuple[int, int]]:
+    """Return the (layer, head) positions of the ``count`` highest scores, best first.
+
+    Heads without a score are never among them.
+
+    >>> import numpy as np
+    >>> top(np.array([[0.1, 0.9], [0.5, np.nan]]), 4)
+    [(0, 1), (1, 0), (0, 0)]
+    """
+    ranked = np.argsort(np.where(np.isnan(scores), -np.inf, scores).ravel(), kind="stable")[::-1]
+    count = min(count, int((~np.isnan(scores)).sum()))
+    return [
+        (int(layer), int(head))
+        for layer, head in zip(*np.unravel_index(ranked[:count], scores.shape), strict=True)
+    ]
+
+
+def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]]:
+    """Return the (layer, head) of the scores above ``least``, best first: one at least.
+
+    Where none passes, it is the best one alone; never more than ``most``. Heads without a score do
+    not count.
+
+    >>> import numpy as np
+    >>> above(np.array([[0.1, 0.9], [0.7, 0.3]]), 0.5, 3)
+    [(0, 1), (1, 0)]
+    """
+    return top(scores, min(max(int((scores > least).sum()), 1), most))
+
+
+def label(head: tuple[int, int]) -> str:
+    """Name a head.
+
+    >>> label((5, 1))
+    'L5H1'
+    """
+    return f"L{head[0]}H{head[1]}"

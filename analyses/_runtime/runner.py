@@ -1,0 +1,159 @@
+"""The runner: supplies analyses with what their signatures name, and records provenance.
+
+Analyses that run on the same prompts share one capture with the union of what they need.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from headscope import analyses
+from headscope.analyses._runtime import options as check
+from headscope.analyses._runtime.inputs import Progress, PromptSets, positionals
+from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+
+def execute(
+    name: str,
+    model: Model,
+    prompts: Any = None,
+    *,
+    capture: xr.Dataset | None = None,
+    task: Any = None,
+    options: Mapping[str, Any] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Run one analysis, supplying everything that its signature names.
+
+    Parameters
+    ----------
+    name
+        Name of the analysis.
+    model
+        Model that it looks at.
+    prompts
+        Texts, token ids or a task: the prompts of analyses that declare no task of their own.
+    capture
+        Capture of ``prompts``; used where it holds what the analysis needs.
+    task
+        Name of a task, path of a JSONL file, a task, or (where the analysis needs no answers) any
+        prompts, instead of the analysis' own task.
+    options
+        Values of the analysis' options; text is converted to the type of the default.
+    n
+        Number of prompts made from the analysis' task; default: what the analysis declares.
+    seed
+        Seed of the task and, unless ``options`` says otherwise, of the analysis.
+    progress
+        Called with (name of the step, done, total).
+
+    Returns
+    -------
+    The result of the analysis; its attributes carry the provenance of the capture and
+    ``analysis``, ``title`` and ``options`` (JSON).
+
+    Raises
+    ------
+    HeadscopeError
+        For an unknown analysis or option, a bad value, or when there are no prompts to run on.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("sinks", model, [[1, 5, 6, 7, 8, 9, 10, 11]], options={"epsilon": "0.8"})
+    >>> result.attrs["analysis"], result.attrs["title"].split(":")[0]
+    ('sinks', 'Attention sinks')
+    """
+    results = execute_many(
+        (name,),
+        model,
+        prompts,
+        capture=capture,
+        task=task,
+        options={name: options or {}},
+        n=n,
+        seed=seed,
+        progress=progress,
+    )
+    result = next(results)[1]
+    if isinstance(result, HeadscopeError):
+        raise result
+    return result
+
+
+def execute_many(
+    names: Iterable[str],
+    model: Model,
+    prompts: Any = None,
+    *,
+    capture: xr.Dataset | None = None,
+    task: Any = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, xr.Dataset | HeadscopeError]]:
+    """Run several analyses with one capture per prompt set; yield each result as it is ready.
+
+    Names and options are checked before anything runs. The parameters are those of
+    :func:`execute`, except that ``options`` is keyed by analysis.
+
+    Yields
+    ------
+    The name of an analysis and its result, or the refusal of one that this model or these prompts
+    do not suit; the others still run.
+    """
+    wanted = tuple(dict.fromkeys(names))
+    given = options or {}
+    stray = [each for each in given if each not in wanted]
+    if stray:
+        raise InvalidInput(f"options: {stray[0]!r} is not among the analyses to run")
+    settings = {each: _settings(each, given.get(each, {}), seed) for each in wanted}
+    sets = PromptSets(model, prompts, capture, task, n, seed, progress)
+    for each in wanted:
+        sets.expect(each)
+    return _run(wanted, settings, sets)
+
+
+def _run(
+    wanted: tuple[str, ...], settings: dict[str, dict[str, Any]], sets: PromptSets
+) -> Iterator[tuple[str, xr.Dataset | HeadscopeError]]:
+    for name in wanted:
+        module = analyses.load(name)
+        arguments = dict(settings[name])
+        if "progress" in inspect.signature(module.run).parameters and sets.progress is not None:
+            arguments["progress"] = partial(sets.progress, name)
+        try:
+            supplied = [sets.supply(name, what) for what in positionals(name)]
+            result = module.run(*supplied, **arguments)
+        except (NotApplicable, UnsupportedModel) as refusal:
+            yield name, refusal
+            continue
+        result.attrs = {
+            **result.attrs,
+            "analysis": name,
+            "title": analyses.summary(name),
+            "options": json.dumps(settings[name], sort_keys=True),
+        }
+        yield name, result
+
+
+def _settings(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return every option of an analysis with its value."""
+    known = analyses.options(name)
+    values = {option: each.default for option, each in known.items()}
+    if "seed" in values:
+        values["seed"] = seed
+    return {**values, **check.parse(name, known, given)}

@@ -1,0 +1,1 @@
+"""Statistics of results: bootstrap intervals, rank correlation, effect sizes, classification."""

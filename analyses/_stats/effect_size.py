@@ -1,0 +1,103 @@
+"""Effect sizes of two conditions, with their intervals, and what is significant among many."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headscope.analyses._stats.bootstrap import draws, percentiles
+
+Array = NDArray[np.float64]
+
+
+def cohen(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
+    """Return Cohen's d of every score (...): mean difference over its spread.
+
+    Paired: over the standard deviation of the differences (d_z); else over the pooled one. A spread
+    below ``floor`` counts as ``floor``: what changes alike on every prompt would have no end.
+
+    Parameters
+    ----------
+    one, other
+        Scores (prompt, ...); paired row by row, or of different numbers of prompts.
+    floor
+        Smallest spread, in the unit of the scores.
+    paired
+        Whether the rows are twins.
+
+    Examples
+    --------
+    >>> one, other = np.array([1.0, 3.0, 5.0]), np.array([0.0, 1.0, 2.0])
+    >>> float(cohen(one, other, 0.01, paired=True))
+    2.0
+    """
+    return np.asarray((one.mean(0) - other.mean(0)) / spread(one, other, floor, paired=paired))
+
+
+def spread(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
+    """Return the standard deviation that differences are measured in, ``floor`` at least."""
+    if paired:
+        found = (one - other).std(0, ddof=1)
+    else:
+        free = len(one) + len(other) - 2
+        squares = (len(one) - 1) * one.var(0, ddof=1) + (len(other) - 1) * other.var(0, ddof=1)
+        found = np.sqrt(squares / free)
+    return np.asarray(np.maximum(found, floor))
+
+
+def intervals(
+    one: Array, other: Array, floor: float, *, paired: bool, seed: int, resamples: int = 500
+) -> tuple[Array, Array, Array]:
+    """Return d and the ends of its 95 % bootstrap interval over prompts.
+
+    Twins are drawn together; the parameters are those of :func:`cohen`.
+    """
+    found = []
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        rows = rng.integers(0, len(one), len(one))
+        others = rows if paired else rng.integers(0, len(other), len(other))
+        found.append(cohen(one[rows], other[others], floor, paired=paired))
+    lower, upper = percentiles(np.stack(found), 0.025)
+    return cohen(one, other, floor, paired=paired), lower, upper
+
+
+def p_values(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
+    """Return the two-sided p of a t test of every score (...); the spread has the same floor."""
+    from scipy.stats import t
+
+    size = cohen(one, other, floor, paired=paired)
+    if paired:
+        count, free = np.sqrt(len(one)), len(one) - 1
+    else:
+        count = np.sqrt(len(one) * len(other) / (len(one) + len(other)))
+        free = len(one) + len(other) - 2
+    return np.asarray(2 * t.sf(np.abs(size) * count, free))
+
+
+def adjusted(values: Array) -> Array:
+    """Return p values adjusted by Benjamini and Hochberg over all that are not NaN.
+
+    >>> adjusted(np.array([0.01, 0.02, np.nan, 0.9])).round(3).tolist()
+    [0.03, 0.03, nan, 0.9]
+
+    Source: Benjamini and Hochberg, Controlling the False Discovery Rate (1995).
+    """
+    from scipy.stats import false_discovery_control
+
+    known = ~np.isnan(values)
+    result = np.full(values.shape, np.nan)
+    if known.any():
+        result[known] = false_discovery_control(values[known])
+    return result
+
+
+def difference(one: Array, other: Array, *, paired: bool, seed: int) -> tuple[float, float, float]:
+    """Return the difference of two means and its 95 % interval over prompts (prompt,)."""
+    mean = float(one.mean() - other.mean())
+    if min(len(one), len(other)) < 2:
+        return mean, float("nan"), float("nan")
+    first = draws(len(one), 1000, seed) / len(one)
+    second = first if paired else draws(len(other), 1000, seed + 1) / len(other)
+    lower, upper = np.quantile(first @ one - second @ other, [0.025, 0.975])
+    return mean, float(lower), float(upper)

@@ -1,0 +1,143 @@
+"""Agreement of scores of heads: between methods, between halves of the prompts, between draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headscope.analyses._runtime.results import label
+from headscope.analyses._stats.bootstrap import draws, percentiles
+
+Array = NDArray[np.float64]
+RESAMPLES = 300
+HALVES = 50
+
+
+def agreement(
+    first: Array, second: Array, seed: int, *, paired: bool = True
+) -> tuple[float, float, float]:
+    """Return Spearman's ρ over heads of |mean over prompts|, with its 95 % interval over prompts.
+
+    NaN ends with one prompt.
+
+    Parameters
+    ----------
+    first, second
+        Scores (prompt, layer, head); heads with NaN on either side are left out.
+    seed
+        Seed of the bootstrap.
+    paired
+        Whether both have the same prompts, which are then resampled together.
+    """
+    one, two = (each.reshape(len(each), -1) for each in (first, second))
+    known = ~(np.isnan(one).any(0) | np.isnan(two).any(0))
+    one, two = one[:, known], two[:, known]
+    rho = ranked(np.abs(one.mean(0)), np.abs(two.mean(0)))
+    if min(len(one), len(two)) < 2:
+        return rho, float("nan"), float("nan")
+    left = draws(len(one), RESAMPLES, seed) / len(one)
+    right = left if paired else draws(len(two), RESAMPLES, seed + 1) / len(two)
+    resampled = [ranked(a, b) for a, b in zip(np.abs(left @ one), np.abs(right @ two), strict=True)]
+    lower, upper = percentiles(np.asarray(resampled)[:, None], 0.025)
+    return rho, float(lower[0]), float(upper[0])
+
+
+def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
+    """Return the test–retest reliability of scores of heads: 1 where other prompts say the same.
+
+    Prompts are split in two at random, the means of the halves are rank-correlated over heads, and
+    Spearman and Brown's formula 2r / (1 + r) makes of it what all prompts together have. Mean over
+    splits, and the central 95 % of them.
+
+    Parameters
+    ----------
+    samples
+        Scores (prompt, layer, head).
+    seed
+        Seed of the splits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> same = np.tile(np.arange(8.0), (6, 1))
+    >>> split_half(same, seed=0)
+    (1.0, 1.0, 1.0)
+
+    Source: Spearman (1910), Brown (1910).
+    """
+    flat = samples.reshape(len(samples), -1)
+    flat = flat[:, ~np.isnan(flat).any(0)]
+    if len(flat) < 2:
+        return float("nan"), float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(HALVES):
+        order = generator.permutation(len(flat))
+        halves = np.array_split(order, 2)
+        r = ranked(*(np.abs(flat[half].mean(0)) for half in halves))
+        # At r = −1 the formula has no value; no worse than −1 is told apart.
+        found.append(max(2 * r / (1 + r), -1.0) if r > -1 else -1.0)
+    lower, upper = percentiles(np.asarray(found)[:, None], 0.025)
+    return float(np.mean(found)), float(lower[0]), float(upper[0])
+
+
+def ranked(first: Array, second: Array) -> float:
+    """Return Spearman's rank correlation; NaN where one side does not vary."""
+    return float(np.round((_ranks(first) * _ranks(second)).sum(), 12))
+
+
+def matrix(methods: Mapping[str, Array], seed: int) -> Array:
+    """Return ρ and its interval for every two methods (end, method, method).
+
+    All methods have the same prompts, which are resampled together; NaN where a method gives every
+    head the same.
+    """
+    samples = np.stack([each.reshape(len(each), -1) for each in methods.values()])
+    samples = samples[:, :, ~np.isnan(samples).any((0, 1))]
+    ranks = _ranks(np.abs(samples.mean(1)))
+    rho = np.round(ranks @ ranks.T, 12)
+    count = samples.shape[1]
+    if count < 2:
+        return np.stack([rho, np.full_like(rho, np.nan), np.full_like(rho, np.nan)])
+    weights = draws(count, RESAMPLES, seed) / count
+    resampled = _ranks(np.abs(np.einsum("rp,mph->rmh", weights, samples)))
+    pairs = resampled @ resampled.transpose(0, 2, 1)
+    lower, upper = percentiles(pairs.reshape(len(pairs), -1), 0.025)
+    return np.stack([rho, lower.reshape(rho.shape), upper.reshape(rho.shape)])
+
+
+def _ranks(values: Array) -> Array:
+    """Return ranks along the last axis, ties shared, centred and of length 1: products are ρ."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values, axis=-1)
+    ranks = ranks - ranks.mean(-1, keepdims=True)
+    size = np.linalg.norm(ranks, axis=-1, keepdims=True)
+    return np.asarray(np.where(size > 0, ranks / np.where(size > 0, size, 1.0), np.nan))
+
+
+def parting(first: Array, second: Array, count: int = 3) -> list[str]:
+    """Name the heads whose ranks by two scores (layer, head) lie furthest apart.
+
+    >>> import numpy as np
+    >>> parting(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([[1.0, 3.0, 2.0, 4.0]]), 1)
+    ['L0H0 (1st and 4th)']
+    """
+    known = ~(np.isnan(first) | np.isnan(second))
+    places = np.argwhere(known)
+    ranks = [
+        np.argsort(np.argsort(-np.abs(each[known]), kind="stable")) for each in (first, second)
+    ]
+    order = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:count]
+    return [
+        f"{label((int(places[at][0]), int(places[at][1])))} "
+        f"({_ordinal(int(ranks[0][at]) + 1)} and {_ordinal(int(ranks[1][at]) + 1)})"
+        for at in order
+    ]
+
+
+def _ordinal(number: int) -> str:
+    ends = {1: "st", 2: "nd", 3: "rd"} if number % 100 not in (11, 12, 13) else {}
+    return f"{number}{ends.get(number % 10, 'th')}"

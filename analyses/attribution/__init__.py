@@ -1,0 +1,1 @@
+"""Attribution: what an answer draws on, and through which layers and heads."""

@@ -1,0 +1,115 @@
+"""What heads write into the residual stream at every token, and the loss without each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headscope.analyses._interventions import head_sweep, row_edits
+from headscope.analyses._interventions.row_outputs import taking_out
+
+if TYPE_CHECKING:
+    from headscope.analyses._interventions.causal_check import Progress
+    from headscope.probes.models.model import Model
+
+Array = NDArray[np.float64]
+# Tokens whose outputs are in the residual stream's width at once.
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Written:
+    """What heads write, averaged over the tokens of every prompt.
+
+    Attributes
+    ----------
+    norm_share, output_share
+        (prompt, layer, head).
+    balance
+        (prompt, layer).
+    first
+        Norms at the tokens of the first prompt (layer, head, query).
+    """
+
+    norm_share: Array
+    output_share: Array
+    balance: Array
+    first: Array
+
+
+def measure(capture: xr.Dataset, weights: Float[Tensor, "layer head size residual"]) -> Written:
+    """Measure norms and projections of what heads write, in layers that have an attention map."""
+    z = capture["z"].transpose("prompt", "layer", "head", "query", ...)
+    lengths = capture["length"].values
+    prompts, layers, heads = z.shape[:3]
+    share, output = (np.full((prompts, layers, heads), np.nan) for _ in range(2))
+    balance = np.full((prompts, layers), np.nan)
+    first = np.full((layers, heads, int(lengths[0])), np.nan)
+    for prompt in range(prompts):
+        for layer in range(layers):
+            if bool(weights[layer].isnan().any()):
+                continue
+            found = z[prompt, layer, :, : int(lengths[prompt])].values
+            norms, projected = written(
+                torch.from_numpy(np.ascontiguousarray(found)), weights[layer]
+            )
+            if prompt == 0:
+                first[layer] = norms
+            total = norms.sum(0)
+            each = norms / np.where(total > 0, total, 1.0)
+            logs = np.log(np.where(each > 0, each, 1.0))
+            share[prompt, layer] = each.mean(1)
+            balance[prompt, layer] = (-(each * logs).sum(0) / np.log(max(heads, 2))).mean()
+            output[prompt, layer] = projected.mean(1)
+    return Written(share, output, balance, first)
+
+
+def written(
+    z: Float[Tensor, "head query size"], weights: Float[Tensor, "head size residual"]
+) -> tuple[Array, Array]:
+    """Return the norm of what each head writes, and its share of the sum (head, query) each.
+
+    A share is the projection on the sum over its squared length; the shares of a token sum to 1.
+    Where the sum is zero they are 0.
+    """
+    norms, shares = [], []
+    for part in torch.split(z.double(), CHUNK, dim=1):
+        outputs = [part[head] @ weights[head].double() for head in range(len(z))]
+        whole = torch.stack(outputs).sum(0)
+        size = whole.square().sum(-1)
+        norms.append(torch.stack([each.norm(dim=-1) for each in outputs]))
+        dots = torch.stack([(each * whole).sum(-1) for each in outputs])
+        shares.append(torch.where(size > 0, dots / size.clamp_min(1e-300), 0.0))
+    return torch.cat(norms, dim=1).numpy(), torch.cat(shares, dim=1).numpy()
+
+
+def loss_without(
+    model: Model, ids: Sequence[Sequence[int]], progress: Progress | None = None
+) -> Array:
+    """Return what the next-token loss gains with each head at zero (prompt, layer, head).
+
+    Many heads in one pass, as many as the logits allow; NaN in layers without an attention map.
+    """
+    chosen = head_sweep.every_head(model)
+    found = np.full((len(ids), len(chosen)), np.nan)
+    for row, one in enumerate(ids):
+        given = torch.tensor([list(one)])
+        intact = float(row_edits.losses(model, given)[0])
+        room = min(row_edits.TOKENS, row_edits.NUMBERS // model.vocabulary)
+        for some in torch.split(torch.arange(len(chosen)), max(1, room // len(one))):
+            edit: Any = taking_out(chosen[some])
+            lost = row_edits.losses(model, given.expand(len(some), -1), (edit,)) - intact
+            found[row, some.numpy()] = lost.double().cpu().numpy()
+            if progress is not None:
+                progress(row * len(chosen) + int(some[-1]) + 1, len(ids) * len(chosen))
+    every = np.full((len(ids), model.layers, model.heads), np.nan)
+    every[:, model.geometry.attending] = found.reshape(len(ids), -1, model.heads)
+    return every

@@ -1,0 +1,147 @@
+"""Logit attribution: what every head writes straight towards the answer.
+
+What a head puts into the residual stream at the question, ``z_h W_O^h``, goes through the last
+norm, its scale frozen, and the unembedding: so many logits for the answer over the wrong one. With
+the embeddings, what else each layer writes (MLP and biases) and the biases at the end, the heads
+sum to the logit difference exactly. What a head does through later layers is not in its direct
+share, so the loss without the head stands beside it as a correlation.
+
+Sources: Elhage et al., A Mathematical Framework for Transformer Circuits (2021); Wang et al.,
+Interpretability in the Wild (2211.00593).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from headscope.analyses._interventions.causal_check import Progress
+from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
+from headscope.analyses._stats.rank_correlation import agreement, parting
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+NEEDS = ()
+KEEP = ("z",)
+TASK = "ioi"
+PROMPTS = 32
+
+SOURCE = "Elhage et al. 2021; Wang et al. 2211.00593"
+COMPONENTS = ("embeddings", "all heads", "MLPs and biases", "last biases")
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Split the logit difference of a task into what every head and layer writes directly.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task with the kept ``z``, whose means take the heads' place in the ablation.
+    model
+        Model that was captured.
+    task
+        Task whose answers are followed. Without wrong answers the mean logit of the vocabulary
+        stands in their place.
+    seed
+        Seed of the bootstrap over prompts.
+    progress
+        Called with (done, total) ablated prompts.
+
+    Returns ------- Dataset with ``direct_logit`` (layer, head; logits for the answer over the wrong
+    one, at the question), ``component_logit`` (component; the sums that make the difference),
+    ``logit_difference`` (what the model gives) and ``direct_vs_ablation`` (Spearman rank
+    correlation over heads of absolute direct logits and the logit difference lost under mean
+    ablation), with 95 % intervals over prompts.
+
+    Raises
+    ------
+    HeadscopeError
+        When the capture lacks ``z``, heads do not write straight into the residual stream, or the
+        logits are no linear read-out of it (a soft cap), so that nothing sums.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runtime.runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("logit_attribution", model, n=2)
+    >>> parts, whole = result["component_logit"], result["logit_difference"]
+    >>> bool(abs(parts.sum() - whole) < 1e-3)
+    True
+    """
+    from headscope.analyses._interventions import ablation
+    from headscope.analyses._measurements import direct_logit_attribution
+
+    require(capture, KEEP, "logit_attribution")
+    parts = direct_logit_attribution.attribute(model, task)
+    asked = ablation.asked_of(model, task)[1]
+    paired = all(one.wrong_ids for each in asked for one in each)
+    metric = "logit_difference" if paired else "log_probability"
+    intact = ablation.intact(model, task, metric)
+    lost = intact[:, None, None] - ablation.leave_one_out(
+        model, task, metric, ablation.mean_z(capture), progress
+    )
+    gap = float(np.abs(parts.total() - parts.logit).max())
+
+    against = "the wrong answers" if paired else "the mean of the vocabulary"
+    what = f"logit of the answer − {against}, {len(intact)} prompts of {task.name}"
+    frozen = f"z·W_O at the question, through the last norm with its scale frozen; {what}"
+    sums = np.stack(
+        [parts.embedding, np.nansum(parts.heads, axis=(1, 2)), parts.rest.sum(1), parts.bias],
+        axis=1,
+    )
+    variables = {
+        **averaged(
+            "direct_logit", ("layer", "head"), parts.heads,
+            f"Direct logits for the answer of {task.name}", "logits", "diverging", seed=seed,
+            convention=frozen, source=SOURCE,
+        ),
+        **averaged(
+            "component_logit", ("component",), sums, "Direct logits by component", "logits",
+            "diverging", seed=seed, source=SOURCE,
+            convention=f"they sum to the difference within {gap:.2g}; {frozen}",
+        ),
+        **averaged(
+            "logit_difference", (), parts.logit, "What the components sum to", "logits",
+            "diverging", seed=seed, convention=what,
+        ),
+        **interval(
+            "direct_vs_ablation", (), *agreement(parts.heads, lost, seed),
+            "Direct logits against mean ablation", "Spearman ρ", "diverging", -1, 1,
+            convention="rank correlation over heads of the absolute means over prompts; ablation: "
+            f"{metric.replace('_', ' ')} lost, all paths",
+        ),
+    }  # fmt: skip
+    direct_logit = variables["direct_logit"].values
+    rho = float(variables["direct_vs_ablation"].values)
+    lower = float(variables["direct_vs_ablation_lower"].values)
+    ends = parting(direct_logit, lost.mean(0))
+    verdict = (
+        f"Direct logits rank heads like mean ablation does (Spearman ρ {rho:.2f})"
+        if lower > 0
+        else "DISAGREEMENT: direct logits do not rank heads like mean ablation "
+        f"(Spearman ρ {rho:.2f})"
+    )
+    return dataset(
+        capture,
+        variables,
+        {"component": list(COMPONENTS)},
+        convention=what,
+        top_heads=[label(head) for head in top(direct_logit, 5)],
+        sum_gap=gap,
+        note=(
+            f"{verdict}; they part most at {', '.join(ends)}, by direct logits and by ablation: a "
+            "head that works through later layers writes little to the answer itself."
+        ),
+    )

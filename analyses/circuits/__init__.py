@@ -1,0 +1,1 @@
+"""Circuits: through which heads and edges an answer comes."""

@@ -1,0 +1,281 @@
+"""Discrete-SAE circuits: heads and edges found from codes that only the task brings out.
+
+A small sparse autoencoder is trained on the heads' outputs of ten prompts; the code of a head on a
+prompt is its strongest feature. A head belongs to the circuit when it shows codes on the task's
+prompts that it never shows on corrupted ones, an edge when two heads' codes co-occur only there.
+The ground truth is causal: heads whose output on the corrupted prompt, put in place of their own,
+moves the task's metric; it takes away just what the codes are read for. Beside the result
+stand three baselines: the dictionary before training, the trained one with shuffled labels, and the
+plain difference of mean outputs.
+
+Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in
+Language Models (2405.12522).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions.causal_check import Progress
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import (
+    dataset,
+    heads,
+    interval,
+    label,
+    require,
+    top,
+    variable,
+)
+from headscope.analyses._stats.bootstrap import t_interval
+from headscope.analyses.circuits._codes import softmax
+from headscope.kernels.errors import NotApplicable
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+NEEDS = ()
+KEEP = ("z",)
+TASK = "ioi"
+PROMPTS = 250
+
+SOURCE = "O'Neill & Bui 2405.12522"
+METHODS = ("trained SAE", "untrained SAE", "shuffled labels", "mean difference")
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    features: int = 200,
+    examples: int = 10,
+    epochs: int = 500,
+    rate: float = 1e-3,
+    sparsity: float = 0.02,
+    per_union: bool = False,
+    trials: int = 5,
+    truth_prompts: int = 32,
+    threshold: float = 0.05,
+    edges: int = 40,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Score heads and edges by the codes that only the task brings out.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task's clean prompts (the positives) with the kept ``z``.
+    model
+        Model that was captured; the corrupted prompts (the negatives) are captured here.
+    task
+        Task with corrupted prompts.
+    features
+        Features of the dictionary.
+    examples
+        Prompts that the dictionary is trained on, drawn anew in every trial.
+    epochs
+        Training steps, all examples in each.
+    rate
+        Learning rate of Adam.
+    sparsity
+        Weight λ of the mean activation in the loss.
+    per_union
+        Divide a head's unique codes by the number of codes it shows on either set.
+    trials
+        Number of trials; each draws the examples and the initial weights anew.
+    truth_prompts
+        Prompts of the ablations behind the ground truth.
+    threshold
+        A head is in the ground truth when resampling it moves the metric by more than this share
+        of the intact metric.
+    edges
+        Number of best edges that are returned.
+    seed
+        Seed of the trials.
+    progress
+        Called with (done, total): ablations, then trials.
+
+    Returns
+    -------
+    Dataset with ``node`` (layer, head; softmax over heads of the unique codes, mean over trials),
+    ``unique_codes`` (layer, head), ``edge_score`` (edge; softmax over edges), ``ablation`` (layer,
+    head; the causal number), ``ground_truth`` (layer, head; 0 or 1), ``node_auc``, ``edge_auc``
+    (condition; mean over trials with a 95 % t interval), ``node_auc_sae`` and ``edge_auc_sae``.
+    An edge is in the ground truth when both its heads are and its source lies in an earlier layer.
+
+    Raises
+    ------
+    NotApplicable
+        When the capture lacks ``z``, an option is out of range, the output projection of the
+        model's heads cannot be found, or fewer than two layers have an attention map.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runtime.runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("sae_circuits", model, n=2, options={"epochs": 5, "trials": 2})
+    >>> result["edge_score"].dims
+    ('edge',)
+    """
+    import torch
+
+    from headscope.analyses._interventions import ablation
+    from headscope.analyses._measurements import head_outputs
+    from headscope.analyses.circuits._code_trials import Trials, auc
+
+    for name, value, least in (
+        ("features", features, 2), ("examples", examples, 1), ("epochs", epochs, 1),
+        ("trials", trials, 2), ("truth_prompts", truth_prompts, 2), ("edges", edges, 1),
+        ("rate", rate, 0), ("sparsity", sparsity, 0), ("threshold", threshold, 0),
+    ):  # fmt: skip
+        options.at_least(name, value, least)
+    require(capture, KEEP, "sae_circuits")
+
+    if len(model.geometry.attending) < 2:
+        raise NotApplicable(
+            f"model: {model.name} has one layer with an attention map; an edge needs heads of two"
+        )
+    negatives = ablation.corrupted(model, task)
+    some = replace(task, prompts=task.prompts[:truth_prompts])
+    intact = float(ablation.intact(model, some, task.metric).mean())
+    others = ablation.outputs(negatives.isel(prompt=slice(truth_prompts)))
+    without = ablation.leave_one_out(model, some, task.metric, others, progress).mean(0)
+    moved = intact - without
+    truth = np.abs(moved) > threshold * abs(intact)
+
+    names = heads(capture)
+    grid_of = _Grid(names, truth.shape)
+    weights = head_outputs.output_weights(model)
+    clean = head_outputs.mean_outputs(capture, weights)[:, grid_of.places]
+    corrupted = head_outputs.mean_outputs(negatives, weights)[:, grid_of.places]
+
+    pairs = [
+        (source, target)
+        for source in range(len(names))
+        for target in range(len(names))
+        if names[source][0] < names[target][0]
+    ]
+    settings = {
+        "features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity,
+    }  # fmt: skip
+    trial = Trials(clean, corrupted, pairs, per_union, examples, settings)
+    scores = []
+    for number in range(trials):
+        scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
+        if progress is not None:
+            progress(number + 1, trials)
+    nodes = np.stack([node for node, _ in scores])
+    links = np.stack([link for _, link in scores])
+    wanted_nodes = truth.ravel()[grid_of.places]
+    wanted_links = np.array([wanted_nodes[one] and wanted_nodes[two] for one, two in pairs])
+
+    convention = (
+        f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
+        f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
+    )
+    truth_said = (
+        f"|resample ablation| > {threshold:.0%} of the intact {task.metric} ({intact:.3g}), "
+        f"{len(some.prompts)} prompts"
+    )
+    shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
+    best = np.argsort(-shown, kind="stable")[:edges]
+    grid = ("layer", "head")
+    variables: dict[str, xr.Variable] = {
+        "node": variable(
+            grid, grid_of.spread(np.mean([softmax(each) for each in nodes[:, 0]], axis=0)),
+            "Circuit score of the head", "share", "sequential", 0, 1,
+            convention=f"softmax over heads of the unique codes; {convention}", source=SOURCE,
+        ),
+        "unique_codes": variable(
+            grid, grid_of.spread(nodes[:, 0].mean(0)), "Codes seen only with the task",
+            "share of codes" if per_union else "codes", "sequential", 0,
+            convention=convention, source=SOURCE,
+        ),
+        "edge_score": variable(
+            ("edge",), shown[best], "Circuit score of the edge", "share", "sequential", 0, 1,
+            convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
+        ),
+        "ablation": variable(
+            grid, moved, f"Effect on {task.name} of its output on the corrupted prompt",
+            task.metric.replace("_", " "), "diverging", evidence="causal",
+            convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
+        ),
+        "ground_truth": variable(
+            grid, grid_of.spread(wanted_nodes.astype(float)), "Head of the circuit by ablation",
+            "indicator", "sequential", 0, 1, evidence="causal",
+            convention=f"1 where {truth_said}, else 0",
+        ),
+    }  # fmt: skip
+    aucs: dict[str, NDArray[np.float64]] = {}
+    for name, values, wanted, what in (
+        ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
+    ):  # fmt: skip
+        aucs[name] = np.array([[auc(wanted, one) for one in method] for method in values])
+        ends = t_interval(aucs[name])
+        variables |= interval(
+            name, ("condition",), *ends, f"AUC for the {what} of the circuit", "ROC AUC",
+            "sequential", 0, 1, convention=f"against {truth_said}; t interval over {trials} trials",
+            source=SOURCE,
+        )  # fmt: skip
+        variables |= interval(
+            f"{name}_sae", (), *(end[0] for end in ends), f"AUC for the {what}, trained SAE",
+            "ROC AUC", "sequential", 0, 1, convention=f"against {truth_said}", source=SOURCE,
+        )  # fmt: skip
+
+    placed = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
+    coords: dict[str, Any] = {"condition": list(METHODS)}
+    for column, name in enumerate(("source_layer", "source_head", "target_layer", "target_head")):
+        coords[name] = ("edge", placed[:, column])
+    circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
+    return dataset(
+        capture,
+        variables,
+        coords,
+        convention=convention,
+        circuit=[label(head) for head in circuit],
+        top_heads=[label(head) for head in top(variables["unique_codes"].values, 5)],
+        note=_note(aucs["node_auc"], len(circuit), len(names)),
+    )
+
+
+class _Grid:
+    """Where the heads that have an attention map stand in the grid of all."""
+
+    def __init__(self, names: list[tuple[int, int]], shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.places = np.array([layer * shape[1] + head for layer, head in names])
+
+    def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Put one value a head into the grid (layer, head), NaN where there is no map."""
+        every = np.full(self.shape, np.nan)
+        every.flat[self.places] = values
+        return every
+
+
+def _note(each: NDArray[np.float64], circuit: int, total: int) -> str:
+    """Hold the trained dictionary against shuffled labels, trial by trial; (trial, method)."""
+    if circuit in (0, total):
+        return (
+            f"{circuit} of {total} heads pass the ablation threshold, so there is no AUC; "
+            f"move the threshold."
+        )
+    mean = each.mean(0)
+    numbers = ", ".join(f"{name} {value:.2f}" for name, value in zip(METHODS, mean, strict=True))
+    _, lower, _ = t_interval(each[:, 0] - each[:, 2], low=-1)
+    simpler = [METHODS[one] for one in (1, 3) if mean[one] >= mean[0]]
+    more = f" No better than the simpler {' and '.join(simpler)}." if simpler else ""
+    if lower > 0:
+        return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{more}"
+    return (
+        f"DISAGREEMENT: the codes are not shown to find the {circuit} heads that ablation finds "
+        f"better than shuffled labels do (AUC: {numbers}).{more}"
+    )

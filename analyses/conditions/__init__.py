@@ -1,0 +1,1 @@
+"""Conditions: which heads differ between two sets of prompts, and whether they cause it."""

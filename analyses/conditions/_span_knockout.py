@@ -1,0 +1,89 @@
+"""Knocked-out spans: what heads put out at one query with and without some keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headscope.probes.attention.forward import Reader
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+Array = NDArray[np.float64]
+
+
+class _Direct(Reader):
+    """Compute every layer twice, with the edits and without, and go on without them."""
+
+    def __call__(self, call: Any) -> Tensor:
+        """Hand on the edited output; return the intact one."""
+        outputs = call.attend(self.request, self.inside(call))
+        self.layers.append(call.layer)
+        if self.take is not None:
+            self.take(call, outputs, outputs["z"])
+        intact: Tensor = call.attend(self.request, None)["z"]
+        return intact
+
+
+def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], how: str) -> Array:
+    """Return the output z of every head at one query of one prompt (layer, head, size).
+
+    Exact at any length: the keys are hidden inside the attention, in all heads, from the queries
+    after the first of them.
+
+    Parameters
+    ----------
+    model, ids, query
+        The model, the tokens of the prompt, and the position that is read.
+    keys
+        Positions of the hidden keys; none for the intact model.
+    how
+        ``total``: hidden in all layers at once, so that later layers read what earlier ones no
+        longer pass on; ``direct``: in each layer alone, which reads an intact residual stream.
+
+    Returns
+    -------
+    Outputs; NaN in layers without an attention map.
+    """
+    from headscope.kernels.api import Request
+    from headscope.probes.attention.forward import run
+    from headscope.probes.interventions import KnockOut
+
+    found = np.full((model.layers, model.heads, model.geometry.value_size), np.nan)
+
+    def take(call: Any, _: Any, z: Tensor) -> None:
+        found[call.layer] = z[0, :, query].double().cpu().numpy()
+
+    edits: tuple[KnockOut, ...] = ()
+    if keys:
+        heads = tuple((at, head) for at in model.geometry.attending for head in range(model.heads))
+        # The first key of all sees nothing else, and is no query that reads the span.
+        queries = tuple(range(min(keys) + 1, len(ids)))
+        edits = (KnockOut(heads=heads, keys=tuple(keys), queries=queries),)
+    reader = (_Direct if how == "direct" else Reader)(Request(stats=()), edits, take)
+    with torch.no_grad():
+        run(model, torch.tensor([list(ids)]), reader, head=False)
+    return found
+
+
+def distances(one: Array, other: Array) -> tuple[Array, Array]:
+    """Return the Euclidean distance of two outputs, and its share of the two norms (layer, head).
+
+    The share is ``‖a − b‖ / (‖a‖ + ‖b‖)``: 0 for equal outputs, 1 where one of them is 0 or they
+    are opposite.
+
+    >>> import numpy as np
+    >>> far, share = distances(np.array([[[3.0, 0.0]]]), np.array([[[1.0, 0.0]]]))
+    >>> far.tolist(), share.tolist()
+    ([[2.0]], [[0.5]])
+    """
+    far = np.linalg.norm(one - other, axis=-1)
+    whole = np.linalg.norm(one, axis=-1) + np.linalg.norm(other, axis=-1)
+    # Heads that write nothing on either side do not differ.
+    return far, np.where(np.isnan(whole), np.nan, far / np.where(whole > 0, whole, 1.0))

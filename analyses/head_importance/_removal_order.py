@@ -1,0 +1,130 @@
+"""Orders in which heads, or whole KV groups, are taken out, and the smallest set that is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions.edited_metric import Head, without
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+Array = NDArray[np.float64]
+Unit = tuple[Head, ...]
+
+
+def units(model: Model, *, grouped: bool = False) -> list[Unit]:
+    """List what is taken out as one: each head, or all query heads that share a KV head."""
+    size = model.heads // model.kv_heads if grouped else 1
+    return [
+        tuple((layer, head) for head in range(start, start + size))
+        for layer in model.geometry.attending
+        for start in range(0, model.heads, size)
+    ]
+
+
+def flat(some: Sequence[Unit]) -> list[Head]:
+    """List the heads of units.
+
+    >>> flat([((0, 1),), ((2, 0), (2, 1))])
+    [(0, 1), (2, 0), (2, 1)]
+    """
+    return [head for unit in some for head in unit]
+
+
+def greedy(
+    model: Model,
+    task: Task,
+    metric: str,
+    pool: Sequence[Unit],
+    share: float,
+    values: Any = None,
+    step: Callable[[], None] | None = None,
+) -> tuple[list[Unit], list[Unit]]:
+    """Order units by what the task loses without them, ranked anew as others are gone.
+
+    Parameters
+    ----------
+    model, task, metric, values
+        As in `edited.without`.
+    pool
+        The units.
+    share
+        Share of all units taken out between two rankings; one unit at least.
+    step
+        Called after each set that was tried.
+
+    Returns
+    -------
+    The greedy order, the dispensable first, and the order of the first ranking (one shot).
+    """
+    together = max(1, round(share * len(pool)))
+    left = list(pool)
+    order: list[Unit] = []
+    first: list[Unit] = []
+    while left:
+        gone = flat(order)
+        tried = without(model, task, metric, [[*gone, *unit] for unit in left], values, step)
+        ranked = [left[at] for at in np.argsort(-tried.mean(0), kind="stable")]
+        first = first or ranked
+        order += ranked[:together]
+        left = [unit for unit in left if unit not in set(ranked[:together])]
+    return order, first
+
+
+def tries(count: int, share: float) -> int:
+    """Return how many sets `greedy` tries.
+
+    >>> tries(4, 0.0), tries(4, 0.5)
+    (10, 6)
+    """
+    together = max(1, round(share * count))
+    return sum(range(count, 0, -together))
+
+
+def prefixes(order: Sequence[Unit], counts: Sequence[int]) -> list[list[Head]]:
+    """List the heads that are gone when the first ``counts`` units of an order are."""
+    return [flat(order[:count]) for count in counts]
+
+
+def smallest(
+    model: Model,
+    task: Task,
+    metric: str,
+    order: Sequence[Unit],
+    least: float,
+    values: Any = None,
+) -> list[Unit] | None:
+    """Return the units of the smallest set along an order whose mean metric is at least ``least``.
+
+    The longest beginning of the order that may go is taken out; then every other unit, in order,
+    that can still go alone. What is left cannot lose one more. None where the metric of the whole
+    model is below ``least``.
+    """
+    scores = without(model, task, metric, prefixes(order, range(len(order) + 1)), values).mean(0)
+    fits = np.flatnonzero(scores >= least)
+    if not len(fits) or scores[0] < least:
+        return None
+    gone, kept = list(order[: fits[-1]]), []
+    for unit in order[fits[-1] :]:
+        score = without(model, task, metric, [flat([*gone, unit])], values).mean()
+        if score >= least:
+            gone.append(unit)
+        else:
+            kept.append(unit)
+    return kept
+
+
+def spaced(total: int, points: int) -> list[int]:
+    """Return up to ``points`` + 1 numbers from 0 to ``total``, both among them.
+
+    >>> spaced(32, 4), spaced(3, 8)
+    ([0, 8, 16, 24, 32], [0, 1, 2, 3])
+    """
+    return sorted({math.floor(at * total / points + 0.5) for at in range(points + 1)})

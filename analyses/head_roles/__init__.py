@@ -1,0 +1,1 @@
+"""Head roles: previous-token, induction, local and name-mover heads, by several detectors."""

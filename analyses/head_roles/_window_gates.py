@@ -1,0 +1,179 @@
+"""Full and streaming attention mixed head by head: learned gates, and the cost of every window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headscope.kernels.api import Request, WeightEdits
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.prompts.prompt_batch import batches
+
+if TYPE_CHECKING:
+    from headscope.probes.attention.interface import Call
+    from headscope.probes.models.model import Model
+
+TOKENS = 8192
+# Tokens in one step of the gates.
+STEP = 512
+
+
+@dataclass
+class Mixer(Reader):
+    """Answer with ``share · full + (1 − share) · streaming``, one share a row and head.
+
+    A streaming head sees the ``first`` first keys and the ``recent`` last ones (`Window`).
+    """
+
+    shares: Float[Tensor, "_ layer head"] = field(default_factory=lambda: torch.ones(1, 1, 1))
+    first: int = 4
+    recent: int = 16
+
+    def __call__(self, call: Call) -> Tensor:
+        """Compute both and mix."""
+        share = self.shares[:, call.layer].to(call.query)[:, :, None, None]
+        self.layers.append(call.layer)
+        nothing = Request(stats=())
+        full = call.attend(nothing)["z"]
+        if not share.requires_grad and bool((share == 1).all()):
+            return full
+        heads = call.query.shape[1]
+        narrow = WeightEdits(
+            first=torch.full((heads,), self.first), recent=torch.full((heads,), self.recent)
+        ).to(call.query.device)
+        return share * full + (1 - share) * call.attend(nothing, narrow)["z"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the gates are learned.
+
+    The loss is the squared error of the last hidden state at the questions, over the squared norm
+    of what it is with full attention (DuoAttention has the bare squared error), plus ``weight``
+    times the mean gate. Adam from 1, cut to 0 … 1.
+    """
+
+    steps: int
+    rate: float
+    weight: float
+    first: int
+    recent: int
+
+
+def learn(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    asked: Sequence[Sequence[int]],
+    training: Training,
+    step: Callable[[], None],
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Learn one gate a KV head: 1 keeps full attention, 0 leaves a streaming head.
+
+    Every step takes the next batch of prompts of one length.
+
+    Returns
+    -------
+    Gates (layer, kv_head), NaN in layers without an attention map; and the loss at every step.
+
+    Source: Xiao et al., DuoAttention (2410.10819).
+    """
+    group = model.heads // model.kv_heads
+    gates = torch.ones(model.layers, model.kv_heads, device=model.device, requires_grad=True)
+    optimizer = torch.optim.Adam([gates], lr=training.rate)
+    attending = model.geometry.attending
+    rounds = list(batches(ids, STEP))
+    aims: dict[int, Tensor] = {}
+    losses = []
+    for number in range(training.steps):
+        at = number % len(rounds)
+        rows = rounds[at]
+        given = torch.tensor([ids[row] for row in rows])
+        places = [(place, one) for place, row in enumerate(rows) for one in asked[row]]
+        batch, position = torch.tensor(places, device=model.device).T
+        if at not in aims:
+            with torch.no_grad():
+                whole = run(model, given, Reader(Request(stats=())), head=False)
+            aims[at] = whole[batch, position].float()
+        with torch.enable_grad():
+            shares = gates.repeat_interleave(group, dim=1)[None]
+            mixer = Mixer(
+                Request(stats=()), shares=shares, first=training.first, recent=training.recent
+            )
+            hidden = run(model, given, mixer, head=False)[batch, position].float()
+            error = (hidden - aims[at]).square().sum() / aims[at].square().sum()
+            loss = error + training.weight * gates[attending].mean()
+            (slope,) = torch.autograd.grad(loss, gates)
+        gates.grad = slope
+        optimizer.step()
+        with torch.no_grad():
+            gates.clamp_(0, 1)
+        losses.append(float(loss.detach()))
+        step()
+    result = gates.detach().double().cpu().numpy().copy()
+    result[list(model.geometry.without)] = np.nan
+    return result, losses
+
+
+def window_cost(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    measure: Callable[[Tensor, Sequence[int]], Tensor],
+    first: int,
+    recent: int,
+    step: Callable[[int], None],
+) -> NDArray[np.float64]:
+    """Return what each head costs as a streaming head, all others full (prompt, layer, head).
+
+    Parameters
+    ----------
+    model, ids
+        The model and its prompts.
+    measure
+        Turns logits and the prompts of their rows into one loss a row.
+    first, recent
+        Keys that a streaming head sees.
+    step
+        Called with the number of heads times prompts done.
+    """
+    count = model.layers * model.heads
+    single = 1 - torch.eye(count).reshape(count, model.layers, model.heads)
+    result = np.full((len(ids), count), np.nan)
+    for rows in batches(ids, TOKENS):
+        given = torch.tensor([ids[row] for row in rows])
+        nothing = torch.ones(1, model.layers, model.heads)
+        intact = _scored(model, given, nothing, measure, rows, first, recent)
+        together = max(1, TOKENS // given.numel())
+        for start in range(0, count, together):
+            some = single[start : start + together]
+            shares = some.repeat_interleave(len(rows), dim=0)
+            values = _scored(
+                model, given.repeat(len(some), 1), shares, measure, rows * len(some), first, recent
+            )
+            change = values.reshape(len(some), len(rows)) - intact
+            result[rows, start : start + len(some)] = change.T
+            step(len(shares))
+    grid = result.reshape(-1, model.layers, model.heads)
+    grid[:, list(model.geometry.without)] = np.nan
+    return grid
+
+
+def _scored(
+    model: Model,
+    given: Tensor,
+    shares: Tensor,
+    measure: Callable[[Tensor, Sequence[int]], Tensor],
+    rows: Sequence[int],
+    first: int,
+    recent: int,
+) -> NDArray[np.float64]:
+    mixer: Any = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
+    with torch.no_grad():
+        output = run(model, given, mixer, head=True)
+        return np.asarray(measure(output, rows).double().cpu().numpy())

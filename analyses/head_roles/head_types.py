@@ -1,0 +1,217 @@
+"""Head types: previous-token, duplicate-token, induction and BOS heads.
+
+Scores of the attention pattern on a sequence of random tokens that is repeated, where the four
+types are easily told apart; beside them the causal check of the induction score: what the accuracy
+on the repeated part becomes without the top induction heads, and without as many random others.
+A model without causal order (an encoder) also gets next-token heads; it predicts no next token, so
+there is no causal check.
+
+Sources: Olsson et al., In-context Learning and Induction Heads (2209.11895); the conventions are
+HeadVis' (mean over the queries that have a target) and TransformerLens' ``detect_head`` (share of
+all weight). Unlike HeadVis, weights below 0.01 count too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions import causal_check
+from headscope.analyses._runtime import options, taxonomy
+from headscope.analyses._runtime.results import (
+    above,
+    attending,
+    averaged,
+    dataset,
+    heads,
+    label,
+    require,
+    top,
+)
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+
+NEEDS = ("offset_mass", "target_mass", "first_mass")
+OFFSETS = (-1, 0, 1)
+TARGETS = ("duplicate", "induction")
+TASK = "induction"
+PROMPTS = 24
+
+CONVENTIONS = {
+    "headvis": "mean over the queries that have a target",
+    "transformer_lens": "share of all weight: sum over the targets, divided by all rows",
+}
+BOTH_WAYS = (
+    "INCONCLUSIVE: the model sees later tokens too, so it predicts no next token, and the scores "
+    "have no causal number here; they are correlational."
+)
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    convention: str = "headvis",
+    least_score: float = 0.4,
+    draws: int = 5,
+    seed: int = 0,
+    progress: causal_check.Progress | None = None,
+) -> xr.Dataset:
+    """Score every head as previous-token, duplicate-token, induction and BOS head.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task with ``offset_mass`` at offsets 1 and -1, ``target_mass`` for the rules
+        ``duplicate`` (keys that hold the query's token) and ``induction`` (keys right after
+        those), and ``first_mass``.
+    model
+        Model that was captured; its heads are ablated for the causal check.
+    task
+        Repeated random tokens; its accuracy is the causal number.
+    convention
+        ``headvis``: mean over the queries that have a target; ``transformer_lens``: sum over the
+        targets divided by all rows (the ``mul`` of its ``detect_head``).
+    least_score
+        Score above which a head is named by a type. The named heads (the best one where none is)
+        are ablated in the causal check.
+    draws
+        Number of random sets of as many other heads.
+    seed
+        Seed of the bootstrap over prompts and of the random sets.
+    progress
+        Called with (done, total) ablations.
+
+    Returns
+    -------
+    Dataset with ``previous_token``, ``duplicate_token``, ``induction`` and ``bos`` (layer, head;
+    share of weight, with 95 % intervals over prompts) and ``induction_accuracy`` (condition).
+    The first query is left out of ``bos``: it can see nothing else. Without causal order there is
+    ``next_token`` (layer, head) in place of the accuracy, and ``bos`` is the mass on the first
+    token, [CLS] of most encoders.
+
+    Raises
+    ------
+    HeadscopeError
+        When the capture lacks a statistic, offset or rule, or an option is out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runtime.runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> result = execute("head_types", model, n=2, options={"draws": 1})
+    >>> result["induction"].dims
+    ('layer', 'head')
+    """
+    options.one_of("convention", convention, CONVENTIONS)
+    options.between("least_score", least_score, 0, 1)
+    options.at_least("draws", draws, 1)
+    require(capture, NEEDS, "head_types")
+
+    masses = {
+        "previous_token": _offset(capture, 1),
+        "duplicate_token": _rule(capture, "duplicate"),
+        "induction": _rule(capture, "induction"),
+        "bos": _after_first(capture["first_mass"]),
+    }
+    titles = {
+        "previous_token": "Attention to the token before",
+        "duplicate_token": "Attention to earlier copies of the token",
+        "induction": "Attention to the token after an earlier copy",
+        "bos": "Attention to the first token",
+    }
+    if not model.geometry.causal:
+        masses["next_token"] = _offset(capture, -1)
+        titles["next_token"] = "Attention to the token after"
+    rows, form = _rows(capture), f"{convention}: {CONVENTIONS[convention]}"
+    variables: dict[str, xr.Variable] = {}
+    for name, mass in masses.items():
+        variables |= averaged(
+            name, ("layer", "head"), _score(mass, rows, convention), titles[name], "share",
+            "sequential", 0, 1, seed=seed, convention=form,
+            source="HeadVis; TransformerLens detect_head",
+            **taxonomy.attributes(name.replace("_", "-"), "scoring"),
+        )  # fmt: skip
+
+    named = {
+        name: [label(head) for head in top(scores, int((scores > least_score).sum()))]
+        for name, scores in ((name, variables[name].values) for name in masses)
+    }
+    if not model.geometry.causal:
+        return dataset(capture, variables, convention=form, heads_by_type=named, note=BOTH_WAYS)
+
+    pool = heads(capture)
+    most = len(pool) // 2
+    ablated = {
+        name: above(variables[name].values, least_score, most)
+        for name in ("induction", "previous_token")
+    }
+    accuracy, conditions, record = causal_check.check(
+        "induction_accuracy", "Accuracy on the repeated tokens", model, task,
+        ablated["induction"], pool, kind="induction", draws=draws, seed=seed,
+        others={"previous-token heads ablated": ablated["previous_token"]}, progress=progress,
+    )  # fmt: skip
+    return dataset(
+        capture,
+        {**variables, **accuracy},
+        {"condition": conditions},
+        convention=form,
+        heads_by_type=named,
+        causal=record,
+        note=record["note"]
+        + " The other three scores are statistics of the pattern; for their causal number see"
+        " `importance`.",
+    )
+
+
+def _offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
+    if offset not in capture["offset"].values:
+        _missing(f"offset_mass at offset {offset}", f"offsets={OFFSETS}")
+    # A query without a token at that offset has no mass there: it is left out, not counted as zero.
+    mass = capture["offset_mass"].sel(offset=offset)
+    return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
+
+
+def _rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+    if rule not in capture["target"].values:
+        _missing(f"target_mass of the rule {rule!r}", 'targets=("duplicate", "induction")')
+    mass = capture["target_mass"].sel(target=rule)
+    return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
+
+
+def _missing(what: str, how: str) -> None:
+    from headscope.kernels.errors import NotApplicable
+
+    raise NotApplicable(f"capture: head_types needs {what}; capture again with {how}")
+
+
+def _after_first(mass: xr.DataArray) -> NDArray[np.float64]:
+    values = mass.transpose("prompt", "layer", "head", "query").values.astype(np.float64)
+    values[..., 0] = np.nan
+    return np.asarray(values)
+
+
+def _rows(capture: xr.Dataset) -> NDArray[np.float64]:
+    """Count the queries of each prompt."""
+    layer = int(np.flatnonzero(attending(capture))[0])
+    first = capture["first_mass"].isel(layer=layer, head=0).transpose("prompt", "query")
+    return np.asarray(first.notnull().sum("query").values, dtype=np.float64)
+
+
+def _score(
+    mass: NDArray[np.float64], rows: NDArray[np.float64], convention: str
+) -> NDArray[np.float64]:
+    """Reduce (prompt, layer, head, query) to (prompt, layer, head) by the convention."""
+    known = ~np.isnan(mass)
+    total = np.where(known, mass, 0.0).sum(-1)
+    if convention == "transformer_lens":
+        return np.asarray(total / rows[:, None, None])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / known.sum(-1))

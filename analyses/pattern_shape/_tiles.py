@@ -1,0 +1,137 @@
+"""Tiles of a pooled map: the best ones of each row, window and columns, and their causal check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions.next_token_loss import losses, tokens, verdict
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+Array = NDArray[np.float64]
+
+# Rows are sums of float32: a row that holds all of its mass may miss 1 by this much.
+SLACK = 1e-5
+
+
+def maps(capture: xr.Dataset) -> tuple[Array, Array, Array]:
+    """Return the maps with rows that sum to 1, queries of each row, and blocks each row sees.
+
+    Dims prompt, layer, head, row, column; prompt, 1, 1, row; prompt, layer, 1, row. Rows beyond a
+    prompt and layers without a map are NaN.
+    """
+    pooled = capture["pooled_mean"].transpose("prompt", "layer", "head", "query_tile", "key_tile")
+    values = pooled.values.astype(np.float64)
+    values = np.where(np.isnan(values).all(-1, keepdims=True), np.nan, np.nan_to_num(values))
+    total = values.sum(-1, keepdims=True)
+    shares = values / np.where(total > 0, total, np.nan)
+    tile, count = int(capture.attrs["tile"]), values.shape[-1]
+    lengths = capture["length"].values
+    starts = tile * np.arange(count)
+    queries = np.clip(lengths[:, None] - starts, 0, tile).astype(np.float64)
+    return shares, queries[:, None, None], _visible(capture, tile, count)
+
+
+def _visible(capture: xr.Dataset, tile: int, count: int) -> Array:
+    """Count the blocks that hold a key some query of each row sees (prompt, layer, 1, row)."""
+    lengths, causal = capture["length"].values, capture["causal"].values
+    seen = np.full((len(lengths), len(causal), 1, count), np.nan)
+    for prompt, length in enumerate(lengths):
+        for layer, window in enumerate(capture["window"].values):
+            for row in range(-(-int(length) // tile)):
+                reach = length if np.isnan(window) else int(window)
+                first = max(row * tile - reach + 1, 0) // tile
+                final = min((row + 1) * tile, int(length)) - 1
+                last = final if causal[layer] else min(final + reach - 1, int(length) - 1)
+                seen[prompt, layer, 0, row] = last // tile - first + 1
+    return seen
+
+
+def average(values: Array, queries: Array) -> Array:
+    """Average over the rows of tiles, each by its queries."""
+    axis = 3
+    weights = np.broadcast_to(queries, values.shape)
+    known = ~np.isnan(values) & (weights > 0)
+    total = np.where(known, weights, 0.0).sum(axis)
+    found = np.where(known, values * weights, 0.0).sum(axis)
+    return np.asarray(found / np.where(total > 0, total, np.nan))
+
+
+def sorted_sums(shares: Array) -> Array:
+    """Add up each row's shares, largest first."""
+    return np.asarray(np.cumsum(-np.sort(-shares, axis=-1), axis=-1))
+
+
+def needed(shares: Array, mass: float) -> Array:
+    """Count the fewest tiles of each row that hold a share of its mass, NaN without a map."""
+    sums = sorted_sums(shares)
+    missing = np.isnan(sums).any(-1)
+    return np.where(missing, np.nan, (sums < mass - SLACK).sum(-1) + 1.0)
+
+
+def decompose(shares: Array, queries: Array, window: int) -> tuple[Array, Array]:
+    """Return the mass in the window, and of each column outside it, most first."""
+    place = np.arange(shares.shape[-1])
+    inside = np.abs(place[:, None] - place) < window
+    near = average(np.where(inside, shares, 0.0).sum(-1) + 0 * shares[..., 0], queries)
+    outside = np.where(inside & ~np.isnan(shares), 0.0, shares)
+    columns = average(outside, queries[..., None])
+    return near, -np.sort(-columns, axis=-1)
+
+
+def _rank(scores: Array) -> NDArray[np.int64]:
+    """Number the blocks of each row from the largest score on, 0 first."""
+    order = np.argsort(-np.nan_to_num(scores, nan=-1.0), axis=-1, kind="stable")
+    return np.asarray(order.argsort(-1))
+
+
+def sparse_loss(
+    capture: xr.Dataset,
+    model: Model,
+    shares: Array,
+    fewest: Array,
+    prompts: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Array, str]:
+    """Return the loss with all, the needed and random blocks (prompt, condition), and what it says.
+
+    The random blocks are as many, drawn among the earlier ones; the diagonal is in both.
+    """
+    import torch
+
+    from headscope.probes.interventions.block_mask import Blocks
+
+    generator = np.random.default_rng(seed)
+    tile, blocks = int(capture.attrs["tile"]), shares.shape[-1]
+    place = np.arange(blocks)
+    lower, diagonal = place[:, None] >= place, place[:, None] == place
+    found = []
+    ids = [(at, one) for at, one in enumerate(tokens(capture)) if len(one) > 1][:prompts]
+    for number, (at, one) in enumerate(ids):
+        members = tuple(position // tile for position in range(len(one)))
+        # Rows without a number belong to no prompt or no map: they stay whole.
+        whole = np.isnan(shares[at]).all(-1, keepdims=True)
+        best = _rank(shares[at]) < fewest[at][..., None]
+        best = (best & lower) | diagonal
+        random = np.where(diagonal, 2.0, generator.random(best.shape)) * lower
+        costs = [float(losses(model, one).mean())]
+        for keep in (best, (_rank(random) < best.sum(-1, keepdims=True)) & lower):
+            edit = Blocks(members, torch.from_numpy(keep | whole))
+            costs.append(float(losses(model, one, (edit,)).mean()))
+        found.append(costs)
+        if progress is not None:
+            progress(number + 1, len(ids))
+    loss = np.array(found)
+    mean = loss.mean(0)
+    told = (
+        f"{verdict(loss[:, 1], loss[:, 2], seed)}: loss {mean[0]:.3f} nats with all blocks, "
+        f"{mean[1]:.3f} with the needed ones, {mean[2]:.3f} with as many random ones."
+    )
+    return loss, told

@@ -1,0 +1,253 @@
+"""Hardness: how concentrated attention is, and whether it thins out as the text grows.
+
+Concentration is the mass of the k largest weights. Spikiness is ``1 − H / log n`` for entropy H and
+n visible keys: 0 even, 1 a single key. Dilution is minus the slope of the log of the largest weight
+over log n: 0 for a head that keeps its focus, 1 for an even one, whose largest weight is 1/n. The
+effective temperature is that of n Gaussian logits whose softmax has the same entropy,
+``H = log n − σ²/2``, so ``τ = 1/σ``; heads freeze onto a key as σ nears √(2 log n). Column hardness
+is ``α = n · max_k Σ_i P_ik²``, the largest squared column norm: small where no key is everybody's,
+and then attention can be sampled; α / n² is 1 where all look at one key. The causal number: what
+the loss becomes when the spikiest heads of each layer are spread out by a temperature, and when as
+many of its least spiky ones are.
+
+Sources: The Hedgehog & the Porcupine (spikiness); The Devil in Linear Transformer (dilution);
+Linear Log-Normal Attention (temperature); HyperAttention (column norms); Selective Attention.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions.causal_check import Progress
+from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens, verdict
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import averaged, dataset, label, require, top
+from headscope.analyses._stats.length_trend import (
+    by_octave,
+    mean,
+    octaves,
+    per_query,
+    slope,
+    stated,
+    visible,
+)
+from headscope.analyses.pattern_shape.entropy import largest
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+NEEDS = ("entropy", "topk", "column_norm")
+
+CONDITIONS = ("intact", "spiky heads spread", "least spiky heads spread")
+Array = NDArray[np.float64]
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    *,
+    skip_keys: int = 0,
+    shortest: int = 4,
+    heads: float = 0.25,
+    temperature: float = 100.0,
+    causal_prompts: int = 6,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Score every head by concentration, spikiness, dilution, temperature and column norms.
+
+    Parameters
+    ----------
+    capture
+        Capture of the prompts with ``entropy``, ``topk`` and ``column_norm``.
+    model
+        Model that was captured; its heads are spread out for the causal check.
+    skip_keys
+        First keys left out of the column norms, so that sinks do not hide the rest.
+    shortest
+        Visible keys in the first octave of the dilution; queries that see fewer are left out.
+    heads
+        Share of each layer's heads in each of the two sets of the causal check.
+    temperature
+        What divides their logits there; 100 makes any head all but even, 2 hardly moves a head
+        that is frozen onto a key.
+    causal_prompts
+        Prompts of the causal check, from the first on; 0 leaves it out.
+    seed
+        Seed of the bootstrap over prompts.
+    progress
+        Called with (done, total) prompts of the causal check.
+
+    Returns
+    -------
+    Dataset with ``concentration`` and ``spikiness`` (layer, head; share), ``dilution`` (layer,
+    head; slope), ``inverse_temperature`` (layer, head; σ), ``temperature`` (layer, head; τ = 1/σ of
+    the mean), ``column_hardness`` (layer, head; α), ``column_share`` (layer, head; α / n², 0 to 1)
+    and ``spread_loss`` (condition; nats a token, the causal number), with 95 % intervals over
+    prompts. Where no prompt spans two octaves the dilution is missing.
+
+    Raises
+    ------
+    HeadscopeError
+        When the capture lacks a statistic or an option is out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runtime.runner import execute
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> given = [list(range(40)), list(range(2, 42))]
+    >>> execute("concentration", model, given, options={"causal_prompts": 0})["spikiness"].dims
+    ('layer', 'head')
+    """
+    options.at_least("skip_keys", skip_keys, 0)
+    options.at_least("shortest", shortest, 1)
+    options.between("heads", heads, 0.0, 0.5)
+    options.at_least("temperature", temperature, 1.0)
+    options.at_least("causal_prompts", causal_prompts, 0)
+    require(capture, NEEDS, "concentration")
+    options.one_text(capture.attrs.get("attention", "self"), "concentration")
+
+    weights = capture["topk"].transpose("prompt", "layer", "head", "query", "rank").values
+    weights = weights.astype(np.float64)
+    seen, most, raw = visible(capture), largest(capture), per_query(capture, "entropy")
+    count = weights.shape[-1]
+    # The k largest of k keys are all of them, which says nothing.
+    full = np.where((seen > count)[:, :, None], weights.sum(-1), np.nan)
+    counts, peaks = by_octave(weights[..., 0], seen, octaves(seen, shortest))
+    with np.errstate(divide="ignore"):
+        dilution = -slope(np.log(counts)[:, :, None], np.log(peaks))
+    open_rows = np.where(most > 0, most, np.nan)
+    spikiness = mean(np.clip(1 - raw / open_rows, 0, 1))
+    sigma = mean(np.sqrt(np.maximum(2 * (open_rows - raw), 0)))
+    columns, share = _columns(capture, skip_keys)
+
+    lengths = f"prompts of {stated(capture)}"
+    texts: dict[str, tuple[Array, str, str, str, float | None, float | None, str, str]] = {
+        "concentration": (
+            mean(full), f"Mass of the {count} largest weights", "share", "sequential", 0, 1,
+            f"queries that see more than {count} keys; {lengths}", "Selective Attention",
+        ),
+        "spikiness": (
+            spikiness, "Spikiness of the weights", "share", "sequential", 0, 1,
+            f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine",
+        ),
+        "dilution": (
+            dilution, "Dilution of the largest weight with length", "slope", "diverging", None,
+            None, f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
+            "The Devil in Linear Transformer",
+        ),
+        "inverse_temperature": (
+            sigma, "Effective inverse temperature", "σ of the logits", "sequential", 0, None,
+            f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}",
+            "Linear Log-Normal Attention",
+        ),
+        "column_hardness": (
+            columns, "Column hardness α", "tokens", "sequential", 0, None,
+            f"n · max_k Σ_i P_ik², first {skip_keys} keys left out; {lengths}", "HyperAttention",
+        ),
+        "column_share": (
+            share, "Column hardness against its largest value", "share", "sequential", 0, 1,
+            f"α / n², first {skip_keys} keys left out; {lengths}", "HyperAttention",
+        ),
+    }  # fmt: skip
+    variables: dict[str, xr.Variable] = {}
+    for name, (values, title, units, scale, low, high, convention, source) in texts.items():
+        variables |= averaged(
+            name, ("layer", "head"), values, title, units, scale, low, high, seed=seed,
+            convention=convention, source=source,
+        )  # fmt: skip
+    variables |= _inverted(variables)
+
+    sets = _extremes(variables["spikiness"].values, heads)
+    coords: dict[str, Any] = {}
+    told = "No loss stands beside it: the model is not causal, or causal_prompts is 0."
+    if predicts(capture) and causal_prompts:
+        found, told = _spread(capture, model, sets, temperature, causal_prompts, seed, progress)
+        variables |= found
+        coords["condition"] = list(CONDITIONS)
+    named = {
+        kind: [label(head) for head in one]
+        for kind, one in zip(("spiky", "least_spiky"), sets, strict=True)
+    }
+    return dataset(
+        capture,
+        variables,
+        coords,
+        convention=f"means over the queries; {lengths}",
+        heads_by_type=named,
+        note=f"Spikiest heads: {', '.join(named['spiky'][:8])}. {told}",
+    )
+
+
+def _extremes(spikiness: Array, share: float) -> list[list[tuple[int, int]]]:
+    """List the spikiest and the least spiky heads of every layer: layers differ in what they do."""
+    size = max(int(share * spikiness.shape[1]), 1)
+    known = [layer for layer, row in enumerate(spikiness) if np.isfinite(row).all()]
+    return [
+        [
+            (layer, head)
+            for layer in known
+            for _, head in top(sign * spikiness[layer : layer + 1], size)
+        ]
+        for sign in (1, -1)
+    ]
+
+
+def _columns(capture: xr.Dataset, skip: int) -> tuple[Array, Array]:
+    """Return the hardness of each prompt and head, α and α / n²."""
+    norms = capture["column_norm"].transpose("prompt", "layer", "head", "key").values[..., skip:]
+    known = np.where(np.isnan(norms), -np.inf, norms.astype(np.float64))
+    largest_norm = known.max(-1, initial=-np.inf)
+    largest_norm = np.where(np.isneginf(largest_norm), np.nan, largest_norm)
+    lengths = capture["length"].values[:, None, None].astype(np.float64)
+    return largest_norm * lengths, np.minimum(largest_norm / lengths, 1.0)
+
+
+def _inverted(variables: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
+    """Turn the inverse temperature and its interval over; missing where logits are all equal."""
+    from headscope.analyses._runtime.results import interval
+
+    ends = [variables[f"inverse_temperature{end}"].values for end in ("", "_upper", "_lower")]
+    mid, lower, upper = (1 / np.where(one > 0, one, np.nan) for one in ends)
+    return interval(
+        "temperature", ("layer", "head"), mid, lower, upper, "Effective temperature",
+        "1 / σ of the logits", "sequential", 0,
+        convention="τ = 1/σ of the mean σ; missing where the rows are even",
+        source="Linear Log-Normal Attention",
+    )  # fmt: skip
+
+
+def _spread(
+    capture: xr.Dataset,
+    model: Model,
+    sets: list[list[tuple[int, int]]],
+    temperature: float,
+    prompts: int,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[dict[str, xr.Variable], str]:
+    """Measure the loss with each set of heads at a higher temperature."""
+    from headscope.probes.interventions import Temperature
+
+    edits = {CONDITIONS[0]: ()} | {
+        condition: (Temperature(heads=tuple(heads), value=temperature),)
+        for condition, heads in zip(CONDITIONS[1:], sets, strict=True)
+    }
+    loss = contrast(model, tokens(capture)[:prompts], edits, progress)
+    costs = loss.mean(0)
+    variables = averaged(
+        "spread_loss", ("condition",), loss, "Loss with heads spread out", "nats", "sequential", 0,
+        seed=seed, evidence="causal",
+        convention=f"loss a token on {len(loss)} prompts; logits of {len(sets[0])} heads, as many "
+        f"of each layer, divided by {temperature:g}",
+    )  # fmt: skip
+    return variables, (
+        f"{verdict(loss[:, 2], loss[:, 1], seed)}: loss {costs[0]:.3f}, with the {len(sets[0])} "
+        f"spikiest heads spread out {costs[1]:.3f}, with the {len(sets[1])} least spiky ones "
+        f"{costs[2]:.3f} nats."
+    )

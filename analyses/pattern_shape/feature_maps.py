@@ -1,0 +1,209 @@
+"""Feature maps: what linear attention would make of each head, by spikiness and monotonicity.
+
+Linear attention puts ``φ(q)·φ(k) / Σ φ(q)·φ(k')`` in the place of the softmax. From the queries and
+keys of each head the weights under several maps φ are computed at a few queries. Spikiness is
+``1 − H / log n``; monotonicity is the rank correlation, within a row, of the weights with the
+scores q·k: 1 where a larger score always means a larger weight, as for the softmax. Maps that lose
+both are why linear attention needs training. Distance is half the sum of absolute differences from
+the head's own weights over the keys, 0 to 1.
+
+Source: The Hedgehog & the Porcupine (spikiness and monotonicity of feature maps).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import averaged, dataset, require
+from headscope.analyses._stats.length_trend import stated
+from headscope.kernels.errors import NotApplicable
+
+NEEDS = ("lse",)
+KEEP = ("q", "k")
+
+SOURCE = "The Hedgehog & the Porcupine"
+MAPS = ("softmax", "taylor", "elu", "relu")
+ABOUT = {
+    "softmax": "exp(q·k)",
+    "taylor": "1 + q·k + (q·k)²/2",
+    "elu": "φ(x) = elu(x) + 1",
+    "relu": "φ(x) = max(x, 0)",
+}
+LEAST = 4
+TOLERANCE = 1e-3
+Array = NDArray[np.float64]
+
+
+def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 0) -> xr.Dataset:
+    """Compare the weights under linear feature maps with those of the softmax, head by head.
+
+    Parameters
+    ----------
+    capture
+        Capture with the kept ``q`` and ``k``, and with ``lse``.
+    queries
+        Queries that are looked at, spread over the second half of each prompt.
+    prompts
+        Prompts that are looked at, from the first on.
+    seed
+        Seed of the bootstrap over prompts.
+
+    Returns
+    -------
+    Dataset with ``monotonicity`` and ``map_spikiness`` (layer, head, feature_map) and
+    ``map_distance`` (layer, head, feature_map; from the head's own weights), and their means over
+    heads ``mean_monotonicity``, ``mean_spikiness`` and ``mean_distance`` (feature_map), with 95 %
+    intervals over prompts.
+
+    Raises
+    ------
+    NotApplicable
+        When the capture lacks ``q``, ``k`` or ``lse``, its weights were edited, a prompt is shorter
+        than 8 tokens, or an option is out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses import feature_maps
+    >>> from headscope.probes import capture
+    >>> ids = [list(range(20)), list(range(3, 23))]
+    >>> cap = capture("headscope/bundled", ids, stats=("lse",), keep=("q", "k"))
+    >>> feature_maps.run(cap)["monotonicity"].sizes["feature_map"]
+    4
+    """
+    options.at_least("queries", queries, 1)
+    options.at_least("prompts", prompts, 1)
+    require(capture, (*NEEDS, *KEEP), "feature_maps")
+    options.one_text(
+        capture.attrs.get("attention", "self"), "feature_maps", ("self", "encoder", "decoder")
+    )
+    if int(capture["length"].min()) < 2 * LEAST:
+        raise NotApplicable(
+            f"prompts: the shortest has {int(capture['length'].min())} tokens; "
+            f"give {2 * LEAST} or more"
+        )
+
+    count = min(prompts, capture.sizes["prompt"])
+    shape = (count, capture.sizes["layer"], capture.sizes["head"], len(MAPS))
+    found = {name: np.full(shape, np.nan) for name in ("monotonicity", "spikiness", "distance")}
+    for prompt in range(count):
+        for layer in range(shape[1]):
+            for name, values in _layer(capture, prompt, layer, queries).items():
+                found[name][prompt, layer] = values
+
+    convention = (
+        f"{queries} queries of the second half of {count} prompts of {stated(capture)}; "
+        + "; ".join(f"{name}: {each}" for name, each in ABOUT.items())
+    )
+    texts = {
+        "monotonicity": ("Rank correlation of weights with scores", "ρ", "diverging", -1),
+        "spikiness": ("Spikiness of the weights, 1 − H / log n", "share", "sequential", 0),
+        "distance": ("Distance from the head's own weights", "share", "sequential", 0),
+    }
+    variables: dict[str, xr.Variable] = {}
+    for name, (title, units, scale, low) in texts.items():
+        own = name if name == "monotonicity" else f"map_{name}"
+        variables |= averaged(
+            own, ("layer", "head", "feature_map"), found[name], title, units, scale, low, 1,
+            seed=seed, convention=convention, source=SOURCE,
+        )  # fmt: skip
+        variables |= averaged(
+            f"mean_{name}", ("feature_map",), np.nanmean(found[name], axis=(1, 2)),
+            f"{title}, mean over heads", units, scale, low, 1, seed=seed, convention=convention,
+            source=SOURCE,
+        )  # fmt: skip
+    told = "; ".join(
+        f"{name} {spiky:.2f} and {ordered:.2f}"
+        for name, spiky, ordered in zip(
+            MAPS, variables["mean_spikiness"].values, variables["mean_monotonicity"].values,
+            strict=True,
+        )
+    )  # fmt: skip
+    return dataset(
+        capture,
+        variables,
+        {"feature_map": list(MAPS)},
+        convention=convention,
+        note=(
+            f"Spikiness and monotonicity by map, means over heads: {told}. Scores of weights that "
+            "no model was run with: what a head of even weights costs is in `concentration`."
+        ),
+    )
+
+
+def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[str, Array]:
+    """Return each measure of the heads of one layer (head, feature_map), mean over queries."""
+    one = capture.isel(prompt=prompt, layer=layer)
+    length = int(one["length"])
+    places = np.unique(np.linspace(length // 2, length - 1, queries).astype(int))
+    query = one["q"].transpose("head", "query", "size").values.astype(np.float64)
+    key = one["k"].transpose("kv_head", "key", "size").values.astype(np.float64)
+    lse = one["lse"].transpose("head", "query").values.astype(np.float64)
+    if np.isnan(query[0, 0]).any():
+        return {}
+    at = {int(group): row for row, group in enumerate(capture["kv_head"].values)}
+    root, cap = np.sqrt(float(one["logit_scale"])), float(one["softcap"])
+    learned = "sink_logit" in capture.coords
+    totals: dict[str, list[Array]] = {"monotonicity": [], "spikiness": [], "distance": []}
+    for head, group in enumerate(capture["kv_group"].values):
+        measures: dict[str, list[Array]] = {name: [] for name in totals}
+        for place in places:
+            keys = key[at[int(group)], _seen(one, int(place), length)] * root
+            asked = query[head, place] * root
+            scores = keys @ asked
+            capped = scores if np.isnan(cap) else cap * np.tanh(scores / cap)
+            own = np.exp(capped - lse[head, place])
+            if abs(own.sum() - 1) > TOLERANCE and not learned:
+                raise NotApplicable(
+                    f"capture: the weights of L{int(one['layer'])}H{int(one['head'][head])} do not "
+                    "follow from its q and k; feature maps need scores without a bias or an edit"
+                )
+            weights = _weights(asked, keys, scores, own)
+            measures["monotonicity"].append(_ranked(weights, scores))
+            measures["spikiness"].append(1 - _entropy(weights) / np.log(len(scores)))
+            measures["distance"].append(np.abs(weights - weights[0]).sum(-1) / 2)
+        for name, values in measures.items():
+            totals[name].append(np.mean(values, axis=0))
+    return {name: np.stack(values) for name, values in totals.items()}
+
+
+def _seen(one: xr.Dataset, place: int, length: int) -> slice:
+    window, causal = float(one["window"]), bool(one["causal"])
+    reach = length if np.isnan(window) else int(window)
+    return slice(max(place - reach + 1, 0), place + 1 if causal else min(place + reach, length))
+
+
+def _weights(query: Array, key: Array, scores: Array, own: Array) -> Array:
+    """Return the weights of one row under each map (feature_map, key); even where all are 0."""
+
+    def elu(x: Array) -> Array:
+        return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+    rows = np.stack([
+        own,
+        1 + scores + scores**2 / 2,
+        elu(key) @ elu(query),
+        np.maximum(key, 0) @ np.maximum(query, 0),
+    ])  # fmt: skip
+    total = rows.sum(-1, keepdims=True)
+    return np.where(total > 0, rows / np.where(total > 0, total, 1), 1 / rows.shape[-1])
+
+
+def _entropy(weights: Array) -> Array:
+    logs = np.log(np.where(weights > 0, weights, 1.0))
+    return np.asarray(-(weights * logs).sum(-1))
+
+
+def _ranked(weights: Array, scores: Array) -> Array:
+    """Return the rank correlation of each row of weights with the scores, 0 where one is even."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores) - (len(scores) + 1) / 2
+    found = []
+    for row in weights:
+        own = rankdata(row) - (len(row) + 1) / 2
+        size = np.sqrt((own**2).sum() * (ranks**2).sum())
+        found.append((own * ranks).sum() / size if size > 0 else 0.0)
+    return np.array(found)

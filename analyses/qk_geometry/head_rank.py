@@ -1,0 +1,294 @@
+"""Ranks: how many directions a head reads, writes and compares with.
+
+The query–key form ``W_Q W_Kᵀ`` and the output–value map ``W_V W_O`` of a head have at most as many
+directions as the head is wide, however long the text (the low-rank bottleneck). How many they use
+is read from their singular values σ: the stable rank ``Σσ² / σ_1²`` and the effective rank
+``exp H(σ / Σσ)``. Keys use fewer: their PCA rank is the number of principal components that hold
+90 % of their variance, before and after the rotary embedding. And attention itself lowers the rank
+of what flows through it: the residual of the stream to its nearest matrix of equal rows, which
+shrinks doubly exponentially with depth where nothing is added back.
+
+Sources: Low-Rank Bottleneck; On the Benefits of Rank; Loki; Attention is Not All You Need: Pure
+Attention Loses Rank; Roy & Vetterli, The effective rank, for the effective rank.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions import pattern_substitution
+from headscope.analyses._measurements import qk_rows
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import averaged, dataset, interval, require, variable
+from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses.qk_geometry import _key_pca
+from headscope.kernels.errors import NotApplicable
+
+if TYPE_CHECKING:
+    from headscope.probes.attention.projections import Weights
+    from headscope.probes.models.model import Model
+
+NEEDS = ()
+KEEP = ("q", "k", "resid")
+
+Array = NDArray[np.float64]
+NORMS = {
+    "frobenius": "Frobenius norm",
+    "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper",
+}
+BOTTLENECK = "Low-Rank Bottleneck; On the Benefits of Rank"
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    *,
+    variance: float = 0.9,
+    norm: str = "frobenius",
+    checked: int = 2,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Measure the ranks of every head's weights, of its keys, and of the residual stream.
+
+    Parameters
+    ----------
+    capture
+        Capture with the kept ``q``, ``k`` and ``resid``.
+    model
+        Model that was captured; its weights and rotation are read and checked.
+    variance
+        Share of the variance of the keys that their components hold, between 0 and 1.
+    norm
+        Norm of the residual to equal rows, over that of the whole: ``frobenius`` or ``composite``.
+    checked
+        Prompts of the causal check; it is left out on prompts above 512 tokens.
+    seed
+        Seed of the bootstrap over prompts and of the random directions.
+
+    Returns
+    -------
+    Dataset with ``qk_stable_rank``, ``qk_effective_rank``, ``ov_stable_rank`` and
+    ``ov_effective_rank`` (layer, head; directions), ``key_rank`` and ``key_rank_before_rotation``
+    (layer, kv_head; components), ``to_equal_rows`` and ``to_rank_one`` (boundary; share of the
+    norm of the residual stream that is left) and ``moved`` (condition; how far the output moves
+    when all keys keep their components, or as many random directions, in nats); the last three
+    with 95 % intervals over prompts. The number of keys caps their rank.
+
+    Raises
+    ------
+    NotApplicable
+        Where the weights or the rotation of the model are not known, for a capture without q, k
+        and resid, or an option out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses import head_rank
+    >>> from headscope.probes import capture, load_model
+    >>> model = load_model("headscope/bundled")
+    >>> cap = capture(model, [[0, *range(9, 90)]], stats=(), keep=("q", "k", "resid"))
+    >>> bool((head_rank.run(cap, model)["qk_effective_rank"] <= model.head_size).all())
+    True
+    """
+    options.between("variance", variance, 0.01, 1.0)
+    options.one_of("norm", norm, NORMS)
+    options.at_least("checked", checked, 1)
+    require(capture, KEEP, "head_rank")
+    options.one_text(capture.attrs.get("attention", "self"), "head_rank")
+    from headscope.probes.attention import projections, rotary
+
+    lengths = capture["length"].values
+    if int(lengths.sum()) < 3:
+        raise NotApplicable(
+            f"prompts: {int(lengths.sum())} tokens have no variance; give 3 or more"
+        )
+    found = projections.read(model)
+    turns = rotary.read(model, int(lengths.max()))
+    grid, kv_grid = ("layer", "head"), ("layer", "kv_head")
+    head_size = capture.sizes["size"]
+    stated = (
+        f"singular values of the stored weights, head size {head_size}; the gain of the norm "
+        "before them is not part of them"
+    )
+    turned = (
+        "; QK without rotation (distance 0)" if any(len(t.pairs) for t in turns.values()) else ""
+    )
+    if found.normalised:
+        turned += "; queries and keys are also divided by their length"
+    variables: dict[str, xr.Variable] = {}
+    values = _weights(capture, found)
+    for circuit, title in (("qk", "query–key form"), ("ov", "output–value map")):
+        for kind, words in (("stable", "Σσ² / σ₁²"), ("effective", "exp H(σ / Σσ)")):
+            variables[f"{circuit}_{kind}_rank"] = variable(
+                grid, values[circuit, kind], f"{kind.capitalize()} rank of the {title}",
+                "directions", "sequential", 0, head_size, source=BOTTLENECK,
+                convention=f"{words}; {stated}{turned if circuit == 'qk' else ''}",
+            )  # fmt: skip
+    after, before = _key_pca.ranks(capture, turns, variance)
+    convention = (
+        f"principal components that hold {variance:.0%} of the variance of {int(lengths.sum())} "
+        f"keys; head size {head_size}"
+    )
+    for name, counts, when in (
+        ("key_rank", after, "as they are compared"),
+        ("key_rank_before_rotation", before, "before their rotation"),
+    ):
+        variables[name] = variable(
+            kv_grid, counts, f"Key rank, {when}", "components", "sequential", 0, head_size,
+            convention=convention, source="Loki",
+        )  # fmt: skip
+    rows, one = _stream(capture, norm)
+    source = "Attention is Not All You Need: Pure Attention Loses Rank"
+    variables |= averaged(
+        "to_equal_rows", ("boundary",), rows, "Residual stream away from equal rows",
+        "share of its norm", "sequential", 0, seed=seed, source=source,
+        convention=f"‖X − 1 mean(X)ᵀ‖ / ‖X‖, {NORMS[norm]}",
+    )  # fmt: skip
+    variables |= averaged(
+        "to_rank_one", ("boundary",), one, "Residual stream away from rank one",
+        "share of its norm", "sequential", 0, 1, seed=seed, source=source,
+        convention="√(1 − σ₁² / Σσ²): the nearest matrix of rank one, Frobenius norm",
+    )  # fmt: skip
+    coords: dict[str, Any] = {
+        "kv_head": np.arange(capture.sizes["kv_head"]),
+        "boundary": ["input", *(f"after L{layer}" for layer in range(capture.sizes["layer"]))],
+    }
+    note = pattern_substitution.reason(capture)
+    if note:
+        note = f"No causal check of the key rank: {note}."
+    else:
+        moved = _key_pca.moved(model, capture, after, checked, seed)
+        mean, lower, upper = bootstrap(moved, seed=seed)
+        variables |= interval(
+            "moved", ("condition",), mean, lower, upper,
+            "Output moved when all keys keep few directions", "nats", "sequential", 0,
+            convention=f"KL divergence from the intact output, mean over the positions of "
+            f"{len(moved)} prompts; as many directions as the key rank of each head, its "
+            "principal components or random ones",
+            evidence="causal", source="Loki",
+        )  # fmt: skip
+        coords["condition"] = ["their principal components", "random directions"]
+        note = _note(mean)
+    first, last = (float(variables["to_equal_rows"].values[at]) for at in (0, -1))
+    return dataset(
+        capture,
+        variables,
+        coords,
+        note=f"{note} Away from equal rows: {first:.2f} of the norm of the stream at the input, "
+        f"{last:.2f} at the end."
+        + (
+            f" {int(lengths.sum())} keys are few for a head size of {head_size}: their rank is "
+            "an underestimate."
+            if int(lengths.sum()) < 4 * head_size
+            else ""
+        ),
+    )
+
+
+def _note(mean: Array) -> str:
+    own, random = (float(one) for one in mean)
+    said = (
+        f"with keys in their principal components alone the output moves by {own:.3f} nats, in "
+        f"as many random directions by {random:.3f}"
+    )
+    if own < random:
+        return f"Causal check agrees: {said}."
+    return f"DISAGREEMENT: {said}; the key rank is correlational here."
+
+
+def singular_values(one: Array, two: Array) -> Array:
+    """Return the singular values of ``one @ two.T`` without making it (..., size).
+
+    >>> import numpy as np
+    >>> singular_values(np.eye(5)[:, :2], 3 * np.eye(5)[:, :2]).tolist()
+    [3.0, 3.0]
+    """
+    first, second = (np.linalg.qr(each, mode="r") for each in (one, two))
+    values = np.linalg.svd(first @ np.swapaxes(second, -1, -2), compute_uv=False)
+    return np.asarray(values)
+
+
+def stable_rank(values: Array) -> Array:
+    """Return ``Σσ² / σ_1²``: 1 for rank one, the size for equal singular values; NaN for zero.
+
+    >>> import numpy as np
+    >>> float(stable_rank(np.array([2.0, 2.0, 0.0])))
+    2.0
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((values**2).sum(-1) / values.max(-1) ** 2)
+
+
+def effective_rank(values: Array) -> Array:
+    """Return ``exp H(σ / Σσ)``, H the entropy; NaN for zero.
+
+    >>> import numpy as np
+    >>> round(float(effective_rank(np.array([2.0, 2.0, 0.0]))), 6)
+    2.0
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = values / values.sum(-1, keepdims=True)
+        terms = np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), share)
+    return np.asarray(np.exp(-terms.sum(-1)))
+
+
+def _weights(capture: xr.Dataset, found: Weights) -> dict[tuple[str, str], Array]:
+    shape = (capture.sizes["layer"], capture.sizes["head"])
+    result = {
+        (circuit, kind): np.full(shape, np.nan)
+        for circuit in ("qk", "ov")
+        for kind in ("stable", "effective")
+    }
+    groups = capture["kv_group"].values
+    for layer in np.flatnonzero(qk_rows.attending(capture)):
+        q, k, v, o = (found.of(int(layer), part).numpy() for part in "qkvo")
+        pairs = {"qk": (q, k[groups]), "ov": (v[groups], np.swapaxes(o, 1, 2))}
+        for circuit, (one, two) in pairs.items():
+            values = singular_values(one, two)
+            result[circuit, "stable"][layer] = stable_rank(values)
+            result[circuit, "effective"][layer] = effective_rank(values)
+    return result
+
+
+def _stream(capture: xr.Dataset, norm: str) -> tuple[Array, Array]:
+    """Return how far the stream is from equal rows, and from rank one (prompt, boundary)."""
+    stream = capture.variables["resid"].transpose("prompt", "boundary", "query", "channel")
+    shape = (capture.sizes["prompt"], capture.sizes["boundary"])
+    rows, one = np.full(shape, np.nan), np.full(shape, np.nan)
+    for prompt, length in enumerate(capture["length"].values):
+        for boundary in range(shape[1]):
+            matrix = stream[prompt, boundary, : int(length)].values.astype(np.float64)
+            rows[prompt, boundary] = to_equal_rows(matrix, norm)
+            one[prompt, boundary] = to_rank_one(matrix)
+    return rows, one
+
+
+def to_equal_rows(matrix: Array, norm: str) -> float:
+    """Return ``‖X − 1 mean(X)ᵀ‖ / ‖X‖``.
+
+    >>> import numpy as np
+    >>> to_equal_rows(np.ones((3, 2)), "composite")
+    0.0
+    """
+    return _norm(matrix - matrix.mean(0), norm) / max(_norm(matrix, norm), 1e-300)
+
+
+def _norm(matrix: Array, norm: str) -> float:
+    if norm == "frobenius":
+        return float(np.linalg.norm(matrix))
+    return float(np.sqrt(np.linalg.norm(matrix, 1) * np.linalg.norm(matrix, np.inf)))
+
+
+def to_rank_one(matrix: Array) -> float:
+    """Return ``√(1 − σ_1² / Σσ²)``, the distance to the nearest matrix of rank one.
+
+    >>> import numpy as np
+    >>> round(to_rank_one(np.eye(4)) ** 2, 6)
+    0.75
+    """
+    small = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
+    values = np.linalg.eigvalsh(small @ small.T)
+    return float(np.sqrt(max(1 - values[-1] / max(values.sum(), 1e-300), 0.0)))

@@ -1,0 +1,74 @@
+"""Decode steps of planted needles: where each head looks, and what the model generates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headscope.analyses.retrieval_heads._copying import copied, multiset_score, set_score
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.tokens import EncodedQuestion
+
+    Asked = Sequence[EncodedQuestion]
+
+Scores = tuple[NDArray[np.float64], NDArray[np.float64], float]
+
+
+def look(model: Model, ids: Sequence[int], asked: Asked) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read the decode steps of one prompt in one pass, keeping nothing else of any row.
+
+    Returns
+    -------
+    The key with the largest weight (step, layer, head), -1 in layers without attention; and the
+    most probable next token (step,).
+    """
+    import torch
+
+    from headscope.kernels.api import Request
+    from headscope.probes.attention.forward import Reader, run
+
+    at = [each.at for each in asked]
+    shape = model.geometry
+    looked = np.full((len(at), shape.layers, shape.heads), -1, dtype=np.int64)
+
+    def take(call: Any, outputs: dict[str, Any], z: Any) -> None:
+        rows = outputs["topk_key"][0, :, at, 0].cpu().numpy()
+        looked[:, call.layer] = np.nan_to_num(rows, nan=-1.0).T
+
+    reader = Reader(Request(stats=("topk_key",), k=1), take=take)
+    with torch.no_grad():
+        logits = run(model, torch.tensor([list(ids)]), reader, head=True)[0, at]
+    return looked, np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)
+
+
+def score(
+    ids: Sequence[int], asked: Asked, looked: NDArray[Any], generated: NDArray[Any]
+) -> Scores:
+    """Return set score and multiset score (layer, head), and the share of the needle recalled.
+
+    The needle is the evidence of all the questions; each question is one decode step. Layers that
+    look nowhere (-1) have no score.
+    """
+    tokens = np.asarray(ids, dtype=np.int64)
+    needle = tuple(sorted({place for each in asked for place in each.evidence}))
+    copies = copied(looked, generated, tokens, needle)
+    right = [token in each.answer_ids for token, each in zip(generated, asked, strict=True)]
+    needle_ids = tokens[list(needle)]
+    blind = (looked < 0).all(0)
+    sets, multisets = (
+        np.where(blind, np.nan, each)
+        for each in (set_score(copies, generated, needle_ids), multiset_score(copies, needle_ids))
+    )
+    return sets, multisets, float(np.mean(right))
+
+
+def right(asked: Asked, looked: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the share of steps whose largest weight lies on the evidence (layer, head)."""
+    hits = [np.isin(rows, each.evidence) for rows, each in zip(looked, asked, strict=True)]
+    return np.where((looked < 0).all(0), np.nan, np.mean(hits, axis=0))

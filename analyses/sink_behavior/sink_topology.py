@@ -1,0 +1,197 @@
+"""Sink topology: one reference point, many, or one at each end of the text.
+
+The weight above ε that heads park on keys is a distribution over the tokens of a prompt. It is
+centralised where one token holds most of it, bidirectional where the first and the last token hold
+most of it together and neither alone, distributed otherwise. Its effective number of reference
+points is exp(entropy): 1 for one token, n for n tokens alike. Beside it stands how the model tells
+positions apart, which the paper relates to the topology: rotary to centralised, scaled rotary to
+distributed, absolute positions of an encoder to bidirectional.
+
+Sources: What Are You Sinking? A Geometric Approach on Attention Sink, for the three kinds (the
+thresholds on shares here are headscope's own); Gu et al. (2410.10781) for α.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import averaged, dataset, require
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+NEEDS = ("received",)
+
+SOURCE = "What Are You Sinking? A Geometric Approach on Attention Sink"
+PLACES = ("first token", "last token", "strongest other", "rest")
+KINDS = ("centralised", "bidirectional", "distributed", "none")
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    *,
+    epsilon: float = 0.3,
+    most: float = 0.75,
+    least_queries: int = 16,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Say where the sinks of a model stand: centralised, distributed or bidirectional.
+
+    Parameters
+    ----------
+    capture
+        Capture with ``received`` (prompt, layer, head, key).
+    model
+        Model that was captured; its config and modules name its positional encoding.
+    epsilon
+        Mean weight above which a key counts as a sink of a head, 0 to 1.
+    most
+        Share of all sink weight that one token (or both ends together) must hold, 0.5 to 1.
+    least_queries
+        Keys seen by fewer queries than this do not count; in causal order the last keys.
+    seed
+        Seed of the bootstrap over prompts.
+
+    Returns
+    -------
+    Dataset with ``sink_share`` (place; share of all sink weight), ``reference_points`` (effective
+    number of tokens that hold it), ``topology_share`` (kind; share of prompts), and ``at_first``,
+    ``at_last``, ``elsewhere`` (layer, head; α at the first and the last token, and the largest at
+    any other), with 95 % intervals over prompts. The attributes ``topology`` (of most prompts) and
+    ``positional_encoding`` go together.
+
+    Raises
+    ------
+    HeadscopeError
+        When the capture lacks ``received``, an option is out of range, or keys and queries are of
+        two texts.
+
+    Examples
+    --------
+    >>> from headscope.analyses._runtime.runner import execute
+    >>> from headscope.probes import load_model
+    >>> result = execute("sink_topology", load_model("headscope/bundled"), [[0, *range(5, 40)]])
+    >>> result.attrs["positional_encoding"]
+    'rotary (default)'
+    """
+    from headscope.analyses.sink_behavior._position_encoding import positional_encoding
+
+    options.between("epsilon", epsilon, 0, 1)
+    options.between("most", most, 0.5, 1)
+    options.at_least("least_queries", least_queries, 1)
+    require(capture, NEEDS, "sink_topology")
+    options.one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
+
+    alpha = steady_weight(capture, least_queries)
+    lengths = lengths_of(capture)
+    held = np.where(alpha > epsilon, alpha, 0.0).sum((1, 2))
+    shares = np.stack([_places(one, int(end)) for one, end in zip(held, lengths, strict=True)])
+    kinds = [_kind(one, most) for one in shares]
+    counted = np.array([[kind == each for each in KINDS] for kind in kinds], dtype=np.float64)
+    first, last, elsewhere = _ends(alpha, lengths)
+    said = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
+    grid = ("layer", "head")
+    heads: dict[str, Any] = {"seed": seed, "source": "Gu et al. 2410.10781"}
+    variables = {
+        **averaged(
+            "topology_share", ("kind",), counted, "Sink topology of the prompts",
+            "share of prompts", "sequential", 0, 1, seed=seed, source=SOURCE,
+            convention=f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
+            f"bidirectional: first and last together, neither alone; {said}",
+        ),
+        **averaged(
+            "sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
+            "share of sink weight", "sequential", 0, 1, seed=seed, source=SOURCE,
+            convention=f"Σ over heads of α_k at {said}; all 0 where a prompt has no sink",
+        ),
+        **averaged(
+            "reference_points", (), _points(held), "Effective number of reference points", "tokens",
+            "sequential", 0, seed=seed, source=SOURCE,
+            convention=f"exp of the entropy of sink weight over tokens, 0 without sinks; {said}",
+        ),
+        **averaged(
+            "at_first", grid, first, "Weight parked on the first token", "share", "sequential", 0,
+            1, convention=f"α_1; {said}", **heads,
+        ),
+        **averaged(
+            "at_last", grid, last, "Weight parked on the last token", "share", "sequential", 0, 1,
+            convention="α_T; missing where order is causal: only the last query sees it", **heads,
+        ),
+        **averaged(
+            "elsewhere", grid, elsewhere, "Weight parked on one token between the ends", "share",
+            "sequential", 0, 1, convention=f"largest α_k, 1 < k < T; {said}", **heads,
+        ),
+    }  # fmt: skip
+    if np.isnan(variables["at_last"].values).all():
+        for name in ("at_last", "at_last_lower", "at_last_upper"):
+            del variables[name]
+    topology, count = Counter(kinds).most_common(1)[0]
+    encoding = positional_encoding(capture, model)
+    return dataset(
+        capture,
+        variables,
+        {"kind": list(KINDS), "place": list(PLACES)},
+        topology=topology,
+        positional_encoding=encoding,
+        reference_tokens=_named(capture, held),
+        convention=said,
+        note=f"Sink topology: {topology} in {count} of {len(kinds)} prompts; positions: "
+        f"{encoding}. A statistic of the pattern; what the sinks do: `sink_calibration`.",
+    )
+
+
+def _places(held: NDArray[np.float64], end: int) -> NDArray[np.float64]:
+    """Return the share of sink weight at each place; NaN without sinks."""
+    total = held.sum()
+    if not total:
+        return np.full(len(PLACES), np.nan)
+    between = held[1 : end - 1]
+    best = between.max() if len(between) else 0.0
+    last = held[end - 1] if end > 1 else 0.0
+    return np.asarray([held[0], last, best, between.sum() - best], dtype=np.float64) / float(total)
+
+
+def _kind(shares: NDArray[np.float64], most: float) -> str:
+    if np.isnan(shares).any():
+        return "none"
+    if shares[:3].max() >= most:
+        return "centralised"
+    return "bidirectional" if shares[:2].sum() >= most else "distributed"
+
+
+def _points(held: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return exp(entropy) of every prompt's sink weight, 0 without sinks."""
+    total = held.sum(-1, keepdims=True)
+    share = np.divide(held, total, out=np.zeros_like(held), where=total > 0)
+    logs = np.log(share, out=np.zeros_like(share), where=share > 0)
+    return np.where(total[:, 0] > 0, np.exp(-(share * logs).sum(-1)), 0.0)
+
+
+def _ends(
+    alpha: NDArray[np.float64], lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return α at the first key, at the last, and the largest between (prompt, layer, head)."""
+    last = np.stack([one[..., end - 1] for one, end in zip(alpha, lengths, strict=True)])
+    between = [largest(one[..., 1 : end - 1]) for one, end in zip(alpha, lengths, strict=True)]
+    return alpha[..., 0], last, np.stack(between)
+
+
+def _named(capture: xr.Dataset, held: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Name the token that holds most sink weight in each of the first prompts."""
+    words = words_of(capture)
+    found = []
+    for prompt, one in enumerate(held[:8]):
+        if one.sum():
+            at = int(one.argmax())
+            token = "" if words is None else str(words[prompt, at])
+            share = round(float(one[at] / one.sum()), 4)
+            found.append({"prompt": prompt, "position": at, "token": token, "share": share})
+    return found

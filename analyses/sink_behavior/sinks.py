@@ -1,0 +1,195 @@
+"""Attention sinks: heads that park their attention on a few tokens.
+
+For key position k of a prompt of T tokens, ``α_k = 1/(T − k + 1) · Σ_{i ≥ k} A[i, k]`` is the mean
+weight that the key gets from the queries that can see it. A head sinks into k when ``α_k > ε``; the
+sink rate is the share of heads that sink into the first token. It depends on T, on ε and on whether
+the prompt starts with a BOS token, so all three are stated with the result. Without causal order
+every query sees every key, and α_k is the mean over all queries; in cross-attention keys are tokens
+of the source, queries of the target.
+
+Sources: Gu et al., When Attention Sink Emerges in Language Models (2410.10781); Yu et al.,
+Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope.analyses._measurements.received import (
+    causal,
+    largest,
+    lengths_of,
+    steady_weight,
+    weight,
+    words_of,
+)
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import averaged, dataset, label, require, top, variable
+
+NEEDS = ("received",)
+
+SOURCE = "Gu et al. 2410.10781"
+NOTE = (
+    "Where attention goes, not what it does: a head that parks its weight may be idle or may use "
+    "the sink as a default"
+)
+CONTROLS = (
+    "its causal number is the ablation in `importance`. The rate depends on the prompts: "
+    "`sink_controls` has it for random and repeated tokens."
+)
+# How many sink tokens are named.
+TOKENS = 8
+
+
+def run(
+    capture: xr.Dataset, *, epsilon: float = 0.3, least_queries: int = 16, seed: int = 0
+) -> xr.Dataset:
+    """Score every head by the weight that its queries park on the first token and on any other.
+
+    Parameters
+    ----------
+    capture
+        Capture with ``received`` (prompt, layer, head, key).
+    epsilon
+        Mean weight above which a key counts as a sink of a head, 0 to 1.
+    least_queries
+        Keys seen by fewer queries than this are left out of everything but the first-token score:
+        near the end of a prompt α_k averages so few queries that a previous-token head looks like
+        a sink.
+    seed
+        Seed of the bootstrap over prompts.
+
+    Returns
+    -------
+    Dataset with ``sink`` (layer, head; mean α_1, share of weight), ``later_sink`` (layer, head;
+    mean over prompts of the largest α_k after the first key), ``sink_rate`` (percent of heads and
+    prompts with α_1 > ε), ``key_share`` (key; share of heads above ε), ``key_received`` (key; mean
+    α_k over heads and prompts), and ``token_share``, ``token_received`` (query; the same two over
+    the tokens of the first prompt). Means over prompts carry a 95 % interval.
+
+    Raises
+    ------
+    HeadscopeError
+        When the capture lacks ``received`` or an option is out of range.
+
+    Examples
+    --------
+    >>> from headscope.analyses import sinks
+    >>> from headscope.probes import capture
+    >>> cap = capture("headscope/bundled", [[1, 5, 6, 7, 8, 9, 10, 11]], stats=("received",))
+    >>> sinks.run(cap, epsilon=0.3)["sink"].dims
+    ('layer', 'head')
+    """
+    options.between("epsilon", epsilon, 0.0, 1.0)
+    options.at_least("least_queries", least_queries, 1)
+    require(capture, NEEDS, "sinks")
+
+    received = weight(capture)
+    lengths = lengths_of(capture)
+    first = received[..., 0]
+    steady = steady_weight(capture, least_queries)
+    above = _above(steady, epsilon)
+    rate = _mean(_above(first, epsilon), (1, 2)) * 100
+
+    order = "" if causal(capture).all() else "; no causal order: α_k is over all queries"
+    convention = (
+        f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
+        f"{_opening(capture)}{order}"
+    )
+    variables = {
+        **averaged(
+            "sink", ("layer", "head"), first, "Weight parked on the first token", "share",
+            "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
+        ),
+        **averaged(
+            "later_sink", ("layer", "head"), largest(steady[..., 1:]),
+            "Weight parked on one later token", "share", "sequential", 0, 1, seed=seed,
+            convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
+            source="ACT; Gu et al. 2410.10781",
+        ),
+        **averaged(
+            "sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100, seed=seed,
+            convention=convention, source=SOURCE,
+        ),
+        **averaged(
+            "key_share", ("key",), _mean(above, (1, 2)), "Heads that sink into a key position",
+            "share of heads", "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
+        ),
+        **averaged(
+            "key_received", ("key",), _mean(steady, (1, 2)),
+            "Mean weight that a key position receives", "share", "sequential", 0, 1, seed=seed,
+            convention="mean of α_k over heads and prompts", source="ACT",
+        ),
+    }  # fmt: skip
+    words = words_of(capture)
+    length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
+    for name, values, title, units in (
+        ("token_share", above, "Heads that sink into a token", "share of heads"),
+        ("token_received", steady, "Mean weight that a token receives", "share"),
+    ):
+        variables[name] = variable(
+            ("query",), _mean(values[0], (0, 1))[:length], title, units, "sequential", 0, 1,
+            convention="first prompt; the axis names the token that receives",
+        )  # fmt: skip
+    scores = {name: variables[name].values for name in ("sink", "later_sink")}
+    coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}
+    if words is not None:
+        coords["token"] = ("query", words[0, :length].astype(str))
+    return dataset(
+        capture,
+        variables,
+        coords,
+        convention=convention,
+        heads_by_type={
+            name: [label(head) for head in top(each, int((each > epsilon).sum()))]
+            for name, each in scores.items()
+        },
+        sink_tokens=_tokens(capture, above),
+        note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
+    )
+
+
+def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
+    return np.where(np.isnan(values), np.nan, values > epsilon)
+
+
+def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        total = np.where(known, values, 0.0).sum(axes)
+        return np.asarray(total / known.sum(axes))
+
+
+def _tokens(capture: xr.Dataset, above: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Name the tokens that most heads sink into, wherever they stand, best first."""
+    tokens = words_of(capture)
+    if tokens is None:
+        return []
+    shares = np.stack([_mean(each, (0, 1)) for each in above])
+    seen: dict[str, list[float]] = {}
+    for word, value in zip(tokens.ravel(), shares.ravel(), strict=True):
+        if not np.isnan(value):
+            seen.setdefault(str(word), []).append(float(value))
+    found = [(float(np.mean(values)), word) for word, values in seen.items() if max(values) > 0]
+    return [
+        {"token": word, "times": len(seen[word]), "share_of_heads": round(share, 4)}
+        for share, word in sorted(found, reverse=True)[:TOKENS]
+    ]
+
+
+def _stated(lengths: NDArray[np.int64]) -> str:
+    low, high = int(lengths.min()), int(lengths.max())
+    return f"T = {low}" if low == high else f"T = {low} … {high} tokens"
+
+
+def _opening(capture: xr.Dataset) -> str:
+    tokens = words_of(capture)
+    if tokens is None:
+        return "opening token not recorded"
+    openings = sorted({str(each) for each in tokens[:, 0]})
+    shown = ", ".join(repr(each) for each in openings[:3])
+    return f"prompts open with {shown}" + (" and others" if len(openings) > 3 else "")

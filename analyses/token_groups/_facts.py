@@ -1,0 +1,109 @@
+"""One fact among more and more others: where the asking token looks, what hiding a fact does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import Encoded
+
+Array = NDArray[np.float64]
+Head = tuple[int, int]
+
+GROUPS = ("asked fact", "other facts", "question", "elsewhere")
+
+
+class Facts:
+    """Prompts of as many facts each, one of which is asked for at the end.
+
+    Attributes
+    ----------
+    encoded
+        The task in tokens.
+    asked
+        Per prompt, which fact is asked for.
+    """
+
+    def __init__(self, model: Model, task: Task) -> None:
+        from headscope.probes.prompts.prompt_batch import read
+
+        given = read(model, task)
+        assert given.encoded is not None
+        self.model, self.ids = model, given.ids
+        self.encoded: Encoded = given.encoded
+        self.asked = [
+            roles["value"].index(questions[0].evidence[0])
+            for roles, questions in zip(self.encoded.roles, self.encoded.questions, strict=True)
+        ]
+
+    def fact(self, row: int, number: int) -> list[int]:
+        """Return the tokens of a fact: its key and its value."""
+        roles = self.encoded.roles[row]
+        return [roles["key"][number], roles["value"][number]]
+
+    def masses(self, row: int) -> Array:
+        """Return the asking token's mass on each fact, its question, elsewhere (layer, head, …)."""
+        from headscope.analyses.token_groups._segment_mass import masses
+
+        roles, ids = self.encoded.roles[row], self.ids[row]
+        at = self.encoded.questions[row][0].at
+        count = len(roles["value"])
+        numbers = np.full(len(ids), count + 1)
+        # The word before the asked key belongs to the question.
+        numbers[at - 1 : at + 1] = count
+        for number in range(count):
+            numbers[self.fact(row, number)] = number
+        found = masses(self.model, ids, numbers, count + 2, [np.array([at])])
+        return np.asarray(found[:, :, 0])
+
+    def answer(self, row: int, edits: Sequence[Any] = ()) -> tuple[float, float]:
+        """Return whether the likeliest next word is the answer, and −log p of the answer."""
+        import torch
+
+        from headscope.probes.attention.forward import logits
+
+        question = self.encoded.questions[row][0]
+        with torch.no_grad():
+            found = logits(self.model, torch.tensor([list(self.ids[row])]), edits)
+        chances = found[0, question.at].double().log_softmax(-1)
+        right = list(question.answer_ids)
+        return float(int(chances.argmax()) in right), float(-chances[right].logsumexp(0))
+
+    def hidden(self, row: int, number: int, heads: Sequence[Head]) -> tuple[Any, ...]:
+        """Hide a fact from all that comes after it, in some heads."""
+        from headscope.probes.interventions import KnockOut
+
+        places = self.fact(row, number)
+        after = tuple(range(places[-1] + 1, len(self.ids[row])))
+        return (KnockOut(heads=tuple(heads), keys=tuple(places), queries=after),)
+
+
+def split(masses: Array, asked: int) -> tuple[Array, Array]:
+    """Return the mass on the asked fact and on each other one (layer, head), (layer, head, fact).
+
+    >>> asked, others = split(np.array([[[0.5, 0.2, 0.1, 0.1, 0.1]]]), 1)
+    >>> asked.tolist(), others.tolist()
+    ([[0.2]], [[[0.5, 0.1]]])
+    """
+    facts = masses[..., :-2]
+    return facts[..., asked], np.delete(facts, asked, axis=-1)
+
+
+def entropy(masses: Array) -> Array:
+    """Return the entropy of the mass over facts, as a share of its largest value.
+
+    >>> entropy(np.array([0.2, 0.2])).round(6).tolist(), entropy(np.array([0.4, 0.0])).tolist()
+    (1.0, 0.0)
+    """
+    total = masses.sum(-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = masses / total
+        each = np.where(shares > 0, -shares * np.log(shares), 0.0)
+    found = each.sum(-1) / np.log(masses.shape[-1])
+    return np.asarray(np.where(total[..., 0] > 0, np.clip(found, 0, 1), np.nan))

@@ -1,0 +1,1 @@
+"""Attention of a model: intercepted through transformers' interface, and checked at load."""

@@ -1,0 +1,147 @@
+"""A layer: its attention on one prompt, made again by the model, from which any window is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headscope.kernels.api import (
+    AttentionSpec,
+    Request,
+    WeightEdits,
+    head_statistics,
+    head_weights,
+)
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
+from headscope.probes.attention.forward import Reader
+from headscope.probes.attention.forward import call as call_model
+from headscope.probes.attention.interface import Call, installed
+from headscope.probes.interventions.base import Edit
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+Array = npt.NDArray[np.float32]
+POOLED = ("pooled_mean", "pooled_max")
+
+
+class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that has done its work
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The attention of one layer on one prompt.
+
+    Attributes
+    ----------
+    call
+        What the layer hands over; one sequence.
+    edits
+        What edits change inside the layer, or None.
+    """
+
+    call: Call
+    edits: WeightEdits | None
+
+    def weights(
+        self, head: int, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+    ) -> Array:
+        """Compute some rows and columns of one head's weights, with memory linear in the prompt.
+
+        Parameters
+        ----------
+        head
+            The head.
+        rows, columns
+            Positions of queries and keys, each once and in ascending order.
+        """
+        places = (torch.from_numpy(rows), torch.from_numpy(columns))
+        return head_weights(*self._call, head, *places, self.spec).cpu().numpy()
+
+    def pooled(self, head: int, tile: int) -> dict[str, Array]:
+        """Pool one head's whole map into tiles: ``pooled_mean`` and ``pooled_max``.
+
+        Parameters
+        ----------
+        head
+            The head.
+        tile
+            Tokens a tile.
+        """
+        request = Request(stats=POOLED, tile=tile)
+        results = head_statistics(*self._call, head, request, self.spec)
+        return {name: result.cpu().numpy() for name, result in results.items()}
+
+    @property
+    def spec(self) -> AttentionSpec:
+        """How the layer's scores become weights, edits included."""
+        return self.call.variant(self.edits)
+
+    @property
+    def _call(self) -> tuple[Tensor, Tensor]:
+        return self.call.query, self.call.key
+
+
+@torch.no_grad()
+def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = ()) -> Layer:
+    """Run a model on one prompt up to one layer, and stop there.
+
+    Parameters
+    ----------
+    model
+        A model from `load_model`.
+    ids
+        Token ids of the prompt.
+    layer
+        The layer.
+    edits
+        Edits on the heads, applied in order.
+
+    Returns
+    -------
+    The layer, which holds its queries and keys: memory linear in the prompt.
+
+    Raises
+    ------
+    HeadscopeError
+        For a layer that the model does not have or that has no attention map, a prompt that is too
+        long, edits that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from headscope.probes import load_model
+    >>> found = reach(load_model("headscope/bundled"), [0, 5, 6, 5], layer=2)
+    >>> float(found.weights(3, np.arange(3, 4), np.arange(4)).sum().round(4))
+    1.0
+    """
+    model.check_lengths([len(ids)])
+    if layer not in model.geometry.attending:
+        known = ", ".join(map(str, model.geometry.attending))
+        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {known}")
+    for edit in edits:
+        edit.check(model.geometry)
+    reader = Reader(Request(stats=()), edits)
+
+    def receive(call: Call) -> Tensor:
+        if call.layer == layer:
+            raise _Reached(call)
+        return reader(call)
+
+    try:
+        with installed(model, receive):
+            call_model(model, torch.tensor([list(ids)]), head=False)
+    except _Reached as reached:
+        # Weights need no values, which are as large as the keys.
+        call = replace(reached.call, value=reached.call.value[..., :0].clone())
+        return Layer(call, reader.inside(call))
+    raise UnsupportedModel(f"model: layer {layer} of {model.name} asked for no attention; refused")

@@ -1,0 +1,121 @@
+"""Mask: what transformers' mask functions give a model, as a rule instead of a matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headscope.probes.attention.tracing.mask_rule import Sight
+from headscope.probes.attention.tracing.symbolic_tensor import Deferred, Unknown
+
+
+class Mask(Deferred):
+    """A mask (batch, 1, query, key): 0 or a bias at keys that are seen, the least number at others.
+
+    Attributes
+    ----------
+    sight
+        Which keys are seen.
+    form
+        ``added`` to the scores, or a boolean: ``seen`` or ``hidden``.
+    bias
+        What is added at seen keys.
+    """
+
+    kind = "its masks"
+    sight: Sight
+    form: str
+    bias: Tensor | None
+
+    @staticmethod
+    def of(
+        sight: Sight,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        form: str = "added",
+        bias: Tensor | None = None,
+    ) -> Mask:
+        """Make a mask."""
+        mask = Mask(shape, dtype, device)
+        mask.sight, mask.form, mask.bias = sight, form, bias
+        return mask
+
+    def _turned(self, form: str) -> Mask:
+        return Mask.of(self.sight, tuple(self.shape), torch.bool, self.device, form)
+
+    def do_to(self, mask: Any, *kinds: Any, **options: Any) -> Mask:
+        """Change the type; what is added becomes, as a boolean, what is hidden."""
+        dtype = dtype_of(*kinds, **options) or self.dtype
+        if dtype != torch.bool:
+            if self.form != "added":
+                raise Unknown("to: its boolean masks become numbers, which is not known")
+            return Mask.of(self.sight, tuple(self.shape), dtype, self.device, bias=self.bias)
+        if self.bias is not None:
+            raise Unknown("to: a mask with a bias becomes boolean, which is not known")
+        return self if self.form != "added" else self._turned("hidden")
+
+    def do_bool(self, mask: Any) -> Mask:
+        """Turn into a boolean."""
+        turned: Mask = self.do_to(self, torch.bool)
+        return turned
+
+    def do_invert(self, mask: Any) -> Mask:
+        """Turn hidden into seen, and back."""
+        if self.form == "added":
+            raise Unknown("invert: a mask of numbers is inverted, which is not known")
+        return self._turned("seen" if self.form == "hidden" else "hidden")
+
+    def do_lt(self, mask: Any, bound: Any) -> Mask:
+        """Compare with a number between a bias and the least number."""
+        if not self.same(mask) or self.form != "added" or self.bias is not None or not bound <= 0:
+            raise Unknown("lt: a mask is compared in a way that is not known")
+        return self._turned("hidden")
+
+    def do___getitem__(self, mask: Any, places: Any) -> Mask:
+        """Cut it, where the cut leaves everything."""
+        places = places if isinstance(places, tuple) else (places,)
+        ends = zip(places, self.shape, strict=False)
+        if all(
+            isinstance(one, slice)
+            and one.start in (None, 0)
+            and one.step in (None, 1)
+            and (one.stop is None or one.stop >= size)
+            for one, size in ends
+        ):
+            return self
+        raise Unknown("__getitem__: a part of a mask is taken, which is not known")
+
+    def do_masked_fill(self, target: Any, mask: Any, value: Any) -> Mask:
+        """Put the least number in place of a bias, at hidden keys."""
+        if not self.same(mask) or isinstance(target, Deferred) or self.form != "hidden":
+            raise Unknown("masked_fill: a mask is filled in a way that is not known")
+        check_least(value, target.dtype)
+        shape = np.broadcast_shapes(self.shape, target.shape)
+        return Mask.of(self.sight, shape, target.dtype, self.device, bias=target)
+
+
+def dtype_of(*kinds: Any, **options: Any) -> torch.dtype | None:
+    """Find the type among the arguments of ``to``; no argument is ``float()``."""
+    if not kinds and not options:
+        return torch.float32
+    for one in (*kinds, *options.values()):
+        if isinstance(one, torch.dtype):
+            return one
+        if isinstance(one, Tensor):
+            return one.dtype
+    return None
+
+
+def least(dtype: torch.dtype) -> float:
+    """Bound between a bias and what stands for minus infinity, such as -1e9."""
+    return max(torch.finfo(dtype).min / 2, -1e8)
+
+
+def check_least(value: Any, dtype: torch.dtype) -> None:
+    """Refuse a number at hidden keys that a softmax would not turn into 0."""
+    if float(value) > least(dtype):
+        raise Unknown(f"mask: hidden keys get {float(value):.3g}, which does not hide them")

@@ -1,0 +1,119 @@
+"""Sight: which keys the queries of a layer see, as a rule, and read from a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from headscope.probes.attention.tracing.symbolic_tensor import Unknown
+
+ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A rule of sight.
+
+    Attributes
+    ----------
+    causal
+        Whether a query sees no later key; the last query stands at the last key.
+    window
+        Number of keys back that a causal query sees, itself included.
+    key_mask
+        True at the keys that may be seen at all.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    key_mask: Bool[Tensor, "batch key"] | None = None
+
+    def both(self, other: Sight) -> Sight:
+        """Combine two rules: a key is seen where both allow it."""
+        windows = [one.window for one in (self, other) if one.window is not None]
+        masks = [one.key_mask for one in (self, other) if one.key_mask is not None]
+        return Sight(
+            self.causal or other.causal,
+            min(windows) if windows else None,
+            masks[0] & masks[1].to(masks[0].device)
+            if len(masks) == 2
+            else (masks[0] if masks else None),
+        )
+
+
+def read(seen: Tensor) -> Sight:
+    """Read the rule behind a mask that a model has built, True where a key is seen.
+
+    Raises
+    ------
+    Unknown
+        For a mask by head, and for one that is neither padding, causal order nor a window.
+    """
+    seen = seen[(None,) * (4 - seen.ndim)] if seen.ndim < 4 else seen
+    if seen.ndim != 4 or not torch.equal(seen, seen[:, :1].expand_as(seen)):
+        raise Unknown(
+            f"attention_mask: a mask of shape {tuple(seen.shape)}, but only one (batch, 1, query, "
+            "key) that is the same for all heads is known"
+        )
+    seen = seen[:, 0]
+    queries, keys = seen.shape[1:]
+    if queries == 1:
+        return Sight(key_mask=_some(seen[:, 0]))
+    real = seen.any(dim=1)
+    if torch.equal(real[:, None].expand_as(seen), seen):
+        return Sight(key_mask=_some(real))
+    rules = [Sight(True, None, real), Sight(True, _window(seen), real)]
+    if queries == keys:  # else nothing tells which queries are padding
+        rules.append(Sight(False, None, real))
+    for rule in rules:
+        if _tells(rule, seen, keys - queries):
+            return Sight(rule.causal, rule.window, _some(real))
+    raise Unknown(
+        "attention_mask: the model builds a mask that is neither padding, causal nor a sliding "
+        "window"
+    )
+
+
+def declared_window(module: nn.Module, sight: Sight) -> int | None:
+    """Name the window of a layer, also where a text is too short to show it.
+
+    Raises
+    ------
+    Unknown
+        When the mask and what GPT-Neo says of its local layers differ.
+    """
+    if getattr(module, "attention_type", None) != "local":
+        return sight.window
+    window = int(module.config.window_size)  # type: ignore[union-attr, arg-type]
+    if sight.window not in (None, window):
+        raise Unknown(f"attention_type: its window is {window}, but its mask has {sight.window}")
+    return window
+
+
+def _some(mask: Tensor) -> Tensor | None:
+    return None if bool(mask.all()) else mask
+
+
+def _window(seen: Tensor) -> int:
+    """Count the keys from the first that the last query of any prompt sees."""
+    first = seen[:, -1].int().argmax(dim=-1)
+    return int((seen.shape[2] - first).max())
+
+
+def _tells(rule: Sight, seen: Tensor, start: int) -> bool:
+    """Compare a rule with a mask in the rows of real queries, some rows at a time."""
+    assert rule.key_mask is not None
+    keys = torch.arange(seen.shape[2], device=seen.device)
+    for top in range(0, seen.shape[1], ROWS):
+        rows = keys[top + start : top + start + ROWS, None]
+        expected = (keys <= rows) | (not rule.causal)
+        if rule.window is not None:
+            expected = expected & (keys > rows - rule.window)
+        expected = expected & rule.key_mask[:, None]
+        real = rule.key_mask[:, rows[:, 0], None]
+        if bool(((expected != seen[:, top : top + ROWS]) & real).any()):
+            return False
+    return True

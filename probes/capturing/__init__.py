@@ -1,0 +1,1 @@
+"""Capture: options, cost, recording, and the coordinates of the Dataset."""

@@ -1,0 +1,319 @@
+"""Capture: what every head of a model attends to, as one Dataset with named dims."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from headscope.kernels import statistics
+from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.probes.models.model import Model, load_model
+from headscope.probes.prompts.prompt_batch import Prompts, read
+
+if TYPE_CHECKING:
+    from headscope.probes.capturing import spans as spans_module
+    from headscope.probes.capturing import targets as targets_module
+    from headscope.probes.capturing.recorder import Recording
+    from headscope.probes.interventions.base import Edit
+    from headscope.probes.prompts import prompt_batch as prompts_module
+
+DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")
+KEEP = ("q", "k", "v", "z", "resid")
+TILES = 64
+
+CONVENTION = (
+    "weights are the softmax over the keys a query can see, position 0 is the first token "
+    "(<bos> where there is one), NaN beyond the length of a prompt"
+)
+
+
+def capture(
+    model: Any,
+    prompts: prompts_module.Given,
+    stats: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    edits: Sequence[Edit] = (),
+    *,
+    first: int = 1,
+    offsets: Sequence[int] = (0, 1),
+    targets: targets_module.Given | None = None,
+    tile: int | None = None,
+    clip: int | None = None,
+    recent: int = 64,
+    spans: spans_module.Given | None = None,
+    share: float = 0.9,
+    k: int = 8,
+    horizon: tuple[int, int] = (1, 64),
+    last: int = 64,
+    bins: int | None = None,
+    batch_tokens: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Record statistics of every head's attention in one pass, without any N×N map.
+
+    Prompts of similar lengths share a batch, at most 10 % of it padding, where a test of the model
+    shows that this changes no number beyond rounding, and where there are no edits. Padding enters
+    no statistic; in the Dataset prompts start together at position 0 and hold NaN beyond their
+    length.
+
+    Parameters
+    ----------
+    model
+        A model from `load_model`, or whatever `load_model` takes.
+    prompts
+        A text, texts, lists of token ids, or a task; for the decoder or the cross-attention of an
+        encoder–decoder model a `headscope.probes.Pair` of them, or several. For a model that reads
+        images, arrays of its pixel_values (channel, height, width), or files and PIL images where
+        the model has its image processor; of one size.
+    stats
+        Statistics, by name (`headscope.kernels.statistics.names`); without it those of ``DEFAULT``
+        that the attention has. Statistics that compare the places of query and key are refused for
+        cross-attention.
+    keep
+        Activations to keep: ``q`` and ``k`` after their rotation (both of them bring ``lse``, so
+        that `pattern` can recompute any window), ``v``, ``z`` (output of every head, after the
+        edits), ``resid`` (the residual stream before each block and after the last, dims prompt,
+        boundary, query, channel).
+    edits
+        Edits on the heads, applied in order (`headscope.probes.interventions`).
+    first
+        Number of first keys in ``first_mass``.
+    offsets
+        Distances in ``offset_mass``: the key at query - offset.
+    targets
+        Keys of ``target_mass``: rules of `capturing.targets`, or a mapping from a name to
+        lists of keys per prompt and query. Without it every rule that applies.
+    tile
+        Tokens a tile of ``pooled_mean`` and ``pooled_max``; 16, doubled until the longest prompt
+        has 64 tiles.
+    clip
+        Largest distance that counts in ``distance`` and ``distance_variance``, in tokens.
+    recent
+        Number of last keys in ``recent_mass``, the query itself included.
+    spans
+        Tokens of ``span_mass``: a mapping from a name to lists of positions per prompt, or names
+        of roles of the task. Without it every role of the task. Spans may overlap.
+    share
+        Share of the mass that ``effective_span`` holds, between 0 and 1.
+    k
+        Number of keys in ``topk`` and ``topk_key``.
+    horizon
+        Nearest and farthest distance of the later queries in ``received_later``, in tokens.
+    last
+        Number of last queries in ``received_last``.
+    bins
+        Bins of queries and keys, at most, for prompts too long to keep every token: a statistic
+        then holds the mean of the tokens of each bin (``received_max`` the largest), the coords
+        ``query`` and ``key`` its first token, and token and token_id the dim position.
+    batch_tokens
+        Tokens in one forward pass, at most, or one prompt. Without it 8192, and fewer where they
+        would need more than 80 % of the available memory (`plan`).
+    out
+        File to write to as the capture goes (its folder is made), for captures larger than memory;
+        the Dataset then reads from it. An interrupted capture of the same prompts and options is
+        taken up where it was, with the same result.
+    overwrite
+        Replace the file, and drop half a file of another capture.
+    progress
+        Called with the number of prompts done and their total.
+
+    Returns
+    -------
+    One variable per statistic, dims prompt, layer, head and its own (query, key, query_tile,
+    key_tile, offset, target, span, bin, rank), float32; the activations kept, with dims head or
+    kv_head, query or key, size. Coords: layer, head, kv_head, kv_group (the kv head that a head
+    reads), token and token_id (prompt, query), length (prompt), offset, target, span, bin (its
+    smallest distance), rank, and per layer causal, logit_scale, window and softcap (NaN where there
+    is none). A model with learned sinks has their ``sink_logit`` (layer, head): weights of its keys
+    sum to less than 1, and ``learned_sink_mass`` is the rest. One with ALiBi has ``alibi_slope``
+    (layer, head), by which a token of distance lowers a logit. A model with other layers, such as
+    Mamba's, has ``attention_map`` (layer), False where there is none and every number is NaN. The
+    tokens of an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row;
+    ``pixels`` (prompt,
+    colour, height, width) is what the model read. In
+    cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
+    key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's
+    source_token_id (prompt, source) and source_length (prompt). Where q and k are kept of a model
+    with a relative position bias, position_bias (layer, head, relative) holds it, relative being
+    key - query. Attrs carry the provenance.
+
+    Raises
+    ------
+    HeadscopeError
+        For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
+        fit, a model that is refused at load or gives NaN, a file that cannot be written, and, with
+        the numbers, what does not fit into memory.
+
+    Examples
+    --------
+    >>> from headscope.probes import capture, load_model
+    >>> model = load_model("headscope/bundled")
+    >>> capture(model, [[0, 5, 6, 5]], stats=("entropy",))["entropy"].dims
+    ('prompt', 'layer', 'head', 'query')
+    """
+    # Before anything else has a name here.
+    recording = compose(dict(locals()))
+    from headscope.probes.capturing.cost import weigh
+
+    if out is not None:
+        return _to_file(recording, Path(out), batch_tokens, overwrite, progress)
+    recording.prepare()
+    planned = weigh(recording, batch_tokens, streamed=False)
+    planned.check()
+    recording.allocate()
+    recording.record(planned.batch_tokens, progress)
+    dataset = recording.dataset()
+    dataset.attrs.update(provenance(recording.model, recording.prompts, recording, recording.edits))
+    return dataset
+
+
+def compose(asked: Mapping[str, Any]) -> Recording:
+    """Turn the arguments of `capture` into a recording, not yet prepared."""
+    from headscope.probes.capturing.recorder import Recording
+
+    known = load_model(asked["model"])
+    stats = fitting(DEFAULT, known) if asked["stats"] is None else asked["stats"]
+    wanted, kept = _names(stats, asked["keep"], known)
+    given = read(known, asked["prompts"])
+    tile, clip = asked["tile"], asked["clip"]
+    if tile is None:
+        tile = 16
+        while max(given.longest) > TILES * tile:
+            tile *= 2
+    return Recording(
+        model=known,
+        prompts=given,
+        stats=wanted,
+        keep=kept,
+        edits=tuple(asked["edits"]),
+        first=int(asked["first"]),
+        offsets=tuple(int(one) for one in asked["offsets"]),
+        targets=asked["targets"],
+        tile=int(tile),
+        clip=None if clip is None else int(clip),
+        recent=int(asked["recent"]),
+        share=float(asked["share"]),
+        k=int(asked["k"]),
+        horizon=(int(asked["horizon"][0]), int(asked["horizon"][1])),
+        last=int(asked["last"]),
+        spans=asked["spans"],
+        bins=None if asked["bins"] is None else int(asked["bins"]),
+    )
+
+
+def _to_file(
+    recording: Recording,
+    out: Path,
+    batch_tokens: int | None,
+    overwrite: bool,
+    progress: Callable[[int, int], None] | None,
+) -> xr.Dataset:
+    """Fill a file batch by batch, or what an earlier run has left to fill."""
+    from headscope.probes.capturing.cost import weigh
+    from headscope.probes.storage import dataset_file, incremental
+
+    if out.exists() and not overwrite:
+        raise InvalidInput(f"out: {out} exists; choose another file, or overwrite=True")
+    recording.prepare()
+    if batch_tokens is None and not overwrite:
+        # What is there was made in batches of one size, whatever memory is free today.
+        batch_tokens = incremental.begun(out).get("batch_tokens")
+    planned = weigh(recording, batch_tokens, streamed=True)
+    planned.check()
+    recording.lay_out()
+    skeleton = recording.dataset()
+    skeleton.attrs.update(
+        provenance(recording.model, recording.prompts, recording, recording.edits)
+    )
+    skeleton.attrs["batch_tokens"] = planned.batch_tokens
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"out: {out.parent} cannot be written: {error.strerror}") from error
+    growing = incremental.begin(
+        out, skeleton, recording.shapes, recording.marks(), replace=overwrite
+    )
+    recording.record(planned.batch_tokens, progress, growing)
+    growing.finish()
+    return dataset_file.load(out, mapped=True)
+
+
+def fitting(stats: Sequence[str], model: Model) -> tuple[str, ...]:
+    """Leave out the statistics that the attention of a model does not have.
+
+    Examples
+    --------
+    >>> fitting(("distance", "entropy"), load_model("headscope/bundled"))
+    ('distance', 'entropy')
+    """
+    crossed = model.geometry.crossed
+    return tuple(one for one in stats if not (crossed and statistics.load(one).positional))
+
+
+def _names(
+    stats: Sequence[str], keep: Sequence[str], model: Model
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if isinstance(stats, str) or isinstance(keep, str):
+        raise InvalidInput("stats, keep: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
+    known = statistics.names()
+    for name in stats:
+        if name not in known:
+            raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
+        if name not in fitting((name,), model):
+            raise NotApplicable(
+                f"stats: {name} compares the places of query and key, which are tokens of two "
+                "texts in cross-attention; choose others"
+            )
+    for name in keep:
+        if name not in KEEP:
+            raise InvalidInput(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
+    kept = [name for name in KEEP if name in keep or (name == "z" and "z" in stats)]
+    # A pattern is recomputed from the three of them, so none is kept in vain.
+    implied = ("lse",) if {"q", "k"} <= set(kept) else ()
+    wanted = tuple(dict.fromkeys(name for name in (*stats, *implied) if name != "z"))
+    return wanted, tuple(kept)
+
+
+def provenance(
+    model: Model,
+    prompts: Prompts,
+    recording: Recording,
+    edits: Sequence[Edit],
+) -> dict[str, Any]:
+    """Say where a recording comes from, for its attrs."""
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "attention": model.attention,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "task": prompts.task,
+        "seed": prompts.seed,
+        "n_prompts": len(prompts.ids),
+        "prompts_sha256": prompts.digest(),
+        "stats": list(recording.stats),
+        "first": recording.first,
+        "tile": recording.tile,
+        "clip": "" if recording.clip is None else recording.clip,
+        "recent": recording.recent,
+        "share": recording.share,
+        "k": recording.k,
+        "horizon": list(recording.horizon),
+        "last": recording.last,
+        "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
+        "reweighted": recording.reweighted,
+        "bins": "" if recording.bins is None else recording.bins,
+        "bin_width": recording.width,
+        "padding": recording.padding,
+        "convention": CONVENTION,
+        "headscope": version("headscope"),
+    }

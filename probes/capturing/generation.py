@@ -1,0 +1,299 @@
+"""Generation: what every head attends to while a model writes, one row a step, from its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+from torch import Tensor
+from transformers import DynamicCache
+
+from headscope.kernels import statistics
+from headscope.kernels.api import Request
+from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.probes.attention.forward import Reader
+from headscope.probes.attention.interface import Call, installed
+from headscope.probes.capturing.capture import provenance
+from headscope.probes.capturing.recorder import Recording
+from headscope.probes.models.model import Model, load_model
+from headscope.probes.prompts.prompt_batch import Prompts, read
+
+if TYPE_CHECKING:
+    from headscope.probes.interventions.base import Edit
+    from headscope.probes.prompts import prompt_batch as prompts_module
+
+DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "topk_key")
+
+Array = npt.NDArray[np.float32]
+
+
+def generate(
+    model: Any,
+    prompts: prompts_module.Given,
+    stats: Sequence[str] = DEFAULT,
+    edits: Sequence[Edit] = (),
+    *,
+    new_tokens: int = 32,
+    prefix: int = 0,
+    sample: bool = False,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    first: int = 1,
+    offsets: Sequence[int] = (0, 1),
+    clip: int | None = None,
+    recent: int = 64,
+    share: float = 0.9,
+    k: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Let a model continue prompts and record every head's attention at every step.
+
+    The model keeps its keys and values, so a step costs one row; the rows together are those of a
+    capture of the finished text. ``span_mass`` tells the prompt from what was generated: lookback
+    (Chuang et al. 2024, Lookback Lens) is the share of the first in both.
+
+    Parameters
+    ----------
+    model
+        A causal language model from `load_model`, or whatever `load_model` takes.
+    prompts
+        A text, texts, lists of token ids, or a task.
+    stats
+        Statistics with one result for every query, and ``received``.
+    edits
+        Edits on the heads, at every step.
+    new_tokens
+        Tokens to generate, at most; an end-of-text token ends a prompt earlier.
+    prefix
+        Last tokens of every prompt that begin the answer: ``span_mass`` counts them as generated.
+    sample
+        Whether tokens are drawn by their probability; else the most probable is taken.
+    seed
+        Seed of the draws.
+    options
+        More options of Hugging Face's ``generate``, such as ``{"temperature": 0.7}``.
+    first, offsets, clip, recent, share, k
+        As in `capture`.
+    progress
+        Called with the number of prompts done and their total.
+
+    Returns
+    -------
+    As `capture` of the finished texts, with the coordinate ``generated`` (prompt, query): True at
+    tokens that the model wrote.
+
+    Raises
+    ------
+    NotApplicable
+        For a statistic that needs the whole text at once, a prompt that would outgrow the context,
+        a model that does not generate, edits that do not fit.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model
+    >>> model = load_model("headscope/bundled")
+    >>> found = generate(model, [[0, 5, 6, 5]], stats=("entropy",), new_tokens=3)
+    >>> found["entropy"].sizes["query"], int(found["generated"].sum())
+    (7, 3)
+    """
+    known = load_model(model)
+    if known.attention != "self":
+        raise NotApplicable(
+            f"model: {known.name} has an encoder and a decoder; use capture with a Pair"
+        )
+    wanted = _names(stats)
+    given = read(known, prompts)
+    _refuse_unfit(known, given, new_tokens, prefix)
+    for edit in edits:
+        edit.check(known.geometry)
+
+    def request(spans: Tensor | None) -> Request:
+        return Request(
+            stats=wanted,
+            first=int(first),
+            offsets=tuple(int(one) for one in offsets),
+            clip=None if clip is None else int(clip),
+            recent=int(recent),
+            spans=spans,
+            share=float(share),
+            k=int(k),
+        )
+
+    settings = {"do_sample": sample, "max_new_tokens": int(new_tokens), **(options or {})}
+    runs = []
+    for done, ids in enumerate(given.ids):
+        runs.append(Steps(request, len(ids) - prefix, tuple(edits)).run(known, ids, settings, seed))
+        if progress is not None:
+            progress(done + 1, len(given.ids))
+    finished = Prompts(tuple(one.ids for one in runs), given.task, given.seed)
+    recording = Recording(
+        model=known,
+        prompts=finished,
+        stats=wanted,
+        keep=(),
+        edits=tuple(edits),
+        first=int(first),
+        offsets=tuple(int(one) for one in offsets),
+        targets=None,
+        tile=16,
+        clip=clip,
+        recent=int(recent),
+        share=float(share),
+        k=int(k),
+        horizon=(1, 64),
+        last=64,
+        spans=_spans(runs),
+    )
+    recording.allocate()
+    for row, one in enumerate(runs):
+        for call in one.layers.values():
+            recording.note(call)
+        for name in wanted:
+            recording.arrays[name][row] = one.joined(name, recording.arrays[name].shape[1:])
+    dataset = recording.dataset()
+    dataset.attrs.update(provenance(known, finished, recording, edits))
+    dataset.attrs.update(sample=bool(sample), sampling_seed=int(seed))
+    position = xr.DataArray(np.arange(dataset.sizes["query"]), dims="query")
+    starts = xr.DataArray([len(ids) for ids in given.ids], dims="prompt")
+    written = (position >= starts) & (position < dataset["length"])
+    return dataset.assign_coords(generated=written.transpose("prompt", "query"))
+
+
+@dataclass
+class Steps:
+    """The steps of one prompt: the rows that each gave, layer by layer.
+
+    Parameters
+    ----------
+    request
+        Makes the request for a step, from the span of every key.
+    start
+        Tokens of the prompt before the answer begins.
+    edits
+        Edits on the heads.
+    """
+
+    request: Callable[[Tensor | None], Request]
+    start: int
+    edits: tuple[Edit, ...]
+    ids: tuple[int, ...] = ()
+    layers: dict[int, Call] = field(default_factory=dict)
+    rows: list[tuple[Call, dict[str, Array]]] = field(default_factory=list)
+
+    def run(
+        self, model: Model, ids: Sequence[int], settings: Mapping[str, Any], seed: int
+    ) -> Steps:
+        """Generate, and give the last token its row as well."""
+        module: Any = model.module
+        # Without the model's config every layer keeps all keys, also those behind its window; with
+        # it, layers without attention keep the state that they need.
+        cache = DynamicCache(config=module.config) if model.geometry.without else DynamicCache()
+        given = torch.tensor([list(ids)], device=model.device)
+        ends = module.generation_config.eos_token_id
+        filler = ends[0] if isinstance(ends, list) else ends
+        with torch.no_grad(), torch.random.fork_rng(), installed(model, self.attend):
+            torch.manual_seed(seed)
+            written = module.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                past_key_values=cache,
+                use_cache=True,
+                pad_token_id=0 if filler is None else filler,
+                **settings,
+            )
+            module(input_ids=written[:, -1:], past_key_values=cache, use_cache=True)
+        self.ids = tuple(written[0].tolist())
+        return self
+
+    def attend(self, call: Call) -> Tensor:
+        """Answer one layer at one step, and keep its rows."""
+        keys = call.key.shape[2]
+        spans = (torch.arange(keys) >= self.start).long()[None]
+        return Reader(self.request(spans), self.edits, self._take)(call)
+
+    def _take(self, call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+        self.layers[call.layer] = call
+        found = {name: values[0].float().cpu().numpy() for name, values in outputs.items()}
+        self.rows.append((call, {name: found[name] for name in found if name != "z"}))
+
+    def joined(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Join the rows of all steps: (layer, head, *dims of the statistic)."""
+        # Later keys, bins and spans hold nothing of an earlier row; NaN is left beyond the text.
+        joined = np.full(shape, np.nan, dtype=np.float32)
+        length, by_query = len(self.ids), statistics.load(name).by_query
+        total = np.zeros(shape, dtype=np.float64)
+        count = np.zeros((shape[0], 1, shape[2]))
+        for call, found in self.rows:
+            values, stop = found[name], call.key.shape[2]
+            if by_query:
+                rows = joined[call.layer, :, stop - values.shape[1] : stop]
+                if rows.ndim > 2:
+                    rows[:] = 0.0
+                if name == "span_mass":
+                    values = np.nan_to_num(values)
+                rows[tuple(map(slice, values.shape))] = values
+            else:
+                query_counts = _seers(call)
+                total[call.layer, :, :stop] += np.nan_to_num(values) * query_counts
+                count[call.layer, :, :stop] += query_counts
+        if not by_query:
+            joined[:, :, :length] = (total / np.where(count, count, np.nan))[:, :, :length]
+        if name == "pattern":
+            joined[:, :, :, length:] = np.nan
+        if name == "distance_hist":
+            bins = statistics.load(name).labels["bin"](Request(stats=()), length)
+            joined[..., len(bins) :] = np.nan
+        return joined
+
+
+def _seers(call: Call) -> npt.NDArray[np.float64]:
+    """Count the queries of one step that see each key."""
+    variant = call.variant()
+    visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
+    counted: npt.NDArray[np.float64] = visibility.query_counts[0].cpu().double().numpy()
+    return counted
+
+
+def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
+    return {
+        "prompt": [list(range(one.start)) for one in runs],
+        "generated": [list(range(one.start, len(one.ids))) for one in runs],
+    }
+
+
+def _names(stats: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stats, str):
+        raise InvalidInput("stats: give a tuple of names, such as ('entropy',)")
+    stats = tuple(map(statistics.resolve, stats))
+    for name in stats:
+        one = statistics.load(name)
+        if name in ("z", "target_mass") or not (one.by_query or name == "received"):
+            raise NotApplicable(
+                f"stats: {name} needs the whole text at once; generate first, then "
+                "capture(model, [ids], ...) of the finished text"
+            )
+    return tuple(dict.fromkeys(stats))
+
+
+def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) -> None:
+    if new_tokens < 1:
+        raise InvalidInput(f"new_tokens: {new_tokens}; give 1 or more")
+    shortest = min(map(len, prompts.ids))
+    if not 0 <= prefix < shortest:
+        raise InvalidInput(
+            f"prefix: {prefix} tokens; give 0 to {shortest - 1}, inside every prompt"
+        )
+    if not model.module.can_generate():
+        raise NotApplicable(f"model: {model.architecture} does not generate text; use capture")
+    model.check_predicts()
+    if model.geometry.without and getattr(model.module.config, "sliding_window", None):
+        raise NotApplicable(
+            f"model: {model.architecture} mixes windows with layers that have no attention, and "
+            "its cache drops keys; generate first, then capture the finished text"
+        )
+    model.check_lengths([len(ids) + new_tokens for ids in prompts.ids])

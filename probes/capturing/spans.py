@@ -1,0 +1,148 @@
+"""Spans: named sets of tokens in every prompt, whose mass is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headscope.kernels.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from headscope.probes.prompts.prompt_batch import Prompts
+
+    Given = str | Sequence[str] | Mapping[str, Sequence[Sequence[int]]]
+
+NONE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Named spans of all prompts; a token may lie in several.
+
+    The kernels know one number a key, so every combination of spans that a token lies in has its
+    own number, and the masses of the combinations are added up afterwards.
+
+    Attributes
+    ----------
+    names
+        Names of the spans.
+    numbers
+        Per prompt, the combination of every key, -1 for none.
+    members
+        Which spans belong to each combination, dims combination, span.
+    """
+
+    names: list[str]
+    numbers: list[npt.NDArray[np.int64]]
+    members: npt.NDArray[np.bool_]
+
+    def pack(self, rows: Sequence[int]) -> Tensor:
+        """Stack the numbers of some prompts: dims batch, key, -1 beyond the end of one."""
+        longest = max(len(self.numbers[row]) for row in rows)
+        packed = np.full((len(rows), longest), NONE, dtype=np.int64)
+        for at, row in enumerate(rows):
+            packed[at, : len(self.numbers[row])] = self.numbers[row]
+        return torch.from_numpy(packed)
+
+    def add(self, rows: Sequence[int], mass: Tensor) -> Tensor:
+        """Add the masses of combinations to masses of spans, NaN where a prompt lacks a span."""
+        used = self.members[: mass.shape[-1]]
+        total = mass.nan_to_num() @ torch.from_numpy(used).to(mass)
+        for at, row in enumerate(rows):
+            found = np.unique(self.numbers[row])
+            absent = ~self.members[found[found != NONE]].any(axis=0)
+            total[at][..., torch.from_numpy(absent)] = float("nan")
+        return total
+
+
+def collect(given: Given | None, prompts: Prompts) -> Spans:
+    """Find the spans of all prompts.
+
+    Parameters
+    ----------
+    given
+        Token positions by name and then per prompt; or names of roles of the task. None stands for
+        every role of the task.
+    prompts
+        The prompts.
+
+    Returns
+    -------
+    Names, and the spans of every key.
+
+    Raises
+    ------
+    InvalidInput
+        Without a task where one is needed, for an unknown role, and for positions that do not fit
+        the prompts.
+
+    Examples
+    --------
+    >>> from headscope.probes.prompts.prompt_batch import Prompts
+    >>> found = collect({"start": [[0, 1]], "first": [[0]]}, Prompts(ids=((5, 6, 7),)))
+    >>> found.numbers[0].tolist(), found.members.astype(int).tolist()
+    ([0, 1, -1], [[1, 1], [1, 0]])
+    """
+    if isinstance(given, Mapping):
+        names = list(given)
+        places = [_of_prompts(name, given[name], prompts) for name in names]
+    else:
+        names, places = _of_task(given, prompts)
+    if not names:
+        raise InvalidInput("spans: there are none; give at least one name")
+    combinations: dict[tuple[int, ...], int] = {}
+    numbers = []
+    for row, ids in enumerate(prompts.keys):
+        inside: list[list[int]] = [[] for _ in ids]
+        for span, one in enumerate(places):
+            for position in one[row]:
+                inside[position].append(span)
+        numbers.append(
+            np.array(
+                [
+                    combinations.setdefault(tuple(spans), len(combinations)) if spans else NONE
+                    for spans in inside
+                ],
+                dtype=np.int64,
+            )
+        )
+    members = np.zeros((len(combinations), len(names)), dtype=bool)
+    for spans, number in combinations.items():
+        members[number, list(spans)] = True
+    return Spans(names, numbers, members)
+
+
+def _of_prompts(
+    name: str, listed: Sequence[Iterable[int]], prompts: Prompts
+) -> list[tuple[int, ...]]:
+    if len(listed) != len(prompts.keys):
+        raise InvalidInput(f"spans: {name!r} must hold one list of positions for every prompt")
+    found = [tuple(sorted({int(position) for position in one})) for one in listed]
+    for row, (one, ids) in enumerate(zip(found, prompts.keys, strict=True)):
+        if one and not 0 <= one[0] <= one[-1] < len(ids):
+            wrong = one[0] if one[0] < 0 else one[-1]
+            raise InvalidInput(f"spans: {name!r} names position {wrong}, outside prompt {row + 1}")
+    return found
+
+
+def _of_task(
+    given: str | Sequence[str] | None, prompts: Prompts
+) -> tuple[list[str], list[list[tuple[int, ...]]]]:
+    if prompts.encoded is None:
+        raise InvalidInput(
+            "spans: span_mass needs them; give a mapping from a name to positions per prompt, "
+            "or a task with roles"
+        )
+    roles = prompts.encoded.roles
+    known = list(dict.fromkeys(name for one in roles for name in one))
+    asked = [given] if isinstance(given, str) else known if given is None else list(given)
+    for name in asked:
+        if name not in known:
+            raise InvalidInput(f"spans: no role {name!r}; choose from {', '.join(known) or 'none'}")
+    return asked, [[tuple(sorted(set(one.get(name, ())))) for one in roles] for name in asked]

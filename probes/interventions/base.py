@@ -1,0 +1,130 @@
+"""An edit: an intervention on the heads of a model, as a value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Geometry
+
+Head = tuple[int, int]
+
+
+class Edit:
+    """What the seam asks of an edit; one that leaves a thing alone need not mention it.
+
+    An edit acts inside the attention, on its weights, or afterwards on ``z``, the output of every
+    head before it is mixed into the residual stream, in the same pass that captures.
+    """
+
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
+        """Say what changes inside the attention of one layer.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        shape
+            Numbers of sequences, heads, queries and keys.
+        """
+        return None
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Return the outputs of the heads of one layer after the edit."""
+        return z
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse an edit that does not fit a model of this shape."""
+
+    def describe(self) -> dict[str, object]:
+        """Say what the edit does, as JSON, for the provenance of a result."""
+        return {"edit": type(self).__name__}
+
+
+class HeadEdit(Edit):
+    """An edit of some heads, named in ``heads`` as (layer, head) pairs."""
+
+    heads: Sequence[Head]
+
+    def rows(self, layer: int) -> list[int]:
+        """List the edited heads of one layer."""
+        return [head for at, head in self.heads if at == layer]
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse heads that the model does not have."""
+        check_heads(f"{type(self).__name__}.heads", self.heads, shape)
+
+
+class VectorEdit(HeadEdit):
+    """An edit of some heads with a vector for each, in ``values``."""
+
+    values: Float[Tensor, "layer head size"]
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse heads that the model does not have and vectors of another shape."""
+        super().check(shape)
+        check_vectors(f"{type(self).__name__}.values", self.values, self.heads, shape)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit, its heads and a digest of the vectors."""
+        return {
+            "edit": type(self).__name__,
+            "heads": listed(self.heads),
+            "values_sha256": digest(self.values),
+        }
+
+
+def check_heads(field: str, heads: Sequence[Head], shape: Geometry) -> None:
+    """Refuse heads that a model does not have."""
+    for layer, head in heads:
+        if not 0 <= layer < shape.layers:
+            raise InvalidInput(
+                f"{field}: no layer {layer}; the model has layers 0 to {shape.layers - 1}"
+            )
+        if layer in shape.without:
+            raise InvalidInput(
+                f"{field}: layer {layer} has no attention map; "
+                f"layers with one are {', '.join(map(str, shape.attending))}"
+            )
+        if not 0 <= head < shape.heads:
+            raise InvalidInput(
+                f"{field}: no head {head}; every layer has heads 0 to {shape.heads - 1}"
+            )
+
+
+def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape."""
+    if tuple(values.shape) != expected:
+        raise InvalidInput(
+            f"{field}: shape {tuple(values.shape)}, but the model's heads ask for {expected}"
+        )
+
+
+def check_vectors(field: str, values: Tensor, heads: Sequence[Head], shape: Geometry) -> None:
+    """Refuse vectors of another shape, or that are no numbers at the heads they are for."""
+    check_shape(field, values, (shape.layers, shape.heads, shape.value_size))
+    for layer, head in heads:
+        if not bool(torch.isfinite(values[layer, head]).all()):
+            raise InvalidInput(f"{field}: L{layer}H{head} holds NaN or infinity")
+
+
+def listed(heads: Sequence[Head]) -> list[list[int]]:
+    """List heads as JSON knows them."""
+    return [list(head) for head in heads]
+
+
+def digest(values: Tensor) -> str:
+    """Name the numbers of a tensor by their hash."""
+    data = values.detach().cpu().float().contiguous().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()

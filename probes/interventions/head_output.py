@@ -1,0 +1,163 @@
+"""Edits of what heads put out: z is scaled, removed, replaced or shifted after the attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.probes.interventions.base import (
+    Edit,
+    Head,
+    HeadEdit,
+    VectorEdit,
+    check_shape,
+    listed,
+)
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Geometry
+
+
+@dataclass(frozen=True)
+class Gate(Edit):
+    """Multiply the output of every head by a number: 1 leaves it, 0 removes it.
+
+    The gradient with respect to ``values`` at 1 is the first-order importance of the heads
+    (Michel et al. 2019, head importance by gate gradient).
+
+    Attributes
+    ----------
+    values
+        One number per head, dims layer, head; may require a gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> gate = Gate(torch.tensor([[1.0, 0.0]]))
+    >>> gate.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 0.0]
+    """
+
+    values: Float[Tensor, "layer head"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Scale the heads of one layer."""
+        return z * self.values[layer].to(z)[:, None, None]
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse gates whose shape is not layers × heads."""
+        check_shape("Gate.values", self.values, (shape.layers, shape.heads))
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit and its gates."""
+        return {"edit": "Gate", "values": self.values.detach().cpu().tolist()}
+
+
+@dataclass(frozen=True)
+class Ablate(HeadEdit):
+    """Set the output of some heads to zero.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Ablate(heads=((0, 1),)).apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 0.0]
+    """
+
+    heads: Sequence[Head]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Zero the named heads of one layer."""
+        rows = self.rows(layer)
+        return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit and its heads."""
+        return {"edit": "Ablate", "heads": listed(self.heads)}
+
+
+@dataclass(frozen=True)
+class Replace(VectorEdit):
+    """Put a fixed vector in place of the output of some heads, at every position.
+
+    With the mean of ``z`` over a reference set this is mean ablation.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+    values
+        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> edit = Replace(heads=((0, 1),), values=torch.full((1, 2, 1), 5.0))
+    >>> edit.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 5.0]
+    """
+
+    heads: Sequence[Head]
+    values: Float[Tensor, "layer head size"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Replace the named heads of one layer."""
+        rows = self.rows(layer)
+        if not rows:
+            return z
+        fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
+        chosen = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
+        chosen[rows] = True
+        return torch.where(chosen[:, None, None], fixed, z)
+
+
+@dataclass(frozen=True)
+class Offset(VectorEdit):
+    """Add a fixed vector to the output of some heads, at every position.
+
+    What LoFiT learns for a few heads (Yin et al. 2024), and steering head by head.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+    values
+        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> edit = Offset(heads=((0, 1),), values=torch.full((1, 2, 1), 5.0))
+    >>> edit.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 6.0]
+    """
+
+    heads: Sequence[Head]
+    values: Float[Tensor, "layer head size"]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Shift the named heads of one layer."""
+        rows = self.rows(layer)
+        if not rows:
+            return z
+        chosen = torch.zeros(z.shape[1], dtype=z.dtype, device=z.device)
+        chosen[rows] = 1.0
+        return z + (chosen[:, None] * self.values[layer].to(z))[:, None, :]

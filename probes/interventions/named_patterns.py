@@ -1,0 +1,100 @@
+"""Patterns known by name, which heads are given in place of their own at any length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from headscope.kernels.api import WeightEdits
+from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
+from headscope.probes.interventions.base import Head, HeadEdit, listed
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Geometry
+
+PATTERNS = {
+    "previous": "each query looks at the token before it, the first one at itself",
+    "first": "each query looks at the first token",
+    "itself": "each query looks at itself",
+    "uniform": "each query looks at all keys that it sees alike",
+}
+# Logits divided by this are equal to every digit that float32 holds of a weight.
+FLAT = 1e6
+# Weights of a layer beyond this would take more than 2 GB.
+MOST = 2**29
+
+
+@dataclass(frozen=True)
+class Inject(HeadEdit):
+    """Put a pattern known by name in place of the weights of some heads, at any length.
+
+    What a head writes then comes from where the pattern looks; how it reads (its values and output
+    projection) stays. Uniform is made by a temperature, so it respects masks and windows, and a
+    learned sink logit counts as one more key; a fixed pattern of the same head outranks it.
+
+    Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patterns; TAB.
+
+    Attributes
+    ----------
+    heads
+        The heads, as (layer, head) pairs.
+    pattern
+        ``previous``, ``first``, ``itself`` or ``uniform``.
+
+    Examples
+    --------
+    >>> Inject(heads=((0, 1),), pattern="previous").describe()["pattern"]
+    'previous'
+    """
+
+    heads: Sequence[Head]
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if self.pattern not in PATTERNS:
+            raise InvalidInput(
+                f"Inject.pattern: no {self.pattern!r}; choose one of {', '.join(PATTERNS)}"
+            )
+
+    def check(self, shape: Geometry) -> None:
+        """Refuse heads that the model does not have, and patterns that need one text."""
+        super().check(shape)
+        if shape.crossed and self.pattern in ("previous", "itself"):
+            raise NotApplicable(
+                f"Inject.pattern: {self.pattern} needs keys of the same text, and cross-attention "
+                "has others; use first or uniform"
+            )
+
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
+        """Put the pattern in the place of the named heads' own."""
+        rows = self.rows(layer)
+        if not rows:
+            return None
+        _, heads, queries, keys = shape
+        if self.pattern == "uniform":
+            temperature = torch.ones(heads)
+            temperature[rows] = FLAT
+            return WeightEdits(temperature=temperature)
+        # Where a cache holds earlier keys, the last query is still the last key.
+        own = torch.arange(queries) + keys - queries
+        looked = {
+            "previous": (own - 1).clamp_min(0),
+            "first": torch.zeros_like(own),
+            "itself": own,
+        }[self.pattern]
+        if heads * queries * keys > MOST:
+            raise ResourceLimit(
+                f"Inject.pattern: {self.pattern} needs {queries} × {keys} weights for each of "
+                f"{heads} heads; give shorter texts, or use uniform, Window or KnockOut"
+            )
+        pattern = torch.full((1, heads, queries, keys), math.nan)
+        pattern[0, rows] = torch.nn.functional.one_hot(looked, keys).float()
+        return WeightEdits(pattern=pattern)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit, its heads and the pattern."""
+        return {"edit": "Inject", "heads": listed(self.heads), "pattern": self.pattern}

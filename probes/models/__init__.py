@@ -1,0 +1,1 @@
+"""Models: loading them, their checkpoints, encoders with decoders, and vision models."""

@@ -1,0 +1,177 @@
+"""Stacks: the encoder and the decoder of a model, and which attention stands where in them.
+
+Nothing is guessed from names: a stack is what the model itself calls its encoder or decoder, and an
+attention of the decoder looks across to the source in exactly those calls that hand it the
+encoder's states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headscope.kernels.errors import InvalidInput, UnsupportedModel
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+SELF = "self"
+KINDS = ("encoder", "decoder", "cross")
+STATES = ("key_value_states", "encoder_hidden_states")
+
+
+def choose(module: Any, attention: str) -> str:
+    """Refuse an attention that a model does not have.
+
+    Raises
+    ------
+    InvalidInput
+        Naming those that it has.
+    """
+    paired = bool(module.config.is_encoder_decoder)
+    known = KINDS if paired else (SELF,)
+    if attention in known:
+        return attention
+    name = type(module).__name__
+    if paired:
+        raise InvalidInput(
+            f"attention: {name} has an encoder and a decoder; choose one of attention='encoder', "
+            "'decoder', 'cross'"
+        )
+    raise InvalidInput(
+        f"attention: {name} has no encoder and decoder, so not {attention!r}; leave it at 'self'"
+    )
+
+
+def blocks(module: Any, attention: str) -> nn.ModuleList:
+    """Find the blocks that hold an attention of an encoder–decoder model.
+
+    Raises
+    ------
+    HeadscopeError
+        When they are not one list of modules.
+    """
+    return outermost(module.get_encoder() if attention == "encoder" else module.get_decoder())
+
+
+def outermost(stack: nn.Module) -> nn.ModuleList:
+    """Find the one list of modules in a stack that lies in no other.
+
+    Raises
+    ------
+    UnsupportedModel
+        When there is none, or more than one.
+    """
+    lists = [part for part in stack.modules() if isinstance(part, nn.ModuleList)]
+    inner = {id(part) for one in lists for part in one.modules() if part is not one}
+    outer = [one for one in lists if id(one) not in inner]
+    if len(outer) != 1:
+        raise UnsupportedModel(
+            f"model: the blocks of {type(stack).__name__} are {len(outer)} lists of modules, not "
+            "one; this architecture is refused"
+        )
+    return outer[0]
+
+
+@dataclass
+class Places:
+    """The attention modules of an encoder–decoder model: which kind each is, and its layer."""
+
+    module: nn.Module
+    stacks: dict[int, tuple[str, int]] = field(default_factory=dict)
+    crossing: dict[int, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for side in ("encoder", "decoder"):
+            for number, block in enumerate(blocks(self.module, side)):
+                self.stacks.update({id(part): (side, number) for part in block.modules()})
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note, for as long as this lasts, which calls are handed the encoder's states."""
+        handles = []
+        for part in self.module.modules():
+            if self.stacks.get(id(part), ("", 0))[0] != "decoder":
+                continue
+            signature = inspect.signature(part.forward)
+            if not signature.parameters.keys().isdisjoint(STATES):
+                hook = self._noting(signature)
+                handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _noting(self, signature: inspect.Signature) -> Callable[..., None]:
+        def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            self.crossing[id(part)] = any(given.get(name) is not None for name in STATES)
+
+        return hook
+
+    def find(self, part: nn.Module) -> tuple[str, int]:
+        """Return the kind of an attention module and its layer.
+
+        Raises
+        ------
+        UnsupportedModel
+            For a module outside of both stacks, or one that numbers itself otherwise.
+        """
+        name = type(part).__name__
+        if id(part) not in self.stacks:
+            raise UnsupportedModel(f"model: {name} lies in no block of encoder or decoder; refused")
+        side, layer = self.stacks[id(part)]
+        given = getattr(part, "layer_idx", None)
+        if given is not None and int(given) != layer:
+            raise UnsupportedModel(
+                f"model: {name} calls itself layer {int(given)} but lies in block {layer} of the "
+                f"{side}; this architecture is refused"
+            )
+        return ("cross" if self.crossing.get(id(part)) else side), layer
+
+
+def through(
+    model: Model, source: Tensor, target: Tensor, fields: dict[str, Any], *, head: bool
+) -> Float[Tensor, "batch position _"]:
+    """Run an encoder–decoder model: its logits, or the last hidden state of the chosen stack.
+
+    Without ``head``, an encoder runs without the decoder.
+    """
+    module: Any = model.module
+    source, target = source.to(model.device), target.to(model.device)
+    result: Tensor
+    if head:
+        result = module(input_ids=source, decoder_input_ids=target, **fields).logits
+        return result
+    fields = {name: value for name, value in fields.items() if name != "use_cache"}
+    encoded = module.get_encoder()(input_ids=source, **fields).last_hidden_state
+    if model.attention == "encoder":
+        result = encoded
+    else:
+        result = module.get_decoder()(
+            input_ids=target, encoder_hidden_states=encoded, use_cache=False, **fields
+        ).last_hidden_state
+    return result
+
+
+def maps(model: Model, source: Tensor, target: Tensor, fields: dict[str, Any]) -> list[Tensor]:
+    """Return the weights of the chosen attention as the model itself lists them, layer by layer."""
+    asked = {**fields, "output_attentions": True}
+    result = model.module(
+        input_ids=source.to(model.device), decoder_input_ids=target.to(model.device), **asked
+    )
+    name = "cross_attentions" if model.attention == "cross" else f"{model.attention}_attentions"
+    found = getattr(result, name, None) or ()
+    if not found or not all(isinstance(one, torch.Tensor) for one in found):
+        raise UnsupportedModel(
+            f"model: {model.architecture} returns no {name} to check against; refused"
+        )
+    return list(found)

@@ -1,0 +1,131 @@
+"""Places: where the files of a model are, from its name; checkpoints are named behind an ``@``.
+
+A folder may hold several checkpoints of one model, ``model.step400.safetensors`` and so on beside
+one config and one tokenizer, as ``save_pretrained(variant="step400")`` writes them. Neither torch
+nor transformers is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from headscope.kernels.errors import InvalidInput
+
+SHIPPED = {
+    "headscope/bundled": "bundled",
+    "headscope/bundled-python": "bundled_python",
+    "headscope/induction": "bundled_induction",
+}
+HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
+REVISION = r"[\w][\w./-]*"
+STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)", re.IGNORECASE)
+# Names in a refusal; more would hide what it says.
+LISTED = 24
+
+
+class Place(NamedTuple):
+    """Where a model is.
+
+    Attributes
+    ----------
+    path
+        A folder, or a name on the hub.
+    name
+        What to call the model; with its checkpoint, where it is one of several.
+    variant
+        Which weights of a folder that holds several, or None.
+    revision
+        Which revision of the hub, or None.
+    """
+
+    path: str
+    name: str
+    variant: str | None = None
+    revision: str | None = None
+
+
+def locate(source: str | os.PathLike[str]) -> Place:
+    """Find the folder of a source, or its name on the hub, and which checkpoint is meant.
+
+    Of a folder that holds checkpoints alone, the last is meant unless one is named.
+
+    Raises
+    ------
+    InvalidInput
+        When there is no such folder, name or checkpoint.
+
+    Examples
+    --------
+    >>> locate("EleutherAI/pythia-70m@step1000").revision
+    'step1000'
+    """
+    name = os.fspath(source)
+    folder, wanted = folder_of(source), None
+    if folder is None and "@" in name:
+        name, _, wanted = name.rpartition("@")
+        folder = folder_of(name)
+    if folder is None:
+        if not isinstance(source, str) or not re.fullmatch(HUB, name):
+            raise InvalidInput(f"model: there is no folder {os.fspath(source)}")
+        if wanted is not None and not re.fullmatch(REVISION, wanted):
+            raise InvalidInput(f"model: {wanted!r} is no revision; write NAME@REVISION")
+        return Place(name, source, revision=wanted)
+    if not (folder / "config.json").is_file():
+        if name in SHIPPED:
+            raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
+        raise InvalidInput(f"model: the folder {name} holds no config.json, so no model")
+    known = variants(folder)
+    if wanted is None and (not known or _whole(folder)):
+        return Place(str(folder), name)
+    if not known:
+        raise InvalidInput(
+            f"model: {name} is one model, without checkpoints; leave out '@{wanted}'"
+        )
+    chosen = known[-1] if wanted is None else wanted
+    if chosen not in known:
+        raise InvalidInput(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
+    return Place(str(folder), f"{name}@{chosen}", variant=chosen)
+
+
+def folder_of(source: str | os.PathLike[str]) -> Path | None:
+    """Return the folder that a source names, or None where it names none."""
+    name = os.fspath(source)
+    if name in SHIPPED:
+        return Path(__file__).parents[1] / SHIPPED[name]
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def variants(folder: Path) -> list[str]:
+    """List the checkpoints that lie side by side in a folder, by step."""
+    found = [file.name.split(".")[1] for file in folder.glob("model.*.safetensors")]
+    return sorted({one for one in found if step_of(one) is not None}, key=_by_step)
+
+
+def step_of(name: str) -> int | None:
+    """Read the training step from the name of a checkpoint, None where it names none.
+
+    >>> step_of("checkpoint-400"), step_of("step1000-tokens4B"), step_of("final")
+    (400, 1000, None)
+    """
+    found = STEP.findall(re.split(r"[/\\@]", name)[-1])
+    return int(found[-1]) if found else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names for a refusal, the first ones where there are many."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _by_step(name: str) -> tuple[int, str]:
+    return step_of(name) or 0, name
+
+
+def _whole(folder: Path) -> bool:
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any((folder / name).is_file() for name in names)

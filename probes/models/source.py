@@ -1,0 +1,214 @@
+"""Sources of models: the bundled ones, a folder, the hub; safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.models.checkpoints import commit
+from headscope.probes.models.devices import home, weights
+from headscope.probes.models.model_source import HUB, listed, locate
+from headscope.probes.models.vision import IMAGES, inputs
+
+# Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
+WHOLE = 1 << 20
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    tokenizer: Any,
+) -> tuple[Any, Any, str, str]:
+    """Load a model and its tokenizer from a folder or the hub: module, tokenizer, name, revision.
+
+    Raises
+    ------
+    InvalidInput
+        When there is nothing at that place, it cannot be reached, transformers has no class for
+        it, or its weights are incomplete.
+    """
+    place, name, variant, revision = locate(source)
+    spread = device == "auto"
+    if spread:
+        device = None
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = _dtype(dtype) if dtype is not None else None
+    if kind is None and target.type == "cpu":
+        kind = torch.float32
+    local = Path(place).is_dir() or _cached(place, revision)
+    if not local:
+        _reach(place, revision=revision)
+    chosen = {} if revision is None else {"revision": revision}
+    if variant is not None:
+        chosen["variant"] = variant
+    with _quiet():
+        try:
+            module, report = _class(place, local, revision).from_pretrained(
+                place,
+                **chosen,
+                dtype=kind if kind is not None else "auto",
+                use_safetensors=True,
+                local_files_only=local,
+                output_loading_info=True,
+                **({"device_map": "auto"} if spread else {}),
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InvalidInput(f"model: {name!r} does not load: {_first_line(error)}") from error
+    # A pooler reads the last hidden state, so nothing here depends on it, and many are not saved.
+    unsaved = {name for name in report["missing_keys"] if "pooler." in name}
+    missing = sorted(set(report["missing_keys"]) - unsaved)
+    missing += sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        raise InvalidInput(
+            f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?"
+        )
+    module = (module if spread else module.to(target)).eval().requires_grad_(False)
+    for name in unsaved:
+        # Not left as they were drawn: the same files are the same model.
+        module.get_parameter(name).zero_()
+    found = tokenizer
+    if found is None:
+        found = fetch_tokenizer(place, False, inputs(module) == IMAGES, revision)
+    known = "" if Path(place).is_dir() else commit(place, revision)
+    return module, found, name, known or fingerprint(module)
+
+
+def _class(place: str, local: bool, revision: str | None) -> Any:
+    """Find the class that a model was saved from: an encoder is no causal language model."""
+    import transformers
+
+    given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    config = AutoConfig.from_pretrained(place, revision=revision, **given)
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def fetch_tokenizer(
+    place: str | os.PathLike[str],
+    required: bool = True,
+    images: bool = False,
+    revision: str | None = None,
+) -> Any:
+    """Load a tokenizer, or an image processor, from a folder or the hub; None where none is."""
+    if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
+        raise InvalidInput(f"tokenizer: there is no folder {place}")
+    local = Path(place).is_dir() or _cached(str(place), revision)
+    if not local:
+        _reach(str(place), "tokenizer", revision)
+    try:
+        with _quiet():
+            kind: Any = AutoImageProcessor if images else AutoTokenizer
+            given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+            return kind.from_pretrained(place, revision=revision, **given)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if required:
+            raise InvalidInput(f"tokenizer: {place} does not load: {_first_line(error)}") from error
+        return None
+
+
+def place(
+    module: nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> None:
+    """Refuse to move an object that belongs to the user."""
+    weight, here = next(module.parameters()), home(module)
+    if device == "auto":
+        raise InvalidInput(
+            f"device: the model given is on {here}; only a name or a folder is spread"
+        )
+    if device is not None and torch.device(device).type != here.type:
+        raise InvalidInput(f"device: the model given is on {here}; move it with model.to()")
+    if dtype is not None and _dtype(dtype) != weight.dtype:
+        raise InvalidInput(f"dtype: the model given is {weight.dtype}; convert it with model.to()")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Digest the weights, whatever their names: the same model gives the same digest.
+
+    Weights that accelerate keeps in memory or on disk count as if they were loaded.
+    """
+    digests = []
+    for _, tensor in weights(module):
+        flat = tensor.detach().reshape(-1)
+        if flat.numel() > WHOLE:
+            flat = flat[:: flat.numel() // WHOLE]
+        # In float32, which holds every half precision exactly: casting up is the same model.
+        data = flat.cpu().float().contiguous().numpy().tobytes()
+        digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).hexdigest())
+    return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+def _cached(name: str, revision: str | None) -> bool:
+    return bool(commit(name, revision))
+
+
+def _reach(name: str, field: str = "model", revision: str | None = None) -> None:
+    """Ask the hub once, shortly: the loaders would try again for half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    asked = name if revision is None else f"{name}@{revision}"
+    missing = f"{field}: {asked!r} is no folder, is not in the local cache, and"
+    try:
+        HfApi().model_info(name, revision=revision, timeout=5)
+    except RevisionNotFoundError as error:
+        refs = HfApi().list_repo_refs(name)
+        known = [one.name for one in (*refs.branches, *refs.tags)]
+        raise InvalidInput(
+            f"{missing} {name} has no revision {revision!r} on the hub; it has {listed(known)}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InvalidInput(f"{missing} the hub has no model of that name") from error
+    except Exception as error:
+        raise InvalidInput(
+            f"{missing} the hub cannot be reached; give a folder saved with save_pretrained"
+        ) from error
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InvalidInput(f"dtype: no {dtype!r}; choose float32, bfloat16 or float16")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and reports of transformers' own: an error is one line of ours."""
+    verbosity: Any = logging
+    level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
+    verbosity.set_verbosity_error()
+    verbosity.disable_progress_bar()
+    try:
+        yield
+    finally:
+        verbosity.set_verbosity(level)
+        if bars:
+            verbosity.enable_progress_bar()

@@ -1,0 +1,222 @@
+"""Images as prompts: pixels, and the patches that are their tokens."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.prompt_batch import Prompts
+
+TOKENS, IMAGES = "tokens", "images"
+INPUTS = {"input_ids": TOKENS, "pixel_values": IMAGES}
+# What models call the vectors that they put before the patches, in the order in which they stand.
+BEFORE = {
+    "cls_token": "[CLS]",
+    "class_embedding": "[CLS]",
+    "distillation_token": "[DIST]",
+    "register_tokens": "[REG{}]",
+}
+
+
+def inputs(module: Any) -> str:
+    """Say what a model reads: ``tokens`` or ``images``.
+
+    Raises
+    ------
+    UnsupportedModel
+        For anything else, by the name of the input.
+    """
+    name = getattr(module, "main_input_name", "input_ids")
+    if name not in INPUTS:
+        raise UnsupportedModel(
+            f"model: {type(module).__name__} reads {name}; only tokens (input_ids) and images "
+            "(pixel_values) are known"
+        )
+    return INPUTS[name]
+
+
+def eye(module: Any) -> Any:
+    """Find the part of a model that turns pixels into hidden states, without a head on top.
+
+    Raises
+    ------
+    UnsupportedModel
+        When it reads more than pixels.
+    """
+    # What some models call their base begins behind the embedding of the patches.
+    for part in (module.base_model, module):
+        asked = inspect.signature(part.forward).parameters.values()
+        if any(one.name == "pixel_values" for one in asked):
+            break
+    more = [
+        one.name
+        for one in asked
+        if one.default is one.empty
+        and one.kind is one.POSITIONAL_OR_KEYWORD
+        and one.name != "pixel_values"
+    ]
+    if more:
+        raise UnsupportedModel(
+            f"model: {type(module).__name__} reads {', '.join(more)} beside pixel_values; refused"
+        )
+    return part
+
+
+def patches(model: Model, height: int, width: int) -> tuple[str, ...]:
+    """Name the tokens of an image: what the model puts first, then the patches, row by row.
+
+    Raises
+    ------
+    InvalidInput
+        For an image that is not made of whole patches.
+    """
+    down, across = _pair(model, "patch_size")
+    if height % down or width % across or not height * width:
+        raise InvalidInput(
+            f"prompts: an image of {height} × {width} pixels is not made of patches of "
+            f"{down} × {across}"
+        )
+    before = []
+    for part, word in BEFORE.items():
+        for name, weight in model.module.named_parameters():
+            if name.rpartition(".")[2] == part:
+                count = weight.shape[-2] if weight.ndim > 1 else 1
+                before += [word.format(number) for number in range(count)]
+    rows, columns = range(height // down), range(width // across)
+    return (*before, *(f"r{row}c{column}" for row in rows for column in columns))
+
+
+def sample(model: Model) -> Float[Tensor, "1 channel height width"]:
+    """Make an image that a model can be checked on."""
+    height, width = _pair(model, "image_size")
+    channels = int(getattr(model.module.config, "num_channels", 3))
+    steps = torch.arange(channels * height * width, dtype=torch.float64)
+    # Waves of a length that patches do not share, so that they differ from each other.
+    return torch.sin(0.37 * steps + 0.01 * steps.sqrt()).float().reshape(1, channels, height, width)
+
+
+def check(model: Model, image: Float[Tensor, "1 channel height width"], length: int) -> None:
+    """Refuse a model whose tokens are not those that we would name.
+
+    Raises
+    ------
+    UnsupportedModel
+        With both numbers.
+    """
+    expected = patches(model, *image.shape[-2:])
+    if len(expected) != length:
+        raise UnsupportedModel(
+            f"model: {model.architecture} makes {length} tokens of an image, and its patches and "
+            f"special tokens are {len(expected)}; this architecture is refused"
+        )
+
+
+def read(model: Model, given: Any) -> Prompts:
+    """Read images: arrays of floats (channel, height, width), files or PIL images.
+
+    Raises
+    ------
+    InvalidInput
+        For no images, images of several sizes, files and PIL images without an image processor,
+        numbers that are not pixels as the model reads them.
+    """
+    from headscope.probes.prompts.prompt_batch import Prompts
+
+    single = isinstance(given, str | os.PathLike) or _is_picture(given)
+    if not single and getattr(given, "ndim", 0) == 3:
+        single = True
+    listed = [given] if single else list(given)
+    if not listed:
+        raise InvalidInput("prompts: there are none; give at least one image")
+    found = [_pixels(model, at, one) for at, one in enumerate(listed)]
+    for at, one in enumerate(found):
+        if one.shape != found[0].shape:
+            raise InvalidInput(
+                f"prompts: image {at + 1} is {_shape(one)} and image 1 is {_shape(found[0])}; "
+                "give images of one size"
+            )
+    names = patches(model, *found[0].shape[-2:])
+    ids = tuple(range(len(names)))
+    return Prompts(ids=(ids,) * len(found), pixels=torch.stack(found), names=names)
+
+
+def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height width"]:
+    if isinstance(given, str | os.PathLike):
+        given = _open(at, given)
+    if _is_picture(given):
+        if model.processor is None:
+            raise InvalidInput(
+                f"prompts: image {at + 1} is a picture, which needs an image processor; "
+                "load_model(..., tokenizer=processor), or give arrays of pixel_values"
+            )
+        made = model.processor(images=given.convert("RGB"), return_tensors="pt")
+        given = made["pixel_values"][0]
+    try:
+        # A copy: what a run has on disk cannot be written to, which torch does not like.
+        pixels = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError, RuntimeError):
+        raise NotApplicable(
+            f"prompts: image {at + 1} is a {type(given).__name__}; {model.architecture} reads "
+            "images: give arrays (channel, height, width), files or PIL images"
+        ) from None
+    channels = int(getattr(model.module.config, "num_channels", 3))
+    if pixels.ndim != 3 or pixels.shape[0] != channels:
+        raise NotApplicable(
+            f"prompts: image {at + 1} is {_shape(pixels)}; {model.architecture} reads images "
+            f"(channel, height, width) with {channels} channels"
+        )
+    if not pixels.is_floating_point():
+        raise InvalidInput(
+            f"prompts: image {at + 1} holds {str(pixels.dtype).removeprefix('torch.')}; give "
+            "floats as the model's image processor makes them (pixel_values)"
+        )
+    if not bool(torch.isfinite(pixels).all()):
+        raise InvalidInput(f"prompts: image {at + 1} holds NaN or infinity")
+    return pixels.detach().cpu().float()
+
+
+def _open(at: int, path: str | os.PathLike[str]) -> Any:
+    if not Path(path).is_file():
+        raise InvalidInput(f"prompts: image {at + 1}: there is no file {os.fspath(path)}")
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise InvalidInput(
+            "prompts: reading image files needs Pillow, which is not installed; pip install "
+            "pillow, or give arrays of pixel_values"
+        ) from error
+    try:
+        return Image.open(path)
+    except (OSError, UnidentifiedImageError) as error:
+        raise InvalidInput(f"prompts: image {at + 1}: {os.fspath(path)} is no image") from error
+
+
+def _is_picture(given: Any) -> bool:
+    return type(given).__module__.partition(".")[0] == "PIL"
+
+
+def _pair(model: Model, field: str) -> tuple[int, int]:
+    """Read a size of the config, which is one number for a square."""
+    size = getattr(model.module.config, field, None)
+    if size is None:
+        raise UnsupportedModel(
+            f"model: {model.architecture} names no {field}, so its patches are not known"
+        )
+    pair: Sequence[int] = (size, size) if isinstance(size, int) else tuple(size)
+    return int(pair[0]), int(pair[1])
+
+
+def _shape(pixels: Tensor) -> str:
+    return " × ".join(map(str, pixels.shape)) or "a single number"

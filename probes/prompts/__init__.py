@@ -1,0 +1,1 @@
+"""Prompts: texts, token ids and tasks, read into the tokens of one model."""

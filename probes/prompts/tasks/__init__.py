@@ -1,0 +1,102 @@
+"""Tasks: seeded prompt sets with known answers, one module each; the folder is the registry."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.tokens import Tokenizer
+
+
+def names() -> list[str]:
+    """Names of the tasks, without importing them.
+
+    >>> "ioi" in names()
+    True
+    """
+    return sorted(
+        found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_")
+    )
+
+
+def load(name: str) -> ModuleType:
+    """The module of a task.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such task.
+
+    Examples
+    --------
+    >>> load("ioi").METRIC
+    'logit_difference'
+    """
+    if name not in names():
+        raise InvalidInput(
+            f"task: {name!r} is unknown; choose one of {', '.join(names())}, or a .jsonl"
+        )
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def make(
+    name: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    n: int = 64,
+    seed: int = 0,
+    **options: Any,
+) -> Task:
+    """Draw a task: `n` prompts with known answers.
+
+    Parameters
+    ----------
+    name
+        A name of the registry, or the path of a ``.jsonl`` file of your own prompts.
+    tokenizer
+        Keep only words that are one token of it; None uses every word.
+    n
+        Number of prompts (a file gives all of its lines, and `n` and `seed` are not used).
+    seed
+        Seed of the draw; equal seeds give equal prompts.
+    options
+        Options of the task's own `generate`.
+
+    Raises
+    ------
+    InvalidInput
+        If the task or an option is unknown, `n` < 1, or too few words are single tokens.
+
+    Examples
+    --------
+    >>> make("induction", n=2, length=5).prompts[0].words[0] == (
+    ...     make("induction", n=2, length=5).prompts[0].words[5])
+    True
+    """
+    if os.fspath(name).endswith(".jsonl"):
+        from headscope.probes.prompts.tasks._jsonl import read
+
+        return read(name, **options)
+    module = load(os.fspath(name))
+    if n < 1:
+        raise InvalidInput(f"n: {n} prompts asked for; ask for at least 1")
+    known = [
+        parameter.name
+        for parameter in inspect.signature(module.generate).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            raise InvalidInput(
+                f"{option}: not an option of task {module.__name__.rpartition('.')[2]}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+    prompts = tuple(module.generate(n, seed, Vocabulary(tokenizer), **options))
+    doc = (module.__doc__ or "").strip().splitlines()[0]
+    return Task(os.fspath(name), prompts, module.METRIC, seed, doc)

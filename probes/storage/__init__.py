@@ -1,0 +1,1 @@
+"""Storage: Datasets as safetensors, captures on their way to disk, run folders."""

@@ -1,0 +1,238 @@
+"""Run: a folder with one capture, its results, and a manifest that says what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.models.pair import Pair
+from headscope.probes.storage import dataset_file
+
+MANIFEST = "manifest.json"
+CAPTURE = "capture.safetensors"
+GROWING = f".{CAPTURE}"
+"""Name of the capture of a run that is not complete yet."""
+RESULTS = "results"
+# Written beside a run by its report, so they belong to it and go with it.
+REPORT = ("report.html", "heads.parquet", "heads.csv", "report.json")
+FORMAT = "headscope-run-1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    manifest
+        What was run: model, revision, task or prompts, seed, created, headscope.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @property
+    def capture(self) -> xr.Dataset:
+        """The capture; its numbers stay on disk until they are read."""
+        return dataset_file.load(self.path / CAPTURE, mapped=True)
+
+    def prompts(self) -> list[Any]:
+        """Token ids of the prompts, as captured; pairs where a decoder was, or pixels."""
+        found = self.capture
+        if "pixels" in found.coords:
+            return list(found["pixels"].values)
+        ids = _rows(found, "token_id", "length")
+        for name in ("key", "source"):
+            if f"{name}_length" in found.coords:
+                sources = _rows(found, f"{name}_token_id", f"{name}_length")
+                return [Pair(*both) for both in zip(sources, ids, strict=True)]
+        return ids
+
+    def save_result(self, name: str, result: xr.Dataset) -> Path:
+        """Write the result of one analysis into the folder, in place of an earlier one."""
+        folder = self.path / RESULTS
+        _make(folder)
+        path = folder / f"{name}.safetensors"
+        dataset_file.save(result, path)
+        return path
+
+    def results(self) -> dict[str, xr.Dataset]:
+        """Read every result in the folder, by the name of its analysis, in order of name."""
+        files = sorted((self.path / RESULTS).glob("*.safetensors"))
+        return {file.stem: dataset_file.load(file) for file in files}
+
+
+def _rows(capture: xr.Dataset, name: str, length: str) -> list[list[int]]:
+    rows = zip(capture[name].values, capture[length].values, strict=True)
+    return [row[:count].tolist() for row, count in rows]
+
+
+def create(
+    path: str | os.PathLike[str],
+    capture: xr.Dataset,
+    *,
+    prompts: str = "",
+    options: Mapping[str, Any] | None = None,
+    replace: bool = False,
+    file: Path | None = None,
+) -> Run:
+    """Make a run folder from a capture; the manifest comes last, so half a run is none.
+
+    Parameters
+    ----------
+    path
+        The folder, made with its parents.
+    capture
+        What `headscope.probes.capturing.capture` returned.
+    prompts
+        File that the prompts came from, if any.
+    options
+        Options of the task or the capture, to be able to repeat it.
+    replace
+        Replace an earlier run in the folder, its results included.
+    file
+        File in the folder that holds the capture already; it is moved into its place.
+
+    Returns
+    -------
+    The run.
+
+    Raises
+    ------
+    HeadscopeError
+        When the folder cannot be written, holds a run already (without ``replace``), or holds
+        other files.
+    """
+    folder = Path(path)
+    check(folder, replace=replace)
+    _make(folder)
+    _clear(folder)
+    attrs = capture.attrs
+    manifest = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: attrs[name] for name in ("model", "revision", "architecture", "task", "seed")},
+        "attention": attrs.get("attention", "self"),
+        "n_prompts": attrs["n_prompts"],
+        "prompts_sha256": attrs["prompts_sha256"],
+        "prompts": prompts,
+        "options": dict(options or {}),
+        "headscope": version("headscope"),
+    }
+    if file is None:
+        dataset_file.save(capture, folder / CAPTURE)
+    else:
+        os.replace(file, folder / CAPTURE)
+    dataset_file.write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return Run(folder, manifest)
+
+
+def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
+    """Open a run folder.
+
+    Raises
+    ------
+    InvalidInput
+        When there is no run in the folder, or its manifest is broken.
+    """
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"run: {path} holds no {MANIFEST}, so no run; capture one first"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"run: {path}/{MANIFEST} is broken ({error}); capture again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InvalidInput(f"run: {path}/{MANIFEST} was not written by this version of headscope")
+    return Run(folder, manifest)
+
+
+def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Refuse a folder that could not take a run, before anything is computed; leaves no trace.
+
+    Raises
+    ------
+    InvalidInput
+        As `create`.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).exists() and not replace:
+        raise InvalidInput(
+            f"out: {path} already holds a run; choose another folder or replace it (--overwrite)"
+        )
+    if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
+        raise InvalidInput(f"out: {path} holds other files; choose an empty or new folder")
+    check_place(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be written, whether it is there or not; leaves no trace.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the folder and what is in the way.
+    """
+    path = folder
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise InvalidInput(f"out: {path} cannot be written: {nearest} is a file")
+    probe = nearest / f".headscope.{os.getpid()}.tmp"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidInput(f"out: {path} cannot be written: {error.strerror}") from error
+
+
+def _strangers(folder: Path) -> list[Path]:
+    ours = {CAPTURE, MANIFEST, RESULTS, *REPORT}
+    return [one for one in folder.iterdir() if one.name not in ours and one.name[0] != "."]
+
+
+def _clear(folder: Path) -> None:
+    """Take an earlier run apart, its manifest first; only files that runs are made of."""
+    old = [folder / name for name in (MANIFEST, CAPTURE, *REPORT)]
+    old += (folder / RESULTS).glob("*.safetensors")
+    for file in old:
+        file.unlink(missing_ok=True)
+
+
+def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
+    """Check the folder of a run, and name the file that its capture may grow in.
+
+    Raises
+    ------
+    HeadscopeError
+        As `create`.
+    """
+    folder = Path(path)
+    check(folder, replace=replace)
+    # Complete, but a kill came before its manifest: what it belongs to is not known.
+    (folder / GROWING).unlink(missing_ok=True)
+    return folder / GROWING
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error

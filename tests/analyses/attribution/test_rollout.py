@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from constructed import random_llama, repeated
+
+from headscope.analyses import rollout
+from headscope.analyses.attribution import _input, _maxflow
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.attention.forward import logits
+from headscope.probes.interventions.attention_weights import Temperature
+
+
+@pytest.fixture(scope="module")
+def task():
+    return repeated(n=3, length=4)
+
+
+@pytest.fixture(scope="module")
+def captured(circuit, task):
+    return capture(circuit, task, stats=("pattern",))
+
+
+@pytest.mark.seed("C1")
+def test_maps_are_those_of_the_pattern(circuit, captured):
+    result = rollout.run(captured, circuit, prompt=1, substitutes=1)
+    maps = captured["pattern"].values[1].astype(float)
+    mixed = [(each.mean(0) + np.eye(9)) / 2 for each in maps]
+    np.testing.assert_allclose(result["rollout"].values, mixed[1] @ mixed[0], atol=1e-6)
+    np.testing.assert_allclose(result["flow"].values, _maxflow.flow(np.stack(mixed)), atol=1e-6)
+    np.testing.assert_allclose(result["raw_attention"].values, maps[1].mean(0), atol=1e-6)
+    tokens = captured["token"].values[1]
+    assert result["token"].values.tolist() == tokens.tolist()
+
+
+def test_replacing_tokens_finds_what_the_prediction_rests_on(circuit, captured):
+    # After `a b c d a b c d` the induction head reads b's copy, found through a; and the last d.
+    result = rollout.run(captured, circuit, substitutes=3)
+    effect = result["ablation_effect"].values
+    # <bos> a b c d a b c d: the last d asks what followed the first d, which is a at place 5.
+    assert set(np.argsort(-effect)[:3]) == {4, 5, 8}
+    assert effect[[1, 2, 3, 6, 7]].max() < 0.1 * effect[[4, 5, 8]].min()
+    assert str(result.attrs["predicted"]) == str(result["token"].values[5])
+
+
+@torch.no_grad()
+def test_the_gradient_is_the_finite_difference(random_llama):
+    ids, answer, step = [0, 7, 9], 8, 1e-3
+    gradient = _input.input_gradient(random_llama, ids, answer)
+    module = copy.deepcopy(random_llama.module).double()
+    base = module.get_input_embeddings()(torch.tensor([ids]))
+    for position in range(len(ids)):
+        # One row of the batch per channel and sign.
+        moves = torch.eye(base.shape[-1], dtype=torch.double) * step
+        changed = base.repeat(2 * len(moves), 1, 1)
+        changed[:, position] += torch.cat((moves, -moves))
+        chances = module(inputs_embeds=changed, use_cache=False).logits[:, -1].log_softmax(-1)
+        up, down = chances[:, answer].chunk(2)
+        slopes = (up - down) / (2 * step)
+        assert gradient[position] == pytest.approx(float(slopes.norm()), rel=1e-3)
+
+
+def test_the_effect_is_the_change_of_log_probability(random_llama):
+    ids, answer = [0, 7, 9], 8
+    effect = _input.replacement_effect(
+        random_llama, ids, answer, np.array([[1, 2], [3, 4], [5, 6]])
+    )
+
+    def chance(tokens):
+        with torch.no_grad():
+            last = logits(random_llama, torch.tensor([tokens]))[0, -1]
+        return float(last.log_softmax(-1)[answer])
+
+    expected = np.mean([abs(chance([0, other, 9]) - chance(ids)) for other in (3, 4)])
+    assert effect[1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_agreement_is_spearmans():
+    assert rollout.correlate(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])) == 0.8
+    assert np.isnan(rollout.correlate(np.ones(4), np.arange(4.0)))
+
+
+def dense(model, prompts, number, **edits):
+    """Rollout from the whole maps, as the analysis has it."""
+    maps = capture(model, prompts, stats=("pattern",), **edits)["pattern"].values[number]
+    size = int((~np.isnan(maps[0, 0, :, 0])).sum())
+    return _maxflow.rollout(_maxflow.mix(maps[..., :size, :size].astype(float)))
+
+
+@pytest.mark.parametrize("name", ["circuit", "random_llama", "rotary_sink"])
+def test_rows_are_those_of_the_whole_map(name, request):
+    model = request.getfixturevalue(name)
+    prompts = [[0, 5, 6, 7, 5, 6], [0, *range(5, 35), *range(5, 35)]]
+    held = capture(model, prompts, stats=(), keep=("q", "k"))
+    for prompt, positions in ((0, (-1, 2)), (1, (0, 31, -1, 60))):
+        found = rollout.rows(held, positions, prompt=prompt)["rollout"]
+        expected = dense(model, prompts, prompt)
+        np.testing.assert_allclose(found.values, expected[list(positions)], atol=1e-6)
+        np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-6)
+        assert found["query"].values.tolist() == [at % len(expected) for at in positions]
+        tokens = held["token"].values[prompt]
+        assert found["token"].values.tolist() == [tokens[at] for at in found["query"].values]
+        assert found["key_token"].values.tolist() == tokens[: len(expected)].tolist()
+
+
+def test_rows_of_windows_caps_slopes_sinks_and_both_directions():
+    """A capture by hand: a layer with window, cap and ALiBi, one with sinks, both directions."""
+    draw = np.random.default_rng(0)
+    q, k = draw.normal(size=(1, 2, 4, 50, 8)), draw.normal(size=(1, 2, 2, 50, 8))
+    scores = np.einsum("lhqd,lhkd->lhqk", q[0], k[0].repeat(2, axis=1))
+    back = np.arange(50)[:, None] - np.arange(50)
+    slopes = np.array([[0.5, 0.1, 0.0, 2.0], [0.0] * 4], dtype=np.float32)
+    capped = 2.0 * np.tanh(scores[0] * 0.7 / 2.0) - slopes[0, :, None, None] * back
+    logits = np.stack((np.where((back >= 0) & (back < 6), capped, -np.inf), scores[1] * 0.3))
+    sinks = np.array([[np.nan] * 4, [-1.0, 0.0, 2.0, 5.0]])
+    lse = np.log(np.exp(logits).sum(-1) + np.exp(np.nan_to_num(sinks, nan=-np.inf))[..., None])
+    held = xr.Dataset(
+        {
+            "q": (("prompt", "layer", "head", "query", "size"), q.astype(np.float32)),
+            "k": (("prompt", "layer", "kv_head", "key", "size"), k.astype(np.float32)),
+            "lse": (("prompt", "layer", "head", "query"), lse[None].astype(np.float32)),
+        },
+        coords={
+            "layer": [0, 1],
+            "head": range(4),
+            "kv_head": [0, 1],
+            "kv_group": ("head", [0, 0, 1, 1]),
+            "length": ("prompt", [50]),
+            "token": (("prompt", "query"), [["word"] * 50]),
+            "causal": ("layer", [1.0, 0.0]),
+            "logit_scale": ("layer", [0.7, 0.3]),
+            "window": ("layer", [6.0, np.nan]),
+            "softcap": ("layer", [2.0, np.nan]),
+            "sink_logit": (("layer", "head"), sinks.astype(np.float32)),
+            "alibi_slope": (("layer", "head"), slopes),
+        },
+    )
+    expected = _maxflow.rollout(_maxflow.mix(np.exp(logits - lse[..., None])))
+    found = rollout.rows(held, (49, 3))["rollout"].values
+    np.testing.assert_allclose(found, expected[[49, 3]], atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1), 1.0, atol=1e-6)
+
+
+def test_rows_of_a_long_text():
+    """At 3000 tokens, where no whole map is kept; each row by itself is the same."""
+    model = random_llama(places=3000)
+    held = capture(model, [[at % 30 for at in range(3000)]], stats=(), keep=("q", "k"))
+    found = rollout.rows(held, (2999, 1500))["rollout"]
+    np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-5)
+    assert (found.values >= 0).all()
+    assert (found.values[1, 1501:] == 0).all()
+    # Causal rows know nothing of what follows: a shorter text has the same row.
+    short = held.isel(query=slice(1501), key=slice(1501)).assign_coords(length=("prompt", [1501]))
+    np.testing.assert_allclose(
+        rollout.rows(short)["rollout"].values[0], found.values[1, :1501], atol=1e-7
+    )
+
+
+def test_rows_refuse_what_they_cannot_follow(circuit):
+    with pytest.raises(HeadscopeError, match="capture: no q"):
+        rollout.rows(capture(circuit, [[0, 5, 6]], stats=("lse",)))
+    held = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"))
+    with pytest.raises(HeadscopeError, match=r"positions: 3 is outside -3 … 2"):
+        rollout.rows(held, (3,))
+    with pytest.raises(HeadscopeError, match="positions: none"):
+        rollout.rows(held, ())
+    with pytest.raises(HeadscopeError, match="prompt: 1 is outside"):
+        rollout.rows(held, prompt=1)
+    colder = (Temperature([(0, 1)], 0.5),)
+    edited = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"), edits=colder)
+    with pytest.raises(HeadscopeError, match="edits: the weights of this capture were edited"):
+        rollout.rows(edited)
+    held["lse"][0, 1, 2] += 0.1
+    with pytest.raises(HeadscopeError, match="weights of L1H2 do not follow from its q and k"):
+        rollout.rows(held)
+
+
+def test_bad_input_is_refused(circuit, captured):
+    with pytest.raises(HeadscopeError, match="flow_tokens: a prompt has 9 tokens"):
+        rollout.run(captured, circuit, flow_tokens=8)
+    with pytest.raises(HeadscopeError, match="prompt: 3 is outside"):
+        rollout.run(captured, circuit, prompt=3)
+    same = capture(circuit, [[0, 5, 5, 5]], stats=("pattern",))
+    with pytest.raises(HeadscopeError, match="all tokens are the same"):
+        rollout.run(same, circuit)

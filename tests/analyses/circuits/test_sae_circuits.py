@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import INDUCTION, PREVIOUS, repeated
+
+from headscope.analyses import sae_circuits
+from headscope.analyses._measurements import head_outputs
+from headscope.analyses.circuits import _code_trials, _codes, _sae
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+
+SETTINGS = {"features": 24, "epochs": 100, "rate": 1e-2, "sparsity": 0.02}
+
+
+def planted(prompts: int = 40, heads: int = 8, size: int = 16):
+    """Heads 1 and 5 point elsewhere on the task, the others say the same with or without it."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(heads, size, generator=generator)
+    task = torch.randn(heads, size, generator=generator)
+    clean, corrupted = base.repeat(prompts, 1, 1), base.repeat(prompts, 1, 1)
+    clean[:, [1, 5]] = task[[1, 5]]
+    return clean, corrupted
+
+
+@pytest.mark.seed("E1")
+def test_planted_heads_and_their_edge_are_found_and_shuffled_labels_are_not():
+    clean, corrupted = planted()
+    pairs = [(one, two) for one in range(4) for two in range(4, 8)]
+    trials = _code_trials.Trials(clean, corrupted, pairs, False, 10, SETTINGS)
+    nodes, links = trials.score(torch.Generator().manual_seed(1))
+    truth = np.isin(np.arange(8), (1, 5))
+    wanted = np.array([pair == (1, 5) for pair in pairs])
+    assert nodes.shape == (len(sae_circuits.METHODS), 8)
+    assert _code_trials.auc(truth, nodes[0]) == 1.0
+    # Every pair with a planted head is unique to the task, the planted edge among them.
+    assert links[0][wanted] > 0
+    assert links[0][[1 not in pair and 5 not in pair for pair in pairs]].max() == 0
+    assert nodes[2].max() == 0
+    assert _code_trials.auc(truth, nodes[2]) == 0.5
+    assert _code_trials.auc(truth, nodes[3]) == 1.0
+
+
+def test_the_untrained_baseline_starts_where_training_starts():
+    outputs = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    settings = {"features": 12, "rate": 1e-2, "sparsity": 0.02}
+    start = _sae.fit(outputs, **settings, epochs=0, generator=torch.Generator().manual_seed(3))
+    trained = _sae.fit(outputs, **settings, epochs=200, generator=torch.Generator().manual_seed(3))
+    again = _sae.fit(outputs, **settings, epochs=200, generator=torch.Generator().manual_seed(3))
+
+    @torch.no_grad()
+    def error(dictionary):
+        return float((dictionary.decode(dictionary.encode(outputs)) - outputs).square().mean())
+
+    assert error(trained) < 0.5 * error(start)
+    assert torch.equal(trained.decoder, again.decoder)
+    for rows in (trained.encoder, trained.decoder, start.encoder):
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(12))
+    assert torch.equal(start.encoder, start.decoder)
+    assert start.bias.abs().max() == 0 < trained.bias.abs().max()
+
+
+def test_the_code_is_the_strongest_feature():
+    dictionary = _sae.Dictionary(3, 3, torch.Generator())
+    with torch.no_grad():
+        dictionary.encoder.copy_(torch.eye(3))
+    outputs = torch.tensor([[[0.1, 2.0, 1.0], [-1.0, -1.0, -1.0]]])
+    assert _sae.discretize(dictionary, outputs).tolist() == [[1, 0]]
+
+
+def test_pairs_are_counted_only_where_they_never_occur_on_negatives():
+    positive = np.array([[1, 2, 3], [1, 4, 3], [5, 2, 3]])
+    negative = np.array([[1, 2, 9], [1, 2, 9], [5, 9, 9]])
+    edges = [(0, 1), (0, 2)]
+    # Edge 0-1: (1, 4) and (5, 2) are new; edge 0-2: (1, 3), twice, and (5, 3).
+    assert _codes.unique_pairs(positive, negative, edges, 99).tolist() == [2.0, 2.0]
+    assert _codes.unique_pairs(positive, negative, edges, 1).tolist() == [0.0, 1.0]
+    assert _codes.unique_codes(positive, negative, per_union=True).tolist() == [0.0, 1 / 3, 0.5]
+
+
+@pytest.mark.parametrize("name", ["circuit", "random_llama"])
+def test_head_outputs_add_up_to_what_attention_writes(name, request):
+    model = request.getfixturevalue(name)
+    ids = [[0, 5, 6, 5, 9]]
+    weights = head_outputs.output_weights(model)
+    written: dict[int, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda part, given, result: written.update({part.layer_idx: result[0]})
+        )
+        for module in model.module.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal")
+    ]
+    try:
+        cap = capture(model, ids, stats=(), keep=("z",))
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = head_outputs.mean_outputs(cap, weights).reshape(model.layers, model.heads, -1).sum(1)
+    for layer in range(model.layers):
+        torch.testing.assert_close(outputs[layer], written[layer][0].detach().mean(0))
+
+
+def test_the_truth_is_causal_and_the_provenance_complete(circuit):
+    task = repeated(n=16, length=6)
+    cap = capture(circuit, task, stats=(), keep=("z",))
+    result = sae_circuits.run(cap, circuit, task, epochs=20, trials=2, edges=3)
+    truth = np.zeros((2, 4))
+    truth[PREVIOUS] = truth[INDUCTION] = 1
+    assert (result["ground_truth"].values == truth).all()
+    assert result.attrs["circuit"] == ["L0H0", "L1H0"]
+    assert result["node"].values.sum() == pytest.approx(1)
+    assert result["edge_score"].sizes["edge"] == 3
+    assert (result["source_layer"].values < result["target_layer"].values).all()
+    assert result["node_auc"].sizes["condition"] == len(sae_circuits.METHODS)
+    assert (result["node_auc_lower"] <= result["node_auc"]).all()
+    assert float(result["node_auc_sae"]) == float(result["node_auc"][0])
+    # Heads that write nothing show one code, whatever the prompt.
+    assert (result["unique_codes"].values[truth == 0] == 0).all()
+
+
+def test_without_a_circuit_there_is_no_auc(circuit):
+    task = repeated(n=8, length=6)
+    cap = capture(circuit, task, stats=(), keep=("z",))
+    result = sae_circuits.run(cap, circuit, task, epochs=2, trials=2, threshold=2.0)
+    assert np.isnan(result["node_auc"].values).all()
+    assert "there is no AUC" in result.attrs["note"]
+    assert result.attrs["circuit"] == []
+    with pytest.raises(HeadscopeError, match="trials"):
+        sae_circuits.run(cap, circuit, task, trials=1)
+    with pytest.raises(HeadscopeError, match="needs z"):
+        sae_circuits.run(cap.drop_vars("z"), circuit, task)

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from constructed import INDUCTION, PREVIOUS, circuit, random_llama, repeated
+
+from headscope.analyses.comparison import (
+    Circuit,
+    compare,
+    find,
+    from_result,
+    load,
+    overlap,
+    removed,
+    restore,
+    save,
+    what_if,
+)
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.interventions import Ablate, Inject, KnockOut
+
+
+@pytest.fixture(scope="module")
+def task():
+    return repeated(n=6, length=6)
+
+
+@pytest.fixture(scope="module")
+def forgetful():
+    """The constructed circuit whose previous-token head looks everywhere alike."""
+    model = circuit()
+    weight = model.module.transformer.h[0].attn.c_attn.weight
+    with torch.no_grad():
+        weight[:, : model.head_size] = 0.0
+    return model
+
+
+@pytest.mark.seed("D2")
+def test_the_planted_circuit_is_found_and_kept_in_a_file(circuit, task, tmp_path):
+    found = find(circuit, task, 2)
+    assert set(found.heads) == {PREVIOUS, INDUCTION}
+    assert found.provenance["task"] == "repeated"
+    assert found.provenance["rule"] == "the 2 highest scores"
+    save(found, tmp_path / "circuit.json")
+    again = load(tmp_path / "circuit.json")
+    assert again.heads == found.heads
+    assert again.provenance == found.provenance
+    np.testing.assert_array_equal(again.scores, found.scores)
+    np.testing.assert_array_equal(again.samples, found.samples)
+
+
+@pytest.mark.seed("D2")
+def test_the_chance_of_an_overlap_is_what_all_sets_say(tmp_path):
+    scores = np.arange(8.0).reshape(2, 4)
+    pool = list(itertools.product(range(2), range(4)))
+    one, other = Circuit(tuple(pool[:3]), scores), Circuit((pool[1], pool[2], pool[6]), -scores)
+    result = overlap(one, other)
+    shared = [len(set(some) & set(one.heads)) for some in itertools.combinations(pool, 3)]
+    assert float(result["p_value"]) == pytest.approx(np.mean([each >= 2 for each in shared]))
+    assert float(result["expected"]) == pytest.approx(np.mean(shared))
+    assert float(result["jaccard"]) == 2 / 4
+    assert float(result["coefficient"]) == pytest.approx(2 / 3)
+    assert float(result["correlation"]) == pytest.approx(-1)
+    assert result["member"].values.tolist() == [[1, 3, 3, 0], [0, 0, 2, 0]]
+    assert np.isnan(result["jaccard_lower"])
+
+
+@pytest.mark.seed("D2")
+def test_one_circuit_serves_two_tasks_and_the_interval_says_how_surely(circuit, task):
+    short = replace(repeated(n=6, length=4, seed=1), name="short")
+    result = overlap(find(circuit, task, 2), find(circuit, short, 2))
+    assert result.attrs["shared_heads"] == ["L0H0", "L1H0"]
+    assert float(result["jaccard"]) == float(result["jaccard_lower"]) == 1.0
+    # 1 of the 28 pairs of 8 heads.
+    assert float(result["p_value"]) == pytest.approx(1 / 28)
+    # Scores of noise: other prompts choose other heads.
+    noise = [
+        Circuit(((0, 0), (0, 1)), each.mean(0), {}, each)
+        for each in np.random.default_rng(0).normal(size=(2, 6, 2, 4))
+    ]
+    vague = overlap(*noise)
+    assert float(vague["correlation_upper"] - vague["correlation_lower"]) > 0.3
+
+
+@pytest.mark.seed("D2")
+def test_a_broken_model_recovers_when_its_head_is_told_where_to_look(forgetful, circuit, task):
+    assert float(evaluate(forgetful, task).mean()) == 0.0
+    for options in ({"pattern": "previous"}, {"pattern": "own", "reference": circuit}):
+        result = restore(forgetful, task, [PREVIOUS], **options)
+        score = dict(zip(result["condition"].values.tolist(), result["score"].values, strict=True))
+        assert score["broken"] == score["random other heads repaired"] == 0.0
+        assert score["chosen heads repaired"] == 1.0
+        assert float(result["gain_lower"]) == 1.0
+        assert "recovers" in result.attrs["note"]
+    assert float(result["recovered"]) == 1.0
+    wrong = restore(forgetful, task, [PREVIOUS], "first")
+    assert float(wrong["gain"]) == 0.0
+    assert wrong.attrs["note"].startswith("NO RECOVERY")
+
+
+@pytest.mark.seed("D2")
+def test_edits_that_break_are_undone_by_the_own_pattern(circuit):
+    task = repeated(n=2, length=5)
+    broken = [Inject((PREVIOUS,), "uniform"), Inject((INDUCTION,), "first")]
+    both = restore(circuit, task, [PREVIOUS, INDUCTION], broken=broken, draws=1)
+    assert float(both["recovered"]) == 1.0
+    half = restore(circuit, task, [PREVIOUS], broken=broken, draws=1)
+    assert float(half["recovered"]) == 0.0
+    with pytest.raises(HeadscopeError, match="broken: the whole model does the task no better"):
+        restore(circuit, task, [PREVIOUS], broken=[Inject(((0, 2),), "first")])
+
+
+@pytest.mark.seed("D6")
+def test_two_models_differ_where_one_was_changed(circuit, forgetful, task):
+    texts = [" ".join(prompt.words) for prompt in task.prompts]
+    stats = ("entropy", "max_weight", "lse")
+    seen = [capture(model, texts, stats=stats) for model in (circuit, forgetful)]
+    result = compare(*seen, ["entropy", "max_weight"])
+    assert result.attrs["changed"]["max_weight"][0] == "L0H0"
+    # What is downstream of it changes, too; the other heads of its layer cannot.
+    assert set(result.attrs["changed"]["max_weight"]) <= {"L0H0", "L1H0"}
+    assert not result["max_weight"].values[0, 1:].any()
+    assert result["entropy"].attrs["pairing"] == "paired by prompt"
+    expected = (seen[1]["entropy"] - seen[0]["entropy"]).mean(("prompt", "query"))
+    np.testing.assert_allclose(result["entropy"], expected, atol=1e-6)
+
+
+@pytest.mark.seed("D6")
+def test_pairs_of_the_same_prompts_are_sharper_than_means_alone():
+    # Prompts differ by 10, models by 1: only pairs of the same prompt can tell.
+    generator = np.random.default_rng(0)
+    prompts = generator.normal(scale=10, size=(30, 1, 1))
+    noise = generator.normal(scale=0.1, size=(2, 30, 1, 4))
+    one, other = prompts + noise[0], prompts + 1 + noise[1]
+
+    def result(values: np.ndarray, digest: str) -> xr.Dataset:
+        meaning = {"units": "nats", "long_name": "Score"}
+        return xr.Dataset(
+            {"score": (("prompt", "layer", "head"), values, meaning)},
+            attrs={"prompts_sha256": digest},
+        )
+
+    paired = compare(result(one, "a"), result(other, "a"))
+    apart = compare(result(one, "a"), result(other, "b"))
+    assert paired.attrs["changed"]["score"] == ["L0H0", "L0H1", "L0H2", "L0H3"]
+    assert apart.attrs["changed"]["score"] == []
+    np.testing.assert_allclose(paired["score"], apart["score"])
+    assert "resampled apart" in apart["score"].attrs["pairing"]
+
+
+def test_means_with_intervals_are_compared_by_them():
+    def result(mean: float, half: float) -> xr.Dataset:
+        grid, one = ("layer", "head"), np.ones((1, 1))
+        return xr.Dataset(
+            {
+                "score": (grid, mean * one, {"units": "nats"}),
+                "score_lower": (grid, (mean - half) * one, {"interval_of": "score"}),
+                "score_upper": (grid, (mean + half) * one, {"interval_of": "score"}),
+            }
+        )
+
+    found = compare(result(1.0, 0.3), result(2.0, 0.4))
+    assert [found[f"score{end}"].item() for end in ("", "_lower", "_upper")] == [1.0, 0.5, 1.5]
+    assert found["score"].attrs["pairing"] == "unpaired, from the intervals of both means"
+
+
+@pytest.mark.seed("D6")
+def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
+    one = removed(circuit, task)
+    deep = removed(random_llama(layers=3), task, metric="accuracy")
+    with pytest.raises(HeadscopeError, match="layer: 2 in the first and 3 in the second"):
+        compare(one, deep)
+    units = removed(circuit, task, metric="logit_difference")
+    with pytest.raises(
+        HeadscopeError, match="units: of lost it is 'share of answers' in the first and"
+    ):
+        compare(one, units)
+    other = removed(circuit, replace(task, name="other"))
+    with pytest.raises(HeadscopeError, match="convention: of lost"):
+        compare(one, other)
+    assert not compare(one, other, across=("convention",))["lost"].values.any()
+    first, second = (one.assign_attrs(analysis="x", options=f'{{"k": {k}}}') for k in (1, 2))
+    with pytest.raises(HeadscopeError, match="options: k is 1 in the first and 2 in the second"):
+        compare(first, second)
+    with pytest.raises(HeadscopeError, match="across: 'seed' is not one of"):
+        compare(one, one, across=("seed",))
+    with pytest.raises(HeadscopeError, match="gained: not in the first"):
+        compare(one, one, ["gained"])
+
+
+@pytest.mark.seed("D5")
+def test_what_if_says_what_a_task_loses(circuit, task):
+    calls = []
+    answer = what_if(
+        circuit, task, [Inject((PREVIOUS,), "first")], progress=lambda *step: calls.append(step)
+    )
+    assert answer["score"].values.tolist() == [1.0, 0.0]
+    assert [answer[f"change{end}"].item() for end in ("", "_lower", "_upper")] == [-1.0] * 3
+    assert calls == [(1, 2), (2, 2)]
+    same = what_if(circuit, task, [Inject((PREVIOUS,), "previous")])
+    assert same["change"].item() == 0.0
+    assert same.attrs["note"].startswith("No change")
+
+
+@pytest.mark.seed("D5")
+def test_what_if_on_a_text_is_the_loss_of_the_edited_logits(random_llama):
+    ids = torch.tensor([[0, 5, 6, 7, 8, 6]])
+    edits = (KnockOut(((0, 1), (1, 3)), keys=(0,)),)
+    answer = what_if(random_llama, ids.tolist(), edits, words=3)
+    for row, some in enumerate(((), edits)):
+        with torch.no_grad():
+            chances = logits(random_llama, ids, some)[0].double().softmax(-1)
+        expected = [-float(chances[at, ids[0, at + 1]].log()) for at in range(5)]
+        np.testing.assert_allclose(answer["loss"].values[row, 1:], expected, atol=1e-5)
+        assert answer["score"].values[row] == pytest.approx(np.mean(expected), abs=1e-5)
+        words = answer["word"].values.tolist()
+        best = random_llama.words(chances[-1].topk(3).indices.tolist())
+        assert set(best) <= set(words)
+        assert answer["next_probability"].values[row].max() == pytest.approx(
+            float(chances[-1].max()), abs=1e-5
+        )
+    assert np.isnan(answer["loss"].values[:, 0]).all()
+
+
+def test_bad_input_is_refused(circuit, task, tmp_path):
+    with pytest.raises(HeadscopeError, match="edits: none"):
+        what_if(circuit, task, [])
+    with pytest.raises(HeadscopeError, match=r"Ablate.heads: no layer 9"):
+        what_if(circuit, task, [Ablate(((9, 0),))])
+    with pytest.raises(HeadscopeError, match="pattern: own is what heads look at in a whole model"):
+        restore(circuit, task, [PREVIOUS])
+    with pytest.raises(HeadscopeError, match="heads: none to repair"):
+        restore(circuit, task, [], "first")
+    with pytest.raises(HeadscopeError, match="heads: one is named twice"):
+        Circuit(((0, 0), (0, 0)), np.ones((1, 1)))
+    with pytest.raises(HeadscopeError, match="heads: L0H1 has no score"):
+        Circuit(((0, 1),), np.array([[1.0, np.nan]]))
+    with pytest.raises(HeadscopeError, match="count: 9; 8 heads have a score"):
+        from_result(removed(circuit, task), "lost", 9)
+    (tmp_path / "circuit.json").write_text('{"format": "other"}')
+    with pytest.raises(HeadscopeError, match=r"path: .* holds no circuit"):
+        load(tmp_path / "circuit.json")

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from constructed import INDUCTION, PREVIOUS, repeated
+from constructed import random_llama as make_llama
+from scipy.stats import spearmanr
+
+from headscope.analyses import reliability
+from headscope.analyses._runtime import runner
+from headscope.analyses._stats import rank_correlation
+from headscope.analyses.head_importance import _nulls
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.prompts.tokens import encode
+
+
+def run(model, task, **options):
+    cap = capture(model, task, stats=(), keep=("z",))
+    return reliability.run(cap, model, task, **options)
+
+
+@pytest.fixture(scope="module")
+def found(bundled):
+    return runner.execute("reliability", bundled, n=6)
+
+
+@pytest.mark.seed("D1")
+def test_the_circuit_alone_is_important(circuit):
+    calls = []
+    result = run(circuit, repeated(n=6, length=6), progress=lambda *step: calls.append(step))
+    assert set(result.attrs["important_heads"]) == {"L0H0", "L1H0"}
+    largest, shuffled, random = result["null_level"].values
+    expected = np.zeros((2, 4))
+    expected[PREVIOUS] = expected[INDUCTION] = 1.0
+    np.testing.assert_allclose(result["margin"].values, expected - max(shuffled, random), atol=1e-6)
+    assert largest == 1.0
+    # Words are few, so that a prompt may by chance share an answer with another one.
+    assert 0 <= shuffled < 0.3
+    assert 0 <= random < 0.3
+    # All but accuracy-blind methods put the same two heads first, so prompts do not matter.
+    assert float(result["retest"].sel(ranking="mean ablation")) == pytest.approx(1.0)
+    assert float(result["rank_agreement"].sel(one="zero ablation", other="mean ablation")) == 1.0
+    assert "cannot be drawn again" in result.attrs["note"]
+    assert "paraphrase_agreement" not in result
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_model_with_random_weights_has_no_important_head():
+    model = make_llama(seed=4)
+    result = run(model, repeated(n=8, length=6), metric="logit_difference", random_weights=False)
+    assert float(result["null_level"].values[1]) > 0
+    assert len(result.attrs["important_heads"]) <= 1
+
+
+def test_every_method_is_held_against_every_other(found):
+    table = found["rank_agreement"]
+    names = list(table["one"].values)
+    assert {"mean ablation", "gate gradient", "denoising", "direct logits"} <= set(names)
+    np.testing.assert_allclose(np.diag(table), 1)
+    np.testing.assert_allclose(table.values, table.values.T)
+    inside = (found["rank_agreement_lower"] <= found["rank_agreement_upper"]).values
+    assert inside.all()
+    # Attribution patching is a good estimate here; the note names the pair that agrees least.
+    assert float(table.sel(one="noising", other="noising attribution")) > 0.8
+    flat = np.where(np.eye(len(names), dtype=bool), 9, table.values)
+    row, column = np.unravel_index(int(flat.argmin()), flat.shape)
+    assert names[row] in found.attrs["note"]
+    assert names[column] in found.attrs["note"]
+
+
+def test_another_draw_of_the_task_says_nearly_the_same(found):
+    assert float(found["paraphrase_agreement"].sel(ranking="noising")) > 0.7
+    assert float(found["retest"].sel(ranking="noising")) > 0.7
+    again = found["paraphrase_agreement"]
+    assert (again < 1).all()  # equal prompts would agree exactly
+    assert f"{len(found.attrs['important_heads'])}:" in found.attrs["note"]
+
+
+def test_important_heads_are_those_above_both_nulls(found):
+    _, shuffled, random = found["null_level"].values
+    lower = found["margin"].values + max(shuffled, random)
+    named = {f"L{layer}H{head}" for layer, head in np.argwhere(lower > max(shuffled, random))}
+    assert set(found.attrs["important_heads"]) == named
+    assert named
+
+
+def test_split_halves_tell_the_share_of_true_variance():
+    # Heads with true scores and noise: reliability of the mean is σ²_true / (σ²_true + σ²_noise/n).
+    generator = np.random.default_rng(0)
+    true, count = 20 + generator.normal(size=(1, 40, 50)), 10
+    samples = true + 3 * generator.normal(size=(count, 40, 50))
+    mean, lower, upper = rank_correlation.split_half(samples, seed=0)
+    # ρ of normal variables is a little below r: 6/π · asin(r/2).
+    r = 1 / (1 + 9 / (count / 2))
+    half = 6 / np.pi * np.arcsin(r / 2)
+    assert mean == pytest.approx(2 * half / (1 + half), abs=0.03)
+    assert lower < mean < upper
+    assert np.isnan(rank_correlation.split_half(samples[:1], seed=0)).all()
+
+
+def test_agreement_is_scipys_with_an_interval():
+    generator = np.random.default_rng(1)
+    one = generator.normal(size=(12, 3, 4)) + np.arange(12).reshape(3, 4)
+    two = one + generator.normal(size=one.shape)
+    one[:, 1, 2] = np.nan
+    rho, lower, upper = rank_correlation.agreement(one, two, seed=0)
+    known = np.abs(one.mean(0)).ravel(), np.abs(two.mean(0)).ravel()
+    keep = ~np.isnan(known[0])
+    assert rho == pytest.approx(spearmanr(known[0][keep], known[1][keep]).statistic)
+    assert lower < rho <= upper + 0.05
+    table = rank_correlation.matrix({"one": one, "two": two}, seed=0)
+    np.testing.assert_allclose(table[:, 0, 1], (rho, lower, upper), atol=1e-12)
+
+
+def test_shuffled_questions_keep_their_places_and_lose_their_answers(circuit):
+    task = repeated(n=5, length=6)
+    asked = encode(task, circuit.tokenizer).questions
+    other = _nulls.shuffled(asked, seed=3)
+    rows = [tuple(one.answer_ids for one in each) for each in asked]
+    for before, after in zip(asked, other, strict=True):
+        assert [one.at for one in before] == [one.at for one in after]
+        given = tuple(one.answer_ids for one in after)
+        assert given in rows
+        assert given != tuple(one.answer_ids for one in before)
+
+
+def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(circuit):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, again = _nulls.untrained(circuit, 0), _nulls.untrained(circuit, 0)
+    assert torch.equal(torch.rand(1), expected)
+    assert one.geometry == circuit.geometry
+    name = "transformer.h.0.attn.c_attn.weight"
+    weights = [each.module.state_dict()[name] for each in (one, again, circuit)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_bad_input_is_refused(circuit):
+    task = repeated(n=2, length=5)
+    with pytest.raises(HeadscopeError, match="metric: 'loss'"):
+        run(circuit, task, metric="loss")
+    one = replace(task, prompts=task.prompts[:1])
+    result = run(circuit, one, random_weights=False)
+    assert result.attrs["important_heads"] == []
+    assert result["margin"].isnull().all()

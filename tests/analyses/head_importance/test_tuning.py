@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from constructed import KEYS, OUT, VALUES, WORDS, circuit, repeated
+
+from headscope.analyses import tuning
+from headscope.analyses._interventions.edited_metric import measured
+from headscope.analyses._runtime.results import top
+from headscope.analyses.head_importance import _tuned
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.interventions import Gate, Offset
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Prompt, Question, Task
+
+SPEAKS_KEYS, SPEAKS_VALUES = (1, 1), (1, 2)
+
+
+@pytest.fixture(scope="module")
+def speakers():
+    """The constructed circuit, in which L1H1 alone can say keys, L1H2 values, and all say Mary.
+
+    L1H1 whispers lemon and L1H2 east; Mary, from the last norm, is louder than both.
+    """
+    model = circuit()
+    body = model.module.transformer
+    block, size = body.h[1].attn, model.head_size
+    with torch.no_grad():
+        copied = block.c_proj.weight[:size].clone()
+        block.c_proj.weight.zero_()
+        speakers = ((SPEAKS_KEYS, KEYS, "lemon"), (SPEAKS_VALUES, VALUES, "east"))
+        for (_, head), some, whispered in speakers:
+            rows = torch.tensor([WORDS.index(word) for word in some])
+            block.c_proj.weight[head * size + rows] = copied[rows]
+            block.c_attn.bias[(8 + head) * size + WORDS.index(whispered)] = 1.0
+        body.ln_f.bias[OUT + WORDS.index("Mary")] = 2.0
+    return model
+
+
+def constant(name: str, word: str, other: str) -> Task:
+    """Ask for the same word everywhere, whatever the prompt."""
+    prompts = [
+        Prompt(each.words, each.words, (Question(len(each.words) - 1, (word,), (other,)),))
+        for each in repeated(n=8, length=4).prompts
+    ]
+    return Task(name, tuple(prompts), "accuracy", 0, "One word for everything.")
+
+
+@pytest.mark.seed("D3")
+def test_heads_selected_for_a_task_beat_those_of_another(speakers):
+    said = {
+        "keys": constant("keys", "lemon", "east"),
+        "values": constant("values", "east", "lemon"),
+    }
+    sizes = torch.ones(2, 4)
+    best = {}
+    for name, task in said.items():
+        weight = _tuned.head_weights(speakers, task, steps=25, rate=0.1, penalty=1.0)
+        best[name] = top(np.abs(weight - 1), 1)
+    # What a head cannot say, no weight of it brings closer.
+    assert best == {"keys": [SPEAKS_KEYS], "values": [SPEAKS_VALUES]}
+    for name, task in said.items():
+        held_out = replace(task, prompts=task.prompts[1::2])
+        learned_from = replace(task, prompts=task.prompts[0::2])
+        rates = {}
+        for whose, heads in best.items():
+            vector = _tuned.offsets(speakers, learned_from, heads, sizes, steps=40, rate=0.5)
+            edit = (Offset(tuple(heads), vector),)
+            rates[whose] = measured(speakers, held_out, "accuracy", edit).mean()
+        other = next(each for each in said if each != name)
+        assert (rates[name], rates[other]) == (1.0, 0.0)
+
+
+@pytest.mark.seed("D3")
+def test_on_the_bundled_model_the_own_heads_learn_what_others_do_not(bundled):
+    task = _tuned.aimed(tasks.make("ioi", bundled.tokenizer, n=24, seed=0), "wrong")
+    other = _tuned.aimed(tasks.make("greater_than", bundled.tokenizer, n=12, seed=0), "wrong")
+    learned_from = replace(task, prompts=task.prompts[0::2])
+    unseen = replace(task, prompts=task.prompts[1::2])
+    how = {"steps": 15, "rate": 0.15}
+    said = []
+    for selecting in (learned_from, other):
+        weight = _tuned.head_weights(bundled, selecting, penalty=1.0, **how)
+        heads = top(np.abs(weight - 1), 4)
+        factor = _tuned.head_weights(bundled, learned_from, heads=heads, **how)
+        moved = {(int(one), int(two)) for one, two in np.argwhere(factor != 1)}
+        assert moved == set(heads)
+        edit = (Gate(torch.from_numpy(factor).float()),)
+        said.append(measured(bundled, unseen, "log_probability", edit))
+    before = measured(bundled, unseen, "log_probability")
+    assert said[0].mean() > said[1].mean() + 1 > before.mean() + 5
+
+
+def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
+    # One plain step of Adam moves every offset by the rate, against the sign of the slope.
+    task = repeated(n=2, length=4)
+    vector = _tuned.offsets(random_llama, task, [(1, 2)], torch.ones(2, 4), steps=1, rate=1e-3)
+    assert vector[1, 2].abs().allclose(torch.tensor(1e-3), rtol=1e-2)
+    assert not vector[1, [0, 1, 3]].any()
+    assert not vector[0].any()
+    at, bump = 3, torch.zeros_like(vector)
+    bump[1, 2, at] = 0.05
+    ends = [
+        measured(random_llama, task, "log_probability", (Offset(((1, 2),), sign * bump),)).mean()
+        for sign in (1, -1)
+    ]
+    assert np.sign(ends[0] - ends[1]) == np.sign(float(vector[1, 2, at]))
+    assert all(each.grad is None for each in random_llama.module.parameters())
+
+
+def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
+    task = repeated(n=8, length=5)
+    captured = capture(circuit, task, stats=(), keep=("z",))
+    calls = []
+    result = tuning.run(
+        captured, circuit, task, goal="answers", other="thread", count=1, steps=3,
+        progress=lambda *step: calls.append(step),
+    )  # fmt: skip
+    assert calls[-1] == (24, 24)
+    assert result["tuned"].shape == (2, 3)
+    assert [len(each) for each in result.attrs["tuned_heads"].values()] == [1, 1, 1]
+    assert "learned from 4 prompts in 3 steps, measured on 4 others" in result.attrs["convention"]
+    [own] = result.attrs["tuned_heads"]["own heads"]
+    offset = result["offset"].values
+    assert [f"L{layer}H{head}" for layer, head in np.argwhere(offset > 0)] in ([own], [])
+
+
+def test_bad_input_is_refused(circuit):
+    task = repeated(n=4, length=5)
+    captured = capture(circuit, task, stats=(), keep=("z",))
+    with pytest.raises(HeadscopeError, match="goal: 'more'"):
+        tuning.run(captured, circuit, task, goal="more")
+    with pytest.raises(HeadscopeError, match="count: 3 of 8 heads; take 2"):
+        tuning.run(captured, circuit, task, count=3)
+    with pytest.raises(HeadscopeError, match="other: repeated is the task itself"):
+        tuning.run(captured, circuit, task, other="repeated")
+    with pytest.raises(HeadscopeError, match="task: 3 prompts"):
+        tuning.run(captured, circuit, repeated(n=3, length=5))
+    open_ended = replace(
+        task,
+        prompts=tuple(
+            replace(each, questions=tuple(replace(one, wrong=()) for one in each.questions))
+            for each in task.prompts
+        ),
+    )
+    with pytest.raises(HeadscopeError, match="goal: a question of repeated has no wrong answers"):
+        tuning.run(captured, circuit, open_ended, count=1)

@@ -1,0 +1,143 @@
+"""Head classes: masks against whole maps, gates and windows against what is planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import INDUCTION, PREVIOUS, SINK, repeated
+from sklearn.metrics import cohen_kappa_score
+
+from headscope.analyses import classes
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses._stats import kappa
+from headscope.analyses.head_roles import _masks, _window_gates
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.attention.forward import logits
+from headscope.probes.interventions import Window
+
+
+@pytest.mark.seed("A8")
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_recovered_mass_is_that_of_the_whole_map(bundled, share) -> None:
+    ids = [0, *range(20, 50), 0, *range(25, 40)]
+    cap = capture(bundled, [ids], stats=("pattern", "received"))
+    weights = cap["pattern"].values[0].astype(float)
+    size, recent, skip = len(ids), 6, 9
+    marks = np.broadcast_to(np.array(ids) == 0, (4, 8, size))
+    first = np.broadcast_to(np.arange(size) < 3, (4, 8, size))
+    often = _masks.frequent(cap["received"].values[0], size, share)
+    # The heavy hitters are the largest column sums.
+    columns = weights.sum(2)
+    assert (
+        np.where(often, columns, np.inf).min(-1) >= np.where(often, 0, columns).max(-1) - 1e-5
+    ).all()
+    sets = {"special": marks, "first": first, "frequent": often}
+    found = _masks.recovered(bundled, ids, sets, recent, skip)
+    back = np.arange(size)[:, None] - np.arange(size)[None, :]
+    for row, mask in enumerate(_masks.MASKS.values()):
+        kept = np.zeros((4, 8, 1, size), bool)
+        for name in mask.sets:
+            kept = kept | sets[name][:, :, None]
+        if mask.local:
+            kept = kept | (back < recent)
+        expected = (weights * kept).sum(-1)[:, :, skip:].mean(-1)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return repeated(n=4, length=12)
+
+
+OPTIONS = {"first": 1, "recent": 4, "gate_steps": 20, "gate_rate": 0.2, "window_prompts": 4}
+
+
+@pytest.fixture(scope="module")
+def planted(circuit, task):
+    cap = capture(circuit, task, stats=classes.NEEDS, targets=classes.TARGETS)
+    return classes.run(cap, circuit, task, **OPTIONS)
+
+
+@pytest.mark.seed("A8")
+def test_planted_heads_get_their_classes(planted) -> None:
+    kinds = planted["head_type"].values
+    assert kinds[PREVIOUS] == "recency"
+    assert kinds[INDUCTION] == "retrieval"
+    assert kinds[SINK] == "special-token"
+    assert kinds[0, 2] == "broad"
+    assert float(planted["special_mass"][SINK]) > 0.999
+    assert float(planted["recent_mass"][PREVIOUS]) > 0.999
+    assert planted.attrs["heads_by_type"]["recency"] == ["L0H0"]
+    assert planted["stage"].values[INDUCTION] == "in-context identification"
+    assert planted["evidence"].values[INDUCTION] == "correlational"
+
+
+@pytest.mark.seed("A8")
+def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted) -> None:
+    gate, cost = planted["gate"].values, planted["window_cost"].values
+    # Full attention stays where it is needed, and is given up where nothing hangs on it.
+    assert gate[INDUCTION] > 0.9
+    assert np.delete(gate.ravel(), 4).max() < 0.1
+    assert cost[INDUCTION] > 1
+    assert np.abs(np.delete(cost.ravel(), 4)).max() < 1e-4
+    table = planted["agreement"]
+    assert float(table.sel(one="gate", other="window")) == 1.0
+    assert float(table.sel(one="mass", other="window")) < 1.0
+    intact, streaming, others, everything = planted["window_loss"].values
+    assert streaming == pytest.approx(intact, abs=1e-4)
+    assert everything > intact + 1
+    assert others <= everything + 1e-4
+
+
+@pytest.mark.seed("A8")
+def test_the_cost_of_one_window_is_that_of_the_edit(bundled) -> None:
+    ids = [[0, *range(20, 50)], [0, *range(60, 90)]]
+
+    def measure(output, rows):
+        wanted = torch.tensor([ids[row][1:] for row in rows])
+        return torch.nn.functional.cross_entropy(
+            output[:, :-1].transpose(1, 2), wanted, reduction="none"
+        ).mean(1)
+
+    found = _window_gates.window_cost(bundled, ids, measure, 2, 5, lambda count: None)
+    given = torch.tensor(ids)
+    with torch.no_grad():
+        intact = measure(logits(bundled, given), [0, 1])
+        for head in ((0, 3), (3, 1)):
+            edit = Window(heads=(head,), recent=5, first=2)
+            change = measure(logits(bundled, given, (edit,)), [0, 1]) - intact
+            np.testing.assert_allclose(found[:, head[0], head[1]], change, atol=1e-5)
+
+
+@pytest.mark.seed("A8")
+def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled) -> None:
+    result = execute("classes", bundled, n=6, seed=3, options={"window_prompts": 1})
+    retrieval = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+    assert set(result.attrs["heads_by_type"]["retrieval"]) == retrieval
+    intact, streaming, others, _ = result["window_loss"].values
+    assert streaming < intact + 0.02
+    assert others > intact + 1
+    assert result.attrs["note"].startswith("Causal check agrees")
+    assert float(result["agreement"].sel(one="echo", other="gate")) > 0.6
+    first, last = result.attrs["gate_loss"]
+    assert last < first
+
+
+def test_kappa_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        one, other = random.random((2, 40)) < 0.3
+        assert kappa.kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))
+    assert np.isnan(kappa.kappa(np.ones(4, bool), np.ones(4, bool)))
+
+
+def test_bad_input_is_refused(circuit, task) -> None:
+    cap = capture(circuit, task, stats=classes.NEEDS, targets=classes.TARGETS)
+    with pytest.raises(HeadscopeError, match="first, recent"):
+        classes.run(cap, circuit, task, recent=64)
+    with pytest.raises(HeadscopeError, match="least_mass"):
+        classes.run(cap, circuit, task, least_mass=2)
+    with pytest.raises(HeadscopeError, match="'induction'"):
+        classes.run(cap.sel(target=["duplicate"]), circuit, task)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import KEYS, NAMES, PREVIOUS, SINK, UNIFORM, VALUES, WORDS
+
+from headscope.analyses import blocks
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.attention.forward import logits
+from headscope.probes.interventions import Blocks, load, save
+
+TILE, LENGTHS = 4, (30, 21)
+
+
+@pytest.fixture(scope="module")
+def captured(circuit):
+    words = np.random.default_rng(0).permutation([*KEYS, *NAMES, *VALUES])
+    ids = [[0, *(WORDS.index(word) for word in words[: size - 1])] for size in LENGTHS]
+    return capture(circuit, ids, stats=("pooled_mean", "pattern"), tile=TILE)
+
+
+@pytest.fixture(scope="module")
+def result(captured, circuit):
+    return blocks.run(captured, circuit, window=1, stripes=1, causal_prompts=0)
+
+
+def rows(weights: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Pool one map by hand: queries of each row of blocks, and its shares."""
+    size = len(weights)
+    starts = range(0, size, TILE)
+    found = []
+    for start in starts:
+        part = weights[start : start + TILE]
+        shares = [part[:, at : at + TILE].sum(-1).mean() for at in starts]
+        found.append((len(part), np.array(shares)))
+    return found
+
+
+@pytest.mark.seed("A10")
+def test_blocks_window_and_stripes_agree_with_the_dense_maps(captured, result):
+    patterns = captured["pattern"].values.astype(float)
+    for layer in range(2):
+        for head in range(4):
+            needed, near, stripe = [], [], []
+            for prompt, size in enumerate(LENGTHS):
+                pooled = rows(patterns[prompt, layer, head, :size, :size])
+                counts = [
+                    next(k for k in range(1, 99) if np.sort(row)[::-1][:k].sum() >= 0.9 - 1e-5)
+                    for _, row in pooled
+                ]
+                weights = np.array([queries for queries, _ in pooled]) / size
+                diagonal = np.array([row[at] for at, (_, row) in enumerate(pooled)])
+                table = np.stack([row for _, row in pooled])
+                np.fill_diagonal(table, 0)
+                needed.append(weights @ counts)
+                near.append(weights @ diagonal)
+                stripe.append((weights @ table).max())
+            place = (layer, head)
+            np.testing.assert_allclose(
+                result["blocks_needed"].values[place], np.mean(needed), atol=1e-5
+            )
+            np.testing.assert_allclose(
+                result["window_share"].values[place], np.mean(near), atol=1e-5
+            )
+            np.testing.assert_allclose(
+                result["stripe_share"].values[place], np.mean(stripe), atol=1e-5
+            )
+    total = result["window_share"] + result["stripe_share"] + result["rest_share"]
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+@pytest.mark.seed("A10")
+def test_planted_heads_are_a_window_a_stripe_and_neither(result):
+    window, stripe = result["window_share"].values, result["stripe_share"].values
+    rest, more = result["rest_share"].values, result["stripes_needed"].values
+    # The token before lies in the block before for one query in four, but for the first block.
+    expected = np.mean([1 - (-(-size // TILE) - 1) / size for size in LENGTHS])
+    np.testing.assert_allclose(window[PREVIOUS], expected, atol=2e-3)
+    np.testing.assert_allclose(window[SINK], np.mean([TILE / size for size in LENGTHS]), atol=1e-3)
+    np.testing.assert_allclose(window[SINK] + stripe[SINK], 1, atol=1e-3)
+    assert more[SINK] == 1
+    assert rest[UNIFORM] > 0.3
+    held = result["mass_in_blocks"].values
+    np.testing.assert_allclose(held[SINK][0], 1, atol=1e-3)
+    assert held[UNIFORM][0] < 0.6
+
+
+@pytest.mark.seed("A10")
+def test_the_needed_blocks_are_enough_for_the_bundled_model_and_random_ones_are_not(bundled):
+    from headscope.analyses._runtime.runner import execute
+    from headscope.probes.prompts import tasks
+
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=1, length=160)
+    result = execute("blocks", bundled, task, options={"causal_prompts": 3})
+    whole, needed, random = result["block_loss"].values
+    assert abs(needed - whole) < 0.02
+    assert random - whole > 0.05
+    assert float(result["block_density"].mean()) < 0.7
+    assert "Causal check agrees" in result.attrs["note"]
+
+
+def test_the_edit_hides_blocks_as_a_dense_mask_does(bundled, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    shape = (bundled.layers, bundled.heads, 3, 3)
+    seen = torch.rand(shape, generator=generator) > 0.4
+    seen |= torch.eye(3, dtype=torch.bool)
+    ids = torch.randint(2, 400, (1, 12), generator=generator)
+    members = (0,) * 4 + (1,) * 4 + (2,) * 4
+    edit = Blocks(members, seen)
+    captured = capture(bundled, ids.tolist(), stats=("pattern",), edits=(edit,))
+    weights = torch.from_numpy(captured["pattern"].values[0])
+    mask = seen.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    assert bool((weights.masked_select(~mask) == 0).all())
+    # The first layer's logits do not depend on the edit, so its rows are the old ones cut down.
+    plain = torch.from_numpy(capture(bundled, ids.tolist(), stats=("pattern",))["pattern"].values)
+    cut = plain[0, 0].masked_fill(~mask[0], 0.0)
+    torch.testing.assert_close(weights[0], cut / cut.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
+    save((edit,), tmp_path / "edits.safetensors")
+    (back,) = load(tmp_path / "edits.safetensors")
+    torch.testing.assert_close(logits(bundled, ids, (back,)), logits(bundled, ids, (edit,)))
+
+
+def test_bad_input_is_refused(captured, circuit, bundled):
+    with pytest.raises(HeadscopeError, match="pooled_mean"):
+        blocks.run(captured.drop_vars("pooled_mean"), circuit)
+    with pytest.raises(HeadscopeError, match="mass"):
+        blocks.run(captured, circuit, mass=1.0)
+    alone = torch.eye(2, dtype=torch.bool).expand(bundled.layers, bundled.heads, 2, 2)
+    with pytest.raises(HeadscopeError, match=r"Blocks.members: give every position"):
+        Blocks((0, 2), alone)
+    with pytest.raises(HeadscopeError, match=r"Blocks.members: 2 positions"):
+        logits(bundled, torch.tensor([[0, 5, 6]]), (Blocks((0, 1), alone),))
+    with pytest.raises(HeadscopeError, match=r"Blocks.seen: shape"):
+        logits(bundled, torch.tensor([[0, 5]]), (Blocks((0, 1), alone[:1]),))
+    with pytest.raises(HeadscopeError, match=r"Blocks.seen: .*give True and False"):
+        Blocks((0, 1), alone.float())

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from constructed import KEYS, WORDS, tokenizer
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from headscope.analyses import entropy, parallel_context
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model
+
+LENGTH, BLOCKS = 40, 4
+
+
+@pytest.mark.seed("A6")
+def test_a_uniform_head_reaches_log_n_and_a_saturated_one_nothing(rotary_sink):
+    ids = [[WORDS.index(word) for word in ("<bos>", *KEYS)]] * 2
+    result = entropy.run(capture(rotary_sink, ids, stats=("entropy",)))
+    count = len(ids[0])
+    even = np.log(np.arange(2, count + 1)).mean()
+    np.testing.assert_allclose(result["entropy"].values, [[0, even]], atol=1e-3)
+    np.testing.assert_allclose(result["entropy_share"].values, [[0, 1]], atol=1e-3)
+    np.testing.assert_allclose(result["query_entropy_share"].values[1:], 0.5, atol=1e-3)
+    assert np.isnan(result["query_entropy_share"].values[0])
+    assert result.attrs["heads_by_type"] == {"sharp": ["L0H0"], "broad": ["L0H1"]}
+
+
+@pytest.mark.seed("A6")
+def test_only_the_share_of_an_even_head_stays_when_the_text_grows(rotary_sink):
+    texts = ([[WORDS.index("apple")] * size] for size in (16, 64))
+    short, long = (entropy.run(capture(rotary_sink, text, stats=("entropy",))) for text in texts)
+    assert float(long["entropy"][0, 1]) > float(short["entropy"][0, 1]) + 1
+    np.testing.assert_allclose(long["entropy_share"], short["entropy_share"], atol=1e-4)
+
+
+def test_a_bidirectional_model_sees_all_keys_from_every_query():
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=60,
+    )  # fmt: skip
+    module = BertModel(config).eval()
+    torch.nn.init.zeros_(module.encoder.layer[0].attention.self.query.weight)
+    torch.nn.init.zeros_(module.encoder.layer[0].attention.self.query.bias)
+    model = load_model(module)
+    result = entropy.run(capture(model, [[1, 2, 3, 4, 5, 6], [7, 8, 9]], stats=("entropy",)))
+    np.testing.assert_allclose(result["entropy"], (np.log(6) + np.log(3)) / 2, atol=1e-5)
+    np.testing.assert_allclose(result["entropy_share"], 1, atol=1e-5)
+
+
+def test_a_layer_without_a_map_is_missing_and_a_learned_sink_is_an_outcome():
+    raw = np.full((2, 2, 1, 4), np.log(5.0))
+    raw[:, 1] = np.nan
+    given = xr.Dataset(
+        {"entropy": (("prompt", "layer", "head", "query"), raw)},
+        coords={
+            "layer": [0, 1],
+            "head": [0],
+            "length": ("prompt", [4, 4]),
+            "causal": ("layer", [False, False]),
+            "window": ("layer", [np.nan, np.nan]),
+            "sink_logit": (("layer", "head"), [[0.0], [np.nan]]),
+        },
+    )
+    result = entropy.run(given)
+    assert float(result["entropy_share"][0, 0]) == 1
+    assert np.isnan(result["entropy_share"].values[1, 0])
+
+
+@pytest.fixture(scope="module")
+def starts():
+    """Two layers: L0H0 writes where it looked (at the token before, at itself where it sees no
+    other), L1H0 looks at the tokens that looked at themselves: at every start of a text.
+    """
+    token, place, here, looked, out, size = 0, 36, 77, 78, 80, 128
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=LENGTH, n_embd=size, n_layer=2, n_head=1, n_inner=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    module = GPT2LMHeadModel(config).eval()
+    words, places = torch.arange(len(WORDS)), torch.arange(LENGTH)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "ln_" not in name:
+                weight.zero_()
+        module.transformer.wte.weight[words, token + words] = 1.0
+        module.transformer.wpe.weight[places, place + places] = 1.0
+        # A position in so small a unit that it does not change the norm of the residual stream.
+        module.transformer.wpe.weight[places, here] = places * 1e-3
+        module.lm_head.weight[words, out + words] = 1.0
+        first, second = (block.attn for block in module.transformer.h)
+        first.c_attn.weight[place + places[1:], places[:-1]] = 4.0
+        first.c_attn.weight[place + places, size + places] = 1.0
+        first.c_attn.weight[here, 2 * size] = 1.0
+        first.c_proj.weight[0, looked] = 1 / 8
+        second.c_attn.bias[0] = 25e3
+        second.c_attn.weight[looked, size] = 1.0
+        second.c_attn.weight[here, size] = -1.0
+        second.c_attn.weight[token + words, 2 * size + words] = 1.0
+        second.c_proj.weight[words, out + words] = 0.1
+    return load_model(module, tokenizer=tokenizer())
+
+
+@pytest.mark.seed("A6")
+def test_parallel_blocks_raise_entropy_by_log_blocks_and_a_shared_prefix_takes_it_back(starts):
+    drawn = np.random.default_rng(0).integers(1, len(WORDS), size=(3, LENGTH))
+    cap = capture(starts, drawn.tolist(), stats=())
+    result = parallel_context.run(cap, starts, blocks=BLOCKS, prefix=1)
+    # One start in the whole text, one a block without the prefix, the prefix alone with it.
+    np.testing.assert_allclose(result["entropy_rise"], [[0], [np.log(BLOCKS)]], atol=0.01)
+    np.testing.assert_allclose(result["prefix_effect"], [[0], [-np.log(BLOCKS)]], atol=0.01)
+
+
+@pytest.mark.seed("A6")
+def test_blocks_cost_the_bundled_model_and_a_shared_prefix_gives_most_of_it_back(bundled):
+    from headscope.analyses._runtime.runner import execute
+    from headscope.probes.prompts import tasks
+
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=6, seed=3)
+    result = execute("parallel_context", bundled, task)
+    whole, apart, shared = result["question_loss"].values
+    assert whole < shared < apart
+    assert apart - whole > 0.2
+    assert (apart - shared) / (apart - whole) > 0.3
+    entropies = result["question_entropy"].values
+    assert entropies[1] > entropies[0]
+
+
+def test_bad_input_is_refused(starts):
+    with pytest.raises(HeadscopeError, match="entropy"):
+        entropy.run(xr.Dataset({"lse": ("query", [0.0])}))
+    short = capture(starts, [[1, 2, 3, 4, 5, 6]], stats=())
+    with pytest.raises(HeadscopeError, match="blocks: prompt 1 has 3 tokens"):
+        parallel_context.run(short, starts)
+    with pytest.raises(HeadscopeError, match="causal order"):
+        parallel_context.run(short.assign_coords(causal=("layer", [False, False])), starts)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
+
+from headscope.analyses import position_bias
+from headscope.analyses.pattern_shape import _slots
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.prompts import tasks
+
+SLOTS = 5
+
+
+@pytest.fixture(scope="module")
+def facts(circuit):
+    return tasks.make("recall", tokenizer=circuit.tokenizer, n=3, seed=1, pairs=SLOTS)
+
+
+@pytest.fixture(scope="module")
+def result(circuit, facts):
+    return position_bias.run(circuit, facts, draws=4)
+
+
+@pytest.mark.seed("A14")
+def test_planted_heads_are_split_into_relevance_and_position(result):
+    relevance, bias = result["relevance"].values, result["bias"].values
+    # <bos>, the facts of four words each, and the two words of the question.
+    size = 1 + 4 * SLOTS + 2
+    # Copies of the asked key, and the value after it, are looked at wherever they stand. Without
+    # one the induction head rests on <bos>, and the other looks at every other word alike.
+    for head, even in ((INDUCTION, 0), (DUPLICATE, 2 / (size - 1))):
+        np.testing.assert_allclose(result["asked_mass"].values[head], 1, atol=0.01)
+        np.testing.assert_allclose(bias[head], even, atol=0.01)
+        np.testing.assert_allclose(relevance[head], 1 - even, atol=0.01)
+        np.testing.assert_allclose(result["bias_share"].values[head], 0, atol=0.01)
+    np.testing.assert_allclose(bias[UNIFORM], 2 / size, rtol=1e-4)
+    for head in (UNIFORM, PREVIOUS, SINK):
+        np.testing.assert_allclose(relevance[head], 0, atol=2e-3)
+        np.testing.assert_allclose(result["u_shape"].values[head], 0, atol=2e-3)
+    assert set(result.attrs["heads_by_type"]["relevance"]) == {"L0H3", "L1H0"}
+    np.testing.assert_allclose(result["found"].values, [1, 1, 1 / SLOTS])
+    np.testing.assert_allclose(result["slot_accuracy"], 1)
+
+
+@pytest.mark.seed("A14")
+def test_the_relevant_heads_carry_the_answers(result, bundled):
+    intact, without, _ = result["relevance_accuracy"].values
+    assert (intact, without) == (1.0, 0.0)
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=3, seed=4, pairs=4)
+    found = position_bias.run(bundled, task, draws=3)
+    # The copying heads that the card of the bundled model names.
+    named = set(found.attrs["heads_by_type"]["relevance"][:5])
+    assert named == {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+    assert found["relevance_accuracy"].values[1] < 0.5
+    assert "Causal check agrees" in found.attrs["note"]
+
+
+@pytest.mark.seed("A14")
+def test_calibration_finds_what_a_bias_hides():
+    count = 6
+    bias = np.broadcast_to(np.linspace(-1, 1, count) ** 2, (4, 1, 1, count))
+    asked = np.repeat(bias[:, None], count, axis=1).copy()
+    for slot in range(count):
+        asked[:, slot, ..., slot] += 0.3
+    found = position_bias._found(asked, bias, "", 0)["found"].values
+    assert found[0] < 0.6
+    assert found[1] == 1
+    assert found[2] == 1 / count
+
+
+@pytest.mark.seed("A14")
+def test_tilt_u_shape_and_wave_have_their_closed_forms():
+    x = np.linspace(-1, 1, 9)
+    ripple = np.cos(np.arange(9) * np.pi)
+    tilt, bend = _slots.curve(0.3 + 0.2 * x + 0.1 * x**2)
+    np.testing.assert_allclose((tilt, bend), (0.2, 0.1))
+    np.testing.assert_allclose(_slots.wave(0.3 + 0.2 * x + 0.1 * x**2), 0, atol=1e-12)
+    fit = np.polyfit(x, ripple, 2)
+    left = np.sqrt(((ripple - np.polyval(fit, x)) ** 2).mean())
+    np.testing.assert_allclose(_slots.wave(0.5 + 0.1 * ripple + x**2), 0.1 * left)
+
+
+def test_variance_is_split_exactly():
+    slot, document = np.array([0.1, 0.2, 0.6]), 0.5
+    by_slot, by_document, both = _slots.explained(slot + document, slot)
+    assert both == pytest.approx(0)
+    within = ((slot - slot.mean()) ** 2).mean()
+    assert by_slot == pytest.approx(within / (within + document**2 / 4))
+    assert by_document == pytest.approx(1 - by_slot)
+
+
+def test_the_other_facts_keep_their_order_and_the_dummy_is_nobody(circuit, facts):
+    moved = _slots.move(facts, circuit)[0]
+    key = moved.asked[0].words[-1]
+    rest = [
+        [prompt.words[a] for a, _ in moved.slots if prompt.words[a] != key]
+        for prompt in moved.asked
+    ]
+    assert all(one == rest[0] for one in rest)
+    for slot, prompt in enumerate(moved.asked):
+        assert prompt.words[moved.slots[slot][0]] == key
+        assert prompt.words[moved.slots[slot][1]] == prompt.questions[0].answers[0]
+    for prompt in moved.dummy:
+        assert key not in prompt.words[:-1]
+
+
+def test_facts_may_stand_far_apart(bundled):
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=2, seed=4, pairs=4)
+    result = position_bias.run(bundled, task, length=90, draws=1)
+    assert "90 words" in result.attrs["convention"]
+
+
+def test_bad_input_is_refused(circuit):
+    with pytest.raises(HeadscopeError, match="role 'value'"):
+        position_bias.run(circuit, repeated(n=2, length=6))
+    with pytest.raises(HeadscopeError, match="draws"):
+        position_bias.run(circuit, repeated(n=2, length=6), draws=0)

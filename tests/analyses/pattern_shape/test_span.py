@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import KEYS, NAMES, PREVIOUS, SINK, UNIFORM, VALUES, WORDS
+from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalLM
+
+from headscope.analyses import span
+from headscope.analyses._stats.length_trend import by_octave, octaves, slope, visible
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model
+
+STATS = span.NEEDS
+
+
+def words(seed: int, count: int) -> list[int]:
+    drawn = np.random.default_rng(seed).permutation([*KEYS, *NAMES, *VALUES])[:count]
+    return [WORDS.index(word) for word in ("<bos>", *drawn)]
+
+
+def closed_form() -> tuple[list[float], list[float]]:
+    octaves = [np.arange(low, high) for low, high in ((4, 8), (8, 16), (16, 32))]
+    return [one.mean() for one in octaves], [np.ceil(0.9 * one).mean() for one in octaves]
+
+
+@pytest.fixture(scope="module")
+def result(circuit):
+    # No word twice, so only the places matter.
+    prompts = [words(seed, 30) for seed in range(3)]
+    return span.run(capture(circuit, prompts, stats=STATS), circuit, causal_prompts=0)
+
+
+@pytest.mark.seed("A9")
+def test_a_previous_token_head_is_fixed_and_a_uniform_head_elastic(result):
+    growth, rate = result["growth"].values, result["elastic_rate"].values
+    np.testing.assert_allclose(growth[PREVIOUS], 0, atol=1e-6)
+    np.testing.assert_allclose(result["span"].values[PREVIOUS], 2)
+    np.testing.assert_allclose(rate[PREVIOUS], 0, atol=1e-6)
+    # ⌈0.9 n⌉ of n keys; the first token stands at a distance of n − 1, so its span is n.
+    tokens, spans = closed_form()
+    np.testing.assert_allclose(result["span_by_length"].values[UNIFORM], spans, rtol=1e-6)
+    np.testing.assert_allclose(growth[UNIFORM], np.polyfit(np.log(tokens), np.log(spans), 1)[0])
+    np.testing.assert_allclose(rate[UNIFORM], np.polyfit(tokens, spans, 1)[0])
+    assert 0.9 < growth[UNIFORM] < 1
+    np.testing.assert_allclose([growth[SINK], rate[SINK], result["span_share"].values[SINK]], 1)
+    kinds = result.attrs["heads_by_type"]
+    assert "L0H0" in kinds["fixed"]
+    assert {"L0H1", "L0H2"} <= set(kinds["elastic"])
+
+
+@pytest.mark.seed("A9")
+def test_fixed_heads_lose_nothing_beyond_their_span_and_elastic_ones_do(bundled):
+    from headscope.analyses._runtime.runner import execute
+    from headscope.probes.prompts import tasks
+
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=2, length=120)
+    result = execute("span", bundled, task, options={"causal_prompts": 3})
+    intact, fixed, elastic = result["span_loss"].values
+    assert fixed - intact < 0.1
+    assert elastic - intact > 4 * (fixed - intact)
+    assert elastic - intact > 0.2
+    assert "Causal check agrees" in result.attrs["note"]
+    # The heads that find the needle must reach back as far as it is; L1H3 looks at what is near.
+    assert set(result.attrs["heads_by_type"]["elastic"]) & {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+
+
+def uniform(module: torch.nn.Module) -> torch.nn.Module:
+    for name, weight in module.named_parameters():
+        if "query" in name or "q_proj" in name:
+            torch.nn.init.zeros_(weight)
+    return module.eval()
+
+
+def test_a_window_stops_the_growth():
+    config = MistralConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=60, sliding_window=8, max_position_embeddings=128,
+    )  # fmt: skip
+    model = load_model(uniform(MistralForCausalLM(config)))
+    ids = np.random.default_rng(0).integers(1, 60, size=(2, 64)).tolist()
+    captured = capture(model, ids, stats=STATS)
+    assert np.nanmax(visible(captured)) == 8
+    result = span.run(captured, model, causal_prompts=0)
+    np.testing.assert_allclose(result["span_by_length"].values[..., 1:], 8)
+    assert np.all(np.abs(result["growth"].values) < 0.25)
+    assert len(result.attrs["heads_by_type"]["fixed"]) == 4
+
+
+def test_a_bidirectional_model_is_captured_at_shorter_lengths():
+    config = BertConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=60,
+    )  # fmt: skip
+    model = load_model(uniform(BertModel(config)))
+    ids = np.random.default_rng(0).integers(1, 60, size=(2, 64)).tolist()
+    result = span.run(capture(model, ids, stats=STATS), model)
+    assert result["length"].values.tolist() == [f"text of {n} tokens" for n in (4, 8, 16, 32, 64)]
+    reach = [
+        np.mean([np.sort(abs(np.arange(n) - i))[int(np.ceil(0.9 * n)) - 1] + 1 for i in range(n)])
+        for n in (4, 8, 16, 32, 64)
+    ]
+    np.testing.assert_allclose(result["span_by_length"].values[0, 0], reach, rtol=1e-6)
+    assert np.all(np.abs(result["growth"].values - 1) < 0.15)
+    assert "Not causal" in result.attrs["note"]
+    assert "span_loss" not in result
+
+
+def test_octaves_slopes_and_missing_values():
+    seen = np.arange(1.0, 65.0)[None, None]
+    values = np.where(seen < 32, seen**0.5, np.nan)[:, :, None]
+    bins = octaves(seen, 4)
+    assert bins == [(4, 8), (8, 16), (16, 32), (32, 65)]
+    counts, means = by_octave(values, seen, bins)
+    assert np.isnan(means[..., -1]).all()
+    assert abs(float(slope(np.log(counts)[:, :, None], np.log(means)).squeeze()) - 0.5) < 0.01
+
+
+def test_bad_input_is_refused(circuit):
+    captured = capture(circuit, [words(0, 4)], stats=STATS)
+    with pytest.raises(HeadscopeError, match="prompts: the longest has 5 tokens"):
+        span.run(captured, circuit)
+    with pytest.raises(HeadscopeError, match="effective_span"):
+        span.run(captured.drop_vars("effective_span"), circuit)
+    with pytest.raises(HeadscopeError, match="shortest"):
+        span.run(captured, circuit, shortest=0)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from constructed import DUPLICATE, PREVIOUS, SINK, UNIFORM, repeated
+
+from headscope.analyses import positionality
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.interventions import Window
+from headscope.probes.prompts import tasks
+
+KEEP = ("q", "k")
+
+
+@pytest.fixture(scope="module")
+def story(bundled):
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=5, seed=3)
+    return capture(bundled, task, stats=("lse", "pattern"), keep=KEEP)
+
+
+@pytest.mark.seed("A18")
+def test_heads_that_follow_positions_score_one_and_a_head_that_follows_words_does_not(circuit):
+    # Each prompt says its words twice, from the same place on: only the first copy is random.
+    prompts = [list(np.random.default_rng(seed).integers(5, 35, 24)) for seed in range(6)]
+    prompts = [[0, *map(int, ids)] for ids in prompts]
+    cap = capture(circuit, prompts, stats=("lse",), keep=KEEP)
+    result = positionality.run(cap, circuit, frozen=1)
+    scores = result["positionality"].values
+    for head in (PREVIOUS, SINK, UNIFORM):
+        assert scores[head] == pytest.approx(1.0, abs=1e-3)
+        assert result["variance"].values[head] < 1e-3
+    assert scores[DUPLICATE] < 0.8
+    assert result["variance"].values[DUPLICATE] > 0.05
+
+
+@pytest.mark.seed("A18")
+def test_the_scores_are_those_of_the_whole_maps(bundled, story):
+    result = positionality.run(story, bundled, queries=1000, skip=4)
+    length = int(story["length"].min())
+    maps = story["pattern"].values[:, 1, 3, 4:length].astype(float)
+    maps = np.nan_to_num(maps)
+    own = (maps**2).sum(-1)
+    pairs = list(itertools.permutations(range(5), 2))
+    shared = np.mean([(maps[a] * maps[b]).sum(-1) for a, b in pairs], axis=0)
+    expected = (shared / own.mean(0)).mean()
+    assert float(result["positionality"].values[1, 3]) == pytest.approx(expected, abs=1e-4)
+    variance = maps.var(axis=0, ddof=1).sum(-1).mean()
+    assert float(result["variance"].values[1, 3]) == pytest.approx(variance, abs=1e-4)
+
+
+@pytest.mark.seed("A18")
+def test_positional_heads_do_without_the_text_and_the_others_do_not(bundled, story):
+    result = positionality.run(story, bundled)
+    most_mean, most_gone, least_mean, least_gone = result["moved"].values
+    assert most_mean < 0.2 * most_gone
+    assert least_mean > 0.5 * least_gone
+    assert result.attrs["note"].startswith("Causal check agrees")
+
+
+def test_long_prompts_and_a_lack_of_peers_leave_the_check_out(random_llama):
+    lengths = {"shorter": [20, 12], "equal": [14, 14]}
+    notes = {}
+    for name, given in lengths.items():
+        ids = [np.random.default_rng(size).integers(1, 30, size).tolist() for size in given]
+        cap = capture(random_llama, ids, stats=("lse",), keep=KEEP)
+        result = positionality.run(cap, random_llama, skip=2)
+        notes[name] = result.attrs["note"]
+        assert ("moved" in result) == (name == "equal")
+    assert "no two prompts" in notes["shorter"]
+
+
+def test_bad_input_is_refused(random_llama):
+    one = capture(random_llama, [[1, 2, 3]], stats=("lse",), keep=KEEP)
+    with pytest.raises(HeadscopeError, match="2 or more"):
+        positionality.run(one, random_llama)
+    edited = capture(
+        random_llama, repeated(n=2, length=4), stats=("lse",), keep=KEEP,
+        edits=(Window(heads=((0, 0),), recent=2),),
+    )  # fmt: skip
+    with pytest.raises(HeadscopeError, match="edited"):
+        positionality.run(edited, random_llama)
+    with pytest.raises(HeadscopeError, match="capture: positionality needs q"):
+        positionality.run(one.drop_vars("q"), random_llama)

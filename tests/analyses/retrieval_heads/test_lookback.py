@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from sklearn.metrics import roc_auc_score
+from transformers import LlamaForCausalLM
+
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses._stats.classification import auroc
+from headscope.analyses.retrieval_heads._detector import Detector, ratios, windowed
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.bundled import folder
+from headscope.probes.capturing.generation import generate
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.tasks._absent_facts import absent, stated
+
+
+@pytest.mark.seed("B4")
+def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
+    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    prompts = [[0, 30, 31, 32, 33, 34, 35], [0, 40, 41, 42]]
+    found = generate(bundled, prompts, ("span_mass",), new_tokens=3, prefix=2)
+    measured = ratios(found, 2)
+    assert measured.shape == (2, 3, 4, 8)
+    for row, prompt in enumerate(prompts):
+        ids = found["token_id"].values[row, : len(prompt) + 3].astype(int)
+        with torch.no_grad():
+            out = eager(torch.tensor([ids.tolist()]), output_attentions=True)
+        maps = torch.stack(out.attentions)[:, 0].double()
+        context = len(prompt) - 2
+        for step in range(3):
+            weights = maps[:, :, len(prompt) - 1 + step, : len(prompt) + step]
+            back, own = weights[..., :context].mean(-1), weights[..., context:].mean(-1)
+            expected = (back / (back + own)).numpy()
+            np.testing.assert_allclose(measured[row, step], expected, atol=1e-4)
+
+
+@pytest.mark.seed("B4")
+def test_a_uniform_head_has_ratio_one_half():
+    sums = np.zeros((2, 1, 8, 1, 1))
+    for query in range(8):
+        seen = query + 1
+        sums[0, 0, query], sums[1, 0, query] = min(seen, 4) / seen, max(seen - 4, 0) / seen
+    generated = np.arange(8)[None] >= 5
+    recording = xr.Dataset(
+        {"span_mass": (("span", "prompt", "query", "layer", "head"), sums)},
+        {"span": ["prompt", "generated"], "generated": (("prompt", "query"), generated)},
+    )
+    np.testing.assert_allclose(ratios(recording, 1), 0.5)
+
+
+def test_the_window_averages_what_is_there():
+    assert windowed(np.array([[2.0, 4.0, 9.0, 1.0]]), 3).tolist() == [[2.0, 3.0, 5.0, 14 / 3]]
+
+
+def test_the_area_is_the_one_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    truth = generator.random(60) < 0.4
+    scores = (truth + generator.normal(size=60)).round(1)
+    area, lower, upper = auroc(truth, scores, np.arange(60))
+    assert area == pytest.approx(roc_auc_score(truth, scores))
+    # Hanley and McNeil's standard error, from the area and the counts alone.
+    yes, no = int(truth.sum()), int((~truth).sum())
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (yes - 1) * (one - area**2) + (no - 1) * (two - area**2)
+    half = 1.96 * np.sqrt(variance / (yes * no))
+    assert (upper - lower) / 2 == pytest.approx(half, rel=0.25)
+
+
+def judged(features: np.ndarray, truth: np.ndarray) -> tuple[float, Detector]:
+    detector = Detector(features[:60], truth[:60], standardized=True)
+    return auroc(truth[60:], detector.probability(features[60:]), np.arange(60))[0], detector
+
+
+@pytest.mark.seed("B4")
+def test_the_detector_finds_one_planted_head_and_nothing_in_noise():
+    generator = np.random.default_rng(1)
+    truth = np.tile([True, False], 60)
+    areas = []
+    for _ in range(20):
+        noise = generator.random((120, 2, 3))
+        areas.append(judged(noise, truth)[0])
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.06)
+    noise[:, 1, 2] -= 0.9 * truth
+    area, detector = judged(noise, truth)
+    assert area > 0.95
+    assert np.unravel_index(np.abs(detector.weights).argmax(), (2, 3)) == (1, 2)
+    assert detector.weights[1, 2] < 0
+
+
+def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
+    present = stated(tasks.make("recall", bundled.tokenizer, 5))
+    for here, there in zip(
+        present.prompts, absent(present, bundled.tokenizer).prompts, strict=True
+    ):
+        asked = here.words[-1]
+        assert there.words[-1] == asked
+        assert here.words.count(asked) == 2
+        assert there.words.count(asked) == 1
+        (place,) = (at for at in range(len(here.words)) if here.words[at] != there.words[at])
+        assert here.words[place] == asked
+        assert here.words[place + 1] in here.questions[0].answers
+
+
+@pytest.mark.seed("B4")
+def test_absent_facts_show_in_the_copying_heads_of_the_bundled_model(bundled):
+    options = {"new_tokens": 1, "draws": 2}
+    result = execute("lookback", bundled, n=12, options=options)
+    assert result["supported"].values.tolist() == [1.0, 0.0]
+    alone = result["head_auroc_lower"].values
+    assert min(alone[3, head] for head in (0, 1, 4, 5, 7)) > 0.5
+    train, test = result["auroc"].sel(features="log odds, answer").values
+    assert train > 0.9
+    assert test > 0.6
+    intact, without, others = result["accuracy"].values
+    assert intact == 1.0
+    assert without < 0.1
+    assert others > 0.8
+
+
+def test_bad_input_is_refused(bundled):
+    with pytest.raises(HeadscopeError, match="n: 3 prompts"):
+        execute("lookback", bundled, n=3)
+    with pytest.raises(HeadscopeError, match="does not say where"):
+        execute("lookback", bundled, task=tasks.make("induction", bundled.tokenizer, 4))
+    with pytest.raises(HeadscopeError, match="answer: 3 is outside 1 … 2"):
+        execute("lookback", bundled, n=4, options={"answer": 3})
+    with pytest.raises(HeadscopeError, match="prefix: 4 tokens; give 0 to 3"):
+        generate(bundled, [[0, 30, 31, 32]], ("span_mass",), prefix=4)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import INDUCTION, PREVIOUS, needle
+from transformers import LlamaForCausalLM
+
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses._stats.bootstrap import crossed
+from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.bundled import folder
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.tokens import encode
+
+# The five heads of the last layer that copy, by the model card's knock-outs.
+COPYING = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+EVERY = [(layer, head) for layer in range(2) for head in range(4)]
+
+
+def test_a_step_looks_where_the_models_own_map_is_largest(bundled):
+    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    task = tasks.make("needle", bundled.tokenizer, 2, length=40, span=2)
+    encoded = encode(task, bundled.tokenizer)
+    for ids, asked in zip(encoded.ids, encoded.questions, strict=True):
+        looked, generated = _needle_steps.look(bundled, ids, asked)
+        with torch.no_grad():
+            out = eager(torch.tensor([ids]), output_attentions=True)
+        at = [each.at for each in asked]
+        maps = torch.stack(out.attentions)[:, 0, :, at]
+        np.testing.assert_array_equal(looked, maps.argmax(-1).permute(2, 0, 1).numpy())
+        np.testing.assert_array_equal(generated, out.logits[0, at].argmax(-1).numpy())
+
+
+@pytest.fixture(scope="module")
+def result(bundled):
+    options = {"lengths": "40,80", "depths": 2, "span": 3, "counts": "1,5", "draws": 5}
+    return execute("needle_sweep", bundled, n=5, options=options)
+
+
+@pytest.mark.seed("B1")
+def test_the_copying_heads_are_on_in_every_cell(result):
+    assert result["accuracy"].shape == (2, 2)
+    assert float(result["accuracy"].min()) == 1.0
+    assert set(result.attrs["heads_by_type"]["always on"]) >= COPYING
+    for layer, head in ((int(name[1]), int(name[3])) for name in COPYING):
+        assert float(result["always_on"][layer, head]) == 1.0
+        assert float(result["retrieval_set"][:, :, layer, head].min()) > 0.6
+
+
+@pytest.mark.seed("B1")
+def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
+    curve = result["masking"].sel(count=5)
+    assert float(curve.sel(condition="top heads")) < 0.1
+    assert float(curve.sel(condition="random other heads")) > 0.8
+    top = float(result["masking_upper"].sel(count=5, condition="top heads"))
+    assert top < float(result["masking_lower"].sel(count=5, condition="random other heads"))
+    assert set(result.attrs["causal"]["masking"]["heads"]["5"]) == COPYING
+    # One head of five that share the work is missed by none.
+    assert float(result["masking"].sel(count=1, condition="top heads")) == 1.0
+
+
+@pytest.mark.seed("B1")
+@pytest.mark.parametrize("masking", ["zero", "uniform"])
+def test_the_curve_of_a_known_circuit(circuit, masking):
+    task = needle(("north", "south"), n=3)
+    ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
+    variables, coords, record = _head_masking.curve(
+        circuit, task, ranked, (1, 4), masking=masking, draws=6, seed=0, source=""
+    )
+    mean = variables["masking"].values
+    assert coords["count"] == [0, 1, 4]
+    assert mean[0].tolist() == [1.0, 1.0]
+    assert mean[1:, 0].tolist() == [0.0, 0.0]
+    # A random set does harm when it holds the other half of the circuit, and only then.
+    for row, count in ((1, 1), (2, 4)):
+        sets = _head_masking.random_sets(ranked[count:], count, 6, count)
+        assert mean[row, 1] == pytest.approx(np.mean([PREVIOUS not in each for each in sets]))
+    assert record["heads"]["1"] == ["L1H0"]
+
+
+def test_heads_without_a_part_leave_a_disagreement(circuit):
+    task = needle(("north",), n=3)
+    ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
+    _, _, record = _head_masking.curve(
+        circuit, task, ranked, (1,), masking="zero", draws=4, seed=1, source=""
+    )
+    assert record["note"].startswith("DISAGREEMENT")
+
+
+def test_the_crossed_interval_covers_prompts_and_draws():
+    generator = np.random.default_rng(0)
+    by_draw = np.repeat(generator.random((30, 1)), 40, axis=1)
+    mean, lower, upper = crossed(by_draw)
+    # Forty prompts that agree do not narrow what thirty draws leave open.
+    spread = 1.96 * by_draw[:, 0].std() / np.sqrt(30)
+    assert upper - mean == pytest.approx(spread, rel=0.15)
+    assert mean - lower == pytest.approx(spread, rel=0.15)
+    assert np.isnan(crossed(by_draw[:1])[1])
+
+
+def test_bad_options_are_refused(bundled):
+    task = tasks.make("recall", bundled.tokenizer, 2)
+    for given, message in (
+        ({"lengths": "64,x"}, "lengths: '64,x'"),
+        ({"lengths": "4000"}, "1024"),
+        ({"masking": "none"}, "masking: 'none'"),
+        ({"counts": "20", "lengths": "16", "depths": 1, "cell_prompts": 1}, "counts: 20 of 32"),
+    ):
+        with pytest.raises(HeadscopeError, match=message):
+            execute("needle_sweep", bundled, n=2, options=given)
+    with pytest.raises(HeadscopeError, match="task: recall has no length or depth"):
+        execute("needle_sweep", bundled, task=task)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import INDUCTION, SINK, needle, repeated
+
+from headscope.analyses import retrieval
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses.retrieval_heads import _copying
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+
+A, B, C, HAY = 11, 12, 13, 5
+
+
+def copies(looked: list[int], generated: list[int], ids: list[int], span: tuple[int, ...]):
+    steps = np.array(looked)[:, None, None]
+    return _copying.copied(steps, np.array(generated), np.array(ids), span)
+
+
+@pytest.mark.seed("B1")
+def test_a_perfect_copier_scores_one_and_a_sink_zero():
+    ids = [HAY, A, B, C, HAY]
+    perfect = copies([1, 2, 3], [A, B, C], ids, (1, 2, 3))
+    sink = copies([0, 0, 0], [A, B, C], ids, (1, 2, 3))
+    for copier, score in ((perfect, 1.0), (sink, 0.0)):
+        assert _copying.set_score(copier, np.array([A, B, C]), np.array([A, B, C])) == score
+        assert _copying.multiset_score(copier, np.array([A, B, C])) == score
+
+
+def test_looking_at_the_needle_is_no_copy_unless_the_token_is_generated():
+    ids = [HAY, A, B, A]
+    # Step 1: another token comes out. Step 2: the token stands there too, but outside the needle.
+    assert not copies([1, 3], [B, A], ids, (1, 2)).any()
+
+
+@pytest.mark.seed("B1")
+def test_repeated_needle_tokens_separate_the_conventions():
+    ids = [HAY, A, B, A, HAY]
+    generated, tokens = np.array([A, B, A]), np.array([A, B, A])
+    one_word = copies([1, 0, 3], generated.tolist(), ids, (1, 2, 3))
+    assert _copying.set_score(one_word, generated, tokens) == 1 / 2
+    assert _copying.multiset_score(one_word, tokens) == pytest.approx(2 / 3)
+    # Generating the same token over and over is how the released code passes 1.
+    generated = np.array([A, A, B, A])
+    over = copies([1, 1, 2, 3], generated.tolist(), ids, (1, 2))
+    assert _copying.set_score(over[:3], generated[:3], np.array([A, B])) == 1.0
+    assert _copying.multiset_score(over[:3], np.array([A, B])) == 1.5
+
+
+@pytest.fixture(scope="module")
+def task():
+    return needle(("north", "south", "east"))
+
+
+@pytest.fixture(scope="module")
+def result(circuit, task):
+    cap = capture(circuit, task, stats=retrieval.NEEDS)
+    return retrieval.run(cap, circuit, task, recall_prompts=4, draws=8)
+
+
+@pytest.mark.seed("B1", "B2")
+def test_the_constructed_copier_is_the_only_retrieval_head(result):
+    for name in ("retrieval_set", "retrieval_multiset"):
+        scores = result[name].values
+        assert scores[INDUCTION] == 1.0
+        assert scores[SINK] == 0.0
+        assert np.count_nonzero(scores) == 1
+    assert result.attrs["heads_by_type"] == {"retrieval": ["L1H0"], "recall": ["L1H0"]}
+    assert float(result["retrieval_share"]) == 12.5
+    assert float(result["recalled"]) == 1.0
+    assert result["recall"].values[INDUCTION] > 0.999
+    assert np.sort(result["recall"].values.ravel())[-2] < 0.1
+
+
+@pytest.mark.seed("B1", "B2")
+def test_taking_the_copier_out_breaks_both_tasks(result):
+    for name in ("needle", "recall"):
+        intact, without, others = result[f"{name}_accuracy"].values
+        assert (intact, without) == (1.0, 0.0)
+        draws = result.attrs["causal"][name]["heads"]["random other heads ablated"]
+        assert np.isclose(others, np.mean([draw != ["L0H0"] for draw in draws]))
+
+
+@pytest.mark.seed("B2")
+def test_the_recall_heads_of_the_bundled_model_are_the_copying_heads_of_its_card(bundled):
+    options = {"draws": 3, "recall_prompts": 4}
+    result = execute("retrieval", bundled, n=2, options=options)
+    assert set(result.attrs["heads_by_type"]["recall"]) >= {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+    intact, without, others = result["recall_accuracy"].values
+    assert intact == 1.0
+    assert without < 0.1
+    assert others > 0.9
+
+
+def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, task):
+    cap = capture(random_llama, task, stats=retrieval.NEEDS)
+    result = retrieval.run(cap, random_llama, task, recall_prompts=2, draws=1)
+    assert np.isnan(result["retrieval_set"].values).all()
+    assert np.isnan(float(result["retrieval_share"]))
+    assert result.attrs["heads_by_type"]["retrieval"] == []
+    assert "recalls none of the needles" in result.attrs["note"]
+
+
+def test_bad_input_is_refused(circuit, task):
+    cap = capture(circuit, task, stats=retrieval.NEEDS)
+    with pytest.raises(HeadscopeError, match="needs topk_key"):
+        retrieval.run(cap.drop_vars("topk_key"), circuit, task)
+    with pytest.raises(HeadscopeError, match="threshold"):
+        retrieval.run(cap, circuit, task, threshold=1.5)
+    with pytest.raises(HeadscopeError, match="holds 3 prompts and the task has 4"):
+        retrieval.run(cap, circuit, repeated(n=4))

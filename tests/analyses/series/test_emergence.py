@@ -1,0 +1,146 @@
+"""The shipped series: induction emerges, in the known order, and matters from then on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from headscope.analyses._interventions import causal_check
+from headscope.analyses.series import emergence, timeline
+from headscope.probes import checkpoints, load_model
+from headscope.probes.bundled_induction import evaluate, folder
+from headscope.probes.prompts import tasks
+
+SERIES = "headscope/induction"
+
+
+@pytest.fixture(scope="module")
+def types() -> xr.Dataset:
+    return timeline("head_types", f"{SERIES}@*", n=8, seed=5, options={"draws": 2})
+
+
+@pytest.fixture(scope="module")
+def losses() -> xr.Dataset:
+    """Loss on words said the second time, by transformers alone."""
+    steps = [int(name.rpartition("step")[2]) for name in checkpoints(SERIES)]
+    _, again = evaluate.held_out()
+    found = []
+    for step in steps:
+        loss = evaluate.predicted(evaluate.load(folder(), f"step{step}"), again[:16])[0]
+        found.append(float(loss[:, evaluate.PERIOD + 1 :].mean()))
+    return xr.Dataset({"loss": ("checkpoint", found)}, {"step": ("checkpoint", steps)})
+
+
+def heads(found: xr.Dataset) -> list[tuple[int, int]]:
+    return [(int(row["name"][1]), int(row["name"][3:])) for row in found.attrs["order"]]
+
+
+@pytest.mark.seed("E4")
+def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(
+    types: xr.Dataset, losses: xr.Dataset
+) -> None:
+    previous = emergence(types, "previous_token", least=0.4)
+    induction = emergence(types, "induction", least=0.4)
+    assert {layer for layer, _ in heads(previous)} == {0}
+    assert {layer for layer, _ in heads(induction)} == {1}
+    first = previous.attrs["order"][0]
+    later = induction.attrs["order"]
+    assert all(first["step"] <= row["step"] for row in later)
+    assert all(first["upper"] <= row["upper"] for row in later)
+    assert all(row["lower"] < row["step"] < row["upper"] for row in [first, *later])
+    drop = emergence(losses, "loss", of="change")
+    low, high = (float(drop[f"emergence_step_{end}"]) for end in ("lower", "upper"))
+    # The half of the drop falls between the same checkpoints as the half of the heads.
+    assert any(row["lower"] <= high and row["upper"] >= low for row in later)
+    # A plateau before: no more than a seventh of the drop in the first third of the way there.
+    loss = losses["loss"].values
+    early = loss[losses["step"].values <= high / 2]
+    assert loss[0] - early[-1] < (loss[0] - loss[-1]) / 7
+
+
+@pytest.mark.seed("E4")
+def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginning(
+    types: xr.Dataset,
+) -> None:
+    top = heads(emergence(types, "induction", least=0.4))
+    circuit = [*top, *heads(emergence(types, "previous_token", least=0.4))]
+    others = [(layer, head) for layer in range(2) for head in range(4)]
+    others = [head for head in others if head not in circuit]
+    assert len(others) >= len(top)
+    _, again = evaluate.held_out()
+    found = {}
+    for step in ("step100", checkpoints(SERIES)[-1].rpartition("@")[2]):
+        model, stock = load_model(f"{SERIES}@{step}"), evaluate.load(folder(), step)
+        found[step] = {}
+        for name, taken in (("intact", ()), ("top", top), ("others", others)):
+            found[step][name] = said_again(model, again[:16], taken)
+            # The edit inside the pass is the ablation of the weights.
+            expected = evaluate.second_time(evaluate.without(stock, taken), again[:16])
+            assert found[step][name] == pytest.approx(tuple(expected.values()), abs=1e-3)
+    early, late = found.values()
+    # Loss and accuracy where words come again; a guess costs log(482) = 6.2 nats.
+    assert late["intact"] == (pytest.approx(0.15, abs=0.15), pytest.approx(0.97, abs=0.03))
+    assert late["top"][0] > 6
+    assert late["top"][1] < 0.03
+    assert late["others"][1] > 0.6
+    assert abs(early["top"][0] - early["intact"][0]) < 0.2
+    assert abs(early["top"][1] - early["intact"][1]) < 0.02
+
+
+def said_again(model, rows, taken) -> tuple[float, float]:
+    """Loss and accuracy on the second time of words, with heads taken out."""
+    from headscope.probes.attention.forward import logits
+    from headscope.probes.interventions import Ablate
+
+    edits = (Ablate(heads=tuple(taken)),) if taken else ()
+    asked = logits(model, rows[:, :-1], edits)[:, evaluate.PERIOD + 1 :]
+    answers = rows[:, evaluate.PERIOD + 2 :]
+    loss = torch.nn.functional.cross_entropy(asked.transpose(1, 2), answers)
+    return float(loss), float((asked.argmax(-1) == answers).float().mean())
+
+
+@pytest.mark.seed("A3")
+def test_a_sink_on_the_first_token_forms_after_induction(types: xr.Dataset) -> None:
+    _, again = evaluate.held_out()
+    found = timeline("sink_topology", f"{SERIES}@*", [row.tolist() for row in again[:8]])
+    share = found["topology_share"].sel(kind="none")
+    assert (share[found["step"] <= 500] == 1).all()
+    assert float(share[-1]) == 0
+    assert float(found["sink_share"].sel(place="first token")[-1]) > 0.5
+    # As it is drawn, every head looks everywhere alike: the first of T tokens gets H_T / T.
+    count = again.shape[1]
+    uniform = (1 / np.arange(1, count + 1)).mean()
+    np.testing.assert_allclose(found["at_first"][0], uniform, atol=2e-3)
+    sink = emergence(found, "at_first", least=0.3).attrs["order"]
+    assert [row["name"] for row in sink] == ["L0H1"]
+    assert sink[0]["lower"] >= max(
+        row["step"] for row in emergence(types, "induction", least=0.4).attrs["order"]
+    )
+    assert found.attrs["positional_encoding"] == "rotary (default)"
+
+
+def test_the_analysis_own_causal_check_turns_from_inconclusive_to_agreement(
+    types: xr.Dataset,
+) -> None:
+    notes = {name: own["note"] for name, own in types.attrs["by_checkpoint"].items()}
+    assert next(iter(notes.values())).startswith("INCONCLUSIVE")
+    assert list(notes.values())[-1].startswith("Causal check agrees")
+    assert "INCONCLUSIVE at step0" in types.attrs["note"]
+    accuracy = types["induction_accuracy"].sel(condition="intact")
+    assert float(accuracy[0]) < 0.02
+    assert float(accuracy[-1]) > 0.9
+
+
+def test_scores_are_those_of_eager_maps(types: xr.Dataset) -> None:
+    model = load_model(f"{SERIES}@step400")
+    task = tasks.make("induction", model.tokenizer, n=8, seed=5)
+    assert causal_check.score(model, task, (), "accuracy").mean() == pytest.approx(
+        float(types["induction_accuracy"].sel(checkpoint="step400", condition="intact"))
+    )
+    rows = torch.tensor([model.encode(" ".join(one.words)) for one in task.prompts])
+    assert rows.shape[1] == 2 * evaluate.PERIOD + 1
+    expected = evaluate.kinds(evaluate.load(folder(), "step400"), rows)
+    found = types["induction"].sel(checkpoint="step400")
+    np.testing.assert_allclose(found, expected["induction"], atol=1e-4)

@@ -1,0 +1,138 @@
+"""Massive activations: planted ones are found, joined to the sink and set; oracles are weights."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from constructed import random_llama, rotary_sink
+
+from headscope.analyses import massive
+from headscope.analyses.sink_behavior import _outliers
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model
+
+HUGE, CHANNEL = 500.0, 7
+# <bos> first, then other words; in the second prompt <bos> stands in the middle, too.
+PROMPTS = [[0, *range(3, 30)], [0, *range(20, 30), 0, *range(5, 14)], [0, *range(9, 33)]]
+
+
+@torch.no_grad()
+def planted(value: float):
+    model = random_llama()
+    model.module.model.embed_tokens.weight[0, CHANNEL] = value
+    return load_model(model.module, tokenizer=model.tokenizer)
+
+
+def eager_loss(module, ids: list[int]) -> float:
+    given = torch.tensor([ids])
+    with torch.no_grad():
+        logits = module(input_ids=given).logits[0, :-1].double()
+    return float(torch.nn.functional.cross_entropy(logits, given[0, 1:]))
+
+
+@pytest.fixture(scope="module")
+def found():
+    model = planted(HUGE)
+    cap = capture(model, PROMPTS, stats=("received",))
+    return model, cap, massive.run(cap, model)
+
+
+@pytest.mark.seed("A4")
+def test_the_planted_activations_are_located(found) -> None:
+    _, _, result = found
+    places = {
+        (one["prompt"], one["boundary"], one["position"], one["channel"])
+        for one in result.attrs["massive"]
+    }
+    assert places == {(0, 0, 0, 7), (1, 0, 0, 7), (1, 0, 11, 7), (2, 0, 0, 7)}
+    assert {one["token"] for one in result.attrs["massive"]} == {"<bos>"}
+    largest = result["magnitude"].sel(size="largest")
+    np.testing.assert_allclose(largest.values[0], HUGE)
+    assert result["token_magnitude"].values.argmax() == 0
+    assert result["tokens"].sel(group="massive").item() == pytest.approx(4 / 3)
+
+
+@pytest.mark.seed("A4")
+def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(found) -> None:
+    model, _, result = found
+    without = copy.deepcopy(model.module)
+    with torch.no_grad():
+        without.model.embed_tokens.weight[0, CHANNEL] = 0.0
+    loss = dict(zip(result["condition"].values.tolist(), result["loss"].values, strict=True))
+    for name, module in (("intact", model.module), ("massive set to zero", without)):
+        assert loss[name] == pytest.approx(
+            np.mean([eager_loss(module, one) for one in PROMPTS]), abs=1e-5
+        )
+    # The planted number is the same in every prompt, so its mean is itself.
+    assert loss["massive set to mean"] == pytest.approx(loss["intact"], abs=1e-6)
+    assert abs(loss["massive set to zero"] - loss["intact"]) > 1e-4
+
+
+@pytest.mark.seed("A4")
+def test_both_thresholds_count(found) -> None:
+    model, cap, _ = found
+    assert massive.run(cap, model, least=HUGE + 1).attrs["massive"] == []
+    median = float(
+        np.median(np.abs(capture(model, PROMPTS[:1], stats=(), keep=("resid",))["resid"][0, 0]))
+    )
+    strict = massive.run(cap, model, ratio=1.01 * HUGE / median)
+    assert not [one for one in strict.attrs["massive"] if one["prompt"] == 0]
+    with pytest.raises(HeadscopeError, match="least, ratio"):
+        _outliers.look(model, [list(range(30)) * 8] * 2, 0.0, 0.0)
+
+
+@torch.no_grad()
+def quiet_sink():
+    """The sink of `rotary_sink` with a massive activation and no value at <bos>."""
+    module = rotary_sink().module
+    module.model.embed_tokens.weight[0, 0] = 2000.0
+    module.model.layers[0].self_attn.v_proj.weight[:, 0] = 0.0
+    module.model.layers[0].self_attn.o_proj.weight *= 20
+    return load_model(module, tokenizer=rotary_sink().tokenizer)
+
+
+@pytest.mark.seed("A1", "A4")
+def test_massive_tokens_join_sink_tokens_whose_values_are_small() -> None:
+    model = quiet_sink()
+    prompts = [[0, *range(1, 16), *range(1, 16)], [1, 2, 3, 0, *range(4, 16), *range(4, 16)]]
+    result = massive.run(capture(model, prompts, stats=("received",)), model)
+    assert [one["sink"] for one in result.attrs["massive"]] == [True, True]
+    assert {one["position"] for one in result.attrs["massive"]} == {0, 3}
+    assert min(one["received"] for one in result.attrs["massive"]) > 0.99
+    tokens = dict(zip(result["group"].values.tolist(), result["tokens"].values, strict=True))
+    assert tokens["massive"] == tokens["massive and sinks"] == 1
+    # L0H0 parks on <bos>, whose value is zero; the first token of the second prompt is another.
+    assert float(result["sink_value_norm"][0, 0]) == 0.0
+    assert float(result["first_value_norm"][0, 0]) > 0.1
+    # Without the activation the key is gone, and the head reads words instead.
+    assert "Causal check agrees" in result.attrs["note"]
+
+
+@pytest.mark.seed("A4")
+def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled) -> None:
+    ids = [[0, *np.random.default_rng(0).integers(3, 400, 40).tolist()] for _ in range(2)]
+    result = massive.run(capture(bundled, ids, stats=("received",)), bundled)
+    with torch.no_grad():
+        states = bundled.module(input_ids=torch.tensor(ids), output_hidden_states=True)
+    # The last entry is normalised; the others are what goes into each block.
+    for boundary, state in enumerate(states.hidden_states[:-1]):
+        largest = state.abs().flatten(1).amax(1).mean()
+        assert float(result["magnitude"].sel(size="largest")[boundary]) == pytest.approx(
+            float(largest), rel=1e-4
+        )
+        medians = state.abs().flatten(1).median(1).values
+        assert bool((state.abs().flatten(1).amax(1) < 1000 * medians).all())
+    assert result.attrs["massive"] == []
+    assert np.isnan(result["loss"].values[1:]).all()
+    assert "nothing to set" in result.attrs["note"]
+
+
+def test_bad_options_are_refused(found) -> None:
+    model, cap, _ = found
+    with pytest.raises(HeadscopeError, match="epsilon"):
+        massive.run(cap, model, epsilon=2)
+    with pytest.raises(HeadscopeError, match="received"):
+        massive.run(cap.drop_vars("received"), model)

@@ -1,0 +1,127 @@
+"""Sink calibration: the edit in closed form, and heads whose sink is harmful or helpful."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import WORDS, rotary_sink
+
+from headscope.analyses import sink_calibration
+from headscope.analyses._interventions import row_edits
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model
+from headscope.probes.interventions import ScaleKeys
+
+# Words that the planted model can say.
+OUT = 13
+# Words without repetition, so that copying an earlier one is always wrong.
+PROMPTS = [
+    [0, *np.random.default_rng(seed).permutation(np.arange(1, OUT)).tolist()] for seed in (0, 1, 2)
+]
+MIDDLE = [[*one[1:9], 0, *one[9:]] for one in PROMPTS]
+OPTIONS = {"gammas": "0.5 1 2", "least_queries": 2, "epsilon": 0.2}
+
+
+@torch.no_grad()
+def planted(harmful: bool):
+    """L0H0 leaves part of its weight on <bos>; what it copies, there or elsewhere, is wrong."""
+    module = rotary_sink().module
+    attention = module.model.layers[0].self_attn
+    attention.k_proj.weight *= 0.12
+    words = torch.arange(OUT)
+    attention.v_proj.weight.zero_()
+    attention.v_proj.weight[words, words] = 0.1 if harmful else 1.0
+    attention.v_proj.weight[0, 0] = 1.0 if harmful else 0.0
+    # Only L0H0 writes, where nothing but the logits reads: copying is all that the model says.
+    attention.o_proj.weight.zero_()
+    attention.o_proj.weight[len(WORDS) + words, words] = 1.0
+    module.lm_head.weight.zero_()
+    module.lm_head.weight[words, len(WORDS) + words] = 1.0
+    return load_model(module, tokenizer=rotary_sink().tokenizer)
+
+
+def run(model, prompts, **options):
+    return sink_calibration.run(
+        capture(model, prompts, stats=("received",)), model, **{**OPTIONS, **options}
+    )
+
+
+@pytest.mark.seed("A5")
+@pytest.mark.parametrize(("harmful", "sign"), [(True, -1), (False, 1)])
+def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign) -> None:
+    result = run(planted(harmful), PROMPTS)
+    assert sign * float(result["first_less"][0, 0]) > 0.01
+    assert sign * float(result["first_more"][0, 0]) < -0.01
+    assert float(result["best_gamma"][0, 0]) == (0.5 if harmful else 2.0)
+    # L0H1 writes nothing, whatever its weights.
+    assert abs(float(result["first_less"][0, 1])) < 1e-5
+    assert result["verdict"].values.tolist() == [[sign, 0]]
+    name = "harmful sinks" if harmful else "helpful sinks"
+    assert result.attrs["heads_by_type"][name] == ["L0H0"]
+    assert abs(float(result["sweep"].sel(gamma=1.0, scaled="first token"))) < 1e-6
+
+
+@pytest.mark.seed("A2")
+def test_sinks_in_the_middle_are_calibrated_where_the_first_token_is_not(planted_middle) -> None:
+    result = planted_middle
+    assert float(result["sinks_less"][0, 0]) < -0.01
+    # The first token is a word here: less weight on it leaves more for the harmful sink.
+    assert float(result["first_less"][0, 0]) > 0.005
+    assert result["verdict"].values.tolist() == [[-1, 0]]
+
+
+@pytest.fixture(scope="module")
+def planted_middle():
+    return run(planted(True), MIDDLE)
+
+
+@pytest.mark.seed("A5")
+@pytest.mark.parametrize("gamma", [0.25, 1.0, 3.0])
+def test_weights_follow_the_closed_form(bundled, gamma) -> None:
+    ids = [[0, *range(20, 50)]]
+    edit = ScaleKeys(heads=((1, 3),), keys=(0,), factor=gamma)
+    before, after = (
+        capture(bundled, ids, stats=("pattern",), edits=edits)["pattern"]
+        .values[0, 1, 3]
+        .astype(float)
+        for edits in ((), (edit,))
+    )
+    scale = np.where(np.arange(len(ids[0])) == 0, gamma, 1.0)
+    expected = before * scale / (before * scale).sum(-1, keepdims=True)
+    np.testing.assert_allclose(after, expected, atol=1e-6)
+    # The ratios of the other weights stay: each is the same multiple of what it was.
+    row, first = slice(1, 26), float(before[25, 0])
+    np.testing.assert_allclose(
+        after[25, row], before[25, row] / (1 + (gamma - 1) * first), rtol=1e-4, atol=1e-9
+    )
+
+
+@pytest.mark.seed("A5")
+def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
+    ids = [[0, *range(20, 44)], [0, *range(60, 84)]]
+    result = sink_calibration.run(
+        capture(bundled, ids, stats=("received",)), bundled, gammas="0.1 1 5"
+    )
+    given = torch.tensor(ids)
+    intact = row_edits.losses(bundled, given)
+    for layer, head in ((0, 2), (3, 7)):
+        edit = ScaleKeys(heads=((layer, head),), keys=(0,), factor=0.1)
+        expected = (row_edits.losses(bundled, given, (edit,)) - intact).mean()
+        assert float(result["first_less"][layer, head]) == pytest.approx(float(expected), abs=2e-6)
+    every = ScaleKeys(
+        heads=[(one, two) for one in range(4) for two in range(8)], keys=(0,), factor=5.0
+    )
+    expected = (row_edits.losses(bundled, given, (every,)) - intact).mean()
+    sweep = result["sweep"].sel(scaled="first token")
+    assert float(sweep.sel(gamma=5.0)) == pytest.approx(float(expected), abs=2e-6)
+    assert float(sweep.sel(gamma=1.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bad_options_are_refused(random_llama) -> None:
+    cap = capture(random_llama, PROMPTS, stats=("received",))
+    for wrong in ("2 3", "much", "", "0 2", "0.5"):
+        with pytest.raises(HeadscopeError, match="gammas"):
+            sink_calibration.run(cap, random_llama, gammas=wrong)
+    with pytest.raises(HeadscopeError, match="epsilon"):
+        sink_calibration.run(cap, random_llama, epsilon=3)

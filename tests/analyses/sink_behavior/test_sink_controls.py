@@ -1,0 +1,52 @@
+"""Sink controls against the eager attention of the model itself, and against the paper's claim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from headscope.analyses._runtime.runner import execute
+
+TOKENS, PROMPTS, EPSILON = 64, 8, 0.3
+
+
+@pytest.fixture(scope="module")
+def result(bundled):
+    options = {"tokens": TOKENS, "prompts": PROMPTS, "epsilon": EPSILON}
+    prompts = [bundled.encode("")[:1] + list(range(3, 40))]
+    return execute("sink_controls", bundled, prompts, options=options, seed=7)
+
+
+@pytest.mark.seed("A1")
+def test_sinks_need_content_in_a_rotary_model(result) -> None:
+    rate = dict(zip(result["condition"].values.tolist(), result["rate"].values, strict=True))
+    assert rate["random tokens"] > 10
+    assert rate["repeated token"] == 0
+    assert float(result["sink_repeated"].max()) < EPSILON
+
+
+@pytest.mark.seed("A1")
+def test_repeated_tokens_agree_with_eager_attention(result, bundled) -> None:
+    # One repeated token: which token it is changes the map, so all of the drawn ones are run.
+    drawn = np.random.default_rng(7).choice(
+        np.setdiff1d(np.arange(bundled.vocabulary), bundled.tokenizer.all_special_ids),
+        size=(PROMPTS, TOKENS),
+    )
+    ids = torch.tensor(np.repeat(drawn[:, :1], TOKENS, axis=1))
+    module = bundled.module
+    before = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            maps = module(input_ids=ids, output_attentions=True).attentions
+    finally:
+        module.set_attn_implementation(before)
+    first = torch.stack(maps).double()[..., 0].mean(-1)  # layer, prompt, head
+    np.testing.assert_allclose(result["sink_repeated"], first.mean(1).numpy(), atol=5e-5)
+
+
+def test_sink_heads_are_named(result) -> None:
+    above = int((result["sink_random"] > EPSILON).sum())
+    assert len(result.attrs["sink_heads"]) == above > 0
+    assert result.attrs["sink_heads"][0] in result.attrs["note"]

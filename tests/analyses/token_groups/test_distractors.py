@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import INDUCTION, UNIFORM
+
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses.token_groups import _facts
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.prompts import tasks
+
+
+@pytest.fixture(scope="module")
+def planted(circuit):
+    return execute("distractors", circuit, n=4, options={"facts": "2,4,8", "best": 1})
+
+
+@pytest.mark.seed("A19")
+def test_an_even_head_disperses_with_slope_one(planted):
+    head = dict(zip(("layer", "head"), UNIFORM, strict=True))
+    assert float(planted["dispersion"].sel(head)) == pytest.approx(1.0, abs=1e-4)
+    assert float(planted["relevance"].sel(head)) == pytest.approx(0.0, abs=1e-4)
+    np.testing.assert_allclose(planted["fact_entropy"].sel(head), 1.0, atol=1e-5)
+    # Key and value of a fact, of <bos>, four words a fact and two of the question.
+    expected = [2 / (1 + 4 * count + 2) for count in (2, 4, 8)]
+    np.testing.assert_allclose(planted["asked_mass"].sel(head), expected, rtol=1e-4)
+
+
+@pytest.mark.seed("A19")
+def test_the_head_that_reads_the_asked_fact_keeps_its_eye_on_it(planted):
+    head = dict(zip(("layer", "head"), INDUCTION, strict=True))
+    np.testing.assert_allclose(planted["asked_mass"].sel(head), 1.0, atol=1e-2)
+    assert abs(float(planted["dispersion"].sel(head))) < 0.01
+    assert float(planted["relevance"].sel(head)) > 8
+    assert planted.attrs["heads_by_type"] == {"asked fact": ["L1H0"]}
+
+
+@pytest.mark.seed("A19")
+def test_hiding_the_asked_fact_costs_the_answer_and_another_of_its_size_does_not(planted):
+    right = planted["accuracy"]
+    assert (right.sel(condition=["intact", "another fact hidden"]) == 1).all()
+    assert (right.sel(condition="asked fact hidden from other heads") == 1).all()
+    for condition in ("asked fact hidden", "asked fact hidden from top heads"):
+        assert float(right.sel(condition=condition).max()) < 1
+        lost = planted["answer_loss"].sel(condition=condition)
+        assert float((lost - planted["answer_loss"].sel(condition="intact")).min()) > 1
+    assert planted.attrs["note"].startswith("Causal check agrees")
+
+
+def test_a_model_that_recalls_nothing_is_inconclusive(random_llama):
+    result = execute("distractors", random_llama, n=3, options={"facts": "2,4", "best": 1})
+    assert result.attrs["note"].startswith("INCONCLUSIVE: the model does not recall")
+
+
+def test_masses_add_up_whatever_stands_between_the_facts(bundled):
+    options = {"facts": "2,4", "length": 60, "best": 1}
+    result = execute("distractors", bundled, n=2, options=options)
+    np.testing.assert_allclose(result["group_mass"].sum("group"), 1.0, atol=1e-5)
+    task = tasks.make("recall", bundled.tokenizer, 2, 0, pairs=3, queries=1, length=60)
+    facts = _facts.Facts(bundled, task)
+    words = task.prompts[1].words
+    asked = facts.fact(1, facts.asked[1])
+    assert [words[at - facts.encoded.offset] for at in asked] == [
+        words[-1], task.prompts[1].questions[0].answers[0],
+    ]  # fmt: skip
+
+
+def test_what_cannot_grow_is_refused(bundled):
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2)
+    with pytest.raises(HeadscopeError, match="needle does not come with any number of facts"):
+        execute("distractors", bundled, task=task)
+    for facts in ("4", "1,2"):
+        with pytest.raises(HeadscopeError, match="two numbers or more"):
+            execute("distractors", bundled, n=2, options={"facts": facts})
+    with pytest.raises(HeadscopeError, match="leave fewer others"):
+        execute("distractors", bundled, n=2, options={"best": 17})

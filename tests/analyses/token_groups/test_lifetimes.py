@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from constructed import INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
+from transformers import LlamaForCausalLM
+
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses.token_groups._lifetime import received
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.bundled import folder
+from headscope.probes.prompts import tasks
+
+
+@pytest.fixture(scope="module")
+def lives(circuit):
+    return execute("lifetimes", circuit, repeated(n=3, length=12), options={"window": 2})
+
+
+@pytest.mark.seed("A20")
+def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
+    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
+    ids = capture(bundled, task, stats=("lse",))["token_id"].values[0].tolist()
+    with torch.no_grad():
+        out = eager(torch.tensor([ids]), output_attentions=True)
+    maps = torch.stack(out.attentions)[:, 0].double().numpy()
+    found = received(bundled, ids, 4, np.full(bundled.layers, np.nan))
+    count = len(ids)
+    back = np.subtract.outer(np.arange(count), np.arange(count))
+    np.testing.assert_allclose(found.total, maps.sum(-2), atol=1e-4)
+    np.testing.assert_allclose(found.near, (maps * (back < 4)).sum(-2), atol=1e-4)
+    for key in (0, 7, count - 6):
+        keys_seen = np.arange(key + 4, count) + 1
+        far = maps[..., key + 4 :, key].mean(-1) * keys_seen.mean()
+        np.testing.assert_allclose(found.far[..., key], far, atol=1e-3)
+        end = maps[..., -4:, key].mean(-1) * (count - 1.5)
+        np.testing.assert_allclose(found.end[..., key], end, atol=1e-4)
+    np.testing.assert_array_equal(found.far[..., -4:], 0.0)
+
+
+@pytest.mark.seed("A20")
+@pytest.mark.parametrize(
+    ("head", "lifetime", "share"),
+    [(PREVIOUS, "window", 1.0), (UNIFORM, "global", 1.0), (SINK, "window", 18 / 19)],
+)
+def test_planted_heads_give_tokens_the_life_that_follows(lives, head, lifetime, share):
+    # 25 tokens, 6 of them too near the end to be judged.
+    found = lives["lifetime_tokens"].sel(layer=head[0], head=head[1])
+    assert float(found.sel(lifetime=lifetime)) == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.seed("A20")
+def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives):
+    sink = lives["lifetime_mass"].sel(layer=SINK[0], head=SINK[1])
+    assert float(sink.sel(lifetime="global")) > 0.99
+    assert float(lives["near_mass"].sel(layer=PREVIOUS[0], head=PREVIOUS[1])) > 0.99
+    found = lives["lifetime_tokens"].sel(layer=INDUCTION[0], head=INDUCTION[1])
+    # The second half reads words 2 to 13 once each, the last two of them at the end of the text;
+    # the first half rests on the first token.
+    assert float(found.sel(lifetime="local")) == pytest.approx(11 / 19, abs=1e-6)
+    assert float(found.sel(lifetime="global")) == pytest.approx(2 / 19, abs=1e-6)
+    # Only the sink and the even heads look at the first token until the end.
+    assert float(lives["token_global"][0]) == pytest.approx(5 / 8)
+
+
+@pytest.mark.seed("A20")
+def test_a_window_takes_nothing_from_heads_whose_tokens_are_window_tokens(lives):
+    loss = lives["window_loss"]
+    assert loss.attrs["heads"]["window heads limited"] == ["L0H0"]
+    intact, window, _ = loss.values
+    assert window == pytest.approx(intact, abs=1e-4)
+
+
+def test_heads_that_look_far_lose_by_a_window(bundled):
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=4, seed=2, pairs=6)
+    options = {"window": 4, "least_mass": 0.5, "causal_prompts": 4}
+    result = execute("lifetimes", bundled, task, options=options)
+    intact, near, far = result["window_loss"].values
+    assert far - intact > 5 * (near - intact)
+    assert result.attrs["note"].count("Causal check agrees") == 1
+
+
+def test_short_prompts_and_models_without_order_are_refused(circuit):
+    with pytest.raises(HeadscopeError, match="6 tokens is shorter than 8, four windows of 2"):
+        execute("lifetimes", circuit, [[0, 5, 6, 7, 8, 9]], options={"window": 2})

@@ -1,0 +1,275 @@
+"""The Dataset that a capture returns, and the prompts that it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headscope.kernels import statistics
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model
+from headscope.probes.capturing.capture import DEFAULT
+from headscope.probes.models.model import Model
+
+
+@pytest.fixture(scope="module")
+def model(folder: Any) -> Model:
+    return load_model(folder)
+
+
+def refusal(work: Any) -> str:
+    with pytest.raises(HeadscopeError) as caught:
+        work()
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_the_schema(model: Model) -> None:
+    found = capture(
+        model,
+        ["w1 w2 w3 w1 w2", "w5"],
+        stats=statistics.names(),
+        keep=("q", "k", "v", "z", "resid"),
+        offsets=(0, 2),
+        tile=4,
+        k=3,
+        spans={"start": [[0, 1], [0]], "end": [[5], []]},
+    )
+    assert dict(found.sizes) == {
+        "prompt": 2, "layer": 2, "head": 4, "kv_head": 2, "query": 6, "key": 6, "size": 8,
+        "query_tile": 2, "key_tile": 2, "offset": 2, "target": 2, "boundary": 3, "channel": 32,
+        "span": 2, "bin": 4, "rank": 3,
+    }  # fmt: skip
+    for name in set(statistics.names()) - {"z"}:
+        declared = statistics.load(name)
+        variable = found[name]
+        assert variable.dims == ("prompt", "layer", "head", *declared.dims)
+        assert variable.dtype == np.float32
+        assert variable.attrs["long_name"] == declared.doc.strip().splitlines()[0].rstrip(".")
+        assert variable.attrs["units"] == declared.units
+        assert variable.attrs["scale"] in ("sequential", "diverging")
+        assert variable.attrs.get("low") == declared.low
+        assert variable.attrs.get("high") == declared.high
+    assert found["k"].dims == ("prompt", "layer", "kv_head", "key", "size")
+    assert found["z"].dims == ("prompt", "layer", "head", "query", "size")
+    assert found["kv_group"].values.tolist() == [0, 0, 1, 1]
+    assert found["token"].values.tolist() == [
+        ["<bos>", "w1", "w2", "w3", "w1", "w2"],
+        ["<bos>", "w5", "", "", "", ""],
+    ]
+    assert found["token_id"].values[1].tolist() == [0, 7, -1, -1, -1, -1]
+    assert found["offset"].values.tolist() == [0, 2]
+    assert found["target"].values.tolist() == ["duplicate", "induction"]
+    assert found["span"].values.tolist() == ["start", "end"]
+    assert found["bin"].values.tolist() == [0, 1, 2, 4]
+    assert found["rank"].values.tolist() == [1, 2, 3]
+    assert found["causal"].values.tolist() == [True, True]
+    np.testing.assert_allclose(found["logit_scale"].values, 8**-0.5)
+    assert np.isnan(found["window"].values).all()
+
+
+def test_the_provenance(model: Model) -> None:
+    found = capture(model, [[1, 2, 3]], first=3, clip=9, recent=5, share=0.5, k=2)
+    assert json.loads(json.dumps(found.attrs)) == found.attrs
+    for _, variable in found.variables.items():
+        assert json.loads(json.dumps(variable.attrs)) == variable.attrs
+    attrs = found.attrs
+    assert attrs["stats"] == list(DEFAULT)
+    assert (attrs["first"], attrs["clip"], attrs["tile"]) == (3, 9, 16)
+    assert (attrs["recent"], attrs["share"], attrs["k"]) == (5, 0.5, 2)
+    assert (attrs["n_prompts"], attrs["task"], attrs["seed"]) == (1, "", "")
+    assert (attrs["dtype"], attrs["architecture"]) == ("float32", "LlamaForCausalLM")
+    other = capture(model, [[1, 2, 4]]).attrs["prompts_sha256"]
+    assert len(other) == 64
+    assert attrs["prompts_sha256"] != other
+    assert attrs["prompts_sha256"] == capture(model, [np.array([1, 2, 3])]).attrs["prompts_sha256"]
+
+
+def test_a_task_brings_its_name_seed_and_evidence(bundled: Model) -> None:
+    from headscope.probes.prompts import tasks
+    from headscope.probes.prompts.tokens import encode
+
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=2, seed=5)
+    found = capture(bundled, task, stats=("target_mass", "pattern"))
+    assert (found.attrs["task"], found.attrs["seed"]) == ("recall", 5)
+    encoded = encode(task, bundled.tokenizer)
+    assert found["token_id"].values[0].tolist()[: len(encoded.ids[0])] == list(encoded.ids[0])
+    mass = found["target_mass"].sel(target="evidence")
+    asked = encoded.questions[1][0]
+    at, evidence = asked.at, list(asked.evidence)
+    expected = found["pattern"].isel(prompt=1, query=at, key=evidence).sum("key")
+    np.testing.assert_allclose(mass.isel(prompt=1, query=at), expected, rtol=0, atol=1e-6)
+    places = {one.at for one in encoded.questions[1]}
+    present = np.isfinite(mass.isel(prompt=1, layer=0, head=0).values)
+    assert set(np.flatnonzero(present)) == places
+
+
+def test_targets_can_be_given(model: Model) -> None:
+    keys = [[[], [0], [0, 1]], [[0], []]]
+    found = capture(
+        model, [[5, 6, 7], [8, 9]], stats=("target_mass", "pattern"), targets={"mine": keys}
+    )
+    mass = found["target_mass"].sel(target="mine")
+    weights = found["pattern"]
+    expected = weights.isel(prompt=0, query=2, key=[0, 1]).sum("key")
+    np.testing.assert_allclose(mass.isel(prompt=0, query=2), expected, rtol=0, atol=1e-6)
+    assert np.isnan(mass.isel(prompt=0, query=0)).all()
+    assert np.isnan(mass.isel(prompt=1, query=1)).all()
+    assert (mass.isel(prompt=1, query=0) == 1).all()
+
+
+def test_spans_are_named_and_may_overlap(model: Model) -> None:
+    spans = {"outer": [[0, 1, 2], [1]], "inner": [[1], []], "nowhere": [[], []]}
+    found = capture(model, [[5, 6, 7], [8, 9]], stats=("span_mass", "pattern"), spans=spans)
+    mass, weights = found["span_mass"], found["pattern"]
+    for row, at in ((0, [0, 1, 2]), (1, [1])):
+        expected = weights.isel(prompt=row, key=at).sum("key", skipna=False)
+        outer = mass.sel(span="outer").isel(prompt=row)
+        np.testing.assert_allclose(outer, expected, rtol=0, atol=1e-6)
+    inner = mass.sel(span="inner")
+    np.testing.assert_allclose(inner[0], weights.isel(prompt=0, key=1), rtol=0, atol=1e-6)
+    assert np.isnan(inner[1]).all()
+    assert np.isnan(mass.sel(span="nowhere")).all()
+
+
+def test_a_task_brings_its_roles_as_spans(bundled: Model) -> None:
+    from headscope.probes.prompts import tasks
+    from headscope.probes.prompts.tokens import encode
+
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
+    encoded = encode(task, bundled.tokenizer)
+    found = capture(bundled, task, stats=("span_mass", "pattern"))
+    assert found["span"].values.tolist() == list(encoded.roles[0])
+    for row, roles in enumerate(encoded.roles):
+        for name, at in roles.items():
+            mass = found["span_mass"].sel(span=name).isel(prompt=row)
+            expected = found["pattern"].isel(prompt=row, key=list(at)).sum("key")
+            length = len(encoded.ids[row])
+            np.testing.assert_allclose(
+                mass[..., :length], expected[..., :length], rtol=0, atol=1e-6
+            )
+    one = capture(bundled, task, stats=("span_mass",), spans="needle")["span_mass"]
+    assert one["span"].values.tolist() == ["needle"]
+    np.testing.assert_allclose(
+        one.isel(span=0), found["span_mass"].sel(span="needle"), rtol=0, atol=1e-6
+    )
+    line = refusal(lambda: capture(bundled, task, stats=("span_mass",), spans=("hay",)))
+    assert line.startswith("spans: no role 'hay'; choose from needle, key, value, query")
+
+
+def test_the_tile_keeps_the_map_small(bundled: Model) -> None:
+    short = capture(bundled, [[3] * 100], stats=("pooled_mean",))
+    assert (short.attrs["tile"], short.sizes["key_tile"]) == (16, 7)
+    long = capture(bundled, [[3] * 1024], stats=("pooled_mean",))
+    assert (long.attrs["tile"], long.sizes["key_tile"]) == (16, 64)
+
+
+def test_progress_counts_prompts(model: Model) -> None:
+    seen: list[tuple[int, int]] = []
+    prompts = [[1] * 4, [1] * 8, [1] * 4, [2] * 4]
+    capture(model, prompts, batch_tokens=8, progress=lambda *now: seen.append(now))
+    assert seen == [(2, 4), (3, 4), (4, 4)]
+
+
+def test_a_capture_needs_no_gradient(model: Model) -> None:
+    with torch.enable_grad():
+        found = capture(model, [[1, 2, 3]], keep=("z",))
+    assert np.isfinite(found["z"].values).all()
+
+
+def test_a_capture_is_repeatable(model: Model) -> None:
+    prompts = ["w1 w2 w3", "w4"]
+    assert capture(model, prompts).identical(capture(model, prompts))
+
+
+@pytest.mark.parametrize("prompts", ["", "  \n", [""], ["w1", " "], [[]], [[1], []]])
+def test_empty_prompts_are_refused(prompts: Any, model: Model) -> None:
+    number = 2 if len(prompts) == 2 and isinstance(prompts, list) else 1
+    line = refusal(lambda: capture(model, prompts))
+    assert line == f"prompts: prompt {number} is empty; give it at least one token"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model: Model) -> None:
+    line = refusal(lambda: capture(model, [[1] * 5, [1] * 130]))
+    assert line.startswith("prompts: prompt 2 has 130 tokens, but the context of ")
+    assert line.endswith(" is 128; shorten it by 2")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "start"),
+    [
+        ([], "prompts: there are none"),
+        ([[1, 64]], "prompts: token id 64 of prompt 1 is outside the vocabulary, 0 to 63"),
+        ([[-1]], "prompts: token id -1 of prompt 1"),
+        ([1, 2], "prompts: prompt 1 is a int; give texts or lists of token ids"),
+        ([[0.5]], "prompts: prompt 1 is a list; give texts or lists of token ids"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(prompts: Any, start: str, model: Model) -> None:
+    assert refusal(lambda: capture(model, prompts)).startswith(start)
+
+
+def test_text_without_a_tokenizer_is_refused(tiny: Any) -> None:
+    assert refusal(lambda: capture(tiny("llama"), "w1")).startswith("tokenizer: text needs one")
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({"stats": ("entropy", "nothing")}, "stats: no statistic 'nothing'; choose from "),
+        ({"stats": "entropy"}, "stats, keep: give a tuple"),
+        ({"keep": ("x",)}, "keep: no activation 'x'; choose from q, k, v, z, resid"),
+        ({"first": 0}, "first: "),
+        ({"offsets": (1, 1), "stats": ("offset_mass",)}, "offsets: "),
+        ({"clip": 0}, "clip: "),
+        ({"tile": 0}, "tile: "),
+        ({"recent": 0}, "recent: "),
+        ({"share": 1.5}, "share: "),
+        ({"k": 0}, "k: "),
+        ({"stats": ("span_mass",)}, "spans: span_mass needs them; give a mapping"),
+        ({"stats": ("span_mass",), "spans": {}}, "spans: there are none"),
+        ({"stats": ("span_mass",), "spans": "END"}, "spans: span_mass needs them"),
+        (
+            {"stats": ("span_mass",), "spans": {"mine": [[0], [1]]}},
+            "spans: 'mine' must hold one list of positions for every prompt",
+        ),
+        (
+            {"stats": ("span_mass",), "spans": {"mine": [[0, 2]]}},
+            "spans: 'mine' names position 2, outside prompt 1",
+        ),
+        (
+            {"targets": "nothing", "stats": ("target_mass",)},
+            "targets: no rule 'nothing'; choose from duplicate, induction, evidence",
+        ),
+        (
+            {"targets": "evidence", "stats": ("target_mass",)},
+            "targets: the rule 'evidence' needs a task",
+        ),
+        (
+            {"targets": {"mine": [[[0]]]}, "stats": ("target_mass",)},
+            "targets: 'mine' must hold, per prompt, one list of keys for every query",
+        ),
+        (
+            {"targets": {"mine": [[[0], [2]]]}, "stats": ("target_mass",)},
+            "targets: 'mine' names a key outside prompt 1 at query 1",
+        ),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], start: str, model: Model) -> None:
+    assert refusal(lambda: capture(model, [[1, 2]], **options)).startswith(start)
+
+
+def test_an_unknown_statistic_lists_the_known_ones(model: Model) -> None:
+    line = refusal(lambda: capture(model, [[1]], stats=("nothing",)))
+    assert all(name in line for name in statistics.names())
+
+
+def test_the_pattern_of_a_long_prompt_is_refused(tiny: Any) -> None:
+    model = load_model(tiny("llama", max_position_embeddings=4096))
+    line = refusal(lambda: capture(model, [[1] * 2049], stats=("pattern",)))
+    assert "2048" in line

@@ -1,0 +1,175 @@
+"""A TransformerBridge through the same seam: same numbers, hooks fire, nothing is left behind."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model
+from headscope.probes.attention.forward import logits
+from headscope.probes.interventions import Ablate, Edit
+
+FAMILIES = ["llama", "gpt2", "neox", "gemma2"]
+STATS = ("lse", "entropy", "first_mass", "received", "pooled_mean")
+
+
+@pytest.fixture
+def wrap(tiny: Any, words: Any) -> Any:
+    """Boot a bridge around a tiny model of a family."""
+
+    def boot(family: str) -> Any:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        bridge = TransformerBridge.boot_transformers(
+            "tiny", hf_model=tiny(family), tokenizer=words, dtype=torch.float32
+        )
+        with torch.no_grad():
+            bridge(torch.tensor([[0, 2, 3]]))  # its first pass installs hooks of its own, for good
+        return bridge
+
+    return boot
+
+
+def snapshot(bridge: Any) -> dict[str, Any]:
+    """Note every module by place, every hook and the attention implementation."""
+    model = bridge.original_model
+    return {
+        "places": [
+            (id(parent), name, id(part))
+            for parent in model.modules()
+            for name, part in parent._modules.items()
+        ],
+        "hooks": [
+            (len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()
+        ],
+        "implementation": model.config._attn_implementation,
+        "training": [part.training for part in model.modules()],
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bridge_gives_the_dataset_of_its_model(
+    family: str, wrap: Any, tiny: Any, words: Any, ids: Any
+) -> None:
+    prompts = [ids(19), ids(7, seed=1)]
+    keep = ("q", "k", "v", "z", "resid")
+    plain = capture(load_model(tiny(family), tokenizer=words), prompts, stats=STATS, keep=keep)
+    bridge = wrap(family)
+    before = snapshot(bridge)
+    found = capture(load_model(bridge), prompts, stats=STATS, keep=keep)
+    assert snapshot(bridge) == before
+    # The bridge computes the norms anew, which rounds differently.
+    xr.testing.assert_allclose(found, plain, rtol=1e-5, atol=5e-6)
+    assert {**found.attrs, "model": ""} == {**plain.attrs, "model": ""}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_the_bridges_own_attention(family: str, wrap: Any, ids: Any) -> None:
+    bridge = wrap(family)
+    prompt = torch.tensor([ids(19)])
+    with torch.no_grad():
+        own = bridge(prompt)
+        ours = logits(load_model(bridge), prompt)
+        again = bridge(prompt)
+    torch.testing.assert_close(ours, own, rtol=0, atol=1e-5)
+    assert torch.equal(own, again)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hook_z_fires_and_its_ablation_equals_ours(family: str, wrap: Any, ids: Any) -> None:
+    bridge = wrap(family)
+    model = load_model(bridge)
+    prompt = torch.tensor([ids(19)])
+    size = model.geometry.value_size
+
+    def ablate(z: torch.Tensor, hook: Any) -> torch.Tensor:
+        z = z.clone()
+        heads = z if z.ndim == 4 else z.unflatten(-1, (-1, size))
+        heads[:, :, 2] = 0
+        return z
+
+    with torch.no_grad():
+        intact = logits(model, prompt)
+        expected = logits(model, prompt, (Ablate(heads=((1, 2),)),))
+        with bridge.hooks([("blocks.1.attn.hook_z", ablate)]):
+            hooked = logits(model, prompt)
+            own = bridge(prompt)
+    assert not torch.allclose(intact, expected, atol=1e-4)
+    torch.testing.assert_close(hooked, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+
+
+def test_other_hooks_see_what_they_see_without_us(wrap: Any, ids: Any) -> None:
+    bridge = wrap("llama")
+    model = load_model(bridge)
+    prompt = torch.tensor([ids(19)])
+    names = [
+        "blocks.1.hook_resid_pre",
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_attn_out",
+        "blocks.1.attn.hook_in",
+        "blocks.0.hook_mlp_out",
+        "blocks.1.attn.hook_q",
+        "blocks.1.attn.hook_k",
+        "blocks.1.attn.hook_v",
+    ]
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def watch(name: str) -> tuple[str, Any]:
+        return name, lambda value, hook: seen[name].append(value.detach().clone())
+
+    with torch.no_grad(), bridge.hooks([watch(name) for name in names]):
+        bridge(prompt)
+        logits(model, prompt)
+    for name, values in seen.items():
+        assert len(values) == 2, name
+        torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-5)
+
+
+def test_a_hook_that_cannot_fire_is_refused_by_name(wrap: Any, ids: Any) -> None:
+    bridge = wrap("llama")
+    model = load_model(bridge)
+    before = snapshot(bridge)
+    for name in ("hook_pattern", "hook_attn_scores", "hook_rot_q"):
+        with (
+            bridge.hooks([(f"blocks.1.attn.{name}", lambda value, hook: value)]),
+            pytest.raises(HeadscopeError, match=rf"^blocks\.1\.attn\.{name}: "),
+        ):
+            capture(model, [ids(5)])
+    assert snapshot(bridge) == before
+    assert capture(model, [ids(5)]).sizes["layer"] == 2
+
+
+def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
+    bridge = wrap("gpt2")
+    model = load_model(bridge)
+    before = snapshot(bridge)
+
+    class Broken(Edit):
+        def apply(self, layer: int, z: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("broken edit")
+
+    with pytest.raises(RuntimeError, match=r"broken edit"):
+        capture(model, [ids(5)], edits=(Broken(),))
+    assert snapshot(bridge) == before
+
+
+def test_text_goes_through_the_tokenizer_of_the_bridge(wrap: Any) -> None:
+    found = capture(load_model(wrap("llama")), "w1 w2 w1", stats=("entropy",))
+    assert found["token"].values[0].tolist() == ["<bos>", "w1", "w2", "w1"]
+    assert np.isfinite(found["entropy"].values).all()
+
+
+def test_transformer_lens_is_not_imported_for_a_plain_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [one for one in sys.modules if one.partition(".")[0] == "transformer_lens"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)  # importing it now fails
+    assert capture(load_model(tiny("llama")), [[1, 2, 3]]).sizes["layer"] == 2

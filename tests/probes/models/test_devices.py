@@ -1,0 +1,100 @@
+"""Models that accelerate has spread or offloaded: the same numbers, at home on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import transformers
+import xarray as xr
+
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture, load_model, plan
+from headscope.probes.interventions import Ablate
+from headscope.probes.models.devices import weights
+
+STATS = ("entropy", "received", "topk", "target_mass")
+
+
+def offloaded(module: Any, folder: Path) -> Any:
+    return accelerate.cpu_offload(module, execution_device=torch.device("cpu"))
+
+
+def on_disk(module: Any, folder: Path) -> Any:
+    return accelerate.disk_offload(module, str(folder), execution_device=torch.device("cpu"))
+
+
+def split(module: Any, folder: Path) -> Any:
+    """Keep all on the CPU but the second block, which goes to disk."""
+    blocks = module.model.layers if hasattr(module, "model") else module.transformer.h
+    names = {id(part): name for name, part in module.named_modules()}
+    second = names[id(blocks[1])]
+    places = {
+        name: "disk" if name.startswith(second) else "cpu"
+        for name, part in module.named_modules()
+        if not list(part.children())
+    }
+    return accelerate.dispatch_model(
+        module, places, main_device="cpu", offload_dir=str(folder), force_hooks=True
+    )
+
+
+@pytest.mark.parametrize("way", [offloaded, on_disk, split])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_numbers_are_those_of_the_whole_model(
+    family: str, way: Callable[..., Any], tiny: Any, ids: Any, tmp_path: Path
+) -> None:
+    module = tiny(family)
+    plain = load_model(module)
+    spread = load_model(way(copy.deepcopy(module), tmp_path))
+    assert any(one.is_meta for one in spread.module.parameters())
+    assert spread.device == torch.device("cpu")
+    assert spread.revision == plain.revision
+    given = [ids(20), ids(19, seed=1)]
+    for options in ({"keep": ("q", "resid")}, {"edits": (Ablate(heads=((1, 0),)),)}):
+        found = capture(spread, given, STATS, **options)
+        xr.testing.assert_allclose(found, capture(plain, given, STATS, **options), atol=1e-6)
+        assert any(one.is_meta for one in spread.module.parameters()), "nothing stays loaded"
+    assert plan(spread, given).weights >= sum(one.nbytes for _, one in weights(plain.module))
+
+
+def test_tied_weights_count_once(tiny: Any, tmp_path: Path) -> None:
+    module = tiny("gpt2")
+    assert module.lm_head.weight is module.transformer.wte.weight
+    whole = {name: one.clone() for name, one in weights(module)}
+    for way in (offloaded, on_disk):
+        found = dict(weights(way(copy.deepcopy(module), tmp_path / way.__name__)))
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], one) for name, one in whole.items())
+
+
+def test_a_folder_is_spread_over_what_there_is(
+    folder: Path, ids: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_model(folder)
+    asked: list[Any] = []
+    real = transformers.LlamaForCausalLM.from_pretrained.__func__
+
+    def noted(kind: Any, *given: Any, **options: Any) -> Any:
+        asked.append(options["device_map"])
+        return real(kind, *given, **options)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", classmethod(noted))
+    spread = load_model(folder, device="auto")
+    assert asked == ["auto"]
+    assert spread.revision == plain.revision
+    xr.testing.assert_allclose(capture(spread, [ids(9)]), capture(plain, [ids(9)]))
+
+
+def test_a_model_without_values_is_refused(tiny: Any) -> None:
+    with pytest.raises(HeadscopeError, match=r"model: weight .* has no values"):
+        load_model(tiny("llama").to("meta"))
+    with pytest.raises(
+        HeadscopeError, match="device: the model given is on cpu; only a name or a folder"
+    ):
+        load_model(tiny("llama"), device="auto")

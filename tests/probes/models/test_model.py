@@ -1,0 +1,277 @@
+"""Loading: the real path, the check at load, and every refusal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import Model, capture, load_model
+from headscope.probes.attention import interface
+from headscope.probes.attention import interface as seam_module
+
+
+def refusal(work: Any) -> str:
+    with pytest.raises(HeadscopeError) as caught:
+        work()
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_folder_gives_the_dataset_of_the_object(folder: Path, tiny: Any, words: Any) -> None:
+    texts = ["w1 w2 w3 w1", "w9 w8"]
+    saved = capture(load_model(folder), texts, keep=("q", "z"))
+    object_ = capture(load_model(tiny("llama"), tokenizer=words), texts, keep=("q", "z"))
+    assert saved.assign_attrs(model="").identical(object_.assign_attrs(model=""))
+    assert saved.attrs["model"] == str(folder)
+    assert saved.attrs["revision"].startswith("sha256:")
+
+
+def test_capture_takes_whatever_load_model_takes(folder: Path) -> None:
+    direct = capture(str(folder), "w1 w2", stats=("entropy",))
+    assert direct.identical(capture(load_model(folder), "w1 w2", stats=("entropy",)))
+
+
+def test_what_a_model_says_of_itself(folder: Path) -> None:
+    model = load_model(folder)
+    assert (model.layers, model.heads, model.kv_heads, model.head_size) == (2, 4, 2, 8)
+    assert (model.context, model.vocabulary) == (128, 64)
+    assert (model.dtype, model.device.type) == (torch.float32, "cpu")
+    assert model.architecture == "LlamaForCausalLM"
+    assert not model.module.training
+    assert load_model(model) is model
+
+
+def test_other_weights_have_another_revision(tiny: Any) -> None:
+    module = tiny("llama")
+    first = load_model(module).revision
+    assert load_model(tiny("llama")).revision == first
+    with torch.no_grad():
+        module.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    assert load_model(module).revision != first
+    half = tiny("llama").to(torch.bfloat16)
+    assert load_model(half).revision == load_model(half.float()).revision != first
+
+
+def test_bos_comes_first_once(folder: Path) -> None:
+    model = load_model(folder)
+    assert model.encode("w1 w2") == [0, 3, 4]
+    assert model.encode("<bos> w1 w2") == [0, 3, 4]
+    assert model.words([0, 3, 4]) == ["<bos>", "w1", "w2"]
+    assert load_model(model.module).words([5]) == ["5"]
+
+
+def test_words_keep_the_spaces_of_byte_level_tokens(tiny: Any) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE({"Ġ": 0, "a": 1, "Ġa": 2, "Ċ": 3}, [("Ġ", "a")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    model = load_model(tiny("llama"), tokenizer=tokenizer)
+    ids = model.encode("a a\n")
+    assert ids == [1, 2, 3]
+    assert model.words(ids) == ["a", " a", "\n"]
+
+
+def test_words_keep_the_spaces_of_sentence_pieces(tiny: Any) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE({"▁": 0, "a": 1, "▁a": 2}, [("▁", "a")]))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    model = load_model(tiny("llama"), tokenizer=PreTrainedTokenizerFast(tokenizer_object=inner))
+    assert model.words(model.encode("a a")) == [" a", " a"]
+
+
+def test_a_tokenizer_can_be_named(folder: Path, tiny: Any) -> None:
+    assert load_model(tiny("llama"), tokenizer=folder).encode("w1") == [0, 3]
+    line = refusal(lambda: load_model(tiny("llama"), tokenizer=str(folder / "nothing")))
+    assert line.startswith("tokenizer: ")
+
+
+def test_half_precision_can_be_asked_for(folder: Path) -> None:
+    assert load_model(folder, dtype="bfloat16").dtype == torch.bfloat16
+    assert refusal(lambda: load_model(folder, dtype="int8")).startswith("dtype: no 'int8'")
+
+
+def test_a_name_without_a_hub_is_refused_at_once() -> None:
+    start = time.perf_counter()
+    line = refusal(lambda: load_model("gpt2"))
+    assert time.perf_counter() - start < 10
+    assert line.startswith("model: 'gpt2' ")
+    assert "hub" in line
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nothing", "~/nothing-here", Path("x/y")])
+def test_a_folder_that_is_not_there_is_refused(source: Any) -> None:
+    assert refusal(lambda: load_model(source)) == f"model: there is no folder {source}"
+
+
+def test_folders_without_a_model_are_refused(tmp_path: Path, folder: Path) -> None:
+    assert "no config.json" in refusal(lambda: load_model(tmp_path))
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert refusal(lambda: load_model(tmp_path)).startswith(f"model: '{tmp_path}' does not load: ")
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert refusal(lambda: load_model(tmp_path)).startswith(f"model: '{tmp_path}' does not load: ")
+    (tmp_path / "config.json").write_text("{broken")
+    assert refusal(lambda: load_model(tmp_path)).startswith("model: ")
+
+
+def test_missing_weights_are_refused_instead_of_drawn_at_random(
+    folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.1.self_attn.q_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    line = refusal(lambda: load_model(tmp_path))
+    assert "lacks weights, first model.layers.1.self_attn.q_proj.weight" in line
+
+
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path, tiny: Any) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    torch.save(tiny("llama").state_dict(), tmp_path / "pytorch_model.bin")
+    assert refusal(lambda: load_model(tmp_path)).startswith(f"model: '{tmp_path}' does not load: ")
+
+
+def test_objects_that_are_no_models_are_refused() -> None:
+    assert refusal(lambda: load_model(3)).startswith("model: int is none of")
+    assert refusal(lambda: load_model(torch.nn.Linear(2, 2))).startswith("model: Linear is none")
+
+
+def test_an_object_is_never_moved(tiny: Any) -> None:
+    module = tiny("llama")
+    line = refusal(lambda: load_model(module, dtype="bfloat16"))
+    assert line.startswith("dtype: the model given is torch.float32")
+    assert refusal(lambda: load_model(module, device="meta")).startswith("device: ")
+    assert module.dtype == torch.float32
+
+
+def test_encoders_and_decoders_need_a_choice() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    line = refusal(lambda: load_model(T5ForConditionalGeneration(config)))
+    assert line.startswith("attention: T5ForConditionalGeneration has an encoder and a decoder")
+    assert all(repr(one) in line for one in ("encoder", "decoder", "cross"))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_not_numbers_are_named(bad: float, tiny: Any) -> None:
+    module = tiny("llama")
+    with torch.no_grad():
+        module.model.layers[1].mlp.up_proj.weight[2, 2] = bad
+    line = refusal(lambda: load_model(module))
+    assert line.startswith("model: weight model.layers.1.mlp.up_proj.weight of ")
+
+
+def spoiled(change: Any) -> Any:
+    """Make an engine that is wrong in one place."""
+    known = seam_module.attend
+
+    def attend(*given: Any, **options: Any) -> Any:
+        outputs = dict(known(*given, **options))
+        change(outputs)
+        return outputs
+
+    return attend
+
+
+@pytest.mark.parametrize("name", ["entropy", "max_weight", "first_mass", "received"])
+def test_the_check_names_a_statistic_that_is_wrong(
+    name: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def change(outputs: dict[str, torch.Tensor]) -> None:
+        calls.append(1)
+        if name in outputs and len(calls) == 2:  # the second layer
+            outputs[name] = outputs[name].clone()
+            outputs[name][0, 3, 5] += 0.01
+
+    monkeypatch.setattr(seam_module, "attend", spoiled(change))
+    line = refusal(lambda: load_model(tiny("llama")))
+    assert line.startswith(f"model: {name} of L1H3 in LlamaForCausalLM is 0.01 away")
+
+
+def test_the_check_names_an_output_that_is_wrong(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(outputs: dict[str, torch.Tensor]) -> None:
+        outputs["z"] = outputs["z"].roll(1, dims=1)
+
+    monkeypatch.setattr(seam_module, "attend", spoiled(change))
+    assert "differs from its eager attention" in refusal(lambda: load_model(tiny("llama")))
+
+
+def test_the_check_demands_that_edits_matter(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = interface._attend
+
+    def deaf(module: Any, *tensors: Any, **fields: Any) -> Any:
+        """Report to the receiver, but go on with attention of its own."""
+        known(module, *tensors, **fields)
+        from transformers.models.llama.modeling_llama import eager_attention_forward
+
+        length = tensors[0].shape[2]
+        mask = torch.full((length, length), -torch.inf).triu(1)
+        return eager_attention_forward(module, *tensors[:3], mask, fields["scaling"])
+
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(interface.NAME, deaf)
+    try:
+        line = refusal(lambda: load_model(tiny("llama")))
+    finally:
+        AttentionInterface.register(interface.NAME, known)
+    assert "removing every head of LlamaForCausalLM changes nothing" in line
+
+
+def test_the_check_is_cheap(folder: Path) -> None:
+    load_model(folder)
+    start = time.perf_counter()
+    for _ in range(5):
+        model = load_model(folder)
+    assert (time.perf_counter() - start) / 5 < 1.0
+    assert isinstance(model, Model)
+
+
+def test_names_are_listed_without_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import headscope.probes; from headscope.probes.prompts import tasks; "
+        "tasks.names(); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_positions_that_start_after_padding_shorten_the_context() -> None:
+    model = load_model(
+        transformers.RobertaModel(
+            transformers.RobertaConfig(
+                vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                num_attention_heads=4, max_position_embeddings=40, pad_token_id=1,
+            )
+        ).eval()
+    )  # fmt: skip
+    longest = 40 - 2
+    assert model.context == longest
+    found = capture(model, [[5] * longest], stats=("entropy",))
+    assert not found["entropy"].isnull().any()
+    with pytest.raises(HeadscopeError, match=f"but the context of .* is {longest}"):
+        capture(model, [[5] * (longest + 1)], stats=("entropy",))

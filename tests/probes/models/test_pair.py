@@ -1,0 +1,239 @@
+"""Pairs: what an encoder–decoder model is given, and what a capture of each attention holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headscope.kernels import statistics
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import Model, Pair, capture, load_model, pattern
+from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.capturing.generation import generate
+from headscope.probes.interventions import Window
+from headscope.probes.prompts.prompt_batch import read
+from headscope.probes.prompts.tasks import make
+from headscope.probes.storage import dataset_file
+
+SOURCES = ([3, 4, 5, 6, 7, 8, 9], [5, 6, 7])
+TARGETS = ([0, 9, 8], [0, 9, 8, 7, 6])
+PAIRS = [Pair(*one) for one in zip(SOURCES, TARGETS, strict=True)]
+CROSSED = ("entropy", "received", "max_weight", "first_mass", "topk", "pooled_mean", "pattern")
+
+
+@pytest.fixture(scope="module")
+def models(paired_folder: Path) -> dict[str, Model]:
+    """The tiny T5 with each of its attentions."""
+    first = load_model(paired_folder, attention="encoder")
+    others = {name: load_model(first, attention=name) for name in ("decoder", "cross")}
+    return {"encoder": first, **others}
+
+
+def eager(module: Any, source: list[int], target: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+    """The model's own weights of each attention, dims layer, head, query, key, in float64."""
+    module.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            result = module(
+                input_ids=torch.tensor([source]),
+                decoder_input_ids=torch.tensor([target]),
+                output_attentions=True,
+            )
+    finally:
+        module.set_attn_implementation("sdpa")
+    return {
+        name: torch.cat(result[f"{name}_attentions"]).double().numpy()
+        for name in ("encoder", "decoder", "cross")
+    }
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(HeadscopeError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_model_is_asked_again_for_another_attention(models: dict[str, Model]) -> None:
+    assert [models[name].layers for name in ("encoder", "decoder", "cross")] == [2, 3, 3]
+    assert len({id(one.module) for one in models.values()}) == 1
+    assert load_model(models["cross"]) is models["cross"]
+    line = refusal(lambda: load_model("headscope/bundled", attention="cross"))
+    assert line.startswith("attention: LlamaForCausalLM has no encoder and decoder")
+
+
+def test_cross_attention_runs_from_target_to_source(models: dict[str, Model]) -> None:
+    found = capture(models["cross"], PAIRS, stats=CROSSED, tile=4)
+    assert (found.sizes["query"], found.sizes["key"]) == (5, 7)
+    assert (found.sizes["query_tile"], found.sizes["key_tile"]) == (2, 2)
+    assert found["key_length"].values.tolist() == [7, 3]
+    assert found["key_token"].values[1].tolist() == ["w2", "w3", "w4", "", "", "", ""]
+    assert found["token"].values[0].tolist() == ["<pad>", "w6", "w5", "", ""]
+    assert found.attrs["attention"] == "cross"
+    for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        own = eager(models["cross"].module, source, target)["cross"]
+        one = found.isel(prompt=row)
+        queries, keys = len(target), len(source)
+        close(one["pattern"].values[..., :queries, :keys], own)
+        close(one["received"].values[..., :keys], own.mean(-2))
+        close(one["entropy"].values[..., :queries], -(own * np.log(own)).sum(-1))
+        close(one["pooled_mean"].values[..., 0, 0], own[..., :4, :4].sum(-1).mean(-1))
+        assert np.isnan(one["pattern"].values[..., queries:, :]).all()
+        assert np.isnan(one["pattern"].values[..., :, keys:]).all()
+        assert np.isnan(one["received"].values[..., keys:]).all()
+
+
+def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("attention", ["encoder", "decoder", "cross"])
+def test_a_window_of_the_map_follows_from_q_and_k(attention: str, models: dict[str, Model]) -> None:
+    model = models[attention]
+    given = list(SOURCES) if attention == "encoder" else PAIRS
+    found = capture(model, given, stats=("lse",), keep=("q", "k"))
+    for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        own = eager(model.module, source, target)[attention]
+        whole = pattern(found, layer=1, head=2, prompt=row)
+        close(whole.values, own[1, 2])
+        part = pattern(found, 1, 3, row, queries=slice(1, 3), keys=slice(0, 2))
+        close(part.values, own[1, 3, 1:3, :2])
+        words = model.words(source if attention != "decoder" else target)
+        assert whole["key_token"].values.tolist() == words
+
+
+def test_statistics_of_places_are_refused_by_name_and_left_out(models: dict[str, Model]) -> None:
+    positional = [name for name in statistics.names() if statistics.load(name).positional]
+    assert {"distance", "offset_mass", "recent_mass", "received_later"} <= set(positional)
+    for name in positional:
+        line = refusal(lambda name=name: capture(models["cross"], PAIRS, stats=(name,)))
+        assert line.startswith(f"stats: {name} compares the places of query and key")
+    assert not set(capture(models["cross"], PAIRS).data_vars) & set(positional)
+    assert "distance" in capture(models["decoder"], PAIRS)
+    line = refusal(lambda: capture(models["cross"], PAIRS, stats=("target_mass",)))
+    assert line.startswith("targets: rules compare tokens of one text")
+    line = refusal(lambda: logits(models["cross"], pair(), (Window(((0, 0),), 2),)))
+    assert line.startswith("Window: cross-attention has no last keys")
+
+
+def pair() -> Pair:
+    return Pair(torch.tensor([SOURCES[0]]), torch.tensor([TARGETS[0]]))
+
+
+def test_targets_and_spans_are_tokens_of_the_source(models: dict[str, Model]) -> None:
+    found = capture(
+        models["cross"],
+        PAIRS,
+        stats=("target_mass", "span_mass"),
+        targets={"last": [[[6]] * 3, [[2]] * 5]},
+        spans={"ends": [[0, 6], [0, 2]]},
+    )
+    for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        own = eager(models["cross"].module, source, target)["cross"]
+        one = found.isel(prompt=row, query=slice(0, len(target)))
+        close(one["target_mass"].values[..., 0], own[..., -1])
+        close(one["span_mass"].values[..., 0], own[..., 0] + own[..., -1])
+    line = refusal(
+        lambda: capture(models["cross"], PAIRS, stats=("span_mass",), spans={"a": [[0], [3]]})
+    )
+    assert "outside prompt 2" in line
+
+
+def test_a_target_text_becomes_what_the_decoder_reads(models: dict[str, Model]) -> None:
+    found = read(models["cross"], Pair("w1 w2 w3", "w4 w5"))
+    assert found.sources == ((4, 5, 6),)
+    labels = torch.tensor([[7, 8, 1]])  # the words and the token that ends them
+    shifted = models["cross"].module.prepare_decoder_input_ids_from_labels(labels)
+    assert found.ids == (tuple(shifted[0].tolist()),)
+    assert found.digest() != read(models["cross"], Pair("w1 w2", "w4 w5")).digest()
+    assert found.digest() != read(models["decoder"], Pair("w1 w2 w3", "w4")).digest()
+
+
+def test_one_text_is_enough_for_the_encoder_alone(models: dict[str, Model]) -> None:
+    alone = capture(models["encoder"], "w1 w2 w3", stats=("entropy",))["entropy"].values
+    both = capture(models["encoder"], Pair("w1 w2 w3", "w9"), stats=("entropy",))["entropy"].values
+    assert np.array_equal(alone, both)
+    source = pair().source
+    started = logits(models["encoder"], Pair(source, torch.zeros(1, 1, dtype=torch.long)))
+    assert torch.equal(logits(models["encoder"], source), started)
+
+
+@pytest.mark.parametrize("attention", ["decoder", "cross"])
+def test_half_a_pair_is_refused(attention: str, models: dict[str, Model], bundled: Model) -> None:
+    model = models[attention]
+    expected = f"prompt 1 is one text, and the {attention} attention of "
+    line = refusal(lambda: capture(model, "w1 w2"))
+    assert expected in line
+    assert "Pair(source=..., target=...)" in line
+    assert "needs source and target" in refusal(lambda: logits(model, pair().source))
+    assert refusal(lambda: capture(bundled, PAIRS)).startswith("prompts: prompt 1 is a Pair")
+    assert refusal(lambda: logits(bundled, pair())).startswith("ids: a Pair")
+    assert "is empty" in refusal(lambda: capture(model, Pair([], [0])))
+    assert "outside the vocabulary" in refusal(lambda: capture(model, Pair([3], [99])))
+    task = make("induction", n=1, seed=0)
+    assert refusal(lambda: evaluate(model, task)).startswith("task: its prompts are single texts")
+    line = refusal(lambda: generate(model, PAIRS))
+    assert line.endswith("has an encoder and a decoder; use capture with a Pair")
+
+
+def test_a_target_needs_a_start_token(paired_folder: Path) -> None:
+    model = load_model(paired_folder, attention="cross")
+    model.module.config.decoder_start_token_id = None
+    assert "decoder_start_token_id" in refusal(lambda: capture(model, Pair("w1", "w2")))
+    assert capture(model, Pair([4], [0, 5]), stats=("entropy",)).sizes["query"] == 2
+
+
+@pytest.mark.parametrize("attention", ["encoder", "decoder", "cross"])
+def test_batches_and_files_hold_the_same_numbers(
+    attention: str, models: dict[str, Model], tmp_path: Path
+) -> None:
+    model = models[attention]
+    three = [*PAIRS, Pair(SOURCES[0], TARGETS[1]), Pair(SOURCES[0][::-1], TARGETS[0])]
+    given = [one.source for one in three] if attention == "encoder" else three
+    keep = ("q", "k", "resid")
+    together = capture(model, given, stats=("entropy", "lse"), keep=keep)
+    streamed = capture(
+        model, given, stats=("entropy", "lse"), keep=keep, out=tmp_path / "c.safetensors"
+    )
+    assert set(streamed.coords) == set(together.coords)
+    for name in ("entropy", "q", "k", "resid"):
+        np.testing.assert_allclose(streamed[name], together[name], rtol=0, atol=1e-6)
+    dataset_file.save(together, tmp_path / "again.safetensors")
+    assert dataset_file.load(tmp_path / "again.safetensors").identical(together)
+    for row, one in enumerate(given):
+        alone = capture(model, [one], stats=("entropy",))["entropy"].values[0]
+        close(together["entropy"].values[row][..., : alone.shape[-1]], alone)
+
+
+@pytest.mark.parametrize("attention", ["encoder", "decoder"])
+def test_the_residual_stream_is_that_of_the_chosen_stack(
+    attention: str, models: dict[str, Model]
+) -> None:
+    model = models[attention]
+    found = capture(model, PAIRS[:1], stats=("entropy",), keep=("resid",))["resid"].values[0]
+    with torch.no_grad():
+        result = model.module(
+            input_ids=pair().source, decoder_input_ids=pair().target, output_hidden_states=True
+        )
+    states = result[f"{attention}_hidden_states"]
+    assert len(found) == len(states) == model.layers + 1
+    for ours, own in zip(found[:-1], states[:-1], strict=True):
+        close(ours, own[0].numpy())
+
+
+def test_other_attentions_of_the_model_are_not_edited(models: dict[str, Model]) -> None:
+    from headscope.probes.interventions import Ablate
+
+    seen = {name: logits(one, pair(), (Ablate(((0, 1),)),)) for name, one in models.items()}
+    plain = logits(models["cross"], pair())
+    gaps = [float((one - plain).abs().max()) for one in seen.values()]
+    assert min(gaps) > 1e-4
+    assert not torch.allclose(seen["decoder"], seen["cross"], atol=1e-4)
+    with torch.no_grad():
+        own = models["cross"].module(input_ids=pair().source, decoder_input_ids=pair().target)
+    torch.testing.assert_close(plain, own.logits, rtol=0, atol=5e-5)

@@ -1,0 +1,92 @@
+"""Prompts of the user's own: what a line means, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes.prompts import tasks
+
+LINE: dict[str, Any] = {
+    "clean": "When Mary and John met, John gave a book to",
+    "corrupted": "When Mary and John met, Anna gave a book to",
+    "answers": ["Mary"],
+    "wrong": ["John"],
+}
+
+
+def write(path: Path, *lines: Any) -> Path:
+    file = path / "mine.jsonl"
+    file.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
+    return file
+
+
+def test_a_line_is_a_prompt(tmp_path: Path) -> None:
+    task = tasks.make(write(tmp_path, LINE, "", {**LINE, "at": 3, "evidence": [1]}))
+    assert task.name == "mine"
+    assert task.metric == "logit_difference"
+    assert len(task) == 2
+    first, second = task.prompts
+    assert first.words == (
+        "When", "Mary", "and", "John", "met", ",", "John", "gave", "a", "book", "to",
+    )  # fmt: skip
+    assert first.corrupted[6] == "Anna"
+    assert first.questions[0].at == 10
+    assert (second.questions[0].at, second.questions[0].evidence) == (3, (1,))
+
+
+def test_words_may_be_a_list_and_answers_one_word(tmp_path: Path) -> None:
+    line = {"clean": ["a", "b."], "corrupted": ["a", "c"], "answers": "d", "wrong": "e"}
+    task = tasks.make(write(tmp_path, line), metric="accuracy")
+    assert task.prompts[0].words == ("a", "b.")
+    assert task.prompts[0].questions[0].answers == ("d",)
+    assert task.metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ({k: v for k, v in LINE.items() if k != "wrong"}, "wrong: missing"),
+        ({**LINE, "weight": 2}, "weight: unknown"),
+        ({**LINE, "clean": ""}, "words: the prompt is empty"),
+        ({**LINE, "clean": 5}, "clean: give a text"),
+        ({**LINE, "corrupted": "too short"}, "corrupted: 2 words where the clean prompt has 11"),
+        ({**LINE, "answers": []}, "answers: a question needs"),
+        ({**LINE, "answers": [3]}, "answers: give a word"),
+        ({**LINE, "wrong": ["Mary"]}, "wrong: 'Mary' is also an answer"),
+        ({**LINE, "at": 11}, "at: position 11 is outside"),
+        ({**LINE, "at": "last"}, "at: give one word position"),
+        ({**LINE, "evidence": 3}, "evidence: give a list"),
+    ],
+)
+def test_malformed_line_is_refused_by_file_and_line(
+    tmp_path: Path, line: Any, message: str
+) -> None:
+    file = write(tmp_path, LINE, line)
+    with pytest.raises(HeadscopeError) as error:
+        tasks.make(file)
+    assert str(error.value).startswith(f"{file}:2: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HeadscopeError, match=r"none\.jsonl: no such file"):
+        tasks.make(tmp_path / "none.jsonl")
+    with pytest.raises(HeadscopeError, match=r"mine\.jsonl: no prompts"):
+        tasks.make(write(tmp_path, "", ""))
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(HeadscopeError, match=r"bytes\.jsonl: cannot be read as UTF-8"):
+        tasks.make(tmp_path / "bytes.jsonl")
+
+
+def test_unknown_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HeadscopeError, match=r"^metric: 'loss' is unknown"):
+        tasks.make(write(tmp_path, LINE), metric="loss")

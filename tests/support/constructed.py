@@ -1,0 +1,294 @@
+"""Models with hand-set weights, whose circuit is known exactly.
+
+They are ordinary Hugging Face models with a word-level tokenizer, so everything goes through
+`load_model` and `capture` as for any model. Attention is saturated: the intended key holds more
+than 0.999 of the weight.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTModel,
+)
+
+from headscope.probes import load_model
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.tasks._words import KINDS
+
+KEYS = [
+    "apple",
+    "banana",
+    "carrot",
+    "lemon",
+    "cherry",
+    "grape",
+    "onion",
+    "potato",
+    "tomato",
+    "pepper",
+]
+VALUES = [
+    "north",
+    "south",
+    "east",
+    "west",
+    "summer",
+    "winter",
+    "spring",
+    "autumn",
+    "morning",
+    "evening",
+]
+NAMES = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma", "Mark", "Lucy"]
+WORDS = ["<bos>", "<unk>", "note", "ask", ".", *KEYS, *VALUES, *NAMES]
+
+# Enough of every kind for the tasks that analyses make.
+ENCODER_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ENCODER_WORDS += [word for kind, words in KINDS.items() if kind != "numbers" for word in words]
+
+HEADS = 4
+SIZE = 128
+PLACES = 80
+# Where the residual stream of the GPT-2 holds what: one coordinate a word or position.
+TOKEN, PLACE, BEFORE, OUT = 0, 48, 128, 176
+
+# Which head of `circuit` does what.
+PREVIOUS, SINK, UNIFORM, DUPLICATE = (0, 0), (0, 1), (0, 2), (0, 3)
+INDUCTION = (1, 0)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, `<bos>` added by nobody: `Model.encode` puts it first."""
+    inner = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
+
+
+@torch.no_grad()
+def circuit() -> Model:
+    """Two layers of GPT-2 with five heads that do something, and three that are uniform.
+
+    L0H0 looks at the token before and writes it down; L0H1 looks at the first token; L0H2 looks
+    everywhere alike; L0H3 looks at earlier copies of its token, shared equally; L1H0 looks at the
+    token after an earlier copy (at the first token where there is none) and copies it into the
+    logits. Only L0H0 and L1H0 write anything.
+    """
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS,
+        n_inner=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    module = GPT2LMHeadModel(config).eval()
+    for name, weight in module.named_parameters():
+        if "ln_" not in name:
+            weight.zero_()
+    words, places = torch.arange(len(WORDS)), torch.arange(PLACES)
+    module.transformer.wte.weight[words, TOKEN + words] = 1.0
+    module.transformer.wpe.weight[places, PLACE + places] = 1.0
+    module.lm_head.weight[words, OUT + words] = 2.0
+    first, second = (block.attn for block in module.transformer.h)
+    width = HEADS * SIZE
+
+    def query(head: int) -> int:
+        return head * SIZE
+
+    def key(head: int) -> int:
+        return width + head * SIZE
+
+    def value(head: int) -> int:
+        return 2 * width + head * SIZE
+
+    # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
+    into = first.c_attn.weight
+    into[PLACE + places[1:], query(0) + places[:-1]] = 1.5
+    into[PLACE + places, key(0) + places] = 1.0
+    into[TOKEN + words, value(0) + words] = 1.0
+    first.c_proj.weight[words, BEFORE + words] = 1 / 16
+    first.c_attn.bias[query(1)] = 16.0
+    into[PLACE, key(1)] = 1.5
+    # Scores: its own token matches, but standing at the same place costs more than it gains.
+    into[TOKEN + words, query(3) + words] = 1.5
+    into[TOKEN + words, key(3) + words] = 1.0
+    into[PLACE + places[: SIZE - len(WORDS)], query(3) + len(WORDS) + places] = 3.0
+    into[PLACE + places[: SIZE - len(WORDS)], key(3) + len(WORDS) + places] = -1.0
+
+    into = second.c_attn.weight
+    into[TOKEN + words, query(0) + words] = 3.0
+    into[BEFORE + words, key(0) + words] = 1.0
+    second.c_attn.bias[query(0) + SIZE - 1] = 16.0
+    into[PLACE, key(0) + SIZE - 1] = 1.0
+    into[TOKEN + words, value(0) + words] = 1.0
+    second.c_proj.weight[words, OUT + words] = 1 / 13
+    return load_model(module, tokenizer=tokenizer())
+
+
+@torch.no_grad()
+def rotary_sink() -> Model:
+    """One layer of Llama (RoPE, GQA): L0H0 sinks into `<bos>`, L0H1 is uniform.
+
+    The sink is in the content of `<bos>`, read through a pair of dimensions that RoPE hardly turns.
+    """
+    size, width = 16, 48
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=width, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=size, max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e12}, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    module = LlamaForCausalLM(config).eval()
+    for name, weight in module.named_parameters():
+        if "norm" not in name:
+            weight.zero_()
+    words = torch.arange(len(WORDS))
+    module.model.embed_tokens.weight[words, words] = 1.0
+    attention = module.model.layers[0].self_attn
+    slow = size // 2 - 1
+    attention.q_proj.weight[slow, words] = 1.0
+    attention.k_proj.weight[slow, 0] = 2.0
+    attention.v_proj.weight[words[:size], words[:size]] = 1.0
+    attention.o_proj.weight[words[:size], words[:size]] = 0.1
+    module.lm_head.weight[words, words] = 1.0
+    return load_model(module, tokenizer=tokenizer())
+
+
+def random_llama(seed: int = 0, layers: int = 2, places: int = 256) -> Model:
+    """A Llama as it comes out of its initialiser."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=places,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return load_model(LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
+
+
+def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
+    """Random words said twice; every word of the second half but the last is asked."""
+    rng = random.Random(seed)
+    prompts = []
+    for _ in range(n):
+        half = rng.sample([*KEYS, *VALUES, *NAMES], length)
+        other = rng.sample([*KEYS, *VALUES, *NAMES], length)
+        asked = [
+            Question(
+                length + at, (half[at + 1],), (half[at - 1],) if at else (half[-1],), (at + 1,)
+            )
+            for at in range(length - 1)
+        ]
+        prompts.append(Prompt((*half, *half), (*other, *half), tuple(asked)))
+    return Task("repeated", tuple(prompts), "accuracy", seed, "Random words said twice.")
+
+
+def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
+    """Haystacks of names with one key and its values, asked for word by word."""
+    rng = random.Random(seed)
+    prompts = []
+    for number in range(n):
+        hay = rng.sample(NAMES, len(NAMES))
+        key = KEYS[number]
+        words = (*hay[:4], key, *values, *hay[4:], key, *values[:-1])
+        start = len(words) - len(values)
+        asked = [
+            Question(start + step, (value,), (), (5 + step,)) for step, value in enumerate(values)
+        ]
+        corrupted = tuple("west" if word in values else word for word in words)
+        prompts.append(Prompt(words, corrupted, tuple(asked)))
+    return Task("needle", tuple(prompts), "accuracy", seed, "One fact in a haystack.")
+
+
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, `[CLS]` before and `[SEP]` after every text."""
+    inner = Tokenizer(
+        models.WordLevel(
+            {word: number for number, word in enumerate(ENCODER_WORDS)}, unk_token="[UNK]"
+        )
+    )
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def encoder() -> BertForMaskedLM:
+    """Two layers of BERT: one head each for the next token, `[SEP]`, and the token before.
+
+    L0H0 looks at the token after, L0H1 at `[SEP]`, L0H3 at the token before; L0H2 and layer 1 are
+    uniform. Only L0H2 writes, a little, into a place that nothing reads.
+    """
+    count, size, place, out = len(ENCODER_WORDS), 256, 512, 640
+    config = BertConfig(
+        vocab_size=count, hidden_size=HEADS * size, num_hidden_layers=2,
+        num_attention_heads=HEADS, intermediate_size=4, max_position_embeddings=PLACES,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=False,
+    )  # fmt: skip
+    module = BertForMaskedLM(config).eval()
+    for name, weight in module.named_parameters():
+        if "LayerNorm" not in name:
+            weight.zero_()
+    words, places = torch.arange(count), torch.arange(PLACES)
+    embeddings = module.bert.embeddings
+    embeddings.word_embeddings.weight[words, words] = 1.0
+    embeddings.position_embeddings.weight[places, place + places] = 1.0
+    first = module.bert.encoder.layer[0].attention.self
+    # Rows of the weights are the heads, columns the residual stream.
+    for head, step in ((0, 1), (3, -1)):
+        inside = places[(places + step >= 0) & (places + step < PLACES)]
+        first.query.weight[head * size + inside + step, place + inside] = 1.5
+        first.key.weight[head * size + places, place + places] = 1.0
+    first.query.bias[size] = 16.0
+    first.key.weight[size, ENCODER_WORDS.index("[SEP]")] = 1.5
+    some = words[:size]
+    first.value.weight[2 * size + some, some] = 1.0
+    module.bert.encoder.layer[0].attention.output.dense.weight[out + some, 2 * size + some] = 0.01
+    return module
+
+
+@torch.no_grad()
+def vision() -> ViTModel:
+    """One layer of ViT on 4 × 4 patches: a head for the next token, one for `[CLS]`.
+
+    L0H0 looks at the patch after (from `[CLS]` at r0c0), L0H1 at `[CLS]`; L0H2 and L0H3 are
+    uniform, and L0H2 writes what the patches show.
+    """
+    size, places = 32, torch.arange(17)
+    config = ViTConfig(
+        hidden_size=HEADS * size, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=HEADS, image_size=16, patch_size=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = ViTModel(config, add_pooling_layer=False).eval()
+    for name, weight in module.named_parameters():
+        if "layernorm" not in name and "patch_embeddings" not in name:
+            weight.zero_()
+    # Patches write where no place is, and a little, so that places decide who looks where.
+    module.embeddings.patch_embeddings.projection.weight.mul_(0.02)
+    module.embeddings.patch_embeddings.projection.weight[:32] = 0.0
+    module.embeddings.position_embeddings[0, places, places] = 1.0
+    attention = module.layers[0].attention
+    attention.q_proj.weight[places[1:], places[:-1]] = 1.5
+    attention.k_proj.weight[places, places] = 1.0
+    attention.q_proj.bias[size] = 10.0
+    attention.k_proj.weight[size, 0] = 1.5
+    attention.v_proj.weight[2 * size : 3 * size, 32:64] = torch.eye(size)
+    attention.o_proj.weight[64:96, 2 * size : 3 * size] = torch.eye(size)
+    return module
