@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +31,6 @@ install_import_hook(
 
 # OpenMP inside small operations collapses where two processes share two cores.
 torch.set_num_threads(1)
-
-# The long oracles, importable by name: the folders of the tests are never on the path.
-_spec = importlib.util.spec_from_file_location("stock", Path(__file__).parent / "kernels/stock.py")
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["stock"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["stock"])
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def signatures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let wrong shapes through to the refusal that users meet, in tests named after it."""
-    config.update("jaxtyping_disable", "refuse" in request.node.name)
+    """Let wrong shapes through to the errors that users meet, in tests marked so."""
+    unchecked = request.node.get_closest_marker("unchecked_signatures") is not None
+    config.update("jaxtyping_disable", unchecked)
     yield
     config.update("jaxtyping_disable", False)
 

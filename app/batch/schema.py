@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import yaml
 
 from headscope import analyses
-from headscope.analyses import Option
 from headscope.analyses._runtime import options as check
+from headscope.analyses._runtime.options import Option
 from headscope.app.batch.job import Job, Questions, Subject, mismatched, unsuited
 from headscope.app.batch.yaml_errors import Reader, near
 from headscope.app.prompt_files import read_prompts

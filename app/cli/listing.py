@@ -39,7 +39,7 @@ def list_analyses(
         return
     say(inspect.cleandoc(analyses.load(name).__doc__ or ""))
     say("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")
-    for option, (default, text) in analyses.options(name).items():
+    for option, (default, text, _) in analyses.options(name).items():
         say(f"  {name}.{option}={default}  {text}")
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from panel_inputs import Inputs
-from panel_tests import CHOICES, VARIANTS, spec
+from attention_inputs import CHOICES, VARIANTS, Inputs, spec
 from torch import Tensor
 
 from headscope.kernels import statistics

@@ -15,7 +15,7 @@ import torch
 
 from headscope.kernels.attention import attend
 from headscope.kernels.compiled import compiler, library
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import InvalidInput
 
 EMPTY = " ".join(
     f"int {name}() {{{{ return 0; }}}}" for name in ("sweep", "memory_bytes", "amx_available")
@@ -98,9 +98,7 @@ def test_without_a_sweep_the_numbers_are_those_of_torch(
     expected = attend(*inputs, engine="panels")
     for name, values in attend(*inputs).items():
         torch.testing.assert_close(values, expected[name], rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(
-        HeadscopeError, match=r"engine: no compiled sweep: .*; or use engine='auto'"
-    ):
+    with pytest.raises(InvalidInput, match=r"engine: no compiled sweep: .*; or use engine='auto'"):
         attend(*inputs, engine="compiled")
 
 

@@ -13,7 +13,7 @@ from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.differentiable import DIFFERENTIABLE, attend_differentiable
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.gradients.custom_op import NAMES, OF_EDITS, OF_VARIANT
 from headscope.kernels.request import Request
 from headscope.kernels.weight_edits import WeightEdits
@@ -82,12 +82,12 @@ def test_statistics_without_a_gradient_are_refused(draw: Any) -> None:
     inputs = draw(9)
     for name in sorted(set(statistics.names()) - set(DIFFERENTIABLE)):
         request = Request(stats=(name,), targets=inputs.request.targets, spans=inputs.request.spans)
-        with pytest.raises(HeadscopeError, match=f"stats: {name} has no gradient.*no_grad"):
+        with pytest.raises(NotApplicable, match=f"stats: {name} has no gradient.*no_grad"):
             attend_differentiable(inputs.q, inputs.k, inputs.v, request)
-    with pytest.raises(HeadscopeError, match="no statistic 'flatness'"):
+    with pytest.raises(InvalidInput, match="no statistic 'flatness'"):
         attend_differentiable(inputs.q, inputs.k, inputs.v, Request(stats=("flatness",)))
     for name in ("lse", "entropy"):
-        with pytest.raises(HeadscopeError, match=f"stats: {name} needs rows"):
+        with pytest.raises(NotApplicable, match=f"stats: {name} needs rows"):
             attend_differentiable(
                 *leaves(draw), Request(stats=(name,)), AttentionSpec(sigmoid=True)
             )
@@ -107,7 +107,7 @@ CONSTANTS: dict[str, Any] = {
 def test_constants_get_no_gradient_in_silence(name: str, draw: Any) -> None:
     inputs = draw(9)
     spec = CONSTANTS[name](torch.ones(4, requires_grad=True))
-    with pytest.raises(HeadscopeError, match=rf"^{name}: .*{name}\.detach\(\)"):
+    with pytest.raises(InvalidInput, match=rf"^{name}: .*{name}\.detach\(\)"):
         attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, spec)
     with torch.no_grad():
         attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY, spec)
@@ -118,7 +118,7 @@ def test_a_second_derivative_is_refused(request_: Request, draw: Any) -> None:
     q, k, v = leaves(draw)
     result = list(attend_differentiable(q, k, v, request_).values())[-1]
     (grad,) = torch.autograd.grad(result.square().sum(), q, create_graph=True)
-    with pytest.raises((HeadscopeError, RuntimeError), match=r"second derivative|not implemented"):
+    with pytest.raises((NotApplicable, RuntimeError), match=r"second derivative|not implemented"):
         grad.sum().backward()
 
 
@@ -128,13 +128,13 @@ def test_vmap_is_refused(draw: Any) -> None:
     def one(q: Tensor) -> Tensor:
         return attend_differentiable(q, inputs.k, inputs.v, ENTROPY)["entropy"]
 
-    with pytest.raises(HeadscopeError, match=r"vmap: .*into the batch"):
+    with pytest.raises(NotApplicable, match=r"vmap: .*into the batch"):
         torch.vmap(one)(inputs.q.expand(3, *inputs.q.shape))
 
 
 def test_capture_refuses_to_drop_a_gradient(draw: Any) -> None:
     q, k, v = leaves(draw)
-    with pytest.raises(HeadscopeError, match="attend_differentiable"):
+    with pytest.raises(InvalidInput, match="attend_differentiable"):
         attend(q, k, v, ENTROPY)
     with torch.no_grad():
         assert not attend(q, k, v, ENTROPY)["z"].requires_grad

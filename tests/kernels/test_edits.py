@@ -12,7 +12,7 @@ from headscope.kernels import statistics
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.request import Request
 from headscope.kernels.weight_edits import WeightEdits
 
@@ -113,29 +113,31 @@ def test_a_gate_scales_the_output_and_leaves_the_weights(draw: Any) -> None:
     assert torch.equal(result["pattern"].nan_to_num(), before["pattern"].nan_to_num())
 
 
+@pytest.mark.unchecked_signatures
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "field"),
     [
-        ({"gate": torch.ones(4)}, r"gate: shape \(4,\); give \(1 or 2, 4\)"),
-        ({"key_bias": torch.ones(1, 3, 6)}, r"key_bias: .* give \(1 or 2, 1 or 4, 6\)"),
-        ({"first": torch.ones(4).long()}, "first, recent: give both"),
-        ({"first": torch.ones(4).long(), "recent": -torch.ones(4).long()}, "recent: -1 keys"),
-        ({"temperature": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "temperature: .* above 0"),
-        ({"span_bias": torch.zeros(1, 2, 2)}, "span_bias: give it with"),
+        ({"gate": torch.ones(4)}, "gate"),
+        ({"key_bias": torch.ones(1, 3, 6)}, "key_bias"),
+        ({"first": torch.ones(4).long()}, "first, recent"),
+        ({"first": torch.ones(4).long(), "recent": -torch.ones(4).long()}, "recent"),
+        ({"temperature": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "temperature"),
+        ({"span_bias": torch.zeros(1, 2, 2)}, "span_bias"),
         (
             {
                 "span_bias": torch.zeros(1, 2, 2),
                 "query_spans": torch.full((2, 6), 2),
                 "key_spans": torch.zeros(2, 6).long(),
             },
-            "query_spans: give integers from -1, for none, to 1",
+            "query_spans",
         ),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], field: str) -> None:
     q = torch.zeros(2, 4, 6, 8)
-    with pytest.raises(HeadscopeError, match=message) as refusal:
+    with pytest.raises(InvalidInput) as refusal:
         attend(q, q, q, Request(stats=()), AttentionSpec(edits=WeightEdits(**fields)))
+    assert refusal.value.field == field
     assert "\n" not in str(refusal.value)
 
 
@@ -164,7 +166,7 @@ def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: A
 def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) -> None:
     q = torch.zeros(1, 1, 3, 2)
     for engine in (attend, attend_dense):
-        with pytest.raises(HeadscopeError, match=f"stats: {name} needs rows that are shares"):
+        with pytest.raises(NotApplicable, match=f"stats: {name} needs rows that are shares"):
             engine(q, q, q, Request(stats=(name,)), AttentionSpec(sigmoid=True))
 
 
@@ -237,22 +239,24 @@ def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw
             )
 
 
+@pytest.mark.unchecked_signatures
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "field"),
     [
-        ({"lengths": (3, 0)}, r"lengths: \(3, 0\)"),
-        ({"lengths": (3, 4)}, "lengths: 7 tokens in all, but there are 6"),
-        ({"slopes": torch.ones(3)}, r"slopes: shape \(3,\); give \(4\)"),
-        ({"bias": torch.ones(6, 6)}, "bias: shape"),
-        ({"sinks": torch.ones(1, 4)}, "sinks: shape"),
-        ({"sinks": torch.ones(4), "sigmoid": True}, "sinks: .* leave it out with sigmoid"),
+        ({"lengths": (3, 0)}, "lengths"),
+        ({"lengths": (3, 4)}, "lengths"),
+        ({"slopes": torch.ones(3)}, "slopes"),
+        ({"bias": torch.ones(6, 6)}, "bias"),
+        ({"sinks": torch.ones(1, 4)}, "sinks"),
+        ({"sinks": torch.ones(4), "sigmoid": True}, "sinks"),
     ],
 )
-def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], field: str) -> None:
     q = torch.zeros(2, 4, 6, 8)
     for engine in (attend, attend_dense):
-        with pytest.raises(HeadscopeError, match=message):
+        with pytest.raises(InvalidInput) as refusal:
             engine(q, q, q, Request(stats=()), AttentionSpec(**options))
+        assert refusal.value.field == field
 
 
 @pytest.mark.seed("D5")
@@ -313,5 +317,5 @@ def test_edits_combine(draw: Any, agree: Any) -> None:
     both = AttentionSpec(edits=one.then(other))
     for name, values in attend(inputs.q, inputs.k, inputs.v, PATTERN, both).items():
         torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-5)
-    with pytest.raises(HeadscopeError, match="recent: two windows on one head"):
+    with pytest.raises(InvalidInput, match="recent: two windows on one head"):
         one.then(one)

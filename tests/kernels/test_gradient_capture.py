@@ -13,7 +13,7 @@ from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import InvalidInput
 from headscope.kernels.gradient_capture import capture_gradient
 from headscope.kernels.gradients.attributions import STATISTICS
 from headscope.kernels.request import Request
@@ -174,14 +174,15 @@ def test_it_takes_the_gradient_that_a_loss_left_in_z(draw: Any) -> None:
     torch.testing.assert_close(sums.sum(dim=(0, 2))[None], by_gate, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.unchecked_signatures
 def test_what_does_not_fit_is_refused(draw: Any) -> None:
     inputs = draw(9)
     dz = torch.zeros(2, 4, 9, 8)
     with pytest.raises(
-        HeadscopeError, match=r"dz: shape \(2, 4, 9, 7\); give that of z, \(2, 4, 9, 8\)"
+        InvalidInput, match=r"dz: shape \(2, 4, 9, 7\); give that of z, \(2, 4, 9, 8\)"
     ):
         capture_gradient(inputs.q, inputs.k, inputs.v, dz[..., :7], REQUEST)
     with pytest.raises(
-        HeadscopeError, match="stats: no attribution 'entropy'; choose from attribution"
+        InvalidInput, match="stats: no attribution 'entropy'; choose from attribution"
     ):
         capture_gradient(inputs.q, inputs.k, inputs.v, dz, Request(stats=("entropy",)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stock import Stock, stock
+from sdpa_oracles import Stock, stock
 from torch import Tensor
 
 from headscope.kernels.attention import attend

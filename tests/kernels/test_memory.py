@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from torch.profiler import ProfilerActivity, profile
 
 from headscope.kernels import statistics
@@ -24,7 +25,6 @@ from headscope.kernels.panels.engine import PanelEngine
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.request import Request
-from tests.kernels.largest import LargestTensor
 
 
 @pytest.fixture(autouse=True)

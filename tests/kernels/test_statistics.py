@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from attention_inputs import CHOICES, VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels import aliases, statistics
@@ -17,137 +17,8 @@ from headscope.kernels.dense import attend_dense
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import MERGES
 from headscope.kernels.visibility import Visibility
-from headscope.kernels.weight_edits import WeightEdits
 
 LENGTHS = (1, 63, 100, 257)
-
-
-def keep(length: int, *kept: slice) -> Tensor:
-    mask = torch.zeros(len(kept), length, dtype=torch.bool)
-    for row, part in zip(mask, kept, strict=True):
-        row[part] = True
-    return mask
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def holes(*shape: int) -> Tensor:
-    bias = noise(*shape)
-    return bias.masked_fill(bias > 0.5, -torch.inf)
-
-
-def packed(length: int) -> tuple[int, ...]:
-    parts = (length // 5, 1, length - length // 5 - 1)
-    return parts if min(parts) > 0 else (length,)
-
-
-def streaming() -> WeightEdits:
-    return WeightEdits(first=torch.tensor([2, 0, 1, 4]), recent=torch.tensor([5, 1, 0, 40]))
-
-
-def spec(name: str, length: int) -> dict[str, Any]:
-    """Name the arguments of a variant at a length."""
-    half = max(length // 2, 1)
-    late = slice(length // 3, None)
-    variants: dict[str, dict[str, Any]] = {
-        "causal": {},
-        "one head a KV head": {"kv_heads": 4},
-        "one KV head": {"kv_heads": 1},
-        "narrow values": {"value_size": 3},
-        "wide values": {"value_size": 12},
-        "given scale": {"scale": 0.11},
-        "negative scale": {"scale": -0.3},
-        "softcap": {"softcap": 2.0, "sigma": 3.0},
-        "window": {"window": 9},
-        "window of one": {"window": 1},
-        "window longer than a panel": {"window": 150},
-        "bidirectional": {"causal": False},
-        "bidirectional window": {"causal": False, "window": 9},
-        "fewer queries than keys": {"queries": half},
-        "more queries than keys": {"keys": half},
-        "fewer queries in a window": {"queries": half, "window": 20},
-        "cross": {"causal": False, "keys": length + 30},
-        "cross with padded keys": {
-            "causal": False,
-            "keys": length + 30,
-            "key_mask": keep(length + 30, slice(3, None), slice(0, 25)),
-        },
-        "padded left and right": {"key_mask": keep(length, late, slice(0, half))},
-        "padded in a window": {"key_mask": keep(length, late, slice(0, half)), "window": 9},
-        "padded, cached keys": {
-            "queries": half,
-            "key_mask": keep(length, late, slice(0, length - length // 4)),
-        },
-        "holes in the keys": {"key_mask": keep(length, slice(0, None, 3), slice(0, None, 2))},
-        "bidirectional padded": {
-            "causal": False,
-            "key_mask": keep(length, late, slice(0, half)),
-            "query_mask": keep(length, late, slice(0, half)),
-        },
-        "queries left out": {"query_mask": keep(length, late, slice(0, half))},
-        "small ragged tiles": {"request": {"tile": 7, "clip": None, "first": 300, "recent": 300}},
-        "tiles of a token": {"request": {"tile": 1, "recent": 1, "k": 1}, "window": 70},
-        "tiles longer than a panel": {"request": {"tile": 200, "k": 120, "share": 0.01}},
-        "sharp": {"sigma": 64.0},
-        "sharp, wide heads": {"sigma": 64.0, "size": 64},
-        "sharp bidirectional": {"sigma": 64.0, "causal": False, "softcap": 900.0},
-        "packed": {"lengths": packed(length)},
-        "packed in a window": {"lengths": packed(length), "window": 9},
-        "packed, bidirectional": {"lengths": packed(length), "causal": False},
-        "packed and padded": {
-            "lengths": packed(length),
-            "key_mask": keep(length, late, slice(0, None, 2)),
-        },
-        "alibi": {"slopes": torch.tensor([0.5, 0.25, 0.1, 0.0])},
-        "alibi, bidirectional": {"slopes": torch.tensor([0.5, 0.1, 1.0, 2.0]), "causal": False},
-        "bias": {"bias": noise(1, 4, length, length), "causal": False},
-        "bias that hides": {"bias": holes(2, 1, length, length)},
-        "bias of a head": {"bias": noise(1, 4, 1, 1)},
-        "sinks": {"sinks": torch.tensor([0.0, 3.0, -20.0, 60.0])},
-        "sinks, sharp": {"sinks": torch.tensor([90.0, 3.0, -200.0, 600.0]), "sigma": 64.0},
-        "sinks in a window, padded": {
-            "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]),
-            "window": 9,
-            "key_mask": keep(length, late, slice(0, half)),
-        },
-        "gates": {"edits": WeightEdits(gate=noise(1, 4))},
-        "temperatures": {
-            "edits": WeightEdits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
-            "softcap": 5.0,
-            "sinks": torch.tensor([0.0, 3.0, -20.0, 1.0]),
-            "bias": holes(1, 4, 1, length),
-        },
-        "keys weighed": {"edits": WeightEdits(key_bias=noise(2, 1, length))},
-        "keys knocked out": {"edits": WeightEdits(key_bias=holes(1, 4, length))},
-        "spans cut": {
-            "edits": WeightEdits(
-                span_bias=torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]]),
-                query_spans=(torch.arange(length) * 3 // length - 1).expand(2, -1),
-                key_spans=(torch.arange(length) % 3 - 1).expand(2, -1),
-            ),
-        },
-        "streaming heads": {"edits": streaming(), "key_mask": keep(length, late, slice(0, half))},
-        "streaming heads, packed": {"edits": streaming(), "lengths": packed(length)},
-        "all edits": {
-            "edits": replace(
-                streaming(),
-                gate=noise(2, 4),
-                key_bias=holes(2, 4, length),
-                temperature=torch.tensor([0.5, 1.0, 2.0, 9.0]),
-            ),
-            "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]),
-            "softcap": 4.0,
-            "window": 30,
-        },
-        "bfloat16": {"dtype": torch.bfloat16},
-        "float16": {"dtype": torch.float16, "sigma": 8.0},
-    }
-    return {"queries": length, "keys": length, **variants[name]} if name else {"": variants}
-
-
-VARIANTS = tuple(spec("", 100)[""])
 
 
 @pytest.fixture(scope="module")
@@ -181,39 +52,6 @@ def test_both_engines_agree_with_dense_float64(
                 CHOICES[statistic](got, dense, inputs, 1e-6 + logit * 2**-24)
             else:
                 agree(statistic, got, dense[statistic], logit=logit)
-
-
-def check_keys(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
-    """Fail unless these are different keys, of the weights of their ranks."""
-    weights = dense["pattern"].gather(3, got.nan_to_num().long())
-    torch.testing.assert_close(
-        weights.masked_fill(got.isnan(), torch.nan),
-        dense["topk"],
-        rtol=0,
-        atol=near,
-        equal_nan=True,
-    )
-    ordered = got.sort(dim=-1).values
-    assert not (ordered[..., 1:] == ordered[..., :-1]).any()
-
-
-def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
-    """Fail unless this many tokens hold the share, and one token less does not."""
-    weights = dense["pattern"]
-    queries, keys = weights.shape[2:]
-    position = torch.arange(queries)[:, None] + (
-        keys - queries if inputs.options.get("causal", True) else 0
-    )
-    distance = (position - torch.arange(keys)).abs()
-    for less in (0, 1):
-        held = torch.where(distance < got[..., None] - less, weights, 0.0).sum(dim=-1)
-        held = (held - inputs.request.share * weights.sum(dim=-1))[~got.isnan()]
-        assert (held <= near).all() if less else (held >= -near).all()
-
-
-# Rounding may swap two keys of nearly one weight, or move a sum across the share: what is checked
-# is that the choice is right within the rounding.
-CHOICES = {"topk_key": check_keys, "effective_span": check_reach}
 
 
 def test_an_earlier_name_is_taken_with_a_warning() -> None:
@@ -323,9 +161,9 @@ from headscope.kernels.statistic import Statistic
 
 STATISTIC = Statistic(
     name="square_sum", dims=("query",), merge="average", units="share", low=0.0, high=1.0,
-    scale="sequential", formula="Σ_j P_ij²", source="a test", execution="E3", doc=__doc__,
+    scale="sequential", formula="Σ_j P_ij²", source="a test", doc=__doc__,
     panel=lambda panel: panel.weights.square().sum(dim=-1),
-    dense=lambda whole: whole.weights.norm(dim=-1).square(),
+    dense=lambda dense: dense.weights.norm(dim=-1).square(),
 )
 '''
 
@@ -336,18 +174,19 @@ import torch
 from headscope.kernels.weight_edits import WeightEdits
 from headscope.kernels.statistic import Statistic
 
-def of_panel(panel):
+def from_panel(panel):
     columns = [(third - panel.keys.start) % 3 for third in range(3)]
     return torch.stack([panel.weights[..., at::3].sum(dim=-1) for at in columns], dim=-1)
 
-def of_whole(whole):
-    third = torch.nn.functional.one_hot(torch.arange(whole.weights.shape[3]) % 3, 3)
-    return torch.einsum("bhqk,kt->bhqt", whole.weights, third.double())
+def from_dense(dense):
+    third = torch.nn.functional.one_hot(torch.arange(dense.weights.shape[3]) % 3, 3)
+    return torch.einsum("bhqk,kt->bhqt", dense.weights, third.double())
 
 STATISTIC = Statistic(
     name="thirds", dims=("query", "third"), merge="average", units="share", low=0.0, high=1.0,
-    scale="sequential", formula="Σ_{j % 3 = third} P_ij", source="a test", execution="E2",
-    doc=__doc__, panel=of_panel, dense=of_whole, labels={"third": lambda request, length: range(3)},
+    scale="sequential", formula="Σ_{j % 3 = third} P_ij", source="a test",
+    doc=__doc__, panel=from_panel, dense=from_dense,
+    labels={"third": lambda request, length: range(3)},
 )
 '''
 

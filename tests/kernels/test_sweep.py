@@ -18,7 +18,7 @@ from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.compiled import blas, library, operands, sweep
 from headscope.kernels.dense import attend_dense
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels import softmax
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.panels.scratch import Scratch
@@ -388,17 +388,18 @@ def test_a_mistake_in_the_text_is_noticed(
         check()
 
 
+@pytest.mark.unchecked_signatures
 def test_engines_that_cannot_be_had_are_refused(draw: Any) -> None:
     inputs = draw(20, request={"stats": ("max_weight",)})
-    with pytest.raises(HeadscopeError, match=r"engine: 'fast'; choose from auto, panels, compiled"):
+    with pytest.raises(InvalidInput, match=r"engine: 'fast'; choose from auto, panels, compiled"):
         attend(*inputs, engine="fast")
     rows = AttentionSpec(sigmoid=True)
-    with pytest.raises(HeadscopeError, match="no sigmoid attention; or use engine='auto'"):
+    with pytest.raises(InvalidInput, match="no sigmoid attention; or use engine='auto'"):
         attend(*inputs, rows, engine="compiled")
     torch.testing.assert_close(
         attend(*inputs, rows), attend(*inputs, rows, engine="panels"), rtol=0, atol=0
     )
-    with pytest.raises(HeadscopeError, match="it computes in float32; or use engine='auto'"):
+    with pytest.raises(InvalidInput, match="it computes in float32; or use engine='auto'"):
         library.choose("compiled", AttentionSpec(), torch.float64, torch.device("cpu"))
     assert library.choose("auto", AttentionSpec(), torch.float64, torch.device("cpu")) is None
 

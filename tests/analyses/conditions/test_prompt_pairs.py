@@ -14,7 +14,7 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.prompt_batch import read
+from headscope.probes.prompts.reading import read
 
 
 @pytest.mark.seed("B5")

@@ -6,9 +6,7 @@ must be set before the kernels are imported, and must not be where they are comp
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +14,6 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-
-# The table of variants that the panels are tested with, importable by name.
-_spec = importlib.util.spec_from_file_location("panel_tests", HERE.parent / "test_statistics.py")
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["panel_tests"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["panel_tests"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

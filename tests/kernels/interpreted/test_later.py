@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from panel_tests import CHOICES, noise, spec
+from attention_inputs import CHOICES, noise, spec
 from torch import Tensor
 
 from headscope.kernels import statistics

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from largest_tensor import LargestTensor
 from torch import Tensor
 
 from headscope.kernels.api import Request
@@ -22,7 +23,6 @@ from headscope.probes.attention.interface import Call
 from headscope.probes.capturing.generation import generate
 from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
-from tests.kernels.largest import LargestTensor
 
 FAMILIES = ("gpt_neo", "gptj", "falcon", "mpt", "bloom")
 TOLERANCE = 5e-5
