@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import machine, terminal
-from harness.tables import ablation_tables
-from harness.timing import interleave
 from headscope.analyses._interventions import ablation, head_sweep
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
@@ -33,6 +30,9 @@ from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.prompt_batch import batches
 from headscope.probes.prompts.task import Task
+from headscope_benchmarks import machine, terminal
+from headscope_benchmarks.tables import ablation_tables
+from headscope_benchmarks.timing import interleave
 
 METRIC = "logit_difference"
 # Share of the largest effect by which the two may differ.

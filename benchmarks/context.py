@@ -16,13 +16,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import machine, terminal
-from harness.bridge import LONG_LAYERS
-from harness.peak_memory import measure_peaks
-from harness.tables import context_tables
-from harness.timing import Report
 from headscope.kernels.api import memory
 from headscope.kernels.errors import ResourceLimit
+from headscope_benchmarks import machine, terminal
+from headscope_benchmarks.bridge import LONG_LAYERS
+from headscope_benchmarks.peak_memory import measure_peaks
+from headscope_benchmarks.tables import context_tables
+from headscope_benchmarks.timing import Report
 
 LENGTHS = (4096, 8192, 16384, 32768)
 BRIDGED = (4096, 8192)
@@ -73,7 +73,9 @@ def measure(
                 row["not_run"][name] = reason
                 continue
             threads = torch.get_num_threads()
-            (sizes,) = measure_peaks([("harness.bridge:long_call", name, length, HEADS, threads)])
+            (sizes,) = measure_peaks(
+                [("headscope_benchmarks.bridge:long_call", name, length, HEADS, threads)]
+            )
             assert sizes is not None
             row["extra_bytes"][name] = sizes[0]
         rows.append(row)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import machine, runner, terminal
+from headscope_benchmarks import machine, runner, terminal
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import machine, runner, shapes, terminal
+from headscope_benchmarks import machine, runner, shapes, terminal
 
 QUICK: dict[str, Any] = {"lengths": (2048, 8192, 131072), "sizes": (128,), "rounds": 3}
 

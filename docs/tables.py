@@ -14,10 +14,10 @@ DOCS = Path(__file__).parent
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 
-from harness.tables import Table, ablation_tables, context_tables, markdown, tables
 from headscope.kernels import statistics
 from headscope.kernels.statistic import MERGES, Statistic
 from headscope.kernels.triton.plan import ways
+from headscope_benchmarks.tables import Table, ablation_tables, context_tables, markdown, tables
 
 RESULTS = DOCS.parent / "benchmarks" / "results"
 COMMAND = "python -P docs/tables.py"

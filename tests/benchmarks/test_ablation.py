@@ -7,8 +7,8 @@ import json
 import ablation as bench
 import pytest
 
-from harness import machine
 from headscope.kernels.errors import HeadscopeError
+from headscope_benchmarks import machine
 
 
 def test_the_sweep_with_hooks_gives_our_numbers():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness import bridge
-from harness.tables import context_tables
 from headscope.kernels.api import memory
 from headscope.kernels.errors import HeadscopeError
+from headscope_benchmarks import bridge
+from headscope_benchmarks.tables import context_tables
 
 
 def test_both_calls_see_the_same_model() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness import baselines, cpu_rows, machine, runner
-from harness.shapes import cpu_shape, cumulative
-from harness.tables import tables
-from harness.targets import judge_cpu
-from harness.timing import interleave
 from headscope.kernels import attention
 from headscope.kernels.api import memory
 from headscope.kernels.errors import HeadscopeError
+from headscope_benchmarks import baselines, cpu_rows, machine, runner
+from headscope_benchmarks.shapes import cpu_shape, cumulative
+from headscope_benchmarks.tables import tables
+from headscope_benchmarks.targets import judge_cpu
+from headscope_benchmarks.timing import interleave
 
 
 def check_schema(result: dict[str, Any], lengths: list[int]) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness import baselines, gpu_rows, roofline, shapes, triton_passes
-from harness.baselines import GPU, GPU_CAPTURES
-from harness.shapes import Shape, eager_shape
-from harness.tables import tables
-from harness.targets import faster_forward, judge_gpu
 from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope_benchmarks import baselines, gpu_rows, roofline, shapes, triton_passes
+from headscope_benchmarks.baselines import GPU, GPU_CAPTURES
+from headscope_benchmarks.shapes import Shape, eager_shape
+from headscope_benchmarks.tables import tables
+from headscope_benchmarks.targets import faster_forward, judge_gpu
 
 ROOT = Path(__file__).parents[2]
 SMALL = Shape(length=96, batch=2, heads=4, kv_heads=2, size=64)
@@ -201,7 +201,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
-from harness import baselines, gpu_rows, shapes, triton_passes
+from headscope_benchmarks import baselines, gpu_rows, shapes, triton_passes
 gpu_rows.GATE, gpu_rows.GATE_SIGMAS = (shapes.Shape(64, 1, 2, 1, 64),), (1.0,)
 gpu_rows.GPU_CAPTURES = ("triton/top8",)
 gpu_rows.GPU = (*triton_passes.FORWARD, *triton_passes.PLANS, "triton/top8")

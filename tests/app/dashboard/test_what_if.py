@@ -1,4 +1,4 @@
-"""The what-if panel of the Heads screen, run by Streamlit's own test harness."""
+"""The what-if panel of the Heads screen, run by Streamlit's own test headscope_benchmarks."""
 
 from __future__ import annotations
 
