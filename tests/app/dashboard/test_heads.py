@@ -1,4 +1,4 @@
-"""The Heads screen, run by Streamlit's own test headscope_benchmarks: its state is the link."""
+"""The Heads screen, run by Streamlit's own test harness: its state is the link."""
 
 from __future__ import annotations
 

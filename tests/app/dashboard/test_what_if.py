@@ -1,4 +1,4 @@
-"""The what-if panel of the Heads screen, run by Streamlit's own test headscope_benchmarks."""
+"""The what-if panel of the Heads screen, run by Streamlit's own test harness."""
 
 from __future__ import annotations
 
