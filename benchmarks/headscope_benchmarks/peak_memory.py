@@ -26,7 +26,10 @@ Bytes = tuple[int, int | None]
 """Bytes beyond the inputs with the results, and of the results where they are tensors by name."""
 
 FOLDER = str(Path(__file__).parents[1])
-PROGRAM = f"import sys; sys.path.insert(0, {FOLDER!r})\nfrom headscope_benchmarks.peak_memory import serve\nserve()"
+PROGRAM = (
+    f"import sys; sys.path.insert(0, {FOLDER!r})\n"
+    "from headscope_benchmarks import peak_memory; peak_memory.serve()"
+)
 
 
 def cuda_peak(call: Any) -> int:
