@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from headscope.kernels.errors import InvalidInput
 
-SHIPPED = {
+BUNDLED = {
     "headscope/bundled": "bundled",
     "headscope/bundled-python": "bundled_python",
     "headscope/induction": "bundled_induction",
@@ -27,7 +27,7 @@ STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)", re.IGNORECASE)
 LISTED = 24
 
 
-class Place(NamedTuple):
+class ModelSource(NamedTuple):
     """Where a model is.
 
     Attributes
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     revision: str | None = None
 
 
-def locate(source: str | os.PathLike[str]) -> Place:
+def locate(source: str | os.PathLike[str]) -> ModelSource:
     """Find the folder of a source, or its name on the hub, and which checkpoint is meant.
 
     Of a folder that holds checkpoints alone, the last is meant unless one is named.
@@ -73,14 +73,14 @@ def locate(source: str | os.PathLike[str]) -> Place:
             raise InvalidInput(f"model: there is no folder {os.fspath(source)}")
         if wanted is not None and not re.fullmatch(REVISION, wanted):
             raise InvalidInput(f"model: {wanted!r} is no revision; write NAME@REVISION")
-        return Place(name, source, revision=wanted)
+        return ModelSource(name, source, revision=wanted)
     if not (folder / "config.json").is_file():
-        if name in SHIPPED:
+        if name in BUNDLED:
             raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
         raise InvalidInput(f"model: the folder {name} holds no config.json, so no model")
     known = variants(folder)
     if wanted is None and (not known or _whole(folder)):
-        return Place(str(folder), name)
+        return ModelSource(str(folder), name)
     if not known:
         raise InvalidInput(
             f"model: {name} is one model, without checkpoints; leave out '@{wanted}'"
@@ -88,14 +88,14 @@ def locate(source: str | os.PathLike[str]) -> Place:
     chosen = known[-1] if wanted is None else wanted
     if chosen not in known:
         raise InvalidInput(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
-    return Place(str(folder), f"{name}@{chosen}", variant=chosen)
+    return ModelSource(str(folder), f"{name}@{chosen}", variant=chosen)
 
 
 def folder_of(source: str | os.PathLike[str]) -> Path | None:
     """Return the folder that a source names, or None where it names none."""
     name = os.fspath(source)
-    if name in SHIPPED:
-        return Path(__file__).parents[1] / SHIPPED[name]
+    if name in BUNDLED:
+        return Path(__file__).parents[1] / BUNDLED[name]
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else None
 
