@@ -134,7 +134,8 @@ def _place(folder: Path, source: str) -> str:
 
 def _find(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    from headscope.probes.models.model_source import BUNDLED, locate
+    from headscope.probes.bundled import BUNDLED
+    from headscope.probes.models.model_source import locate
 
     place = locate(source)
     if Path(place.path).is_dir():

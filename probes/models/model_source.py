@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.bundled import BUNDLED
+from headscope.probes.bundled import folder as bundled_folder
 
-BUNDLED = {
-    "headscope/bundled": "bundled",
-    "headscope/bundled-python": "bundled_python",
-    "headscope/induction": "bundled_induction",
-}
 HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
 REVISION = r"[\w][\w./-]*"
 STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)", re.IGNORECASE)
@@ -95,7 +92,7 @@ def folder_of(source: str | os.PathLike[str]) -> Path | None:
     """Return the folder that a source names, or None where it names none."""
     name = os.fspath(source)
     if name in BUNDLED:
-        return Path(__file__).parents[1] / BUNDLED[name]
+        return bundled_folder(name)
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else None
 

@@ -118,10 +118,8 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
     assert float(sweep.sel(gamma=1.0)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_bad_options_are_refused(random_llama) -> None:
+def test_bad_factors_are_refused(random_llama) -> None:
     cap = capture(random_llama, PROMPTS, stats=("received",))
     for wrong in ("2 3", "much", "", "0 2", "0.5"):
         with pytest.raises(HeadscopeError, match="gammas"):
             sink_calibration.run(cap, random_llama, gammas=wrong)
-    with pytest.raises(HeadscopeError, match="epsilon"):
-        sink_calibration.run(cap, random_llama, epsilon=3)

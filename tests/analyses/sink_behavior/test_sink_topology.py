@@ -10,7 +10,6 @@ from constructed import KEYS, WORDS
 from transformers import BertConfig, BertForMaskedLM
 
 from headscope.analyses import sink_topology
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 SIZE = 40
@@ -105,8 +104,3 @@ def test_a_rotary_sink_is_centralised(rotary_sink) -> None:
     assert result.attrs["topology"] == "centralised"
     assert result.attrs["positional_encoding"] == "rotary (default)"
     assert result.attrs["reference_tokens"][0]["token"] == "<bos>"
-
-
-def test_bad_options_are_refused(random_llama) -> None:
-    with pytest.raises(HeadscopeError, match="most"):
-        sink_topology.run(received({0: 0.9}, causal=True), random_llama, most=0.2)

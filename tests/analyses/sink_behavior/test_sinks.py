@@ -98,9 +98,7 @@ def test_prompts_of_different_lengths_do_not_mix():
     assert "T = 10 … 20" in result.attrs["convention"]
 
 
-def test_bad_input_is_refused():
+def test_a_capture_without_received_is_refused():
     capture_without = xr.Dataset({"entropy": ("query", [0.0])})
     with pytest.raises(HeadscopeError, match="received"):
         sinks.run(capture_without)
-    with pytest.raises(HeadscopeError, match="epsilon"):
-        sinks.run(received(np.ones((1, 1, 1, 9)), [9]), epsilon=3)

@@ -353,7 +353,7 @@ def test_shards_of_prompts_give_the_numbers_of_one_capture(
 ) -> None:
     text = (
         "models: [headscope/bundled]\ntasks: [{task: induction, number: 5}]\n"
-        "analyses: [sinks, head_types, rhythm]\noptions: {head_types: {draws: 1}}\n"
+        "analyses: [sinks, head_types, preplan_anchor]\noptions: {head_types: {draws: 1}}\n"
     )
     run(job(text), tmp_path / "whole")
     run(job(text + "shard: 2\n"), tmp_path / "parts")

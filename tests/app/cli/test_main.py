@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from headscope import analyses
 from headscope.app.cli import app
 from headscope.kernels import statistics
-from headscope.probes.models.model_source import BUNDLED
+from headscope.probes.bundled import BUNDLED
 
 COMMANDS = sorted(
     command.name or command.callback.__name__

@@ -202,7 +202,7 @@ def test_the_check_names_a_statistic_that_is_wrong(
             outputs[name] = outputs[name].clone()
             outputs[name][0, 3, 5] += 0.01
 
-    monkeypatch.setattr(seam_module, "attend", spoiled(change))
+    monkeypatch.setattr(interface, "attend", spoiled(change))
     line = refusal(lambda: load_model(tiny("llama")))
     assert line.startswith(f"model: {name} of L1H3 in LlamaForCausalLM is 0.01 away")
 
@@ -213,7 +213,7 @@ def test_the_check_names_an_output_that_is_wrong(
     def change(outputs: dict[str, torch.Tensor]) -> None:
         outputs["z"] = outputs["z"].roll(1, dims=1)
 
-    monkeypatch.setattr(seam_module, "attend", spoiled(change))
+    monkeypatch.setattr(interface, "attend", spoiled(change))
     assert "differs from its eager attention" in refusal(lambda: load_model(tiny("llama")))
 
 
