@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write", action="store_true", help="write the tables that tests make")
-    parser.addoption("--requirements", action="store_true", help="print required row -> passing tests")
+    parser.addoption(
+        "--requirements", action="store_true", help="print required row -> passing tests"
+    )
 
 
 class RequirementTable:
