@@ -127,13 +127,13 @@ def _open(
 
 def needed(model: Model) -> tuple[str, ...]:
     """List the statistics that analyses of a run's own prompts read, and the default ones."""
-    from headscope.probes.capturing.capture import DEFAULT, fitting
+    from headscope.probes.capturing.options import DEFAULT, applicable_stats
 
     own = [analyses.load(name) for name in analyses.names()]
     needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
     # Whole maps are made again for the few prompts that an analysis looks at.
     stats = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
-    return fitting(tuple(stats), model)
+    return applicable_stats(tuple(stats), model)
 
 
 def open_model(run: Run) -> Model:

@@ -26,8 +26,6 @@ from headscope.app.pipeline import Progress, is_bug, reason
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
-TILES, TILE = 64, 16
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -92,22 +90,19 @@ def capture_options(job: Job, group: Group, model: Model, prompts: Any) -> dict[
 
     They hold what its analyses ask of it, where the attention of the model has it.
     """
-    from headscope.probes.capturing.capture import fitting
+    from headscope.probes.capturing.options import applicable_stats, default_tile
     from headscope.probes.prompts.reading import read
 
     needs = Needs()
     for name in group.analyses:
         if "capture" in positionals(name):
             needs |= Needs.of(analyses.load(name))
-    options: dict[str, Any] = {**needs.arguments(), "stats": fitting(needs.stats, model)}
+    options: dict[str, Any] = {**needs.arguments(), "stats": applicable_stats(needs.stats, model)}
     if not options["stats"] and not options["keep"]:
         return None
     if job.shard:
         # As a capture of all prompts would choose, for the longest of them.
-        tile = TILE
-        while max(read(model, prompts).longest) > TILES * tile:
-            tile *= 2
-        options["tile"] = tile
+        options["tile"] = default_tile(max(read(model, prompts).longest))
     return options
 
 
