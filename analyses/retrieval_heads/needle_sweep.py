@@ -17,13 +17,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import AtLeast, Between, OneOf
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf, numbers
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.retrieval_heads import _head_masking
 from headscope.analyses.retrieval_heads._needle_steps import look, right, score
-from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -202,23 +202,6 @@ def _always_on(scores: Array, threshold: float) -> tuple[Array, int]:
         passing = (cells > threshold)[known].sum(0) / known.sum()
     # A layer without attention has no score.
     return np.where(np.isnan(cells).all(0), np.nan, passing), int(known.sum())
-
-
-def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Read whole numbers from 1, separated by commas; in rising order, each once.
-
-    >>> numbers("counts", "4, 1,2")
-    (1, 2, 4)
-
-    Raises
-    ------
-    InvalidInput
-        When a part is no whole number from 1.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InvalidInput(f"{name}: {text!r}; give whole numbers from 1, such as 64,256")
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def _read(model: Model, cells: list[list[Task]]) -> tuple[Array, Array, Array, Array, str]:

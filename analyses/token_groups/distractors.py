@@ -22,13 +22,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
-from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.options import AtLeast, numbers
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import mean, slope
-from headscope.analyses.retrieval_heads.needle_sweep import numbers
 from headscope.analyses.token_groups._facts import GROUPS, Facts, entropy, split
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes import capture
