@@ -14,7 +14,7 @@ from headscope import analyses, probes
 from headscope.analyses._runtime import runner
 from headscope.app.prompt_files import read_prompts
 from headscope.kernels.errors import HeadscopeError, InvalidInput
-from headscope.probes.capturing.capture import DEFAULT, fitting
+from headscope.probes.capturing.options import DEFAULT, applicable_stats
 from headscope.probes.prompts import tasks
 from headscope.probes.storage import dataset_file, run_folder
 from headscope.probes.storage.run_folder import Run
@@ -132,7 +132,7 @@ def needed(model: Model) -> tuple[str, ...]:
     needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
     # Whole maps are made again for the few prompts that an analysis looks at.
     stats = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
-    return fitting(tuple(stats), model)
+    return applicable_stats(tuple(stats), model)
 
 
 def open_model(run: Run) -> Model:

@@ -66,13 +66,15 @@ def needs(job: Job, group: Group, model: Model) -> Needs:
     from headscope import analyses
     from headscope.analyses._runtime.inputs import positionals
     from headscope.analyses._runtime.requirements import Needs
-    from headscope.probes.capturing.capture import fitting
+    from headscope.probes.capturing.options import applicable_stats
 
     joined = Needs()
     for name in group.analyses:
         if "capture" in positionals(name):
             joined |= Needs.of(analyses.load(name))
-    return Needs(fitting(joined.stats, model), *(joined.keep, joined.offsets, joined.targets))
+    return Needs(
+        applicable_stats(joined.stats, model), *(joined.keep, joined.offsets, joined.targets)
+    )
 
 
 def captured(
