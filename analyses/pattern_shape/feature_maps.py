@@ -96,13 +96,11 @@ def run(
         + "; ".join(f"{name}: {formula}" for name, formula in ABOUT.items())
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    for name, (title, *meaning) in MEASURES.items():
+    for name, (title, units, scale, low) in MEASURES.items():
         values, own = measured[name], name if name == "monotonicity" else f"map_{name}"
-        over = np.nanmean(values, axis=(1, 2))
-        results.add_mean(own, ("layer", "head", "feature_map"), values, title, *meaning, 1)
-        results.add_mean(
-            f"mean_{name}", ("feature_map",), over, f"{title}, mean over heads", *meaning, 1
-        )
+        over, average = np.nanmean(values, axis=(1, 2)), f"{title}, mean over heads"
+        results.add_mean(own, ("layer", "head", "feature_map"), values, title, units, scale, low, 1)
+        results.add_mean(f"mean_{name}", ("feature_map",), over, average, units, scale, low, 1)
     spiky, ordered = (
         results[name].values.tolist() for name in ("mean_spikiness", "mean_monotonicity")
     )

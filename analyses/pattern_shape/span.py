@@ -128,7 +128,8 @@ def run(
         f"(slope below or above {boundary:g} with its interval)."
     )
     coords: dict[str, Any] = {"length": names}
-    verdict, causal = None, {}
+    verdict = None
+    causal: dict[str, Any] = {}
     if not predicts(capture):
         note += " Not causal, so no loss is measured."
     elif causal_prompts and kinds["fixed"] and kinds["elastic"]:
