@@ -40,7 +40,7 @@ def found():
     return model, cap, massive.run(cap, model)
 
 
-@pytest.mark.seed("A4")
+@pytest.mark.requirement("A4")
 def test_the_planted_activations_are_located(found) -> None:
     _, _, result = found
     places = {
@@ -55,7 +55,7 @@ def test_the_planted_activations_are_located(found) -> None:
     assert result["tokens"].sel(group="massive").item() == pytest.approx(4 / 3)
 
 
-@pytest.mark.seed("A4")
+@pytest.mark.requirement("A4")
 def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(found) -> None:
     model, _, result = found
     without = copy.deepcopy(model.module)
@@ -71,7 +71,7 @@ def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(f
     assert abs(loss["massive set to zero"] - loss["intact"]) > 1e-4
 
 
-@pytest.mark.seed("A4")
+@pytest.mark.requirement("A4")
 def test_both_thresholds_count(found) -> None:
     model, cap, _ = found
     assert massive.run(cap, model, least=HUGE + 1).attrs["massive"] == []
@@ -94,7 +94,7 @@ def quiet_sink():
     return load_model(module, tokenizer=rotary_sink().tokenizer)
 
 
-@pytest.mark.seed("A1", "A4")
+@pytest.mark.requirement("A1", "A4")
 def test_massive_tokens_join_sink_tokens_whose_values_are_small() -> None:
     model = quiet_sink()
     prompts = [[0, *range(1, 16), *range(1, 16)], [1, 2, 3, 0, *range(4, 16), *range(4, 16)]]
@@ -111,7 +111,7 @@ def test_massive_tokens_join_sink_tokens_whose_values_are_small() -> None:
     assert result.attrs["verdict"] == "supported"
 
 
-@pytest.mark.seed("A4")
+@pytest.mark.requirement("A4")
 def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled) -> None:
     ids = [[0, *np.random.default_rng(0).integers(3, 400, 40).tolist()] for _ in range(2)]
     result = massive.run(capture(bundled, ids, stats=("received",)), bundled)

@@ -31,7 +31,7 @@ def received(columns: dict[int, float], *, causal: bool) -> xr.Dataset:
     )
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 @pytest.mark.parametrize(
     ("columns", "causal", "kind", "points"),
     [
@@ -75,7 +75,7 @@ def encoder(last: bool):
     return load_model(module)
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 @pytest.mark.parametrize(("last", "kind"), [(True, "bidirectional"), (False, "centralised")])
 def test_an_encoder_with_absolute_positions(last, kind) -> None:
     model = encoder(last)
@@ -97,7 +97,7 @@ def test_an_encoder_with_absolute_positions(last, kind) -> None:
     assert (float(result["at_last"].min()) > 0.3) is last
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 def test_a_rotary_sink_is_centralised(rotary_sink) -> None:
     ids = [[0, *(WORDS.index(word) for word in (*KEYS, *KEYS))]] * 2
     result = sink_topology.run(capture(rotary_sink, ids, stats=("received",)), rotary_sink)

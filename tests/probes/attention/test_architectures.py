@@ -309,7 +309,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         TABLE.write_text(HEAD + "\n".join(lines) + "\n")
 
 
-@pytest.mark.seed("F5", "F6")
+@pytest.mark.requirement("F5", "F6")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", architectures.CONFIGS)
 def test_the_table_says_what_an_architecture_does(
@@ -325,7 +325,7 @@ def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
     assert set(table) - {"architecture"} == set(architectures.CONFIGS)
 
 
-@pytest.mark.seed("F9")
+@pytest.mark.requirement("F9")
 @pytest.mark.filterwarnings("ignore")
 def test_an_edit_of_a_layer_without_attention_is_refused() -> None:
     model = load_model(architectures.build("lfm2"))

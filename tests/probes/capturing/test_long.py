@@ -79,7 +79,7 @@ def small_panels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
 def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
     half, full = measured(bundled, 512), measured(bundled, 1024)
@@ -89,7 +89,7 @@ def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
     assert full.largest < 8 * 1024 * 1024 / 4
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
 def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny: Any) -> None:
     model = load_model(tiny("llama", max_position_embeddings=4096))
