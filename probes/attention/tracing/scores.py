@@ -19,7 +19,7 @@ UNSEEN = MaskRule()
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """What a module computes: softmax(scale · q·k + bias) over the keys that the rule allows, times values.
+    """Traced attention: softmax(scale · q·k + bias) over allowed keys, times values.
 
     Queries and keys are (batch, head, position, size), or (batch · head, position, size) until
     the scores are seen with four dims; so is the bias.
