@@ -20,8 +20,10 @@ import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
+from headscope.analyses._runtime.options import Option, bounds, checked
+from headscope.analyses._runtime.requirements import Needs
 from headscope.kernels.errors import InvalidInput
 
 # Keyword-only parameters of ``run`` that the suite supplies and no user sets.
@@ -37,13 +39,6 @@ RENAMED = {
     "rhythm": "preplan_anchor",
     "slots": "position_bias",
 }
-
-
-class Option(NamedTuple):
-    """Default value and help text of one option of an analysis."""
-
-    default: Any
-    help: str
 
 
 def names() -> list[str]:
@@ -115,7 +110,11 @@ def load(name: str) -> ModuleType:
     InvalidInput
         When no analysis has this name.
     """
-    return importlib.import_module(_modules()[current(name)][0])
+    module: Any = importlib.import_module(_modules()[current(name)][0])
+    if not hasattr(module.run, "__wrapped__"):
+        module.run = checked(module.run)
+    loaded: ModuleType = module
+    return loaded
 
 
 def summary(name: str) -> str:
@@ -192,8 +191,6 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
     >>> analyses.load("sinks").run(cap)["sink"].dims
     ('layer', 'head')
     """
-    from headscope.analyses._runtime.requirements import Needs
-
     union = Needs()
     for name in wanted:
         union |= Needs.of(load(name))
@@ -208,9 +205,11 @@ def options(name: str) -> dict[str, Option]:
     0.3
     """
     run = load(name).run
-    texts = _parameter_texts(inspect.getdoc(run) or "")
+    texts, limits = _parameter_texts(inspect.getdoc(run) or ""), bounds(run)
     return {
-        parameter.name: Option(parameter.default, texts.get(parameter.name, ""))
+        parameter.name: Option(
+            parameter.default, texts.get(parameter.name, ""), limits.get(parameter.name, ())
+        )
         for parameter in inspect.signature(run).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in RESERVED
     }

@@ -13,7 +13,8 @@ from torch import Tensor
 from headscope import probes
 from headscope.analyses._interventions.head_sweep import Array, Measure, Progress, every_head, swept
 from headscope.probes.attention.forward import logits, score
-from headscope.probes.prompts.prompt_batch import batches, read
+from headscope.probes.prompts.prompt_batch import batches
+from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.tokens import encode
 
 if TYPE_CHECKING:

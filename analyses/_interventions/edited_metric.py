@@ -36,7 +36,8 @@ def measured(model: Model, task: Task, metric: str, edits: Sequence[Edit] = ()) 
 
     from headscope.analyses._interventions.ablation import measure
     from headscope.probes.attention.forward import logits
-    from headscope.probes.prompts.prompt_batch import batches, read
+    from headscope.probes.prompts.prompt_batch import batches
+    from headscope.probes.prompts.reading import read
 
     model.check_predicts()
     prompts = read(model, task)
@@ -135,7 +136,8 @@ def swept(
 
     from headscope.analyses._interventions.ablation import measure
     from headscope.probes.attention.forward import logits
-    from headscope.probes.prompts.prompt_batch import batches, read
+    from headscope.probes.prompts.prompt_batch import batches
+    from headscope.probes.prompts.reading import read
 
     model.check_predicts()
     prompts = read(model, task)

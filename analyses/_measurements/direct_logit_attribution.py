@@ -17,7 +17,8 @@ from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections as weights
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.residual_stream import blocks, watching
-from headscope.probes.prompts.prompt_batch import batches, read
+from headscope.probes.prompts.prompt_batch import batches
+from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model

@@ -1,14 +1,98 @@
-"""Checks of option values: refuse rather than guess."""
+"""Options of analyses: bounds stand in the signature of ``run``, checked for every caller.
+
+``epsilon: Annotated[float, Between(0, 1)] = 0.3`` is all that an analysis says; the registry wraps
+``run``, so a notebook, the command line, a job file and the dashboard meet the same check.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from headscope.analyses import Option
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class Bound(Protocol):
+    """What an option's value must satisfy."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value, naming the option."""
+
+
+class Option(NamedTuple):
+    """Default value, help text and bounds of one option of an analysis."""
+
+    default: Any
+    help: str
+    bounds: tuple[Bound, ...] = ()
+
+
+@dataclass(frozen=True)
+class Between:
+    """A number from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse a number outside."""
+        between(name, value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number of at least ``low``."""
+
+    low: float
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse a smaller number."""
+        at_least(name, value, self.low)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few words."""
+
+    choices: tuple[str, ...]
+
+    def check(self, name: str, value: str) -> None:
+        """Refuse another word."""
+        one_of(name, value, self.choices)
+
+
+def bounds(run: Callable[..., Any]) -> dict[str, tuple[Bound, ...]]:
+    """Read the bounds of the options in the signature of ``run``."""
+    run = inspect.unwrap(run)
+    annotations = {
+        parameter.name: parameter.annotation
+        for parameter in inspect.signature(run).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and str(parameter.annotation).startswith("Annotated[")
+    }
+    return {
+        name: tuple(eval(annotation, run.__globals__).__metadata__)
+        for name, annotation in annotations.items()
+    }
+
+
+def checked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``run`` with its options checked at every call."""
+    known = bounds(run)
+
+    @functools.wraps(run)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        for name in options.keys() & known.keys():
+            for bound in known[name]:
+                bound.check(name, options[name])
+        return run(*arguments, **options)
+
+    return wrapped
 
 
 def between(name: str, value: float, low: float, high: float) -> None:
@@ -48,7 +132,7 @@ def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) 
     Raises
     ------
     HeadscopeError
-        For an unknown option, and for a value of the wrong type.
+        For an unknown option, a value of the wrong type, and one out of its bounds.
     """
     return {name: _value(analysis, known, name, value) for name, value in given.items()}
 
@@ -72,4 +156,6 @@ def _value(analysis: str, known: Mapping[str, Option], name: str, value: Any) ->
         raise refusal from None
     if kind is int and not isinstance(value, str) and converted != value:
         raise refusal
+    for bound in known[name].bounds:
+        bound.check(name, converted)
     return converted

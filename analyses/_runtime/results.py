@@ -10,10 +10,85 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
 
 LEVEL = 0.95
+
+
+class Results:
+    """The variables of one result, under the provenance of the capture that they come from.
+
+    Parameters
+    ----------
+    capture
+        The capture, or a Dataset with the provenance in its attributes.
+    seed
+        Seed of the bootstrap over prompts.
+    about
+        Attributes that every variable has unless it says otherwise: ``source``, ``convention``,
+        ``evidence`` ("causal" where an intervention was made).
+    """
+
+    def __init__(self, capture: xr.Dataset, *, seed: int = 0, **about: Any) -> None:
+        self.capture, self.seed, self.about = capture, seed, about
+        self.variables: dict[str, xr.Variable] = {}
+
+    def __getitem__(self, name: str) -> xr.Variable:
+        return self.variables[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.variables
+
+    def add(
+        self,
+        name: str,
+        dims: Sequence[str],
+        values: ArrayLike,
+        long_name: str,
+        units: str,
+        scale: str = "sequential",
+        low: float | None = None,
+        high: float | None = None,
+        **attrs: Any,
+    ) -> None:
+        """Add a variable: dims, values, title, units, scale, and the bounds of possible values."""
+        self.variables[name] = variable(
+            dims, values, long_name, units, scale, low, high, **{**self.about, **attrs}
+        )
+
+    def add_mean(
+        self, name: str, dims: Sequence[str], samples: NDArray[Any], long_name: str, units: str,
+        *meaning: Any, **attrs: Any,
+    ) -> None:  # fmt: skip
+        """Add the mean over prompts, the first axis of ``samples``, with its 95 % interval.
+
+        Further arguments are those of `add`.
+        """
+        ends = bootstrap(samples, level=LEVEL, seed=self.seed)
+        self.add_interval(name, dims, ends, long_name, units, *meaning, **attrs)
+
+    def add_interval(
+        self, name: str, dims: Sequence[str], ends: Sequence[ArrayLike], long_name: str, units: str,
+        *meaning: Any, **attrs: Any,
+    ) -> None:  # fmt: skip
+        """Add an estimate with its interval, ``ends`` being (estimate, lower, upper)."""
+        mean, lower, upper = ends
+        self.variables |= interval(
+            name, dims, mean, lower, upper, long_name, units, *meaning, **{**self.about, **attrs}
+        )
+
+    def dataset(
+        self,
+        coords: Mapping[str, Any] | None = None,
+        verdict: Verdict | None = None,
+        **attrs: Any,
+    ) -> xr.Dataset:
+        """Return the result; a verdict becomes the attributes ``verdict`` and ``note``."""
+        if verdict is not None:
+            attrs |= {"verdict": verdict.state, "note": verdict.text}
+        return dataset(self.capture, self.variables, coords, **attrs)
 
 
 def variable(

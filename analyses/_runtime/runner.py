@@ -16,6 +16,7 @@ import xarray as xr
 from headscope import analyses
 from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import Progress, PromptSets, positionals
+from headscope.analyses._runtime.progress import reporting
 from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def _run(
             arguments["progress"] = partial(sets.progress, name)
         try:
             supplied = [sets.supply(name, what) for what in positionals(name)]
-            result = module.run(*supplied, **arguments)
+            with reporting(None if sets.progress is None else partial(sets.progress, name)):
+                result = module.run(*supplied, **arguments)
         except (NotApplicable, UnsupportedModel) as refusal:
             yield name, refusal
             continue

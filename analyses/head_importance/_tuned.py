@@ -16,7 +16,8 @@ from headscope.analyses._interventions.ablation import TOKENS, measure
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit, Gate, Offset
-from headscope.probes.prompts.prompt_batch import batches, read
+from headscope.probes.prompts.prompt_batch import batches
+from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -195,7 +195,7 @@ def _prune(
     from headscope.analyses._interventions import ablation, head_gradients
     from headscope.analyses.head_importance.importance import UNITS
     from headscope.probes.attention.forward import logits
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     smooth = "log_probability" if task.metric == "accuracy" else task.metric
     prompts = read(model, task)

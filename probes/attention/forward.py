@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+import xarray as xr
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.kernels.api import Request, WeightEdits
@@ -17,12 +19,13 @@ from headscope.probes.attention.interface import Call, installed
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.encoder_decoder import SELF, through
 from headscope.probes.models.pair import Pair, start_token
-from headscope.probes.models.vision import eye
+from headscope.probes.models.vision import vision_tower
+from headscope.probes.prompts.prompt_batch import batches
+from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from headscope.probes.models.model import Model
+    from headscope.probes.models.pair import Ids
     from headscope.probes.prompts.task import Task
 
 METRICS = ("logit_difference", "probability_difference", "accuracy")
@@ -36,7 +39,6 @@ PLAIN: dict[str, Any] = {
     "return_dict": True,
 }
 
-Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | Pair
 Take = Callable[[Call, dict[str, Tensor], Tensor], None]
 
 
@@ -137,7 +139,7 @@ def _look(model: Model, pixels: Tensor) -> Tensor:
     """Show images to a model that reads them: the last hidden state."""
     result: Tensor
     try:
-        found = eye(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
+        found = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
     except HeadscopeError:
         raise
     except ValueError as error:
@@ -298,11 +300,6 @@ def evaluate(
     >>> evaluate(load_model("headscope/bundled"), task, metric="accuracy").dims
     ('prompt',)
     """
-    import numpy as np
-    import xarray as xr
-
-    from headscope.probes.prompts.prompt_batch import batches, read
-
     read_in = read(model, task)
     assert read_in.encoded is not None
     model.check_predicts()

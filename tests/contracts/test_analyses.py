@@ -55,7 +55,7 @@ def test_declaration(name: str) -> None:
     assert analyses.summary(name).rstrip(".") != ""
     assert set(module.NEEDS) <= set(statistics.names())
     assert set(inputs.positionals(name)) <= SUPPLIED
-    for option, (_, text) in analyses.options(name).items():
+    for option, (_, text, _) in analyses.options(name).items():
         parameter = inspect.signature(module.run).parameters[option]
         assert parameter.default is not parameter.empty, f"{option} has no default"
         assert text, f"{option} is not described in the docstring of run()"

@@ -27,7 +27,7 @@ def test_reading_signatures_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("name", analyses.names())
 def test_every_option_has_help_and_a_plain_default(name: str) -> None:
-    for option, (default, text) in analyses.options(name).items():
+    for option, (default, text, _) in analyses.options(name).items():
         assert type(default) in (bool, int, float, str), option
         assert len(text) > 10, f"{name}.{option} has no help"
     assert analyses.summary(name).endswith((".", "?"))

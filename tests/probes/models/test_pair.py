@@ -16,7 +16,7 @@ from headscope.probes import Model, Pair, capture, load_model, pattern
 from headscope.probes.attention.forward import evaluate, logits
 from headscope.probes.capturing.generation import generate
 from headscope.probes.interventions import Window
-from headscope.probes.prompts.prompt_batch import read
+from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.tasks import make
 from headscope.probes.storage import dataset_file
 

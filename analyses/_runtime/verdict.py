@@ -1,0 +1,35 @@
+"""Verdicts: what a result says about its claim, as a value beside the sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["supported", "not_supported", "disagreement", "too_few"]
+# The state that counts where several are joined is the first of these.
+SEVERITY: tuple[State, ...] = ("disagreement", "too_few", "not_supported", "supported")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A conclusion: its state, and the sentences that users read.
+
+    ``disagreement``: a causal number contradicts a correlational one, or two methods each other.
+    ``too_few``: the sample cannot tell.
+    """
+
+    state: State
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.state not in SEVERITY:
+            raise ValueError(f"state: {self.state!r} is not one of {', '.join(SEVERITY)}")
+
+    def __and__(self, other: Verdict) -> Verdict:
+        """Join two verdicts on one result; the more severe state counts.
+
+        >>> (Verdict("supported", "It is.") & Verdict("disagreement", "It is not.")).state
+        'disagreement'
+        """
+        state = min(self.state, other.state, key=SEVERITY.index)
+        return Verdict(state, f"{self.text} {other.text}".strip())

@@ -1,0 +1,92 @@
+"""Bounds in the signature of an analysis hold for every caller."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pytest
+
+from headscope import analyses
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option, checked, parse
+from headscope.analyses._runtime.progress import reporting, steps
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.kernels.errors import InvalidInput
+
+
+def run(
+    capture: object,
+    *,
+    share: Annotated[float, Between(0, 1)] = 0.5,
+    count: Annotated[int, AtLeast(1)] = 3,
+    metric: Annotated[str, OneOf(("task", "accuracy"))] = "task",
+    free: int = 0,
+) -> tuple[float, int, str, int]:
+    return share, count, metric, free
+
+
+def test_values_within_bounds_pass() -> None:
+    assert checked(run)(None, share=1, count=1, metric="accuracy", free=-5) == (
+        1,
+        1,
+        "accuracy",
+        -5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("share", 1.01), ("share", float("nan")), ("count", 0), ("metric", "loss")],
+)
+def test_values_out_of_bounds_are_refused_by_the_name_of_the_option(option, value) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        checked(run)(None, **{option: value})
+    assert refusal.value.field == option
+
+
+def test_text_of_a_job_file_meets_the_same_bounds() -> None:
+    known = {"count": Option(3, "", (AtLeast(1),))}
+    assert parse("toy", known, {"count": "2"}) == {"count": 2}
+    with pytest.raises(InvalidInput, match="count"):
+        parse("toy", known, {"count": "0"})
+
+
+def outside(bound: object) -> object:
+    if isinstance(bound, Between):
+        return bound.high + 1
+    return bound.low - 1 if isinstance(bound, AtLeast) else "no such word"
+
+
+LIMITED = [
+    (name, option, bound)
+    for name in analyses.names()
+    for option, (_, _, bounds) in analyses.options(name).items()
+    for bound in bounds
+]
+
+
+@pytest.mark.parametrize(("name", "option", "bound"), LIMITED)
+def test_every_declared_bound_is_met_before_anything_runs(name, option, bound) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        analyses.load(name).run(None, **{option: outside(bound)})
+    assert refusal.value.field == option
+
+
+def test_nested_steps_move_one_bar_and_never_back() -> None:
+    seen: list[tuple[float, float]] = []
+    with reporting(lambda done, total: seen.append((done, total))), steps(2) as step:
+        for _ in range(2):
+            with steps(4) as part:
+                for _ in range(4):
+                    part()
+            step()
+    done = [value for value, _ in seen]
+    assert done == sorted(done)
+    assert seen[0] == (0.25, 2)
+    assert seen[-1] == (2, 2)
+
+
+def test_joined_verdicts_keep_the_more_severe_state() -> None:
+    joined = Verdict("supported", "One.") & Verdict("too_few", "Two.")
+    assert joined == Verdict("too_few", "One. Two.")
+    with pytest.raises(ValueError, match="state"):
+        Verdict("perhaps", "")  # type: ignore[arg-type]
