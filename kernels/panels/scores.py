@@ -12,7 +12,7 @@ from headscope.kernels.visibility import MASKED, Block, Visibility
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of some sequences and some consecutive heads, finished block by block, in place."""
+    """Scores of some sequences and consecutive heads, finished block by block, in place."""
 
     spec: AttentionSpec
     visibility: Visibility
