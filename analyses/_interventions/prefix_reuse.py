@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import Reader, call
-from headscope.probes.attention.interface import installed
+from headscope.probes.attention.interface import intercept_attention
 from headscope.probes.attention.residual_stream import blocks
 
 if TYPE_CHECKING:
@@ -78,7 +78,11 @@ class Passes:
         for edit in edits:
             edit.check(model.geometry)
         ids, places = self.ids[:rows].repeat(times, 1), self._places[:rows].repeat(times, 1)
-        with torch.no_grad(), installed(model, reader), _unembedding(model, places) as fired:
+        with (
+            torch.no_grad(),
+            intercept_attention(model, reader),
+            _unembedding(model, places) as fired,
+        ):
             if layer:
                 stream = self._streams[layer][:rows].repeat(times, 1, 1)
                 with _beginning(self._parts[:layer], stream):

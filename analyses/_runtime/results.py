@@ -15,6 +15,9 @@ from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
 
 LEVEL = 0.95
+# Units, scale and bounds of a share, and what follows other units of a share.
+ZERO_TO_ONE = ("sequential", 0, 1)
+SHARE = ("share", *ZERO_TO_ONE)
 
 
 class Results:
@@ -83,11 +86,14 @@ class Results:
         self,
         coords: Mapping[str, Any] | None = None,
         verdict: Verdict | None = None,
+        note: str = "",
         **attrs: Any,
     ) -> xr.Dataset:
-        """Return the result; a verdict becomes the attributes ``verdict`` and ``note``."""
+        """Return the result; the state of a verdict is an attribute, its text ends the note."""
         if verdict is not None:
-            attrs |= {"verdict": verdict.state, "note": verdict.text}
+            attrs["verdict"] = verdict.state
+            note = f"{note} {verdict.text}".strip()
+        attrs["note"] = note
         return dataset(self.capture, self.variables, coords, **attrs)
 
 

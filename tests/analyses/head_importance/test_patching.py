@@ -33,7 +33,7 @@ def linear(random_llama):
     return load_model(module, tokenizer=random_llama.tokenizer)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_noising_finds_what_is_needed_and_denoising_what_is_enough(circuit):
     calls = []
     result = run(circuit, repeated(n=3, length=6), progress=lambda *step: calls.append(step))

@@ -7,7 +7,6 @@ from constructed import BEFORE, HEADS, INDUCTION, KEYS, OUT, PLACE, SIZE, TOKEN,
 from transformers import GPT2LMHeadModel
 
 from headscope.analyses._runtime.runner import execute
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 from headscope.probes.attention.forward import evaluate
 from headscope.probes.prompts import tasks
@@ -70,7 +69,7 @@ def measure(model, n=5, **options):
     return execute("latent_retrieval", model, task=task, options=settings)
 
 
-@pytest.mark.seed("B3")
+@pytest.mark.requirement("B3")
 def test_two_planted_heads_carry_literal_and_associative_facts_apart(associating):
     result = measure(associating)
     for kind, head, other in (
@@ -85,7 +84,7 @@ def test_two_planted_heads_carry_literal_and_associative_facts_apart(associating
     assert "thread: not solved" in result.attrs["note"]
 
 
-@pytest.mark.seed("B3")
+@pytest.mark.requirement("B3")
 def test_a_literal_copier_alone_cannot_associate(circuit):
     result = measure(circuit)
     assert result["accuracy"].sel(kind="literal").values[:2].tolist() == [1.0, 0.0]
@@ -95,7 +94,7 @@ def test_a_literal_copier_alone_cannot_associate(circuit):
     assert float(result["mistakes"].sel(kind="thread", mistake="one step too short")) == 1.0
 
 
-@pytest.mark.seed("B3")
+@pytest.mark.requirement("B3")
 def test_a_planted_second_hop_follows_the_thread_and_nothing_shorter(threading):
     result = measure(threading)
     assert result["accuracy"].sel(kind="thread").values[:2].tolist() == [1.0, 0.0]
@@ -109,7 +108,7 @@ def test_a_planted_second_hop_follows_the_thread_and_nothing_shorter(threading):
         assert float(evaluate(threading, task).mean()) == 0.0
 
 
-@pytest.mark.seed("B3")
+@pytest.mark.requirement("B3")
 def test_the_bundled_model_copies_and_says_that_it_cannot_associate(bundled):
     result = execute("latent_retrieval", bundled, n=8, options={"draws": 2})
     intact, without, others = result["accuracy"].sel(kind="literal").values
@@ -121,10 +120,4 @@ def test_the_bundled_model_copies_and_says_that_it_cannot_associate(bundled):
         assert bool(result["evidence"].sel(kind=kind).isnull().all())
         assert f"{kind}: not solved, accuracy" in result.attrs["note"]
     assert float(result["mistakes"].sel(kind="thread", mistake="one step too short")) > 0.7
-
-
-def test_bad_options_are_refused(circuit):
-    with pytest.raises(HeadscopeError, match="hops: 1"):
-        measure(circuit, n=1, hops=1)
-    with pytest.raises(HeadscopeError, match="least_solved"):
-        measure(circuit, n=1, least_solved=2.0)
+    assert result.attrs["verdict"] == "supported"

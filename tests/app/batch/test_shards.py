@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from headscope.app.batch.shards import cut, merge, parts
+from headscope.app.batch.shards import merge, slices, subset
 from headscope.kernels import statistics
 from headscope.probes import Pair, capture, load_model
-from headscope.probes.capturing.capture import fitting
+from headscope.probes.capturing.options import applicable_stats
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 
@@ -21,9 +21,9 @@ LENGTHS = (9, 31, 4, 31, 17, 70, 2)
 def agree(model: Any, prompts: Any, size: int, **options: Any) -> xr.Dataset:
     """Capture prompts whole and in parts: everything must be the same, numbers to rounding."""
     whole = capture(model, prompts, tile=16, **options)
-    cuts = parts(len(prompts), size)
+    cuts = slices(len(prompts), size)
     assert len(cuts) > 1
-    apart = [capture(model, cut(prompts, part), tile=16, **options) for part in cuts]
+    apart = [capture(model, subset(prompts, part), tile=16, **options) for part in cuts]
     merged = merge(apart, read(model, prompts))
     assert list(merged.variables) == list(whole.variables)
     assert merged.sizes == whole.sizes
@@ -59,5 +59,5 @@ def test_pairs_of_an_encoder_and_decoder(paired_folder: Path, attention: str) ->
         Pair(" ".join(f"w{at}" for at in range(source)), " ".join(f"w{at}" for at in range(target)))
         for source, target in ((4, 2), (9, 5), (3, 11), (9, 5))
     ]
-    stats = fitting(("entropy", "received", "pooled_mean", "distance_hist"), model)
+    stats = applicable_stats(("entropy", "received", "pooled_mean", "distance_hist"), model)
     agree(model, pairs, 3, stats=stats, keep=("q", "k"))
