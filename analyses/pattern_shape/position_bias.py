@@ -93,7 +93,7 @@ def run(
     >>> execute("position_bias", model, n=2, options={"draws": 1})["relevance"].dims
     ('layer', 'head')
     """
-    from headscope.probes.attention.forward import evaluate
+    from headscope.analyses._interventions.ablation import evaluate
     from headscope.probes.prompts import tasks
     from headscope.probes.prompts.task import Task
 
@@ -115,7 +115,7 @@ def run(
         "slots", tuple(prompt for one in moved for prompt in one.asked), "accuracy", task.seed,
         "The asked fact in every slot.",
     )  # fmt: skip
-    right = evaluate(model, facts, metric="accuracy").values.reshape(len(moved), count)
+    right = evaluate(model, facts, metric="accuracy").reshape(len(moved), count)
 
     convention = (
         f"mass of the last query on key and value of a fact; {len(moved)} prompts of {task.name}, "

@@ -81,22 +81,23 @@ def curve(
     NotApplicable
         When a K exceeds half of the heads.
     """
-    from headscope.probes.attention.forward import evaluate
+    from headscope.analyses._interventions.ablation import encode_task, evaluate
 
     if max(counts) > len(ranked) // 2:
         raise NotApplicable(
             f"counts: {max(counts)} of {len(ranked)} heads leave fewer than as many random "
             f"others; take {len(ranked) // 2} or fewer"
         )
+    encoded = encode_task(model, task)
     total, done = 1 + len(counts) * (1 + draws), 0
 
     def accuracy(heads: Sequence[Head]) -> NDArray[np.float64]:
         nonlocal done
-        values = evaluate(model, task, edits=masked(heads, masking), metric="accuracy").values
+        values = evaluate(model, encoded, masked(heads, masking), "accuracy")
         done += 1
         if progress is not None:
             progress(done, total)
-        return np.asarray(values, dtype=np.float64)
+        return values
 
     whole = bootstrap(accuracy(()), seed=seed)
     rows: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = [(whole, whole)]

@@ -94,8 +94,8 @@ def run(
     >>> result["accuracy"].dims
     ('kind', 'condition')
     """
+    from headscope.analyses._interventions.ablation import evaluate
     from headscope.probes import capture
-    from headscope.probes.attention.forward import evaluate
     from headscope.probes.prompts import tasks
 
     model.check_predicts()
@@ -141,7 +141,7 @@ def run(
         mass = asked[kind]["target_mass"].sel(target="evidence")
         mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
         weights[:, at] = mass.values
-        reached = evaluate(model, subject, metric="accuracy").values.astype(np.float64)
+        reached = evaluate(model, subject, metric="accuracy")
         if reached.mean() < least_solved:
             mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
             rows[at, 0] = mean, low, high

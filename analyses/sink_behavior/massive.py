@@ -188,10 +188,7 @@ def _losses(
     capture: xr.Dataset, model: Model, ids: list[list[int]], found: list[Found], seed: int
 ) -> tuple[NDArray[np.float64], str]:
     """Return the loss of every prompt under every condition, and what they say."""
-    import torch
-
-    from headscope.analyses._interventions.next_token_loss import predicts
-    from headscope.analyses._interventions.row_edits import losses
+    from headscope.analyses._interventions.next_token_loss import mean_loss, predicts
     from headscope.analyses._stats.bootstrap import bootstrap
     from headscope.analyses.sink_behavior import _outliers
 
@@ -206,11 +203,10 @@ def _losses(
         (drawn, dict.fromkeys(drawn, 0.0)),
     )
     for prompt, one in enumerate(ids):
-        given = torch.tensor([one])
-        result[prompt, 0] = float(losses(model, given))
+        result[prompt, 0] = mean_loss(model, one)
         for column, (places, values) in enumerate(plans if found else (), start=1):
             with _outliers.setting(model, prompt, places, values):
-                result[prompt, column] = float(losses(model, given))
+                result[prompt, column] = mean_loss(model, one)
     if not found:
         return result, "There is nothing to set to zero or to the mean."
     change, lower, upper = bootstrap(result[:, 1:] - result[:, :1], seed=seed)

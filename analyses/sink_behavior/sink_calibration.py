@@ -12,17 +12,15 @@ Attention Sinks (ACT).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime import options
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import averaged, dataset, label, require, variable
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
@@ -47,7 +45,6 @@ def run(
     least_change: float = 0.001,
     prompts: int = 4,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Scale the weight that each head parks on its sinks, and measure what the loss does.
 
@@ -70,8 +67,6 @@ def run(
         Number of prompts in the sweep, the first ones; each is run once a head and factor.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) runs of a prompt.
 
     Returns
     -------
@@ -116,19 +111,13 @@ def run(
     sweeps = [
         _Sweep(model, one, mask[..., : len(one)]) for one, mask in zip(ids, marked, strict=True)
     ]
-    total = len(ids) * 2 * len(factors) * (model.layers * model.heads + 1)
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done = min(done + count, total)
-        if progress is not None:
-            progress(done, total)
-
+    changes = []
+    with steps(len(sweeps)) as step:
+        for sweep in sweeps:
+            changes.append(sweep.run(factors))
+            step()
     # prompt, set of keys, gamma, layer, head; and with all heads together
-    single, joint = (
-        np.stack(each) for each in zip(*(one.run(factors, step) for one in sweeps), strict=True)
-    )
+    single, joint = (np.stack(each) for each in zip(*changes, strict=True))
     grid = ("layer", "head")
     said = (
         "loss with the weight on {} times γ = {:g}, rows normalised again, minus the loss as it "
@@ -202,21 +191,22 @@ class _Sweep:
     def __init__(self, model: Model, ids: list[int], marked: NDArray[np.bool_]) -> None:
         import torch
 
-        self.model, self.ids, self.size = model, torch.tensor(ids), len(ids)
+        self.model, self.ids, self.size = model, ids, len(ids)
         first = np.zeros_like(marked)
         first[:, :, 0] = True
         self.sets = (torch.from_numpy(first), torch.from_numpy(marked))
 
-    def run(
-        self, gammas: list[float], step: Callable[[int], None]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def run(self, gammas: list[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
-        from headscope.analyses._interventions.row_edits import losses, swept
+        import torch
+
+        from headscope.analyses._interventions.batched_edits import RowScale
+        from headscope.analyses._interventions.next_token_loss import mean_loss, sweep_losses
 
         attending, heads = self.model.geometry.attending, self.model.heads
         single = np.full((len(SETS), len(gammas), self.model.layers, heads), np.nan)
         joint = np.zeros((len(SETS), len(gammas)))
-        intact = float(losses(self.model, self.ids[None]))
+        clean = mean_loss(self.model, self.ids)
         jobs: list[tuple[int, int, int, int]] = []
         for at, keys in enumerate(self.sets):
             # A head without sinks is left as it is: its change is 0 and costs no run.
@@ -225,9 +215,14 @@ class _Sweep:
             for number in range(len(gammas)):
                 jobs += [(at, number, layer, head) for layer, head in chosen if layer in attending]
                 jobs += [(at, number, -1, -1)] if chosen else []
-        factors = [partial(self._factors, *job, gammas=gammas) for job in jobs]
-        values = swept(self.model, self.ids, factors, step)
-        for (at, number, layer, head), value in zip(jobs, values - intact, strict=True):
+        starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
+
+        def edit(some: Any, prompts: list[int]) -> RowScale:
+            rows = [self._factors(*jobs[number], gammas=gammas) for number in some.tolist()]
+            return RowScale(torch.stack(rows))
+
+        values = sweep_losses(self.model, [self.ids], starts, edit)[0]
+        for (at, number, layer, head), value in zip(jobs, values - clean, strict=True):
             if layer < 0:
                 joint[at, number] = value
             else:

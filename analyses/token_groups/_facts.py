@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import Encoded
+    from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
 Head = tuple[int, int]
@@ -36,7 +36,7 @@ class Facts:
         given = read(model, task)
         assert given.encoded is not None
         self.model, self.ids = model, given.ids
-        self.encoded: Encoded = given.encoded
+        self.encoded: EncodedTask = given.encoded
         self.asked = [
             roles["value"].index(questions[0].evidence[0])
             for roles, questions in zip(self.encoded.roles, self.encoded.questions, strict=True)

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.tokens import Encoded, encode
+from headscope.probes.prompts.tokens import EncodedTask, encode
 
 SEED = 9_001
 DEPTHS = 11
@@ -29,7 +29,7 @@ DRAWS = 5
 HALVES = (8, 16, 32, 64, 128, 256)
 
 
-def answer_logits(model: LlamaForCausalLM, encoded: Encoded) -> list[list[Tensor]]:
+def answer_logits(model: LlamaForCausalLM, encoded: EncodedTask) -> list[list[Tensor]]:
     """Logits (vocab,) at every question of every prompt."""
     found = []
     with torch.inference_mode():
@@ -39,7 +39,7 @@ def answer_logits(model: LlamaForCausalLM, encoded: Encoded) -> list[list[Tensor
     return found
 
 
-def hits(logits: list[list[Tensor]], encoded: Encoded) -> list[list[bool]]:
+def hits(logits: list[list[Tensor]], encoded: EncodedTask) -> list[list[bool]]:
     """Whether the most likely token of the whole vocabulary is an answer."""
     return [
         [
@@ -56,7 +56,7 @@ def share(flags: list[list[bool]]) -> float:
     return round(sum(flat) / len(flat), 4)
 
 
-def differences(logits: list[list[Tensor]], encoded: Encoded) -> list[float]:
+def differences(logits: list[list[Tensor]], encoded: EncodedTask) -> list[float]:
     """Mean answer logit minus mean wrong logit, one a question."""
     return [
         float(row[list(question.answer_ids)].mean() - row[list(question.wrong_ids)].mean())
@@ -71,7 +71,7 @@ class Bench:
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int) -> None:
         self.model, self.tokenizer, self.n = model, tokenizer, n
 
-    def ask(self, task: str, n: int | None = None, **options: Any) -> tuple[Encoded, Any]:
+    def ask(self, task: str, n: int | None = None, **options: Any) -> tuple[EncodedTask, Any]:
         """Encoded held-out prompts and the logits of their questions."""
         drawn = tasks.make(task, self.tokenizer, n or self.n, SEED, **options)
         encoded = encode(drawn, self.tokenizer)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headscope.probes.attention.forward import Ids
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import Encoded
+    from headscope.probes.prompts.tokens import EncodedTask
 
     Given = str | Pair | Sequence[str | Sequence[int] | Pair] | Task
 
@@ -51,7 +51,7 @@ class Prompts:
     ids: tuple[tuple[int, ...], ...]
     task: str = ""
     seed: int | str = ""
-    encoded: Encoded | None = None
+    encoded: EncodedTask | None = None
     sources: tuple[tuple[int, ...], ...] = ()
     crossed: bool = False
     pixels: Float[Tensor, "prompt channel height width"] | None = None
