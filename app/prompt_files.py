@@ -58,7 +58,7 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
     InvalidInput
         When the file cannot be written, or the library has fewer files of that length.
     """
-    from headscope.probes.bundled_python.prompts import openings
+    from headscope.probes.prompts.library import openings
 
     lines = [json.dumps({"text": text}) + "\n" for text in openings(number, tokens)]
     try:

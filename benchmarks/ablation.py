@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions import ablation, head_sweep
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.metrics import score
 from headscope.app.bench import machine
 from headscope.app.bench.clock import interleave
 from headscope.probes import capture, load_model
@@ -57,9 +58,10 @@ def bridge_of(model: Model) -> Any:
 
 def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
     """Sweep with TransformerLens: a hook on one head at a time, prompts of one length together."""
-    ids, asked = ablation.asked_of(model, task)
+    encoded = ablation.encode_task(model, task)
+    ids, asked = encoded.ids, encoded.questions
     found = np.full((len(ids), model.layers, model.heads), np.nan)
-    for rows in batches(ids, head_sweep.TOKENS):
+    for rows in batches(ids, ablation.SWEEP_TOKENS):
         given = torch.tensor([ids[row] for row in rows])
         questions = [asked[row] for row in rows]
         for layer in range(model.layers):
@@ -79,7 +81,7 @@ def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
                     output = bridge.run_with_hooks(
                         given, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)]
                     )
-                scores = ablation.measure(output, questions, METRIC)
+                scores = score(output, questions, METRIC)
                 found[rows, layer, head] = scores.double().numpy()
     return found
 
@@ -92,13 +94,13 @@ def compare(count: int, rounds: int) -> dict[str, Any]:
     bridge = bridge_of(model)
 
     def ours() -> Array:
-        return ablation.leave_one_out(model, task, METRIC, means)
+        return ablation.ablate_each_head(model, task, METRIC, means)
 
     def theirs() -> Array:
         return hooked(bridge, model, task, means)
 
     one, other = ours(), theirs()
-    effect = float(np.abs(one - ablation.intact(model, task, METRIC)[:, None, None]).max())
+    effect = float(np.abs(one - ablation.evaluate(model, task, (), METRIC)[:, None, None]).max())
     off = float(np.abs(one - other).max())
     if not off <= TOLERANCE * effect:
         sys.exit(f"numbers: the sweeps differ by {off:.3g} of {effect:.3g}; nothing is reported")
@@ -119,17 +121,17 @@ def rooms(count: int, rounds: int) -> dict[str, Any]:
 
     def of(room: int) -> Any:
         def sweep() -> Array:
-            head_sweep.TOKENS = room
-            return ablation.leave_one_out(model, task, METRIC, means)
+            ablation.SWEEP_TOKENS = room
+            return ablation.ablate_each_head(model, task, METRIC, means)
 
         return sweep
 
-    usual = head_sweep.TOKENS
+    usual = ablation.SWEEP_TOKENS
     try:
         names = {str(room): of(room) for room in sorted(ROOMS, key=lambda room: room != usual)}
         return {"prompts": count, "tokens_in_a_pass": interleave(names, rounds)}
     finally:
-        head_sweep.TOKENS = usual
+        ablation.SWEEP_TOKENS = usual
 
 
 def main() -> None:

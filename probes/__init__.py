@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from headscope.probes.capturing.generation import generate
     from headscope.probes.capturing.memory_estimate import plan
     from headscope.probes.models.checkpoints import checkpoints
-    from headscope.probes.models.model import Model, load_model
+    from headscope.probes.models.loading import load_model
+    from headscope.probes.models.model import Model
     from headscope.probes.models.pair import Pair
     from headscope.probes.prompts import tasks
 
@@ -35,7 +36,7 @@ _MODULES = {
     "capture": "capturing.capture",
     "checkpoints": "models.checkpoints",
     "generate": "capturing.generation",
-    "load_model": "models.model",
+    "load_model": "models.loading",
     "pattern": "capturing.attention_pattern",
     "plan": "capturing.memory_estimate",
 }

@@ -17,7 +17,8 @@ from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
 from headscope.analyses._runtime.progress import steps
 from headscope.probes.attention.forward import logits
-from headscope.probes.prompts.prompt_batch import batches, read
+from headscope.probes.prompts.prompt_batch import batches
+from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
 
@@ -129,7 +130,7 @@ def ablated_metric(
     """Return the metric of every prompt with each set of heads ablated (prompt, set)."""
     encoded = encode_task(model, task)
     answers = AnswerMetric(metric, encoded.questions)
-    return ablate_sets(model, encoded, [answers], head_sets(model, sets), values)[0]
+    return np.asarray(ablate_sets(model, encoded, [answers], head_sets(model, sets), values)[0])
 
 
 def ablate_sets(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.progress import reporting, steps
 from headscope.analyses._runtime.results import interval, label
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.task import Task
 
 Head = tuple[int, int]
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, float], None]
 
 # Below this accuracy of the clean model an ablation has nothing to destroy.
 SOLVED = 0.5
@@ -75,6 +76,7 @@ def check(
     draws: int,
     seed: int,
     others: Mapping[str, Sequence[Head]] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
     """Compare the accuracy of the clean model with top heads and random other heads ablated.
 
@@ -116,7 +118,8 @@ def check(
     for condition, heads in (others or {}).items():
         groups[condition] = [tuple(heads)]
     groups["random other heads ablated"] = sets
-    samples = compare(model, task, groups, "accuracy")
+    with nullcontext() if progress is None else reporting(progress):
+        samples = compare(model, task, groups, "accuracy")
     mean, lower, upper = bootstrap(samples, seed=seed)
     conditions = ["intact", *groups]
     record: dict[str, Any] = {

@@ -184,7 +184,7 @@ def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) ->
     from headscope.analyses._interventions import ablation
     from headscope.analyses._interventions.metrics import METRICS, UNITS
     from headscope.analyses._runtime import options
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     options.one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric

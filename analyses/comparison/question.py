@@ -126,7 +126,7 @@ def _of_texts(
     progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
     from headscope.analyses._interventions.edited_metric import counter
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     prompts = read(model, given)
     short = [len(ids) for ids in prompts.ids if len(ids) < 2]

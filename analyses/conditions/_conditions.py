@@ -58,7 +58,7 @@ class Condition:
 def pair(model: Model, task: Task, other: str) -> tuple[Condition, Condition]:
     """Return condition A, the task, and B: its corrupted twins, or as many prompts of a task."""
     from headscope.probes.prompts import tasks
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     encoded = read(model, task).encoded
     assert encoded is not None

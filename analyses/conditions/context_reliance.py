@@ -98,7 +98,7 @@ def run(
     from headscope.analyses._measurements.head_outputs import output_weights
     from headscope.analyses.conditions._span_knockout import distances, outputs
     from headscope.probes import capture
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
     from headscope.probes.prompts.tasks._absent_facts import stated
 
     model.check_predicts()

@@ -125,7 +125,7 @@ def run(
     """
     from headscope.analyses.conditions._untrained import untrained_model
     from headscope.probes import capture as capture_again
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     options.one_of("relation", relation, _linked_pairs.RELATIONS)
     for name, value in (

@@ -105,7 +105,7 @@ def run(
     ('layer', 'head')
     """
     from headscope.probes import capture as capture_again
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     for name, value in (("best", best), ("draws", draws), ("checked", checked)):
         options.at_least(name, value, 1)
@@ -198,7 +198,7 @@ def _lost(
 
     from headscope.analyses._interventions.metrics import score
     from headscope.probes.attention.forward import logits
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     encoded = read(model, task).encoded
     assert encoded is not None

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import TOKENS, asked_batches
+from headscope.analyses._interventions.ablation import TOKENS, asked_batches, encode_task
 from headscope.analyses._interventions.metrics import score
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
@@ -62,7 +62,7 @@ def aimed(task: Task, goal: str) -> Task:
 
 def head_weights(
     model: Model,
-    task: EncodedTask,
+    task: Task | EncodedTask,
     *,
     steps: int,
     rate: float,
@@ -107,7 +107,7 @@ def head_weights(
 
 def offsets(
     model: Model,
-    task: EncodedTask,
+    task: Task | EncodedTask,
     heads: Sequence[Head],
     sizes: Float[Tensor, "layer head"],
     *,
@@ -147,7 +147,7 @@ def output_sizes(capture: xr.Dataset) -> Float[Tensor, "layer head"]:
 
 def _descend(
     model: Model,
-    task: EncodedTask,
+    task: Task | EncodedTask,
     change: Tensor,
     edits: Callable[[], tuple[Edit, ...]],
     steps: int,
@@ -156,17 +156,18 @@ def _descend(
     step: Callable[[], None] | None,
 ) -> None:
     """Move ``change``, in place, to where the answers are most likely."""
+    encoded = encode_task(model, task)
     change.requires_grad_(True)
     optimizer = torch.optim.Adam([change], lr=rate)
     for _ in range(steps):
         slope = torch.zeros_like(change)
-        for prompts, ids, positions in asked_batches(model, task.ids, task.asked, TOKENS):
-            questions = [task.questions[prompt] for prompt in prompts]
+        for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+            questions = [encoded.questions[prompt] for prompt in prompts]
             with torch.enable_grad():
                 output = logits(model, ids, edits(), positions)
                 scores = score(output, questions, "log_probability", positions.tolist())
                 # Gradients of this alone: the weights of the model get none.
-                slope += torch.autograd.grad(-scores.sum() / len(task), change)[0]
+                slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]
         if penalty:
             slope += penalty * torch.sign(change.detach()) / change.numel()
         change.grad = slope

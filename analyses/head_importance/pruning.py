@@ -138,7 +138,7 @@ def run(
     slope = np.abs(head_gradients.gate_gradient(model, work.ranking, work.smooth)).mean(0)
     gate = [single[at] for at in np.argsort([slope[unit[0]] for unit in single], kind="stable")]
     counts, places = spaced(len(single), points), spaced(len(grouped), points)
-    with steps(5) as step:
+    with steps(5 if len(grouped) < len(single) else 3) as step:
         order, first = greedy(model, work.ranking, work.smooth, single, share, values)
         step()
         named = {"greedy": order, "one shot": first, "gate gradient": gate}

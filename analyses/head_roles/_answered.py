@@ -22,7 +22,7 @@ class Answered:
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task, seen: int) -> None:
         from headscope.analyses._interventions.next_token_loss import predicts
-        from headscope.probes.prompts.prompt_batch import read
+        from headscope.probes.prompts.reading import read
 
         options.one_text(capture.attrs.get("attention", "self"), "classes")
         if not predicts(capture):

@@ -46,7 +46,7 @@ def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
     import torch
 
     from headscope.analyses._measurements.head_outputs import output_weights
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     given = read(model, task)
     assert given.encoded is not None

@@ -210,7 +210,8 @@ def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]
         return torch.stack(found).clamp_min(0.0)
 
     names = (task.metric, "log_probability")
-    measures = [*(AnswerMetric(name, encoded.questions) for name in names), divergence]
+    measures: list[ablation.Measure] = [divergence]
+    measures[:0] = [AnswerMetric(name, encoded.questions) for name in names]
     found = ablation.ablate_sets(model, encoded, measures, ablation.every_head(model))
     pruned = ablation.fill_layers(model, found)
     whole = [ablation.evaluate(model, encoded, (), name) for name in names]

@@ -245,7 +245,7 @@ def _read(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], str]:
     """Score every prompt of every cell (length, depth, prompt, ...), and digest their tokens."""
     from headscope.analyses.retrieval_heads._needle_steps import look, right, score
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     total = sum(len(row) for row in cells)
     digests, rows = [], []

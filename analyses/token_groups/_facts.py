@@ -31,7 +31,7 @@ class Facts:
     """
 
     def __init__(self, model: Model, task: Task) -> None:
-        from headscope.probes.prompts.prompt_batch import read
+        from headscope.probes.prompts.reading import read
 
         given = read(model, task)
         assert given.encoded is not None

@@ -42,7 +42,7 @@ def needs(job: Job) -> Iterator[Need]:
     """Weigh every group of a job; its models are loaded, nothing is run or written."""
     from headscope.app.batch.shards import cut
     from headscope.probes import plan
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     for group in job.groups:
         try:

@@ -155,7 +155,7 @@ def finish(folder: Folder) -> tuple[Record, ...]:
         known = {name: one for name, one in found.items() if one is not None}
         records += known.values()
         _report(folder, group, known)
-    dataset_file.write_text(folder.path / INDEX, index.compose(folder, records))
+    dataset_file.write_text(folder.path / INDEX, index.html(folder, records))
     manifest: dict[str, Any] = {
         **folder.job.identity(),
         "not_reproducible": [LOG],
@@ -189,4 +189,4 @@ def _report(folder: Folder, group: Group, records: dict[str, Record]) -> None:
         from plotly.offline import get_plotlyjs
 
         dataset_file.write_text(library, get_plotlyjs())
-    build.lay_out(place, manifest, results, beside=f"../../../{PLOTLY}")
+    build.write_files(place, manifest, results, plotly_address=f"../../../{PLOTLY}")

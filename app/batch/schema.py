@@ -134,14 +134,15 @@ def _place(folder: Path, source: str) -> str:
 
 def _find(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    from headscope.probes.models.model_source import SHIPPED, locate
+    from headscope.probes.bundled import BUNDLED
+    from headscope.probes.models.model_source import locate
 
     place = locate(source)
     if Path(place.path).is_dir():
         return
     if source.startswith("headscope/"):
         raise InvalidInput(
-            f"model: no {source!r} comes with headscope{near(source, tuple(SHIPPED))}"
+            f"model: no {source!r} comes with headscope{near(source, tuple(BUNDLED))}"
         )
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -153,7 +154,7 @@ def _find(source: str) -> None:
     except Exception as error:
         raise InvalidInput(
             f"model: {source!r} is no folder and not in the local cache, and the hub does not "
-            f"have it or cannot be reached{near(source, tuple(SHIPPED))}"
+            f"have it or cannot be reached{near(source, tuple(BUNDLED))}"
         ) from error
 
 

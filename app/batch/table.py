@@ -10,8 +10,7 @@ import numpy as np
 import xarray as xr
 
 from headscope import viz
-from headscope.app.report.findings import entries
-from headscope.app.report.scores import GRID
+from headscope.app.report.scores import GRID, entries
 
 if TYPE_CHECKING:
     import pyarrow as pa

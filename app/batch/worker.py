@@ -98,7 +98,7 @@ def captured(
 
 def capturing(job: Job, group: Group, model: Model, given: Any) -> dict[str, Any] | None:
     """Give the options of a group's capture, the same for each part; None where none is needed."""
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     wanted = needs(job, group, model)
     if not wanted.stats and not wanted.keep:
@@ -121,7 +121,7 @@ def joined(
     job: Job, group: Group, captures: Sequence[xr.Dataset | Failure | None]
 ) -> xr.Dataset | Failure | None:
     """Put the captures of the parts of a group together, or say what failed first."""
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
 
     there = [one for one in captures if isinstance(one, xr.Dataset)]
     if len(there) < len(captures):

@@ -121,7 +121,7 @@ def bridged(module: Any) -> Any:
     from headscope.probes.bundled import folder
 
     # A bridge wants a tokenizer although it is given ids.
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder("headscope/bundled"))
     return TransformerBridge.boot_transformers(
         "gpt2", hf_model=module, tokenizer=tokenizer, dtype=torch.float32
     )

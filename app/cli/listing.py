@@ -13,14 +13,15 @@ from headscope.app.cli.console import say
 
 def list_models() -> None:
     """List the models that need no download, and say how to name others."""
-    from headscope.probes import bundled, bundled_induction, bundled_python
+    from headscope.probes.bundled import BUNDLED, folder
 
-    steps = f"a two-layer Llama, @step400 a checkpoint of it ({bundled_induction.folder()})"
-    python = f"a GPT-2 of the Python library's source, takes any text ({bundled_python.folder()})"
+    meanings = {
+        "headscope/bundled": "a Llama of generated text, for all tasks",
+        "headscope/bundled-python": "a GPT-2 of the Python library's source, takes any text",
+        "headscope/induction": "a two-layer Llama, @step400 a checkpoint of it",
+    }
     for name, meaning in (
-        ("headscope/bundled", f"a Llama of generated text, for all tasks ({bundled.folder()})"),
-        ("headscope/bundled-python", python),
-        ("headscope/induction", steps),
+        *((name, f"{meanings[name]} ({folder(name)})") for name in BUNDLED),
         ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),
         ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
     ):

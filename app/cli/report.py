@@ -22,9 +22,9 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a 
 
 def print_report(run: Run) -> None:
     """Write the report of a run, and print the heads that stand out."""
-    from headscope.app.report.build import write
+    from headscope.app.report.build import write_report
     from headscope.app.report.findings import findings_table
 
-    page = write(run)
+    page = write_report(run)
     out.print(findings_table(run.results()))
     say(f"report: {page} (and heads.parquet, heads.csv, report.json beside it)")

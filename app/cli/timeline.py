@@ -53,7 +53,7 @@ def timeline(
     from headscope.analyses import series
     from headscope.app.pipeline import parse_settings
     from headscope.app.prompt_files import read_prompts
-    from headscope.app.report.timeline import scores, write
+    from headscope.app.report.timeline import scores, write_page
 
     given = parse_settings([f"{analysis}.{one}" for one in settings or []])
     with bar(err) as progress:
@@ -70,7 +70,7 @@ def timeline(
             overwrite=overwrite,
             progress=progress,
         )
-    page = write(found, folder)
+    page = write_page(found, folder)
     say(found.attrs["note"])
     for score in scores(found):
         order = series.emergence(found, score).attrs["order"]

@@ -123,7 +123,7 @@ def read_text(path: str, version: str, text: str | Pair) -> Tokens:
     HeadscopeError
         For words that the tokenizer does not know, or a text too long to draw.
     """
-    from headscope.probes.prompts.prompt_batch import read as read_prompts
+    from headscope.probes.prompts.reading import read as read_prompts
 
     found = read_prompts(model(path, version), text)
     if not found.sources:

@@ -1,22 +1,26 @@
-"""Report: what a run found, as one HTML file that opens anywhere, with tables beside it."""
+"""The report of a run: one HTML file that opens anywhere, with tables beside it."""
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from markupsafe import Markup
 
 from headscope import analyses, viz
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline, render
-from headscope.app.report.findings import by_score, findings, heads_table, records
+from headscope.app.report.findings import Finding, by_score, findings, records
+from headscope.app.report.scores import heads_table, interval_text
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.storage.dataset_file import replacing
+from headscope.probes.storage.run_folder import REPORT
 from headscope.viz import number
 
 if TYPE_CHECKING:
@@ -24,8 +28,6 @@ if TYPE_CHECKING:
 
     from headscope.probes.storage.run_folder import Run
 
-# Verdicts that must not be overlooked.
-DOUBTFUL = ("disagreement", "too_few")
 PROVENANCE = (
     "model", "revision", "architecture", "attention", "dtype", "task", "seed", "n_prompts",
     "prompts_sha256", "stats", "convention", "headscope",
@@ -36,7 +38,7 @@ LISTED = 300
 INLINE = 20_000
 
 
-def write(run: Run, out: Path | None = None) -> Path:
+def write_report(run: Run, out: Path | None = None) -> Path:
     """Write the report of a run: all of its files, or none.
 
     Parameters
@@ -56,16 +58,21 @@ def write(run: Run, out: Path | None = None) -> Path:
     InvalidInput
         When the run has no results, or the folder cannot be written.
     """
-    results = ordered(run.results())
+    results = run.results()
     if not results:
         raise InvalidInput(f"run: {run.path} has no results; headscope analyze {run.path}")
-    return lay_out(run.path if out is None else out, run.manifest, results)
+    known = [name for name in analyses.names() if name in results]
+    ordered = {name: results[name] for name in (*known, *(set(results) - set(known)))}
+    return write_files(run.path if out is None else out, run.manifest, ordered)
 
 
-def lay_out(
-    folder: Path, manifest: Mapping[str, Any], results: Mapping[str, xr.Dataset], beside: str = ""
+def write_files(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    results: Mapping[str, xr.Dataset],
+    plotly_address: str | None = None,
 ) -> Path:
-    """Write the report of results that are in memory, as `write` does.
+    """Write the report of results that are in memory, as `write_report` does.
 
     Parameters
     ----------
@@ -75,20 +82,17 @@ def lay_out(
         What was run, as the manifest of a run.
     results
         Results by the name of their analysis, in order.
-    beside
+    plotly_address
         Address of a plotly.js that reports share; without it the file holds the library.
 
     Raises
     ------
-    HeadscopeError
+    InvalidInput
         When the folder cannot be written.
     """
-    from headscope.probes.storage.dataset_file import replacing
-    from headscope.probes.storage.run_folder import REPORT
-
     table = heads_table(results)
     texts = {
-        "report.html": compose(manifest, results, table, beside),
+        "report.html": html(manifest, results, table, plotly_address),
         "heads.csv": table.to_csv(index=False),
         "report.json": json.dumps(
             machine_readable(manifest, results), indent=1, ensure_ascii=False, allow_nan=False
@@ -102,74 +106,24 @@ def lay_out(
     return folder / "report.html"
 
 
-def ordered(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Put results into the order of the analyses folder, others behind."""
-    known = [name for name in analyses.names() if name in results]
-    return {name: results[name] for name in (*known, *(set(results) - set(known)))}
-
-
-def compose(
+def html(
     manifest: Mapping[str, Any],
     results: Mapping[str, xr.Dataset],
     table: pd.DataFrame,
-    beside: str = "",
+    plotly_address: str | None = None,
 ) -> str:
-    """Return the HTML of a report, plotly.js inside or at the address ``beside``."""
-    from plotly.offline import get_plotlyjs
-
-    title = f"Attention heads of {manifest['model']}"
-    body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{_made(manifest)}</p>',
-        _contents(results),
-        '<h2 id="findings">Heads that stand out</h2>',
-        _findings(results),
-    ]
-    for name, result in results.items():
-        body += section(name, result)
-    body += [
-        '<h2 id="heads">All heads</h2>',
-        '<p>One row a head, one column a score: <a href="heads.csv">heads.csv</a>, '
-        '<a href="heads.parquet">heads.parquet</a>. Everything, for programs: '
-        '<a href="report.json">report.json</a>.</p>',
-        _heads(table),
-        '<h2 id="provenance">Provenance</h2>',
-        page.pairs(manifest),
-    ]
-    return page.page(title, body, "" if beside else get_plotlyjs(), beside)
-
-
-def doubtful(result: xr.Dataset) -> bool:
-    """Tell whether a result contradicts another number, or rests on too few prompts."""
-    return result.attrs.get("verdict") in DOUBTFUL
-
-
-def section(name: str, result: xr.Dataset) -> Iterator[str]:
-    """Yield the parts of one analysis: what it is, what it says, figures, options."""
-    known = name in analyses.names()
-    docstring = analyses.load(name).__doc__ or "" if known else ""
-    summary, text = render(docstring or str(result.attrs.get("title", name)))
-    yield f'<h2 id="{html.escape(name)}">{inline(summary.rstrip("."))}</h2>\n{text}'
-    for key in ("note", "skipped"):
-        if result.attrs.get(key):
-            words = str(result.attrs[key])
-            said = f"Not run: {words}" if key == "skipped" else words
-            yield page.note(inline(said), warn=key == "skipped" or doubtful(result))
-    shown = viz.variables(result)
-    if "skipped" in result.attrs and not shown:
-        return
-    numbers = [each for each in shown if result[each].ndim == 0]
-    if numbers:
-        yield f'<div class="cards">{"".join(_card(result, each) for each in numbers)}</div>'
-    for each in shown:
-        if each not in numbers:
-            array = result[each]
-            alt = f"{array.attrs.get('long_name', each)}, of analysis {name}"
-            yield page.plot(f"{name}-{each}", viz.draw(result, each), alt, _caption(each, array))
-    options = json.loads(result.attrs.get("options") or "{}")
-    made = {key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")}
-    yield page.folded("Options", page.pairs(options) if options else "<p>None.</p>")
-    yield page.folded("Provenance", page.pairs(made))
+    """Return the page of a report, plotly.js inside or at an address."""
+    return page.render(
+        "report",
+        f"Attention heads of {manifest['model']}",
+        plotly_address,
+        made=_made(manifest),
+        findings=[list(map(_shown, members)) for members in by_score(findings(results)).values()],
+        sections=[_section(name, result) for name, result in results.items()],
+        heads=_heads(table),
+        head_count=len(table),
+        manifest=manifest,
+    )
 
 
 def machine_readable(
@@ -182,8 +136,8 @@ def machine_readable(
         "analyses": {
             name: {
                 "attrs": dict(result.attrs),
-                "coords": {str(key): _plain(one) for key, one in result.coords.items()},
-                "variables": {str(key): _plain(one) for key, one in result.items()},
+                "coords": {str(key): _plain(array) for key, array in result.coords.items()},
+                "variables": {str(key): _plain(array) for key, array in result.items()},
             }
             for name, result in results.items()
         },
@@ -191,107 +145,100 @@ def machine_readable(
 
 
 def _plain(array: xr.DataArray) -> dict[str, Any]:
-    found: dict[str, Any] = {"dims": list(array.dims), "attrs": dict(array.attrs)}
+    """Return an array as JSON can hold it."""
+    plain: dict[str, Any] = {"dims": list(array.dims), "attrs": dict(array.attrs)}
     if array.size > INLINE:
-        return {**found, "values": None, "note": f"{array.size} values: see the run folder"}
+        return {**plain, "values": None, "note": f"{array.size} values: see the run folder"}
     values = array.values
     if values.dtype.kind == "f":
-        boxed = values.astype(object)
-        boxed[~np.isfinite(values)] = None
-        return {**found, "values": boxed.tolist()}
-    return {**found, "values": values.tolist()}
+        values = np.where(np.isfinite(values), values.astype(object), None)
+    return {**plain, "values": values.tolist()}
 
 
 def _made(manifest: Mapping[str, Any]) -> str:
+    """Say what was captured, on which prompts, when."""
     prompts = manifest.get("task") or manifest.get("prompts") or "own prompts"
-    kind = str(manifest.get("attention", "self"))
-    which = "" if kind == "self" else f", {kind} attention"
+    attention = str(manifest.get("attention", "self"))
+    which = "" if attention == "self" else f", {attention} attention"
     when = f" at {manifest['created']}" if "created" in manifest else ""
-    return html.escape(
+    return (
         f"{manifest['architecture']}{which}, revision {manifest['revision']}. Captured on "
         f"{manifest['n_prompts']} prompts ({prompts}){when} with headscope "
         f"{manifest['headscope']}."
     )
 
 
-def _contents(results: Mapping[str, xr.Dataset]) -> str:
-    titles = {
-        name: str(one.attrs.get("title", name)).split(":")[0] for name, one in results.items()
+def _shown(finding: Finding) -> dict[str, Any]:
+    """Return a finding with its interval in words."""
+    return {**asdict(finding), "interval": interval_text(finding.lower, finding.upper)}
+
+
+def _section(name: str, result: xr.Dataset) -> dict[str, Any]:
+    """Return what the page says of one analysis: definition, notes, figures, options."""
+    own_title = str(result.attrs.get("title", name))
+    docstring = analyses.load(name).__doc__ or "" if name in analyses.names() else ""
+    title, text = render(docstring or own_title)
+    notes = []
+    if result.attrs.get("note"):
+        notes.append((str(result.attrs["note"]), page.is_doubtful(result)))
+    if result.attrs.get("skipped"):
+        notes.append((f"Not run: {result.attrs['skipped']}", True))
+    variables = viz.variables(result)
+    section = {
+        "name": name,
+        "title": title.rstrip("."),
+        "short_title": own_title.split(":")[0],
+        "text": text,
+        "notes": notes,
+        "cards": [_card(result, each) for each in variables if result[each].ndim == 0],
+        "figures": [_figure(name, result, each) for each in variables if result[each].ndim],
+        "options": json.loads(result.attrs.get("options") or "{}"),
     }
-    places = {"findings": "Heads that stand out", **titles, "heads": "All heads"}
-    links = "".join(
-        f'<li><a href="#{html.escape(name)}">{html.escape(title)}</a></li>'
-        for name, title in places.items()
-    )
-    return f"<nav aria-label='Contents'><ul>{links}</ul></nav>"
+    made = {key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")}
+    hidden = "skipped" in result.attrs and not variables
+    return {**section, "provenance": {} if hidden else made}
 
 
-def _findings(results: Mapping[str, xr.Dataset]) -> str:
-    rows = []
-    for (analysis, _), members in by_score(findings(results)).items():
-        first = members[0]
-        title = f"{inline(first.title)}<small>{html.escape(first.units)}</small>"
-        link = f'<a href="#{html.escape(analysis)}">{html.escape(analysis)}</a>'
-        cells = []
-        for each in members:
-            ends = ""
-            if np.isfinite(each.lower) and np.isfinite(each.upper):
-                ends = f"<small>{viz.amount(each.lower)} to {viz.amount(each.upper)}</small>"
-            if each.tied > len(members):
-                ends += f"<small>shared by {each.tied} heads</small>"
-            cells.append(f"<b>{each.name}</b> {viz.amount(each.value)}{ends}")
-        cells += ["–"] * (3 - len(cells))
-        rows.append((link, title, first.evidence, *cells))
-    head = ("Analysis", "Score", "Evidence", "1st", "2nd", "3rd")
-    explained = (
-        "<p>The first three heads of every score, with the 95 % interval below where there is one. "
-        "Scores with a sign are ranked by size. <em>Correlational</em>: how the attention of the "
-        "head looks; <em>causal</em>: what changes without the head.</p>"
-    )
-    return explained + page.table(head, rows, numbers=3)
-
-
-def _card(result: xr.Dataset, name: str) -> str:
-    array = result[name]
-    words = number.words(array)
+def _card(result: xr.Dataset, name: str) -> dict[str, str]:
+    """Return a single number with its interval."""
     lower, upper = viz.interval(result, name)
-    ends = ""
-    if lower is not None and upper is not None and np.isfinite(float(lower)):
-        ends = (
-            f"<small>95 % interval {viz.amount(float(lower))} to {viz.amount(float(upper))}</small>"
-        )
-    title = inline(str(array.attrs.get("long_name", name)))
-    return f'<div class="card">{title}<b>{words}</b>{ends}</div>'
+    return {
+        "title": str(result[name].attrs.get("long_name", name)),
+        "value": number.words(result[name]),
+        "interval": "" if lower is None or upper is None else interval_text(lower, upper),
+    }
 
 
-def _caption(name: str, array: xr.DataArray) -> str:
-    parts = [f"<code>{html.escape(name)}</code>"]
-    parts += [
-        inline(str(array.attrs[key])) for key in ("convention", "source") if key in array.attrs
-    ]
-    heads = array.attrs.get("heads")
-    if isinstance(heads, Mapping):
-        for condition, sets in heads.items():
-            lists = [
-                ", ".join(map(str, one)) if isinstance(one, list) else str(one) for one in sets
-            ]
-            parts.append(f"{inline(str(condition))}: {html.escape(' / '.join(lists))}")
-    return ". ".join(part.rstrip(".") for part in parts) + "."
+def _figure(analysis: str, result: xr.Dataset, name: str) -> page.Figure:
+    """Draw a variable, with its name, convention, source and heads below."""
+    attrs = result[name].attrs
+    parts = [Markup("<code>{}</code>").format(name)]
+    parts += [inline(str(attrs[key])) for key in ("convention", "source") if key in attrs]
+    if isinstance(attrs.get("heads"), Mapping):
+        for condition, sets in attrs["heads"].items():
+            lists = (", ".join(map(str, heads)) if isinstance(heads, list) else str(heads)
+                     for heads in sets)  # fmt: skip
+            parts.append(inline(str(condition)) + ": " + " / ".join(lists))
+    alt = f"{attrs.get('long_name', name)}, of analysis {analysis}"
+    return page.figure(f"{analysis}-{name}", result, name, alt, page.sentences(parts) + ".")
 
 
-def _heads(table: pd.DataFrame) -> str:
+def _heads(table: pd.DataFrame) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return the scores of all heads by analysis: name, titles, rows; none of too many heads."""
     if table.empty or len(table) > LISTED:
-        return f"<p>{len(table)} heads: see the files.</p>"
-    scores = [name for name in table.columns if not name.endswith(("_lower", "_upper"))][3:]
-    groups: dict[str, list[str]] = {}
-    for name in scores:
-        groups.setdefault(name.split(".")[0], []).append(name)
-    parts = []
-    for analysis, names in groups.items():
-        rows = [
-            (str(row["name"]), *(viz.amount(float(row[name])) for name in names))
-            for _, row in table.iterrows()
-        ]
-        head = ("Head", *(html.escape(name.partition(".")[2].replace("_", " ")) for name in names))
-        parts.append(page.folded(analysis, page.table(head, rows, numbers=len(names))))
-    return "".join(parts)
+        return []
+    columns: dict[str, list[str]] = {}
+    for name in table.columns[3:]:
+        if not name.endswith(("_lower", "_upper")):
+            columns.setdefault(name.split(".")[0], []).append(name)
+    return [
+        (
+            analysis,
+            ["Head", *(name.partition(".")[2].replace("_", " ") for name in names)],
+            [
+                [str(row["name"]), *(viz.amount(float(row[name])) for name in names)]
+                for _, row in table.iterrows()
+            ],
+        )
+        for analysis, names in columns.items()
+    ]

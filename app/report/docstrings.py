@@ -1,16 +1,17 @@
-"""Prose: docstrings as HTML."""
+"""Docstrings as HTML."""
 
 from __future__ import annotations
 
-import html
 import inspect
 import re
 
-# What closes a docstring of an analysis: where its definitions come from.
+from markupsafe import Markup, escape
+
+# Last paragraph of an analysis' docstring: where its definitions come from.
 SOURCE = re.compile(r"^Sources?:\s*", re.IGNORECASE)
 
 
-def render(docstring: str) -> tuple[str, str]:
+def render(docstring: str) -> tuple[str, Markup]:
     """Turn a numpydoc docstring into its summary and the HTML of the rest.
 
     Paragraphs, lists, ``literals`` and underlined sections are recognised; everything else stays
@@ -18,44 +19,46 @@ def render(docstring: str) -> tuple[str, str]:
 
     Examples
     --------
-    >>> render("Sinks: parked weight.\\n\\nWeight of ``k`` & co.\\n\\nSource: Gu et al.")
-    ('Sinks: parked weight.', '<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et al.</p>')
+    >>> render("Attention sinks.\\n\\nWeight of ``k`` & co.\\n\\nSource: Gu et al.")[1]
+    Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et al.</p>')
     """  # noqa: E501
     summary, _, rest = inspect.cleandoc(docstring).partition("\n\n")
-    return " ".join(summary.split()), "\n".join(_block(each) for each in _blocks(rest))
+    blocks = [_block(block) for block in re.split(r"\n\s*\n", rest) if block.strip()]
+    return " ".join(summary.split()), Markup("\n").join(blocks)
 
 
-def inline(text: str) -> str:
+def inline(text: str) -> Markup:
     """Escape text, and set ``literals`` and `names` as code.
 
     Examples
     --------
     >>> inline("``a<b`` and `importance`")
-    '<code>a&lt;b</code> and <code>importance</code>'
+    Markup('<code>a&lt;b</code> and <code>importance</code>')
     """
-    escaped = html.escape(text, quote=False)
-    return re.sub(r"``(.+?)``|`([^`]+)`", lambda m: f"<code>{m[1] or m[2]}</code>", escaped)
+    code = r"<code>\g<literal>\g<name></code>"
+    pattern = r"``(?P<literal>.+?)``|`(?P<name>[^`]+)`"
+    return Markup(re.sub(pattern, code, str(escape(text))))
 
 
-def _blocks(text: str) -> list[str]:
-    return [block for block in re.split(r"\n\s*\n", text) if block.strip()]
-
-
-def _block(block: str) -> str:
+def _block(block: str) -> Markup:
+    """Turn one paragraph, list or section into HTML."""
     lines = block.splitlines()
     if len(lines) > 1 and set(lines[1].strip()) == {"-"}:
-        rest = "\n".join(lines[2:])
-        title = f"<h4>{inline(lines[0].strip())}</h4>"
-        return title + ("\n" + _block(inspect.cleandoc(rest)) if rest.strip() else "")
+        title = Markup("<h4>{}</h4>").format(inline(lines[0].strip()))
+        rest = inspect.cleandoc("\n".join(lines[2:]))
+        return title + Markup("\n") + _block(rest) if rest else title
     if lines[0].lstrip().startswith(("- ", "* ")):
         entries = re.split(r"(?m)^\s*[-*] ", block)[1:]
-        return "<ul>" + "".join(f"<li>{_joined(entry)}</li>" for entry in entries) + "</ul>"
-    found = SOURCE.match(block)
-    if found:
-        label = found.group().strip().rstrip(":").capitalize()
-        return f'<p class="source"><b>{label}</b> {_joined(block[found.end() :])}</p>'
-    return f"<p>{_joined(block)}</p>"
+        items = Markup("").join(Markup("<li>{}</li>").format(_joined(entry)) for entry in entries)
+        return Markup("<ul>{}</ul>").format(items)
+    source = SOURCE.match(block)
+    if source:
+        label = source.group().strip().rstrip(":").capitalize()
+        text = _joined(block[source.end() :])
+        return Markup('<p class="source"><b>{}</b> {}</p>').format(label, text)
+    return Markup("<p>{}</p>").format(_joined(block))
 
 
-def _joined(text: str) -> str:
+def _joined(text: str) -> Markup:
+    """Put text on one line."""
     return inline(" ".join(text.split()))

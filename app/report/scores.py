@@ -1,15 +1,20 @@
-"""Scores: every number that a run has about every head, with ranks."""
+"""Scores: every number that a run has about every head, with ranks, and all of them as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import SupportsFloat
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 from headscope import viz
 
 GRID = ("layer", "head")
+ENTRIES = 8
+"""Entries of a further dim that a row of the heads table has columns for."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,92 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
                 key = f"{analysis}.{name}"
                 found[key] = Score(key, result[name].transpose(*GRID), *sides)
     return found
+
+
+def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Return one row a head and one column a score.
+
+    Parameters
+    ----------
+    results
+        Results by the name of their analysis, as ``Run.results()`` gives them.
+
+    Returns
+    -------
+    Columns ``name`` (``L5H1``), ``layer``, ``head``, then ``analysis.variable`` and the ends of
+    its interval, ``analysis.variable_lower`` and ``analysis.variable_upper``. A variable with one
+    further dim of few entries has a column for each of them, ``analysis.variable[entry]``; curves
+    and matrices of heads, and entries that no head has a value for, stay in the results.
+
+    Examples
+    --------
+    >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
+    >>> table = heads_table({"sinks": xr.Dataset({"sink": mass})})
+    >>> print(*table.loc[1, ["name", "sinks.sink"]])
+    L0H1 0.9
+    """
+    columns = [
+        _column(f"{analysis}.{name}{f'[{entry}]' if entry else ''}", array.isel(place))
+        for analysis, result in results.items()
+        for name, array in result.items()
+        for entry, place in entries(array)
+        if not entry or bool(array.isel(place).notnull().any())
+    ]
+    if not columns:
+        return pd.DataFrame(columns=["name", *GRID])
+    table = pd.concat(columns, axis=1).sort_index()
+    places = table.index.to_frame(index=False)
+    names = [
+        viz.head_name(layer, head)
+        for layer, head in zip(places["layer"], places["head"], strict=True)
+    ]
+    named = pd.DataFrame({"name": names})
+    return pd.concat([named, places, table.reset_index(drop=True)], axis=1)
+
+
+def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield the scores of heads that an array holds: what each is called, and its place.
+
+    One without a name where there are no dims but layer and head; one an entry of a short list;
+    none where it is no score of heads, or a curve or a matrix a head.
+
+    Examples
+    --------
+    >>> kinds = xr.DataArray([[[0.1]], [[0.9]]], dims=("kind", *GRID), coords={"kind": ["a", "b"]})
+    >>> list(entries(kinds))
+    [('a', {'kind': 0}), ('b', {'kind': 1})]
+    """
+    rest = [str(dim) for dim in array.dims if dim not in GRID]
+    if not set(GRID) <= set(array.dims) or len(rest) > 1:
+        return
+    if not rest:
+        yield "", {}
+    for dim in rest:
+        if array.sizes[dim] <= ENTRIES:
+            for index in range(array.sizes[dim]):
+                one = array.isel({dim: index})
+                yield str(one[dim].item()) if dim in one.coords else f"{dim} {index}", {dim: index}
+
+
+def interval_text(lower: SupportsFloat, upper: SupportsFloat) -> str:
+    """Write the ends of an interval; "" where it has none.
+
+    >>> interval_text(0.25, 0.5), interval_text(float("nan"), 0.5)
+    ('0.250 to 0.500', '')
+    """
+    ends = float(lower), float(upper)
+    return " to ".join(map(viz.amount, ends)) if np.isfinite(ends).all() else ""
+
+
+def _column(name: str, array: xr.DataArray) -> pd.Series[float]:
+    array = indexed(array.transpose(*GRID))
+    index = pd.MultiIndex.from_product(
+        [array["layer"].values.tolist(), array["head"].values.tolist()], names=GRID
+    )
+    return pd.Series(np.asarray(array.values, dtype=float).ravel(), index=index, name=name)
+
+
+def indexed(array: xr.DataArray) -> xr.DataArray:
+    """Give layers and heads that have no coordinate their index."""
+    bare = [dim for dim in GRID if dim not in array.coords]
+    return array.assign_coords({dim: np.arange(array.sizes[dim]) for dim in bare})

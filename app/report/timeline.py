@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
-import json
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from plotly.offline import get_plotlyjs
 
 from headscope import viz
 from headscope.analyses.series import emergence, kept
@@ -21,77 +18,61 @@ from headscope.probes.storage.dataset_file import write_text
 SHOWN = 24
 
 
-def scores(found: xr.Dataset) -> list[str]:
+def scores(timeline: xr.Dataset) -> list[str]:
     """List the scores of heads that a timeline holds."""
-    return [name for name in viz.variables(found) if {"layer", "head"} <= set(found[name].dims)]
+    names = viz.variables(timeline)
+    return [name for name in names if {"layer", "head"} <= set(timeline[name].dims)]
 
 
-def drawn(found: xr.Dataset) -> list[str]:
+def drawn(timeline: xr.Dataset) -> list[str]:
     """List the variables of a timeline that there is a view for."""
     names = []
-    for name in viz.variables(found):
+    for name in viz.variables(timeline):
         try:
-            viz.choose(found[name])
+            viz.choose(timeline[name])
         except HeadscopeError:
             continue
         names.append(name)
     return names
 
 
-def write(found: xr.Dataset, folder: Path) -> Path:
+def write_page(timeline: xr.Dataset, folder: Path) -> Path:
     """Write ``timeline.html``: a figure of every variable, and when its entries emerge.
 
     Raises
     ------
-    HeadscopeError
+    InvalidInput
         When the folder cannot be written.
     """
-    attrs = found.attrs
-    title = f"{attrs['analysis']} over the training of {attrs['model']}"
-    warn = "WARNING" in attrs["note"]
-    body = [f"<h1>{html.escape(title)}</h1>", page.note(inline(attrs["note"]), warn=warn)]
-    for name in drawn(found):
-        array = found[name]
-        words = str(array.attrs.get("long_name", name))
-        body.append(f"<h2>{inline(words)}</h2>")
-        caption = ". ".join(
-            inline(str(array.attrs[key])).rstrip(".")
-            for key in ("convention", "source")
-            if key in array.attrs
-        )
-        body.append(page.plot(name, viz.draw(found, name), words, caption))
-        if name in scores(found):
-            body.append(_table(emergence(found, name)))
-    hidden = ("by_checkpoint", "note")
-    body.append(
-        page.folded("Provenance", page.pairs({k: attrs[k] for k in attrs if k not in hidden}))
-    )
-    body.append(
-        page.folded(
-            "By checkpoint",
-            page.pairs({k: json.dumps(v) for k, v in attrs["by_checkpoint"].items()}),
-        )
+    attrs = timeline.attrs
+    text = page.render(
+        "timeline",
+        f"{attrs['analysis']} over the training of {attrs['model']}",
+        note=attrs["note"],
+        warn=page.is_doubtful(timeline),
+        variables=[_variable(timeline, name) for name in drawn(timeline)],
+        provenance={key: attrs[key] for key in attrs if key not in ("by_checkpoint", "note")},
+        by_checkpoint=attrs["by_checkpoint"],
     )
     path = folder / kept.PAGE
-    write_text(path, page.page(title, body, get_plotlyjs()))
+    write_text(path, text)
     return path
 
 
-def _table(found: xr.Dataset) -> str:
+def _variable(timeline: xr.Dataset, name: str) -> tuple[page.Figure, dict[str, Any] | None]:
+    """Draw a variable, and list in which order its heads emerge where it is a score of heads."""
+    attrs = timeline[name].attrs
+    parts = [inline(str(attrs[key])) for key in ("convention", "source") if key in attrs]
+    title = str(attrs.get("long_name", name))
+    figure = page.figure(name, timeline, name, title, page.sentences(parts))
+    if name not in scores(timeline):
+        return figure, None
+    found = emergence(timeline, name).attrs
     rows = [
-        (
-            html.escape(str(row["name"])),
-            f"{row['step']:g}",
-            interval(row),
-            f"{row['final']:.3f}",
-        )
-        for row in found.attrs["order"][:SHOWN]
+        (row["name"], f"{row['step']:g}", interval(row), f"{row['final']:.3f}")
+        for row in found["order"][:SHOWN]
     ]
-    if not rows:
-        return f"<p>Nothing emerges ({html.escape(found.attrs['convention'])}).</p>"
-    head = ("Emerges, in order", "at step", "surely between", "at the end")
-    note = f"<figcaption>{html.escape(found.attrs['convention'])}.</figcaption>"
-    return page.table(head, rows, numbers=3) + note
+    return figure, {"rows": rows, "convention": found["convention"]}
 
 
 def interval(row: dict[str, Any]) -> str:

@@ -18,10 +18,11 @@ from headscope.probes.attention.interface import Call, installed
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.encoder_decoder import SELF, through
 from headscope.probes.models.pair import Pair, start_token
-from headscope.probes.models.vision import eye
+from headscope.probes.models.vision import vision_tower
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
+    from headscope.probes.models.pair import Ids
 
 # A user's config may ask for more than we read, or for a tuple in place of named outputs.
 PLAIN: dict[str, Any] = {
@@ -31,7 +32,6 @@ PLAIN: dict[str, Any] = {
     "return_dict": True,
 }
 
-Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | Pair
 Take = Callable[[Call, dict[str, Tensor], Tensor], None]
 
 
@@ -132,7 +132,7 @@ def _look(model: Model, pixels: Tensor) -> Tensor:
     """Show images to a model that reads them: the last hidden state."""
     result: Tensor
     try:
-        found = eye(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
+        found = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
     except HeadscopeError:
         raise
     except ValueError as error:

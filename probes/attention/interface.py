@@ -30,6 +30,7 @@ from headscope.probes.attention.tracing.mask import Mask
 from headscope.probes.attention.tracing.mask_rule import Sight
 from headscope.probes.attention.tracing.scores import Attention
 from headscope.probes.attention.tracing.tracer import listening
+from headscope.probes.models.bridge import unwrapped
 from headscope.probes.models.encoder_decoder import SELF, Places
 
 if TYPE_CHECKING:
@@ -163,8 +164,6 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
     """
     with _lock, ExitStack() as stack:
         if model.bridge is not None:
-            from headscope.probes.models.bridge import unwrapped
-
             stack.enter_context(unwrapped(model.bridge))
         stack.enter_context(using(model.module, NAME))
         places = None if model.attention == SELF else Places(model.module)

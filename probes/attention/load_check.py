@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError, InvalidInput, UnsupportedModel
-from headscope.probes.attention.forward import PLAIN, Ids, Reader, call, paired, run
+from headscope.probes.attention.forward import PLAIN, Reader, call, paired, run
 from headscope.probes.attention.implementation import using
 from headscope.probes.attention.interface import NAME, Call, follows, installed
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models import vision
+from headscope.probes.models.bridge import unwrapped
 from headscope.probes.models.devices import weights
 from headscope.probes.models.encoder_decoder import SELF, blocks, maps
 from headscope.probes.models.model import Geometry, Model
 from headscope.probes.models.pair import Pair
+
+if TYPE_CHECKING:
+    from headscope.probes.models.pair import Ids
 
 STATISTICS = ("entropy", "max_weight", "first_mass", "received")
 LENGTH = 24
@@ -215,8 +219,6 @@ def _own(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
     """Run the model's own attention: the last hidden state."""
     with ExitStack() as stack:
         if model.bridge is not None:
-            from headscope.probes.models.bridge import unwrapped
-
             stack.enter_context(unwrapped(model.bridge))
         stack.enter_context(using(model.module, implementation))
         if not options:

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,19 +26,16 @@ from torch import nn
 from headscope.kernels.api import cache_folder, engine_fingerprint
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.attention import load_check
-from headscope.probes.models.model import Geometry
+from headscope.probes.models.model import Geometry, Model
 from headscope.probes.models.model_source import locate
 from headscope.probes.storage.dataset_file import write_text
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
 
 VARIABLE = "HEADSCOPE_CHECK"
 """Environment variable: ``always`` checks at every load; unset, once a model."""
 WEIGHTS = ("*.safetensors", "*.json")
 
 
-def inspect_once(model: Model, source: str | os.PathLike[str]) -> Model:
+def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
     """Check a model that was loaded by name or folder, unless it has passed here before.
 
     Parameters

@@ -1,18 +1,24 @@
-"""The model that ships with headscope: weights, tokenizer, and how it was made.
+"""The models that ship with headscope: weights, tokenizer, card and README of each, no code.
 
-`headscope.probes.bundled.train` made the weights, `evaluate` measured them, ``README.md`` is the
-model card.
+``training/`` at the root of the repository holds how they were made and measured.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+# Public name of each model and its folder here.
+BUNDLED = {
+    "headscope/bundled": "story",
+    "headscope/bundled-python": "python",
+    "headscope/induction": "induction",
+}
 
-def folder() -> Path:
-    """The folder that holds the bundled model's files.
 
-    >>> (folder() / "config.json").is_file()
+def folder(name: str) -> Path:
+    """The folder that holds the files of a bundled model.
+
+    >>> (folder("headscope/bundled") / "config.json").is_file()
     True
     """
-    return Path(__file__).parent
+    return Path(__file__).parent / BUNDLED[name]

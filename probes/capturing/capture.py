@@ -13,15 +13,17 @@ import xarray as xr
 
 from headscope.kernels import statistics
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.probes.models.model import Model, load_model
-from headscope.probes.prompts.prompt_batch import Prompts, read
+from headscope.probes.models.loading import load_model
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.prompt_batch import Prompts
+from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     from headscope.probes.capturing import spans as spans_module
     from headscope.probes.capturing import targets as targets_module
     from headscope.probes.capturing.recorder import Recording
     from headscope.probes.interventions.base import Edit
-    from headscope.probes.prompts import prompt_batch as prompts_module
+    from headscope.probes.prompts import reading as prompts_module
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")
 KEEP = ("q", "k", "v", "z", "resid")

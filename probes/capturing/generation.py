@@ -20,12 +20,14 @@ from headscope.probes.attention.forward import Reader
 from headscope.probes.attention.interface import Call, installed
 from headscope.probes.capturing.capture import provenance
 from headscope.probes.capturing.recorder import Recording
-from headscope.probes.models.model import Model, load_model
-from headscope.probes.prompts.prompt_batch import Prompts, read
+from headscope.probes.models.loading import load_model
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.prompt_batch import Prompts
+from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     from headscope.probes.interventions.base import Edit
-    from headscope.probes.prompts import prompt_batch as prompts_module
+    from headscope.probes.prompts import reading as prompts_module
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "topk_key")
 

@@ -11,7 +11,7 @@ from headscope.kernels.errors import ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes.interventions.base import Edit
-    from headscope.probes.prompts import prompt_batch as prompts_module
+    from headscope.probes.prompts import reading as prompts_module
 
 
 SLACK = 3 << 24

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from headscope.kernels.errors import InvalidInput
 
 
-def home(module: nn.Module) -> torch.device:
+def input_device(module: nn.Module) -> torch.device:
     """Find where a model takes its tokens: the device of its input embedding.
 
     Examples
     --------
     >>> from headscope.probes import load_model
-    >>> home(load_model("headscope/bundled").module).type in ("cpu", "cuda")
+    >>> input_device(load_model("headscope/bundled").module).type in ("cpu", "cuda")
     True
     """
     whole: Any = module

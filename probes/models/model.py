@@ -1,18 +1,22 @@
-"""Models: a Hugging Face model, or a TransformerBridge around one, ready for capture."""
+"""A Hugging Face model, or a TransformerBridge around one, ready for capture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
+from headscope.probes.models.devices import input_device
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+TOKENS, IMAGES = "tokens", "images"
+INPUTS = {"input_ids": TOKENS, "pixel_values": IMAGES}
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,7 @@ class Model:
     @property
     def reads(self) -> str:
         """What its prompts are: ``tokens`` or ``images``."""
-        from headscope.probes.models.vision import inputs
-
-        return inputs(self.module)
+        return input_kind(self.module)
 
     @property
     def architecture(self) -> str:
@@ -150,9 +152,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the tokens go: the device of the input embedding."""
-        from headscope.probes.models.devices import home
-
-        return home(self.module)
+        return input_device(self.module)
 
     def encode(self, text: str) -> list[int]:
         """Turn text into token ids, with the beginning-of-sequence token first.
@@ -233,96 +233,18 @@ class Model:
                 )
 
 
-def load_model(
-    source: Any,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    tokenizer: Any = None,
-    attention: str = "self",
-) -> Model:
-    """Load a model, by name, folder or object, and check that headscope reads it right.
-
-    The check runs a short prompt: the logits and the statistics of every head must agree with
-    the model's own eager attention, and an edit must change the output. Disagreement is refused.
-    A model loaded by name or folder that has passed is not checked again until its files, the code
-    or a version change; ``HEADSCOPE_CHECK=always`` in the environment checks it every time.
-
-    Parameters
-    ----------
-    source
-        ``"headscope/bundled"``, ``"headscope/bundled-python"`` or ``"headscope/induction"``, a
-        folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
-        ``@`` and a checkpoint or revision), a Hugging Face model, a TransformerBridge, or a
-        `Model`.
-    device
-        Where to put it; the GPU when there is one. ``"auto"`` spreads it over all devices, and
-        over memory and disk, with accelerate. An object given stays where it is.
-    dtype
-        Number format; float32 on the CPU, else the one it was saved in. An object given keeps
-        its own.
-    tokenizer
-        A tokenizer, or the name or folder of one, where the source brings none; of a model that
-        reads images, an image processor.
-    attention
-        Of an encoder–decoder model: ``encoder``, ``decoder`` (its self-attention) or ``cross``. A
-        `Model` given with another attention is checked again with this one.
-
-    Returns
-    -------
-    The model, in evaluation mode when loaded here; an object given is never changed.
+def input_kind(module: Any) -> str:
+    """Say what a model reads: ``tokens`` or ``images``.
 
     Raises
     ------
-    InvalidInput
-        For a model that is missing, whose attention neither goes through transformers' attention
-        interface nor can be followed step by step, that uses a variant of attention that the
-        engine does not know, holds NaN, or fails the check; for an attention that it does not
-        have, and without one for an encoder–decoder model.
-
-    Examples
-    --------
-    >>> model = load_model("headscope/bundled")
-    >>> model.heads, model.kv_heads
-    (8, 4)
+    UnsupportedModel
+        For anything else, by the name of the input.
     """
-    if isinstance(source, Model) and attention in ("self", source.attention):
-        return source
-    from headscope.probes.attention.load_check import inspect
-    from headscope.probes.attention.load_check_cache import inspect_once
-    from headscope.probes.models.bridge import is_bridge, unwrapped
-    from headscope.probes.models.encoder_decoder import choose
-    from headscope.probes.models.source import fetch, fingerprint, place
-    from headscope.probes.models.vision import IMAGES, inputs
-
-    if isinstance(source, Model):
-        return inspect(replace(source, attention=choose(source.module, attention)))
-
-    if isinstance(source, str | PathLike):
-        module, found, name, revision = fetch(source, device, dtype, tokenizer)
-        bridge = None
-    elif is_bridge(source):
-        bridge, module = source, source.original_model
-        found = tokenizer if tokenizer is not None else source.tokenizer
-        with unwrapped(bridge):  # without the bridge's own copies of the weights
-            name, revision = str(source.cfg.model_name), fingerprint(module)
-        place(module, device, dtype)
-    else:
-        bridge, module, found = None, source, tokenizer
-        if not hasattr(module, "config") or not hasattr(module, "base_model"):
-            raise InvalidInput(
-                f"model: {type(source).__name__} is none of a name, a folder, a Hugging Face "
-                "model or a TransformerBridge"
-            )
-        name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
-        revision = fingerprint(module)
-        place(module, device, dtype)
-    if isinstance(found, str | PathLike):
-        from headscope.probes.models.source import fetch_tokenizer
-
-        found = fetch_tokenizer(found, images=inputs(module) == IMAGES)
-    chosen = choose(module, attention)
-    empty = Geometry(0, 0, 0, 0, 0)
-    pictures = inputs(module) == IMAGES
-    words, processor = (None, found) if pictures else (found, None)
-    model = Model(module, words, name, revision, bridge, empty, chosen, processor)
-    return inspect_once(model, source) if isinstance(source, str | PathLike) else inspect(model)
+    name = getattr(module, "main_input_name", "input_ids")
+    if name not in INPUTS:
+        raise UnsupportedModel(
+            f"model: {type(module).__name__} reads {name}; only tokens (input_ids) and images "
+            "(pixel_values) are known"
+        )
+    return INPUTS[name]

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.bundled import BUNDLED
+from headscope.probes.bundled import folder as bundled_folder
 
-SHIPPED = {
-    "headscope/bundled": "bundled",
-    "headscope/bundled-python": "bundled_python",
-    "headscope/induction": "bundled_induction",
-}
 HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
 REVISION = r"[\w][\w./-]*"
 STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)", re.IGNORECASE)
@@ -75,7 +72,7 @@ def locate(source: str | os.PathLike[str]) -> Place:
             raise InvalidInput(f"model: {wanted!r} is no revision; write NAME@REVISION")
         return Place(name, source, revision=wanted)
     if not (folder / "config.json").is_file():
-        if name in SHIPPED:
+        if name in BUNDLED:
             raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
         raise InvalidInput(f"model: the folder {name} holds no config.json, so no model")
     known = variants(folder)
@@ -94,8 +91,8 @@ def locate(source: str | os.PathLike[str]) -> Place:
 def folder_of(source: str | os.PathLike[str]) -> Path | None:
     """Return the folder that a source names, or None where it names none."""
     name = os.fspath(source)
-    if name in SHIPPED:
-        return Path(__file__).parents[1] / SHIPPED[name]
+    if name in BUNDLED:
+        return bundled_folder(name)
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else None
 

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
     from headscope.probes.models.model import Model
+
+    Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | "Pair"
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from transformers.utils import logging
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.models.checkpoints import commit
-from headscope.probes.models.devices import home, weights
+from headscope.probes.models.devices import input_device, weights
+from headscope.probes.models.model import IMAGES, input_kind
 from headscope.probes.models.model_source import HUB, listed, locate
-from headscope.probes.models.vision import IMAGES, inputs
 
 # Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
 WHOLE = 1 << 20
@@ -88,7 +88,7 @@ def fetch(
         module.get_parameter(name).zero_()
     found = tokenizer
     if found is None:
-        found = fetch_tokenizer(place, False, inputs(module) == IMAGES, revision)
+        found = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
     known = "" if Path(place).is_dir() else commit(place, revision)
     return module, found, name, known or fingerprint(module)
 
@@ -129,11 +129,11 @@ def fetch_tokenizer(
         return None
 
 
-def place(
+def refuse_moving(
     module: nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> None:
     """Refuse to move an object that belongs to the user."""
-    weight, here = next(module.parameters()), home(module)
+    weight, here = next(module.parameters()), input_device(module)
     if device == "auto":
         raise InvalidInput(
             f"device: the model given is on {here}; only a name or a folder is spread"

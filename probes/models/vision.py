@@ -14,13 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
+from headscope.probes.prompts.prompt_batch import Prompts
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
-    from headscope.probes.prompts.prompt_batch import Prompts
 
-TOKENS, IMAGES = "tokens", "images"
-INPUTS = {"input_ids": TOKENS, "pixel_values": IMAGES}
 # What models call the vectors that they put before the patches, in the order in which they stand.
 BEFORE = {
     "cls_token": "[CLS]",
@@ -30,24 +28,7 @@ BEFORE = {
 }
 
 
-def inputs(module: Any) -> str:
-    """Say what a model reads: ``tokens`` or ``images``.
-
-    Raises
-    ------
-    UnsupportedModel
-        For anything else, by the name of the input.
-    """
-    name = getattr(module, "main_input_name", "input_ids")
-    if name not in INPUTS:
-        raise UnsupportedModel(
-            f"model: {type(module).__name__} reads {name}; only tokens (input_ids) and images "
-            "(pixel_values) are known"
-        )
-    return INPUTS[name]
-
-
-def eye(module: Any) -> Any:
+def vision_tower(module: Any) -> Any:
     """Find the part of a model that turns pixels into hidden states, without a head on top.
 
     Raises
@@ -132,8 +113,6 @@ def read(model: Model, given: Any) -> Prompts:
         For no images, images of several sizes, files and PIL images without an image processor,
         numbers that are not pixels as the model reads them.
     """
-    from headscope.probes.prompts.prompt_batch import Prompts
-
     single = isinstance(given, str | os.PathLike) or _is_picture(given)
     if not single and getattr(given, "ndim", 0) == 3:
         single = True

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from headscope import analyses
 from headscope.app import cli
 from headscope.app.dashboard import cache
-from headscope.app.report.findings import heads_table
+from headscope.app.report.scores import heads_table
 from headscope.probes import load_model
 from headscope.probes.storage import run_folder
 

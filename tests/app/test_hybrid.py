@@ -14,7 +14,8 @@ from headscope import viz
 from headscope.app.dashboard import cache
 from headscope.app.pipeline import analyze_run, capture_run
 from headscope.app.report import build
-from headscope.app.report.findings import findings, heads_table
+from headscope.app.report.findings import findings
+from headscope.app.report.scores import heads_table
 from headscope.probes import load_model
 from headscope.probes.storage import run_folder
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundled) -> Path:
     bundled.tokenizer.save_pretrained(place / "model")
     made = capture_run(place / "run", str(place / "model"), task="ioi", number=2)
     analyze_run(made, ("sinks", "rollout", "importance"), number=2)
-    build.write(made)
+    build.write_report(made)
     return place / "run"
 
 

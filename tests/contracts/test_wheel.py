@@ -32,14 +32,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
-    for name in ("bundled", "bundled_python"):
-        bundled = site / "headscope" / "probes" / name
-        assert (bundled / "model.safetensors").exists()
-        assert (bundled / "tokenizer.json").exists()
-        assert sum(file.stat().st_size for file in bundled.rglob("*")) < 13e6
-    series = site / "headscope" / "probes" / "bundled_induction"
-    assert len(list(series.glob("model.step*.safetensors"))) >= 8
-    assert sum(file.stat().st_size for file in series.glob("*.safetensors")) <= 4e6
+    bundled = site / "headscope" / "probes" / "bundled"
+    for name in ("story", "python"):
+        assert (bundled / name / "model.safetensors").exists()
+    assert len(list((bundled / "induction").glob("model.step*.safetensors"))) >= 8
+    for folder in (bundled / "story", bundled / "python", bundled / "induction"):
+        for name in ("config.json", "tokenizer.json", "card.json", "README.md"):
+            assert (folder / name).exists()
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 13e6
+        # How the models were made is not in the wheel.
+        assert not list(folder.glob("*.py"))
+    assert not list(site.rglob("headscope_training"))
     assert (site / "headscope" / "kernels" / "compiled" / "sweep.c").exists()
     assert not list(site.glob("kernels"))
 

@@ -13,7 +13,7 @@ import xarray as xr
 from headscope import viz
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import pattern_window
-from headscope.app.report.scores import Score
+from headscope.app.report.scores import Score, interval_text
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.models.pair import Pair
 from headscope.viz import patches
@@ -60,7 +60,7 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
         interval = ""
         if each.lower is not None and each.upper is not None and np.isfinite(value):
             low, high = (float(side[layer, head]) for side in (each.lower, each.upper))
-            interval = f"{viz.amount(low)} to {viz.amount(high)}" if np.isfinite(low) else ""
+            interval = interval_text(low, high)
         rank = each.ranks()[layer, head]
         rows.append(
             {

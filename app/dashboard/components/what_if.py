@@ -14,6 +14,7 @@ from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._runtime.results import heads as known_heads
 from headscope.analyses._runtime.results import label
 from headscope.app.dashboard import cache
+from headscope.app.report.scores import interval_text
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
@@ -158,18 +159,17 @@ def _edits(
 def _show(asked: str, answer: xr.Dataset) -> None:
     """Show the metric, the loss on every token and the next words, before and after."""
     st.markdown(f"**{asked}**")
-    score, change = answer["score"], answer["change"]
+    score = answer["score"]
     units = str(score.attrs["units"])
-    rows = [
-        {"": name, "value": viz.measured(float(one), units), "95 % interval": _ends(low, high)}
-        for name, one, low, high in zip(
-            [*score["condition"].values.tolist(), "change"],
-            [*score.values, change.item()],
-            [*answer["score_lower"].values, answer["change_lower"].item()],
-            [*answer["score_upper"].values, answer["change_upper"].item()],
-            strict=True,
-        )
-    ]
+    values, lower, upper = (
+        [*answer[f"score{end}"].values, answer[f"change{end}"].item()]
+        for end in ("", "_lower", "_upper")
+    )
+    rows = {
+        "": [*score["condition"].values.tolist(), "change"],
+        "value": [viz.measured(float(value), units) for value in values],
+        "95 % interval": list(map(interval_text, lower, upper)),
+    }
     st.table(pd.DataFrame(rows), border="horizontal", hide_index=True)
     st.markdown(f"{score.attrs['long_name']}; {score.attrs['convention']}. {answer.attrs['note']}")
     if "loss" in answer:
@@ -184,7 +184,3 @@ def _show(asked: str, answer: xr.Dataset) -> None:
                            name="next word"),
         )  # fmt: skip
         st.table(table.map("{:.3f}".format), border="horizontal")
-
-
-def _ends(low: float, high: float) -> str:
-    return f"{viz.amount(float(low))} to {viz.amount(float(high))}" if low == low else ""

@@ -20,8 +20,7 @@ from headscope.app.dashboard.components import (
     pattern_window,
     what_if,
 )
-from headscope.app.report.findings import heads_table
-from headscope.app.report.scores import Score, collect
+from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import HeadscopeError
 
 

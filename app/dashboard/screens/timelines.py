@@ -10,6 +10,7 @@ import xarray as xr
 from headscope import viz
 from headscope.analyses.series import emergence, kept
 from headscope.app.dashboard import cache, state
+from headscope.app.report.page import is_doubtful
 from headscope.app.report.timeline import drawn, scores
 from headscope.kernels.errors import HeadscopeError
 
@@ -57,7 +58,7 @@ def _read(path: str, version: int) -> xr.Dataset:
 
 def _show(whole: xr.Dataset, chosen: str) -> None:
     note = str(whole.attrs["note"])
-    (st.warning if "WARNING" in note else st.caption)(f"{whole.attrs['model']}: {note}")
+    (st.warning if is_doubtful(whole) else st.caption)(f"{whole.attrs['model']}: {note}")
     shown = drawn(whole)
     state.complain("score", shown)
     # Not by their titles: the link would carry these.

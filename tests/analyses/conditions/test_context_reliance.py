@@ -6,11 +6,11 @@ import torch
 from constructed import INDUCTION, needle
 from transformers import LlamaForCausalLM
 
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.conditions._span_knockout import distances, outputs
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import KnockOut
 from headscope.probes.prompts import tasks
 
@@ -96,7 +96,7 @@ def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space)
 @pytest.mark.seed("B5")
 def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
     """The claim behind the score, by another intervention: only the fact, only in these heads."""
-    from headscope.probes.prompts.prompt_batch import read
+    from headscope.probes.prompts.reading import read
     from headscope.probes.prompts.tasks._absent_facts import stated
 
     task = stated(tasks.make("recall", bundled.tokenizer, 1))

@@ -13,7 +13,7 @@ from headscope.analyses.conditions._link_probe import LinkProbe, shuffled
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.prompt_batch import read
+from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Prompt, Question, Task
 from headscope.probes.prompts.tasks._words import KINDS
 

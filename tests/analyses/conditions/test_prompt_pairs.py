@@ -14,14 +14,16 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.prompt_batch import read
+from headscope.probes.prompts.reading import read
 
 
 @pytest.mark.seed("B5")
 def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
     task = tasks.make("recall", bundled.tokenizer, 2, pairs=3)
     result = execute("prompt_pairs", bundled, task=task, options={"draws": 1})
-    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    eager = LlamaForCausalLM.from_pretrained(
+        folder("headscope/bundled"), attn_implementation="eager"
+    ).eval()
     encoded = read(bundled, task).encoded
     expected = []
     for row in range(2):

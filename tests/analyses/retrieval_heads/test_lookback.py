@@ -19,7 +19,9 @@ from headscope.probes.prompts.tasks._absent_facts import absent, stated
 
 @pytest.mark.seed("B4")
 def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
-    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    eager = LlamaForCausalLM.from_pretrained(
+        folder("headscope/bundled"), attn_implementation="eager"
+    ).eval()
     prompts = [[0, 30, 31, 32, 33, 34, 35], [0, 40, 41, 42]]
     found = generate(bundled, prompts, ("span_mass",), new_tokens=3, prefix=2)
     measured = ratios(found, 2)

@@ -7,11 +7,13 @@ import pytest
 import torch
 import xarray as xr
 
-from headscope.analyses._interventions import causal_check
+from headscope.analyses._interventions.ablation import evaluate as evaluate_task
 from headscope.analyses.series import emergence, timeline
 from headscope.probes import checkpoints, load_model
-from headscope.probes.bundled_induction import evaluate, folder
+from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
+from headscope_training.evaluation import head_scores, predict_next, without
+from headscope_training.induction import evaluation
 
 SERIES = "headscope/induction"
 
@@ -25,11 +27,11 @@ def types() -> xr.Dataset:
 def losses() -> xr.Dataset:
     """Loss on words said the second time, by transformers alone."""
     steps = [int(name.rpartition("step")[2]) for name in checkpoints(SERIES)]
-    _, again = evaluate.held_out()
+    _, again = evaluation.held_out()
     found = []
     for step in steps:
-        loss = evaluate.predicted(evaluate.load(folder(), f"step{step}"), again[:16])[0]
-        found.append(float(loss[:, evaluate.PERIOD + 1 :].mean()))
+        loss = predict_next(evaluation.load(folder(SERIES), f"step{step}"), again[:16])[0]
+        found.append(float(loss[:, evaluation.PERIOD + 1 :].mean()))
     return xr.Dataset({"loss": ("checkpoint", found)}, {"step": ("checkpoint", steps)})
 
 
@@ -69,15 +71,15 @@ def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginnin
     others = [(layer, head) for layer in range(2) for head in range(4)]
     others = [head for head in others if head not in circuit]
     assert len(others) >= len(top)
-    _, again = evaluate.held_out()
+    _, again = evaluation.held_out()
     found = {}
     for step in ("step100", checkpoints(SERIES)[-1].rpartition("@")[2]):
-        model, stock = load_model(f"{SERIES}@{step}"), evaluate.load(folder(), step)
+        model, stock = load_model(f"{SERIES}@{step}"), evaluation.load(folder(SERIES), step)
         found[step] = {}
         for name, taken in (("intact", ()), ("top", top), ("others", others)):
             found[step][name] = said_again(model, again[:16], taken)
             # The edit inside the pass is the ablation of the weights.
-            expected = evaluate.second_time(evaluate.without(stock, taken), again[:16])
+            expected = evaluation.second_time(without(stock, taken), again[:16])
             assert found[step][name] == pytest.approx(tuple(expected.values()), abs=1e-3)
     early, late = found.values()
     # Loss and accuracy where words come again; a guess costs log(482) = 6.2 nats.
@@ -95,15 +97,15 @@ def said_again(model, rows, taken) -> tuple[float, float]:
     from headscope.probes.interventions import Ablate
 
     edits = (Ablate(heads=tuple(taken)),) if taken else ()
-    asked = logits(model, rows[:, :-1], edits)[:, evaluate.PERIOD + 1 :]
-    answers = rows[:, evaluate.PERIOD + 2 :]
+    asked = logits(model, rows[:, :-1], edits)[:, evaluation.PERIOD + 1 :]
+    answers = rows[:, evaluation.PERIOD + 2 :]
     loss = torch.nn.functional.cross_entropy(asked.transpose(1, 2), answers)
     return float(loss), float((asked.argmax(-1) == answers).float().mean())
 
 
 @pytest.mark.seed("A3")
 def test_a_sink_on_the_first_token_forms_after_induction(types: xr.Dataset) -> None:
-    _, again = evaluate.held_out()
+    _, again = evaluation.held_out()
     found = timeline("sink_topology", f"{SERIES}@*", [row.tolist() for row in again[:8]])
     share = found["topology_share"].sel(kind="none")
     assert (share[found["step"] <= 500] == 1).all()
@@ -136,11 +138,11 @@ def test_the_analysis_own_causal_check_turns_from_inconclusive_to_agreement(
 def test_scores_are_those_of_eager_maps(types: xr.Dataset) -> None:
     model = load_model(f"{SERIES}@step400")
     task = tasks.make("induction", model.tokenizer, n=8, seed=5)
-    assert causal_check.score(model, task, (), "accuracy").mean() == pytest.approx(
+    assert evaluate_task(model, task, (), "accuracy").mean() == pytest.approx(
         float(types["induction_accuracy"].sel(checkpoint="step400", condition="intact"))
     )
     rows = torch.tensor([model.encode(" ".join(one.words)) for one in task.prompts])
-    assert rows.shape[1] == 2 * evaluate.PERIOD + 1
-    expected = evaluate.kinds(evaluate.load(folder(), "step400"), rows)
+    assert rows.shape[1] == 2 * evaluation.PERIOD + 1
+    expected = head_scores(evaluation.load(folder(SERIES), "step400"), rows)
     found = types["induction"].sel(checkpoint="step400")
     np.testing.assert_allclose(found, expected["induction"], atol=1e-4)

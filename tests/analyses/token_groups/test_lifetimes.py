@@ -21,7 +21,9 @@ def lives(circuit):
 
 @pytest.mark.seed("A20")
 def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
-    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    eager = LlamaForCausalLM.from_pretrained(
+        folder("headscope/bundled"), attn_implementation="eager"
+    ).eval()
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
     ids = capture(bundled, task, stats=("lse",))["token_id"].values[0].tolist()
     with torch.no_grad():

@@ -27,7 +27,9 @@ def label(tmp_path, rows):
 @pytest.fixture(scope="module")
 def maps(bundled):
     """The stock model's own attention maps of one text, in float64."""
-    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    eager = LlamaForCausalLM.from_pretrained(
+        folder("headscope/bundled"), attn_implementation="eager"
+    ).eval()
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
     ids = capture(bundled, task, stats=("lse",))["token_id"].values[0].tolist()
     with torch.no_grad():

@@ -30,7 +30,9 @@ def test_every_token_is_of_the_first_kind_that_fits():
 
 @pytest.mark.seed("A20")
 def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
-    eager = LlamaForCausalLM.from_pretrained(folder(), attn_implementation="eager").eval()
+    eager = LlamaForCausalLM.from_pretrained(
+        folder("headscope/bundled"), attn_implementation="eager"
+    ).eval()
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
     held = capture(bundled, task, stats=("lse",))
     ids, words = held["token_id"].values[0].tolist(), held["token"].values[0].tolist()

@@ -13,7 +13,7 @@ from headscope.kernels import statistics
 from headscope.probes import Pair, capture, load_model
 from headscope.probes.capturing.capture import fitting
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.prompt_batch import read
+from headscope.probes.prompts.reading import read
 
 LENGTHS = (9, 31, 4, 31, 17, 70, 2)
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from headscope import analyses
 from headscope.app.cli import app
 from headscope.kernels import statistics
-from headscope.probes.models.model_source import SHIPPED
+from headscope.probes.bundled import BUNDLED
 
 COMMANDS = sorted(
     command.name or command.callback.__name__
@@ -52,7 +52,7 @@ def test_every_statistic_is_listed_with_its_formula() -> None:
 
 
 def test_the_bundled_models_are_listed() -> None:
-    for name in SHIPPED:
+    for name in BUNDLED:
         assert f"{name} " in said("models")
 
 

@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from headscope.app.report.findings import findings, findings_table, heads_table, records
+from headscope.app.report.findings import findings, findings_table, records
+from headscope.app.report.scores import heads_table
 
 GRID = ("layer", "head")
 

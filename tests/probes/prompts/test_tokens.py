@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes.bundled.tokenizer import write_tokenizer
+from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Prompt, Question, Task
 from headscope.probes.prompts.tasks._words import KINDS
@@ -17,10 +17,8 @@ from headscope.probes.prompts.tokens import encode, is_single, join
 
 
 @pytest.fixture(scope="module")
-def word_level(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    folder = tmp_path_factory.mktemp("words")
-    write_tokenizer(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+def word_level() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(folder("headscope/bundled"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,104 @@
+"""Load a model by name, folder or object, and check that its attention is read right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.attention.load_check import inspect
+from headscope.probes.attention.load_check_cache import check_cached
+from headscope.probes.models.bridge import is_bridge, unwrapped
+from headscope.probes.models.encoder_decoder import choose
+from headscope.probes.models.model import IMAGES, Geometry, Model, input_kind
+from headscope.probes.models.source import fetch, fetch_tokenizer, fingerprint, refuse_moving
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(
+    source: Any,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    attention: str = "self",
+) -> Model:
+    """Load a model, by name, folder or object, and check that headscope reads it right.
+
+    The check runs a short prompt: the logits and the statistics of every head must agree with
+    the model's own eager attention, and an edit must change the output. Disagreement is refused.
+    A model loaded by name or folder that has passed is not checked again until its files, the code
+    or a version change; ``HEADSCOPE_CHECK=always`` in the environment checks it every time.
+
+    Parameters
+    ----------
+    source
+        ``"headscope/bundled"``, ``"headscope/bundled-python"`` or ``"headscope/induction"``, a
+        folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
+        ``@`` and a checkpoint or revision), a Hugging Face model, a TransformerBridge, or a
+        `Model`.
+    device
+        Where to put it; the GPU when there is one. ``"auto"`` spreads it over all devices, and
+        over memory and disk, with accelerate. An object given stays where it is.
+    dtype
+        Number format; float32 on the CPU, else the one it was saved in. An object given keeps
+        its own.
+    tokenizer
+        A tokenizer, or the name or folder of one, where the source brings none; of a model that
+        reads images, an image processor.
+    attention
+        Of an encoder–decoder model: ``encoder``, ``decoder`` (its self-attention) or ``cross``. A
+        `Model` given with another attention is checked again with this one.
+
+    Returns
+    -------
+    The model, in evaluation mode when loaded here; an object given is never changed.
+
+    Raises
+    ------
+    InvalidInput
+        For a model that is missing, whose attention neither goes through transformers' attention
+        interface nor can be followed step by step, that uses a variant of attention that the
+        engine does not know, holds NaN, or fails the check; for an attention that it does not
+        have, and without one for an encoder–decoder model.
+
+    Examples
+    --------
+    >>> model = load_model("headscope/bundled")
+    >>> model.heads, model.kv_heads
+    (8, 4)
+    """
+    if isinstance(source, Model) and attention in ("self", source.attention):
+        return source
+    if isinstance(source, Model):
+        return inspect(replace(source, attention=choose(source.module, attention)))
+
+    if isinstance(source, str | PathLike):
+        module, found, name, revision = fetch(source, device, dtype, tokenizer)
+        bridge = None
+    elif is_bridge(source):
+        bridge, module = source, source.original_model
+        found = tokenizer if tokenizer is not None else source.tokenizer
+        with unwrapped(bridge):  # without the bridge's own copies of the weights
+            name, revision = str(source.cfg.model_name), fingerprint(module)
+        refuse_moving(module, device, dtype)
+    else:
+        bridge, module, found = None, source, tokenizer
+        if not hasattr(module, "config") or not hasattr(module, "base_model"):
+            raise InvalidInput(
+                f"model: {type(source).__name__} is none of a name, a folder, a Hugging Face "
+                "model or a TransformerBridge"
+            )
+        name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
+        revision = fingerprint(module)
+        refuse_moving(module, device, dtype)
+    if isinstance(found, str | PathLike):
+        found = fetch_tokenizer(found, images=input_kind(module) == IMAGES)
+    chosen = choose(module, attention)
+    empty = Geometry(0, 0, 0, 0, 0)
+    pictures = input_kind(module) == IMAGES
+    words, processor = (None, found) if pictures else (found, None)
+    model = Model(module, words, name, revision, bridge, empty, chosen, processor)
+    return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)

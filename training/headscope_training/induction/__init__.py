@@ -1,0 +1,1 @@
+"""`headscope/induction`: checkpoints of a two-layer Llama in which induction emerges."""

@@ -1,0 +1,1 @@
+"""`headscope/bundled`: a Llama of text that the task generators make."""
