@@ -107,27 +107,28 @@ class Pruned:
         """Return the smallest set along the greedy order, and what it keeps on other prompts."""
         shape = (self.model.layers, self.model.heads)
         clean = evaluate(self.model, self.ranking, (), self.metric).mean()
-        found = None
-        if clean > 0:
-            least = keep * clean
-            found = smallest(self.model, self.ranking, self.metric, order, least, self.values)
+        missing = (float("nan"),) * 3
+        found, own, others = None, missing, missing
+        with steps(2) as step:
+            if clean > 0:
+                least = keep * clean
+                found = smallest(self.model, self.ranking, self.metric, order, least, self.values)
+            step()
+            if found is not None:
+                generator = np.random.default_rng(self.seed)
+                sets = [[unit for unit in order if unit not in set(found)]]
+                for _ in range(self.orders):
+                    chosen = generator.permutation(len(pool))[len(found) :]
+                    sets.append([pool[at] for at in chosen])
+                scores = ablated_metric(
+                    self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
+                )
+                own = _ratio(scores[:, 1], scores[:, 0], self.seed)
+                others = _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed)
         mask = np.full(shape, np.nan if found is None else 0.0)
         heads = [] if found is None else flat(found)
         for head in heads:
             mask[head] = 1.0
-        missing = (float("nan"),) * 3
-        own, others = missing, missing
-        if found is not None:
-            generator = np.random.default_rng(self.seed)
-            sets = [[unit for unit in order if unit not in set(found)]]
-            for _ in range(self.orders):
-                chosen = generator.permutation(len(pool))[len(found) :]
-                sets.append([pool[at] for at in chosen])
-            scores = ablated_metric(
-                self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
-            )
-            own = _ratio(scores[:, 1], scores[:, 0], self.seed)
-            others = _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed)
         said = f"set found on {len(self.ranking)} prompts, measured on {len(self.measuring)} others"
         rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
         given: dict[str, Any] = {"source": SOURCE, "evidence": "causal"}

@@ -138,13 +138,15 @@ def run(
     slope = np.abs(head_gradients.gate_gradient(model, work.ranking, work.smooth)).mean(0)
     gate = [single[at] for at in np.argsort([slope[unit[0]] for unit in single], kind="stable")]
     counts, places = spaced(len(single), points), spaced(len(grouped), points)
-    with steps(5 if len(grouped) < len(single) else 3) as step:
+    with steps(6 if len(grouped) < len(single) else 4) as step:
         order, first = greedy(model, work.ranking, work.smooth, single, share, values)
         step()
         named = {"greedy": order, "one shot": first, "gate gradient": gate}
         curve = work.curves(named, single, counts)
         step()
         only, whole = work.layers()
+        step()
+        kept, smallest_set = work.smallest(order, single, keep)
         step()
         by_group = {}
         if len(grouped) < len(single):
@@ -189,7 +191,6 @@ def run(
         ("layer", "head"), place, "Place in the greedy order", "1 goes first", "sequential", 1,
         len(single), convention=what, **given,
     )  # fmt: skip
-    kept, smallest_set = work.smallest(order, single, keep)
     variables |= kept
     return dataset(
         capture,
