@@ -37,13 +37,7 @@ def input_device(module: nn.Module) -> torch.device:
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight once, by name; offloaded ones are read one after the other.
-
-    Raises
-    ------
-    HeadscopeError
-        For a weight without values.
-    """
+    """Yield every weight once, by name; offloaded ones are read one after the other."""
     # Offloaded, what is tied looks like two weights.
     tied = set(getattr(module, "all_tied_weights_keys", None) or ())
     seen: set[int] = set()

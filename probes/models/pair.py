@@ -40,13 +40,7 @@ class Pair:
 
 
 def start_token(model: Model) -> int:
-    """Return the token that the decoder of a model starts with.
-
-    Raises
-    ------
-    InvalidInput
-        When the model names none.
-    """
+    """Return the token that the decoder of a model starts with."""
     token = getattr(model.module.config, "decoder_start_token_id", None)
     if token is None:
         raise InvalidInput(
@@ -57,13 +51,7 @@ def start_token(model: Model) -> int:
 
 
 def encode_target(model: Model, text: str) -> list[int]:
-    """Turn a target text into the tokens that the decoder reads while it is taught to write it.
-
-    Raises
-    ------
-    InvalidInput
-        Without a tokenizer, and for a model that names no start token.
-    """
+    """Turn a target text into the tokens that the decoder reads while it is taught to write it."""
     if model.tokenizer is None:
         raise InvalidInput("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
     written = [
