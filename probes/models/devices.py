@@ -32,8 +32,8 @@ def input_device(module: nn.Module) -> torch.device:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
-    device: torch.device = next(part.parameters(), next(module.parameters())).device
-    return device
+    weight: Tensor = next(part.parameters(), next(module.parameters()))
+    return weight.device
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
