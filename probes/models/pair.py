@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headscope.kernels.errors import InvalidInput
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from headscope.probes.models.model import Model
 
-    Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | "Pair"
+    Ids: TypeAlias = (
+        "Int[Tensor, 'batch position'] | Float[Tensor, 'batch channel height width'] | Pair"
+    )
 
 
 @dataclass(frozen=True)
