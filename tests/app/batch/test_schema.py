@@ -9,8 +9,8 @@ import pytest
 
 from headscope import analyses
 from headscope.app import cli
-from headscope.app.batch.schema import read_job
-from headscope.app.batch.yaml_errors import Faulty
+from headscope.app.batch.job_file import read_job
+from headscope.app.batch.yaml_errors import InvalidFile
 
 BAD = """\
 models:
@@ -77,7 +77,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def faults(folder: Path, text: str) -> list[str]:
-    with pytest.raises(Faulty) as caught:
+    with pytest.raises(InvalidFile) as caught:
         read_job(write(folder, text))
     return caught.value.lines
 
@@ -132,7 +132,7 @@ def test_a_model_of_the_hub_out_of_reach(tmp_path: Path) -> None:
 
 def test_checkpoints_are_looked_up(tmp_path: Path) -> None:
     text = "tasks: [ioi]\nanalyses: [sinks]\nmodels:\n  - headscope/induction@step400\n"
-    assert read_job(write(tmp_path, text)).subjects[0].label == "headscope/induction@step400"
+    assert read_job(write(tmp_path, text)).models[0].name == "headscope/induction@step400"
     (line,) = faults(tmp_path, text + "  - headscope/induction@step401\n")
     assert "5:5: model: headscope/induction has no checkpoint 'step401'" in line
 
@@ -150,9 +150,9 @@ def test_a_job_is_read_with_its_defaults(tmp_path: Path, bundled) -> None:
             "analyses: all\noptions: {sinks: {epsilon: 1}}\nnumber: 5\n",
         )
     )
-    assert [one.label for one in job.subjects] == ["headscope/bundled", "tiny"]
-    assert job.subjects[1].source == str(tmp_path / "small"), "named from where the job file lies"
-    assert [(one.label, len(one)) for one in job.tasks] == [
+    assert [model.name for model in job.models] == ["headscope/bundled", "tiny"]
+    assert job.models[1].model == str(tmp_path / "small"), "named from where the job file lies"
+    assert [(task.label, task.count) for task in job.tasks] == [
         ("ioi", 5), ("facts", 3), ("mine", 2), ("own", 2),
     ]  # fmt: skip
     assert job.options == {"sinks": {"epsilon": 1.0}}
