@@ -137,7 +137,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         flow[module] = (given[0].detach(), made)
         return made
 
-    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def take(call: AttentionCall, statistics: dict[str, Tensor], z: Tensor) -> None:
         calls[call.layer], outputs[call.layer] = call, z
 
     handles = [
