@@ -22,6 +22,7 @@ from headscope.analyses._interventions.causal_check import Progress, random_sets
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import (
+    attending,
     averaged,
     dataset,
     heads,
@@ -126,7 +127,7 @@ def run(
     length = int(capture["length"].values[0])
     first = np.full((*shape[1:], length), np.nan)
     for prompt, queries in enumerate(places):
-        for layer in np.flatnonzero(qk_rows.attending(capture)):
+        for layer in np.flatnonzero(attending(capture)):
             apart = np.subtract(
                 *(
                     qk_rows.rows(each, prompt, int(layer), queries).weights()
@@ -195,7 +196,7 @@ def _lost(
     """Give groups of heads the patterns of condition B (prompt, group): nats that answers lose."""
     import torch
 
-    from headscope.analyses._interventions.ablation import measure
+    from headscope.analyses._interventions.metrics import score
     from headscope.probes.attention.forward import logits
     from headscope.probes.prompts.reading import read
 
@@ -215,7 +216,7 @@ def _lost(
             edits = pattern_substitution.fix({head: maps[head[0]][head[1]] for head in group})
             with torch.no_grad():
                 output = logits(model, ids, edits)
-                values.append(float(measure(output, asked, "log_probability")))
+                values.append(float(score(output, asked, "log_probability")))
         found.append([values[0] - each for each in values[1:]])
         if progress is not None:
             progress(prompt + 1, total)

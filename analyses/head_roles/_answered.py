@@ -10,8 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import measure
 from headscope.analyses._interventions.causal_check import Head, random_sets
+from headscope.analyses._interventions.metrics import score
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._measurements.received import weight
 from headscope.analyses._runtime.options import one_text
@@ -58,7 +58,7 @@ class Answered:
 
     def loss(self, chosen: Sequence[int], output: Tensor, rows: Sequence[int]) -> Tensor:
         """Return −log p of the answers of some prompts, in nats, one number a row."""
-        return -measure(output, [self.questions[chosen[row]] for row in rows], "log_probability")
+        return -score(output, [self.questions[chosen[row]] for row in rows], "log_probability")
 
     def masses(self, share: float, first: int, recent: int) -> NDArray[np.float64]:
         """Return the mass kept under every mask (prompt, mask, layer, head)."""

@@ -95,8 +95,9 @@ def run(
     wrong = scores.to_wrong * scores.suppresses_wrong
     moved = (scores.to_answer - scores.to_wrong) * scores.copies
     metric = "logit_difference"
-    clean = ablation.intact(model, task, metric)
-    lost = clean[:, None, None] - ablation.leave_one_out(model, task, metric, None)
+    encoded = ablation.encode_task(model, task)
+    clean = ablation.evaluate(model, encoded, (), metric)
+    lost = clean[:, None, None] - ablation.ablate_each_head(model, encoded, metric)
     lost[:, list(model.geometry.without)] = np.nan
 
     grid, count = ("layer", "head"), len(clean)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import Results, attending, label, require, top
 from headscope.kernels.errors import NotApplicable
 
 NEEDS = ()
@@ -96,7 +96,7 @@ def run(
     gap = np.full((capture.sizes["prompt"], *shape), np.nan)
     scores = {name: np.full(shape, np.nan) for name in TITLES}
     planes: dict[Head, Array] = {}
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         rows = [
             qk_rows.rows(capture, prompt, int(layer), chosen, lse=False)
             for prompt, chosen in enumerate(positions)

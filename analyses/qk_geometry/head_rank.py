@@ -21,9 +21,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
-from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.results import Results, attending, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
@@ -225,7 +224,7 @@ def _weight_ranks(capture: xr.Dataset, weights: Weights) -> dict[tuple[str, str]
         for kind in ("stable", "effective")
     }
     groups = capture["kv_group"].values
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         q, k, v, o = (weights.of(int(layer), part).numpy() for part in "qkvo")
         factors = {"qk": (q, k[groups]), "ov": (v[groups], np.swapaxes(o, 1, 2))}
         for circuit, (left, right) in factors.items():

@@ -23,7 +23,7 @@ from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import SHARE, Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
@@ -88,7 +88,7 @@ def run(
     positions = qk_rows.chosen(int(capture["length"].values.min()), queries, skip)
     own = np.full((count, capture.sizes["layer"], capture.sizes["head"], len(positions)), np.nan)
     shared = own.copy()
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         own[:, layer], shared[:, layer] = _overlaps(capture, int(layer), positions)
     convention = (
         f"mean over {len(positions)} queries of the overlap of two prompts' rows over the overlap "
@@ -158,7 +158,7 @@ def _overlaps(capture: xr.Dataset, layer: int, positions: NDArray[np.int64]) -> 
 def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked: int) -> Array:
     """Give groups of heads the mean pattern of other prompts, then ablate them (prompt, both)."""
     lengths = capture["length"].values
-    causal = bool(capture["causal"].values[qk_rows.attending(capture)].all())
+    causal = bool(capture["causal"].values[attending(capture)].all())
     divergences: list[list[float]] = []
     for prompt in range(capture.sizes["prompt"]):
         fits = lengths >= lengths[prompt] if causal else lengths == lengths[prompt]

@@ -23,7 +23,7 @@ from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.results import Results, attending, label, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
@@ -89,7 +89,7 @@ def run(
     qk_rows.refuse_other(capture, "similarity")
     names = [
         (int(layer), head)
-        for layer in np.flatnonzero(qk_rows.attending(capture))
+        for layer in np.flatnonzero(attending(capture))
         for head in range(capture.sizes["head"])
     ]
     if len(names) <= clusters:
