@@ -1,4 +1,4 @@
-"""Forward passes through the seam: logits and task metrics, with or without edits."""
+"""Forward passes with intercepted attention: logits and task metrics, with or without edits."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class Reader:
     def inside(self, call: AttentionCall) -> WeightEdits | None:
         """Combine what the edits change inside the attention of one layer."""
         shape = (*call.query.shape[:3], call.key.shape[2])
-        found = [edit.inside(call.layer, shape) for edit in self.edits]
-        given = [one for one in found if one is not None]
-        return functools.reduce(WeightEdits.then, given) if given else None
+        changes = [edit.inside(call.layer, shape) for edit in self.edits]
+        present = [change for change in changes if change is not None]
+        return functools.reduce(WeightEdits.then, present) if present else None
 
 
 def run(
@@ -78,7 +78,7 @@ def run(
     head: bool,
     mask: Bool[Tensor, "batch position"] | None = None,
 ) -> Tensor:
-    """Run the model once through the seam; every layer must arrive exactly once.
+    """Run the model once, its attention intercepted; every layer must arrive exactly once.
 
     An encoder–decoder model is given a `Pair` of token ids; its encoder alone may also be given
     what it reads. A model of images is given pixels (batch, channel, height, width).
@@ -120,7 +120,7 @@ def call(
         )
     ids = ids.to(model.device)
     if ids.is_floating_point():
-        return _look(model, ids)
+        return _run_vision(model, ids)
     if model.reads != "tokens":
         raise UnsupportedModel(
             f"model: {model.architecture} reads {model.reads}, and this asks for tokens"
@@ -135,17 +135,17 @@ def call(
     return result
 
 
-def _look(model: Model, pixels: Tensor) -> Tensor:
-    """Show images to a model that reads them: the last hidden state."""
+def _run_vision(model: Model, pixels: Tensor) -> Tensor:
+    """Run a vision model on pixels: the last hidden state."""
     result: Tensor
     try:
-        found = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
+        output = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
     except HeadscopeError:
         raise
     except ValueError as error:
         # The model's own word on a size that it does not take.
         raise InvalidInput(f"prompts: {str(error).splitlines()[0]}") from error
-    result = found.last_hidden_state
+    result = output.last_hidden_state
     return result
 
 
@@ -190,14 +190,14 @@ def logits(
         raise NotApplicable(
             f"ids: {model.architecture} reads images, so it has no next-token logits"
         )
-    given = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
-    parts = [torch.as_tensor(one) for one in given]
-    for one in parts:
-        if one.ndim != 2 or one.shape[1] == 0:
+    texts = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
+    parts = [torch.as_tensor(part) for part in texts]
+    for part in parts:
+        if part.ndim != 2 or part.shape[1] == 0:
             raise InvalidInput(
-                f"ids: dims {tuple(one.shape)}; give (batch, position), a token or more"
+                f"ids: dims {tuple(part.shape)}; give (batch, position), a token or more"
             )
-        model.check_lengths([one.shape[1]])
+        model.check_lengths([part.shape[1]])
     ids = Pair(*parts) if isinstance(ids, Pair) else parts[0]
     return run(model, ids, Reader(Request(stats=()), edits), head=True)
 
@@ -230,27 +230,27 @@ def score(
         raise InvalidInput(f"metric: no {metric!r}; choose one of {', '.join(METRICS)}")
     if not all(questions):
         raise NotApplicable("task: a prompt has no question, so it has no metric")
-    flat = [(row, one) for row, asked in enumerate(questions) for one in asked]
-    if metric != "accuracy" and not all(one.wrong_ids for _, one in flat):
+    flat = [(row, question) for row, of_prompt in enumerate(questions) for question in of_prompt]
+    if metric != "accuracy" and not all(question.wrong_ids for _, question in flat):
         raise NotApplicable(
             f"wrong: the metric {metric} needs wrong answers; use metric='accuracy'"
         )
     device = logits.device
     owner = torch.tensor([row for row, _ in flat], device=device)
-    at = torch.tensor([one.at for _, one in flat], device=device)
+    at = torch.tensor([question.at for _, question in flat], device=device)
     asked_logits = logits[owner, at].float()
-    right, is_right = _padded([one.answer_ids for _, one in flat], device)
+    right, is_right = _padded([question.answer_ids for _, question in flat], device)
     if metric == "accuracy":
         hits = (asked_logits.argmax(-1, keepdim=True) == right) & is_right
         values = hits.any(-1).float()
     else:
-        wrong, is_wrong = _padded([one.wrong_ids for _, one in flat], device)
+        wrong, is_wrong = _padded([question.wrong_ids for _, question in flat], device)
         chances = metric == "probability_difference"
         source = asked_logits.softmax(-1) if chances else asked_logits
         values = _gathered(source, right, is_right, mean=not chances)
         values = values - _gathered(source, wrong, is_wrong, mean=not chances)
     total = values.new_zeros(len(questions)).index_add(0, owner, values)
-    counts = torch.tensor([len(asked) for asked in questions], device=device)
+    counts = torch.tensor([len(of_prompt) for of_prompt in questions], device=device)
     return total / counts
 
 
@@ -310,8 +310,8 @@ def evaluate(
     with torch.no_grad():
         for rows in batches(read_in.ids, tokens):
             ids = torch.tensor([read_in.ids[row] for row in rows])
-            asked = [read_in.encoded.questions[row] for row in rows]
-            values[rows] = score(logits(model, ids, edits), asked, name).cpu().numpy()
+            questions = [read_in.encoded.questions[row] for row in rows]
+            values[rows] = score(logits(model, ids, edits), questions, name).cpu().numpy()
     low, high = {"accuracy": (0.0, 1.0), "probability_difference": (-1.0, 1.0)}.get(
         name, (None, None)
     )
