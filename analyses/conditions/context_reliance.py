@@ -23,6 +23,7 @@ from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._runtime.options import AtLeast, OneOf, one_of
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, heads, label, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.conditions._span_knockout import distances, outputs
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture
@@ -163,7 +164,7 @@ def run(
         convention=convention,
         heads_by_type={"context-reliant": [label(head) for head in chosen]},
         causal={"context-reliant": record},
-        note=record["note"],
+        verdict=Verdict(record["verdict"], record["note"]),
     )
 
 

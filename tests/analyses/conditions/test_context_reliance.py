@@ -76,7 +76,7 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
     assert result.attrs["heads_by_type"]["context-reliant"] == ["L1H0"]
     intact, without, others = result["accuracy"].values
     assert (intact, without, others) == (1.0, 0.0, 1.0)
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert result.attrs["verdict"] == "supported"
 
 
 @pytest.mark.requirement("B5")
