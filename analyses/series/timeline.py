@@ -12,8 +12,8 @@ import xarray as xr
 
 from headscope import analyses, probes
 from headscope.analyses._runtime import options as option_values
+from headscope.analyses._runtime import runner
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
-from headscope.analyses._runtime.runner import execute
 from headscope.analyses.series import joined, kept
 from headscope.analyses.series.state import State, states
 from headscope.kernels.errors import HeadscopeError, InvalidInput
@@ -137,7 +137,7 @@ def _run(
         named = isinstance(task, str | os.PathLike)
         count = n or DEFAULT_PROMPTS
         prompts = probes.tasks.make(task, model.tokenizer, count, seed) if named else task
-    return execute(
+    return runner.execute(
         analysis, model, prompts, task=task if own else None, options=settings, n=n, seed=seed,
         progress=progress,
     )  # fmt: skip
