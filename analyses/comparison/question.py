@@ -99,15 +99,16 @@ def _of_task(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
-    from headscope.analyses._interventions.edited_metric import counter, measured
+    from headscope.analyses._interventions.ablation import evaluate
+    from headscope.analyses._interventions.edited_metric import counter
+    from headscope.analyses._interventions.metrics import METRICS, UNITS
     from headscope.analyses._runtime import options
-    from headscope.analyses.head_importance.importance import METRICS, UNITS
 
     options.one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
     step, sides = counter(progress, 2), []
     for some in ((), tuple(edits)):
-        sides.append(measured(model, task, name, some))
+        sides.append(evaluate(model, task, some, name))
         step()
     convention = f"{name.replace('_', ' ')} on {len(task)} prompts of {task.name}"
     answer = _contrast(

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._runtime.results import attending
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing import targets
@@ -105,7 +106,7 @@ def weights(capture: xr.Dataset, links: Sequence[Link], *, both_ways: bool) -> l
         own = [at for at, link in enumerate(links) if link.prompt == prompt]
         queries = np.unique([links[at].query for at in own])
         every = np.unique(np.concatenate([links[at].candidates for at in own]))
-        for layer in np.flatnonzero(qk_rows.attending(capture)):
+        for layer in np.flatnonzero(attending(capture)):
             forth = qk_rows.rows(capture, prompt, int(layer), queries).weights()
             back = _columns(capture, prompt, int(layer), every, queries) if both_ways else None
             for at in own:

@@ -20,12 +20,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._interventions.ablation import measure
 from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._interventions.metrics import score
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, heads, label, require, top
+from headscope.analyses._runtime.results import Results, attending, heads, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
@@ -180,7 +180,7 @@ def _differences(
     moved = np.full(shape, np.nan)
     first = np.full((*shape[1:], int(capture["length"].values[0])), np.nan)
     for prompt, places in enumerate(queries):
-        for layer in map(int, np.flatnonzero(qk_rows.attending(capture))):
+        for layer in map(int, np.flatnonzero(attending(capture))):
             difference = np.subtract(
                 qk_rows.rows(capture, prompt, layer, places).weights(),
                 qk_rows.rows(other, prompt, layer, places).weights(),
@@ -218,7 +218,7 @@ def _lost(
             for group in ((), *groups):
                 edits = pattern_substitution.fix({head: maps[head[0]][head[1]] for head in group})
                 output = logits(model, ids, edits)
-                values.append(float(measure(output, questions, "log_probability")))
+                values.append(float(score(output, questions, "log_probability")))
             losses.append([values[0] - value for value in values[1:]])
             step()
     return np.asarray(losses)

@@ -50,9 +50,9 @@ class Answered:
 
     def loss(self, chosen: Sequence[int], output: Any, rows: Sequence[int]) -> Any:
         """Return −log p of the answers of some prompts, in nats, one number a row."""
-        from headscope.analyses._interventions.ablation import measure
+        from headscope.analyses._interventions.metrics import score
 
-        return -measure(output, [self.questions[chosen[row]] for row in rows], "log_probability")
+        return -score(output, [self.questions[chosen[row]] for row in rows], "log_probability")
 
     def masses(self, share: float, first: int, recent: int) -> NDArray[np.float64]:
         """Return the mass kept under every mask (prompt, mask, layer, head)."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import averaged, dataset, label, require, top, variable
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -47,7 +46,6 @@ def run(
     least_score: float = 0.2,
     least_change: float = 0.05,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Score every head as name mover and as copy suppressor, and take it out.
 
@@ -67,8 +65,6 @@ def run(
         Logit difference below which an ablation says nothing.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) ablated prompts.
 
     Returns
     -------
@@ -117,8 +113,9 @@ def run(
         "copy_suppression": np.sign((wrong - answer).mean(0)),
     }
     metric = "logit_difference"
-    intact = ablation.intact(model, task, metric)
-    lost = intact[:, None, None] - ablation.leave_one_out(model, task, metric, None, progress)
+    encoded = ablation.encode_task(model, task)
+    intact = ablation.evaluate(model, encoded, (), metric)
+    lost = intact[:, None, None] - ablation.ablate_each_head(model, encoded, metric)
     lost[:, list(model.geometry.without)] = np.nan
 
     grid, count = ("layer", "head"), len(intact)

@@ -21,13 +21,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, above, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resamples
 from headscope.analyses._stats.bootstrap import percentiles
 from headscope.analyses.pattern_shape import _slots
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
@@ -100,7 +100,7 @@ def run(
         "slots", tuple(prompt for document in moved for prompt in document.asked), "accuracy",
         task.seed, "The asked fact in every slot.",
     )  # fmt: skip
-    right = evaluate(model, facts, metric="accuracy").values.reshape(len(moved), count)
+    right = evaluate(model, facts, metric="accuracy").reshape(len(moved), count)
 
     convention = (
         f"mass of the last query on key and value of a fact; {len(moved)} prompts of {task.name}, "

@@ -7,6 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._runtime.results import attending
 
 Array = NDArray[np.float64]
 # Keys this near to the query have a cell of their own, the query's own first.
@@ -44,7 +45,7 @@ def of_prompt(capture: xr.Dataset, prompt: int, places: NDArray[np.int64]) -> Ar
     count = 2 + 2 * NEAR + TILES
     shape = (capture.sizes["layer"], capture.sizes["head"], len(places), count)
     found = np.full(shape, np.nan)
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         weights = qk_rows.rows(capture, prompt, int(layer), places).weights()
         for row, into in enumerate(number):
             member = np.zeros((length, count))

@@ -19,10 +19,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import (
+    attending,
     averaged,
     dataset,
     heads,
@@ -62,7 +62,6 @@ def run(
     queries: int = 16,
     skip: int = 8,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Map all heads by their patterns, and prune each in turn.
 
@@ -81,8 +80,6 @@ def run(
         Queries left out at the start, where few keys can be seen.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) pruned prompts.
 
     Returns
     -------
@@ -110,14 +107,14 @@ def run(
     options.at_least("skip", skip, 1)
     require(capture, (*KEEP, *NEEDS), "atlas")
     qk_rows.refuse_other(capture, "atlas")
-    attending = qk_rows.attending(capture)
-    names = [head for head in heads(capture) if attending[head[0]]]
+    known = attending(capture)
+    names = [head for head in heads(capture) if known[head[0]]]
     if len(names) < 3:
         raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
 
-    samples, units = _prune(model, task, progress)
+    samples, units = _prune(model, task)
     for each in samples.values():
-        each[:, ~attending] = np.nan
+        each[:, ~known] = np.nan
     what = f"head set to zero; {capture.sizes['prompt']} prompts of {task.name}"
     titles = {
         "lost_metric": (f"Lost on {task.name} without the head", units[0], "diverging"),
@@ -186,49 +183,43 @@ def run(
     )
 
 
-def _prune(
-    model: Model, task: Task, progress: Progress | None
-) -> tuple[dict[str, Array], tuple[str, str]]:
+def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]:
     """Return what removing each head costs by every measure (prompt, layer, head)."""
     import torch
 
     from headscope.analyses._interventions import ablation, head_gradients
-    from headscope.analyses.head_importance.importance import UNITS
+    from headscope.analyses._interventions.metrics import UNITS, AnswerMetric, differentiable
     from headscope.probes.attention.forward import logits
-    from headscope.probes.prompts.reading import read
 
-    smooth = "log_probability" if task.metric == "accuracy" else task.metric
-    prompts = read(model, task)
-    assert prompts.encoded is not None
-    asked = [[one.at for one in each] for each in prompts.encoded.questions]
+    smooth = differentiable(task.metric)
+    encoded = ablation.encode_task(model, task)
+    asked = [[question.at for question in questions] for questions in encoded.questions]
     with torch.no_grad():
-        intact = [
-            logits(model, torch.tensor([ids]))[0, at].float().log_softmax(-1)
-            for ids, at in zip(prompts.ids, asked, strict=True)
+        clean = [
+            logits(model, torch.tensor([ids]), (), torch.tensor([at]))[0].float().log_softmax(-1)
+            for ids, at in zip(encoded.ids, asked, strict=True)
         ]
 
-    def metric(output: torch.Tensor, questions: Any, rows: Any) -> torch.Tensor:
-        return ablation.measure(output, questions, task.metric)
-
-    def log_probability(output: torch.Tensor, questions: Any, rows: Any) -> torch.Tensor:
-        return ablation.measure(output, questions, "log_probability")
-
-    def divergence(output: torch.Tensor, questions: Any, rows: Any) -> torch.Tensor:
+    def divergence(output: torch.Tensor, prompts: Any, positions: Any) -> torch.Tensor:
         found = []
-        for each, row in zip(output, rows, strict=True):
-            one, other = intact[row], each[asked[row]].float().log_softmax(-1)
-            middle = torch.logaddexp(one, other) - np.log(2)
-            parts = [(side.exp() * (side - middle)).sum(-1) for side in (one, other)]
+        for row, prompt, places in zip(output, prompts, positions, strict=True):
+            ablated = row[[places.index(at) for at in asked[prompt]]].float().log_softmax(-1)
+            middle = torch.logaddexp(clean[prompt], ablated) - np.log(2)
+            parts = [(side.exp() * (side - middle)).sum(-1) for side in (clean[prompt], ablated)]
             found.append((parts[0] + parts[1]).mean() / (2 * np.log(2)))
         return torch.stack(found).clamp_min(0.0)
 
-    pruned = ablation.sweep(model, task, (metric, log_probability, divergence), None, progress)
-    whole = [ablation.intact(model, task, name) for name in (task.metric, "log_probability")]
+    names = (task.metric, "log_probability")
+    measures: list[ablation.Measure] = [divergence]
+    measures[:0] = [AnswerMetric(name, encoded.questions) for name in names]
+    found = ablation.ablate_sets(model, encoded, measures, ablation.every_head(model))
+    pruned = ablation.fill_layers(model, found)
+    whole = [ablation.evaluate(model, encoded, (), name) for name in names]
     samples = {
         "lost_metric": whole[0][:, None, None] - pruned[0],
         "lost_log_probability": whole[1][:, None, None] - pruned[1],
         "output_divergence": pruned[2],
-        "gate_gradient": np.abs(head_gradients.gate_gradient(model, task, smooth)),
+        "gate_gradient": np.abs(head_gradients.gate_gradient(model, encoded, smooth)),
     }
     return samples, (UNITS[task.metric], UNITS[smooth])
 

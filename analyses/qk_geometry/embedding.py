@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require, top, variable
+from headscope.analyses._runtime.results import (
+    attending,
+    averaged,
+    dataset,
+    label,
+    require,
+    top,
+    variable,
+)
 from headscope.kernels.errors import NotApplicable
 
 NEEDS = ()
@@ -99,7 +107,7 @@ def run(
     gap = np.full((capture.sizes["prompt"], *shape), np.nan)
     scores = {name: np.full(shape, np.nan) for name in ("explained", "fidelity", "plane_fidelity")}
     planes: dict[tuple[int, int], Array] = {}
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         rows = [
             qk_rows.rows(capture, prompt, int(layer), where, lse=False)
             for prompt, where in enumerate(places)

@@ -21,9 +21,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, interval, require, variable
+from headscope.analyses._runtime.results import (
+    attending,
+    averaged,
+    dataset,
+    interval,
+    require,
+    variable,
+)
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
@@ -243,7 +249,7 @@ def _weights(capture: xr.Dataset, found: Weights) -> dict[tuple[str, str], Array
         for kind in ("stable", "effective")
     }
     groups = capture["kv_group"].values
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         q, k, v, o = (found.of(int(layer), part).numpy() for part in "qkvo")
         pairs = {"qk": (q, k[groups]), "ov": (v[groups], np.swapaxes(o, 1, 2))}
         for circuit, (one, two) in pairs.items():

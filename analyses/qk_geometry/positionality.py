@@ -21,7 +21,15 @@ from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
+from headscope.analyses._runtime.results import (
+    attending,
+    averaged,
+    dataset,
+    interval,
+    label,
+    require,
+    top,
+)
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
 
@@ -100,7 +108,7 @@ def run(
     places = qk_rows.chosen(shortest, queries, skip)
     own = np.full((count, capture.sizes["layer"], capture.sizes["head"], len(places)), np.nan)
     shared = own.copy()
-    for layer in np.flatnonzero(qk_rows.attending(capture)):
+    for layer in np.flatnonzero(attending(capture)):
         own[:, layer], shared[:, layer] = _overlaps(capture, int(layer), places)
     scores = (shared / own.mean(0)).mean(-1)
     convention = (
@@ -180,7 +188,7 @@ def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked:
     from headscope.probes.interventions import Ablate
 
     lengths = capture["length"].values
-    causal = bool(capture["causal"].values[qk_rows.attending(capture)].all())
+    causal = bool(capture["causal"].values[attending(capture)].all())
     found: list[list[float]] = []
     for prompt in range(capture.sizes["prompt"]):
         fits = lengths >= lengths[prompt] if causal else lengths == lengths[prompt]

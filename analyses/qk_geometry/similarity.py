@@ -22,6 +22,7 @@ from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import (
+    attending,
     averaged,
     dataset,
     interval,
@@ -106,7 +107,7 @@ def run(
     qk_rows.refuse_other(capture, "similarity")
     names = [
         (int(layer), head)
-        for layer in np.flatnonzero(qk_rows.attending(capture))
+        for layer in np.flatnonzero(attending(capture))
         for head in range(capture.sizes["head"])
     ]
     if len(names) <= clusters:

@@ -37,7 +37,7 @@ from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._absent_facts import stated
-from headscope.probes.prompts.tokens import Encoded, encode
+from headscope.probes.prompts.tokens import EncodedTask, encode
 
 NEEDS = ()
 QUICK = {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"}
@@ -184,7 +184,7 @@ class _Prompt:
 
 def _score(
     task: Task,
-    encoded: Encoded,
+    encoded: EncodedTask,
     row: int,
     query_words: int,
     question: xr.Dataset,

@@ -12,7 +12,6 @@ Attention Sinks (ACT).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -21,8 +20,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.next_token_loss import predicts, tokens
-from headscope.analyses._interventions.row_edits import losses, swept
+from headscope.analyses._interventions.batched_edits import RowScale
+from headscope.analyses._interventions.next_token_loss import (
+    mean_loss,
+    predicts,
+    sweep_losses,
+    tokens,
+)
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.progress import steps
@@ -180,7 +184,7 @@ def _sweep_prompt(
     model: Model, prompt: list[int], sinks: NDArray[np.bool_], gammas: list[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
-    ids, attending, first = torch.tensor(prompt), model.geometry.attending, np.zeros_like(sinks)
+    attending, first = model.geometry.attending, np.zeros_like(sinks)
     first[:, :, 0] = True
     sets = (torch.from_numpy(first), torch.from_numpy(sinks))
     single = np.full((len(SETS), len(gammas), model.layers, model.heads), np.nan)
@@ -193,12 +197,16 @@ def _sweep_prompt(
         for gamma in range(len(gammas)):
             jobs += [(number, gamma, layer, head) for layer, head in heads if layer in attending]
             jobs += [(number, gamma, -1, -1)] if heads else []
-    factors = [
-        partial(_factors, sets[number], gammas[gamma], layer, head)
-        for number, gamma, layer, head in jobs
-    ]
-    with steps(len(jobs)) as step:
-        changes = swept(model, ids, factors, step) - float(losses(model, ids[None]))
+    starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
+
+    def edit(some: Tensor, prompts: list[int]) -> RowScale:
+        rows = []
+        for job in some.tolist():
+            number, gamma, layer, head = jobs[job]
+            rows.append(_factors(sets[number], gammas[gamma], layer, head))
+        return RowScale(torch.stack(rows))
+
+    changes = sweep_losses(model, [prompt], starts, edit)[0] - mean_loss(model, prompt)
     for (number, gamma, layer, head), change in zip(jobs, changes, strict=True):
         if layer < 0:
             joint[number, gamma] = change

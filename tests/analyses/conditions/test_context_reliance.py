@@ -6,11 +6,11 @@ import torch
 from constructed import INDUCTION, needle
 from transformers import LlamaForCausalLM
 
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.conditions._span_knockout import distances, outputs
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import KnockOut
 from headscope.probes.prompts import tasks
 

@@ -9,13 +9,13 @@ from constructed import NAMES, WORDS, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from headscope.analyses import head_types, vocabulary
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._measurements import unembedding
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import Ablate
 from headscope.probes.prompts.task import Prompt, Question, Task
 
@@ -89,9 +89,9 @@ def test_movers_and_suppressors_are_told_apart(result) -> None:
 
 @pytest.mark.requirement("A13")
 def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> None:
-    intact = evaluate(model, task).values
+    intact = evaluate(model, task)
     for head in (MOVER, SUPPRESSOR, SUBJECT, IDLE):
-        without = evaluate(model, task, (Ablate(heads=(head,)),)).values
+        without = evaluate(model, task, (Ablate(heads=(head,)),))
         assert float(result["lost"][head]) == pytest.approx((intact - without).mean(), abs=1e-5)
     assert float(result["lost"][MOVER]) > 0.05
     assert float(result["lost"][SUPPRESSOR]) < -0.05

@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from headscope.analyses._interventions import causal_check
+from headscope.analyses._interventions.ablation import evaluate as evaluate_task
 from headscope.analyses.series import emergence, timeline
 from headscope.probes import checkpoints, load_model
 from headscope.probes.bundled import folder
@@ -137,7 +137,7 @@ def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(
 def test_scores_are_those_of_eager_maps(types: xr.Dataset) -> None:
     model = load_model(f"{SERIES}@step400")
     task = tasks.make("induction", model.tokenizer, n=8, seed=5)
-    assert causal_check.score(model, task, (), "accuracy").mean() == pytest.approx(
+    assert evaluate_task(model, task, (), "accuracy").mean() == pytest.approx(
         float(types["induction_accuracy"].sel(checkpoint="step400", condition="intact"))
     )
     rows = torch.tensor([model.encode(" ".join(one.words)) for one in task.prompts])
