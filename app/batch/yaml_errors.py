@@ -69,7 +69,7 @@ class MarkedFile:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise InvalidInput(f"job: {path} cannot be read: {reason}") from error
         except RecursionError as error:
-            raise InvalidInput(f"job: {path} cannot be read: a value holds itself") from error
+            raise InvalidFile(path, [(1, 1, "a value holds itself")]) from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
             parts = [getattr(error, name, None) for name in ("context", "problem")]

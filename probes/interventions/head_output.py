@@ -1,4 +1,4 @@
-"""Edits of what heads put out: z is scaled, removed, replaced or shifted after the attention."""
+"""Interventions on head outputs z: gate, ablate, replace, offset."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from headscope.probes.interventions.base import (
     Edit,
     Head,
     HeadEdit,
+    HeadOutputs,
     VectorEdit,
     check_shape,
-    listed,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ class Gate(Edit):
 
     values: Float[Tensor, "layer head"]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Scale the heads of one layer."""
         return z * self.values[layer].to(z)[:, None, None]
 
@@ -78,16 +76,10 @@ class Ablate(HeadEdit):
 
     heads: Sequence[Head]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Zero the named heads of one layer."""
         rows = self.rows(layer)
         return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit and its heads."""
-        return {"edit": "Ablate", "heads": listed(self.heads)}
 
 
 @dataclass(frozen=True)
@@ -114,9 +106,7 @@ class Replace(VectorEdit):
     heads: Sequence[Head]
     values: Float[Tensor, "layer head size"]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Replace the named heads of one layer."""
         rows = self.rows(layer)
         if not rows:
@@ -151,9 +141,7 @@ class Offset(VectorEdit):
     heads: Sequence[Head]
     values: Float[Tensor, "layer head size"]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Shift the named heads of one layer."""
         rows = self.rows(layer)
         if not rows:

@@ -1,4 +1,4 @@
-"""Stacks: the encoder and the decoder of a model, and which attention stands where in them.
+"""Encoder–decoder models: their stacks, and which attention modules are cross-attention.
 
 Nothing is guessed from names: a stack is what the model itself calls its encoder or decoder, and an
 attention of the decoder looks across to the source in exactly those calls that hand it the
@@ -28,13 +28,7 @@ STATES = ("key_value_states", "encoder_hidden_states")
 
 
 def choose(module: Any, attention: str) -> str:
-    """Refuse an attention that a model does not have.
-
-    Raises
-    ------
-    InvalidInput
-        Naming those that it has.
-    """
+    """Refuse an attention that a model does not have."""
     paired = bool(module.config.is_encoder_decoder)
     known = KINDS if paired else (SELF,)
     if attention in known:
@@ -51,27 +45,15 @@ def choose(module: Any, attention: str) -> str:
 
 
 def blocks(module: Any, attention: str) -> nn.ModuleList:
-    """Find the blocks that hold an attention of an encoder–decoder model.
-
-    Raises
-    ------
-    HeadscopeError
-        When they are not one list of modules.
-    """
+    """Find the blocks that hold an attention of an encoder–decoder model."""
     return outermost(module.get_encoder() if attention == "encoder" else module.get_decoder())
 
 
 def outermost(stack: nn.Module) -> nn.ModuleList:
-    """Find the one list of modules in a stack that lies in no other.
-
-    Raises
-    ------
-    UnsupportedModel
-        When there is none, or more than one.
-    """
+    """Find the one list of modules in a stack that lies in no other."""
     lists = [part for part in stack.modules() if isinstance(part, nn.ModuleList)]
-    inner = {id(part) for one in lists for part in one.modules() if part is not one}
-    outer = [one for one in lists if id(one) not in inner]
+    inner = {id(part) for group in lists for part in group.modules() if part is not group}
+    outer = [group for group in lists if id(group) not in inner]
     if len(outer) != 1:
         raise UnsupportedModel(
             f"model: the blocks of {type(stack).__name__} are {len(outer)} lists of modules, not "
@@ -118,13 +100,7 @@ class AttentionIndex:
         return hook
 
     def find(self, part: nn.Module) -> tuple[str, int]:
-        """Return the kind of an attention module and its layer.
-
-        Raises
-        ------
-        UnsupportedModel
-            For a module outside of both stacks, or one that numbers itself otherwise.
-        """
+        """Return the kind of an attention module and its layer."""
         name = type(part).__name__
         if id(part) not in self.stacks:
             raise UnsupportedModel(f"model: {name} lies in no block of encoder or decoder; refused")
@@ -164,14 +140,14 @@ def through(
 
 def maps(model: Model, source: Tensor, target: Tensor, fields: dict[str, Any]) -> list[Tensor]:
     """Return the weights of the chosen attention as the model itself lists them, layer by layer."""
-    asked = {**fields, "output_attentions": True}
+    options = {**fields, "output_attentions": True}
     result = model.module(
-        input_ids=source.to(model.device), decoder_input_ids=target.to(model.device), **asked
+        input_ids=source.to(model.device), decoder_input_ids=target.to(model.device), **options
     )
     name = "cross_attentions" if model.attention == "cross" else f"{model.attention}_attentions"
-    found = getattr(result, name, None) or ()
-    if not found or not all(isinstance(one, torch.Tensor) for one in found):
+    weights = getattr(result, name, None) or ()
+    if not weights or not all(isinstance(layer, torch.Tensor) for layer in weights):
         raise UnsupportedModel(
             f"model: {model.architecture} returns no {name} to check against; refused"
         )
-    return list(found)
+    return list(weights)

@@ -1,9 +1,9 @@
-"""A pair: what an encoder–decoder model is given, a text to read and a text to write."""
+"""Source and target of an encoder–decoder model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headscope.kernels.errors import InvalidInput
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from headscope.probes.models.model import Model
 
-    Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | "Pair"
+    Ids: TypeAlias = (
+        "Int[Tensor, 'batch position'] | Float[Tensor, 'batch channel height width'] | Pair"
+    )
 
 
 @dataclass(frozen=True)
@@ -40,33 +42,23 @@ class Pair:
 
 
 def start_token(model: Model) -> int:
-    """Return the token that the decoder of a model starts with.
-
-    Raises
-    ------
-    InvalidInput
-        When the model names none.
-    """
-    found = getattr(model.module.config, "decoder_start_token_id", None)
-    if found is None:
+    """Return the token that the decoder of a model starts with."""
+    token = getattr(model.module.config, "decoder_start_token_id", None)
+    if token is None:
         raise InvalidInput(
             f"target: {model.name} names no decoder_start_token_id; give token ids with the start "
             "token first"
         )
-    return int(found)
+    return int(token)
 
 
 def encode_target(model: Model, text: str) -> list[int]:
-    """Turn a target text into the tokens that the decoder reads while it is taught to write it.
-
-    Raises
-    ------
-    InvalidInput
-        Without a tokenizer, and for a model that names no start token.
-    """
+    """Turn a target text into the tokens that the decoder reads while it is taught to write it."""
     if model.tokenizer is None:
         raise InvalidInput("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
-    written = [int(one) for one in model.tokenizer(text_target=text, verbose=False)["input_ids"]]
+    written = [
+        int(token) for token in model.tokenizer(text_target=text, verbose=False)["input_ids"]
+    ]
     if written and written[-1] == model.tokenizer.eos_token_id:
         written.pop()
     return [start_token(model), *written]

@@ -1,4 +1,4 @@
-"""Images as prompts: pixels, and the patches that are their tokens."""
+"""Vision models: pixels as prompts, patches as tokens."""
 
 from __future__ import annotations
 
@@ -29,24 +29,18 @@ BEFORE = {
 
 
 def vision_tower(module: Any) -> Any:
-    """Find the part of a model that turns pixels into hidden states, without a head on top.
-
-    Raises
-    ------
-    UnsupportedModel
-        When it reads more than pixels.
-    """
+    """Find the part of a model that turns pixels into hidden states, without a head on top."""
     # What some models call their base begins behind the embedding of the patches.
     for part in (module.base_model, module):
-        asked = inspect.signature(part.forward).parameters.values()
-        if any(one.name == "pixel_values" for one in asked):
+        parameters = inspect.signature(part.forward).parameters.values()
+        if any(parameter.name == "pixel_values" for parameter in parameters):
             break
     more = [
-        one.name
-        for one in asked
-        if one.default is one.empty
-        and one.kind is one.POSITIONAL_OR_KEYWORD
-        and one.name != "pixel_values"
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name != "pixel_values"
     ]
     if more:
         raise UnsupportedModel(
@@ -56,13 +50,7 @@ def vision_tower(module: Any) -> Any:
 
 
 def patches(model: Model, height: int, width: int) -> tuple[str, ...]:
-    """Name the tokens of an image: what the model puts first, then the patches, row by row.
-
-    Raises
-    ------
-    InvalidInput
-        For an image that is not made of whole patches.
-    """
+    """Name the tokens of an image: what the model puts first, then the patches, row by row."""
     down, across = _pair(model, "patch_size")
     if height % down or width % across or not height * width:
         raise InvalidInput(
@@ -89,13 +77,7 @@ def sample(model: Model) -> Float[Tensor, "1 channel height width"]:
 
 
 def check(model: Model, image: Float[Tensor, "1 channel height width"], length: int) -> None:
-    """Refuse a model whose tokens are not those that we would name.
-
-    Raises
-    ------
-    UnsupportedModel
-        With both numbers.
-    """
+    """Refuse a model whose tokens are not those that we would name."""
     expected = patches(model, *image.shape[-2:])
     if len(expected) != length:
         raise UnsupportedModel(
@@ -105,30 +87,23 @@ def check(model: Model, image: Float[Tensor, "1 channel height width"], length: 
 
 
 def read(model: Model, given: Any) -> Prompts:
-    """Read images: arrays of floats (channel, height, width), files or PIL images.
-
-    Raises
-    ------
-    InvalidInput
-        For no images, images of several sizes, files and PIL images without an image processor,
-        numbers that are not pixels as the model reads them.
-    """
+    """Read images: arrays of floats (channel, height, width), files or PIL images."""
     single = isinstance(given, str | os.PathLike) or _is_picture(given)
     if not single and getattr(given, "ndim", 0) == 3:
         single = True
     listed = [given] if single else list(given)
     if not listed:
         raise InvalidInput("prompts: there are none; give at least one image")
-    found = [_pixels(model, at, one) for at, one in enumerate(listed)]
-    for at, one in enumerate(found):
-        if one.shape != found[0].shape:
+    images = [_pixels(model, at, image) for at, image in enumerate(listed)]
+    for at, image in enumerate(images):
+        if image.shape != images[0].shape:
             raise InvalidInput(
-                f"prompts: image {at + 1} is {_shape(one)} and image 1 is {_shape(found[0])}; "
+                f"prompts: image {at + 1} is {_shape(image)} and image 1 is {_shape(images[0])}; "
                 "give images of one size"
             )
-    names = patches(model, *found[0].shape[-2:])
+    names = patches(model, *images[0].shape[-2:])
     ids = tuple(range(len(names)))
-    return Prompts(ids=(ids,) * len(found), pixels=torch.stack(found), names=names)
+    return Prompts(ids=(ids,) * len(images), pixels=torch.stack(images), names=names)
 
 
 def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height width"]:

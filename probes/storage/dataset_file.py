@@ -1,4 +1,4 @@
-"""Storage: a Dataset as one safetensors file, its dims, coords and attrs as JSON in the header."""
+"""Store a Dataset as one safetensors file, its dims, coords and attrs as JSON in the header."""
 
 from __future__ import annotations
 
@@ -70,13 +70,7 @@ def _settle(path: str) -> None:
 def describe(
     dataset: xr.Dataset,
 ) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
-    """Split a Dataset into the header of its file and the tensors.
-
-    Raises
-    ------
-    InvalidInput
-        For a value that cannot be stored.
-    """
+    """Split a Dataset into the header of its file and the tensors."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     layout: dict[str, Any] = {"variables": {}, "attrs": dataset.attrs}
     for name, variable in dataset.variables.items():
@@ -149,28 +143,22 @@ def _map(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         shape, kind = tuple(entry["shape"]), np.dtype(kinds[entry["dtype"]])
         if entry["data_offsets"][0] == entry["data_offsets"][1]:
-            found[name] = np.empty(shape, kind)
+            arrays[name] = np.empty(shape, kind)
             continue
         place = 8 + length + entry["data_offsets"][0]
-        found[name] = np.memmap(path, kind, "r", offset=place, shape=shape)
-    return found
+        arrays[name] = np.memmap(path, kind, "r", offset=place, shape=shape)
+    return arrays
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a temporary name beside a file, and put it in the file's place when all went well.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder cannot be written or the disk is full; nothing is left behind.
-    """
+    """Give a temporary name beside a file, and put it in the file's place when all went well."""
     from safetensors import SafetensorError
 
     target = Path(path)
@@ -189,13 +177,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises
-    ------
-    HeadscopeError
-        As `save`.
-    """
+    """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
@@ -214,11 +196,11 @@ def _reason(error: Exception) -> str:
 
 
 def _texts(name: str, values: np.ndarray[Any, Any]) -> Any:
-    found = values.tolist()
+    texts = values.tolist()
     flat = values.reshape(-1).tolist()
-    if not all(isinstance(one, str) for one in flat):
+    if not all(isinstance(text, str) for text in flat):
         raise InvalidInput(f"{name}: holds objects that are not texts; convert them first")
-    return found
+    return texts
 
 
 def _array(texts: Any) -> np.ndarray[Any, Any]:
@@ -226,12 +208,12 @@ def _array(texts: Any) -> np.ndarray[Any, Any]:
 
 
 def _json(name: str, value: Any) -> str:
-    def convert(one: Any) -> Any:
-        if isinstance(one, np.generic):
-            return one.item()
-        if isinstance(one, np.ndarray):
-            return one.tolist()
-        raise InvalidInput(f"{name}: an attr of type {type(one).__name__} has no place in a file")
+    def convert(item: Any) -> Any:
+        if isinstance(item, np.generic):
+            return item.item()
+        if isinstance(item, np.ndarray):
+            return item.tolist()
+        raise InvalidInput(f"{name}: an attr of type {type(item).__name__} has no place in a file")
 
     converter: Callable[[Any], Any] = convert
     return json.dumps(value, default=converter)

@@ -1,4 +1,4 @@
-"""Run: a folder with one capture, its results, and a manifest that says what they are."""
+"""Run folders: one capture, its results and a manifest."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Run:
 
     def prompts(self) -> list[Any]:
         """Token ids of the prompts, as captured; pairs where a decoder was, or pixels."""
-        found = self.capture
-        if "pixels" in found.coords:
-            return list(found["pixels"].values)
-        ids = _rows(found, "token_id", "length")
+        capture = self.capture
+        if "pixels" in capture.coords:
+            return list(capture["pixels"].values)
+        ids = _rows(capture, "token_id", "length")
         for name in ("key", "source"):
-            if f"{name}_length" in found.coords:
-                sources = _rows(found, f"{name}_token_id", f"{name}_length")
+            if f"{name}_length" in capture.coords:
+                sources = _rows(capture, f"{name}_token_id", f"{name}_length")
                 return [Pair(*both) for both in zip(sources, ids, strict=True)]
         return ids
 
@@ -172,13 +172,7 @@ def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
 
 
 def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
-    """Refuse a folder that could not take a run, before anything is computed; leaves no trace.
-
-    Raises
-    ------
-    InvalidInput
-        As `create`.
-    """
+    """Refuse a folder that could not take a run, before anything is computed; leaves no trace."""
     folder = Path(path)
     if (folder / MANIFEST).exists() and not replace:
         raise InvalidInput(
@@ -190,15 +184,9 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be written, whether it is there or not; leaves no trace.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the folder and what is in the way.
-    """
+    """Refuse a folder that cannot be written, whether it is there or not; leaves no trace."""
     path = folder
-    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InvalidInput(f"out: {path} cannot be written: {nearest} is a file")
     probe = nearest / f".headscope.{os.getpid()}.tmp"
@@ -211,7 +199,7 @@ def check_place(folder: Path) -> None:
 
 def _strangers(folder: Path) -> list[Path]:
     ours = {CAPTURE, MANIFEST, RESULTS, *REPORT}
-    return [one for one in folder.iterdir() if one.name not in ours and one.name[0] != "."]
+    return [file for file in folder.iterdir() if file.name not in ours and file.name[0] != "."]
 
 
 def _clear(folder: Path) -> None:
@@ -223,13 +211,7 @@ def _clear(folder: Path) -> None:
 
 
 def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
-    """Check the folder of a run, and name the file that its capture may grow in.
-
-    Raises
-    ------
-    HeadscopeError
-        As `create`.
-    """
+    """Check the folder of a run, and name the file that its capture may grow in."""
     folder = Path(path)
     check(folder, replace=replace)
     # Complete, but a kill came before its manifest: what it belongs to is not known.

@@ -73,7 +73,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
 ) -> None:
     asked = job(
         "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 5\nshard: 2\n"
-        "analyses: [sinks, importance, entropy]\noptions: {sinks: {epsilon: 7}}\n"
+        "analyses: [distractors, importance, entropy]\n"
     )
     process = start(tmp_path / "job.yaml", tmp_path / "ray")
     # Meanwhile, the same job in this process.
@@ -92,7 +92,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert process.returncode == 1, errors
     assert "2 of 3 cells have a result" in said
-    assert errors.count("failed: sinks, ") == 1
+    assert errors.count("failed: distractors, ") == 1
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 

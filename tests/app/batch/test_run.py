@@ -162,8 +162,7 @@ BROKEN = """\
 models: [headscope/bundled, {{model: '{empty}', name: empty}}]
 tasks: [ioi]
 number: 2
-analyses: [sinks, entropy, span, rollout]
-options: {{sinks: {{epsilon: 7}}}}
+analyses: [distractors, entropy, span, rollout]
 """
 
 
@@ -184,7 +183,8 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     asked = job(BROKEN.format(empty=empty))
     done = run(asked, out)
     states = {(one["model"], one["analysis"]): one for one in done.cells}
-    assert states["headscope/bundled", "sinks"]["reason"] == "epsilon: 7.0 is outside 0 … 1"
+    unsuited = "task: ioi does not come with any number of facts; use recall"
+    assert states["headscope/bundled", "distractors"]["reason"] == unsuited
     assert states["headscope/bundled", "span"]["reason"] == "ZeroDivisionError: by nothing"
     for name in ("entropy", "rollout"):
         assert states["headscope/bundled", name]["state"] == "done"
@@ -193,7 +193,7 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     assert next(iter(reasons)).startswith("model: 'empty' does not load: "), "called by its name"
     index = (out / "index.html").read_text()
     for words in (
-        "epsilon: 7.0 is outside 0 … 1",
+        unsuited,
         "ZeroDivisionError: by nothing",
         "6 cells failed",
     ):

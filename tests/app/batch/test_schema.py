@@ -108,6 +108,12 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        (
+            "models: [headscope/bundled]\ntasks: [ioi]\nanalyses: [sinks]\n"
+            "options: {sinks: {epsilon: 7}}\n",
+            "4:28: sinks: epsilon: 7.0 is outside 0 … 1",
+        ),
+        ("a: &a [*a]\n", "1:1: a value holds itself"),
         ("models: [a\ntasks: [b]\n", "2:6: not YAML"),
         ("", "1:1: job: give names with values"),
         ("- sinks\n", "1:1: job: give names with values"),
@@ -120,7 +126,7 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
         ("models: [!!python/name:os.system x]\ntasks: [ioi]\nanalyses: [sinks]\n", "1:10: "),
     ],
 )
-def test_what_is_no_job_at_all(text: str, line: str, tmp_path: Path) -> None:
+def test_one_error_is_told_with_its_place(text: str, line: str, tmp_path: Path) -> None:
     assert any(f"job.yaml:{line}" in one for one in faults(tmp_path, text))
 
 
