@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from headscope.analyses._interventions import ablation, head_sweep
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.metrics import score
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.models.model import Model
@@ -59,9 +60,10 @@ def bridge_of(model: Model) -> Any:
 
 def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
     """Sweep with TransformerLens: a hook on one head at a time, prompts of one length together."""
-    ids, questions = ablation.asked_of(model, task)
+    encoded = ablation.encode_task(model, task)
+    ids, questions = encoded.ids, encoded.questions
     effects = np.full((len(ids), model.layers, model.heads), np.nan)
-    for rows in batches(ids, head_sweep.TOKENS):
+    for rows in batches(ids, ablation.SWEEP_TOKENS):
         batch = torch.tensor([ids[row] for row in rows])
         answers = [questions[row] for row in rows]
         for layer in range(model.layers):
@@ -81,7 +83,7 @@ def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
                     output = bridge.run_with_hooks(
                         batch, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)]
                     )
-                scores = ablation.measure(output, answers, METRIC)
+                scores = score(output, answers, METRIC)
                 effects[rows, layer, head] = scores.double().numpy()
     return effects
 
@@ -94,13 +96,13 @@ def compare(count: int, rounds: int) -> dict[str, Any]:
     bridge = bridge_of(model)
 
     def ours() -> Array:
-        return ablation.leave_one_out(model, task, METRIC, means)
+        return ablation.ablate_each_head(model, task, METRIC, means)
 
     def theirs() -> Array:
         return hooked(bridge, model, task, means)
 
     left, right = ours(), theirs()
-    effect = float(np.abs(left - ablation.intact(model, task, METRIC)[:, None, None]).max())
+    effect = float(np.abs(left - ablation.evaluate(model, task, (), METRIC)[:, None, None]).max())
     off = float(np.abs(left - right).max())
     if not off <= TOLERANCE * effect:
         raise HeadscopeError(
@@ -123,17 +125,17 @@ def rooms(count: int, rounds: int) -> dict[str, Any]:
 
     def of(room: int) -> Any:
         def sweep() -> Array:
-            head_sweep.TOKENS = room
-            return ablation.leave_one_out(model, task, METRIC, means)
+            ablation.SWEEP_TOKENS = room
+            return ablation.ablate_each_head(model, task, METRIC, means)
 
         return sweep
 
-    usual = head_sweep.TOKENS
+    usual = ablation.SWEEP_TOKENS
     try:
         names = {str(room): of(room) for room in sorted(ROOMS, key=lambda room: room != usual)}
         return {"prompts": count, "tokens_in_a_pass": interleave(names, rounds)}
     finally:
-        head_sweep.TOKENS = usual
+        ablation.SWEEP_TOKENS = usual
 
 
 def main() -> int:

@@ -1,29 +1,285 @@
-"""Ablation of every head in turn on the prompts of a task, prompt by prompt."""
+"""A task's metric, prompt by prompt: of the clean model, and with sets of heads ablated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope import probes
-from headscope.analyses._interventions.head_sweep import Array, Measure, Progress, every_head, swept
-from headscope.probes.attention.forward import logits, score
+from headscope.analyses._interventions.batched_edits import ablate_rows
+from headscope.analyses._interventions.metrics import AnswerMetric
+from headscope.analyses._interventions.prefix_reuse import PrefixReuse
+from headscope.analyses._runtime.progress import steps
+from headscope.probes.attention.forward import logits
 from headscope.probes.prompts.prompt_batch import batches
 from headscope.probes.prompts.reading import read
-from headscope.probes.prompts.tokens import encode
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from headscope.probes.interventions.base import Edit
     from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
 
-TOKENS = 8192
+Array = NDArray[np.float64]
+Head = tuple[int, int]
+# Turns logits, the prompts of their rows and the positions they are of into one number a row.
+Measure = Callable[[Tensor, Sequence[int], Sequence[Sequence[int]]], Tensor]
+Batch = tuple[list[int], Int[Tensor, "row position"], Int[Tensor, "row asked"]]
+
+# Tokens in one forward pass: in a sweep more than SWEEP_TOKENS gain little time on a processor
+# (benchmarks/ablation.py) and take memory. Numbers in the logits of a pass, and numbers kept of the
+# residual stream.
+TOKENS, SWEEP_TOKENS, NUMBERS, KEPT = 8192, 2048, 2**26, 2**27
+
+
+def encode_task(model: Model, task: Task | EncodedTask) -> EncodedTask:
+    """Return a task in the tokens of a model; one that is encoded already stays as it is.
+
+    Raises
+    ------
+    HeadscopeError
+        When the model predicts no next token or cannot read the task.
+    """
+    model.check_predicts()
+    if not isinstance(task, Task):
+        return task
+    encoded = read(model, task).encoded
+    assert encoded is not None
+    return encoded
+
+
+def evaluate(
+    model: Model,
+    task: Task | EncodedTask,
+    edits: Sequence[Edit] = (),
+    metric: str | None = None,
+) -> Array:
+    """Measure how well a model does a task, with its heads edited (prompt,).
+
+    Logits are computed at the asked positions alone, of as many prompts at a time as the vocabulary
+    allows.
+
+    Parameters
+    ----------
+    model
+        A model from `load_model`, with its tokenizer.
+    task
+        A task from `headscope.probes.prompts.tasks.make`, or an encoded one.
+    edits
+        Edits on the heads, applied in order; none: the clean model.
+    metric
+        A metric of `metrics.UNITS`; the task's own without it.
+
+    Raises
+    ------
+    HeadscopeError
+        For an unknown metric, a task whose words the tokenizer splits, prompts that are too
+        long, edits that do not fit, a model that predicts no next token.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model
+    >>> from headscope.probes.prompts.tasks import make
+    >>> task = make("induction", n=2, seed=0)
+    >>> evaluate(load_model("headscope/bundled"), task, metric="accuracy").shape
+    (2,)
+    """
+    encoded = encode_task(model, task)
+    answers = AnswerMetric(metric or encoded.metric, encoded.questions)
+    result = np.full(len(encoded.ids), np.nan)
+    with torch.no_grad():
+        for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+            output = logits(model, ids, edits, positions)
+            result[prompts] = answers(output, prompts, positions.tolist()).cpu().numpy()
+    return result
+
+
+def ablate_each_head(
+    model: Model,
+    task: Task | EncodedTask,
+    metric: str,
+    values: Float[Tensor, ...] | None = None,
+    *,
+    first: int = 0,
+) -> Array:
+    """Return the metric of every prompt with one head ablated at a time (prompt, layer, head).
+
+    NaN in layers without an attention map. The parameters are those of :func:`ablate_sets`.
+    """
+    encoded = encode_task(model, task)
+    answers = AnswerMetric(metric, encoded.questions)
+    found = ablate_sets(model, encoded, [answers], every_head(model), values, first=first)
+    return fill_layers(model, found[0])
+
+
+def ablated_metric(
+    model: Model,
+    task: Task | EncodedTask,
+    metric: str,
+    sets: Sequence[Sequence[Head]],
+    values: Float[Tensor, "layer head size"] | None = None,
+) -> Array:
+    """Return the metric of every prompt with each set of heads ablated (prompt, set)."""
+    encoded = encode_task(model, task)
+    answers = AnswerMetric(metric, encoded.questions)
+    return np.asarray(ablate_sets(model, encoded, [answers], head_sets(model, sets), values)[0])
+
+
+def ablate_sets(
+    model: Model,
+    task: EncodedTask,
+    measures: Sequence[Measure],
+    sets: Bool[Tensor, "set layer head"],
+    values: Float[Tensor, ...] | None = None,
+    *,
+    first: int = 0,
+) -> Array:
+    """Ablate each set of heads in turn and return all measures (measure, prompt, set).
+
+    Parameters
+    ----------
+    model, task
+        What is measured.
+    measures
+        Called with logits at the asked positions, the prompts of the rows, and these positions.
+    sets
+        The sets of heads.
+    values
+        What is put in place of a head's output: one vector a head (layer, head, size), or the
+        outputs on other prompts (prompt, layer, head, query, size); zero without them.
+    first
+        First position that is edited; zero and vectors only.
+    """
+
+    def edit(rows: Bool[Tensor, "batch layer head"], prompts: list[int]) -> Edit:
+        by_prompt = values is not None and values.ndim > 3
+        return ablate_rows(rows, values[prompts] if by_prompt else values, first)  # type: ignore[index]
+
+    return edit_sets(model, task, measures, sets, edit)
+
+
+def edit_sets(
+    model: Model,
+    task: EncodedTask,
+    measures: Sequence[Measure],
+    sets: Bool[Tensor, "set layer head"],
+    edit: Callable[[Bool[Tensor, "batch layer head"], list[int]], Edit],
+) -> Array:
+    """Edit each set of heads in turn and return all measures (measure, prompt, set).
+
+    ``edit`` is given the heads of every row of a batch, and the prompts that the rows are of, over
+    and over.
+    """
+
+    def of_rows(some: Int[Tensor, " set"], prompts: list[int]) -> Edit:
+        return edit(sets[some].repeat_interleave(len(prompts), dim=0), prompts)
+
+    starts = sets.any(-1).int().argmax(-1)
+    return sweep(model, task.ids, task.asked, measures, starts, of_rows)
+
+
+def sweep(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    asked: Sequence[Sequence[int]],
+    measures: Sequence[Measure],
+    starts: Int[Tensor, " variant"],
+    edit: Callable[[Int[Tensor, " variant"], list[int]], Edit],
+) -> Array:
+    """Run all prompts under every variant of an edit, many in one pass (measure, prompt, variant).
+
+    Parameters
+    ----------
+    model
+        The model.
+    ids, asked
+        Token ids of every prompt, and the positions whose logits the measures see.
+    measures
+        As in :func:`ablate_sets`.
+    starts
+        First layer that each variant changes; what comes before it is run once.
+    edit
+        Makes the edit of some variants on some prompts; its rows are the prompts over and over,
+        variant by variant.
+    """
+    result = np.full((len(measures), len(ids), len(starts)), np.nan)
+    tokens = SWEEP_TOKENS if model.device.type == "cpu" else TOKENS
+    width = int(model.module.config.get_text_config().hidden_size)
+    room = max(1, min(SWEEP_TOKENS, KEPT // ((model.layers + 1) * width)))
+    with steps(len(ids) * len(starts)) as step, torch.no_grad():
+        for prompts, batch, positions in asked_batches(model, ids, asked, room):
+            prefix = PrefixReuse(model, batch, positions)
+            numbers = NUMBERS // (positions.numel() * model.vocabulary)
+            together = max(1, min(tokens // batch.numel(), numbers))
+            for layer in sorted(set(starts.tolist())):
+                for some in (starts == layer).nonzero().flatten().split(together):
+                    times = len(some)
+                    output = prefix.logits(layer, (edit(some, prompts),), times)
+                    for number, measure in enumerate(measures):
+                        scores = measure(output, prompts * times, positions.tolist() * times)
+                        values = scores.cpu().numpy().reshape(times, -1).T
+                        result[number][np.ix_(prompts, some.numpy())] = values
+                    step(times * len(prompts))
+    return result
+
+
+def asked_batches(
+    model: Model, ids: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], tokens: int
+) -> Iterator[Batch]:
+    """Yield prompts of one length, their ids and asked positions, such that their logits fit.
+
+    A prompt with fewer positions than others names its last one again.
+    """
+    for prompts in batches(ids, tokens):
+        width = max(len(asked[prompt]) for prompt in prompts)
+        room = max(1, NUMBERS // (width * model.vocabulary))
+        for start in range(0, len(prompts), room):
+            some = prompts[start : start + room]
+            rows = [[*asked[at], *[asked[at][-1]] * (width - len(asked[at]))] for at in some]
+            yield some, torch.tensor([ids[prompt] for prompt in some]), torch.tensor(rows)
+
+
+def every_head(model: Model) -> Bool[Tensor, "set layer head"]:
+    """Return the sets of one head each, in order, of the layers that have an attention map."""
+    layers, width = model.layers, model.heads
+    single = torch.eye(layers * width, dtype=torch.bool).reshape(layers, width, layers, width)
+    return single[model.geometry.attending].flatten(0, 1)
+
+
+def every_group(model: Model) -> Bool[Tensor, "set layer head"]:
+    """Return the sets of the query heads that share one KV head, in order."""
+    group = model.heads // model.kv_heads
+    single = every_head(model)
+    return single.reshape(-1, group, *single.shape[1:]).any(1)
+
+
+def head_sets(model: Model, sets: Sequence[Sequence[Head]]) -> Bool[Tensor, "set layer head"]:
+    """Return which heads are in each set."""
+    result = torch.zeros(len(sets), model.layers, model.heads, dtype=torch.bool)
+    for number, heads in enumerate(sets):
+        for layer, head in heads:
+            result[number, layer, head] = True
+    return result
+
+
+def fill_layers(model: Model, values: Array) -> Array:
+    """Lay heads of layers with an attention map over all layers (..., layer, head); NaN elsewhere.
+
+    The last axis of ``values`` holds the heads, or KV heads, of these layers in order.
+    """
+    layers = model.geometry.attending
+    inner = values.reshape(*values.shape[:-1], len(layers), -1)
+    result = np.full((*values.shape[:-1], model.layers, inner.shape[-1]), np.nan)
+    result[..., layers, :] = inner
+    return result
 
 
 def mean_z(capture: xr.Dataset, first: int = 0) -> Float[Tensor, "layer head size"]:
@@ -33,157 +289,13 @@ def mean_z(capture: xr.Dataset, first: int = 0) -> Float[Tensor, "layer head siz
     return torch.from_numpy(np.ascontiguousarray(mean.values, dtype=np.float32))
 
 
-def corrupted(model: Model, task: Task) -> xr.Dataset:
+def capture_corrupted(model: Model, task: Task | EncodedTask) -> xr.Dataset:
     """Capture ``z`` on the corrupted prompts of a task."""
-    ids = encode(task, model.tokenizer).corrupted_ids
-    return probes.capture(model, [list(each) for each in ids], stats=(), keep=("z",))
+    ids = encode_task(model, task).corrupted_ids
+    return probes.capture(model, [list(prompt) for prompt in ids], stats=(), keep=("z",))
 
 
-def outputs(capture: xr.Dataset) -> Float[Tensor, "prompt layer head query size"]:
+def kept_z(capture: xr.Dataset) -> Float[Tensor, "prompt layer head query size"]:
     """Return the kept ``z`` of a capture."""
     z = capture["z"].transpose("prompt", "layer", "head", "query", ...)
     return torch.from_numpy(np.ascontiguousarray(z.values, dtype=np.float32))
-
-
-def intact(model: Model, task: Task, metric: str) -> Array:
-    """Return the metric of every prompt with no head taken out (prompt,)."""
-    model.check_predicts()
-    prompts = read(model, task)
-    assert prompts.encoded is not None
-    result = np.full(len(prompts.ids), np.nan)
-    with torch.no_grad():
-        for rows in batches(prompts.ids, TOKENS):
-            output = logits(model, torch.tensor([prompts.ids[row] for row in rows]))
-            asked = [prompts.encoded.questions[row] for row in rows]
-            result[rows] = measure(output, asked, metric).cpu().numpy()
-    return result
-
-
-def leave_one_out(
-    model: Model,
-    task: Task,
-    metric: str,
-    values: Float[Tensor, ...] | None = None,
-    progress: Progress | None = None,
-    **how: Any,
-) -> Array:
-    """Return the metric of every prompt with one head taken out (prompt, layer, head).
-
-    The parameters are those of :func:`leave_out`, with every head a set of its own.
-    """
-    left = leave_out(model, task, (metric,), every_head(model), values, progress, **how)
-    return spread(model, left[0])
-
-
-def leave_out(
-    model: Model,
-    task: Task,
-    metrics: Sequence[str],
-    chosen: Bool[Tensor, "set layer head"],
-    values: Float[Tensor, ...] | None = None,
-    progress: Progress | None = None,
-    *,
-    on: str = "clean",
-    labels: Sequence[Sequence[Sequence[Any]]] = (),
-    first: int = 0,
-) -> Array:
-    """Return the metrics of every prompt with sets of heads taken out (metric, prompt, set).
-
-    Parameters
-    ----------
-    model, task
-        What is measured.
-    metrics
-        Metrics of the answers.
-    chosen
-        The sets of heads.
-    values, first, progress
-        As in `sweeping.swept`.
-    on
-        ``clean`` or ``corrupted`` prompts; the questions are those of the clean ones.
-    labels
-        For each metric the questions of every prompt, as many as the task has; the task's own
-        without them.
-    """
-    ids, asked = asked_of(model, task, on)
-    given = list(labels) or [asked]
-    # One pass answers the questions of all labels; each metric is told which ones are its own.
-    together = [[one for each in given for one in each[row]] for row in range(len(asked))]
-
-    def of(number: int, metric: str) -> Measure:
-        def one(output: Tensor, put: Sequence[Any], rows: Sequence[int]) -> Tensor:
-            size = [len(each) // len(given) for each in put]
-            own = [
-                each[number * count : (number + 1) * count]
-                for each, count in zip(put, size, strict=True)
-            ]
-            return measure(output, own, metric)
-
-        return one
-
-    measures = [of(at if labels else 0, metric) for at, metric in enumerate(metrics)]
-    return swept(model, ids, together, measures, chosen, values, first=first, progress=progress)
-
-
-def asked_of(
-    model: Model, task: Task, on: str = "clean"
-) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[Any]]]:
-    """Return the token ids of the clean or corrupted prompts of a task, and its questions.
-
-    Raises
-    ------
-    HeadscopeError
-        When the model predicts no next token.
-    """
-    model.check_predicts()
-    prompts = read(model, task)
-    assert prompts.encoded is not None
-    ids = prompts.ids if on == "clean" else prompts.encoded.corrupted_ids
-    return ids, prompts.encoded.questions
-
-
-def spread(model: Model, values: Array) -> Array:
-    """Lay heads of layers with an attention map over all layers (..., layer, head); NaN elsewhere.
-
-    The columns of ``values`` are heads, or KV heads, of these layers in order.
-    """
-    attending = model.geometry.attending
-    inner = values.reshape(*values.shape[:-1], len(attending), -1)
-    every = np.full((*values.shape[:-1], model.layers, inner.shape[-1]), np.nan)
-    every[..., attending, :] = inner
-    return every
-
-
-def sweep(
-    model: Model,
-    task: Task,
-    measures: Sequence[Measure],
-    values: Float[Tensor, ...] | None = None,
-    progress: Progress | None = None,
-) -> Array:
-    """Take every head out in turn and return all measures (measure, prompt, layer, head).
-
-    NaN in layers without an attention map. Measures see the logits of all positions; the other
-    parameters are those of `sweeping.swept`.
-    """
-    ids, asked = asked_of(model, task)
-    found = swept(
-        model, ids, asked, measures, every_head(model), values, whole=True, progress=progress
-    )
-    return spread(model, found)
-
-
-def measure(
-    output: Float[Tensor, "batch position vocab"], asked: Sequence[Sequence[Any]], metric: str
-) -> Float[Tensor, " batch"]:
-    """Score the answers by a task's metric, or by ``log_probability``, which has a gradient."""
-    if metric != "log_probability":
-        return score(output, asked, metric)
-    rows = []
-    for row, questions in enumerate(asked):
-        chances = [
-            output[row, each.at].float().log_softmax(-1)[list(each.answer_ids)].logsumexp(0)
-            for each in questions
-        ]
-        rows.append(torch.stack(chances).mean())
-    return torch.stack(rows)

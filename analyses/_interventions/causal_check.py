@@ -1,14 +1,16 @@
-"""Causal checks: what a task loses when heads are taken out."""
+"""Causal checks: what a task loses when heads are ablated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.progress import reporting, steps
 from headscope.analyses._runtime.results import interval, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -19,20 +21,10 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.task import Task
 
 Head = tuple[int, int]
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, float], None]
 
-# Below this accuracy of the intact model an ablation has nothing to destroy.
+# Below this accuracy of the clean model an ablation has nothing to destroy.
 SOLVED = 0.5
-
-
-def score(model: Model, task: Task, heads: Sequence[Head], metric: str) -> NDArray[np.float64]:
-    """Return the metric of each prompt with ``heads`` set to zero (none: the intact model)."""
-    from headscope.probes.attention.forward import evaluate
-    from headscope.probes.interventions import Ablate
-
-    edits = (Ablate(heads=tuple(heads)),) if heads else ()
-    values = evaluate(model, task, edits=edits, metric=metric).values
-    return np.asarray(values, dtype=np.float64)
 
 
 def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[tuple[Head, ...]]:
@@ -52,24 +44,24 @@ def compare(
     task: Task,
     groups: Mapping[str, Sequence[Sequence[Head]]],
     metric: str,
-    progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """Score the intact model and each group of ablations (prompt, condition).
+    """Score the clean model and each group of ablations to zero (prompt, condition).
 
     A group is one or more sets of heads; its score is the mean over its sets, prompt by prompt.
-    The first condition is the intact model.
+    The first condition is the clean model.
     """
-    total = 1 + sum(len(sets) for sets in groups.values())
-    columns = [score(model, task, (), metric)]
-    done = 1
-    for sets in groups.values():
-        scores = []
-        for heads in sets:
-            scores.append(score(model, task, heads, metric))
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        columns.append(np.mean(scores, axis=0))
+    from headscope.analyses._interventions.ablation import encode_task, evaluate
+    from headscope.probes.interventions import Ablate
+
+    encoded = encode_task(model, task)
+    columns = [evaluate(model, encoded, (), metric)]
+    with steps(sum(len(sets) for sets in groups.values())) as step:
+        for sets in groups.values():
+            scores = []
+            for heads in sets:
+                scores.append(evaluate(model, encoded, (Ablate(tuple(heads)),), metric))
+                step()
+            columns.append(np.mean(scores, axis=0))
     return np.stack(columns, axis=1)
 
 
@@ -87,7 +79,7 @@ def check(
     others: Mapping[str, Sequence[Head]] | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
-    """Compare the accuracy of the intact model with top heads and random other heads ablated.
+    """Compare the accuracy of the clean model with top heads and random other heads ablated.
 
     Parameters
     ----------
@@ -105,8 +97,6 @@ def check(
         Number of random sets, each as large as ``top``, and their seed.
     others
         More sets of heads to ablate, by name of the condition.
-    progress
-        Called with (done, total) ablations.
 
     Returns
     -------
@@ -129,7 +119,8 @@ def check(
     for condition, heads in (others or {}).items():
         groups[condition] = [tuple(heads)]
     groups["random other heads ablated"] = sets
-    samples = compare(model, task, groups, "accuracy", progress)
+    with nullcontext() if progress is None else reporting(progress):
+        samples = compare(model, task, groups, "accuracy")
     mean, lower, upper = bootstrap(samples, seed=seed)
     conditions = ["intact", *groups]
     record: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,33 +11,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import asked_of, measure
-from headscope.analyses._interventions.head_sweep import NUMBERS, TOKENS, Array
-from headscope.analyses._interventions.row_outputs import RowBlend, RowGate
+from headscope.analyses._interventions.ablation import (
+    NUMBERS,
+    SWEEP_TOKENS,
+    Array,
+    Batch,
+    asked_batches,
+    encode_task,
+)
+from headscope.analyses._interventions.batched_edits import RowBlend, RowGate
+from headscope.analyses._interventions.metrics import score
 from headscope.probes.attention.forward import logits
-from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import EncodedTask
 
 # The way from no heads to all: parts to begin with, how often one is halved, and the least part
 # that an error is shared out by.
 PARTS, DEPTH, LEAST = 4, 10, 1 / 64
 
 
-def gate_gradient(model: Model, task: Task, metric: str) -> Array:
+def gate_gradient(model: Model, task: Task | EncodedTask, metric: str) -> Array:
     """Return the gradient of the metric in a gate on every head, at 1 (prompt, layer, head).
 
     Prompts of a batch have gates of their own, so that one backward pass keeps them apart. NaN in
     layers without an attention map.
     """
-    rows = range(len(asked_of(model, task)[0]))
-    return _slopes(model, task, metric, "clean", rows, [1.0] * len(rows))[0]
+    rows = range(len(task))
+    return _gradients(model, encode_task(model, task), metric, rows, [1.0] * len(rows))
 
 
 def integrated_gates(
-    model: Model, task: Task, metric: str, tolerance: float = 0.05
+    model: Model, task: Task | EncodedTask, metric: str, tolerance: float = 0.05
 ) -> tuple[Array, Array]:
     """Return gate gradients integrated from no heads to all, and what they should sum to.
 
@@ -59,7 +66,7 @@ def integrated_gates(
 
     Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (1703.01365).
     """
-    count = len(asked_of(model, task)[0])
+    encoded, count = encode_task(model, task), len(task)
     total = np.zeros((count, model.layers, model.heads))
     edges = np.linspace(0, 1, PARTS + 1)
     parts = [(row, low, high) for row in range(count) for low, high in pairwise(edges.tolist())]
@@ -71,7 +78,7 @@ def integrated_gates(
         middle, half = (low + high) / 2, (high - low) / 2
         places = [*zip(rows, low.tolist(), strict=True), *zip(rows, high.tolist(), strict=True)]
         fresh = sorted({each for each in places if each not in known})
-        levels = _levels(model, task, metric, *map(list, zip(*fresh, strict=True)))
+        levels = _levels(model, encoded, metric, *map(list, zip(*fresh, strict=True)))
         known |= dict(zip(fresh, levels.tolist(), strict=True))
         ends = np.asarray([known[each] for each in places]).reshape(2, -1)
         rise = ends[1] - ends[0]
@@ -80,7 +87,7 @@ def integrated_gates(
             bar = tolerance * float(np.abs(whole).mean())
         found = sum(
             half[:, None, None]
-            * _slopes(model, task, metric, "clean", rows, middle + side * half / np.sqrt(3))[0]
+            * _gradients(model, encoded, metric, rows, middle + side * half / np.sqrt(3))
             for side in (-1, 1)
         )
         missed = np.abs(np.nansum(found, axis=(1, 2)) - rise)
@@ -98,85 +105,75 @@ def integrated_gates(
     return total, whole
 
 
-def patch_slope(
+def patch_gradient(
     model: Model,
-    task: Task,
+    task: Task | EncodedTask,
     metric: str,
     values: Float[Tensor, "prompt layer head query size"],
-    on: str,
 ) -> Array:
     """Return the first-order change of the metric when heads take other outputs.
 
     ``(z' − z) · ∂m/∂z`` of every head, summed over positions, by one backward pass
-    (prompt, layer, head); NaN in layers without an attention map.
-
-    Parameters
-    ----------
-    model, task, metric
-        What is measured.
-    values
-        The other outputs z'.
-    on
-        Where the gradient is taken: on ``clean`` or ``corrupted`` prompts.
+    (prompt, layer, head), where ``values`` are the z'; NaN in layers without an attention map.
 
     Source: Nanda, Attribution Patching (2023).
     """
     rows = range(len(values))
-    return _slopes(model, task, metric, on, rows, [0.0] * len(rows), values)[0]
+    return _gradients(model, encode_task(model, task), metric, rows, [0.0] * len(rows), values)
 
 
-def _slopes(
+def _gradients(
     model: Model,
-    task: Task,
+    task: EncodedTask,
     metric: str,
-    on: str,
     rows: Sequence[int],
     at: Sequence[float] | Array,
     values: Tensor | None = None,
-) -> tuple[Array, Array]:
-    """Return gradients in the knobs of prompts, each standing somewhere, and the metric there."""
-    ids, questions = asked_of(model, task, on)
+) -> Array:
+    """Return gradients in a factor on every head of some prompts, at a number for each prompt."""
     result = np.full((len(rows), model.layers, model.heads), np.nan)
-    levels = np.full(len(rows), np.nan)
-    for some in batches([ids[row] for row in rows], _room(model)):
-        here = [rows[one] for one in some]
-        given = torch.tensor([ids[row] for row in here])
-        asked: list[Sequence[Any]] = [questions[row] for row in here]
-        knobs = _knobs(model, [float(at[one]) for one in some]).requires_grad_()
-        edit: Any = RowGate(knobs) if values is None else RowBlend(knobs, values[here])
+    for some, ids, positions in _batches(model, task, rows):
+        prompts = [rows[row] for row in some]
+        factors = _factors(model, [float(at[row]) for row in some]).requires_grad_()
+        edit: Any = RowGate(factors) if values is None else RowBlend(factors, values[prompts])
         with torch.enable_grad():
-            scores = measure(logits(model, given, (edit,)), asked, metric)
-            (slope,) = torch.autograd.grad(scores.sum(), knobs)
+            output = logits(model, ids, (edit,), positions)
+            questions = [task.questions[prompt] for prompt in prompts]
+            scores = score(output, questions, metric, positions.tolist())
+            (slope,) = torch.autograd.grad(scores.sum(), factors)
         result[some] = slope.double().cpu().numpy()
-        levels[some] = scores.detach().double().cpu().numpy()
     result[:, list(model.geometry.without)] = np.nan
-    return result, levels
+    return result
 
 
 def _levels(
-    model: Model, task: Task, metric: str, rows: Sequence[int], gates: Sequence[float]
+    model: Model, task: EncodedTask, metric: str, rows: Sequence[int], gates: Sequence[float]
 ) -> Array:
     """Return the metric of prompts with all gates of each at one number (row,)."""
-    ids, questions = asked_of(model, task)
     result = np.full(len(rows), np.nan)
     with torch.no_grad():
-        for some in batches([ids[row] for row in rows], _room(model)):
-            here = [rows[one] for one in some]
-            edit = RowGate(_knobs(model, [float(gates[one]) for one in some]))
-            output = logits(model, torch.tensor([ids[row] for row in here]), (edit,))
-            scores = measure(output, [questions[row] for row in here], metric)
+        for some, ids, positions in _batches(model, task, rows):
+            edit = RowGate(_factors(model, [float(gates[row]) for row in some]))
+            output = logits(model, ids, (edit,), positions)
+            questions = [task.questions[rows[row]] for row in some]
+            scores = score(output, questions, metric, positions.tolist())
             result[some] = scores.double().cpu().numpy()
     return result
 
 
-def _knobs(model: Model, values: Sequence[float]) -> Float[Tensor, "batch layer head"]:
-    knobs = torch.tensor(values, device=model.device)[:, None, None]
-    return knobs.repeat(1, model.layers, model.heads)
+def _factors(model: Model, values: Sequence[float]) -> Float[Tensor, "batch layer head"]:
+    factors = torch.tensor(values, device=model.device)[:, None, None]
+    return factors.repeat(1, model.layers, model.heads)
 
 
-def _room(model: Model) -> int:
-    """Return how many tokens one pass may have: a backward pass keeps every layer's numbers."""
+def _batches(model: Model, task: EncodedTask, rows: Sequence[int]) -> Iterator[Batch]:
+    """Yield batches of prompts that a backward pass, which keeps every layer's numbers, can hold.
+
+    What is yielded first are places in ``rows``.
+    """
     config = model.module.config.get_text_config()
     # About twenty numbers of the width of the residual stream a layer are kept for the gradient.
     kept = 20 * model.layers * int(config.hidden_size) + model.vocabulary
-    return max(1, min(TOKENS, 8 * NUMBERS // kept))
+    tokens = max(1, min(SWEEP_TOKENS, 8 * NUMBERS // kept))
+    ids, asked = ([part[row] for row in rows] for part in (task.ids, task.asked))
+    return asked_batches(model, ids, asked, tokens)

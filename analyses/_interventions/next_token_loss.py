@@ -9,10 +9,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import attending
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable, ResourceLimit
 
 if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from headscope.probes.interventions.base import Edit
     from headscope.probes.models.model import Model
 
 # Logits of one prompt beyond this would take more than 8 GB.
@@ -45,6 +51,59 @@ def losses(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> NDArr
     return observed(model, ids, edits, ())[0]
 
 
+def mean_loss(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> float:
+    """Return the mean −log p of the next tokens of one prompt, in nats a token.
+
+    Raises
+    ------
+    HeadscopeError
+        When the prompt has no next token, or its logits would not fit into memory.
+    """
+    _check_next(ids)
+    return float(losses(model, ids, edits).mean())
+
+
+def sweep_losses(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    starts: Int[Tensor, " variant"],
+    edit: Callable[[Int[Tensor, " variant"], list[int]], Edit],
+) -> NDArray[np.float64]:
+    """Return the mean loss of prompts under every variant of an edit (prompt, variant).
+
+    The parameters are those of `ablation.sweep`.
+    """
+    import torch
+
+    from headscope.analyses._interventions.ablation import sweep
+
+    for ids in prompts:
+        _check_next(ids)
+        _check_memory(model, len(ids))
+
+    def mean(logits: Tensor, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
+        wanted = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
+        inner = logits[:, :-1].float().transpose(1, 2)
+        loss = torch.nn.functional.cross_entropy(inner, wanted, reduction="none")
+        return loss.double().mean(1)
+
+    asked = [range(len(ids)) for ids in prompts]
+    return np.asarray(sweep(model, prompts, asked, [mean], starts, edit)[0])
+
+
+def _check_next(ids: Sequence[int]) -> None:
+    if len(ids) < 2:
+        raise NotApplicable("prompts: one of a single token has no next token; give longer ones")
+
+
+def _check_memory(model: Model, length: int) -> None:
+    if length * model.vocabulary > MOST:
+        raise ResourceLimit(
+            f"prompts: {length} tokens times {model.vocabulary} words are too many logits for "
+            f"the loss; give at most {MOST // model.vocabulary} tokens a prompt"
+        )
+
+
 def observed(
     model: Model, ids: Sequence[int], edits: Sequence[Any], stats: tuple[str, ...]
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
@@ -57,11 +116,7 @@ def observed(
     from headscope.kernels.api import Request
     from headscope.probes.attention.forward import Reader, run
 
-    if len(ids) * model.vocabulary > MOST:
-        raise ResourceLimit(
-            f"prompts: {len(ids)} tokens times {model.vocabulary} words are too many logits for "
-            f"the loss; give at most {MOST // model.vocabulary} tokens a prompt"
-        )
+    _check_memory(model, len(ids))
     found: dict[str, NDArray[np.float64]] = {}
 
     def take(call: Any, outputs: Any, z: Any) -> None:
@@ -82,7 +137,6 @@ def contrast(
     model: Model,
     prompts: Sequence[Sequence[int]],
     edits: Mapping[str, Sequence[Any]],
-    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
     usable = [one for one in prompts if len(one) > 1]
@@ -91,10 +145,10 @@ def contrast(
             "prompts: all have one token, so there is none to predict; give longer ones"
         )
     found = np.empty((len(usable), len(edits)))
-    for number, one in enumerate(usable):
-        found[number] = [float(losses(model, one, each).mean()) for each in edits.values()]
-        if progress is not None:
-            progress(number + 1, len(usable))
+    with steps(len(usable)) as step:
+        for number, ids in enumerate(usable):
+            found[number] = [mean_loss(model, ids, some) for some in edits.values()]
+            step()
     return found
 
 
@@ -109,10 +163,3 @@ def verdict(less: NDArray[np.float64], more: NDArray[np.float64], seed: int) -> 
 def predicts(capture: xr.Dataset) -> bool:
     """Tell whether every layer is causal, so that logits predict the next token."""
     return bool(capture["causal"].values[attending(capture)].all())
-
-
-def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which layers have an attention map."""
-    if "attention_map" in capture.coords:
-        return np.asarray(capture["attention_map"].values, dtype=bool)
-    return np.ones(capture.sizes["layer"], dtype=bool)

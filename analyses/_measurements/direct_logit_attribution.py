@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headscope.analyses._interventions.ablation import encode_task
 from headscope.analyses._measurements.unembedding import final_norm
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
@@ -18,11 +19,11 @@ from headscope.probes.attention import projections as weights
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.residual_stream import blocks, watching
 from headscope.probes.prompts.prompt_batch import batches
-from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import EncodedTask
 
 TOKENS = 8192
 Array = NDArray[np.float64]
@@ -81,7 +82,7 @@ class Parts:
         return np.asarray(heads + self.rest.sum(1) + self.embedding + self.bias)
 
 
-def attribute(model: Model, task: Task) -> Parts:
+def attribute(model: Model, task: Task | EncodedTask) -> Parts:
     """Split the logit difference of every prompt into what components write directly.
 
     ``Σ z_h W_O^h`` of the heads, what else each layer adds to the residual stream, and the
@@ -95,27 +96,25 @@ def attribute(model: Model, task: Task) -> Parts:
         attention), the last norm or the unembedding is of no known kind, or the parts do not sum to
         the logits.
     """
-    model.check_predicts()
+    encoded = encode_task(model, task)
     factors = written(model)
     norm = read_norm(model)
     found = weights.read(model, ("o",))
     outwards = {layer: found.of(layer, "o") for layer in model.geometry.attending}
-    prompts = read(model, task)
-    assert prompts.encoded is not None
     module: Any = model.module
     head = module.get_output_embeddings()
     table = head.weight.detach().double().cpu()
     added = getattr(head, "bias", None)
     shift = None if added is None else added.detach().double().cpu()
 
-    count, layers = len(prompts.ids), model.layers
+    count, layers = len(encoded.ids), model.layers
     heads = np.full((count, layers, model.heads), np.nan)
     rest, sums = np.zeros((count, layers)), {key: np.zeros(count) for key in ("in", "bias", "all")}
-    for rows in batches(prompts.ids, TOKENS):
-        asked = [prompts.encoded.questions[row] for row in rows]
+    for rows in batches(encoded.ids, TOKENS):
+        asked = [encoded.questions[row] for row in rows]
         flat = [(place, one) for place, each in enumerate(asked) for one in each]
         where = torch.tensor([(place, one.at) for place, one in flat]).T
-        ids = torch.tensor([prompts.ids[row] for row in rows])
+        ids = torch.tensor([encoded.ids[row] for row in rows])
         streams, z, output = _pass(model, ids, where)
         direction = torch.stack([_direction(table, one) for _, one in flat])
         # One over the frozen scale: what the last norm makes of its input, over what is linear.

@@ -23,13 +23,6 @@ def chosen(length: int, count: int, skip: int) -> NDArray[np.int64]:
     return np.unique(places.round().astype(np.int64))
 
 
-def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which layers have an attention map."""
-    if "attention_map" in capture.coords:
-        return np.asarray(capture["attention_map"].values, dtype=bool)
-    return np.ones(capture.sizes["layer"], dtype=bool)
-
-
 def refuse_other(capture: xr.Dataset, analysis: str) -> None:
     """Refuse attention of two texts, and weights that do not follow from queries and keys."""
     options.one_text(capture.attrs.get("attention", "self"), analysis)

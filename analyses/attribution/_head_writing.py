@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions import head_sweep, row_edits
-from headscope.analyses._interventions.row_outputs import taking_out
+from headscope.analyses._interventions import ablation, next_token_loss
+from headscope.analyses._interventions.batched_edits import ablate_rows
 
 if TYPE_CHECKING:
-    from headscope.analyses._interventions.causal_check import Progress
     from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
@@ -91,25 +90,15 @@ def written(
     return torch.cat(norms, dim=1).numpy(), torch.cat(shares, dim=1).numpy()
 
 
-def loss_without(
-    model: Model, ids: Sequence[Sequence[int]], progress: Progress | None = None
-) -> Array:
+def loss_without(model: Model, ids: Sequence[Sequence[int]]) -> Array:
     """Return what the next-token loss gains with each head at zero (prompt, layer, head).
 
-    Many heads in one pass, as many as the logits allow; NaN in layers without an attention map.
+    NaN in layers without an attention map.
     """
-    chosen = head_sweep.every_head(model)
-    found = np.full((len(ids), len(chosen)), np.nan)
-    for row, one in enumerate(ids):
-        given = torch.tensor([list(one)])
-        intact = float(row_edits.losses(model, given)[0])
-        room = min(row_edits.TOKENS, row_edits.NUMBERS // model.vocabulary)
-        for some in torch.split(torch.arange(len(chosen)), max(1, room // len(one))):
-            edit: Any = taking_out(chosen[some])
-            lost = row_edits.losses(model, given.expand(len(some), -1), (edit,)) - intact
-            found[row, some.numpy()] = lost.double().cpu().numpy()
-            if progress is not None:
-                progress(row * len(chosen) + int(some[-1]) + 1, len(ids) * len(chosen))
-    every = np.full((len(ids), model.layers, model.heads), np.nan)
-    every[:, model.geometry.attending] = found.reshape(len(ids), -1, model.heads)
-    return every
+    sets = ablation.every_head(model)
+    clean = np.array([next_token_loss.mean_loss(model, prompt) for prompt in ids])
+    ablated = next_token_loss.sweep_losses(
+        model, ids, sets.any(-1).int().argmax(-1),
+        lambda some, prompts: ablate_rows(sets[some].repeat_interleave(len(prompts), dim=0)),
+    )  # fmt: skip
+    return ablation.fill_layers(model, ablated - clean[:, None])

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.row_outputs import taking_out
+from headscope.analyses._interventions.batched_edits import ablate_rows
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, run
@@ -74,7 +74,7 @@ def measure(
             if layer in model.geometry.attending:
                 chosen = torch.zeros(1, model.layers, model.heads, dtype=torch.bool)
                 chosen[:, layer] = True
-                other, loss = _pass(model, one, losing, edits=(taking_out(chosen),))
+                other, loss = _pass(model, one, losing, edits=(ablate_rows(chosen),))
                 found[3:, row, layer] = turn(streams[-1], other[-1]), loss - intact
         if progress is not None:
             progress(row + 1, len(ids))

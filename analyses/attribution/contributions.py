@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import (
@@ -49,7 +48,6 @@ def run(
     causal_prompts: int = 4,
     causal_tokens: int = 128,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Measure what share of its layer's output every head writes, and what it costs to lose it.
 
@@ -65,8 +63,6 @@ def run(
         Tokens of each prompt in the causal check, from the first on.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) ablated prompts.
 
     Returns ------- Dataset with ``norm_share`` (layer, head; the head's norm over the sum of its
     layer's norms, mean over tokens; 0 to 1), ``output_share`` (layer, head; its projection on the
@@ -135,7 +131,7 @@ def run(
         whole = [one[:causal_tokens] for one in tokens(capture)[:causal_prompts]]
         rows = [row for row, one in enumerate(whole) if len(one) > 1]
         ids = [whole[row] for row in rows]
-        lost = _head_writing.loss_without(model, ids, progress)
+        lost = _head_writing.loss_without(model, ids)
         variables |= averaged(
             "loss_ablation", grid, lost, "Loss added by setting the head to zero", "nats",
             "diverging", seed=seed, source="Michel et al. 1905.10650", evidence="causal",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
 from headscope.analyses._stats.rank_correlation import agreement, parting
 
@@ -40,7 +39,6 @@ def run(
     task: Task,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Split the logit difference of a task into what every head and layer writes directly.
 
@@ -55,8 +53,6 @@ def run(
         stands in their place.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) ablated prompts.
 
     Returns ------- Dataset with ``direct_logit`` (layer, head; logits for the answer over the wrong
     one, at the question), ``component_logit`` (component; the sums that make the difference),
@@ -84,14 +80,13 @@ def run(
     from headscope.analyses._measurements import direct_logit_attribution
 
     require(capture, KEEP, "logit_attribution")
-    parts = direct_logit_attribution.attribute(model, task)
-    asked = ablation.asked_of(model, task)[1]
-    paired = all(one.wrong_ids for each in asked for one in each)
+    encoded = ablation.encode_task(model, task)
+    parts = direct_logit_attribution.attribute(model, encoded)
+    paired = all(question.wrong_ids for row in encoded.questions for question in row)
     metric = "logit_difference" if paired else "log_probability"
-    intact = ablation.intact(model, task, metric)
-    lost = intact[:, None, None] - ablation.leave_one_out(
-        model, task, metric, ablation.mean_z(capture), progress
-    )
+    intact = ablation.evaluate(model, encoded, (), metric)
+    mean = ablation.mean_z(capture)
+    lost = intact[:, None, None] - ablation.ablate_each_head(model, encoded, metric, mean)
     gap = float(np.abs(parts.total() - parts.logit).max())
 
     against = "the wrong answers" if paired else "the mean of the vocabulary"

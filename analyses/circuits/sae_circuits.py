@@ -14,7 +14,6 @@ Language Models (2405.12522).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -117,13 +116,13 @@ def run(
         raise NotApplicable(
             f"model: {model.name} has one layer with an attention map; an edge needs heads of two"
         )
-    negatives = ablation.corrupted(model, task)
-    some = replace(task, prompts=task.prompts[:truth_prompts])
-    intact = float(ablation.intact(model, some, task.metric).mean())
-    others = ablation.outputs(negatives.isel(prompt=slice(truth_prompts)))
-    without = ablation.leave_one_out(model, some, task.metric, others).mean(0)
-    moved = intact - without
-    truth = np.abs(moved) > threshold * abs(intact)
+    encoded = ablation.encode_task(model, task)
+    negatives = ablation.capture_corrupted(model, encoded)
+    some = encoded.part(slice(truth_prompts))
+    clean_metric = float(ablation.evaluate(model, some).mean())
+    others = ablation.kept_z(negatives.isel(prompt=slice(truth_prompts)))
+    moved = clean_metric - ablation.ablate_each_head(model, some, task.metric, others).mean(0)
+    truth = np.abs(moved) > threshold * abs(clean_metric)
 
     names = heads(capture)
     grid_of = _Grid(names, truth.shape)
@@ -156,8 +155,8 @@ def run(
         f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
     )
     criterion = (
-        f"|resample ablation| > {threshold:.0%} of the intact {task.metric} ({intact:.3g}), "
-        f"{len(some.prompts)} prompts"
+        f"|resample ablation| > {threshold:.0%} of the intact {task.metric} ({clean_metric:.3g}), "
+        f"{len(some)} prompts"
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
@@ -203,7 +202,7 @@ def run(
         task.metric.replace("_", " "),
         "diverging",
         evidence="causal",
-        convention=f"intact − patched, {len(some.prompts)} prompts of {task.name}",
+        convention=f"intact − patched, {len(some)} prompts of {task.name}",
     )
     results.add(
         "ground_truth",

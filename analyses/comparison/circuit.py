@@ -182,14 +182,15 @@ def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) ->
     from importlib.metadata import version
 
     from headscope.analyses._interventions import ablation
+    from headscope.analyses._interventions.metrics import METRICS, UNITS
     from headscope.analyses._runtime import options
-    from headscope.analyses.head_importance.importance import METRICS, UNITS
     from headscope.probes.prompts.reading import read
 
     options.one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
-    intact = ablation.intact(model, task, name)
-    lost = intact[:, None, None] - ablation.leave_one_out(model, task, name)
+    encoded = ablation.encode_task(model, task)
+    clean = ablation.evaluate(model, encoded, (), name)
+    lost = clean[:, None, None] - ablation.ablate_each_head(model, encoded, name)
     meaning = {
         "long_name": f"Lost on {task.name} without the head (set to zero)", "units": UNITS[name],
         "scale": "diverging", "evidence": "causal",

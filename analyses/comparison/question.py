@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from headscope.analyses._runtime.progress import reporting, steps
 from headscope.kernels.errors import InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def what_if(
     metric: str = "task",
     words: int = 5,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> xr.Dataset:
     """Answer what a task, or a text, would be like with some heads edited.
 
@@ -76,11 +77,12 @@ def what_if(
     model.check_predicts()
     for edit in edits:
         edit.check(model.geometry)
-    answer = (
-        _of_task(model, given, edits, metric, seed, progress)
-        if isinstance(given, Task)
-        else _of_texts(model, given, edits, words, seed, progress)
-    )
+    with reporting(progress):
+        answer = (
+            _of_task(model, given, edits, metric, seed)
+            if isinstance(given, Task)
+            else _of_texts(model, given, edits, words, seed)
+        )
     answer.attrs = {
         "model": model.name,
         "revision": model.revision,
@@ -97,18 +99,18 @@ def _of_task(
     edits: Sequence[Edit],
     metric: str,
     seed: int,
-    progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
-    from headscope.analyses._interventions.edited_metric import counter, measured
+    from headscope.analyses._interventions.ablation import encode_task, evaluate
+    from headscope.analyses._interventions.metrics import METRICS, UNITS
     from headscope.analyses._runtime import options
-    from headscope.analyses.head_importance.importance import METRICS, UNITS
 
     options.one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
-    step, sides = counter(progress, 2), []
-    for some in ((), tuple(edits)):
-        sides.append(measured(model, task, name, some))
-        step()
+    encoded, sides = encode_task(model, task), []
+    with steps(2) as step:
+        for some in ((), tuple(edits)):
+            sides.append(evaluate(model, encoded, some, name))
+            step()
     convention = f"{name.replace('_', ' ')} on {len(task)} prompts of {task.name}"
     answer = _contrast(
         np.stack(sides, axis=1), name.replace("_", " ").capitalize(), UNITS[name], convention, seed
@@ -122,17 +124,17 @@ def _of_texts(
     edits: Sequence[Edit],
     words: int,
     seed: int,
-    progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
-    from headscope.analyses._interventions.edited_metric import counter
     from headscope.probes.prompts.reading import read
 
     prompts = read(model, given)
     short = [len(ids) for ids in prompts.ids if len(ids) < 2]
     if short:
         raise InvalidInput("prompts: one of a single token has no next token; give longer ones")
-    step = counter(progress, 2 * len(prompts.ids))
-    passes = [[_pass(model, ids, some, step) for some in ((), tuple(edits))] for ids in prompts.ids]
+    with steps(2 * len(prompts.ids)) as step:
+        passes = [
+            [_pass(model, ids, some, step) for some in ((), tuple(edits))] for ids in prompts.ids
+        ]
     title = "Loss on the next token"
     if len(passes) > 1:
         samples = np.array([[side[0].mean() for side in both] for both in passes])

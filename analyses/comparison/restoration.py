@@ -116,11 +116,11 @@ def restore(
 
     Source: Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models.
     """
+    from headscope.analyses._interventions.ablation import evaluate
     from headscope.analyses._interventions.causal_check import random_sets
-    from headscope.analyses._interventions.edited_metric import measured
+    from headscope.analyses._interventions.metrics import METRICS, UNITS
     from headscope.analyses._runtime import options
     from headscope.analyses._runtime.results import averaged, interval, label
-    from headscope.analyses.head_importance.importance import METRICS, UNITS
     from headscope.probes.interventions.base import check_heads
     from headscope.probes.interventions.named_patterns import PATTERNS
 
@@ -155,14 +155,14 @@ def restore(
         return _repaired(model, task, name, damage, some, pattern, whole)
 
     columns = {
-        "broken": measured(model, task, name, damage),
+        "broken": evaluate(model, task, damage, name),
         "chosen heads repaired": repaired(chosen),
         "random other heads repaired": np.mean(
             [repaired(some) for some in random_sets(rest, len(chosen), draws, seed)], axis=0
         ),
     }
     if whole is not None:
-        columns = {"whole": measured(whole, task, name), **columns}
+        columns = {"whole": evaluate(whole, task, (), name), **columns}
     samples = np.stack(list(columns.values()), axis=1)
     what = (
         f"{name.replace('_', ' ')} on {len(task)} prompts of {task.name}; pattern {pattern} put "
@@ -210,16 +210,16 @@ def _repaired(
 ) -> Array:
     from dataclasses import replace
 
-    from headscope.analyses._interventions.edited_metric import measured
+    from headscope.analyses._interventions.ablation import evaluate
     from headscope.probes.interventions import Inject
 
     if pattern != OWN:
-        return measured(model, task, metric, (*damage, Inject(tuple(heads), pattern)))
+        return evaluate(model, task, (*damage, Inject(tuple(heads), pattern)), metric)
     assert whole is not None
     found = []
     for prompt in task.prompts:
         one = replace(task, prompts=(prompt,))
-        found.append(measured(model, one, metric, (*damage, *own_patterns(whole, one, heads))))
+        found.append(evaluate(model, one, (*damage, *own_patterns(whole, one, heads)), metric))
     return np.concatenate(found)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions import ablation, head_gradients, head_sweep
+from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import direct_logit_attribution
 from headscope.kernels.errors import HeadscopeError
 
@@ -41,31 +42,31 @@ def scores(
     -------
     Scores by the name of the method, and why direct logits are left out where the model has none.
     """
-    smooth = "log_probability" if metric == "accuracy" else metric
-    clean, corrupted = ablation.outputs(capture), ablation.outputs(ablation.corrupted(model, task))
-    intact, floor = (
-        ablation.leave_out(model, task, (metric,), head_sweep.no_head(model), on=on)[0][:, :, None]
-        for on in ("clean", "corrupted")
+    smooth = differentiable(metric)
+    clean = ablation.encode_task(model, task)
+    corrupted = clean.corrupted()
+    clean_z = ablation.kept_z(capture)
+    corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
+    score, floor = (
+        ablation.evaluate(model, each, (), metric)[:, None, None] for each in (clean, corrupted)
     )
 
-    def left(values: Tensor | None = None, on: str = "clean") -> Array:
-        return ablation.leave_one_out(model, task, metric, values, on=on)
+    def ablated(values: Tensor | None = None) -> Array:
+        return ablation.ablate_each_head(model, clean, metric, values)
 
     found = {
-        "zero ablation": intact - left(),
-        "mean ablation": intact - left(ablation.mean_z(capture)),
-        "noising": intact - left(corrupted),
-        "denoising": left(clean, "corrupted") - floor,
-        "gate gradient": np.abs(head_gradients.gate_gradient(model, task, smooth)),
-        "integrated gradient": head_gradients.integrated_gates(model, task, smooth, ROUGH)[0],
-        "noising attribution": -head_gradients.patch_slope(model, task, smooth, corrupted, "clean"),
-        "denoising attribution": head_gradients.patch_slope(
-            model, task, smooth, clean, "corrupted"
-        ),
+        "zero ablation": score - ablated(),
+        "mean ablation": score - ablated(ablation.mean_z(capture)),
+        "noising": score - ablated(corrupted_z),
+        "denoising": ablation.ablate_each_head(model, corrupted, metric, clean_z) - floor,
+        "gate gradient": np.abs(head_gradients.gate_gradient(model, clean, smooth)),
+        "integrated gradient": head_gradients.integrated_gates(model, clean, smooth, ROUGH)[0],
+        "noising attribution": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
+        "denoising attribution": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
     }
     why = ""
     try:
-        found["direct logits"] = direct_logit_attribution.attribute(model, task).heads
+        found["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
     except HeadscopeError as refusal:
         why = str(refusal)
     return found, why
@@ -73,7 +74,8 @@ def scores(
 
 def losses(model: Model, task: Task, metric: str) -> tuple[Array, Array]:
     """Return the gate gradients and what zero ablation loses (prompt, layer, head)."""
-    smooth = "log_probability" if metric == "accuracy" else metric
-    intact = ablation.intact(model, task, metric)[:, None, None]
-    zero = intact - ablation.leave_one_out(model, task, metric)
-    return np.abs(head_gradients.gate_gradient(model, task, smooth)), zero
+    encoded = ablation.encode_task(model, task)
+    clean = ablation.evaluate(model, encoded, (), metric)[:, None, None]
+    zero = clean - ablation.ablate_each_head(model, encoded, metric)
+    gradient = head_gradients.gate_gradient(model, encoded, differentiable(metric))
+    return np.abs(gradient), zero

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 1000
 
 
-def shuffled(asked: Sequence[Sequence[Any]], seed: int) -> list[list[Any]]:
+def shuffled(asked: Sequence[Sequence[Any]], seed: int) -> tuple[tuple[Any, ...], ...]:
     """Give the questions of every prompt the answers, right and wrong, of another prompt.
 
     Positions stay. Every prompt gets those of the next one in a random order, so none keeps its own
@@ -35,17 +35,17 @@ def shuffled(asked: Sequence[Sequence[Any]], seed: int) -> list[list[Any]]:
     """
     order = np.random.default_rng(seed).permutation(len(asked))
     giver = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    return [
-        [
+    return tuple(
+        tuple(
             replace(
                 one,
                 answer_ids=asked[giver[row]][at % len(asked[giver[row]])].answer_ids,
                 wrong_ids=asked[giver[row]][at % len(asked[giver[row]])].wrong_ids,
             )
             for at, one in enumerate(questions)
-        ]
+        )
         for row, questions in enumerate(asked)
-    ]
+    )
 
 
 def threshold(samples: Array, seed: int) -> float:

@@ -1,26 +1,28 @@
-"""Orders in which heads, or whole KV groups, are taken out, and the smallest set that is left."""
+"""Orders in which heads, or whole KV groups, are ablated, and the smallest set that is left."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.edited_metric import Head, without
+from headscope.analyses._interventions.ablation import Head, ablated_metric, encode_task
+from headscope.analyses._runtime.progress import steps
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
 Unit = tuple[Head, ...]
 
 
 def units(model: Model, *, grouped: bool = False) -> list[Unit]:
-    """List what is taken out as one: each head, or all query heads that share a KV head."""
+    """List what is ablated as one: each head, or all query heads that share a KV head."""
     size = model.heads // model.kv_heads if grouped else 1
     return [
         tuple((layer, head) for head in range(start, start + size))
@@ -40,25 +42,22 @@ def flat(some: Sequence[Unit]) -> list[Head]:
 
 def greedy(
     model: Model,
-    task: Task,
+    task: Task | EncodedTask,
     metric: str,
     pool: Sequence[Unit],
     share: float,
     values: Any = None,
-    step: Callable[[], None] | None = None,
 ) -> tuple[list[Unit], list[Unit]]:
     """Order units by what the task loses without them, ranked anew as others are gone.
 
     Parameters
     ----------
     model, task, metric, values
-        As in `edited.without`.
+        As in `ablation.ablated_metric`.
     pool
         The units.
     share
-        Share of all units taken out between two rankings; one unit at least.
-    step
-        Called after each set that was tried.
+        Share of all units ablated between two rankings; one unit at least.
 
     Returns
     -------
@@ -68,24 +67,17 @@ def greedy(
     left = list(pool)
     order: list[Unit] = []
     first: list[Unit] = []
-    while left:
-        gone = flat(order)
-        tried = without(model, task, metric, [[*gone, *unit] for unit in left], values, step)
-        ranked = [left[at] for at in np.argsort(-tried.mean(0), kind="stable")]
-        first = first or ranked
-        order += ranked[:together]
-        left = [unit for unit in left if unit not in set(ranked[:together])]
+    encoded = encode_task(model, task)
+    with steps(len(pool)) as step:
+        while left:
+            sets = [[*flat(order), *unit] for unit in left]
+            scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
+            ranked = [left[at] for at in np.argsort(-scores, kind="stable")]
+            first = first or ranked
+            order += ranked[:together]
+            left = [unit for unit in left if unit not in set(ranked[:together])]
+            step(together)
     return order, first
-
-
-def tries(count: int, share: float) -> int:
-    """Return how many sets `greedy` tries.
-
-    >>> tries(4, 0.0), tries(4, 0.5)
-    (10, 6)
-    """
-    together = max(1, round(share * count))
-    return sum(range(count, 0, -together))
 
 
 def prefixes(order: Sequence[Unit], counts: Sequence[int]) -> list[list[Head]]:
@@ -95,7 +87,7 @@ def prefixes(order: Sequence[Unit], counts: Sequence[int]) -> list[list[Head]]:
 
 def smallest(
     model: Model,
-    task: Task,
+    task: Task | EncodedTask,
     metric: str,
     order: Sequence[Unit],
     least: float,
@@ -103,21 +95,26 @@ def smallest(
 ) -> list[Unit] | None:
     """Return the units of the smallest set along an order whose mean metric is at least ``least``.
 
-    The longest beginning of the order that may go is taken out; then every other unit, in order,
+    The longest beginning of the order that may go is ablated; then every other unit, in order,
     that can still go alone. What is left cannot lose one more. None where the metric of the whole
     model is below ``least``.
     """
-    scores = without(model, task, metric, prefixes(order, range(len(order) + 1)), values).mean(0)
-    fits = np.flatnonzero(scores >= least)
-    if not len(fits) or scores[0] < least:
-        return None
-    gone, kept = list(order[: fits[-1]]), []
-    for unit in order[fits[-1] :]:
-        score = without(model, task, metric, [flat([*gone, unit])], values).mean()
-        if score >= least:
-            gone.append(unit)
-        else:
-            kept.append(unit)
+    encoded = encode_task(model, task)
+    kept: list[Unit] = []
+    with steps(2) as step:
+        sets = prefixes(order, range(len(order) + 1))
+        scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
+        step()
+        fits = np.flatnonzero(scores >= least)
+        if not len(fits) or scores[0] < least:
+            return None
+        gone, rest = list(order[: fits[-1]]), order[fits[-1] :]
+        with steps(len(rest)) as inner:
+            for unit in rest:
+                sets = [flat([*gone, unit])]
+                score = ablated_metric(model, encoded, metric, sets, values).mean()
+                (gone if score >= least else kept).append(unit)
+                inner()
     return kept
 
 

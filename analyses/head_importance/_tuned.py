@@ -12,18 +12,18 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import TOKENS, measure
+from headscope.analyses._interventions.ablation import TOKENS, asked_batches, encode_task
+from headscope.analyses._interventions.metrics import score
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit, Gate, Offset
-from headscope.probes.prompts.prompt_batch import batches
-from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
 Head = tuple[int, int]
@@ -62,7 +62,7 @@ def aimed(task: Task, goal: str) -> Task:
 
 def head_weights(
     model: Model,
-    task: Task,
+    task: Task | EncodedTask,
     *,
     steps: int,
     rate: float,
@@ -107,7 +107,7 @@ def head_weights(
 
 def offsets(
     model: Model,
-    task: Task,
+    task: Task | EncodedTask,
     heads: Sequence[Head],
     sizes: Float[Tensor, "layer head"],
     *,
@@ -147,7 +147,7 @@ def output_sizes(capture: xr.Dataset) -> Float[Tensor, "layer head"]:
 
 def _descend(
     model: Model,
-    task: Task,
+    task: Task | EncodedTask,
     change: Tensor,
     edits: Callable[[], tuple[Edit, ...]],
     steps: int,
@@ -156,19 +156,18 @@ def _descend(
     step: Callable[[], None] | None,
 ) -> None:
     """Move ``change``, in place, to where the answers are most likely."""
-    prompts = read(model, task)
-    assert prompts.encoded is not None
+    encoded = encode_task(model, task)
     change.requires_grad_(True)
     optimizer = torch.optim.Adam([change], lr=rate)
     for _ in range(steps):
         slope = torch.zeros_like(change)
-        for rows in batches(prompts.ids, TOKENS):
-            ids = torch.tensor([prompts.ids[row] for row in rows])
-            asked = [prompts.encoded.questions[row] for row in rows]
+        for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+            questions = [encoded.questions[prompt] for prompt in prompts]
             with torch.enable_grad():
-                said = measure(logits(model, ids, edits()), asked, "log_probability")
+                output = logits(model, ids, edits(), positions)
+                scores = score(output, questions, "log_probability", positions.tolist())
                 # Gradients of this alone: the weights of the model get none.
-                slope += torch.autograd.grad(-said.sum() / len(prompts.ids), change)[0]
+                slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]
         if penalty:
             slope += penalty * torch.sign(change.detach()) / change.numel()
         change.grad = slope

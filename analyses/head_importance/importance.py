@@ -19,14 +19,16 @@ Axiomatic Attribution for Deep Networks (1703.01365).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
+from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
 from headscope.analyses._runtime import options
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     averaged,
     dataset,
@@ -42,19 +44,13 @@ from headscope.analyses.head_importance._nulls import important, shuffled, thres
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
 PROMPTS = 32
 
-METRICS = ("task", "logit_difference", "probability_difference", "log_probability", "accuracy")
-UNITS = {
-    "logit_difference": "logits",
-    "probability_difference": "probability",
-    "log_probability": "nats",
-    "accuracy": "share of answers",
-}
 SOURCE = "Michel et al. 1905.10650"
 INTEGRAL = "Michel et al. 1905.10650; Sundararajan et al. 1703.01365"
 Array = NDArray[np.float64]
@@ -69,7 +65,6 @@ def run(
     normalize: bool = False,
     tolerance: float = 0.05,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Take out every head in turn, and hold gradients of its gate against what that does.
 
@@ -93,8 +88,6 @@ def run(
         prompts.
     seed
         Seed of the bootstrap over prompts and of the shuffled answers.
-    progress
-        Called with (done, total) ablated prompts.
 
     Returns
     -------
@@ -129,12 +122,13 @@ def run(
     options.between("tolerance", tolerance, 1e-4, 1)
     require(capture, KEEP, "importance")
     name = task.metric if metric == "task" else metric
-    smooth = "log_probability" if name == "accuracy" else name
+    smooth = differentiable(name)
 
-    intact = ablation.intact(model, task, name)
-    lost, null, groups = _losses(capture, model, task, name, intact, seed, progress)
-    slope = head_gradients.gate_gradient(model, task, smooth)
-    integral, whole = head_gradients.integrated_gates(model, task, smooth, tolerance)
+    encoded = ablation.encode_task(model, task)
+    intact = ablation.evaluate(model, encoded, (), name)
+    lost, null, groups = _losses(capture, model, encoded, name, intact, seed)
+    slope = head_gradients.gate_gradient(model, encoded, smooth)
+    integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
     gap = float(np.abs(np.nansum(integral, axis=(1, 2)) - whole).max())
     gate = np.abs(slope)
 
@@ -223,54 +217,42 @@ def run(
 def _losses(
     capture: xr.Dataset,
     model: Model,
-    task: Task,
+    task: EncodedTask,
     name: str,
-    intact: Array,
+    clean: Array,
     seed: int,
-    progress: Progress | None,
 ) -> tuple[dict[str, Array], Array, Array | None]:
     """Return what each ablation loses, the mean ablation under shuffled answers, and KV groups."""
-    from headscope.analyses._interventions import ablation, head_sweep
+    from headscope.analyses._interventions import ablation
+    from headscope.analyses._interventions.metrics import AnswerMetric
 
-    mean = ablation.mean_z(capture)
-    asked = ablation.asked_of(model, task)[1]
-    other = shuffled(asked, seed)
+    mean, later_mean = ablation.mean_z(capture), ablation.mean_z(capture, first=1)
+    other = replace(task, questions=shuffled(task.questions, seed))
+    measures = [AnswerMetric(name, each.questions) for each in (task, other)]
     grouped = model.kv_heads < model.heads
-    parts = iter(_parts(progress, 5 if grouped else 4))
-    whole = ablation.leave_out(model, task, (name,), head_sweep.no_head(model), labels=(other,))[0]
-
-    left = ablation.leave_one_out(model, task, name, None, next(parts))
-    both = ablation.leave_out(
-        model, task, (name, name), head_sweep.every_head(model), mean, next(parts),
-        labels=(asked, other),
-    )  # fmt: skip
-    resampled = ablation.outputs(ablation.corrupted(model, task))
-    lost = {
-        "zero_ablation": left,
-        "mean_ablation": ablation.spread(model, both[0]),
-        "resample_ablation": ablation.leave_one_out(model, task, name, resampled, next(parts)),
-        "sink_free_ablation": ablation.leave_one_out(
-            model, task, name, ablation.mean_z(capture, first=1), next(parts), first=1
-        ),
-    }
-    lost = {key: intact[:, None, None] - each for key, each in lost.items()}
-    null = ablation.spread(model, whole - both[1])
-    if not grouped:
-        return lost, null, None
-    sets = head_sweep.every_group(model)
-    kept = ablation.leave_out(model, task, (name,), sets, mean, next(parts))[0]
-    return lost, null, intact[:, None, None] - ablation.spread(model, kept)
-
-
-def _parts(progress: Progress | None, count: int) -> list[Progress | None]:
-    """Split one progress over the ablations."""
-    if progress is None:
-        return [None] * count
-
-    def part(before: int) -> Progress:
-        return lambda done, total: progress(before * total + done, count * total)
-
-    return [part(before) for before in range(count)]
+    with steps(5 if grouped else 4) as step:
+        scores = {"zero_ablation": ablation.ablate_each_head(model, task, name)}
+        step()
+        # One pass answers the questions of the task and the shuffled ones.
+        both = ablation.ablate_sets(model, task, measures, ablation.every_head(model), mean)
+        scores["mean_ablation"] = ablation.fill_layers(model, both[0])
+        step()
+        corrupted = ablation.kept_z(ablation.capture_corrupted(model, task))
+        scores["resample_ablation"] = ablation.ablate_each_head(model, task, name, corrupted)
+        step()
+        scores["sink_free_ablation"] = ablation.ablate_each_head(
+            model, task, name, later_mean, first=1
+        )
+        step()
+        lost = {key: clean[:, None, None] - each for key, each in scores.items()}
+        unrelated = ablation.evaluate(model, other, (), name)
+        null = ablation.fill_layers(model, unrelated[:, None] - both[1])
+        if not grouped:
+            return lost, null, None
+        sets = ablation.every_group(model)
+        kept = ablation.ablate_sets(model, task, measures[:1], sets, mean)[0]
+        step()
+    return lost, null, clean[:, None, None] - ablation.fill_layers(model, kept)
 
 
 def _normalized(gate: Array) -> Array:

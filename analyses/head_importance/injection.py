@@ -13,30 +13,21 @@ Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patte
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.edited_metric import (
-    Head,
-    Progress,
-    by_head,
-    counter,
-    measured,
-    swept,
-    without,
-)
+from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
 from headscope.analyses._runtime import options
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import averaged, dataset, label, require, variable
-from headscope.analyses.head_importance.importance import METRICS, UNITS
 
 if TYPE_CHECKING:
-    from headscope.probes.interventions.base import Edit
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 TASK = "ioi"
@@ -56,7 +47,6 @@ def run(
     metric: str = "task",
     recent: int = 4,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Put fixed patterns into every head in turn, and measure what the task loses.
 
@@ -101,15 +91,19 @@ def run(
     >>> result["previous"].dims, float(result["own"]) < 1e-3
     (('layer', 'head'), True)
     """
+    from headscope.analyses._interventions.ablation import encode_task, evaluate
+
     options.one_of("metric", metric, METRICS)
     options.at_least("recent", recent, 1)
     require(capture, NEEDS, "injection")
     name = task.metric if metric == "task" else metric
-    intact = measured(model, task, name)
-    step = counter(progress, len(_EDITS) * len(model.geometry.attending) * model.heads)
-    lost = {
-        key: intact[:, None, None] - _scores(model, task, name, key, recent, step) for key in _EDITS
-    }
+    encoded = encode_task(model, task)
+    intact = evaluate(model, encoded, (), name)
+    lost = {}
+    with steps(len(_EDITS)) as step:
+        for key in _EDITS:
+            lost[key] = intact[:, None, None] - _scores(model, encoded, name, key, recent)
+            step()
     what = f"{name.replace('_', ' ')} on {len(intact)} prompts of {task.name}"
     variables: dict[str, xr.Variable] = {}
     for key, (title, how) in _EDITS.items():
@@ -146,41 +140,45 @@ _EDITS = {
 
 
 def _scores(
-    model: Model, task: Task, metric: str, key: str, recent: int, step: Callable[[], None]
+    model: Model, task: EncodedTask, metric: str, key: str, recent: int
 ) -> NDArray[np.float64]:
     """Return the metric with each head edited in one way (prompt, layer, head)."""
+    from headscope.analyses._interventions import ablation
+    from headscope.analyses._interventions.batched_edits import RowInject
     from headscope.probes.interventions import Inject, Window
 
-    if key in ("uniform", "window"):
-
-        def edit(head: Head) -> tuple[Edit, ...]:
-            if key == "window":
-                return (Window((head,), recent=recent, first=0),)
-            return (Inject((head,), key),)
-
-        return by_head(model, task, metric, edit, step)
-    sets = [[(layer, head)] for layer in model.geometry.attending for head in range(model.heads)]
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._interventions.row_patterns import RowInject
-
     if key == "removed":
-        found = without(model, task, metric, sets, step=step)
-    else:
-        found = swept(model, task, metric, sets, lambda some: RowInject(some, key), step)
-    return ablation.spread(model, found)
+        return ablation.ablate_each_head(model, task, metric)
+    if key not in ("uniform", "window"):
+        answers = AnswerMetric(metric, task.questions)
+        found = ablation.edit_sets(
+            model, task, [answers], ablation.every_head(model),
+            lambda chosen, prompts: RowInject(chosen, key),
+        )  # fmt: skip
+        return ablation.fill_layers(model, found[0])
+    heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
+    columns = []
+    with steps(len(heads)) as step:
+        for head in heads:
+            window = Window((head,), recent=recent, first=0)
+            edit = window if key == "window" else Inject((head,), key)
+            columns.append(ablation.evaluate(model, task, (edit,), metric))
+            step()
+    return ablation.fill_layers(model, np.stack(columns, axis=1))
 
 
 def _own(model: Model, task: Task, metric: str, intact: NDArray[np.float64]) -> float:
     """Return the largest change of a prompt with every head's own weights put back."""
     from dataclasses import replace
 
+    from headscope.analyses._interventions.ablation import evaluate
     from headscope.analyses.comparison.restoration import own_patterns
 
     heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     changes: list[float] = []
     for prompt, before in zip(task.prompts, intact, strict=True):
         one = replace(task, prompts=(prompt,))
-        after = measured(model, one, metric, own_patterns(model, one, heads))
+        after = evaluate(model, one, own_patterns(model, one, heads), metric)
         changes.append(abs(float(after[0]) - float(before)))
     return max(changes)
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions.causal_check import Progress
+from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
 from headscope.analyses._runtime import options
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
 from headscope.analyses._stats.rank_correlation import agreement, parting
 
@@ -44,7 +45,6 @@ def run(
     *,
     metric: str = "task",
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Patch every head both ways between clean and corrupted prompts, and estimate it linearly.
 
@@ -62,8 +62,6 @@ def run(
         log-probability of the answers.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) patched prompts.
 
     Returns ------- Dataset with ``noising`` (layer, head; the metric lost on the clean prompt),
     ``denoising`` (layer, head; the metric won on the corrupted prompt), ``noising_attribution`` and
@@ -86,30 +84,31 @@ def run(
     >>> execute("patching", model, n=2)["denoising"].dims
     ('layer', 'head')
     """
-    from headscope.analyses._interventions import ablation, head_gradients, head_sweep
-    from headscope.analyses.head_importance.importance import METRICS, UNITS, _parts
+    from headscope.analyses._interventions import ablation, head_gradients
 
     options.one_of("metric", metric, METRICS)
     require(capture, KEEP, "patching")
     name = task.metric if metric == "task" else metric
-    smooth = "log_probability" if name == "accuracy" else name
+    smooth = differentiable(name)
 
-    clean, corrupted = ablation.outputs(capture), ablation.outputs(ablation.corrupted(model, task))
+    clean = ablation.encode_task(model, task)
+    corrupted = clean.corrupted()
+    clean_z = ablation.kept_z(capture)
+    corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
     levels = {
-        on: ablation.leave_out(model, task, (name,), head_sweep.no_head(model), on=on)[0, :, 0]
-        for on in ("clean", "corrupted")
+        "clean": ablation.evaluate(model, clean, (), name),
+        "corrupted": ablation.evaluate(model, corrupted, (), name),
     }
-    first, second = _parts(progress, 2)
-    lost = levels["clean"][:, None, None] - ablation.leave_one_out(
-        model, task, name, corrupted, first
-    )
-    won = (
-        ablation.leave_one_out(model, task, name, clean, second, on="corrupted")
-        - levels["corrupted"][:, None, None]
-    )
+    with steps(2) as step:
+        patched = ablation.ablate_each_head(model, clean, name, corrupted_z)
+        lost = levels["clean"][:, None, None] - patched
+        step()
+        restored = ablation.ablate_each_head(model, corrupted, name, clean_z)
+        won = restored - levels["corrupted"][:, None, None]
+        step()
     estimates = {
-        "noising": -head_gradients.patch_slope(model, task, smooth, corrupted, "clean"),
-        "denoising": head_gradients.patch_slope(model, task, smooth, clean, "corrupted"),
+        "noising": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
+        "denoising": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
     }
 
     units, count = UNITS[name], len(lost)

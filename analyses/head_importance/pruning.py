@@ -20,8 +20,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.edited_metric import Progress, counter
+from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime import options
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     averaged,
     dataset,
@@ -32,7 +33,6 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses.head_importance._pruned import SOURCE, Pruned
 from headscope.analyses.head_importance._removal_order import greedy, spaced, units
-from headscope.analyses.head_importance.importance import METRICS, UNITS
 from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ def run(
     points: int = 12,
     orders: int = 4,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Take heads out one after the other in several orders, and follow the metric of a task.
 
@@ -92,8 +91,6 @@ def run(
         Number of random orders, 2 or more.
     seed
         Seed of the random orders and of the bootstrap over prompts.
-    progress
-        Called with (done, total) sets of removed heads.
 
     Returns
     -------
@@ -119,8 +116,8 @@ def run(
     >>> result["curve"].dims, result["only_head"].dims
     (('order', 'removed'), ('layer', 'head'))
     """
-    from headscope.analyses._interventions import ablation as gating
     from headscope.analyses._interventions import head_gradients
+    from headscope.analyses._interventions.ablation import encode_task, mean_z
 
     options.one_of("metric", metric, METRICS)
     options.one_of("ablation", ablation, ABLATIONS)
@@ -129,47 +126,55 @@ def run(
     options.at_least("points", points, 1)
     options.at_least("orders", orders, 2)
     require(capture, KEEP, "pruning")
-    model.check_predicts()
+    encoded = encode_task(model, task)
     if len(task) < 2:
         raise NotApplicable(
             "task: one prompt; give two or more, one half to rank and one to measure"
         )
     name = task.metric if metric == "task" else metric
-    values = gating.mean_z(capture) if ablation == "mean" else None
+    values = mean_z(capture) if ablation == "mean" else None
     single, grouped = units(model), units(model, grouped=True)
-    work = Pruned(model, task, name, values, share, points, orders, seed)
-    step = counter(progress, work.total(single, grouped))
-
+    work = Pruned(model, encoded, name, values, share, points, orders, seed)
     slope = np.abs(head_gradients.gate_gradient(model, work.ranking, work.smooth)).mean(0)
     gate = [single[at] for at in np.argsort([slope[unit[0]] for unit in single], kind="stable")]
-    order, first = greedy(model, work.ranking, work.smooth, single, share, values, step)
-    named = {"greedy": order, "one shot": first, "gate gradient": gate}
+    counts, places = spaced(len(single), points), spaced(len(grouped), points)
+    with steps(6 if len(grouped) < len(single) else 4) as step:
+        order, first = greedy(model, work.ranking, work.smooth, single, share, values)
+        step()
+        named = {"greedy": order, "one shot": first, "gate gradient": gate}
+        curve = work.curves(named, single, counts)
+        step()
+        only, whole = work.layers()
+        step()
+        kept, smallest_set = work.smallest(order, single, keep)
+        step()
+        by_group = {}
+        if len(grouped) < len(single):
+            by_group["greedy"] = greedy(
+                model, work.ranking, work.smooth, grouped, share, values
+            )[0]  # fmt: skip
+            step()
+            group_curve = work.curves(by_group, grouped, places)
+            step()
     what = (
         f"{name.replace('_', ' ')} of {task.name}, {ABLATIONS[ablation]}; orders from "
         f"{len(work.ranking)} prompts, curves from {len(work.measuring)} others"
     )
     random = f"random: {orders} orders, interval over orders and prompts"
     given: dict[str, Any] = {"source": SOURCE, "evidence": "causal"}
-    counts = spaced(len(single), points)
     variables = interval(
-        "curve", ("order", "removed"), *work.curves(named, single, counts, step),
+        "curve", ("order", "removed"), *curve,
         f"{task.name} with heads taken out", UNITS[name], "diverging",
         convention=f"{what}; {random}", **given,
     )  # fmt: skip
     coords: dict[str, Any] = {"order": [*named, "random"], "removed": counts}
-    if len(grouped) < len(single):
-        by_group = {
-            "greedy": greedy(model, work.ranking, work.smooth, grouped, share, values, step)[0]
-        }
-        places = spaced(len(grouped), points)
+    if by_group:
         variables |= interval(
-            "group_curve", ("group_order", "groups_removed"),
-            *work.curves(by_group, grouped, places, step),
+            "group_curve", ("group_order", "groups_removed"), *group_curve,
             f"{task.name} with whole KV groups taken out", UNITS[name], "diverging",
             convention=f"groups of {len(grouped[0])} query heads; {what}; {random}", **given,
         )  # fmt: skip
         coords |= {"group_order": [*by_group, "random"], "groups_removed": places}
-    only, whole = work.layers(step)
     said = f"intact − ablated; {name.replace('_', ' ')} on {len(task)} prompts of {task.name}"
     variables |= averaged(
         "only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone",
@@ -186,7 +191,6 @@ def run(
         ("layer", "head"), place, "Place in the greedy order", "1 goes first", "sequential", 1,
         len(single), convention=what, **given,
     )  # fmt: skip
-    kept, smallest_set = work.smallest(order, single, keep)
     variables |= kept
     return dataset(
         capture,

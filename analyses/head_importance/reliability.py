@@ -99,9 +99,9 @@ def run(
     ('one', 'other')
     """
     from headscope.analyses._interventions import ablation
+    from headscope.analyses._interventions.metrics import METRICS, UNITS
     from headscope.analyses._runtime.results import require
     from headscope.analyses.head_importance._method_scores import losses, scores
-    from headscope.analyses.head_importance.importance import METRICS, UNITS
     from headscope.probes import capture as take
     from headscope.probes.prompts import tasks
 
@@ -119,7 +119,7 @@ def run(
 
     methods, left_out = scores(model, task, capture, name)
     step()
-    asked = ablation.asked_of(model, task)[1]
+    asked = ablation.encode_task(model, task).questions
     levels = {"shuffled answers": _null(capture, model, task, name, shuffled(asked, seed), seed)}
     step()
     second: dict[str, Array] = {}
@@ -210,15 +210,16 @@ def _null(
     capture: xr.Dataset, model: Model, task: Task, metric: str, labels: Any, seed: int
 ) -> float:
     """Return what the largest head's mean ablation reaches where there is nothing to find."""
-    from headscope.analyses._interventions import ablation, head_sweep
+    from dataclasses import replace
 
-    given = () if labels is None else (labels,)
+    from headscope.analyses._interventions import ablation
+
+    encoded = ablation.encode_task(model, task)
+    if labels is not None:
+        encoded = replace(encoded, questions=labels)
+    clean = ablation.evaluate(model, encoded, (), metric)[:, None, None]
     mean = ablation.mean_z(capture)
-    intact = ablation.leave_out(model, task, (metric,), head_sweep.no_head(model), labels=given)[0]
-    left = ablation.leave_out(
-        model, task, (metric,), head_sweep.every_head(model), mean, labels=given
-    )[0]
-    return threshold(intact - left, seed)
+    return threshold(clean - ablation.ablate_each_head(model, encoded, metric, mean), seed)
 
 
 def _note(

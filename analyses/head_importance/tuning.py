@@ -15,7 +15,6 @@ Representations from In-Context Learning.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.causal_check import random_sets
-from headscope.analyses._interventions.edited_metric import Progress, counter, measured
+from headscope.analyses._interventions.edited_metric import Progress, counter
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import (
     averaged,
@@ -116,6 +115,7 @@ def run(
     >>> result["tuned"].dims, result["weight"].dims
     (('learned', 'whose'), ('layer', 'head'))
     """
+    from headscope.analyses._interventions.ablation import encode_task, evaluate
     from headscope.analyses.head_importance import _tuned
     from headscope.probes.interventions import Gate, Offset
     from headscope.probes.prompts import tasks
@@ -137,11 +137,10 @@ def run(
     if 3 * count > len(pool):
         raise NotApplicable(f"count: {count} of {len(pool)} heads; take {len(pool) // 3} or fewer")
     wanted = _tuned.aimed(task, goal)
-    learned_from = replace(wanted, prompts=wanted.prompts[0::2])
-    unseen = replace(wanted, prompts=wanted.prompts[1::2])
-    rival = _tuned.aimed(
-        tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed), goal
-    )
+    encoded = encode_task(model, wanted)
+    learned_from, unseen = (encoded.part(slice(start, None, 2)) for start in (0, 1))
+    drawn = tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed)
+    rival = encode_task(model, _tuned.aimed(drawn, goal))
     step = counter(progress, steps * (2 + len(LEARNED) * len(WHOSE)))
     how: dict[str, Any] = {"steps": steps, "rate": rate, "step": step}
 
@@ -163,8 +162,8 @@ def run(
             (Gate(_filled(factor)),), (Offset(tuple(some), vector),),
         )  # fmt: skip
         for row, edit in enumerate(edits):
-            chance[:, row, column] = measured(model, unseen, "log_probability", edit)
-            right[:, row, column] = measured(model, unseen, "accuracy", edit)
+            chance[:, row, column] = evaluate(model, unseen, edit, "log_probability")
+            right[:, row, column] = evaluate(model, unseen, edit, "accuracy")
 
     aim = "wrong answers" if goal == "wrong" else "answers"
     what = (
@@ -174,7 +173,7 @@ def run(
     given: dict[str, Any] = {"seed": seed, "source": SOURCE, "evidence": "causal",
                              "convention": what}  # fmt: skip
     both = ("learned", "whose")
-    before = measured(model, unseen, "log_probability")
+    before = evaluate(model, unseen, (), "log_probability")
     variables = {
         "weight": variable(
             ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}", "factor",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.results import SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.length_trend import mean, stated
 from headscope.analyses.pattern_shape import _slots
@@ -95,18 +95,14 @@ def run(
     over = mean(np.moveaxis(mass.reshape(len(mass), -1, parts), 1, 2))
     fit = "a + b x + c x² over the parts, x from −1 to 1"
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    results.add_mean(
-        "depth_mass", ("layer", "head", "depth"), mass, "Mass by depth", "share", "sequential", 0, 1
-    )
+    results.add_mean("depth_mass", ("layer", "head", "depth"), mass, "Mass by depth", *SHARE)
     for name, values, title, *scale in (
         ("tilt", tilt, f"Tilt towards the question: b of {fit}", "diverging"),
         ("u_shape", bend, f"U shape: c of {fit}", "diverging"),
         ("depth_wave", _slots.wave(mass), "Wave: what the parabola leaves", "sequential", 0),
     ):
         results.add_mean(name, ("layer", "head"), values, title, "share", *scale)
-    results.add_mean(
-        "mean_mass", ("depth",), over, "Mass by depth, mean over heads", "share", "sequential", 0, 1
-    )
+    results.add_mean("mean_mass", ("depth",), over, "Mass by depth, mean over heads", *SHARE)
     results.add_mean(
         "depth_loss", ("depth",), cost, "Loss that hiding a part costs the question", "nats",
         "diverging", evidence="causal",
@@ -133,22 +129,22 @@ def _measured(
                     f"question; give {parts} or more"
                 )
             edges = np.linspace(skip, start, parts + 1).round().astype(int)
-            places = [list(range(low, high)) for low, high in pairwise(edges)]
-            masses.append(_mass(model, prompt, places, start))
-            costs.append(_cost(model, prompt, places, start))
+            positions = [list(range(low, high)) for low, high in pairwise(edges)]
+            masses.append(_mass(model, prompt, positions, start))
+            costs.append(_cost(model, prompt, positions, start))
             step()
     return np.stack(masses), np.stack(costs)
 
 
-def _mass(model: Model, ids: list[int], places: list[list[int]], start: int) -> Array:
+def _mass(model: Model, ids: list[int], positions: list[list[int]], start: int) -> Array:
     """Return the mass of the question's queries on each part (layer, head, part)."""
-    spans = {f"part {number}": [part] for number, part in enumerate(places)}
+    spans = {f"part {number}": [part] for number, part in enumerate(positions)}
     captured = capture_prompts(model, [ids], stats=("span_mass",), spans=spans)
     mass = captured["span_mass"].isel(prompt=0).transpose("layer", "head", "span", "query")
     return mean(mass.values[..., start:].astype(np.float64))
 
 
-def _cost(model: Model, ids: list[int], places: list[list[int]], start: int) -> Array:
+def _cost(model: Model, ids: list[int], positions: list[list[int]], start: int) -> Array:
     """Return the rise of the question's loss when a part is hidden from it (part,)."""
     heads = tuple(
         (layer, head) for layer in model.geometry.attending for head in range(model.heads)
@@ -157,7 +153,7 @@ def _cost(model: Model, ids: list[int], places: list[list[int]], start: int) -> 
     clean = losses(model, ids)[start - 1 :].mean()
     hidden = [
         losses(model, ids, (KnockOut(heads=heads, keys=tuple(keys), queries=queries),))
-        for keys in places
+        for keys in positions
     ]
     return np.array([loss[start - 1 :].mean() - clean for loss in hidden])
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap, crossed
 from headscope.kernels.errors import NotApplicable
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import Ablate, Temperature
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
@@ -68,10 +68,10 @@ def curve(
             f"counts: {max(counts)} of {len(ranked)} heads leave fewer than as many random "
             f"others; take {len(ranked) // 2} or fewer"
         )
+    encoded = encode_task(model, task)
 
     def accuracy(heads: Sequence[Head]) -> NDArray[np.float64]:
-        values = evaluate(model, task, edits=masked(heads, masking), metric="accuracy").values
-        return np.asarray(values, dtype=np.float64)
+        return evaluate(model, encoded, masked(heads, masking), "accuracy")
 
     seed = results.seed
     whole = bootstrap(accuracy(()), seed=seed)

@@ -18,6 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
@@ -30,9 +31,8 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses.retrieval_heads._needle_steps import look
+from headscope.analyses.retrieval_heads._needle_steps import decode_steps
 from headscope.probes import capture
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
@@ -116,7 +116,7 @@ def run(
     verdict: Verdict | None = None
     with steps(len(KINDS)) as step:
         for at, (kind, subject) in enumerate(subjects.items()):
-            reached = evaluate(model, subject, metric="accuracy").values.astype(np.float64)
+            reached = evaluate(model, subject, metric="accuracy")
             if reached.mean() < least_solved:
                 mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
                 accuracy[at, 0] = mean, low, high
@@ -203,7 +203,7 @@ def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:
     encoded = encode(task, model.tokenizer)
     shares = []
     for ids, questions, roles in zip(encoded.ids, encoded.questions, encoded.roles, strict=True):
-        _, answers = look(model, ids, questions)
+        _, answers = decode_steps(model, ids, questions)
         step = {ids[roles["thread"][0]]} if short else set()
         other = [
             token in question.wrong_ids and token not in step

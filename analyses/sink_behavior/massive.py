@@ -16,12 +16,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.next_token_loss import predicts, tokens
-from headscope.analyses._interventions.row_edits import losses
+from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.results import Results, require
@@ -207,11 +205,10 @@ def _losses(
         dict.fromkeys(draw_others(massive, ids, width, seed), 0.0),
     )
     for prompt, prompt_ids in enumerate(ids):
-        row = torch.tensor([prompt_ids])
-        result[prompt, 0] = float(losses(model, row))
+        result[prompt, 0] = mean_loss(model, prompt_ids)
         for column, values in enumerate(plans if massive else (), start=1):
             with replaced(model, prompt, values):
-                result[prompt, column] = float(losses(model, row))
+                result[prompt, column] = mean_loss(model, prompt_ids)
     return result
 
 

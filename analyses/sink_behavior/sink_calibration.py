@@ -12,7 +12,6 @@ Attention Sinks (ACT).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -21,8 +20,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.next_token_loss import predicts, tokens
-from headscope.analyses._interventions.row_edits import losses, swept
+from headscope.analyses._interventions.batched_edits import RowScale
+from headscope.analyses._interventions.next_token_loss import (
+    mean_loss,
+    predicts,
+    sweep_losses,
+    tokens,
+)
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.progress import steps
@@ -100,13 +104,14 @@ def run(
     marked = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     single, joint = _sweep(model, ids, marked, factors)
 
+    grid = ("layer", "head")
     results = Results(capture, seed=seed, evidence="causal")
     for number, (name, keys) in enumerate(
         (("first", "the first token"), ("sinks", "all its sinks"))
     ):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
-                f"{name}_{end}", ("layer", "head"), single[:, number, place],
+                f"{name}_{end}", grid, single[:, number, place],
                 f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
                 convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
                 f"normalised again, minus the loss as it is; {len(ids)} prompts; positive: worse",
@@ -120,7 +125,7 @@ def run(
     mean = single[:, 0].mean(0)
     best = np.where(mean.min(0) < -least_change, np.asarray(factors)[mean.argmin(0)], 1.0)
     results.add(
-        "best_gamma", ("layer", "head"), best, "Factor of least loss on the first token", "γ",
+        "best_gamma", grid, best, "Factor of least loss on the first token", "γ",
         "sequential", 0, source=SOURCES[0],
         convention=f"of {gammas} and 1, mean over {len(ids)} prompts; one head at a time",
     )  # fmt: skip
@@ -128,7 +133,7 @@ def run(
     signs = np.where((lower > 0) & (change > least_change), 1, 0)
     signs = np.where((upper < 0) & (change < -least_change), -1, signs)
     results.add(
-        "verdict", ("layer", "head"), np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
+        "verdict", grid, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
         "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
         source=SOURCES[1],
         convention="sign of sinks_less where its 95 % interval leaves out 0 and it is larger than "
@@ -180,7 +185,7 @@ def _sweep_prompt(
     model: Model, prompt: list[int], sinks: NDArray[np.bool_], gammas: list[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
-    ids, attending, first = torch.tensor(prompt), model.geometry.attending, np.zeros_like(sinks)
+    attending, first = model.geometry.attending, np.zeros_like(sinks)
     first[:, :, 0] = True
     sets = (torch.from_numpy(first), torch.from_numpy(sinks))
     single = np.full((len(SETS), len(gammas), model.layers, model.heads), np.nan)
@@ -193,12 +198,16 @@ def _sweep_prompt(
         for gamma in range(len(gammas)):
             jobs += [(number, gamma, layer, head) for layer, head in heads if layer in attending]
             jobs += [(number, gamma, -1, -1)] if heads else []
-    factors = [
-        partial(_factors, sets[number], gammas[gamma], layer, head)
-        for number, gamma, layer, head in jobs
-    ]
-    with steps(len(jobs)) as step:
-        changes = swept(model, ids, factors, step) - float(losses(model, ids[None]))
+    starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
+
+    def edit(some: Tensor, prompts: list[int]) -> RowScale:
+        rows = []
+        for job in some.tolist():
+            number, gamma, layer, head = jobs[job]
+            rows.append(_factors(sets[number], gammas[gamma], layer, head))
+        return RowScale(torch.stack(rows))
+
+    changes = sweep_losses(model, [prompt], starts, edit)[0] - mean_loss(model, prompt)
     for (number, gamma, layer, head), change in zip(jobs, changes, strict=True):
         if layer < 0:
             joint[number, gamma] = change

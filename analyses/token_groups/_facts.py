@@ -15,7 +15,7 @@ from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tokens import Encoded
+from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
 Head = tuple[int, int]
@@ -38,7 +38,7 @@ class Facts:
         prompts = read(model, task)
         assert prompts.encoded is not None
         self.model, self.ids = model, prompts.ids
-        self.encoded: Encoded = prompts.encoded
+        self.encoded: EncodedTask = prompts.encoded
         self.asked = [
             roles["value"].index(questions[0].evidence[0])
             for roles, questions in zip(self.encoded.roles, self.encoded.questions, strict=True)
@@ -72,9 +72,9 @@ class Facts:
 
     def hidden(self, row: int, number: int, heads: Sequence[Head]) -> tuple[Edit, ...]:
         """Hide a fact from all that comes after it, in some heads."""
-        places = self.fact(row, number)
-        after = tuple(range(places[-1] + 1, len(self.ids[row])))
-        return (KnockOut(heads=tuple(heads), keys=tuple(places), queries=after),)
+        positions = self.fact(row, number)
+        after = tuple(range(positions[-1] + 1, len(self.ids[row])))
+        return (KnockOut(heads=tuple(heads), keys=tuple(positions), queries=after),)
 
 
 def split(masses: Array, asked: int) -> tuple[Array, Array]:

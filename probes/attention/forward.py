@@ -1,16 +1,15 @@
-"""Forward passes with intercepted attention: logits and task metrics, with or without edits."""
+"""Forward passes with intercepted attention: logits, with or without edits."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.kernels.api import Request, WeightEdits
@@ -20,16 +19,10 @@ from headscope.probes.interventions.base import Edit
 from headscope.probes.models.encoder_decoder import SELF, through
 from headscope.probes.models.pair import Pair, start_token
 from headscope.probes.models.vision import vision_tower
-from headscope.probes.prompts.prompt_batch import batches
-from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.models.pair import Ids
-    from headscope.probes.prompts.task import Task
-
-METRICS = ("logit_difference", "probability_difference", "accuracy")
-UNITS = {"logit_difference": "logits", "probability_difference": "probability", "accuracy": "share"}
 
 # A user's config may ask for more than we read, or for a tuple in place of named outputs.
 PLAIN: dict[str, Any] = {
@@ -162,7 +155,10 @@ def paired(model: Model, ids: Ids) -> Pair:
 
 
 def logits(
-    model: Model, ids: Ids, edits: Sequence[Edit] = ()
+    model: Model,
+    ids: Ids,
+    edits: Sequence[Edit] = (),
+    positions: Int[Tensor, "batch asked"] | None = None,
 ) -> Float[Tensor, "batch position vocab"]:
     """Compute the next-token logits of a model, with its heads edited.
 
@@ -176,6 +172,8 @@ def logits(
         Token ids, all prompts of one length; for an encoder–decoder model a `Pair` of them.
     edits
         Edits on the heads, applied in order.
+    positions
+        Positions whose logits are wanted, as many in every row; all without them.
 
     Returns
     -------
@@ -199,123 +197,34 @@ def logits(
             )
         model.check_lengths([part.shape[1]])
     ids = Pair(*parts) if isinstance(ids, Pair) else parts[0]
-    return run(model, ids, Reader(Request(stats=()), edits), head=True)
+    reader = Reader(Request(stats=()), edits)
+    if positions is None:
+        return run(model, ids, reader, head=True)
+    with unembedding_at(model, positions) as finish:
+        return finish(run(model, ids, reader, head=True))
 
 
-def score(
-    logits: Float[Tensor, "batch position vocab"],
-    questions: Sequence[Sequence[Any]],
-    metric: str,
-) -> Float[Tensor, " batch"]:
-    """Score the answers of a task, one number per prompt: the mean over its questions.
+@contextmanager
+def unembedding_at(
+    model: Model, positions: Int[Tensor, "batch asked"]
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Let the unembedding see some positions alone, which spares the logits of all others.
 
-    Parameters
-    ----------
-    logits
-        Logits with dims batch, position, vocabulary.
-    questions
-        Per prompt, its questions in token positions, with fields ``at``, ``answer_ids`` and
-        ``wrong_ids`` (`headscope.probes.prompts.tokens.encode`).
-    metric
-        ``logit_difference``: mean logit of the answers minus mean logit of the wrong answers.
-        ``probability_difference``: sum of the probabilities, likewise, between -1 and 1.
-        ``accuracy``: 1 where the most probable of all tokens is an answer, else 0; it has no
-        gradient.
-
-    Returns
-    -------
-    One number per prompt, float32; differentiable except for accuracy.
+    What is yielded takes the logits of the pass to the positions where a model computed all.
     """
-    if metric not in METRICS:
-        raise InvalidInput(f"metric: no {metric!r}; choose one of {', '.join(METRICS)}")
-    if not all(questions):
-        raise NotApplicable("task: a prompt has no question, so it has no metric")
-    flat = [(row, question) for row, of_prompt in enumerate(questions) for question in of_prompt]
-    if metric != "accuracy" and not all(question.wrong_ids for _, question in flat):
-        raise NotApplicable(
-            f"wrong: the metric {metric} needs wrong answers; use metric='accuracy'"
-        )
-    device = logits.device
-    owner = torch.tensor([row for row, _ in flat], device=device)
-    at = torch.tensor([question.at for _, question in flat], device=device)
-    asked_logits = logits[owner, at].float()
-    right, is_right = _padded([question.answer_ids for _, question in flat], device)
-    if metric == "accuracy":
-        hits = (asked_logits.argmax(-1, keepdim=True) == right) & is_right
-        values = hits.any(-1).float()
-    else:
-        wrong, is_wrong = _padded([question.wrong_ids for _, question in flat], device)
-        chances = metric == "probability_difference"
-        source = asked_logits.softmax(-1) if chances else asked_logits
-        values = _gathered(source, right, is_right, mean=not chances)
-        values = values - _gathered(source, wrong, is_wrong, mean=not chances)
-    total = values.new_zeros(len(questions)).index_add(0, owner, values)
-    counts = torch.tensor([len(of_prompt) for of_prompt in questions], device=device)
-    return total / counts
+    applied: list[bool] = []
 
+    def take(values: Tensor) -> Tensor:
+        row = torch.arange(len(values), device=values.device)[:, None]
+        return values[row, positions.to(values.device)]
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    padded = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device=device)
-    return padded.clamp_min(0), padded >= 0
+    def enter(part: torch.nn.Module, args: Any) -> Any:
+        applied.append(True)
+        return (take(args[0]), *args[1:])
 
-
-def _gathered(source: Tensor, index: Tensor, real: Tensor, *, mean: bool) -> Tensor:
-    total = torch.where(real, source.gather(1, index), 0.0).sum(-1)
-    return total / real.sum(-1) if mean else total
-
-
-def evaluate(
-    model: Model, task: Task, edits: Sequence[Edit] = (), metric: str | None = None
-) -> xr.DataArray:
-    """Measure how well a model does a task, with its heads edited.
-
-    Parameters
-    ----------
-    model
-        A model from `load_model`, with its tokenizer.
-    task
-        A task from `headscope.probes.prompts.tasks.make`.
-    edits
-        Edits on the heads, applied in order.
-    metric
-        ``logit_difference``, ``probability_difference`` or ``accuracy`` (see `score`); the
-        task's own without it.
-
-    Returns
-    -------
-    The metric with dim prompt: the mean over each prompt's questions.
-
-    Raises
-    ------
-    HeadscopeError
-        For an unknown metric, a task whose words the tokenizer splits, prompts that are too
-        long, edits that do not fit, a model that predicts no next token.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> from headscope.probes.prompts.tasks import make
-    >>> task = make("induction", n=2, seed=0)
-    >>> evaluate(load_model("headscope/bundled"), task, metric="accuracy").dims
-    ('prompt',)
-    """
-    read_in = read(model, task)
-    assert read_in.encoded is not None
-    model.check_predicts()
-    name = metric or task.metric
-    values = np.full(len(read_in.ids), np.nan, dtype=np.float32)
-    # A batch's logits stay below a quarter of a gigabyte whatever the vocabulary.
-    tokens = max(1, min(8192, 2**26 // model.vocabulary))
-    with torch.no_grad():
-        for rows in batches(read_in.ids, tokens):
-            ids = torch.tensor([read_in.ids[row] for row in rows])
-            questions = [read_in.encoded.questions[row] for row in rows]
-            values[rows] = score(logits(model, ids, edits), questions, name).cpu().numpy()
-    low, high = {"accuracy": (0.0, 1.0), "probability_difference": (-1.0, 1.0)}.get(
-        name, (None, None)
-    )
-    bounds = {} if low is None else {"low": low, "high": high}
-    scale = "sequential" if name == "accuracy" else "diverging"
-    attrs = {"long_name": name.replace("_", " "), "units": UNITS[name], "scale": scale, **bounds}
-    return xr.DataArray(values, dims=("prompt",), name=name, attrs=attrs)
+    module: Any = model.module
+    handle = module.get_output_embeddings().register_forward_pre_hook(enter)
+    try:
+        yield lambda output: output if applied else take(output)
+    finally:
+        handle.remove()

@@ -128,7 +128,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         raise InvalidInput(f"parts: no {unknown[0]!r}; choose from {', '.join(PARTS)}")
     flow: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     calls: dict[int, AttentionCall] = {}
-    outputs: dict[int, Tensor] = {}
+    head_outputs: dict[int, Tensor] = {}
 
     generator = torch.Generator().manual_seed(0)
 
@@ -138,7 +138,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         return made
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
-        calls[call.layer], outputs[call.layer] = call, z
+        calls[call.layer], head_outputs[call.layer] = call, z
 
     handles = [
         module.register_forward_hook(swap) for module in model.module.modules() if _linear(module)
@@ -153,7 +153,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     projections = {}
     for layer, call in sorted(calls.items()):
         near = [module for module in _block(model, call.module, places) if module in flow]
-        arrived = {"q": call.query, "k": call.key, "v": call.value, "o": outputs[layer]}
+        arrived = {"q": call.query, "k": call.key, "v": call.value, "o": head_outputs[layer]}
         for part in parts:
             target = arrived[part].transpose(1, 2).flatten(0, 1).double().cpu()
             fits = [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headscope.probes.models.pair import Ids
-    from headscope.probes.prompts.tokens import Encoded
+    from headscope.probes.prompts.tokens import EncodedTask
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Prompts:
     ids: tuple[tuple[int, ...], ...]
     task: str = ""
     seed: int | str = ""
-    encoded: Encoded | None = None
+    encoded: EncodedTask | None = None
     sources: tuple[tuple[int, ...], ...] = ()
     crossed: bool = False
     pixels: Float[Tensor, "prompt channel height width"] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Protocol
@@ -35,18 +35,39 @@ class EncodedQuestion:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedTask:
     """A task in the tokens of one tokenizer.
 
     `offset` is 1 where a BOS or [CLS] stands before the first word, else 0: token position = word
     position + offset. One entry a prompt in `ids`, `corrupted_ids`, `questions` and `roles`.
     """
 
+    name: str
+    metric: str
     ids: tuple[tuple[int, ...], ...]
     corrupted_ids: tuple[tuple[int, ...], ...]
     offset: int
     questions: tuple[tuple[EncodedQuestion, ...], ...]
     roles: tuple[dict[str, tuple[int, ...]], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def asked(self) -> tuple[tuple[int, ...], ...]:
+        """Positions whose next token is asked for, rising, prompt by prompt."""
+        return tuple(tuple(sorted({question.at for question in row})) for row in self.questions)
+
+    def corrupted(self) -> EncodedTask:
+        """Ask the questions of the clean prompts on the corrupted ones."""
+        return replace(self, ids=self.corrupted_ids)
+
+    def part(self, prompts: slice) -> EncodedTask:
+        """Take some of the prompts."""
+        return replace(
+            self, ids=self.ids[prompts], corrupted_ids=self.corrupted_ids[prompts],
+            questions=self.questions[prompts], roles=self.roles[prompts],
+        )  # fmt: skip
 
 
 def is_glued(before: str, word: str) -> bool:
@@ -114,7 +135,7 @@ def _ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
 
 
-def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
+def encode(task: Task, tokenizer: Tokenizer) -> EncodedTask:
     """Encode a task: one token a word, BOS first where the tokenizer has one.
 
     Of an encoder's tokenizer, [CLS] stands first and [SEP] last, as around any of its texts.
@@ -128,7 +149,7 @@ def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
 
     Returns
     -------
-    Encoded
+    EncodedTask
         Ids, corrupted ids and questions in token positions.
 
     Raises
@@ -184,7 +205,9 @@ def encode(task: Task, tokenizer: Tokenizer) -> Encoded:
             for question in prompt.questions
         )
 
-    return Encoded(
+    return EncodedTask(
+        name=task.name,
+        metric=task.metric,
         ids=tuple(ids_of(prompt.words) for prompt in task.prompts),
         corrupted_ids=tuple(ids_of(prompt.corrupted) for prompt in task.prompts),
         offset=offset,

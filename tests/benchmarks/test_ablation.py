@@ -21,7 +21,7 @@ def test_the_sweep_with_hooks_gives_our_numbers():
 def test_nothing_is_reported_where_the_numbers_differ(monkeypatch):
     monkeypatch.setattr(bench, "bridge_of", lambda model: None)
     monkeypatch.setattr(
-        bench, "hooked", lambda bridge, model, task, means: bench.ablation.leave_one_out(
+        bench, "hooked", lambda bridge, model, task, means: bench.ablation.ablate_each_head(
             model, task, bench.METRIC, means * 1.01
         ),
     )  # fmt: skip

@@ -126,7 +126,7 @@ def test_shares_are_of_the_heads_that_attend(hybrid: Model) -> None:
 
 
 def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid: Model) -> None:
-    from headscope.probes.attention.forward import evaluate
+    from headscope.analyses._interventions.ablation import evaluate
     from headscope.probes.interventions import Ablate
 
     result = runner.execute("importance", hybrid, n=PROMPTS, seed=1)

@@ -7,6 +7,7 @@ from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import contributions
 from headscope.analyses._measurements import head_outputs
+from headscope.analyses._runtime.progress import reporting
 from headscope.analyses.attribution import _head_writing
 from headscope.probes import capture
 from headscope.probes.interventions import Ablate
@@ -53,9 +54,8 @@ def test_shares_sum_to_one_token_by_token(random_llama):
 def test_the_heads_that_write_hold_all_of_their_layer(circuit):
     cap = capture(circuit, repeated(n=3, length=6), stats=(), keep=("z",))
     calls = []
-    result = contributions.run(
-        cap, circuit, causal_prompts=2, progress=lambda *step: calls.append(step)
-    )
+    with reporting(lambda *step: calls.append(step)):
+        result = contributions.run(cap, circuit, causal_prompts=2)
     expected = np.zeros((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 1.0
     for name in ("norm_share", "output_share"):

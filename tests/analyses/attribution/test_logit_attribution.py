@@ -64,7 +64,7 @@ def family(name, tokenizer):
 def test_parts_sum_to_the_logit_difference(name, random_llama, task):
     model = family(name, random_llama.tokenizer)
     parts = direct_logit_attribution.attribute(model, task)
-    expected = ablation.intact(model, task, "logit_difference")
+    expected = ablation.evaluate(model, task, metric="logit_difference")
     np.testing.assert_allclose(parts.logit, expected, atol=1e-4)
     np.testing.assert_allclose(parts.total(), expected, atol=1e-4)
     assert np.abs(parts.heads).max() > 1e-4
@@ -82,7 +82,8 @@ def test_heads_are_those_of_transformer_lens(random_llama, task, tmp_path):
         bridge = TransformerBridge.boot_transformers(
             "random-llama", hf_model=copy.deepcopy(module), tokenizer=saved, dtype=torch.float32
         )
-        ids, asked = ablation.asked_of(model, task)
+        encoded = ablation.encode_task(model, task)
+        ids, asked = encoded.ids, encoded.questions
         expected = np.zeros((2, 2, 4))
         # TransformerLens leaves the gain of a norm that is not folded to the caller.
         table = (module.lm_head.weight * module.model.norm.weight).detach()

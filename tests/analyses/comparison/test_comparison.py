@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, circuit, random_llama, repeated
 
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses.comparison import (
     Circuit,
     compare,
@@ -23,7 +24,7 @@ from headscope.analyses.comparison import (
 )
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
-from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate, Inject, KnockOut
 
 

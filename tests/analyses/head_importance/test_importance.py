@@ -9,10 +9,13 @@ from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import importance
 from headscope.analyses._interventions import ablation, head_gradients
-from headscope.analyses._interventions.row_outputs import RowPatch
+from headscope.analyses._interventions.ablation import evaluate
+from headscope.analyses._interventions.batched_edits import RowReplace
+from headscope.analyses._interventions.metrics import score
+from headscope.analyses._runtime.progress import reporting
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
-from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate, Gate, Replace
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tokens import encode
@@ -35,7 +38,7 @@ def result(random_llama, task, captured):
 
 @pytest.mark.requirement("D1")
 def test_zero_and_mean_are_those_of_one_edit_at_a_time(random_llama, task, captured, result):
-    intact = evaluate(random_llama, task, metric="logit_difference").values
+    intact = evaluate(random_llama, task, metric="logit_difference")
     means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
     assert float(result["intact"]) == pytest.approx(intact.mean(), abs=1e-5)
     for layer, head in ((0, 0), (0, 3), (1, 2)):
@@ -44,7 +47,7 @@ def test_zero_and_mean_are_those_of_one_edit_at_a_time(random_llama, task, captu
             "mean_ablation": Replace(heads=((layer, head),), values=means),
         }
         for name, edit in edits.items():
-            left = evaluate(random_llama, task, (edit,), metric="logit_difference").values
+            left = evaluate(random_llama, task, (edit,), metric="logit_difference")
             lost = (intact - left).mean()
             assert float(result[name].values[layer, head]) == pytest.approx(lost, abs=1e-6)
 
@@ -105,7 +108,7 @@ def test_the_gate_gradient_is_the_finite_difference_of_each_prompt(random_llama,
                 gates = torch.ones(2, 4)
                 gates[layer, head] += sign * step
                 ends.append(evaluate(random_llama, task, (Gate(gates),), metric="logit_difference"))
-            slopes[:, layer, head] = (ends[0] - ends[1]).values / (2 * step)
+            slopes[:, layer, head] = (ends[0] - ends[1]) / (2 * step)
     scale = np.abs(slopes).max()
     # The absolute value comes before the mean: prompts of opposite sign do not cancel.
     np.testing.assert_allclose(
@@ -125,7 +128,8 @@ def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
     task = repeated(n=3, length=6)
     cap = capture(circuit, task, stats=(), keep=("z",))
     calls = []
-    result = importance.run(cap, circuit, task, progress=lambda *step: calls.append(step))
+    with reporting(lambda *step: calls.append(step)):
+        result = importance.run(cap, circuit, task)
     assert result.attrs["convention"] == "accuracy on 3 prompts of repeated"
     expected = np.zeros((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 1.0
@@ -158,7 +162,8 @@ def test_integrated_gates_sum_to_what_all_heads_bring(random_llama, circuit, bun
         ends = []
         for gate in (1.0, 0.0):
             gates = Gate(torch.full((model.layers, model.heads), gate))
-            ids, questions = ablation.asked_of(model, task)
+            encoded = ablation.encode_task(model, task)
+            ids, questions = encoded.ids, encoded.questions
             pairs = zip(ids, questions, strict=True)
             ends.append([answered(model, one, gates, put, metric) for one, put in pairs])
         brought = np.subtract(*ends)
@@ -169,9 +174,7 @@ def test_integrated_gates_sum_to_what_all_heads_bring(random_llama, circuit, bun
 
 @torch.no_grad()
 def answered(model, ids, gates, questions, metric):
-    return float(
-        ablation.measure(logits(model, torch.tensor([ids]), (gates,)), [questions], metric)
-    )
+    return float(score(logits(model, torch.tensor([ids]), (gates,)), [questions], metric))
 
 
 def test_the_first_token_is_left_alone_where_a_sink_stands(random_llama, task, captured, result):
@@ -180,14 +183,15 @@ def test_the_first_token_is_left_alone_where_a_sink_stands(random_llama, task, c
     mean = z[:, :, :, 1:].mean((0, 3))
     other = z.clone()
     other[:, 1, 2, 1:] = mean[1, 2]
-    ids, asked = ablation.asked_of(random_llama, task)
+    encoded = ablation.encode_task(random_llama, task)
+    ids, asked = encoded.ids, encoded.questions
     chosen = torch.zeros(3, 2, 4, dtype=torch.bool)
     chosen[:, 1, 2] = True
     with torch.no_grad():
         given = torch.tensor(ids)
         intact, left = (
-            ablation.measure(logits(random_llama, given, edits), asked, "logit_difference").mean()
-            for edits in ((), (RowPatch(chosen, other),))
+            score(logits(random_llama, given, edits), asked, "logit_difference").mean()
+            for edits in ((), (RowReplace(chosen, other),))
         )
     found = float(result["sink_free_ablation"].values[1, 2])
     assert found == pytest.approx(float(intact - left), abs=1e-6)
@@ -198,7 +202,7 @@ def test_kv_groups_are_reported_apart_from_query_heads(random_llama, task, captu
     assert result["kv_group_ablation"].dims == ("layer", "kv_head")
     means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
     edit = Replace(heads=((1, 2), (1, 3)), values=means)
-    left = evaluate(random_llama, task, (edit,), metric="logit_difference").values.mean()
+    left = evaluate(random_llama, task, (edit,), metric="logit_difference").mean()
     lost = float(result["intact"]) - left
     assert float(result["kv_group_ablation"].values[1, 1]) == pytest.approx(lost, abs=1e-5)
     assert "2 query heads at once" in result["kv_group_ablation"].attrs["convention"]
@@ -220,7 +224,7 @@ def test_log_probability_sums_over_the_right_answers(circuit):
     expected = np.mean(
         [float(output[0, each.at].log_softmax(-1)[each.answer_ids[0]]) for each in asked[0]]
     )
-    assert float(ablation.measure(output, asked, "log_probability")) == pytest.approx(expected)
+    assert float(score(output, asked, "log_probability")) == pytest.approx(expected)
 
 
 def test_bad_input_is_refused(random_llama, task, captured):

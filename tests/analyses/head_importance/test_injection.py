@@ -6,9 +6,10 @@ import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import injection
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, pattern
-from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate, FixPattern, Inject, KnockOut, Window, load, save
 
 

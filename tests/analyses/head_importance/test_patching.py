@@ -9,6 +9,7 @@ from constructed import INDUCTION, PREVIOUS, WORDS, repeated
 from headscope.analyses import importance, patching
 from headscope.analyses._interventions import head_gradients
 from headscope.analyses._runtime import runner
+from headscope.analyses._runtime.progress import reporting
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
@@ -36,7 +37,8 @@ def linear(random_llama):
 @pytest.mark.requirement("D1")
 def test_noising_finds_what_is_needed_and_denoising_what_is_enough(circuit):
     calls = []
-    result = run(circuit, repeated(n=3, length=6), progress=lambda *step: calls.append(step))
+    with reporting(lambda *step: calls.append(step)):
+        result = run(circuit, repeated(n=3, length=6))
     needed = np.zeros((2, 4))
     needed[PREVIOUS] = needed[INDUCTION] = 1.0
     np.testing.assert_allclose(result["noising"].values, needed, atol=1e-6)
@@ -74,21 +76,24 @@ def test_gates_of_a_linear_model_are_its_ablations(linear):
 def test_the_estimate_is_the_derivative_of_a_partial_patch(random_llama):
     # A small step towards the corrupted output, by an edit that was not written for gradients.
     from headscope.analyses._interventions import ablation
-    from headscope.analyses._interventions.row_outputs import RowPatch
+    from headscope.analyses._interventions.batched_edits import RowReplace
+    from headscope.analyses._interventions.metrics import score
     from headscope.probes.attention.forward import logits
 
     task = repeated(n=1, length=5)
     cap = capture(random_llama, task, stats=(), keep=("z",))
-    clean, other = ablation.outputs(cap), ablation.outputs(ablation.corrupted(random_llama, task))
-    ids, asked = ablation.asked_of(random_llama, task)
-    slope = head_gradients.patch_slope(random_llama, task, "logit_difference", other, "clean")[0]
+    clean = ablation.kept_z(cap)
+    other = ablation.kept_z(ablation.capture_corrupted(random_llama, task))
+    encoded = ablation.encode_task(random_llama, task)
+    ids, asked = encoded.ids, encoded.questions
+    slope = head_gradients.patch_gradient(random_llama, task, "logit_difference", other)[0]
     chosen = torch.zeros(1, 2, 4, dtype=torch.bool)
     chosen[0, 0, 2] = True
     ends = []
     for step in (0.05, -0.05):
-        edit = RowPatch(chosen, clean + step * (other - clean))
+        edit = RowReplace(chosen, clean + step * (other - clean))
         output = logits(random_llama, torch.tensor([ids[0]]), (edit,)).detach()
-        ends.append(float(ablation.measure(output, asked, "logit_difference")))
+        ends.append(float(score(output, asked, "logit_difference")))
     assert slope[0, 2] == pytest.approx((ends[0] - ends[1]) / 0.1, rel=0.02)
 
 

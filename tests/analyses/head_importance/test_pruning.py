@@ -9,11 +9,11 @@ import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import pruning
-from headscope.analyses._interventions import edited_metric
+from headscope.analyses._interventions.ablation import ablated_metric, evaluate
+from headscope.analyses._runtime.progress import reporting
 from headscope.analyses.head_importance import _removal_order
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import Ablate, Replace
 
 # Random orders: as many as bring their means near to what they are expected to be.
@@ -29,10 +29,10 @@ def task():
 def result(circuit, task):
     captured = capture(circuit, task, stats=(), keep=("z",))
     calls = []
-    found = pruning.run(
-        captured, circuit, task, share=0.0, orders=ORDERS, progress=lambda *step: calls.append(step)
-    )
-    assert calls[-1][0] == calls[-1][1] == len(calls)
+    with reporting(lambda *step: calls.append(step)):
+        found = pruning.run(captured, circuit, task, share=0.0, orders=ORDERS)
+    assert calls[-1] == (4, 4)
+    assert calls == sorted(calls)
     return found
 
 
@@ -72,7 +72,7 @@ def test_groups_go_as_a_whole(random_llama, task):
     groups = _removal_order.units(random_llama, grouped=True)
     assert groups[:2] == [((0, 0), (0, 1)), ((0, 2), (0, 3))]
     metric = "logit_difference"
-    found = edited_metric.without(random_llama, task, metric, [[], *map(list, groups)])
+    found = ablated_metric(random_llama, task, metric, [[], *map(list, groups)])
     for at, group in enumerate(groups, start=1):
         expected = evaluate(random_llama, task, (Ablate(group),), metric=metric)
         np.testing.assert_allclose(found[:, at], expected, atol=1e-5)
@@ -90,7 +90,7 @@ def test_means_stand_in_for_what_is_gone(random_llama, task):
     captured = capture(random_llama, task, stats=(), keep=("z",))
     means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
     gone, metric = [(0, 1), (1, 2)], "logit_difference"
-    found = edited_metric.without(random_llama, task, metric, [gone], means)[:, 0]
+    found = ablated_metric(random_llama, task, metric, [gone], means)[:, 0]
     expected = evaluate(random_llama, task, (Replace(gone, means),), metric=metric)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -101,10 +101,10 @@ def test_greedy_finds_the_best_pair_where_an_exhaustive_search_does(random_llama
     metric, pool = "logit_difference", [((1, head),) for head in range(4)]
     order, first = _removal_order.greedy(random_llama, task, metric, pool, 0.0)
     tried = {
-        pair: edited_metric.without(random_llama, task, metric, [_removal_order.flat(pair)]).mean()
+        pair: ablated_metric(random_llama, task, metric, [_removal_order.flat(pair)]).mean()
         for pair in combinations(pool, 2)
     }
-    alone = edited_metric.without(random_llama, task, metric, [list(unit) for unit in pool]).mean(0)
+    alone = ablated_metric(random_llama, task, metric, [list(unit) for unit in pool]).mean(0)
     assert order[0] == first[0] == pool[int(np.argmax(alone))]
     rest = {pair: score for pair, score in tried.items() if order[0] in pair}
     assert set(order[:2]) == set(max(rest, key=rest.get))

@@ -8,7 +8,7 @@ import torch
 from constructed import KEYS, OUT, VALUES, WORDS, circuit, repeated
 
 from headscope.analyses import tuning
-from headscope.analyses._interventions.edited_metric import measured
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.results import top
 from headscope.analyses.head_importance import _tuned
 from headscope.kernels.errors import HeadscopeError
@@ -70,7 +70,7 @@ def test_heads_selected_for_a_task_beat_those_of_another(speakers):
         for whose, heads in best.items():
             vector = _tuned.offsets(speakers, learned_from, heads, sizes, steps=40, rate=0.5)
             edit = (Offset(tuple(heads), vector),)
-            rates[whose] = measured(speakers, held_out, "accuracy", edit).mean()
+            rates[whose] = evaluate(speakers, held_out, edit, "accuracy").mean()
         other = next(each for each in said if each != name)
         assert (rates[name], rates[other]) == (1.0, 0.0)
 
@@ -90,8 +90,8 @@ def test_on_the_bundled_model_the_own_heads_learn_what_others_do_not(bundled):
         moved = {(int(one), int(two)) for one, two in np.argwhere(factor != 1)}
         assert moved == set(heads)
         edit = (Gate(torch.from_numpy(factor).float()),)
-        said.append(measured(bundled, unseen, "log_probability", edit))
-    before = measured(bundled, unseen, "log_probability")
+        said.append(evaluate(bundled, unseen, edit, "log_probability"))
+    before = evaluate(bundled, unseen, (), "log_probability")
     assert said[0].mean() > said[1].mean() + 1 > before.mean() + 5
 
 
@@ -105,7 +105,7 @@ def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
     at, bump = 3, torch.zeros_like(vector)
     bump[1, 2, at] = 0.05
     ends = [
-        measured(random_llama, task, "log_probability", (Offset(((1, 2),), sign * bump),)).mean()
+        evaluate(random_llama, task, (Offset(((1, 2),), sign * bump),), "log_probability").mean()
         for sign in (1, -1)
     ]
     assert np.sign(ends[0] - ends[1]) == np.sign(float(vector[1, 2, at]))

@@ -9,13 +9,13 @@ from constructed import NAMES, WORDS, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from headscope.analyses import head_types, vocabulary
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._measurements import unembedding
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import Ablate
 from headscope.probes.prompts.task import Prompt, Question, Task
 
@@ -89,15 +89,16 @@ def test_movers_and_suppressors_are_told_apart(result) -> None:
 
 @pytest.mark.requirement("A13")
 def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> None:
-    intact = evaluate(model, task).values
+    intact = evaluate(model, task)
     for head in (MOVER, SUPPRESSOR, SUBJECT, IDLE):
-        without = evaluate(model, task, (Ablate(heads=(head,)),)).values
+        without = evaluate(model, task, (Ablate(heads=(head,)),))
         assert float(result["lost"][head]) == pytest.approx((intact - without).mean(), abs=1e-5)
     assert float(result["lost"][MOVER]) > 0.05
     assert float(result["lost"][SUPPRESSOR]) < -0.05
     # Suppressing the wrong name helps.
     assert float(result["lost"][SUBJECT]) > 0.05
     assert result["lost"].attrs["evidence"] == "causal"
+    assert result.attrs["verdict"] == "supported"
     assert result.attrs["note"].count("Causal check agrees") == 2
 
 
@@ -136,9 +137,7 @@ def test_reading_out_is_the_norm_and_the_unembedding(bundled) -> None:
 
 def test_bad_input_is_refused(model, task) -> None:
     cap = capture(model, task, stats=("target_mass",), keep=("v",), targets=("evidence",))
-    with pytest.raises(HeadscopeError, match="least_score"):
-        vocabulary.run(cap, model, task, least_score=2)
     with pytest.raises(HeadscopeError, match="v"):
         vocabulary.run(cap.drop_vars("v"), model, task)
     with pytest.raises(HeadscopeError, match="prompts"):
-        _candidates.look(cap.isel(prompt=[0]), model, task, 1)
+        _candidates.measure(cap.isel(prompt=[0]), model, task, 1)

@@ -6,9 +6,9 @@ import torch
 from constructed import BEFORE, HEADS, INDUCTION, KEYS, OUT, PLACE, SIZE, TOKEN, WORDS, tokenizer
 from transformers import GPT2LMHeadModel
 
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.runner import execute
 from headscope.probes import load_model
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tasks.associative import PARTNERS
 

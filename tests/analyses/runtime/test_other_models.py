@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope.analyses import importance, rollout
 from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses.attribution import _input
 from headscope.probes import capture, load_model
-from headscope.probes.attention.forward import evaluate
 from headscope.probes.interventions import Ablate
 
 
@@ -30,11 +30,11 @@ def mixed():
 
 
 def test_prompts_of_several_lengths_keep_their_rows(random_llama, mixed):
-    left = ablation.leave_one_out(random_llama, mixed, "logit_difference")
+    left = ablation.ablate_each_head(random_llama, mixed, "logit_difference")
     slope = head_gradients.gate_gradient(random_llama, mixed, "logit_difference")
     for layer, head in ((0, 1), (1, 3)):
         edit = Ablate(heads=((layer, head),))
-        expected = evaluate(random_llama, mixed, (edit,), metric="logit_difference").values
+        expected = evaluate(random_llama, mixed, (edit,), metric="logit_difference")
         np.testing.assert_allclose(left[:, layer, head], expected, atol=1e-5)
     for row, prompt in enumerate(mixed.prompts):
         alone = replace(mixed, prompts=(prompt,))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from headscope.analyses._interventions import causal_check
+from headscope.analyses._interventions.ablation import evaluate as evaluate_task
 from headscope.analyses.series import emergence, timeline
 from headscope.probes import checkpoints, load_model
 from headscope.probes.bundled import folder
@@ -123,13 +123,12 @@ def test_a_sink_on_the_first_token_forms_after_induction(types: xr.Dataset) -> N
     assert found.attrs["positional_encoding"] == "rotary (default)"
 
 
-def test_the_analysis_own_causal_check_turns_from_inconclusive_to_agreement(
+def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(
     types: xr.Dataset,
 ) -> None:
-    notes = {name: own["note"] for name, own in types.attrs["by_checkpoint"].items()}
-    assert next(iter(notes.values())).startswith("INCONCLUSIVE")
-    assert list(notes.values())[-1].startswith("Causal check agrees")
-    assert "INCONCLUSIVE at step0" in types.attrs["note"]
+    verdicts = [own["verdict"] for own in types.attrs["by_checkpoint"].values()]
+    assert (verdicts[0], verdicts[-1]) == ("too_few", "supported")
+    assert "Too few to tell at step0" in types.attrs["note"]
     accuracy = types["induction_accuracy"].sel(condition="intact")
     assert float(accuracy[0]) < 0.02
     assert float(accuracy[-1]) > 0.9
@@ -138,7 +137,7 @@ def test_the_analysis_own_causal_check_turns_from_inconclusive_to_agreement(
 def test_scores_are_those_of_eager_maps(types: xr.Dataset) -> None:
     model = load_model(f"{SERIES}@step400")
     task = tasks.make("induction", model.tokenizer, n=8, seed=5)
-    assert causal_check.score(model, task, (), "accuracy").mean() == pytest.approx(
+    assert evaluate_task(model, task, (), "accuracy").mean() == pytest.approx(
         float(types["induction_accuracy"].sel(checkpoint="step400", condition="intact"))
     )
     rows = torch.tensor([model.encode(" ".join(one.words)) for one in task.prompts])

@@ -7,8 +7,10 @@ import pytest
 
 from headscope.analyses import sinks
 from headscope.analyses._interventions import causal_check
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime import runner
 from headscope.probes import capture
+from headscope.probes.interventions import Ablate
 from headscope.probes.prompts import tasks
 
 
@@ -58,9 +60,9 @@ def test_the_induction_heads_also_matter_on_fresh_prompts(bundled, types):
     fresh = tasks.make("induction", tokenizer=bundled.tokenizer, n=8, seed=1)
     top = heads(types.attrs["heads_by_type"]["induction"])
     rest = [(layer, head) for layer in range(4) for head in range(8) if (layer, head) not in top]
-    without = causal_check.score(bundled, fresh, top, "accuracy").mean()
+    without = evaluate(bundled, fresh, (Ablate(top),), "accuracy").mean()
     others = [
-        causal_check.score(bundled, fresh, each, "accuracy").mean()
+        evaluate(bundled, fresh, (Ablate(each),), "accuracy").mean()
         for each in causal_check.random_sets(rest, len(top), 5, seed=7)
     ]
     # The median: a set that happens to hold the previous-token heads breaks induction as well.
@@ -148,9 +150,9 @@ def test_the_circuit_found_by_resampling_carries_the_task(bundled):
     task = tasks.make("ioi", tokenizer=bundled.tokenizer, n=12, seed=3)
     every = [(layer, head) for layer in range(4) for head in range(8)]
     rest = [head for head in every if head not in circuit]
-    without = causal_check.score(bundled, task, circuit, "logit_difference").mean()
+    without = evaluate(bundled, task, (Ablate(circuit),), "logit_difference").mean()
     others = [
-        causal_check.score(bundled, task, each, "logit_difference").mean()
+        evaluate(bundled, task, (Ablate(each),), "logit_difference").mean()
         for each in causal_check.random_sets(rest, len(circuit), 4, seed=5)
     ]
     assert without < 0.3 * np.mean(others)

@@ -1,132 +1,19 @@
-"""Task metrics against the same metrics computed by hand."""
+"""Logits of chosen positions."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
-from headscope.probes.attention.forward import METRICS, evaluate, logits, score
-from headscope.probes.interventions import Ablate
+from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
-from headscope.probes.prompts.task import Prompt, Question, Task
-from headscope.probes.prompts.tokens import EncodedQuestion
-
-LOGITS = torch.tensor(
-    [
-        [[0.0, 1.0, 2.0, 3.0], [5.0, 0.0, 0.0, 0.0]],
-        [[1.0, 1.0, 1.0, 1.0], [0.0, math.log(2), 0.0, math.log(4)]],
-    ]
-)
-ASKED = [
-    [EncodedQuestion(0, (3, 1), (0,), ()), EncodedQuestion(1, (1,), (0, 2, 3), ())],
-    [EncodedQuestion(1, (3,), (1, 2), ())],
-]
-
-
-@pytest.mark.parametrize(
-    ("metric", "expected"),
-    [
-        ("logit_difference", [((3 + 1) / 2 - 0 + 0 - 5 / 3) / 2, math.log(4) - math.log(2) / 2]),
-        ("accuracy", [0.5, 1.0]),
-    ],
-)
-def test_scores_by_hand(metric: str, expected: list[float]) -> None:
-    torch.testing.assert_close(score(LOGITS, ASKED, metric), torch.tensor(expected))
-
-
-def test_probability_differences_by_hand() -> None:
-    row = np.exp([0.0, 1.0, 2.0, 3.0])
-    first = (row[3] + row[1] - row[0]) / row.sum()
-    tall = math.exp(5) + 3
-    second = (1 - (math.exp(5) + 2)) / tall
-    expected = torch.tensor([(first + second) / 2, (4 - 2 - 1) / 8], dtype=torch.float32)
-    found = score(LOGITS, ASKED, "probability_difference")
-    torch.testing.assert_close(found, expected)
-
-
-def test_scores_have_gradients() -> None:
-    values = LOGITS.clone().requires_grad_(True)
-    score(values, ASKED, "logit_difference").sum().backward()
-    assert values.grad is not None
-    assert values.grad[1, 1].tolist() == [0.0, -0.5, -0.5, 1.0]
-
-
-def test_what_cannot_be_scored_is_refused() -> None:
-    with pytest.raises(HeadscopeError, match=r"^metric: no 'loss'; choose one of logit_difference"):
-        score(LOGITS, ASKED, "loss")
-    with pytest.raises(HeadscopeError, match=r"^task: a prompt has no question"):
-        score(LOGITS, [ASKED[0], []], "accuracy")
-    alone = [[EncodedQuestion(0, (1,), (), ())]]
-    assert score(LOGITS[:1], alone, "accuracy").tolist() == [0.0]
-    for metric in set(METRICS) - {"accuracy"}:
-        with pytest.raises(HeadscopeError, match=r"^wrong: "):
-            score(LOGITS[:1], alone, metric)
 
 
 @pytest.fixture(scope="module")
-def model(folder: Any) -> Model:
+def model(folder) -> Model:
     return load_model(folder)
-
-
-@pytest.fixture(scope="module")
-def task() -> Task:
-    """Prompts of two lengths with one and two questions."""
-    short = ("w1", "w2", "w3")
-    long = ("w4", "w5", "w6", "w7", "w8")
-    one = Question(at=2, answers=("w9",), wrong=("w8", "w7"))
-    two = Question(at=4, answers=("w1", "w2"), wrong=("w3",))
-    return Task(
-        name="by hand",
-        prompts=(
-            Prompt(words=short, corrupted=short, questions=(one,)),
-            Prompt(words=long, corrupted=long, questions=(one, two)),
-            Prompt(words=short[::-1], corrupted=short, questions=(one,)),
-        ),
-        metric="logit_difference",
-        seed=0,
-        doc="Nothing.",
-    )
-
-
-def test_a_task_is_scored_prompt_by_prompt(model: Model, task: Task) -> None:
-    edits = (Ablate(heads=((0, 1),)),)
-    for given in ((), edits):
-        expected = []
-        with torch.no_grad():
-            for prompt in task.prompts:
-                ids = model.encode(" ".join(prompt.words))
-                rows = logits(model, torch.tensor([ids]), given)[0]
-                values = []
-                for question in prompt.questions:
-                    row = rows[question.at + 1]  # <bos> stands first
-                    right = [float(row[model.encode(word)[1]]) for word in question.answers]
-                    wrong = [float(row[model.encode(word)[1]]) for word in question.wrong]
-                    values.append(np.mean(right) - np.mean(wrong))
-                expected.append(np.mean(values))
-        found = evaluate(model, task, given)
-        assert found.dims == ("prompt",)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    assert not np.allclose(evaluate(model, task), evaluate(model, task, edits))
-
-
-def test_the_metric_can_be_chosen(model: Model, task: Task) -> None:
-    found = evaluate(model, task, metric="accuracy")
-    assert set(found.values.tolist()) <= {0.0, 0.5, 1.0}
-    assert (found.attrs["low"], found.attrs["high"]) == (0.0, 1.0)
-    assert "low" not in evaluate(model, task).attrs
-    with pytest.raises(HeadscopeError, match=r"^metric: no 'loss'"):
-        evaluate(model, task, metric="loss")
-
-
-def test_a_task_needs_a_tokenizer(tiny: Any, task: Task) -> None:
-    with pytest.raises(HeadscopeError, match=r"^tokenizer: a task needs one"):
-        evaluate(load_model(tiny("llama")), task)
 
 
 def test_ids_must_be_a_batch(model: Model) -> None:
@@ -135,3 +22,12 @@ def test_ids_must_be_a_batch(model: Model) -> None:
             logits(model, given)
     with pytest.raises(HeadscopeError, match=r"129 tokens, but the context of .* is 128"):
         logits(model, torch.ones(1, 129, dtype=torch.long))
+
+
+def test_logits_at_some_positions_are_those_of_all(model: Model) -> None:
+    ids, positions = torch.arange(12).reshape(2, 6), torch.tensor([[5, 1], [0, 0]])
+    with torch.no_grad():
+        whole, some = logits(model, ids), logits(model, ids, (), positions)
+    expected = torch.stack([row[at] for row, at in zip(whole, positions, strict=True)])
+    torch.testing.assert_close(some, expected, rtol=0, atol=1e-5)
+    assert not model.module.get_output_embeddings()._forward_pre_hooks

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.kernels import statistics
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Model, Pair, capture, load_model, pattern
-from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.generation import generate
 from headscope.probes.interventions import Window
 from headscope.probes.prompts.reading import read

@@ -13,9 +13,10 @@ import xarray as xr
 from PIL import Image
 
 from headscope.analyses import rollout
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
-from headscope.probes.attention.forward import evaluate, logits
+from headscope.probes.attention.forward import logits
 from headscope.probes.prompts.tasks import make
 
 SHAPE: dict[str, Any] = {

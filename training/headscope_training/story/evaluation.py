@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.tokens import Encoded, encode
+from headscope.probes.prompts.tokens import EncodedTask, encode
 from headscope_training.evaluation import Heads, draw_other_heads, lowest, to_json, without
 
 SEED = 9_001
@@ -21,7 +21,7 @@ DRAWS = 5
 HALVES = (8, 16, 32, 64, 128, 256)
 
 
-def answer_logits(model: LlamaForCausalLM, encoded: Encoded) -> list[list[Tensor]]:
+def answer_logits(model: LlamaForCausalLM, encoded: EncodedTask) -> list[list[Tensor]]:
     """Logits (vocab,) at every question of every prompt."""
     answers = []
     with torch.inference_mode():
@@ -31,7 +31,7 @@ def answer_logits(model: LlamaForCausalLM, encoded: Encoded) -> list[list[Tensor
     return answers
 
 
-def hits(logits: list[list[Tensor]], encoded: Encoded) -> list[list[bool]]:
+def hits(logits: list[list[Tensor]], encoded: EncodedTask) -> list[list[bool]]:
     """Whether the most likely token of the whole vocabulary is an answer."""
     return [
         [
@@ -48,7 +48,7 @@ def share(flags: list[list[bool]]) -> float:
     return round(sum(flat) / len(flat), 4)
 
 
-def logit_differences(logits: list[list[Tensor]], encoded: Encoded) -> list[float]:
+def logit_differences(logits: list[list[Tensor]], encoded: EncodedTask) -> list[float]:
     """Mean answer logit minus mean wrong logit, one a question."""
     return [
         float(row[list(question.answer_ids)].mean() - row[list(question.wrong_ids)].mean())
@@ -65,7 +65,7 @@ class Evaluation:
 
     def answers(
         self, task: str, n: int | None = None, **options: Any
-    ) -> tuple[Encoded, list[list[Tensor]]]:
+    ) -> tuple[EncodedTask, list[list[Tensor]]]:
         """Encoded held-out prompts and the logits of their questions."""
         drawn = tasks.make(task, self.tokenizer, n or self.n, SEED, **options)
         encoded = encode(drawn, self.tokenizer)

@@ -1,0 +1,133 @@
+"""Task metrics against the same metrics computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from constructed import WORDS
+
+from headscope.analyses._interventions.ablation import encode_task, evaluate
+from headscope.analyses._interventions.metrics import UNITS, score
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import load_model
+from headscope.probes.attention.forward import logits
+from headscope.probes.interventions import Ablate
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.tokens import EncodedQuestion
+
+LOGITS = torch.tensor(
+    [
+        [[0.0, 1.0, 2.0, 3.0], [5.0, 0.0, 0.0, 0.0]],
+        [[1.0, 1.0, 1.0, 1.0], [0.0, math.log(2), 0.0, math.log(4)]],
+    ]
+)
+ASKED = [
+    [EncodedQuestion(0, (3, 1), (0,), ()), EncodedQuestion(1, (1,), (0, 2, 3), ())],
+    [EncodedQuestion(1, (3,), (1, 2), ())],
+]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("logit_difference", [((3 + 1) / 2 - 0 + 0 - 5 / 3) / 2, math.log(4) - math.log(2) / 2]),
+        ("accuracy", [0.5, 1.0]),
+    ],
+)
+def test_scores_by_hand(metric: str, expected: list[float]) -> None:
+    torch.testing.assert_close(score(LOGITS, ASKED, metric), torch.tensor(expected))
+
+
+def test_probability_differences_by_hand() -> None:
+    row = np.exp([0.0, 1.0, 2.0, 3.0])
+    first = (row[3] + row[1] - row[0]) / row.sum()
+    tall = math.exp(5) + 3
+    second = (1 - (math.exp(5) + 2)) / tall
+    expected = torch.tensor([(first + second) / 2, (4 - 2 - 1) / 8], dtype=torch.float32)
+    found = score(LOGITS, ASKED, "probability_difference")
+    torch.testing.assert_close(found, expected)
+
+
+def test_scores_have_gradients() -> None:
+    values = LOGITS.clone().requires_grad_(True)
+    score(values, ASKED, "logit_difference").sum().backward()
+    assert values.grad is not None
+    assert values.grad[1, 1].tolist() == [0.0, -0.5, -0.5, 1.0]
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(HeadscopeError, match=r"^metric: no 'loss'; choose one of logit_difference"):
+        score(LOGITS, ASKED, "loss")
+    with pytest.raises(HeadscopeError, match=r"^task: a prompt has no question"):
+        score(LOGITS, [ASKED[0], []], "accuracy")
+    alone = [[EncodedQuestion(0, (1,), (), ())]]
+    assert score(LOGITS[:1], alone, "accuracy").tolist() == [0.0]
+    for metric in set(UNITS) - {"accuracy", "log_probability"}:
+        with pytest.raises(HeadscopeError, match=r"^wrong: "):
+            score(LOGITS[:1], alone, metric)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Prompts of two lengths with one and two questions."""
+    short, long = tuple(WORDS[5:8]), tuple(WORDS[8:13])
+    one = Question(at=2, answers=(WORDS[13],), wrong=(WORDS[12], WORDS[11]))
+    two = Question(at=4, answers=(WORDS[5], WORDS[6]), wrong=(WORDS[7],))
+    return Task(
+        name="by hand",
+        prompts=(
+            Prompt(words=short, corrupted=short, questions=(one,)),
+            Prompt(words=long, corrupted=long, questions=(two, one)),
+            Prompt(words=short[::-1], corrupted=short, questions=(one,)),
+        ),
+        metric="logit_difference",
+        seed=0,
+        doc="Nothing.",
+    )
+
+
+def test_a_task_is_scored_prompt_by_prompt(random_llama: Model, task: Task) -> None:
+    edits = (Ablate(heads=((0, 1),)),)
+    for given in ((), edits):
+        expected = []
+        with torch.no_grad():
+            for prompt in task.prompts:
+                ids = random_llama.encode(" ".join(prompt.words))
+                rows = logits(random_llama, torch.tensor([ids]), given)[0]
+                values = []
+                for question in prompt.questions:
+                    row = rows[question.at + 1]  # <bos> stands first
+                    right = [float(row[random_llama.encode(word)[1]]) for word in question.answers]
+                    wrong = [float(row[random_llama.encode(word)[1]]) for word in question.wrong]
+                    values.append(np.mean(right) - np.mean(wrong))
+                expected.append(np.mean(values))
+        found = evaluate(random_llama, task, given)
+        assert found.shape == (3,)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert not np.allclose(evaluate(random_llama, task), evaluate(random_llama, task, edits))
+
+
+def test_the_metric_can_be_chosen(random_llama: Model, task: Task) -> None:
+    found = evaluate(random_llama, task, metric="accuracy")
+    assert set(found.tolist()) <= {0.0, 0.5, 1.0}
+    with pytest.raises(HeadscopeError, match=r"^metric: no 'loss'"):
+        evaluate(random_llama, task, metric="loss")
+
+
+def test_a_task_needs_a_tokenizer(random_llama: Model, task: Task) -> None:
+    with pytest.raises(HeadscopeError, match=r"^tokenizer: a task needs one"):
+        evaluate(load_model(random_llama.module), task)
+
+
+def test_an_encoded_task_is_its_prompts_and_parts_of_them(random_llama: Model, task: Task) -> None:
+    encoded = encode_task(random_llama, task)
+    assert encode_task(random_llama, encoded) is encoded
+    assert encoded.asked == ((3,), (3, 5), (3,))
+    whole = evaluate(random_llama, task)
+    np.testing.assert_allclose(evaluate(random_llama, encoded.part(slice(1, 3))), whole[1:], 1e-5)
+    last = evaluate(random_llama, encoded.corrupted())[2]
+    assert last == pytest.approx(whole[0], abs=1e-5)
