@@ -82,36 +82,20 @@ def capture_run(
     )
 
 
-def plan_run(
-    folder: Path,
+def plan_run(folder: Path, source: str, *, overwrite: bool = False, **inputs: Any) -> Plan:
+    """Say what `capture_run` would need, without running it; the parameters are the same."""
+    run_folder.check(folder, replace=overwrite)
+    model, prompts = _open(source, **inputs)
+    return probes.plan(model, prompts, stats=needed(model), out=folder / run_folder.GROWING)
+
+
+def _open(
     source: str,
-    *,
     task: str | None = None,
     prompts: Path | None = None,
     number: int = 32,
     seed: int = 0,
     attention: str = "self",
-    overwrite: bool = False,
-) -> Plan:
-    """Say what `capture_run` would need, without running it; the parameters are the same.
-
-    Raises
-    ------
-    HeadscopeError
-        As `capture_run`.
-    """
-    run_folder.check(folder, replace=overwrite)
-    model, inputs = _open(source, task, prompts, number, seed, attention)
-    return probes.plan(model, inputs, stats=needed(model), out=folder / run_folder.GROWING)
-
-
-def _open(
-    source: str,
-    task: str | None,
-    prompts: Path | None,
-    number: int,
-    seed: int,
-    attention: str,
 ) -> tuple[Model, Any]:
     """Load a model and its prompts; what can be refused without the model is refused first."""
     if (task is None) == (prompts is None):

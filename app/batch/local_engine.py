@@ -14,17 +14,7 @@ Todo = Sequence[tuple[Group, Sequence[str]]]
 def run(
     job: Job, todo: Todo, progress: Progress | None = None
 ) -> Iterator[tuple[Group, str, Outcome]]:
-    """Run the cells that are left; yield each outcome as it is ready.
-
-    Parameters
-    ----------
-    job
-        The job.
-    todo
-        Groups with the analyses that are left in each.
-    progress
-        Called with (step, done, total) within a cell.
-    """
+    """Run the analyses that are left in each group; yield each outcome as it is ready."""
     for group, names in todo:
         parts = [capture_part(job, group, part, progress) for part in group_slices(job, group)]
         capture = join_parts(job, group, parts)

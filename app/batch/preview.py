@@ -18,18 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Need:
-    """What a group needs, or why it cannot run.
+    """What a group needs, or the reason why it cannot run.
 
-    Attributes
-    ----------
-    group
-        The group.
-    prompts, tokens, parts
-        Its prompts, their tokens, and the captures they are taken in.
-    plan
-        Of the largest part: bytes of the capture; None where no analysis needs one.
-    reason
-        Why none of its cells can run, or "".
+    Its prompts, their tokens, the parts that are captured, and the plan of the largest of them;
+    None where no analysis needs a capture.
     """
 
     group: Group

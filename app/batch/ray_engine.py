@@ -1,4 +1,4 @@
-"""Cluster engine: captures and analyses of a batch as tasks of Ray, with the same numbers.
+"""Ray engine: captures and analyses of a batch as tasks of Ray, with the same numbers.
 
 A task whose worker dies is run again, elsewhere. A cluster that is started here listens on this
 machine alone, without dashboard; usage statistics are off.
@@ -44,11 +44,6 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
         Cells at once on this machine; its cores, divided by the threads of a cell, without it.
     address
         Address of a running cluster; its nodes need headscope and see the models at the same paths.
-
-    Raises
-    ------
-    InvalidInput
-        Without Ray, for a cluster that cannot be reached, or that lacks what a model asks for.
     """
     if address is not None and workers is not None:
         raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
@@ -107,13 +102,7 @@ def gpus(model: ModelSpec, resources: dict[str, float]) -> int:
 def run(
     job: Job, todo: Todo, progress: Progress | None = None
 ) -> Iterator[tuple[Group, str, Outcome]]:
-    """Run the cells that are left on the cluster; yield each outcome as it is ready.
-
-    Parameters
-    ----------
-    job, todo, progress
-        As `headscope.app.batch.local_engine.run`; steps within a cell are not reported.
-    """
+    """Run the cells that are left as `local_engine.run` does; their steps are not reported."""
     ray = _ray()
     resources = ray.cluster_resources()
     # Captures wait in the cluster's memory: no more of them than keep it busy.

@@ -33,17 +33,7 @@ CELLS, STEP = "cells", "this cell"
 
 @dataclass(frozen=True)
 class Summary:
-    """What a batch has done.
-
-    Attributes
-    ----------
-    cells
-        The record of every cell, in order.
-    kept
-        Cells that were done before it began.
-    index
-        The page to open.
-    """
+    """The record of every cell, how many were done before, and the page to open."""
 
     cells: tuple[Record, ...]
     kept: int
@@ -66,28 +56,11 @@ def run(
 ) -> Summary:
     """Run a job into a folder, or what an earlier run of it has left.
 
-    Parameters
-    ----------
-    job
-        The job.
-    out
-        Its folder.
-    engine
-        What runs the cells: `local_engine.run`, or `ray_engine.run` for Ray.
-    overwrite
-        Replace what another job has left in the folder.
-    retry
-        Run the cells again that failed.
-    progress
-        Called with (step, done, total).
-
-    Returns
-    -------
-    The record of every cell.
+    ``overwrite`` replaces what another job has left there; ``retry`` runs failed cells again.
 
     Raises
     ------
-    HeadscopeError
+    InvalidInput
         When the folder or the disk refuses, or a model is not the one of the cells that are done.
     """
     batch = BatchState(out, job)

@@ -38,18 +38,8 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
 
     Every statistic of a capture has the dim prompt, so that its parts stand beside each other, and
     NaN stands beyond the length of a prompt, as in a capture of all. What holds for the model is
-    that of the part with the longest prompt, which reaches farthest.
-
-    Parameters
-    ----------
-    captures
-        Captures of the parts with the same options.
-    whole
-        The prompts of all parts, in order.
-
-    Returns
-    -------
-    The Dataset that one capture of all prompts gives.
+    that of the part with the longest prompt, which reaches farthest. The captures have the same
+    options; ``whole`` are the prompts of all parts.
     """
     if len(captures) == 1:
         return captures[0]

@@ -39,15 +39,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class BatchState:
-    """What a batch has done, in its folder.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    job
-        What it is made by.
-    """
+    """What a batch has done, in its folder."""
 
     path: Path
     job: Job

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import pandas as pd
 import xarray as xr
 
 from headscope import viz
-from headscope.app.report.scores import GRID, entries
+from headscope.app.report.scores import column, entries
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,85 +42,55 @@ def schema() -> pa.Schema:
 
 
 def rows(result: xr.Dataset, cell: str) -> pa.Table:
-    """Lay the scores of heads in a result out as rows; curves and matrices stay in the result.
+    """Lay the scores of heads in a result of a cell out as rows; the rest stays in the result.
 
-    Parameters
-    ----------
-    result
-        Result of an analysis.
-    cell
-        Id of the cell that it belongs to.
-
-    Returns
-    -------
     Columns ``layer``, ``head``, ``name`` (``L5H1``), ``metric`` (the variable), ``entry`` (its
     place along further dims, or ""), ``value`` and the ends ``lower`` and ``upper`` of its 95 %
     interval (null where there is none, and where a head was not measured), ``units``,
     ``convention``, ``evidence`` (``causal`` or ``correlational``), ``n`` (prompts), and the
-    provenance: ``cell``, ``revision``, ``prompts_sha256``, ``dtype``, ``options``, ``headscope``.
-    Sorted by metric, entry, layer and head, in the order of the result.
+    provenance. Sorted by metric, entry, layer and head, in the order of the result.
 
-    Examples
-    --------
     >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"), attrs={"units": "share"})
     >>> rows(xr.Dataset({"sink": mass}), "c0").select(["name", "value"]).to_pylist()
     [{'name': 'L0H0', 'value': 0.1}, {'name': 'L0H1', 'value': 0.9}]
     """
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {name: [] for name in schema().names}
-    said = {name: _text(result.attrs.get(name)) for name in PROVENANCE}
+    frames = [pd.DataFrame(columns=schema().names)]
     for metric in viz.variables(result):
         array = result[metric]
         if array.dtype.kind not in "fiub":
             continue
-        lower, upper = viz.interval(result, metric)
+        ends = dict(zip(NUMBERS, (array, *viz.interval(result, metric)), strict=True))
         for entry, place in entries(array):
-            _add(columns, (array, lower, upper), place, {
-                "metric": metric,
-                "entry": entry,
-                "units": str(array.attrs.get("units", "")),
-                "convention": _text(array.attrs.get("convention", result.attrs.get("convention"))),
-                "evidence": str(array.attrs.get("evidence", "correlational")),
-                "n": result.attrs.get("n_prompts"),
-                "cell": cell,
-                **said,
-            })  # fmt: skip
-    made = {}
-    for kind in schema():
-        values: Any = columns[kind.name]
-        if kind.name in NUMBERS:
-            values = np.asarray(values, dtype=np.float64)
-        made[kind.name] = pa.array(values, kind.type, from_pandas=True)
-    return pa.table(made, schema=schema())
-
-
-def _add(
-    columns: dict[str, list[Any]],
-    arrays: tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None],
-    place: Mapping[str, int],
-    same: Mapping[str, Any],
-) -> None:
-    """Add one row a head."""
-    first = arrays[0]
-    labels = {
-        dim: first[dim].values.tolist() if dim in first.coords else list(range(first.sizes[dim]))
-        for dim in GRID
-    }
-    grids = [
-        None if one is None else np.asarray(one.isel(place).transpose(*GRID).values, dtype=float)
-        for one in arrays
+            numbers = {
+                name: column(name, end.isel(place)) for name, end in ends.items() if end is not None
+            }
+            frames.append(
+                pd.DataFrame(numbers)
+                .reset_index()
+                .assign(
+                    metric=metric,
+                    entry=entry,
+                    units=str(array.attrs.get("units", "")),
+                    convention=_text(array.attrs.get("convention", result.attrs.get("convention"))),
+                    evidence=str(array.attrs.get("evidence", "correlational")),
+                    n=result.attrs.get("n_prompts"),
+                    cell=cell,
+                    **{name: _text(result.attrs.get(name)) for name in PROVENANCE},
+                )
+            )
+    table = pd.concat([frame.reindex(columns=schema().names) for frame in frames[1:] or frames])
+    table["name"] = [
+        viz.head_name(layer, head)
+        for layer, head in zip(table["layer"], table["head"], strict=True)
     ]
-    for at, layer in enumerate(labels["layer"]):
-        for beside, head in enumerate(labels["head"]):
-            row = {"layer": layer, "head": head, "name": viz.head_name(layer, head), **same}
-            for name, grid in zip(NUMBERS, grids, strict=True):
-                row[name] = np.nan if grid is None else grid[at, beside]
-            for name, value in row.items():
-                columns[name].append(value)
+    arrays = [pa.array(table[kind.name], kind.type, from_pandas=True) for kind in schema()]
+    return pa.table(arrays, schema=schema())
 
 
 def _text(value: Any) -> str:
+    """Write a value as text, "" where there is none."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,16 +1,17 @@
-"""The command that holds two runs against each other, head by head."""
+"""``headscope compare``: two runs, head by head."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from headscope.app.cli.console import err, out, say
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from headscope.probes.storage.run_folder import Run
 
-out = Console()
-err = Console(stderr=True)
 # Name under which the statistics of a run's capture are scores, too.
 CAPTURE = "capture"
 
@@ -50,7 +49,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two runs head by head: differences with intervals, and how much their heads agree."""
-    from headscope.probes.storage import run_folder
+    from headscope.probes.storage import dataset_file, run_folder
 
     runs = run_folder.open(first), run_folder.open(second)
     if file is not None and not file.parent.is_dir():
@@ -59,130 +58,133 @@ def compare(
         pairs = {"lost without the head": (*_ablated(runs, task, number), "lost")}
     else:
         pairs = _pairs(runs, scores)
-    table, told = _table(top), []
-    for score, (one, other, name) in pairs.items():
+    table = Table(title="second − first", title_justify="left")
+    for title in ("score", "ranks agree (ρ)", f"top {top} shared", "by chance, p"):
+        table.add_column(title)
+    table.add_column("heads that changed most (difference, 95 % interval)")
+    rows = []
+    for score, pair in pairs.items():
         try:
-            told.append(_compared(table, score, one, other, name, top, across or ()))
-        except HeadscopeError as refusal:
+            row = _compared(score, *pair, top, across or ())
+        except HeadscopeError as error:
             if scores or task:
                 raise
-            err.print(f"not compared: {score}: {refusal}", markup=False, soft_wrap=True)
-    if not told:
+            say(f"not compared: {score}: {error}", err)
+            continue
+        rows.append(row)
+        table.add_row(score, *_cells(row))
+    if not rows:
         raise InvalidInput("runs: they share no score that can be compared; analyze both alike")
     out.print(table)
-    for row in told:
-        out.print(f"{row['score']}: {row['said']}", markup=False, soft_wrap=True)
+    for row in rows:
+        say(f"{row['score']}: {row['summary']}")
     if file is not None:
-        from headscope.probes.storage.dataset_file import write_text
-
         both = [{"path": str(run.path), "model": run.manifest["model"]} for run in runs]
-        write_text(file, json.dumps({"runs": both, "scores": told}, indent=1) + "\n")
-        out.print(f"differences: {file}", soft_wrap=True, highlight=False)
+        content = json.dumps({"runs": both, "scores": rows}, indent=1)
+        dataset_file.write_text(file, content + "\n")
+        say(f"differences: {file}")
 
 
 def _ablated(runs: tuple[Run, Run], task: str, number: int) -> tuple[xr.Dataset, xr.Dataset]:
-    """Take every head of both models out on the same prompts."""
+    """Ablate every head of both models on the same prompts."""
     from headscope.analyses.comparison import removed
     from headscope.app.pipeline import open_model
     from headscope.probes.prompts import tasks
 
-    found = []
-    for run in runs:
-        model = open_model(run)
-        found.append(removed(model, tasks.make(task, tokenizer=model.tokenizer, n=number)))
-    return found[0], found[1]
+    models = [open_model(run) for run in runs]
+    first, second = (
+        removed(model, tasks.make(task, tokenizer=model.tokenizer, n=number)) for model in models
+    )
+    return first, second
 
 
 def _pairs(
     runs: tuple[Run, Run], scores: Sequence[str] | None
 ) -> dict[str, tuple[xr.Dataset, xr.Dataset, str]]:
-    """Find what is compared: (of the first, of the second, name of the variable) by score."""
-    sides = [{CAPTURE: run.capture, **run.results()} for run in runs]
+    """List what is compared by score: the results of both runs, and the name of the variable."""
+    first, second = ({CAPTURE: run.capture, **run.results()} for run in runs)
     if scores is None:
         return {
-            f"{analysis}.{name}": (one, sides[1][analysis], str(name))
-            for analysis, one in sides[0].items()
-            if analysis != CAPTURE and analysis in sides[1]
-            for name in one.data_vars
-            if set(one[name].dims) == {"layer", "head"}
-            and name in sides[1][analysis]
-            and "interval_of" not in one[name].attrs
+            f"{analysis}.{name}": (result, second[analysis], str(name))
+            for analysis, result in first.items()
+            if analysis != CAPTURE and analysis in second
+            for name in result.data_vars
+            if set(result[name].dims) == {"layer", "head"}
+            and name in second[analysis]
+            and "interval_of" not in result[name].attrs
         }
-    found = {}
+    pairs = {}
     for score in scores:
         analysis, _, name = score.partition(".")
-        for side, run in zip(sides, runs, strict=True):
-            if analysis not in side or name not in side[analysis]:
+        for results, run in zip((first, second), runs, strict=True):
+            if analysis not in results or name not in results[analysis]:
                 raise InvalidInput(
                     f"--score: {run.path} has no {score!r}; headscope analyze makes it"
                 )
-        found[score] = sides[0][analysis], sides[1][analysis], name
-    return found
-
-
-def _table(top: int) -> Table:
-    table = Table(title="second − first", title_justify="left")
-    for title in ("score", "ranks agree (ρ)", f"top {top} shared", "by chance, p"):
-        table.add_column(title)
-    table.add_column("heads that changed most (difference, 95 % interval)")
-    return table
+        pairs[score] = first[analysis], second[analysis], name
+    return pairs
 
 
 def _compared(
-    table: Table,
-    score: str,
-    one: xr.Dataset,
-    other: xr.Dataset,
-    name: str,
-    top: int,
-    across: Sequence[str],
+    score: str, first: xr.Dataset, second: xr.Dataset, name: str, top: int, across: Sequence[str]
 ) -> dict[str, Any]:
-    """Compare one score, add its row to the table, and return all of it as JSON knows it."""
+    """Compare one score, and return it as JSON can hold it: heads that changed most first."""
     import numpy as np
 
     from headscope.analyses.comparison import compare, from_result, overlap
 
-    change = compare(one, other, [name], across=across)
-    values, lower, upper = (change[f"{name}{end}"].values for end in ("", "_lower", "_upper"))
-    order = [
-        (int(at) // values.shape[1], int(at) % values.shape[1])
-        for at in np.argsort(-np.nan_to_num(np.abs(values)), axis=None, kind="stable")
-    ]
+    change = compare(first, second, [name], across=across)
+    ends = {"difference": name, "lower": f"{name}_lower", "upper": f"{name}_upper"}
+    values = change[name].values
+    order = np.argsort(-np.nan_to_num(np.abs(values)), axis=None, kind="stable")
+    heads = [divmod(int(place), values.shape[1]) for place in order]
+    changed = change.attrs["changed"][name]
+    pairing = change[name].attrs["pairing"]
     row: dict[str, Any] = {
         "score": score,
         "units": change[name].attrs["units"],
-        "pairing": change[name].attrs["pairing"],
+        "pairing": pairing,
         "agreement": _number(change[f"{name}_agreement"].item()),
-        "changed": change.attrs["changed"][name],
+        "changed": changed,
         "heads": [
             {
                 "head": f"L{layer}H{head}",
-                "difference": _number(values[layer, head]),
-                "lower": _number(lower[layer, head]),
-                "upper": _number(upper[layer, head]),
+                **{end: _number(change[key].values[layer, head]) for end, key in ends.items()},
             }
-            for layer, head in order
+            for layer, head in heads
         ],
-        "said": f"{len(change.attrs['changed'][name])} of {int(np.isfinite(values).sum())} "
-        f"intervals leave out 0 ({change[name].attrs['pairing']}).",
+        "summary": f"{len(changed)} of {int(np.isfinite(values).sum())} intervals leave out 0 "
+        f"({pairing}).",
     }
-    cells = ["", ""]
-    if set(one[name].dims) <= {"prompt", "layer", "head"}:
-        found = overlap(*(from_result(side, name, top) for side in (one, other)))
-        row["top"] = {"heads": top, "shared": found.attrs["shared_heads"],
-                      "p_value": float(found["p_value"])}  # fmt: skip
-        cells = [f"{int(found['shared'])}", f"{float(found['p_value']):.2g}"]
-    said = ", ".join(
-        f"L{layer}H{head} {values[layer, head]:+.3g} "
-        f"({lower[layer, head]:.3g} to {upper[layer, head]:.3g})"
-        for layer, head in order[:3]
-    )
-    rho = row["agreement"]
-    table.add_row(score, "" if rho is None else f"{rho:.2f}", *cells, said)
+    if set(first[name].dims) <= {"prompt", "layer", "head"}:
+        shared = overlap(*(from_result(side, name, top) for side in (first, second)))
+        row["top"] = {
+            "heads": top,
+            "shared": shared.attrs["shared_heads"],
+            "p_value": float(shared["p_value"]),
+        }
     return row
 
 
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Lay a score out as cells of the table."""
+    cells = ["" if row["agreement"] is None else f"{row['agreement']:.2f}", "", ""]
+    if "top" in row:
+        cells[1:] = str(len(row["top"]["shared"])), f"{row['top']['p_value']:.2g}"
+    heads = (
+        f"{head['head']} {_short(head['difference'], '+')} "
+        f"({_short(head['lower'])} to {_short(head['upper'])})"
+        for head in row["heads"][:3]
+    )
+    return [*cells, ", ".join(heads)]
+
+
+def _short(number: float | None, sign: str = "") -> str:
+    """Write a number shortly."""
+    return "nan" if number is None else f"{number:{sign}.3g}"
+
+
 def _number(value: Any) -> float | None:
-    """Return a number as JSON knows it, which has no NaN."""
+    """Return a number as JSON can hold it, which has no NaN."""
     number = float(value)
-    return number if number == number and abs(number) != float("inf") else None
+    return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Launch: the command that serves the dashboard, on this machine only."""
+"""The command that serves the dashboard, on this machine only."""
 
 from __future__ import annotations
 
@@ -17,22 +17,8 @@ def command(run: Path, port: int = 8501) -> list[str]:
     """Return the command line that serves a run.
 
     ``-P`` keeps the working folder off the path: in a checkout it holds a folder ``kernels`` that
-    transformers would take for Hugging Face's package.
+    transformers would take for Hugging Face's package. Without Streamlit it is refused.
 
-    Parameters
-    ----------
-    run
-        Folder of a captured run.
-    port
-        Port on this machine.
-
-    Raises
-    ------
-    InvalidInput
-        When Streamlit is not installed.
-
-    Examples
-    --------
     >>> command(Path("runs/demo"), 8600)[1:5]
     ['-P', '-m', 'streamlit', 'run']
     """

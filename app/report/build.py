@@ -39,14 +39,7 @@ INLINE = 20_000
 
 
 def write_report(run: Run, out: Path | None = None) -> Path:
-    """Write the report of a run: all of its files, or none.
-
-    Parameters
-    ----------
-    run
-        A run with results.
-    out
-        Folder of the files; the folder of the run without it.
+    """Write the report of a run into a folder, its own without one: all of its files, or none.
 
     Returns
     -------
@@ -72,23 +65,9 @@ def write_files(
     results: Mapping[str, xr.Dataset],
     plotly_address: str | None = None,
 ) -> Path:
-    """Write the report of results that are in memory, as `write_report` does.
+    """Write the report of results that are in memory, into a folder that exists.
 
-    Parameters
-    ----------
-    folder
-        Folder of the files; it must exist.
-    manifest
-        What was run, as the manifest of a run.
-    results
-        Results by the name of their analysis, in order.
-    plotly_address
-        Address of a plotly.js that reports share; without it the file holds the library.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder cannot be written.
+    ``plotly_address`` is that of a plotly.js that reports share; without it the file holds it.
     """
     table = heads_table(results)
     texts = {

@@ -20,24 +20,11 @@ TOP = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """A head that stands out in a score.
+    """A head that stands out in a score, with the ends of its interval, NaN where it has none.
 
-    Attributes
-    ----------
-    analysis, variable
-        Where the score comes from.
-    title, units
-        What it measures.
-    evidence
-        ``"causal"`` where the number comes from an intervention, else ``"correlational"``.
-    rank, of
-        1 for the largest, among the heads with a value.
-    tied
-        Heads that share the rank, this one included.
-    name, layer, head
-        The head.
-    value, lower, upper
-        Its score and the 95 % interval, NaN where there is none.
+    ``evidence`` is ``"causal"`` where the number comes from an intervention, else
+    ``"correlational"``; ``rank`` is 1 for the largest ``of`` the heads with a value, and ``tied``
+    heads share it, this one included.
     """
 
     analysis: str
@@ -62,15 +49,6 @@ def findings(results: Mapping[str, xr.Dataset], top: int = TOP) -> list[Finding]
     Diverging scores are ranked by how far they are from 0. A head without a value, or at exactly
     0, does not stand out.
 
-    Parameters
-    ----------
-    results
-        Results by the name of their analysis.
-    top
-        Heads a score.
-
-    Examples
-    --------
     >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
     >>> [best] = findings({"sinks": xr.Dataset({"sink": mass})}, top=1)
     >>> best.name, best.rank, best.of

@@ -45,19 +45,10 @@ def figure(name: str, result: xr.Dataset, variable: str, alt: str, caption: Mark
 
 
 def render(template: str, title: str, plotly_address: str | None = None, **context: Any) -> str:
-    """Fill in a template of this folder.
+    """Fill in a template of this folder, which names what is in the context.
 
-    Parameters
-    ----------
-    template
-        Its name, without the ending.
-    title
-        Heading and title of the page.
-    plotly_address
-        Address of a plotly.js that pages share; "" is a page without figures, and with None the
-        page holds the library itself.
-    context
-        What the template names.
+    ``plotly_address`` is that of a plotly.js that pages share; "" is a page without figures, and
+    with None the page holds the library itself.
     """
     plotly = ""
     if plotly_address is None:

@@ -19,16 +19,9 @@ ENTRIES = 8
 
 @dataclass(frozen=True)
 class Score:
-    """One (layer, head) variable of one analysis.
+    """A variable of an analysis with dims layer and head, and the ends of its interval, if any.
 
-    Attributes
-    ----------
-    key
-        ``analysis.variable``, as in links and files.
-    array
-        The values, dims layer and head.
-    lower, upper
-        Its interval, or None.
+    ``key`` is ``analysis.variable``, as in links and files.
     """
 
     key: str
@@ -87,27 +80,18 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
 def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     """Return one row a head and one column a score.
 
-    Parameters
-    ----------
-    results
-        Results by the name of their analysis, as ``Run.results()`` gives them.
-
-    Returns
-    -------
     Columns ``name`` (``L5H1``), ``layer``, ``head``, then ``analysis.variable`` and the ends of
     its interval, ``analysis.variable_lower`` and ``analysis.variable_upper``. A variable with one
     further dim of few entries has a column for each of them, ``analysis.variable[entry]``; curves
     and matrices of heads, and entries that no head has a value for, stay in the results.
 
-    Examples
-    --------
     >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
     >>> table = heads_table({"sinks": xr.Dataset({"sink": mass})})
     >>> print(*table.loc[1, ["name", "sinks.sink"]])
     L0H1 0.9
     """
     columns = [
-        _column(f"{analysis}.{name}{f'[{entry}]' if entry else ''}", array.isel(place))
+        column(f"{analysis}.{name}{f'[{entry}]' if entry else ''}", array.isel(place))
         for analysis, result in results.items()
         for name, array in result.items()
         for entry, place in entries(array)
@@ -131,8 +115,6 @@ def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
     One without a name where there are no dims but layer and head; one an entry of a short list;
     none where it is no score of heads, or a curve or a matrix a head.
 
-    Examples
-    --------
     >>> kinds = xr.DataArray([[[0.1]], [[0.9]]], dims=("kind", *GRID), coords={"kind": ["a", "b"]})
     >>> list(entries(kinds))
     [('a', {'kind': 0}), ('b', {'kind': 1})]
@@ -159,7 +141,8 @@ def interval_text(lower: SupportsFloat, upper: SupportsFloat) -> str:
     return " to ".join(map(viz.amount, ends)) if np.isfinite(ends).all() else ""
 
 
-def _column(name: str, array: xr.DataArray) -> pd.Series[float]:
+def column(name: str, array: xr.DataArray) -> pd.Series[float]:
+    """Return the numbers of heads as a column, by layer and head."""
     array = indexed(array.transpose(*GRID))
     index = pd.MultiIndex.from_product(
         [array["layer"].values.tolist(), array["head"].values.tolist()], names=GRID

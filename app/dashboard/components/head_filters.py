@@ -26,17 +26,7 @@ EVIDENCE = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of head, and the heads that analyses of a run name so.
-
-    Attributes
-    ----------
-    name
-        The survey's word where it has one, else ``name (analysis)``.
-    stage
-        Stage of the survey, empty for a type that it does not know.
-    heads
-        Names of the heads, as ``L5H1``.
-    """
+    """A type of head, its stage in the survey, if any, and the heads that a run names so."""
 
     name: str
     stage: str
@@ -44,15 +34,10 @@ class Kind:
 
 
 def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
-    """List the types that heads of a run have, those of the survey first.
+    """List the types that heads of a run have, as ``heads_by_type`` of the results says.
 
-    Parameters
-    ----------
-    results
-        Results by the name of their analysis; ``heads_by_type`` among their attributes counts.
+    Those of the survey come first, the others are called ``name (analysis)``.
 
-    Examples
-    --------
     >>> result = xr.Dataset(attrs={"heads_by_type": {"induction": ["L3H0"], "sharp": ["L0H1"]}})
     >>> [(kind.name, kind.stage) for kind in collect({"example": result}).values()]
     [('induction', 'latent reasoning'), ('sharp (example)', '')]
@@ -71,15 +56,7 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
 
 
 def causal(scores: Mapping[str, Score], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Mark the heads for which the interval of some causal score leaves out 0.
-
-    Parameters
-    ----------
-    scores
-        The scores of a run.
-    shape
-        Numbers of layers and heads.
-    """
+    """Mark the heads (layer, head) for which the interval of some causal score leaves out 0."""
     known = np.zeros(shape, dtype=bool)
     for score in scores.values():
         if score.is_causal and score.lower is not None and score.upper is not None:
@@ -88,13 +65,7 @@ def causal(scores: Mapping[str, Score], shape: tuple[int, int]) -> NDArray[np.bo
 
 
 def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> NDArray[Any] | None:
-    """Ask which heads to look at; returns their grid, or None for all.
-
-    Parameters
-    ----------
-    results, scores
-        What the run knows.
-    """
+    """Ask which heads to look at; returns their grid, or None for all."""
     kinds = collect(results)
     grid = next(iter(scores.values())).array
     stages = [stage for stage in STAGES if any(one.stage == stage for one in kinds.values())]

@@ -29,18 +29,7 @@ def draw(
 ) -> None:
     """Draw every head by the chosen score, in the view that the user picked.
 
-    Parameters
-    ----------
-    scores
-        Every score of the run.
-    chosen
-        The score that colours the heads.
-    table
-        One row a head and one column a score, as files have it.
-    name
-        Start of the file names of downloads.
-    among
-        Which heads (layer, head) to show; the grid fades the others. None is all.
+    ``among`` tells which heads (layer, head) to show; the grid fades the others, and None is all.
     """
     view = st.segmented_control(
         "View", VIEWS, default="grid", key="view", bind="query-params", required=True,
