@@ -81,9 +81,13 @@ def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
     from headscope.analyses.comparison import what_if
 
     bar = st.progress(0.0, "Running the model …")
+
+    def report(done: float, total: float) -> None:
+        bar.progress(done / total, f"{done:g} of {total:g} passes")
+
     answer = what_if(
         model, prompts, (edit,),
-        progress=lambda done, total: bar.progress(done / total, f"{done} of {total} passes"),
+        progress=report,
     )  # fmt: skip
     bar.empty()
     return answer
