@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.kernels.errors import InvalidInput
 
 Array = NDArray[np.float64]
@@ -70,7 +71,6 @@ def compare(
     Source: From Language Modeling to Instruction Following; DiffLoRA.
     """
     from headscope.analyses._runtime.results import interval, label, variable
-    from headscope.analyses.attribution.rollout import correlate
 
     stray = sorted(set(across) - set(FIELDS))
     if stray:
@@ -97,7 +97,7 @@ def compare(
         )  # fmt: skip
         means = [_mean(one) for one in pair]
         known = ~(np.isnan(means[0]) | np.isnan(means[1]))
-        rho = correlate(means[0][known], means[1][known])
+        rho = ranked(means[0][known], means[1][known])
         variables[f"{name}_agreement"] = variable(
             (), rho, f"Agreement of the heads' ranks: {attrs.get('long_name', name)}",
             "Spearman ρ", "diverging", -1, 1,

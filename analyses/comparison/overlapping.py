@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.comparison.circuit import Circuit
 from headscope.kernels.errors import InvalidInput
 
@@ -73,7 +74,7 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     point = (
         len(shared) / either,
         len(shared) / min(sizes),
-        _ranked(first.scores[known], second.scores[known]),
+        ranked(first.scores[known], second.scores[known]),
     )
     said = f"{sizes[0]} and {sizes[1]} of {whole} heads"
     titles: tuple[tuple[Any, ...], ...] = (
@@ -135,11 +136,5 @@ def _intervals(
         tops = [set(np.argsort(-each, kind="stable")[:size].tolist())
                 for each, size in zip((a, b), sizes, strict=True)]  # fmt: skip
         both = len(tops[0] & tops[1])
-        found[row] = both / len(tops[0] | tops[1]), both / min(sizes), _ranked(a, b)
+        found[row] = both / len(tops[0] | tops[1]), both / min(sizes), ranked(a, b)
     return percentiles(found, 0.025)
-
-
-def _ranked(first: Array, second: Array) -> float:
-    from headscope.analyses.attribution.rollout import correlate
-
-    return correlate(first, second)

@@ -31,6 +31,7 @@ from headscope.analyses._runtime.results import (
     top,
     variable,
 )
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
 
@@ -250,15 +251,11 @@ def _ranks(values: Array) -> Array:
 
 
 def _agreement(scores: list[Array]) -> Array:
-    from headscope.analyses.attribution.rollout import correlate
-
-    return np.asarray([[correlate(one, other) for other in scores] for one in scores])
+    return np.asarray([[ranked(one, other) for other in scores] for one in scores])
 
 
 def _note(scores: dict[str, Array]) -> str:
-    from headscope.analyses.attribution.rollout import correlate
-
-    found = correlate(scores["task metric"], scores["output divergence"])
+    found = ranked(scores["task metric"], scores["output divergence"])
     said = (
         "the task's metric and the whole output rank the heads "
         f"{'alike' if found > 0.5 else 'differently'} when they are pruned (Spearman ρ {found:.2f})"
