@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import direct_logit_attribution
 from headscope.kernels.errors import HeadscopeError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 Array = NDArray[np.float64]
 # What integrals may miss: ranks of heads need no more.
@@ -29,18 +24,8 @@ def scores(
 ) -> tuple[dict[str, Array], str]:
     """Return the scores of every method (prompt, layer, head), positive for heads that help.
 
-    Parameters
-    ----------
-    model, task
-        What is measured.
-    capture
-        Capture of the task with the kept ``z``.
-    metric
-        Metric of the ablations; gradients of accuracy follow the log-probability.
-
-    Returns
-    -------
-    Scores by the name of the method, and why direct logits are left out where the model has none.
+    Also why direct logits are left out, where the model has none. Gradients of accuracy follow the
+    log-probability.
     """
     smooth = differentiable(metric)
     clean = ablation.encode_task(model, task)
@@ -48,13 +33,14 @@ def scores(
     clean_z = ablation.kept_z(capture)
     corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
     score, floor = (
-        ablation.evaluate(model, each, (), metric)[:, None, None] for each in (clean, corrupted)
+        ablation.evaluate(model, encoded, (), metric)[:, None, None]
+        for encoded in (clean, corrupted)
     )
 
     def ablated(values: Tensor | None = None) -> Array:
         return ablation.ablate_each_head(model, clean, metric, values)
 
-    found = {
+    methods = {
         "zero ablation": score - ablated(),
         "mean ablation": score - ablated(ablation.mean_z(capture)),
         "noising": score - ablated(corrupted_z),
@@ -66,10 +52,10 @@ def scores(
     }
     why = ""
     try:
-        found["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
+        methods["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
     except HeadscopeError as refusal:
         why = str(refusal)
-    return found, why
+    return methods, why
 
 
 def losses(model: Model, task: Task, metric: str) -> tuple[Array, Array]:

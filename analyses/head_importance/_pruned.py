@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import ablated_metric, evaluate
+from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import interval, variable
+from headscope.analyses._runtime.results import Results
 from headscope.analyses._stats.bootstrap import bootstrap, crossed, draws, percentiles
-from headscope.analyses.head_importance._removal_order import (
-    Unit,
-    flat,
-    prefixes,
-    smallest,
-)
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.tokens import EncodedTask
+from headscope.analyses.head_importance._removal_order import Unit, flat, prefixes, smallest
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.tokens import EncodedTask
 
 SOURCE = "Michel et al. 1905.10650"
 Array = NDArray[np.float64]
@@ -76,7 +68,7 @@ class Pruned:
                     ablated_metric(self.model, self.measuring, self.metric, sets, self.values)
                 )
                 step()
-        rows: list[Row] = [bootstrap(each, seed=self.seed) for each in scores[: len(named)]]
+        rows: list[Row] = [bootstrap(score, seed=self.seed) for score in scores[: len(named)]]
         drawn = np.stack(scores[len(named) :])
         ends = [crossed(drawn[:, :, at], seed=self.seed) for at in range(len(counts))]
         rows.append(tuple(np.array(end) for end in zip(*ends, strict=True)))  # type: ignore[arg-type]
@@ -101,47 +93,61 @@ class Pruned:
                 step()
         return only, whole
 
-    def smallest(
-        self, order: Sequence[Unit], pool: Sequence[Unit], keep: float
-    ) -> tuple[dict[str, xr.Variable], list[tuple[int, int]]]:
-        """Return the smallest set along the greedy order, and what it keeps on other prompts."""
-        shape = (self.model.layers, self.model.heads)
+    def add_smallest(
+        self, results: Results, order: Sequence[Unit], pool: Sequence[Unit], keep: float
+    ) -> list[Head]:
+        """Find the smallest set along the greedy order, add what it keeps on other prompts."""
         clean = evaluate(self.model, self.ranking, (), self.metric).mean()
-        found = None
+        kept = None
         if clean > 0:
             least = keep * clean
-            found = smallest(self.model, self.ranking, self.metric, order, least, self.values)
-        mask = np.full(shape, np.nan if found is None else 0.0)
-        heads = [] if found is None else flat(found)
+            kept = smallest(self.model, self.ranking, self.metric, order, least, self.values)
+        heads = [] if kept is None else flat(kept)
+        mask = np.full((self.model.layers, self.model.heads), np.nan if kept is None else 0.0)
         for head in heads:
             mask[head] = 1.0
-        missing = (float("nan"),) * 3
-        own, others = missing, missing
-        if found is not None:
-            generator = np.random.default_rng(self.seed)
-            sets = [[unit for unit in order if unit not in set(found)]]
-            for _ in range(self.orders):
-                chosen = generator.permutation(len(pool))[len(found) :]
-                sets.append([pool[at] for at in chosen])
-            scores = ablated_metric(
-                self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
-            )
-            own = _ratio(scores[:, 1], scores[:, 0], self.seed)
-            others = _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed)
-        said = f"set found on {len(self.ranking)} prompts, measured on {len(self.measuring)} others"
+        share = random = (float("nan"),) * 3
+        if kept is not None:
+            share, random = self._shares(kept, order, pool)
         rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
-        given: dict[str, Any] = {"source": SOURCE, "evidence": "causal"}
-        return {
-            "kept": variable(("layer", "head"), mask, "In the smallest set", "1 kept", "sequential",
-                             0, 1, convention=rule, **given),
-            "size": variable((), float("nan") if found is None else float(len(heads)),
-                             "Heads in the smallest set", "heads", "sequential", 0,
-                             convention=rule, **given),
-            **interval("kept_share", (), *own, "Share of the metric that the smallest set keeps",
-                       "share", "diverging", convention=said, **given),
-            **interval("random_share", (), *others, "Share that random sets of its size keep",
-                       "share", "diverging", convention=f"{self.orders} sets; {said}", **given),
-        }, heads  # fmt: skip
+        halves = (
+            f"set found on {len(self.ranking)} prompts, measured on {len(self.measuring)} others"
+        )
+        results.add(
+            "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
+            convention=rule,
+        )  # fmt: skip
+        size = float("nan") if kept is None else float(len(heads))
+        results.add(
+            "size", (), size, "Heads in the smallest set", "heads", "sequential", 0,
+            convention=rule,
+        )  # fmt: skip
+        results.add_interval(
+            "kept_share", (), share, "Share of the metric that the smallest set keeps", "share",
+            "diverging", convention=halves,
+        )  # fmt: skip
+        results.add_interval(
+            "random_share", (), random, "Share that random sets of its size keep", "share",
+            "diverging", convention=f"{self.orders} sets; {halves}",
+        )  # fmt: skip
+        return heads
+
+    def _shares(
+        self, kept: Sequence[Unit], order: Sequence[Unit], pool: Sequence[Unit]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the share of the metric that a set and random ones of its size keep."""
+        generator = np.random.default_rng(self.seed)
+        sets = [[unit for unit in order if unit not in set(kept)]]
+        for _ in range(self.orders):
+            chosen = generator.permutation(len(pool))[len(kept) :]
+            sets.append([pool[at] for at in chosen])
+        scores = ablated_metric(
+            self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
+        )
+        return (
+            _ratio(scores[:, 1], scores[:, 0], self.seed),
+            _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed),
+        )
 
 
 def _ratio(part: Array, whole: Array, seed: int) -> tuple[float, float, float]:
