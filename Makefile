@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-gpu test-browser test-slow test-cluster check seeds wheel clean
+.PHONY: help demo app test test-gpu test-browser test-slow test-cluster check requirements wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,8 +50,8 @@ test-slow: .venv/installed-dev  ## what is too long for the default suite: texts
 test-cluster: .venv/installed-ray  ## batches on Ray, one with a worker that is killed, one of all analyses on checkpoints
 	$(BIN)/pytest -m cluster
 
-seeds: .venv/installed-dev  ## seed row -> passing tests
-	$(BIN)/pytest -q -m seed --seeds
+requirements: .venv/installed-dev  ## required row -> passing tests
+	$(BIN)/pytest -q -m requirement --requirements
 
 wheel: .venv/installed-dev  ## build a wheel into dist/
 	rm -rf build

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xarray as xr
+
+from headscope import analyses, probes
+from headscope.analyses._runtime import runner
 from headscope.app.prompt_files import read_prompts
 from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope.probes.capturing.options import DEFAULT, applicable_stats
+from headscope.probes.prompts import tasks
+from headscope.probes.storage import dataset_file, run_folder
+from headscope.probes.storage.run_folder import Run
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from headscope.probes.capturing.memory_estimate import Plan
     from headscope.probes.models.model import Model
-    from headscope.probes.storage.run_folder import Run
 
 Progress = Callable[[str, int, int], None]
+Outcome = xr.Dataset | Exception
+"""A result, or why there is none: a refusal of headscope's, or a bug."""
 
 
 def capture_run(
@@ -61,15 +69,12 @@ def capture_run(
     HeadscopeError
         For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
-    from headscope.probes import capture
-    from headscope.probes.storage import run_folder
-
     run_folder.check(folder, replace=overwrite)
-    model, given = _open(source, task, prompts, number, seed, attention)
+    model, inputs = _open(source, task, prompts, number, seed, attention)
     report = None if progress is None else partial(progress, "capture")
     growing = run_folder.prepare(folder, replace=overwrite)
-    captured = capture(
-        model, given, stats=needed(model), out=growing, overwrite=overwrite, progress=report
+    captured = probes.capture(
+        model, inputs, stats=needed(model), out=growing, overwrite=overwrite, progress=report
     )
     origin = "" if prompts is None else str(prompts)
     options = {"number": len(captured["prompt"]), "source": source}
@@ -96,12 +101,9 @@ def plan_run(
     HeadscopeError
         As `capture_run`.
     """
-    from headscope.probes import plan
-    from headscope.probes.storage import run_folder
-
     run_folder.check(folder, replace=overwrite)
-    model, given = _open(source, task, prompts, number, seed, attention)
-    return plan(model, given, stats=needed(model), out=folder / run_folder.GROWING)
+    model, inputs = _open(source, task, prompts, number, seed, attention)
+    return probes.plan(model, inputs, stats=needed(model), out=folder / run_folder.GROWING)
 
 
 def _open(
@@ -113,15 +115,12 @@ def _open(
     attention: str,
 ) -> tuple[Model, Any]:
     """Load a model and its prompts; what can be refused without the model is refused first."""
-    from headscope.probes import load_model
-    from headscope.probes.prompts import tasks
-
     if (task is None) == (prompts is None):
         raise InvalidInput("prompts: give either --task NAME or --prompts FILE")
     if task is not None:
         tasks.load(task)
     texts = None if prompts is None else read_prompts(prompts)
-    model = load_model(source, attention=attention)
+    model = probes.load_model(source, attention=attention)
     if task is None:
         return model, texts
     return model, tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
@@ -129,21 +128,11 @@ def _open(
 
 def needed(model: Model) -> tuple[str, ...]:
     """List the statistics that analyses of a run's own prompts read, and the default ones."""
-    from headscope import analyses
-    from headscope.probes.capturing.capture import DEFAULT, fitting
-
-    own = (analyses.load(name) for name in analyses.names())
+    own = [analyses.load(name) for name in analyses.names()]
     needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
     # Whole maps are made again for the few prompts that an analysis looks at.
-    wanted = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
-    return fitting(tuple(wanted), model)
-
-
-def open_run(path: Path) -> Run:
-    """Open a run folder."""
-    from headscope.probes.storage import run_folder
-
-    return run_folder.open(path)
+    stats = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
+    return applicable_stats(tuple(stats), model)
 
 
 def open_model(run: Run) -> Model:
@@ -154,9 +143,7 @@ def open_model(run: Run) -> Model:
     InvalidInput
         When the model cannot be loaded, or its weights are not those that were captured.
     """
-    from headscope.probes import load_model
-
-    model = load_model(
+    model = probes.load_model(
         run.manifest["options"].get("source", run.manifest["model"]),
         attention=run.manifest.get("attention", "self"),
     )
@@ -176,7 +163,7 @@ def analyze_run(
     number: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
-) -> dict[str, xr.Dataset | HeadscopeError]:
+) -> dict[str, Outcome]:
     """Run analyses on a run, keeping each result as soon as it is there.
 
     Parameters
@@ -195,16 +182,16 @@ def analyze_run(
 
     Returns
     -------
-    The result of every analysis, or why it could not run on this model; the report says it, too.
+    The result of every analysis, or why there is none: `NotApplicable` or `UnsupportedModel` where
+    it does not suit the model, any other exception for a bug in it, whose traceback is then in
+    `Run.error_file`. The report says it, too, unless the run holds an earlier result.
 
     Raises
     ------
-    HeadscopeError
-        For an unknown analysis or option, before anything runs.
+    InvalidInput, ResourceLimit
+        What has to be mended first; what was finished before is kept.
     """
-    from headscope.analyses._runtime import runner
-
-    found = runner.execute_many(
+    outcomes = runner.execute_many(
         names,
         open_model(run),
         run.prompts(),
@@ -215,29 +202,53 @@ def analyze_run(
         seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
         progress=progress,
     )
-    outcome: dict[str, xr.Dataset | HeadscopeError] = {}
-    for name, result in found:
-        outcome[name] = result
-        if not isinstance(result, HeadscopeError):
-            run.save_result(name, result)
-        elif name not in run.results():
-            run.save_result(name, skipped(name, str(result)))
-    return outcome
+    results = {}
+    for name, outcome in outcomes:
+        results[name] = outcome
+        _keep(run, name, outcome)
+    return results
+
+
+def _keep(run: Run, name: str, outcome: Outcome) -> None:
+    """Write a result into the run, or why there is none."""
+    file = run.error_file(name)
+    if isinstance(outcome, xr.Dataset):
+        run.save_result(name, outcome)
+        file.unlink(missing_ok=True)
+        return
+    if name not in run.results():
+        run.save_result(name, skipped(name, reason(outcome)))
+    if is_bug(outcome):
+        dataset_file.write_text(file, "".join(traceback.format_exception(outcome)))
+
+
+def is_bug(outcome: object) -> bool:
+    """Tell whether an analysis has failed by a fault of its own, which no user can mend."""
+    return isinstance(outcome, Exception) and not isinstance(outcome, HeadscopeError)
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why there is no result.
+
+    >>> reason(ZeroDivisionError("by nothing\\nat all")), reason(KeyError())
+    ('ZeroDivisionError: by nothing', 'KeyError')
+    """
+    if isinstance(error, HeadscopeError):
+        return " ".join(str(error).split())
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    return f"{kind}: {lines[0]}" if lines else kind
 
 
 def skipped(name: str, reason: str) -> xr.Dataset:
     """Stand in for a result, so that the report says why there is none."""
-    import xarray as xr
-
-    from headscope import analyses
-
     title = analyses.summary(name)
     return xr.Dataset(attrs={"analysis": name, "title": title, "skipped": reason})
 
 
-def done(run: Run) -> list[str]:
+def finished(run: Run) -> list[str]:
     """Name the analyses that have a result in a run; what was refused may be tried again."""
-    return [name for name, one in run.results().items() if "skipped" not in one.attrs]
+    return [name for name, result in run.results().items() if "skipped" not in result.attrs]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:

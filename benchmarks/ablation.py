@@ -11,7 +11,6 @@ number of tokens in one pass.
 """
 
 import argparse
-import json
 import sys
 import warnings
 from importlib.metadata import version
@@ -22,17 +21,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import score
-from headscope.app.bench import machine
-from headscope.app.bench.clock import interleave
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.prompt_batch import batches
 from headscope.probes.prompts.task import Task
+from headscope_benchmarks import machine, terminal
+from headscope_benchmarks.tables import ablation_tables
+from headscope_benchmarks.timing import interleave
 
-FOLDER = Path(__file__).parent / "results"
 METRIC = "logit_difference"
 # Share of the largest effect by which the two may differ.
 TOLERANCE = 1e-4
@@ -59,11 +61,11 @@ def bridge_of(model: Model) -> Any:
 def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
     """Sweep with TransformerLens: a hook on one head at a time, prompts of one length together."""
     encoded = ablation.encode_task(model, task)
-    ids, asked = encoded.ids, encoded.questions
-    found = np.full((len(ids), model.layers, model.heads), np.nan)
+    ids, questions = encoded.ids, encoded.questions
+    effects = np.full((len(ids), model.layers, model.heads), np.nan)
     for rows in batches(ids, ablation.SWEEP_TOKENS):
-        given = torch.tensor([ids[row] for row in rows])
-        questions = [asked[row] for row in rows]
+        batch = torch.tensor([ids[row] for row in rows])
+        answers = [questions[row] for row in rows]
         for layer in range(model.layers):
             for head in range(model.heads):
 
@@ -79,11 +81,11 @@ def hooked(bridge: Any, model: Model, task: Task, means: torch.Tensor) -> Array:
 
                 with torch.no_grad():
                     output = bridge.run_with_hooks(
-                        given, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)]
+                        batch, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)]
                     )
-                scores = score(output, questions, METRIC)
-                found[rows, layer, head] = scores.double().numpy()
-    return found
+                scores = score(output, answers, METRIC)
+                effects[rows, layer, head] = scores.double().numpy()
+    return effects
 
 
 def compare(count: int, rounds: int) -> dict[str, Any]:
@@ -99,11 +101,13 @@ def compare(count: int, rounds: int) -> dict[str, Any]:
     def theirs() -> Array:
         return hooked(bridge, model, task, means)
 
-    one, other = ours(), theirs()
-    effect = float(np.abs(one - ablation.evaluate(model, task, (), METRIC)[:, None, None]).max())
-    off = float(np.abs(one - other).max())
+    left, right = ours(), theirs()
+    effect = float(np.abs(left - ablation.evaluate(model, task, (), METRIC)[:, None, None]).max())
+    off = float(np.abs(left - right).max())
     if not off <= TOLERANCE * effect:
-        sys.exit(f"numbers: the sweeps differ by {off:.3g} of {effect:.3g}; nothing is reported")
+        raise HeadscopeError(
+            f"numbers: the sweeps differ by {off:.3g} of {effect:.3g}; nothing is reported"
+        )
     return {
         "prompts": count,
         "heads": model.layers * model.heads,
@@ -134,13 +138,13 @@ def rooms(count: int, rounds: int) -> dict[str, Any]:
         ablation.SWEEP_TOKENS = usual
 
 
-def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=7)
+def main() -> int:
+    """Measure, write the result, and print its tables."""
+    parser = argparse.ArgumentParser(description="sweep ablations beside TransformerLens hooks")
+    parser.add_argument("--rounds", type=int, default=7, help="sweeps that count")
     rounds = parser.parse_args().rounds
     before = machine.load()
-    result = {
+    result: dict[str, Any] = {
         "machine": {
             **machine.describe(),
             "transformer_lens": version("transformer-lens"),
@@ -151,16 +155,11 @@ def main() -> None:
         "rooms": [rooms(count, max(rounds // 2, 1)) for count in (1, 32)],
     }
     result["machine"]["load_after"] = machine.load()
-    FOLDER.mkdir(exist_ok=True)
-    name = machine.slug(result["machine"]).removeprefix("cpu-")
-    path = FOLDER / f"ablation-{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for each in result["sweeps"]:
-        ratio = each["timing"]["ratio"]["TransformerLens"]
-        sys.stdout.write(
-            f"{each['prompts']} prompts: TransformerLens takes {ratio:.2f} × our time\n"
-        )
+    machine.save(result, f"ablation-{machine.slug(result['machine']).removeprefix('cpu-')}")
+    for table in ablation_tables(result):
+        print(f"\n{table}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

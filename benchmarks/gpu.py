@@ -1,4 +1,4 @@
-"""Measure the first CUDA device and keep the result beside the others.
+"""Measure attention on the first CUDA device and keep the result beside the others.
 
 python3 -P benchmarks/gpu.py              every length and shape, about ten minutes
 python3 -P benchmarks/gpu.py --size 128   heads of one size, in a file of their own
@@ -9,49 +9,34 @@ Triton; headscope itself need not be installed.
 """
 
 import argparse
-import importlib.util
-import json
 import sys
-import types
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if importlib.util.find_spec("headscope") is None:
-    # The folders at the root are the parts of one namespace package.
-    package = types.ModuleType("headscope")
-    package.__path__ = [str(ROOT)]
-    sys.modules["headscope"] = package
+sys.path.insert(0, str(Path(__file__).parent))
 
-from headscope.app.bench import gpu, gpu_contenders, machine  # noqa: E402
-from headscope.app.bench.sheets import sheets  # noqa: E402
-from headscope.kernels.errors import HeadscopeError  # noqa: E402
+from headscope_benchmarks import machine, runner, shapes, terminal
 
-QUICK = {"lengths": (2048, 8192, 131072), "sizes": (128,), "rounds": 3}
+QUICK: dict[str, Any] = {"lengths": (2048, 8192, 131072), "sizes": (128,), "rounds": 3}
 
 
-def main() -> None:
-    """Measure, write the result, and print its tables."""
-    reader = argparse.ArgumentParser(description="measure the first CUDA device")
-    reader.add_argument("--quick", action="store_true")
-    reader.add_argument("--size", type=int, choices=gpu_contenders.SIZES)
-    reader.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    given = reader.parse_args()
-    options, part = {}, ""
-    if given.quick:
-        options, part = QUICK, "-quick"
-    elif given.size:
-        options, part = {"sizes": (given.size,)}, f"-{given.size}"
-    result = gpu.run(**options, progress=lambda step: print(step, file=sys.stderr, flush=True))
-    file = given.out / f"{machine.slug(result['machine'])}{part}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for sheet in sheets(result):
-        print(f"\n{sheet.title}\n" + "\t".join(sheet.columns))
-        for row in sheet.rows:
-            print("\t".join(row))
-    print(f"\nresult: {file}")
+def main() -> int:
+    """Measure, write the result, and print its tables; 1 where a target is missed."""
+    parser = argparse.ArgumentParser(description="measure attention on the first CUDA device")
+    parser.add_argument("--quick", action="store_true", help="three lengths, heads of 128")
+    parser.add_argument("--size", type=int, choices=shapes.GPU_SIZES, help="size of a head")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the result")
+    options = parser.parse_args()
+    terminal.check_folder(options.out)
+    chosen: dict[str, Any] = {}
+    part = ""
+    if options.quick:
+        chosen, part = QUICK, "-quick"
+    elif options.size:
+        chosen, part = {"sizes": (options.size,)}, f"-{options.size}"
+    result = runner.run_gpu(**chosen, progress=terminal.report)
+    return terminal.finish(result, machine.slug(result["machine"]) + part, options.out)
 
 
-try:
-    main()
-except HeadscopeError as refusal:
-    sys.exit(f"error: {refusal}")
+if __name__ == "__main__":
+    terminal.run(main)

@@ -6,17 +6,19 @@ python -P docs/tables.py --check   exit with 1 where one is out of date
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from headscope.app.bench.ablation_sheets import ablation_sheets
-from headscope.app.bench.context import context_sheets
-from headscope.app.bench.sheets import sheets
+DOCS = Path(__file__).parent
+# The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+
 from headscope.kernels import statistics
 from headscope.kernels.statistic import MERGES, Statistic
 from headscope.kernels.triton.plan import ways
+from headscope_benchmarks.tables import Table, ablation_tables, context_tables, markdown, tables
 
-DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 COMMAND = "python -P docs/tables.py"
 NOTE = f"<!-- Written by `{COMMAND}`; do not edit. -->"
@@ -41,7 +43,7 @@ def statistics_page() -> str:
         '`capture(model, prompts, stats=("entropy", "received"))`. Every variable has the dims '
         "prompt, layer and head, and those listed here. P is the matrix of attention weights of "
         "a head, i its queries, j or k its keys, s the logits.",
-        table(
+        markdown(
             ("name", "what", "dims", "units", "range", "merge"),
             (
                 (
@@ -59,7 +61,7 @@ def statistics_page() -> str:
         + ", ".join(f"`{one.name}`" for one in known if one.positional)
         + ".",
         "## Definitions",
-        table(
+        markdown(
             ("name", "formula", "source"),
             ((f"`{one.name}`", one.formula, one.source) for one in known),
         ),
@@ -74,7 +76,7 @@ def statistics_page() -> str:
         "same numbers to rounding. On a graphics processor "
         "each statistic takes the way below; torch panels are the same code as on a processor, "
         "exact, but not written for the device.",
-        table(
+        markdown(
             ("way", "statistics"),
             (
                 (
@@ -86,7 +88,7 @@ def statistics_page() -> str:
         ),
         "## Merge rules",
         "How results of parts of a text combine; w = exp(lse of the part - lse of all).",
-        table(("rule", "how"), MERGES.items()),
+        markdown(("rule", "how"), MERGES.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -97,40 +99,31 @@ def benchmarks_page() -> str:
         NOTE,
         "# Benchmarks",
         "Measured side by side in one run, after a check of every contender against float64; read "
-        "the ratios, for milliseconds depend on the machine and its load. Yours: "
-        "`headscope bench`, `python3 -P benchmarks/context.py` for long texts, "
-        "`python3 -P benchmarks/ablation.py` for "
-        "sweeps of ablations, and "
-        "`python3 -P benchmarks/gpu.py` where there is a CUDA device. "
+        "the ratios, for milliseconds depend on the machine and its load. Yours, in a minute: "
+        "`headscope bench`. These: `python3 -P benchmarks/cpu.py --long`, "
+        "`python3 -P benchmarks/context.py` for long texts, `python3 -P benchmarks/ablation.py` "
+        "for sweeps of ablations, and `python3 -P benchmarks/gpu.py` where there is a CUDA device. "
         "Whole results, with spreads and errors, are in `benchmarks/results`.",
     ]
-    files = sorted(RESULTS.glob("[cg]pu-*.json"))
-    if not any(file.stem.startswith("gpu-") for file in files):
+    if not list(RESULTS.glob("gpu-*.json")):
         parts.append("No graphics processor has been measured yet, and nothing is claimed of one.")
-    for file in files:
-        result = json.loads(file.read_text(encoding="utf-8"))
+    for result in results("[cg]pu-*.json"):
         machine = result["machine"]
-        name = machine.get("gpu", machine["cpu"])
-        parts.append(f"## {name}")
-        parts.append(
+        parts += [
+            f"## {machine.get('gpu', machine['cpu'])}",
             f"{machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python "
             f"{machine['python']}, torch {machine['torch']}; load {machine['load_after']} at the "
-            "end."
-        )
-        for sheet in sheets(result):
-            parts += [f"### {sheet.title}", table(sheet.columns, sheet.rows), sheet.caption]
-    for file in sorted(RESULTS.glob("context-*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        parts.append(f"## Long texts: {result['machine']['cpu']}")
-        for sheet in context_sheets(result):
-            parts += [f"### {sheet.title}", table(sheet.columns, sheet.rows), sheet.caption]
-    for file in sorted(RESULTS.glob("ablation-*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        parts.append(f"## Mean ablation of every head: {result['machine']['cpu']}")
-        for sheet in ablation_sheets(result):
-            parts += [f"### {sheet.title}", table(sheet.columns, sheet.rows), sheet.caption]
-    for file in RESULTS.glob("instructions.json"):
-        for triton, kernels in json.loads(file.read_text(encoding="utf-8")).items():
+            "end.",
+            *sections(tables(result)),
+        ]
+    for result in results("context-*.json"):
+        title = f"## Long texts: {result['machine']['cpu']}"
+        parts += [title, *sections(context_tables(result))]
+    for result in results("ablation-*.json"):
+        title = f"## Mean ablation of every head: {result['machine']['cpu']}"
+        parts += [title, *sections(ablation_tables(result))]
+    for result in results("instructions.json"):
+        for triton, kernels in result.items():
             parts += [
                 f"## Triton kernels as Triton {triton} compiles them, without a GPU",
                 instructions(kernels),
@@ -144,6 +137,18 @@ NONE = "–"
 PAGES = {"statistics.md": statistics_page, "benchmarks.md": benchmarks_page}
 
 
+def results(pattern: str) -> Iterator[dict[str, Any]]:
+    """Read the result files of a pattern."""
+    for file in sorted(RESULTS.glob(pattern)):
+        yield json.loads(file.read_text(encoding="utf-8"))
+
+
+def sections(laid_out: Iterable[Table]) -> Iterator[str]:
+    """Write tables with their titles and captions."""
+    for table in laid_out:
+        yield from (f"### {table.title}", markdown(table.columns, table.rows), table.caption)
+
+
 def instructions(kernels: Mapping[str, Mapping[str, object]]) -> str:
     """Lay out what every kernel was compiled to."""
     columns = list(dict.fromkeys(name for kernel in kernels.values() for name in kernel))
@@ -151,22 +156,13 @@ def instructions(kernels: Mapping[str, Mapping[str, object]]) -> str:
         (name, *(str(kernel.get(column, NONE)) for column in columns))
         for name, kernel in kernels.items()
     )
-    return table(("kernel", *columns), rows)
+    return markdown(("kernel", *columns), rows)
 
 
 def bounds(one: Statistic) -> str:
     """Write the range of a statistic."""
     low, high = ("" if bound is None else f"{bound:g}" for bound in (one.low, one.high))
     return f"{low or '-∞'} to {high or '∞'}"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-    return "\n".join([line(columns), line("---" for _ in columns), *map(line, rows)])
 
 
 def stale(folder: Path = DOCS) -> Iterator[str]:

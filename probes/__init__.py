@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headscope.probes.capturing.attention_pattern import pattern
-    from headscope.probes.capturing.capture import capture
+    from headscope.probes.capturing.capture import capture, plan
     from headscope.probes.capturing.generation import generate
-    from headscope.probes.capturing.memory_estimate import plan
     from headscope.probes.models.checkpoints import checkpoints
     from headscope.probes.models.loading import load_model
     from headscope.probes.models.model import Model
@@ -38,7 +37,7 @@ _MODULES = {
     "generate": "capturing.generation",
     "load_model": "models.loading",
     "pattern": "capturing.attention_pattern",
-    "plan": "capturing.memory_estimate",
+    "plan": "capturing.capture",
 }
 
 

@@ -1,4 +1,4 @@
-"""What every test of the suite shares: the seed table and the bundled model."""
+"""What every test of the suite shares: the table of requirements and the bundled model."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write", action="store_true", help="write the tables that tests make")
-    parser.addoption("--seeds", action="store_true", help="print seed row -> passing tests")
+    parser.addoption(
+        "--requirements", action="store_true", help="print required row -> passing tests"
+    )
 
 
-class SeedTable:
-    """Collect, per row of the seed table, the tests that passed."""
+class RequirementTable:
+    """Collect, per required row, the tests that passed."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Counter[str]] = defaultdict(Counter)
@@ -53,12 +55,12 @@ class SeedTable:
     def pytest_runtest_makereport(self, item: pytest.Item):
         report = (yield).get_result()
         if report.when == "call" and report.passed:
-            for mark in item.iter_markers("seed"):
+            for mark in item.iter_markers("requirement"):
                 for row in mark.args:
                     self.rows[row][item.nodeid.partition("[")[0]] += 1
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.section("seed rows")
+        terminalreporter.section("requirements")
         for row in sorted(self.rows, key=lambda name: (name[0], int(name[1:]))):
             for test, cases in self.rows[row].items():
                 many = f"  ({cases} cases)" if cases > 1 else ""
@@ -66,8 +68,8 @@ class SeedTable:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--seeds"):
-        config.pluginmanager.register(SeedTable(), "seed-table")
+    if config.getoption("--requirements"):
+        config.pluginmanager.register(RequirementTable(), "requirement-table")
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import Reader, call, unembedding_at
-from headscope.probes.attention.interface import installed
+from headscope.probes.attention.interface import intercept_attention
 from headscope.probes.attention.residual_stream import blocks
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ class PrefixReuse:
             edit.check(model.geometry)
         ids, positions = (part[:rows].repeat(times, 1) for part in (self.ids, self.positions))
         with (
-            torch.no_grad(), installed(model, reader), unembedding_at(model, positions) as finish
-        ):  # fmt: skip
+            torch.no_grad(),
+            intercept_attention(model, reader),
+            unembedding_at(model, positions) as finish,
+        ):
             if layer:
                 stream = self._streams[layer][:rows].repeat(times, 1, 1)
                 with _beginning(self._parts[:layer], stream):

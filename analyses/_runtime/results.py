@@ -83,11 +83,14 @@ class Results:
         self,
         coords: Mapping[str, Any] | None = None,
         verdict: Verdict | None = None,
+        note: str = "",
         **attrs: Any,
     ) -> xr.Dataset:
-        """Return the result; a verdict becomes the attributes ``verdict`` and ``note``."""
+        """Return the result; the state of a verdict is an attribute, its text ends the note."""
         if verdict is not None:
-            attrs |= {"verdict": verdict.state, "note": verdict.text}
+            attrs["verdict"] = verdict.state
+            note = f"{note} {verdict.text}".strip()
+        attrs["note"] = note
         return dataset(self.capture, self.variables, coords, **attrs)
 
 

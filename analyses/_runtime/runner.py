@@ -17,7 +17,7 @@ from headscope import analyses
 from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import Progress, PromptSets, positionals
 from headscope.analyses._runtime.progress import reporting
-from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
+from headscope.kernels.errors import InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -89,7 +89,7 @@ def execute(
         progress=progress,
     )
     result = next(results)[1]
-    if isinstance(result, HeadscopeError):
+    if isinstance(result, Exception):
         raise result
     return result
 
@@ -105,7 +105,7 @@ def execute_many(
     n: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Iterator[tuple[str, xr.Dataset | HeadscopeError]]:
+) -> Iterator[tuple[str, xr.Dataset | Exception]]:
     """Run several analyses with one capture per prompt set; yield each result as it is ready.
 
     Names and options are checked before anything runs. The parameters are those of
@@ -113,8 +113,14 @@ def execute_many(
 
     Yields
     ------
-    The name of an analysis and its result, or the refusal of one that this model or these prompts
-    do not suit; the others still run.
+    The name of an analysis and its result, or why it has none, and the others still run:
+    `NotApplicable` or `UnsupportedModel` for a model or prompts that do not suit it, any other
+    exception for a bug in it.
+
+    Raises
+    ------
+    InvalidInput, ResourceLimit
+        What the user has to mend before any analysis can go on.
     """
     wanted = tuple(dict.fromkeys(names))
     given = options or {}
@@ -130,7 +136,7 @@ def execute_many(
 
 def _run(
     wanted: tuple[str, ...], settings: dict[str, dict[str, Any]], sets: PromptSets
-) -> Iterator[tuple[str, xr.Dataset | HeadscopeError]]:
+) -> Iterator[tuple[str, xr.Dataset | Exception]]:
     for name in wanted:
         module = analyses.load(name)
         arguments = dict(settings[name])
@@ -140,8 +146,10 @@ def _run(
             supplied = [sets.supply(name, what) for what in positionals(name)]
             with reporting(None if sets.progress is None else partial(sets.progress, name)):
                 result = module.run(*supplied, **arguments)
-        except (NotApplicable, UnsupportedModel) as refusal:
-            yield name, refusal
+        except (InvalidInput, ResourceLimit):
+            raise
+        except Exception as error:
+            yield name, error
             continue
         result.attrs = {
             **result.attrs,

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from headscope.analyses._stats.bootstrap import bootstrap
+
 State = Literal["supported", "not_supported", "disagreement", "too_few"]
 # The state that counts where several are joined is the first of these.
 SEVERITY: tuple[State, ...] = ("disagreement", "too_few", "not_supported", "supported")
@@ -33,3 +38,14 @@ class Verdict:
         """
         state = min(self.state, other.state, key=SEVERITY.index)
         return Verdict(state, f"{self.text} {other.text}".strip())
+
+
+def compare_losses(
+    less: NDArray[np.float64], more: NDArray[np.float64], seed: int, text: str
+) -> Verdict:
+    """Conclude from two losses (prompt,) whether the second is the larger one, as claimed."""
+    if len(less) < 2:
+        return Verdict("too_few", f"One prompt has no interval: {text}")
+    if float(bootstrap(more - less, seed=seed)[1]) > 0:
+        return Verdict("supported", f"Causal check agrees: {text}")
+    return Verdict("disagreement", f"Causal check does not agree: {text}")

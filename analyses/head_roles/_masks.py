@@ -21,7 +21,7 @@ from headscope.kernels.api import Request, WeightEdits, attend
 from headscope.probes.attention.forward import Reader, run
 
 if TYPE_CHECKING:
-    from headscope.probes.attention.interface import Call
+    from headscope.probes.attention.interface import AttentionCall
     from headscope.probes.models.model import Model
 
 
@@ -80,7 +80,7 @@ def recovered(
     }
     found = np.full((len(MASKS), model.layers, model.heads), np.nan)
 
-    def take(call: Call, outputs: Any, z: Any) -> None:
+    def take(call: AttentionCall, outputs: Any, z: Any) -> None:
         chosen = torch.stack([one[call.layer] for one in unions.values()], dim=-1)
         inside, both, last = _masses(call, chosen, recent)
         for row, mask in enumerate(MASKS.values()):
@@ -95,7 +95,7 @@ def recovered(
 
 
 def _masses(
-    call: Call, chosen: Bool[Tensor, "head key mask"], recent: int
+    call: AttentionCall, chosen: Bool[Tensor, "head key mask"], recent: int
 ) -> tuple[
     Float[Tensor, "head query mask"], Float[Tensor, "head query mask"], Float[Tensor, "head query"]
 ]:

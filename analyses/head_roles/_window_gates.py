@@ -17,7 +17,7 @@ from headscope.probes.attention.forward import Reader, run
 from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
-    from headscope.probes.attention.interface import Call
+    from headscope.probes.attention.interface import AttentionCall
     from headscope.probes.models.model import Model
 
 TOKENS = 8192
@@ -36,7 +36,7 @@ class Mixer(Reader):
     first: int = 4
     recent: int = 16
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: AttentionCall) -> Tensor:
         """Compute both and mix."""
         share = self.shares[:, call.layer].to(call.query)[:, :, None, None]
         self.layers.append(call.layer)

@@ -1,13 +1,12 @@
-"""How a model tells positions apart, read from its capture, its config and its modules."""
+"""The positional encoding of a model, read from its capture, its config and its modules."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xarray as xr
 
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 # What architectures call a table with one vector a position.
 TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions")
@@ -20,24 +19,25 @@ def positional_encoding(capture: xr.Dataset, model: Model) -> str:
     Rotary positions bring the name of their scaling (``default``, ``linear``, ``yarn`` ...), since
     scaled and plain rotary models place their sinks differently.
     """
-    found = []
+    encodings = []
     names = {name.rpartition(".")[2]: part for name, part in model.module.named_modules()}
     kinds = {type(part).__name__ for part in names.values()}
     if any("Rotary" in kind for kind in kinds):
-        found.append(f"rotary ({_scaling(model)})")
+        encodings.append(f"rotary ({_scaling(model)})")
     if any(name in names for name in TABLES):
-        found.append("absolute (one vector a position)")
+        encodings.append("absolute (one vector a position)")
     if any(name in names for name in BIASES):
-        found.append("relative bias")
+        encodings.append("relative bias")
     if "alibi_slope" in capture.coords:
-        found.append("ALiBi")
-    return ", ".join(found) or "none found"
+        encodings.append("ALiBi")
+    return ", ".join(encodings) or "none found"
 
 
 def _scaling(model: Model) -> str:
     config: Any = model.module.config.get_text_config()
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if any(isinstance(one, dict) for one in given.values()):
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if any(isinstance(value, dict) for value in rope.values()):
         # One set of parameters a kind of layer.
-        return ", ".join(sorted({one.get("rope_type", "default") for one in given.values() if one}))
-    return str(given.get("rope_type", "default"))
+        kinds = {value.get("rope_type", "default") for value in rope.values() if value}
+        return ", ".join(sorted(kinds))
+    return str(rope.get("rope_type", "default"))

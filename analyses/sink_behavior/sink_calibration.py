@@ -3,7 +3,7 @@
 The weights of the sinks of one head are multiplied by γ and every row sums to 1 again, so the
 ratios of all other weights stay and γ = 1 changes nothing. The causal number is the change of the
 loss on the next token: a sink is helpful where less weight on it costs loss, harmful where less
-weight saves some. Two sets of sinks stand side by side: the initial token alone (ZeroTuning), and
+weight saves some. Two sets of sinks are measured: the initial token alone (ZeroTuning), and
 every key with mean weight above ε in that head, wherever it stands (ACT).
 
 Sources: ZeroTuning (scaling of the initial token); Yu et al., Unveiling and Harnessing Hidden
@@ -12,24 +12,32 @@ Attention Sinks (ACT).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
+from headscope.analyses._interventions.batched_edits import RowScale
+from headscope.analyses._interventions.next_token_loss import (
+    mean_loss,
+    predicts,
+    sweep_losses,
+    tokens,
+)
 from headscope.analyses._measurements.received import steady_weight
-from headscope.analyses._runtime import options
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import averaged, dataset, label, require, variable
+from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
+QUICK = {"prompts": 2}
+SUPPORTS = {"hybrid"}
 
 SETS = ("first token", "all sinks")
 SOURCES = ("ZeroTuning", "ACT (Yu et al.)")
@@ -40,10 +48,10 @@ def run(
     model: Model,
     *,
     gammas: str = "0.5 2",
-    epsilon: float = 0.3,
-    least_queries: int = 16,
-    least_change: float = 0.001,
-    prompts: int = 4,
+    epsilon: Annotated[float, Between(0, 1)] = 0.3,
+    least_queries: Annotated[int, AtLeast(1)] = 16,
+    least_change: Annotated[float, AtLeast(0)] = 0.001,
+    prompts: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
 ) -> xr.Dataset:
     """Scale the weight that each head parks on its sinks, and measure what the loss does.
@@ -79,165 +87,138 @@ def run(
 
     Raises
     ------
+    InvalidInput
+        When ``gammas`` lacks a factor below 1 or one above.
     NotApplicable
-        When the capture lacks ``received``, an option is out of range, or the model is not causal.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("sink_calibration", model, [[0, 5, 6, 7]])
-    >>> result["first_less"].dims
-    ('layer', 'head')
+        When the capture lacks ``received`` or the model is not causal.
     """
-    from headscope.analyses._interventions.next_token_loss import predicts, tokens
-
-    options.between("epsilon", epsilon, 0, 1)
-    options.at_least("least_queries", least_queries, 1)
-    options.at_least("least_change", least_change, 0)
-    options.at_least("prompts", prompts, 1)
     require(capture, NEEDS, "sink_calibration")
-    options.one_text(capture.attrs.get("attention", "self"), "sink_calibration")
+    one_text(capture.attrs.get("attention", "self"), "sink_calibration")
     if not predicts(capture):
         raise NotApplicable(
             "model: sink_calibration measures the loss on the next token, which a model without "
             "causal order does not predict; see sink_topology"
         )
     factors = _parse(gammas)
-
     ids = tokens(capture)[:prompts]
     marked = steady_weight(capture, least_queries)[: len(ids)] > epsilon
-    sweeps = [
-        _Sweep(model, one, mask[..., : len(one)]) for one, mask in zip(ids, marked, strict=True)
-    ]
-    changes = []
-    with steps(len(sweeps)) as step:
-        for sweep in sweeps:
-            changes.append(sweep.run(factors))
-            step()
-    # prompt, set of keys, gamma, layer, head; and with all heads together
-    single, joint = (np.stack(each) for each in zip(*changes, strict=True))
-    grid = ("layer", "head")
-    said = (
-        "loss with the weight on {} times γ = {:g}, rows normalised again, minus the loss as it "
-        f"is; {len(ids)} prompts; positive: worse"
-    )
-    variables: dict[str, xr.Variable] = {}
-    for at, (name, keys) in enumerate((("first", "the first token"), ("sinks", "all its sinks"))):
+    single, joint = _sweep(model, ids, marked, factors)
+
+    results = Results(capture, seed=seed, evidence="causal")
+    for number, (name, keys) in enumerate(
+        (("first", "the first token"), ("sinks", "all its sinks"))
+    ):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
-            variables |= averaged(
-                f"{name}_{end}", grid, single[:, at, place],
-                f"Loss change with {end} weight on {keys}", "nats a token", "diverging", seed=seed,
-                convention=said.format(keys, factors[place]), source=SOURCES[at],
-                evidence="causal",
+            results.add_mean(
+                f"{name}_{end}", ("layer", "head"), single[:, number, place],
+                f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
+                convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
+                f"normalised again, minus the loss as it is; {len(ids)} prompts; positive: worse",
+                source=SOURCES[number],
             )  # fmt: skip
-    variables |= averaged(
+    results.add_mean(
         "sweep", ("scaled", "gamma"), joint, "Loss change with the sinks of all heads scaled",
-        "nats a token", "diverging", seed=seed, source="; ".join(SOURCES), evidence="causal",
+        "nats a token", "diverging", source="; ".join(SOURCES),
         convention="all heads at once; positive: worse",
     )  # fmt: skip
     mean = single[:, 0].mean(0)
     best = np.where(mean.min(0) < -least_change, np.asarray(factors)[mean.argmin(0)], 1.0)
-    variables["best_gamma"] = variable(
-        grid, best, "Factor of least loss on the first token", "γ", "sequential", 0,
+    results.add(
+        "best_gamma", ("layer", "head"), best, "Factor of least loss on the first token", "γ",
+        "sequential", 0, source=SOURCES[0],
         convention=f"of {gammas} and 1, mean over {len(ids)} prompts; one head at a time",
-        source=SOURCES[0], evidence="causal",
     )  # fmt: skip
-    change, lower, upper = (
-        variables[f"sinks_less{end}"].values for end in ("", "_lower", "_upper")
-    )
-    verdict = np.where((lower > 0) & (change > least_change), 1, 0)
-    verdict = np.where((upper < 0) & (change < -least_change), -1, verdict)
-    sinking = marked.any((0, -1))
-    variables["verdict"] = variable(
-        grid, np.where(np.isnan(single[0, 0, 0]), np.nan, verdict), "Sinks helpful or harmful",
-        "-1 harmful, 1 helpful", "diverging", -1, 1, evidence="causal", source=SOURCES[1],
+    change, lower, upper = (results[f"sinks_less{end}"].values for end in ("", "_lower", "_upper"))
+    signs = np.where((lower > 0) & (change > least_change), 1, 0)
+    signs = np.where((upper < 0) & (change < -least_change), -1, signs)
+    results.add(
+        "verdict", ("layer", "head"), np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
+        "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
+        source=SOURCES[1],
         convention="sign of sinks_less where its 95 % interval leaves out 0 and it is larger than "
         f"{least_change:g} nats, else 0; every head is a test of its own",
     )  # fmt: skip
     named = {
-        name: [label((int(layer), int(head))) for layer, head in np.argwhere(verdict == sign)]
+        name: [label((int(layer), int(head))) for layer, head in np.argwhere(signs == sign)]
         for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
     }
-    said = "; ".join(f"{name}: {', '.join(each) or 'none'}" for name, each in named.items())
-    return dataset(
-        capture,
-        variables,
+    listed = "; ".join(f"{name}: {', '.join(heads) or 'none'}" for name, heads in named.items())
+    unsure = Verdict("too_few", "One prompt has no interval, so no head has a verdict.")
+    return results.dataset(
         {"scaled": list(SETS), "gamma": factors},
+        verdict=unsure if len(ids) == 1 else None,
         heads_by_type=named,
-        note=f"{int(sinking.sum())} heads have a sink. {said}"
-        + ("." if len(ids) > 1 else "; one prompt has no interval, so no verdict."),
+        note=f"{int(marked.any((0, -1)).sum())} heads have a sink. {listed}.",
     )
 
 
 def _parse(gammas: str) -> list[float]:
     """Read the factors; one below 1 and one above must be there."""
     try:
-        found = sorted({float(one) for one in gammas.split()})
+        factors = sorted({float(word) for word in gammas.split()})
     except ValueError:
-        found = []
-    if not found or not 0 < found[0] < 1 < found[-1] < np.inf:
+        factors = []
+    if not factors or not 0 < factors[0] < 1 < factors[-1] < np.inf:
         raise InvalidInput(
             f"gammas: {gammas!r}; give numbers above 0 with spaces between, one below 1 and one "
             "above, such as '0.5 2'"
         )
-    return found
+    return factors
 
 
-class _Sweep:
-    """The sweep of one prompt."""
+def _sweep(
+    model: Model, ids: list[list[int]], marked: NDArray[np.bool_], gammas: list[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the change of loss (prompt, keys, gamma, layer, head), and of all heads together."""
+    single, joint = [], []
+    with steps(len(ids)) as step:
+        for prompt, sinks in zip(ids, marked, strict=True):
+            by_head, together = _sweep_prompt(model, prompt, sinks[..., : len(prompt)], gammas)
+            single.append(by_head)
+            joint.append(together)
+            step()
+    return np.stack(single), np.stack(joint)
 
-    def __init__(self, model: Model, ids: list[int], marked: NDArray[np.bool_]) -> None:
-        import torch
 
-        self.model, self.ids, self.size = model, ids, len(ids)
-        first = np.zeros_like(marked)
-        first[:, :, 0] = True
-        self.sets = (torch.from_numpy(first), torch.from_numpy(marked))
+def _sweep_prompt(
+    model: Model, prompt: list[int], sinks: NDArray[np.bool_], gammas: list[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
+    attending, first = model.geometry.attending, np.zeros_like(sinks)
+    first[:, :, 0] = True
+    sets = (torch.from_numpy(first), torch.from_numpy(sinks))
+    single = np.full((len(SETS), len(gammas), model.layers, model.heads), np.nan)
+    joint = np.zeros((len(SETS), len(gammas)))
+    jobs: list[tuple[int, int, int, int]] = []
+    for number, keys in enumerate(sets):
+        # A head without sinks is left as it is: its change is 0 and costs no run.
+        single[number][:, attending] = 0.0
+        heads = [(int(layer), int(head)) for layer, head in keys.any(-1).nonzero().tolist()]
+        for gamma in range(len(gammas)):
+            jobs += [(number, gamma, layer, head) for layer, head in heads if layer in attending]
+            jobs += [(number, gamma, -1, -1)] if heads else []
+    starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
 
-    def run(self, gammas: list[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
-        import torch
+    def edit(some: Tensor, prompts: list[int]) -> RowScale:
+        rows = []
+        for job in some.tolist():
+            number, gamma, layer, head = jobs[job]
+            rows.append(_factors(sets[number], gammas[gamma], layer, head))
+        return RowScale(torch.stack(rows))
 
-        from headscope.analyses._interventions.batched_edits import RowScale
-        from headscope.analyses._interventions.next_token_loss import mean_loss, sweep_losses
+    changes = sweep_losses(model, [prompt], starts, edit)[0] - mean_loss(model, prompt)
+    for (number, gamma, layer, head), change in zip(jobs, changes, strict=True):
+        if layer < 0:
+            joint[number, gamma] = change
+        else:
+            single[number, gamma, layer, head] = change
+    return single, joint
 
-        attending, heads = self.model.geometry.attending, self.model.heads
-        single = np.full((len(SETS), len(gammas), self.model.layers, heads), np.nan)
-        joint = np.zeros((len(SETS), len(gammas)))
-        clean = mean_loss(self.model, self.ids)
-        jobs: list[tuple[int, int, int, int]] = []
-        for at, keys in enumerate(self.sets):
-            # A head without sinks is left as it is: its change is 0 and costs no run.
-            single[at][:, attending] = 0.0
-            chosen = [(int(one), int(two)) for one, two in keys.any(-1).nonzero().tolist()]
-            for number in range(len(gammas)):
-                jobs += [(at, number, layer, head) for layer, head in chosen if layer in attending]
-                jobs += [(at, number, -1, -1)] if chosen else []
-        starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
 
-        def edit(some: Any, prompts: list[int]) -> RowScale:
-            rows = [self._factors(*jobs[number], gammas=gammas) for number in some.tolist()]
-            return RowScale(torch.stack(rows))
-
-        values = sweep_losses(self.model, [self.ids], starts, edit)[0]
-        for (at, number, layer, head), value in zip(jobs, values - clean, strict=True):
-            if layer < 0:
-                joint[at, number] = value
-            else:
-                single[at, number, layer, head] = value
-        return single, joint
-
-    def _factors(
-        self, at: int, number: int, layer: int, head: int, *, gammas: list[float]
-    ) -> Tensor:
-        """Return the factor of every layer, head and key; layer -1 stands for all heads."""
-        import torch
-
-        keys = self.sets[at]
-        if layer >= 0:
-            chosen = torch.zeros_like(keys)
-            chosen[layer, head] = keys[layer, head]
-            keys = chosen
-        return torch.where(keys, gammas[number], 1.0)
+def _factors(keys: Tensor, gamma: float, layer: int, head: int) -> Tensor:
+    """Return the factor of every layer, head and key; layer -1 stands for all heads."""
+    if layer >= 0:
+        chosen = torch.zeros_like(keys)
+        chosen[layer, head] = keys[layer, head]
+        keys = chosen
+    return torch.where(keys, gamma, 1.0)

@@ -1,9 +1,9 @@
 """Sink controls: do heads still park on the first token of random and of repeated tokens?
 
-The run's own prompts stand beside two controls of the same definition: prompts of random tokens,
-where nothing is worth attending to, and prompts of one token said again and again, where all keys
-hold the same content. In a model with rotary positions and no other position signal the sink needs
-content: it vanishes on repeated tokens.
+The run's own prompts are compared with two controls of the same definition: prompts of random
+tokens, where nothing is worth attending to, and prompts of one token repeated throughout, where
+all keys hold the same content. In a model with rotary positions and no other position signal the
+sink needs content: it vanishes on repeated tokens.
 
 Source: Gu et al., When Attention Sink Emerges in Language Models (2410.10781), table of natural,
 random and repeated tokens; T = 64 there.
@@ -11,19 +11,21 @@ random and repeated tokens; T = 64 there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import dataset, interval, label, require, top
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses.sink_behavior import sinks
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes import capture as capture_prompts
+from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
+QUICK = {"prompts": 2, "tokens": 24}
+SUPPORTS = {"encoder", "hybrid"}
 
 SOURCE = "Gu et al. 2410.10781"
 ENDS = ("", "_lower", "_upper")
@@ -34,9 +36,9 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    epsilon: float = 0.3,
-    tokens: int = 64,
-    prompts: int = 32,
+    epsilon: Annotated[float, Between(0, 1)] = 0.3,
+    tokens: Annotated[int, AtLeast(9)] = 64,
+    prompts: Annotated[int, AtLeast(2)] = 32,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by the weight it parks on the first of random and of repeated tokens.
@@ -64,30 +66,15 @@ def run(
     Raises
     ------
     NotApplicable
-        When the capture lacks ``received``, an option is out of range, or T exceeds the context.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("sink_controls", model, [[0, 5, 6, 7]], options={"prompts": 2})
-    >>> result["rate"].dims
-    ('condition',)
+        When the capture lacks ``received``, T exceeds the context, or the model reads pairs of
+        texts or images.
     """
-    from headscope.analyses import sinks
-    from headscope.probes import capture as capture_prompts
-
-    options.between("epsilon", epsilon, 0.0, 1.0)
-    options.at_least("tokens", tokens, 9)
-    options.at_least("prompts", prompts, 2)
     require(capture, NEEDS, "sink_controls")
     if model.attention in ("decoder", "cross"):
         raise NotApplicable(
             f"model: sink_controls draws single texts, and the {model.attention} attention of "
             f"{model.name} reads pairs; see sinks"
         )
-
     if model.reads == "images":
         raise NotApplicable(
             f"model: sink_controls draws tokens, and {model.architecture} reads images; see sinks"
@@ -100,45 +87,43 @@ def run(
     if last is not None:
         random[:, -1] = last
     repeated = np.repeat(drawn[:, :1], tokens, axis=1)
-    results = [sinks.run(capture, epsilon=epsilon, seed=seed)] + [
-        sinks.run(capture_prompts(model, ids.tolist(), stats=NEEDS), epsilon=epsilon, seed=seed)
-        for ids in (random, repeated)
-    ]
+    own, on_random, on_repeated = (
+        sinks.run(prompts_captured, epsilon=epsilon, seed=seed)
+        for prompts_captured in (
+            capture,
+            capture_prompts(model, random.tolist(), stats=NEEDS),
+            capture_prompts(model, repeated.tolist(), stats=NEEDS),
+        )
+    )
     opening = "no BOS"
     if first is not None:
         opening = "with BOS first" if last is None else "with [CLS] first and [SEP] last"
-    said = (
+    convention = (
         f"share of heads with α_1 > ε = {epsilon:g}; controls: {prompts} prompts of T = {tokens}, "
         f"random {opening}, repeated without"
     )
-    variables: dict[str, xr.Variable] = {}
+    results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     for name, result, title in (
-        ("sink_random", results[1], "Weight parked on the first of random tokens"),
-        ("sink_repeated", results[2], "Weight parked on the first of repeated tokens"),
+        ("sink_random", on_random, "Weight parked on the first of random tokens"),
+        ("sink_repeated", on_repeated, "Weight parked on the first of repeated tokens"),
     ):
-        mean, lower, upper = (result[f"sink{end}"].values for end in ENDS)
-        variables |= interval(
-            name, ("layer", "head"), mean, lower, upper, title, "share", "sequential", 0, 1,
-            convention=said, source=SOURCE,
-        )  # fmt: skip
-    mean, lower, upper = (
-        np.array([float(one[f"sink_rate{end}"]) for one in results]) for end in ENDS
+        ends = [result[f"sink{end}"].values for end in ENDS]
+        results.add_interval(name, ("layer", "head"), ends, title, "share", "sequential", 0, 1)
+    rates = [
+        np.array([float(result[f"sink_rate{end}"]) for result in (own, on_random, on_repeated)])
+        for end in ENDS
+    ]
+    results.add_interval(
+        "rate", ("condition",), rates, "Sink rate by kind of token", "%", "sequential", 0, 100
     )
-    variables |= interval(
-        "rate", ("condition",), mean, lower, upper, "Sink rate by kind of token", "%",
-        "sequential", 0, 100, convention=said, source=SOURCE,
-    )  # fmt: skip
-    parked = variables["sink_random"].values
+    parked = results["sink_random"].values
     sinking = [label(head) for head in top(parked, int((parked > epsilon).sum()))]
     shares = ", ".join(
-        f"{name} {value:.1f} %"
-        for name, value in zip(CONDITIONS, variables["rate"].values, strict=True)
+        f"{name} {value:.1f} %" for name, value in zip(CONDITIONS, rates[0], strict=True)
     )
-    return dataset(
-        capture,
-        variables,
+    return results.dataset(
         {"condition": list(CONDITIONS)},
-        convention=said,
+        convention=convention,
         sink_heads=sinking,
         note=f"Sink rate: {shares}. Sink heads on random tokens: {', '.join(sinking) or 'none'}.",
     )

@@ -3,8 +3,8 @@
 The weight above ε that heads park on keys is a distribution over the tokens of a prompt. It is
 centralised where one token holds most of it, bidirectional where the first and the last token hold
 most of it together and neither alone, distributed otherwise. Its effective number of reference
-points is exp(entropy): 1 for one token, n for n tokens alike. Beside it stands how the model tells
-positions apart, which the paper relates to the topology: rotary to centralised, scaled rotary to
+points is exp(entropy): 1 for one token, n for n tokens alike. With it comes the positional encoding
+of the model, which the paper relates to the topology: rotary to centralised, scaled rotary to
 distributed, absolute positions of an encoder to bidirectional.
 
 Sources: What Are You Sinking? A Geometric Approach on Attention Sink, for the three kinds (the
@@ -14,33 +14,34 @@ thresholds on shares here are headscope's own); Gu et al. (2410.10781) for α.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, require
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.results import Results, require
+from headscope.analyses.sink_behavior._position_encoding import positional_encoding
+from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
+SUPPORTS = {"encoder", "vision", "hybrid"}
 
 SOURCE = "What Are You Sinking? A Geometric Approach on Attention Sink"
 PLACES = ("first token", "last token", "strongest other", "rest")
 KINDS = ("centralised", "bidirectional", "distributed", "none")
+LAST = "α_T; missing where order is causal: only the last query sees it"
 
 
 def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    epsilon: float = 0.3,
-    most: float = 0.75,
-    least_queries: int = 16,
+    epsilon: Annotated[float, Between(0, 1)] = 0.3,
+    most: Annotated[float, Between(0.5, 1)] = 0.75,
+    least_queries: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Say where the sinks of a model stand: centralised, distributed or bidirectional.
@@ -70,79 +71,64 @@ def run(
 
     Raises
     ------
-    HeadscopeError
-        When the capture lacks ``received``, an option is out of range, or keys and queries are of
-        two texts.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> result = execute("sink_topology", load_model("headscope/bundled"), [[0, *range(5, 40)]])
-    >>> result.attrs["positional_encoding"]
-    'rotary (default)'
+    NotApplicable
+        When the capture lacks ``received``, or keys and queries are of two texts.
     """
-    from headscope.analyses.sink_behavior._position_encoding import positional_encoding
-
-    options.between("epsilon", epsilon, 0, 1)
-    options.between("most", most, 0.5, 1)
-    options.at_least("least_queries", least_queries, 1)
     require(capture, NEEDS, "sink_topology")
-    options.one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
+    one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
 
     alpha = steady_weight(capture, least_queries)
     lengths = lengths_of(capture)
     held = np.where(alpha > epsilon, alpha, 0.0).sum((1, 2))
-    shares = np.stack([_places(one, int(end)) for one, end in zip(held, lengths, strict=True)])
-    kinds = [_kind(one, most) for one in shares]
-    counted = np.array([[kind == each for each in KINDS] for kind in kinds], dtype=np.float64)
+    shares = np.stack(
+        [_places(weights, int(end)) for weights, end in zip(held, lengths, strict=True)]
+    )
+    kinds = [_kind(prompt, most) for prompt in shares]
+    counted = np.array([[kind == name for name in KINDS] for kind in kinds], dtype=np.float64)
     first, last, elsewhere = _ends(alpha, lengths)
-    said = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
-    grid = ("layer", "head")
-    heads: dict[str, Any] = {"seed": seed, "source": "Gu et al. 2410.10781"}
-    variables = {
-        **averaged(
-            "topology_share", ("kind",), counted, "Sink topology of the prompts",
-            "share of prompts", "sequential", 0, 1, seed=seed, source=SOURCE,
-            convention=f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
-            f"bidirectional: first and last together, neither alone; {said}",
+
+    convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
+    results = Results(capture, seed=seed, source=SOURCE)
+    results.add_mean(
+        "topology_share", ("kind",), counted, "Sink topology of the prompts",
+        "share of prompts", "sequential", 0, 1,
+        convention=f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
+        f"bidirectional: first and last together, neither alone; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
+        "share of sink weight", "sequential", 0, 1,
+        convention=f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink",
+    )  # fmt: skip
+    results.add_mean(
+        "reference_points", (), _points(held), "Effective number of reference points", "tokens",
+        "sequential", 0,
+        convention=f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}",
+    )  # fmt: skip
+    for name, values, title, rule in (
+        ("at_first", first, "the first token", f"α_1; {convention}"),
+        ("at_last", last, "the last token", LAST),
+        (
+            "elsewhere",
+            elsewhere,
+            "one token between the ends",
+            f"largest α_k, 1 < k < T; {convention}",
         ),
-        **averaged(
-            "sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
-            "share of sink weight", "sequential", 0, 1, seed=seed, source=SOURCE,
-            convention=f"Σ over heads of α_k at {said}; all 0 where a prompt has no sink",
-        ),
-        **averaged(
-            "reference_points", (), _points(held), "Effective number of reference points", "tokens",
-            "sequential", 0, seed=seed, source=SOURCE,
-            convention=f"exp of the entropy of sink weight over tokens, 0 without sinks; {said}",
-        ),
-        **averaged(
-            "at_first", grid, first, "Weight parked on the first token", "share", "sequential", 0,
-            1, convention=f"α_1; {said}", **heads,
-        ),
-        **averaged(
-            "at_last", grid, last, "Weight parked on the last token", "share", "sequential", 0, 1,
-            convention="α_T; missing where order is causal: only the last query sees it", **heads,
-        ),
-        **averaged(
-            "elsewhere", grid, elsewhere, "Weight parked on one token between the ends", "share",
-            "sequential", 0, 1, convention=f"largest α_k, 1 < k < T; {said}", **heads,
-        ),
-    }  # fmt: skip
-    if np.isnan(variables["at_last"].values).all():
-        for name in ("at_last", "at_last_lower", "at_last_upper"):
-            del variables[name]
+    ):
+        if name == "at_last" and np.isnan(values).all():
+            continue
+        results.add_mean(
+            name, ("layer", "head"), values, f"Weight parked on {title}", "share", "sequential",
+            0, 1, convention=rule, source="Gu et al. 2410.10781",
+        )  # fmt: skip
     topology, count = Counter(kinds).most_common(1)[0]
     encoding = positional_encoding(capture, model)
-    return dataset(
-        capture,
-        variables,
+    return results.dataset(
         {"kind": list(KINDS), "place": list(PLACES)},
         topology=topology,
         positional_encoding=encoding,
         reference_tokens=_named(capture, held),
-        convention=said,
+        convention=convention,
         note=f"Sink topology: {topology} in {count} of {len(kinds)} prompts; positions: "
         f"{encoding}. A statistic of the pattern; what the sinks do: `sink_calibration`.",
     )
@@ -179,19 +165,20 @@ def _ends(
     alpha: NDArray[np.float64], lengths: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return α at the first key, at the last, and the largest between (prompt, layer, head)."""
-    last = np.stack([one[..., end - 1] for one, end in zip(alpha, lengths, strict=True)])
-    between = [largest(one[..., 1 : end - 1]) for one, end in zip(alpha, lengths, strict=True)]
-    return alpha[..., 0], last, np.stack(between)
+    prompts = list(zip(alpha, lengths, strict=True))
+    last = np.stack([weights[..., end - 1] for weights, end in prompts])
+    between = np.stack([largest(weights[..., 1 : end - 1]) for weights, end in prompts])
+    return alpha[..., 0], last, between
 
 
 def _named(capture: xr.Dataset, held: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Name the token that holds most sink weight in each of the first prompts."""
     words = words_of(capture)
-    found = []
-    for prompt, one in enumerate(held[:8]):
-        if one.sum():
-            at = int(one.argmax())
-            token = "" if words is None else str(words[prompt, at])
-            share = round(float(one[at] / one.sum()), 4)
-            found.append({"prompt": prompt, "position": at, "token": token, "share": share})
-    return found
+    named = []
+    for prompt, weights in enumerate(held[:8]):
+        if weights.sum():
+            position = int(weights.argmax())
+            token = "" if words is None else str(words[prompt, position])
+            share = round(float(weights[position] / weights.sum()), 4)
+            named.append({"prompt": prompt, "position": position, "token": token, "share": share})
+    return named

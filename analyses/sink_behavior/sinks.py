@@ -13,7 +13,7 @@ Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key po
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -27,10 +27,11 @@ from headscope.analyses._measurements.received import (
     weight,
     words_of,
 )
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require, top, variable
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import Results, label, require, top
 
 NEEDS = ("received",)
+SUPPORTS = {"encoder", "cross", "vision", "hybrid"}
 
 SOURCE = "Gu et al. 2410.10781"
 NOTE = (
@@ -46,7 +47,11 @@ TOKENS = 8
 
 
 def run(
-    capture: xr.Dataset, *, epsilon: float = 0.3, least_queries: int = 16, seed: int = 0
+    capture: xr.Dataset,
+    *,
+    epsilon: Annotated[float, Between(0, 1)] = 0.3,
+    least_queries: Annotated[int, AtLeast(1)] = 16,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by the weight that its queries park on the first token and on any other.
 
@@ -73,19 +78,9 @@ def run(
 
     Raises
     ------
-    HeadscopeError
-        When the capture lacks ``received`` or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import sinks
-    >>> from headscope.probes import capture
-    >>> cap = capture("headscope/bundled", [[1, 5, 6, 7, 8, 9, 10, 11]], stats=("received",))
-    >>> sinks.run(cap, epsilon=0.3)["sink"].dims
-    ('layer', 'head')
+    NotApplicable
+        When the capture lacks ``received``.
     """
-    options.between("epsilon", epsilon, 0.0, 1.0)
-    options.at_least("least_queries", least_queries, 1)
     require(capture, NEEDS, "sinks")
 
     received = weight(capture)
@@ -93,62 +88,56 @@ def run(
     first = received[..., 0]
     steady = steady_weight(capture, least_queries)
     above = _above(steady, epsilon)
-    rate = _mean(_above(first, epsilon), (1, 2)) * 100
 
     order = "" if causal(capture).all() else "; no causal order: α_k is over all queries"
     convention = (
         f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
         f"{_opening(capture)}{order}"
     )
-    variables = {
-        **averaged(
-            "sink", ("layer", "head"), first, "Weight parked on the first token", "share",
-            "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
-        ),
-        **averaged(
-            "later_sink", ("layer", "head"), largest(steady[..., 1:]),
-            "Weight parked on one later token", "share", "sequential", 0, 1, seed=seed,
-            convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
-            source="ACT; Gu et al. 2410.10781",
-        ),
-        **averaged(
-            "sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100, seed=seed,
-            convention=convention, source=SOURCE,
-        ),
-        **averaged(
-            "key_share", ("key",), _mean(above, (1, 2)), "Heads that sink into a key position",
-            "share of heads", "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
-        ),
-        **averaged(
-            "key_received", ("key",), _mean(steady, (1, 2)),
-            "Mean weight that a key position receives", "share", "sequential", 0, 1, seed=seed,
-            convention="mean of α_k over heads and prompts", source="ACT",
-        ),
-    }  # fmt: skip
-    words = words_of(capture)
+    results = Results(capture, seed=seed, convention=convention, source=SOURCE)
+    results.add_mean(
+        "sink", ("layer", "head"), first, "Weight parked on the first token", "share",
+        "sequential", 0, 1,
+    )  # fmt: skip
+    results.add_mean(
+        "later_sink", ("layer", "head"), largest(steady[..., 1:]),
+        "Weight parked on one later token", "share", "sequential", 0, 1,
+        convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
+        source="ACT; Gu et al. 2410.10781",
+    )  # fmt: skip
+    rate = _mean(_above(first, epsilon), (1, 2)) * 100
+    results.add_mean("sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100)
+    results.add_mean(
+        "key_share", ("key",), _mean(above, (1, 2)), "Heads that sink into a key position",
+        "share of heads", "sequential", 0, 1,
+    )  # fmt: skip
+    results.add_mean(
+        "key_received", ("key",), _mean(steady, (1, 2)),
+        "Mean weight that a key position receives", "share", "sequential", 0, 1,
+        convention="mean of α_k over heads and prompts", source="ACT",
+    )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
     for name, values, title, units in (
         ("token_share", above, "Heads that sink into a token", "share of heads"),
         ("token_received", steady, "Mean weight that a token receives", "share"),
     ):
-        variables[name] = variable(
-            ("query",), _mean(values[0], (0, 1))[:length], title, units, "sequential", 0, 1,
+        results.add(
+            name, ("query",), _mean(values[0], (0, 1))[:length], title, units, "sequential", 0, 1,
             convention="first prompt; the axis names the token that receives",
         )  # fmt: skip
-    scores = {name: variables[name].values for name in ("sink", "later_sink")}
     coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}
+    words = words_of(capture)
     if words is not None:
         coords["token"] = ("query", words[0, :length].astype(str))
-    return dataset(
-        capture,
-        variables,
+    scores = {name: results[name].values for name in ("sink", "later_sink")}
+    return results.dataset(
         coords,
         convention=convention,
         heads_by_type={
-            name: [label(head) for head in top(each, int((each > epsilon).sum()))]
-            for name, each in scores.items()
+            name: [label(head) for head in top(score, int((score > epsilon).sum()))]
+            for name, score in scores.items()
         },
-        sink_tokens=_tokens(capture, above),
+        sink_tokens=_tokens(words, above),
         note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
     )
 
@@ -164,20 +153,19 @@ def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.floa
         return np.asarray(total / known.sum(axes))
 
 
-def _tokens(capture: xr.Dataset, above: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _tokens(words: NDArray[Any] | None, above: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Name the tokens that most heads sink into, wherever they stand, best first."""
-    tokens = words_of(capture)
-    if tokens is None:
+    if words is None:
         return []
-    shares = np.stack([_mean(each, (0, 1)) for each in above])
-    seen: dict[str, list[float]] = {}
-    for word, value in zip(tokens.ravel(), shares.ravel(), strict=True):
+    shares = np.stack([_mean(prompt, (0, 1)) for prompt in above])
+    by_word: dict[str, list[float]] = {}
+    for word, value in zip(words.ravel(), shares.ravel(), strict=True):
         if not np.isnan(value):
-            seen.setdefault(str(word), []).append(float(value))
-    found = [(float(np.mean(values)), word) for word, values in seen.items() if max(values) > 0]
+            by_word.setdefault(str(word), []).append(float(value))
+    sinks = [(float(np.mean(values)), word) for word, values in by_word.items() if max(values) > 0]
     return [
-        {"token": word, "times": len(seen[word]), "share_of_heads": round(share, 4)}
-        for share, word in sorted(found, reverse=True)[:TOKENS]
+        {"token": word, "times": len(by_word[word]), "share_of_heads": round(share, 4)}
+        for share, word in sorted(sinks, reverse=True)[:TOKENS]
     ]
 
 
@@ -190,6 +178,6 @@ def _opening(capture: xr.Dataset) -> str:
     tokens = words_of(capture)
     if tokens is None:
         return "opening token not recorded"
-    openings = sorted({str(each) for each in tokens[:, 0]})
-    shown = ", ".join(repr(each) for each in openings[:3])
+    openings = sorted({str(token) for token in tokens[:, 0]})
+    shown = ", ".join(repr(token) for token in openings[:3])
     return f"prompts open with {shown}" + (" and others" if len(openings) > 3 else "")

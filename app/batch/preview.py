@@ -64,7 +64,7 @@ def needs(job: Job) -> Iterator[Need]:
 
 def lines(job: Job) -> Iterator[str]:
     """Lay what a job needs out as lines: a group each, then the sum."""
-    from headscope.probes.capturing.memory_estimate import size
+    from headscope.probes.capturing.memory_estimate import format_bytes
 
     cells = captures = tokens = memory = weights = device = 0
     for need in needs(job):
@@ -81,14 +81,15 @@ def lines(job: Job) -> Iterator[str]:
             peak = need.plan.memory
             memory, weights = max(memory, peak), max(weights, need.plan.weights)
             device = max(device, need.plan.device_memory)
-            said = f"{need.parts} captures, {size(peak)} beyond the model at the peak"
+            said = f"{need.parts} captures, {format_bytes(peak)} beyond the model at the peak"
             if not need.plan.fits():
-                said += f", MORE THAN THE {size(need.plan.available)} AVAILABLE"
+                said += f", MORE THAN THE {format_bytes(need.plan.available)} AVAILABLE"
         yield f"{head}, {need.prompts} prompts, {need.tokens} tokens, {said}"
         yield f"    {', '.join(group.analyses)}"
     yield f"{cells} cells; {captures} captures of {tokens} tokens together"
-    more = f"; on the device {size(device)}" if device else ""
+    more = f"; on the device {format_bytes(device)}" if device else ""
     yield (
-        f"memory: {size(weights)} for the largest model and {size(memory)} for the largest "
-        f"capture{more}; what analyses run beside it is not counted"
+        f"memory: {format_bytes(weights)} for the largest model and "
+        f"{format_bytes(memory)} for the largest capture{more}; "
+        "what analyses run beside it is not counted"
     )

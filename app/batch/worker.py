@@ -12,7 +12,7 @@ import xarray as xr
 
 from headscope.app.batch.job import Group, Job, Subject
 from headscope.app.batch.shards import cut, merge, parts
-from headscope.kernels.errors import HeadscopeError
+from headscope.app.pipeline import is_bug, reason
 
 if TYPE_CHECKING:
     from headscope.analyses._runtime.requirements import Needs
@@ -31,14 +31,12 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, subject: Subject | None = None) -> Failure:
-        """Read an exception; a refusal says all by itself. A model is called by its label."""
-        said = str(error).replace(subject.source, subject.label) if subject else str(error)
-        if isinstance(error, HeadscopeError):
-            return cls(" ".join(said.split()))
-        lines = said.strip().splitlines()
-        kind = type(error).__name__
-        trace = "".join(traceback.format_exception(error))
-        return cls(f"{kind}: {lines[0]}" if lines else kind, trace)
+        """Read an exception; a model is called by its label."""
+        words = reason(error)
+        if subject is not None:
+            words = words.replace(subject.source, subject.label)
+        trace = "".join(traceback.format_exception(error)) if is_bug(error) else ""
+        return cls(words, trace)
 
 
 Outcome = xr.Dataset | Failure
@@ -68,13 +66,15 @@ def needs(job: Job, group: Group, model: Model) -> Needs:
     from headscope import analyses
     from headscope.analyses._runtime.inputs import positionals
     from headscope.analyses._runtime.requirements import Needs
-    from headscope.probes.capturing.capture import fitting
+    from headscope.probes.capturing.options import applicable_stats
 
     joined = Needs()
     for name in group.analyses:
         if "capture" in positionals(name):
             joined |= Needs.of(analyses.load(name))
-    return Needs(fitting(joined.stats, model), *(joined.keep, joined.offsets, joined.targets))
+    return Needs(
+        applicable_stats(joined.stats, model), *(joined.keep, joined.offsets, joined.targets)
+    )
 
 
 def captured(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope import analyses
 from headscope.app.cli.console import err, say
 from headscope.app.cli.progress import bar
-from headscope.kernels.errors import HeadscopeError
+
+if TYPE_CHECKING:
+    from headscope.app.pipeline import Outcome
+    from headscope.probes.storage.run_folder import Run
 
 
 def analyze(
@@ -31,24 +34,42 @@ def analyze(
     ] = None,
 ) -> None:
     """Run analyses on a captured run and keep their results in it."""
-    from headscope.app.pipeline import analyze_run, done, open_run, parse_settings
+    from headscope.app.pipeline import analyze_run, finished, parse_settings
+    from headscope.probes.storage import run_folder
 
-    options = parse_settings(settings or [])
-    opened = open_run(run)
-    finished = done(opened)
-    wanted = names or [name for name in analyses.names() if name not in finished or name in options]
+    options = {
+        analyses.current(name): values for name, values in parse_settings(settings or []).items()
+    }
+    named = [analyses.current(name) for name in names or ()]
+    opened = run_folder.open(run)
+    known = finished(opened)
+    wanted = named or [name for name in analyses.names() if name not in known or name in options]
     with bar(err) as progress:
-        outcome = analyze_run(
+        outcomes = analyze_run(
             opened, wanted, task=task, number=number, options=options, progress=progress
         )
-    print_skipped(outcome)
-    if any(isinstance(outcome[name], HeadscopeError) for name in {*(names or ()), *options}):
-        raise typer.Exit(2)
+    code = report_missing(opened, outcomes, {*named, *options})
+    if code:
+        raise typer.Exit(code)
     say(f"next: headscope report {run}")
 
 
-def print_skipped(outcome: Mapping[str, object]) -> None:
-    """Say on standard error which analyses did not run, and why."""
-    for name, result in outcome.items():
-        if isinstance(result, HeadscopeError):
-            say(f"not run: {name}: {result}", err)
+def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[str] = ()) -> int:
+    """Say on standard error which analyses gave no result, and return the exit code.
+
+    It is 1 where one failed by a bug, 2 where one that the user named does not suit the model.
+    """
+    from headscope.app.pipeline import is_bug, reason
+
+    code = 0
+    for name, outcome in outcomes.items():
+        if not isinstance(outcome, Exception):
+            continue
+        if is_bug(outcome):
+            trace = run.error_file(name)
+            say(f"failed: {name}: {reason(outcome)}; please report it with {trace}", err)
+            code = 1
+        else:
+            say(f"not run: {name}: {outcome}", err)
+            code = code or 2 * (name in named)
+    return code

@@ -50,9 +50,9 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two runs head by head: differences with intervals, and how much their heads agree."""
-    from headscope.app.pipeline import open_run
+    from headscope.probes.storage import run_folder
 
-    runs = open_run(first), open_run(second)
+    runs = run_folder.open(first), run_folder.open(second)
     if file is not None and not file.parent.is_dir():
         raise InvalidInput(f"--out: there is no folder {file.parent}; make it first")
     if task is not None:

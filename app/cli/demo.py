@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from headscope import analyses
-from headscope.app.cli.analyze import print_skipped
+from headscope.app.cli.analyze import report_missing
 from headscope.app.cli.console import err, say
 from headscope.app.cli.progress import bar
 from headscope.app.cli.report import print_report
@@ -39,7 +39,9 @@ def demo(
             overwrite=True,
             progress=progress,
         )
-        outcome = analyze_run(run, analyses.names() if every else STORY, progress=progress)
-    print_skipped(outcome)
+        outcomes = analyze_run(run, analyses.names() if every else STORY, progress=progress)
+    code = report_missing(run, outcomes)
     print_report(run)
     say(f"open the dashboard: headscope app {run.path}")
+    if code:
+        raise typer.Exit(code)

@@ -33,10 +33,11 @@ def list_analyses(
 ) -> None:
     """List the analyses, or show the definition and the options of one."""
     if name is None:
-        names = analyses.names()
-        width = max(map(len, names))
-        for name in names:
-            say(f"{name:{width}}  {analyses.summary(name)}")
+        width = max(map(len, analyses.names()))
+        for family, members in analyses.families().items():
+            say(f"\n{analyses.heading(family)}")
+            for member in members:
+                say(f"  {member:{width}}  {analyses.summary(member)}")
         return
     say(inspect.cleandoc(analyses.load(name).__doc__ or ""))
     say("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
     """Write report.html, heads.parquet, heads.csv and report.json of a run."""
-    from headscope.app.pipeline import open_run
+    from headscope.probes.storage import run_folder
 
-    print_report(open_run(run))
+    print_report(run_folder.open(run))
 
 
 def print_report(run: Run) -> None:

@@ -87,9 +87,9 @@ def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
 @st.cache_resource(max_entries=2, show_spinner="Running the model …")
 def layer(path: str, version: str, ids: tuple[int, ...], number: int) -> Layer:
     """Run the model up to a layer once, so that moving the window is quick."""
-    from headscope.probes.attention.layer_attention import reach
+    from headscope.probes.attention.layer_attention import run_until_layer
 
-    return reach(model(path, version), ids, number)
+    return run_until_layer(model(path, version), ids, number)
 
 
 @st.cache_data(max_entries=64, show_spinner="Pooling the map …")

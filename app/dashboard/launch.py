@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from headscope.analyses.series import kept
-from headscope.app.pipeline import open_run
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.storage import run_folder
 
 ADDRESS = "127.0.0.1"
 
@@ -65,4 +65,4 @@ def served(folder: Path) -> Path:
     HeadscopeError
         When there is neither.
     """
-    return folder if kept.holds(folder) else open_run(folder).path
+    return folder if kept.holds(folder) else run_folder.open(folder).path

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headscope.kernels.api import Request, WeightEdits
 from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable, UnsupportedModel
-from headscope.probes.attention.interface import Call, installed
+from headscope.probes.attention.interface import AttentionCall, intercept_attention
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.encoder_decoder import SELF, through
 from headscope.probes.models.pair import Pair, start_token
@@ -32,7 +32,7 @@ PLAIN: dict[str, Any] = {
     "return_dict": True,
 }
 
-Take = Callable[[Call, dict[str, Tensor], Tensor], None]
+Take = Callable[[AttentionCall, dict[str, Tensor], Tensor], None]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Reader:
     take: Take | None = None
     layers: list[int] = field(default_factory=list)
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: AttentionCall) -> Tensor:
         """Compute one layer, hand its statistics on, return the edited ``z``."""
         outputs = call.attend(self.request, self.inside(call))
         z = outputs["z"]
@@ -55,7 +55,7 @@ class Reader:
             self.take(call, outputs, z)
         return z
 
-    def inside(self, call: Call) -> WeightEdits | None:
+    def inside(self, call: AttentionCall) -> WeightEdits | None:
         """Combine what the edits change inside the attention of one layer."""
         shape = (*call.query.shape[:3], call.key.shape[2])
         found = [edit.inside(call.layer, shape) for edit in self.edits]
@@ -82,7 +82,7 @@ def run(
     for edit in reader.edits:
         edit.check(model.geometry)
     before = len(reader.layers)
-    with installed(model, reader):
+    with intercept_attention(model, reader):
         result = call(model, ids, head=head, mask=mask)
     arrived = reader.layers[before:]
     if sorted(arrived) != model.geometry.attending:

@@ -1,10 +1,10 @@
-"""The seam: the one place where a model's attention becomes ours.
+"""Route a Hugging Face model's attention through headscope via ``AttentionInterface``.
 
 Every model that follows transformers' attention interface looks its attention function up by
 name. Ours is registered under one name, together with a mask function of the same name (without
 it transformers drops the padding mask in silence), and a model is switched to it only inside
-`installed`. What arrives in a layer is handed on as a `Call`; nothing is guessed: a field that
-the engine does not know is refused by name.
+`intercept_attention`. What arrives in a layer is handed on as an `AttentionCall`; nothing is
+guessed: a field that the engine does not know is refused by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from headscope.probes.attention.tracing.mask_rule import Sight
 from headscope.probes.attention.tracing.scores import Attention
 from headscope.probes.attention.tracing.tracer import listening
 from headscope.probes.models.bridge import unwrapped
-from headscope.probes.models.encoder_decoder import SELF, Places
+from headscope.probes.models.encoder_decoder import SELF, AttentionIndex
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -56,7 +56,7 @@ HARMLESS = frozenset(
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """What one attention layer hands over: queries, keys and values after their rotation."""
 
     layer: int
@@ -103,7 +103,7 @@ class Call:
         )
 
 
-Receiver = Callable[[Call], Tensor]
+Receiver = Callable[[AttentionCall], Tensor]
 
 
 @dataclass
@@ -111,14 +111,14 @@ class _Session:
     receive: Receiver
     root: nn.Module
     attention: str = SELF
-    places: Places | None = None
+    index: AttentionIndex | None = None
     outside: bool = False
     masks: set[tuple[bool, int | None]] = field(default_factory=set)
     numbers: dict[int, int] = field(default_factory=dict)
 
     def place(self, module: nn.Module) -> tuple[str, int]:
         """Return the kind of an attention module, and its layer."""
-        return (SELF, self._layer(module)) if self.places is None else self.places.find(module)
+        return (SELF, self._layer(module)) if self.index is None else self.index.find(module)
 
     def _layer(self, module: nn.Module) -> int:
         """Number an attention module: by its own word, or by its place among its like."""
@@ -130,13 +130,15 @@ class _Session:
             self.numbers.update({id(part): number for number, part in enumerate(like)})
         return self.numbers[id(module)]
 
-    def hear(self, module: nn.Module, heard: Attention) -> Tensor:
+    def on_traced(self, module: nn.Module, traced: Attention) -> Tensor:
         """Answer a module outside the interface, whose steps have been followed."""
         kind, layer = self.place(module)
-        known = to_call.fields(heard, module)
-        return self.answer(Call(layer=layer, module=module, softcap=None, kind=kind, **known))
+        known = to_call.fields(traced, module)
+        return self.dispatch(
+            AttentionCall(layer=layer, module=module, softcap=None, kind=kind, **known)
+        )
 
-    def answer(self, call: Call) -> Tensor:
+    def dispatch(self, call: AttentionCall) -> Tensor:
         """Hand a call to the receiver, or compute it as it is where another kind is chosen."""
         chosen = call.kind == self.attention
         return self.receive(call) if chosen else call.attend(Request(stats=()))["z"]
@@ -148,7 +150,7 @@ _lock = threading.RLock()
 
 
 @contextmanager
-def installed(model: Model, receive: Receiver) -> Iterator[None]:
+def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
     """Run a model's attention through `receive`, and put everything back afterwards.
 
     Inside, every attention layer calls ``receive(call)``, which returns the heads' outputs
@@ -166,15 +168,15 @@ def installed(model: Model, receive: Receiver) -> Iterator[None]:
         if model.bridge is not None:
             stack.enter_context(unwrapped(model.bridge))
         stack.enter_context(using(model.module, NAME))
-        places = None if model.attention == SELF else Places(model.module)
-        if places is not None:
-            stack.enter_context(places.watching())
+        index = None if model.attention == SELF else AttentionIndex(model.module)
+        if index is not None:
+            stack.enter_context(index.track_cross_attention())
         outside = not follows(model.module)
-        session = _Session(receive, model.module, model.attention, places, outside)
+        session = _Session(receive, model.module, model.attention, index, outside)
         token = _session.set(session)
         stack.callback(_session.reset, token)
         if session.outside:
-            stack.enter_context(listening(model.module, session.hear))
+            stack.enter_context(listening(model.module, session.on_traced))
         yield
 
 
@@ -202,7 +204,7 @@ def _attend(
     place = session.place(module)
     call = _read(module, place, query, key, value, attention_mask, fields)
     _compare_with_masks(call, session.masks)
-    z = session.answer(call)
+    z = session.dispatch(call)
     return z.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -214,7 +216,7 @@ def _read(
     value: Tensor,
     mask: Tensor | None,
     fields: dict[str, Any],
-) -> Call:
+) -> AttentionCall:
     where, (kind, layer) = type(module).__name__, place
     if fields.pop("dropout", 0.0):
         raise InvalidInput(f"dropout: {where} asks for dropout; call model.eval() first")
@@ -237,7 +239,7 @@ def _read(
             f"attention_mask: {where} (layer {layer}) passes a mask with {mask.ndim} dims; only "
             "a mask over the keys (batch, key) is known"
         )
-    return Call(
+    return AttentionCall(
         layer=layer,
         module=module,
         query=query,
@@ -300,7 +302,7 @@ def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool,
     )
 
 
-def _compare_with_masks(call: Call, masks: set[tuple[bool, int | None]]) -> None:
+def _compare_with_masks(call: AttentionCall, masks: set[tuple[bool, int | None]]) -> None:
     """Refuse a layer whose flags do not describe any mask that the model has built."""
     if call.kind == "cross":
         if call.causal or call.window is not None:

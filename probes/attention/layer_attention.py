@@ -21,7 +21,7 @@ from headscope.kernels.api import (
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import Reader
 from headscope.probes.attention.forward import call as call_model
-from headscope.probes.attention.interface import Call, installed
+from headscope.probes.attention.interface import AttentionCall, intercept_attention
 from headscope.probes.interventions.base import Edit
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ POOLED = ("pooled_mean", "pooled_max")
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that has done its work
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: AttentionCall) -> None:
         super().__init__()
         self.call = call
 
@@ -49,7 +49,7 @@ class Layer:
         What edits change inside the layer, or None.
     """
 
-    call: Call
+    call: AttentionCall
     edits: WeightEdits | None
 
     def weights(
@@ -92,7 +92,9 @@ class Layer:
 
 
 @torch.no_grad()
-def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = ()) -> Layer:
+def run_until_layer(
+    model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = ()
+) -> Layer:
     """Run a model on one prompt up to one layer, and stop there.
 
     Parameters
@@ -132,13 +134,13 @@ def reach(model: Model, ids: Sequence[int], layer: int, edits: Sequence[Edit] = 
         edit.check(model.geometry)
     reader = Reader(Request(stats=()), edits)
 
-    def receive(call: Call) -> Tensor:
+    def receive(call: AttentionCall) -> Tensor:
         if call.layer == layer:
             raise _Reached(call)
         return reader(call)
 
     try:
-        with installed(model, receive):
+        with intercept_attention(model, receive):
             call_model(model, torch.tensor([list(ids)]), head=False)
     except _Reached as reached:
         # Weights need no values, which are as large as the keys.

@@ -13,7 +13,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError, InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import PLAIN, Reader, call, paired, run
 from headscope.probes.attention.implementation import using
-from headscope.probes.attention.interface import NAME, Call, follows, installed
+from headscope.probes.attention.interface import NAME, AttentionCall, follows, intercept_attention
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models import vision
 from headscope.probes.models.bridge import unwrapped
@@ -56,10 +56,10 @@ def inspect(model: Model) -> Model:
     """
     _refuse_unfit(model)
     ids = prompt(model)
-    calls: list[Call] = []
+    calls: list[AttentionCall] = []
     found: dict[int, dict[str, Tensor]] = {}
 
-    def take(asked: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def take(asked: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         calls.append(asked)
         found[asked.layer] = {name: outputs[name][0].double().cpu() for name in STATISTICS}
 
@@ -131,7 +131,7 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
     causal: list[bool] = []
     crossed = model.attention == "cross"
 
-    def measure(asked: Call) -> Tensor:
+    def measure(asked: AttentionCall) -> Tensor:
         heads, size = asked.query.shape[1], asked.query.shape[3]
         kv_heads, value_size = asked.value.shape[1], asked.value.shape[3]
         if asked.layer in shapes:
@@ -143,7 +143,7 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
         return asked.query.new_zeros(*asked.query.shape[:3], value_size)
 
     try:
-        with installed(model, measure):
+        with intercept_attention(model, measure):
             call(model, ids, head=False)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # Code outside the interface may ask a mask or scores for anything.
@@ -180,7 +180,7 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
     return replace(shapes[layers[0]], layers=total, without=without, causal=all(causal))
 
 
-def _eager(model: Model, ids: Ids, calls: list[Call]) -> tuple[Tensor, list[Tensor]]:
+def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, list[Tensor]]:
     """Run the model's own eager attention and keep the weights that each layer returns."""
     if model.attention != SELF:
         # Its own lists, which say what is an encoder's, a decoder's and across the two.
@@ -254,7 +254,7 @@ def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -
 
 
 def _compare_statistics(
-    model: Model, asked: Call, found: dict[str, Tensor], weights: Tensor, tolerance: float
+    model: Model, asked: AttentionCall, found: dict[str, Tensor], weights: Tensor, tolerance: float
 ) -> None:
     # Not weights > 0: a key that is seen may have a weight that rounds to zero.
     query, key = (torch.arange(size) for size in weights.shape[-2:])

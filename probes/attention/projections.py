@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
 from headscope.probes.attention.forward import Reader, run
-from headscope.probes.attention.interface import Call
+from headscope.probes.attention.interface import AttentionCall
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -127,7 +127,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     if unknown:
         raise InvalidInput(f"parts: no {unknown[0]!r}; choose from {', '.join(PARTS)}")
     flow: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    calls: dict[int, Call] = {}
+    calls: dict[int, AttentionCall] = {}
     outputs: dict[int, Tensor] = {}
 
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         flow[module] = (given[0].detach(), made)
         return made
 
-    def take(call: Call, found: dict[str, Tensor], z: Tensor) -> None:
+    def take(call: AttentionCall, found: dict[str, Tensor], z: Tensor) -> None:
         calls[call.layer], outputs[call.layer] = call, z
 
     handles = [

@@ -23,7 +23,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable, UnsupportedModel
 from headscope.probes.attention import projections as weights
 from headscope.probes.attention.forward import Reader, run
-from headscope.probes.attention.interface import Call
+from headscope.probes.attention.interface import AttentionCall
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -122,7 +122,7 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
             made[key] = projections[key].apply(numbers)[0].transpose(0, 1)
         return numbers.to(result)
 
-    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         for part, vectors in (("q", call.query), ("k", call.key)):
             arrived[call.layer, part] = vectors[0].detach().double().cpu()
 

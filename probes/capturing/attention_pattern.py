@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
+from headscope.probes.attention.layer_attention import run_until_layer
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import Prompts
 
@@ -148,8 +149,10 @@ def _from_kept(capture: xr.Dataset, one: Callable[[str], Any], rows: Any, column
     if not np.isnan(softcap):
         logits = softcap * np.tanh(logits / softcap)
     if "position_bias" in capture.coords:
-        reach = capture.sizes["relative"] // 2
-        logits += one("position_bias")[columns[None, :] - rows[:, None] + reach].astype(np.float64)
+        farthest = capture.sizes["relative"] // 2
+        logits += one("position_bias")[columns[None, :] - rows[:, None] + farthest].astype(
+            np.float64
+        )
     if "alibi_slope" in capture.coords:
         logits -= float(one("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
     weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
@@ -171,10 +174,8 @@ def _from_model(
     columns: Any,
 ) -> Any:
     """Run the model up to the layer, and cut the window from there."""
-    from headscope.probes.attention.layer_attention import reach
-
     ids = [int(token) for token in one("token_id")[: int(one("length"))]]
-    found = reach(model, ids, int(one("layer")), edits)
+    found = run_until_layer(model, ids, int(one("layer")), edits)
     weights = found.weights(int(one("head")), np.sort(rows), np.sort(columns))
     # A slice may run backwards.
     return weights[np.ix_(rows.argsort().argsort(), columns.argsort().argsort())]

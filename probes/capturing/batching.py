@@ -17,7 +17,7 @@ from headscope.probes.attention.load_check import STATISTICS, prompt
 from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
-    from headscope.probes.attention.interface import Call
+    from headscope.probes.attention.interface import AttentionCall
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.prompt_batch import Prompts
 
@@ -92,7 +92,7 @@ def _numbers(model: Model, prompts: Sequence[Sequence[int]], length: int) -> lis
     """Run prompts together; hidden states and statistics of the first."""
     found: list[Tensor] = []
 
-    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         found.extend(outputs[name][0, :, :length].double().cpu() for name in STATISTICS)
 
     ids, mask = pad(model, prompts)

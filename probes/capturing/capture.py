@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from headscope.kernels import statistics
-from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.capturing.memory_estimate import Plan, estimate_memory
+from headscope.probes.capturing.options import resolve_options
+from headscope.probes.capturing.recorder import Recorder
 from headscope.probes.models.loading import load_model
-from headscope.probes.models.model import Model
-from headscope.probes.prompts.prompt_batch import Prompts
 from headscope.probes.prompts.reading import read
+from headscope.probes.storage import dataset_file, incremental
 
 if TYPE_CHECKING:
     from headscope.probes.capturing import spans as spans_module
     from headscope.probes.capturing import targets as targets_module
-    from headscope.probes.capturing.recorder import Recording
     from headscope.probes.interventions.base import Edit
     from headscope.probes.prompts import reading as prompts_module
-
-DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")
-KEEP = ("q", "k", "v", "z", "resid")
-TILES = 64
-
-CONVENTION = (
-    "weights are the softmax over the keys a query can see, position 0 is the first token "
-    "(<bos> where there is one), NaN beyond the length of a prompt"
-)
 
 
 def capture(
@@ -161,161 +150,115 @@ def capture(
     >>> capture(model, [[0, 5, 6, 5]], stats=("entropy",))["entropy"].dims
     ('prompt', 'layer', 'head', 'query')
     """
-    # Before anything else has a name here.
-    recording = compose(dict(locals()))
-    from headscope.probes.capturing.cost import weigh
-
-    if out is not None:
-        return _to_file(recording, Path(out), batch_tokens, overwrite, progress)
-    recording.prepare()
-    planned = weigh(recording, batch_tokens, streamed=False)
-    planned.check()
-    recording.allocate()
-    recording.record(planned.batch_tokens, progress)
-    dataset = recording.dataset()
-    dataset.attrs.update(provenance(recording.model, recording.prompts, recording, recording.edits))
-    return dataset
-
-
-def compose(asked: Mapping[str, Any]) -> Recording:
-    """Turn the arguments of `capture` into a recording, not yet prepared."""
-    from headscope.probes.capturing.recorder import Recording
-
-    known = load_model(asked["model"])
-    stats = fitting(DEFAULT, known) if asked["stats"] is None else asked["stats"]
-    wanted, kept = _names(stats, asked["keep"], known)
-    given = read(known, asked["prompts"])
-    tile, clip = asked["tile"], asked["clip"]
-    if tile is None:
-        tile = 16
-        while max(given.longest) > TILES * tile:
-            tile *= 2
-    return Recording(
-        model=known,
-        prompts=given,
-        stats=wanted,
-        keep=kept,
-        edits=tuple(asked["edits"]),
-        first=int(asked["first"]),
-        offsets=tuple(int(one) for one in asked["offsets"]),
-        targets=asked["targets"],
-        tile=int(tile),
-        clip=None if clip is None else int(clip),
-        recent=int(asked["recent"]),
-        share=float(asked["share"]),
-        k=int(asked["k"]),
-        horizon=(int(asked["horizon"][0]), int(asked["horizon"][1])),
-        last=int(asked["last"]),
-        spans=asked["spans"],
-        bins=None if asked["bins"] is None else int(asked["bins"]),
+    if out is not None and Path(out).exists() and not overwrite:
+        raise InvalidInput(f"out: {out} exists; choose another file, or overwrite=True")
+    recorder = _recorder(
+        model,
+        prompts,
+        stats,
+        keep,
+        edits,
+        first=first,
+        offsets=offsets,
+        targets=targets,
+        tile=tile,
+        clip=clip,
+        recent=recent,
+        spans=spans,
+        share=share,
+        k=k,
+        horizon=horizon,
+        last=last,
+        bins=bins,
     )
+    if out is not None:
+        return _to_file(recorder, Path(out), batch_tokens, overwrite, progress)
+    planned = estimate_memory(recorder, batch_tokens, streamed=False)
+    planned.check()
+    recorder.writer.allocate()
+    recorder.record(planned.batch_tokens, progress)
+    return recorder.dataset()
+
+
+def plan(
+    model: Any,
+    prompts: prompts_module.Given,
+    stats: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    edits: Sequence[Edit] = (),
+    *,
+    batch_tokens: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Plan:
+    """Estimate the memory and disk space of a capture without running it.
+
+    Parameters
+    ----------
+    model, prompts, stats, keep, edits, batch_tokens, out, options
+        As `capture`.
+
+    Returns
+    -------
+    The bytes; as text, a table.
+
+    Raises
+    ------
+    HeadscopeError
+        As `capture`, except for what does not fit into memory.
+
+    Examples
+    --------
+    >>> from headscope.probes import load_model
+    >>> needed = plan(load_model("headscope/bundled"), [list(range(100))], out="big.safetensors")
+    >>> needed.streamed, needed.fits()
+    (True, True)
+    """
+    for name in ("overwrite", "progress"):  # of no weight for the memory
+        options.pop(name, None)
+    recorder = _recorder(model, prompts, stats, keep, edits, **options)
+    return estimate_memory(recorder, batch_tokens, streamed=out is not None)
+
+
+def _recorder(
+    model: Any,
+    prompts: prompts_module.Given,
+    stats: Sequence[str] | None,
+    keep: Sequence[str],
+    edits: Sequence[Edit],
+    **options: Any,
+) -> Recorder:
+    """Load the model, read the prompts and resolve the options."""
+    loaded = load_model(model)
+    batch = read(loaded, prompts)
+    longest = max(batch.longest)
+    resolved = resolve_options(loaded, longest, stats, keep, edits, **options)
+    return Recorder(loaded, batch, resolved)
 
 
 def _to_file(
-    recording: Recording,
+    recorder: Recorder,
     out: Path,
     batch_tokens: int | None,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
 ) -> xr.Dataset:
     """Fill a file batch by batch, or what an earlier run has left to fill."""
-    from headscope.probes.capturing.cost import weigh
-    from headscope.probes.storage import dataset_file, incremental
-
-    if out.exists() and not overwrite:
-        raise InvalidInput(f"out: {out} exists; choose another file, or overwrite=True")
-    recording.prepare()
     if batch_tokens is None and not overwrite:
         # What is there was made in batches of one size, whatever memory is free today.
         batch_tokens = incremental.begun(out).get("batch_tokens")
-    planned = weigh(recording, batch_tokens, streamed=True)
+    planned = estimate_memory(recorder, batch_tokens, streamed=True)
     planned.check()
-    recording.lay_out()
-    skeleton = recording.dataset()
-    skeleton.attrs.update(
-        provenance(recording.model, recording.prompts, recording, recording.edits)
-    )
+    recorder.scan_layers()
+    recorder.writer.stand_in()
+    skeleton = recorder.dataset()
     skeleton.attrs["batch_tokens"] = planned.batch_tokens
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"out: {out.parent} cannot be written: {error.strerror}") from error
-    growing = incremental.begin(
-        out, skeleton, recording.shapes, recording.marks(), replace=overwrite
-    )
-    recording.record(planned.batch_tokens, progress, growing)
-    growing.finish()
+    digest = recorder.targets_digest()
+    stream = incremental.begin(out, skeleton, recorder.writer.shapes, digest, replace=overwrite)
+    recorder.record(planned.batch_tokens, progress, stream)
+    stream.finish()
     return dataset_file.load(out, mapped=True)
-
-
-def fitting(stats: Sequence[str], model: Model) -> tuple[str, ...]:
-    """Leave out the statistics that the attention of a model does not have.
-
-    Examples
-    --------
-    >>> fitting(("distance", "entropy"), load_model("headscope/bundled"))
-    ('distance', 'entropy')
-    """
-    crossed = model.geometry.crossed
-    return tuple(one for one in stats if not (crossed and statistics.load(one).positional))
-
-
-def _names(
-    stats: Sequence[str], keep: Sequence[str], model: Model
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if isinstance(stats, str) or isinstance(keep, str):
-        raise InvalidInput("stats, keep: give a tuple of names, such as ('entropy',)")
-    stats = tuple(map(statistics.resolve, stats))
-    known = statistics.names()
-    for name in stats:
-        if name not in known:
-            raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
-        if name not in fitting((name,), model):
-            raise NotApplicable(
-                f"stats: {name} compares the places of query and key, which are tokens of two "
-                "texts in cross-attention; choose others"
-            )
-    for name in keep:
-        if name not in KEEP:
-            raise InvalidInput(f"keep: no activation {name!r}; choose from {', '.join(KEEP)}")
-    kept = [name for name in KEEP if name in keep or (name == "z" and "z" in stats)]
-    # A pattern is recomputed from the three of them, so none is kept in vain.
-    implied = ("lse",) if {"q", "k"} <= set(kept) else ()
-    wanted = tuple(dict.fromkeys(name for name in (*stats, *implied) if name != "z"))
-    return wanted, tuple(kept)
-
-
-def provenance(
-    model: Model,
-    prompts: Prompts,
-    recording: Recording,
-    edits: Sequence[Edit],
-) -> dict[str, Any]:
-    """Say where a recording comes from, for its attrs."""
-    return {
-        "model": model.name,
-        "revision": model.revision,
-        "architecture": model.architecture,
-        "attention": model.attention,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "task": prompts.task,
-        "seed": prompts.seed,
-        "n_prompts": len(prompts.ids),
-        "prompts_sha256": prompts.digest(),
-        "stats": list(recording.stats),
-        "first": recording.first,
-        "tile": recording.tile,
-        "clip": "" if recording.clip is None else recording.clip,
-        "recent": recording.recent,
-        "share": recording.share,
-        "k": recording.k,
-        "horizon": list(recording.horizon),
-        "last": recording.last,
-        "edits": json.dumps([edit.describe() for edit in edits]) if edits else "",
-        "reweighted": recording.reweighted,
-        "bins": "" if recording.bins is None else recording.bins,
-        "bin_width": recording.width,
-        "padding": recording.padding,
-        "convention": CONVENTION,
-        "headscope": version("headscope"),
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headscope.kernels import statistics
-from headscope.kernels.api import Request
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.attention.forward import Reader
-from headscope.probes.attention.interface import Call, installed
-from headscope.probes.capturing.capture import provenance
-from headscope.probes.capturing.recorder import Recording
+from headscope.probes.attention.interface import AttentionCall, intercept_attention
+from headscope.probes.capturing.options import CaptureOptions, resolve_options
+from headscope.probes.capturing.recorder import Recorder
 from headscope.probes.models.loading import load_model
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import Prompts
@@ -103,67 +102,50 @@ def generate(
     >>> found["entropy"].sizes["query"], int(found["generated"].sum())
     (7, 3)
     """
-    known = load_model(model)
-    if known.attention != "self":
+    loaded = load_model(model)
+    if loaded.attention != "self":
         raise NotApplicable(
-            f"model: {known.name} has an encoder and a decoder; use capture with a Pair"
+            f"model: {loaded.name} has an encoder and a decoder; use capture with a Pair"
         )
-    wanted = _names(stats)
-    given = read(known, prompts)
-    _refuse_unfit(known, given, new_tokens, prefix)
+    names = _names(stats)
+    batch = read(loaded, prompts)
+    _refuse_unfit(loaded, batch, new_tokens, prefix)
     for edit in edits:
-        edit.check(known.geometry)
-
-    def request(spans: Tensor | None) -> Request:
-        return Request(
-            stats=wanted,
-            first=int(first),
-            offsets=tuple(int(one) for one in offsets),
-            clip=None if clip is None else int(clip),
-            recent=int(recent),
-            spans=spans,
-            share=float(share),
-            k=int(k),
-        )
-
+        edit.check(loaded.geometry)
+    resolved = resolve_options(
+        loaded,
+        1,
+        names,
+        (),
+        edits,
+        first=first,
+        offsets=offsets,
+        clip=clip,
+        recent=recent,
+        share=share,
+        k=k,
+    )
     settings = {"do_sample": sample, "max_new_tokens": int(new_tokens), **(options or {})}
     runs = []
-    for done, ids in enumerate(given.ids):
-        runs.append(Steps(request, len(ids) - prefix, tuple(edits)).run(known, ids, settings, seed))
+    for done, ids in enumerate(batch.ids):
+        runs.append(Steps(resolved, len(ids) - prefix).run(loaded, ids, settings, seed))
         if progress is not None:
-            progress(done + 1, len(given.ids))
-    finished = Prompts(tuple(one.ids for one in runs), given.task, given.seed)
-    recording = Recording(
-        model=known,
-        prompts=finished,
-        stats=wanted,
-        keep=(),
-        edits=tuple(edits),
-        first=int(first),
-        offsets=tuple(int(one) for one in offsets),
-        targets=None,
-        tile=16,
-        clip=clip,
-        recent=int(recent),
-        share=float(share),
-        k=int(k),
-        horizon=(1, 64),
-        last=64,
-        spans=_spans(runs),
-    )
-    recording.allocate()
-    for row, one in enumerate(runs):
-        for call in one.layers.values():
-            recording.note(call)
-        for name in wanted:
-            recording.arrays[name][row] = one.joined(name, recording.arrays[name].shape[1:])
-    dataset = recording.dataset()
-    dataset.attrs.update(provenance(known, finished, recording, edits))
+            progress(done + 1, len(batch.ids))
+    finished = Prompts(tuple(steps.ids for steps in runs), batch.task, batch.seed)
+    recorder = Recorder(loaded, finished, replace(resolved, spans=_spans(runs)))
+    recorder.writer.allocate()
+    for row, steps in enumerate(runs):
+        for call in steps.layers.values():
+            recorder.layers.note(call)
+        for name in names:
+            array = recorder.writer.arrays[name]
+            array[row] = steps.joined(name, array.shape[1:])
+    dataset = recorder.dataset()
     dataset.attrs.update(sample=bool(sample), sampling_seed=int(seed))
     position = xr.DataArray(np.arange(dataset.sizes["query"]), dims="query")
-    starts = xr.DataArray([len(ids) for ids in given.ids], dims="prompt")
-    written = (position >= starts) & (position < dataset["length"])
-    return dataset.assign_coords(generated=written.transpose("prompt", "query"))
+    starts = xr.DataArray([len(ids) for ids in batch.ids], dims="prompt")
+    generated = (position >= starts) & (position < dataset["length"])
+    return dataset.assign_coords(generated=generated.transpose("prompt", "query"))
 
 
 @dataclass
@@ -172,20 +154,17 @@ class Steps:
 
     Parameters
     ----------
-    request
-        Makes the request for a step, from the span of every key.
+    options
+        Statistics and edits.
     start
         Tokens of the prompt before the answer begins.
-    edits
-        Edits on the heads.
     """
 
-    request: Callable[[Tensor | None], Request]
+    options: CaptureOptions
     start: int
-    edits: tuple[Edit, ...]
     ids: tuple[int, ...] = ()
-    layers: dict[int, Call] = field(default_factory=dict)
-    rows: list[tuple[Call, dict[str, Array]]] = field(default_factory=list)
+    layers: dict[int, AttentionCall] = field(default_factory=dict)
+    rows: list[tuple[AttentionCall, dict[str, Array]]] = field(default_factory=list)
 
     def run(
         self, model: Model, ids: Sequence[int], settings: Mapping[str, Any], seed: int
@@ -198,7 +177,7 @@ class Steps:
         given = torch.tensor([list(ids)], device=model.device)
         ends = module.generation_config.eos_token_id
         filler = ends[0] if isinstance(ends, list) else ends
-        with torch.no_grad(), torch.random.fork_rng(), installed(model, self.attend):
+        with torch.no_grad(), torch.random.fork_rng(), intercept_attention(model, self.attend):
             torch.manual_seed(seed)
             written = module.generate(
                 given,
@@ -212,16 +191,17 @@ class Steps:
         self.ids = tuple(written[0].tolist())
         return self
 
-    def attend(self, call: Call) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
         """Answer one layer at one step, and keep its rows."""
         keys = call.key.shape[2]
         spans = (torch.arange(keys) >= self.start).long()[None]
-        return Reader(self.request(spans), self.edits, self._take)(call)
+        request = self.options.request_for(None, spans)
+        return Reader(request, self.options.edits, self._take)(call)
 
-    def _take(self, call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def _take(self, call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         self.layers[call.layer] = call
-        found = {name: values[0].float().cpu().numpy() for name, values in outputs.items()}
-        self.rows.append((call, {name: found[name] for name in found if name != "z"}))
+        stats = [name for name in outputs if name != "z"]
+        self.rows.append((call, {name: outputs[name][0].float().cpu().numpy() for name in stats}))
 
     def joined(self, name: str, shape: tuple[int, ...]) -> Array:
         """Join the rows of all steps: (layer, head, *dims of the statistic)."""
@@ -230,8 +210,8 @@ class Steps:
         length, by_query = len(self.ids), statistics.load(name).by_query
         total = np.zeros(shape, dtype=np.float64)
         count = np.zeros((shape[0], 1, shape[2]))
-        for call, found in self.rows:
-            values, stop = found[name], call.key.shape[2]
+        for call, row in self.rows:
+            values, stop = row[name], call.key.shape[2]
             if by_query:
                 rows = joined[call.layer, :, stop - values.shape[1] : stop]
                 if rows.ndim > 2:
@@ -248,13 +228,13 @@ class Steps:
         if name == "pattern":
             joined[:, :, :, length:] = np.nan
         if name == "distance_hist":
-            bins = statistics.load(name).labels["bin"](Request(stats=()), length)
+            bins = statistics.load(name).labels["bin"](self.options.request, length)
             joined[..., len(bins) :] = np.nan
         return joined
 
 
-def _seers(call: Call) -> npt.NDArray[np.float64]:
-    """Count the queries of one step that see each key."""
+def _seers(call: AttentionCall) -> npt.NDArray[np.float64]:
+    """Count the queries of one step whose weights reach each key."""
     variant = call.variant()
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
     counted: npt.NDArray[np.float64] = visibility.query_counts[0].cpu().double().numpy()
@@ -263,8 +243,8 @@ def _seers(call: Call) -> npt.NDArray[np.float64]:
 
 def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
     return {
-        "prompt": [list(range(one.start)) for one in runs],
-        "generated": [list(range(one.start, len(one.ids))) for one in runs],
+        "prompt": [list(range(steps.start)) for steps in runs],
+        "generated": [list(range(steps.start, len(steps.ids))) for steps in runs],
     }
 
 
@@ -273,8 +253,8 @@ def _names(stats: Sequence[str]) -> tuple[str, ...]:
         raise InvalidInput("stats: give a tuple of names, such as ('entropy',)")
     stats = tuple(map(statistics.resolve, stats))
     for name in stats:
-        one = statistics.load(name)
-        if name in ("z", "target_mass") or not (one.by_query or name == "received"):
+        by_query = statistics.load(name).by_query
+        if name in ("z", "target_mass") or not (by_query or name == "received"):
             raise NotApplicable(
                 f"stats: {name} needs the whole text at once; generate first, then "
                 "capture(model, [ids], ...) of the finished text"

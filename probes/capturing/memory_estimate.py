@@ -1,26 +1,41 @@
-"""Plan: the bytes that a capture needs, known before it runs."""
+"""Estimate the memory of a capture before it runs, and choose its batch size.
+
+What a token costs in the model is measured on the model itself, in two short passes; the rest is
+counted from the shapes.
+"""
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from headscope.kernels import statistics
+from headscope.kernels.api import AttentionSpec, Request, memory
+from headscope.kernels.api import estimate_memory as estimate_attention_memory
 from headscope.kernels.errors import ResourceLimit
+from headscope.probes.capturing.memory_measurement import panel_element_bytes, token_costs
 
 if TYPE_CHECKING:
-    from headscope.probes.interventions.base import Edit
-    from headscope.probes.prompts import reading as prompts_module
+    from headscope.probes.capturing.recorder import Recorder
 
-
+BATCH_TOKENS = 8192
+"""Tokens of a forward pass where memory allows and nobody says otherwise."""
+SHARE = 0.8
+"""Share of the available memory that a batch size chosen here may need."""
+TOKEN_BYTES = 80
+"""Bytes that the names of a token take, as text and as a coordinate."""
 SLACK = 3 << 24
 """Bytes that the allocator keeps of what was freed; measured, between 10 and 120 MB."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a capture needs, in bytes.
+    """Bytes that a capture needs.
 
     Attributes
     ----------
@@ -92,7 +107,7 @@ class Plan:
         return self.statistics + self.kept + self.names if self.streamed else 0
 
     def fits(self, share: float = 1.0) -> bool:
-        """Tell whether a share of what is available is enough."""
+        """Whether a share of the available memory is enough."""
         return (
             self.memory <= share * self.available
             and self.device_memory <= share * self.device_available
@@ -109,21 +124,22 @@ class Plan:
         arrays = self.statistics + self.kept
         if not self.streamed and self.memory > self.available and arrays > self.passing:
             raise ResourceLimit(
-                f"memory: {size(arrays)} of statistics and kept activations and "
-                f"{size(self.passing)} of a forward pass, but {size(self.available)} are "
-                "available; write to a file with out=FILE, or ask for fewer statistics, kept "
-                "activations or prompts, or for bins=N"
+                f"memory: {format_bytes(arrays)} of statistics and kept activations and "
+                f"{format_bytes(self.passing)} of a forward pass, but "
+                f"{format_bytes(self.available)} are available; write to a file with out=FILE, or "
+                "ask for fewer statistics, kept activations or prompts, or for bins=N"
             )
         if not self.fits():
             there = self.available if self.device == "cpu" else self.device_available
             raise ResourceLimit(
                 f"memory: a forward pass of {self.batch_tokens} tokens needs "
-                f"{size(max(self.memory, self.device_memory))} beyond the model, but {size(there)} "
-                "are available; give fewer batch_tokens, shorter prompts, or fewer statistics"
+                f"{format_bytes(max(self.memory, self.device_memory))} beyond the model, but "
+                f"{format_bytes(there)} are available; give fewer batch_tokens, shorter prompts, "
+                "or fewer statistics"
             )
 
     def __str__(self) -> str:
-        """Lay the numbers out as a table."""
+        """Format the numbers as a table."""
         prompts, longest, layers, heads = self.shape
         place = "on disk" if self.streamed else "in memory"
         rows = [
@@ -134,70 +150,126 @@ class Plan:
             ("kept activations", self.kept, place),
             ("names of tokens", self.names, place),
             ("kept by the allocator", SLACK, "about"),
-            ("peak beyond the model", self.memory, f"{size(self.available)} available"),
+            ("peak beyond the model", self.memory, f"{format_bytes(self.available)} available"),
         ]
         if self.device != "cpu":
-            there = f"{size(self.device_available)} available"
+            there = f"{format_bytes(self.device_available)} available"
             rows.append((f"peak on {self.device}", self.device_memory, there))
         if self.streamed:
             rows.append(("file", self.disk, ""))
         title = f"{prompts} prompts of up to {longest} tokens, {layers} layers × {heads} heads"
         return "\n".join(
-            [title, *(f"{name:24}{size(number):>10}  {note}" for name, number, note in rows)]
+            [
+                title,
+                *(f"{name:24}{format_bytes(number):>10}  {note}" for name, number, note in rows),
+            ]
         )
 
 
-def plan(
-    model: Any,
-    prompts: prompts_module.Given,
-    stats: Sequence[str] | None = None,
-    keep: Sequence[str] = (),
-    edits: Sequence[Edit] = (),
-    **options: Any,
-) -> Plan:
-    """Say what a capture would need, without running it.
+def estimate_memory(recorder: Recorder, batch_tokens: int | None, *, streamed: bool) -> Plan:
+    """Estimate the memory of a capture, and choose the batch size where none is given.
 
-    Parameters
-    ----------
-    model, prompts, stats, keep, edits, options
-        As `capture`.
-
-    Returns
-    -------
-    The bytes; as text, a table.
-
-    Raises
-    ------
-    HeadscopeError
-        As `capture`, except for what does not fit into memory.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> needed = plan(load_model("headscope/bundled"), [list(range(100))], out="big.safetensors")
-    >>> needed.streamed, needed.fits()
-    (True, True)
+    The largest that needs at most 80 % of the available memory, 8192 tokens at most; the longest
+    prompt where none does.
     """
-    from headscope.probes.capturing.capture import capture, compose
-    from headscope.probes.capturing.cost import weigh
+    if batch_tokens is not None:
+        return _estimate(recorder, int(batch_tokens), streamed)
+    longest = max(_tokens(recorder, row) for row in range(len(recorder.prompts.ids)))
+    tokens = BATCH_TOKENS
+    while True:
+        plan = _estimate(recorder, tokens, streamed)
+        if plan.fits(SHARE) or tokens <= longest:
+            return plan
+        tokens = max(tokens // 2, longest)
 
-    given = {} if stats is None else {"stats": stats}
-    bound = inspect.signature(capture).bind(
-        model, prompts, keep=keep, edits=edits, **given, **options
+
+def _estimate(recorder: Recorder, batch_tokens: int, streamed: bool) -> Plan:
+    """Estimate the memory of a capture in batches of one size."""
+    model, ids, writer = recorder.model, recorder.prompts.ids, recorder.writer
+    costs = token_costs(model, recorder.prompts)
+    elements = {name: math.prod(shape[1:]) for name, shape in writer.shapes.items()}
+    forward = attention = written = 0
+    for rows in _largest_batches(recorder, batch_tokens):
+        tokens = len(rows) * max(_tokens(recorder, row) for row in rows)
+        forward = max(forward, costs.base + costs.peak * tokens)
+        held = costs.base + costs.held * tokens
+        attention = max(attention, held + _layer_bytes(recorder, rows))
+        if streamed:
+            written = max(written, 4 * len(rows) * sum(elements.values()))
+    kept = sum(4 * len(ids) * elements[name] for name in recorder.options.keep)
+    device = model.device
+    on_device = device.type == "cuda"
+    return Plan(
+        weights=sum(part.numel() * part.element_size() for part in model.module.parameters()),
+        forward=forward,
+        attention=attention,
+        statistics=4 * len(ids) * sum(elements.values()) - kept,
+        kept=kept,
+        names=len(ids) * writer.longest * TOKEN_BYTES,
+        streamed=streamed,
+        written=written,
+        batch_tokens=batch_tokens,
+        device=str(device) if on_device else "cpu",
+        available=memory.available(),
+        device_available=torch.cuda.mem_get_info(device)[0] if on_device else 0,
+        shape=(len(ids), writer.longest, model.layers, model.heads),
     )
-    bound.apply_defaults()
-    asked = bound.arguments
-    recording = compose(asked)
-    recording.prepare()
-    return weigh(recording, asked["batch_tokens"], streamed=asked["out"] is not None)
 
 
-def size(count: int) -> str:
+def _tokens(recorder: Recorder, row: int) -> int:
+    """Count the tokens of a prompt, its source included."""
+    prompts = recorder.prompts
+    return len(prompts.ids[row]) + (len(prompts.sources[row]) if prompts.sources else 0)
+
+
+def _largest_batches(recorder: Recorder, batch_tokens: int) -> list[list[int]]:
+    """List the batches that may need most: of most tokens, and of the longest prompt."""
+    batches = recorder.batches(batch_tokens)
+    longest = [max(_tokens(recorder, row) for row in rows) for rows in batches]
+    numbers = range(len(batches))
+    most = max(numbers, key=lambda number: len(batches[number]) * longest[number])
+    return [batches[most], batches[max(numbers, key=longest.__getitem__)]]
+
+
+def _layer_bytes(recorder: Recorder, rows: Sequence[int]) -> int:
+    """Count the bytes of one layer's statistics of a batch, and of the panels they come from."""
+    geometry, options, prompts = recorder.model.geometry, recorder.options, recorder.prompts
+    count = len(rows)
+    queries = max(len(prompts.ids[row]) for row in rows)
+    keys = max(len(prompts.keys[row]) for row in rows)
+    sizes = recorder.writer.sizes(queries, keys)
+    elements = queries * geometry.value_size
+    for name in options.stats:
+        elements += math.prod(sizes[dim] for dim in statistics.load(name).dims)
+    nothing = torch.zeros(1)
+
+    def stand_in(heads: int, length: int, size: int) -> Tensor:
+        return nothing.expand(count, heads, length, size)
+
+    needed = estimate_attention_memory(
+        stand_in(geometry.heads, queries, geometry.head_size),
+        stand_in(geometry.kv_heads, keys, geometry.head_size),
+        stand_in(geometry.kv_heads, keys, geometry.value_size),
+        options.stats,
+        Request(stats=(), tile=options.request.tile, k=options.request.k),
+        AttentionSpec(causal=not prompts.crossed),
+    )
+    element = panel_element_bytes(
+        options.request_for(None, None),
+        options.stats,
+        len(recorder.target_names),
+        (geometry.head_size, geometry.value_size),
+    )
+    worker = needed.worker_bytes + needed.panel_elements * element
+    return 4 * count * geometry.heads * elements + math.ceil(needed.workers * worker)
+
+
+def format_bytes(count: int) -> str:
     """Write a number of bytes.
 
     Examples
     --------
-    >>> size(1_240_000_000), size(36_000)
+    >>> format_bytes(1_240_000_000), format_bytes(36_000)
     ('1.24 GB', '0.036 MB')
     """
     return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -1,17 +1,11 @@
-"""Edits: interventions on the heads of a model, as values that compose in the order given."""
+"""Edits: interventions on the heads of a model, as values that compose in the order given.
 
-from __future__ import annotations
+Every module of this package is imported with it, so that an edit is one class in one file.
+"""
 
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+import importlib
+import pkgutil
 
-from torch import Tensor
-
-from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.interventions.attention_weights import (
     FixPattern,
     KnockOut,
@@ -22,6 +16,7 @@ from headscope.probes.interventions.attention_weights import (
 from headscope.probes.interventions.base import Edit, Head
 from headscope.probes.interventions.block_mask import Blocks
 from headscope.probes.interventions.head_output import Ablate, Gate, Offset, Replace
+from headscope.probes.interventions.io import load, save
 from headscope.probes.interventions.named_patterns import Inject
 
 __all__ = [
@@ -42,104 +37,5 @@ __all__ = [
     "save",
 ]
 
-FORMAT = "headscope-edits-1"
-KINDS = {
-    kind.__name__: kind
-    for kind in (
-        Ablate,
-        Blocks,
-        FixPattern,
-        Gate,
-        Inject,
-        KnockOut,
-        Offset,
-        Replace,
-        ScaleKeys,
-        Temperature,
-        Window,
-    )
-}
-
-
-def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
-    """Write edits to a safetensors file, whole or not at all.
-
-    Parameters
-    ----------
-    edits
-        Edits of this module.
-    path
-        The file; its folder must exist.
-
-    Raises
-    ------
-    InvalidInput
-        For an edit of another module, or a file that cannot be written.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save((Ablate(heads=((0, 1),)),), f"{folder}/edits.safetensors")
-    ...     load(f"{folder}/edits.safetensors")
-    (Ablate(heads=((0, 1),)),)
-    """
-    from safetensors.torch import save_file
-
-    from headscope.probes.storage.dataset_file import replacing
-
-    tensors: dict[str, Tensor] = {}
-    listed: list[dict[str, Any]] = []
-    for number, edit in enumerate(edits):
-        kind = type(edit).__name__
-        if KINDS.get(kind) is not type(edit):
-            raise InvalidInput(f"edits: {kind} cannot be stored; use {', '.join(sorted(KINDS))}")
-        entry: dict[str, Any] = {"edit": kind}
-        for field in fields(edit):
-            value = getattr(edit, field.name)
-            if isinstance(value, Tensor):
-                tensors[f"{number}.{field.name}"] = value.detach().cpu().clone()
-            else:
-                entry[field.name] = value
-        listed.append(entry)
-    metadata = {"format": FORMAT, "edits": json.dumps(listed)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
-    """Read edits that `save` has written.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or holds no edits.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise InvalidInput(f"path: there is no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InvalidInput(f"path: {path} holds no edits of this version of headscope")
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        edits = []
-        for number, entry in enumerate(json.loads(metadata["edits"])):
-            kind = KINDS[entry.pop("edit")]
-            given = {name: _frozen(value) for name, value in entry.items()}
-            for name, tensor in tensors.items():
-                owner, _, field = name.partition(".")
-                if int(owner) == number:
-                    given[field] = tensor
-            edits.append(kind(**given))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, HeadscopeError):
-            raise
-        raise InvalidInput(f"path: {path} is broken ({error}); make it again") from error
-    return tuple(edits)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,23 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 
 
+KINDS: dict[str, type[Edit]] = {}
+"""The edits of this package by name, those that a file of edits may hold."""
+
+
 class Edit:
-    """What the seam asks of an edit; one that leaves a thing alone need not mention it.
+    """Base class of interventions; override only the hooks you need.
 
     An edit acts inside the attention, on its weights, or afterwards on ``z``, the output of every
     head before it is mixed into the residual stream, in the same pass that captures.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the edits of this package; of others a file could not be read back."""
+        super().__init_subclass__(**options)
+        package = __name__.rpartition(".")[0]
+        if cls.__module__.startswith(f"{package}.") and cls.__module__ != __name__:
+            KINDS[cls.__name__] = cls
 
     def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
         """Say what changes inside the attention of one layer.

@@ -81,7 +81,7 @@ def outermost(stack: nn.Module) -> nn.ModuleList:
 
 
 @dataclass
-class Places:
+class AttentionIndex:
     """The attention modules of an encoder–decoder model: which kind each is, and its layer."""
 
     module: nn.Module
@@ -94,7 +94,7 @@ class Places:
                 self.stacks.update({id(part): (side, number) for part in block.modules()})
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def track_cross_attention(self) -> Iterator[None]:
         """Note, for as long as this lasts, which calls are handed the encoder's states."""
         handles = []
         for part in self.module.modules():

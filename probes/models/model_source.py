@@ -24,7 +24,7 @@ STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)", re.IGNORECASE)
 LISTED = 24
 
 
-class Place(NamedTuple):
+class ModelSource(NamedTuple):
     """Where a model is.
 
     Attributes
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     revision: str | None = None
 
 
-def locate(source: str | os.PathLike[str]) -> Place:
+def locate(source: str | os.PathLike[str]) -> ModelSource:
     """Find the folder of a source, or its name on the hub, and which checkpoint is meant.
 
     Of a folder that holds checkpoints alone, the last is meant unless one is named.
@@ -70,14 +70,14 @@ def locate(source: str | os.PathLike[str]) -> Place:
             raise InvalidInput(f"model: there is no folder {os.fspath(source)}")
         if wanted is not None and not re.fullmatch(REVISION, wanted):
             raise InvalidInput(f"model: {wanted!r} is no revision; write NAME@REVISION")
-        return Place(name, source, revision=wanted)
+        return ModelSource(name, source, revision=wanted)
     if not (folder / "config.json").is_file():
         if name in BUNDLED:
             raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
         raise InvalidInput(f"model: the folder {name} holds no config.json, so no model")
     known = variants(folder)
     if wanted is None and (not known or _whole(folder)):
-        return Place(str(folder), name)
+        return ModelSource(str(folder), name)
     if not known:
         raise InvalidInput(
             f"model: {name} is one model, without checkpoints; leave out '@{wanted}'"
@@ -85,7 +85,7 @@ def locate(source: str | os.PathLike[str]) -> Place:
     chosen = known[-1] if wanted is None else wanted
     if chosen not in known:
         raise InvalidInput(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
-    return Place(str(folder), f"{name}@{chosen}", variant=chosen)
+    return ModelSource(str(folder), f"{name}@{chosen}", variant=chosen)
 
 
 def folder_of(source: str | os.PathLike[str]) -> Path | None:

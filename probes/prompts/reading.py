@@ -76,7 +76,8 @@ def _refuse_outside(vocabulary: int, row: int, ids: Sequence[int]) -> None:
     """Refuse an empty prompt, and token ids outside the vocabulary."""
     if not ids:
         raise InvalidInput(f"prompts: prompt {row + 1} is empty; give it at least one token")
-    if min(ids) < 0 or max(ids) >= vocabulary:
+    different = set(ids)
+    if min(different) < 0 or max(different) >= vocabulary:
         wrong = next(token for token in ids if not 0 <= token < vocabulary)
         raise InvalidInput(
             f"prompts: token id {wrong} of prompt {row + 1} is outside the vocabulary, "
@@ -116,7 +117,9 @@ def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
         _refuse_unknown(model, at, given, found)
         return found
     ids = given.tolist() if hasattr(given, "tolist") else given
-    if not isinstance(ids, Sequence) or not all(isinstance(one, int) for one in ids):
+    if not isinstance(ids, Sequence) or not all(
+        issubclass(kind, int) for kind in set(map(type, ids))
+    ):
         raise InvalidInput(
             f"prompts: prompt {at + 1} is a {type(given).__name__}; give texts or lists of token "
             "ids, one list a prompt"

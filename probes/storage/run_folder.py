@@ -22,6 +22,8 @@ CAPTURE = "capture.safetensors"
 GROWING = f".{CAPTURE}"
 """Name of the capture of a run that is not complete yet."""
 RESULTS = "results"
+# Ending of the traceback of an analysis that failed.
+ERROR = ".error.txt"
 # Written beside a run by its report, so they belong to it and go with it.
 REPORT = ("report.html", "heads.parquet", "heads.csv", "report.json")
 FORMAT = "headscope-run-1"
@@ -71,6 +73,10 @@ class Run:
         path = folder / f"{name}.safetensors"
         dataset_file.save(result, path)
         return path
+
+    def error_file(self, name: str) -> Path:
+        """Path of the traceback of an analysis that failed."""
+        return self.path / RESULTS / f"{name}{ERROR}"
 
     def results(self) -> dict[str, xr.Dataset]:
         """Read every result in the folder, by the name of its analysis, in order of name."""
@@ -211,7 +217,7 @@ def _strangers(folder: Path) -> list[Path]:
 def _clear(folder: Path) -> None:
     """Take an earlier run apart, its manifest first; only files that runs are made of."""
     old = [folder / name for name in (MANIFEST, CAPTURE, *REPORT)]
-    old += (folder / RESULTS).glob("*.safetensors")
+    old += [*(folder / RESULTS).glob("*.safetensors"), *(folder / RESULTS).glob(f"*{ERROR}")]
     for file in old:
         file.unlink(missing_ok=True)
 

@@ -11,15 +11,16 @@ from typer.testing import CliRunner
 
 from headscope.app.cli import app
 from headscope.app.dashboard import cache
-from headscope.app.pipeline import analyze_run, open_run
+from headscope.app.pipeline import analyze_run
 from headscope.kernels.errors import HeadscopeError
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
 OWN = "for naïve in ('😀', \"世界\"):\n    print(naïve)"
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of real library text and of one text of the user's own."""
     folder = tmp_path_factory.mktemp("own")
     prompts = folder / "texts.jsonl"
@@ -37,18 +38,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_texts_of_any_kind_are_captured_whole(run_folder: Path) -> None:
-    run = open_run(run_folder)
+def test_texts_of_any_kind_are_captured_whole(captured: Path) -> None:
+    run = run_folder.open(captured)
     assert run.manifest["model"] == "headscope/bundled-python"
     lengths = run.capture["length"].values.tolist()
     assert len(lengths) == 3
     assert all(140 < length <= 200 for length in lengths[:2])
 
 
-def test_analyses_run_or_say_which_words_they_lack(run_folder: Path) -> None:
+def test_analyses_run_or_say_which_words_they_lack(captured: Path) -> None:
     options = {"head_types": {"draws": 1}}
     outcome = analyze_run(
-        open_run(run_folder), ("sinks", "head_types", "retrieval"), number=4, options=options
+        run_folder.open(captured), ("sinks", "head_types", "retrieval"), number=4, options=options
     )
     assert outcome["sinks"]["sink"].shape == (6, 6)
     assert outcome["head_types"]["induction"].argmax(...)["layer"] == 5
@@ -56,9 +57,9 @@ def test_analyses_run_or_say_which_words_they_lack(run_folder: Path) -> None:
     assert "one token" in str(outcome["retrieval"])
 
 
-def test_the_dashboard_takes_any_text(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    analyze_run(open_run(run_folder), ("sinks",))
-    monkeypatch.setenv(cache.VARIABLE, str(run_folder))
+def test_the_dashboard_takes_any_text(captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    analyze_run(run_folder.open(captured), ("sinks",))
+    monkeypatch.setenv(cache.VARIABLE, str(captured))
     monkeypatch.setattr("sys.argv", ["main.py"])
     screen = AppTest.from_file(MAIN, default_timeout=60).run()
     screen.text_area(key="text").set_value(OWN).run()

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from headscope.app import cli
 from headscope.app.cli import app as commands
 from headscope.app.dashboard import cache
-from headscope.app.pipeline import analyze_run, open_model, open_run
+from headscope.app.pipeline import analyze_run, open_model
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, pattern
+from headscope.probes.storage import run_folder
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
 
@@ -39,7 +40,7 @@ def test_a_run_of_pairs_is_made_from_a_file(paired_folder: Path, tmp_path: Path)
     arguments = ["--prompts", str(prompts), "--attention", "cross", "--out", str(run)]
     result = CliRunner().invoke(commands, ["capture", str(paired_folder), *arguments])
     assert result.exit_code == 0, result.output
-    made = open_run(run)
+    made = run_folder.open(run)
     assert made.manifest["attention"] == "cross"
     assert made.prompts() == [Pair([4, 5, 6], [0, 7, 8])]
     assert made.capture["key_token"].values.tolist() == [["w1", "w2", "w3"]]
@@ -80,7 +81,7 @@ def test_what_does_not_fit_is_one_line(
 def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
     attention: str, paired_runs: Path
 ) -> None:
-    run = open_run(paired_runs / attention)
+    run = run_folder.open(paired_runs / attention)
     names = ("head_types", "importance", "rollout", "retrieval")
     outcome = analyze_run(run, names, number=2)
     for name in names:
@@ -140,7 +141,7 @@ def test_a_pair_of_ones_own_is_drawn(paired_runs: Path, monkeypatch: pytest.Monk
     figure = charts(app)["pattern_chart"]
     assert figure["layout"]["xaxis"]["ticktext"] == ["w30", "w31", "w32", "w33"]
     assert "Pair('w30 w31 w32 w33', 'w40')" in app.main.code[1].value
-    model = open_model(open_run(run))
+    model = open_model(run_folder.open(run))
     pair = Pair("w30 w31 w32 w33", "w40")
     own = pattern(capture(model, pair, stats=("lse",), keep=("q", "k")), 2, 1)
     assert own.shape == (2, 4)

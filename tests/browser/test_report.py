@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from headscope.app.pipeline import open_run
 from headscope.app.report import build
+from headscope.probes.storage import run_folder
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_figure_is_drawn_from_disk(scheme: str, demo_run: Path, tmp_path: Path) -> None:
-    path = build.write_report(open_run(demo_run), tmp_path)
+    path = build.write_report(run_folder.open(demo_run), tmp_path)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "no chromium on the path; install it to run the browser tests"
     asked: list[str] = []

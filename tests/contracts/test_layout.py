@@ -65,9 +65,6 @@ FACE = {"api", "errors", "statistics"}
 @pytest.mark.parametrize("part", [part for part in PARTS if part != "kernels"])
 def test_kernels_are_used_through_their_api(part: str) -> None:
     for path in modules(part):
-        # The benchmark compares the engines themselves.
-        if path.parent.name == "bench":
-            continue
         for name in imported(path):
             pieces = name.split(".")
             if pieces[:2] == ["headscope", "kernels"]:

@@ -24,7 +24,7 @@ def zeros(length: int, size: int = 4) -> Tensor:
     return torch.zeros(1, 1, length, size)
 
 
-@pytest.mark.seed("A1", "A6", "A7")
+@pytest.mark.requirement("A1", "A6", "A7")
 def test_uniform_causal_attention() -> None:
     length, tile = 64, 16
     values = torch.arange(float(length)).view(1, 1, length, 1)
@@ -66,7 +66,7 @@ def test_uniform_attention_in_both_directions_and_in_a_window() -> None:
     close(near["received"][0, 0, 8:24], 1 / 8)
 
 
-@pytest.mark.seed("A7")
+@pytest.mark.requirement("A7")
 def test_a_clipped_distance_counts_far_keys_as_the_clip() -> None:
     request = Request(stats=("distance", "distance_variance"), clip=2)
     result = attend(zeros(5), zeros(5), zeros(5), request)
@@ -120,7 +120,7 @@ def test_a_soft_cap_bounds_the_odds() -> None:
     assert result["max_weight"][0, 0, 1].item() == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-6)
 
 
-@pytest.mark.seed("A1")
+@pytest.mark.requirement("A1")
 def test_a_sink_head_gives_everything_to_the_first_key() -> None:
     key = zeros(64)
     key[0, 0, 0, 0] = 1.0

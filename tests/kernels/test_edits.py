@@ -29,7 +29,7 @@ def plain(inputs: Any, **options: Any) -> torch.Tensor:
     return attend_dense(inputs.q, inputs.k, inputs.v, PATTERN, AttentionSpec(**options))["pattern"]
 
 
-@pytest.mark.seed("A5")
+@pytest.mark.requirement("A5")
 def test_log_gamma_scales_a_key_and_renormalises(draw: Any) -> None:
     inputs, gamma = draw(LENGTH), torch.rand(1, 4, LENGTH) * 3
     weights = plain(inputs) * gamma[:, :, None]
@@ -39,7 +39,7 @@ def test_log_gamma_scales_a_key_and_renormalises(draw: Any) -> None:
     torch.testing.assert_close(unchanged, plain(inputs).float())
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
     inputs, gone = draw(LENGTH), 7
     bias = torch.zeros(1, 1, LENGTH)
@@ -70,7 +70,7 @@ def test_a_row_without_a_key_says_so_and_gives_nothing(draw: Any) -> None:
     assert result["z"][:, :, 1:].isfinite().all()
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw: Any) -> None:
     inputs = draw(LENGTH)
     queries = (torch.arange(LENGTH) >= 60).long().expand(2, -1)
@@ -144,7 +144,7 @@ def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], field: str) -
 SIGMOID = tuple(name for name in statistics.names() if not statistics.load(name).distribution)
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.requirement("F7")
 @pytest.mark.parametrize("options", [{}, {"window": 9}, {"causal": False}], ids=str)
 def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
@@ -161,7 +161,7 @@ def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: A
     torch.testing.assert_close(dense["pattern"][0, 0].float(), expected)
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.requirement("F7")
 @pytest.mark.parametrize("name", sorted(set(statistics.names()) - set(SIGMOID)))
 def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) -> None:
     q = torch.zeros(1, 1, 3, 2)
@@ -170,7 +170,7 @@ def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) ->
             engine(q, q, q, Request(stats=(name,)), AttentionSpec(sigmoid=True))
 
 
-@pytest.mark.seed("F7")
+@pytest.mark.requirement("F7")
 def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     inputs = draw(LENGTH)
     sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
@@ -185,7 +185,7 @@ def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
     torch.testing.assert_close(with_sinks["lse"], extra)
 
 
-@pytest.mark.seed("F6")
+@pytest.mark.requirement("F6")
 def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
     lengths = (40, 1, 49)
     stats = (
@@ -211,7 +211,7 @@ def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
         start += length
 
 
-@pytest.mark.seed("F5")
+@pytest.mark.requirement("F5")
 @pytest.mark.parametrize("window", [None, 20])
 def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw: Any) -> None:
     inputs, prefix = draw(60), 40
@@ -259,7 +259,7 @@ def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], field: st
         assert refusal.value.field == field
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any, agree: Any) -> None:
     inputs = draw(LENGTH)
     fixed = torch.rand(1, 4, LENGTH, LENGTH).tril() + torch.eye(LENGTH)

@@ -48,7 +48,7 @@ TESTED = [
 ]
 
 
-@pytest.mark.seed("F4")
+@pytest.mark.requirement("F4")
 @pytest.mark.parametrize("name", TESTED)
 def test_kernel_compiles_without_spills_and_is_no_heavier(name: str) -> None:
     case, kept = CASES[name], FIGURES[name]

@@ -136,7 +136,7 @@ def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.seed("F5")
+@pytest.mark.requirement("F5")
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_shared_kv_heads_equal_repeated_ones(kv_heads: int, draw: Any) -> None:
     inputs = draw(150, kv_heads=kv_heads)

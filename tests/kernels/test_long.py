@@ -86,12 +86,12 @@ def compare(text: Text, agree: Any, **options: Any) -> None:
         agree(name, found[name], value, logit=largest)
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 def test_16k_tokens(agree: Any) -> None:
     compare(Text(16384, TOLD), agree)
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 def test_16k_tokens_with_a_window_slopes_and_sinks(agree: Any) -> None:
     sinks, slopes = torch.tensor([1.0, 9.0]), torch.tensor([0.1, 0.001])
     compare(Text(16383, TOLD), agree, window=1000, sinks=sinks, slopes=slopes)

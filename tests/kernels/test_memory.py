@@ -59,7 +59,7 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
     (attend_dense if dense else attend)(q, k, v, request, AttentionSpec(**options))
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 @pytest.mark.parametrize("options", [{}, {"window": 64}, {"causal": False}], ids=str)
 def test_no_tensor_of_queries_by_keys(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -142,7 +142,7 @@ def strided_forth_and_back(length: int) -> None:
     attend_differentiable(q, k, v)["z"].square().sum().backward()
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 @pytest.mark.parametrize("work", [call, forth_and_back, strided_forth_and_back, attributed])
 def test_peak_memory_grows_linearly(
     work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

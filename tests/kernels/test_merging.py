@@ -55,7 +55,7 @@ SPLIT = [
 ]
 
 
-@pytest.mark.seed("F3")
+@pytest.mark.requirement("F3")
 @pytest.mark.parametrize("name", SPLIT)
 def test_key_splits_merge(name: str, draw: Any) -> None:
     length = 140
@@ -72,7 +72,7 @@ def test_key_splits_merge(name: str, draw: Any) -> None:
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.seed("F3")
+@pytest.mark.requirement("F3")
 @pytest.mark.parametrize("name", statistics.names())
 def test_query_splits_merge(name: str, draw: Any) -> None:
     length, cut = 140, 64

@@ -46,7 +46,7 @@ def place(texts: list[Tensor], spans: list[slice], poison: float) -> Tensor:
     return batch
 
 
-@pytest.mark.seed("F6")
+@pytest.mark.requirement("F6")
 @pytest.mark.parametrize("poison", [0.0, float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(

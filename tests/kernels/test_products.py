@@ -351,7 +351,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(
     torch.testing.assert_close(pushed.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 def test_16k_tokens_as_torch_in_linear_memory() -> None:
     """Forward, vectors are values of fused attention; backward, its gradient in the values."""
     length = 16384

@@ -36,7 +36,7 @@ def both(draw: Any) -> Any:
     return run
 
 
-@pytest.mark.seed("F1", "F5", "F6")
+@pytest.mark.requirement("F1", "F5", "F6")
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("statistic", statistics.names())
 def test_both_engines_agree_with_dense_float64(
@@ -131,7 +131,7 @@ def test_a_wrong_mask_is_noticed(
             agree(statistic, panels[statistic], dense[statistic])
 
 
-@pytest.mark.seed("F3")
+@pytest.mark.requirement("F3")
 @pytest.mark.parametrize("rows", [16, 48, 257])
 @pytest.mark.parametrize("elements", [1, 12_000, 1 << 30])
 @pytest.mark.parametrize("name", ["causal", "window", "padded left and right", "one KV head"])

@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.seed("F4")
+@pytest.mark.requirement("F4")
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
 def test_kernels_in_the_interpreter(name: str) -> None:
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "interpreter", FOLDER / name]

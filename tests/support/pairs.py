@@ -11,7 +11,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, load_model
 from headscope.probes.attention.forward import Reader, logits
-from headscope.probes.attention.interface import Call, installed
+from headscope.probes.attention.interface import AttentionCall, intercept_attention
 from headscope.probes.interventions import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.models.model import Model
 
@@ -87,11 +87,11 @@ def through(model: Model, pair: Pair, **masks: Tensor) -> tuple[Tensor, dict[int
     """Run padded pairs through the seam: the logits, and every layer's entropy."""
     found: dict[int, Tensor] = {}
 
-    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         found[call.layer] = outputs["entropy"]
 
     reader = Reader(Request(stats=("entropy",)), take=take)
-    with torch.no_grad(), installed(model, reader):
+    with torch.no_grad(), intercept_attention(model, reader):
         output = model.module(input_ids=pair.source, decoder_input_ids=pair.target, **masks)
     return output.logits, found
 

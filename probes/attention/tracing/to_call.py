@@ -1,4 +1,4 @@
-"""Reading: what was followed, in the fields of a `Call`."""
+"""Reading: what was followed, in the fields of a `AttentionCall`."""
 
 from __future__ import annotations
 

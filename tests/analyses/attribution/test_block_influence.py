@@ -19,7 +19,7 @@ def of(model):
     return block_influence.run(capture(model, PROMPTS, stats=("lse",)), model)
 
 
-@pytest.mark.seed("D4")
+@pytest.mark.requirement("D4")
 @torch.no_grad()
 def test_a_block_that_writes_nothing_has_no_influence(random_llama):
     module = copy.deepcopy(random_llama.module)
@@ -35,7 +35,7 @@ def test_a_block_that_writes_nothing_has_no_influence(random_llama):
         assert abs(result[name].values[0]) > 1e-5, name
 
 
-@pytest.mark.seed("D4")
+@pytest.mark.requirement("D4")
 @torch.no_grad()
 def test_influence_and_losses_are_those_of_the_model_with_the_block_cut_out(random_llama):
     result = of(random_llama)

@@ -13,7 +13,7 @@ from headscope.probes import capture
 from headscope.probes.interventions import Ablate
 
 
-@pytest.mark.seed("D4")
+@pytest.mark.requirement("D4")
 @torch.no_grad()
 def test_contributions_are_what_the_layers_output_loses_and_sum_to_it(random_llama):
     ids = [0, 5, 6, 7, 8, 5, 6]
@@ -50,7 +50,7 @@ def test_shares_sum_to_one_token_by_token(random_llama):
     assert (_head_writing.written(z, weights[0])[1][:, 3] == 0).all()
 
 
-@pytest.mark.seed("D4")
+@pytest.mark.requirement("D4")
 def test_the_heads_that_write_hold_all_of_their_layer(circuit):
     cap = capture(circuit, repeated(n=3, length=6), stats=(), keep=("z",))
     calls = []

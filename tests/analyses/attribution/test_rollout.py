@@ -26,7 +26,7 @@ def captured(circuit, task):
     return capture(circuit, task, stats=("pattern",))
 
 
-@pytest.mark.seed("C1")
+@pytest.mark.requirement("C1")
 def test_maps_are_those_of_the_pattern(circuit, captured):
     result = rollout.run(captured, circuit, prompt=1, substitutes=1)
     maps = captured["pattern"].values[1].astype(float)

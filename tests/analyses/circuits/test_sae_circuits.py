@@ -24,7 +24,7 @@ def planted(prompts: int = 40, heads: int = 8, size: int = 16):
     return clean, corrupted
 
 
-@pytest.mark.seed("E1")
+@pytest.mark.requirement("E1")
 def test_planted_heads_and_their_edge_are_found_and_shuffled_labels_are_not():
     clean, corrupted = planted()
     pairs = [(one, two) for one in range(4) for two in range(4, 8)]

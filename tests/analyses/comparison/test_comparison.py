@@ -43,7 +43,7 @@ def forgetful():
     return model
 
 
-@pytest.mark.seed("D2")
+@pytest.mark.requirement("D2")
 def test_the_planted_circuit_is_found_and_kept_in_a_file(circuit, task, tmp_path):
     found = find(circuit, task, 2)
     assert set(found.heads) == {PREVIOUS, INDUCTION}
@@ -57,7 +57,7 @@ def test_the_planted_circuit_is_found_and_kept_in_a_file(circuit, task, tmp_path
     np.testing.assert_array_equal(again.samples, found.samples)
 
 
-@pytest.mark.seed("D2")
+@pytest.mark.requirement("D2")
 def test_the_chance_of_an_overlap_is_what_all_sets_say(tmp_path):
     scores = np.arange(8.0).reshape(2, 4)
     pool = list(itertools.product(range(2), range(4)))
@@ -73,7 +73,7 @@ def test_the_chance_of_an_overlap_is_what_all_sets_say(tmp_path):
     assert np.isnan(result["jaccard_lower"])
 
 
-@pytest.mark.seed("D2")
+@pytest.mark.requirement("D2")
 def test_one_circuit_serves_two_tasks_and_the_interval_says_how_surely(circuit, task):
     short = replace(repeated(n=6, length=4, seed=1), name="short")
     result = overlap(find(circuit, task, 2), find(circuit, short, 2))
@@ -90,7 +90,7 @@ def test_one_circuit_serves_two_tasks_and_the_interval_says_how_surely(circuit, 
     assert float(vague["correlation_upper"] - vague["correlation_lower"]) > 0.3
 
 
-@pytest.mark.seed("D2")
+@pytest.mark.requirement("D2")
 def test_a_broken_model_recovers_when_its_head_is_told_where_to_look(forgetful, circuit, task):
     assert float(evaluate(forgetful, task).mean()) == 0.0
     for options in ({"pattern": "previous"}, {"pattern": "own", "reference": circuit}):
@@ -106,7 +106,7 @@ def test_a_broken_model_recovers_when_its_head_is_told_where_to_look(forgetful, 
     assert wrong.attrs["note"].startswith("NO RECOVERY")
 
 
-@pytest.mark.seed("D2")
+@pytest.mark.requirement("D2")
 def test_edits_that_break_are_undone_by_the_own_pattern(circuit):
     task = repeated(n=2, length=5)
     broken = [Inject((PREVIOUS,), "uniform"), Inject((INDUCTION,), "first")]
@@ -118,7 +118,7 @@ def test_edits_that_break_are_undone_by_the_own_pattern(circuit):
         restore(circuit, task, [PREVIOUS], broken=[Inject(((0, 2),), "first")])
 
 
-@pytest.mark.seed("D6")
+@pytest.mark.requirement("D6")
 def test_two_models_differ_where_one_was_changed(circuit, forgetful, task):
     texts = [" ".join(prompt.words) for prompt in task.prompts]
     stats = ("entropy", "max_weight", "lse")
@@ -133,7 +133,7 @@ def test_two_models_differ_where_one_was_changed(circuit, forgetful, task):
     np.testing.assert_allclose(result["entropy"], expected, atol=1e-6)
 
 
-@pytest.mark.seed("D6")
+@pytest.mark.requirement("D6")
 def test_pairs_of_the_same_prompts_are_sharper_than_means_alone():
     # Prompts differ by 10, models by 1: only pairs of the same prompt can tell.
     generator = np.random.default_rng(0)
@@ -172,7 +172,7 @@ def test_means_with_intervals_are_compared_by_them():
     assert found["score"].attrs["pairing"] == "unpaired, from the intervals of both means"
 
 
-@pytest.mark.seed("D6")
+@pytest.mark.requirement("D6")
 def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
     one = removed(circuit, task)
     deep = removed(random_llama(layers=3), task, metric="accuracy")
@@ -196,7 +196,7 @@ def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
         compare(one, one, ["gained"])
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_what_if_says_what_a_task_loses(circuit, task):
     calls = []
     answer = what_if(
@@ -210,7 +210,7 @@ def test_what_if_says_what_a_task_loses(circuit, task):
     assert same.attrs["note"].startswith("No change")
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_what_if_on_a_text_is_the_loss_of_the_edited_logits(random_llama):
     ids = torch.tensor([[0, 5, 6, 7, 8, 6]])
     edits = (KnockOut(((0, 1), (1, 3)), keys=(0,)),)

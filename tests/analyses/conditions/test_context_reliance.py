@@ -18,7 +18,7 @@ COPYING = ("L3H0", "L3H1", "L3H4", "L3H5", "L3H7")
 IDS = [0, *np.random.default_rng(0).integers(5, 35, 20).tolist()]
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(random_llama):
     """Closed form from the model's own maps: (z − Σ_span A v) / (1 − Σ_span A)."""
     span, query = [4, 5, 9], 17
@@ -41,7 +41,7 @@ def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(rando
     np.testing.assert_allclose(outputs(random_llama, IDS, query, (), "total"), whole, atol=1e-5)
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_the_total_effect_is_that_of_the_edit_and_equals_the_direct_one_in_the_first_layer(
     random_llama,
 ):
@@ -65,7 +65,7 @@ def test_the_distance_is_a_share_of_the_two_norms():
     assert share[0].tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_the_planted_head_alone_reads_the_fact(circuit):
     task = needle(("north",), n=3)
     result = execute("context_reliance", circuit, task=task, options={"best": 1, "draws": 2})
@@ -79,7 +79,7 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
     assert result.attrs["note"].startswith("Causal check agrees")
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 @pytest.mark.parametrize("space", ["residual", "z"])
 def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space):
     options = {"draws": 2, "space": space}
@@ -93,7 +93,7 @@ def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space)
     assert result["accuracy"].values[1] < 0.2
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
     """The claim behind the score, by another intervention: only the fact, only in these heads."""
     from headscope.probes.prompts.reading import read

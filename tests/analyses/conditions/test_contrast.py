@@ -40,7 +40,7 @@ def test_the_interval_of_an_effect_covers_the_true_one():
     assert inside >= 51
 
 
-@pytest.mark.seed("B6")
+@pytest.mark.requirement("B6")
 def test_the_rate_of_false_discoveries_is_held_among_many_heads():
     generator = np.random.default_rng(1)
     wrong = []
@@ -59,7 +59,7 @@ def test_a_change_alike_on_every_prompt_has_a_finite_effect():
     assert effect_size.cohen(one, one, 0.01, paired=True)[0] == 0
 
 
-@pytest.mark.seed("B6")
+@pytest.mark.requirement("B6")
 def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flagged(circuit):
     result = execute("contrast", circuit, task=repeated(n=6, length=8))
     assert result.attrs["heads_by_type"] == {"more evidence in A": ["L1H0"]}
@@ -74,7 +74,7 @@ def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flag
     assert result.attrs["note"].startswith("DISAGREEMENT: the heads do not hurt A more than B")
 
 
-@pytest.mark.seed("B6")
+@pytest.mark.requirement("B6")
 @pytest.mark.parametrize(("task", "other"), [("recall", "brackets"), ("induction", "corrupted")])
 def test_heads_of_one_condition_hurt_it_more_than_the_other_and_than_random_ones(
     bundled, task, other
@@ -97,7 +97,7 @@ def test_conditions_that_do_not_differ_have_no_head(bundled):
     assert result.attrs["note"].startswith("INCONCLUSIVE")
 
 
-@pytest.mark.seed("B6")
+@pytest.mark.requirement("B6")
 def test_heads_that_stand_out_but_do_nothing_are_flagged(bundled):
     result = execute("contrast", bundled, task="ioi", n=12, options={"other": "recall"})
     assert result.attrs["heads_by_type"]["more evidence in A"]
@@ -115,7 +115,7 @@ def common_and_rare(n: int = 6) -> Task:
     return Task("common", tuple(prompts), "accuracy", 0, "One rare word.")
 
 
-@pytest.mark.seed("B6")
+@pytest.mark.requirement("B6")
 def test_a_planted_head_that_looks_at_rare_tokens_is_enriched_and_a_uniform_one_is_not(circuit):
     module = copy.deepcopy(circuit.module)
     with torch.no_grad():

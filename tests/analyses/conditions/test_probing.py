@@ -51,7 +51,7 @@ def parser():
     return load_model(module, tokenizer=encoder_tokenizer())
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 @pytest.mark.parametrize(("asked", "direction"), [("dependent", 0), ("governor", 1)])
 def test_the_probe_of_an_encoder_finds_the_planted_relation_in_either_direction(
     parser, asked, direction
@@ -70,7 +70,7 @@ def test_the_probe_of_an_encoder_finds_the_planted_relation_in_either_direction(
     assert "INCONCLUSIVE" in result.attrs["note"]
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 def test_weights_between_two_tokens_are_those_of_the_models_own_maps(parser, bundled):
     for model, task in (
         (parser, sentences(2)),
@@ -96,7 +96,7 @@ def test_weights_between_two_tokens_are_those_of_the_models_own_maps(parser, bun
                 np.testing.assert_allclose(each[:, 1], back, atol=1e-4)
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 def test_the_links_of_recall_are_in_the_copying_heads_and_cutting_them_there_matters(bundled):
     result = execute("probing", bundled, n=12, options={"shuffles": 2})
     accuracy = dict(zip(result["probe"].values.tolist(), result["accuracy"].values, strict=True))

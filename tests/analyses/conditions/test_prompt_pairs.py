@@ -17,7 +17,7 @@ from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
     task = tasks.make("recall", bundled.tokenizer, 2, pairs=3)
     result = execute("prompt_pairs", bundled, task=task, options={"draws": 1})
@@ -37,7 +37,7 @@ def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
     np.testing.assert_allclose(result["difference"], np.mean(expected, axis=0), atol=1e-4)
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(circuit):
     task = repeated(n=6, length=8)
     result = execute("prompt_pairs", circuit, task=task, options={"best": 1})
@@ -52,7 +52,7 @@ def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(ci
     assert result.attrs["note"].startswith("Causal check agrees")
 
 
-@pytest.mark.seed("B5")
+@pytest.mark.requirement("B5")
 def test_without_the_repetition_the_copying_heads_of_the_bundled_model_look_elsewhere(bundled):
     result = execute("prompt_pairs", bundled, n=6, options={"draws": 2, "checked": 4})
     assert set(result.attrs["heads_by_type"]["differ between the prompts"]) <= {

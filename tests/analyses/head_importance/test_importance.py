@@ -36,7 +36,7 @@ def result(random_llama, task, captured):
     return importance.run(captured, random_llama, task, metric="logit_difference")
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_zero_and_mean_are_those_of_one_edit_at_a_time(random_llama, task, captured, result):
     intact = evaluate(random_llama, task, metric="logit_difference")
     means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
@@ -97,7 +97,7 @@ def patch(kept, part, _, given):
     return (changed,)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_the_gate_gradient_is_the_finite_difference_of_each_prompt(random_llama, task, result):
     step = 0.05
     slopes = np.zeros((3, 2, 4))
@@ -123,7 +123,7 @@ def test_normalized_layers_have_norm_one(random_llama, task, captured):
     np.testing.assert_allclose(np.linalg.norm(result["gate_gradient"].values, axis=-1), 1)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
     task = repeated(n=3, length=6)
     cap = capture(circuit, task, stats=(), keep=("z",))
@@ -150,7 +150,7 @@ def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_integrated_gates_sum_to_what_all_heads_bring(random_llama, circuit, bundled):
     asked = {
         "random": (random_llama, repeated(n=3, length=5), "logit_difference"),

@@ -23,7 +23,7 @@ def result(circuit, task):
     return injection.run(capture(circuit, task, stats=("lse",)), circuit, task)
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_a_map_stands_in_only_for_the_head_that_does_what_it_does(result):
     needed = np.zeros((2, 4))
     needed[PREVIOUS] = needed[INDUCTION] = 1.0
@@ -42,7 +42,7 @@ def test_a_map_stands_in_only_for_the_head_that_does_what_it_does(result):
     assert result.attrs["verdict"] == "supported"
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_own_patterns_put_back_change_nothing(result, random_llama, task):
     assert float(result["own"]) == 0.0
     captured = capture(random_llama, task, stats=("lse",))

@@ -34,7 +34,7 @@ def linear(random_llama):
     return load_model(module, tokenizer=random_llama.tokenizer)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_noising_finds_what_is_needed_and_denoising_what_is_enough(circuit):
     calls = []
     with reporting(lambda *step: calls.append(step)):

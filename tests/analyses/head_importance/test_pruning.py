@@ -36,7 +36,7 @@ def result(circuit, task):
     return found
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_the_planted_circuit_is_the_smallest_set_and_goes_last(circuit, task, result):
     expected = np.zeros((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 1
@@ -50,7 +50,7 @@ def test_the_planted_circuit_is_the_smallest_set_and_goes_last(circuit, task, re
     np.testing.assert_array_equal(curve, [[1, 1, 1, 1, 1, 1, 1, 0, 0]] * 3)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_random_orders_lose_what_chance_takes(result):
     # Both planted heads are among the 8 − k that stay in comb(6, k) of comb(8, k) draws.
     chance = np.array([comb(6, k) / comb(8, k) for k in range(9)])
@@ -60,7 +60,7 @@ def test_random_orders_lose_what_chance_takes(result):
     assert float(result["random_share"]) < 0.5
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_a_layer_can_do_with_its_planted_head_alone(result):
     expected = np.ones((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 0
@@ -68,7 +68,7 @@ def test_a_layer_can_do_with_its_planted_head_alone(result):
     np.testing.assert_array_equal(result["whole_layer"], [1, 1])
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_groups_go_as_a_whole(random_llama, task):
     groups = _removal_order.units(random_llama, grouped=True)
     assert groups[:2] == [((0, 0), (0, 1)), ((0, 2), (0, 3))]
@@ -96,7 +96,7 @@ def test_means_stand_in_for_what_is_gone(random_llama, task):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_greedy_finds_the_best_pair_where_an_exhaustive_search_does(random_llama, task):
     # Two of four heads of a layer: few enough to try every pair.
     metric, pool = "logit_difference", [((1, head),) for head in range(4)]

@@ -28,7 +28,7 @@ def found(bundled):
     return runner.execute("reliability", bundled, n=6)
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_the_circuit_alone_is_important(circuit):
     calls = []
     with reporting(lambda *step: calls.append(step)):

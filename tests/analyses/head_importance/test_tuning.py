@@ -51,7 +51,7 @@ def constant(name: str, word: str, other: str) -> Task:
     return Task(name, tuple(prompts), "accuracy", 0, "One word for everything.")
 
 
-@pytest.mark.seed("D3")
+@pytest.mark.requirement("D3")
 def test_heads_selected_for_a_task_beat_those_of_another(speakers):
     said = {
         "keys": constant("keys", "lemon", "east"),
@@ -76,7 +76,7 @@ def test_heads_selected_for_a_task_beat_those_of_another(speakers):
         assert (rates[name], rates[other]) == (1.0, 0.0)
 
 
-@pytest.mark.seed("D3")
+@pytest.mark.requirement("D3")
 def test_on_the_bundled_model_the_own_heads_learn_what_others_do_not(bundled):
     task = _tuned.aimed(tasks.make("ioi", bundled.tokenizer, n=24, seed=0), "wrong")
     other = _tuned.aimed(tasks.make("greater_than", bundled.tokenizer, n=12, seed=0), "wrong")

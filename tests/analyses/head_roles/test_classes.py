@@ -18,7 +18,7 @@ from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Window
 
 
-@pytest.mark.seed("A8")
+@pytest.mark.requirement("A8")
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_recovered_mass_is_that_of_the_whole_map(bundled, share) -> None:
     ids = [0, *range(20, 50), 0, *range(25, 40)]
@@ -60,7 +60,7 @@ def planted(circuit, task):
     return classes.run(cap, circuit, task, **OPTIONS)
 
 
-@pytest.mark.seed("A8")
+@pytest.mark.requirement("A8")
 def test_planted_heads_get_their_classes(planted) -> None:
     kinds = planted["head_type"].values
     assert kinds[PREVIOUS] == "recency"
@@ -74,7 +74,7 @@ def test_planted_heads_get_their_classes(planted) -> None:
     assert planted["evidence"].values[INDUCTION] == "correlational"
 
 
-@pytest.mark.seed("A8")
+@pytest.mark.requirement("A8")
 def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted) -> None:
     gate, cost = planted["gate"].values, planted["window_cost"].values
     # Full attention stays where it is needed, and is given up where nothing hangs on it.
@@ -91,7 +91,7 @@ def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted
     assert others <= everything + 1e-4
 
 
-@pytest.mark.seed("A8")
+@pytest.mark.requirement("A8")
 def test_the_cost_of_one_window_is_that_of_the_edit(bundled) -> None:
     ids = [[0, *range(20, 50)], [0, *range(60, 90)]]
 
@@ -111,7 +111,7 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled) -> None:
             np.testing.assert_allclose(found[:, head[0], head[1]], change, atol=1e-5)
 
 
-@pytest.mark.seed("A8")
+@pytest.mark.requirement("A8")
 def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled) -> None:
     result = execute("classes", bundled, n=6, seed=3, options={"window_prompts": 1})
     retrieval = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}

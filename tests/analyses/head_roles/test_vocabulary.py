@@ -71,7 +71,7 @@ def result(model, task):
     return vocabulary.run(cap, model, task)
 
 
-@pytest.mark.seed("A13")
+@pytest.mark.requirement("A13")
 def test_movers_and_suppressors_are_told_apart(result) -> None:
     named = result.attrs["heads_by_type"]
     assert named["name-mover-like"] == ["L0H0"]
@@ -87,7 +87,7 @@ def test_movers_and_suppressors_are_told_apart(result) -> None:
     ]
 
 
-@pytest.mark.seed("A13")
+@pytest.mark.requirement("A13")
 def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> None:
     intact = evaluate(model, task)
     for head in (MOVER, SUPPRESSOR, SUBJECT, IDLE):
@@ -101,7 +101,7 @@ def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> No
     assert result.attrs["note"].count("Causal check agrees") == 2
 
 
-@pytest.mark.seed("A13")
+@pytest.mark.requirement("A13")
 def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled) -> None:
     assert vocabulary.types_of(result, head_type="copy-suppression") == [SUPPRESSOR, SUBJECT]
     assert vocabulary.types_of(result, stage="expression preparation", evidence="causal") == []
@@ -117,7 +117,7 @@ def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled) -> N
     assert {term.stage for term in taxonomy.TERMS.values()} <= set(taxonomy.STAGES)
 
 
-@pytest.mark.seed("A13")
+@pytest.mark.requirement("A13")
 def test_suppressors_of_the_bundled_model_hold_up(bundled) -> None:
     result = execute("vocabulary", bundled, n=12, seed=1)
     assert "copy-suppression heads (L3H2, L3H3) change" in result.attrs["note"]

@@ -38,7 +38,7 @@ def rows(weights: np.ndarray) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-@pytest.mark.seed("A10")
+@pytest.mark.requirement("A10")
 def test_blocks_window_and_stripes_agree_with_the_dense_maps(captured, result):
     patterns = captured["pattern"].values.astype(float)
     for layer in range(2):
@@ -71,7 +71,7 @@ def test_blocks_window_and_stripes_agree_with_the_dense_maps(captured, result):
     np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
-@pytest.mark.seed("A10")
+@pytest.mark.requirement("A10")
 def test_planted_heads_are_a_window_a_stripe_and_neither(result):
     window, stripe = result["window_share"].values, result["stripe_share"].values
     rest, more = result["rest_share"].values, result["stripes_needed"].values
@@ -87,7 +87,7 @@ def test_planted_heads_are_a_window_a_stripe_and_neither(result):
     assert held[UNIFORM][0] < 0.6
 
 
-@pytest.mark.seed("A10")
+@pytest.mark.requirement("A10")
 def test_the_needed_blocks_are_enough_for_the_bundled_model_and_random_ones_are_not(bundled):
     from headscope.analyses._runtime.runner import execute
     from headscope.probes.prompts import tasks

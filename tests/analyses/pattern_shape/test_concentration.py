@@ -21,7 +21,7 @@ def result(circuit):
     return concentration.run(capture(circuit, ids, stats=STATS), circuit, causal_prompts=0)
 
 
-@pytest.mark.seed("A16")
+@pytest.mark.requirement("A16")
 def test_even_and_saturated_heads_have_the_closed_forms(result):
     scores = {name: result[name].values for name in result.data_vars}
     n = np.arange(9.0, LENGTH + 1)
@@ -43,7 +43,7 @@ def test_even_and_saturated_heads_have_the_closed_forms(result):
     np.testing.assert_allclose(scores["column_hardness"][PREVIOUS], 2 * LENGTH, rtol=2e-3)
 
 
-@pytest.mark.seed("A16")
+@pytest.mark.requirement("A16")
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5])
 def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
     logits = np.random.default_rng(0).normal(0, sigma, size=(64, 4096))
@@ -66,7 +66,7 @@ def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
     np.testing.assert_allclose(result["temperature"], 1 / sigma, rtol=0.02)
 
 
-@pytest.mark.seed("A16")
+@pytest.mark.requirement("A16")
 def test_a_temperature_edit_moves_the_effective_temperature_by_its_factor(random_llama):
     ids = np.random.default_rng(0).integers(1, len(WORDS), size=(3, LENGTH)).tolist()
     heads = tuple((layer, head) for layer in range(2) for head in range(4))
@@ -79,7 +79,7 @@ def test_a_temperature_edit_moves_the_effective_temperature_by_its_factor(random
     np.testing.assert_allclose(found[1] / found[0], 2, rtol=0.1)
 
 
-@pytest.mark.seed("A16")
+@pytest.mark.requirement("A16")
 def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
     from headscope.analyses._runtime.runner import execute
     from headscope.probes.prompts import tasks

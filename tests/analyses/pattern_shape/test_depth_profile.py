@@ -14,7 +14,7 @@ from headscope.probes.prompts import tasks
 PARTS, LENGTH = 4, 41
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_planted_heads_have_flat_curves_of_known_height(circuit):
     ids = [[0, *[WORDS.index("apple")] * (LENGTH - 1)]] * 2
     result = depth_profile.run(capture(circuit, ids, stats=()), circuit, parts=PARTS, question=0.5)
@@ -32,7 +32,7 @@ def test_planted_heads_have_flat_curves_of_known_height(circuit):
     assert result["tilt"].values[PREVIOUS] > 0
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_an_induction_head_is_tilted_to_where_the_copy_stands(circuit):
     names = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma"]
     early, late = ([0, *(WORDS.index(word) for word in (*text, "Lucy", "Mark"))] for text in (
@@ -45,7 +45,7 @@ def test_an_induction_head_is_tilted_to_where_the_copy_stands(circuit):
     assert tilts == [0, 4]
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_the_part_with_the_needle_is_the_dearest_to_hide(bundled):
     for at, expected in ((0.1, 0), (0.6, 2)):
         task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=5, length=90, depth=at)

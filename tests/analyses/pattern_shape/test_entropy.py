@@ -14,7 +14,7 @@ from headscope.probes import capture, load_model
 LENGTH, BLOCKS = 40, 4
 
 
-@pytest.mark.seed("A6")
+@pytest.mark.requirement("A6")
 def test_a_uniform_head_reaches_log_n_and_a_saturated_one_nothing(rotary_sink):
     ids = [[WORDS.index(word) for word in ("<bos>", *KEYS)]] * 2
     result = entropy.run(capture(rotary_sink, ids, stats=("entropy",)))
@@ -27,7 +27,7 @@ def test_a_uniform_head_reaches_log_n_and_a_saturated_one_nothing(rotary_sink):
     assert result.attrs["heads_by_type"] == {"sharp": ["L0H0"], "broad": ["L0H1"]}
 
 
-@pytest.mark.seed("A6")
+@pytest.mark.requirement("A6")
 def test_only_the_share_of_an_even_head_stays_when_the_text_grows(rotary_sink):
     texts = ([[WORDS.index("apple")] * size] for size in (16, 64))
     short, long = (entropy.run(capture(rotary_sink, text, stats=("entropy",))) for text in texts)
@@ -104,7 +104,7 @@ def starts():
     return load_model(module, tokenizer=tokenizer())
 
 
-@pytest.mark.seed("A6")
+@pytest.mark.requirement("A6")
 def test_parallel_blocks_raise_entropy_by_log_blocks_and_a_shared_prefix_takes_it_back(starts):
     drawn = np.random.default_rng(0).integers(1, len(WORDS), size=(3, LENGTH))
     cap = capture(starts, drawn.tolist(), stats=())
@@ -114,7 +114,7 @@ def test_parallel_blocks_raise_entropy_by_log_blocks_and_a_shared_prefix_takes_i
     np.testing.assert_allclose(result["prefix_effect"], [[0], [-np.log(BLOCKS)]], atol=0.01)
 
 
-@pytest.mark.seed("A6")
+@pytest.mark.requirement("A6")
 def test_blocks_cost_the_bundled_model_and_a_shared_prefix_gives_most_of_it_back(bundled):
     from headscope.analyses._runtime.runner import execute
     from headscope.probes.prompts import tasks

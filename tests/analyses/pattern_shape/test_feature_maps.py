@@ -20,7 +20,7 @@ def result(bundled):
     return feature_maps.run(captured, queries=24), captured
 
 
-@pytest.mark.seed("A16")
+@pytest.mark.requirement("A16")
 def test_only_the_softmax_is_spiky_and_monotone_in_the_scores(result):
     found = result[0]
     spiky = dict(zip(found["feature_map"].values, found["mean_spikiness"].values, strict=True))
@@ -32,7 +32,7 @@ def test_only_the_softmax_is_spiky_and_monotone_in_the_scores(result):
     assert max(ordered.values()) < 0.9
 
 
-@pytest.mark.seed("A16")
+@pytest.mark.requirement("A16")
 def test_weights_of_every_map_agree_with_torch(result, bundled):
     found, captured = result
     own = torch.from_numpy(captured["pattern"].values).double()

@@ -22,7 +22,7 @@ def result(circuit, facts):
     return position_bias.run(circuit, facts, draws=4)
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_planted_heads_are_split_into_relevance_and_position(result):
     relevance, bias = result["relevance"].values, result["bias"].values
     # <bos>, the facts of four words each, and the two words of the question.
@@ -43,7 +43,7 @@ def test_planted_heads_are_split_into_relevance_and_position(result):
     np.testing.assert_allclose(result["slot_accuracy"], 1)
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_the_relevant_heads_carry_the_answers(result, bundled):
     intact, without, _ = result["relevance_accuracy"].values
     assert (intact, without) == (1.0, 0.0)
@@ -56,7 +56,7 @@ def test_the_relevant_heads_carry_the_answers(result, bundled):
     assert "Causal check agrees" in found.attrs["note"]
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_calibration_finds_what_a_bias_hides():
     count = 6
     bias = np.broadcast_to(np.linspace(-1, 1, count) ** 2, (4, 1, 1, count))
@@ -69,7 +69,7 @@ def test_calibration_finds_what_a_bias_hides():
     assert found[2] == 1 / count
 
 
-@pytest.mark.seed("A14")
+@pytest.mark.requirement("A14")
 def test_tilt_u_shape_and_wave_have_their_closed_forms():
     x = np.linspace(-1, 1, 9)
     ripple = np.cos(np.arange(9) * np.pi)

@@ -42,7 +42,7 @@ def planted(lag: int | None, seed: int = 0) -> xr.Dataset:
     )  # fmt: skip
 
 
-@pytest.mark.seed("A7")
+@pytest.mark.requirement("A7")
 @pytest.mark.parametrize("lag", [-2, 0, 3])
 def test_a_planted_lag_is_found_and_is_no_chance(circuit, lag):
     result = preplan_anchor.run(planted(lag), circuit, peaks=0.17, causal_prompts=0)
@@ -58,7 +58,7 @@ def test_a_planted_lag_is_found_and_is_no_chance(circuit, lag):
     assert f"{lag:+d} tokens" in result.attrs["note"]
 
 
-@pytest.mark.seed("A7")
+@pytest.mark.requirement("A7")
 def test_peaks_that_do_not_keep_time_are_chance(circuit):
     beaten = [
         float(preplan_anchor.run(planted(None, seed), circuit, peaks=0.17, causal_prompts=0)
@@ -68,7 +68,7 @@ def test_peaks_that_do_not_keep_time_are_chance(circuit):
     assert np.median(beaten) > 0.1
 
 
-@pytest.mark.seed("A7")
+@pytest.mark.requirement("A7")
 def test_waad_and_fai_agree_with_the_dense_maps(circuit, bundled):
     ids = [np.random.default_rng(seed).integers(2, 400, size=40).tolist() for seed in range(2)]
     stats = (*preplan_anchor.NEEDS, "pattern")
@@ -88,7 +88,7 @@ def test_waad_and_fai_agree_with_the_dense_maps(circuit, bundled):
         np.testing.assert_allclose(result[name], expected, atol=1e-5)
 
 
-@pytest.mark.seed("A7")
+@pytest.mark.requirement("A7")
 def test_planted_heads_are_local_and_global(circuit):
     ids = [[0, *[WORDS.index("apple")] * 39]] * 2
     cap = capture(circuit, ids, stats=preplan_anchor.NEEDS, offsets=preplan_anchor.OFFSETS)
@@ -104,7 +104,7 @@ def test_planted_heads_are_local_and_global(circuit):
     assert result.attrs["heads_by_type"]["global"][0] == "L0H1"
 
 
-@pytest.mark.seed("A7")
+@pytest.mark.requirement("A7")
 def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled):
     from headscope.analyses._runtime.runner import execute
     from headscope.probes.prompts import tasks

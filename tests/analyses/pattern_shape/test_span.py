@@ -31,7 +31,7 @@ def result(circuit):
     return span.run(capture(circuit, prompts, stats=STATS), circuit, causal_prompts=0)
 
 
-@pytest.mark.seed("A9")
+@pytest.mark.requirement("A9")
 def test_a_previous_token_head_is_fixed_and_a_uniform_head_elastic(result):
     growth, rate = result["growth"].values, result["elastic_rate"].values
     np.testing.assert_allclose(growth[PREVIOUS], 0, atol=1e-6)
@@ -49,7 +49,7 @@ def test_a_previous_token_head_is_fixed_and_a_uniform_head_elastic(result):
     assert {"L0H1", "L0H2"} <= set(kinds["elastic"])
 
 
-@pytest.mark.seed("A9")
+@pytest.mark.requirement("A9")
 def test_fixed_heads_lose_nothing_beyond_their_span_and_elastic_ones_do(bundled):
     from headscope.analyses._runtime.runner import execute
     from headscope.probes.prompts import tasks

@@ -33,7 +33,7 @@ def result(circuit, task, captured):
     return atlas.run(captured, circuit, task, skip=2)
 
 
-@pytest.mark.seed("A12")
+@pytest.mark.requirement("A12")
 def test_every_measure_finds_the_two_heads_of_the_circuit(result):
     for name in ("lost_metric", "lost_log_probability", "output_divergence"):
         values = np.abs(result[name].values)
@@ -48,7 +48,7 @@ def test_every_measure_finds_the_two_heads_of_the_circuit(result):
     assert {int(at) for row in ranks for at in np.argsort(-row)[:2]} == important
 
 
-@pytest.mark.seed("A12")
+@pytest.mark.requirement("A12")
 def test_the_measures_are_those_of_one_ablation_at_a_time(random_llama, task):
     cap = capture(random_llama, task, **SHARED)
     found = atlas.run(cap, random_llama, task, skip=2)
@@ -76,7 +76,7 @@ def test_the_measures_are_those_of_one_ablation_at_a_time(random_llama, task):
     assert float(found["agreement"].values[0, 2]) == pytest.approx(expected)
 
 
-@pytest.mark.seed("A12")
+@pytest.mark.requirement("A12")
 def test_strength_stands_at_the_distance_where_a_head_looks(result):
     strength = result["strength"]
     np.testing.assert_allclose(strength.sum("bin").values, 1.0, atol=1e-4)
@@ -90,7 +90,7 @@ def test_strength_stands_at_the_distance_where_a_head_looks(result):
     assert y[place] > 0.99
 
 
-@pytest.mark.seed("A12")
+@pytest.mark.requirement("A12")
 def test_heads_that_look_alike_stand_together_on_the_map(result):
     x, y = result["x"].values[0], result["y"].values[0]
     heads = result["label"].values.tolist()

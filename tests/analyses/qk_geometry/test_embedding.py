@@ -35,7 +35,7 @@ def vectors(story, layer: int, head: int) -> tuple[np.ndarray, np.ndarray]:
     return q.astype(float), k.astype(float)
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 @pytest.mark.parametrize("scaling", embedding.SCALINGS)
 def test_the_joint_space_has_the_attention_weights_of_the_model(story, scaling):
     q, k = vectors(story, 1, 6)
@@ -45,7 +45,7 @@ def test_the_joint_space_has_the_attention_weights_of_the_model(story, scaling):
     np.testing.assert_allclose(joint.queries.mean(0), joint.keys.mean(0), atol=1e-9)
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_scaling_brings_both_to_one_size_or_makes_closeness_follow_the_products(story):
     q, k = vectors(story, 1, 6)
     equal = embedding.join([q], [k], "norm")
@@ -59,7 +59,7 @@ def test_scaling_brings_both_to_one_size_or_makes_closeness_follow_the_products(
     assert correlated[1] >= correlated[0]
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_a_head_of_two_channels_is_drawn_without_loss():
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -96,7 +96,7 @@ def rows(queries: np.ndarray, keys: np.ndarray) -> qk_rows.Rows:
     )
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_the_gap_is_one_for_queries_like_keys_and_grows_with_their_distance():
     rng = np.random.default_rng(0)
     keys = np.repeat(rng.normal(size=(1, 3000, 6)), 3, axis=0)
@@ -114,7 +114,7 @@ def test_the_gap_is_one_for_queries_like_keys_and_grows_with_their_distance():
     assert wide == pytest.approx(3.0, rel=0.04)
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_queries_of_a_trained_model_lie_outside_its_keys_and_the_picture_has_a_view(story):
     result = embedding.run(story, points=10)
     assert float(result["gap"].mean()) > 1.2

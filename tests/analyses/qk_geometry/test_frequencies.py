@@ -30,7 +30,7 @@ def small(layers: int = 1) -> dict[str, int]:
     }  # fmt: skip
 
 
-@pytest.mark.seed("A18")
+@pytest.mark.requirement("A18")
 def test_the_terms_of_all_pairs_add_up_to_the_logits_and_the_shares_are_theirs(bundled, story):
     layer, head, group = 2, 5, 2
     one = story.isel(prompt=0, layer=layer)
@@ -67,7 +67,7 @@ def test_the_terms_of_all_pairs_add_up_to_the_logits_and_the_shares_are_theirs(b
     assert result["high_frequency"].values[layer, head] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.seed("A18")
+@pytest.mark.requirement("A18")
 def test_a_head_planted_in_one_pair_is_carried_by_that_pair(rotary_sink):
     module = copy.deepcopy(rotary_sink.module)
     slow = rotary_sink.head_size // 2 - 1

@@ -40,7 +40,7 @@ def planted(random_llama):
     return load_model(module)
 
 
-@pytest.mark.seed("A15")
+@pytest.mark.requirement("A15")
 def test_ranks_are_those_of_the_whole_matrices(random_llama):
     result = head_rank.run(captured(random_llama), random_llama)
     attention = random_llama.module.model.layers[1].self_attn
@@ -61,7 +61,7 @@ def test_ranks_are_those_of_the_whole_matrices(random_llama):
             assert stable <= 8  # the head size, whatever the length of the text
 
 
-@pytest.mark.seed("A15")
+@pytest.mark.requirement("A15")
 def test_planted_directions_are_counted(planted):
     result = head_rank.run(captured(planted), planted)
     for name, head in (("qk", 1), ("ov", 2)):
@@ -77,7 +77,7 @@ def trained(bundled):
     return head_rank.run(captured(bundled, task), bundled)
 
 
-@pytest.mark.seed("A15")
+@pytest.mark.requirement("A15")
 def test_keys_have_a_lower_rank_before_their_rotation(planted, bundled, trained):
     result = head_rank.run(captured(planted), planted, variance=0.999)
     assert result["key_rank_before_rotation"].values[1, 1] == 1
@@ -99,7 +99,7 @@ def test_components_are_those_of_scikit_learn():
         assert int(_key_pca.components(vectors, variance)) == expected
 
 
-@pytest.mark.seed("A15")
+@pytest.mark.requirement("A15")
 def test_keys_in_their_components_do_what_whole_keys_do(planted, trained):
     # One prompt of one word: its keys are few, so all of their variance is all of their effect.
     whole = head_rank.run(captured(planted), planted, variance=1.0)
@@ -134,7 +134,7 @@ def deep(kind: type[LlamaDecoderLayer]) -> LlamaForCausalLM:
     return module
 
 
-@pytest.mark.seed("A15")
+@pytest.mark.requirement("A15")
 def test_attention_alone_loses_rank_with_depth_and_skip_connections_keep_it():
     found = {}
     for kind in (AttentionOnly, WithSkips):

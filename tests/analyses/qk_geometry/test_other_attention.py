@@ -9,6 +9,7 @@ import pytest
 from headscope import viz
 from headscope.analyses import embedding, frequencies, head_rank, positionality, similarity
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._runtime.results import attending
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
@@ -51,14 +52,14 @@ def test_layers_with_a_map_have_numbers_and_layers_without_have_none(name, given
             ANALYSES[name].run(*arguments)
         return
     result = ANALYSES[name].run(*arguments, **options)
-    attending = qk_rows.attending(cap)
+    has_map = attending(cap)
     for variable in viz.variables(result):
         array = result[variable]
         assert viz.draw(result, variable).data
         if {"layer", "head"} <= set(array.dims) and variable != "carried":
             known = np.isfinite(array.transpose("layer", ...).values.astype(float))
-            assert known[attending].all(), variable
-            assert not known[~attending].any(), variable
+            assert known[has_map].all(), variable
+            assert not known[~has_map].any(), variable
     if name in ("similarity", "positionality", "frequencies"):
         # A row with a learned sink does not sum to 1, so it cannot be fixed.
         assert ("moved" in result) == (family != "gpt_oss")

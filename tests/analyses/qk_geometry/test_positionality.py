@@ -21,7 +21,7 @@ def story(bundled):
     return capture(bundled, task, stats=("lse", "pattern"), keep=KEEP)
 
 
-@pytest.mark.seed("A18")
+@pytest.mark.requirement("A18")
 def test_heads_that_follow_positions_score_one_and_a_head_that_follows_words_does_not(circuit):
     # Each prompt says its words twice, from the same place on: only the first copy is random.
     prompts = [list(np.random.default_rng(seed).integers(5, 35, 24)) for seed in range(6)]
@@ -36,7 +36,7 @@ def test_heads_that_follow_positions_score_one_and_a_head_that_follows_words_doe
     assert result["variance"].values[DUPLICATE] > 0.05
 
 
-@pytest.mark.seed("A18")
+@pytest.mark.requirement("A18")
 def test_the_scores_are_those_of_the_whole_maps(bundled, story):
     result = positionality.run(story, bundled, queries=1000, skip=4)
     length = int(story["length"].min())
@@ -51,7 +51,7 @@ def test_the_scores_are_those_of_the_whole_maps(bundled, story):
     assert float(result["variance"].values[1, 3]) == pytest.approx(variance, abs=1e-4)
 
 
-@pytest.mark.seed("A18")
+@pytest.mark.requirement("A18")
 def test_positional_heads_do_without_the_text_and_the_others_do_not(bundled, story):
     result = positionality.run(story, bundled)
     most_mean, most_gone, least_mean, least_gone = result["moved"].values

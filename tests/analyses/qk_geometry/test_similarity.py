@@ -22,7 +22,7 @@ def captured(model, ids=IDS):
     return capture(model, ids, stats=("lse", "pattern"), keep=KEEP)
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_divergences_are_those_of_scipy():
     shares = np.random.default_rng(0).dirichlet(np.ones(7) / 3, size=(4, 5))
     found = _signatures.divergences(shares)
@@ -33,7 +33,7 @@ def test_divergences_are_those_of_scipy():
             assert found[one, other] == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_pooled_rows_hold_the_whole_weight_and_never_diverge_more_than_the_maps(circuit):
     cap = captured(circuit)
     places = np.arange(8, 31)
@@ -57,7 +57,7 @@ def test_long_rows_keep_the_first_and_the_nearest_keys_apart():
         assert len(set(number[row].tolist())) <= 1 + 16 + 32
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_heads_of_one_kind_are_one_group(circuit):
     result = similarity.run(captured(circuit), circuit, clusters=4, swapped=2)
     groups = result["cluster"].values
@@ -75,7 +75,7 @@ def test_heads_of_one_kind_are_one_group(circuit):
     assert result["nearest_in_layer"].values[1, 1] < 1e-6
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_a_head_that_is_copied_is_found_by_its_rows_and_by_its_outputs(random_llama):
     module = copy.deepcopy(random_llama.module)
     attention = module.model.layers[1].self_attn
@@ -96,7 +96,7 @@ def test_a_head_that_is_copied_is_found_by_its_rows_and_by_its_outputs(random_ll
     assert result["alike_in_layer"].values[1, :2].tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-@pytest.mark.seed("A17")
+@pytest.mark.requirement("A17")
 def test_heads_with_the_pattern_of_their_nearest_head_move_the_output_less(bundled):
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=4, seed=2)
     result = similarity.run(captured(bundled, task), bundled)

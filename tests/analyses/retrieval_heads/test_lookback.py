@@ -17,7 +17,7 @@ from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tasks._absent_facts import absent, stated
 
 
-@pytest.mark.seed("B4")
+@pytest.mark.requirement("B4")
 def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
     eager = LlamaForCausalLM.from_pretrained(
         folder("headscope/bundled"), attn_implementation="eager"
@@ -39,7 +39,7 @@ def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
             np.testing.assert_allclose(measured[row, step], expected, atol=1e-4)
 
 
-@pytest.mark.seed("B4")
+@pytest.mark.requirement("B4")
 def test_a_uniform_head_has_ratio_one_half():
     sums = np.zeros((2, 1, 8, 1, 1))
     for query in range(8):
@@ -76,7 +76,7 @@ def judged(features: np.ndarray, truth: np.ndarray) -> tuple[float, Detector]:
     return auroc(truth[60:], detector.probability(features[60:]), np.arange(60))[0], detector
 
 
-@pytest.mark.seed("B4")
+@pytest.mark.requirement("B4")
 def test_the_detector_finds_one_planted_head_and_nothing_in_noise():
     generator = np.random.default_rng(1)
     truth = np.tile([True, False], 60)
@@ -106,7 +106,7 @@ def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
         assert here.words[place + 1] in here.questions[0].answers
 
 
-@pytest.mark.seed("B4")
+@pytest.mark.requirement("B4")
 def test_absent_facts_show_in_the_copying_heads_of_the_bundled_model(bundled):
     options = {"new_tokens": 1, "draws": 2}
     result = execute("lookback", bundled, n=12, options=options)

@@ -41,7 +41,7 @@ def result(bundled):
     return execute("needle_sweep", bundled, n=5, options=options)
 
 
-@pytest.mark.seed("B1")
+@pytest.mark.requirement("B1")
 def test_the_copying_heads_are_on_in_every_cell(result):
     assert result["accuracy"].shape == (2, 2)
     assert float(result["accuracy"].min()) == 1.0
@@ -51,7 +51,7 @@ def test_the_copying_heads_are_on_in_every_cell(result):
         assert float(result["retrieval_set"][:, :, layer, head].min()) > 0.6
 
 
-@pytest.mark.seed("B1")
+@pytest.mark.requirement("B1")
 def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
     curve = result["masking"].sel(count=5)
     assert float(curve.sel(condition="top heads")) < 0.1
@@ -63,7 +63,7 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
     assert float(result["masking"].sel(count=1, condition="top heads")) == 1.0
 
 
-@pytest.mark.seed("B1")
+@pytest.mark.requirement("B1")
 @pytest.mark.parametrize("masking", ["zero", "uniform"])
 def test_the_curve_of_a_known_circuit(circuit, masking):
     task = needle(("north", "south"), n=3)

@@ -10,7 +10,7 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 
 
-@pytest.mark.seed("B7")
+@pytest.mark.requirement("B7")
 def test_low_outliers_of_a_document_are_left_out_of_its_sum():
     flat, low = [0.1] * 9, -1.0
     weights = np.array([[[*flat, low, 0.3, 0.1]]])
@@ -26,7 +26,7 @@ def test_sentences_are_documents():
     assert documents(("a", "b"), 2) == [range(2)]
 
 
-@pytest.mark.seed("B7")
+@pytest.mark.requirement("B7")
 def test_the_planted_head_follows_the_question(circuit):
     task = tasks.make("recall", circuit.tokenizer, 6, pairs=4)
     options = {"query_words": 1, "best": 1, "draws": 7, "null_query": "nothing"}
@@ -44,7 +44,7 @@ def test_the_planted_head_follows_the_question(circuit):
     assert "1 of them unknown" in result["qr_score"].attrs["convention"]
 
 
-@pytest.mark.seed("B7")
+@pytest.mark.requirement("B7")
 def test_query_focused_heads_of_the_bundled_model_find_the_document_and_carry_the_answer(bundled):
     result = execute("query_focus", bundled, n=8, options={"draws": 3})
     assert set(result.attrs["heads_by_type"]["query-focused"]) == {

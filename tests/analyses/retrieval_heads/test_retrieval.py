@@ -18,7 +18,7 @@ def copies(looked: list[int], generated: list[int], ids: list[int], span: tuple[
     return _copying.copied(steps, np.array(generated), np.array(ids), span)
 
 
-@pytest.mark.seed("B1")
+@pytest.mark.requirement("B1")
 def test_a_perfect_copier_scores_one_and_a_sink_zero():
     ids = [HAY, A, B, C, HAY]
     perfect = copies([1, 2, 3], [A, B, C], ids, (1, 2, 3))
@@ -34,7 +34,7 @@ def test_looking_at_the_needle_is_no_copy_unless_the_token_is_generated():
     assert not copies([1, 3], [B, A], ids, (1, 2)).any()
 
 
-@pytest.mark.seed("B1")
+@pytest.mark.requirement("B1")
 def test_repeated_needle_tokens_separate_the_conventions():
     ids = [HAY, A, B, A, HAY]
     generated, tokens = np.array([A, B, A]), np.array([A, B, A])
@@ -59,7 +59,7 @@ def result(circuit, task):
     return retrieval.run(cap, circuit, task, recall_prompts=4, draws=8)
 
 
-@pytest.mark.seed("B1", "B2")
+@pytest.mark.requirement("B1", "B2")
 def test_the_constructed_copier_is_the_only_retrieval_head(result):
     for name in ("retrieval_set", "retrieval_multiset"):
         scores = result[name].values
@@ -73,7 +73,7 @@ def test_the_constructed_copier_is_the_only_retrieval_head(result):
     assert np.sort(result["recall"].values.ravel())[-2] < 0.1
 
 
-@pytest.mark.seed("B1", "B2")
+@pytest.mark.requirement("B1", "B2")
 def test_taking_the_copier_out_breaks_both_tasks(result):
     for name in ("needle", "recall"):
         intact, without, others = result[f"{name}_accuracy"].values
@@ -82,7 +82,7 @@ def test_taking_the_copier_out_breaks_both_tasks(result):
         assert np.isclose(others, np.mean([draw != ["L0H0"] for draw in draws]))
 
 
-@pytest.mark.seed("B2")
+@pytest.mark.requirement("B2")
 def test_the_recall_heads_of_the_bundled_model_are_the_copying_heads_of_its_card(bundled):
     options = {"draws": 3, "recall_prompts": 4}
     result = execute("retrieval", bundled, n=2, options=options)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from headscope import analyses
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option, checked, parse
 from headscope.analyses._runtime.progress import reporting, steps
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import Results
+from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.kernels.errors import InvalidInput
 
 
@@ -90,3 +93,15 @@ def test_joined_verdicts_keep_the_more_severe_state() -> None:
     assert joined == Verdict("too_few", "One. Two.")
     with pytest.raises(ValueError, match="state"):
         Verdict("perhaps", "")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("less", "state"), [([1.0, 1.1], "supported"), ([3.0, 1.1], "disagreement"), ([1.0], "too_few")]
+)
+def test_a_verdict_on_two_losses_ends_the_note_of_the_result(less, state) -> None:
+    verdict = compare_losses(np.array(less), np.array([2.0, 2.1])[: len(less)], 0, "1 and 2 nats.")
+    capture = xr.Dataset(coords={"layer": [0]})
+    result = Results(capture).dataset(verdict=verdict, note="Two heads.")
+    assert result.attrs["verdict"] == verdict.state == state
+    assert result.attrs["note"].startswith("Two heads. ")
+    assert result.attrs["note"].endswith(": 1 and 2 nats.")

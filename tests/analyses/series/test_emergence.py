@@ -39,7 +39,7 @@ def heads(found: xr.Dataset) -> list[tuple[int, int]]:
     return [(int(row["name"][1]), int(row["name"][3:])) for row in found.attrs["order"]]
 
 
-@pytest.mark.seed("E4")
+@pytest.mark.requirement("E4")
 def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(
     types: xr.Dataset, losses: xr.Dataset
 ) -> None:
@@ -62,7 +62,7 @@ def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(
     assert loss[0] - early[-1] < (loss[0] - loss[-1]) / 7
 
 
-@pytest.mark.seed("E4")
+@pytest.mark.requirement("E4")
 def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginning(
     types: xr.Dataset,
 ) -> None:
@@ -103,7 +103,7 @@ def said_again(model, rows, taken) -> tuple[float, float]:
     return float(loss), float((asked.argmax(-1) == answers).float().mean())
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 def test_a_sink_on_the_first_token_forms_after_induction(types: xr.Dataset) -> None:
     _, again = evaluation.held_out()
     found = timeline("sink_topology", f"{SERIES}@*", [row.tolist() for row in again[:8]])

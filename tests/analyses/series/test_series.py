@@ -57,7 +57,7 @@ def at(array: xr.DataArray, head: tuple[int, int]) -> xr.DataArray:
     return array.sel(layer=head[0], head=head[1])
 
 
-@pytest.mark.seed("E4")
+@pytest.mark.requirement("E4")
 def test_the_planted_order_of_emergence_is_found(found: xr.Dataset) -> None:
     assert found["induction"].dims == ("checkpoint", "layer", "head")
     assert found["step"].values.tolist() == list(STEPS)
@@ -78,7 +78,7 @@ def test_the_planted_order_of_emergence_is_found(found: xr.Dataset) -> None:
     np.testing.assert_allclose(ablated[:4], accuracy[:4], atol=0.15)
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 def test_the_topology_of_sinks_is_followed_over_training(grown: Path) -> None:
     found = timeline("sink_topology", grown, task=repeated(length=16))
     steps = list(STEPS)

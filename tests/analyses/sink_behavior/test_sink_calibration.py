@@ -47,7 +47,7 @@ def run(model, prompts, **options):
     )
 
 
-@pytest.mark.seed("A5")
+@pytest.mark.requirement("A5")
 @pytest.mark.parametrize(("harmful", "sign"), [(True, -1), (False, 1)])
 def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign) -> None:
     result = run(planted(harmful), PROMPTS)
@@ -62,7 +62,7 @@ def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign) -> Non
     assert abs(float(result["sweep"].sel(gamma=1.0, scaled="first token"))) < 1e-6
 
 
-@pytest.mark.seed("A2")
+@pytest.mark.requirement("A2")
 def test_sinks_in_the_middle_are_calibrated_where_the_first_token_is_not(planted_middle) -> None:
     result = planted_middle
     assert float(result["sinks_less"][0, 0]) < -0.01
@@ -76,7 +76,7 @@ def planted_middle():
     return run(planted(True), MIDDLE)
 
 
-@pytest.mark.seed("A5")
+@pytest.mark.requirement("A5")
 @pytest.mark.parametrize("gamma", [0.25, 1.0, 3.0])
 def test_weights_follow_the_closed_form(bundled, gamma) -> None:
     ids = [[0, *range(20, 50)]]
@@ -97,7 +97,7 @@ def test_weights_follow_the_closed_form(bundled, gamma) -> None:
     )
 
 
-@pytest.mark.seed("A5")
+@pytest.mark.requirement("A5")
 def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
     ids = [[0, *range(20, 44)], [0, *range(60, 84)]]
     result = sink_calibration.run(
@@ -120,10 +120,8 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
     assert float(sweep.sel(gamma=1.0)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_bad_options_are_refused(random_llama) -> None:
+def test_bad_factors_are_refused(random_llama) -> None:
     cap = capture(random_llama, PROMPTS, stats=("received",))
     for wrong in ("2 3", "much", "", "0 2", "0.5"):
         with pytest.raises(HeadscopeError, match="gammas"):
             sink_calibration.run(cap, random_llama, gammas=wrong)
-    with pytest.raises(HeadscopeError, match="epsilon"):
-        sink_calibration.run(cap, random_llama, epsilon=3)

@@ -18,7 +18,7 @@ def result(bundled):
     return execute("sink_controls", bundled, prompts, options=options, seed=7)
 
 
-@pytest.mark.seed("A1")
+@pytest.mark.requirement("A1")
 def test_sinks_need_content_in_a_rotary_model(result) -> None:
     rate = dict(zip(result["condition"].values.tolist(), result["rate"].values, strict=True))
     assert rate["random tokens"] > 10
@@ -26,7 +26,7 @@ def test_sinks_need_content_in_a_rotary_model(result) -> None:
     assert float(result["sink_repeated"].max()) < EPSILON
 
 
-@pytest.mark.seed("A1")
+@pytest.mark.requirement("A1")
 def test_repeated_tokens_agree_with_eager_attention(result, bundled) -> None:
     # One repeated token: which token it is changes the map, so all of the drawn ones are run.
     drawn = np.random.default_rng(7).choice(

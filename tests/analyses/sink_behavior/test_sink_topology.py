@@ -10,7 +10,6 @@ from constructed import KEYS, WORDS
 from transformers import BertConfig, BertForMaskedLM
 
 from headscope.analyses import sink_topology
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 
 SIZE = 40
@@ -32,7 +31,7 @@ def received(columns: dict[int, float], *, causal: bool) -> xr.Dataset:
     )
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 @pytest.mark.parametrize(
     ("columns", "causal", "kind", "points"),
     [
@@ -76,7 +75,7 @@ def encoder(last: bool):
     return load_model(module)
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 @pytest.mark.parametrize(("last", "kind"), [(True, "bidirectional"), (False, "centralised")])
 def test_an_encoder_with_absolute_positions(last, kind) -> None:
     model = encoder(last)
@@ -98,15 +97,10 @@ def test_an_encoder_with_absolute_positions(last, kind) -> None:
     assert (float(result["at_last"].min()) > 0.3) is last
 
 
-@pytest.mark.seed("A3")
+@pytest.mark.requirement("A3")
 def test_a_rotary_sink_is_centralised(rotary_sink) -> None:
     ids = [[0, *(WORDS.index(word) for word in (*KEYS, *KEYS))]] * 2
     result = sink_topology.run(capture(rotary_sink, ids, stats=("received",)), rotary_sink)
     assert result.attrs["topology"] == "centralised"
     assert result.attrs["positional_encoding"] == "rotary (default)"
     assert result.attrs["reference_tokens"][0]["token"] == "<bos>"
-
-
-def test_bad_options_are_refused(random_llama) -> None:
-    with pytest.raises(HeadscopeError, match="most"):
-        sink_topology.run(received({0: 0.9}, causal=True), random_llama, most=0.2)

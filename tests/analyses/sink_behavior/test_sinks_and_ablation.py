@@ -69,7 +69,7 @@ def test_the_induction_heads_also_matter_on_fresh_prompts(bundled, types):
     assert without < 0.3 < 0.8 < np.median(others)
 
 
-@pytest.mark.seed("B2")
+@pytest.mark.requirement("B2")
 def test_ablating_the_recall_heads_breaks_recall(retrieval):
     intact, without, others = retrieval["recall_accuracy"].values
     assert intact > 0.9
@@ -78,7 +78,7 @@ def test_ablating_the_recall_heads_breaks_recall(retrieval):
     assert "recall: Causal check agrees" in retrieval.attrs["note"]
 
 
-@pytest.mark.seed("B1")
+@pytest.mark.requirement("B1")
 def test_ablating_the_retrieval_heads_loses_the_needle(retrieval):
     assert float(retrieval["retrieval_set"].max()) > 0.9
     assert 0 < float(retrieval["retrieval_share"]) < 50
@@ -88,7 +88,7 @@ def test_ablating_the_retrieval_heads_loses_the_needle(retrieval):
     assert "needle: Causal check agrees" in retrieval.attrs["note"]
 
 
-@pytest.mark.seed("C1")
+@pytest.mark.requirement("C1")
 def test_rollout_and_flow_track_replaced_tokens_better_than_raw_attention(bundled):
     result = runner.execute("rollout", bundled, n=10)
     lower, upper = (result[f"ablation_correlation_{end}"].values for end in ("lower", "upper"))
@@ -99,7 +99,7 @@ def test_rollout_and_flow_track_replaced_tokens_better_than_raw_attention(bundle
     assert rolled > raw
 
 
-@pytest.mark.seed("D1")
+@pytest.mark.requirement("D1")
 def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
     result = runner.execute("importance", bundled, n=12)
     assert float(result["intact"]) > 0
@@ -112,7 +112,7 @@ def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
     assert float(result["gate_gradient"].values[best]) > float(result["gate_gradient"].median())
 
 
-@pytest.mark.seed("A1")
+@pytest.mark.requirement("A1")
 def test_repeating_one_token_leaves_nothing_to_sink_into(bundled):
     # RoPE turns keys by distance alone, so equal tokens stay equal: no position can stand out.
     ids = np.random.default_rng(0).integers(5, bundled.vocabulary, size=4)
@@ -128,7 +128,7 @@ def test_repeating_one_token_leaves_nothing_to_sink_into(bundled):
     assert float(same["sink_rate"]) <= float(told["sink_rate"])
 
 
-@pytest.mark.seed("E1")
+@pytest.mark.requirement("E1")
 def test_the_discrete_codes_stand_beside_their_baselines(bundled):
     options = {"trials": 3, "truth_prompts": 16}
     result = runner.execute("sae_circuits", bundled, n=64, options=options)

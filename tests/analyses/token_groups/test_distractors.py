@@ -15,7 +15,7 @@ def planted(circuit):
     return execute("distractors", circuit, n=4, options={"facts": "2,4,8", "best": 1})
 
 
-@pytest.mark.seed("A19")
+@pytest.mark.requirement("A19")
 def test_an_even_head_disperses_with_slope_one(planted):
     head = dict(zip(("layer", "head"), UNIFORM, strict=True))
     assert float(planted["dispersion"].sel(head)) == pytest.approx(1.0, abs=1e-4)
@@ -26,7 +26,7 @@ def test_an_even_head_disperses_with_slope_one(planted):
     np.testing.assert_allclose(planted["asked_mass"].sel(head), expected, rtol=1e-4)
 
 
-@pytest.mark.seed("A19")
+@pytest.mark.requirement("A19")
 def test_the_head_that_reads_the_asked_fact_keeps_its_eye_on_it(planted):
     head = dict(zip(("layer", "head"), INDUCTION, strict=True))
     np.testing.assert_allclose(planted["asked_mass"].sel(head), 1.0, atol=1e-2)
@@ -35,7 +35,7 @@ def test_the_head_that_reads_the_asked_fact_keeps_its_eye_on_it(planted):
     assert planted.attrs["heads_by_type"] == {"asked fact": ["L1H0"]}
 
 
-@pytest.mark.seed("A19")
+@pytest.mark.requirement("A19")
 def test_hiding_the_asked_fact_costs_the_answer_and_another_of_its_size_does_not(planted):
     right = planted["accuracy"]
     assert (right.sel(condition=["intact", "another fact hidden"]) == 1).all()

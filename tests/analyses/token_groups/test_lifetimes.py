@@ -19,7 +19,7 @@ def lives(circuit):
     return execute("lifetimes", circuit, repeated(n=3, length=12), options={"window": 2})
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
     eager = LlamaForCausalLM.from_pretrained(
         folder("headscope/bundled"), attn_implementation="eager"
@@ -43,7 +43,7 @@ def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
     np.testing.assert_array_equal(found.far[..., -4:], 0.0)
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 @pytest.mark.parametrize(
     ("head", "lifetime", "share"),
     [(PREVIOUS, "window", 1.0), (UNIFORM, "global", 1.0), (SINK, "window", 18 / 19)],
@@ -54,7 +54,7 @@ def test_planted_heads_give_tokens_the_life_that_follows(lives, head, lifetime, 
     assert float(found.sel(lifetime=lifetime)) == pytest.approx(share, abs=1e-6)
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives):
     sink = lives["lifetime_mass"].sel(layer=SINK[0], head=SINK[1])
     assert float(sink.sel(lifetime="global")) > 0.99
@@ -68,7 +68,7 @@ def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives)
     assert float(lives["token_global"][0]) == pytest.approx(5 / 8)
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_a_window_takes_nothing_from_heads_whose_tokens_are_window_tokens(lives):
     loss = lives["window_loss"]
     assert loss.attrs["heads"]["window heads limited"] == ["L0H0"]

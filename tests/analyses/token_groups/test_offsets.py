@@ -46,7 +46,7 @@ def maps(model, ids: list[int]) -> np.ndarray:
     return torch.stack(found)[:, 0].double().numpy()
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert):
     result = execute("offsets", bert, TEXTS)
     mass = result["mass_at"]
@@ -61,7 +61,7 @@ def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert)
     assert result.attrs["note"].startswith("INCONCLUSIVE")
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 def test_masses_are_those_of_the_models_own_maps(random_bert):
     result = execute("offsets", random_bert, TEXTS)
     shifts, kinds = ([] for _ in range(2))
@@ -78,7 +78,7 @@ def test_masses_are_those_of_the_models_own_maps(random_bert):
     np.testing.assert_allclose(result["delimiter_mass"], np.mean(kinds, axis=0), atol=1e-5)
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 def test_heads_of_the_encoder_cluster_by_the_divergence_of_their_rows(bert):
     cap = capture(bert, TEXTS, stats=("lse",), keep=("q", "k", "z"))
     result = similarity.run(cap, bert, clusters=4, skip=1)
@@ -89,7 +89,7 @@ def test_heads_of_the_encoder_cluster_by_the_divergence_of_their_rows(bert):
     assert len({*planted, *uniform}) == 4
 
 
-@pytest.mark.seed("A11")
+@pytest.mark.requirement("A11")
 def test_offset_heads_of_the_bundled_model_need_nothing_but_their_offset(bundled):
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=6)
     result = execute("offsets", bundled, task)

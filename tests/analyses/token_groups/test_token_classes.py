@@ -28,7 +28,7 @@ def test_every_token_is_of_the_first_kind_that_fits():
     ]
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
     eager = LlamaForCausalLM.from_pretrained(
         folder("headscope/bundled"), attn_implementation="eager"
@@ -52,7 +52,7 @@ def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
         )
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_an_even_head_favours_no_class_and_a_sink_the_first_token(circuit):
     ids = [[0, *(WORDS.index(word) for word in (*KEYS[:4], ".", "note", *KEYS[:3], "."))]] * 2
     result = execute("token_classes", circuit, ids, options={"causal_prompts": 0, "rare": 2})
@@ -66,7 +66,7 @@ def test_an_even_head_favours_no_class_and_a_sink_the_first_token(circuit):
     assert "L0H1" in result.attrs["heads_by_type"]["first"]
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(circuit):
     # Twelve words are said twice and read; five before them never come back.
     prompt = repeated(n=1, length=6, seed=3).prompts[0]
@@ -81,7 +81,7 @@ def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(c
     assert "rare" in result.attrs["note"].partition("; less: ")[2]
 
 
-@pytest.mark.seed("A20")
+@pytest.mark.requirement("A20")
 def test_special_tokens_of_an_encoder_and_patches_of_an_image():
     model = load_model(constructed.encoder(), tokenizer=constructed.encoder_tokenizer())
     result = execute("token_classes", model, [[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 3]])

@@ -17,7 +17,7 @@ models: [headscope/bundled, headscope/induction@step400, headscope/induction]
 tasks: [induction, ioi, recall]
 number: 4
 analyses: all
-options: {sae_circuits: {epochs: 5}, slots: {draws: 1}, rhythm: {shifts: 20}}
+options: {sae_circuits: {epochs: 5}, position_bias: {draws: 1}, preplan_anchor: {shifts: 20}}
 """
 
 

@@ -242,9 +242,9 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(
     model = worker.opened(group.subject, 1)
     given = group.questions.draw(model, 0)
     planned = probes.plan(model, given, stats=("received", "entropy"), batch_tokens=8192)
-    from headscope.probes.capturing.memory_estimate import size
+    from headscope.probes.capturing.memory_estimate import format_bytes
 
-    assert f"{size(planned.memory)} beyond the model at the peak" in lines[0]
+    assert f"{format_bytes(planned.memory)} beyond the model at the peak" in lines[0]
     assert lines[-1].endswith(f"the results would go to {tmp_path / 'out'}")
     assert f"{3 * len(model.encode(' '.join(given.prompts[0].words)))} tokens" in lines[0]
 
@@ -353,7 +353,7 @@ def test_shards_of_prompts_give_the_numbers_of_one_capture(
 ) -> None:
     text = (
         "models: [headscope/bundled]\ntasks: [{task: induction, number: 5}]\n"
-        "analyses: [sinks, head_types, rhythm]\noptions: {head_types: {draws: 1}}\n"
+        "analyses: [sinks, head_types, preplan_anchor]\noptions: {head_types: {draws: 1}}\n"
     )
     run(job(text), tmp_path / "whole")
     run(job(text + "shard: 2\n"), tmp_path / "parts")

@@ -11,7 +11,7 @@ import xarray as xr
 from headscope.app.batch.shards import cut, merge, parts
 from headscope.kernels import statistics
 from headscope.probes import Pair, capture, load_model
-from headscope.probes.capturing.capture import fitting
+from headscope.probes.capturing.options import applicable_stats
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 
@@ -59,5 +59,5 @@ def test_pairs_of_an_encoder_and_decoder(paired_folder: Path, attention: str) ->
         Pair(" ".join(f"w{at}" for at in range(source)), " ".join(f"w{at}" for at in range(target)))
         for source, target in ((4, 2), (9, 5), (3, 11), (9, 5))
     ]
-    stats = fitting(("entropy", "received", "pooled_mean", "distance_hist"), model)
+    stats = applicable_stats(("entropy", "received", "pooled_mean", "distance_hist"), model)
     agree(model, pairs, 3, stats=stats, keep=("q", "k"))

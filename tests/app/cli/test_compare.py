@@ -36,7 +36,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     return code, told.out, told.err
 
 
-@pytest.mark.seed("D6")
+@pytest.mark.requirement("D6")
 def test_a_run_does_not_differ_from_itself(runs, capsys, tmp_path) -> None:
     file = tmp_path / "differences.json"
     code, out, _ = said(capsys, runs[0], runs[0], "--score", "capture.entropy", "--out", file)
@@ -54,7 +54,7 @@ def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, capsys) -> 
     assert "unpaired, from the intervals of both means" in out
 
 
-@pytest.mark.seed("D6")
+@pytest.mark.requirement("D6")
 def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, capsys, tmp_path) -> None:
     file = tmp_path / "differences.json"
     code, out, _ = said(capsys, *runs, "--task", "ioi", "--number", 2, "--top", 3, "--out", file)

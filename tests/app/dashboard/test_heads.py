@@ -175,7 +175,7 @@ def test_a_window_outside_the_text_is_said(screen, long_text: str) -> None:
     assert app.slider(key="queries").value == 0
 
 
-@pytest.mark.seed("A13")
+@pytest.mark.requirement("A13")
 def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -> None:
     named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]
     app = screen(view="table", stage="latent reasoning")
@@ -188,7 +188,7 @@ def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -
     assert "type=previous-token" in app.main.code[0].value
 
 
-@pytest.mark.seed("A13")
+@pytest.mark.requirement("A13")
 def test_heads_are_filtered_by_evidence(screen, demo_run: Path) -> None:
     result = run_folder.open(demo_run).results()["importance"]
     app = screen(view="table", evidence="causal")

@@ -47,7 +47,7 @@ def asked(app: AppTest, kind: str) -> AppTest:
     return app
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 def test_the_picked_head_is_edited_and_the_answer_is_that_of_the_function(
     screen: AppTest, demo_run: Path, bundled: Model
 ) -> None:

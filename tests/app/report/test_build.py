@@ -13,9 +13,9 @@ import pytest
 import xarray as xr
 
 from headscope import analyses, viz
-from headscope.app.pipeline import open_run
 from headscope.app.report import build, docstrings
 from headscope.kernels.errors import HeadscopeError
+from headscope.probes.storage import run_folder
 from headscope.probes.storage.run_folder import Run
 
 LOADS = {"src", "href", "data", "action", "poster", "srcset"}
@@ -59,7 +59,7 @@ def read(path: Path) -> Reader:
 
 @pytest.fixture(scope="module")
 def written(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build.write_report(open_run(demo_run), tmp_path_factory.mktemp("report"))
+    return build.write_report(run_folder.open(demo_run), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_plotly_is_inlined_once(written: Path, page: Reader) -> None:
 
 
 def test_every_variable_is_shown_in_the_order_of_the_analyses(page: Reader, demo_run: Path) -> None:
-    results = open_run(demo_run).results()
+    results = run_folder.open(demo_run).results()
     sections = [each for each in page.ids if each in analyses.names()]
     assert sections == [name for name in analyses.names() if name in results]
     expected = []
@@ -93,7 +93,7 @@ def test_every_variable_is_shown_in_the_order_of_the_analyses(page: Reader, demo
 
 
 def test_text_findings_and_provenance_are_there(page: Reader, demo_run: Path) -> None:
-    run = open_run(demo_run)
+    run = run_folder.open(demo_run)
     text = " ".join(page.text.split())
     assert analyses.summary("sinks").rstrip(".") in text
     assert "Gu et al., When Attention Sink Emerges" in text
@@ -109,7 +109,7 @@ def test_text_findings_and_provenance_are_there(page: Reader, demo_run: Path) ->
 
 
 def test_tables_hold_the_results(written: Path, demo_run: Path) -> None:
-    results = open_run(demo_run).results()
+    results = run_folder.open(demo_run).results()
     parquet = pd.read_parquet(written.with_name("heads.parquet"))
     csv = pd.read_csv(written.with_name("heads.csv"))
     pd.testing.assert_frame_equal(parquet, csv, check_exact=False)

@@ -18,7 +18,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import Reader, logits
-from headscope.probes.attention.interface import Call, follows, installed
+from headscope.probes.attention.interface import AttentionCall, follows, intercept_attention
 from headscope.probes.interventions import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.models.model import Model
 
@@ -81,7 +81,7 @@ def holds_maps(model: Model) -> bool:
     """Say whether the model itself makes a bias of all queries and keys."""
     biases: list[Tensor | None] = []
     reader = Reader(Request(stats=()), take=lambda call, outputs, z: biases.append(call.bias))
-    with torch.no_grad(), installed(model, reader):
+    with torch.no_grad(), intercept_attention(model, reader):
         model.module(input_ids=draw(9))
     return any(one is not None and one.shape[2] > 1 for one in biases)
 
@@ -147,11 +147,11 @@ def through(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[int, 
     """Run padded prompts through the seam: the output, and every layer's entropy."""
     found: dict[int, Tensor] = {}
 
-    def take(call: Call, outputs: dict[str, Tensor], z: Tensor) -> None:
+    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         found[call.layer] = outputs["entropy"]
 
     reader = Reader(Request(stats=("entropy",)), take=take)
-    with torch.no_grad(), installed(model, reader):
+    with torch.no_grad(), intercept_attention(model, reader):
         output = model.module(input_ids=ids, attention_mask=mask)[0]
     return output, found
 
@@ -178,7 +178,7 @@ def try_padding(model: Model, module: Any) -> str:
 
 
 def output_of(model: Model, ids: Tensor, *edits: Any) -> Tensor:
-    with installed(model, Reader(Request(stats=()), edits)):
+    with intercept_attention(model, Reader(Request(stats=()), edits)):
         result: Tensor = model.module(**architectures.fed(ids))[0]
     return result
 
@@ -309,7 +309,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         TABLE.write_text(HEAD + "\n".join(lines) + "\n")
 
 
-@pytest.mark.seed("F5", "F6")
+@pytest.mark.requirement("F5", "F6")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", architectures.CONFIGS)
 def test_the_table_says_what_an_architecture_does(
@@ -325,7 +325,7 @@ def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
     assert set(table) - {"architecture"} == set(architectures.CONFIGS)
 
 
-@pytest.mark.seed("F9")
+@pytest.mark.requirement("F9")
 @pytest.mark.filterwarnings("ignore")
 def test_an_edit_of_a_layer_without_attention_is_refused() -> None:
     model = load_model(architectures.build("lfm2"))

@@ -12,7 +12,7 @@ from transformers import AttentionInterface
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import Reader, logits, run
-from headscope.probes.attention.interface import NAME, installed
+from headscope.probes.attention.interface import NAME, intercept_attention
 
 
 def fail(call: Any) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_the_model_is_restored_after_an_error(tiny: Any, ids: Any) -> None:
     model = load_model(module)
     with (
         pytest.raises(RuntimeError, match=r"broken receiver"),
-        installed(model, fail),
+        intercept_attention(model, fail),
     ):
         module(torch.tensor([ids(5)]))
     assert module.config._attn_implementation == "sdpa"
@@ -103,10 +103,10 @@ def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
     model = load_model(tiny("llama"))
     with (
         pytest.raises(HeadscopeError, match=rf"^{field}: LlamaAttention \(layer 1\)"),
-        installed(model, lambda call: torch.zeros(1, 4, 3, 8)),
+        intercept_attention(model, lambda call: torch.zeros(1, 4, 3, 8)),
     ):
         attention(layer, *tensors, None, scaling=1.0, **{field: torch.zeros(1)})
-    with installed(model, lambda call: torch.zeros(1, 4, 3, 8)):
+    with intercept_attention(model, lambda call: torch.zeros(1, 4, 3, 8)):
         attention(layer, *tensors, None, scaling=1.0, **{field: None})
 
 
@@ -125,7 +125,7 @@ def test_dropout_and_dense_masks_are_refused(
     attention = AttentionInterface()[NAME]
     with (
         pytest.raises(HeadscopeError, match=rf"^{start}"),
-        installed(load_model(tiny("llama")), fail),
+        intercept_attention(load_model(tiny("llama")), fail),
     ):
         attention(layer, *tensors, mask, **fields)
 

@@ -12,8 +12,8 @@ import torch
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
-from headscope.probes.attention.layer_attention import reach
-from headscope.probes.capturing.peak_memory import Meter
+from headscope.probes.attention.layer_attention import run_until_layer
+from headscope.probes.capturing.memory_measurement import PeakTensorBytes
 from headscope.probes.interventions import Ablate, KnockOut, Temperature, Window
 
 LENGTH = 4001
@@ -53,7 +53,7 @@ def test_windows_of_4001_tokens_equal_eager_attention(family: str, tiny: Any, id
     assert "q" not in found
     maps = whole_maps(module, prompt)
     for layer in range(2):
-        again = reach(model, prompt, layer)
+        again = run_until_layer(model, prompt, layer)
         for queries, keys in PLACES:
             rows, columns = np.arange(LENGTH)[queries], np.arange(LENGTH)[keys]
             for head in range(2):
@@ -65,7 +65,9 @@ def test_windows_of_4001_tokens_equal_eager_attention(family: str, tiny: Any, id
                     assert one["query"].values.tolist() == rows.tolist()
                     assert one["key_token"].values.tolist() == [str(prompt[at]) for at in columns]
                     close(one.values, expected)
-    rows = reach(model, prompt, 0).weights(1, np.arange(LENGTH - 3, LENGTH), np.arange(LENGTH))
+    rows = run_until_layer(model, prompt, 0).weights(
+        1, np.arange(LENGTH - 3, LENGTH), np.arange(LENGTH)
+    )
     assert np.allclose(rows.sum(-1), 1, atol=1e-4) == (family != "gpt_oss")
 
 
@@ -81,7 +83,7 @@ def test_a_pooled_map_is_that_of_the_capture(tiny: Any, ids: Any) -> None:
     stats = ("pooled_mean", "pooled_max")
     found = capture(model, [prompt], stats=stats, tile=24)
     for layer in range(2):
-        again = reach(model, prompt, layer)
+        again = run_until_layer(model, prompt, layer)
         for head in (0, 3):
             for name, pooled in again.pooled(head, 24).items():
                 expected = found[name].isel(prompt=0, layer=layer, head=head)
@@ -96,7 +98,7 @@ def test_a_forward_pass_stops_at_the_layer(tiny: Any, ids: Any) -> None:
         layer.register_forward_pre_hook(lambda part, given, at=at: ran.append(at))
         for at, layer in enumerate(module.model.layers)
     ]
-    reach(model, ids(9), 2)
+    run_until_layer(model, ids(9), 2)
     for handle in handles:
         handle.remove()
     assert ran == [0, 1, 2]
@@ -104,7 +106,7 @@ def test_a_forward_pass_stops_at_the_layer(tiny: Any, ids: Any) -> None:
     with pytest.raises(
         HeadscopeError, match=r"^layer: 4 has no attention map; layers with one are 0, 1,"
     ):
-        reach(model, ids(9), 4)
+        run_until_layer(model, ids(9), 4)
 
 
 def test_a_bridge_gives_the_same_windows(tiny: Any, ids: Any, words: Any) -> None:
@@ -113,7 +115,7 @@ def test_a_bridge_gives_the_same_windows(tiny: Any, ids: Any, words: Any) -> Non
     module = tiny("llama").requires_grad_(False)
     plain = load_model(module)
     prompt = ids(40)
-    expected = reach(plain, prompt, 1).weights(2, np.arange(40), np.arange(40))
+    expected = run_until_layer(plain, prompt, 1).weights(2, np.arange(40), np.arange(40))
     bridge = TransformerBridge.boot_transformers(
         "tiny", hf_model=module, tokenizer=words, dtype=torch.float32
     )
@@ -195,8 +197,8 @@ def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
 
 def overview_and_window(model: Any, prompt: list[int]) -> int:
     """Pool a map into 128² tiles, cut a window of 256², and measure the largest tensor."""
-    with Meter() as meter:
-        again = reach(model, prompt, 1)
+    with PeakTensorBytes() as meter:
+        again = run_until_layer(model, prompt, 1)
         pooled = again.pooled(1, len(prompt) // 128)
         at = np.arange(len(prompt) - 256, len(prompt))
         window = again.weights(1, at, at)
@@ -235,7 +237,7 @@ def test_32k_tokens_are_seen_whole_and_in_a_window(tiny: Any, ids: Any) -> None:
     model = load_model(tiny("llama", **LINEAR))
     prompt = ids(32768, vocabulary=16)
     assert overview_and_window(model, prompt) < 32768**2 / 64
-    again = reach(model, prompt, 1)
+    again = run_until_layer(model, prompt, 1)
     at = np.arange(20000, 20256)
     query, key = again.call.query[0, 0].double(), again.call.key[0, 0].double()
     logits = query[at] @ key.T * again.call.scale

@@ -122,7 +122,7 @@ def test_weights_are_peaked_enough_for_parity_to_mean_something(tiny: Any, ids: 
         assert float(largest.isel(query=slice(8, None)).mean()) > 0.2, family
 
 
-@pytest.mark.seed("F6")
+@pytest.mark.requirement("F6")
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_prompts_of_unequal_length_equal_single_ones(family: str, tiny: Any, ids: Any) -> None:
     model = load_model(tiny(family))

@@ -19,7 +19,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.attention.forward import Reader, logits, run
-from headscope.probes.attention.interface import Call
+from headscope.probes.attention.interface import AttentionCall
 from headscope.probes.capturing.generation import generate
 from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
@@ -41,8 +41,8 @@ def draw(length: int, rows: int = 1) -> Tensor:
     return torch.randint(2, 62, (rows, length), generator=torch.Generator().manual_seed(length))
 
 
-def calls(model: Model, ids: Tensor) -> list[Call]:
-    found: list[Call] = []
+def calls(model: Model, ids: Tensor) -> list[AttentionCall]:
+    found: list[AttentionCall] = []
     reader = Reader(Request(stats=()), take=lambda call, outputs, z: found.append(call))
     with torch.no_grad():
         run(model, ids, reader, head=False)
@@ -301,12 +301,15 @@ def test_nothing_is_left_behind(family: str) -> None:
     with torch.no_grad():
         before = module(ids).logits
 
-        def broken(call: Call) -> Tensor:
+        def broken(call: AttentionCall) -> Tensor:
             raise RuntimeError("broken receiver")
 
-        from headscope.probes.attention.interface import installed
+        from headscope.probes.attention.interface import intercept_attention
 
-        with pytest.raises(RuntimeError, match="broken receiver"), installed(model, broken):
+        with (
+            pytest.raises(RuntimeError, match="broken receiver"),
+            intercept_attention(model, broken),
+        ):
             module(ids)
         assert not any(part._forward_hooks for part in module.modules())
         assert not any(part._forward_pre_hooks for part in module.modules())

@@ -12,7 +12,7 @@ import torch
 from headscope.kernels import statistics
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
-from headscope.probes.capturing.capture import DEFAULT
+from headscope.probes.capturing.options import DEFAULT
 from headscope.probes.models.model import Model
 
 

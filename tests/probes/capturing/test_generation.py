@@ -39,7 +39,7 @@ def spans(found: xr.Dataset) -> dict[str, list[list[int]]]:
     }
 
 
-@pytest.mark.seed("B4", "F5")
+@pytest.mark.requirement("B4", "F5")
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2", "gpt_oss"])
 def test_rows_of_steps_are_rows_of_the_text(family: str, tiny: Any, ids: Any) -> None:
     model = load_model(tiny(family))
@@ -103,7 +103,7 @@ def test_draws_repeat_with_their_seed(tiny: Any, ids: Any) -> None:
     assert (one.attrs["sample"], one.attrs["sampling_seed"]) == (True, 1)
 
 
-@pytest.mark.seed("B4")
+@pytest.mark.requirement("B4")
 def test_the_bundled_model_looks_back_at_its_prompt(bundled: Any) -> None:
     generator = np.random.default_rng(0)
     half = [0, *generator.choice(np.arange(300, 380), 20, replace=False).tolist()]

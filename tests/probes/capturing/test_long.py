@@ -11,7 +11,7 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
-from headscope.probes.capturing.peak_memory import Meter
+from headscope.probes.capturing.memory_measurement import PeakTensorBytes
 from headscope.probes.models.model import Model
 
 OPTIONS: dict[str, Any] = {
@@ -61,9 +61,9 @@ def agree(found: Any, expected: Any, name: str = "") -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=name)
 
 
-def measured(model: Model, length: int) -> Meter:
+def measured(model: Model, length: int) -> PeakTensorBytes:
     stats = tuple(name for name in statistics.names() if name not in ("pattern", "z"))
-    with Meter() as meter:
+    with PeakTensorBytes() as meter:
         spans = {"start": [range(length // 2)], "even": [range(0, length, 2)]}
         capture(model, [[2 + at % 50 for at in range(length)]], stats=stats, spans=spans)
     return meter
@@ -79,7 +79,7 @@ def small_panels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
 def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
     half, full = measured(bundled, 512), measured(bundled, 1024)
@@ -89,7 +89,7 @@ def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
     assert full.largest < 8 * 1024 * 1024 / 4
 
 
-@pytest.mark.seed("F1")
+@pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
 def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny: Any) -> None:
     model = load_model(tiny("llama", max_position_embeddings=4096))
@@ -100,7 +100,7 @@ def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny: Any) -> No
 
 
 def test_the_meter_sees_a_map() -> None:
-    with Meter() as meter:
+    with PeakTensorBytes() as meter:
         query = torch.randn(300, 8)
         weights = (query @ query.T).softmax(-1)
         del weights

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headscope.kernels import statistics
-from headscope.kernels.api import memory
+from headscope.kernels.api import Request, memory
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, plan
+from headscope.probes.capturing import memory_measurement
 from headscope.probes.models.model import Model
 
 ALL = tuple(
@@ -179,3 +182,30 @@ def test_what_is_taken_up_keeps_its_batches(
     found = capture(model, given, out=out)
     assert found.attrs["batch_tokens"] == chosen
     assert plan(model, given, out=out).batch_tokens == 8192
+
+
+def test_a_second_capture_of_its_kind_measures_nothing(
+    model: Model, ids: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[str, ...]] = []
+    attend = memory_measurement.attend
+
+    def counting(q: Any, k: Any, v: Any, request: Any) -> Any:
+        measured.append(request.stats)
+        return attend(q, k, v, request)
+
+    monkeypatch.setattr(memory_measurement, "attend", counting)
+    stats: dict[str, Any] = {"stats": ("entropy", "topk"), "k": 7}
+    capture(model, [ids(8)], **stats)
+    assert measured == [("entropy", "topk")]
+    capture(model, [ids(9), ids(30)], **stats)
+    assert len(measured) == 1
+    capture(model, [ids(8)], **{**stats, "k": 6})
+    assert len(measured) == 2, "other parameters take other memory"
+
+
+def test_the_defaults_of_a_capture_are_those_of_the_kernels() -> None:
+    named = inspect.signature(capture).parameters
+    shared = {field.name: field.default for field in fields(Request)}
+    for name in ("first", "offsets", "clip", "recent", "share", "k", "horizon", "last"):
+        assert named[name].default == shared[name], name

@@ -127,7 +127,7 @@ CASES: dict[str, tuple[tuple[Any, ...], Change]] = {
 }
 
 
-@pytest.mark.seed("D5")
+@pytest.mark.requirement("D5")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("case", CASES)
 def test_an_edit_equals_the_dense_computation(case: str, family: str, tiny: Any, ids: Any) -> None:

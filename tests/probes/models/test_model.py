@@ -13,7 +13,7 @@ import transformers
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Model, capture, load_model
 from headscope.probes.attention import interface
-from headscope.probes.attention import interface as seam_module
+from headscope.probes.prompts.reading import read
 
 
 def refusal(work: Any) -> str:
@@ -180,7 +180,7 @@ def test_weights_that_are_not_numbers_are_named(bad: float, tiny: Any) -> None:
 
 def spoiled(change: Any) -> Any:
     """Make an engine that is wrong in one place."""
-    known = seam_module.attend
+    known = interface.attend
 
     def attend(*given: Any, **options: Any) -> Any:
         outputs = dict(known(*given, **options))
@@ -202,7 +202,7 @@ def test_the_check_names_a_statistic_that_is_wrong(
             outputs[name] = outputs[name].clone()
             outputs[name][0, 3, 5] += 0.01
 
-    monkeypatch.setattr(seam_module, "attend", spoiled(change))
+    monkeypatch.setattr(interface, "attend", spoiled(change))
     line = refusal(lambda: load_model(tiny("llama")))
     assert line.startswith(f"model: {name} of L1H3 in LlamaForCausalLM is 0.01 away")
 
@@ -213,7 +213,7 @@ def test_the_check_names_an_output_that_is_wrong(
     def change(outputs: dict[str, torch.Tensor]) -> None:
         outputs["z"] = outputs["z"].roll(1, dims=1)
 
-    monkeypatch.setattr(seam_module, "attend", spoiled(change))
+    monkeypatch.setattr(interface, "attend", spoiled(change))
     assert "differs from its eager attention" in refusal(lambda: load_model(tiny("llama")))
 
 
@@ -275,3 +275,16 @@ def test_positions_that_start_after_padding_shorten_the_context() -> None:
     assert not found["entropy"].isnull().any()
     with pytest.raises(HeadscopeError, match=f"but the context of .* is {longest}"):
         capture(model, [[5] * (longest + 1)], stats=("entropy",))
+
+
+def test_a_long_prompt_looks_the_vocabulary_up_once(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = load_model(tiny("llama")), []
+    whole = Model.vocabulary.fget  # type: ignore[attr-defined]
+    counted = property(lambda self: asked.append(1) or whole(self))
+    monkeypatch.setattr(Model, "vocabulary", counted)
+    read(model, [[1, 2, 3] * 30])
+    assert len(asked) == 1
+    with pytest.raises(HeadscopeError, match="token id 64 of prompt 2 is outside"):
+        read(model, [[1], [1, 64, 2, 99]])

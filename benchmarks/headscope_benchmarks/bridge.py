@@ -1,21 +1,26 @@
-"""Layers: what a TransformerBridge's cache costs, of one attention layer and of one whole model."""
+"""The cache of a TransformerBridge: of one attention layer and of whole models."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 
-from headscope.app.bench import contenders
-from headscope.app.bench.clock import Call
+from headscope.probes import capture, load_model
+from headscope.probes.bundled import folder
+from headscope_benchmarks.shapes import request
+from headscope_benchmarks.timing import Call
 
-MODEL = ("forward", "capture", "bridge_cache")
+LONG_LAYERS = 4
 VOCABULARY = 64
+SIZE = 64
 
 
-class Given(nn.Module):
-    """Stands for a projection and returns what is given, so that attention is timed alone."""
+class Constant(nn.Module):
+    """Replaces a projection and returns fixed values, so that attention is timed alone."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -30,18 +35,18 @@ def bridge_attention(q: Tensor, k: Tensor, v: Tensor) -> Call:
     """Prepare the attention layer of a TransformerBridge, alone, with its pattern cached.
 
     The layer's own code runs: scores, mask, softmax, product and every hook. Its projections
-    return the given q, k, v and its output projection returns its input, since headscope starts
-    from q, k, v and ends with z as well.
+    return q, k, v and its output projection returns its input, since headscope starts from q, k, v
+    and ends with z as well.
 
     Returns
     -------
     A call without arguments; it returns ``pattern`` and ``z``.
     """
     heads, length, size = q.shape[1:]
-    attention = bridged(gpt2(heads, 8)).blocks[0].attn
+    attention = bridge_of(gpt2(heads, 8)).blocks[0].attn
     for name, values in (("q", q), ("k", k), ("v", v)):
         flat = values.transpose(1, 2).reshape(1, length, heads * size)
-        getattr(attention, name).set_original_component(Given(flat))
+        getattr(attention, name).set_original_component(Constant(flat))
     attention.o.set_original_component(nn.Identity())
     cache: dict[str, Tensor] = {}
 
@@ -62,47 +67,47 @@ def bridge_attention(q: Tensor, k: Tensor, v: Tensor) -> Call:
 
 
 def model_call(name: str, length: int, heads: int) -> Call:
-    """Prepare one of the ``MODEL`` contenders: one layer of GPT-2, random weights, one prompt.
+    """Prepare one of ``baselines.MODEL``: one layer of GPT-2, random weights, one prompt.
 
-    ``forward`` is the model alone with torch's fused attention; ``bridge_cache`` returns the
-    pattern (batch, head, query, key) and nothing else.
+    ``forward`` is the model alone with torch's fused attention, ``capture`` records the statistics
+    up to the histogram, ``bridge_cache`` returns a list of the pattern (batch, head, query, key).
     """
-    from headscope.probes import capture, load_model
+    wanted = request(length, "histogram")
+    return _model_call(name, length, heads, 1, {"stats": wanted.stats, "tile": wanted.tile})
 
-    module = gpt2(heads, length)
+
+def long_call(name: str, length: int, heads: int) -> Call:
+    """Prepare the same with four layers, the default statistics, and the patterns of all layers."""
+    return _model_call(name, length, heads, LONG_LAYERS, {})
+
+
+def _model_call(name: str, length: int, heads: int, layers: int, options: dict[str, Any]) -> Call:
+    module = gpt2(heads, length, layers)
     draw = torch.Generator().manual_seed(length)
     ids = torch.randint(VOCABULARY, (1, length), generator=draw)
+    if name == "capture":
+        model, prompts = load_model(module), ids.tolist()
+        return lambda: capture(model, prompts, **options)
     if name == "forward":
         module.set_attn_implementation("sdpa")
+        return torch.no_grad()(lambda: module(ids, use_cache=False).logits)
+    bridge = bridge_of(module)
+    points = [f"blocks.{layer}.attn.hook_pattern" for layer in range(layers)]
 
-        def forward() -> Any:
-            with torch.no_grad():
-                return module(ids, use_cache=False).logits
-
-        return forward
-    if name == "capture":
-        model, prompts = load_model(module), [[int(one) for one in ids[0]]]
-        wanted = contenders.request(length, "histogram")
-        return lambda: capture(model, prompts, stats=wanted.stats, tile=wanted.tile)
-
-    bridge = bridged(module)
-    point = "blocks.0.attn.hook_pattern"
-
-    def call() -> Any:
-        with torch.no_grad():
-            return bridge.run_with_cache(ids, names_filter=point)[1][point]
+    @torch.no_grad()
+    def call() -> list[Tensor]:
+        cache = bridge.run_with_cache(ids, names_filter=points)[1]
+        return [cache[point] for point in points]
 
     return call
 
 
 def gpt2(heads: int, length: int, layers: int = 1) -> Any:
     """Make layers of GPT-2 with random weights."""
-    import transformers
-
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
-        n_embd=heads * contenders.SIZE,
+        n_embd=heads * SIZE,
         n_layer=layers,
         n_head=heads,
         n_positions=length,
@@ -113,13 +118,8 @@ def gpt2(heads: int, length: int, layers: int = 1) -> Any:
     return module.eval()
 
 
-def bridged(module: Any) -> Any:
+def bridge_of(module: Any) -> Any:
     """Put a TransformerBridge around a model."""
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from headscope.probes.bundled import folder
-
     # A bridge wants a tokenizer although it is given ids.
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder("headscope/bundled"))
     return TransformerBridge.boot_transformers(

@@ -1,56 +1,33 @@
-"""The benchmark: measures a tiny case with the whole schema, and refuses wrong numbers."""
+"""The benchmark of a CPU: the whole schema of a tiny case, and no times of wrong numbers."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from headscope.app import cli
-from headscope.app.bench import contenders, cpu, layers, machine
-from headscope.app.bench.clock import interleave
-from headscope.app.bench.cpu_bars import judge
-from headscope.kernels import attention, memory
+from headscope.kernels import attention
+from headscope.kernels.api import memory
 from headscope.kernels.errors import HeadscopeError
-
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-TINY = ("--length", "256", "--heads", "2", "--rounds", "2")
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["headscope", "bench", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
-
-
-@pytest.fixture
-def perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.attend
-
-    def wrong(*given: Any, **options: Any) -> dict[str, torch.Tensor]:
-        result = right(*given, **options)
-        if "entropy" in result:
-            result["entropy"] = result["entropy"] + 1e-4
-        return result
-
-    monkeypatch.setattr(attention, "attend", wrong)
+from headscope_benchmarks import baselines, cpu_rows, machine, runner
+from headscope_benchmarks.shapes import cpu_shape, cumulative
+from headscope_benchmarks.tables import tables
+from headscope_benchmarks.targets import judge_cpu
+from headscope_benchmarks.timing import interleave
 
 
 def check_schema(result: dict[str, Any], lengths: list[int]) -> None:
     assert {"cpu", "cores", "torch", "torch_threads", "load_before"} <= set(result["machine"])
-    every = {*contenders.ATTENTION, *contenders.FLEX}
+    every = {*baselines.ATTENTION, *baselines.FLEX}
     checked = {(row["contender"], row["output"]) for row in result["gate"]}
-    for engine in contenders.ENGINES:
-        for output in ("z", *contenders.cumulated("top8")):
+    for engine in baselines.ENGINES:
+        for output in ("z", *cumulative("top8")):
             assert (f"{engine}/top8", output) in checked
-    assert {name for name, _ in checked} >= {"sdpa", *contenders.OTHERS, "capture"}
+    assert {name for name, _ in checked} >= {"sdpa", *baselines.OTHERS, "capture"}
     assert all(row["error"] <= row["allowed"] for row in result["gate"])
     assert sorted({row["length"] for row in result["attention"]}) == lengths
     for row in result["attention"]:
@@ -63,101 +40,71 @@ def check_schema(result: dict[str, Any], lengths: list[int]) -> None:
             expected = row["median_ms"][name] / base
             assert ratio == pytest.approx(expected, rel=0.02, abs=0.001)
     for row in result["model"]:
-        assert set(layers.MODEL) <= set(row["median_ms"]) | set(row["not_run"])
+        assert set(baselines.MODEL) <= set(row["median_ms"]) | set(row["not_run"])
     assert [row["length"] for row in result["model"]] == lengths
     assert [row["length"] for row in result["memory"]] == lengths
     for row in result["memory"]:
         names = set(row["extra_bytes"]) | set(row["not_run"])
-        assert names == {*cpu.WEIGHED, *layers.MODEL}
-    assert result["bars"] == judge(result["gate"], result["attention"], result["memory"])
+        assert names == {*cpu_rows.WEIGHED, *baselines.MODEL}
+    assert result["bars"] == judge_cpu(result["gate"], result["attention"], result["memory"])
 
 
-def test_tiny_run_has_the_schema_and_prints_ratios(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_tiny_run_has_the_schema_and_can_be_laid_out() -> None:
     threads = torch.get_num_threads()
-    file = tmp_path / "result.json"
-    assert call(monkeypatch, *TINY, "--out", file) == 0
-    shown = capsys.readouterr().out
-    assert "headscope" in shown.lower()
-    assert "×" in shown
-    result = json.loads(file.read_text())
+    result = json.loads(json.dumps(runner.run_cpu((256,), heads=2, rounds=2)))
     check_schema(result, [256])
-    assert list(tmp_path.iterdir()) == [file]
     assert torch.get_num_threads() == threads
-    # Too short for the bars of time: nothing may be claimed.
+    # Too short for the targets of time: nothing may be claimed.
     assert {bar["bar"]: bar["met"] for bar in result["bars"]}["all but top-8"] is None
+    for table in tables(result):
+        assert table.rows
+        assert all(len(row) == len(table.columns) for row in table.rows)
     if sys.platform == "linux":
-        memory = result["memory"][0]
+        sizes = result["memory"][0]
         # Two heads of a 256×256 matrix in float32, scores and weights.
-        assert memory["extra_bytes"]["eager"] >= 2 * 2 * 256 * 256 * 4
-        assert memory["output_bytes"]["sdpa"] == 2 * 256 * 64 * 4
-        assert memory["output_bytes"]["bridge"] == 2 * 256 * (64 + 256) * 4
+        assert sizes["extra_bytes"]["eager"] >= 2 * 2 * 256 * 256 * 4
+        assert sizes["output_bytes"]["sdpa"] == 2 * 256 * 64 * 4
+        assert sizes["output_bytes"]["bridge"] == 2 * 256 * (64 + 256) * 4
 
 
-def test_wrong_numbers_are_not_measured(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    perturbed: None,
-) -> None:
-    monkeypatch.setattr(cpu, "_time", lambda *given: pytest.fail("measured"))
+def test_wrong_numbers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.attend
+
+    def wrong(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        result = right(*arguments, **options)
+        return {name: values + 1e-4 * (name == "entropy") for name, values in result.items()}
+
+    monkeypatch.setattr(attention, "attend", wrong)
+    monkeypatch.setattr(cpu_rows, "measure_times", lambda *arguments: pytest.fail("measured"))
     with pytest.raises(HeadscopeError, match="gate: entropy of headscope/top8"):
-        cpu.run((128,), heads=2, rounds=1)
-    assert call(monkeypatch, *TINY, "--out", tmp_path / "result.json") == 2
-    assert "gate" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+        runner.run_cpu((128,), heads=2, rounds=1)
 
 
-def test_contenders_that_cannot_fit_are_named() -> None:
-    fitting, absent = cpu._fitting("attention", 1 << 20, 12)
-    assert fitting == ["sdpa", *contenders.CAPTURES]
+def test_baselines_that_cannot_fit_are_named() -> None:
+    fitting, absent = cpu_rows.fitting("attention", 1 << 20, 12)
+    assert fitting == ["sdpa", *baselines.CAPTURES]
     assert all("GB" in reason for reason in absent.values())
 
 
-def test_a_contender_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*given: Any, **options: Any) -> Any:
         raise NotImplementedError("not on this machine\nand much more")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
     with pytest.raises(HeadscopeError, match=r"^NotImplementedError: not on this machine$"):
-        contenders.attention_call("flex_aux", 64, 1)
+        baselines.attention_call("flex_aux", 64, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_flex_attention_stays_compiled_beside_one_that_cannot_be() -> None:
     length, heads = 2048, 12
-    calls = {}
-    for name in contenders.FLEX:
-        with contextlib.suppress(HeadscopeError):
-            calls[name] = contenders.attention_call(name, length, heads)
+    calls, _ = baselines.prepare(baselines.FLEX, *cpu_shape(length, heads).inputs())
     memory.forget_peak()
     before = memory.resident()
     calls["flex"]()
     # One matrix of every head would be 200 MB.
     assert memory.peak() - before < heads * length**2 * 4 / 2
-
-
-@pytest.mark.parametrize("length", [1, 63, 256])
-def test_every_statistic_from_the_whole_matrix_is_that_of_the_engine(length: int) -> None:
-    q, k, v = contenders.attention_inputs(length, 2)
-    ours = contenders.make("panels/top8", q, k, v)()
-    whole = contenders.make("eager_statistics", q, k, v)()
-    assert set(ours) == set(whole)
-    for name, values in ours.items():
-        shown = values[..., : whole[name].shape[-1]]
-        torch.testing.assert_close(shown, whole[name].to(values.dtype), equal_nan=True)
-
-
-def test_the_bridge_alone_attends_to_what_it_is_given() -> None:
-    q, k, v = contenders.attention_inputs(40, 3)
-    found = layers.bridge_attention(q, k, v)()
-    hidden = torch.ones(40, 40).triu(1).bool()
-    scores = (q.double() @ k.double().mT / 8).masked_fill(hidden, -torch.inf)
-    expected = torch.softmax(scores, dim=-1)
-    torch.testing.assert_close(found["pattern"].double(), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found["z"].double(), expected @ v.double(), atol=1e-5, rtol=0)
 
 
 def test_calls_take_turns_and_the_warm_ones_do_not_count() -> None:
@@ -180,7 +127,7 @@ def row(length: int, threads: int, **times: float) -> dict[str, Any]:
     return {"length": length, "threads": threads, "median_ms": times, "ratio": times}
 
 
-def test_bars_take_the_worst_case_of_long_texts() -> None:
+def test_targets_take_the_worst_case_of_long_texts() -> None:
     slow = {"headscope/histogram": 9.0}
     attention = [
         row(1024, 1, **slow),
@@ -200,7 +147,7 @@ def test_bars_take_the_worst_case_of_long_texts() -> None:
         {"contender": name, "output": "entropy", "logit_deviation": 64.0, "error": error}
         for name, error in (("headscope/top8", 2e-6), ("eager_statistics", 1e-2))
     ]
-    judged = {bar["bar"]: bar for bar in judge(gate, attention, memory)}
+    judged = {bar["bar"]: bar for bar in judge_cpu(gate, attention, memory)}
     speed = judged["all but top-8"]
     assert (speed["measured"], speed["met"], speed["aim_met"]) == (1.3, True, False)
     assert speed["worst_at"] == "4096 tokens, 2 threads"
@@ -215,15 +162,8 @@ def test_bars_take_the_worst_case_of_long_texts() -> None:
     assert judged["float64, entropy"]["measured"] == 2e-6
 
 
-def test_missing_folder_is_refused_before_the_minutes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert call(monkeypatch, "--out", tmp_path / "no" / "result.json") == 2
-    assert "--out" in capsys.readouterr().err
-
-
 def test_committed_results_have_the_schema_and_no_paths() -> None:
-    files = sorted(RESULTS.glob("cpu-*.json"))
+    files = sorted(machine.RESULTS.glob("cpu-*.json"))
     assert files
     for file in files:
         result = json.loads(file.read_text())

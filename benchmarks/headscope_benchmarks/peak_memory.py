@@ -1,4 +1,4 @@
-"""Footprint: the memory that one call needs beyond its inputs, each in a process of its own."""
+"""Peak memory: what one call needs beyond its inputs, on a CPU each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,42 +6,63 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from headscope.kernels.api import memory
-from headscope.kernels.errors import InvalidInput
+import torch
 
-WARM = 64
+from headscope.kernels.api import memory
+from headscope.kernels.errors import ResourceLimit
+
+WARMUP_LENGTH = 64
 
 Case = tuple[str, str, int, int, int]
-"""Group (``attention``, ``model`` or ``context``), contender, tokens, heads, torch threads."""
+"""``module:function`` that prepares the call, and what it takes: a name, tokens and heads; torch
+threads."""
 
-Weight = tuple[int, int | None]
-"""Bytes beyond the inputs with the results, and bytes of the results where they are tensors."""
+Bytes = tuple[int, int | None]
+"""Bytes beyond the inputs with the results, and of the results where they are tensors by name."""
+
+FOLDER = str(Path(__file__).parents[1])
+PROGRAM = (
+    f"import sys; sys.path.insert(0, {FOLDER!r})\n"
+    "from headscope_benchmarks import peak_memory; peak_memory.serve()"
+)
 
 
-def weigh(cases: Sequence[Case]) -> Iterator[Weight | None]:
+def cuda_peak(call: Any) -> int:
+    """Measure the most bytes that the allocator hands out during a call, results included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del result
+    return peak - before
+
+
+def measure_peaks(cases: Sequence[Case]) -> Iterator[Bytes | None]:
     """Measure the largest resident memory during each call, less that before it.
 
     Every call has a fresh process, forked from one that has imported everything and done nothing.
 
     Yields
     ------
-    For each case its bytes; None where the system does not tell (it is read from Linux's
-    ``/proc``).
+    For each case its bytes; None where the system does not say (it is read from Linux's ``/proc``).
 
     Raises
     ------
-    HeadscopeError
+    ResourceLimit
         When a call fails, for example because memory ran out.
     """
     if not memory.measurable():
         yield from [None] * len(cases)
         return
-    program = "from headscope.app.bench.footprint import serve; serve()"
     with subprocess.Popen(
-        [sys.executable, "-P", "-W", "ignore", "-c", program],
+        [sys.executable, "-P", "-W", "ignore", "-c", PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,14 +70,15 @@ def weigh(cases: Sequence[Case]) -> Iterator[Weight | None]:
     ) as server:
         try:
             for case in cases:
-                yield _ask(server, case)
+                yield _request(server, case)
         finally:
             # The server ends with its input, also where nobody wants the rest.
             if server.stdin:
                 server.stdin.close()
 
 
-def _ask(server: subprocess.Popen[str], case: Case) -> Weight:
+def _request(server: subprocess.Popen[str], case: Case) -> Bytes:
+    """Have the server measure one case."""
     assert server.stdin
     assert server.stdout
     assert server.stderr
@@ -66,7 +88,7 @@ def _ask(server: subprocess.Popen[str], case: Case) -> Weight:
     if not answer.startswith("["):
         server.stdin.close()
         last = (server.stderr.read().strip().splitlines() or ["it was killed"])[-1]
-        raise InvalidInput(f"memory of {case[1]} at {case[2]} tokens cannot be measured: {last}")
+        raise ResourceLimit(f"memory of {case[1]} at {case[2]} tokens cannot be measured: {last}")
     extra, outputs = json.loads(answer)
     return extra, outputs
 
@@ -74,11 +96,8 @@ def _ask(server: subprocess.Popen[str], case: Case) -> Weight:
 def serve() -> None:
     """Answer each case on the standard input with the bytes, from a fork of this process."""
     # Imported here, once: a fork has them and starts no thread before it measures.
-    import transformer_lens.model_bridge  # noqa: F401
-
-    import headscope.app.bench.layers
-    import headscope.probes  # noqa: F401
-
+    for name in ("baselines", "bridge"):
+        import_module(f"headscope_benchmarks.{name}")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -89,8 +108,9 @@ def serve() -> None:
 
 
 def _answer(case: Case) -> None:
+    """Measure one case, print its bytes and end this process."""
     try:
-        sys.stdout.write(json.dumps(measure(*case)) + "\n")
+        sys.stdout.write(json.dumps(measure_peak(*case)) + "\n")
         sys.stdout.flush()
         status = 0
     except BaseException as error:
@@ -101,26 +121,19 @@ def _answer(case: Case) -> None:
     os._exit(status)
 
 
-def measure(group: str, name: str, length: int, heads: int, threads: int) -> Weight:
+def measure_peak(function: str, name: str, length: int, heads: int, threads: int) -> Bytes:
     """Measure one call in this process."""
-    import torch
-
-    from headscope.app.bench import contenders, context, layers
-
-    made: dict[str, Callable[[str, int, int], Callable[[], Any]]] = {
-        "attention": contenders.attention_call,
-        "model": layers.model_call,
-        "context": context.context_call,
-    }
+    module, _, attribute = function.partition(":")
+    make = getattr(import_module(module), attribute)
     torch.set_num_threads(threads)
     # Libraries and threads are loaded once, whatever the length.
-    made[group](name, WARM, heads)()
-    call = made[group](name, length, heads)
+    make(name, WARMUP_LENGTH, heads)()
+    call = make(name, length, heads)
     memory.forget_peak()
     before = memory.resident()
     result = call()
     extra = memory.peak() - before
     outputs = None
-    if group == "attention":
-        outputs = sum(each.numel() * each.element_size() for each in result.values())
+    if isinstance(result, dict):
+        outputs = sum(values.numel() * values.element_size() for values in result.values())
     return extra, outputs

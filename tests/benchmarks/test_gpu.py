@@ -13,76 +13,57 @@ from typing import Any
 import pytest
 import torch
 
-from headscope.app.bench import ceiling, contenders, gpu, gpu_contenders
-from headscope.app.bench.clock import wall
-from headscope.app.bench.gpu_bars import judge, plan
-from headscope.app.bench.gpu_contenders import CAPTURES, Case, cases, eager_case
-from headscope.app.bench.sheets import sheets
 from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope_benchmarks import baselines, gpu_rows, roofline, shapes, triton_passes
+from headscope_benchmarks.baselines import GPU, GPU_CAPTURES
+from headscope_benchmarks.shapes import Shape, eager_shape
+from headscope_benchmarks.tables import tables
+from headscope_benchmarks.targets import faster_forward, judge_gpu
 
 ROOT = Path(__file__).parents[2]
-SMALL = Case(length=96, batch=2, heads=4, kv_heads=2, size=64)
+SMALL = Shape(length=96, batch=2, heads=4, kv_heads=2, size=64)
 H200 = {"capability": [9, 0], "multiprocessors": 132, "gpu_memory_gb": 141.0}
 
 
 def stand_in(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
     """Make what a processor can of each contender: the panels for ours, torch's for the others."""
-    if name in CAPTURES:
+    if name in GPU_CAPTURES:
         column = name.rpartition("/")[2]
-        return lambda: contenders.capture(q, k, v, engine="panels", column=column)
+        return baselines.make(f"panels/{column}", q, k, v)
     if name in ("sdpa", "eager"):
-        return gpu_contenders.make(name, q, k, v)
+        return baselines.make(name, q, k, v)
     raise InvalidInput(f"{name}: not on a processor")
 
 
-def test_every_length_has_the_same_number_of_tokens() -> None:
-    every = list(cases())
-    assert len(every) == len(set(every)) == 8 * 2 * 2
-    assert {case.length * case.batch for case in every} == {gpu_contenders.TOKENS}
-    assert {case.length for case in every} == {1 << power for power in range(10, 18)}
-    assert {(case.heads, case.kv_heads) for case in every} == {(32, 32), (32, 8)}
-
-
 def test_eager_attention_gets_a_batch_that_fits() -> None:
-    long = Case(8192, 16, 32, 32, 128)
-    smaller = eager_case(long, memory=140 * 10**9)
+    long = Shape(8192, 16, 32, 32, 128)
+    smaller = eager_shape(long, memory=140 * 10**9)
     assert smaller
     assert smaller.batch * 4 * 2 * 32 * 8192**2 <= 0.6 * 140 * 10**9
-    assert eager_case(Case(16384, 8, 32, 32, 128), memory=140 * 10**9) is None
-    assert eager_case(long, memory=10**9) is None
-
-
-@pytest.mark.parametrize("sigma", [1.0, 4.0])
-def test_inputs_have_the_logits_that_they_claim(sigma: float) -> None:
-    q, k, v = SMALL.inputs("cpu", sigma)
-    assert (q.shape, k.shape) == ((2, 4, 96, 64), (2, 2, 96, 64))
-    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
-    logits = q[:, :2].float() @ k.float().mT / 8
-    assert float(logits.std()) == pytest.approx(sigma, rel=0.1)
+    assert eager_shape(Shape(16384, 8, 32, 32, 128), memory=140 * 10**9) is None
+    assert eager_shape(long, memory=10**9) is None
 
 
 def test_ceilings_follow_the_busiest_unit() -> None:
-    rates = ceiling.RATES[9, 0]
-    wide = ceiling.milliseconds(131072, 1, 32, 128, ceiling.FORWARD, rates, 132)
-    narrow = ceiling.milliseconds(131072, 1, 32, 64, ceiling.FORWARD, rates, 132)
+    rates = roofline.RATES[9, 0]
+    wide, narrow = (Shape(131072, 1, 32, 32, size) for size in (128, 64))
+    least = roofline.milliseconds(wide, roofline.FORWARD, rates, 132)
+    half = roofline.milliseconds(narrow, roofline.FORWARD, rates, 132)
     # Heads of 64 keep tensor cores and exponential units equally busy; of 128 the tensor cores.
-    assert wide == pytest.approx(2 * narrow)
-    assert ceiling.milliseconds(131072, 1, 32, 64, ceiling.SECOND, rates, 132) == narrow
-    assert ceiling.teraflops(131072, 1, 32, 128, wide) == pytest.approx(
-        132 * rates.tensor * rates.clock / 1e12
-    )
-    assert ceiling.scores(5, 2, 3) == 2 * 3 * sum(range(6))
+    assert least == pytest.approx(2 * half)
+    assert roofline.milliseconds(narrow, roofline.SECOND, rates, 132) == half
+    peak = 132 * rates.tensor * rates.clock / 1e12
+    assert roofline.teraflops(wide, least) == pytest.approx(peak)
+    assert roofline.scores(Shape(5, 2, 3, 3, 64)) == 2 * 3 * sum(range(6))
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    return gpu.measure(
-        SMALL, "cpu", H200, rounds=1, timer=wall, weigher=lambda call: 7, make=stand_in
-    )
+    return gpu_rows.measure(SMALL, "cpu", H200, rounds=1, peak=lambda call: 7, maker=stand_in)
 
 
 def test_a_row_has_every_contender_or_the_reason_why_not(measured: dict[str, Any]) -> None:
-    assert set(measured["median_ms"]) | set(measured["not_run"]) == set(gpu_contenders.NAMES)
+    assert set(measured["median_ms"]) | set(measured["not_run"]) == set(GPU)
     assert measured["not_run"]["sdpa_cudnn"] == "sdpa_cudnn: not on a processor"
     assert measured["z_bytes"] == 4 * 2 * 4 * 96 * 64
     assert measured["eager"]["ratio"]["sdpa"] == 1.0
@@ -93,13 +74,9 @@ def test_a_row_has_every_contender_or_the_reason_why_not(measured: dict[str, Any
         assert rate == pytest.approx(expected, abs=0.06, rel=0.01)
 
 
-def test_an_unknown_device_has_no_ceiling() -> None:
-    assert gpu._ceilings(SMALL, {**H200, "capability": [7, 5]}) is None
-
-
 def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones() -> None:
-    rows = gpu.check("cpu", stand_in)
-    assert {row["contender"] for row in rows} == {*CAPTURES, "sdpa", "eager"}
+    rows = gpu_rows.check("cpu", stand_in)
+    assert {row["contender"] for row in rows} == {*GPU_CAPTURES, "sdpa", "eager"}
     assert {row["size"] for row in rows} == {64, 128}
 
     def wrong(name: str, *tensors: torch.Tensor) -> Any:
@@ -109,7 +86,7 @@ def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones() -> None:
         return lambda: {out: each + 1e-3 * (out == "received") for out, each in call().items()}
 
     with pytest.raises(HeadscopeError, match="gate: received of triton/columns"):
-        gpu.check("cpu", wrong)
+        gpu_rows.check("cpu", wrong)
 
 
 def test_a_capture_that_cannot_run_is_not_left_out_of_the_gate() -> None:
@@ -117,7 +94,7 @@ def test_a_capture_that_cannot_run_is_not_left_out_of_the_gate() -> None:
         raise InvalidInput(f"{name}: no such kernel")
 
     with pytest.raises(HeadscopeError, match="triton/rows: no such kernel"):
-        gpu.check("cpu", missing)
+        gpu_rows.check("cpu", missing)
 
 
 def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark() -> None:
@@ -134,7 +111,7 @@ def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark() -> None:
         return last_head_is_off
 
     with pytest.raises(HeadscopeError, match=r"gate: z of triton/top8 .* at 96 tokens"):
-        gpu.measure(SMALL, "cpu", H200, rounds=1, timer=wall, weigher=lambda call: 0, make=wrong)
+        gpu_rows.measure(SMALL, "cpu", H200, rounds=1, peak=lambda call: 0, maker=wrong)
 
 
 def row(length: int, size: int, extra: float, batch: int = 1, **times: float) -> dict[str, Any]:
@@ -170,32 +147,32 @@ LONG = (
 )  # fmt: skip
 
 
-def test_bars_of_the_device() -> None:
-    judged = {bar["bar"]: bar for bar in judge(LONG)}
+def test_targets_of_the_device() -> None:
+    judged = {bar["bar"]: bar for bar in judge_gpu(LONG)}
     rows = judged["forward with rows"]
     assert (rows["measured"], rows["met"], rows["aim_met"]) == (1.1, True, False)
     everything = judged["all statistics"]
     assert (everything["measured"], everything["met"]) == (pytest.approx(1.3), False)
     assert (judged["131072 tokens"]["measured"], judged["131072 tokens"]["met"]) == (7.0, True)
-    assert [bar["met"] for bar in judge([])] == [None] * 3
+    assert [bar["met"] for bar in judge_gpu([])] == [None] * 3
 
 
 def test_the_planner_takes_what_was_faster_in_all() -> None:
-    assert plan(LONG) == {"128": "stock", "64": "fused"}
-    assert plan(LONG[:1]) == {}
+    assert faster_forward(LONG) == {"128": "stock", "64": "fused"}
+    assert faster_forward(LONG[:1]) == {}
 
 
 def test_the_result_can_be_laid_out_and_written(measured: dict[str, Any]) -> None:
     result = {
         "machine": {"gpu": "NVIDIA H200"},
-        "setup": {"tokens": 192},
+        "setup": {"tokens": 192, "columns": shapes.COLUMNS},
         "rows": [measured],
-        "bars": judge([measured]),
+        "bars": judge_gpu([measured]),
     }
-    stock, captures, bars = sheets(json.loads(json.dumps(result)))
-    for sheet in (stock, captures, bars):
-        assert sheet.rows
-        assert all(len(each) == len(sheet.columns) for each in sheet.rows)
+    stock, captures, targets = tables(json.loads(json.dumps(result)))
+    for table in (stock, captures, targets):
+        assert table.rows
+        assert all(len(row) == len(table.columns) for row in table.rows)
     assert "FlashAttention" in stock.columns
 
 
@@ -214,20 +191,23 @@ def test_without_a_device_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error", "-c", program], capture_output=True, text=True
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert re.fullmatch("error: device: .*no CUDA device.*\n", done.stderr)
     assert not list(tmp_path.iterdir())
 
 
-INTERPRETED = """
+INTERPRETED = f"""
+import sys
 import torch
 torch.set_num_threads(1)
-from headscope.app.bench import gpu, gpu_contenders
-gpu.GATE, gpu.GATE_SIGMAS = (gpu_contenders.Case(64, 1, 2, 1, 64),), (1.0,)
-gpu_contenders.NAMES = (*gpu_contenders.FORWARD, *gpu_contenders.PLANS, "triton/top8")
-print(sorted({row["contender"] for row in gpu.check("cpu")}))
-q, k, v = gpu.GATE[0].inputs("cpu")
-print(sorted(gpu_contenders.make("second/columns", q, k, v)()))
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+from headscope_benchmarks import baselines, gpu_rows, shapes, triton_passes
+gpu_rows.GATE, gpu_rows.GATE_SIGMAS = (shapes.Shape(64, 1, 2, 1, 64),), (1.0,)
+gpu_rows.GPU_CAPTURES = ("triton/top8",)
+gpu_rows.GPU = (*triton_passes.FORWARD, *triton_passes.PLANS, "triton/top8")
+print(sorted({{row["contender"] for row in gpu_rows.check("cpu")}}))
+q, k, v = gpu_rows.GATE[0].inputs("cpu", torch.bfloat16)
+print(sorted(baselines.make("second/columns", q, k, v)()))
 """
 
 
@@ -240,6 +220,6 @@ def test_our_passes_are_called_as_they_want_to_be() -> None:
     )
     assert done.returncode == 0, done.stderr
     checked, second = done.stdout.splitlines()
-    ours = {*gpu_contenders.FORWARD, *gpu_contenders.PLANS, "triton/top8", "eager"}
+    ours = {*triton_passes.FORWARD, *triton_passes.PLANS, "triton/top8", "eager"}
     assert checked == str(sorted(ours))
     assert second == "['pooled_mean', 'received']"

@@ -1,7 +1,8 @@
-"""The machine that a benchmark ran on, without its name."""
+"""The machine that a benchmark ran on, without its name, and the file of its result."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -13,20 +14,13 @@ from typing import Any
 import torch
 
 from headscope.kernels.api import memory
-from headscope.kernels.errors import InvalidInput
+from headscope.kernels.errors import ResourceLimit
 
-# Result files are read by people, who look for a name that says what the machine is.
-UNNAMED = "unknown processor"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def describe() -> dict[str, Any]:
-    """Describe processor, memory and versions.
-
-    Examples
-    --------
-    >>> describe()["torch"] == torch.__version__
-    True
-    """
+    """Describe processor, memory and versions."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -43,12 +37,12 @@ def describe_gpu() -> dict[str, Any]:
 
     Raises
     ------
-    InvalidInput
+    ResourceLimit
         When torch sees no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise InvalidInput(
-            "device: torch sees no CUDA device here; `headscope bench` measures the processor"
+        raise ResourceLimit(
+            "device: torch sees no CUDA device here; benchmarks/cpu.py measures the CPU"
         )
     device = torch.cuda.get_device_properties(0)
     cudnn: Any = torch.backends.cudnn
@@ -70,7 +64,7 @@ def load() -> float:
 
 
 def slug(described: Mapping[str, Any]) -> str:
-    """Name a machine's result file after its processor, the graphics processor where it has one.
+    """Name a machine's result file after its processor, the GPU where it has one.
 
     Examples
     --------
@@ -83,8 +77,18 @@ def slug(described: Mapping[str, Any]) -> str:
     return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", str(described[kind]).lower()).strip("-")
 
 
+def save(result: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:
+    """Write a result as JSON, whole or not at all; return its file."""
+    file = folder / f"{name}.json"
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+    return file
+
+
 def _cpu() -> str:
+    """Name the processor; people read result files."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine() or UNNAMED
+    return named[0] if named else platform.processor() or platform.machine() or "unknown processor"

@@ -1,1 +1,0 @@
-"""Benchmarks: side by side in one run, as ratios, and only when the numbers are right."""

@@ -1,0 +1,121 @@
+"""Arrays of a capture, in memory or in a file, written batch by batch; NaN until written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headscope.kernels import statistics
+from headscope.probes.capturing import binning
+from headscope.probes.capturing.options import CaptureOptions
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.prompt_batch import Prompts
+
+KEPT_DIMS = {
+    "q": ("layer", "head", "query", "size"),
+    "k": ("layer", "kv_head", "key", "size"),
+    "v": ("layer", "kv_head", "key", "size"),
+    "z": ("layer", "head", "query", "size"),
+    "resid": ("boundary", "query", "channel"),
+}
+
+
+class ArrayWriter:
+    """The arrays of all statistics and activations: their dims and shapes, and what is in them.
+
+    Attributes
+    ----------
+    dims, shapes
+        Of every array, by name; the first dims are prompt and layer or boundary.
+    arrays
+        The arrays; empty until `allocate`, or set to those of a file.
+    longest
+        Tokens of the longest prompt, queries or keys.
+    width
+        Tokens in a bin of queries or keys.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Prompts,
+        options: CaptureOptions,
+        names: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Lay out the arrays; ``names`` are those along the dims target and span."""
+        self.model, self.prompts, self.options, self.names = model, prompts, options, names
+        self.longest = max(prompts.longest)
+        self.width = binning.width_of(options.bins, self.longest)
+        self._sizes: dict[tuple[int, int], dict[str, int]] = {}
+        self.dims = {
+            name: ("prompt", "layer", "head", *statistics.load(name).dims) for name in options.stats
+        }
+        for name in options.keep:
+            dims = KEPT_DIMS[name]
+            if name in ("v", "z") and model.geometry.value_size != model.head_size:
+                dims = (*dims[:-1], "value_size")
+            self.dims[name] = ("prompt", *dims)
+        queries, keys = prompts.longest
+        sizes = self.sizes(queries, keys) | {
+            "query": -(-queries // self.width),
+            "key": -(-keys // self.width),
+            "prompt": len(prompts.ids),
+            "layer": model.layers,
+            "boundary": model.layers + 1,
+            "head": model.heads,
+            "kv_head": model.kv_heads,
+        }
+        self.shapes = {name: tuple(sizes[dim] for dim in dims) for name, dims in self.dims.items()}
+        self.arrays: dict[str, npt.NDArray[np.float32]] = {}
+
+    def allocate(self) -> None:
+        """Make the arrays in memory, NaN everywhere."""
+        for name, shape in self.shapes.items():
+            self.arrays[name] = np.full(shape, np.nan, dtype=np.float32)
+
+    def stand_in(self) -> None:
+        """Put NaN of the right shapes, which takes no memory, in place of the arrays."""
+        for name, shape in self.shapes.items():
+            self.arrays[name] = np.broadcast_to(np.float32(np.nan), shape)
+
+    def labels(self, length: int) -> dict[str, Sequence[Any]]:
+        """Label the dims that the statistics bring to a prompt of some length."""
+        declared = [statistics.load(name).labels for name in self.options.stats]
+        request = self.options.request
+        labels = {dim: of(request, length) for dims in declared for dim, of in dims.items()}
+        return {dim: self.names.get(dim, positions) for dim, positions in labels.items()}
+
+    def sizes(self, queries: int, keys: int) -> dict[str, int]:
+        """Count the elements along every dim of a prompt of so many queries and keys."""
+        if (queries, keys) not in self._sizes:
+            tile = self.options.request.tile
+            self._sizes[queries, keys] = {
+                "query": queries,
+                "key": keys,
+                "query_tile": -(-queries // tile),
+                "key_tile": -(-keys // tile),
+                "size": self.model.head_size,
+                "value_size": self.model.geometry.value_size,
+                "channel": self.model.module.config.get_text_config().hidden_size,
+                **{dim: len(names) for dim, names in self.labels(max(queries, keys)).items()},
+            }
+        return self._sizes[queries, keys]
+
+    def write(self, name: str, rows: Sequence[int], layer: int, values: Tensor) -> None:
+        """Write one layer of some prompts, cut to the length of each, into bins where wanted."""
+        batch = values.detach().to("cpu", torch.float32).numpy()
+        dims = self.dims[name][2:]
+        for row, array in zip(rows, batch, strict=True):
+            # A batch is as long as its longest prompt.
+            sizes = self.sizes(len(self.prompts.ids[row]), len(self.prompts.keys[row]))
+            real = array[tuple(slice(0, sizes.get(dim)) for dim in dims)]
+            if name in self.options.stats:
+                real = binning.collect(name, real, dims, self.width)
+            self.arrays[name][row, layer][tuple(slice(0, size) for size in real.shape)] = real

@@ -1,0 +1,79 @@
+"""`headscope bench`: ratios of this machine, and none of wrong numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headscope.app.cli import bench, main
+from headscope.kernels import api
+
+TINY = ("--length", "128", "--heads", "2", "--rounds", "2")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["headscope", "bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_ratios_are_printed_and_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    assert call(monkeypatch, *TINY, "--length", 64, "--out", file) == 0
+    shown = capsys.readouterr().out
+    assert "SDPA" in shown
+    assert "benchmarks/cpu.py" in shown
+    result = json.loads(file.read_text())
+    assert [row["length"] for row in result["rows"]] == [64, 128]
+    for row in result["rows"]:
+        times = row["median_ms"]
+        assert tuple(times) == bench.CALLS
+        for name in bench.CALLS[1:]:
+            assert f"{times[name] / times['SDPA']:.2f}×" in shown
+
+
+@pytest.mark.parametrize("output", ["entropy", "topk"])
+def test_wrong_numbers_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    output: str,
+) -> None:
+    right = api.attend
+
+    def wrong(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        result = right(*arguments, **options)
+        return {name: values + 1e-4 * (name == output) for name, values in result.items()}
+
+    monkeypatch.setattr(api, "attend", wrong)
+    monkeypatch.setattr(bench, "_time", lambda *arguments: pytest.fail("measured"))
+    assert call(monkeypatch, *TINY, "--out", tmp_path / "result.json") == 2
+    assert f"error: {output}: headscope" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_eager_attention_is_left_out_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.memory, "available", lambda: 10**6)
+    assert tuple(bench._prepare(512, 2)[0]) == bench.CALLS[:-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--out", "no/result.json"), "--out"), (("--flex",), "benchmarks/cpu.py")],
+)
+def test_what_cannot_be_done_is_refused_before_the_minute(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""A run of several analyses goes on where one fails, and stops at what the user has to mend."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from headscope import analyses
+from headscope.app import cli
+from headscope.app.pipeline import capture_run
+from headscope.kernels.errors import NotApplicable, ResourceLimit
+from headscope.probes.storage import run_folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> run_folder.Run:
+    return capture_run(tmp_path / "run", "headscope/bundled", task="story", number=2)
+
+
+@pytest.fixture
+def headscope(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process: exit code and the lines of standard error."""
+
+    def call(*arguments: object) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["headscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        return int(stop.value.code or 0), [line for line in lines if ": " in line]
+
+    return call
+
+
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch):
+    """Let an analysis raise an error until `monkeypatch.undo`."""
+
+    def patch(name: str, error: Exception) -> None:
+        def broken(capture):
+            raise error
+
+        monkeypatch.setattr(analyses.load(name), "run", broken)
+
+    return patch
+
+
+def test_a_bug_leaves_its_traceback_and_the_others_run(
+    run: run_folder.Run, headscope, fail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail("span", ZeroDivisionError("by nothing\nat all"))
+    code, lines = headscope("analyze", run.path, "sinks", "span", "entropy")
+    trace = run.error_file("span")
+    said = f"failed: span: ZeroDivisionError: by nothing; please report it with {trace}"
+    assert (code, lines) == (1, [said])
+    assert "in broken" in trace.read_text()
+    assert "at all" in trace.read_text()
+    results = run.results()
+    assert results["span"].attrs["skipped"] == "ZeroDivisionError: by nothing"
+    assert {"sink", "entropy"} <= {*results["sinks"], *results["entropy"]}
+    headscope("report", run.path)
+    page = (run.path / "report.html").read_text()
+    assert "Not run: ZeroDivisionError: by nothing" in page
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", [])
+    assert headscope("analyze", run.path, "span") == (0, [])
+    assert not trace.exists()
+    assert "skipped" not in run.results()["span"].attrs
+
+
+def test_what_does_not_suit_the_model_is_passed_over(run: run_folder.Run, headscope, fail) -> None:
+    fail("span", NotApplicable("capture: span needs more; give more"))
+    code, lines = headscope("analyze", run.path, "span", "entropy")
+    assert (code, lines) == (2, ["not run: span: capture: span needs more; give more"])
+    assert not run.error_file("span").exists()
+    assert "entropy" in run.results()["entropy"]
+
+
+def test_what_has_to_be_mended_first_stops_the_run(run: run_folder.Run, headscope, fail) -> None:
+    fail("span", ResourceLimit("memory: 2 TB; give shorter prompts"))
+    code, lines = headscope("analyze", run.path, "sinks", "span", "entropy")
+    assert (code, lines) == (2, ["error: memory: 2 TB; give shorter prompts"])
+    assert set(run.results()) == {"sinks"}, "what was finished before is kept"
