@@ -11,6 +11,7 @@ import xarray as xr
 
 from headscope import viz
 from headscope.analyses._interventions.next_token_loss import predicts
+from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import heads as known_heads
 from headscope.analyses._runtime.results import label
 from headscope.app.dashboard import cache
@@ -111,13 +112,11 @@ def _answer(
     )
     bar = st.progress(0.0, "Running the model …")
 
-    def step(done: int, total: int) -> None:
-        bar.progress(done / total, f"{done} of {total} passes")
+    def report(done: float, total: float) -> None:
+        bar.progress(done / total, f"{done:g} of {total:g} passes")
 
-    answer = what_if(
-        model, given, _edits(model, given, chosen, kind, value),
-        progress=step,
-    )  # fmt: skip
+    with reporting(report):
+        answer = what_if(model, given, _edits(model, given, chosen, kind, value))
     bar.empty()
     what = f"{kind} ({value})" if value is not None else kind
     asked = f"{', '.join(map(label, chosen))}: {what}, on {on}"
