@@ -14,7 +14,6 @@ from headscope import analyses, probes
 from headscope.analyses._runtime import runner
 from headscope.app.prompt_files import read_prompts
 from headscope.kernels.errors import HeadscopeError, InvalidInput
-from headscope.probes.capturing.options import DEFAULT, applicable_stats
 from headscope.probes.prompts import tasks
 from headscope.probes.storage import dataset_file, run_folder
 from headscope.probes.storage.run_folder import Run
@@ -128,6 +127,8 @@ def _open(
 
 def needed(model: Model) -> tuple[str, ...]:
     """List the statistics that analyses of a run's own prompts read, and the default ones."""
+    from headscope.probes.capturing.options import DEFAULT, applicable_stats
+
     own = [analyses.load(name) for name in analyses.names()]
     needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
     # Whole maps are made again for the few prompts that an analysis looks at.

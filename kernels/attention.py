@@ -54,7 +54,7 @@ def attend(
         ``panels`` is torch alone, ``compiled`` demands the sweep that the machine's C compiler
         builds, ``triton`` demands a GPU; ``auto`` takes Triton on a GPU where it is installed and
         the heads are not too large, and elsewhere the sweep where it can. The numbers are the same
-        to rounding. ``headscope.kernels.triton.plan`` tells which statistics have a Triton kernel.
+        to rounding. A statistic's declaration names its Triton pass.
 
     Returns
     -------
@@ -101,20 +101,7 @@ def attend(
 
 
 def engine_of(panels: Panels, name: Engine) -> Callable[[list[Statistic]], dict[str, Tensor]]:
-    """Choose the engine of a call.
-
-    Parameters
-    ----------
-    panels
-        The call.
-    name
-        As ``engine`` of ``attend``.
-
-    Raises
-    ------
-    InvalidInput
-        When there is no such engine, or it cannot run here.
-    """
+    """Choose the engine of a call."""
     if name not in ENGINES:
         raise InvalidInput(f"engine: {name!r}; choose from {', '.join(ENGINES)}")
     on_gpu = panels.q.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Variants of attention: how scores become weights, from causal order to learned sinks."""
+"""Specification of attention: masks, caps, biases, sinks and edits between scores and weights."""
 
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ class AttentionSpec:
     scale
         Factor of the scores; None is 1/√size.
     causal
-        Whether a query sees no later key. Query i then stands at position key - query + i.
+        Whether a query sees no later key. Query i is then at position key - query + i.
     window
         Number of keys back that a causal query sees, itself included; without ``causal`` the keys
         at distance below ``window`` on both sides.
@@ -94,17 +94,7 @@ class AttentionSpec:
             )
 
     def fit(self, q: Tensor, k: Tensor) -> "AttentionSpec":
-        """Fit to the tensors of a call: fill in the scale and the queries that are padding.
-
-        Returns
-        -------
-        The same variant on the tensors' device, with masks that hide nothing left out.
-
-        Raises
-        ------
-        InvalidInput
-            When a mask or a field of the variant does not fit the tensors.
-        """
+        """Fit to the tensors of a call: fill in the scale and the queries that are padding."""
         (batch, heads, queries, size), keys = q.shape, k.shape[2]
         key_mask = inputs.check_mask("key_mask", self.key_mask, batch, keys)
         inputs.check_mask("query_mask", self.query_mask, batch, queries)
@@ -140,7 +130,7 @@ class AttentionSpec:
         return self.bias is not None or (self.edits is not None and self.edits.hides)
 
     def visibility(self, queries: int, keys: int, device: torch.device) -> Visibility:
-        """Tell which keys each query sees, bias and edits aside."""
+        """Keys that each query sees, bias and edits aside."""
         return Visibility(
             queries,
             keys,

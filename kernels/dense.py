@@ -85,7 +85,7 @@ def attend_dense(
         request,
     )
     if edits.recent is not None and edits.first is not None:
-        recent, first = (each.cpu().view(1, -1, 1, 1) for each in (edits.recent, edits.first))
+        recent, first = (limit.cpu().view(1, -1, 1, 1) for limit in (edits.recent, edits.first))
         kept = (distances < recent) | (dense.ranks < first) | (recent == 0)
         dense.logits = torch.where(kept, dense.logits, -torch.inf)
     if edits.pattern is not None:

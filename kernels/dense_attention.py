@@ -53,7 +53,7 @@ class DenseAttention:
 
     @property
     def seen(self) -> Bool[Tensor, "batch head query key"]:
-        """Tell which keys a query sees after bias and edits."""
+        """Keys that a query sees after bias and edits."""
         return torch.isfinite(self.logits)
 
     @property

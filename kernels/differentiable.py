@@ -18,7 +18,7 @@ NOTHING = Request(stats=())
 FUSED = (torch.bfloat16, torch.float16)
 """Types for which torch has fused attention with grouped heads on every recent GPU."""
 PLAIN_TOO = ("scale", "causal", "sigmoid", "edits")
-"""Fields of a variant that plain attention may have, or that are looked at one by one."""
+"""Fields of a variant that plain attention may have, or that are checked one by one."""
 
 
 def attend_differentiable(
@@ -93,13 +93,7 @@ def attend_differentiable(
 
 
 def refuse_constants(spec: AttentionSpec) -> None:
-    """Refuse to drop the gradient of a bias, slope or temperature.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the first of them that requires a gradient.
-    """
+    """Refuse to drop the gradient of a bias, slope or temperature."""
     if not torch.is_grad_enabled():
         return
     for owner in (spec, spec.edits):
@@ -110,11 +104,11 @@ def refuse_constants(spec: AttentionSpec) -> None:
 
 
 def is_fused(q: Tensor, k: Tensor, v: Tensor, request: Request, spec: AttentionSpec) -> bool:
-    """Tell whether torch's fused attention computes all of this, without a query × key matrix."""
-    special = [getattr(spec, one.name) for one in fields(spec) if one.name not in PLAIN_TOO]
+    """Whether torch's fused attention computes all of this, without a query × key matrix."""
+    special = [getattr(spec, field.name) for field in fields(spec) if field.name not in PLAIN_TOO]
     if spec.edits is not None:
         special += [getattr(spec.edits, name) for name in custom_op.OF_EDITS]
-    if set(request.stats) - {"z"} or spec.sigmoid or any(one is not None for one in special):
+    if set(request.stats) - {"z"} or spec.sigmoid or any(value is not None for value in special):
         return False
     # For all else torch falls back to the whole matrix.
     if v.shape[3] != q.shape[3] or (spec.causal and q.shape[2] != k.shape[2]):

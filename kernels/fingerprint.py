@@ -1,4 +1,4 @@
-"""What tells one build of the engines from another."""
+"""Fingerprint of the engines: sources, processor and compiler."""
 
 import hashlib
 import os

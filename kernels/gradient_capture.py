@@ -92,13 +92,7 @@ def capture_gradient(
 
 @dataclass(frozen=True, eq=False)
 class GradientPanels(Panels):
-    """Panels whose weights are attributions, and whose logits are their absolute values.
-
-    Parameters
-    ----------
-    dz
-        Gradient of the loss in ``z`` before any gate, float32.
-    """
+    """Panels whose weights are attributions, and whose logits are their absolute values."""
 
     dz: Tensor = field(kw_only=True)
 
@@ -107,7 +101,7 @@ class GradientPanels(Panels):
         for panel in super().fill(part, memory, scratch):
             rows = self.dz[part.batch, part.heads, panel.queries]
             if panel.invalid_rows is not None:
-                # 0 · NaN is NaN: what stands at padding must not reach the product.
+                # 0 · NaN is NaN: what is at padding must not reach the product.
                 rows = rows.masked_fill(panel.invalid_rows[..., None], 0.0)
             slope = panel.scratch.view(len(panel.values), -1, panel.scratch.shape[-1])
             torch.bmm(rows.reshape(*slope.shape[:2], -1), panel.values.mT, out=slope)

@@ -1,4 +1,4 @@
-"""The checks of an attention call, shared by every engine."""
+"""Input checks of an attention call, shared by every engine."""
 
 import math
 
@@ -15,13 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Refuse q, k and v that do not fit together or have an unsupported type.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the tensor and what it should be.
-    """
+    """Refuse q, k and v that do not fit together or have an unsupported type."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.ndim != 4:
             raise InvalidInput(
@@ -60,13 +54,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, dtypes: tuple[torch.dtype, ..
 
 
 def check_options(scale: float | None, window: int | None, softcap: float | None) -> None:
-    """Refuse a window, soft cap or scale out of its range.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the option and its range.
-    """
+    """Refuse a window, soft cap or scale out of its range."""
     if scale is not None and not math.isfinite(scale):
         raise InvalidInput(f"scale: {scale}; give a finite number, or None for 1/√size")
     if window is not None and window < 1:
@@ -76,13 +64,7 @@ def check_options(scale: float | None, window: int | None, softcap: float | None
 
 
 def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """Refuse a mask of another shape or type; drop one that hides nothing.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the mask and the shape it should have.
-    """
+    """Refuse a mask of another shape or type; drop one that hides nothing."""
     if mask is None:
         return None
     if mask.dtype != torch.bool or mask.shape != (batch, length):
@@ -93,13 +75,7 @@ def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> Tenso
 
 
 def check_request(request: Request, batch: int, queries: int, keys: int) -> None:
-    """Refuse targets and spans that do not fit the texts, and the pattern of a long text.
-
-    Raises
-    ------
-    HeadscopeError
-        Naming the field of the request.
-    """
+    """Refuse targets and spans that do not fit the texts, and the pattern of a long text."""
     if "pattern" in request.stats and max(queries, keys) > PATTERN_LIMIT:
         raise ResourceLimit(
             f"stats: pattern of {queries} × {keys} tokens; ask for it up to {PATTERN_LIMIT} "
@@ -118,13 +94,7 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
 
 
 def check_spans(request: Request, batch: int, keys: int) -> None:
-    """Refuse spans of another shape than the keys.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the shape that they should have.
-    """
+    """Refuse spans of another shape than the keys."""
     spans = request.spans
     if "span_mass" in request.stats and spans is not None and spans.shape != (batch, keys):
         raise InvalidInput(f"spans: shape {tuple(spans.shape)}; give (batch {batch}, key {keys})")
@@ -133,14 +103,7 @@ def check_spans(request: Request, batch: int, keys: int) -> None:
 def real_queries(
     q: Tensor, k: Tensor, causal: bool, key_mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor | None:
-    """Tell which queries are real: unless told, in causal attention those whose own key is.
-
-    Raises
-    ------
-    InvalidInput
-        When keys are padded, there is no causal order, and queries may or may not be the same
-        tokens as the keys.
-    """
+    """Decide which queries are real: unless told, in causal attention those whose own key is."""
     if query_mask is not None or key_mask is None:
         return query_mask
     shift = k.shape[2] - q.shape[2]

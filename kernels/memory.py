@@ -1,4 +1,4 @@
-"""Memory of the machine and of this process, as the system tells it."""
+"""Memory of the machine and of this process, as reported by the operating system."""
 
 from __future__ import annotations
 
@@ -34,40 +34,28 @@ def available() -> int:
         free = _field(INFO, "MemAvailable")
     else:
         pages = "SC_AVPHYS_PAGES"
-        # macOS does not tell what is free.
+        # macOS does not report what is free.
         free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if pages in os.sysconf_names else None
-    found = total() if free is None else free
+    count = total() if free is None else free
     if LIMIT.exists() and USED.exists():
         limit = LIMIT.read_text().strip()
         if limit.isdigit():
-            found = min(found, max(int(limit) - int(USED.read_text()), 0))
-    return found
+            count = min(count, max(int(limit) - int(USED.read_text()), 0))
+    return count
 
 
 def measurable() -> bool:
-    """Tell whether the system says how much memory this process takes."""
+    """Whether the system reports the memory of this process."""
     return STATUS.exists() and RESET.exists()
 
 
 def resident() -> int:
-    """Count the bytes of this process that are in memory.
-
-    Raises
-    ------
-    HeadscopeError
-        Where the system does not tell.
-    """
+    """Count the bytes of this process that are in memory."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Count the most bytes of this process that were in memory since `forget_peak`.
-
-    Raises
-    ------
-    HeadscopeError
-        Where the system does not tell.
-    """
+    """Count the most bytes of this process that were in memory since `forget_peak`."""
     return _status("VmHWM")
 
 
@@ -77,12 +65,12 @@ def forget_peak() -> None:
 
 
 def _status(name: str) -> int:
-    found = _field(STATUS, name) if STATUS.exists() else None
-    if found is None:
+    count = _field(STATUS, name) if STATUS.exists() else None
+    if count is None:
         raise NotApplicable(
             f"memory: {STATUS} has no {name}; only Linux tells what a process takes"
         )
-    return found
+    return count
 
 
 def _field(file: Path, name: str) -> int | None:

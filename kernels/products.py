@@ -80,7 +80,7 @@ def push(
     heads: Float[Tensor, " head"] | None = None,
     gradient: Gradient | None = None,
 ) -> Float[Tensor, "batch _ key vector"]:
-    """Multiply vectors over the queries by attention matrices, rᵀ A: what each key is handed.
+    """Multiply vectors over the queries by attention matrices, rᵀ A: the relevance of each key.
 
     The step of rollout and relevance from the output of a layer to its input. Panels of queries
     that hold nothing are not computed.

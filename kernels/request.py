@@ -1,4 +1,4 @@
-"""What a capture asks of the kernels: which statistics, and their few parameters."""
+"""Statistics to compute and their parameters, with defaults and bounds."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,14 @@ from headscope.kernels.aliases import resolve
 from headscope.kernels.errors import InvalidInput
 
 NO_KEY = -1
+AT_LEAST_ONE = {
+    "first": "{} first keys",
+    "tile": "{} tokens a tile",
+    "clip": "a largest distance of {} tokens",
+    "recent": "{} last keys",
+    "k": "{} top keys",
+    "last": "{} last queries",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +83,16 @@ class Request:
         if isinstance(self.stats, str):
             raise InvalidInput(f"stats: {self.stats!r} is one string; give a tuple of names")
         object.__setattr__(self, "stats", tuple(map(resolve, self.stats)))
-        if self.first < 1:
-            raise InvalidInput(f"first: {self.first} first keys; give 1 or more")
-        if self.tile < 1:
-            raise InvalidInput(f"tile: {self.tile} tokens a tile; give 1 or more")
-        if self.clip is not None and self.clip < 1:
-            raise InvalidInput(f"clip: a largest distance of {self.clip} tokens; give 1 or more")
-        if self.recent < 1:
-            raise InvalidInput(f"recent: {self.recent} last keys; give 1 or more")
+        for field, what in AT_LEAST_ONE.items():
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise InvalidInput(f"{field}: {what.format(value)}; give 1 or more")
         if not 0 < self.share < 1:
             raise InvalidInput(f"share: {self.share} of the mass; give a number between 0 and 1")
-        if self.k < 1:
-            raise InvalidInput(f"k: {self.k} top keys; give 1 or more")
         if not 0 <= self.horizon[0] <= self.horizon[1]:
             raise InvalidInput(
                 f"horizon: {self.horizon}; give (nearest, farthest), 0 or more tokens"
             )
-        if self.last < 1:
-            raise InvalidInput(f"last: {self.last} last queries; give 1 or more")
         if len(set(self.offsets)) < len(self.offsets):
             raise InvalidInput(f"offsets: {self.offsets} names an offset twice; name each once")
         if "offset_mass" in self.stats and not self.offsets:

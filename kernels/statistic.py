@@ -1,4 +1,4 @@
-"""The declaration of a statistic: from it follow request, engines, oracle, schema and tooltips."""
+"""Declaration of a statistic, from which engines, oracle, capture schema and tooltips follow."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,13 +138,7 @@ class Statistic:
 
 
 def check_distribution(chosen: Iterable[Statistic], spec: AttentionSpec) -> None:
-    """Refuse statistics of a distribution where weights are none.
-
-    Raises
-    ------
-    NotApplicable
-        Naming the first such statistic.
-    """
+    """Refuse statistics of a distribution where weights are none."""
     for statistic in chosen:
         if spec.sigmoid and statistic.distribution:
             raise NotApplicable(

@@ -1,4 +1,4 @@
-"""Which keys a query may see: causal order, sliding window and padding, without an N×N mask."""
+"""Which keys a query attends to: causal, sliding-window and padding masks as bounds, not N×N."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ class Visibility:
     queries, keys
         Numbers of queries and keys, padding included.
     causal
-        Whether a query sees no later key. Query i then stands at position keys - queries + i.
+        Whether a query sees no later key. Query i is then at position keys - queries + i.
     window
         Number of keys back that a causal query sees, itself included; without ``causal`` the keys
         at distance below ``window`` on both sides. None is no limit.
@@ -106,7 +106,7 @@ class Visibility:
         return self.query_counts_between(-self.keys - self.queries, self.keys + self.queries)
 
     def query_counts_between(self, nearest: int, farthest: int) -> Int[Tensor, "batch key"]:
-        """Count the queries that see every key and stand ``nearest`` to ``farthest`` after it."""
+        """Count the queries that see every key ``nearest`` to ``farthest`` positions after it."""
         key = torch.arange(self.keys, device=self.device)
         # low and high never decrease, so the queries that see a key are consecutive.
         start = torch.searchsorted(self.high, key, right=True)

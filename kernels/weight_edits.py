@@ -1,4 +1,4 @@
-"""Edits of attention inside the pass: what an intervention changes, head by head."""
+"""Interventions on attention heads inside the pass: gates, biases, masks, fixed patterns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -75,12 +75,12 @@ class WeightEdits:
     def on_weights(self) -> bool:
         """Whether it changes weights: a gate alone does not."""
         return any(
-            getattr(self, one.name) is not None for one in fields(self) if one.name != "gate"
+            getattr(self, field.name) is not None for field in fields(self) if field.name != "gate"
         )
 
     def __post_init__(self) -> None:
         spans = (self.span_bias, self.query_spans, self.key_spans)
-        if any(one is None for one in spans) and any(one is not None for one in spans):
+        if any(tensor is None for tensor in spans) and any(tensor is not None for tensor in spans):
             raise InvalidInput(
                 "span_bias: give it with query_spans and key_spans, or none of the three"
             )
@@ -97,13 +97,7 @@ class WeightEdits:
                 raise InvalidInput("pattern: give rows of weights from 0 that sum to 1, or all NaN")
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
-        """Refuse fields of another shape than the attention call.
-
-        Raises
-        ------
-        InvalidInput
-            Naming the field and the shape it should have.
-        """
+        """Refuse fields of another shape than the attention call."""
         expect("gate", self.gate, ((1, batch), (heads,)))
         expect("key_bias", self.key_bias, ((1, batch), (1, heads), (keys,)))
         expect("query_spans", self.query_spans, ((batch,), (queries,)))
@@ -153,51 +147,51 @@ class WeightEdits:
 
     def to(self, device: object) -> "WeightEdits":
         """Move every field to a device."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) for name, value in found.items() if value is not None}
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in tensors.items() if value is not None}
         return replace(self, **moved)
 
 
 def _both(
-    combine: Callable[[Tensor, Tensor], Tensor], one: Tensor | None, other: Tensor | None
+    combine: Callable[[Tensor, Tensor], Tensor], earlier: Tensor | None, later: Tensor | None
 ) -> Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return combine(one, other)
+    if earlier is None or later is None:
+        return later if earlier is None else earlier
+    return combine(earlier, later)
 
 
-def _lay_over(one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(other.isnan(), one, other)
+def _lay_over(earlier: Tensor, later: Tensor) -> Tensor:
+    return torch.where(later.isnan(), earlier, later)
 
 
-def _join_windows(one: WeightEdits, other: WeightEdits) -> dict[str, Tensor | None]:
-    if one.recent is None or other.recent is None:
-        chosen = other if one.recent is None else one
+def _join_windows(earlier: WeightEdits, later: WeightEdits) -> dict[str, Tensor | None]:
+    if earlier.recent is None or later.recent is None:
+        chosen = later if earlier.recent is None else earlier
         return {"first": chosen.first, "recent": chosen.recent}
-    assert one.first is not None
-    assert other.first is not None
-    if bool(((one.recent > 0) & (other.recent > 0)).any()):
+    assert earlier.first is not None
+    assert later.first is not None
+    if bool(((earlier.recent > 0) & (later.recent > 0)).any()):
         raise InvalidInput("recent: two windows on one head; give one that says what it sees")
     return {
-        "first": torch.where(one.recent > 0, one.first, other.first),
-        "recent": torch.maximum(one.recent, other.recent),
+        "first": torch.where(earlier.recent > 0, earlier.first, later.first),
+        "recent": torch.maximum(earlier.recent, later.recent),
     }
 
 
-def _join_spans(one: WeightEdits, other: WeightEdits) -> dict[str, Tensor | None]:
+def _join_spans(earlier: WeightEdits, later: WeightEdits) -> dict[str, Tensor | None]:
     """Number the pairs of spans, so that one table holds the sum of both."""
-    if one.span_bias is None or other.span_bias is None:
-        chosen = other if one.span_bias is None else one
+    if earlier.span_bias is None or later.span_bias is None:
+        chosen = later if earlier.span_bias is None else earlier
         return {name: getattr(chosen, name) for name in ("span_bias", "query_spans", "key_spans")}
-    assert one.query_spans is not None
-    assert one.key_spans is not None
-    assert other.query_spans is not None
-    assert other.key_spans is not None
+    assert earlier.query_spans is not None
+    assert earlier.key_spans is not None
+    assert later.query_spans is not None
+    assert later.key_spans is not None
     # A last row and column of zeros is the place of -1, no span.
     first, second = (
-        torch.nn.functional.pad(each.span_bias, (0, 1, 0, 1))
-        for each in (one, other)
-        if each.span_bias is not None
+        torch.nn.functional.pad(edits.span_bias, (0, 1, 0, 1))
+        for edits in (earlier, later)
+        if edits.span_bias is not None
     )
     joined = first[:, :, None, :, None] + second[:, None, :, None]
     rows, columns = second.shape[1:]
@@ -208,24 +202,18 @@ def _join_spans(one: WeightEdits, other: WeightEdits) -> dict[str, Tensor | None
 
     return {
         "span_bias": joined.flatten(1, 2).flatten(2, 3),
-        "query_spans": number(one.query_spans, other.query_spans, first.shape[1], rows),
-        "key_spans": number(one.key_spans, other.key_spans, first.shape[2], columns),
+        "query_spans": number(earlier.query_spans, later.query_spans, first.shape[1], rows),
+        "key_spans": number(earlier.key_spans, later.key_spans, first.shape[2], columns),
     }
 
 
-def expect(name: str, given: Tensor | None, sizes: tuple[tuple[int, ...], ...]) -> None:
-    """Refuse a tensor unless every dim has one of the sizes that it may have.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the tensor and its dims.
-    """
-    if given is None:
+def expect(name: str, tensor: Tensor | None, sizes: tuple[tuple[int, ...], ...]) -> None:
+    """Refuse a tensor unless every dim has one of the sizes that it may have."""
+    if tensor is None:
         return
-    fits = given.ndim == len(sizes) and all(
-        size in allowed for size, allowed in zip(given.shape, sizes, strict=True)
+    fits = tensor.ndim == len(sizes) and all(
+        size in allowed for size, allowed in zip(tensor.shape, sizes, strict=True)
     )
     if not fits:
         wanted = ", ".join(" or ".join(map(str, dict.fromkeys(allowed))) for allowed in sizes)
-        raise InvalidInput(f"{name}: shape {tuple(given.shape)}; give ({wanted})")
+        raise InvalidInput(f"{name}: shape {tuple(tensor.shape)}; give ({wanted})")

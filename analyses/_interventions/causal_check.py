@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._runtime.progress import reporting, steps
 from headscope.analyses._runtime.results import interval, label
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
 
@@ -100,7 +101,7 @@ def check(
     Returns
     -------
     The variables, dims (condition,), with intervals over prompts; the conditions; a record with the
-    heads of each condition, the accuracies and a note that says whether the check agrees.
+    heads of each condition, the accuracies, and the state and text of a verdict on the scores.
 
     Raises
     ------
@@ -129,35 +130,38 @@ def check(
         },
         "accuracy": dict(zip(conditions, mean.round(4).tolist(), strict=True)),
     }
-    note = disagreement(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}")
+    outcome = verdict(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}")
     convention = (
         f"accuracy on {len(samples)} prompts of {task.name}; zero ablation of the {len(top)} "
         f"{kind} heads, or of as many random others (mean of {draws} sets)"
     )
     variables = interval(
         name, ("condition",), mean, lower, upper, title, "share of answers", "sequential", 0, 1,
-        convention=convention, heads=record["heads"], note=note,
+        convention=convention, heads=record["heads"], note=outcome.text,
         evidence="causal",
     )  # fmt: skip
-    return variables, conditions, {**record, "note": note}
+    return variables, conditions, {**record, "verdict": outcome.state, "note": outcome.text}
 
 
-def disagreement(
+def verdict(
     intact: float, without_top: float, top_upper: float, without_random: float, kind: str
-) -> str:
-    """Say in one sentence whether the ablation supports the score."""
+) -> Verdict:
+    """Conclude in one sentence whether the ablation supports the score."""
     if intact < SOLVED:
-        return (
-            f"INCONCLUSIVE: the intact model does not solve the task (accuracy {intact:.2f}), so "
-            f"ablation cannot show what the {kind} heads do; their score is correlational here."
+        return Verdict(
+            "too_few",
+            f"The clean model does not solve the task (accuracy {intact:.2f}), so ablation cannot "
+            f"show what the {kind} heads do; their score is correlational here.",
         )
     if top_upper < without_random:
-        return (
+        return Verdict(
+            "supported",
             f"Causal check agrees: without the {kind} heads accuracy falls from {intact:.2f} "
-            f"to {without_top:.2f}, without as many random others it is {without_random:.2f}."
+            f"to {without_top:.2f}, without as many random others it is {without_random:.2f}.",
         )
-    return (
-        f"DISAGREEMENT: ablating the {kind} heads (accuracy {without_top:.2f}) does no more "
-        f"harm than ablating as many random others ({without_random:.2f}; intact {intact:.2f}); "
-        f"the score is correlational here."
+    return Verdict(
+        "disagreement",
+        f"Causal check does not agree: ablating the {kind} heads (accuracy {without_top:.2f}) does "
+        f"no more harm than ablating as many random others ({without_random:.2f}; clean model "
+        f"{intact:.2f}); the score is correlational here.",
     )

@@ -113,6 +113,23 @@ def one_of(name: str, value: str, choices: Collection[str]) -> None:
         raise InvalidInput(f"{name}: {value!r} is not one of {', '.join(sorted(choices))}")
 
 
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers from 1, separated by commas; in rising order, each once.
+
+    >>> numbers("counts", "4, 1,2")
+    (1, 2, 4)
+
+    Raises
+    ------
+    InvalidInput
+        When a part is no whole number from 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InvalidInput(f"{name}: {text!r}; give whole numbers from 1, such as 64,256")
+    return tuple(sorted({int(part) for part in parts}))
+
+
 def one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) -> None:
     """Refuse an attention of an encoder–decoder model that an analysis has no meaning for."""
     if attention not in known:

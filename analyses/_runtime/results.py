@@ -15,6 +15,9 @@ from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
 
 LEVEL = 0.95
+# Units, scale and bounds of a share, and what follows other units of a share.
+ZERO_TO_ONE = ("sequential", 0, 1)
+SHARE = ("share", *ZERO_TO_ONE)
 
 
 class Results:

@@ -14,35 +14,32 @@ Language Models (2405.12522).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    dataset,
-    heads,
-    interval,
-    label,
-    require,
-    top,
-    variable,
-)
+from headscope.analyses._interventions import ablation
+from headscope.analyses._measurements import head_outputs
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import Results, heads, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import t_interval
+from headscope.analyses.circuits._code_trials import Trials, auc
 from headscope.analyses.circuits._codes import softmax
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
 PROMPTS = 250
+QUICK = {"epochs": 3, "trials": 2, "truth_prompts": 2}
+SUPPORTS = {"hybrid"}
 
 SOURCE = "O'Neill & Bui 2405.12522"
 METHODS = ("trained SAE", "untrained SAE", "shuffled labels", "mean difference")
@@ -53,18 +50,17 @@ def run(
     model: Model,
     task: Task,
     *,
-    features: int = 200,
-    examples: int = 10,
-    epochs: int = 500,
-    rate: float = 1e-3,
-    sparsity: float = 0.02,
+    features: Annotated[int, AtLeast(2)] = 200,
+    examples: Annotated[int, AtLeast(1)] = 10,
+    epochs: Annotated[int, AtLeast(1)] = 500,
+    rate: Annotated[float, AtLeast(0)] = 1e-3,
+    sparsity: Annotated[float, AtLeast(0)] = 0.02,
     per_union: bool = False,
-    trials: int = 5,
-    truth_prompts: int = 32,
-    threshold: float = 0.05,
-    edges: int = 40,
+    trials: Annotated[int, AtLeast(2)] = 5,
+    truth_prompts: Annotated[int, AtLeast(2)] = 32,
+    threshold: Annotated[float, AtLeast(0)] = 0.05,
+    edges: Annotated[int, AtLeast(1)] = 40,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Score heads and edges by the codes that only the task brings out.
 
@@ -99,8 +95,6 @@ def run(
         Number of best edges that are returned.
     seed
         Seed of the trials.
-    progress
-        Called with (done, total): ablations, then trials.
 
     Returns
     -------
@@ -115,28 +109,7 @@ def run(
     NotApplicable
         When the capture lacks ``z``, an option is out of range, the output projection of the
         model's heads cannot be found, or fewer than two layers have an attention map.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("sae_circuits", model, n=2, options={"epochs": 5, "trials": 2})
-    >>> result["edge_score"].dims
-    ('edge',)
     """
-    import torch
-
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._measurements import head_outputs
-    from headscope.analyses.circuits._code_trials import Trials, auc
-
-    for name, value, least in (
-        ("features", features, 2), ("examples", examples, 1), ("epochs", epochs, 1),
-        ("trials", trials, 2), ("truth_prompts", truth_prompts, 2), ("edges", edges, 1),
-        ("rate", rate, 0), ("sparsity", sparsity, 0), ("threshold", threshold, 0),
-    ):  # fmt: skip
-        options.at_least(name, value, least)
     require(capture, KEEP, "sae_circuits")
 
     if len(model.geometry.attending) < 2:
@@ -148,15 +121,14 @@ def run(
     some = encoded.part(slice(truth_prompts))
     clean_metric = float(ablation.evaluate(model, some).mean())
     others = ablation.kept_z(negatives.isel(prompt=slice(truth_prompts)))
-    ablated = ablation.ablate_each_head(model, some, task.metric, others).mean(0)
-    moved = clean_metric - ablated
+    moved = clean_metric - ablation.ablate_each_head(model, some, task.metric, others).mean(0)
     truth = np.abs(moved) > threshold * abs(clean_metric)
 
     names = heads(capture)
     grid_of = _Grid(names, truth.shape)
     weights = head_outputs.output_weights(model)
-    clean = head_outputs.mean_outputs(capture, weights)[:, grid_of.places]
-    corrupted = head_outputs.mean_outputs(negatives, weights)[:, grid_of.places]
+    clean = head_outputs.mean_outputs(capture, weights)[:, grid_of.positions]
+    corrupted = head_outputs.mean_outputs(negatives, weights)[:, grid_of.positions]
 
     pairs = [
         (source, target)
@@ -169,81 +141,121 @@ def run(
     }  # fmt: skip
     trial = Trials(clean, corrupted, pairs, per_union, examples, settings)
     scores = []
-    for number in range(trials):
-        scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
-        if progress is not None:
-            progress(number + 1, trials)
+    with steps(trials) as step:
+        for number in range(trials):
+            scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
+            step()
     nodes = np.stack([node for node, _ in scores])
     links = np.stack([link for _, link in scores])
-    wanted_nodes = truth.ravel()[grid_of.places]
+    wanted_nodes = truth.ravel()[grid_of.positions]
     wanted_links = np.array([wanted_nodes[one] and wanted_nodes[two] for one, two in pairs])
 
     convention = (
         f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
         f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
     )
-    truth_said = (
+    criterion = (
         f"|resample ablation| > {threshold:.0%} of the intact {task.metric} ({clean_metric:.3g}), "
         f"{len(some)} prompts"
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
     grid = ("layer", "head")
-    variables: dict[str, xr.Variable] = {
-        "node": variable(
-            grid, grid_of.spread(np.mean([softmax(each) for each in nodes[:, 0]], axis=0)),
-            "Circuit score of the head", "share", "sequential", 0, 1,
-            convention=f"softmax over heads of the unique codes; {convention}", source=SOURCE,
-        ),
-        "unique_codes": variable(
-            grid, grid_of.spread(nodes[:, 0].mean(0)), "Codes seen only with the task",
-            "share of codes" if per_union else "codes", "sequential", 0,
-            convention=convention, source=SOURCE,
-        ),
-        "edge_score": variable(
-            ("edge",), shown[best], "Circuit score of the edge", "share", "sequential", 0, 1,
-            convention=f"softmax over {len(pairs)} edges; {convention}", source=SOURCE,
-        ),
-        "ablation": variable(
-            grid, moved, f"Effect on {task.name} of its output on the corrupted prompt",
-            task.metric.replace("_", " "), "diverging", evidence="causal",
-            convention=f"intact − patched, {len(some)} prompts of {task.name}",
-        ),
-        "ground_truth": variable(
-            grid, grid_of.spread(wanted_nodes.astype(float)), "Head of the circuit by ablation",
-            "indicator", "sequential", 0, 1, evidence="causal",
-            convention=f"1 where {truth_said}, else 0",
-        ),
-    }  # fmt: skip
+    results = Results(capture, source=SOURCE)
+    results.add(
+        "node",
+        grid,
+        grid_of.spread(np.mean([softmax(codes) for codes in nodes[:, 0]], axis=0)),
+        "Circuit score of the head",
+        "share",
+        "sequential",
+        0,
+        1,
+        convention=f"softmax over heads of the unique codes; {convention}",
+    )
+    results.add(
+        "unique_codes",
+        grid,
+        grid_of.spread(nodes[:, 0].mean(0)),
+        "Codes seen only with the task",
+        "share of codes" if per_union else "codes",
+        "sequential",
+        0,
+        convention=convention,
+    )
+    results.add(
+        "edge_score",
+        ("edge",),
+        shown[best],
+        "Circuit score of the edge",
+        "share",
+        "sequential",
+        0,
+        1,
+        convention=f"softmax over {len(pairs)} edges; {convention}",
+    )
+    results.add(
+        "ablation",
+        grid,
+        moved,
+        f"Effect on {task.name} of its output on the corrupted prompt",
+        task.metric.replace("_", " "),
+        "diverging",
+        evidence="causal",
+        convention=f"intact − patched, {len(some)} prompts of {task.name}",
+    )
+    results.add(
+        "ground_truth",
+        grid,
+        grid_of.spread(wanted_nodes.astype(float)),
+        "Head of the circuit by ablation",
+        "indicator",
+        "sequential",
+        0,
+        1,
+        evidence="causal",
+        convention=f"1 where {criterion}, else 0",
+    )
     aucs: dict[str, NDArray[np.float64]] = {}
     for name, values, wanted, what in (
         ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
     ):  # fmt: skip
         aucs[name] = np.array([[auc(wanted, one) for one in method] for method in values])
         ends = t_interval(aucs[name])
-        variables |= interval(
-            name, ("condition",), *ends, f"AUC for the {what} of the circuit", "ROC AUC",
-            "sequential", 0, 1, convention=f"against {truth_said}; t interval over {trials} trials",
-            source=SOURCE,
-        )  # fmt: skip
-        variables |= interval(
-            f"{name}_sae", (), *(end[0] for end in ends), f"AUC for the {what}, trained SAE",
-            "ROC AUC", "sequential", 0, 1, convention=f"against {truth_said}", source=SOURCE,
-        )  # fmt: skip
+        results.add_interval(
+            name,
+            ("condition",),
+            ends,
+            f"AUC for the {what} of the circuit",
+            "ROC AUC",
+            "sequential",
+            0,
+            1,
+            convention=f"against {criterion}; t interval over {trials} trials",
+        )
+        results.add_interval(
+            f"{name}_sae",
+            (),
+            [end[0] for end in ends],
+            f"AUC for the {what}, trained SAE",
+            "ROC AUC",
+            "sequential",
+            0,
+            1,
+            convention=f"against {criterion}",
+        )
 
     placed = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
     coords: dict[str, Any] = {"condition": list(METHODS)}
     for column, name in enumerate(("source_layer", "source_head", "target_layer", "target_head")):
         coords[name] = ("edge", placed[:, column])
     circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
-    return dataset(
-        capture,
-        variables,
+    return results.dataset(
         coords,
+        _verdict(aucs["node_auc"], len(circuit), len(names)),
         convention=convention,
         circuit=[label(head) for head in circuit],
-        top_heads=[label(head) for head in top(variables["unique_codes"].values, 5)],
-        note=_note(aucs["node_auc"], len(circuit), len(names)),
+        top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )
 
 
@@ -252,30 +264,35 @@ class _Grid:
 
     def __init__(self, names: list[tuple[int, int]], shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self.places = np.array([layer * shape[1] + head for layer, head in names])
+        self.positions = np.array([layer * shape[1] + head for layer, head in names])
 
     def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Put one value a head into the grid (layer, head), NaN where there is no map."""
         every = np.full(self.shape, np.nan)
-        every.flat[self.places] = values
+        every.flat[self.positions] = values
         return every
 
 
-def _note(each: NDArray[np.float64], circuit: int, total: int) -> str:
-    """Hold the trained dictionary against shuffled labels, trial by trial; (trial, method)."""
+def _verdict(scores: NDArray[np.float64], circuit: int, total: int) -> Verdict:
+    """Compare the trained dictionary with shuffled labels, trial by trial; (trial, method)."""
     if circuit in (0, total):
-        return (
+        return Verdict(
+            "too_few",
             f"{circuit} of {total} heads pass the ablation threshold, so there is no AUC; "
-            f"move the threshold."
+            f"move the threshold.",
         )
-    mean = each.mean(0)
+    mean = scores.mean(0)
     numbers = ", ".join(f"{name} {value:.2f}" for name, value in zip(METHODS, mean, strict=True))
-    _, lower, _ = t_interval(each[:, 0] - each[:, 2], low=-1)
-    simpler = [METHODS[one] for one in (1, 3) if mean[one] >= mean[0]]
+    _, lower, _ = t_interval(scores[:, 0] - scores[:, 2], low=-1)
+    simpler = [METHODS[method] for method in (1, 3) if mean[method] >= mean[0]]
     more = f" No better than the simpler {' and '.join(simpler)}." if simpler else ""
     if lower > 0:
-        return f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{more}"
-    return (
-        f"DISAGREEMENT: the codes are not shown to find the {circuit} heads that ablation finds "
-        f"better than shuffled labels do (AUC: {numbers}).{more}"
+        return Verdict(
+            "supported",
+            f"The codes find the {circuit} heads that ablation finds (AUC: {numbers}).{more}",
+        )
+    return Verdict(
+        "disagreement",
+        f"The codes are not shown to find the {circuit} heads that ablation finds better than "
+        f"shuffled labels do (AUC: {numbers}).{more}",
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import direct_logit_attribution
+from headscope.analyses._runtime.progress import steps
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -37,14 +38,18 @@ def scores(
         for encoded in (clean, corrupted)
     )
 
-    def ablated(values: Tensor | None = None) -> Array:
-        return ablation.ablate_each_head(model, clean, metric, values)
-
-    methods = {
-        "zero ablation": score - ablated(),
-        "mean ablation": score - ablated(ablation.mean_z(capture)),
-        "noising": score - ablated(corrupted_z),
-        "denoising": ablation.ablate_each_head(model, corrupted, metric, clean_z) - floor,
+    ablations: dict[str, Tensor | None] = {
+        "zero ablation": None, "mean ablation": ablation.mean_z(capture), "noising": corrupted_z,
+    }  # fmt: skip
+    methods = {}
+    with steps(4) as step:
+        for name, values in ablations.items():
+            methods[name] = score - ablation.ablate_each_head(model, clean, metric, values)
+            step()
+        restored = ablation.ablate_each_head(model, corrupted, metric, clean_z)
+        methods["denoising"] = restored - floor
+        step()
+    methods |= {
         "gate gradient": np.abs(head_gradients.gate_gradient(model, clean, smooth)),
         "integrated gradient": head_gradients.integrated_gates(model, clean, smooth, ROUGH)[0],
         "noising attribution": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),

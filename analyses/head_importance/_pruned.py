@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,46 @@ from headscope.probes.prompts.tokens import EncodedTask
 SOURCE = "Michel et al. 1905.10650"
 Array = NDArray[np.float64]
 Row = tuple[Any, Any, Any]
+MISSING = (float("nan"),) * 3
+
+
+class Smallest(NamedTuple):
+    """The smallest set that keeps a share of a metric, None where nothing can be kept.
+
+    What it and random sets of its size keep on other prompts is a share with its interval.
+    """
+
+    heads: list[Head] | None
+    share: tuple[float, ...]
+    random: tuple[float, ...]
+
+    def add(self, results: Results, keep: float, work: Pruned) -> None:
+        """Add the variables of the set."""
+        rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
+        halves = (
+            f"set found on {len(work.ranking)} prompts, measured on {len(work.measuring)} others"
+        )
+        known = self.heads is not None
+        mask = np.full((work.model.layers, work.model.heads), 0.0 if known else np.nan)
+        for head in self.heads or ():
+            mask[head] = 1.0
+        size = float(len(self.heads)) if self.heads is not None else float("nan")
+        results.add(
+            "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
+            convention=rule,
+        )  # fmt: skip
+        results.add(
+            "size", (), size, "Heads in the smallest set", "heads", "sequential", 0,
+            convention=rule,
+        )  # fmt: skip
+        results.add_interval(
+            "kept_share", (), self.share, "Share of the metric that the smallest set keeps",
+            "share", "diverging", convention=halves,
+        )  # fmt: skip
+        results.add_interval(
+            "random_share", (), self.random, "Share that random sets of its size keep", "share",
+            "diverging", convention=f"{work.orders} sets; {halves}",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,44 +133,18 @@ class Pruned:
                 step()
         return only, whole
 
-    def add_smallest(
-        self, results: Results, order: Sequence[Unit], pool: Sequence[Unit], keep: float
-    ) -> list[Head]:
-        """Find the smallest set along the greedy order, add what it keeps on other prompts."""
+    def smallest(self, order: Sequence[Unit], pool: Sequence[Unit], keep: float) -> Smallest:
+        """Find the smallest set along the greedy order, and what it keeps on other prompts."""
         clean = evaluate(self.model, self.ranking, (), self.metric).mean()
-        kept = None
-        if clean > 0:
-            least = keep * clean
-            kept = smallest(self.model, self.ranking, self.metric, order, least, self.values)
-        heads = [] if kept is None else flat(kept)
-        mask = np.full((self.model.layers, self.model.heads), np.nan if kept is None else 0.0)
-        for head in heads:
-            mask[head] = 1.0
-        share = random = (float("nan"),) * 3
-        if kept is not None:
-            share, random = self._shares(kept, order, pool)
-        rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
-        halves = (
-            f"set found on {len(self.ranking)} prompts, measured on {len(self.measuring)} others"
-        )
-        results.add(
-            "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
-            convention=rule,
-        )  # fmt: skip
-        size = float("nan") if kept is None else float(len(heads))
-        results.add(
-            "size", (), size, "Heads in the smallest set", "heads", "sequential", 0,
-            convention=rule,
-        )  # fmt: skip
-        results.add_interval(
-            "kept_share", (), share, "Share of the metric that the smallest set keeps", "share",
-            "diverging", convention=halves,
-        )  # fmt: skip
-        results.add_interval(
-            "random_share", (), random, "Share that random sets of its size keep", "share",
-            "diverging", convention=f"{self.orders} sets; {halves}",
-        )  # fmt: skip
-        return heads
+        kept, share, random = None, MISSING, MISSING
+        with steps(2) as step:
+            if clean > 0:
+                least = keep * clean
+                kept = smallest(self.model, self.ranking, self.metric, order, least, self.values)
+            step()
+            if kept is not None:
+                share, random = self._shares(kept, order, pool)
+        return Smallest(None if kept is None else flat(kept), share, random)
 
     def _shares(
         self, kept: Sequence[Unit], order: Sequence[Unit], pool: Sequence[Unit]

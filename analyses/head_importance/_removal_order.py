@@ -85,19 +85,21 @@ def smallest(
     that can still go alone. What is left cannot lose one more. None where the metric of the whole
     model is below ``least``.
     """
-    task = encode_task(model, task)
-    sets = prefixes(order, range(len(order) + 1))
-    scores = ablated_metric(model, task, metric, sets, values).mean(0)
-    fits = np.flatnonzero(scores >= least)
-    if not len(fits) or scores[0] < least:
-        return None
-    gone, kept = list(order[: fits[-1]]), []
-    for unit in order[fits[-1] :]:
-        score = ablated_metric(model, task, metric, [flat([*gone, unit])], values).mean()
-        if score >= least:
-            gone.append(unit)
-        else:
-            kept.append(unit)
+    encoded, kept = encode_task(model, task), []
+    with steps(2) as step:
+        sets = prefixes(order, range(len(order) + 1))
+        scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
+        step()
+        fits = np.flatnonzero(scores >= least)
+        if not len(fits) or scores[0] < least:
+            return None
+        gone, rest = list(order[: fits[-1]]), order[fits[-1] :]
+        with steps(len(rest)) as inner:
+            for unit in rest:
+                sets = [flat([*gone, unit])]
+                score = ablated_metric(model, encoded, metric, sets, values).mean()
+                (gone if score >= least else kept).append(unit)
+                inner()
     return kept
 
 

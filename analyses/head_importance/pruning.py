@@ -116,13 +116,15 @@ def run(
     gate = [single[at] for at in np.argsort([slope[unit[0]] for unit in single], kind="stable")]
     counts, places = spaced(len(single), points), spaced(len(grouped), points)
     has_groups = len(grouped) < len(single)
-    with steps(5 if has_groups else 3) as step:
+    with steps(6 if has_groups else 4) as step:
         order, first = greedy(model, work.ranking, work.smooth, single, share, values)
         step()
         named = {"greedy": order, "one shot": first, "gate gradient": gate}
         curve = work.curves(named, single, counts)
         step()
         only, whole = work.layers()
+        step()
+        smallest = work.smallest(order, single, keep)
         step()
         if has_groups:
             by_group = greedy(model, work.ranking, work.smooth, grouped, share, values)[0]
@@ -164,7 +166,8 @@ def run(
         "pruned_at", ("layer", "head"), place, "Place in the greedy order", "1 goes first",
         "sequential", 1, len(single), convention=what,
     )  # fmt: skip
-    heads = work.add_smallest(results, order, single, keep)
+    smallest.add(results, keep, work)
+    heads = smallest.heads or []
     return results.dataset(
         coords,
         _verdict(results, len(heads), keep, only),

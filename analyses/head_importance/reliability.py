@@ -98,7 +98,7 @@ def run(
     name = task.metric if metric == "task" else metric
     again = paraphrase and task.name in tasks.names()
     second: dict[str, Array] = {}
-    with steps(2 + again + random_weights) as step:
+    with steps(2 + again + 2 * random_weights) as step:
         methods, left_out = scores(model, task, capture, name)
         step()
         answers = shuffled(ablation.encode_task(model, task).questions, seed)
@@ -113,6 +113,7 @@ def run(
             blank = untrained(model, seed)
             cap = probes.capture(blank, task, stats=(), keep=KEEP)
             levels["random weights"] = _null(cap, blank, task, name, None, seed)
+            step()
             blank_agreement = agreement(*losses(blank, task, name), seed)
             step()
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 
-def highest(values: Array, share: float, skip: int) -> Places:
-    """Return the places of the highest known values after the first few, at least one.
+def highest(values: Array, share: float, skip: int) -> Positions:
+    """Return the positions of the highest known values after the first few, at least one.
 
     >>> import numpy as np
     >>> highest(np.array([9.0, 1.0, 5.0, 2.0, np.nan]), 0.4, 1).tolist()
@@ -26,15 +26,15 @@ def highest(values: Array, share: float, skip: int) -> Places:
 
 
 def coupled(
-    plans: Sequence[Places],
-    anchors: Sequence[Places],
-    ends: Sequence[int] | Places,
+    plans: Sequence[Positions],
+    anchors: Sequence[Positions],
+    ends: Sequence[int] | Positions,
     lags: int,
     skip: int,
 ) -> Array:
     """Return, per prompt and lag, the share of plans with an anchor that many tokens later.
 
-    Plans whose partner would stand outside the text are left out; NaN where none is left.
+    Plans whose partner would lie outside the text are left out; NaN where none is left.
 
     >>> import numpy as np
     >>> coupled([np.array([2, 5])], [np.array([3, 6])], [8], 1, 0).tolist()
@@ -45,42 +45,42 @@ def coupled(
 
 
 def chance(
-    plans: Sequence[Places],
-    anchors: Sequence[Places],
-    ends: Sequence[int] | Places,
+    plans: Sequence[Positions],
+    anchors: Sequence[Positions],
+    ends: Sequence[int] | Positions,
     lags: int,
     skip: int,
     draws: int,
     seed: int,
 ) -> Array:
-    """Return the mean coupling of all prompts, their anchors shifted round (draw, lag)."""
+    """Return the mean coupling of all prompts, their anchors circularly shifted (draw, lag)."""
     generator = np.random.default_rng(seed)
     sizes = np.maximum(np.asarray(ends) - skip, 2)
     shifts = generator.integers(1, sizes, size=(draws, len(plans)))
-    found = _shifted_by(shifts, plans, anchors, ends, lags, skip)
-    known = ~np.isnan(found)
+    shares = _shifted_by(shifts, plans, anchors, ends, lags, skip)
+    known = ~np.isnan(shares)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, found, 0.0).sum(1) / known.sum(1))
+        return np.asarray(np.where(known, shares, 0.0).sum(1) / known.sum(1))
 
 
 def _shifted_by(
-    shifts: Places,
-    plans: Sequence[Places],
-    anchors: Sequence[Places],
-    ends: Sequence[int] | Places,
+    shifts: Positions,
+    plans: Sequence[Positions],
+    anchors: Sequence[Positions],
+    ends: Sequence[int] | Positions,
     lags: int,
     skip: int,
 ) -> Array:
     """Return the coupling under shifts of each prompt's anchors (draw, prompt, lag)."""
-    found = np.full((*shifts.shape, 2 * lags + 1), np.nan)
+    shares = np.full((*shifts.shape, 2 * lags + 1), np.nan)
     for prompt, (here, there, end) in enumerate(zip(plans, anchors, ends, strict=True)):
         size = int(end) - skip
-        looked_at = np.zeros(size, dtype=bool)
-        looked_at[there - skip] = True
+        anchored = np.zeros(size, dtype=bool)
+        anchored[there - skip] = True
         for column, lag in enumerate(range(-lags, lags + 1)):
             partner = here + lag - skip
             partner = partner[(partner >= 0) & (partner < size)]
             if len(partner):
                 places = (partner - shifts[:, prompt, None]) % size
-                found[:, prompt, column] = looked_at[places].mean(-1)
-    return found
+                shares[:, prompt, column] = anchored[places].mean(-1)
+    return shares

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Prompt, Task
+from headscope.probes import capture
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.tokens import encode
 
 Array = NDArray[np.float64]
 
@@ -45,35 +45,35 @@ def move(task: Task, model: Model) -> list[Moved]:
         When prompts lack the role or the evidence, differ in the number of facts, or no word is
         left for a dummy.
     """
-    from headscope.probes.prompts.tasks._vocabulary import Vocabulary
-
     words = Vocabulary(model.tokenizer)
     spare = (words.take("keys"), words.take("values"))
-    found = [_moved(prompt, *spare) for prompt in task.prompts]
-    if len({len(one.slots) for one in found}) > 1:
+    moved = [_moved(prompt, *spare) for prompt in task.prompts]
+    if len({len(prompt.slots) for prompt in moved}) > 1:
         raise NotApplicable("task: prompts state different numbers of facts; give each as many")
-    return found
+    return moved
 
 
 def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Moved:
     places = sorted(prompt.roles.get("value", ()))
-    question = min(prompt.questions, key=lambda one: one.at)
+    question = min(prompt.questions, key=lambda candidate: candidate.at)
     if len(places) < 3 or not question.evidence or question.evidence[0] not in places:
         raise NotApplicable(
-            "task: slots needs prompts with three stated facts or more, the role 'value' at their "
-            "values and one of them as evidence, such as the task recall"
+            "task: position_bias needs prompts with three stated facts or more, the role 'value' "
+            "at their values and one of them as evidence, such as the task recall"
         )
-    told = [(prompt.words[place - 1], prompt.words[place]) for place in places]
-    asked = told.pop(places.index(question.evidence[0]))
+    others = [(prompt.words[place - 1], prompt.words[place]) for place in places]
+    asked = others.pop(places.index(question.evidence[0]))
     free = [[word for word in kind if word not in prompt.words] for kind in (keys, values)]
     if not all(free):
         raise NotApplicable("task: every known key or value is in the prompt; state fewer facts")
 
     def write(slot: int, fact: tuple[str, str]) -> Prompt:
         words = list(prompt.words[: question.at + 1])
-        for place, one in zip(places, [*told[:slot], fact, *told[slot:]], strict=True):
-            words[place - 1 : place + 1] = one
-        return _prompt(tuple(words), question.at, asked[1], places[slot])
+        facts = [*others[:slot], fact, *others[slot:]]
+        for place, pair in zip(places, facts, strict=True):
+            words[place - 1 : place + 1] = pair
+        answered = Question(question.at, (asked[1],), (), (places[slot],))
+        return Prompt(tuple(words), tuple(words), (answered,))
 
     count = range(len(places))
     dummy = (free[0][0], free[1][0])
@@ -84,23 +84,14 @@ def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Mo
     )
 
 
-def _prompt(words: tuple[str, ...], at: int, answer: str, place: int) -> Prompt:
-    from headscope.probes.prompts.task import Prompt, Question
-
-    return Prompt(words, words, (Question(at, (answer,), (), (place,)),))
-
-
 def masses(model: Model, moved: Moved) -> tuple[Array, Array, dict[str, object]]:
     """Return the last query's mass on each slot, with the asked fact and with the dummy.
 
-    Dims: slot of the moved document, layer, head, slot that is looked at; then the attributes of
+    Dims: slot of the moved document, layer, head, slot that is attended to; then the attributes of
     the capture.
     """
-    from headscope.probes import capture
-    from headscope.probes.prompts.task import Task
-
     both = Task("slots", (*moved.asked, *moved.dummy), "accuracy", 0, "A document in every slot.")
-    offset = _offset(model, both)
+    offset = int(encode(both, model.tokenizer).offset)
     spans = {
         f"slot {number}": [[place + offset for place in slot]] * len(both)
         for number, slot in enumerate(moved.slots, 1)
@@ -109,12 +100,6 @@ def masses(model: Model, moved: Moved) -> tuple[Array, Array, dict[str, object]]
     last = captured["span_mass"].isel(query=-1).transpose("prompt", "layer", "head", "span")
     values = last.values.astype(np.float64)
     return values[: len(moved.asked)], values[len(moved.asked) :], dict(captured.attrs)
-
-
-def _offset(model: Model, task: Task) -> int:
-    from headscope.probes.prompts.tokens import encode
-
-    return int(encode(task, model.tokenizer).offset)
 
 
 def curve(bias: Array) -> tuple[Array, Array]:
@@ -160,6 +145,8 @@ def explained(asked: Array, dummy: Array) -> tuple[Array, Array, Array]:
     document = table.mean(-1, keepdims=True) - whole
     rest = table - whole - slot - document
     total = ((table - whole) ** 2).sum((-1, -2))
-    sums = [np.broadcast_to(one**2, table.shape).sum((-1, -2)) for one in (slot, document, rest)]
+    sums = [
+        np.broadcast_to(effect**2, table.shape).sum((-1, -2)) for effect in (slot, document, rest)
+    ]
     known = np.where(total > 1e-12, total, np.nan)
     return sums[0] / known, sums[1] / known, sums[2] / known

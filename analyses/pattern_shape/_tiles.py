@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.next_token_loss import losses, tokens, verdict
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.analyses._interventions.next_token_loss import losses, tokens
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.probes.interventions.block_mask import Blocks
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 
@@ -59,8 +58,8 @@ def average(values: Array, queries: Array) -> Array:
     weights = np.broadcast_to(queries, values.shape)
     known = ~np.isnan(values) & (weights > 0)
     total = np.where(known, weights, 0.0).sum(axis)
-    found = np.where(known, values * weights, 0.0).sum(axis)
-    return np.asarray(found / np.where(total > 0, total, np.nan))
+    weighted = np.where(known, values * weights, 0.0).sum(axis)
+    return np.asarray(weighted / np.where(total > 0, total, np.nan))
 
 
 def sorted_sums(shares: Array) -> Array:
@@ -92,46 +91,34 @@ def _rank(scores: Array) -> NDArray[np.int64]:
 
 
 def sparse_loss(
-    capture: xr.Dataset,
-    model: Model,
-    shares: Array,
-    fewest: Array,
-    prompts: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Array, str]:
-    """Return the loss with all, the needed and random blocks (prompt, condition), and what it says.
+    capture: xr.Dataset, model: Model, shares: Array, fewest: Array, prompts: int, seed: int
+) -> tuple[Array, Verdict]:
+    """Return the loss with all, the needed and random blocks (prompt, condition), and a verdict.
 
     The random blocks are as many, drawn among the earlier ones; the diagonal is in both.
     """
-    import torch
-
-    from headscope.probes.interventions.block_mask import Blocks
-
     generator = np.random.default_rng(seed)
     tile, blocks = int(capture.attrs["tile"]), shares.shape[-1]
     place = np.arange(blocks)
     lower, diagonal = place[:, None] >= place, place[:, None] == place
-    found = []
-    ids = [(at, one) for at, one in enumerate(tokens(capture)) if len(one) > 1][:prompts]
-    for number, (at, one) in enumerate(ids):
-        members = tuple(position // tile for position in range(len(one)))
-        # Rows without a number belong to no prompt or no map: they stay whole.
-        whole = np.isnan(shares[at]).all(-1, keepdims=True)
-        best = _rank(shares[at]) < fewest[at][..., None]
-        best = (best & lower) | diagonal
-        random = np.where(diagonal, 2.0, generator.random(best.shape)) * lower
-        costs = [float(losses(model, one).mean())]
-        for keep in (best, (_rank(random) < best.sum(-1, keepdims=True)) & lower):
-            edit = Blocks(members, torch.from_numpy(keep | whole))
-            costs.append(float(losses(model, one, (edit,)).mean()))
-        found.append(costs)
-        if progress is not None:
-            progress(number + 1, len(ids))
-    loss = np.array(found)
+    costs = []
+    usable = [(row, ids) for row, ids in enumerate(tokens(capture)) if len(ids) > 1][:prompts]
+    with steps(len(usable)) as step:
+        for row, ids in usable:
+            members = tuple(position // tile for position in range(len(ids)))
+            # Rows without a number belong to no prompt or no map: they stay whole.
+            whole = np.isnan(shares[row]).all(-1, keepdims=True)
+            best = _rank(shares[row]) < fewest[row][..., None]
+            best = (best & lower) | diagonal
+            random = np.where(diagonal, 2.0, generator.random(best.shape)) * lower
+            random = (_rank(random) < best.sum(-1, keepdims=True)) & lower
+            edits = [(Blocks(members, torch.from_numpy(keep | whole)),) for keep in (best, random)]
+            costs.append([float(losses(model, ids, edit).mean()) for edit in ((), *edits)])
+            step()
+    loss = np.array(costs)
     mean = loss.mean(0)
-    told = (
-        f"{verdict(loss[:, 1], loss[:, 2], seed)}: loss {mean[0]:.3f} nats with all blocks, "
-        f"{mean[1]:.3f} with the needed ones, {mean[2]:.3f} with as many random ones."
+    text = (
+        f"loss {mean[0]:.3f} nats with all blocks, {mean[1]:.3f} with the needed ones, "
+        f"{mean[2]:.3f} with as many random ones."
     )
-    return loss, told
+    return loss, compare_losses(loss[:, 1], loss[:, 2], seed, text)

@@ -13,23 +13,22 @@ column stripes).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._interventions.next_token_loss import predicts
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require, top
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._stats.length_trend import mean, stated
 from headscope.analyses.pattern_shape import _tiles
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 NEEDS = ("pooled_mean",)
+QUICK = {"causal_prompts": 2}
+SUPPORTS = {"encoder", "vision", "hybrid"}
 
 SOURCE = "SeerAttention; VMoBA; Quest"
 STRIPES = "SampleAttention"
@@ -41,12 +40,11 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    mass: float = 0.9,
-    window: int = 1,
-    stripes: int = 2,
-    causal_prompts: int = 4,
+    mass: Annotated[float, Between(0.01, 0.999)] = 0.9,
+    window: Annotated[int, AtLeast(1)] = 1,
+    stripes: Annotated[int, AtLeast(0)] = 2,
+    causal_prompts: Annotated[int, AtLeast(0)] = 4,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Count the blocks that each head needs, and split its map into window, stripes and the rest.
 
@@ -66,8 +64,6 @@ def run(
         Prompts of the causal check, from the first on; 0 leaves it out.
     seed
         Seed of the bootstrap over prompts and of the random blocks.
-    progress
-        Called with (done, total) prompts of the causal check.
 
     Returns
     -------
@@ -80,30 +76,17 @@ def run(
 
     Raises
     ------
-    HeadscopeError
-        When the capture lacks ``pooled_mean`` or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(40)), list(range(2, 42))]
-    >>> execute("blocks", model, given, options={"causal_prompts": 0})["blocks_needed"].dims
-    ('layer', 'head')
+    NotApplicable
+        When the capture lacks ``pooled_mean``.
     """
-    options.between("mass", mass, 0.01, 0.999)
-    options.at_least("window", window, 1)
-    options.at_least("stripes", stripes, 0)
-    options.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "blocks")
-    options.one_text(capture.attrs.get("attention", "self"), "blocks")
+    one_text(capture.attrs.get("attention", "self"), "blocks")
 
     maps, weights, visible = _tiles.maps(capture)
     sums = _tiles.sorted_sums(maps)
     needed = _tiles.needed(maps, mass)
     budgets = [2**power for power in range(maps.shape[-1].bit_length())]
-    held = np.stack([sums[..., one - 1] for one in budgets], axis=-1)
+    held = np.stack([sums[..., budget - 1] for budget in budgets], axis=-1)
     near, columns = _tiles.decompose(maps, weights, window)
     stripe = columns[..., :stripes].sum(-1)
     enough = near[..., None] + np.concatenate(
@@ -116,62 +99,47 @@ def run(
         f"blocks of {tile} × {tile} tokens; share of the mass on keys, mean over queries; prompts "
         f"of {stated(capture)}"
     )
-    least = f"fewest blocks with {mass:.0%} of a block row's mass; {convention}"
+    fewest = f"fewest blocks with {mass:.0%} of a block row's mass; {convention}"
     split = f"window of {window}, then {stripes} stripes with the most of the rest; {convention}"
-    texts: dict[str, tuple[Array, str, str, int | None, str, str]] = {
-        "blocks_needed": (
-            _tiles.average(needed, weights), f"Blocks that hold {mass:.0%} of the mass", "blocks",
-            None, least, SOURCE,
-        ),
-        "block_density": (
-            _tiles.average(needed / visible, weights), "Needed share of the visible blocks",
-            "share of blocks", 1, least, SOURCE,
-        ),
-        "window_share": (near, "Mass inside the window", "share", 1, split, STRIPES),
-        "stripe_share": (stripe, "Mass on the column stripes", "share", 1, split, STRIPES),
-        "rest_share": (
-            np.maximum(1 - near - stripe, 0), "Mass outside window and stripes", "share", 1, split,
-            STRIPES,
-        ),
-        "stripes_needed": (
-            count, f"Stripes that reach {mass:.0%} with the window", "columns of blocks", None,
-            split, STRIPES,
-        ),
-    }  # fmt: skip
-    variables: dict[str, xr.Variable] = {}
-    for name, (values, title, units, high, said, source) in texts.items():
-        variables |= averaged(
-            name, ("layer", "head"), values, title, units, "sequential", 0, high, seed=seed,
-            convention=said, source=source,
-        )  # fmt: skip
-    variables |= averaged(
-        "mass_in_blocks", ("layer", "head", "blocks"), _tiles.average(held, weights[..., None]),
-        "Mass in the best blocks of each row", "share", "sequential", 0, 1, seed=seed,
-        convention=f"best blocks of each row of blocks; {convention}", source=SOURCE,
+    number, share = _tiles.average(needed, weights), _tiles.average(needed / visible, weights)
+    outside = np.maximum(1 - near - stripe, 0)
+    rows: tuple[tuple[str, Array, str, str, int | None, str, str], ...] = (
+        ("blocks_needed", number, f"Blocks that hold {mass:.0%} of the mass", "blocks", None,
+         fewest, SOURCE),
+        ("block_density", share, "Needed share of the visible blocks", "share of blocks", 1,
+         fewest, SOURCE),
+        ("window_share", near, "Mass inside the window", "share", 1, split, STRIPES),
+        ("stripe_share", stripe, "Mass on the column stripes", "share", 1, split, STRIPES),
+        ("rest_share", outside, "Mass outside window and stripes", "share", 1, split, STRIPES),
+        ("stripes_needed", count, f"Stripes that reach {mass:.0%} with the window",
+         "columns of blocks", None, split, STRIPES),
     )  # fmt: skip
-
-    coords: dict[str, Any] = {"blocks": [f"best {one}" for one in budgets]}
-    told = "No loss stands beside it: the model is not causal, or causal_prompts is 0."
-    if predicts(capture) and causal_prompts:
-        loss, told = _tiles.sparse_loss(
-            capture, model, maps, needed, causal_prompts, seed, progress
-        )
-        coords["condition"] = list(CONDITIONS)
-        variables |= averaged(
-            "block_loss", ("condition",), loss, "Loss with heads kept to some blocks", "nats",
-            "sequential", 0, seed=seed, source=SOURCE, evidence="causal",
-            convention=f"loss a token on {len(loss)} prompts, all heads at once; {least}",
+    results = Results(capture, seed=seed, source=SOURCE)
+    for name, values, title, units, high, rule, source in rows:
+        results.add_mean(
+            name, ("layer", "head"), values, title, units, "sequential", 0, high,
+            convention=rule, source=source,
         )  # fmt: skip
-    density = variables["block_density"].values
-    dense = float(mean(density.ravel()))
-    named = [label(head) for head in top(-density, 8)]
-    return dataset(
-        capture,
-        variables,
-        coords,
-        convention=convention,
-        note=(
-            f"{mass:.0%} of the mass lies in {dense:.0%} of the visible blocks, mean over heads; "
-            f"sparsest heads: {', '.join(named)}. {told}"
-        ),
+    results.add_mean(
+        "mass_in_blocks", ("layer", "head", "blocks"), _tiles.average(held, weights[..., None]),
+        "Mass in the best blocks of each row", "share", "sequential", 0, 1,
+        convention=f"best blocks of each row of blocks; {convention}",
+    )  # fmt: skip
+    coords: dict[str, Any] = {"blocks": [f"best {budget}" for budget in budgets]}
+    density = results["block_density"].values
+    sparsest = ", ".join(label(head) for head in top(-density, 8))
+    note = (
+        f"{mass:.0%} of the mass lies in {float(mean(density.ravel())):.0%} of the visible blocks, "
+        f"mean over heads; sparsest heads: {sparsest}."
     )
+    if not (predicts(capture) and causal_prompts):
+        note += " No loss is measured: the model is not causal, or causal_prompts is 0."
+        return results.dataset(coords, convention=convention, note=note)
+    loss, verdict = _tiles.sparse_loss(capture, model, maps, needed, causal_prompts, seed)
+    results.add_mean(
+        "block_loss", ("condition",), loss, "Loss with heads kept to some blocks", "nats",
+        "sequential", 0, evidence="causal",
+        convention=f"loss a token on {len(loss)} prompts, all heads at once; {fewest}",
+    )  # fmt: skip
+    coords["condition"] = list(CONDITIONS)
+    return results.dataset(coords, verdict, convention=convention, note=note)

@@ -1,14 +1,14 @@
-"""Hardness: how concentrated attention is, and whether it thins out as the text grows.
+"""Concentration: how concentrated attention is, and whether it thins out as the text grows.
 
 Concentration is the mass of the k largest weights. Spikiness is ``1 − H / log n`` for entropy H and
 n visible keys: 0 even, 1 a single key. Dilution is minus the slope of the log of the largest weight
 over log n: 0 for a head that keeps its focus, 1 for an even one, whose largest weight is 1/n. The
 effective temperature is that of n Gaussian logits whose softmax has the same entropy,
 ``H = log n − σ²/2``, so ``τ = 1/σ``; heads freeze onto a key as σ nears √(2 log n). Column hardness
-is ``α = n · max_k Σ_i P_ik²``, the largest squared column norm: small where no key is everybody's,
-and then attention can be sampled; α / n² is 1 where all look at one key. The causal number: what
-the loss becomes when the spikiest heads of each layer are spread out by a temperature, and when as
-many of its least spiky ones are.
+is ``α = n · max_k Σ_i P_ik²``, the largest squared column norm: small where no key gets attention
+from all queries, and then attention can be sampled; α / n² is 1 where all attend to one key. The
+causal number: what the loss becomes when the spikiest heads of each layer are spread out by a
+temperature, and when as many of its least spiky ones are.
 
 Sources: The Hedgehog & the Porcupine (spikiness); The Devil in Linear Transformer (dilution);
 Linear Log-Normal Attention (temperature); HyperAttention (column norms); Selective Attention.
@@ -16,16 +16,16 @@ Linear Log-Normal Attention (temperature); HyperAttention (column norms); Select
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
-from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens, verdict
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require, top
+from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.verdict import compare_losses
 from headscope.analyses._stats.length_trend import (
     by_octave,
     mean,
@@ -36,12 +36,14 @@ from headscope.analyses._stats.length_trend import (
     visible,
 )
 from headscope.analyses.pattern_shape.entropy import largest
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.interventions import Temperature
+from headscope.probes.models.model import Model
 
 NEEDS = ("entropy", "topk", "column_norm")
+QUICK = {"causal_prompts": 2}
+SUPPORTS = {"encoder", "vision", "hybrid"}
 
+LOG_NORMAL = "Linear Log-Normal Attention"
 CONDITIONS = ("intact", "spiky heads spread", "least spiky heads spread")
 Array = NDArray[np.float64]
 
@@ -50,13 +52,12 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    skip_keys: int = 0,
-    shortest: int = 4,
-    heads: float = 0.25,
-    temperature: float = 100.0,
-    causal_prompts: int = 6,
+    skip_keys: Annotated[int, AtLeast(0)] = 0,
+    shortest: Annotated[int, AtLeast(1)] = 4,
+    heads: Annotated[float, Between(0, 0.5)] = 0.25,
+    temperature: Annotated[float, AtLeast(1)] = 100.0,
+    causal_prompts: Annotated[int, AtLeast(0)] = 6,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Score every head by concentration, spikiness, dilution, temperature and column norms.
 
@@ -79,8 +80,6 @@ def run(
         Prompts of the causal check, from the first on; 0 leaves it out.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) prompts of the causal check.
 
     Returns
     -------
@@ -92,25 +91,11 @@ def run(
 
     Raises
     ------
-    HeadscopeError
-        When the capture lacks a statistic or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(40)), list(range(2, 42))]
-    >>> execute("concentration", model, given, options={"causal_prompts": 0})["spikiness"].dims
-    ('layer', 'head')
+    NotApplicable
+        When the capture lacks a statistic.
     """
-    options.at_least("skip_keys", skip_keys, 0)
-    options.at_least("shortest", shortest, 1)
-    options.between("heads", heads, 0.0, 0.5)
-    options.at_least("temperature", temperature, 1.0)
-    options.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "concentration")
-    options.one_text(capture.attrs.get("attention", "self"), "concentration")
+    one_text(capture.attrs.get("attention", "self"), "concentration")
 
     weights = capture["topk"].transpose("prompt", "layer", "head", "query", "rank").values
     weights = weights.astype(np.float64)
@@ -127,61 +112,65 @@ def run(
     columns, share = _columns(capture, skip_keys)
 
     lengths = f"prompts of {stated(capture)}"
-    texts: dict[str, tuple[Array, str, str, str, float | None, float | None, str, str]] = {
-        "concentration": (
-            mean(full), f"Mass of the {count} largest weights", "share", "sequential", 0, 1,
-            f"queries that see more than {count} keys; {lengths}", "Selective Attention",
-        ),
-        "spikiness": (
-            spikiness, "Spikiness of the weights", "share", "sequential", 0, 1,
-            f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine",
-        ),
-        "dilution": (
-            dilution, "Dilution of the largest weight with length", "slope", "diverging", None,
-            None, f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
-            "The Devil in Linear Transformer",
-        ),
-        "inverse_temperature": (
-            sigma, "Effective inverse temperature", "σ of the logits", "sequential", 0, None,
-            f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}",
-            "Linear Log-Normal Attention",
-        ),
-        "column_hardness": (
-            columns, "Column hardness α", "tokens", "sequential", 0, None,
-            f"n · max_k Σ_i P_ik², first {skip_keys} keys left out; {lengths}", "HyperAttention",
-        ),
-        "column_share": (
-            share, "Column hardness against its largest value", "share", "sequential", 0, 1,
-            f"α / n², first {skip_keys} keys left out; {lengths}", "HyperAttention",
-        ),
-    }  # fmt: skip
-    variables: dict[str, xr.Variable] = {}
-    for name, (values, title, units, scale, low, high, convention, source) in texts.items():
-        variables |= averaged(
-            name, ("layer", "head"), values, title, units, scale, low, high, seed=seed,
+    left_out = f"first {skip_keys} keys left out; {lengths}"
+    rows: tuple[tuple[str, Array, str, str, str, float | None, float | None, str, str], ...] = (
+        ("concentration", mean(full), f"Mass of the {count} largest weights", "share", "sequential",
+         0, 1, f"queries that see more than {count} keys; {lengths}", "Selective Attention"),
+        ("spikiness", spikiness, "Spikiness of the weights", "share", "sequential",
+         0, 1, f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine"),
+        ("dilution", dilution, "Dilution of the largest weight with length", "slope", "diverging",
+         None, None, f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
+         "The Devil in Linear Transformer"),
+        ("inverse_temperature", sigma, "Effective inverse temperature", "σ of the logits",
+         "sequential", 0, None,
+         f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}", LOG_NORMAL),
+        ("column_hardness", columns, "Column hardness α", "tokens", "sequential", 0, None,
+         f"n · max_k Σ_i P_ik², {left_out}", "HyperAttention"),
+        ("column_share", share, "Column hardness against its largest value", "share", "sequential",
+         0, 1, f"α / n², {left_out}", "HyperAttention"),
+    )  # fmt: skip
+    results = Results(capture, seed=seed)
+    for name, values, title, units, scale, low, high, convention, source in rows:
+        results.add_mean(
+            name, ("layer", "head"), values, title, units, scale, low, high,
             convention=convention, source=source,
         )  # fmt: skip
-    variables |= _inverted(variables)
-
-    sets = _extremes(variables["spikiness"].values, heads)
-    coords: dict[str, Any] = {}
-    told = "No loss stands beside it: the model is not causal, or causal_prompts is 0."
-    if predicts(capture) and causal_prompts:
-        found, told = _spread(capture, model, sets, temperature, causal_prompts, seed, progress)
-        variables |= found
-        coords["condition"] = list(CONDITIONS)
+    # Missing where logits are all equal; the ends of the interval change places.
+    sigmas = [results[f"inverse_temperature{end}"].values for end in ("", "_upper", "_lower")]
+    results.add_interval(
+        "temperature", ("layer", "head"),
+        [1 / np.where(value > 0, value, np.nan) for value in sigmas], "Effective temperature",
+        "1 / σ of the logits", "sequential", 0,
+        convention="τ = 1/σ of the mean σ; missing where the rows are even",
+        source=LOG_NORMAL,
+    )  # fmt: skip
+    sets = _extremes(results["spikiness"].values, heads)
     named = {
-        kind: [label(head) for head in one]
-        for kind, one in zip(("spiky", "least_spiky"), sets, strict=True)
+        kind: [label(head) for head in chosen]
+        for kind, chosen in zip(("spiky", "least_spiky"), sets, strict=True)
     }
-    return dataset(
-        capture,
-        variables,
-        coords,
-        convention=f"means over the queries; {lengths}",
-        heads_by_type=named,
-        note=f"Spikiest heads: {', '.join(named['spiky'][:8])}. {told}",
+    note = f"Spikiest heads: {', '.join(named['spiky'][:8])}."
+    about: dict[str, Any] = {
+        "convention": f"means over the queries; {lengths}",
+        "heads_by_type": named,
+    }
+    if not (predicts(capture) and causal_prompts):
+        note += " No loss is measured: the model is not causal, or causal_prompts is 0."
+        return results.dataset(note=note, **about)
+    loss = _spread_loss(model, tokens(capture)[:causal_prompts], sets, temperature)
+    size, costs = len(sets[0]), loss.mean(0)
+    results.add_mean(
+        "spread_loss", ("condition",), loss, "Loss with heads spread out", "nats", "sequential", 0,
+        evidence="causal",
+        convention=f"loss a token on {len(loss)} prompts; logits of {size} heads, as many "
+        f"of each layer, divided by {temperature:g}",
+    )  # fmt: skip
+    text = (
+        f"loss {costs[0]:.3f}, with the {size} spikiest heads spread out {costs[1]:.3f}, with the "
+        f"{len(sets[1])} least spiky ones {costs[2]:.3f} nats."
     )
+    verdict = compare_losses(loss[:, 2], loss[:, 1], seed, text)
+    return results.dataset({"condition": list(CONDITIONS)}, verdict, note=note, **about)
 
 
 def _extremes(spikiness: Array, share: float) -> list[list[tuple[int, int]]]:
@@ -208,46 +197,12 @@ def _columns(capture: xr.Dataset, skip: int) -> tuple[Array, Array]:
     return largest_norm * lengths, np.minimum(largest_norm / lengths, 1.0)
 
 
-def _inverted(variables: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
-    """Turn the inverse temperature and its interval over; missing where logits are all equal."""
-    from headscope.analyses._runtime.results import interval
-
-    ends = [variables[f"inverse_temperature{end}"].values for end in ("", "_upper", "_lower")]
-    mid, lower, upper = (1 / np.where(one > 0, one, np.nan) for one in ends)
-    return interval(
-        "temperature", ("layer", "head"), mid, lower, upper, "Effective temperature",
-        "1 / σ of the logits", "sequential", 0,
-        convention="τ = 1/σ of the mean σ; missing where the rows are even",
-        source="Linear Log-Normal Attention",
-    )  # fmt: skip
-
-
-def _spread(
-    capture: xr.Dataset,
-    model: Model,
-    sets: list[list[tuple[int, int]]],
-    temperature: float,
-    prompts: int,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[dict[str, xr.Variable], str]:
-    """Measure the loss with each set of heads at a higher temperature."""
-    from headscope.probes.interventions import Temperature
-
+def _spread_loss(
+    model: Model, ids: list[list[int]], sets: list[list[tuple[int, int]]], temperature: float
+) -> Array:
+    """Return the loss with each set of heads at a higher temperature (prompt, condition)."""
     edits = {CONDITIONS[0]: ()} | {
         condition: (Temperature(heads=tuple(heads), value=temperature),)
         for condition, heads in zip(CONDITIONS[1:], sets, strict=True)
     }
-    loss = contrast(model, tokens(capture)[:prompts], edits, progress)
-    costs = loss.mean(0)
-    variables = averaged(
-        "spread_loss", ("condition",), loss, "Loss with heads spread out", "nats", "sequential", 0,
-        seed=seed, evidence="causal",
-        convention=f"loss a token on {len(loss)} prompts; logits of {len(sets[0])} heads, as many "
-        f"of each layer, divided by {temperature:g}",
-    )  # fmt: skip
-    return variables, (
-        f"{verdict(loss[:, 2], loss[:, 1], seed)}: loss {costs[0]:.3f}, with the {len(sets[0])} "
-        f"spikiest heads spread out {costs[1]:.3f}, with the {len(sets[1])} least spiky ones "
-        f"{costs[2]:.3f} nats."
-    )
+    return contrast(model, ids, edits)

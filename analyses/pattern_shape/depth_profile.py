@@ -1,4 +1,4 @@
-"""Depth: how the end of a text divides its attention over what stands before, near and far.
+"""Depth profile: how the end of a text divides its attention over what comes before it.
 
 The text before the question, the last part of each prompt, is cut into equal parts from its start
 to its end; the mass that the question's queries send to each part is the curve of a head over
@@ -13,24 +13,27 @@ Sources: Found in the Middle; Fortify the Shortest Stave (waveform).
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, require
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.length_trend import mean, stated
 from headscope.analyses.pattern_shape import _slots
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes import capture as capture_prompts
+from headscope.probes.interventions import KnockOut
+from headscope.probes.models.model import Model
 
 NEEDS = ()
+QUICK = {"prompts": 2}
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Found in the Middle"
 Array = NDArray[np.float64]
@@ -40,12 +43,11 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    parts: int = 4,
-    question: float = 0.25,
-    skip: int = 1,
-    prompts: int = 6,
+    parts: Annotated[int, AtLeast(3)] = 4,
+    question: Annotated[float, Between(0.05, 0.9)] = 0.25,
+    skip: Annotated[int, AtLeast(0)] = 1,
+    prompts: Annotated[int, AtLeast(1)] = 6,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Measure attention over relative position, and what each part is worth to the question.
 
@@ -65,8 +67,6 @@ def run(
         Prompts that are run again, from the first on.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) prompts.
 
     Returns
     -------
@@ -78,44 +78,15 @@ def run(
     Raises
     ------
     NotApplicable
-        When the model is not causal, a prompt is too short for the parts, or an option is out of
-        range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(40)), list(range(2, 42))]
-    >>> execute("depth_profile", model, given)["depth_loss"].sizes["depth"]
-    4
+        When the model is not causal or a prompt is too short for the parts.
     """
-    options.at_least("parts", parts, 3)
-    options.between("question", question, 0.05, 0.9)
-    options.at_least("skip", skip, 0)
-    options.at_least("prompts", prompts, 1)
     require(capture, NEEDS, "depth_profile")
-    options.one_text(capture.attrs.get("attention", "self"), "depth_profile")
+    one_text(capture.attrs.get("attention", "self"), "depth_profile")
     if not predicts(capture):
         raise NotApplicable("model: a question after its text needs causal order in every layer")
 
-    masses, costs = [], []
     ids = tokens(capture)[:prompts]
-    for number, one in enumerate(ids):
-        start = len(one) - max(1, round(question * len(one)))
-        if start - skip < parts:
-            raise NotApplicable(
-                f"parts: prompt {number + 1} has {max(start - skip, 0)} tokens before its "
-                f"question; give {parts} or more"
-            )
-        edges = np.linspace(skip, start, parts + 1).round().astype(int)
-        places = [list(range(low, high)) for low, high in pairwise(edges)]
-        masses.append(_mass(model, one, places, start))
-        costs.append(_cost(model, one, places, start))
-        if progress is not None:
-            progress(number + 1, len(ids))
-    mass, cost = np.stack(masses), np.stack(costs)
-
+    mass, cost = _measured(model, ids, parts, question, skip)
     convention = (
         f"{parts} parts between the first {skip} and the last {question:.0%}, whose queries count; "
         f"{len(ids)} prompts of {stated(capture)}"
@@ -123,84 +94,98 @@ def run(
     tilt, bend = _slots.curve(mass)
     over = mean(np.moveaxis(mass.reshape(len(mass), -1, parts), 1, 2))
     fit = "a + b x + c x² over the parts, x from −1 to 1"
-    variables: dict[str, xr.Variable] = {}
-    rows: tuple[tuple[str, tuple[str, ...], Array, str, str, str, dict[str, Any]], ...] = (
-        ("depth_mass", ("layer", "head", "depth"), mass, "Mass by depth", "share", "sequential",
-         {"low": 0, "high": 1}),
-        ("tilt", ("layer", "head"), tilt, f"Tilt towards the question: b of {fit}", "share",
-         "diverging", {}),
-        ("u_shape", ("layer", "head"), bend, f"U shape: c of {fit}", "share", "diverging", {}),
-        ("depth_wave", ("layer", "head"), _slots.wave(mass), "Wave: what the parabola leaves",
-         "share", "sequential", {"low": 0}),
-        ("mean_mass", ("depth",), over, "Mass by depth, mean over heads", "share", "sequential",
-         {"low": 0, "high": 1}),
-        ("depth_loss", ("depth",), cost, "Loss that hiding a part costs the question", "nats",
-         "diverging", {"evidence": "causal"}),
-        ("agreement", (), _agreement(over, cost), "Agreement of mass and cost over the parts", "ρ",
-         "diverging", {"low": -1, "high": 1}),
-    )  # fmt: skip
-    for name, dims, values, title, units, scale, more in rows:
-        variables |= averaged(
-            name, dims, values, title, units, scale, more.pop("low", None), more.pop("high", None),
-            seed=seed, convention=convention, source=SOURCE, **more,
-        )  # fmt: skip
-    names = [f"part {number} of {parts}" for number in range(1, parts + 1)]
-    return dataset(
-        capture,
-        variables,
-        {"depth": names},
-        convention=convention,
-        note=_note(names, variables),
+    results = Results(capture, seed=seed, convention=convention, source=SOURCE)
+    results.add_mean(
+        "depth_mass", ("layer", "head", "depth"), mass, "Mass by depth", "share", "sequential", 0, 1
     )
+    for name, values, title, *scale in (
+        ("tilt", tilt, f"Tilt towards the question: b of {fit}", "diverging"),
+        ("u_shape", bend, f"U shape: c of {fit}", "diverging"),
+        ("depth_wave", _slots.wave(mass), "Wave: what the parabola leaves", "sequential", 0),
+    ):
+        results.add_mean(name, ("layer", "head"), values, title, "share", *scale)
+    results.add_mean(
+        "mean_mass", ("depth",), over, "Mass by depth, mean over heads", "share", "sequential", 0, 1
+    )
+    results.add_mean(
+        "depth_loss", ("depth",), cost, "Loss that hiding a part costs the question", "nats",
+        "diverging", evidence="causal",
+    )  # fmt: skip
+    results.add_mean(
+        "agreement", (), _agreement(over, cost), "Agreement of mass and cost over the parts", "ρ",
+        "diverging", -1, 1,
+    )  # fmt: skip
+    names = [f"part {number} of {parts}" for number in range(1, parts + 1)]
+    return results.dataset({"depth": names}, _verdict(names, results), convention=convention)
+
+
+def _measured(
+    model: Model, ids: list[list[int]], parts: int, question: float, skip: int
+) -> tuple[Array, Array]:
+    """Return mass (prompt, layer, head, part) and cost (prompt, part) of every part."""
+    masses, costs = [], []
+    with steps(len(ids)) as step:
+        for number, prompt in enumerate(ids, 1):
+            start = len(prompt) - max(1, round(question * len(prompt)))
+            if start - skip < parts:
+                raise NotApplicable(
+                    f"parts: prompt {number} has {max(start - skip, 0)} tokens before its "
+                    f"question; give {parts} or more"
+                )
+            edges = np.linspace(skip, start, parts + 1).round().astype(int)
+            places = [list(range(low, high)) for low, high in pairwise(edges)]
+            masses.append(_mass(model, prompt, places, start))
+            costs.append(_cost(model, prompt, places, start))
+            step()
+    return np.stack(masses), np.stack(costs)
 
 
 def _mass(model: Model, ids: list[int], places: list[list[int]], start: int) -> Array:
     """Return the mass of the question's queries on each part (layer, head, part)."""
-    from headscope.probes import capture
-
-    spans = {f"part {number}": [one] for number, one in enumerate(places)}
-    found = capture(model, [ids], stats=("span_mass",), spans=spans)["span_mass"].isel(prompt=0)
-    rows = found.transpose("layer", "head", "span", "query").values[..., start:]
-    return mean(rows.astype(np.float64))
+    spans = {f"part {number}": [part] for number, part in enumerate(places)}
+    captured = capture_prompts(model, [ids], stats=("span_mass",), spans=spans)
+    mass = captured["span_mass"].isel(prompt=0).transpose("layer", "head", "span", "query")
+    return mean(mass.values[..., start:].astype(np.float64))
 
 
 def _cost(model: Model, ids: list[int], places: list[list[int]], start: int) -> Array:
     """Return the rise of the question's loss when a part is hidden from it (part,)."""
-    from headscope.probes.interventions import KnockOut
-
     heads = tuple(
         (layer, head) for layer in model.geometry.attending for head in range(model.heads)
     )
     queries = tuple(range(start, len(ids)))
-    intact = losses(model, ids)[start - 1 :].mean()
+    clean = losses(model, ids)[start - 1 :].mean()
     hidden = [
         losses(model, ids, (KnockOut(heads=heads, keys=tuple(keys), queries=queries),))
         for keys in places
     ]
-    return np.array([one[start - 1 :].mean() - intact for one in hidden])
+    return np.array([loss[start - 1 :].mean() - clean for loss in hidden])
 
 
 def _agreement(mass: Array, cost: Array) -> Array:
     """Return the rank correlation of each prompt, NaN where all parts are alike."""
     from scipy.stats import rankdata
 
-    found = np.full(len(mass), np.nan)
+    correlations = np.full(len(mass), np.nan)
     for number, pair in enumerate(zip(mass, cost, strict=True)):
         one, other = (rankdata(values) - (len(values) + 1) / 2 for values in pair)
         size = np.sqrt((one**2).sum() * (other**2).sum())
         if size > 0:
-            found[number] = (one * other).sum() / size
-    return found
+            correlations[number] = (one * other).sum() / size
+    return correlations
 
 
-def _note(names: list[str], variables: dict[str, xr.Variable]) -> str:
-    mass, cost = variables["mean_mass"].values, variables["depth_loss"].values
-    told = (
-        f"Most attention: {names[int(mass.argmax())]} ({mass.max():.2f}); dearest to hide: "
-        f"{names[int(cost.argmax())]} ({cost.max():+.3f} nats). "
+def _verdict(names: list[str], results: Results) -> Verdict:
+    mass, cost = results["mean_mass"].values, results["depth_loss"].values
+    text = (
+        f"Most attention: {names[int(mass.argmax())]} ({mass.max():.2f}); most costly to hide: "
+        f"{names[int(cost.argmax())]} ({cost.max():+.3f} nats)."
     )
-    if np.isnan(variables["agreement_lower"].values):
-        return told + "INCONCLUSIVE: too few prompts for an interval of their agreement."
-    if float(variables["agreement_lower"].values) > 0:
-        return told + "Mass and cost agree over the parts."
-    return told + "DISAGREEMENT: over the parts, mass does not tell what hiding them costs."
+    lower = float(results["agreement_lower"].values)
+    if np.isnan(lower):
+        return Verdict("too_few", f"{text} Too few prompts for an interval of their agreement.")
+    if lower > 0:
+        return Verdict("supported", f"{text} Mass and cost agree over the parts.")
+    return Verdict(
+        "disagreement", f"{text} Over the parts, mass does not predict what hiding them costs."
+    )

@@ -11,21 +11,28 @@ does to it is `parallel_context`.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require, top
+from headscope.analyses._runtime.options import Between, between, one_text
+from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._stats.length_trend import mean, per_query, stated, visible
 
 NEEDS = ("entropy",)
+SUPPORTS = {"encoder", "vision", "hybrid"}
 
 SOURCE = "Attention Entropy is a Key Factor (Zhang et al.)"
 
 
 def run(
-    capture: xr.Dataset, *, sharp: float = 0.2, broad: float = 0.8, seed: int = 0
+    capture: xr.Dataset,
+    *,
+    sharp: Annotated[float, Between(0, 1)] = 0.2,
+    broad: Annotated[float, Between(0, 1)] = 0.8,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by the entropy of its rows, raw and against log(visible keys).
 
@@ -46,23 +53,14 @@ def run(
 
     Raises
     ------
-    HeadscopeError
-        When the capture lacks ``entropy`` or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import entropy
-    >>> from headscope.probes import capture
-    >>> cap = capture("headscope/bundled", [[1, 5, 6, 7, 8, 9, 10, 11]], stats=("entropy",))
-    >>> entropy.run(cap)["entropy_share"].dims
-    ('layer', 'head')
+    InvalidInput
+        When ``broad`` is below ``sharp``.
+    NotApplicable
+        When the capture lacks ``entropy``.
     """
-    options.between("sharp", sharp, 0.0, 1.0)
-    options.between("broad", broad, sharp, 1.0)
+    between("broad", broad, sharp, 1)
     require(capture, NEEDS, "entropy")
-    options.one_text(
-        capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder")
-    )
+    one_text(capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder"))
 
     raw = per_query(capture, "entropy")
     most = largest(capture)
@@ -72,36 +70,32 @@ def run(
 
     convention = f"mean over the queries that see more than one key; prompts of {stated(capture)}"
     over = mean(np.moveaxis(share.reshape(len(share), -1, share.shape[-1]), 1, 2))
-    variables = {
-        **averaged(
-            "entropy", ("layer", "head"), mean(raw), "Attention entropy", "nats", "sequential", 0,
-            seed=seed, convention=f"raw; {convention}", source=SOURCE,
-        ),
-        **averaged(
-            "entropy_share", ("layer", "head"), mean(share),
-            "Attention entropy against log(visible keys)", "share of log n", "sequential", 0, 1,
-            seed=seed, convention=f"H / log n; {convention}", source=SOURCE,
-        ),
-        **averaged(
-            "layer_entropy_share", ("layer",), mean(mean(share)),
-            "Entropy of a layer's heads against log(visible keys)", "share of log n",
-            "sequential", 0, 1, seed=seed, convention=f"H / log n; {convention}", source=SOURCE,
-        ),
-        **averaged(
-            "query_entropy_share", ("query",), over,
-            "Entropy at each query against log(visible keys)", "share of log n", "sequential",
-            0, 1, seed=seed, convention="H / log n; mean over heads and prompts", source=SOURCE,
-        ),
-    }  # fmt: skip
-    scores = variables["entropy_share"].values
+    results = Results(capture, seed=seed, source=SOURCE, convention=f"H / log n; {convention}")
+    results.add_mean(
+        "entropy", ("layer", "head"), mean(raw), "Attention entropy", "nats", "sequential", 0,
+        convention=f"raw; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "entropy_share", ("layer", "head"), mean(share),
+        "Attention entropy against log(visible keys)", "share of log n", "sequential", 0, 1,
+    )  # fmt: skip
+    results.add_mean(
+        "layer_entropy_share", ("layer",), mean(mean(share)),
+        "Entropy of a layer's heads against log(visible keys)", "share of log n",
+        "sequential", 0, 1,
+    )  # fmt: skip
+    results.add_mean(
+        "query_entropy_share", ("query",), over,
+        "Entropy at each query against log(visible keys)", "share of log n", "sequential", 0, 1,
+        convention="H / log n; mean over heads and prompts",
+    )  # fmt: skip
+    scores = results["entropy_share"].values
     kinds = {
         "sharp": [label(head) for head in top(-scores, int((scores < sharp).sum()))],
         "broad": [label(head) for head in top(scores, int((scores > broad).sum()))],
     }
-    listed = "; ".join(f"{kind}: {', '.join(found) or 'none'}" for kind, found in kinds.items())
-    return dataset(
-        capture,
-        variables,
+    listed = "; ".join(f"{kind}: {', '.join(heads) or 'none'}" for kind, heads in kinds.items())
+    return results.dataset(
         {"query": np.arange(over.shape[-1])},
         convention=convention,
         heads_by_type=kinds,

@@ -12,17 +12,21 @@ Source: The Hedgehog & the Porcupine (spikiness and monotonicity of feature maps
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, require
+from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.results import Results, require
 from headscope.analyses._stats.length_trend import stated
 from headscope.kernels.errors import NotApplicable
 
 NEEDS = ("lse",)
 KEEP = ("q", "k")
+QUICK = {"prompts": 2}
+SUPPORTS = {"encoder", "vision", "hybrid"}
 
 SOURCE = "The Hedgehog & the Porcupine"
 MAPS = ("softmax", "taylor", "elu", "relu")
@@ -32,12 +36,24 @@ ABOUT = {
     "elu": "φ(x) = elu(x) + 1",
     "relu": "φ(x) = max(x, 0)",
 }
+# Title, unit, scale and lower bound of each measure; the upper one is 1.
+MEASURES = {
+    "monotonicity": ("Rank correlation of weights with scores", "ρ", "diverging", -1),
+    "spikiness": ("Spikiness of the weights, 1 − H / log n", "share", "sequential", 0),
+    "distance": ("Distance from the head's own weights", "share", "sequential", 0),
+}
 LEAST = 4
 TOLERANCE = 1e-3
 Array = NDArray[np.float64]
 
 
-def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 0) -> xr.Dataset:
+def run(
+    capture: xr.Dataset,
+    *,
+    queries: Annotated[int, AtLeast(1)] = 8,
+    prompts: Annotated[int, AtLeast(1)] = 8,
+    seed: int = 0,
+) -> xr.Dataset:
     """Compare the weights under linear feature maps with those of the softmax, head by head.
 
     Parameters
@@ -45,9 +61,9 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
     capture
         Capture with the kept ``q`` and ``k``, and with ``lse``.
     queries
-        Queries that are looked at, spread over the second half of each prompt.
+        Queries that are measured, spread over the second half of each prompt.
     prompts
-        Prompts that are looked at, from the first on.
+        Prompts that are measured, from the first on.
     seed
         Seed of the bootstrap over prompts.
 
@@ -61,24 +77,12 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
     Raises
     ------
     NotApplicable
-        When the capture lacks ``q``, ``k`` or ``lse``, its weights were edited, a prompt is shorter
-        than 8 tokens, or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import feature_maps
-    >>> from headscope.probes import capture
-    >>> ids = [list(range(20)), list(range(3, 23))]
-    >>> cap = capture("headscope/bundled", ids, stats=("lse",), keep=("q", "k"))
-    >>> feature_maps.run(cap)["monotonicity"].sizes["feature_map"]
-    4
+        When the capture lacks ``q``, ``k`` or ``lse``, its weights were edited, or a prompt is
+        shorter than 8 tokens.
     """
-    options.at_least("queries", queries, 1)
-    options.at_least("prompts", prompts, 1)
     require(capture, (*NEEDS, *KEEP), "feature_maps")
-    options.one_text(
-        capture.attrs.get("attention", "self"), "feature_maps", ("self", "encoder", "decoder")
-    )
+    attention = capture.attrs.get("attention", "self")
+    one_text(attention, "feature_maps", ("self", "encoder", "decoder"))
     if int(capture["length"].min()) < 2 * LEAST:
         raise NotApplicable(
             f"prompts: the shortest has {int(capture['length'].min())} tokens; "
@@ -86,82 +90,75 @@ def run(capture: xr.Dataset, *, queries: int = 8, prompts: int = 8, seed: int = 
         )
 
     count = min(prompts, capture.sizes["prompt"])
-    shape = (count, capture.sizes["layer"], capture.sizes["head"], len(MAPS))
-    found = {name: np.full(shape, np.nan) for name in ("monotonicity", "spikiness", "distance")}
-    for prompt in range(count):
-        for layer in range(shape[1]):
-            for name, values in _layer(capture, prompt, layer, queries).items():
-                found[name][prompt, layer] = values
-
+    measured = _measures(capture, count, queries)
     convention = (
         f"{queries} queries of the second half of {count} prompts of {stated(capture)}; "
-        + "; ".join(f"{name}: {each}" for name, each in ABOUT.items())
+        + "; ".join(f"{name}: {formula}" for name, formula in ABOUT.items())
     )
-    texts = {
-        "monotonicity": ("Rank correlation of weights with scores", "ρ", "diverging", -1),
-        "spikiness": ("Spikiness of the weights, 1 − H / log n", "share", "sequential", 0),
-        "distance": ("Distance from the head's own weights", "share", "sequential", 0),
-    }
-    variables: dict[str, xr.Variable] = {}
-    for name, (title, units, scale, low) in texts.items():
-        own = name if name == "monotonicity" else f"map_{name}"
-        variables |= averaged(
-            own, ("layer", "head", "feature_map"), found[name], title, units, scale, low, 1,
-            seed=seed, convention=convention, source=SOURCE,
-        )  # fmt: skip
-        variables |= averaged(
-            f"mean_{name}", ("feature_map",), np.nanmean(found[name], axis=(1, 2)),
-            f"{title}, mean over heads", units, scale, low, 1, seed=seed, convention=convention,
-            source=SOURCE,
-        )  # fmt: skip
-    told = "; ".join(
-        f"{name} {spiky:.2f} and {ordered:.2f}"
-        for name, spiky, ordered in zip(
-            MAPS, variables["mean_spikiness"].values, variables["mean_monotonicity"].values,
-            strict=True,
-        )
-    )  # fmt: skip
-    return dataset(
-        capture,
-        variables,
+    results = Results(capture, seed=seed, convention=convention, source=SOURCE)
+    for name, (title, units, scale, low) in MEASURES.items():
+        values, own = measured[name], name if name == "monotonicity" else f"map_{name}"
+        over, average = np.nanmean(values, axis=(1, 2)), f"{title}, mean over heads"
+        results.add_mean(own, ("layer", "head", "feature_map"), values, title, units, scale, low, 1)
+        results.add_mean(f"mean_{name}", ("feature_map",), over, average, units, scale, low, 1)
+    spiky, ordered = (
+        results[name].values.tolist() for name in ("mean_spikiness", "mean_monotonicity")
+    )
+    means = "; ".join(
+        f"{name} {spikiness:.2f} and {monotonicity:.2f}"
+        for name, spikiness, monotonicity in zip(MAPS, spiky, ordered, strict=True)
+    )
+    return results.dataset(
         {"feature_map": list(MAPS)},
         convention=convention,
         note=(
-            f"Spikiness and monotonicity by map, means over heads: {told}. Scores of weights that "
+            f"Spikiness and monotonicity by map, means over heads: {means}. Scores of weights that "
             "no model was run with: what a head of even weights costs is in `concentration`."
         ),
     )
 
 
+def _measures(capture: xr.Dataset, count: int, queries: int) -> dict[str, Array]:
+    """Return each measure of the first prompts (prompt, layer, head, feature_map)."""
+    shape = (count, capture.sizes["layer"], capture.sizes["head"], len(MAPS))
+    measured = {name: np.full(shape, np.nan) for name in MEASURES}
+    for prompt in range(count):
+        for layer in range(shape[1]):
+            for name, values in _layer(capture, prompt, layer, queries).items():
+                measured[name][prompt, layer] = values
+    return measured
+
+
 def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[str, Array]:
     """Return each measure of the heads of one layer (head, feature_map), mean over queries."""
-    one = capture.isel(prompt=prompt, layer=layer)
-    length = int(one["length"])
+    here = capture.isel(prompt=prompt, layer=layer)
+    length = int(here["length"])
     places = np.unique(np.linspace(length // 2, length - 1, queries).astype(int))
-    query = one["q"].transpose("head", "query", "size").values.astype(np.float64)
-    key = one["k"].transpose("kv_head", "key", "size").values.astype(np.float64)
-    lse = one["lse"].transpose("head", "query").values.astype(np.float64)
+    query = here["q"].transpose("head", "query", "size").values.astype(np.float64)
+    key = here["k"].transpose("kv_head", "key", "size").values.astype(np.float64)
+    lse = here["lse"].transpose("head", "query").values.astype(np.float64)
     if np.isnan(query[0, 0]).any():
         return {}
-    at = {int(group): row for row, group in enumerate(capture["kv_head"].values)}
-    root, cap = np.sqrt(float(one["logit_scale"])), float(one["softcap"])
+    rows = {int(group): row for row, group in enumerate(capture["kv_head"].values)}
+    root, cap = np.sqrt(float(here["logit_scale"])), float(here["softcap"])
     learned = "sink_logit" in capture.coords
-    totals: dict[str, list[Array]] = {"monotonicity": [], "spikiness": [], "distance": []}
+    totals: dict[str, list[Array]] = {name: [] for name in MEASURES}
     for head, group in enumerate(capture["kv_group"].values):
-        measures: dict[str, list[Array]] = {name: [] for name in totals}
+        measures: dict[str, list[Array]] = {name: [] for name in MEASURES}
         for place in places:
-            keys = key[at[int(group)], _seen(one, int(place), length)] * root
-            asked = query[head, place] * root
-            scores = keys @ asked
+            keys = key[rows[int(group)], _seen(here, int(place), length)] * root
+            row = query[head, place] * root
+            scores = keys @ row
             capped = scores if np.isnan(cap) else cap * np.tanh(scores / cap)
             own = np.exp(capped - lse[head, place])
             if abs(own.sum() - 1) > TOLERANCE and not learned:
                 raise NotApplicable(
-                    f"capture: the weights of L{int(one['layer'])}H{int(one['head'][head])} do not "
-                    "follow from its q and k; feature maps need scores without a bias or an edit"
+                    f"capture: the weights of L{int(here['layer'])}H{int(here['head'][head])} do "
+                    "not follow from its q and k; feature maps need scores without a bias or an "
+                    "edit"
                 )
-            weights = _weights(asked, keys, scores, own)
-            measures["monotonicity"].append(_ranked(weights, scores))
+            weights = _weights(row, keys, scores, own)
+            measures["monotonicity"].append(_rank_correlations(weights, scores))
             measures["spikiness"].append(1 - _entropy(weights) / np.log(len(scores)))
             measures["distance"].append(np.abs(weights - weights[0]).sum(-1) / 2)
         for name, values in measures.items():
@@ -169,8 +166,8 @@ def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[s
     return {name: np.stack(values) for name, values in totals.items()}
 
 
-def _seen(one: xr.Dataset, place: int, length: int) -> slice:
-    window, causal = float(one["window"]), bool(one["causal"])
+def _seen(layer: xr.Dataset, place: int, length: int) -> slice:
+    window, causal = float(layer["window"]), bool(layer["causal"])
     reach = length if np.isnan(window) else int(window)
     return slice(max(place - reach + 1, 0), place + 1 if causal else min(place + reach, length))
 
@@ -196,14 +193,14 @@ def _entropy(weights: Array) -> Array:
     return np.asarray(-(weights * logs).sum(-1))
 
 
-def _ranked(weights: Array, scores: Array) -> Array:
+def _rank_correlations(weights: Array, scores: Array) -> Array:
     """Return the rank correlation of each row of weights with the scores, 0 where one is even."""
     from scipy.stats import rankdata
 
     ranks = rankdata(scores) - (len(scores) + 1) / 2
-    found = []
+    correlations = []
     for row in weights:
         own = rankdata(row) - (len(row) + 1) / 2
         size = np.sqrt((own**2).sum() * (ranks**2).sum())
-        found.append((own * ranks).sum() / size if size > 0 else 0.0)
-    return np.array(found)
+        correlations.append((own * ranks).sum() / size if size > 0 else 0.0)
+    return np.array(correlations)

@@ -1,6 +1,6 @@
-"""Parallel context: what becomes of entropy and loss when blocks of context do not see each other.
+"""Parallel context: entropy and loss when blocks of the context cannot attend to each other.
 
-The context of each prompt is cut into blocks that are encoded side by side: a block sees itself
+The context of each prompt is cut into blocks that are encoded in parallel: a block sees itself
 alone, and only the end of the prompt, the question, sees everything. Every block then begins like a
 text of its own, with a sink of its own, and the question spreads its attention over all of them:
 its entropy rises, and so does the loss of the model. A shared prefix that every block sees gives
@@ -11,27 +11,30 @@ Source: Zhang et al., Attention Entropy is a Key Factor (there positions start a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._interventions.next_token_loss import observed, predicts, tokens
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, require
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import mean
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.interventions.block_mask import Blocks
-    from headscope.probes.models.model import Model
+from headscope.probes.interventions.block_mask import Blocks
+from headscope.probes.models.model import Model
 
 NEEDS = ()
+QUICK = {"blocks": 3, "prompts": 2}
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Attention Entropy is a Key Factor (Zhang et al.)"
+Array = NDArray[np.float64]
 CONDITIONS = ("whole context", "parallel blocks", "parallel blocks, shared prefix")
 
 
@@ -39,12 +42,11 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    blocks: int = 4,
-    prefix: int = 1,
-    question: float = 0.25,
-    prompts: int = 8,
+    blocks: Annotated[int, AtLeast(2)] = 4,
+    prefix: Annotated[int, AtLeast(1)] = 1,
+    question: Annotated[float, Between(0.05, 0.9)] = 0.25,
+    prompts: Annotated[int, AtLeast(1)] = 8,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Compare the question's entropy and loss with the context whole, in blocks, and with a prefix.
 
@@ -64,8 +66,6 @@ def run(
         Prompts that are run again, from the first on.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) prompts.
 
     Returns
     -------
@@ -77,77 +77,58 @@ def run(
     Raises
     ------
     NotApplicable
-        When the model is not causal, a prompt is too short for the blocks, or an option is out of
-        range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(40)), list(range(2, 42))]
-    >>> execute("parallel_context", model, given)["question_loss"].sizes["condition"]
-    3
+        When the model is not causal or a prompt is too short for the blocks.
     """
-    options.at_least("blocks", blocks, 2)
-    options.at_least("prefix", prefix, 1)
-    options.between("question", question, 0.05, 0.9)
-    options.at_least("prompts", prompts, 1)
     require(capture, NEEDS, "parallel_context")
-    options.one_text(capture.attrs.get("attention", "self"), "parallel_context")
+    one_text(capture.attrs.get("attention", "self"), "parallel_context")
     if not predicts(capture):
         raise NotApplicable("model: blocks before a question need causal order in every layer")
 
     ids = tokens(capture)[:prompts]
-    entropies, nats = [], []
-    for number, one in enumerate(ids):
-        start = len(one) - max(1, round(question * len(one)))
-        members = _members(len(one), start, blocks, prefix, number)
-        rows, costs = [], []
-        for edits in ((), *((_edit(model, members, blocks, each),) for each in (False, True))):
-            loss, seen = observed(model, one, edits, ("entropy",))
-            rows.append(mean(seen["entropy"][..., start:]))
-            costs.append(float(loss[start - 1 :].mean()))
-        entropies.append(rows)
-        nats.append(costs)
-        if progress is not None:
-            progress(number + 1, len(ids))
-    found, paid = np.stack(entropies), np.array(nats)
-    spread = mean(found.reshape(*found.shape[:2], -1))
-
+    entropy, loss = _measured(model, ids, blocks, prefix, question)
+    spread = mean(entropy.reshape(*entropy.shape[:2], -1))
+    rise, effect = entropy[:, 1] - entropy[:, 0], entropy[:, 2] - entropy[:, 1]
     convention = (
         f"{blocks} blocks, prefix of {prefix} token(s); rows of the last {question:.0%} of "
         f"{len(ids)} prompts; positions as in the text"
     )
-    rise, back = found[:, 1] - found[:, 0], found[:, 2] - found[:, 1]
-    variables = {
-        **averaged(
-            "entropy_rise", ("layer", "head"), rise, "Entropy that parallel blocks add", "nats",
-            "diverging", seed=seed, convention=f"blocks − whole; {convention}", source=SOURCE,
-        ),
-        **averaged(
-            "prefix_effect", ("layer", "head"), back, "Entropy that a shared prefix adds", "nats",
-            "diverging", seed=seed, convention=f"with − without prefix; {convention}",
-            source=SOURCE,
-        ),
-        **averaged(
-            "question_entropy", ("condition",), spread,
-            "Entropy of the question's rows", "nats", "sequential", 0, seed=seed,
-            convention=f"mean over heads; {convention}", source=SOURCE,
-        ),
-        **averaged(
-            "question_loss", ("condition",), paid, "Loss on the question", "nats", "sequential", 0,
-            seed=seed, convention=f"−log p of its tokens; {convention}", source=SOURCE,
-            evidence="causal",
-        ),
-    }  # fmt: skip
-    return dataset(
-        capture,
-        variables,
-        {"condition": list(CONDITIONS)},
-        convention=convention,
-        note=_note(spread, paid, seed),
-    )
+    results = Results(capture, seed=seed, source=SOURCE)
+    results.add_mean(
+        "entropy_rise", ("layer", "head"), rise, "Entropy that parallel blocks add", "nats",
+        "diverging", convention=f"blocks − whole; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "prefix_effect", ("layer", "head"), effect, "Entropy that a shared prefix adds", "nats",
+        "diverging", convention=f"with − without prefix; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "question_entropy", ("condition",), spread, "Entropy of the question's rows", "nats",
+        "sequential", 0, convention=f"mean over heads; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "question_loss", ("condition",), loss, "Loss on the question", "nats", "sequential", 0,
+        convention=f"−log p of its tokens; {convention}", evidence="causal",
+    )  # fmt: skip
+    verdict = _verdict(spread, loss, seed)
+    return results.dataset({"condition": list(CONDITIONS)}, verdict, convention=convention)
+
+
+def _measured(
+    model: Model, ids: list[list[int]], blocks: int, prefix: int, question: float
+) -> tuple[Array, Array]:
+    """Return entropy (prompt, condition, layer, head) and loss (prompt, condition)."""
+    entropies, costs = [], []
+    with steps(len(ids)) as step:
+        for number, prompt in enumerate(ids):
+            start = len(prompt) - max(1, round(question * len(prompt)))
+            members = _members(len(prompt), start, blocks, prefix, number)
+            apart, shared = (_edit(model, members, blocks, shared) for shared in (False, True))
+            passes = [observed(model, prompt, edits, ("entropy",))
+                      for edits in ((), (apart,), (shared,))]  # fmt: skip
+            entropies.append([mean(stats["entropy"][..., start:]) for _, stats in passes])
+            costs.append([float(loss[start - 1 :].mean()) for loss, _ in passes])
+            step()
+    return np.array(entropies), np.array(costs)
 
 
 def _members(length: int, start: int, blocks: int, prefix: int, number: int) -> tuple[int, ...]:
@@ -164,14 +145,10 @@ def _members(length: int, start: int, blocks: int, prefix: int, number: int) -> 
     edges = np.linspace(prefix, start, blocks + 1).round()
     context = np.searchsorted(edges, np.arange(prefix, start), side="right")
     members = [*np.zeros(prefix, int), *context, *np.full(length - start, blocks + 1)]
-    return tuple(int(one) for one in members)
+    return tuple(map(int, members))
 
 
 def _edit(model: Model, members: tuple[int, ...], blocks: int, shared: bool) -> Blocks:
-    import torch
-
-    from headscope.probes.interventions.block_mask import Blocks
-
     seen = torch.eye(blocks + 2, dtype=torch.bool)
     seen[-1] = True
     # Without a shared prefix it is the start of the first block, as of any text.
@@ -181,24 +158,25 @@ def _edit(model: Model, members: tuple[int, ...], blocks: int, shared: bool) -> 
     return Blocks(members, seen.expand(model.layers, model.heads, -1, -1))
 
 
-def _note(spread: NDArray[np.float64], paid: NDArray[np.float64], seed: int) -> str:
-    """Say whether entropy and loss rise together, prompt by prompt."""
-    entropy, loss = spread.mean(0), paid.mean(0)
-    told = (
+def _verdict(spread: Array, cost: Array, seed: int) -> Verdict:
+    """Conclude whether entropy and loss rise together, prompt by prompt."""
+    entropy, loss = spread.mean(0), cost.mean(0)
+    text = (
         f"Entropy of the question: {entropy[0]:.3f} nats with the whole context, {entropy[1]:.3f} "
         f"in parallel blocks, {entropy[2]:.3f} with a shared prefix; loss {loss[0]:.2f}, "
-        f"{loss[1]:.2f} and {loss[2]:.2f} nats. "
+        f"{loss[1]:.2f} and {loss[2]:.2f} nats."
     )
     if len(spread) < 2:
-        return told + "INCONCLUSIVE: one prompt has no interval."
+        return Verdict("too_few", f"{text} One prompt has no interval.")
     rises, costs = (
-        float(bootstrap(each[:, 1] - each[:, 0], seed=seed)[1]) > 0 for each in (spread, paid)
+        float(bootstrap(values[:, 1] - values[:, 0], seed=seed)[1]) > 0 for values in (spread, cost)
     )
     if rises and costs:
-        return told + "Parallel blocks raise both, as in the paper."
+        return Verdict("supported", f"{text} Parallel blocks raise both, as in the paper.")
     if not rises and not costs:
-        return told + "Parallel blocks raise neither."
-    return told + (
-        f"DISAGREEMENT: blocks raise the {'entropy' if rises else 'loss'} alone, so here entropy "
-        "does not tell what the model loses."
+        return Verdict("not_supported", f"{text} Parallel blocks raise neither.")
+    return Verdict(
+        "disagreement",
+        f"{text} Blocks raise the {'entropy' if rises else 'loss'} alone, so here entropy does not "
+        "predict what the model loses.",
     )

@@ -1,11 +1,11 @@
-"""Effective span: how far back a head looks, and whether that grows with the text.
+"""Effective span: how far back a head attends, and whether that grows with the text.
 
 The span of a query is the shortest distance back that holds a share of its attention (90 %). Its
 growth is the slope of log span over log n, n the tokens so far, over octaves of n: 0 for a head of
 fixed span, 1 for an elastic one whose span is a share of the text. In causal order a query does not
 know how long the text goes on, so one capture holds every length up to its own; a bidirectional
-model is captured again on prompts cut short. Beside the slope stand the two numbers of MoA's rule,
-span = α + β n. A head that rests on the first token is elastic here: that token recedes (`sinks`
+model is captured again on prompts cut short. With the slope come the two numbers of MoA's rule,
+span = α + β n. A head that parks on the first token is elastic here: that token recedes (`sinks`
 names such heads). The causal number: what the loss becomes when heads of fixed span see nothing
 beyond it, and when as many elastic heads are cut as short.
 
@@ -14,16 +14,16 @@ Sources: MoA: Mixture of Sparse Attention (elastic rules of span and length); MS
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
-from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens, verdict
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require
+from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.length_trend import (
     by_octave,
     mean,
@@ -34,27 +34,28 @@ from headscope.analyses._stats.length_trend import (
     stated,
 )
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.interventions import Window
-    from headscope.probes.models.model import Model
+from headscope.probes import capture as capture_prompts
+from headscope.probes.interventions import Window
+from headscope.probes.models.model import Model
 
 NEEDS = ("effective_span",)
+QUICK = {"causal_prompts": 2}
+SUPPORTS = {"encoder", "hybrid"}
 
 SOURCE = "MoA: Mixture of Sparse Attention; MSWA"
 CONDITIONS = ("intact", "fixed heads cut to their span", "elastic heads cut as short")
 Array = NDArray[np.float64]
+Heads = dict[str, list[tuple[int, int]]]
 
 
 def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    shortest: int = 4,
-    boundary: float = 0.5,
-    causal_prompts: int = 6,
+    shortest: Annotated[int, AtLeast(1)] = 4,
+    boundary: Annotated[float, Between(0, 1)] = 0.5,
+    causal_prompts: Annotated[int, AtLeast(0)] = 6,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Score every head by its span and by how the span grows with the text.
 
@@ -73,8 +74,6 @@ def run(
         Prompts of the causal check, from the first on; 0 leaves it out.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) prompts of the causal check.
 
     Returns
     -------
@@ -87,23 +86,10 @@ def run(
     Raises
     ------
     NotApplicable
-        When the capture lacks ``effective_span``, no prompt spans two octaves, or an option is out
-        of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(40)), list(range(2, 42))]
-    >>> execute("span", model, given, options={"causal_prompts": 0})["growth"].dims
-    ('layer', 'head')
+        When the capture lacks ``effective_span`` or no prompt spans two octaves.
     """
-    options.at_least("shortest", shortest, 1)
-    options.between("boundary", boundary, 0.0, 1.0)
-    options.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "span")
-    options.one_text(capture.attrs.get("attention", "self"), "span")
+    one_text(capture.attrs.get("attention", "self"), "span")
 
     share = float(capture.attrs.get("share", 0.9))
     names, counts, spans = _measured(capture, model, shortest, share)
@@ -114,60 +100,51 @@ def run(
         )
     growth = slope(np.log(counts)[:, :, None], np.log(spans))
     rate = slope(counts[:, :, None], spans)
-    offset = mean(spans) - rate * mean(np.broadcast_to(counts[:, :, None], spans.shape))
+    seen = np.broadcast_to(counts[:, :, None], spans.shape)
+    offset = mean(spans) - rate * mean(seen)
     longest = _last(spans)
     convention = (
         f"shortest distance with {share:.0%} of the mass; octaves of the tokens so far, from "
         f"{shortest}; prompts of {stated(capture)}"
     )
-    texts: dict[str, tuple[Array, str, str, str, float | None, float | None]] = {
-        "span": (longest, "Effective span", "tokens", "sequential", 0, None),
-        "span_share": (
-            longest / _last(np.broadcast_to(counts[:, :, None], spans.shape)),
-            "Effective span against the text so far", "share of text", "sequential", 0, None,
-        ),
-        "growth": (growth, "Growth of the span with length", "slope", "diverging", None, None),
-        "elastic_rate": (rate, "Elastic rate β of the span", "tokens a token", "diverging", None,
-                         None),
-        "offset": (offset, "Span α without any length", "tokens", "diverging", None, None),
-    }  # fmt: skip
-    variables: dict[str, xr.Variable] = {}
-    for name, (values, title, units, scale, low, high) in texts.items():
-        variables |= averaged(
-            name, ("layer", "head"), values, title, units, scale, low, high, seed=seed,
-            convention=convention, source=SOURCE,
-        )  # fmt: skip
-    variables |= averaged(
-        "span_by_length", ("layer", "head", "length"), spans, "Effective span by tokens so far",
-        "tokens", "sequential", 0, seed=seed, convention=convention, source=SOURCE,
+    rows: tuple[tuple[Any, ...], ...] = (
+        ("span", longest, "Effective span", "tokens", "sequential", 0),
+        ("span_share", longest / _last(seen), "Effective span against the text so far",
+         "share of text", "sequential", 0),
+        ("growth", growth, "Growth of the span with length", "slope", "diverging"),
+        ("elastic_rate", rate, "Elastic rate β of the span", "tokens a token", "diverging"),
+        ("offset", offset, "Span α without any length", "tokens", "diverging"),
     )  # fmt: skip
-
-    kinds = _kinds(variables, boundary)
+    results = Results(capture, seed=seed, convention=convention, source=SOURCE)
+    for name, values, title, units, *scale in rows:
+        results.add_mean(name, ("layer", "head"), values, title, units, *scale)
+    results.add_mean(
+        "span_by_length", ("layer", "head", "length"), spans, "Effective span by tokens so far",
+        "tokens", "sequential", 0,
+    )  # fmt: skip
+    kinds = _kinds(results, boundary)
     note = (
         f"{len(kinds['fixed'])} heads of fixed span and {len(kinds['elastic'])} elastic ones "
-        f"(slope below or above {boundary:g} with its interval). "
+        f"(slope below or above {boundary:g} with its interval)."
     )
     coords: dict[str, Any] = {"length": names}
-    record: dict[str, Any] = {}
+    verdict = None
+    causal: dict[str, Any] = {}
     if not predicts(capture):
-        note += "Not causal, so no loss stands beside it."
+        note += " Not causal, so no loss is measured."
     elif causal_prompts and kinds["fixed"] and kinds["elastic"]:
-        found, record = _cut(
-            capture, model, kinds, variables["span"].values, causal_prompts, seed, progress
-        )
+        ids = tokens(capture)[:causal_prompts]
+        verdict, causal = _cut(results, model, ids, kinds)
         coords["condition"] = list(CONDITIONS)
-        note += record["note"]
-        variables |= found
     else:
-        note += "The causal check needs heads of both kinds and causal_prompts above 0."
-    return dataset(
-        capture,
-        variables,
+        note += " The causal check needs heads of both kinds and causal_prompts above 0."
+    return results.dataset(
         coords,
-        convention=convention,
-        heads_by_type={kind: [label(head) for head in found] for kind, found in kinds.items()},
-        causal=record,
+        verdict,
         note=note,
+        convention=convention,
+        heads_by_type={kind: [label(head) for head in heads] for kind, heads in kinds.items()},
+        causal=causal,
     )
 
 
@@ -180,14 +157,12 @@ def _measured(
         bins = octaves(seen, shortest)
         counts, spans = by_octave(per_query(capture, "effective_span"), seen, bins)
         return [f"{low} to {high - 1} tokens" for low, high in bins], counts, spans
-    from headscope.probes import capture as capture_prompts
-
     ids = tokens(capture)
     sizes = [min(map(len, ids))]
     while sizes[0] // 2 >= shortest:
         sizes.insert(0, sizes[0] // 2)
     parts = [
-        capture_prompts(model, [one[:size] for one in ids], stats=NEEDS, share=share)
+        capture_prompts(model, [prompt[:size] for prompt in ids], stats=NEEDS, share=share)
         for size in sizes
     ]
     shape = (len(ids), capture.sizes["layer"], len(sizes))
@@ -203,57 +178,45 @@ def _last(values: Array) -> Array:
     return np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
 
 
-def _kinds(variables: dict[str, xr.Variable], boundary: float) -> dict[str, list[tuple[int, int]]]:
-    lower, upper = variables["growth_lower"].values, variables["growth_upper"].values
+def _kinds(results: Results, boundary: float) -> Heads:
+    lower, upper = results["growth_lower"].values, results["growth_upper"].values
     chosen = {"fixed": upper < boundary, "elastic": lower > boundary}
-    return {kind: [(int(a), int(b)) for a, b in np.argwhere(at)] for kind, at in chosen.items()}
-
-
-def _cut(
-    capture: xr.Dataset,
-    model: Model,
-    kinds: dict[str, list[tuple[int, int]]],
-    spans: Array,
-    prompts: int,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
-    """Measure the loss with heads of each kind cut to the spans of the fixed ones."""
-    count = min(len(kinds["fixed"]), len(kinds["elastic"]))
-    order = np.random.default_rng(seed)
-    fixed, elastic = (
-        [heads[index] for index in sorted(order.permutation(len(heads))[:count])]
-        for heads in (kinds["fixed"], kinds["elastic"])
-    )
-    windows = [int(np.ceil(spans[head])) for head in fixed]
-    edits: dict[str, tuple[Window, ...]] = dict(
-        zip(CONDITIONS, ((), _windows(fixed, windows), _windows(elastic, windows)), strict=True)
-    )
-    loss = contrast(model, tokens(capture)[:prompts], edits, progress)
-    costs = loss.mean(0)
-    told = (
-        f"loss {costs[0]:.3f}, with {count} fixed heads cut to their span {costs[1]:.3f}, "
-        f"with {count} elastic heads cut as short {costs[2]:.3f} nats."
-    )
-    convention = (
-        f"loss a token on {len(loss)} prompts; window of ⌈span⌉ keys and no first keys on {count} "
-        "heads of each kind"
-    )
-    names = {"fixed": [label(head) for head in fixed], "elastic": [label(head) for head in elastic]}
-    variables = averaged(
-        "span_loss", ("condition",), loss, "Loss with heads cut to a span", "nats", "sequential",
-        0, seed=seed, convention=convention, source=SOURCE, evidence="causal",
-    )  # fmt: skip
-    return variables, {
-        "heads": names,
-        "windows": windows,
-        "note": f"{verdict(loss[:, 1], loss[:, 2], seed)}: {told}",
+    return {
+        kind: [(int(layer), int(head)) for layer, head in np.argwhere(mask)]
+        for kind, mask in chosen.items()
     }
 
 
-def _windows(heads: list[tuple[int, int]], sizes: list[int]) -> tuple[Window, ...]:
-    from headscope.probes.interventions import Window
-
-    return tuple(
-        Window(heads=(head,), recent=size, first=0) for head, size in zip(heads, sizes, strict=True)
+def _cut(
+    results: Results, model: Model, ids: list[list[int]], kinds: Heads
+) -> tuple[Verdict, dict[str, Any]]:
+    """Add the loss with heads of each kind cut to the spans of the fixed ones."""
+    count = min(len(kinds["fixed"]), len(kinds["elastic"]))
+    order, spans = np.random.default_rng(results.seed), results["span"].values
+    chosen = {
+        kind: [heads[index] for index in sorted(order.permutation(len(heads))[:count])]
+        for kind, heads in kinds.items()
+    }
+    windows = [int(np.ceil(spans[head])) for head in chosen["fixed"]]
+    edits = {CONDITIONS[0]: ()} | {
+        condition: tuple(
+            Window(heads=(head,), recent=size, first=0)
+            for head, size in zip(heads, windows, strict=True)
+        )
+        for condition, heads in zip(CONDITIONS[1:], chosen.values(), strict=True)
+    }
+    loss = contrast(model, ids, edits)
+    costs = loss.mean(0)
+    results.add_mean(
+        "span_loss", ("condition",), loss, "Loss with heads cut to a span", "nats", "sequential",
+        0, evidence="causal",
+        convention=f"loss a token on {len(loss)} prompts; window of ⌈span⌉ keys and no first keys "
+        f"on {count} heads of each kind",
+    )  # fmt: skip
+    text = (
+        f"loss {costs[0]:.3f}, with {count} fixed heads cut to their span {costs[1]:.3f}, "
+        f"with {count} elastic heads cut as short {costs[2]:.3f} nats."
     )
+    verdict = compare_losses(loss[:, 1], loss[:, 2], results.seed, text)
+    names = {kind: [label(head) for head in heads] for kind, heads in chosen.items()}
+    return verdict, {"heads": names, "windows": windows, "note": verdict.text}

@@ -12,25 +12,12 @@ def copied(
     ids: NDArray[np.int64],
     needle: tuple[int, ...],
 ) -> NDArray[np.bool_]:
-    """Tell at which decode steps a head copies a needle token.
+    """Return at which decode steps a head copies a needle token (step, layer, head).
 
     A head copies at a step when (a) the largest weight of its last row lies on a position of the
     needle and (b) the token there is the one that the model generates.
-
-    Parameters
-    ----------
-    looked
-        Position with the largest weight (step, layer, head).
-    generated
-        Token that the model generates (step,).
-    ids
-        Token ids of the prompt (position,).
-    needle
-        Positions of the needle's tokens.
-
-    Returns
-    -------
-    Booleans (step, layer, head).
+    ``looked`` is the position with the largest weight (step, layer, head), ``generated`` the token
+    that the model generates (step,), ``needle`` the positions of the needle's tokens.
 
     Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (2404.15574).
     """
@@ -46,8 +33,8 @@ def set_score(
     The definition of the paper: g is the set of tokens that the head copied, k the needle's.
     """
     distinct = np.unique(needle_ids)
-    found = [copies[generated == token].any(0) for token in distinct]
-    return np.asarray(np.mean(found, axis=0))
+    hits = [copies[generated == token].any(0) for token in distinct]
+    return np.asarray(np.mean(hits, axis=0))
 
 
 def multiset_score(copies: NDArray[np.bool_], needle_ids: NDArray[np.int64]) -> NDArray[np.float64]:

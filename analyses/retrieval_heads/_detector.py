@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 Array = NDArray[np.float64]
 
@@ -18,15 +16,8 @@ def ratios(generated: xr.Dataset, prefix: int) -> Array:
 
     ``c / (c + n)``: c is the mean weight of a context position, n that of a position of the answer
     (the prefix and what is written so far), in the row that decides the token. NaN beyond the end
-    of an answer.
-
-    Parameters
-    ----------
-    generated
-        Result of `headscope.probes.generate` with ``span_mass``: sums over two spans, kept step by
-        step, are all that is needed.
-    prefix
-        The same as there, 1 or more: without it the first token divides by no position at all.
+    of an answer. ``generated`` comes from `headscope.probes.generate` with ``span_mass`` and the
+    same ``prefix``, 1 or more: without it the first token divides by no position at all.
 
     Source: Chuang et al., Lookback Lens (2407.07071).
     """
@@ -35,15 +26,15 @@ def ratios(generated: xr.Dataset, prefix: int) -> Array:
         mass.sel(span=span).values.astype(np.float64) for span in ("prompt", "generated")
     )
     written = generated["generated"].transpose("prompt", "query").values
-    found = np.full((len(written), int(written.sum(1).max()), *before.shape[2:]), np.nan)
+    result = np.full((len(written), int(written.sum(1).max()), *before.shape[2:]), np.nan)
     for prompt, flags in enumerate(written):
         rows = np.flatnonzero(flags) - 1
         context = rows[0] + 1 - prefix
         near = (rows + 1 - context)[:, None, None]
         back, own = before[prompt, rows] / context, after[prompt, rows] / near
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[prompt, : len(rows)] = back / (back + own)
-    return found
+            result[prompt, : len(rows)] = back / (back + own)
+    return result
 
 
 def windowed(values: Array, width: int) -> Array:
@@ -108,7 +99,7 @@ class Detector:
     @property
     def weights(self) -> Array:
         """Coefficient of every head (layer, head): positive where looking back is suspicious."""
-        found = np.full(self.known.shape, np.nan)
+        weights = np.full(self.known.shape, np.nan)
         if self.model is not None:
-            found[self.known] = self.model[-1].coef_[0]
-        return found.reshape(self.shape)
+            weights[self.known] = self.model[-1].coef_[0]
+        return weights.reshape(self.shape)

@@ -28,29 +28,20 @@ def documents(words: Sequence[str], end: int) -> list[range]:
 def document_scores(weights: Array, places: Sequence[range]) -> Array:
     """Sum the attention of every head over each document, without its low outliers.
 
-    Parameters
-    ----------
-    weights
-        Mean weight from the question's tokens, less that from the null question's (layer, head,
-        key).
-    places
-        Token positions of each document.
-
-    Returns
-    -------
-    Scores (document, layer, head).
+    ``weights`` (layer, head, key) come from the question's tokens, ``places`` are the token
+    positions of each document; scores (document, layer, head).
 
     Source: Zhang et al., Query-Focused Retrieval Heads (2506.09944): per document, tokens at or
     below the mean minus two standard deviations are dropped, the others summed.
     """
-    found = []
-    for each in places:
-        part = weights[..., each.start : each.stop]
-        if len(each) < 2:
-            found.append(part.sum(-1))
+    scores = []
+    for place in places:
+        part = weights[..., place.start : place.stop]
+        if len(place) < 2:
+            scores.append(part.sum(-1))
             continue
         least = part.mean(-1) - DROPPED * part.std(-1, ddof=1)
         # Equal weights have no spread and no outlier; the sign of their rounding must not decide.
         kept = (part > least[..., None]) | (np.ptp(part, axis=-1) < 1e-12)[..., None]
-        found.append(np.where(kept | np.isnan(part), part, 0.0).sum(-1))
-    return np.stack(found)
+        scores.append(np.where(kept | np.isnan(part), part, 0.0).sum(-1))
+    return np.stack(scores)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from headscope.analyses.retrieval_heads._copying import copied, multiset_score, set_score
+from headscope.kernels.api import Request
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.tokens import EncodedQuestion
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.tokens import EncodedQuestion
-
-    Asked = Sequence[EncodedQuestion]
-
+Questions = Sequence[EncodedQuestion]
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
 
-def look(model: Model, ids: Sequence[int], asked: Asked) -> tuple[NDArray[Any], NDArray[Any]]:
+def look(
+    model: Model, ids: Sequence[int], questions: Questions
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Read the decode steps of one prompt in one pass, keeping nothing else of any row.
 
     Returns
@@ -28,12 +29,7 @@ def look(model: Model, ids: Sequence[int], asked: Asked) -> tuple[NDArray[Any], 
     The key with the largest weight (step, layer, head), -1 in layers without attention; and the
     most probable next token (step,).
     """
-    import torch
-
-    from headscope.kernels.api import Request
-    from headscope.probes.attention.forward import Reader, run
-
-    at = [each.at for each in asked]
+    at = [question.at for question in questions]
     shape = model.geometry
     looked = np.full((len(at), shape.layers, shape.heads), -1, dtype=np.int64)
 
@@ -48,7 +44,7 @@ def look(model: Model, ids: Sequence[int], asked: Asked) -> tuple[NDArray[Any], 
 
 
 def score(
-    ids: Sequence[int], asked: Asked, looked: NDArray[Any], generated: NDArray[Any]
+    ids: Sequence[int], questions: Questions, looked: NDArray[Any], generated: NDArray[Any]
 ) -> Scores:
     """Return set score and multiset score (layer, head), and the share of the needle recalled.
 
@@ -56,19 +52,23 @@ def score(
     look nowhere (-1) have no score.
     """
     tokens = np.asarray(ids, dtype=np.int64)
-    needle = tuple(sorted({place for each in asked for place in each.evidence}))
+    needle = tuple(sorted({place for question in questions for place in question.evidence}))
     copies = copied(looked, generated, tokens, needle)
-    right = [token in each.answer_ids for token, each in zip(generated, asked, strict=True)]
+    right = [
+        token in question.answer_ids for token, question in zip(generated, questions, strict=True)
+    ]
     needle_ids = tokens[list(needle)]
     blind = (looked < 0).all(0)
     sets, multisets = (
-        np.where(blind, np.nan, each)
-        for each in (set_score(copies, generated, needle_ids), multiset_score(copies, needle_ids))
+        np.where(blind, np.nan, scores)
+        for scores in (set_score(copies, generated, needle_ids), multiset_score(copies, needle_ids))
     )
     return sets, multisets, float(np.mean(right))
 
 
-def right(asked: Asked, looked: NDArray[Any]) -> NDArray[np.float64]:
+def right(questions: Questions, looked: NDArray[Any]) -> NDArray[np.float64]:
     """Return the share of steps whose largest weight lies on the evidence (layer, head)."""
-    hits = [np.isin(rows, each.evidence) for rows, each in zip(looked, asked, strict=True)]
+    hits = [
+        np.isin(rows, question.evidence) for rows, question in zip(looked, questions, strict=True)
+    ]
     return np.where((looked < 0).all(0), np.nan, np.mean(hits, axis=0))

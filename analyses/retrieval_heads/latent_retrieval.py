@@ -11,23 +11,36 @@ Sources: NoLiMa, for literal against associative needles; Needle Threading, for 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, heads, interval, label, top
+from headscope.analyses._interventions.ablation import evaluate
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import (
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    heads,
+    label,
+    top,
+)
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.analyses.retrieval_heads._needle_steps import look
+from headscope.probes import capture
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import encode
 
 NEEDS = ()
+QUICK = {"pairs": 3, "best": 1, "draws": 1}
+SUPPORTS = {"hybrid"}
 TASK = "associative"
 PROMPTS = 16
 
@@ -40,13 +53,12 @@ def run(
     model: Model,
     task: Task,
     *,
-    pairs: int = 4,
-    hops: int = 2,
-    least_solved: float = 0.5,
-    best: int = 5,
-    draws: int = 3,
+    pairs: Annotated[int, AtLeast(2)] = 4,
+    hops: Annotated[int, AtLeast(2)] = 2,
+    least_solved: Annotated[float, Between(0, 1)] = 0.5,
+    best: Annotated[int, AtLeast(1)] = 5,
+    draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
-    progress: causal_check.Progress | None = None,
 ) -> xr.Dataset:
     """Measure accuracy on literal, associative and threaded facts, and score heads where it holds.
 
@@ -70,8 +82,6 @@ def run(
         Random sets of as many other heads.
     seed
         Seed of the random sets and of the bootstrap.
-    progress
-        Called with (done, total) ablations of each kind that is solved.
 
     Returns
     -------
@@ -84,138 +94,121 @@ def run(
     ------
     HeadscopeError
         When an option is out of range or a prompt does not fit the model.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("latent_retrieval", model, n=2, options={"draws": 1})
-    >>> result["accuracy"].dims
-    ('kind', 'condition')
     """
-    from headscope.analyses._interventions.ablation import evaluate
-    from headscope.probes import capture
-    from headscope.probes.prompts import tasks
-
     model.check_predicts()
-    for name, value, least in (
-        ("pairs", pairs, 2), ("hops", hops, 2), ("best", best, 1), ("draws", draws, 1),
-    ):  # fmt: skip
-        options.at_least(name, value, least)
-    options.between("least_solved", least_solved, 0, 1)
-    count, tokenizer = len(task), model.tokenizer
-
-    def thread(spelled: bool) -> Task:
-        return tasks.make("thread", tokenizer, count, task.seed, hops=hops, spelled=spelled)
-
-    subjects = dict(
-        zip(
-            KINDS,
-            (
-                tasks.make(
-                    "associative", tokenizer, count, task.seed, pairs=pairs, literal=True
-                ),
-                task,
-                thread(False),
-                thread(True),
-            ),
-            strict=True,
-        )
-    )  # fmt: skip
-    asked = {
-        kind: capture(model, each, stats=("target_mass",), targets=("evidence",))
-        for kind, each in subjects.items()
+    count = len(task)
+    subjects = _subjects(model, task, pairs, hops)
+    captures = {
+        kind: capture(model, subject, stats=("target_mass",), targets=("evidence",))
+        for kind, subject in subjects.items()
     }
-    best = min(best, len(heads(asked["literal"])) // 2)
-    shape = tuple(asked["literal"].sizes[dim] for dim in ("layer", "head"))
-    weights = np.full((count, len(KINDS), *shape), np.nan)
-    scored = weights.copy()
-    rows = np.full((len(KINDS), 3, 3), np.nan)
-    wrong = np.full((count, len(KINDS), len(MISTAKES)), np.nan)
-    records: dict[str, object] = {}
-    listed: dict[str, list[str]] = {}
-    notes = []
-    for at, (kind, subject) in enumerate(subjects.items()):
-        wrong[:, at] = _mistakes(model, subject, short=kind == "thread")
-        mass = asked[kind]["target_mass"].sel(target="evidence")
-        mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
-        weights[:, at] = mass.values
-        reached = evaluate(model, subject, metric="accuracy")
-        if reached.mean() < least_solved:
-            mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
-            rows[at, 0] = mean, low, high
-            notes.append(f"{kind}: not solved, accuracy {mean:.2f} ({low:.2f} to {high:.2f}), "
-                         "so no head is scored.")  # fmt: skip
-            continue
-        scored[:, at] = weights[:, at]
-        ranked = top(weights[:, at].mean(0), best)
-        listed[kind] = [label(head) for head in ranked]
-        found, _, record = causal_check.check(
-            "accuracy", kind, model, replace(subject, name=kind), ranked, heads(asked[kind]),
-            kind=kind, draws=draws, seed=seed, progress=progress,
-        )  # fmt: skip
-        rows[at] = np.stack(
-            [found[f"accuracy{end}"].values for end in ("", "_lower", "_upper")], axis=-1
-        )
-        records[kind] = record
-        notes.append(f"{kind}: {record['note']}")
+    best = min(best, len(heads(captures["literal"])) // 2)
+    weights = np.stack([_evidence_weight(captures[kind]) for kind in KINDS], axis=1)
+    scored = np.full_like(weights, np.nan)
+    accuracy = np.full((len(KINDS), 3, 3), np.nan)
+    wrong = np.stack(
+        [_mistakes(model, subject, short=kind == "thread") for kind, subject in subjects.items()],
+        axis=1,
+    )
+    records: dict[str, dict[str, Any]] = {}
+    named: dict[str, list[str]] = {}
+    notes: list[str] = []
+    verdict: Verdict | None = None
+    with steps(len(KINDS)) as step:
+        for at, (kind, subject) in enumerate(subjects.items()):
+            reached = evaluate(model, subject, metric="accuracy")
+            if reached.mean() < least_solved:
+                mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
+                accuracy[at, 0] = mean, low, high
+                notes.append(
+                    f"{kind}: not solved, accuracy {mean:.2f} ({low:.2f} to {high:.2f}), "
+                    "so no head is scored."
+                )
+            else:
+                scored[:, at] = weights[:, at]
+                ranked = top(weights[:, at].mean(0), best)
+                named[kind] = [label(head) for head in ranked]
+                checked, _, record = causal_check.check(
+                    "accuracy", kind, model, replace(subject, name=kind), ranked,
+                    heads(captures[kind]), kind=kind, draws=draws, seed=seed,
+                )  # fmt: skip
+                ends = [checked[f"accuracy{end}"].values for end in ("", "_lower", "_upper")]
+                accuracy[at] = np.stack(ends, axis=-1)
+                records[kind] = record
+                outcome = Verdict(record["verdict"], f"{kind}: {record['note']}")
+                verdict = outcome if verdict is None else verdict & outcome
+            step()
 
-    said = (
+    convention = (
         f"{count} prompts of each kind; literal and associative: {pairs} facts, threads: two of "
         f"{hops} facts; step by step: every step is asked, after the right ones before it"
     )
     solved = f"missing where accuracy is below {least_solved:g}"
-    variables = interval(
-        "accuracy", ("kind", "condition"), *np.moveaxis(rows, -1, 0),
-        "Accuracy by how the fact is asked for", "share of answers", "sequential", 0, 1,
-        source=SOURCE, evidence="causal",
-        convention=f"{said}; zero ablation of the {best} heads with the largest weight on the "
-        f"deciding fact, or of as many random others (mean of {draws} sets); {solved}",
+    results = Results(captures["associative"], seed=seed, source=SOURCE)
+    results.add_interval(
+        "accuracy", ("kind", "condition"), np.moveaxis(accuracy, -1, 0),
+        "Accuracy by how the fact is asked for", "share of answers", *ZERO_TO_ONE,
+        evidence="causal", convention=f"{convention}; zero ablation of the {best} heads with the "
+        "largest weight on the deciding fact, or of as many random others (mean of "
+        f"{draws} sets); {solved}",
     )  # fmt: skip
-    variables |= averaged(
+    results.add_mean(
         "mistakes", ("kind", "mistake"), wrong, "Wrong answers, by what is said instead",
-        "share of answers", "sequential", 0, 1, seed=seed, source=SOURCE,
-        convention=f"{said}; one step too short: the key that the first fact of the thread names",
+        "share of answers", *ZERO_TO_ONE, convention=f"{convention}; one step too short: the key "
+        "that the first fact of the thread names",
     )  # fmt: skip
-    for name, values, title, limits in (
-        ("evidence", scored, "Weight on the fact that decides, where it is answered", solved),
-        ("looked_at", weights, "Weight on the fact that decides, answered or not",
-         "no retrieval score where the kind is not solved"),
-    ):  # fmt: skip
-        variables |= averaged(
-            name, ("kind", "layer", "head"), values, title, "share", "sequential", 0, 1,
-            seed=seed, convention=f"{said}; {limits}", source=SOURCE,
-        )  # fmt: skip
-    return dataset(
-        asked["associative"],
-        variables,
+    grid = ("kind", "layer", "head")
+    results.add_mean(
+        "evidence", grid, scored, "Weight on the fact that decides, where it is answered", *SHARE,
+        convention=f"{convention}; {solved}",
+    )  # fmt: skip
+    results.add_mean(
+        "looked_at", grid, weights, "Weight on the fact that decides, answered or not", *SHARE,
+        convention=f"{convention}; no retrieval score where the kind is not solved",
+    )  # fmt: skip
+    return results.dataset(
         {
             "kind": list(KINDS),
             "condition": ["intact", "best heads ablated", "random other heads ablated"],
             "mistake": list(MISTAKES),
         },
-        convention=said,
-        heads_by_type=listed,
+        convention=convention,
+        heads_by_type=named,
         causal=records,
         note=" ".join(notes),
+        verdict=verdict,
     )
+
+
+def _subjects(model: Model, task: Task, pairs: int, hops: int) -> dict[str, Task]:
+    """Make the prompts of every kind."""
+    count, seed, tokenizer = len(task), task.seed, model.tokenizer
+    literal = tasks.make("associative", tokenizer, count, seed, pairs=pairs, literal=True)
+    threads = [
+        tasks.make("thread", tokenizer, count, seed, hops=hops, spelled=spelled)
+        for spelled in (False, True)
+    ]
+    return dict(zip(KINDS, (literal, task, *threads), strict=True))
+
+
+def _evidence_weight(captured: xr.Dataset) -> NDArray[np.float64]:
+    """Return the mean weight of the questions on their evidence (prompt, layer, head)."""
+    mass = captured["target_mass"].sel(target="evidence")
+    mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
+    return np.asarray(mass.values, dtype=np.float64)
 
 
 def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:
     """Return the share of answers that are each mistake (prompt, mistake)."""
-    from headscope.analyses.retrieval_heads._needle_steps import look
-    from headscope.probes.prompts.tokens import encode
-
     encoded = encode(task, model.tokenizer)
-    found = []
-    for ids, asked, roles in zip(encoded.ids, encoded.questions, encoded.roles, strict=True):
-        _, said = look(model, ids, asked)
+    shares = []
+    for ids, questions, roles in zip(encoded.ids, encoded.questions, encoded.roles, strict=True):
+        _, answers = look(model, ids, questions)
         step = {ids[roles["thread"][0]]} if short else set()
         other = [
-            token in each.wrong_ids and token not in step
-            for token, each in zip(said, asked, strict=True)
+            token in question.wrong_ids and token not in step
+            for token, question in zip(answers, questions, strict=True)
         ]
-        near = [int(token) in step for token in said]
-        found.append([np.mean(other), np.mean(near) if short else np.nan])
-    return np.asarray(found, dtype=np.float64)
+        near = [int(token) in step for token in answers]
+        shares.append([np.mean(other), np.mean(near) if short else np.nan])
+    return np.asarray(shares, dtype=np.float64)

@@ -10,29 +10,44 @@ Source: Zhang et al., Query-Focused Retrieval Heads (2506.09944).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, heads, interval, label, top
+from headscope.analyses._interventions.causal_check import Head
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import (
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    heads,
+    label,
+    top,
+)
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap, crossed
+from headscope.analyses.retrieval_heads._documents import document_scores, documents
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes import capture
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tokens import EncodedTask, encode
 
 NEEDS = ()
+QUICK = {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"}
+SUPPORTS = {"hybrid"}
 TASK = "recall"
 PROMPTS = 16
 
 SOURCE = "QRHead 2506.09944"
 RANKERS = ("best heads", "all heads", "random other heads")
+Array = NDArray[np.float64]
 
 
 def run(
@@ -40,11 +55,10 @@ def run(
     task: Task,
     *,
     null_query: str = "N/A",
-    query_words: int = 2,
-    best: int = 5,
-    draws: int = 5,
+    query_words: Annotated[int, AtLeast(1)] = 2,
+    best: Annotated[int, AtLeast(1)] = 5,
+    draws: Annotated[int, AtLeast(1)] = 5,
     seed: int = 0,
-    progress: causal_check.Progress | None = None,
 ) -> xr.Dataset:
     """Score every head by how much more a question looks at its document than a null question.
 
@@ -65,8 +79,6 @@ def run(
         Random sets of as many other heads.
     seed
         Seed of the split, the random sets and the bootstrap.
-    progress
-        Called with (done, total) ablations.
 
     Returns
     -------
@@ -79,23 +91,8 @@ def run(
     HeadscopeError
         When a question names no evidence before it, there are fewer than 4 prompts or less than two
         documents, or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> result = execute("query_focus", load_model("headscope/bundled"), n=4, options={"draws": 1})
-    >>> result["qr_score"].dims
-    ('layer', 'head')
     """
-    from headscope.analyses.retrieval_heads._documents import document_scores, documents
-    from headscope.probes import capture
-    from headscope.probes.prompts.tasks._absent_facts import stated
-    from headscope.probes.prompts.tokens import encode
-
     model.check_predicts()
-    for name, value in (("query_words", query_words), ("best", best), ("draws", draws)):
-        options.at_least(name, value, 1)
     if len(task) < 4:
         raise NotApplicable(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     null = model.tokenizer.encode(null_query, add_special_tokens=False)
@@ -103,97 +100,126 @@ def run(
         raise InvalidInput("null_query: it has no tokens; give a text such as N/A")
     cut = stated(task)
     encoded = encode(cut, model.tokenizer)
-    ends = [len(ids) - query_words for ids in encoded.ids]
-    contexts = [list(ids[:end]) for ids, end in zip(encoded.ids, ends, strict=True)]
-    asked = capture(model, cut, stats=("received_last",), last=query_words)
-    blank = capture(
-        model, [[*context, *null] for context in contexts], stats=("received_last",), last=len(null)
-    )
+    contexts = [[*ids[: len(ids) - query_words], *null] for ids in encoded.ids]
+    question = capture(model, cut, stats=("received_last",), last=query_words)
+    blank = capture(model, contexts, stats=("received_last",), last=len(null))
+    prompts = [_score(cut, encoded, row, query_words, question, blank) for row in range(len(cut))]
+    scores = np.stack([prompt.scores[prompt.gold].sum(0) for prompt in prompts])
 
-    ranked: list[NDArray[np.float64]] = []
-    golds, scores, plains, sizes = [], [], [], []
-    for row, prompt in enumerate(cut.prompts):
-        places = [
-            range(each.start + encoded.offset, each.stop + encoded.offset)
-            for each in documents(prompt.words, len(prompt.words) - query_words)
-        ]
-        evidence = set(encoded.questions[row][0].evidence)
-        gold = np.array([bool(evidence & set(each)) for each in places])
-        if not gold.any() or len(places) < 2:
-            raise NotApplicable(
-                f"evidence: prompt {row + 1} of {task.name} needs two sentences or more, one of "
-                "them with the answer; use recall or needle"
-            )
-        here, there = (
-            each["received_last"].isel(prompt=row).transpose("layer", "head", "key").values
-            .astype(np.float64)[..., : ends[row]]
-            for each in (asked, blank)
-        )  # fmt: skip
-        ranked.append(document_scores(here - there, places))
-        plains.append(document_scores(here, places)[gold].sum(0))
-        scores.append(ranked[-1][gold].sum(0))
-        golds.append(gold)
-        sizes.append(len(places))
+    order = np.random.default_rng(seed).permutation(len(cut))
+    train, test = order[: len(cut) // 2], order[len(cut) // 2 :]
+    pool = heads(question)
+    best = min(best, len(pool) // 2)
+    chosen = top(np.mean([scores[row] for row in train], axis=0), best)
+    rest = [head for head in pool if head not in chosen]
+    tested = [prompts[row] for row in test]
+    ranked = [
+        bootstrap(_ranks_first(tested, chosen), seed=seed),
+        bootstrap(_ranks_first(tested, pool), seed=seed),
+        crossed(
+            np.stack(
+                [
+                    _ranks_first(tested, group)
+                    for group in causal_check.random_sets(rest, best, draws, seed)
+                ]
+            ),
+            seed=seed,
+        ),
+    ]
+    shares = np.asarray(ranked, dtype=np.float64).T
 
     unknown = null.count(getattr(model.tokenizer, "unk_token_id", None))
-    said = (
+    convention = (
         f"question: last {query_words} words; null question: {null_query!r}, {len(null)} tokens"
         f"{f', {unknown} of them unknown to the tokenizer' if unknown else ''}; documents: the "
         f"sentences of {len(cut)} prompts of {task.name}"
     )
-    grid = ("layer", "head")
     rule = "Σ over the gold document, tokens at or below mean − 2 std (ddof 1) left out"
-    variables = averaged(
-        "qr_score", grid, np.stack(scores), "Query-focused retrieval score (QRHead)", "share",
-        "diverging", -1, 1, seed=seed, convention=f"{rule}, null question subtracted; {said}",
-        source=SOURCE,
+    grid = ("layer", "head")
+    results = Results(question, seed=seed, source=SOURCE)
+    results.add_mean(
+        "qr_score", grid, scores, "Query-focused retrieval score (QRHead)", "share", "diverging",
+        -1, 1, convention=f"{rule}, null question subtracted; {convention}",
     )  # fmt: skip
-    variables |= averaged(
-        "qr_plain", grid, np.stack(plains), "Weight of the question on its document", "share",
-        "sequential", 0, 1, seed=seed, convention=f"{rule}, nothing subtracted; {said}",
-        source=SOURCE,
+    results.add_mean(
+        "qr_plain", grid, np.stack([prompt.plain for prompt in prompts]),
+        "Weight of the question on its document", *SHARE,
+        convention=f"{rule}, nothing subtracted; {convention}",
     )  # fmt: skip
-
-    order = np.random.default_rng(seed).permutation(len(cut))
-    train, test = order[: len(cut) // 2], order[len(cut) // 2 :]
-    every = heads(asked)
-    best = min(best, len(every) // 2)
-    chosen = top(np.mean([scores[row] for row in train], axis=0), best)
-    rest = [head for head in every if head not in chosen]
-    sets = causal_check.random_sets(rest, best, draws, seed)
-
-    def first(group: list[tuple[int, int]] | tuple[tuple[int, int], ...]) -> NDArray[np.float64]:
-        layers, columns = zip(*group, strict=True)
-        hits = []
-        for row in test:
-            sums = np.nan_to_num(ranked[row][:, layers, columns]).sum(1)
-            hits.append(float(golds[row][int(sums.argmax())]))
-        return np.asarray(hits)
-
-    measured = [
-        bootstrap(first(chosen), seed=seed),
-        bootstrap(first(every), seed=seed),
-        crossed(np.stack([first(each) for each in sets]), seed=seed),
-    ]
-    mean, lower, upper = np.asarray(measured, dtype=np.float64).T
-    variables |= interval(
-        "found", ("ranker",), mean, lower, upper, "Questions whose document ranks first",
-        "share of prompts", "sequential", 0, 1, source=SOURCE,
-        convention=f"summed scores of the heads; the {best} best chosen on {len(train)} prompts, "
-        f"tried on {len(test)} others; by chance {np.mean(1 / np.asarray(sizes)):.2f}",
+    chance = np.mean([1 / len(prompt.gold) for prompt in prompts])
+    results.add_interval(
+        "found", ("ranker",), shares, "Questions whose document ranks first", "share of prompts",
+        *ZERO_TO_ONE, convention=f"summed scores of the heads; the {best} best chosen on "
+        f"{len(train)} prompts, tried on {len(test)} others; by chance {chance:.2f}",
     )  # fmt: skip
-    overall = variables["qr_score"].values
+    focused = top(results["qr_score"].values, best)
     checked, conditions, record = causal_check.check(
-        "accuracy", f"Accuracy on {task.name}", model, cut, top(overall, best), every,
-        kind="query-focused", draws=draws, seed=seed, progress=progress,
+        "accuracy", f"Accuracy on {task.name}", model, cut, focused, pool,
+        kind="query-focused", draws=draws, seed=seed,
     )  # fmt: skip
-    return dataset(
-        asked,
-        variables | checked,
+    results.variables |= checked
+    return results.dataset(
         {"ranker": list(RANKERS), "condition": conditions},
-        convention=said,
-        heads_by_type={"query-focused": [label(head) for head in top(overall, best)]},
+        convention=convention,
+        heads_by_type={"query-focused": [label(head) for head in focused]},
         causal={"query-focused": record},
-        note=f"The {best} best heads find the document of {mean[0]:.0%} of the test questions, "
-        f"random others of {mean[2]:.0%}. {record['note']}",
+        note=f"The {best} best heads find the document of {shares[0][0]:.0%} of the test "
+        f"questions, random others of {shares[0][2]:.0%}.",
+        verdict=Verdict(record["verdict"], record["note"]),
     )
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Scores of one prompt's documents, and which of them holds the answer.
+
+    ``scores`` (document, layer, head) are less the null question's, ``plain`` (layer, head) is the
+    weight on the gold document, ``gold`` (document,).
+    """
+
+    scores: Array
+    plain: Array
+    gold: NDArray[np.bool_]
+
+
+def _score(
+    task: Task,
+    encoded: EncodedTask,
+    row: int,
+    query_words: int,
+    question: xr.Dataset,
+    blank: xr.Dataset,
+) -> _Prompt:
+    """Score the documents of one prompt in every head."""
+    words = task.prompts[row].words
+    places = [
+        range(document.start + encoded.offset, document.stop + encoded.offset)
+        for document in documents(words, len(words) - query_words)
+    ]
+    evidence = set(encoded.questions[row][0].evidence)
+    gold = np.array([bool(evidence & set(place)) for place in places])
+    if not gold.any() or len(places) < 2:
+        raise NotApplicable(
+            f"evidence: prompt {row + 1} of {task.name} needs two sentences or more, one of "
+            "them with the answer; use recall or needle"
+        )
+    end = len(encoded.ids[row]) - query_words
+    weights, null_weights = (
+        captured["received_last"]
+        .isel(prompt=row)
+        .transpose("layer", "head", "key")
+        .values.astype(np.float64)[..., :end]
+        for captured in (question, blank)
+    )
+    plain = document_scores(weights, places)[gold].sum(0)
+    return _Prompt(document_scores(weights - null_weights, places), plain, gold)
+
+
+def _ranks_first(prompts: Sequence[_Prompt], group: Sequence[Head]) -> Array:
+    """Return whether a group of heads ranks the gold document first (prompt,)."""
+    layers, columns = zip(*group, strict=True)
+    hits = []
+    for prompt in prompts:
+        sums = np.nan_to_num(prompt.scores[:, layers, columns]).sum(1)
+        hits.append(float(prompt.gold[int(sums.argmax())]))
+    return np.asarray(hits)

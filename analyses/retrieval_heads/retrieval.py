@@ -14,32 +14,39 @@ Arora et al., Zoology (2312.04927), for multi-query recall.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._runtime import options
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
+    SHARE,
+    Results,
     above,
     attending,
-    averaged,
-    dataset,
     heads,
     label,
     require,
     top,
-    variable,
 )
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import EncodedQuestion
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses.retrieval_heads import _needle_steps
+from headscope.kernels.errors import NotApplicable
+from headscope.probes import capture as capture_prompts
+from headscope.probes.attention.forward import logits
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedQuestion, encode
 
 NEEDS = ("topk_key",)
+QUICK = {"draws": 1, "recall_prompts": 2}
+SUPPORTS = {"hybrid"}
 TASK = "needle"
 PROMPTS = 16
 
@@ -51,12 +58,11 @@ def run(
     model: Model,
     task: Task,
     *,
-    threshold: float = 0.1,
-    least_recalled: float = 0.5,
-    recall_prompts: int = 12,
-    draws: int = 5,
+    threshold: Annotated[float, Between(0, 1)] = 0.1,
+    least_recalled: Annotated[float, Between(0, 1)] = 0.5,
+    recall_prompts: Annotated[int, AtLeast(1)] = 12,
+    draws: Annotated[int, AtLeast(1)] = 5,
     seed: int = 0,
-    progress: causal_check.Progress | None = None,
 ) -> xr.Dataset:
     """Score every head by what it copies from a needle, and by its weight on recalled facts.
 
@@ -82,8 +88,6 @@ def run(
         Number of random sets of as many other heads.
     seed
         Seed of the bootstrap over prompts and of the random sets.
-    progress
-        Called with (done, total) ablations.
 
     Returns
     -------
@@ -98,93 +102,65 @@ def run(
     HeadscopeError
         When the capture lacks a variable, no question names its evidence, or an option is out of
         range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("retrieval", model, n=2, options={"draws": 1, "recall_prompts": 2})
-    >>> result["recall_accuracy"].dims
-    ('condition',)
     """
-    from headscope.probes import capture as capture_prompts
-    from headscope.probes.prompts import tasks
-
-    options.between("threshold", threshold, 0, 1)
-    options.between("least_recalled", least_recalled, 0, 1)
-    for name, value in (
-        ("recall_prompts", recall_prompts), ("draws", draws),
-    ):  # fmt: skip
-        options.at_least(name, value, 1)
     require(capture, NEEDS, "retrieval")
-
-    steps = _Steps(capture, model, task)
-    counted = steps.recalled > least_recalled
+    sets, multisets, recalled = _score(capture, model, task)
+    counted = recalled > least_recalled
     convention = (
         f"decode step = question, teacher-forced; prompts with more than {least_recalled:.0%} of "
         f"the needle generated count ({int(counted.sum())} of {len(counted)})"
     )
-    variables: dict[str, xr.Variable] = {}
+    results = Results(capture, seed=seed, source=SOURCE)
+    grid = ("layer", "head")
     for name, scores, title, high, form in (
-        ("retrieval_set", steps.sets, "Retrieval score (set)", 1, "|g ∩ k| / |k|, as in the paper"),
-        ("retrieval_multiset", steps.multisets, "Retrieval score (multiset)", None,
+        ("retrieval_set", sets, "Retrieval score (set)", 1, "|g ∩ k| / |k|, as in the paper"),
+        ("retrieval_multiset", multisets, "Retrieval score (multiset)", None,
          "copying steps / needle length, as in the released code; can exceed 1"),
     ):  # fmt: skip
-        chosen = np.where(counted[:, None, None], scores, np.nan)
-        variables |= averaged(
-            name, ("layer", "head"), chosen, title, "share of the needle", "sequential", 0, high,
-            seed=seed, convention=f"{form}; {convention}", source=SOURCE,
+        results.add_mean(
+            name, grid, np.where(counted[:, None, None], scores, np.nan), title,
+            "share of the needle", "sequential", 0, high, convention=f"{form}; {convention}",
         )  # fmt: skip
 
     recall_task = tasks.make("recall", tokenizer=model.tokenizer, n=recall_prompts, seed=task.seed)
-    asked = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
-    mass = asked["target_mass"].sel(target="evidence").transpose("prompt", "layer", "head", "query")
-    recall = mass.mean("query", skipna=True).values.astype(np.float64)
-    variables |= averaged(
-        "recall", ("layer", "head"), recall, "Weight on the stated value when it is asked for",
-        "share", "sequential", 0, 1, seed=seed,
+    captured = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
+    mass = captured["target_mass"].sel(target="evidence")
+    mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
+    results.add_mean(
+        "recall", grid, mass.values.astype(np.float64),
+        "Weight on the stated value when it is asked for", *SHARE, source="Zoology 2312.04927",
         convention=f"mean over the questions of {recall_prompts} prompts of multi-query recall",
-        source="Zoology 2312.04927",
     )  # fmt: skip
 
-    score, weight = variables["retrieval_set"].values, variables["recall"].values
+    score, weight = results["retrieval_set"].values, results["recall"].values
     passed = score > threshold
     scored = bool(counted.any())
-    variables["retrieval_share"] = variable(
-        (), passed[attending(capture)].mean() * 100 if scored else np.nan,
-        "Share of heads above the threshold", "%", "sequential", 0, 100, source=SOURCE,
+    results.add(
+        "retrieval_share", (), passed[attending(capture)].mean() * 100 if scored else np.nan,
+        "Share of heads above the threshold", "%", "sequential", 0, 100,
         convention=f"mean set score > {threshold:g}; {convention}",
     )  # fmt: skip
-    variables |= averaged(
-        "recalled", (), steps.recalled, "Needle tokens that the model generates", "share",
-        "sequential", 0, 1, seed=seed,
-    )  # fmt: skip
+    results.add_mean("recalled", (), recalled, "Needle tokens that the model generates", *SHARE)
 
     pool = heads(capture)
-    checks = {
-        "needle": (task, score if scored else weight),
-        "recall": (recall_task, weight),
-    }
-    notes: dict[str, str] = {}
-    if not scored:
-        notes["scores"] = "The model recalls none of the needles, so no head can be scored on them."
+    checks = {"needle": (task, score if scored else weight), "recall": (recall_task, weight)}
+    outcomes: list[Verdict] = []
     records: dict[str, Any] = {}
-    for name, (subject, ranking) in checks.items():
-        kind = "retrieval" if name == "needle" and scored else "recall"
-        results, conditions, records[name] = causal_check.check(
-            f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
-            above(ranking, threshold, len(pool) // 2), pool, kind=kind, draws=draws, seed=seed,
-            progress=progress,
-        )  # fmt: skip
-        # Both checks share one axis, so their conditions carry the same names.
-        conditions[1] = "top heads ablated"
-        variables |= results
-        notes[name] = f"{subject.name}: {records[name]['note']}"
-
-    return dataset(
-        capture,
-        variables,
+    with steps(len(checks)) as step:
+        for name, (subject, ranking) in checks.items():
+            checked, conditions, record = causal_check.check(
+                f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
+                above(ranking, threshold, len(pool) // 2), pool,
+                kind="retrieval" if name == "needle" and scored else "recall",
+                draws=draws, seed=seed,
+            )  # fmt: skip
+            results.variables |= checked
+            records[name] = record
+            outcomes.append(Verdict(record["verdict"], f"{subject.name}: {record['note']}"))
+            step()
+    # Both checks share one axis, so their conditions carry the same names.
+    conditions[1] = "top heads ablated"
+    return results.dataset(
         {"condition": conditions},
         convention=convention,
         heads_by_type={
@@ -192,46 +168,40 @@ def run(
             "recall": [label(head) for head in top(weight, int((weight > threshold).sum()))],
         },
         causal=records,
-        note=" ".join(notes.values()),
+        note=""
+        if scored
+        else "The model recalls none of the needles, so no head can be scored on them.",
+        verdict=outcomes[0] & outcomes[1],
     )
 
 
-class _Steps:
-    """What every head copies at the decode steps of every prompt."""
-
-    def __init__(self, capture: xr.Dataset, model: Model, task: Task) -> None:
-        from headscope.analyses.retrieval_heads import _needle_steps
-        from headscope.kernels.errors import NotApplicable
-        from headscope.probes.prompts.tokens import encode
-
-        model.check_predicts()
-        encoded = encode(task, model.tokenizer)
-        if len(encoded.ids) != capture.sizes["prompt"]:
-            raise NotApplicable(
-                f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-                f"{len(encoded.ids)}; capture this task"
-            )
-        if not all(any(each.evidence for each in asked) for asked in encoded.questions):
-            raise NotApplicable("evidence: a prompt names none; give the positions of the answer")
-        keys = capture["topk_key"].sel(rank=1).transpose("prompt", "query", "layer", "head")
-        scores = []
-        for prompt, (ids, asked) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
-            rows = keys.isel(prompt=prompt, query=[each.at for each in asked]).values
-            looked = np.nan_to_num(rows, nan=-1.0).astype(np.int64)
-            scores.append(_needle_steps.score(ids, asked, looked, _generate(model, ids, asked)))
-        sets, multisets, recalled = zip(*scores, strict=True)
-        self.sets, self.multisets = np.stack(sets), np.stack(multisets)
-        self.recalled = np.asarray(recalled, dtype=np.float64)
+def _score(
+    capture: xr.Dataset, model: Model, task: Task
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what heads copy at the decode steps: set and multiset scores, share recalled."""
+    model.check_predicts()
+    encoded = encode(task, model.tokenizer)
+    if len(encoded.ids) != capture.sizes["prompt"]:
+        raise NotApplicable(
+            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
+            f"{len(encoded.ids)}; capture this task"
+        )
+    if not all(any(question.evidence for question in row) for row in encoded.questions):
+        raise NotApplicable("evidence: a prompt names none; give the positions of the answer")
+    keys = capture["topk_key"].sel(rank=1).transpose("prompt", "query", "layer", "head")
+    scores = []
+    for prompt, (ids, row) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
+        best = keys.isel(prompt=prompt, query=[question.at for question in row]).values
+        looked = np.nan_to_num(best, nan=-1.0).astype(np.int64)
+        scores.append(_needle_steps.score(ids, row, looked, _generate(model, ids, row)))
+    sets, multisets, recalled = zip(*scores, strict=True)
+    return np.stack(sets), np.stack(multisets), np.asarray(recalled, dtype=np.float64)
 
 
 def _generate(
-    model: Model, ids: tuple[int, ...], asked: tuple[EncodedQuestion, ...]
+    model: Model, ids: tuple[int, ...], questions: tuple[EncodedQuestion, ...]
 ) -> NDArray[np.int64]:
     """Return the most probable next token at each decode step (step,)."""
-    import torch
-
-    from headscope.probes.attention.forward import logits
-
     with torch.no_grad():
-        rows = logits(model, torch.tensor([ids]))[0, [each.at for each in asked]]
+        rows = logits(model, torch.tensor([ids]))[0, [question.at for question in questions]]
     return np.asarray(rows.argmax(-1).cpu().numpy(), dtype=np.int64)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 NAMES = ("beginning", "separator", "punctuation")
 # Special to a tokenizer, but these stand for words.
@@ -16,17 +14,9 @@ WORDS = ("unk_token_id", "mask_token_id")
 
 def positions(model: Model, prompts: Sequence[Sequence[int]]) -> dict[str, list[list[int]]]:
     """Return the positions of every kind of delimiter in every prompt; kinds without any left out.
+    The model's tokenizer says which tokens are special and what the others are; without one there
+    are no delimiters.
 
-    Parameters
-    ----------
-    model
-        Its tokenizer says which tokens are special and what the others are; without one there are
-        no delimiters.
-    prompts
-        Token ids.
-
-    Examples
-    --------
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
     >>> positions(model, [model.encode("Mary went to the store .")])
@@ -35,20 +25,20 @@ def positions(model: Model, prompts: Sequence[Sequence[int]]) -> dict[str, list[
     special = set(getattr(model.tokenizer, "all_special_ids", None) or [])
     special -= {getattr(model.tokenizer, name, None) for name in WORDS}
     named = model.tokenizer is not None
-    found: dict[str, list[list[int]]] = {name: [] for name in NAMES}
+    places: dict[str, list[list[int]]] = {name: [] for name in NAMES}
     for ids in prompts:
         words = model.words(ids) if named else [""] * len(ids)
-        marks = [one in special for one in ids]
-        found["beginning"].append([0] if marks[0] else [])
-        found["separator"].append([at for at, mark in enumerate(marks) if mark and at])
-        found["punctuation"].append(
+        marks = [token in special for token in ids]
+        places["beginning"].append([0] if marks[0] else [])
+        places["separator"].append([at for at, mark in enumerate(marks) if mark and at])
+        places["punctuation"].append(
             [at for at, word in enumerate(words) if not marks[at] and is_punctuation(word)]
         )
-    return {name: places for name, places in found.items() if any(places)}
+    return {name: rows for name, rows in places.items() if any(rows)}
 
 
 def is_punctuation(word: str) -> bool:
-    """Tell whether a token is made of punctuation alone.
+    """Return whether a token is made of punctuation alone.
 
     >>> is_punctuation(" ."), is_punctuation("a."), is_punctuation(" ")
     (True, False, False)

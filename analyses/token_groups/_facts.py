@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import EncodedTask
+from headscope.analyses.token_groups._segment_mass import masses
+from headscope.probes.attention.forward import logits
+from headscope.probes.interventions import KnockOut
+from headscope.probes.interventions.base import Edit
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.reading import read
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
 Head = tuple[int, int]
@@ -31,12 +35,10 @@ class Facts:
     """
 
     def __init__(self, model: Model, task: Task) -> None:
-        from headscope.probes.prompts.reading import read
-
-        given = read(model, task)
-        assert given.encoded is not None
-        self.model, self.ids = model, given.ids
-        self.encoded: EncodedTask = given.encoded
+        prompts = read(model, task)
+        assert prompts.encoded is not None
+        self.model, self.ids = model, prompts.ids
+        self.encoded: EncodedTask = prompts.encoded
         self.asked = [
             roles["value"].index(questions[0].evidence[0])
             for roles, questions in zip(self.encoded.roles, self.encoded.questions, strict=True)
@@ -49,8 +51,6 @@ class Facts:
 
     def masses(self, row: int) -> Array:
         """Return the asking token's mass on each fact, its question, elsewhere (layer, head, …)."""
-        from headscope.analyses.token_groups._segment_mass import masses
-
         roles, ids = self.encoded.roles[row], self.ids[row]
         at = self.encoded.questions[row][0].at
         count = len(roles["value"])
@@ -59,26 +59,19 @@ class Facts:
         numbers[at - 1 : at + 1] = count
         for number in range(count):
             numbers[self.fact(row, number)] = number
-        found = masses(self.model, ids, numbers, count + 2, [np.array([at])])
-        return np.asarray(found[:, :, 0])
+        return np.asarray(masses(self.model, ids, numbers, count + 2, [np.array([at])])[:, :, 0])
 
-    def answer(self, row: int, edits: Sequence[Any] = ()) -> tuple[float, float]:
+    def answer(self, row: int, edits: Sequence[Edit] = ()) -> tuple[float, float]:
         """Return whether the likeliest next word is the answer, and −log p of the answer."""
-        import torch
-
-        from headscope.probes.attention.forward import logits
-
         question = self.encoded.questions[row][0]
         with torch.no_grad():
-            found = logits(self.model, torch.tensor([list(self.ids[row])]), edits)
-        chances = found[0, question.at].double().log_softmax(-1)
+            output = logits(self.model, torch.tensor([list(self.ids[row])]), edits)
+        chances = output[0, question.at].double().log_softmax(-1)
         right = list(question.answer_ids)
         return float(int(chances.argmax()) in right), float(-chances[right].logsumexp(0))
 
-    def hidden(self, row: int, number: int, heads: Sequence[Head]) -> tuple[Any, ...]:
+    def hidden(self, row: int, number: int, heads: Sequence[Head]) -> tuple[Edit, ...]:
         """Hide a fact from all that comes after it, in some heads."""
-        from headscope.probes.interventions import KnockOut
-
         places = self.fact(row, number)
         after = tuple(range(places[-1] + 1, len(self.ids[row])))
         return (KnockOut(heads=tuple(heads), keys=tuple(places), queries=after),)
@@ -104,6 +97,6 @@ def entropy(masses: Array) -> Array:
     total = masses.sum(-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = masses / total
-        each = np.where(shares > 0, -shares * np.log(shares), 0.0)
-    found = each.sum(-1) / np.log(masses.shape[-1])
-    return np.asarray(np.where(total[..., 0] > 0, np.clip(found, 0, 1), np.nan))
+        terms = np.where(shares > 0, -shares * np.log(shares), 0.0)
+    share = np.clip(terms.sum(-1) / np.log(masses.shape[-1]), 0, 1)
+    return np.asarray(np.where(total[..., 0] > 0, share, np.nan))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.kernels.api import Request
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 
@@ -42,59 +44,44 @@ class Received:
 def received(model: Model, ids: Sequence[int], window: int, reach: NDArray[np.float64]) -> Received:
     """Read what every key of a causal prompt receives.
 
-    Parameters
-    ----------
-    model
-        A causal model.
-    ids
-        Token ids of the prompt.
-    window
-        Tokens of the window, the query's own included.
-    reach
-        Keys that a query of each layer sees at most (layer,), NaN where there is no limit.
+    ``window`` includes the query's own token; ``reach`` is the number of keys that a query of each
+    layer sees at most (layer,), NaN where there is no limit.
     """
-    import torch
-
-    from headscope.kernels.api import Request
-    from headscope.probes.attention.forward import Reader, run
-
     length = len(ids)
-    found = {name: np.full((model.layers, model.heads, length), np.nan) for name in STATS}
+    sums = {name: np.full((model.layers, model.heads, length), np.nan) for name in STATS}
 
     def take(call: Any, outputs: Any, z: Any) -> None:
         for name in STATS:
-            found[name][call.layer] = outputs[name][0].double().cpu().numpy()
+            sums[name][call.layer] = outputs[name][0].double().cpu().numpy()
 
     request = Request(stats=STATS, horizon=(0, window - 1), last=window)
     with torch.no_grad():
         run(model, torch.tensor([list(ids)]), Reader(request, (), take), head=False)
 
     place = np.arange(length)
-    seers = np.minimum(length - place, np.where(np.isnan(reach), length, reach)[:, None])
-    close = np.minimum(seers, window)
-    total = found["received"] * seers[:, None]
-    near = found["received_later"] * close[:, None]
-    visible = np.minimum(place + 1, np.where(np.isnan(reach), length, reach)[:, None])
-    sums = np.concatenate([np.zeros((len(reach), 1)), visible.cumsum(1)], axis=1)
-    first, stop = (place + close).astype(int), (place + seers).astype(int)
-    beyond = np.maximum(seers - close, 1)
-    keys = (np.take_along_axis(sums, stop, 1) - np.take_along_axis(sums, first, 1)) / beyond
+    limit = np.where(np.isnan(reach), length, reach)[:, None]
+    queries = np.minimum(length - place, limit)
+    close = np.minimum(queries, window)
+    total = sums["received"] * queries[:, None]
+    near = sums["received_later"] * close[:, None]
+    visible = np.minimum(place + 1, limit)
+    before = np.concatenate([np.zeros((len(reach), 1)), visible.cumsum(1)], axis=1)
+    first, stop = (place + close).astype(int), (place + queries).astype(int)
+    beyond = np.maximum(queries - close, 1)
+    keys = (np.take_along_axis(before, stop, 1) - np.take_along_axis(before, first, 1)) / beyond
     far = np.maximum(total - near, 0.0) / beyond[:, None] * keys[:, None]
-    # A key out of sight of the last queries is not looked at by them.
-    end = np.where(
-        np.isnan(found["received_last"]) & ~np.isnan(found["received"]),
-        0.0,
-        found["received_last"],
-    )
+    # A key out of sight of the last queries gets nothing from them.
+    hidden = np.isnan(sums["received_last"]) & ~np.isnan(sums["received"])
+    end = np.where(hidden, 0.0, sums["received_last"])
     return Received(total, near, far, end * visible[:, -window:].mean(1)[:, None, None])
 
 
 def judge(weights: Received, alive: float) -> NDArray[np.int64]:
     """Class every key: 0 window, 1 local, 2 global (layer, head, key).
 
-    >>> one = np.zeros((1, 1, 3))
-    >>> far, end = one + [0.0, 1.0, 1.0], one + [0.0, 0.0, 1.0]
-    >>> judge(Received(one, one, far, end), 0.5).tolist()
+    >>> zero = np.zeros((1, 1, 3))
+    >>> far, end = zero + [0.0, 1.0, 1.0], zero + [0.0, 0.0, 1.0]
+    >>> judge(Received(zero, zero, far, end), 0.5).tolist()
     [[[0, 1, 2]]]
     """
     return np.where(weights.end >= alive, 2, np.where(weights.far >= alive, 1, 0))

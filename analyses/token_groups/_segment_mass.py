@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.results import heads
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.kernels.api import Request
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.interventions import KnockOut
+from headscope.probes.interventions.base import Edit
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 
-def given(capture: xr.Dataset) -> list[Any]:
+def inputs(capture: xr.Dataset) -> list[Any]:
     """Return what the model reads of every prompt: token ids, or pixels."""
     if "pixels" in capture.coords:
         return list(capture["pixels"].values)
@@ -29,10 +32,10 @@ def given(capture: xr.Dataset) -> list[Any]:
 def members(numbers: Numbers, count: int) -> list[Numbers]:
     """List the places of every segment.
 
-    >>> [one.tolist() for one in members(np.array([1, 0, 1]), 2)]
+    >>> [places.tolist() for places in members(np.array([1, 0, 1]), 2)]
     [[1], [0, 2]]
     """
-    return [np.flatnonzero(numbers == one) for one in range(count)]
+    return [np.flatnonzero(numbers == segment) for segment in range(count)]
 
 
 def masses(model: Model, prompt: Any, numbers: Numbers, count: int, rows: list[Numbers]) -> Array:
@@ -41,37 +44,20 @@ def masses(model: Model, prompt: Any, numbers: Numbers, count: int, rows: list[N
     The kernel adds weights up over the keys of each segment, so there is no N×N map; here they are
     averaged over the queries of each group. NaN where a segment or a group is empty, and in layers
     without an attention map.
-
-    Parameters
-    ----------
-    model
-        The model.
-    prompt
-        Token ids, or pixels.
-    numbers
-        Segment of every key, -1 for none.
-    count
-        Number of segments.
-    rows
-        Queries of every group.
+    ``numbers`` is the segment of every key, -1 for none; ``rows`` are the queries of every group.
     """
-    import torch
-
-    from headscope.kernels.api import Request
-    from headscope.probes.attention.forward import Reader, run
-
-    found = np.full((model.layers, model.heads, len(rows), count), np.nan)
+    result = np.full((model.layers, model.heads, len(rows), count), np.nan)
     request = Request(stats=("span_mass",), spans=torch.from_numpy(numbers)[None])
 
     def take(call: Any, outputs: Any, z: Any) -> None:
         mass = outputs["span_mass"][0].double().cpu().numpy()
         for group, queries in enumerate(rows):
             if len(queries):
-                found[call.layer, :, group, : mass.shape[-1]] = mass[:, queries].mean(1)
+                result[call.layer, :, group, : mass.shape[-1]] = mass[:, queries].mean(1)
 
     with torch.no_grad():
         run(model, _tensor(prompt), Reader(request, (), take), head=False)
-    return np.asarray(np.clip(found, 0.0, 1.0))
+    return np.asarray(np.clip(result, 0.0, 1.0))
 
 
 def even(capture: xr.Dataset, numbers: Numbers, count: int, rows: list[Numbers]) -> Array:
@@ -89,10 +75,10 @@ def even(capture: xr.Dataset, numbers: Numbers, count: int, rows: list[Numbers])
         low = np.maximum(place - reach + 1, 0)
         high = place + 1 if causal else np.minimum(place + reach, len(place))
         share = (before[high] - before[low]) / (high - low)[:, None]
-        means = [share[one].mean(0) if len(one) else np.full(count, np.nan) for one in rows]
+        means = [share[group].mean(0) if len(group) else np.full(count, np.nan) for group in rows]
         layers.append(np.stack(means))
-    found = np.stack(layers)[:, None]
-    return np.asarray(np.where(found > 0, found, np.nan))
+    shares = np.stack(layers)[:, None]
+    return np.asarray(np.where(shares > 0, shares, np.nan))
 
 
 class Hiding:
@@ -105,26 +91,19 @@ class Hiding:
     def __init__(self, capture: xr.Dataset, model: Model, prompt: Any) -> None:
         self.capture, self.model, self.prompt = capture, model, prompt
         self.predicting = predicting(capture)
-        self.intact = self._read(())
+        self.clean = self._read(())
 
     def effect(self, keys: Sequence[int], queries: Sequence[int] | None = None) -> Array:
         """Hide keys from queries (None: from all) in every head: the effect by token (query,)."""
-        from headscope.probes.interventions import KnockOut
-
         edit = KnockOut(heads=tuple(heads(self.capture)), keys=tuple(keys), queries=queries)
-        changed = self._read((edit,)) - self.intact
+        changed = self._read((edit,)) - self.clean
         if self.predicting:
             return changed
-        length = np.linalg.norm(self.intact, axis=-1)
+        length = np.linalg.norm(self.clean, axis=-1)
         moved = np.linalg.norm(changed, axis=-1)
         return np.asarray(moved / np.where(length > 0, length, np.nan), dtype=np.float64)
 
-    def _read(self, edits: tuple[Any, ...]) -> Array:
-        import torch
-
-        from headscope.kernels.api import Request
-        from headscope.probes.attention.forward import Reader, run
-
+    def _read(self, edits: tuple[Edit, ...]) -> Array:
         if self.predicting:
             return losses(self.model, self.prompt, edits)
         with torch.no_grad():
@@ -135,7 +114,7 @@ class Hiding:
 
 
 def predicting(capture: xr.Dataset) -> bool:
-    """Tell whether a loss can be read: a causal model of tokens."""
+    """Return whether a loss can be read: a causal model of tokens."""
     return "pixels" not in capture.coords and predicts(capture)
 
 
@@ -159,13 +138,11 @@ def average(values: Array, axes: tuple[int, ...]) -> Array:
 
 def mean_of(effect: Array, chosen: Sequence[int] | Numbers) -> float:
     """Average an effect over chosen tokens; NaN where none of them has one."""
-    inside = np.asarray([one for one in chosen if one < len(effect)], dtype=np.int64)
+    inside = np.asarray([place for place in chosen if place < len(effect)], dtype=np.int64)
     return float(average(effect[inside], (0,)))
 
 
 def _tensor(prompt: Any) -> Any:
-    import torch
-
     if isinstance(prompt, np.ndarray):
         return torch.from_numpy(prompt)[None]
     return torch.tensor([list(prompt)])

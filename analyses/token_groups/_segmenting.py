@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import tokens
 from headscope.analyses.token_groups import _token_kinds
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import encode
 
 WAYS = ("auto", "pieces", "parts", "kinds", "roles", "labels")
 # A matrix of more segments than this has more cells than anyone reads.
@@ -59,8 +60,8 @@ def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ())
     HeadscopeError
         When there is no segment, or more than a matrix can show.
     """
-    found = dict.fromkeys(one for each in labels for one in each if one)
-    names = tuple(one for one in order if one in found) or tuple(found)
+    mentioned = dict.fromkeys(name for row in labels for name in row if name)
+    names = tuple(name for name in order if name in mentioned) or tuple(mentioned)
     if not names:
         raise InvalidInput("labels: no token has one, so there are no segments")
     if len(names) > MOST:
@@ -69,7 +70,7 @@ def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ())
             "the tokens into fewer"
         )
     place = {name: number for number, name in enumerate(names)}
-    numbers = tuple(np.array([place.get(one, NONE) for one in each]) for each in labels)
+    numbers = tuple(np.array([place.get(name, NONE) for name in row]) for row in labels)
     return Segments(names, numbers, said)
 
 
@@ -84,27 +85,8 @@ def segment(
     labels: str = "",
 ) -> Segments:
     """Group the tokens of every prompt of a capture.
-
-    Parameters
-    ----------
-    capture
-        The captured prompts.
-    model
-        Model that was captured.
-    task
-        Task that the prompts come from, where ``by`` is ``roles``; without it, the one that the
-        capture names is made again.
-    by
-        ``pieces``: the first token, then pieces of equal length. ``parts``: what stands between
-        special tokens, such as the two texts of an encoder. ``kinds``: kinds of tokens, or patches
-        and class tokens. ``roles``: the roles of a task. ``labels``: a file. ``auto``: a file where
-        one is given; else kinds for images; parts where special tokens part the texts; pieces.
-    pieces
-        Number of pieces.
-    rare
-        A word is rare that occurs at most this often in all prompts together.
-    labels
-        JSON file with a list for each prompt, of a name for each of its tokens; "" is no segment.
+    The options are those of `segments`; without the ``task`` whose roles are the segments, the one
+    that the capture names is made again.
 
     Raises
     ------
@@ -130,14 +112,14 @@ def segment(
     if by == "roles":
         return _roles(capture, model, task, ids)
     if by == "parts":
-        return named([_parts(one, special) for one in ids], "texts between special tokens")
+        return named([_parts(row, special) for row in ids], "texts between special tokens")
     if min(map(len, ids)) <= pieces:
         raise NotApplicable(
             f"pieces: a prompt of {min(map(len, ids))} tokens has no {pieces} pieces behind its "
             "first one; give longer prompts or fewer pieces"
         )
-    cut = [["first", *(f"piece {1 + at * pieces // (len(one) - 1)}" for at in range(len(one) - 1))]
-           for one in ids]  # fmt: skip
+    sizes = [len(row) - 1 for row in ids]
+    cut = [["first", *(f"piece {1 + at * pieces // size}" for at in range(size))] for size in sizes]
     return named(cut, f"the first token, then {pieces} pieces of equal length")
 
 
@@ -147,7 +129,7 @@ def _choose(capture: xr.Dataset, model: Model, labels: str) -> str:
     if "pixels" in capture.coords:
         return "kinds"
     special = _special(model)
-    several = any(len(set(_parts(one, special)) - {"special"}) > 1 for one in tokens(capture))
+    several = any(len(set(_parts(ids, special)) - {"special"}) > 1 for ids in tokens(capture))
     return "parts" if several else "pieces"
 
 
@@ -158,7 +140,7 @@ def _special(model: Model) -> set[int]:
 def _words(capture: xr.Dataset) -> list[list[str]]:
     words = capture["token"].transpose("prompt", "query").values
     ends = capture["length"].values
-    return [[str(one) for one in row[:end]] for row, end in zip(words, ends, strict=True)]
+    return [[str(word) for word in row[:end]] for row, end in zip(words, ends, strict=True)]
 
 
 def _parts(ids: Sequence[int], special: set[int]) -> list[str]:
@@ -167,43 +149,38 @@ def _parts(ids: Sequence[int], special: set[int]) -> list[str]:
     >>> _parts([2, 7, 7, 3, 8, 3], {2, 3})
     ['special', 'part 1', 'part 1', 'special', 'part 2', 'special']
     """
-    found, part, before = [], 0, True
-    for one in ids:
-        inside = one not in special
+    parts, part, before = [], 0, True
+    for token in ids:
+        inside = token not in special
         part += inside and before
         before = not inside
-        found.append(f"part {part}" if inside else "special")
-    return found
+        parts.append(f"part {part}" if inside else "special")
+    return parts
 
 
 def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -> Segments:
-    from headscope.probes.prompts import tasks
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import encode
-
     attrs = capture.attrs
     if not isinstance(task, Task):
         if attrs.get("task", "") not in tasks.names():
             raise NotApplicable("by: roles are those of a task, and these prompts come from none")
         task = tasks.make(attrs["task"], model.tokenizer, n=len(ids), seed=int(attrs["seed"]))
     encoded = encode(task, model.tokenizer)
-    if [list(one) for one in encoded.ids] != ids:
+    if [list(row) for row in encoded.ids] != ids:
         raise NotApplicable(
             f"by: the captured prompts are not those of task {task.name}, so its roles do not fit; "
             "give the task itself as the prompts"
         )
     labelled: list[list[str]] = []
     answers: list[int | None] = []
-    for one, roles in zip(ids, encoded.roles, strict=True):
-        row = ["first", *["elsewhere"] * (len(one) - 1)]
+    for row, roles, questions in zip(ids, encoded.roles, encoded.questions, strict=True):
+        labels = ["first", *["elsewhere"] * (len(row) - 1)]
         # A token of several roles belongs to the narrowest.
-        for name, places in sorted(roles.items(), key=lambda each: -len(each[1])):
+        for name, places in sorted(roles.items(), key=lambda role: -len(role[1])):
             for place in places:
-                row[place] = name
-        labelled.append(row)
-    for one, questions in zip(ids, encoded.questions, strict=True):
-        last = [each.answer_ids[0] for each in questions if each.at == len(one) - 1]
-        answers.append(last[0] if last else None)
+                labels[place] = name
+        labelled.append(labels)
+        at_end = [question.answer_ids[0] for question in questions if question.at == len(row) - 1]
+        answers.append(at_end[0] if at_end else None)
     made = named(labelled, f"roles of task {task.name}, the narrowest where several meet")
     return replace(made, answers=tuple(answers))
 
@@ -212,14 +189,14 @@ def _read(path: str, lengths: NDArray[np.int64]) -> Segments:
     if not path:
         raise InvalidInput("labels: none given; give a JSON file with a name for each token")
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"labels: {path} cannot be read as JSON ({error})") from error
-    if not isinstance(given, list) or len(given) != len(lengths):
+    if not isinstance(rows, list) or len(rows) != len(lengths):
         raise InvalidInput(f"labels: {path} must hold one list for each of {len(lengths)} prompts")
-    for row, (one, length) in enumerate(zip(given, lengths, strict=True)):
-        if not isinstance(one, list) or len(one) != length:
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True), start=1):
+        if not isinstance(row, list) or len(row) != length:
             raise InvalidInput(
-                f"labels: prompt {row + 1} has {length} tokens; give a list of as many names"
+                f"labels: prompt {number} has {length} tokens; give a list of as many names"
             )
-    return named([[str(name) for name in one] for one in given], f"labels of {Path(path).name}")
+    return named([[str(name) for name in row] for row in rows], f"labels of {Path(path).name}")

@@ -30,48 +30,35 @@ def of_texts(
 ) -> list[list[str]]:
     """Name the kind of every token of every prompt; the first kind that fits counts.
 
-    Parameters
-    ----------
-    ids, words
-        Token ids of every prompt, and the tokens as text.
-    special
-        Ids of the tokenizer's special tokens.
-    rare
-        A word is rare that occurs at most this often in all prompts together.
+    ``first``: whatever stands first, a BOS or [CLS] where there is one; ``special``: of the
+    tokenizer; ``punctuation``: no letter and no digit, so delimiters and line ends, too;
+    ``stop word``: of English; ``rare``: at most ``rare`` times in all prompts together; ``other``.
 
-    Returns
-    -------
-    Per prompt a kind for each token: ``first`` (whatever stands first, a BOS or [CLS] where there
-    is one), ``special``, ``punctuation`` (no letter and no digit: delimiters, line ends),
-    ``stop word`` (of English), ``rare``, ``other``.
-
-    Examples
-    --------
     >>> of_texts([[0, 5, 6, 7, 7]], [["<bos>", " the", ".", " cat", " cat"]], {0}, 1)
     [['first', 'stop word', 'punctuation', 'other', 'other']]
     """
-    counts = Counter(one for each in ids for one in each)
+    counts = Counter(token for row in ids for token in row)
 
-    def kind(at: int, one: int, word: str) -> str:
+    def kind(at: int, token: int, word: str) -> str:
         text = word.strip().lower()
         if not at:
             return FIRST
-        if one in special:
+        if token in special:
             return SPECIAL
         if not any(letter.isalnum() for letter in text):
             return PUNCTUATION
         if text in STOP_WORDS:
             return STOP
-        return RARE if counts[one] <= rare else OTHER
+        return RARE if counts[token] <= rare else OTHER
 
     return [
-        [kind(at, one, word) for at, (one, word) in enumerate(zip(*both, strict=True))]
-        for both in zip(ids, words, strict=True)
+        [kind(at, token, word) for at, (token, word) in enumerate(zip(*prompt, strict=True))]
+        for prompt in zip(ids, words, strict=True)
     ]
 
 
 def of_patches(names: Sequence[str]) -> list[str]:
-    """Tell the patches of an image from what the model puts before them.
+    """Name the patches of an image and what the model puts before them.
 
     >>> of_patches(["[CLS]", "[REG0]", "r0c0"])
     ['[CLS]', '[REG]', 'patch']

@@ -15,26 +15,29 @@ Large Language Models are Stable Many-Shot Learners (dispersion over shots).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import SOLVED, Progress, random_sets
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, top
+from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
+from headscope.analyses._runtime.options import AtLeast, numbers
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import mean, slope
-from headscope.analyses.retrieval_heads.needle_sweep import numbers
+from headscope.analyses.token_groups._facts import GROUPS, Facts, entropy, split
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.analyses.token_groups._facts import Facts
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes import capture
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Task
 
 NEEDS = ()
+QUICK = {"facts": "2,4", "best": 1}
+SUPPORTS = {"hybrid"}
 TASK = "recall"
 PROMPTS = 12
 
@@ -56,10 +59,9 @@ def run(
     task: Task,
     *,
     facts: str = "2,4,8,16",
-    length: int = 0,
-    best: int = 4,
+    length: Annotated[int, AtLeast(0)] = 0,
+    best: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Measure relevance and dispersion of every head as distracting facts are added.
 
@@ -78,8 +80,6 @@ def run(
         Number of heads, those with most mass on the asked fact, from which it is hidden.
     seed
         Seed of the bootstrap over prompts, of the other heads and of the other fact.
-    progress
-        Called with (done, total) prompts.
 
     Returns
     -------
@@ -94,191 +94,170 @@ def run(
     HeadscopeError
         For another task, a model that predicts no next token, numbers that the words do not
         suffice for, and options out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> execute("distractors", model, n=2, options={"facts": "2,4"})["dispersion"].dims
-    ('layer', 'head')
     """
-    from headscope.analyses.token_groups import _facts
-    from headscope.probes import capture
-    from headscope.probes.prompts import tasks
-
     model.check_predicts()
     if task.name != TASK:
         raise NotApplicable(f"task: {task.name} does not come with any number of facts; use {TASK}")
     counts = numbers("facts", facts)
     if len(counts) < 2 or counts[0] < 2:
         raise InvalidInput(f"facts: {facts!r}; give two numbers or more, each from 2")
-    options.at_least("length", length, 0)
-    attending = model.geometry.attending
-    pool = [(layer, head) for layer in attending for head in range(model.heads)]
-    options.at_least("best", best, 1)
+    pool = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     if 2 * best > len(pool):
         raise NotApplicable(f"best: {best} of {len(pool)} heads leave fewer others; take fewer")
 
+    words = {"length": length} if length else {}
     drawn = [
-        tasks.make(
-            TASK, model.tokenizer, len(task), task.seed, pairs=count, queries=1,
-            **({"length": length} if length else {}),
-        )
+        tasks.make(TASK, model.tokenizer, len(task), task.seed, pairs=count, queries=1, **words)
         for count in counts
-    ]  # fmt: skip
-    sets = [_facts.Facts(model, one) for one in drawn]
-    total = 2 * len(sets) * len(task)
-    masses = [np.stack([one.masses(row) for row in range(len(task))]) for one in sets]
-    if progress is not None:
-        progress(total // 2, total)
-    pairs = [
-        [_facts.split(mass, asked) for mass, asked in zip(masses[at], one.asked, strict=True)]
-        for at, one in enumerate(sets)
     ]
-    on_asked = np.stack([[asked for asked, _ in each] for each in pairs], axis=-1)
-    entropies = np.stack([_facts.entropy(each[..., :-2]) for each in masses], axis=-1)
-    groups = np.stack([_groups(mass, each) for mass, each in zip(masses, pairs, strict=True)], 1)
-    others = np.stack([rest.mean(-1) for _, rest in pairs[-1]])
-    relevance = np.log2(np.maximum(on_asked[..., -1], LEAST) / np.maximum(others, LEAST))
-    sums = np.stack([mass[..., :-2].sum(-1) for mass in masses], axis=-1)
-    share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
-    dispersion = -slope(np.log(np.array(counts, dtype=float)), np.log(share))
+    sets = [Facts(model, prompts) for prompts in drawn]
+    with steps(2 * len(sets)) as step:
+        masses = []
+        for prompts in sets:
+            masses.append(np.stack([prompts.masses(row) for row in range(len(task))]))
+            step()
+        on_asked, entropies, groups, relevance = _summarize(sets, masses)
+        sums = np.stack([mass[..., :-2].sum(-1) for mass in masses], axis=-1)
+        share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
+        dispersion = -slope(np.log(np.array(counts, dtype=float)), np.log(share))
+        chosen = top(bootstrap(on_asked[..., -1])[0], best)
+        rest = [head for head in pool if head not in chosen]
+        random = random_sets(rest, best, 1, seed)[0]
+        generator = np.random.default_rng(seed)
+        right, nats = np.empty((2, len(task), len(CONDITIONS), len(sets)))
+        for column, prompts in enumerate(sets):
+            right[..., column], nats[..., column] = _hide(prompts, pool, chosen, random, generator)
+            step()
 
-    ranked = bootstrap(on_asked[..., -1])[0]
-    chosen = top(ranked, best)
-    rest = [head for head in pool if head not in chosen]
-    random = random_sets(rest, best, 1, seed)[0]
-    right, nats = _hide(sets, pool, chosen, random, seed, total, progress)
-
-    said = f"{len(task)} prompts of {TASK} for each of {', '.join(map(str, counts))} facts" + (
-        f", {length} words" if length else ", nothing between them"
+    prompts_words = (
+        f"{len(task)} prompts of {TASK} for each of {', '.join(map(str, counts))} facts"
+        + (f", {length} words" if length else ", nothing between them")
     )
-    asking = f"mass of the asking token on key and value of a fact; {said}"
+    convention = f"mass of the asking token on key and value of a fact; {prompts_words}"
     grid = ("layer", "head")
-    variables: dict[str, xr.Variable] = {
-        **averaged(
-            "asked_mass", (*grid, "facts"), on_asked, "Mass on the asked fact", "share",
-            "sequential", 0, 1, seed=seed, convention=asking, source=SOURCE,
-        ),
-        **averaged(
-            "fact_entropy", (*grid, "facts"), entropies, "Entropy of the mass over facts",
-            "share of log(facts)", "sequential", 0, 1, seed=seed, convention=asking, source=SOURCE,
-        ),
-        **averaged(
-            "relevance", grid, relevance, "Relevance: asked fact against another one", "log2 ratio",
-            "diverging", seed=seed, source=SOURCE,
-            convention=f"among {counts[-1]} facts; masses below {LEAST:g} count as that; {asking}",
-        ),
-        **averaged(
-            "dispersion", grid, dispersion, "Dispersion over distracting facts", "slope",
-            "diverging", seed=seed, source=SOURCE,
-            convention=f"−d log(asked fact's share of the facts' mass) / d log(facts): 0 keeps its "
-            f"eye on it, 1 looks at all alike; {asking}",
-        ),
-        **averaged(
-            "group_mass", ("facts", "group"), groups, "Mass of the asking token, mean of heads",
-            "share", "sequential", 0, 1, seed=seed, convention=asking, source=SOURCE,
-        ),
-    }  # fmt: skip
-    note = _verdict(counts, right, nats, chosen, dispersion, seed)
-    causal = {"evidence": "causal", "note": note, "heads": [label(one) for one in chosen]}
-    hiding = f"hidden from all tokens after the fact; {best} heads with most asked mass; {said}"
-    variables |= averaged(
+    results = Results(
+        capture(model, drawn[-1], stats=("lse",)), seed=seed, source=SOURCE, convention=convention
+    )
+    results.add_mean("asked_mass", (*grid, "facts"), on_asked, "Mass on the asked fact", *SHARE)
+    results.add_mean(
+        "fact_entropy", (*grid, "facts"), entropies, "Entropy of the mass over facts",
+        "share of log(facts)", *ZERO_TO_ONE,
+    )  # fmt: skip
+    results.add_mean(
+        "relevance", grid, relevance, "Relevance: asked fact against another one", "log2 ratio",
+        "diverging", convention=f"among {counts[-1]} facts; masses below {LEAST:g} count as that; "
+        f"{convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "dispersion", grid, dispersion, "Dispersion over distracting facts", "slope", "diverging",
+        convention=f"−d log(asked fact's share of the facts' mass) / d log(facts): 0 keeps its "
+        f"eye on it, 1 looks at all alike; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "group_mass", ("facts", "group"), groups, "Mass of the asking token, mean of heads", *SHARE
+    )
+    verdict = _verdict(counts, right, nats, chosen, dispersion, seed)
+    names = [label(head) for head in chosen]
+    hiding = (
+        f"hidden from all tokens after the fact; {best} heads with most asked mass; {prompts_words}"
+    )
+    results.add_mean(
         "accuracy", ("condition", "facts"), right, "Accuracy among distracting facts",
-        "share of answers", "sequential", 0, 1, seed=seed, convention=hiding, **causal,
+        "share of answers", *ZERO_TO_ONE, convention=hiding, evidence="causal",
+        note=verdict.text, heads=names,
     )  # fmt: skip
-    variables |= averaged(
+    results.add_mean(
         "answer_loss", ("condition", "facts"), nats, "Loss of the answer among distracting facts",
-        "nats an answer", "sequential", 0, seed=seed, convention=f"−log p; {hiding}", **causal,
+        "nats an answer", "sequential", 0, convention=f"−log p; {hiding}", evidence="causal",
+        note=verdict.text, heads=names,
     )  # fmt: skip
-    result = dataset(
-        capture(model, drawn[-1], stats=("lse",)),
-        variables,
-        {
-            "facts": list(counts),
-            "group": list(_facts.GROUPS),
-            "condition": list(CONDITIONS),
-        },
-        convention=asking,
-        heads_by_type={"asked fact": [label(one) for one in chosen]},
-        note=note,
+    result = results.dataset(
+        {"facts": list(counts), "group": list(GROUPS), "condition": list(CONDITIONS)},
+        convention=convention,
+        heads_by_type={"asked fact": names},
+        verdict=verdict,
     )
     result.attrs["n_prompts"] = len(task) * len(counts)
     return result
 
 
-def _groups(masses: Array, pairs: list[tuple[Array, Array]]) -> Array:
-    """Average the mass on every group of tokens over heads (prompt, group)."""
-    rows = []
-    for mass, (asked, others) in zip(masses, pairs, strict=True):
-        parts = (asked, others.sum(-1), mass[..., -2], mass[..., -1])
-        rows.append([float(mean(part.ravel())) for part in parts])
-    return np.asarray(np.clip(np.array(rows), 0, 1))
+def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Array, Array]:
+    """Return mass on the asked fact, entropies, mass by group, and relevance at the most facts.
+
+    Dims: (prompt, layer, head, facts) twice, (prompt, facts, group), (prompt, layer, head).
+    """
+    on_asked, entropies, groups = [], [], []
+    for prompts, mass in zip(sets, masses, strict=True):
+        pairs = [split(row, asked) for row, asked in zip(mass, prompts.asked, strict=True)]
+        on_asked.append(np.stack([asked for asked, _ in pairs]))
+        others = np.stack([rest for _, rest in pairs])
+        parts = (on_asked[-1], others.sum(-1), mass[..., -2], mass[..., -1])
+        groups.append(
+            [[float(mean(part[row].ravel())) for part in parts] for row in range(len(mass))]
+        )
+        entropies.append(entropy(mass[..., :-2]))
+    most = np.maximum(on_asked[-1], LEAST)
+    relevance = np.log2(most / np.maximum(others.mean(-1), LEAST))
+    by_group = np.clip(np.stack([np.array(rows) for rows in groups], axis=1), 0, 1)
+    return np.stack(on_asked, axis=-1), np.stack(entropies, axis=-1), by_group, relevance
 
 
 def _hide(
-    sets: list[Facts],
-    pool: list[tuple[int, int]],
-    chosen: list[tuple[int, int]],
-    random: tuple[tuple[int, int], ...],
-    seed: int,
-    total: int,
-    progress: Progress | None,
-) -> tuple[Array, Array]:
-    """Hide facts from heads: is the answer right, and its loss (prompt, condition, facts)."""
-    generator = np.random.default_rng(seed)
-    prompts = len(sets[0].ids)
-    found = np.empty((2, prompts, len(CONDITIONS), len(sets)))
-    for column, one in enumerate(sets):
-        for row in range(prompts):
-            asked = one.asked[row]
-            count = len(one.encoded.roles[row]["value"])
-            other = int(generator.choice([at for at in range(count) if at != asked]))
-            edits = (
-                (),
-                one.hidden(row, asked, pool),
-                one.hidden(row, other, pool),
-                one.hidden(row, asked, chosen),
-                one.hidden(row, asked, random),
-            )
-            found[:, row, :, column] = np.array([one.answer(row, each) for each in edits]).T
-            if progress is not None:
-                progress(total // 2 + column * prompts + row + 1, total)
-    return found[0], found[1]
+    prompts: Facts,
+    pool: list[Head],
+    chosen: list[Head],
+    random: tuple[Head, ...],
+    generator: np.random.Generator,
+) -> Array:
+    """Hide facts from heads: is the answer right, and its loss (number, prompt, condition)."""
+    numbers = np.empty((2, len(prompts.ids), len(CONDITIONS)))
+    for row, asked in enumerate(prompts.asked):
+        count = len(prompts.encoded.roles[row]["value"])
+        other = int(generator.choice([fact for fact in range(count) if fact != asked]))
+        edits = (
+            (),
+            prompts.hidden(row, asked, pool),
+            prompts.hidden(row, other, pool),
+            prompts.hidden(row, asked, chosen),
+            prompts.hidden(row, asked, random),
+        )
+        numbers[:, row] = np.array([prompts.answer(row, edit) for edit in edits]).T
+    return numbers
 
 
 def _verdict(
     counts: tuple[int, ...],
     right: Array,
     nats: Array,
-    chosen: list[tuple[int, int]],
+    chosen: list[Head],
     dispersion: Array,
     seed: int,
-) -> str:
-    """Say what distractors cost, and whether the asked fact is what the answer hangs on."""
+) -> Verdict:
+    """Conclude what distractors cost, and whether the answer depends on the asked fact."""
     accuracy, loss = right.mean(0), nats.mean(0)
     spread = mean(np.array([bootstrap(dispersion)[0][head] for head in chosen]))
-    told = (
+    text = (
         f"From {counts[0]} to {counts[-1]} facts accuracy goes from {accuracy[0, 0]:.2f} to "
         f"{accuracy[0, -1]:.2f} and the loss of the answer from {loss[0, 0]:.2f} to "
         f"{loss[0, -1]:.2f} nats; dispersion of {', '.join(map(label, chosen))}: {spread:.2f}."
     )
     if accuracy[0, 0] < SOLVED:
-        return f"INCONCLUSIVE: the model does not recall a fact among {counts[0]}. {told}"
+        return Verdict("too_few", f"The model does not recall a fact among {counts[0]}. {text}")
     if len(nats) < 2:
-        return f"INCONCLUSIVE (one prompt has no interval). {told}"
-    said = (
-        f"with {counts[-1]} facts, hiding the asked one changes the loss by "
-        f"{loss[1, -1] - loss[0, -1]:+.2f} nats, another one {loss[2, -1] - loss[0, -1]:+.2f}; "
-        f"hiding it from these heads {loss[3, -1] - loss[0, -1]:+.2f}, from as many others "
-        f"{loss[4, -1] - loss[0, -1]:+.2f}"
+        return Verdict("too_few", f"One prompt has no interval. {text}")
+    change = loss[1:, -1] - loss[0, -1]
+    effects = (
+        f"with {counts[-1]} facts, hiding the asked one changes the loss by {change[0]:+.2f} nats, "
+        f"another one {change[1]:+.2f}; hiding it from these heads {change[2]:+.2f}, from as many "
+        f"others {change[3]:+.2f}"
     )
-    segment = float(bootstrap(nats[:, 1, -1] - nats[:, 2, -1], seed=seed)[1]) > 0
-    looking = float(bootstrap(nats[:, 3, -1] - nats[:, 4, -1], seed=seed)[1]) > 0
-    if segment and looking:
-        return f"Causal check agrees: {said}. {told}"
-    what = "the asked fact matters no more than another" if not segment else (
+    fact_matters = float(bootstrap(nats[:, 1, -1] - nats[:, 2, -1], seed=seed)[1]) > 0
+    heads_matter = float(bootstrap(nats[:, 3, -1] - nats[:, 4, -1], seed=seed)[1]) > 0
+    if fact_matters and heads_matter:
+        return Verdict("supported", f"Causal check agrees: {effects}. {text}")
+    reason = (
         "the heads that look at it matter no more than others"
-    )  # fmt: skip
-    return f"DISAGREEMENT: {what}; {said}. {told}"
+        if fact_matters
+        else "the asked fact matters no more than another"
+    )
+    return Verdict("disagreement", f"Causal check does not agree: {reason}; {effects}. {text}")

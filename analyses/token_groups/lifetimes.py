@@ -15,22 +15,32 @@ LLM-Microscope; Scissorhands (persistence of importance).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
-from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens, verdict
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import attending, averaged, dataset, label, require, top
+from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import (
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    attending,
+    label,
+    require,
+    top,
+)
+from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses.token_groups._lifetime import judge, received
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.interventions import Window
+from headscope.probes.models.model import Model
 
 NEEDS = ()
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Neural Attention Search"
 KINDS = ("window", "local", "global")
@@ -44,12 +54,11 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    window: int = 0,
-    alive: float = 0.5,
-    least_mass: float = 0.9,
-    causal_prompts: int = 6,
+    window: Annotated[int, AtLeast(0)] = 0,
+    alive: Annotated[float, AtLeast(0)] = 0.5,
+    least_mass: Annotated[float, Between(0, 1)] = 0.9,
+    causal_prompts: Annotated[int, AtLeast(0)] = 6,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Class every token in every head by how long it is attended: window, local or global.
 
@@ -71,8 +80,6 @@ def run(
         Prompts of the causal check, from the first on; 0 leaves it out.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) prompts.
 
     Returns
     -------
@@ -88,161 +95,124 @@ def run(
     NotApplicable
         When the model is not causal, prompts are shorter than four windows, or an option is out of
         range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(40)), list(range(2, 42))]
-    >>> execute("lifetimes", model, given, options={"causal_prompts": 0})["near_mass"].dims
-    ('layer', 'head')
     """
-    from headscope.analyses.token_groups._lifetime import judge, received
-
-    options.at_least("window", window, 0)
-    options.at_least("alive", alive, 0.0)
-    options.between("least_mass", least_mass, 0.0, 1.0)
-    options.at_least("causal_prompts", causal_prompts, 0)
     require(capture, NEEDS, "lifetimes")
-    options.one_text(capture.attrs.get("attention", "self"), "lifetimes")
+    one_text(capture.attrs.get("attention", "self"), "lifetimes")
     if "pixels" in capture.coords or not predicts(capture):
         raise NotApplicable(
             "model: lifetimes follows what later tokens look at; it needs causal order"
         )
-    ids = tokens(capture)
-    window = window or min(max(min(map(len, ids)) // 8, 1), 64)
+    prompts = tokens(capture)
+    shortest = min(map(len, prompts))
+    window = window or min(max(shortest // 8, 1), 64)
     behind = window * (1 + BEHIND)
-    if min(map(len, ids)) < behind + window:
+    if shortest < behind + window:
         raise NotApplicable(
-            f"window: a prompt of {min(map(len, ids))} tokens is shorter than {behind + window}, "
+            f"window: a prompt of {shortest} tokens is shorter than {behind + window}, "
             f"four windows of {window}; give longer prompts or a smaller window"
         )
-    total = len(ids) + min(causal_prompts, len(ids))
     reach = capture["window"].values
-    counts, masses, near, kinds = [], [], [], []
-    for row, one in enumerate(ids):
-        weights = received(model, one, window, reach)
-        kind = judge(weights, alive)[..., : len(one) - behind]
-        belongs = kind[..., None] == np.arange(len(KINDS))
-        mass = (weights.total[..., : len(one) - behind, None] * belongs).sum(-2)
-        # A layer without an attention map has no judgement either.
-        counts.append(np.where(np.isnan(weights.total[..., :1]), np.nan, belongs.mean(-2)))
-        masses.append(mass / np.where(mass.sum(-1) > 0, mass.sum(-1), np.nan)[..., None])
-        near.append(np.clip(weights.near.sum(-1) / weights.total.sum(-1), 0, 1))
-        kinds.append(kind)
-        if progress is not None:
-            progress(row + 1, total)
+    shares, masses, near, kinds = [], [], [], []
+    checked = prompts[:causal_prompts]
+    with steps(len(prompts) + 1) as step:
+        for ids in prompts:
+            weights = received(model, ids, window, reach)
+            kind = judge(weights, alive)[..., : len(ids) - behind]
+            belongs = kind[..., None] == np.arange(len(KINDS))
+            mass = (weights.total[..., : len(ids) - behind, None] * belongs).sum(-2)
+            # A layer without an attention map has no judgement either.
+            shares.append(np.where(np.isnan(weights.total[..., :1]), np.nan, belongs.mean(-2)))
+            masses.append(mass / np.where(mass.sum(-1) > 0, mass.sum(-1), np.nan)[..., None])
+            near.append(np.clip(weights.near.sum(-1) / weights.total.sum(-1), 0, 1))
+            kinds.append(kind)
+            step()
 
-    convention = (
-        f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens with "
-        f"{behind} or more behind them; {len(ids)} prompt(s)"
-    )
-    grid = ("layer", "head")
-    variables: dict[str, xr.Variable] = {}
-    for name, samples, title, units in (
-        ("lifetime_tokens", counts, "Tokens by lifetime", "share of tokens"),
-        ("lifetime_mass", masses, "Weight by lifetime of the token", "share"),
-    ):
-        variables |= averaged(
-            name, (*grid, "lifetime"), np.clip(np.stack(samples), 0, 1), title, units,
-            "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
-        )  # fmt: skip
-    variables |= averaged(
-        "near_mass", grid, np.stack(near), "Weight within the window", "share", "sequential", 0, 1,
-        seed=seed, convention=f"window of {window} tokens, the query's own included; {len(ids)} "
-        "prompt(s)", source=SOURCE,
-    )  # fmt: skip
-    variables |= _lanes(kinds[0][attending(capture)], convention)
-    coords: dict[str, Any] = {
-        "lifetime": list(KINDS),
-        "query": np.arange(kinds[0].shape[-1]),
-        "token": ("query", capture["token"].values[0, : kinds[0].shape[-1]].astype(str)),
-    }
-    scores = variables["near_mass"].values
-    told = "No loss stands beside it: causal_prompts is 0."
-    if causal_prompts:
-        found, told = _limit(
-            capture, model, ids[:causal_prompts], scores, window, least_mass, seed, progress, total
+        convention = (
+            f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens "
+            f"with {behind} or more behind them; {len(prompts)} prompt(s)"
         )
-        variables |= found
-        coords["condition"] = list(CONDITIONS)
-    tokens_of, mass_of = (variables[f"lifetime_{of}"].values for of in ("tokens", "mass"))
+        grid = ("layer", "head")
+        results = Results(capture, seed=seed, source=SOURCE, convention=convention)
+        for name, samples, title, units in (
+            ("lifetime_tokens", shares, "Tokens by lifetime", "share of tokens"),
+            ("lifetime_mass", masses, "Weight by lifetime of the token", "share"),
+        ):
+            results.add_mean(
+                name, (*grid, "lifetime"), np.clip(np.stack(samples), 0, 1), title, units,
+                *ZERO_TO_ONE,
+            )  # fmt: skip
+        results.add_mean(
+            "near_mass", grid, np.stack(near), "Weight within the window", *SHARE,
+            convention=f"window of {window} tokens, the query's own included; {len(prompts)} "
+            "prompt(s)",
+        )  # fmt: skip
+        first = kinds[0][attending(capture)]
+        for name in ("global", "local"):
+            results.add(
+                f"token_{name}", ("query",), (first == KINDS.index(name)).mean((0, 1)),
+                f"Heads in which a token is {name}", "share of heads", *ZERO_TO_ONE,
+                convention=f"first prompt; {convention}",
+            )  # fmt: skip
+        count = first.shape[-1]
+        coords: dict[str, Any] = {
+            "lifetime": list(KINDS),
+            "query": np.arange(count),
+            "token": ("query", capture["token"].values[0, :count].astype(str)),
+        }
+        verdict = None
+        if checked:
+            verdict = _limit(results, model, checked, window, least_mass)
+            step()
+            coords["condition"] = list(CONDITIONS)
     by_type = {
-        kind: [label(each) for each in top(each_mass, int((each_mass > 0.5).sum()))]
-        for kind, each_mass in zip(KINDS, np.moveaxis(mass_of, -1, 0), strict=True)
+        kind: [label(head) for head in top(mass, int((mass > 0.5).sum()))]
+        for kind, mass in zip(
+            KINDS, np.moveaxis(results["lifetime_mass"].values, -1, 0), strict=True
+        )
     }
-    means = np.nanmean(tokens_of, axis=(0, 1))
+    means = np.nanmean(results["lifetime_tokens"].values, axis=(0, 1))
     listed = ", ".join(f"{share:.0%} {kind}" for kind, share in zip(KINDS, means, strict=True))
-    return dataset(
-        capture,
-        variables,
+    remark = "" if verdict else " No loss stands beside it: causal_prompts is 0."
+    return results.dataset(
         coords,
         convention=convention,
         heads_by_type=by_type,
-        note=f"Tokens by lifetime, mean of heads: {listed}. {told}",
+        note=f"Tokens by lifetime, mean of heads: {listed}.{remark}",
+        verdict=verdict,
     )
-
-
-def _lanes(kinds: NDArray[np.int64], convention: str) -> dict[str, xr.Variable]:
-    """Return the share of heads in which each token of the first prompt is global, and local."""
-    from headscope.analyses._runtime.results import variable
-
-    return {
-        f"token_{name}": variable(
-            ("query",), (kinds == KINDS.index(name)).mean((0, 1)),
-            f"Heads in which a token is {name}", "share of heads", "sequential", 0, 1,
-            convention=f"first prompt; {convention}", source=SOURCE,
-        )
-        for name in ("global", "local")
-    }  # fmt: skip
 
 
 def _limit(
-    capture: xr.Dataset,
-    model: Model,
-    ids: list[list[int]],
-    near: Array,
-    window: int,
-    least: float,
-    seed: int,
-    progress: Progress | None,
-    total: int,
-) -> tuple[dict[str, xr.Variable], str]:
-    """Measure the loss with window heads limited to the window, and with as many others."""
-    from headscope.probes.interventions import Window
-
-    passing = [head for head in top(near, near.size) if near[head] >= least]
-    others = [head for head in reversed(top(near, near.size)) if near[head] < least]
+    results: Results, model: Model, prompts: list[list[int]], window: int, least: float
+) -> Verdict:
+    """Add the loss with window heads limited to the window, and with as many others."""
+    near = results["near_mass"].values
+    ranked = top(near, near.size)
+    passing = [head for head in ranked if near[head] >= least]
+    others = [head for head in reversed(ranked) if near[head] < least]
     size = min(len(passing), len(others))
-    sets = (passing[:size], others[:size])
+    sets = dict(zip(CONDITIONS[1:], (passing[:size], others[:size]), strict=True))
     edits: dict[str, tuple[Window, ...]] = {CONDITIONS[0]: ()}
-    for condition, heads in zip(CONDITIONS[1:], sets, strict=True):
+    for condition, heads in sets.items():
         edits[condition] = (Window(heads=tuple(heads), recent=window, first=0),) if size else ()
-    count = int(capture.sizes["prompt"])
-    found = contrast(
-        model,
-        ids,
-        edits,
-        None if progress is None else lambda done, _: progress(count + done, total),
-    )
-    if not size:
-        found[:, 1:] = np.nan
-    costs = found.mean(0) - found[:, :1].mean()
-    which = "no head keeps" if not passing else "every head keeps"
-    note = f"INCONCLUSIVE: {which} {least:.0%} of its weight within the window."
+    loss = contrast(model, prompts, edits)
     if size:
-        note = (
-            f"{verdict(found[:, 1], found[:, 2], seed)}: limited to a window of {window}, the "
-            f"{size} heads with most weight in it ({', '.join(map(label, sets[0][:4]))}) change "
-            f"the loss by {costs[1]:+.4f} nats, the {size} with least {costs[2]:+.4f}."
-        )
-    variables = averaged(
-        "window_loss", ("condition",), found, "Loss with heads limited to the window",
-        "nats a token", "sequential", 0, seed=seed, evidence="causal", note=note,
-        heads={name: [label(one) for one in each]
-               for name, each in zip(CONDITIONS[1:], sets, strict=True)},
+        costs = loss.mean(0) - loss[:, :1].mean()
+        verdict = compare_losses(
+            loss[:, 1], loss[:, 2], results.seed,
+            f"limited to a window of {window}, the {size} heads with most weight in it "
+            f"({', '.join(map(label, passing[: min(size, 4)]))}) change the loss by "
+            f"{costs[1]:+.4f} nats, the {size} with least {costs[2]:+.4f}.",
+        )  # fmt: skip
+    else:
+        loss[:, 1:] = np.nan
+        which = "Every head keeps" if passing else "No head keeps"
+        verdict = Verdict("too_few", f"{which} {least:.0%} of its weight within the window.")
+    results.add_mean(
+        "window_loss", ("condition",), loss, "Loss with heads limited to the window",
+        "nats a token", "sequential", 0, evidence="causal", note=verdict.text,
+        heads={name: [label(head) for head in heads] for name, heads in sets.items()},
         convention=f"heads with ≥ {least:.0%} of their weight within {window} tokens, and as many "
-        f"with least; {len(found)} prompt(s)",
+        f"with least; {len(loss)} prompt(s)",
     )  # fmt: skip
-    return variables, note
+    return verdict

@@ -11,7 +11,7 @@ Source: Clark et al., What Does BERT Look At? (1906.04341).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import SHARE, Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.analyses.token_groups._delimiters import positions
+from headscope.kernels.errors import NotApplicable
+from headscope.probes import capture as capture_prompts
+from headscope.probes.interventions import Ablate, KnockOut
+from headscope.probes.models.model import Model
 
 NEEDS = ("offset_mass",)
+SUPPORTS = {"encoder", "vision", "hybrid"}
 OFFSETS = (-2, -1, 0, 1, 2)
 
 SOURCE = "Clark et al. 1906.04341"
@@ -51,9 +55,9 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    least_mass: float = 0.5,
-    frozen: int = 3,
-    checked: int = 6,
+    least_mass: Annotated[float, Between(0, 1)] = 0.5,
+    frozen: Annotated[int, AtLeast(1)] = 3,
+    checked: Annotated[int, AtLeast(1)] = 6,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure the weight of every head at fixed offsets and on delimiters.
@@ -87,108 +91,90 @@ def run(
     NotApplicable
         For a capture without the offsets or without tokens, attention of two texts, or an option
         out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> result = execute("offsets", load_model("headscope/bundled"), ["Mary went to the store ."])
-    >>> result["mass_at"].sizes["shift"], result["delimiter"].values.tolist()
-    (3, ['beginning', 'punctuation'])
     """
-    from headscope.analyses.token_groups._delimiters import positions
-    from headscope.kernels.errors import NotApplicable
-    from headscope.probes import capture as capture_again
-
-    options.between("least_mass", least_mass, 0, 1)
-    for name, value in (("frozen", frozen), ("checked", checked)):
-        options.at_least(name, value, 1)
     require(capture, NEEDS, "offsets")
     qk_rows.refuse_other(capture, "offsets")
-    known = [int(one) for one in capture["offset"].values]
+    known = [int(offset) for offset in capture["offset"].values]
     if not set(OFFSETS) <= set(known):
         raise NotApplicable(
             f"capture: offsets needs the offsets −2 to 2; capture with offsets={OFFSETS}"
         )
     ids = tokens(capture)
-
-    shifts = [one for one in OFFSETS if one >= 0 or not predicts(capture)]
-    mass = _prompts(capture["offset_mass"].sel(offset=shifts), "offset")
-    said = f"mean over the queries that have such a key; {len(ids)} prompts"
+    shifts = [offset for offset in OFFSETS if offset >= 0 or not predicts(capture)]
+    convention = f"mean over the queries that have such a key; {len(ids)} prompts"
     grid = ("layer", "head")
-    variables = averaged(
-        "mass_at", ("shift", *grid), mass, "Weight at a fixed offset", "share", "sequential", 0, 1,
-        seed=seed, source=SOURCE, evidence="correlational",
-        convention=f"shift: tokens before the query, −1 is the next one; {said}",
+    results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
+    results.add_mean(
+        "mass_at", ("shift", *grid), _by_prompt(capture["offset_mass"].sel(offset=shifts)),
+        "Weight at a fixed offset", *SHARE,
+        convention=f"shift: tokens before the query, −1 is the next one; {convention}",
     )  # fmt: skip
-    means = variables["mass_at"].values
-    absent = np.isnan(means).all(0)
-    surest = np.where(absent, -1, np.where(np.isnan(means), -1.0, means).argmax(0))
-    at = np.where(absent, np.nan, np.asarray(shifts, dtype=float)[surest])
-    best = np.where(absent, np.nan, np.where(np.isnan(means), -1.0, means).max(0))
-
-    kinds = positions(model, ids)
+    at, best = _surest(results["mass_at"].values, shifts)
     coords: dict[str, Any] = {"shift": shifts}
+    ranked = {shift: top(np.where(at == shift, best, np.nan), best.size) for shift in shifts}
     named = {
         (f"offset {shift:+d}" if shift else "offset 0"): [
-            label(head) for head in top(np.where(at == shift, best, np.nan), best.size)
-            if best[head] > least_mass
+            label(head) for head in ranked[shift] if best[head] > least_mass
         ]
         for shift in shifts
-    }  # fmt: skip
-    notes = []
+    }
+    kinds = positions(model, ids)
     weight = np.full_like(best, np.nan)
     if kinds:
-        found = capture_again(model, ids, stats=("span_mass",), spans=kinds)
-        resting = _prompts(found["span_mass"].sel(span=list(kinds)), "span")
-        variables |= averaged(
-            "delimiter_mass", ("delimiter", *grid), resting, "Weight on delimiters", "share",
-            "sequential", 0, 1, seed=seed, source=SOURCE, evidence="correlational",
+        captured = capture_prompts(model, ids, stats=("span_mass",), spans=kinds)
+        results.add_mean(
+            "delimiter_mass", ("delimiter", *grid),
+            _by_prompt(captured["span_mass"].sel(span=list(kinds))), "Weight on delimiters", *SHARE,
             convention=f"mean over queries, sum over the delimiters; {len(ids)} prompts; "
             "separator: a special token after the first position",
         )  # fmt: skip
         coords["delimiter"] = list(kinds)
-        weight = np.nansum(variables["delimiter_mass"].values, axis=0)
-        weight[absent] = np.nan
-        for name, values in zip(kinds, variables["delimiter_mass"].values, strict=True):
-            named[name] = [label(head) for head in top(values, int((values > least_mass).sum()))]
-    else:
-        notes.append("No delimiter is known in these prompts.")
+        masses = results["delimiter_mass"].values
+        weight = np.where(np.isnan(at), np.nan, np.nansum(masses, axis=0))
+        for name, mass in zip(kinds, masses, strict=True):
+            named[name] = [label(head) for head in top(mass, int((mass > least_mass).sum()))]
 
+    notes = [] if kinds else ["No delimiter is known in these prompts."]
+    verdict = None
     reason = pattern_substitution.reason(capture)
     if not reason and model.module.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
         reason = "the model predicts no words"
     if reason:
         notes.insert(0, f"No causal check: {reason}.")
     else:
-        ranked = top(best, int(np.isfinite(best).sum()))
-        size = min(frozen, len(ranked) // 2)
-        groups = (ranked[:size], ranked[-size:])
-        resting_heads = top(weight, size)
-        moved = _moved(model, capture, groups, at, resting_heads, kinds, checked, seed)
-        mean, lower, upper = bootstrap(moved, seed=seed)
-        variables |= interval(
-            "moved", ("condition",), mean, lower, upper, "Output moved by the edits of heads",
-            "nats", "sequential", 0, evidence="causal", source=SOURCE,
+        by_score = top(best, int(np.isfinite(best).sum()))
+        size = min(frozen, len(by_score) // 2)
+        groups = (by_score[:size], by_score[-size:])
+        moved = _moved(model, capture, groups, at, top(weight, size), kinds, checked, seed)
+        results.add_mean(
+            "moved", ("condition",), moved, "Output moved by the edits of heads", "nats",
+            "sequential", 0, evidence="causal",
             convention=f"KL divergence from the intact output, mean over the positions of "
             f"{len(moved)} prompts; {size} heads a group; as many other tokens are hidden, at "
             "random, as there are delimiters",
         )  # fmt: skip
         coords["condition"] = [*OFFSET_CONDITIONS, *(DELIMITER_CONDITIONS if kinds else ())]
-        notes = [*_notes(moved, size, seed), *notes]
-    return dataset(
-        capture,
-        variables,
+        verdict = _verdict(moved, size, seed)
+    return results.dataset(
         coords,
-        convention=said,
-        heads_by_type={name: each for name, each in named.items() if each},
+        convention=convention,
+        heads_by_type={name: heads for name, heads in named.items() if heads},
         note=" ".join(notes),
+        verdict=verdict,
     )
 
 
-def _prompts(mass: xr.DataArray, kind: str) -> Array:
-    """Average over the queries that have a number (prompt, kind, layer, head)."""
-    mean = mass.mean("query", skipna=True).transpose("prompt", kind, "layer", "head")
+def _surest(means: Array, shifts: list[int]) -> tuple[Array, Array]:
+    """Return the offset that a head looks at most, and the weight there (layer, head)."""
+    absent = np.isnan(means).all(0)
+    known = np.where(np.isnan(means), -1.0, means)
+    at = np.asarray(shifts, dtype=float)[known.argmax(0)]
+    return np.where(absent, np.nan, at), np.where(absent, np.nan, known.max(0))
+
+
+def _by_prompt(mass: xr.DataArray) -> Array:
+    """Average over the queries that have a number (prompt, offset or span, layer, head)."""
+    mean = mass.mean("query", skipna=True).transpose("prompt", ..., "layer", "head")
     return np.asarray(mean.values, dtype=np.float64)
 
 
@@ -203,10 +189,8 @@ def _moved(
     seed: int,
 ) -> Array:
     """Fix and ablate the groups, then hide delimiters and others (prompt, condition)."""
-    from headscope.probes.interventions import Ablate, KnockOut
-
     rng = np.random.default_rng(seed)
-    found = []
+    divergences = []
     for prompt in range(min(checked, capture.sizes["prompt"])):
         length = int(capture["length"].values[prompt])
         edits: list[list[Any]] = []
@@ -217,17 +201,17 @@ def _moved(
             marks = sorted({place for places in kinds.values() for place in places[prompt]})
             others = [place for place in range(length) if place not in set(marks)]
             size = min(len(marks), len(others))
-            drawn = sorted(int(one) for one in rng.choice(others, size, replace=False))
+            drawn = sorted(int(place) for place in rng.choice(others, size, replace=False))
             # A query that would see nothing at all is left as it is.
             queries = tuple(range(min(others, default=length) + 1, length))
             edits += [
-                [KnockOut(heads=tuple(resting), keys=tuple(each), queries=queries)]
-                for each in (marks, drawn)
+                [KnockOut(heads=tuple(resting), keys=tuple(keys), queries=queries)]
+                for keys in (marks, drawn)
             ]
-        found.append(
-            [pattern_substitution.divergence(model, capture, prompt, each) for each in edits]
+        divergences.append(
+            [pattern_substitution.divergence(model, capture, prompt, edit) for edit in edits]
         )
-    return np.asarray(found)
+    return np.asarray(divergences)
 
 
 def _shifted(length: int, shift: int) -> Array:
@@ -238,32 +222,41 @@ def _shifted(length: int, shift: int) -> Array:
     return pattern
 
 
-def _notes(moved: Array, size: int, seed: int) -> list[str]:
-    notes = []
-    most, least = ((moved[:, one] / np.maximum(moved[:, one + 1], 1e-12)) for one in (0, 2))
+def _verdict(moved: Array, size: int, seed: int) -> Verdict:
+    """Conclude on offsets, and on delimiters where the prompts have any."""
+    verdict = _offset_verdict(moved, size, seed)
+    if moved.shape[1] == len(OFFSET_CONDITIONS):
+        return verdict
+    hidden, other = moved[:, 4], moved[:, 5]
+    text = (
+        f"hiding the delimiters from the {size} heads that look at them most moves the output "
+        f"by {hidden.mean():.3f} nats, hiding as many other tokens by {other.mean():.3f}"
+    )
+    apart = float(bootstrap(hidden - other, seed=seed)[1])  # NaN for one prompt
+    if hidden.mean() > LEAST_NATS and apart > 0:
+        return verdict & Verdict("supported", f"Causal check agrees: {text}.")
+    return verdict & Verdict(
+        "disagreement",
+        f"Causal check does not agree: {text}, so the weight on delimiters does not show what "
+        "these heads do.",
+    )
+
+
+def _offset_verdict(moved: Array, size: int, seed: int) -> Verdict:
+    """Conclude whether the surest heads need nothing but their offset."""
+    most, least = (moved[:, column] / np.maximum(moved[:, column + 1], 1e-12) for column in (0, 2))
     if not (moved[:, [1, 3]] > 1e-9).all():
-        notes.append(
-            "INCONCLUSIVE: ablating the offset heads or the least sure ones moves no output; "
-            "offsets are correlational here."
+        return Verdict(
+            "too_few",
+            "Ablating the offset heads or the least sure ones moves no output; offsets are "
+            "correlational here.",
         )
-    elif len(moved) < 2:
-        notes.append("INCONCLUSIVE (one prompt has no interval): offsets are correlational here.")
-    else:
-        said = (
-            f"their offset alone does {most.mean():.0%} of what ablation does in the {size} surest "
-            f"offset heads, {least.mean():.0%} in the {size} least sure"
-        )
-        agrees = float(bootstrap(least - most, seed=seed)[1]) > 0
-        notes.append(f"{'Causal check agrees' if agrees else 'DISAGREEMENT'}: {said}.")
-    if moved.shape[1] > len(OFFSET_CONDITIONS):
-        hidden, other = moved[:, 4], moved[:, 5]
-        said = (
-            f"hiding the delimiters from the {size} heads that look at them most moves the output "
-            f"by {hidden.mean():.3f} nats, hiding as many other tokens by {other.mean():.3f}"
-        )
-        apart = float(bootstrap(hidden - other, seed=seed)[1])  # NaN for one prompt
-        matters = hidden.mean() > LEAST_NATS and apart > 0
-        word = "Causal check agrees" if matters else "DISAGREEMENT"
-        end = "" if matters else ", so the weight on delimiters does not tell what these heads do"
-        notes.append(f"{word}: {said}{end}.")
-    return notes
+    if len(moved) < 2:
+        return Verdict("too_few", "One prompt has no interval: offsets are correlational here.")
+    text = (
+        f"their offset alone does {most.mean():.0%} of what ablation does in the {size} surest "
+        f"offset heads, {least.mean():.0%} in the {size} least sure."
+    )
+    if float(bootstrap(least - most, seed=seed)[1]) > 0:
+        return Verdict("supported", f"Causal check agrees: {text}")
+    return Verdict("disagreement", f"Causal check does not agree: {text}")

@@ -13,23 +13,25 @@ Don't Miss the Forest for the Trees (tokens of images).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
 from headscope.analyses._measurements.received import seers, weight
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import attending, averaged, dataset, label, require
+from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-
-if TYPE_CHECKING:
-    from headscope.analyses.token_groups._segmenting import Segments
-    from headscope.probes.models.model import Model
+from headscope.analyses.token_groups import _segment_mass
+from headscope.analyses.token_groups._segmenting import Segments, segment
+from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
+QUICK = {"draws": 1}
+SUPPORTS = {"encoder", "vision", "hybrid"}
 
 SOURCE = "LLM-Microscope; RefAM"
 CONDITIONS = ("class hidden", "as many others hidden")
@@ -41,12 +43,11 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    rare: int = 1,
-    enriched: float = 2.0,
-    causal_prompts: int = 6,
-    draws: int = 2,
+    rare: Annotated[int, AtLeast(0)] = 1,
+    enriched: Annotated[float, AtLeast(0)] = 2.0,
+    causal_prompts: Annotated[int, AtLeast(0)] = 6,
+    draws: Annotated[int, AtLeast(1)] = 2,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Measure the mass that every class of tokens receives, and what hiding the class changes.
 
@@ -67,8 +68,6 @@ def run(
         Random sets of as many other tokens.
     seed
         Seed of the bootstrap over prompts and of the random sets.
-    progress
-        Called with (done, total) prompts in which classes are hidden.
 
     Returns
     -------
@@ -82,89 +81,77 @@ def run(
     ------
     HeadscopeError
         When the capture lacks ``received``, for cross-attention, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(3, 40)), list(range(5, 42))]
-    >>> result = execute("token_classes", model, given, options={"causal_prompts": 1})
-    >>> result["class_mass"].dims
-    ('layer', 'head', 'token_class')
     """
-    from headscope.analyses.token_groups import _segment_mass, _segmenting
-
-    for name, count, least in (
-        ("rare", rare, 0), ("causal_prompts", causal_prompts, 0), ("draws", draws, 1),
-    ):  # fmt: skip
-        options.at_least(name, count, least)
-    options.at_least("enriched", enriched, 0.0)
     require(capture, NEEDS, "token_classes")
-    options.one_text(capture.attrs.get("attention", "self"), "token_classes")
-    made = _segmenting.segment(capture, model, by="kinds", rare=rare)
-    names, prompts = list(made.names), _segment_mass.given(capture)
-
-    received = np.nan_to_num(weight(capture)) * seers(capture, capture["length"].values)
-    mass = np.full((len(prompts), *received.shape[1:3], len(names)), np.nan)
-    enrichment, shares = mass.copy(), np.zeros((len(prompts), len(names)))
-    for row, numbers in enumerate(made.numbers):
-        belongs = (numbers[:, None] == np.arange(len(names))).astype(float)
-        mass[row] = received[row, ..., : len(numbers)] @ belongs / len(numbers)
-        every = [np.arange(len(numbers))]
-        even = _segment_mass.even(capture, numbers, len(names), every)[:, :, 0]
-        mass[row] = np.where(np.isnan(even), np.nan, np.clip(mass[row], 0, 1))
-        mass[row, ~attending(capture)] = np.nan
-        enrichment[row], shares[row] = mass[row] / even, belongs.mean(0)
+    one_text(capture.attrs.get("attention", "self"), "token_classes")
+    made = segment(capture, model, by="kinds", rare=rare)
+    names, prompts = list(made.names), _segment_mass.inputs(capture)
+    mass, enrichment, shares = _masses(capture, made)
 
     convention = f"{made.said}; mean over all queries of {len(prompts)} prompt(s)"
     grid = ("layer", "head", "token_class")
-    variables: dict[str, xr.Variable] = {
-        **averaged(
-            "class_mass", grid, mass, "Mass on a class of tokens", "share", "sequential", 0, 1,
-            seed=seed, convention=convention, source=SOURCE,
-        ),
-        **averaged(
-            "class_enrichment", grid, enrichment, "Enrichment of a class of tokens",
-            "× the even share", "sequential", 0, seed=seed, source=SOURCE,
-            convention=f"mass over the share of the visible keys; 1 is even; {convention}",
-        ),
-        **averaged(
-            "mean_mass", ("token_class",), _segment_mass.average(mass, (1, 2)),
-            "Mass on a class of tokens, mean of heads", "share", "sequential", 0, 1, seed=seed,
-            convention=convention, source=SOURCE,
-        ),
-        **averaged(
-            "token_share", ("token_class",), shares, "Share of the tokens", "share", "sequential",
-            0, 1, seed=seed, convention=made.said, source=SOURCE,
-        ),
-    }  # fmt: skip
-    told = "Nothing was hidden: causal_prompts is 0."
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
+    results.add_mean("class_mass", grid, mass, "Mass on a class of tokens", *SHARE)
+    results.add_mean(
+        "class_enrichment", grid, enrichment, "Enrichment of a class of tokens",
+        "× the even share", "sequential", 0,
+        convention=f"mass over the share of the visible keys; 1 is even; {convention}",
+    )  # fmt: skip
+    results.add_mean(
+        "mean_mass", ("token_class",), _segment_mass.average(mass, (1, 2)),
+        "Mass on a class of tokens, mean of heads", *SHARE,
+    )  # fmt: skip
+    results.add_mean(
+        "token_share", ("token_class",), shares, "Share of the tokens", *SHARE, convention=made.said
+    )
     coords: dict[str, Any] = {"token_class": names}
+    verdict = None
     if causal_prompts:
-        effect = _hide(capture, model, made, prompts[:causal_prompts], draws, seed, progress)
+        effect = _hide(capture, model, made, prompts[:causal_prompts], draws, seed)
         title, units, scale = _segment_mass.units(capture)
-        told = _verdict(effect, variables["mean_mass"].values, names, units, seed)
-        variables |= averaged(
+        verdict = _verdict(effect, results["mean_mass"].values, names, units, seed)
+        results.add_mean(
             "hiding_effect", ("condition", "token_class"), effect,
             f"{title} a class of tokens" if scale == "diverging" else f"{title}, a class hidden",
-            units, scale, None if scale == "diverging" else 0, seed=seed, evidence="causal",
-            note=told, source=SOURCE,
+            units, scale, None if scale == "diverging" else 0, evidence="causal",
+            note=verdict.text,
             convention=f"hidden from every query of every head; read at all tokens but the "
             f"first; others: {draws} random draw(s) of other tokens, missing where they are "
             f"fewer than those of the class; {len(effect)} prompt(s); {made.said}",
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
-    kinds = _heads(variables["class_enrichment"].values, names, enriched)
-    best = "; ".join(f"{kind}: {', '.join(found[:4])}" for kind, found in kinds.items() if found)
-    return dataset(
-        capture,
-        variables,
+    named = {
+        name: [label(head) for head in top(scores, min(int((scores >= enriched).sum()), NAMED))]
+        for name, scores in zip(
+            names, np.moveaxis(results["class_enrichment"].values, -1, 0), strict=True
+        )
+    }
+    best = "; ".join(f"{kind}: {', '.join(heads[:4])}" for kind, heads in named.items() if heads)
+    remark = "" if verdict else " Nothing was hidden: causal_prompts is 0."
+    return results.dataset(
         coords,
         convention=convention,
-        heads_by_type=kinds,
-        note=f"Heads with most enrichment, {best or 'none'}. {told}",
+        heads_by_type=named,
+        note=f"Heads with most enrichment, {best or 'none'}.{remark}",
+        verdict=verdict,
     )
+
+
+def _masses(capture: xr.Dataset, made: Segments) -> tuple[Array, Array, Array]:
+    """Return mass and enrichment (prompt, layer, head, class), share of tokens (prompt, class)."""
+    count = len(made.names)
+    received = np.nan_to_num(weight(capture)) * seers(capture, capture["length"].values)
+    mass = np.full((len(made.numbers), *received.shape[1:3], count), np.nan)
+    enrichment, shares = mass.copy(), np.zeros((len(made.numbers), count))
+    for row, numbers in enumerate(made.numbers):
+        belongs = (numbers[:, None] == np.arange(count)).astype(float)
+        mass[row] = received[row, ..., : len(numbers)] @ belongs / len(numbers)
+        every = [np.arange(len(numbers))]
+        even = _segment_mass.even(capture, numbers, count, every)[:, :, 0]
+        mass[row] = np.where(np.isnan(even), np.nan, np.clip(mass[row], 0, 1))
+        mass[row, ~attending(capture)] = np.nan
+        enrichment[row], shares[row] = mass[row] / even, belongs.mean(0)
+    return mass, enrichment, shares
 
 
 def _hide(
@@ -174,63 +161,51 @@ def _hide(
     prompts: list[Any],
     draws: int,
     seed: int,
-    progress: Progress | None,
 ) -> Array:
     """Hide every class, and as many random others (prompt, condition, token_class)."""
-    from headscope.analyses.token_groups import _segment_mass
-
     generator = np.random.default_rng(seed)
-    found = np.full((len(prompts), len(CONDITIONS), len(made.names)), np.nan)
-    for row, prompt in enumerate(prompts):
-        hiding = _segment_mass.Hiding(capture, model, prompt)
-        for column, name in enumerate(made.names):
-            inside = made.places(row, name)
-            # The first query of a text sees itself alone, which tells nothing of the class.
+    effects = np.full((len(prompts), len(CONDITIONS), len(made.names)), np.nan)
+    with steps(len(prompts)) as step:
+        for row, prompt in enumerate(prompts):
+            hiding = _segment_mass.Hiding(capture, model, prompt)
+            # The first query of a text sees itself alone, which says nothing of the class.
             read = np.arange(1, len(made.numbers[row]))
-            rest = np.setdiff1d(read, inside)
-            if not inside or not len(rest):
-                continue
-            found[row, 0, column] = _segment_mass.mean_of(hiding.effect(inside), read)
-            if len(inside) >= len(rest):
-                continue
-            sets = [generator.permutation(rest)[: len(inside)].tolist() for _ in range(draws)]
-            found[row, 1, column] = np.mean(
-                [_segment_mass.mean_of(hiding.effect(one), read) for one in sets]
-            )
-        if progress is not None:
-            progress(row + 1, len(prompts))
-    return found
+            for column, name in enumerate(made.names):
+                inside = made.places(row, name)
+                rest = np.setdiff1d(read, inside)
+                if not inside or not len(rest):
+                    continue
+                effects[row, 0, column] = _segment_mass.mean_of(hiding.effect(inside), read)
+                if len(inside) >= len(rest):
+                    continue
+                sets = [generator.permutation(rest)[: len(inside)].tolist() for _ in range(draws)]
+                effects[row, 1, column] = np.mean(
+                    [_segment_mass.mean_of(hiding.effect(places), read) for places in sets]
+                )
+            step()
+    return effects
 
 
-def _verdict(effect: Array, mass: Array, names: list[str], units: str, seed: int) -> str:
-    """Say which classes do more than random tokens, and whether it is those that get the mass."""
+def _verdict(effect: Array, mass: Array, names: list[str], units: str, seed: int) -> Verdict:
+    """Conclude which classes do more than random tokens, and whether those get the mass."""
     gap, lower, upper = bootstrap(effect[:, 0] - effect[:, 1], seed=seed)
     mean = bootstrap(effect, seed=seed)[0]
     compared = np.flatnonzero(~np.isnan(gap))
     if not len(compared):
-        return "INCONCLUSIVE: no class is small enough to compare it with as many other tokens."
+        return Verdict(
+            "too_few", "No class is small enough to compare it with as many other tokens."
+        )
     best = compared[mass[compared].argmax()]
-    said = (
+    text = (
         f"{names[best]} tokens get {mass[best]:.2f} of the attention, the most of the classes that "
         f"can be compared; hiding them changes {mean[0, best]:.3f} {units}, hiding as many others "
-        f"{mean[1, best]:.3f}"
-    )
-    more = [names[one] for one in compared if lower[one] > 0]
-    less = [names[one] for one in compared if upper[one] < 0]
-    listed = f"More than random tokens matter: {', '.join(more) or 'none'}; less: " + (
-        f"{', '.join(less) or 'none'}."
+        f"{mean[1, best]:.3f}."
     )
     if len(effect) < 2:
-        return f"INCONCLUSIVE (one prompt has no interval): {said}."
-    agrees = "Causal check agrees" if lower[best] > 0 else "DISAGREEMENT"
-    return f"{agrees}: {said}. {listed}"
-
-
-def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[str]]:
-    """Name the heads with most enrichment of each class."""
-    from headscope.analyses._runtime.results import top
-
-    return {
-        name: [label(head) for head in top(each, min(int((each >= least).sum()), NAMED))]
-        for name, each in zip(names, np.moveaxis(enrichment, -1, 0), strict=True)
-    }
+        return Verdict("too_few", f"One prompt has no interval: {text}")
+    more = ", ".join(names[column] for column in compared if lower[column] > 0) or "none"
+    less = ", ".join(names[column] for column in compared if upper[column] < 0) or "none"
+    text = f"{text} More than random tokens matter: {more}; less: {less}."
+    if lower[best] > 0:
+        return Verdict("supported", f"Causal check agrees: {text}")
+    return Verdict("disagreement", f"Causal check does not agree: {text}")

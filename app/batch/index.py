@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from headscope.app.batch.job import Group
-from headscope.app.batch.state import HEADS, LOG, MANIFEST, REPORTS, Folder, Record
+from headscope.app.batch.state import HEADS, LOG, MANIFEST, REPORTS, BatchState, Record
 from headscope.app.report import page
 
 QUERY = f"""SELECT model, task, analysis, metric, name, value, lower, upper
@@ -15,28 +15,28 @@ FROM read_parquet('{HEADS}/**/*.parquet', hive_partitioning = true)
 ORDER BY abs(value) DESC NULLS LAST LIMIT 20;"""
 
 
-def html(folder: Folder, records: Sequence[Record]) -> str:
+def html(batch: BatchState, records: Sequence[Record]) -> str:
     """Return the page of a batch."""
     failed = [record for record in records if record["state"] == "failed"]
     columns = ("model", "task", "seed", "analysis", "reason")
     return page.render(
         "batch",
-        folder.job.title,
+        batch.job.title,
         plotly_address="",
         count=len(records),
         done=len(records) - len(failed),
         failed=[[record[name] for name in columns] for record in failed],
-        groups=[_group(group, records) for group in folder.job.groups],
+        groups=[_group(group, records) for group in batch.job.groups],
         table=HEADS,
         query=QUERY,
         files={"manifest": MANIFEST, "log": LOG},
-        identity=folder.job.identity(),
+        identity=batch.job.identity(),
     )
 
 
 def _group(group: Group, records: Sequence[Record]) -> dict[str, Any]:
     """Return the cells of a group, and where its report is."""
-    key = (group.subject.label, group.questions.label, group.seed)
+    key = (group.model.name, group.task.label, group.seed)
     own = [record for record in records if (record["model"], record["task"], record["seed"]) == key]
     return {
         "title": group.title,

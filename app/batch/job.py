@@ -1,4 +1,4 @@
-"""Job: what a batch runs, read from a job file and checked."""
+"""What a batch runs: models × tasks × analyses × seeds, as cells in groups."""
 
 from __future__ import annotations
 
@@ -10,123 +10,35 @@ from functools import cache
 from importlib.metadata import version
 from itertools import product
 from platform import python_version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from headscope.kernels.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope import analyses
+from headscope.analyses._runtime import inputs
+from headscope.app.batch.schema import ModelSpec, TaskSpec
 
 LIBRARIES = ("headscope", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model of a job.
-
-    Attributes
-    ----------
-    label
-        Its name in tables, reports and folders; as the job file writes it.
-    source
-        What `load_model` takes.
-    attention, device, dtype, tokenizer
-        As `load_model`.
-    """
-
-    label: str
-    source: str
-    attention: str = "self"
-    device: str | None = None
-    dtype: str | None = None
-    tokenizer: str | None = None
-
-    def load(self) -> Model:
-        """Load it; it is called by its label, so that no file depends on where the model lies."""
-        from headscope.probes import load_model
-
-        model = load_model(self.source, self.device, self.dtype, self.tokenizer, self.attention)
-        return replace(model, name=self.label)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """A task of a job: a task of the registry, or prompts of your own.
-
-    Attributes
-    ----------
-    label
-        Its name in tables, reports and folders.
-    task, number, options
-        Name of a built-in task, the prompts drawn from it, and its options.
-    own
-        Instead, prompts of your own: texts, pairs, or a task from a file.
-    """
-
-    label: str
-    task: str = ""
-    number: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    own: Any = None
-
-    @property
-    def answered(self) -> bool:
-        """Whether answers are known, so that analyses can score them."""
-        return bool(self.task) or hasattr(self.own, "metric")
-
-    @property
-    def paired(self) -> bool:
-        """Whether its prompts are pairs, for the decoder of an encoder–decoder model."""
-        from headscope.probes.models.pair import Pair
-
-        return isinstance(self.own, list) and isinstance(self.own[0], Pair)
-
-    def __len__(self) -> int:
-        return self.number if self.task else len(self.own)
-
-    def draw(self, model: Model, seed: int) -> Any:
-        """Make the prompts, in the words of a model.
-
-        Raises
-        ------
-        InvalidInput
-            For a task and a model without a tokenizer, and as the task.
-        """
-        from headscope.probes.prompts import tasks
-
-        if not self.task:
-            return self.own
-        if model.tokenizer is None:
-            raise InvalidInput("tokenizer: a task needs one; give the model a `tokenizer:`")
-        return tasks.make(self.task, model.tokenizer, n=self.number, seed=seed, **self.options)
-
-    def describe(self) -> dict[str, Any]:
-        """Say what it is, own prompts by their digest."""
-        told = {"task": self.task, "number": self.number, "options": dict(self.options)}
-        own = hashlib.sha256(repr(self.own).encode()).hexdigest()
-        return {"name": self.label, **(told if self.task else {"prompts_sha256": own})}
 
 
 @dataclass(frozen=True)
 class Group:
     """Cells of one model, task and seed: they share the prompts, the capture and a report."""
 
-    subject: Subject
-    questions: Questions
+    model: ModelSpec
+    task: TaskSpec
     seed: int
     analyses: tuple[str, ...]
 
     @property
     def place(self) -> str:
         """Folder of the group, in the style of Hive."""
-        names = (("model", self.subject.label), ("task", self.questions.label), ("seed", self.seed))
+        names = (("model", self.model.name), ("task", self.task.label), ("seed", self.seed))
         return "/".join(f"{name}={quote(str(value), safe='')}" for name, value in names)
 
     @property
     def title(self) -> str:
         """The group in words."""
-        return f"{self.subject.label} · {self.questions.label} · seed {self.seed}"
+        return f"{self.model.name} · {self.task.label} · seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +49,7 @@ class Job:
     ----------
     title
         Heading of the index.
-    subjects, tasks, analyses, seeds
+    models, tasks, analyses, seeds
         What is combined; analyses in the order of the job file.
     options
         Options by analysis.
@@ -147,34 +59,30 @@ class Job:
         Threads of torch in one cell; part of what makes numbers equal to the last bit.
     batch_tokens
         Tokens in one forward pass of a capture; likewise.
-    text
-        The job file.
+    content
+        The bytes of the job file.
     """
 
     title: str
-    subjects: tuple[Subject, ...]
-    tasks: tuple[Questions, ...]
+    models: tuple[ModelSpec, ...]
+    tasks: tuple[TaskSpec, ...]
     analyses: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     shard: int = 0
     threads: int = 1
     batch_tokens: int = 8192
-    text: bytes = b""
+    content: bytes = b""
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The cells by model, task and seed, in order; a group without any cell is left out."""
-        found = (
-            Group(
-                subject,
-                questions,
-                seed,
-                tuple(one for one in self.analyses if not unsuited(one, subject, questions)),
-            )
-            for subject, questions, seed in product(self.subjects, self.tasks, self.seeds)
-        )
-        return tuple(group for group in found if group.analyses)
+        groups = []
+        for model, task, seed in product(self.models, self.tasks, self.seeds):
+            names = tuple(name for name in self.analyses if not unsuited(name, model, task))
+            if names:
+                groups.append(Group(model, task, seed, names))
+        return tuple(groups)
 
     def identity(self) -> dict[str, Any]:
         """Say what the results depend on, as JSON can hold it."""
@@ -182,12 +90,11 @@ class Job:
             "format": "headscope-batch-1",
             "title": self.title,
             "models": [
-                {name: value for name, value in vars(one).items() if name != "source" and value}
-                for one in self.subjects
+                model.model_dump(exclude={"model"}, exclude_none=True) for model in self.models
             ],
-            "tasks": [one.describe() for one in self.tasks],
+            "tasks": [task.describe() for task in self.tasks],
             "analyses": list(self.analyses),
-            "options": {name: dict(each) for name, each in self.options.items()},
+            "options": {name: dict(values) for name, values in self.options.items()},
             "seeds": list(self.seeds),
             "shard": self.shard,
             "threads": self.threads,
@@ -197,13 +104,12 @@ class Job:
 
     def cell_id(self, group: Group, analysis: str) -> str:
         """Digest what a cell depends on: itself, and the analyses that it shares a capture with."""
-        one = replace(
-            self, title="", subjects=(group.subject,), tasks=(group.questions,),
-            analyses=(analysis,), seeds=(group.seed,),
-            options={analysis: self.options.get(analysis, {})},
+        cell = replace(
+            self, title="", models=(group.model,), tasks=(group.task,), analyses=(analysis,),
+            seeds=(group.seed,), options={analysis: self.options.get(analysis, {})},
         )  # fmt: skip
-        told = json.dumps([one.identity(), list(group.analyses)], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        identity = json.dumps([cell.identity(), list(group.analyses)], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @cache
@@ -212,38 +118,35 @@ def versions() -> dict[str, str]:
     return {"python": python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def unsuited(analysis: str, subject: Subject, questions: Questions) -> str:
+def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
     """Say why an analysis cannot run on a model and a task; "" where nothing is known against it.
 
     Examples
     --------
-    >>> unsuited("importance", Subject("m", "m"), Questions("mine", own=["a text"]))
+    >>> unsuited("importance", ModelSpec(model="m"), TaskSpec(texts=["a text"], name="mine"))
     'importance needs answers, and mine holds plain prompts'
     """
-    from headscope import analyses
-    from headscope.analyses._runtime import inputs
-
     needed = inputs.positionals(analysis)
     if "sae" in needed:
         return f"{analysis} needs a trained dictionary, which a job file cannot give"
-    if "task" in needed and not questions.answered:
-        return f"{analysis} needs answers, and {questions.label} holds plain prompts"
-    if hasattr(analyses.load(analysis), "TASK") and subject.attention != "self":
+    if "task" in needed and not task.answered:
+        return f"{analysis} needs answers, and {task.label} holds plain prompts"
+    if hasattr(analyses.load(analysis), "TASK") and model.attention != "self":
         return (
-            f"{analysis} asks for the next word of single texts, and {subject.label} is run with "
-            f"its {subject.attention} attention"
+            f"{analysis} asks for the next word of single texts, and {model.name} is run with "
+            f"its {model.attention} attention"
         )
     return ""
 
 
-def mismatched(subject: Subject, questions: Questions) -> str:
+def mismatched(model: ModelSpec, task: TaskSpec) -> str:
     """Say why a task has no prompts for a model; "" where nothing is known against it."""
-    decoding = subject.attention in ("decoder", "cross")
-    if decoding and not questions.paired:
+    decoding = model.attention in ("decoder", "cross")
+    if decoding and not task.paired:
         return (
-            f"{questions.label} holds single texts, and the {subject.attention} attention of "
-            f"{subject.label} reads pairs (JSONL lines of source and target)"
+            f"{task.label} holds single texts, and the {model.attention} attention of "
+            f"{model.name} reads pairs (JSONL lines of source and target)"
         )
-    if questions.paired and subject.attention == "self":
-        return f"{questions.label} holds pairs, and {subject.label} reads single texts"
+    if task.paired and model.attention == "self":
+        return f"{task.label} holds pairs, and {model.name} reads single texts"
     return ""

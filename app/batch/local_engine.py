@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from headscope.app.batch.job import Group, Job
-from headscope.app.batch.worker import Outcome, Progress, analysed, captured, joined, slices
+from headscope.app.batch.worker import Outcome, analyze, capture_part, group_slices, join_parts
+from headscope.app.pipeline import Progress
 
 Todo = Sequence[tuple[Group, Sequence[str]]]
 
@@ -25,8 +26,7 @@ def run(
         Called with (step, done, total) within a cell.
     """
     for group, names in todo:
-        held = joined(
-            job, group, [captured(job, group, part, progress) for part in slices(job, group)]
-        )
+        parts = [capture_part(job, group, part, progress) for part in group_slices(job, group)]
+        capture = join_parts(job, group, parts)
         for name in names:
-            yield group, name, analysed(job, group, name, held, progress)
+            yield group, name, analyze(job, group, name, capture, progress)

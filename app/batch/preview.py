@@ -1,4 +1,4 @@
-"""Preview: the cells of a job and what they need, without running them."""
+"""The cells of a job and what they need, without running them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headscope import probes
 from headscope.app.batch.job import Group, Job
-from headscope.app.batch.worker import Failure, capturing, opened, slices
+from headscope.app.batch.shards import subset
+from headscope.app.batch.worker import Failure, capture_options, group_slices, load
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
@@ -39,27 +41,26 @@ class Need:
 
 
 def needs(job: Job) -> Iterator[Need]:
-    """Weigh every group of a job; its models are loaded, nothing is run or written."""
-    from headscope.app.batch.shards import cut
-    from headscope.probes import plan
+    """Estimate what every group needs; its models are loaded, nothing is run or written."""
     from headscope.probes.prompts.reading import read
 
     for group in job.groups:
         try:
-            model = opened(group.subject, job.threads)
-            given = group.questions.draw(model, group.seed)
-            lengths = [len(one) for one in read(model, given).ids]
-            arguments = capturing(job, group, model, given)
-            cuts = slices(job, group)
-            # Its tokens decide what a part needs.
-            _, widest = max((sum(lengths[one]), -at) for at, one in enumerate(cuts))
-            planned = None
-            if arguments is not None:
-                part = cut(given, cuts[-widest])
-                planned = plan(model, part, batch_tokens=job.batch_tokens, **arguments)
-            yield Need(group, len(lengths), sum(lengths), len(cuts), planned)
-        except HeadscopeError as refusal:
-            yield Need(group, reason=Failure.of(refusal, group.subject).reason)
+            model = load(group.model, job.threads)
+            prompts = group.task.draw(model, group.seed)
+            lengths = [len(ids) for ids in read(model, prompts).ids]
+            options = capture_options(job, group, model, prompts)
+            parts = group_slices(job, group)
+            plan = None
+            if options is not None:
+                # Its tokens decide what a part needs.
+                largest = max(parts, key=lambda part: sum(lengths[part]))
+                plan = probes.plan(
+                    model, subset(prompts, largest), batch_tokens=job.batch_tokens, **options
+                )
+            yield Need(group, len(lengths), sum(lengths), len(parts), plan)
+        except HeadscopeError as error:
+            yield Need(group, reason=Failure.of(error, group.model).reason)
 
 
 def lines(job: Job) -> Iterator[str]:
@@ -74,17 +75,17 @@ def lines(job: Job) -> Iterator[str]:
         if need.reason:
             yield f"{head}; cannot run: {need.reason}"
             continue
-        captures += need.parts if need.plan else 0
-        tokens += need.tokens if need.plan else 0
-        said = "no capture"
+        text = "no capture"
         if need.plan is not None:
-            peak = need.plan.memory
-            memory, weights = max(memory, peak), max(weights, need.plan.weights)
+            captures += need.parts
+            tokens += need.tokens
+            memory, weights = max(memory, need.plan.memory), max(weights, need.plan.weights)
             device = max(device, need.plan.device_memory)
-            said = f"{need.parts} captures, {format_bytes(peak)} beyond the model at the peak"
+            peak = format_bytes(need.plan.memory)
+            text = f"{need.parts} captures, {peak} beyond the model at the peak"
             if not need.plan.fits():
-                said += f", MORE THAN THE {format_bytes(need.plan.available)} AVAILABLE"
-        yield f"{head}, {need.prompts} prompts, {need.tokens} tokens, {said}"
+                text += f", MORE THAN THE {format_bytes(need.plan.available)} AVAILABLE"
+        yield f"{head}, {need.prompts} prompts, {need.tokens} tokens, {text}"
         yield f"    {', '.join(group.analyses)}"
     yield f"{cells} cells; {captures} captures of {tokens} tokens together"
     more = f"; on the device {format_bytes(device)}" if device else ""

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from headscope.app.batch import worker
-from headscope.app.batch.job import Group, Job, Subject
+from headscope.app.batch.job import Group, Job
 from headscope.app.batch.local_engine import Todo
-from headscope.app.batch.worker import Failure, Outcome, Progress
+from headscope.app.batch.schema import ModelSpec
+from headscope.app.batch.worker import Failure, Outcome
+from headscope.app.pipeline import Progress
 from headscope.kernels.errors import InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
@@ -81,26 +83,25 @@ def _ray(*, alone: bool = False) -> Any:
     return ray
 
 
-def _check(job: Job, there: dict[str, float]) -> None:
+def _check(job: Job, resources: dict[str, float]) -> None:
     """Refuse what would wait for ever."""
-    if there.get("CPU", 0) < job.threads:
-        raise ResourceLimit(
-            f"threads: a cell asks for {job.threads}, the cluster has {there.get('CPU')}"
-        )
-    for subject in job.subjects:
-        if (subject.device or "").startswith("cuda") and not there.get("GPU"):
-            raise ResourceLimit(f"device: {subject.label} asks for a GPU, and the cluster has none")
+    cores = resources.get("CPU", 0)
+    if cores < job.threads:
+        raise ResourceLimit(f"threads: a cell asks for {job.threads}, the cluster has {cores}")
+    for model in job.models:
+        if (model.device or "").startswith("cuda") and not resources.get("GPU"):
+            raise ResourceLimit(f"device: {model.name} asks for a GPU, and the cluster has none")
 
 
-def gpus(subject: Subject, there: dict[str, float]) -> int:
+def gpus(model: ModelSpec, resources: dict[str, float]) -> int:
     """Count the GPUs that a task on a model asks for: one where the model runs on one.
 
     Examples
     --------
-    >>> gpus(Subject("m", "m"), {"GPU": 2.0}), gpus(Subject("m", "m", device="cpu"), {"GPU": 2.0})
+    >>> gpus(ModelSpec(model="m"), {"GPU": 2.0}), gpus(ModelSpec(model="m", device="cpu"), {"GPU": 2.0})
     (1, 0)
-    """
-    return 1 if subject.device != "cpu" and there.get("GPU", 0) >= 1 else 0
+    """  # noqa: E501
+    return 1 if model.device != "cpu" and resources.get("GPU", 0) >= 1 else 0
 
 
 def run(
@@ -114,15 +115,15 @@ def run(
         As `headscope.app.batch.local_engine.run`; steps within a cell are not reported.
     """
     ray = _ray()
-    there = ray.cluster_resources()
+    resources = ray.cluster_resources()
     # Captures wait in the cluster's memory: no more of them than keep it busy.
-    ahead = 2 * max(1, int(there.get("CPU", 1)) // job.threads)
+    ahead = 2 * max(1, int(resources.get("CPU", 1)) // job.threads)
     waiting = deque(todo)
     running: dict[Any, tuple[Group, str]] = {}
     while waiting or running:
         while waiting and len(running) < ahead:
             group, names = waiting.popleft()
-            running |= _submit(ray, job, group, names, gpus(group.subject, there))
+            running |= _submit(ray, job, group, names, gpus(group.model, resources))
         (ready,), _ = ray.wait(list(running), num_returns=1)
         group, name = running.pop(ready)
         yield group, name, _fetched(ray, ready)
@@ -134,11 +135,12 @@ def _submit(
     """Hand the captures of a group and its analyses to the cluster: reference -> cell."""
     task = ray.remote(num_cpus=job.threads, num_gpus=cards, max_retries=RETRIES)
     root = os.getcwd()
-    capture, join, analyse = task(_capture), task(_join), task(_analyse)
-    held = [capture.remote(root, job, group, part) for part in worker.slices(job, group)]
-    if len(held) > 1:
-        held = [join.remote(root, job, group, *held)]
-    return {analyse.remote(root, job, group, name, held[0]): (group, name) for name in names}
+    capture, join, analyze = task(_capture), task(_join), task(_analyze)
+    slices = worker.group_slices(job, group)
+    captures = [capture.remote(root, job, group, part) for part in slices]
+    if len(captures) > 1:
+        captures = [join.remote(root, job, group, *captures)]
+    return {analyze.remote(root, job, group, name, captures[0]): (group, name) for name in names}
 
 
 def _fetched(ray: Any, ready: Any) -> Outcome:
@@ -154,17 +156,17 @@ def _fetched(ray: Any, ready: Any) -> Outcome:
 
 def _capture(root: str, job: Job, group: Group, part: slice) -> Any:
     _leave(root)
-    return worker.captured(job, group, part)
+    return worker.capture_part(job, group, part)
 
 
 def _join(root: str, job: Job, group: Group, *captures: Any) -> Any:
     _leave(root)
-    return worker.joined(job, group, captures)
+    return worker.join_parts(job, group, captures)
 
 
-def _analyse(root: str, job: Job, group: Group, name: str, held: Any) -> Outcome:
+def _analyze(root: str, job: Job, group: Group, name: str, capture: Any) -> Outcome:
     _leave(root)
-    return worker.analysed(job, group, name, held)
+    return worker.analyze(job, group, name, capture)
 
 
 def _leave(root: str) -> None:
@@ -172,4 +174,4 @@ def _leave(root: str) -> None:
 
     In the root of the repository, transformers would take our folder for its own kernels package.
     """
-    sys.path[:] = [one for one in sys.path if one not in ("", root)]
+    sys.path[:] = [path for path in sys.path if path not in ("", root)]

@@ -1,4 +1,4 @@
-"""Run: a job from its first cell to its index, on one engine or another."""
+"""A job from its first cell to its index, on one engine or another."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from headscope.app.batch.state import (
     MANIFEST,
     PLOTLY,
     REPORTS,
-    Folder,
+    BatchState,
     Record,
     make,
     pretty,
-)  # fmt: skip
-from headscope.app.batch.worker import Failure, Outcome, Progress
-from headscope.app.pipeline import skipped
+)
+from headscope.app.batch.worker import Failure, Outcome
+from headscope.app.pipeline import Progress, skipped
 from headscope.app.report import build
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.storage import dataset_file
+from headscope.probes.storage.dataset_file import write_text
 from headscope.probes.storage.run_folder import REPORT
 
 Engine = Callable[[Job, local_engine.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
@@ -52,7 +52,7 @@ class Summary:
     @property
     def failed(self) -> tuple[Record, ...]:
         """The cells without a result."""
-        return tuple(one for one in self.cells if one["state"] == "failed")
+        return tuple(record for record in self.cells if record["state"] == "failed")
 
 
 def run(
@@ -90,103 +90,105 @@ def run(
     HeadscopeError
         When the folder or the disk refuses, or a model is not the one of the cells that are done.
     """
-    folder = Folder(out, job)
-    with folder.open(overwrite=overwrite):
-        todo, kept, revisions = _left(folder, retry)
+    batch = BatchState(out, job)
+    with batch.open(overwrite=overwrite):
+        todo, kept, revisions = _left(batch, retry)
         count = sum(len(names) for _, names in todo)
-        folder.note(event="begun", left=count, kept=kept)
+        batch.note(event="begun", left=count, kept=kept)
         if progress is not None and count:
             progress(CELLS, 0, count)
         step = None if progress is None else (lambda _, done, total: progress(STEP, done, total))
         for done, (group, name, outcome) in enumerate(engine(job, todo, step), 1):
-            _keep(folder, group, name, outcome, revisions)
+            _keep(batch, group, name, outcome, revisions)
             if progress is not None:
                 progress(CELLS, done, count)
-        records = finish(folder)
-        folder.note(event="finished", cells=len(records))
+        records = finish(batch)
+        batch.note(event="finished", cells=len(records))
     return Summary(records, kept, out / INDEX)
 
 
-def _left(folder: Folder, retry: bool) -> tuple[list[tuple[Group, list[str]]], int, dict[str, str]]:
+def _left(
+    batch: BatchState, retry: bool
+) -> tuple[list[tuple[Group, list[str]]], int, dict[str, str]]:
     """List what has to be run, count what need not, and say which models that was done with."""
     todo, kept = [], 0
     revisions: dict[str, str] = {}
-    for group in folder.job.groups:
+    for group in batch.job.groups:
         names = []
         for name in group.analyses:
-            record = folder.record(group, name)
+            record = batch.record(group, name)
             if record is not None and retry and record["state"] == "failed":
-                folder.forget(group, name)
+                batch.forget(group, name)
                 record = None
             if record is None:
                 names.append(name)
-            else:
-                kept += 1
-                if record.get("revision"):
-                    revisions[group.subject.label] = record["revision"]
+                continue
+            kept += 1
+            if record.get("revision"):
+                revisions[group.model.name] = record["revision"]
         if names:
             todo.append((group, names))
     return todo, kept, revisions
 
 
 def _keep(
-    folder: Folder, group: Group, name: str, outcome: Outcome, revisions: dict[str, str]
+    batch: BatchState, group: Group, name: str, outcome: Outcome, revisions: dict[str, str]
 ) -> None:
+    """Write what a cell gave; a model that has changed since the others is refused."""
     if isinstance(outcome, Failure):
-        folder.fail(group, name, outcome)
-        state = "failed"
+        batch.fail(group, name, outcome)
     else:
-        label, now = group.subject.label, outcome.attrs.get("revision", "")
-        if revisions.setdefault(label, now) != now:
+        model, now = group.model.name, outcome.attrs.get("revision", "")
+        if revisions.setdefault(model, now) != now:
             raise InvalidInput(
-                f"model: {label} is at revision {now}, but cells in {folder.path} were run at "
-                f"{revisions[label]}; choose another folder, or replace it (--overwrite)"
+                f"model: {model} is at revision {now}, but cells in {batch.path} were run at "
+                f"{revisions[model]}; choose another folder, or replace it (--overwrite)"
             )
-        folder.save(group, name, outcome)
-        state = "done"
-    folder.note(event=state, place=group.place, analysis=name)
+        batch.save(group, name, outcome)
+    state = "failed" if isinstance(outcome, Failure) else "done"
+    batch.note(event=state, place=group.place, analysis=name)
 
 
-def finish(folder: Folder) -> tuple[Record, ...]:
+def finish(batch: BatchState) -> tuple[Record, ...]:
     """Write the reports that are missing, the index and the manifest, from what is on disk."""
     records: list[Record] = []
-    for group in folder.job.groups:
-        found = {name: folder.record(group, name) for name in group.analyses}
-        known = {name: one for name, one in found.items() if one is not None}
+    for group in batch.job.groups:
+        own = {name: batch.record(group, name) for name in group.analyses}
+        known = {name: record for name, record in own.items() if record is not None}
         records += known.values()
-        _report(folder, group, known)
-    dataset_file.write_text(folder.path / INDEX, index.html(folder, records))
+        _report(batch, group, known)
+    write_text(batch.path / INDEX, index.html(batch, records))
     manifest: dict[str, Any] = {
-        **folder.job.identity(),
+        **batch.job.identity(),
         "not_reproducible": [LOG],
         "cells": records,
     }
-    dataset_file.write_text(folder.path / MANIFEST, pretty(manifest))
+    write_text(batch.path / MANIFEST, pretty(manifest))
     return tuple(records)
 
 
-def _report(folder: Folder, group: Group, records: dict[str, Record]) -> None:
+def _report(batch: BatchState, group: Group, records: dict[str, Record]) -> None:
     """Write the report of a group whose cells are all there and of which one at least is done."""
-    place = folder.report(group)
-    done = [name for name, one in records.items() if one["state"] == "done"]
-    if not done or all((place / name).is_file() for name in REPORT):
+    folder = batch.report(group)
+    done = [name for name, record in records.items() if record["state"] == "done"]
+    if not done or all((folder / name).is_file() for name in REPORT):
         return
     results = {
-        name: folder.result(group, name) if name in done else skipped(name, records[name]["reason"])
+        name: batch.result(group, name) if name in done else skipped(name, records[name]["reason"])
         for name in group.analyses
     }
     attrs = results[done[0]].attrs
     names = ("architecture", "revision", "attention", "n_prompts", "prompts_sha256", "headscope")
     manifest = {
-        "model": group.subject.label,
-        "task": group.questions.label,
+        "model": group.model.name,
+        "task": group.task.label,
         "seed": group.seed,
         **{name: attrs.get(name, "") for name in names},
     }
-    make(place)
-    library = folder.path / REPORTS / PLOTLY
+    make(folder)
+    library = batch.path / REPORTS / PLOTLY
     if not library.is_file():
         from plotly.offline import get_plotlyjs
 
-        dataset_file.write_text(library, get_plotlyjs())
-    build.write_files(place, manifest, results, plotly_address=f"../../../{PLOTLY}")
+        write_text(library, get_plotlyjs())
+    build.write_files(folder, manifest, results, plotly_address=f"../../../{PLOTLY}")

@@ -1,149 +1,229 @@
-"""Job file: read with all of its errors, each with its line and column, before anything runs."""
+"""What a job file may hold: models of its entries, which say what is wrong with a value."""
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from headscope import analyses
-from headscope.analyses._runtime import options as check
-from headscope.analyses._runtime.options import Option
-from headscope.app.batch.job import Job, Questions, Subject, mismatched, unsuited
-from headscope.app.batch.yaml_errors import Reader, near
+from headscope import probes
+from headscope.app.batch.yaml_errors import near
 from headscope.app.prompt_files import read_prompts
-from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.bundled import BUNDLED
+from headscope.probes.models.model_source import locate
+from headscope.probes.models.pair import Pair
+from headscope.probes.prompts import tasks
 
-FIELDS = (
-    "title", "models", "tasks", "analyses", "options", "seeds", "number", "shard", "threads",
-    "batch_tokens",
-)  # fmt: skip
-NEEDED = ("models", "tasks", "analyses")
-MODEL = ("model", "name", "attention", "device", "dtype", "tokenizer")
-TASK = ("task", "prompts", "texts", "name", "number", "options")
-KINDS_OF_TASK = TASK[:3]
-ATTENTIONS = ("self", "encoder", "decoder", "cross")
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-NUMBER = 32
-ALL = "all"
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
 
-Entry = TypeVar("Entry", Subject, Questions)
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+Count = Annotated[int, Field(ge=1)]
+Items = Annotated[list[Any], Field(min_length=1)]
 
 
-def read_job(path: Path) -> Job:
-    """Read a job file.
+class Entry(BaseModel):
+    """Names with values; nothing else, and every value of its own type."""
 
-    Raises
-    ------
-    HeadscopeError
-        When it cannot be read, and for everything that is wrong in it, at once.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ModelSpec(Entry):
+    """A model of a job.
+
+    Attributes
+    ----------
+    model, attention, device, dtype, tokenizer
+        As `load_model`; a folder is named from where the job file lies.
+    name
+        Its name in tables, reports and folders; without it, as the file writes the model.
     """
-    reader = Reader(path)
-    data, root = reader.root()
-    fields = reader.mapping(root, "job", FIELDS)
-    for name in NEEDED:
-        if name not in fields and isinstance(root, yaml.MappingNode):
-            reader.refuse(root, f"{name}: missing; a job needs {', '.join(NEEDED)}")
 
-    def count(name: str, default: int) -> int:
-        return reader.count(fields[name], name) if name in fields else default
+    name: Text = ""
+    model: Text
+    attention: Literal["self", "encoder", "decoder", "cross"] = "self"
+    device: Text | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    tokenizer: Text | None = None
 
-    number = count("number", NUMBER)
-    subjects = _entries(reader, fields.get("models"), "models", lambda one: _model(reader, one))
-    tasks = _entries(reader, fields.get("tasks"), "tasks", lambda one: _task(reader, one, number))
-    named, every = _analyses(reader, fields.get("analyses"))
-    options = _options(reader, fields.get("options"), [name for _, name in named])
-    seeds = _seeds(reader, fields.get("seeds"))
-    _match(reader, subjects, tasks, [] if every else named)
-    job = Job(
-        title=reader.text(fields["title"], "title") if "title" in fields else path.stem,
-        subjects=tuple(one for _, one in subjects),
-        tasks=tuple(one for _, one in tasks),
-        analyses=tuple(name for _, name in named),
-        seeds=tuple(seeds),
-        options=options,
-        shard=count("shard", 0),
-        threads=count("threads", 1),
-        batch_tokens=count("batch_tokens", 8192),
-        text=data,
-    )
-    reader.check()
-    return job
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Name a model as the file writes it."""
+        if not isinstance(values, dict):
+            values = {"model": values}
+        return values if "name" in values else {**values, "name": values.get("model", "")}
 
+    @field_validator("model", "tokenizer")
+    @classmethod
+    def _place(cls, source: str | None, info: ValidationInfo) -> str | None:
+        """Find what is named from where the job file lies, and refuse a model that is not there."""
+        folder = info.context
+        if source is None or folder is None:
+            return source
+        base, at, revision = source.partition("@")
+        if (folder / base).is_dir():
+            source = f"{(folder / base).absolute()}{at}{revision}"
+        if info.field_name == "model":
+            find_model(source)
+        return source
 
-def _entries(
-    reader: Reader,
-    node: yaml.Node | None,
-    what: str,
-    read: Callable[[yaml.Node], Entry | None],
-) -> list[tuple[yaml.Node, Entry]]:
-    """Read a list of models or tasks, whose names must differ."""
-    found: list[tuple[yaml.Node, Entry]] = []
-    for item in reader.items(node, what) if node is not None else ():
-        entry = read(item)
-        if entry is None:
-            continue
-        twin = next((one for one, other in found if other.label == entry.label), None)
-        if twin is not None:
-            line = twin.start_mark.line + 1
-            reader.refuse(
-                item, f"{what}: {entry.label!r} is in line {line}, too; give it a `name:`"
-            )
-        else:
-            found.append((item, entry))
-    return found
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str | None) -> str | None:
+        """Refuse a device that torch does not know."""
+        if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise InvalidInput(f"device: no {device!r}; give cpu, cuda or cuda:N")
+        return device
+
+    def load(self) -> Model:
+        """Load it; it is called by its name, so that no file depends on where the model lies."""
+        from dataclasses import replace
+
+        model = probes.load_model(
+            self.model, self.device, self.dtype, self.tokenizer, self.attention
+        )
+        return replace(model, name=self.name)
 
 
-def _model(reader: Reader, node: yaml.Node) -> Subject | None:
-    fields = {"model": node}
-    if isinstance(node, yaml.MappingNode):
-        fields = reader.mapping(node, "model", MODEL)
-        if "model" not in fields:
-            reader.refuse(node, "model: missing; name the model, `model: headscope/bundled`")
-            return None
-    given = {name: reader.text(value, name) for name, value in fields.items()}
-    source = given.pop("model")
-    label = given.pop("name", source)
-    if not source or not label:
-        return None
-    for name, known in (("attention", ATTENTIONS), ("dtype", DTYPES)):
-        if given.get(name) and given[name] not in known:
-            reader.refuse(fields[name], f"{name}: no {given[name]!r}{near(given[name], known)}")
-    if given.get("device") and not DEVICE.fullmatch(given["device"]):
-        reader.refuse(fields["device"], f"device: no {given['device']!r}; give cpu, cuda or cuda:N")
-    place = _place(reader.file.parent, source)
-    try:
-        _find(place)
-    except HeadscopeError as refusal:
-        reader.refuse(fields["model"], str(refusal))
-    if given.get("tokenizer"):
-        given["tokenizer"] = _place(reader.file.parent, given["tokenizer"])
-    return Subject(label, place, **given)
+class TaskSpec(Entry):
+    """A task of a job: a task of the registry, or prompts of your own.
+
+    Attributes
+    ----------
+    task, number, options
+        Name of a built-in task, the prompts drawn from it, and its options.
+    prompts, texts
+        Instead, a file of prompts as `headscope capture --prompts` takes it, or the prompts.
+    name
+        Its name in tables, reports and folders.
+    """
+
+    task: Text = ""
+    prompts: Text = ""
+    texts: Annotated[list[Text], Field(min_length=1)] = []
+    name: Text = ""
+    number: Count = 0
+    options: dict[str, Any] = {}
+    _own: Any = PrivateAttr(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entry(cls, values: Any) -> Any:
+        """Take a text for the name of a task."""
+        return values if isinstance(values, dict) else {"task": values}
+
+    @field_validator("task")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        """Refuse a task that does not come with headscope."""
+        if name not in tasks.names():
+            own = "; a file of your own goes into `prompts:`" if name.endswith(".jsonl") else ""
+            raise InvalidInput(f"task: no {name!r}{own or near(name, tasks.names())}")
+        return name
+
+    @field_validator("prompts")
+    @classmethod
+    def _is_readable(cls, file: str, info: ValidationInfo) -> str:
+        """Refuse a file that holds no prompts."""
+        read_prompts(info.context / file)
+        return file
+
+    @field_validator("number", "options")
+    @classmethod
+    def _is_of_a_task(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what own prompts have no use for."""
+        if info.data.get("prompts") or info.data.get("texts"):
+            raise InvalidInput(f"{info.field_name}: only of a built-in task; prompts are all used")
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_kind(self, info: ValidationInfo) -> TaskSpec:
+        """Refuse an entry without prompts, and one with two kinds of them."""
+        if sum(map(bool, (self.task, self.prompts, self.texts))) != 1:
+            raise InvalidInput("task: give one of `task: NAME`, `prompts: FILE` and `texts: [...]`")
+        self._own = read_prompts(info.context / self.prompts) if self.prompts else self.texts
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its name, or that of its task or file."""
+        return self.name or self.task or Path(self.prompts).stem or "texts"
+
+    @property
+    def answered(self) -> bool:
+        """Whether answers are known, so that analyses can score them."""
+        return bool(self.task) or hasattr(self._own, "metric")
+
+    @property
+    def paired(self) -> bool:
+        """Whether its prompts are pairs, for the decoder of an encoder–decoder model."""
+        return isinstance(self._own, list) and bool(self._own) and isinstance(self._own[0], Pair)
+
+    @property
+    def count(self) -> int:
+        """Number of its prompts."""
+        return self.number if self.task else len(self._own)
+
+    def draw(self, model: Model, seed: int) -> Any:
+        """Make the prompts, in the words of a model.
+
+        Raises
+        ------
+        HeadscopeError
+            For a task and a model without a tokenizer, and as the task.
+        """
+        if not self.task:
+            return self._own
+        if model.tokenizer is None:
+            raise InvalidInput("tokenizer: a task needs one; give the model a `tokenizer:`")
+        return tasks.make(self.task, model.tokenizer, n=self.number, seed=seed, **self.options)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what it is, own prompts by their digest."""
+        if self.task:
+            return {"name": self.label, **self.model_dump(include={"task", "number", "options"})}
+        digest = hashlib.sha256(repr(self._own).encode()).hexdigest()
+        return {"name": self.label, "prompts_sha256": digest}
 
 
-def _place(folder: Path, source: str) -> str:
-    """Find a model that is named from where the job file lies."""
-    base, at, rest = source.partition("@")
-    return f"{(folder / base).absolute()}{at}{rest}" if (folder / base).is_dir() else source
+class JobFields(Entry):
+    """The fields of a job file; the entries of its lists are checked one by one."""
+
+    models: Items
+    tasks: Items
+    analyses: Items
+    title: Text = ""
+    options: dict[str, Any] = {}
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0]
+    number: Count = 32
+    shard: Count = 0
+    threads: Count = 1
+    batch_tokens: Count = 8192
 
 
-def _find(source: str) -> None:
+def find_model(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    from headscope.probes.bundled import BUNDLED
-    from headscope.probes.models.model_source import locate
-
     place = locate(source)
     if Path(place.path).is_dir():
         return
+    known = near(source, list(BUNDLED))
     if source.startswith("headscope/"):
-        raise InvalidInput(
-            f"model: no {source!r} comes with headscope{near(source, tuple(BUNDLED))}"
-        )
+        raise InvalidInput(f"model: no {source!r} comes with headscope{known}")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     name, revision = place.path, place.revision
@@ -154,151 +234,5 @@ def _find(source: str) -> None:
     except Exception as error:
         raise InvalidInput(
             f"model: {source!r} is no folder and not in the local cache, and the hub does not "
-            f"have it or cannot be reached{near(source, tuple(BUNDLED))}"
+            f"have it or cannot be reached{known}"
         ) from error
-
-
-def _task(reader: Reader, node: yaml.Node, number: int) -> Questions | None:
-    fields = {"task": node}
-    if isinstance(node, yaml.MappingNode):
-        fields = reader.mapping(node, "task", TASK)
-    kinds = [name for name in KINDS_OF_TASK if name in fields]
-    if len(kinds) != 1:
-        reader.refuse(node, "task: give one of `task: NAME`, `prompts: FILE` and `texts: [...]`")
-        return None
-    (kind,) = kinds
-    label = reader.text(fields["name"], "name") if "name" in fields else ""
-    for name in ("number", "options"):
-        if name in fields and kind != "task":
-            reader.refuse(fields[name], f"{name}: only of a built-in task; {kind} are all used")
-    if kind == "texts":
-        own: Any = [reader.text(one, "texts") for one in reader.items(fields[kind], "texts")]
-        return Questions(label or "texts", own=own) if own and all(own) else None
-    given = reader.text(fields[kind], kind)
-    if not given:
-        return None
-    if kind == "prompts":
-        try:
-            return Questions(
-                label or Path(given).stem, own=read_prompts(reader.file.parent / given)
-            )
-        except HeadscopeError as refusal:
-            reader.refuse(fields[kind], str(refusal))
-            return None
-    number = reader.count(fields["number"], "number") if "number" in fields else number
-    return _built_in(reader, fields, given, label, number)
-
-
-def _built_in(
-    reader: Reader, fields: dict[str, yaml.Node], name: str, label: str, number: int
-) -> Questions | None:
-    from headscope.probes.prompts import tasks
-
-    if name not in tasks.names():
-        hint = "; a file of your own goes into `prompts:`" if name.endswith(".jsonl") else ""
-        reader.refuse(fields["task"], f"task: no {name!r}{hint or near(name, tasks.names())}")
-        return None
-    options: dict[str, Any] = {}
-    if "options" in fields:
-        generate = tasks.load(name).generate
-        known = {
-            each.name: Option(each.default, "")
-            for each in inspect.signature(generate).parameters.values()
-            if each.kind is each.KEYWORD_ONLY
-        }
-        options = _values(reader, fields["options"], f"task {name}", known)
-        try:
-            # Every word of the lists will do: what no tokenizer can mend is found here.
-            tasks.make(name, n=1, **options)
-        except HeadscopeError as refusal:
-            reader.refuse(fields["options"], f"task {name}: {refusal}")
-    return Questions(label or name, name, number, options)
-
-
-def _values(reader: Reader, node: yaml.Node, what: str, known: dict[str, Option]) -> dict[str, Any]:
-    """Read options by name, each of the type of its default."""
-    found = {}
-    for name, value in reader.mapping(node, what, tuple(known)).items():
-        before = len(reader.problems)
-        given = reader.value(value)
-        if len(reader.problems) > before:
-            continue
-        try:
-            if given is None:
-                raise InvalidInput(f"{name}: there is no value; give one, or leave the option out")
-            if known[name].default is not None:
-                given = check.parse(what, known, {name: given})[name]
-            elif not isinstance(given, str | int | float):
-                raise InvalidInput(f"{name}: {given!r} is no number and no text")
-            found[name] = given
-        except HeadscopeError as refusal:
-            reader.refuse(value, f"{what}: {refusal}")
-    return found
-
-
-def _analyses(reader: Reader, node: yaml.Node | None) -> tuple[list[tuple[yaml.Node, str]], bool]:
-    if node is None:
-        return [], False
-    known = analyses.names()
-    if isinstance(node, yaml.ScalarNode) and node.value == ALL:
-        return [(node, name) for name in known], True
-    found: list[tuple[yaml.Node, str]] = []
-    for item in reader.items(node, "analyses"):
-        name = reader.text(item, "analyses")
-        if name and name not in known:
-            reader.refuse(item, f"analyses: no {name!r}{near(name, known)}")
-        elif name in [other for _, other in found]:
-            reader.refuse(item, f"analyses: {name!r} is there twice")
-        elif name:
-            found.append((item, name))
-    return found, False
-
-
-def _options(
-    reader: Reader, node: yaml.Node | None, wanted: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    if node is None:
-        return {}
-    found = {}
-    for name, value in reader.mapping(node, "options").items():
-        if name not in wanted:
-            reader.refuse(value, f"options: {name!r} is not among the analyses{near(name, wanted)}")
-            continue
-        known = analyses.options(name)
-        found[name] = _values(reader, value, name, known)
-        if found[name].pop("seed", None) is not None:
-            reader.refuse(value, f"{name}: its seed is that of the cell; give `seeds:` of the job")
-    return found
-
-
-def _seeds(reader: Reader, node: yaml.Node | None) -> list[int]:
-    if node is None:
-        return [0]
-    found: list[int] = []
-    for item in reader.items(node, "seeds"):
-        before = len(reader.problems)
-        seed = reader.count(item, "seeds", 0)
-        if len(reader.problems) > before:
-            continue
-        if seed in found:
-            reader.refuse(item, f"seeds: {seed} is there twice")
-        found.append(seed)
-    return found
-
-
-def _match(
-    reader: Reader,
-    subjects: list[tuple[yaml.Node, Subject]],
-    tasks: list[tuple[yaml.Node, Questions]],
-    named: list[tuple[yaml.Node, str]],
-) -> None:
-    """Note what cannot run together, at the task or the analysis that has to go."""
-    for _, subject in subjects:
-        for at, questions in tasks:
-            wrong = mismatched(subject, questions)
-            if wrong:
-                reader.refuse(at, f"task: {wrong}")
-            for node, name in named:
-                reason = unsuited(name, subject, questions)
-                if reason:
-                    reader.refuse(node, f"analyses: {reason}")

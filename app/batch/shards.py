@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.prompt_batch import Prompts
 
 
-def parts(count: int, size: int) -> list[slice]:
+def slices(count: int, size: int) -> list[slice]:
     """Cut a number of prompts into parts of at most ``size``; one part where it is 0.
 
     Examples
     --------
-    >>> parts(5, 2)
+    >>> slices(5, 2)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     if not 0 < size < count:
@@ -26,7 +26,7 @@ def parts(count: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
 
-def cut(prompts: Any, part: slice) -> Any:
+def subset(prompts: Any, part: slice) -> Any:
     """Take a part of a task, or of a list of prompts."""
     if hasattr(prompts, "metric"):
         return replace(prompts, prompts=prompts.prompts[part])
@@ -53,14 +53,14 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
     """
     if len(captures) == 1:
         return captures[0]
-    longest = max(captures, key=lambda one: max(one.sizes.get("query", 0), one.sizes.get("key", 0)))
+    longest = max(captures, key=_reach)
     sizes = {
-        dim: max(one.sizes[dim] for one in captures if dim in one.sizes) for dim in longest.sizes
+        dim: max(part.sizes[dim] for part in captures if dim in part.sizes) for dim in longest.sizes
     }
     variables = {
         str(name): xr.Variable(
             array.dims,
-            _stack([one[name].values for one in captures], array.dims, sizes),
+            _stack([part[name].values for part in captures], array.dims, sizes),
             array.attrs,
         )
         if "prompt" in array.dims
@@ -71,7 +71,7 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
         {name: array for name, array in variables.items() if name not in longest.coords},
         coords={name: array for name, array in variables.items() if name in longest.coords},
     )
-    padded = any(one.attrs["padding"] != "none" for one in captures)
+    padded = any(part.attrs["padding"] != "none" for part in captures)
     merged.attrs = {
         **longest.attrs,
         "n_prompts": len(whole.ids),
@@ -81,16 +81,22 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
     return merged
 
 
+def _reach(capture: xr.Dataset) -> int:
+    """Return the length of the longest prompt of a capture."""
+    return max(capture.sizes.get("query", 0), capture.sizes.get("key", 0))
+
+
 def _stack(
     arrays: Sequence[np.ndarray[Any, Any]], dims: Sequence[Any], sizes: dict[Any, int]
 ) -> np.ndarray[Any, Any]:
     """Stack along prompts, the first dim, filling up what is shorter with missing values."""
     kind = np.result_type(*arrays)
     fill: Any = {"f": np.nan, "U": "", "i": -1}[kind.kind]
-    shape = (sum(len(one) for one in arrays), *(sizes[dim] for dim in dims[1:]))
-    found = np.full(shape, fill, kind)
-    at = 0
-    for one in arrays:
-        found[(slice(at, at + len(one)), *(slice(0, size) for size in one.shape[1:]))] = one
-        at += len(one)
-    return found
+    shape = (sum(map(len, arrays)), *(sizes[dim] for dim in dims[1:]))
+    stacked = np.full(shape, fill, kind)
+    start = 0
+    for array in arrays:
+        extent = (slice(0, size) for size in array.shape[1:])
+        stacked[(slice(start, start + len(array)), *extent)] = array
+        start += len(array)
+    return stacked

@@ -1,4 +1,4 @@
-"""Folder: where a batch keeps what it has done, so that a kill loses one cell at most."""
+"""What a batch has done, kept in its folder so that a kill loses one cell at most."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Folder:
-    """The folder of a batch.
+class BatchState:
+    """What a batch has done, in its folder.
 
     Attributes
     ----------
@@ -63,15 +63,15 @@ class Folder:
         check_place(self.path)
         if not self.path.is_dir():
             return
-        names = {one.name for one in self.path.iterdir() if not one.name.startswith(".")}
+        names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
         if names - {COPY} and IDENTITY not in names:
             raise InvalidInput(f"out: {self.path} holds other files; choose an empty or new folder")
         if IDENTITY not in names or overwrite:
             return
-        begun = self._read(self.path / IDENTITY) or {}
+        first = self._read(self.path / IDENTITY) or {}
         now = self.job.identity()
-        for name in dict.fromkeys((*now, *begun)):
-            if begun.get(name) != now.get(name):
+        for name in dict.fromkeys((*now, *first)):
+            if first.get(name) != now.get(name):
                 raise InvalidInput(
                     f"out: {self.path} was begun with other {name}; choose another folder, or "
                     "replace it (--overwrite)"
@@ -94,12 +94,13 @@ class Folder:
             for half in self.path.rglob(".*.tmp"):
                 half.unlink(missing_ok=True)
             if not (self.path / IDENTITY).exists():
-                dataset_file.write_text(self.path / COPY, self.job.text.decode())
+                dataset_file.write_text(self.path / COPY, self.job.content.decode())
                 dataset_file.write_text(self.path / IDENTITY, pretty(self.job.identity()))
             yield
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
+        """Keep other batches out of the folder."""
         lock = self.path / LOCK
         try:
             with lock.open("w") as held:
@@ -115,29 +116,30 @@ class Folder:
             raise InvalidInput(f"out: {self.path} cannot be written: {error.strerror}") from error
 
     def _clear(self) -> None:
+        """Remove what another job has left."""
         for name in OURS:
-            one = self.path / name
-            if one.is_dir():
-                shutil.rmtree(one)
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                one.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def record(self, group: Group, analysis: str) -> Record | None:
         """Read what is known of a cell; None where it has to be run."""
-        found = self._read(self._cell(CELLS, group, analysis))
-        if found is None or found.get("cell") != self.job.cell_id(group, analysis):
+        record = self._read(self._cell(CELLS, group, analysis))
+        if record is None or record.get("cell") != self.job.cell_id(group, analysis):
             return None
-        for place, digest in found["files"].items():
-            file = self.path / place
+        for name, digest in record["files"].items():
+            file = self.path / name
             if not file.is_file() or _digest(file) != digest:
                 return None
-        return found
+        return record
 
     @property
     def known(self) -> int:
         """Number of cells that need not be run."""
         cells = [(group, name) for group in self.job.groups for name in group.analyses]
-        return sum(self.record(*one) is not None for one in cells)
+        return sum(self.record(*cell) is not None for cell in cells)
 
     def forget(self, group: Group, analysis: str) -> None:
         """Drop a cell, so that it is run again, and what was made of it."""
@@ -155,20 +157,20 @@ class Folder:
         import pyarrow.parquet as pq
 
         identity = self.job.cell_id(group, analysis)
-        made = table.rows(result, identity)
+        cell_rows = table.rows(result, identity)
         rows = self.path / HEADS / _partition(group, analysis) / TABLE
         whole = self._cell(RESULTS, group, analysis)
         for file in (rows, whole):
             make(file.parent)
         with dataset_file.replacing(rows) as temporary:
-            pq.write_table(made, temporary)
+            pq.write_table(cell_rows, temporary)
         dataset_file.save(result, whole)
         self._write(group, analysis, {
             "state": "done",
-            "rows": made.num_rows,
+            "rows": cell_rows.num_rows,
             **{name: result.attrs.get(name, "") for name in ("revision", "prompts_sha256")},
             "n_prompts": result.attrs.get("n_prompts"),
-            "files": {str(one.relative_to(self.path)): _digest(one) for one in (rows, whole)},
+            "files": {str(file.relative_to(self.path)): _digest(file) for file in (rows, whole)},
         })  # fmt: skip
 
     def fail(self, group: Group, analysis: str, failure: Failure) -> None:
@@ -178,12 +180,13 @@ class Folder:
             self.note(event="failed", place=group.place, analysis=analysis, trace=failure.trace)
 
     def _write(self, group: Group, analysis: str, record: Record) -> None:
+        """Write the record of a cell."""
         file = self._cell(CELLS, group, analysis)
         make(file.parent)
         names = {
             "cell": self.job.cell_id(group, analysis),
-            "model": group.subject.label,
-            "task": group.questions.label,
+            "model": group.model.name,
+            "task": group.task.label,
             "seed": group.seed,
             "analysis": analysis,
         }
@@ -197,9 +200,9 @@ class Folder:
         """Folder of the report of a group."""
         return self.path / REPORTS / group.place
 
-    def note(self, **said: Any) -> None:
+    def note(self, **event: Any) -> None:
         """Add a line, with the time, to the log: the one file that differs from run to run."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **said})
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
         try:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -209,19 +212,22 @@ class Folder:
             ) from error
 
     def _cell(self, kind: str, group: Group, analysis: str) -> Path:
+        """Return the file of a cell among its kind."""
         ending = {CELLS: "json", RESULTS: "safetensors"}[kind]
         return self.path / kind / group.place / f"{analysis}.{ending}"
 
     @staticmethod
     def _read(file: Path) -> Record | None:
+        """Read a record; None where there is none, or half of one."""
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            record = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return record if isinstance(record, dict) else None
 
 
 def _partition(group: Group, analysis: str) -> str:
+    """Return the folder of a cell in the table, in the style of Hive."""
     model, task, seed = group.place.split("/")
     return "/".join((model, task, f"analysis={quote(analysis, safe='')}", seed))
 

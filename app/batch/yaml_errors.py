@@ -1,151 +1,166 @@
-"""Marked values: what a YAML file says, with the line and column of each, and all that is wrong."""
+"""YAML files whose problems are all told at once, each with its line and column."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from headscope.kernels.errors import InvalidInput
 
-KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+Location = tuple[int | str, ...]
+"""Names and indices that lead to a value, as pydantic gives them."""
+UNREADABLE = object()
+MESSAGES = {
+    "missing": "missing",
+    "extra_forbidden": "{value!r} is unknown{near}",
+    "string_type": "{value!r} is not a text{quoted}",
+    "string_pattern_mismatch": "the text is empty",
+    "int_type": "{value!r} is not a whole number",
+    "greater_than_equal": "{value} is too small; give at least {ge}",
+    "literal_error": "no {value!r}{near}",
+    "list_type": "give a list, one `- ...` a line",
+    "too_short": "the list is empty; give at least one",
+    "dict_type": "give names with values, `name: value`",
+    "model_type": "give names with values, `name: value`",
+    "value_error": "{error}",
+}
 
 
-class Problem(NamedTuple):
-    """Something wrong in a file, with its place; both counted from 1."""
+class InvalidFile(InvalidInput):
+    """A file with problems: line and column of each, from 1, and what is wrong there."""
 
-    line: int
-    column: int
-    text: str
-
-
-class Faulty(InvalidInput):
-    """A file with problems, all of which are told; one line each."""
-
-    def __init__(self, file: Path, problems: Iterable[Problem]) -> None:
-        self.problems = sorted(set(problems))
-        self.lines = [f"{file}:{one.line}:{one.column}: {one.text}" for one in self.problems]
+    def __init__(self, file: Path, problems: Collection[tuple[int, int, str]]) -> None:
+        self.lines = [f"{file}:{line}:{column}: {text}" for line, column, text in sorted(problems)]
         super().__init__("\n".join(self.lines))
 
 
-class Reader:
-    """Reads the nodes of one file, and collects what is wrong with them."""
+class MarkedFile:
+    """A YAML file as plain data, with the place of every value, and what is wrong with it.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.problems: list[Problem] = []
+    Attributes
+    ----------
+    content
+        The bytes of the file.
+    data
+        What it holds, as dicts, lists and scalars.
 
-    def root(self) -> tuple[bytes, yaml.Node | None]:
-        """Read the file: its bytes and its node.
+    Raises
+    ------
+    InvalidInput
+        When the file cannot be read.
+    """
 
-        Raises
-        ------
-        InvalidInput
-            When it cannot be read.
-        """
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: set[tuple[int, int, str]] = set()
+        self._nodes: dict[Location, yaml.Node] = {}
+        self._names: dict[Location, yaml.Node] = {}
         try:
-            data = self.file.read_bytes()
-            text = data.decode()
+            self.content = path.read_bytes()
+            node = yaml.compose(self.content.decode(), yaml.SafeLoader)
+            self.data = None if node is None else self._read(node, ())
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise InvalidInput(f"job: {self.file} cannot be read: {reason}") from error
-        try:
-            return data, yaml.compose(text, yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            words = " ".join(part for part in (error.context, error.problem) if part)
-            raise Faulty(self.file, [Problem(at[0], at[1], f"not YAML: {words}")]) from error
+            raise InvalidInput(f"job: {path} cannot be read: {reason}") from error
+        except RecursionError as error:
+            raise InvalidFile(path, [(1, 1, "a value holds itself")]) from error
         except yaml.YAMLError as error:
-            raise Faulty(
-                self.file, [Problem(1, 1, f"not YAML: {error}".splitlines()[0])]
-            ) from error
+            mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+            parts = [getattr(error, name, None) for name in ("context", "problem")]
+            words = " ".join(filter(None, parts)) or str(error).splitlines()[0]
+            place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+            raise InvalidFile(path, [(*place, f"not YAML: {words}")]) from error
 
-    def refuse(self, node: yaml.Node | None, text: str) -> None:
-        """Note a problem at a node, or at the start of the file."""
-        at = (node.start_mark.line + 1, node.start_mark.column + 1) if node else (1, 1)
-        self.problems.append(Problem(at[0], at[1], " ".join(text.split())))
-
-    def check(self) -> None:
-        """Raise all that was noted."""
-        if self.problems:
-            raise Faulty(self.file, self.problems)
-
-    def mapping(
-        self, node: yaml.Node | None, what: str, known: Collection[str] | None = None
-    ) -> dict[str, yaml.Node]:
-        """Read names and their values; double and unknown names are noted and left out."""
+    def _read(self, node: yaml.Node, at: Location) -> Any:
+        """Turn a node into data; what cannot be read, and double names, are noted."""
+        self._nodes[at] = node
+        if isinstance(node, yaml.SequenceNode):
+            return [self._read(item, (*at, index)) for index, item in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
-            self.refuse(node, f"{what}: give names with values, `name: value`")
-            return {}
-        found: dict[str, yaml.Node] = {}
+            return self._scalar(node)
+        values: dict[str, Any] = {}
         for key, value in node.value:
-            name = self.value(key) if isinstance(key, yaml.ScalarNode) else None
+            name = self._scalar(key) if isinstance(key, yaml.ScalarNode) else None
             if not isinstance(name, str):
-                self.refuse(key, f"{what}: a name must be a text")
-            elif known is not None and name not in known:
-                self.refuse(key, f"{what}: {name!r} is unknown{near(name, known)}")
-            elif name in found:
-                first = found[name].start_mark.line + 1
-                self.refuse(key, f"{what}: {name!r} is there twice, first in line {first}")
+                self._note(key, f"{_field(at)}: a name must be a text")
+            elif name in values:
+                first = self.line((*at, name))
+                self._note(key, f"{_field(at)}: {name!r} is there twice, first in line {first}")
             else:
-                found[name] = value
-        return found
+                self._names[*at, name] = key
+                values[name] = self._read(value, (*at, name))
+        return values
 
-    def items(self, node: yaml.Node, what: str) -> list[yaml.Node]:
-        """Read a list that is not empty."""
-        if not isinstance(node, yaml.SequenceNode):
-            self.refuse(node, f"{what}: give a list, one `- ...` a line")
-            return []
-        if not node.value:
-            self.refuse(node, f"{what}: the list is empty; give at least one")
-        return list(node.value)
-
-    def value(self, node: yaml.Node) -> Any:
-        """Read one value; None, and a note, where it is none."""
-        if not isinstance(node, yaml.ScalarNode):
-            self.refuse(node, "one value is needed here, not a list or names with values")
-            return None
+    def _scalar(self, node: yaml.Node) -> Any:
+        """Turn a scalar into its value."""
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_object(node)  # type: ignore[no-untyped-call, unused-ignore]
         except (yaml.YAMLError, ValueError) as error:
-            self.refuse(node, f"{node.value!r} cannot be read: {str(error).splitlines()[0]}")
-            return None
+            self._note(node, f"{node.value!r} cannot be read: {str(error).splitlines()[0]}")
+            return UNREADABLE
         finally:
             loader.dispose()  # type: ignore[no-untyped-call, unused-ignore]
 
-    def text(self, node: yaml.Node, what: str) -> str:
-        """Read a text that is not empty; "", and a note, where it is none."""
-        found = self._of(node, what, str)
-        if found is not None and not str(found).strip():
-            self.refuse(node, f"{what}: the text is empty")
-        return "" if found is None else str(found)
+    def line(self, at: Location) -> int:
+        """Return the line of a value, counted from 1."""
+        return int(self._nodes[at].start_mark.line) + 1
 
-    def count(self, node: yaml.Node, what: str, least: int = 1) -> int:
-        """Read a whole number; the least one, and a note, where it is none or too small."""
-        found = self._of(node, what, int)
-        if found is None:
-            return least
-        if found < least:
-            self.refuse(node, f"{what}: {found} is too small; give at least {least}")
-            return least
-        return int(found)
+    def add(self, at: Location, text: str, *, name: bool = False) -> None:
+        """Note a problem with a value, or with its name."""
+        self._note(self._names[at] if name else self._nearest(at), text)
 
-    def _of(self, node: yaml.Node, what: str, kind: type) -> Any:
-        before = len(self.problems)
-        found = self.value(node)
-        if len(self.problems) > before:
-            return None
-        if type(found) is not kind:
-            raw = node.value if isinstance(node, yaml.ScalarNode) else found
-            quoted = f"; write it in quotes, '{raw}'" if kind is str and raw else ""
-            self.refuse(node, f"{what}: {raw!r} is not {KINDS[kind]}{quoted}")
-            return None
-        return found
+    def add_errors(self, error: ValidationError, kind: type[BaseModel], at: Location = ()) -> None:
+        """Note what pydantic has against the values of a model that lies at a place."""
+        for detail in error.errors(include_url=False):
+            if detail["input"] is UNREADABLE:
+                continue
+            where, context = (*at, *detail["loc"]), detail.get("ctx", {})
+            node = self._nearest(where)
+            raw = node.value if isinstance(node, yaml.ScalarNode) else ""
+            unknown = detail["type"] == "extra_forbidden"
+            known = re.findall("'(.*?)'", str(context.get("expected", "")))
+            text = MESSAGES.get(detail["type"], "{message}").format(
+                value=where[-1] if unknown else raw or detail["input"],
+                near=near(str(where[-1]), kind.model_fields) if unknown else near(raw, known),
+                quoted=f"; write it in quotes, '{raw}'" if raw else "",
+                message=detail["msg"],
+                **context,
+            )
+            if detail["type"] != "value_error":
+                text = f"{_field(where[:-1] if unknown else where)}: {text}"
+            self.add(where, text, name=unknown)
+
+    def _nearest(self, at: Location) -> yaml.Node | None:
+        """Return the node of a value, or of the nearest one around it that the file holds."""
+        while at and at not in self._nodes:
+            at = at[:-1]
+        return self._nodes.get(at)
+
+    def _note(self, node: yaml.Node | None, text: str) -> None:
+        """Note a problem at a node, or at the start of the file."""
+        place = (node.start_mark.line + 1, node.start_mark.column + 1) if node else (1, 1)
+        self.problems.add((*place, " ".join(text.split())))
+
+    def check(self) -> None:
+        """Raise all that was noted."""
+        if self.problems:
+            raise InvalidFile(self.path, self.problems)
+
+
+def _field(at: Location) -> str:
+    """Name the field of a value: the last name that leads to it, in singular for an entry."""
+    names = [part for part in at if isinstance(part, str)]
+    if not names:
+        return "job"
+    entry = isinstance(at[-1], int) and names[-1] in ("models", "tasks")
+    return names[-1].removesuffix("s") if entry else names[-1]
 
 
 def near(name: str, known: Collection[str]) -> str:

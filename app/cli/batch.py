@@ -1,20 +1,21 @@
-"""Command: ``headscope batch``."""
+"""``headscope batch``: one job over many models, tasks, analyses and seeds."""
 
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from headscope.app.cli.console import err, say
 from headscope.app.cli.progress import bar
 from headscope.kernels.errors import InvalidInput
 
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 ENGINES = ("local", "ray")
-TOLD = 10
+# Failed cells that are printed.
+SHOWN = 10
 
 
 def batch(
@@ -42,12 +43,12 @@ def batch(
     ] = False,
 ) -> None:
     """Run analyses over many models, tasks and seeds into one table; run again, it goes on."""
+    from headscope.app.batch import local_engine, preview, ray_engine
+    from headscope.app.batch.job_file import read_job
     from headscope.app.batch.run import run
-    from headscope.app.batch.schema import read_job
-    from headscope.app.batch.state import Folder
-    from headscope.app.batch.yaml_errors import Faulty
+    from headscope.app.batch.state import BatchState
+    from headscope.app.batch.yaml_errors import InvalidFile
 
-    out, err = Console(), Console(stderr=True)
     if engine not in ENGINES:
         raise InvalidInput(f"--engine: no {engine!r}; choose {' or '.join(ENGINES)}")
     if engine == "local" and (workers is not None or address is not None):
@@ -55,39 +56,38 @@ def batch(
             "--workers, --address: only of --engine ray; the local engine is one process"
         )
     try:
-        asked = read_job(job)
-    except Faulty as faulty:
-        for line in faulty.lines:
-            err.print(f"error: {line}", **PLAIN)
+        content = read_job(job)
+    except InvalidFile as error:
+        for line in error.lines:
+            say(f"error: {line}", err)
         raise typer.Exit(2) from None
-    place = folder or Path("runs") / re.sub(r"\.ya?ml$", "", job.name)
-    target = Folder(place, asked)
-    target.check(overwrite=overwrite)
+    out = folder or Path("runs") / re.sub(r"\.ya?ml$", "", job.name)
+    batch = BatchState(out, content)
+    batch.check(overwrite=overwrite)
     if dry_run:
-        from headscope.app.batch import preview
-
-        for line in preview.lines(asked):
-            out.print(line, **PLAIN)
-        known = 0 if overwrite else target.known
+        for line in preview.lines(content):
+            say(line)
+        known = 0 if overwrite else batch.known
         before = f"; {known} of them are there already" if known else ""
-        out.print(f"nothing was written; the results would go to {place}{before}", **PLAIN)
+        say(f"nothing was written; the results would go to {out}{before}")
         return
-    options: dict[str, Any] = {"overwrite": overwrite, "retry": retry}
-    with bar(err) as progress:
-        if engine == "ray":
-            from headscope.app.batch import ray_engine
-
-            with ray_engine.started(asked, workers, address) as running:
-                done = run(asked, place, engine=running, progress=progress, **options)
-        else:
-            done = run(asked, place, progress=progress, **options)
-    for one in done.failed[:TOLD]:
-        where = f"{one['model']} · {one['task']} · seed {one['seed']}"
-        err.print(f"failed: {one['analysis']}, {where}: {one['reason']}", **PLAIN)
-    if len(done.failed) > TOLD:
-        err.print(f"and {len(done.failed) - TOLD} more: see the index", **PLAIN)
-    there = len(done.cells) - len(done.failed)
-    kept = f", {done.kept} of them known before" if done.kept else ""
-    out.print(f"{there} of {len(done.cells)} cells have a result{kept}: {done.index}", **PLAIN)
-    if done.failed:
+    local = engine == "local"
+    with (
+        bar(err) as progress,
+        nullcontext(local_engine.run)
+        if local
+        else ray_engine.started(content, workers, address) as running,
+    ):
+        summary = run(
+            content, out, engine=running, overwrite=overwrite, retry=retry, progress=progress
+        )
+    for record in summary.failed[:SHOWN]:
+        where = f"{record['model']} · {record['task']} · seed {record['seed']}"
+        say(f"failed: {record['analysis']}, {where}: {record['reason']}", err)
+    if len(summary.failed) > SHOWN:
+        say(f"and {len(summary.failed) - SHOWN} more: see the index", err)
+    count = len(summary.cells) - len(summary.failed)
+    kept = f", {summary.kept} of them known before" if summary.kept else ""
+    say(f"{count} of {len(summary.cells)} cells have a result{kept}: {summary.index}")
+    if summary.failed:
         raise typer.Exit(1)

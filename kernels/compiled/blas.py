@@ -1,4 +1,4 @@
-"""The product of matrices that torch brings along, for compiled code to call."""
+"""Address of the matrix product (sgemm) inside torch, for compiled code to call."""
 
 import ctypes
 from functools import cache
@@ -14,17 +14,7 @@ SHAPES = ((1, 1, 1), (3, 5, 2), (33, 17, 70))
 
 @cache
 def gemm() -> int | None:
-    """Find ``sgemm`` of the BLAS library inside torch, and compare it with torch's own product.
-
-    Returns
-    -------
-    Its address; None where torch was built without one that can be called.
-
-    Examples
-    --------
-    >>> gemm() is None or gemm() > 0
-    True
-    """
+    """Find ``sgemm`` of the BLAS library inside torch, and compare it with torch's own product."""
     for name in LIBRARIES:
         path = Path(torch.__file__).parent / "lib" / name
         if not path.exists():
@@ -43,9 +33,9 @@ def agrees(function: "ctypes._NamedFuncPointer") -> bool:
     for rows, columns, terms in SHAPES:
         left = torch.randn(rows, terms, generator=draw)
         right = torch.randn(terms, columns, generator=draw)
-        found = torch.full((rows, columns), torch.nan)
-        multiply(function, left, right, found)
-        if not torch.allclose(found, left @ right, rtol=1e-5, atol=1e-5):
+        product = torch.full((rows, columns), torch.nan)
+        multiply(function, left, right, product)
+        if not torch.allclose(product, left @ right, rtol=1e-5, atol=1e-5):
             return False
     return True
 
@@ -57,6 +47,6 @@ def multiply(
     rows, terms = left.shape
     # Eight bytes, lowest first, hold small numbers for a BLAS that reads four as well.
     m, n, k = (ctypes.byref(ctypes.c_int64(size)) for size in (right.shape[1], rows, terms))
-    one, none = ctypes.byref(ctypes.c_float(1.0)), ctypes.byref(ctypes.c_float(0.0))
-    places = [ctypes.c_void_p(each.data_ptr()) for each in (right, left, out)]
-    function(b"N", b"N", m, n, k, one, places[0], m, places[1], k, none, places[2], m)
+    alpha, beta = ctypes.byref(ctypes.c_float(1.0)), ctypes.byref(ctypes.c_float(0.0))
+    places = [ctypes.c_void_p(matrix.data_ptr()) for matrix in (right, left, out)]
+    function(b"N", b"N", m, n, k, alpha, places[0], m, places[1], k, beta, places[2], m)

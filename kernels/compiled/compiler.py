@@ -1,4 +1,4 @@
-"""Builds a C file with the machine's own compiler, once, into the user's cache folder."""
+"""Build a C file once with the machine's compiler, into the user's cache folder."""
 
 import hashlib
 import os
@@ -23,41 +23,14 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Build:
-    """What came of a build.
-
-    Parameters
-    ----------
-    path
-        The shared library; None when there is none.
-    note
-        One line: how it was built, or why it was not and what helps.
-    """
+    """What came of a build."""
 
     path: Path | None
     note: str
 
 
 def build(source: Path) -> Build:
-    """Build a shared library, or take it from the cache.
-
-    Parameters
-    ----------
-    source
-        A C file that includes standard headers, and headers of its own folder.
-
-    Returns
-    -------
-    The library, or the reason why there is none. Nothing is raised: who calls has another way.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile("w", suffix=".c") as file:
-    ...     _ = file.write("int main(void) { return 0; }")
-    ...     _ = file.flush()
-    ...     isinstance(build(Path(file.name)).note, str)
-    True
-    """
+    """Build a shared library, or take it from the cache; nothing is raised when it fails."""
     compiler = find_compiler()
     if isinstance(compiler, Build):
         return compiler
@@ -73,14 +46,14 @@ def build(source: Path) -> Build:
 
 
 def find_compiler() -> Path | Build:
-    """Find a compiler, or tell why there is none."""
+    """Find a compiler, or the reason why there is none."""
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off":
         return Build(None, f"switched off by {VARIABLE}=off")
     for name in (wanted,) if wanted else NAMES:
-        found = shutil.which(name)
-        if found:
-            return Path(found)
+        program = shutil.which(name)
+        if program:
+            return Path(program)
     if wanted:
         return Build(None, f"{VARIABLE}={wanted} is no program; unset it or name a C compiler")
     return Build(None, f"no C compiler ({', '.join(NAMES)}) on the PATH; install one, such as gcc")
@@ -93,7 +66,7 @@ def cache_folder() -> Path:
 
 
 def cache_key(source: Path, compiler: Path) -> str:
-    """Tell apart what makes another library: text, flags, compiler and processor."""
+    """Digest what makes another library: text, flags, compiler and processor."""
     program = compiler.resolve()
     status = program.stat()
     folder = source.parent

@@ -1,4 +1,4 @@
-"""The library with the compiled sweep: built once, compared with torch, chosen where it fits."""
+"""Build and load the compiled sweep, verify it against torch, and decide where it is used."""
 
 import ctypes
 from collections.abc import Callable
@@ -51,17 +51,7 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Build and load the sweep, once in a process.
-
-    Returns
-    -------
-    The library, or the reason why there is none.
-
-    Examples
-    --------
-    >>> library().note != ""
-    True
-    """
+    """Build and load the sweep, once in a process."""
     built = compiler.build(SOURCE)
     if built.path is None:
         return Library(None, built.note)
@@ -100,15 +90,15 @@ def agrees(run: Run) -> bool:
     panel = logits.clone()
     wanted = frozenset({"topk_index", "weights"})
     sweep = Sweep(run, Request(stats=(), k=2), visibility, None, None, wanted)
-    found = sweep.room(block, panel.shape)
-    done = sweep.reduce(block, found, float("inf"), panel, panel)
+    results = sweep.room(block, panel.shape)
+    done = sweep.reduce(block, results, float("inf"), panel, panel)
     visibility.mask_logits(logits, block)
     weights = logits.softmax(dim=-1)
     return (
         done
         and torch.allclose(panel, weights, rtol=1e-6, atol=1e-9)
-        and torch.allclose(found["max_prob"], weights.amax(dim=-1), rtol=1e-6)
-        and torch.equal(found["topk_index"], logits.topk(2, dim=-1).indices)
+        and torch.allclose(results["max_prob"], weights.amax(dim=-1), rtol=1e-6)
+        and torch.equal(results["topk_index"], logits.topk(2, dim=-1).indices)
     )
 
 
@@ -127,29 +117,19 @@ def multiplies_alike(run: Run, pack: Pack) -> bool:
     sweep = Sweep(run, Request(stats=()), visibility, None, None, wanted, operands, scratch)
     block = visibility.block(slice(0, 50), 1)
     none = torch.empty(1, 1, 50, 70, device="meta")
-    found = sweep.room(block, none.shape)
-    done = sweep.reduce(block, found, float("inf"), None, none)
+    results = sweep.room(block, none.shape)
+    done = sweep.reduce(block, results, float("inf"), None, none)
     whole = q @ k.mT * spec.scale
     visibility.mask_logits(whole, block)
     return done and torch.allclose(
-        found["attn_output"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6
+        results["attn_output"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6
     )
 
 
 def choose(
     engine: Engine, spec: AttentionSpec, precision: torch.dtype, device: torch.device
 ) -> Library | None:
-    """Decide between the sweep and torch.
-
-    Returns
-    -------
-    The library with the sweep, or None for torch.
-
-    Raises
-    ------
-    InvalidInput
-        When the sweep is demanded and cannot be had.
-    """
+    """Decide between the sweep and torch."""
     if engine not in ENGINES:
         raise InvalidInput(f"engine: {engine!r}; choose from {', '.join(ENGINES)}")
     reason = None

@@ -1,4 +1,4 @@
-"""What the compiled sweep multiplies: keys and values of a part, prepared once for all panels."""
+"""Keys and values of a part, packed once for all matrix products of the compiled sweep."""
 
 import ctypes
 from collections.abc import Callable
@@ -62,18 +62,10 @@ class Operands:
         pack: Pack | None,
         scratch: Scratch,
     ) -> "Operands":
-        """Prepare keys, where products are all there is to logits, and values.
+        """Prepare keys, where logits are plain products, and values, if any are averaged.
 
-        Parameters
-        ----------
-        logits
-            Where the logits come from.
-        values
-            What to average by the weights, if anything.
-        pack
-            Packs for the matrix unit; None leaves the products to BLAS, if there is one to call.
-        scratch
-            Memory for what is packed, until the next part.
+        Without ``pack``, for the matrix unit, products are left to BLAS where it can be called.
+        What is packed stays in the scratch until the next part.
         """
         places: dict[str, Any] = {"gemm": blas.gemm(), "group": logits.q.shape[2]}
         held = []
@@ -123,17 +115,7 @@ def ceil_div(number: int, size: int) -> int:
 
 
 def packer(library: ctypes.CDLL) -> Pack | None:
-    """Take the packing from the library, where the processor has a matrix unit.
-
-    Parameters
-    ----------
-    library
-        The compiled sweep.
-
-    Returns
-    -------
-    None without a matrix unit, or where the system does not lend it.
-    """
+    """Take the packing from the library; None without a matrix unit that the system lends."""
     if not library.amx_available():
         return None
     function = library.pack_tiles

@@ -43,7 +43,7 @@ typedef struct {
     const uint8_t *valid_rows;      /* [batch][row]: rows with a result; NULL: all are */
     int64_t valid_rows_stride;
     const float *sinks;             /* [head]: logits of learned sinks; NULL: none */
-    int64_t first_position;         /* column at which the first row's query stands */
+    int64_t first_position;         /* column of the first row's own key */
     int64_t tile;                   /* rows and keys of a tile */
     int64_t bins;
     const int64_t *bin_ends;        /* [bin]: one past the largest distance */

@@ -104,34 +104,26 @@ class Sweep:
         return not self.wanted <= self.filled
 
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
-        """Turn the logits of a block into weights.
-
-        Parameters
-        ----------
-        block
-            Which queries and keys.
-        buffers
-            Memory; none of it is used where the sweep makes the logits and nobody reads weights.
-        """
+        """Turn the logits of a block into weights."""
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
         weights = buffers.panel if self.keeps_weights else buffers.none()
         filled = self.room(block, shape)
-        given = None
+        prepared = None
         if not self.operands.scores:
-            given = logits.put(block, buffers.panel, hide=False)
-        sharp = not self.reduce(block, filled, SHARP, given, weights)
+            prepared = logits.put(block, buffers.panel, hide=False)
+        sharp = not self.reduce(block, filled, SHARP, prepared, weights)
         if sharp:
             for rows in self.pieces(block):
                 # Sharp rows come together: once they do, the others are made exactly as well.
-                if given is None:
+                if prepared is None:
                     before = {name: filled[name].clone() for name in ADDED if name in filled}
                     if self.reduce(block, filled, SHARP, None, weights, rows):
                         continue
                     for name, values in before.items():
                         filled[name].copy_(values)
-                given = logits.exact(block, rows, self.scratch, hide=False)
-                self.reduce(block, filled, float("inf"), given, weights, rows)
+                prepared = logits.exact(block, rows, self.scratch, hide=False)
+                self.reduce(block, filled, float("inf"), prepared, weights, rows)
 
         def compute_logits() -> Tensor:
             # The sweep keeps none; few statistics look at logits.
@@ -158,27 +150,11 @@ class Sweep:
         weights: Float[Tensor, "batch head query key"],
         rows: slice | None = None,
     ) -> bool:
-        """Turn the logits of a panel into weights.
+        """Turn the logits of a panel, or those that the sweep makes itself (None), into weights.
 
-        Parameters
-        ----------
-        block
-            Which queries and keys these are.
-        filled
-            Where the properties of the panel go, by name.
-        limit
-            Give up at a row whose largest logit is farther from 0 than this.
-        logits
-            Logits; those of keys hidden by order, window or padding may be anything. None: the
-            sweep makes them.
-        weights
-            Where the weights go, may be where the logits are; a tensor without data keeps none.
-        rows
-            Rows that the logits are of, whole tiles; the others are done elsewhere. None is all.
-
-        Returns
-        -------
-        Whether it did not give up; the weights are spoilt where it did.
+        ``filled`` receives the properties of the panel, ``weights`` the weights (a tensor without
+        data keeps none). ``rows`` are whole tiles that ``logits`` belong to; None is all rows.
+        Returns whether no logit was farther from 0 than ``limit``; else the weights are spoilt.
         """
         visibility, queries, keys = self.visibility, block.queries, block.keys
         low, high = block.low.contiguous(), block.high.contiguous()

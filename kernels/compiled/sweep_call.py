@@ -1,4 +1,4 @@
-"""A call of the compiled sweep, as C sees it."""
+"""Argument struct of the compiled sweep, as declared in ``sweep.h``."""
 
 import ctypes
 from collections.abc import Callable
@@ -61,7 +61,7 @@ Run = Callable[[Call, Scratch], int]
 
 
 def at(mask: Tensor | None) -> tuple[int | None, int]:
-    """Tell C where a mask (batch, place) is, and how far apart its rows are."""
+    """Address of a mask (batch, place) and the stride between its rows."""
     if mask is None:
         return None, 0
     return mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0

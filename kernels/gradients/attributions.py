@@ -20,27 +20,7 @@ from headscope.kernels.visibility import Visibility
 
 
 def load(name: str) -> Statistic:
-    """Load the declaration of one gradient statistic.
-
-    Parameters
-    ----------
-    name
-        A key of ``STATISTICS``.
-
-    Returns
-    -------
-    Its declaration.
-
-    Raises
-    ------
-    InvalidInput
-        When there is no such statistic.
-
-    Examples
-    --------
-    >>> load("attribution_topk").dims
-    ('query', 'rank')
-    """
+    """Load the declaration of one gradient statistic."""
     if name not in STATISTICS:
         raise InvalidInput(f"stats: no attribution {name!r}; choose from {', '.join(STATISTICS)}")
     return STATISTICS[name]
@@ -98,7 +78,7 @@ def top_of_whole(whole: DenseAttention) -> Tensor:
 
 
 def top_keys_of_whole(whole: DenseAttention) -> Tensor:
-    """Tell the keys in that order."""
+    """Keys in that order."""
     order, real = order_of_whole(whole)
     return fill(torch.where(real, order.double(), torch.nan), whole.request.k)
 

@@ -29,28 +29,15 @@ def differentiate(
 ) -> dict[str, Tensor]:
     """Carry gradients in the results of an attention call back to its inputs.
 
-    Parameters
-    ----------
-    panels
-        The panels of the call.
-    results
-        What the call gave: ``z`` before any gate, ``lse``, ``entropy``, ``span_mass``.
-    upstream
-        Gradient of the loss in some of the results. It is not read at queries that are padding or
-        see no key, nor at spans without a key.
-
-    Returns
-    -------
-    Gradients in ``q``, ``k`` and ``v``, and in ``sinks`` where the variant has them; 0 at padding.
-
     References
     ----------
     FlashAttention, algorithm 4 (Dao et al. 2022), to which ``lse``, entropy and masses add terms.
     """
-    given = {
-        name: one if name == "z" else readable(one, results[name]) for name, one in upstream.items()
+    gradients = {
+        name: gradient if name == "z" else readable(gradient, results[name])
+        for name, gradient in upstream.items()
     }
-    given["delta"] = balance(results, given)
+    gradients["delta"] = balance(results, gradients)
     scale, cap = panels.spec.scale, panels.spec.softcap
     assert scale is not None
     # Parts that share a KV head may run side by side: each group of heads has a sum of its own.
@@ -68,7 +55,10 @@ def differentiate(
         factor = scale / temperatures(panels, part.heads)
         for panel in filled:
             rows, keys = (*heads, panel.queries), panel.keys
-            above = {name: blank(one[rows], panel.invalid_rows) for name, one in given.items()}
+            above = {
+                name: blank(gradient[rows], panel.invalid_rows)
+                for name, gradient in gradients.items()
+            }
             if "z" in above:
                 sum_v[:, keys].baddbmm_(flat(panel, panel.weights).mT, flat(panel, above["z"]))
             slope = descend(panel, above, panels.spec.sigmoid)
@@ -91,21 +81,21 @@ def differentiate(
     return grads
 
 
-def readable(given: Tensor, result: Tensor) -> Tensor:
-    """Drop gradients at results that are missing: whatever stands there is a constant."""
-    return torch.where(result.isfinite(), given, 0.0)
+def readable(gradient: Tensor, result: Tensor) -> Tensor:
+    """Drop gradients at results that are missing: what is there is a constant."""
+    return torch.where(result.isfinite(), gradient, 0.0)
 
 
 def balance(
-    results: Mapping[str, Tensor], given: Mapping[str, Tensor]
+    results: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
 ) -> Float[Tensor, "batch head query"]:
     """Compute δ: what a row's normaliser takes off every dP of the row."""
     delta = torch.zeros_like(results["z"][..., 0])
-    for name, one in given.items():
+    for name, gradient in gradients.items():
         if name == "lse":
-            delta -= one
+            delta -= gradient
         else:
-            delta += (one * results[name].nan_to_num()).view(*delta.shape, -1).sum(dim=-1)
+            delta += (gradient * results[name].nan_to_num()).view(*delta.shape, -1).sum(dim=-1)
     return delta
 
 

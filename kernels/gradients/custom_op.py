@@ -36,15 +36,7 @@ NAMES = tuple(argument.split()[-1] for argument in ARGUMENTS.split(", "))
 def run(
     q: Tensor, k: Tensor, v: Tensor, request: Request, spec: AttentionSpec
 ) -> dict[str, Tensor]:
-    """Call the operator: ``z``, before any gate, and the statistics of a request.
-
-    Parameters
-    ----------
-    q, k, v, request
-        Checked, as in ``attend``.
-    spec
-        A variant that fits them; its gate is left to the caller.
-    """
+    """Call the operator: ``z``, before any gate, and the statistics of a request."""
     names = tuple(dict.fromkeys(("z", *request.stats)))
     edits = WeightEdits() if spec.edits is None else spec.edits
     fixed = [getattr(spec, name) for name in OF_VARIANT]
@@ -85,7 +77,7 @@ def panels(
         lengths=None if lengths is None else tuple(lengths),
         sinks=sinks,
         sigmoid=sigmoid,
-        edits=None if all(one is None for one in edits.values()) else WeightEdits(**edits),
+        edits=None if all(value is None for value in edits.values()) else WeightEdits(**edits),
         **named,
     )
     request = Request(stats=tuple(stats.split(",")), spans=spans)
@@ -115,15 +107,19 @@ def _backward(*arguments: Any) -> list[Tensor]:
     *of_call, results, upstream = arguments
     call = panels(*of_call)
     names = call.request.stats
-    given = {name: one for name, one in zip(names, upstream, strict=True) if one is not None}
+    gradients = {
+        name: gradient
+        for name, gradient in zip(names, upstream, strict=True)
+        if gradient is not None
+    }
     with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
-        grads = differentiate(call, dict(zip(names, results, strict=True)), given)
+        grads = differentiate(call, dict(zip(names, results, strict=True)), gradients)
     inputs = {"q": call.q, "k": call.k, "v": call.v, "sinks": call.spec.sinks}
-    return [grads[name].to(one.dtype) for name, one in inputs.items() if one is not None]
+    return [grads[name].to(tensor.dtype) for name, tensor in inputs.items() if tensor is not None]
 
 
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
-    return [one.new_empty(one.shape) for one in arguments[:4] if one is not None]
+    return [tensor.new_empty(tensor.shape) for tensor in arguments[:4] if tensor is not None]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

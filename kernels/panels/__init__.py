@@ -1,1 +1,1 @@
-"""Panels of rows, on torch or in compiled C: the engine of the processor and of plain torch."""
+"""The panel engine: a few queries against all their keys at a time, in torch, on any device."""

@@ -23,14 +23,6 @@ def sheared(
     Where a rectangle begins before its row, it reads the end of the row before, whose keys are
     hidden by the order and have no weight.
 
-    Parameters
-    ----------
-    weights
-        Weights of consecutive queries, contiguous; the last key is the last query itself, and keys
-        behind a query weigh 0.
-    starts
-        Smallest distance of each bin, from `distance_bins`.
-
     Examples
     --------
     >>> weights = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.5, 0.25]])
@@ -64,7 +56,7 @@ def sheared(
 
 @cache
 def memberships(bins: int) -> Float[Tensor, "key bin"]:
-    """Tell which of the first bins each key is in, from the farthest key to the query itself.
+    """Which of the first bins each key is in, from the farthest key to the query itself.
 
     Examples
     --------

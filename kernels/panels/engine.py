@@ -1,4 +1,4 @@
-"""The capture engine on torch: hands the panels of an attention call to the statistics."""
+"""The panel engine: compute statistics panel by panel and accumulate them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,13 +14,7 @@ from headscope.kernels.statistic import Statistic
 
 @dataclass(frozen=True, eq=False)
 class PanelEngine:
-    """Statistics of one attention call, in row panels.
-
-    Parameters
-    ----------
-    panels
-        The panels of the call.
-    """
+    """Statistics of one attention call, in row panels."""
 
     panels: Panels
 

@@ -24,19 +24,7 @@ LINE = 16
 
 @dataclass(frozen=True, eq=False)
 class PanelResult:
-    """The weights of a panel, and what is known of it besides.
-
-    Parameters
-    ----------
-    weights
-        Weights of the keys.
-    max_logit
-        Largest logit of each row.
-    compute_logits
-        Computes the logits.
-    computed
-        Other properties of the panel, by name.
-    """
+    """The weights of a panel, and what is known of it besides."""
 
     weights: Float[Tensor, "batch head query key"]
     max_logit: Float[Tensor, "batch head query"]
@@ -45,15 +33,7 @@ class PanelResult:
 
 
 class Buffers:
-    """Memory for one panel, from a larger piece that serves all panels in turn.
-
-    Parameters
-    ----------
-    memory
-        Gives the piece, from ``reserve``: not asked for it where nothing is kept of a panel.
-    shape
-        Shape of the panel.
-    """
+    """Memory for one panel, from a larger piece that serves all panels in turn."""
 
     def __init__(self, memory: Callable[[], Tensor], shape: tuple[int, int, int, int]) -> None:
         self.memory = memory
@@ -133,14 +113,7 @@ class Logits:
     ) -> Float[Tensor, "batch head query key"]:
         """Write the logits of a block into ``out``, in its precision, and return it.
 
-        Parameters
-        ----------
-        block
-            Which queries and keys.
-        out
-            Contiguous memory, float32 or float64.
-        hide
-            Whether to overwrite those of keys that are hidden by order, window or padding.
+        Without ``hide`` those of keys hidden by order, window or padding are arbitrary.
         """
         rows, k = self.rows(block), self.k
         if out.dtype != k.dtype:
@@ -170,21 +143,7 @@ class Logits:
         hide: bool = True,
         out: Float[Tensor, "batch head row key"] | None = None,
     ) -> Float[Tensor, "batch head row key"]:
-        """Make the logits of some rows of a block in float64, rounded once.
-
-        Parameters
-        ----------
-        block
-            Which queries and keys.
-        rows
-            Which of its rows.
-        scratch
-            Memory.
-        hide
-            Whether to overwrite those of keys that are hidden by order, window or padding.
-        out
-            Where they go; None: into the scratch.
-        """
+        """Make the logits of some rows in float64, rounded once, in ``out`` or the scratch."""
         start = block.queries.start
         few = slice(start + rows.start, start + rows.stop)
         part = Block(few, block.keys, block.low[rows], block.high[rows])

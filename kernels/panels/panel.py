@@ -273,13 +273,7 @@ class Panel:
     def at(
         self, keys: Int[Tensor, "#batch #query choice"]
     ) -> Float[Tensor, "batch head query choice"]:
-        """Gather the weights at some keys of every query: 0 at -1 and at keys that it cannot see.
-
-        Parameters
-        ----------
-        keys
-            Index of each key in the whole sequence, -1 for none.
-        """
+        """Gather the weights at some keys of every query: 0 at -1 and at keys it cannot see."""
         batch, heads, queries, _ = self.weights.shape
         inside = (keys != NO_KEY) & (keys >= self.keys.start) & (keys < self.keys.stop)
         index = torch.where(inside, keys - self.keys.start, 0)[:, None]

@@ -192,7 +192,9 @@ class PanelPlan:
     def worker_bytes(self) -> int:
         """Bytes that a worker takes: panels, or keys, values, rows and results of the sweep."""
         panel = self.panel_elements * self.precision.itemsize
-        part = max(self.parts(), key=lambda one: length(one.batch) * length(one.heads))
+        part = max(
+            self.parts(), key=lambda candidate: length(candidate.batch) * length(candidate.heads)
+        )
         heads, shared = (
             length(part.batch) * length(part.heads),
             length(part.batch) * length(part.kv),
@@ -208,10 +210,10 @@ class PanelPlan:
             )
         sizes = (self.q.shape[3], self.v.shape[3])
         parts = PARTS[self.q.dtype]
-        operands = sum(4 * keys * each for each in sizes)
+        operands = sum(4 * keys * width for width in sizes)
         call = Call(rows=self.rows, keys=keys, gemm=1, size=sizes[0], value_size=sizes[1])
         if self.sweep.pack is not None and self.rows >= LEAST_ROWS:
-            operands = sum(2 * packed_size(keys, each, parts) for each in sizes)
+            operands = sum(2 * packed_size(keys, width, parts) for width in sizes)
             call.key_amx = call.value_amx = 1
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)

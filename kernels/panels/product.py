@@ -1,4 +1,4 @@
-"""A product with the attention matrices of one call: what both directions share."""
+"""Products of vectors with the attention matrices of one call, in either direction."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -60,19 +60,7 @@ class Gradient:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product with the matrices of one attention call.
-
-    Parameters
-    ----------
-    panels
-        The panels of the call.
-    heads
-        Factor of each head in a sum over heads; None keeps them apart.
-    dz
-        Gradient of z, gates included and 0 at padding; None leaves the weights as they are.
-    positive
-        Whether negative shares in the gradient count as 0.
-    """
+    """A product with the matrices of one attention call."""
 
     panels: Panels
     heads: Tensor | None
@@ -170,13 +158,6 @@ class Total:
     """What parts give: places of their own, or a sum over heads, added in their order.
 
     Parts end in any order, and a float sum depends on it: each waits for those before it.
-
-    Parameters
-    ----------
-    result
-        All places, zero at first; one head where heads are added.
-    summed
-        Whether heads are added.
     """
 
     result: Float[Tensor, "batch _ place vector"]
@@ -205,13 +186,7 @@ class Total:
 
 
 def refuse_gradients(**tensors: Tensor | None) -> None:
-    """Refuse tensors that need a gradient: none would reach them.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the tensor.
-    """
+    """Refuse tensors that need a gradient: none would reach them."""
     for name, tensor in tensors.items():
         if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
             raise InvalidInput(

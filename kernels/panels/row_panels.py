@@ -29,18 +29,10 @@ class Panels(PanelPlan):
     """The weights of one attention call, panel by panel."""
 
     def for_each_part(self, work: Callable[[Part, Iterator[Panel]], None]) -> None:
-        """Hand all panels of every part to ``work``, parts side by side in several threads.
+        """Call ``work`` with every part and its panels, parts side by side in several threads.
 
-        Parameters
-        ----------
-        work
-            Called once for each part. Parts never share a head of a sequence; those of one group
-            share a KV head. A panel is gone when the next one is asked for.
-
-        Raises
-        ------
-        InvalidInput
-            When the sweep is demanded and cannot be had.
+        Parts never share a head of a sequence; those of one group share a KV head. A panel is
+        overwritten when the next one is requested.
         """
 
         def run(waiting: Iterator[Part]) -> None:

@@ -1,4 +1,4 @@
-"""Scores: what a variant and its edits make of the products of queries and keys."""
+"""Logits from scaled products: caps, biases, masks and edits of an attention spec."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,7 @@ from headscope.kernels.visibility import MASKED, Block, Visibility
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of some sequences and some consecutive heads, finished block by block, in place.
-
-    Parameters
-    ----------
-    spec
-        A variant that fits the call.
-    visibility
-        Which keys each query may see, for these sequences.
-    batch, heads
-        Which sequences and query heads.
-    """
+    """Scores of some sequences and consecutive heads, finished block by block, in place."""
 
     spec: AttentionSpec
     visibility: Visibility
@@ -138,4 +128,4 @@ def plain(spec: AttentionSpec) -> bool:
     """Whether the scaled products of a variant are its logits, up to hidden keys."""
     changes = (spec.softcap, spec.slopes, spec.bias)
     edited = spec.edits is not None and spec.edits.on_weights
-    return not edited and all(one is None for one in changes)
+    return not edited and all(change is None for change in changes)

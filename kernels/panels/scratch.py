@@ -1,4 +1,4 @@
-"""Memory of a worker that serves call after call, on large pages where the system has them."""
+"""Reusable scratch memory of a worker, on large pages where the system has them."""
 
 import contextlib
 import math
@@ -54,15 +54,7 @@ class Scratch:
             _idle.append(scratch)
 
     def take(self, name: str, count: int) -> Tensor:
-        """Take a piece.
-
-        Parameters
-        ----------
-        name
-            What the piece is for.
-        count
-            Bytes that it must have.
-        """
+        """Take a piece."""
         piece = self._pieces.get(name)
         if piece is None or len(piece) < count:
             self._pieces.pop(name, None)
@@ -70,20 +62,12 @@ class Scratch:
         return piece[:count]
 
     def share(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Divide a piece into tensors of float32.
-
-        Parameters
-        ----------
-        name
-            What the piece is for.
-        shapes
-            Shape of each tensor, by its name.
-        """
+        """Divide a piece into tensors of float32."""
         counts = [math.prod(shape) for shape in shapes.values()]
         room = [-(-count // FLOATS) * FLOATS for count in counts]
         piece = self.take(name, 4 * sum(room)).view(torch.float32)
         parts = zip(shapes.items(), torch.split(piece, room), counts, strict=True)
-        return {each: part[:count].view(shape) for (each, shape), part, count in parts}
+        return {label: part[:count].view(shape) for (label, shape), part, count in parts}
 
 
 def reserve(count: int) -> UInt8[Tensor, " byte"]:

@@ -1,4 +1,4 @@
-"""Torch's way from logits to weights: a few rows at a time, which stay in the processor's cache."""
+"""Softmax of a panel in torch, a few rows at a time so that they stay in the cache."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ NEED_LOGITS = frozenset({"logits", "topk_index", "topk_weights"})
 
 @dataclass(eq=False)
 class Softmax:
-    """The weights of some sequences and heads, panel by panel, and what comes to light on the way.
+    """Softmax of the panels of some sequences and heads, with by-products such as the row maximum.
 
     Parameters
     ----------
@@ -54,15 +54,7 @@ class Softmax:
         return bool(self.wanted & NEED_LOGITS)
 
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
-        """Turn the logits of a block into weights.
-
-        Parameters
-        ----------
-        block
-            Which queries and keys.
-        buffers
-            Memory for the weights and for a few rows, and for the logits where they stay.
-        """
+        """Turn the logits of a block into weights."""
         logits = buffers.panel
         weights = buffers.spare if self.keeps_logits else logits
         few = buffers.scratch.view(-1, logits.shape[-1])
@@ -121,24 +113,14 @@ class Softmax:
         low, high = torch.aminmax(max_logit)
         if float(low) >= -SHARP and float(high) <= SHARP:
             return []
-        # A row without a visible key peaks at MASKED, which says nothing of its precision.
+        # A row without a visible key peaks at MASKED, which does not depend on its precision.
         coarse = (max_logit.abs() > SHARP) & (max_logit > MASKED / 2)
         return [rows for rows in self.groups(block) if bool(coarse[:, :, rows].any())]
 
     def normalize(
         self, logits: Tensor, weights: Tensor, scratch: Tensor, *, sharp: bool = False
     ) -> dict[str, Float[Tensor, "batch head query"]]:
-        """Turn logits into weights, which may take their place, and tell what else is known.
-
-        Parameters
-        ----------
-        logits, weights
-            Those of whole rows, contiguous.
-        scratch
-            Memory for as many rows as are taken at once.
-        sharp
-            Whether small weights are left out.
-        """
+        """Turn logits into weights, which may take their place, and return by-products."""
         if self.sigmoid:
             max_logit = logits.amax(dim=-1)
             torch.sigmoid(logits, out=weights)
@@ -149,19 +131,19 @@ class Softmax:
         rows = torch.split(logits.view(-1, keys), count)
         made = rows if weights is logits else torch.split(weights.view(-1, keys), count)
         few = scratch[:count]
-        found: dict[str, list[Tensor]] = {"max_logit": [], "max_prob": []}
+        chunks: dict[str, list[Tensor]] = {"max_logit": [], "max_prob": []}
         if "entropy" in self.wanted:
-            found["mean_minus_max"] = []
-        for one, into in zip(rows, made, strict=True):
-            if one.shape[0] < few.shape[0]:
-                few = few[: one.shape[0]]
-            max_logit = one.amax(dim=-1, keepdim=True)
-            gap = torch.sub(one, max_logit, out=few)
+            chunks["mean_minus_max"] = []
+        for chunk, into in zip(rows, made, strict=True):
+            if chunk.shape[0] < few.shape[0]:
+                few = few[: chunk.shape[0]]
+            max_logit = chunk.amax(dim=-1, keepdim=True)
+            gap = torch.sub(chunk, max_logit, out=few)
             if sharp:
                 torch.nn.functional.threshold(gap, NEGLIGIBLE, MASKED, inplace=True)
             torch.softmax(gap, dim=-1, out=into)
-            found["max_logit"].append(max_logit)
-            found["max_prob"].append(into.amax(dim=-1))
-            if "mean_minus_max" in found:
-                found["mean_minus_max"].append(gap.mul_(into).sum(dim=-1))
-        return {name: torch.cat(parts).view(logits.shape[:3]) for name, parts in found.items()}
+            chunks["max_logit"].append(max_logit)
+            chunks["max_prob"].append(into.amax(dim=-1))
+            if "mean_minus_max" in chunks:
+                chunks["mean_minus_max"].append(gap.mul_(into).sum(dim=-1))
+        return {name: torch.cat(parts).view(logits.shape[:3]) for name, parts in chunks.items()}

@@ -15,13 +15,6 @@ def select_topk(
 ) -> Int[Tensor, "batch head query rank"]:
     """Find the columns of the largest logits of each row, in order, -1 where it sees fewer.
 
-    Parameters
-    ----------
-    logits
-        Logits, hidden ones at -1e30.
-    count
-        How many.
-
     Examples
     --------
     >>> select_topk(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()

@@ -1,4 +1,4 @@
-"""Python threads that share a list of tasks, each running torch on one core.
+"""Threads that share a list of tasks, each running torch on one core.
 
 Small operations gain little from OpenMP threads inside each of them; whole tasks side by side keep
 every core busy, and another program on the machine delays one task instead of every operation.
@@ -19,27 +19,9 @@ def run_in_threads(
 ) -> None:
     """Run all tasks, side by side in several threads.
 
-    Parameters
-    ----------
-    tasks
-        What to do; tasks that write must write to disjoint places.
-    work
-        Called once in every worker, in inference mode, with an iterator over the tasks that are
-        left. Small operations are quicker so; tensors that are to have gradients do not come of it.
-    workers
-        Threads, at most. One task, or one worker, runs in the caller's thread.
-
-    Raises
-    ------
-    BaseException
-        Whatever a task raises; tasks not begun by then are dropped.
-
-    Examples
-    --------
-    >>> done = []
-    >>> run_in_threads(range(3), done.extend, workers=2)
-    >>> sorted(done)
-    [0, 1, 2]
+    ``work`` is called once in every worker, in inference mode (quicker for small operations), with
+    an iterator over the tasks that are left; tasks must write to disjoint places. One task, or one
+    worker, runs in the caller's thread. After a failure tasks not begun are dropped.
     """
     waiting = deque(tasks)
     count = min(len(waiting), workers)

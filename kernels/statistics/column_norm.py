@@ -1,7 +1,7 @@
 """Squared length of the column of weights that a key receives.
 
 Sum of the squared weights over queries. Large where many queries agree on one key: the number of
-queries at a key that everybody looks at alone. NaN at a key that no query can see.
+queries at a key that every query attends to alone. NaN at a key that no query can see.
 """
 
 import torch

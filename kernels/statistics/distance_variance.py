@@ -1,6 +1,6 @@
 """Variance of the distance that a query looks back.
 
-0 for a head that looks at one fixed distance, large for one that splits between near and far.
+0 for a head that attends at one fixed distance, large for one that splits between near and far.
 """
 
 import torch

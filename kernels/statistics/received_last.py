@@ -1,6 +1,6 @@
 """Mean weight that a key receives from the last queries of the text.
 
-What the end of a text, usually the question, looks at: the ``last`` last real queries that can see
+What the end of a text, usually the question, attends to: the ``last`` last real queries that see
 the key. NaN at a key that none of them can see.
 """
 
@@ -16,7 +16,7 @@ from headscope.kernels.visibility import Visibility
 
 
 def ending(visibility: Visibility, last: int) -> Bool[Tensor, "batch query"]:
-    """Tell which queries are among the last of their sequence that see a key."""
+    """Which queries are among the last of their sequence that see a key."""
     valid_queries = visibility.valid_queries
     left = valid_queries.flip(-1).cumsum(dim=-1).flip(-1)
     if visibility.lengths is not None:

@@ -1,6 +1,6 @@
 """Mean weight that a key receives from later queries at a stated distance.
 
-Queries that stand ``horizon`` tokens after the key and can see it. Future attention influence (FAI)
+Queries at ``horizon`` tokens after the key and can see it. Future attention influence (FAI)
 of a token: large at anchors that the text keeps coming back to. NaN at a key with no such query.
 """
 

@@ -1,6 +1,6 @@
 """Largest weight that a key receives from any query.
 
-Near 1 where some query looks at this key alone, even if its mean is small. NaN at a key that no
+Near 1 where some query attends to this key alone, even if its mean is small. NaN at a key that no
 query can see.
 """
 

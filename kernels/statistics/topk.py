@@ -1,6 +1,6 @@
 """Largest weights of a query, in order.
 
-The ``k`` largest; ``topk_key`` tells at which keys. NaN where a query sees fewer.
+The ``k`` largest; ``topk_key`` has their keys. NaN where a query sees fewer.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Keys of the largest weights of a query, in order.
 
-Positions of the ``k`` keys whose weights are ``topk``; equal weights stand in any order. NaN where
+Positions of the ``k`` keys whose weights are ``topk``; equal weights come in any order. NaN where
 a query sees fewer.
 """
 

@@ -1,4 +1,4 @@
-"""Attention with capture on a GPU, in Triton.
+"""Attention with capture on a GPU, in Triton: experimental, not yet run on a GPU.
 
 Importing this package needs triton. ``TRITON_INTERPRET=1``, set before the import, runs the kernels
 in Triton's interpreter, on the CPU: slow, for tests.

@@ -1,4 +1,4 @@
-"""Attention calls of which only the keys at some distances are looked at."""
+"""Attention calls restricted to keys at some distances, or to some queries."""
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from headscope.kernels.visibility import Visibility
 
 @dataclass(frozen=True, eq=False)
 class Band(Visibility):
-    """Visible keys that stand ``nearest`` to ``farthest`` tokens before the query."""
+    """Visible keys ``nearest`` to ``farthest`` tokens before the query."""
 
     nearest: int = 0
     farthest: int = 0
@@ -41,19 +41,13 @@ class BandLaunch(Launch):
     def visibility(self) -> Visibility:
         """Which keys of the band each query may see."""
         whole = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
-        given = {field.name: getattr(whole, field.name) for field in fields(whole)}
-        return Band(**given, nearest=self.nearest, farthest=self.farthest)
+        options = {field.name: getattr(whole, field.name) for field in fields(whole)}
+        return Band(**options, nearest=self.nearest, farthest=self.farthest)
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenLaunch(Launch):
-    """An attention call of which only some queries are looked at.
-
-    Parameters
-    ----------
-    chosen
-        Which queries.
-    """
+    """An attention call restricted to some queries."""
 
     chosen: Bool[Tensor, "batch query"]
 
@@ -66,13 +60,5 @@ class ChosenLaunch(Launch):
 
 
 def narrow(launch: Launch, nearest: int, farthest: int) -> BandLaunch:
-    """Look only at the keys that stand ``nearest`` to ``farthest`` tokens before their query.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    nearest, farthest
-        Distances in tokens, 0 for the query itself.
-    """
+    """Restrict a call to keys ``nearest`` to ``farthest`` tokens before their query."""
     return BandLaunch(launch.q, launch.k, launch.v, launch.spec, nearest, farthest)

@@ -54,13 +54,6 @@ class Cells(NamedTuple):
 def cells_of(tile: int, block: int) -> Cells:
     """Cut request tiles into cells that fit a kernel's tile.
 
-    Parameters
-    ----------
-    tile
-        Tokens of a request tile.
-    block
-        Places of the smaller side of the kernel's tile, a power of two.
-
     Examples
     --------
     >>> cells_of(7, 128)

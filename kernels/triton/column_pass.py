@@ -41,23 +41,9 @@ def arguments(
     tile: int,
     chosen: Configuration,
 ) -> tuple[dict[str, Any], dict[str, Tensor], Cells]:
-    """Collect the arguments of the kernel, and its outputs by name, pooled maps in cells.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    lse
-        As for ``run``; rows at 1e30 do not count.
-    names
-        Of ``DENSE``; others are not looked at.
-    tile
-        Tokens in one tile of the pooled maps.
-    chosen
-        Tile sizes.
-    """
+    """Collect the kernel's arguments for names of ``DENSE``, and its outputs, maps in cells."""
     q, k = launch.q, launch.k
-    batch, heads, queries, size = q.shape
+    batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     smaller = min(chosen.queries, chosen.keys)
     pooling = not {"pooled_mean", "pooled_max"}.isdisjoint(names)
@@ -70,23 +56,14 @@ def arguments(
             outputs[name] = torch.zeros(shape, dtype=torch.float32, device=q.device)
         else:
             outputs[name] = torch.empty(batch, heads, keys, dtype=torch.float32, device=q.device)
-    named = {
-        "q": launch.operand(q),
-        "k": launch.operand(k),
-        "terms": launch.terms,
+    named = launch.arguments(chosen) | {
         "lse": lse.contiguous(),
         "sums_out": outputs.get("received"),
         "peaks_out": outputs.get("received_max"),
         "pooled": Pooled(outputs.get("pooled_mean"), outputs.get("pooled_max"), *shape[2:]),
         "cells": cells,
         "bounds": bound_queries(launch.visibility, cells, chosen, batch),
-        "group": launch.group,
         "SIGMOID": launch.spec.sigmoid,
-        "SIZE": size,
-        "BLOCK_SIZE": padded(size),
-        "PRECISION": launch.precision,
-        "QUERIES": chosen.queries,
-        "KEYS": chosen.keys,
         "CELL": cells.places,
         "PLAIN": cells.plain,
     }
@@ -100,27 +77,7 @@ def run(
     request: Request,
     configuration: Configuration | None = None,
 ) -> dict[str, Tensor]:
-    """Add up, or take the largest of, the weights of columns and of pairs of tiles.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    lse
-        Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
-        a normaliser for sigmoid weights.
-    names
-        Which statistics of this pass to compute.
-    request
-        Their parameters.
-    configuration
-        Tile sizes of the kernel; None takes those of the table.
-
-    Returns
-    -------
-    Each statistic before its ``finish``, which divides by the queries that see a key or belong to a
-    tile.
-    """
+    """Sum, or take the maximum of, the weights of columns and tiles, before ``finish``."""
     chosen = configuration or choose(launch, architecture(launch.q.device))
     outputs: dict[str, Tensor] = {}
     if not DENSE.isdisjoint(names):

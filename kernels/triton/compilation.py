@@ -1,4 +1,4 @@
-"""Compile a kernel for a GPU that need not be there, and read what the compiler made of it."""
+"""Compile a kernel for a GPU that need not be present, and count its instructions."""
 
 import re
 import subprocess
@@ -57,19 +57,7 @@ class Compiled:
 def compile_for(
     arch: int, kernel: Any, arguments: Mapping[str, Any], chosen: Configuration
 ) -> Compiled:
-    """Compile a kernel for one architecture, without a GPU.
-
-    Parameters
-    ----------
-    arch
-        Compute capability, 90 for 9.0.
-    kernel
-        Function under ``triton.jit``.
-    arguments
-        Its arguments by name, as for a launch; tensors may be on any device, as if aligned.
-    chosen
-        Tile sizes and warps.
-    """
+    """Compile a kernel for one architecture, without a GPU."""
     signature, constants, hints = signature_of(kernel, arguments)
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=hints)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
@@ -94,7 +82,7 @@ def compile_for(
 def signature_of(
     kernel: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
-    """Tell the types of a kernel's arguments, its constants, and what is known of the others."""
+    """Types of a kernel's arguments, its constants, and what is known of the others."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     hints: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -161,7 +149,7 @@ def loops(sass: str) -> Iterator[list[str]]:
 
 def plain_loop(sass: str) -> list[str]:
     """Find the loop over unmasked tiles: the shortest one that multiplies matrices."""
-    found = [
+    matches = [
         body for body in loops(sass) if any(kind in line for line in body for kind in PRODUCTS)
     ]
-    return min(found, key=len) if found else []
+    return min(matches, key=len) if matches else []

@@ -91,13 +91,7 @@ COLUMNS_FLOAT32 = {
 
 
 def architecture(device: torch.device) -> int:
-    """Tell the compute capability of a device as Triton counts it, 90 for 9.0; 0 on a CPU.
-
-    Examples
-    --------
-    >>> architecture(torch.device("cpu"))
-    0
-    """
+    """Compute capability of a device as Triton counts it, 90 for 9.0; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -126,30 +120,9 @@ def forward(
 ) -> Configuration:
     """Choose the tiles of the first pass.
 
-    Parameters
-    ----------
-    arch
-        Compute capability, 90 for 9.0; 0 is Triton's interpreter.
-    size
-        Larger head size of keys and values, padded.
-    dtype
-        Type of q, k and v.
-    queries
-        Number of queries.
-    tma
-        Whether the layout of k and v suits TMA.
-    heavy
-        Whether the logits have terms that need many registers.
-
-    Raises
-    ------
-    KeyError
-        When there is no such size in the table: at most 256, 128 in float32.
-
-    Examples
-    --------
-    >>> forward(90, 128, torch.bfloat16, 8192)
-    Configuration(queries=128, keys=128, warps=8, stages=2, tma=True)
+    ``arch`` is the compute capability, 90 for 9.0, or 0 for Triton's interpreter; ``size`` the
+    larger head size of keys and values, padded; ``tma`` whether the layout of k and v suits TMA;
+    ``heavy`` whether terms of the logits need many registers.
     """
     if arch == 0:
         return INTERPRETED
@@ -178,26 +151,7 @@ def later(
     *,
     heavy: bool = False,
 ) -> Configuration:
-    """Choose the tiles of a pass over the weights.
-
-    Parameters
-    ----------
-    arch
-        Compute capability, 90 for 9.0; 0 is Triton's interpreter.
-    size
-        Head size of queries and keys, padded.
-    dtype
-        Type of q and k.
-    usual
-        Tiles of the pass for usual heads.
-    heavy
-        Whether the logits have terms that need many registers.
-
-    Examples
-    --------
-    >>> later(90, 128, torch.float32, ROWS)
-    Configuration(queries=64, keys=64, warps=4, stages=2, tma=False)
-    """
+    """Choose the tiles of a pass over the weights, whose tiles for usual heads are ``usual``."""
     if arch == 0:
         return INTERPRETED
     turned = usual == COLUMNS

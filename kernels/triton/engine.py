@@ -1,4 +1,7 @@
-"""The capture engine on a GPU: a fused forward pass, then passes over its weights, in Triton."""
+"""Experimental Triton engine, not yet run on a GPU: fused forward pass, then passes over weights.
+
+Tests run its kernels in Triton's interpreter and compile them for real architectures.
+"""
 
 from dataclasses import dataclass
 
@@ -17,21 +20,7 @@ from headscope.kernels.triton.plan import PASSES, Forward, forward_for, ways
 
 @dataclass(frozen=True, eq=False)
 class TritonEngine:
-    """Statistics of one attention call, with the results of ``PanelEngine``.
-
-    Parameters
-    ----------
-    panels
-        The tensors, variant and request of the call; statistics without a Triton kernel are
-        computed from its panels, on the same device.
-    forward
-        Forward pass, ``fused`` or ``stock``; None is what the table of measurements says.
-
-    Raises
-    ------
-    HeadscopeError
-        When a head size or a stride is beyond what the tiles can hold.
-    """
+    """Statistics of one attention call, with the results of ``PanelEngine``."""
 
     panels: Panels
     forward: Forward | None = None
@@ -52,26 +41,26 @@ class TritonEngine:
                 first = first_pass.run(
                     launch, max_weight="max_weight" in names, entropy="entropy" in names
                 )
-            found = leave(launch, first, names)
+            results = leave(launch, first, names)
             for way, run in PASSES.items():
                 wanted = [name for name in names if taken[name] == way]
                 if wanted:
-                    found |= run(launch, first.lse, wanted, self.panels.request)
-            found |= self._finish(chosen, found, first)
+                    results |= run(launch, first.lse, wanted, self.panels.request)
+            results |= self._finish(chosen, results, first)
             rest = [statistic for statistic in chosen if taken[statistic.name] == "panels"]
             if rest:
-                found |= PanelEngine(self.panels).run(rest)
-        return {name: found[name] for name in names}
+                results |= PanelEngine(self.panels).run(rest)
+        return {name: results[name] for name in names}
 
     def _finish(
-        self, chosen: list[Statistic], found: dict[str, Tensor], first: FirstPass
+        self, chosen: list[Statistic], results: dict[str, Tensor], first: FirstPass
     ) -> dict[str, Tensor]:
         """Divide totals by their counts, and blank the rows without keys."""
         finished = {}
         for statistic in chosen:
-            if statistic.name not in found:
+            if statistic.name not in results:
                 continue
-            result = found[statistic.name]
+            result = results[statistic.name]
             if statistic.finish is not None:
                 result = statistic.finish(result, self.panels.visibility, self.panels.request)
             if statistic.by_query:
@@ -83,17 +72,17 @@ class TritonEngine:
 
 def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tensor]:
     """Name what the forward pass left, in natural units."""
-    found = {"z": first.z}
+    results = {"z": first.z}
     if "lse" in names:
-        found["lse"] = first.lse / LOG2E
+        results["lse"] = first.lse / LOG2E
     if "learned_sink_mass" in names:
         sinks = launch.sinks
         empty = torch.zeros_like(first.lse)
-        found["learned_sink_mass"] = (
+        results["learned_sink_mass"] = (
             empty if sinks is None else torch.exp2(sinks[:, None] - first.lse)
         )  # fmt: skip
     if first.max_weight is not None:
-        found["max_weight"] = first.max_weight
+        results["max_weight"] = first.max_weight
     if first.entropy is not None:
-        found["entropy"] = first.entropy
-    return found
+        results["entropy"] = first.entropy
+    return results

@@ -43,42 +43,23 @@ class FirstPass:
 def arguments(
     launch: Launch, chosen: Configuration, *, max_weight: bool, entropy: bool
 ) -> dict[str, Any]:
-    """Collect the arguments of the forward kernel, with its outputs, not yet written.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    chosen
-        Tile sizes.
-    max_weight, entropy
-        Which statistics of the rows to compute besides z and lse.
-    """
-    q, k, v, spec = launch.q, launch.k, launch.v, launch.spec
+    """Collect the arguments of the forward kernel, with its outputs, not yet written."""
+    q, v, spec = launch.q, launch.v, launch.spec
     rows = q.shape[:3]
 
     def empty(wanted: bool) -> Tensor | None:
         return torch.empty(rows, dtype=torch.float32, device=q.device) if wanted else None
 
-    return {
-        "q": launch.operand(q),
-        "k": launch.operand(k),
+    return launch.arguments(chosen) | {
         "v": launch.operand(v),
         "z": torch.empty(*rows, v.shape[3], dtype=torch.float32, device=q.device),
         "lse": empty(True),
         "max_weight": empty(max_weight),
         "entropy": empty(entropy),
-        "terms": launch.terms,
         "sinks": launch.sinks,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
-        "group": launch.group,
-        "SIZE": q.shape[3],
-        "BLOCK_SIZE": padded(q.shape[3]),
         "VALUE_SIZE": v.shape[3],
         "BLOCK_VALUE": padded(v.shape[3]),
-        "QUERIES": chosen.queries,
-        "KEYS": chosen.keys,
-        "PRECISION": launch.precision,
         "SIGMOID": spec.sigmoid,
         "PLAIN": launch.plain and not spec.sigmoid,
         "TMA": chosen.tma and launch.aligned,
@@ -104,17 +85,7 @@ def run(
     entropy: bool = False,
     configuration: Configuration | None = None,
 ) -> FirstPass:
-    """Run the fused forward pass.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    max_weight, entropy
-        Which statistics of the rows to compute besides z and lse.
-    configuration
-        Tile sizes; None takes those of the table.
-    """
+    """Run the fused forward pass."""
     batch, heads, queries, _ = launch.q.shape
     if configuration is None:
         configuration = choose(launch, architecture(launch.q.device))

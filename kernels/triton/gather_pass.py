@@ -32,19 +32,13 @@ def arguments(
     places = keys.flatten(2).to(launch.q.device, torch.int32).contiguous()
     places = places.expand(batch, queries, -1)
     shape = (batch, heads, queries, choices)
-    return {
-        "q": launch.operand(launch.q),
-        "k": launch.operand(launch.k),
-        "terms": launch.terms,
+    return launch.arguments() | {
         "lse": lse.contiguous(),
         "chosen": Operand(places, batch=places.stride(0), token=places.stride(1), channel=1),
         "out": torch.empty(shape, dtype=torch.float32, device=launch.q.device),
         "choices": choices,
         "occurrences": occurrences,
-        "group": launch.group,
         "SIGMOID": launch.spec.sigmoid,
-        "SIZE": size,
-        "BLOCK_SIZE": padded(size),
         "QUERIES": queries_of(size),
     }
 
@@ -59,39 +53,18 @@ def weights_at(
     lse: Float[Tensor, "batch head query"],
     keys: Int[Tensor, "#batch #query choice occurrence"],
 ) -> Float[Tensor, "batch head query choice"]:
-    """Add up the weights at the occurrences of each choice: 0 at hidden keys and at -1.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    lse
-        Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
-        a normaliser for sigmoid weights.
-    keys
-        Index of each key, -1 for none.
-    """
+    """Add up the weights at the occurrences of each choice: 0 at hidden keys and at -1."""
     batch, heads, queries, _ = launch.q.shape
     named = arguments(launch, lse, keys)
     gather_weights[(triton.cdiv(queries, named["QUERIES"]), heads, batch)](**named, num_warps=WARPS)
-    found: Tensor = named["out"]
-    return found
+    mass: Tensor = named["out"]
+    return mass
 
 
 def run(
     launch: Launch, lse: Float[Tensor, "batch head query"], names: Collection[str], request: Request
 ) -> dict[str, Tensor]:
-    """Gather the weights of statistics of a few keys.
-
-    Parameters
-    ----------
-    launch, lse
-        As for ``weights_at``.
-    names
-        Which statistics of this pass to compute.
-    request
-        Their parameters.
-    """
+    """Gather the weights of statistics of a few keys."""
     outputs = {}
     if "first_mass" in names:
         count = min(request.first, launch.k.shape[2])
@@ -103,19 +76,19 @@ def run(
     if "offset_mass" in names:
         keys = offsets_of(launch, request.offsets)
         exists = (keys != NO_KEY)[:, None]
-        found = weights_at(launch, lse, keys[..., None])
-        outputs["offset_mass"] = found.masked_fill_(~exists, float("nan"))
+        mass = weights_at(launch, lse, keys[..., None])
+        outputs["offset_mass"] = mass.masked_fill_(~exists, float("nan"))
     if "target_mass" in names:
         assert request.targets is not None
         keys = request.targets.to(launch.q.device).transpose(1, 2)
         absent = torch.all(keys == NO_KEY, dim=-1)[:, None]
-        found = weights_at(launch, lse, keys)
-        outputs["target_mass"] = found.masked_fill_(absent, float("nan"))
+        mass = weights_at(launch, lse, keys)
+        outputs["target_mass"] = mass.masked_fill_(absent, float("nan"))
     return outputs
 
 
 def is_first(launch: Launch, count: int) -> Bool[Tensor, "batch key"]:
-    """Tell which keys are among the first real ones of their sequence."""
+    """Which keys are among the first real ones of their sequence."""
     visibility = launch.visibility
     real = torch.ones(1, visibility.keys, dtype=torch.bool, device=launch.q.device)
     if visibility.key_mask is not None:

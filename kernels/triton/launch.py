@@ -1,8 +1,12 @@
-"""The host side of a launch: tensors and variant as kernel arguments, and the tiles to visit."""
+"""The host side of a launch: tensors and spec as kernel arguments, and the tiles to visit.
+
+Passes over the weights get ``lse``, the normaliser of every row in base 2: 1e30 at rows that are
+padding or see no key, 0 for sigmoid weights, which have none.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.errors import InvalidInput, ResourceLimit
+from headscope.kernels.triton.configuration import Configuration, padded
 from headscope.kernels.triton.operand import HIDDEN as HIDDEN
 from headscope.kernels.triton.operand import LOG2E as LOG2E
 from headscope.kernels.triton.operand import Operand as Operand
@@ -145,10 +150,20 @@ class Launch:
             for tensor in (self.k, self.v)
         )
 
-    @property
-    def precision(self) -> str:
-        """How float32 is multiplied; bfloat16 and float16 are multiplied as they are."""
-        return PRECISION
+    def arguments(self, tiles: Configuration | None = None) -> dict[str, Any]:
+        """Collect the arguments that every kernel takes, and those of its tiles."""
+        size = self.q.shape[3]
+        shared = {
+            "q": self.operand(self.q),
+            "k": self.operand(self.k),
+            "terms": self.terms,
+            "group": self.group,
+            "SIZE": size,
+            "BLOCK_SIZE": padded(size),
+        }
+        if tiles is None:
+            return shared
+        return shared | {"PRECISION": PRECISION, "QUERIES": tiles.queries, "KEYS": tiles.keys}
 
     def operand(self, tensor: Tensor) -> Operand:
         """Describe a tensor (batch, head, token, size) to a kernel."""

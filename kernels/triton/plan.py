@@ -1,4 +1,4 @@
-"""Which way each statistic takes on the GPU, and which forward pass: stated, never guessed at."""
+"""Pass that computes each statistic on the GPU, and choice of the forward pass."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -35,18 +35,6 @@ MEASURED = Path(__file__).with_name("measured.json")
 def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
     """Choose the pass that computes each statistic, from its declaration.
 
-    Parameters
-    ----------
-    names
-        Names of statistics.
-    stock
-        Whether the forward pass is torch's own, which leaves z and lse only.
-
-    Returns
-    -------
-    For every name a pass of the Triton engine, or ``panels``: torch on the same device, in row
-    panels, correct but not written for a GPU.
-
     Examples
     --------
     >>> ways(("entropy", "received", "column_norm"))
@@ -61,13 +49,7 @@ def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
 
 
 def declared(way: TritonPass) -> frozenset[str]:
-    """Name the statistics that declare a pass.
-
-    Examples
-    --------
-    >>> sorted(declared("topk"))
-    ['topk', 'topk_key']
-    """
+    """Name the statistics that declare a pass."""
     return frozenset(name for name in statistics.names() if way in statistics.load(name).triton)
 
 
@@ -79,36 +61,13 @@ def measured() -> Mapping[str, Mapping[str, Forward]]:
 
 
 def forward_for(arch: int, size: int, dtype: torch.dtype, spec: AttentionSpec) -> Forward:
-    """Choose the forward pass: torch's own where it was measured to be faster and can do it.
-
-    Parameters
-    ----------
-    arch
-        Compute capability, 90 for 9.0.
-    size
-        Head size.
-    dtype
-        Type of q, k and v.
-    spec
-        How scores become weights.
-
-    Examples
-    --------
-    >>> forward_for(80, 64, torch.bfloat16, AttentionSpec(softcap=30.0))
-    'fused'
-    """
+    """Choose the forward pass: torch's own where it was measured to be faster and can do it."""
     entry = measured().get(str(arch), {}).get(str(padded(size)), "fused")
     return entry if dtype != torch.float32 and is_stock(spec) else "fused"
 
 
 def is_stock(spec: AttentionSpec) -> bool:
-    """Tell whether torch's own attention computes this variant: causal order or none, no extras.
-
-    Examples
-    --------
-    >>> is_stock(AttentionSpec()), is_stock(AttentionSpec(window=8))
-    (True, False)
-    """
+    """Whether torch's own attention computes this variant: causal order or none, no extras."""
     extras = (
         spec.window, spec.softcap, spec.key_mask, spec.query_mask, spec.lengths,
         spec.slopes, spec.bias, spec.sinks, spec.edits,
@@ -117,11 +76,5 @@ def is_stock(spec: AttentionSpec) -> bool:
 
 
 def fits(q: Tensor, v: Tensor) -> bool:
-    """Tell whether the tiles of a head fit in registers.
-
-    Examples
-    --------
-    >>> fits(torch.zeros(1, 1, 1, 128), torch.zeros(1, 1, 1, 512))
-    False
-    """
+    """Whether the tiles of a head fit in registers."""
     return all(x.shape[3] * x.element_size() <= LARGEST_BYTES for x in (q, v))

@@ -27,7 +27,7 @@ from headscope.kernels.triton.launch import Launch
 from headscope.kernels.triton.rows import reduce_rows
 
 MASS = "mass"
-"""Name of the sum of a row's weights, which tells whether lse and logits belong together."""
+"""Name of the sum of a row's weights, which shows whether lse and logits belong together."""
 SPAN_CHUNK = 64
 """Spans of one launch."""
 
@@ -61,33 +61,13 @@ def arguments(
     wanted: Wanted,
     chosen: Configuration,
 ) -> dict[str, Any]:
-    """Collect the arguments of the kernel.
-
-    Parameters
-    ----------
-    launch, lse
-        As for ``run``.
-    wanted
-        What to compute, with outputs that every query writes to.
-    chosen
-        Tile sizes.
-    """
-    size = launch.q.shape[3]
+    """Collect the arguments of the kernel."""
     spans = min(wanted.span_count - wanted.first_span, SPAN_CHUNK)
-    return {
-        "q": launch.operand(launch.q),
-        "k": launch.operand(launch.k),
-        "terms": launch.terms,
+    return launch.arguments(chosen) | {
         "lse": lse.contiguous(),
         "wanted": wanted,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
-        "group": launch.group,
         "SIGMOID": launch.spec.sigmoid,
-        "SIZE": size,
-        "BLOCK_SIZE": padded(size),
-        "PRECISION": launch.precision,
-        "QUERIES": chosen.queries,
-        "KEYS": chosen.keys,
         "SPANS": max(triton.next_power_of_2(max(spans, 1)), 16),
         "BINS": triton.next_power_of_2(max(wanted.bin_count, 1)),
     }
@@ -114,30 +94,11 @@ def run(
     request: Request,
     configuration: Configuration | None = None,
 ) -> dict[str, Tensor]:
-    """Reduce the weights of each query.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    lse
-        Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
-        a normaliser for sigmoid weights.
-    names
-        Which statistics of this pass to compute, or ``MASS``.
-    request
-        Their parameters.
-    configuration
-        Tile sizes of the kernel; None takes those of the table.
-
-    Returns
-    -------
-    Each statistic before its ``finish``. Rows that see no key hold arbitrary numbers.
-    """
+    """Reduce the weights of each query."""
     q = launch.q
     outputs, wanted = plan(launch, names, request)
-    for each in wanted:
-        launch_rows(launch, lse, each, configuration)
+    for part in wanted:
+        launch_rows(launch, lse, part, configuration)
     if "entropy" in outputs and launch.sinks is not None:
         sinks = launch.sinks[:, None]
         outputs["entropy"] += torch.exp2(sinks - lse) * (lse - sinks) * math.log(2)
@@ -193,7 +154,7 @@ def plan(
                 Wanted(spans=masses, span_ids=ids, first_span=first, span_count=count)
             )  # fmt: skip
     return outputs, [
-        each for each in wanted if any(isinstance(output, Tensor) for output in each)
+        part for part in wanted if any(isinstance(output, Tensor) for output in part)
     ]  # fmt: skip
 
 

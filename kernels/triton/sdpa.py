@@ -14,20 +14,7 @@ TOLERANCE = 1e-3
 
 
 def run(launch: Launch) -> FirstPass:
-    """Attend with torch's own fused attention; leaves z and lse.
-
-    Parameters
-    ----------
-    launch
-        An attention call whose variant is causal order or none.
-
-    Raises
-    ------
-    InvalidInput
-        When causal order is asked for with other numbers of queries than keys.
-    RuntimeError
-        When the normalisers are not those of our weights.
-    """
+    """Attend with torch's own fused attention; leaves z and lse."""
     q, k, v, spec = launch.q, launch.k, launch.v, launch.spec
     if spec.causal and q.shape[2] != k.shape[2]:
         raise InvalidInput(
@@ -51,15 +38,7 @@ def run(launch: Launch) -> FirstPass:
 
 
 def norm_residual(launch: Launch, lse: Tensor) -> float:
-    """Measure the largest |Σ_j P_ij - 1| over a few queries of every head.
-
-    Parameters
-    ----------
-    launch
-        An attention call whose variant is causal order or none.
-    lse
-        Normalisers in base 2.
-    """
+    """Measure the largest |Σ_j P_ij - 1| over a few queries of every head."""
     queries, scale = launch.q.shape[2], launch.spec.scale
     assert scale is not None
     steps = torch.linspace(0, queries - 1, min(SAMPLE, queries), device=launch.q.device)

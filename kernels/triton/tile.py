@@ -1,4 +1,4 @@
-"""One tile of logits: what every kernel shares, so that all passes see the same weights.
+"""One tile of logits: what every kernel shares, so that all passes compute the same weights.
 
 Logits are in base 2 (natural logits times log2 e), hidden keys at the finite ``HIDDEN``. A kernel
 takes ``Operand`` and ``Terms`` (see ``launch``) as arguments; a term that the variant lacks is None
@@ -34,7 +34,7 @@ INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """Multiply two matrices into float32: bfloat16 and float16 as they are, float32 as told."""
+    """Multiply two matrices into float32: bfloat16 and float16 as they are, float32 as asked."""
     if INTERPRET:
         # The interpreter would multiply the bits of bfloat16 as integers.
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
@@ -120,7 +120,7 @@ def next_tokens(
 
 @triton.jit
 def real_queries(terms, batch, query):
-    """Tell which queries exist and are no padding."""
+    """Which queries exist and are no padding."""
     inside = query < terms.queries
     if terms.query_mask.pointer is not None:
         mask = line_of(terms.query_mask, batch, 0)
@@ -171,7 +171,7 @@ def key_terms(terms, batch, head, key, EDGE: tl.constexpr):
 
 @triton.jit
 def real_keys(terms, key, columns):
-    """Tell which keys exist and are no padding: only those may be loaded."""
+    """Which keys exist and are no padding: only those may be loaded."""
     inside = key < terms.keys
     if terms.key_bias.pointer is not None:
         inside = inside & (columns[0] > PADDED)

@@ -1,4 +1,4 @@
-"""The host side of the exact top k: candidates from the kernel, ranked; crowded rows in full."""
+"""The host side of the exact top k: ranked candidates from the kernel, or whole rows."""
 
 import itertools
 import math
@@ -30,13 +30,10 @@ def arguments(
     launch: Launch, batch: int, heads: slice, count: int, chosen: Configuration
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel for some heads of one sequence, with its outputs."""
-    queries, size = launch.q.shape[2:]
+    queries = launch.q.shape[2]
     rows = (heads.stop - heads.start) * queries
     device = launch.q.device
-    return {
-        "q": launch.operand(launch.q),
-        "k": launch.operand(launch.k),
-        "terms": launch.terms,
+    return launch.arguments(chosen) | {
         "values": torch.full((rows, ROOM + count), HIDDEN, dtype=torch.float32, device=device),
         "keys": torch.zeros((rows, ROOM + count), dtype=torch.int32, device=device),
         "reached": torch.empty(rows, dtype=torch.int32, device=device),
@@ -44,12 +41,6 @@ def arguments(
         "first_head": heads.start,
         "batch": batch,
         "count": count,
-        "group": launch.group,
-        "SIZE": size,
-        "BLOCK_SIZE": padded(size),
-        "PRECISION": launch.precision,
-        "QUERIES": chosen.queries,
-        "KEYS": chosen.keys,
         "ROOM": ROOM,
     }
 
@@ -61,22 +52,7 @@ def run(
     request: Request,
     configuration: Configuration | None = None,
 ) -> dict[str, Tensor]:
-    """Find the largest weights of each query and their keys.
-
-    Parameters
-    ----------
-    launch
-        The attention call.
-    lse
-        Normaliser of every row in base 2, 1e30 at rows that are padding or see no key; 0 instead of
-        a normaliser for sigmoid weights.
-    names
-        Which statistics of this pass to compute.
-    request
-        How many, ``k``.
-    configuration
-        Tile sizes of the kernel; None takes those of the table.
-    """
+    """Find the largest weights of each query and their keys."""
     batch, heads, queries, _ = launch.q.shape
     count = request.k
     shape = (batch, heads, queries, count)
@@ -132,15 +108,13 @@ def rank_lines(
 ) -> None:
     """Rank all keys of some rows, in place, a chunk of rows at a time."""
     width = launch.k.shape[2]
-    size = launch.q.shape[3]
     count = min(values.shape[3], width)
     rows = max(SCRATCH // width, 1)
     for part in (lines[at : at + rows] for at in range(0, len(lines), rows)):
         out = torch.empty(len(part), width, dtype=torch.float32, device=launch.q.device)
         write_lines[(len(part), triton.cdiv(width, PANEL))](
-            launch.operand(launch.q), launch.operand(launch.k), launch.terms, part, out,
-            launch.q.shape[1], launch.group,
-            SIZE=size, BLOCK_SIZE=padded(size), KEYS=PANEL, num_warps=4,
+            **launch.arguments(), lines=part, out=out, heads=launch.q.shape[1],
+            KEYS=PANEL, num_warps=4,
         )  # fmt: skip
         best, place = out.topk(count, dim=1)
         values.view(-1, values.shape[3])[part, :count] = best
@@ -153,22 +127,21 @@ def rank_panels(
     keys: Int[Tensor, "batch head query rank"],
 ) -> None:
     """Rank all keys of all rows, in place, some queries of a head at a time."""
-    batch, heads, queries, size = launch.q.shape
+    batch, heads, queries, _ = launch.q.shape
     width = launch.k.shape[2]
+    tiles = Configuration(PANEL, PANEL, warps=4, stages=1)
     count = min(values.shape[3], width)
     rows = min(max(SCRATCH // width // PANEL, 1) * PANEL, queries)
     out = torch.empty(rows, width, dtype=torch.float32, device=launch.q.device)
     for sequence, head, first in itertools.product(
         range(batch), range(heads), range(0, queries, rows)
     ):
-        found = out[: min(rows, queries - first)]
-        write_panel[(triton.cdiv(len(found), PANEL), triton.cdiv(width, PANEL))](
-            launch.operand(launch.q), launch.operand(launch.k), launch.terms, found, first,
-            sequence, head, launch.group,
-            SIZE=size, BLOCK_SIZE=padded(size), PRECISION=launch.precision,
-            QUERIES=PANEL, KEYS=PANEL, num_warps=4,
+        rows_out = out[: min(rows, queries - first)]
+        write_panel[(triton.cdiv(len(rows_out), PANEL), triton.cdiv(width, PANEL))](
+            **launch.arguments(tiles), out=rows_out, first_query=first, batch=sequence, head=head,
+            num_warps=4,
         )  # fmt: skip
-        best, place = found.topk(count, dim=1)
+        best, place = rows_out.topk(count, dim=1)
         values[sequence, head, first : first + rows, :count] = best
         keys[sequence, head, first : first + rows, :count] = place
 

@@ -74,7 +74,7 @@ def lead_rows(
 ):  # fmt: skip
     """List candidates for the ``count`` largest logits of each query; grid (query tile, head).
 
-    ``reached`` tells how many lie above: more than ROOM mean that the list is not complete.
+    ``reached`` counts those above: more than ROOM mean that the list is not complete.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head = first_head + tl.program_id(1)

@@ -1,4 +1,4 @@
-"""Forward passes through the attention interface: logits, with or without edits."""
+"""Forward passes with intercepted attention: logits, with or without edits."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Reader:
     def inside(self, call: AttentionCall) -> WeightEdits | None:
         """Combine what the edits change inside the attention of one layer."""
         shape = (*call.query.shape[:3], call.key.shape[2])
-        found = [edit.inside(call.layer, shape) for edit in self.edits]
-        given = [one for one in found if one is not None]
-        return functools.reduce(WeightEdits.then, given) if given else None
+        changes = [edit.inside(call.layer, shape) for edit in self.edits]
+        present = [change for change in changes if change is not None]
+        return functools.reduce(WeightEdits.then, present) if present else None
 
 
 def run(
@@ -71,7 +71,7 @@ def run(
     head: bool,
     mask: Bool[Tensor, "batch position"] | None = None,
 ) -> Tensor:
-    """Run the model once through the seam; every layer must arrive exactly once.
+    """Run the model once, its attention intercepted; every layer must arrive exactly once.
 
     An encoder–decoder model is given a `Pair` of token ids; its encoder alone may also be given
     what it reads. A model of images is given pixels (batch, channel, height, width).
@@ -113,7 +113,7 @@ def call(
         )
     ids = ids.to(model.device)
     if ids.is_floating_point():
-        return _look(model, ids)
+        return _run_vision(model, ids)
     if model.reads != "tokens":
         raise UnsupportedModel(
             f"model: {model.architecture} reads {model.reads}, and this asks for tokens"
@@ -128,17 +128,17 @@ def call(
     return result
 
 
-def _look(model: Model, pixels: Tensor) -> Tensor:
-    """Show images to a model that reads them: the last hidden state."""
+def _run_vision(model: Model, pixels: Tensor) -> Tensor:
+    """Run a vision model on pixels: the last hidden state."""
     result: Tensor
     try:
-        found = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
+        output = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
     except HeadscopeError:
         raise
     except ValueError as error:
         # The model's own word on a size that it does not take.
         raise InvalidInput(f"prompts: {str(error).splitlines()[0]}") from error
-    result = found.last_hidden_state
+    result = output.last_hidden_state
     return result
 
 
@@ -188,14 +188,14 @@ def logits(
         raise NotApplicable(
             f"ids: {model.architecture} reads images, so it has no next-token logits"
         )
-    given = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
-    parts = [torch.as_tensor(one) for one in given]
-    for one in parts:
-        if one.ndim != 2 or one.shape[1] == 0:
+    texts = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
+    parts = [torch.as_tensor(part) for part in texts]
+    for part in parts:
+        if part.ndim != 2 or part.shape[1] == 0:
             raise InvalidInput(
-                f"ids: dims {tuple(one.shape)}; give (batch, position), a token or more"
+                f"ids: dims {tuple(part.shape)}; give (batch, position), a token or more"
             )
-        model.check_lengths([one.shape[1]])
+        model.check_lengths([part.shape[1]])
     ids = Pair(*parts) if isinstance(ids, Pair) else parts[0]
     reader = Reader(Request(stats=()), edits)
     if positions is None:

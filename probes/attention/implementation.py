@@ -1,4 +1,4 @@
-"""Implementation: the name under which a model looks its attention up, switched for a while."""
+"""Switch the attention implementation of a model's configs for a while, dropout off."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def using(module: nn.Module, implementation: str) -> Iterator[None]:
 
 
 def _configs(module: nn.Module) -> list[Any]:
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     queue = [getattr(part, "config", None) for part in module.modules()]
     while queue:
         config = queue.pop()
-        if isinstance(config, PreTrainedConfig) and id(config) not in found:
-            found[id(config)] = config
+        if isinstance(config, PreTrainedConfig) and id(config) not in configs:
+            configs[id(config)] = config
             queue.extend(getattr(config, name, None) for name in config.sub_configs)
-    return list(found.values())
+    return list(configs.values())

@@ -27,9 +27,9 @@ from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.implementation import using
 from headscope.probes.attention.tracing import to_call
 from headscope.probes.attention.tracing.mask import Mask
-from headscope.probes.attention.tracing.mask_rule import Sight
+from headscope.probes.attention.tracing.mask_rule import MaskRule
 from headscope.probes.attention.tracing.scores import Attention
-from headscope.probes.attention.tracing.tracer import listening
+from headscope.probes.attention.tracing.tracer import trace_attention
 from headscope.probes.models.bridge import unwrapped
 from headscope.probes.models.encoder_decoder import SELF, AttentionIndex
 
@@ -78,7 +78,7 @@ class AttentionCall:
         """Compute this layer, with gradients where some are asked for."""
         inputs = (self.query, self.key, self.value)
         variant = self.variant(edits)
-        if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return attend_differentiable(*inputs, request, variant)
         return attend(*inputs, request, variant)
 
@@ -176,7 +176,7 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
         token = _session.set(session)
         stack.callback(_session.reset, token)
         if session.outside:
-            stack.enter_context(listening(model.module, session.on_traced))
+            stack.enter_context(trace_attention(model.module, session.on_traced))
         yield
 
 
@@ -282,9 +282,9 @@ def _mask(
     )
     if session is None or not session.outside:
         return mask
-    sight = Sight(*shape, None if mask is None else mask.bool())
+    rule = MaskRule(*shape, None if mask is None else mask.bool())
     size = (batch_size, 1, q_length, kv_length)
-    return Mask.of(sight, size, options["dtype"], torch.device(options["device"]))
+    return Mask.of(rule, size, options["dtype"], torch.device(options["device"]))
 
 
 def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool, int | None]:

@@ -1,4 +1,4 @@
-"""A layer: its attention on one prompt, made again by the model, from which any window is cut."""
+"""Recompute one layer's attention on one prompt by running the model up to it."""
 
 from __future__ import annotations
 

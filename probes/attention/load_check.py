@@ -1,4 +1,4 @@
-"""The check at load: what we read from a model against what the model itself computes."""
+"""Check at load time that intercepted attention agrees with the model's own eager attention."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Silence(Edit):
 def inspect(model: Model) -> Model:
     """Measure a model's geometry and refuse it where our reading and its own disagree.
 
-    A short prompt runs through the seam and through the model's own attention. Compared are the
+    A short prompt runs through headscope and through the model's own attention. Compared are the
     output, and for every head entropy, largest weight, mass on the first key and received mass
     (recomputed in float64 from the weights that the eager attention returns); then all heads
     are removed, which must change the output.
@@ -57,11 +57,13 @@ def inspect(model: Model) -> Model:
     _refuse_unfit(model)
     ids = prompt(model)
     calls: list[AttentionCall] = []
-    found: dict[int, dict[str, Tensor]] = {}
+    statistics: dict[int, dict[str, Tensor]] = {}
 
-    def take(asked: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
-        calls.append(asked)
-        found[asked.layer] = {name: outputs[name][0].double().cpu() for name in STATISTICS}
+    def take(layer_call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
+        calls.append(layer_call)
+        statistics[layer_call.layer] = {
+            name: outputs[name][0].double().cpu() for name in STATISTICS
+        }
 
     model = replace(model, geometry=_geometry(model, ids))
     ours = run(model, ids, Reader(Request(stats=STATISTICS), take=take), head=False)
@@ -71,8 +73,10 @@ def inspect(model: Model) -> Model:
     half = model.dtype in (torch.float16, torch.bfloat16)
     _compare_implementations(model, ids, own, 5e-2 if half else 1e-4)
     _compare_output(model, ours, own, 5e-2 if half else 1e-4)
-    for asked, one in zip(calls, weights, strict=True):
-        _compare_statistics(model, asked, found[asked.layer], one, 5e-2 if half else 1e-4)
+    for layer_call, own_weights in zip(calls, weights, strict=True):
+        _compare_statistics(
+            model, layer_call, statistics[layer_call.layer], own_weights, 5e-2 if half else 1e-4
+        )
     silent = run(model, ids, Reader(Request(stats=()), edits=(_Silence(),)), head=False)
     if torch.equal(silent, ours):
         raise UnsupportedModel(
@@ -131,16 +135,16 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
     causal: list[bool] = []
     crossed = model.attention == "cross"
 
-    def measure(asked: AttentionCall) -> Tensor:
-        heads, size = asked.query.shape[1], asked.query.shape[3]
-        kv_heads, value_size = asked.value.shape[1], asked.value.shape[3]
-        if asked.layer in shapes:
+    def measure(layer_call: AttentionCall) -> Tensor:
+        heads, size = layer_call.query.shape[1], layer_call.query.shape[3]
+        kv_heads, value_size = layer_call.value.shape[1], layer_call.value.shape[3]
+        if layer_call.layer in shapes:
             raise UnsupportedModel(
-                f"model: layer {asked.layer} of {model.name} asks for attention twice"
+                f"model: layer {layer_call.layer} of {model.name} asks for attention twice"
             )
-        causal.append(asked.causal)
-        shapes[asked.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
-        return asked.query.new_zeros(*asked.query.shape[:3], value_size)
+        causal.append(layer_call.causal)
+        shapes[layer_call.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
+        return layer_call.query.new_zeros(*layer_call.query.shape[:3], value_size)
 
     try:
         with intercept_attention(model, measure):
@@ -188,12 +192,12 @@ def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, 
         with using(model.module, "eager"):
             listed = maps(model, pair.source, pair.target, PLAIN)
             own = call(model, ids, head=False)
-        return own, [listed[asked.layer][0].double().cpu() for asked in calls]
-    parts = [asked.module for asked in calls]
+        return own, [listed[layer_call.layer][0].double().cpu() for layer_call in calls]
+    parts = [layer_call.module for layer_call in calls]
     weights: dict[int, Tensor] = {}
 
     def keep(part: nn.Module, given: Any, result: Any) -> None:
-        maps = [one for one in result[1:] if isinstance(one, Tensor) and one.ndim == 4]
+        maps = [value for value in result[1:] if isinstance(value, Tensor) and value.ndim == 4]
         if len(maps) == 1:
             weights[id(part)] = maps[0][0].double().cpu()
 
@@ -224,8 +228,8 @@ def _own(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
         if not options:
             return call(model, ids, head=False)
         result = model.module.base_model(input_ids=ids, **{**PLAIN, **options})
-        found: Tensor = result.last_hidden_state
-    return found
+        hidden: Tensor = result.last_hidden_state
+    return hidden
 
 
 def _compare_implementations(model: Model, ids: Ids, own: Tensor, tolerance: float) -> None:
@@ -254,18 +258,22 @@ def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -
 
 
 def _compare_statistics(
-    model: Model, asked: AttentionCall, found: dict[str, Tensor], weights: Tensor, tolerance: float
+    model: Model,
+    layer_call: AttentionCall,
+    ours: dict[str, Tensor],
+    weights: Tensor,
+    tolerance: float,
 ) -> None:
     # Not weights > 0: a key that is seen may have a weight that rounds to zero.
     query, key = (torch.arange(size) for size in weights.shape[-2:])
     seen = torch.ones(weights.shape[-2:], dtype=torch.bool)
-    if asked.causal:
+    if layer_call.causal:
         seen &= key[None, :] <= query[:, None]
-    if asked.window is not None:
-        seen &= key[None, :] > query[:, None] - asked.window
+    if layer_call.window is not None:
+        seen &= key[None, :] > query[:, None] - layer_call.window
     # A learned sink is an outcome that eager attention does not return.
     rest = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
-    shares = weights if asked.sinks is None else torch.cat((weights, rest), dim=-1)
+    shares = weights if layer_call.sinks is None else torch.cat((weights, rest), dim=-1)
     expected = {
         "entropy": -(shares * shares.clamp_min(1e-300).log()).sum(-1),
         "max_weight": weights.max(-1).values,
@@ -273,10 +281,11 @@ def _compare_statistics(
         "received": weights.sum(-2) / seen.sum(-2),
     }
     for name in STATISTICS:
-        gap = (found[name] - expected[name]).abs().amax(-1)
+        gap = (ours[name] - expected[name]).abs().amax(-1)
         head = int(gap.argmax())
         if not float(gap[head]) <= tolerance * max(1.0, float(expected[name].abs().max())):
             raise UnsupportedModel(
-                f"model: {name} of L{asked.layer}H{head} in {model.name} is {float(gap[head]):.2g} "
-                "away from the model's own eager attention; this model is refused"
+                f"model: {name} of L{layer_call.layer}H{head} in {model.name} is "
+                f"{float(gap[head]):.2g} away from the model's own eager attention; "
+                "this model is refused"
             )

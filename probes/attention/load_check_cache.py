@@ -1,4 +1,4 @@
-"""Passes: models on disk that have passed the check at load, so that it need not run again.
+"""On-disk cache of load-time correctness checks.
 
 A pass is kept in the user's cache folder, one small file each, and holds only for what it was given
 for: the files of the model, its config, the code that runs it, versions, number format, machine.
@@ -75,12 +75,12 @@ def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
 def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
     """Name everything that the outcome of the check hangs on."""
     place = Path(locate(source).path)
-    found = [file for kind in WEIGHTS for file in place.glob(kind)] if place.is_dir() else []
+    files = [file for kind in WEIGHTS for file in place.glob(kind)] if place.is_dir() else []
     config = model.module.config.to_json_string(use_diff=False)
     on_gpu = model.device.type == "cuda"
     return {
-        "source": str(place.resolve()) if found else str(source),
-        "files": _stats(found),
+        "source": str(place.resolve()) if files else str(source),
+        "files": _stats(files),
         "revision": model.revision,
         "architecture": f"{type(model.module).__module__}.{model.architecture}",
         "config": _digest(config),
@@ -98,8 +98,8 @@ def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _stats(files: list[Path]) -> list[list[Any]]:
     """Name files by what changes when they do; the time of the last change cannot be set back."""
-    found = ((file, file.stat()) for file in sorted(files))
-    return [[file.name, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for file, one in found]
+    stats = ((file, file.stat()) for file in sorted(files))
+    return [[file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in stats]
 
 
 def _code(module: nn.Module) -> Iterator[str]:
@@ -117,8 +117,10 @@ def _code(module: nn.Module) -> Iterator[str]:
 
 def _spelled(code: CodeType) -> str:
     # A set among the constants has no order that lasts.
-    plain = [repr(one) for one in code.co_consts if isinstance(one, int | float | str)]
-    inner = [_spelled(one) for one in code.co_consts if isinstance(one, CodeType)]
+    plain = [
+        repr(constant) for constant in code.co_consts if isinstance(constant, int | float | str)
+    ]
+    inner = [_spelled(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return _digest(code.co_code.hex(), *code.co_names, *code.co_freevars, *plain, *inner)
 
 
@@ -141,7 +143,7 @@ def _read(file: Path, identity: dict[str, Any]) -> Geometry | None:
         numbers = dict(kept["geometry"])
         without = tuple(map(int, numbers.pop("without")))
         crossed, causal = (bool(numbers.pop(name)) for name in ("crossed", "causal"))
-        sizes = {name: int(one) for name, one in numbers.items()}
+        sizes = {name: int(number) for name, number in numbers.items()}
         return Geometry(**sizes, without=without, crossed=crossed, causal=causal)
     except (OSError, ValueError, KeyError, TypeError):
         return None

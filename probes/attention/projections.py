@@ -1,10 +1,10 @@
-"""Projections of every head, found by what flows through them and not by their names.
+"""Find the query, key, value and output projections of every head from activations, not names.
 
 Random numbers are put in place of what every linear layer makes. Tokens that stand alone at
 position 0 are not turned by a rotary embedding, so the projection of the queries is the layer whose
-random output, cut into heads in one of the known ways, arrives at the seam; likewise for keys and
-values, fused or not. The projection of the output is the one that takes the heads' outputs. What
-fits nothing is refused.
+random output, cut into heads in one of the known ways, arrives at the attention; likewise for keys
+and values, fused or not. The projection of the output is the one that takes the heads' outputs.
+What fits nothing is refused.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ class Weights:
         residual). A query is ``x @ q[head]`` plus its bias, where x is what enters the projection:
         the residual stream after its norm, whose gain is not part of the weights.
         """
-        found = self.projections[layer, part]
-        return found.outwards() if part == "o" else found.inwards()
+        projection = self.projections[layer, part]
+        return projection.outwards() if part == "o" else projection.inwards()
 
     @property
     def normalised(self) -> bool:
         """Whether queries or keys are divided by their length after their projection."""
-        return any(one.normalised for one in self.projections.values())
+        return any(projection.normalised for projection in self.projections.values())
 
 
 def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
@@ -128,7 +128,7 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         raise InvalidInput(f"parts: no {unknown[0]!r}; choose from {', '.join(PARTS)}")
     flow: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     calls: dict[int, AttentionCall] = {}
-    outputs: dict[int, Tensor] = {}
+    head_outputs: dict[int, Tensor] = {}
 
     generator = torch.Generator().manual_seed(0)
 
@@ -137,8 +137,8 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         flow[module] = (given[0].detach(), made)
         return made
 
-    def take(call: AttentionCall, found: dict[str, Tensor], z: Tensor) -> None:
-        calls[call.layer], outputs[call.layer] = call, z
+    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
+        calls[call.layer], head_outputs[call.layer] = call, z
 
     handles = [
         module.register_forward_hook(swap) for module in model.module.modules() if _linear(module)
@@ -150,10 +150,10 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         for handle in handles:
             handle.remove()
     places = {id(call.module): layer for layer, call in calls.items()}
-    found = {}
+    projections = {}
     for layer, call in sorted(calls.items()):
         near = [module for module in _block(model, call.module, places) if module in flow]
-        arrived = {"q": call.query, "k": call.key, "v": call.value, "o": outputs[layer]}
+        arrived = {"q": call.query, "k": call.key, "v": call.value, "o": head_outputs[layer]}
         for part in parts:
             target = arrived[part].transpose(1, 2).flatten(0, 1).double().cpu()
             fits = [
@@ -161,8 +161,8 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
                 for module in near
                 for fit in _fits(module, *flow[module], target, part, call.module, model.dtype)
             ]
-            found[layer, part] = _only(fits, model, layer, part)
-    return Weights(found)
+            projections[layer, part] = _only(fits, model, layer, part)
+    return Weights(projections)
 
 
 def _block(model: Model, attention: nn.Module, places: dict[int, int]) -> list[nn.Module]:
@@ -191,7 +191,7 @@ def _fits(
     attention: nn.Module,
     dtype: torch.dtype,
 ) -> Iterator[Projection]:
-    """Yield the cuts of a module that make (for ``o``: take) what arrived at the seam."""
+    """Yield the cuts of a module that make (for ``o``: take) what arrived at the attention."""
     tolerance = 3e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
     vectors = (given if part == "o" else result).flatten(0, -2).double().cpu()
     if len(vectors) != len(target):

@@ -1,4 +1,4 @@
-"""The residual stream: what goes into every block of a model, and what comes out of the last."""
+"""Hooks on the residual stream before each block and after the last."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def blocks(model: Model) -> list[nn.Module]:
     """Find the blocks of a model: the entries of its lists of modules that hold attention."""
     if model.attention != SELF:
         return list(encoder_decoder.blocks(model.module, model.attention))
-    found: dict[int, nn.Module] = {}
+    by_layer: dict[int, nn.Module] = {}
     for group in model.module.modules():
         if not isinstance(group, nn.ModuleList):
             continue
         for block in group:
             held = [getattr(part, "layer_idx", None) for part in block.modules()]
-            layers = {one for one in held if isinstance(one, int)}
+            layers = {number for number in held if isinstance(number, int)}
             if len(layers) == 1:
-                found.setdefault(layers.pop(), block)
-    if not found:
+                by_layer.setdefault(layers.pop(), block)
+    if not by_layer:
         # Encoders of images do not number their attention.
-        found = dict(enumerate(encoder_decoder.outermost(model.module.base_model)))
-    if sorted(found) != list(range(model.layers)):
+        by_layer = dict(enumerate(encoder_decoder.outermost(model.module.base_model)))
+    if sorted(by_layer) != list(range(model.layers)):
         raise UnsupportedModel(
             f"keep: the blocks of {model.name} are not found, so not its residual stream"
         )
-    return [found[layer] for layer in range(model.layers)]
+    return [by_layer[layer] for layer in range(model.layers)]

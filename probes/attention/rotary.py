@@ -1,4 +1,4 @@
-"""Rotation: how the positions turn the queries and keys of a model.
+"""Find the rotary position embedding of a model: channel pairs and frequencies.
 
 The pairs of channels that turn together and their frequencies are read from the model and checked:
 random numbers in place of what its projections make, turned by them, arrive at the attention.
@@ -73,9 +73,9 @@ class Rotation:
         turned = np.array(vectors, dtype=np.float64)
         angles = sign * np.arange(turned.shape[-2])[:, None] * self.frequencies
         cos, sin = np.cos(angles), np.sin(angles)
-        one, two = (turned[..., self.pairs[:, side]] for side in (0, 1))
-        turned[..., self.pairs[:, 0]] = one * cos - two * sin
-        turned[..., self.pairs[:, 1]] = two * cos + one * sin
+        first, second = (turned[..., self.pairs[:, side]] for side in (0, 1))
+        turned[..., self.pairs[:, 0]] = first * cos - second * sin
+        turned[..., self.pairs[:, 1]] = second * cos + first * sin
         return turned
 
 
@@ -139,11 +139,11 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
         for handle in handles:
             handle.remove()
     tolerance = 5e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    found = {}
+    rotations = {}
     for layer in model.geometry.attending:
         pairs = [(_unit(made[layer, part]), _unit(arrived[layer, part])) for part in ("q", "k")]
-        found[layer] = _only(model, layer, pairs, tolerance)
-    return found
+        rotations[layer] = _only(model, layer, pairs, tolerance)
+    return rotations
 
 
 def _only(
@@ -194,7 +194,7 @@ def _unit(vectors: Tensor) -> NDArray[np.float64]:
 def _refuse_changing(model: Model, length: int) -> None:
     config = model.module.config.get_text_config()
     given = getattr(config, "rope_parameters", None) or {}
-    groups = [given, *(one for one in given.values() if isinstance(one, dict))]
+    groups = [given, *(value for value in given.values() if isinstance(value, dict))]
     for group in groups:
         original = group.get("original_max_position_embeddings") or model.context or length
         if group.get("rope_type") in CHANGING and length > original:

@@ -1,4 +1,4 @@
-"""A lens on the attention pattern: one window of one head, recomputed exactly."""
+"""Recompute a window of one head's attention weights, exactly."""
 
 from __future__ import annotations
 
@@ -84,20 +84,20 @@ def pattern(
         )
     else:
         _refuse_unkept(capture)
-    one = _pick(capture, layer, head, prompt)
-    length = int(one("length"))
+    read = _pick(capture, layer, head, prompt)
+    length = int(read("length"))
     crossed = "key_length" in capture.coords
     rows = _positions("queries", queries, length)
-    columns = _positions("keys", keys, int(one("key_length")) if crossed else length)
+    columns = _positions("keys", keys, int(read("key_length")) if crossed else length)
     if len(rows) * len(columns) > CELLS:
         raise ResourceLimit(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
         )
     if model is None or (_keeps(capture) and not capture.attrs.get("reweighted")):
-        weights = _from_kept(capture, one, rows, columns)
+        weights = _from_kept(capture, read, rows, columns)
     else:
-        weights = _from_model(model, edits, one, rows, columns)
-    tokens = one("token")
+        weights = _from_model(model, edits, read, rows, columns)
+    tokens = read("token")
     return xr.DataArray(
         weights,
         dims=("query", "key"),
@@ -106,7 +106,7 @@ def pattern(
             "query": rows,
             "key": columns,
             "token": ("query", tokens[rows]),
-            "key_token": ("key", (one("key_token") if crossed else tokens)[columns]),
+            "key_token": ("key", (read("key_token") if crossed else tokens)[columns]),
         },
         attrs={
             "long_name": f"Attention of L{layer}H{head}",
@@ -141,27 +141,27 @@ def _refuse_unkept(capture: xr.Dataset) -> None:
         )
 
 
-def _from_kept(capture: xr.Dataset, one: Callable[[str], Any], rows: Any, columns: Any) -> Any:
+def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, columns: Any) -> Any:
     """Compute weights from queries, keys and the normaliser of each row."""
-    query, key = one("q")[rows].astype(np.float64), one("k")[columns].astype(np.float64)
-    logits = query @ key.T * float(one("logit_scale"))
-    softcap, window = float(one("softcap")), float(one("window"))
+    query, key = read("q")[rows].astype(np.float64), read("k")[columns].astype(np.float64)
+    logits = query @ key.T * float(read("logit_scale"))
+    softcap, window = float(read("softcap")), float(read("window"))
     if not np.isnan(softcap):
         logits = softcap * np.tanh(logits / softcap)
     if "position_bias" in capture.coords:
         farthest = capture.sizes["relative"] // 2
-        logits += one("position_bias")[columns[None, :] - rows[:, None] + farthest].astype(
+        logits += read("position_bias")[columns[None, :] - rows[:, None] + farthest].astype(
             np.float64
         )
     if "alibi_slope" in capture.coords:
-        logits -= float(one("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
-    weights = np.exp(logits - one("lse")[rows].astype(np.float64)[:, None])
+        logits -= float(read("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
+    weights = np.exp(logits - read("lse")[rows].astype(np.float64)[:, None])
     seen = np.ones_like(weights, dtype=bool)
-    if bool(one("causal")):
+    if bool(read("causal")):
         seen &= columns[None, :] <= rows[:, None]
     if not np.isnan(window):
         seen &= columns[None, :] > rows[:, None] - window
-        if not bool(one("causal")):
+        if not bool(read("causal")):
             seen &= columns[None, :] < rows[:, None] + window
     return np.where(seen, weights, 0.0).astype(np.float32)
 
@@ -169,14 +169,14 @@ def _from_kept(capture: xr.Dataset, one: Callable[[str], Any], rows: Any, column
 def _from_model(
     model: Model,
     edits: Sequence[Edit],
-    one: Callable[[str], Any],
+    read: Callable[[str], Any],
     rows: Any,
     columns: Any,
 ) -> Any:
     """Run the model up to the layer, and cut the window from there."""
-    ids = [int(token) for token in one("token_id")[: int(one("length"))]]
-    found = run_until_layer(model, ids, int(one("layer")), edits)
-    weights = found.weights(int(one("head")), np.sort(rows), np.sort(columns))
+    ids = [int(token) for token in read("token_id")[: int(read("length"))]]
+    attention = run_until_layer(model, ids, int(read("layer")), edits)
+    weights = attention.weights(int(read("head")), np.sort(rows), np.sort(columns))
     # A slice may run backwards.
     return weights[np.ix_(rows.argsort().argsort(), columns.argsort().argsort())]
 
@@ -251,7 +251,7 @@ def _range(coordinate: Any) -> str:
 
 
 def _positions(field: str, window: slice | None, length: int) -> Any:
-    found = np.arange(length)[window if window is not None else slice(None)]
-    if len(found) == 0:
+    positions = np.arange(length)[window if window is not None else slice(None)]
+    if len(positions) == 0:
         raise InvalidInput(f"{field}: {window} holds no position; the prompt has {length} tokens")
-    return found
+    return positions

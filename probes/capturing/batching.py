@@ -1,4 +1,4 @@
-"""Padding: whether prompts of different lengths may share a forward pass of a model."""
+"""Group prompts into batches, padded where a test shows that it changes no number."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def pad(
     """Fill prompts up on the right: token ids, and which are real; None where all are."""
     longest = max(map(len, prompts))
     filler = getattr(model.module.config.get_text_config(), "pad_token_id", None) or 0
-    ids = torch.tensor([[*one, *[filler] * (longest - len(one))] for one in prompts])
-    if all(len(one) == longest for one in prompts):
+    ids = torch.tensor([[*prompt, *[filler] * (longest - len(prompt))] for prompt in prompts])
+    if all(len(prompt) == longest for prompt in prompts):
         return ids, None
-    lengths = torch.tensor([len(one) for one in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
     return ids, torch.arange(longest) < lengths[:, None]
 
 
@@ -50,11 +50,11 @@ def grouped(
     Lengths in a batch differ where the model takes padding, unless they are to be alike.
     """
     ids = prompts.ids
-    mixed = len({len(one) for one in ids}) > 1 and not alike and model.attention == "self"
+    mixed = len({len(prompt) for prompt in ids}) > 1 and not alike and model.attention == "self"
     waste = WASTE if mixed and takes_padding(model) else 0.0
-    found = list(batches(ids, tokens, prompts.sources, waste))
-    shared = any(len({len(ids[row]) for row in rows}) > 1 for rows in found)
-    return found, "right" if waste and shared else "none"
+    groups = list(batches(ids, tokens, prompts.sources, waste))
+    shared = any(len({len(ids[row]) for row in rows}) > 1 for rows in groups)
+    return groups, "right" if waste and shared else "none"
 
 
 def takes_padding(model: Model) -> bool:
@@ -83,24 +83,24 @@ def _try(model: Model) -> bool:
     except HeadscopeError:
         return False
     return all(
-        _agree(found, expected, HALF if half else EXACT)
-        for found, expected in zip(together, alone, strict=True)
+        _agree(padded, expected, HALF if half else EXACT)
+        for padded, expected in zip(together, alone, strict=True)
     )
 
 
 def _numbers(model: Model, prompts: Sequence[Sequence[int]], length: int) -> list[Tensor]:
     """Run prompts together; hidden states and statistics of the first."""
-    found: list[Tensor] = []
+    numbers: list[Tensor] = []
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
-        found.extend(outputs[name][0, :, :length].double().cpu() for name in STATISTICS)
+        numbers.extend(outputs[name][0, :, :length].double().cpu() for name in STATISTICS)
 
     ids, mask = pad(model, prompts)
     reader = Reader(Request(stats=STATISTICS), (), take)
     hidden = run(model, ids, reader, head=False, mask=mask)
-    return [hidden[0, :length].double().cpu(), *found]
+    return [hidden[0, :length].double().cpu(), *numbers]
 
 
-def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+def _agree(padded: Tensor, expected: Tensor, tolerance: float) -> bool:
     allowed = tolerance * max(1.0, float(expected.abs().max()))
-    return bool(((found - expected).abs() <= allowed).all())
+    return bool(((padded - expected).abs() <= allowed).all())

@@ -1,4 +1,4 @@
-"""Bins: neighbouring queries or keys of a statistic as one number, where a text is long."""
+"""Bin neighbouring queries or keys of a statistic, for long texts."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def check(
             f"bins: {', '.join(keep)} keep every token; leave them out, or bins=None"
         )
     for name in stats:
-        one = statistics.load(name)
-        if one.merge == "top" or set(DIMS) <= set(one.dims):
+        statistic = statistics.load(name)
+        if statistic.merge == "top" or set(DIMS) <= set(statistic.dims):
             raise NotApplicable(f"bins: {name} has a meaning for single tokens only; leave it out")
 
 
-def beside(coords: Mapping[str, Any], width: int) -> dict[str, Any]:
+def position_coords(coords: Mapping[str, Any], width: int) -> dict[str, Any]:
     """Move coords of single tokens from the dim query to position, where queries are in bins."""
     if width == 1:
         return dict(coords)
     moved = {}
     for name, (dims, values) in coords.items():
         places = (dims,) if isinstance(dims, str) else tuple(dims)
-        moved[name] = (tuple("position" if one == "query" else one for one in places), values)
+        moved[name] = (tuple("position" if dim == "query" else dim for dim in places), values)
     return moved
 
 

@@ -1,4 +1,4 @@
-"""Capture: what every head of a model attends to, as one Dataset with named dims."""
+"""Record attention statistics of every head as one Dataset, and plan the memory for it."""
 
 from __future__ import annotations
 

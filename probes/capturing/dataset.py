@@ -65,7 +65,7 @@ def _coords(writer: ArrayWriter, layers: LayerCoords) -> dict[str, Any]:
         "layer": np.arange(model.layers),
         "head": np.arange(model.heads),
         "kv_group": ("head", np.arange(model.heads) // (model.heads // model.kv_heads)),
-        **binning.beside(token_coords(model, writer.prompts), writer.width),
+        **binning.position_coords(token_coords(model, writer.prompts), writer.width),
         **layers.coords(),
     }
     used = {dim for dims in writer.dims.values() for dim in dims}

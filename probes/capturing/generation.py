@@ -1,4 +1,4 @@
-"""Generation: what every head attends to while a model writes, one row a step, from its cache."""
+"""Record attention statistics while a model generates text with its key-value cache."""
 
 from __future__ import annotations
 

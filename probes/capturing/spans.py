@@ -1,4 +1,4 @@
-"""Spans: named sets of tokens in every prompt, whose mass is asked for."""
+"""Token spans of ``span_mass``: named sets of positions in every prompt."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Spans:
         used = self.members[: mass.shape[-1]]
         total = mass.nan_to_num() @ torch.from_numpy(used).to(mass)
         for at, row in enumerate(rows):
-            found = np.unique(self.numbers[row])
-            absent = ~self.members[found[found != NONE]].any(axis=0)
+            used_numbers = np.unique(self.numbers[row])
+            absent = ~self.members[used_numbers[used_numbers != NONE]].any(axis=0)
             total[at][..., torch.from_numpy(absent)] = float("nan")
         return total
 
@@ -100,8 +100,8 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
     numbers = []
     for row, ids in enumerate(prompts.keys):
         inside: list[list[int]] = [[] for _ in ids]
-        for span, one in enumerate(places):
-            for position in one[row]:
+        for span, positions in enumerate(places):
+            for position in positions[row]:
                 inside[position].append(span)
         numbers.append(
             np.array(
@@ -123,12 +123,12 @@ def _of_prompts(
 ) -> list[tuple[int, ...]]:
     if len(listed) != len(prompts.keys):
         raise InvalidInput(f"spans: {name!r} must hold one list of positions for every prompt")
-    found = [tuple(sorted({int(position) for position in one})) for one in listed]
-    for row, (one, ids) in enumerate(zip(found, prompts.keys, strict=True)):
-        if one and not 0 <= one[0] <= one[-1] < len(ids):
-            wrong = one[0] if one[0] < 0 else one[-1]
+    spans = [tuple(sorted({int(position) for position in positions})) for positions in listed]
+    for row, (positions, ids) in enumerate(zip(spans, prompts.keys, strict=True)):
+        if positions and not 0 <= positions[0] <= positions[-1] < len(ids):
+            wrong = positions[0] if positions[0] < 0 else positions[-1]
             raise InvalidInput(f"spans: {name!r} names position {wrong}, outside prompt {row + 1}")
-    return found
+    return spans
 
 
 def _of_task(
@@ -140,9 +140,11 @@ def _of_task(
             "or a task with roles"
         )
     roles = prompts.encoded.roles
-    known = list(dict.fromkeys(name for one in roles for name in one))
-    asked = [given] if isinstance(given, str) else known if given is None else list(given)
-    for name in asked:
+    known = list(dict.fromkeys(name for by_role in roles for name in by_role))
+    names = [given] if isinstance(given, str) else known if given is None else list(given)
+    for name in names:
         if name not in known:
             raise InvalidInput(f"spans: no role {name!r}; choose from {', '.join(known) or 'none'}")
-    return asked, [[tuple(sorted(set(one.get(name, ())))) for one in roles] for name in asked]
+    return names, [
+        [tuple(sorted(set(by_role.get(name, ())))) for by_role in roles] for name in names
+    ]

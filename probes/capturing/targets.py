@@ -1,4 +1,4 @@
-"""Targets: for every query, the keys whose mass is asked for."""
+"""Target keys of ``target_mass`` for every query."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _evidence(ids: Sequence[int], questions: Sequence[Any]) -> Keys:
         )
     keys: Keys = [[] for _ in ids]
     for question in questions:
-        found = {*keys[question.at], *map(int, question.evidence)}
-        keys[question.at] = sorted(found)
+        evidence = {*keys[question.at], *map(int, question.evidence)}
+        keys[question.at] = sorted(evidence)
     return keys
 
 
@@ -97,35 +97,37 @@ def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list
             "targets: rules compare tokens of one text; for cross-attention give a mapping from a "
             "name to keys per prompt and query"
         )
-    asked = prompts.encoded.questions if prompts.encoded is not None else [()] * len(prompts.ids)
+    questions = (
+        prompts.encoded.questions if prompts.encoded is not None else [()] * len(prompts.ids)
+    )
     if isinstance(given, Mapping):
         for name, listed in given.items():
             _check_given(name, listed, prompts)
         keys = [
-            [[sorted(map(int, one)) for one in listed[row]] for listed in given.values()]
+            [[sorted(map(int, targets)) for targets in listed[row]] for listed in given.values()]
             for row in range(len(prompts.ids))
         ]
         return list(given), keys
     if given is None:
-        named = any(question.evidence for one in asked for question in one)
+        named = any(question.evidence for of_prompt in questions for question in of_prompt)
         names = [rule for rule in rules() if rule != "evidence" or named]
     else:
         names = [given] if isinstance(given, str) else list(given)
     keys = [
-        [find(name, ids, questions) for name in names]
-        for ids, questions in zip(prompts.ids, asked, strict=True)
+        [find(name, ids, of_prompt) for name in names]
+        for ids, of_prompt in zip(prompts.ids, questions, strict=True)
     ]
     return names, keys
 
 
 def _check_given(name: str, listed: Sequence[Sequence[Sequence[int]]], prompts: Prompts) -> None:
-    lengths = [len(one) for one in listed]
+    lengths = [len(queries) for queries in listed]
     if lengths != [len(ids) for ids in prompts.ids]:
         raise InvalidInput(
             f"targets: {name!r} must hold, per prompt, one list of keys for every query"
         )
-    for row, one in enumerate(listed):
-        for query, keys in enumerate(one):
+    for row, queries in enumerate(listed):
+        for query, keys in enumerate(queries):
             if any(not 0 <= key < len(prompts.keys[row]) for key in keys):
                 raise InvalidInput(
                     f"targets: {name!r} names a key outside prompt {row + 1} at query {query}"
@@ -138,12 +140,12 @@ def pack(keys: Sequence[Sequence[Keys]]) -> npt.NDArray[np.int64]:
     >>> pack([[[[], [0]]]]).tolist()
     [[[[-1], [0]]]]
     """
-    width = max((len(one) for row in keys for target in row for one in target), default=0)
+    width = max((len(query) for row in keys for target in row for query in target), default=0)
     longest = max(len(target) for row in keys for target in row)
     shape = (len(keys), len(keys[0]), longest, max(width, 1))
     packed = np.full(shape, NONE, dtype=np.int64)
     for row, targets in enumerate(keys):
         for target, queries in enumerate(targets):
-            for query, one in enumerate(queries):
-                packed[row, target, query, : len(one)] = one
+            for query, places in enumerate(queries):
+                packed[row, target, query, : len(places)] = places
     return packed

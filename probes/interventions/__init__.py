@@ -1,4 +1,4 @@
-"""Edits: interventions on the heads of a model, as values that compose in the order given.
+"""Interventions on attention heads, as values that compose in the order given.
 
 Every module of this package is imported with it, so that an edit is one class in one file.
 """

@@ -1,4 +1,4 @@
-"""Edits of what heads look at: their weights change inside the attention, at any length."""
+"""Interventions on attention weights: scale keys, knock out, window, temperature, fix a pattern."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.probes.interventions.base import Edit, Head, HeadEdit, check_heads, digest, listed
+from headscope.probes.interventions.base import Edit, Head, HeadEdit, check_heads, digest
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry
@@ -61,15 +61,6 @@ class ScaleKeys(HeadEdit):
         bias[:, torch.tensor(rows)[:, None], columns] = amount
         return WeightEdits(key_bias=bias)
 
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads, keys and factor."""
-        return {
-            "edit": "ScaleKeys",
-            "heads": listed(self.heads),
-            "keys": list(self.keys),
-            "factor": self.factor,
-        }
-
 
 @dataclass(frozen=True)
 class KnockOut(HeadEdit):
@@ -115,15 +106,6 @@ class KnockOut(HeadEdit):
             query_spans=query_spans.expand(batch, -1),
             key_spans=key_spans.expand(batch, -1),
         )
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads, keys and queries."""
-        return {
-            "edit": "KnockOut",
-            "heads": listed(self.heads),
-            "keys": list(self.keys),
-            "queries": None if self.queries is None else list(self.queries),
-        }
 
 
 @dataclass(frozen=True)
@@ -173,15 +155,6 @@ class Window(HeadEdit):
         recent[rows], first[rows] = self.recent, self.first
         return WeightEdits(recent=recent, first=first)
 
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and both numbers."""
-        return {
-            "edit": "Window",
-            "heads": listed(self.heads),
-            "recent": self.recent,
-            "first": self.first,
-        }
-
 
 @dataclass(frozen=True)
 class Temperature(HeadEdit):
@@ -215,10 +188,6 @@ class Temperature(HeadEdit):
         temperature = torch.ones(shape[1])
         temperature[rows] = self.value
         return WeightEdits(temperature=temperature)
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and the temperature."""
-        return {"edit": "Temperature", "heads": listed(self.heads), "value": self.value}
 
 
 @dataclass(frozen=True)
@@ -260,12 +229,9 @@ class FixPattern(Edit):
         check_heads("FixPattern.head", (self.head,), shape)
 
     def describe(self) -> dict[str, object]:
-        """Name the edit, its head and a digest of the pattern."""
-        return {
-            "edit": "FixPattern",
-            "head": list(self.head),
-            "values_sha256": digest(self.values),
-        }
+        """Describe the edit, with a digest of the pattern."""
+        values = digest(self.values)
+        return {"edit": "FixPattern", "head": list(self.head), "values_sha256": values}
 
 
 def _positions(field: str, positions: Sequence[int], length: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""An edit: an intervention on the heads of a model, as a value."""
+"""Base classes of interventions on attention heads."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +60,7 @@ class Edit:
         """Refuse an edit that does not fit a model of this shape."""
 
     def describe(self) -> dict[str, object]:
-        """Say what the edit does, as JSON, for the provenance of a result."""
+        """Describe the edit as JSON, for the provenance of a result."""
         return {"edit": type(self).__name__}
 
 
@@ -76,6 +77,20 @@ class HeadEdit(Edit):
         """Refuse heads that the model does not have."""
         check_heads(f"{type(self).__name__}.heads", self.heads, shape)
 
+    def describe(self) -> dict[str, object]:
+        """Name the edit and its fields, as JSON, for the provenance of a result.
+
+        Tensors stand as the SHA-256 of their numbers.
+        """
+        entries: dict[str, object] = {"edit": type(self).__name__}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                entries[f"{field.name}_sha256"] = digest(value)
+            else:
+                entries[field.name] = _plain(value)
+        return entries
+
 
 class VectorEdit(HeadEdit):
     """An edit of some heads with a vector for each, in ``values``."""
@@ -86,14 +101,6 @@ class VectorEdit(HeadEdit):
         """Refuse heads that the model does not have and vectors of another shape."""
         super().check(shape)
         check_vectors(f"{type(self).__name__}.values", self.values, self.heads, shape)
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and a digest of the vectors."""
-        return {
-            "edit": type(self).__name__,
-            "heads": listed(self.heads),
-            "values_sha256": digest(self.values),
-        }
 
 
 def check_heads(field: str, heads: Sequence[Head], shape: Geometry) -> None:
@@ -130,9 +137,10 @@ def check_vectors(field: str, values: Tensor, heads: Sequence[Head], shape: Geom
             raise InvalidInput(f"{field}: L{layer}H{head} holds NaN or infinity")
 
 
-def listed(heads: Sequence[Head]) -> list[list[int]]:
-    """List heads as JSON knows them."""
-    return [list(head) for head in heads]
+def _plain(value: Any) -> Any:
+    """Turn heads, positions and other sequences into lists, as JSON has them."""
+    single = isinstance(value, str) or not hasattr(value, "__iter__")
+    return value if single else [_plain(item) for item in value]
 
 
 def digest(values: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Blocks: an edit that lets heads see only some blocks of keys from each block of queries."""
+"""Block-sparse attention mask as an intervention."""
 
 from __future__ import annotations
 

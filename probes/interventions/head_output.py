@@ -1,4 +1,4 @@
-"""Edits of what heads put out: z is scaled, removed, replaced or shifted after the attention."""
+"""Interventions on head outputs z: gate, ablate, replace, offset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from headscope.probes.interventions.base import (
     HeadEdit,
     VectorEdit,
     check_shape,
-    listed,
 )
 
 if TYPE_CHECKING:
@@ -84,10 +83,6 @@ class Ablate(HeadEdit):
         """Zero the named heads of one layer."""
         rows = self.rows(layer)
         return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit and its heads."""
-        return {"edit": "Ablate", "heads": listed(self.heads)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Patterns known by name, which heads are given in place of their own at any length."""
+"""Replace attention patterns by named ones: previous token, first token, itself, uniform."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
-from headscope.probes.interventions.base import Head, HeadEdit, listed
+from headscope.probes.interventions.base import Head, HeadEdit
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry
@@ -94,7 +94,3 @@ class Inject(HeadEdit):
         pattern = torch.full((1, heads, queries, keys), math.nan)
         pattern[0, rows] = torch.nn.functional.one_hot(looked, keys).float()
         return WeightEdits(pattern=pattern)
-
-    def describe(self) -> dict[str, object]:
-        """Name the edit, its heads and the pattern."""
-        return {"edit": "Inject", "heads": listed(self.heads), "pattern": self.pattern}

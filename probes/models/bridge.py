@@ -1,4 +1,4 @@
-"""A TransformerBridge seen through the seam: its attention swapped for the model's own.
+"""Swap a TransformerBridge's attention for the Hugging Face model's own, for a while.
 
 A bridge computes attention itself, eagerly. Inside `unwrapped` every attention block is the
 Hugging Face module again, so that it asks for its attention function by name; the projections
@@ -60,16 +60,22 @@ def _children(
 
 def _projections(part: Any) -> list[tuple[nn.Module, str, Any, Any]]:
     """Find projections that the bridge wraps beside the module, such as the output's of GPT-2."""
-    wraps = {id(one.original_component): one for one in part.submodules.values() if _wraps(one)}
+    wraps = {
+        id(wrapper.original_component): wrapper
+        for wrapper in part.submodules.values()
+        if _wraps(wrapper)
+    }
     return [
         (parent, name, raw, wraps[id(raw)])
-        for parent, name, raw in _children(part.original_component, lambda one: id(one) in wraps)
+        for parent, name, raw in _children(
+            part.original_component, lambda wrapper: id(wrapper) in wraps
+        )
         if parent is not wraps[id(raw)]
     ]
 
 
-def _wraps(one: Any) -> bool:
-    return getattr(one, "original_component", None) is not None
+def _wraps(part: Any) -> bool:
+    return getattr(part, "original_component", None) is not None
 
 
 def _carry_hooks(part: Any) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Checkpoints: the states of one model during its training, by name."""
+"""List training checkpoints of a model, by step."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def checkpoints(source: str | os.PathLike[str]) -> list[str]:
     name = os.fspath(source).removesuffix("@*")
     folder = folder_of(name)
     if folder is not None:
-        found = [f"{name}@{one}" for one in variants(folder)] or _inside(folder)
+        names = [f"{name}@{step}" for step in variants(folder)] or _inside(folder)
     elif isinstance(source, str) and re.fullmatch(HUB, name):
-        found = _on_hub(name)
+        names = _on_hub(name)
     else:
         raise InvalidInput(f"model: there is no folder {name}")
-    if not found:
+    if not names:
         raise InvalidInput(
             f"model: {name} has no checkpoints; they are named by their step, as "
             "model.step400.safetensors, checkpoint-400 or a revision step400"
         )
-    return sorted(found, key=lambda one: step_of(one) or 0)
+    return sorted(names, key=lambda step: step_of(step) or 0)
 
 
 def stamp(source: str | os.PathLike[str]) -> str:
@@ -61,23 +61,25 @@ def stamp(source: str | os.PathLike[str]) -> str:
     files = sorted(
         [*folder.glob(pattern), *folder.glob("config.json"), *folder.glob("token*.json")]
     )
-    return " ".join(f"{one.name}:{one.stat().st_size}:{one.stat().st_mtime_ns}" for one in files)
+    return " ".join(
+        f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files
+    )
 
 
 def commit(name: str, revision: str | None) -> str:
     """Return the commit that a revision stands for in the local cache; empty where it has none."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else ""
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else ""
 
 
 def _inside(folder: Path) -> list[str]:
     """List the folders of checkpoints that a folder holds."""
     return [
-        str(one.parent)
-        for one in folder.glob("*/config.json")
-        if step_of(one.parent.name) is not None
+        str(config.parent)
+        for config in folder.glob("*/config.json")
+        if step_of(config.parent.name) is not None
     ]
 
 
@@ -88,19 +90,19 @@ def _on_hub(name: str) -> list[str]:
 
     try:
         refs = HfApi().list_repo_refs(name)
-        found = {one.name for one in (*refs.branches, *refs.tags)}
+        names = {ref.name for ref in (*refs.branches, *refs.tags)}
     except RepositoryNotFoundError as error:
         raise InvalidInput(
             f"model: {name!r} is no folder, and the hub has no such model"
         ) from error
     except Exception as error:
-        found = _cached(name)
-        if not found:
+        names = _cached(name)
+        if not names:
             raise InvalidInput(
                 f"model: {name!r} is no folder, the local cache has no revision of it, and the hub "
                 "cannot be reached"
             ) from error
-    return [f"{name}@{one}" for one in found if step_of(one) is not None]
+    return [f"{name}@{ref}" for ref in names if step_of(ref) is not None]
 
 
 def _cached(name: str) -> set[str]:
@@ -108,4 +110,4 @@ def _cached(name: str) -> set[str]:
     from huggingface_hub.file_download import repo_folder_name
 
     refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs"
-    return {one.name for one in refs.glob("*") if one.is_file()}
+    return {file.name for file in refs.glob("*") if file.is_file()}

@@ -1,4 +1,4 @@
-"""Devices: where the parts of a model are, also where accelerate has spread or offloaded them."""
+"""Input device and weights of a model, also where accelerate has spread or offloaded it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def input_device(module: nn.Module) -> torch.device:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
-    found: torch.device = next(part.parameters(), next(module.parameters())).device
-    return found
+    device: torch.device = next(part.parameters(), next(module.parameters())).device
+    return device
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -64,8 +64,8 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
         for hook in _hooks(module.get_submodule(".".join(parts[:depth]))):
             held = getattr(hook, "weights_map", None)
             if held is not None:
-                found: Tensor = held[inner]
-                return found
+                weight: Tensor = held[inner]
+                return weight
     raise InvalidInput(
         f"model: weight {name} has no values (device meta); load the model with weights"
     )

@@ -1,4 +1,4 @@
-"""Stacks: the encoder and the decoder of a model, and which attention stands where in them.
+"""Encoder–decoder models: their stacks, and which attention modules are cross-attention.
 
 Nothing is guessed from names: a stack is what the model itself calls its encoder or decoder, and an
 attention of the decoder looks across to the source in exactly those calls that hand it the
@@ -70,8 +70,8 @@ def outermost(stack: nn.Module) -> nn.ModuleList:
         When there is none, or more than one.
     """
     lists = [part for part in stack.modules() if isinstance(part, nn.ModuleList)]
-    inner = {id(part) for one in lists for part in one.modules() if part is not one}
-    outer = [one for one in lists if id(one) not in inner]
+    inner = {id(part) for group in lists for part in group.modules() if part is not group}
+    outer = [group for group in lists if id(group) not in inner]
     if len(outer) != 1:
         raise UnsupportedModel(
             f"model: the blocks of {type(stack).__name__} are {len(outer)} lists of modules, not "
@@ -164,14 +164,14 @@ def through(
 
 def maps(model: Model, source: Tensor, target: Tensor, fields: dict[str, Any]) -> list[Tensor]:
     """Return the weights of the chosen attention as the model itself lists them, layer by layer."""
-    asked = {**fields, "output_attentions": True}
+    options = {**fields, "output_attentions": True}
     result = model.module(
-        input_ids=source.to(model.device), decoder_input_ids=target.to(model.device), **asked
+        input_ids=source.to(model.device), decoder_input_ids=target.to(model.device), **options
     )
     name = "cross_attentions" if model.attention == "cross" else f"{model.attention}_attentions"
-    found = getattr(result, name, None) or ()
-    if not found or not all(isinstance(one, torch.Tensor) for one in found):
+    weights = getattr(result, name, None) or ()
+    if not weights or not all(isinstance(layer, torch.Tensor) for layer in weights):
         raise UnsupportedModel(
             f"model: {model.architecture} returns no {name} to check against; refused"
         )
-    return list(found)
+    return list(weights)

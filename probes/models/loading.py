@@ -76,16 +76,16 @@ def load_model(
         return inspect(replace(source, attention=choose(source.module, attention)))
 
     if isinstance(source, str | PathLike):
-        module, found, name, revision = fetch(source, device, dtype, tokenizer)
+        module, reader, name, revision = fetch(source, device, dtype, tokenizer)
         bridge = None
     elif is_bridge(source):
         bridge, module = source, source.original_model
-        found = tokenizer if tokenizer is not None else source.tokenizer
+        reader = tokenizer if tokenizer is not None else source.tokenizer
         with unwrapped(bridge):  # without the bridge's own copies of the weights
             name, revision = str(source.cfg.model_name), fingerprint(module)
         refuse_moving(module, device, dtype)
     else:
-        bridge, module, found = None, source, tokenizer
+        bridge, module, reader = None, source, tokenizer
         if not hasattr(module, "config") or not hasattr(module, "base_model"):
             raise InvalidInput(
                 f"model: {type(source).__name__} is none of a name, a folder, a Hugging Face "
@@ -94,11 +94,11 @@ def load_model(
         name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
         revision = fingerprint(module)
         refuse_moving(module, device, dtype)
-    if isinstance(found, str | PathLike):
-        found = fetch_tokenizer(found, images=input_kind(module) == IMAGES)
+    if isinstance(reader, str | PathLike):
+        reader = fetch_tokenizer(reader, images=input_kind(module) == IMAGES)
     chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
     pictures = input_kind(module) == IMAGES
-    words, processor = (None, found) if pictures else (found, None)
+    words, processor = (None, reader) if pictures else (reader, None)
     model = Model(module, words, name, revision, bridge, empty, chosen, processor)
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)

@@ -175,7 +175,7 @@ class Model:
             raise InvalidInput(
                 "tokenizer: text needs one; load_model(..., tokenizer=...) or give ids"
             )
-        ids = [int(one) for one in self.tokenizer(text, verbose=False)["input_ids"]]
+        ids = [int(token) for token in self.tokenizer(text, verbose=False)["input_ids"]]
         first = self.tokenizer.bos_token_id
         if first is not None and ids[:1] != [first]:
             ids.insert(0, int(first))
@@ -192,17 +192,17 @@ class Model:
         ['<bos>']
         """
         if self.tokenizer is None:
-            return [str(int(one)) for one in ids]
-        known = {one: self._word(one) for one in {int(one) for one in ids}}
-        return [known[int(one)] for one in ids]
+            return [str(int(token)) for token in ids]
+        known = {token: self._word(token) for token in {int(token) for token in ids}}
+        return [known[int(token)] for token in ids]
 
-    def _word(self, one: int) -> str:
-        raw = self.tokenizer.convert_ids_to_tokens(one)
+    def _word(self, token: int) -> str:
+        raw = self.tokenizer.convert_ids_to_tokens(token)
         if raw is None:
-            return str(one)
+            return str(token)
         if "▁" in raw:  # SentencePiece: decoding a single piece would drop its space
             return str(raw.replace("▁", " "))
-        text = str(self.tokenizer.decode([one], clean_up_tokenization_spaces=False))
+        text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
         return text if text and "\ufffd" not in text else str(raw)
 
     def check_predicts(self) -> None:

@@ -1,4 +1,4 @@
-"""Places: where the files of a model are, from its name; checkpoints are named behind an ``@``.
+"""Resolve a model name to a folder or a hub name; checkpoints follow an ``@``.
 
 A folder may hold several checkpoints of one model, ``model.step400.safetensors`` and so on beside
 one config and one tokenizer, as ``save_pretrained(variant="step400")`` writes them. Neither torch
@@ -99,8 +99,8 @@ def folder_of(source: str | os.PathLike[str]) -> Path | None:
 
 def variants(folder: Path) -> list[str]:
     """List the checkpoints that lie side by side in a folder, by step."""
-    found = [file.name.split(".")[1] for file in folder.glob("model.*.safetensors")]
-    return sorted({one for one in found if step_of(one) is not None}, key=_by_step)
+    names = [file.name.split(".")[1] for file in folder.glob("model.*.safetensors")]
+    return sorted({variant for variant in names if step_of(variant) is not None}, key=_by_step)
 
 
 def step_of(name: str) -> int | None:
@@ -109,8 +109,8 @@ def step_of(name: str) -> int | None:
     >>> step_of("checkpoint-400"), step_of("step1000-tokens4B"), step_of("final")
     (400, 1000, None)
     """
-    found = STEP.findall(re.split(r"[/\\@]", name)[-1])
-    return int(found[-1]) if found else None
+    steps = STEP.findall(re.split(r"[/\\@]", name)[-1])
+    return int(steps[-1]) if steps else None
 
 
 def listed(names: Sequence[str]) -> str:

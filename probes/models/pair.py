@@ -1,4 +1,4 @@
-"""A pair: what an encoder–decoder model is given, a text to read and a text to write."""
+"""Source and target of an encoder–decoder model."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def start_token(model: Model) -> int:
     InvalidInput
         When the model names none.
     """
-    found = getattr(model.module.config, "decoder_start_token_id", None)
-    if found is None:
+    token = getattr(model.module.config, "decoder_start_token_id", None)
+    if token is None:
         raise InvalidInput(
             f"target: {model.name} names no decoder_start_token_id; give token ids with the start "
             "token first"
         )
-    return int(found)
+    return int(token)
 
 
 def encode_target(model: Model, text: str) -> list[int]:
@@ -66,7 +66,9 @@ def encode_target(model: Model, text: str) -> list[int]:
     """
     if model.tokenizer is None:
         raise InvalidInput("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
-    written = [int(one) for one in model.tokenizer(text_target=text, verbose=False)["input_ids"]]
+    written = [
+        int(token) for token in model.tokenizer(text_target=text, verbose=False)["input_ids"]
+    ]
     if written and written[-1] == model.tokenizer.eos_token_id:
         written.pop()
     return [start_token(model), *written]

@@ -1,4 +1,4 @@
-"""Sources of models: the bundled ones, a folder, the hub; safetensors only, no remote code."""
+"""Load weights from bundled models, a folder or the hub; safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def fetch(
     for name in unsaved:
         # Not left as they were drawn: the same files are the same model.
         module.get_parameter(name).zero_()
-    found = tokenizer
-    if found is None:
-        found = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
+    reader = tokenizer
+    if reader is None:
+        reader = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
     known = "" if Path(place).is_dir() else commit(place, revision)
-    return module, found, name, known or fingerprint(module)
+    return module, reader, name, known or fingerprint(module)
 
 
 def _class(place: str, local: bool, revision: str | None) -> Any:
@@ -100,9 +100,9 @@ def _class(place: str, local: bool, revision: str | None) -> Any:
     given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     config = AutoConfig.from_pretrained(place, revision=revision, **given)
     for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
+        kind = getattr(transformers, name, None)
+        if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+            return kind
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
@@ -169,13 +169,13 @@ def _reach(name: str, field: str = "model", revision: str | None = None) -> None
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    asked = name if revision is None else f"{name}@{revision}"
-    missing = f"{field}: {asked!r} is no folder, is not in the local cache, and"
+    wanted = name if revision is None else f"{name}@{revision}"
+    missing = f"{field}: {wanted!r} is no folder, is not in the local cache, and"
     try:
         HfApi().model_info(name, revision=revision, timeout=5)
     except RevisionNotFoundError as error:
         refs = HfApi().list_repo_refs(name)
-        known = [one.name for one in (*refs.branches, *refs.tags)]
+        known = [ref.name for ref in (*refs.branches, *refs.tags)]
         raise InvalidInput(
             f"{missing} {name} has no revision {revision!r} on the hub; it has {listed(known)}"
         ) from error
@@ -188,10 +188,10 @@ def _reach(name: str, field: str = "model", revision: str | None = None) -> None
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.float16, torch.bfloat16):
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if kind not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidInput(f"dtype: no {dtype!r}; choose float32, bfloat16 or float16")
-    return found
+    return kind
 
 
 def _first_line(error: BaseException) -> str:

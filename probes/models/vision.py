@@ -1,4 +1,4 @@
-"""Images as prompts: pixels, and the patches that are their tokens."""
+"""Vision models: pixels as prompts, patches as tokens."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def vision_tower(module: Any) -> Any:
     """
     # What some models call their base begins behind the embedding of the patches.
     for part in (module.base_model, module):
-        asked = inspect.signature(part.forward).parameters.values()
-        if any(one.name == "pixel_values" for one in asked):
+        parameters = inspect.signature(part.forward).parameters.values()
+        if any(parameter.name == "pixel_values" for parameter in parameters):
             break
     more = [
-        one.name
-        for one in asked
-        if one.default is one.empty
-        and one.kind is one.POSITIONAL_OR_KEYWORD
-        and one.name != "pixel_values"
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name != "pixel_values"
     ]
     if more:
         raise UnsupportedModel(
@@ -119,16 +119,16 @@ def read(model: Model, given: Any) -> Prompts:
     listed = [given] if single else list(given)
     if not listed:
         raise InvalidInput("prompts: there are none; give at least one image")
-    found = [_pixels(model, at, one) for at, one in enumerate(listed)]
-    for at, one in enumerate(found):
-        if one.shape != found[0].shape:
+    images = [_pixels(model, at, image) for at, image in enumerate(listed)]
+    for at, image in enumerate(images):
+        if image.shape != images[0].shape:
             raise InvalidInput(
-                f"prompts: image {at + 1} is {_shape(one)} and image 1 is {_shape(found[0])}; "
+                f"prompts: image {at + 1} is {_shape(image)} and image 1 is {_shape(images[0])}; "
                 "give images of one size"
             )
-    names = patches(model, *found[0].shape[-2:])
+    names = patches(model, *images[0].shape[-2:])
     ids = tuple(range(len(names)))
-    return Prompts(ids=(ids,) * len(found), pixels=torch.stack(found), names=names)
+    return Prompts(ids=(ids,) * len(images), pixels=torch.stack(images), names=names)
 
 
 def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height width"]:

@@ -67,8 +67,8 @@ class Prompts:
         if self.pixels is not None:
             shape = json.dumps(tuple(self.pixels.shape)).encode()
             return hashlib.sha256(shape + self.pixels.numpy().tobytes()).hexdigest()
-        told = (self.sources, self.ids) if self.sources else self.ids
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        tokens = (self.sources, self.ids) if self.sources else self.ids
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
     def batches(self, tokens: int) -> Iterator[list[int]]:
         """Yield rows of prompts of one length, and of one length of their sources."""
@@ -103,15 +103,15 @@ def batches(
     [[2], [1, 0]]
     """
     others = sources or [()] * len(ids)
-    shapes = [(len(one), len(other)) for one, other in zip(ids, others, strict=True)]
+    shapes = [(len(prompt), len(source)) for prompt, source in zip(ids, others, strict=True)]
     batch: list[int] = []
     for row in sorted(range(len(ids)), key=shapes.__getitem__):
         # Lengths rise, so that a new row makes all of them as long as itself.
         longest, beside = shapes[row]
-        real = sum(shapes[one][0] for one in batch) + longest
+        real = sum(shapes[member][0] for member in batch) + longest
         room = (len(batch) + 1) * longest
         large = room + (len(batch) + 1) * beside > tokens
-        other = any(shapes[one][1] != beside for one in batch)
+        other = any(shapes[member][1] != beside for member in batch)
         if batch and (large or other or room - real > waste * room):
             yield batch
             batch = []

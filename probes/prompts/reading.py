@@ -113,9 +113,9 @@ def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
     if isinstance(given, str):
         if not given.strip():
             raise InvalidInput(f"prompts: prompt {at + 1} is empty; give it at least one token")
-        found = tuple(model.encode(given))
-        _refuse_unknown(model, at, given, found)
-        return found
+        ids = tuple(model.encode(given))
+        _refuse_unknown(model, at, given, ids)
+        return ids
     ids = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(ids, Sequence) or not all(
         issubclass(kind, int) for kind in set(map(type, ids))

@@ -1,4 +1,4 @@
-"""What a task is: prompts with questions whose answers are known.
+"""Tasks: prompts with questions whose answers are known.
 
 Every position counts WORDS, 0 being the first word of the prompt; `tokens.encode` turns
 them into token positions of one tokenizer (one later where a BOS stands first).

@@ -1,4 +1,4 @@
-"""From the words of a task to the tokens of a model."""
+"""Encode the words of a task as tokens of a model."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def encode(task: Task, tokenizer: Tokenizer) -> EncodedTask:
     """
 
     @cache
-    def one(word: str, before: str | None) -> int:
+    def token_of(word: str, before: str | None) -> int:
         ids = _pieces(tokenizer, word, before)
         if len(ids) != 1:
             raise NotApplicable(
@@ -183,9 +183,9 @@ def encode(task: Task, tokenizer: Tokenizer) -> EncodedTask:
     # Only whether the word is glued to the one before matters, so two stand-ins serve the cache.
     def at_place(words: tuple[str, ...], place: int, word: str) -> int:
         if not place:
-            return one(word, None)
+            return token_of(word, None)
         before = words[place - 1]
-        return one(word, ("17" if before.isdigit() else "the"))
+        return token_of(word, ("17" if before.isdigit() else "the"))
 
     lead, trail = _ends(tokenizer)
     offset = len(lead)

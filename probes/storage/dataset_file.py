@@ -1,4 +1,4 @@
-"""Storage: a Dataset as one safetensors file, its dims, coords and attrs as JSON in the header."""
+"""Store a Dataset as one safetensors file, its dims, coords and attrs as JSON in the header."""
 
 from __future__ import annotations
 
@@ -149,17 +149,17 @@ def _map(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         shape, kind = tuple(entry["shape"]), np.dtype(kinds[entry["dtype"]])
         if entry["data_offsets"][0] == entry["data_offsets"][1]:
-            found[name] = np.empty(shape, kind)
+            arrays[name] = np.empty(shape, kind)
             continue
         place = 8 + length + entry["data_offsets"][0]
-        found[name] = np.memmap(path, kind, "r", offset=place, shape=shape)
-    return found
+        arrays[name] = np.memmap(path, kind, "r", offset=place, shape=shape)
+    return arrays
 
 
 @contextmanager
@@ -214,11 +214,11 @@ def _reason(error: Exception) -> str:
 
 
 def _texts(name: str, values: np.ndarray[Any, Any]) -> Any:
-    found = values.tolist()
+    texts = values.tolist()
     flat = values.reshape(-1).tolist()
-    if not all(isinstance(one, str) for one in flat):
+    if not all(isinstance(text, str) for text in flat):
         raise InvalidInput(f"{name}: holds objects that are not texts; convert them first")
-    return found
+    return texts
 
 
 def _array(texts: Any) -> np.ndarray[Any, Any]:
@@ -226,12 +226,12 @@ def _array(texts: Any) -> np.ndarray[Any, Any]:
 
 
 def _json(name: str, value: Any) -> str:
-    def convert(one: Any) -> Any:
-        if isinstance(one, np.generic):
-            return one.item()
-        if isinstance(one, np.ndarray):
-            return one.tolist()
-        raise InvalidInput(f"{name}: an attr of type {type(one).__name__} has no place in a file")
+    def convert(item: Any) -> Any:
+        if isinstance(item, np.generic):
+            return item.item()
+        if isinstance(item, np.ndarray):
+            return item.tolist()
+        raise InvalidInput(f"{name}: an attr of type {type(item).__name__} has no place in a file")
 
     converter: Callable[[Any], Any] = convert
     return json.dumps(value, default=converter)

@@ -1,4 +1,4 @@
-"""A capture on its way to disk: arrays in a file that is filled batch by batch, and taken up again.
+"""Write a capture to disk batch by batch, and resume an interrupted one.
 
 The file is a safetensors file as `dataset_file` writes it, under a hidden name until it is
 complete; a journal beside it lists the batches that are safely in it.
@@ -108,7 +108,7 @@ def begin(
     path: str | os.PathLike[str],
     skeleton: xr.Dataset,
     growing: Mapping[str, tuple[int, ...]],
-    marks: str,
+    targets_digest: str,
     *,
     replace: bool = False,
 ) -> Stream:
@@ -122,9 +122,9 @@ def begin(
         Dims, coords and attrs; the growing variables with arrays of any content.
     growing
         Shape of every variable that is filled batch by batch, float32.
-    marks
-        What else the numbers hang on, beside dims, coords and attrs; half a file of other marks is
-        another capture's.
+    targets_digest
+        SHA-256 of target and span positions, which the skeleton leaves out; half a file with
+        another one is another capture's.
     replace
         Drop a half-written file of another capture.
 
@@ -135,7 +135,7 @@ def begin(
     """
     stream = Stream(Path(path))
     header, offsets, fixed = _header(skeleton, growing)
-    digest = hashlib.sha256(header + marks.encode()).hexdigest()
+    digest = hashlib.sha256(header + targets_digest.encode()).hexdigest()
     if stream.partial.exists() and stream.journal.exists():
         lines = stream.journal.read_text(encoding="utf-8").split("\n")
         if lines[0] == digest:

@@ -1,4 +1,4 @@
-"""Run: a folder with one capture, its results, and a manifest that says what they are."""
+"""Run folders: one capture, its results and a manifest."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Run:
 
     def prompts(self) -> list[Any]:
         """Token ids of the prompts, as captured; pairs where a decoder was, or pixels."""
-        found = self.capture
-        if "pixels" in found.coords:
-            return list(found["pixels"].values)
-        ids = _rows(found, "token_id", "length")
+        capture = self.capture
+        if "pixels" in capture.coords:
+            return list(capture["pixels"].values)
+        ids = _rows(capture, "token_id", "length")
         for name in ("key", "source"):
-            if f"{name}_length" in found.coords:
-                sources = _rows(found, f"{name}_token_id", f"{name}_length")
+            if f"{name}_length" in capture.coords:
+                sources = _rows(capture, f"{name}_token_id", f"{name}_length")
                 return [Pair(*both) for both in zip(sources, ids, strict=True)]
         return ids
 
@@ -198,7 +198,7 @@ def check_place(folder: Path) -> None:
         Naming the folder and what is in the way.
     """
     path = folder
-    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InvalidInput(f"out: {path} cannot be written: {nearest} is a file")
     probe = nearest / f".headscope.{os.getpid()}.tmp"
@@ -211,7 +211,7 @@ def check_place(folder: Path) -> None:
 
 def _strangers(folder: Path) -> list[Path]:
     ours = {CAPTURE, MANIFEST, RESULTS, *REPORT}
-    return [one for one in folder.iterdir() if one.name not in ours and one.name[0] != "."]
+    return [file for file in folder.iterdir() if file.name not in ours and file.name[0] != "."]
 
 
 def _clear(folder: Path) -> None:

@@ -13,6 +13,7 @@ from headscope.analyses._runtime import inputs, runner
 from headscope.kernels import statistics
 from headscope.probes import capture
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Task
 
 SUPPLIED = {"capture", "model", "prompts", "task", "sae"}
 SCALES = {"sequential", "diverging"}
@@ -26,27 +27,33 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def given(name: str, bundled) -> xr.Dataset | None:
-    """A capture that holds what the analysis says it needs, and nothing else."""
+def given(name: str, bundled) -> tuple[Task, xr.Dataset | None]:
+    """The prompts of an analysis, and a capture of what it says it needs and nothing else."""
     module = analyses.load(name)
-    if "capture" not in inputs.positionals(name):
-        return None
     task = tasks.make(
         getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
     )
+    if "capture" not in inputs.positionals(name):
+        return task, None
     options = {
         "offsets": getattr(module, "OFFSETS", (0, 1)),
         "targets": getattr(module, "TARGETS", ()),
     }
-    return capture(bundled, task, stats=module.NEEDS, keep=getattr(module, "KEEP", ()), **options)
+    held = capture(bundled, task, stats=module.NEEDS, keep=getattr(module, "KEEP", ()), **options)
+    return task, held
 
 
 @pytest.fixture(scope="module")
-def result(name: str, bundled, given: xr.Dataset | None) -> xr.Dataset:
-    prompts = tasks.make("story", tokenizer=bundled.tokenizer, n=PROMPTS, seed=1)
-    if hasattr(analyses.load(name), "TASK"):
-        return runner.execute(name, bundled, prompts, n=PROMPTS, seed=1)
-    return runner.execute(name, bundled, prompts, capture=given, n=PROMPTS, seed=1)
+def result(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> xr.Dataset:
+    task, held = given
+    before = None if held is None else held.copy(deep=True)
+    options = getattr(analyses.load(name), "QUICK", {})
+    found = runner.execute(
+        name, bundled, task, task=task, capture=held, n=PROMPTS, seed=1, options=options
+    )
+    if held is not None:
+        xr.testing.assert_identical(held, before)
+    return found
 
 
 def test_declaration(name: str) -> None:
@@ -93,29 +100,25 @@ def test_provenance(result: xr.Dataset, name: str) -> None:
     assert attrs["analysis"] == name
     assert attrs["title"] == analyses.summary(name)
     assert set(json.loads(attrs["options"])) == set(analyses.options(name))
-    for field in ("model", "revision", "dtype", "prompts_sha256", "n_prompts", "seed", "headscope"):
+    for field in (
+        "model",
+        "revision",
+        "dtype",
+        "prompts_sha256",
+        "n_prompts",
+        "seed",
+        "headscope",
+        "convention",
+    ):
         assert field in attrs, field
     json.dumps(attrs)
 
 
-def test_needs_are_honest_and_the_capture_is_left_alone(
-    name: str, bundled, given: xr.Dataset | None
-) -> None:
-    if given is None:
-        assert not analyses.load(name).NEEDS
-        return
-    before = given.copy(deep=True)
+def test_what_is_declared_is_an_option_or_a_kind_of_model(name: str) -> None:
     module = analyses.load(name)
-    supplied = {
-        "capture": given,
-        "model": bundled,
-        "prompts": None,
-        "task": tasks.make(
-            getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
-        ),
-    }
-    module.run(*(supplied[what] for what in inputs.positionals(name)))
-    xr.testing.assert_identical(given, before)
+    assert set(getattr(module, "QUICK", {})) <= set(analyses.options(name))
+    assert getattr(module, "SUPPORTS", set()) <= {"encoder", "cross", "vision", "hybrid"}
+    assert module.NEEDS == () or "capture" in inputs.positionals(name)
 
 
 def test_unknown_option_is_refused(name: str, bundled) -> None:

@@ -1,1 +1,1 @@
-"""Models outside transformers' attention interface, read by following the steps of their code."""
+"""Trace models outside transformers' attention interface."""

@@ -1,4 +1,4 @@
-"""Slopes: ALiBi told apart from any other bias."""
+"""Recognise ALiBi slopes in an attention bias."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def slopes(attention: Attention) -> Tensor | None:
     In causal order a bias of slope · key and one of -slope · distance make the same weights; the
     second is exact far from the start of a text, where float32 rounds the first.
     """
-    bias, mask = attention.bias, attention.sight.key_mask
-    if bias is None or bias.shape[2] != 1 or not attention.sight.causal:
+    bias, mask = attention.bias, attention.rule.key_mask
+    if bias is None or bias.shape[2] != 1 or not attention.rule.causal:
         return None
     batch, heads, keys = *attention.query.shape[:2], bias.shape[3]
     rows = bias[:, :, 0].double().expand(batch, heads, keys)

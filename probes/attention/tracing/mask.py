@@ -1,4 +1,4 @@
-"""Mask: what transformers' mask functions give a model, as a rule instead of a matrix."""
+"""Symbolic attention mask: a rule in place of the matrix that mask functions return."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headscope.probes.attention.tracing.mask_rule import Sight
-from headscope.probes.attention.tracing.symbolic_tensor import Deferred, Unknown
+from headscope.probes.attention.tracing.mask_rule import MaskRule
+from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, Unknown
 
 
-class Mask(Deferred):
+class Mask(SymbolicTensor):
     """A mask (batch, 1, query, key): 0 or a bias at keys that are seen, the least number at others.
 
     Attributes
     ----------
-    sight
+    rule
         Which keys are seen.
     form
         ``added`` to the scores, or a boolean: ``seen`` or ``hidden``.
@@ -26,13 +26,13 @@ class Mask(Deferred):
     """
 
     kind = "its masks"
-    sight: Sight
+    rule: MaskRule
     form: str
     bias: Tensor | None
 
     @staticmethod
     def of(
-        sight: Sight,
+        rule: MaskRule,
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
@@ -41,11 +41,11 @@ class Mask(Deferred):
     ) -> Mask:
         """Make a mask."""
         mask = Mask(shape, dtype, device)
-        mask.sight, mask.form, mask.bias = sight, form, bias
+        mask.rule, mask.form, mask.bias = rule, form, bias
         return mask
 
     def _turned(self, form: str) -> Mask:
-        return Mask.of(self.sight, tuple(self.shape), torch.bool, self.device, form)
+        return Mask.of(self.rule, tuple(self.shape), torch.bool, self.device, form)
 
     def do_to(self, mask: Any, *kinds: Any, **options: Any) -> Mask:
         """Change the type; what is added becomes, as a boolean, what is hidden."""
@@ -53,7 +53,7 @@ class Mask(Deferred):
         if dtype != torch.bool:
             if self.form != "added":
                 raise Unknown("to: its boolean masks become numbers, which is not known")
-            return Mask.of(self.sight, tuple(self.shape), dtype, self.device, bias=self.bias)
+            return Mask.of(self.rule, tuple(self.shape), dtype, self.device, bias=self.bias)
         if self.bias is not None:
             raise Unknown("to: a mask with a bias becomes boolean, which is not known")
         return self if self.form != "added" else self._turned("hidden")
@@ -80,33 +80,33 @@ class Mask(Deferred):
         places = places if isinstance(places, tuple) else (places,)
         ends = zip(places, self.shape, strict=False)
         if all(
-            isinstance(one, slice)
-            and one.start in (None, 0)
-            and one.step in (None, 1)
-            and (one.stop is None or one.stop >= size)
-            for one, size in ends
+            isinstance(index, slice)
+            and index.start in (None, 0)
+            and index.step in (None, 1)
+            and (index.stop is None or index.stop >= size)
+            for index, size in ends
         ):
             return self
         raise Unknown("__getitem__: a part of a mask is taken, which is not known")
 
     def do_masked_fill(self, target: Any, mask: Any, value: Any) -> Mask:
         """Put the least number in place of a bias, at hidden keys."""
-        if not self.same(mask) or isinstance(target, Deferred) or self.form != "hidden":
+        if not self.same(mask) or isinstance(target, SymbolicTensor) or self.form != "hidden":
             raise Unknown("masked_fill: a mask is filled in a way that is not known")
         check_least(value, target.dtype)
         shape = np.broadcast_shapes(self.shape, target.shape)
-        return Mask.of(self.sight, shape, target.dtype, self.device, bias=target)
+        return Mask.of(self.rule, shape, target.dtype, self.device, bias=target)
 
 
 def dtype_of(*kinds: Any, **options: Any) -> torch.dtype | None:
     """Find the type among the arguments of ``to``; no argument is ``float()``."""
     if not kinds and not options:
         return torch.float32
-    for one in (*kinds, *options.values()):
-        if isinstance(one, torch.dtype):
-            return one
-        if isinstance(one, Tensor):
-            return one.dtype
+    for value in (*kinds, *options.values()):
+        if isinstance(value, torch.dtype):
+            return value
+        if isinstance(value, Tensor):
+            return value.dtype
     return None
 
 

@@ -1,4 +1,4 @@
-"""Sight: which keys the queries of a layer see, as a rule, and read from a mask."""
+"""Classify a mask as causal, sliding-window or padding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
-    """A rule of sight.
+class MaskRule:
+    """Which keys the queries of a layer attend to.
 
     Attributes
     ----------
@@ -31,11 +31,11 @@ class Sight:
     window: int | None = None
     key_mask: Bool[Tensor, "batch key"] | None = None
 
-    def both(self, other: Sight) -> Sight:
+    def both(self, other: MaskRule) -> MaskRule:
         """Combine two rules: a key is seen where both allow it."""
-        windows = [one.window for one in (self, other) if one.window is not None]
-        masks = [one.key_mask for one in (self, other) if one.key_mask is not None]
-        return Sight(
+        windows = [rule.window for rule in (self, other) if rule.window is not None]
+        masks = [rule.key_mask for rule in (self, other) if rule.key_mask is not None]
+        return MaskRule(
             self.causal or other.causal,
             min(windows) if windows else None,
             masks[0] & masks[1].to(masks[0].device)
@@ -44,7 +44,7 @@ class Sight:
         )
 
 
-def read(seen: Tensor) -> Sight:
+def read(seen: Tensor) -> MaskRule:
     """Read the rule behind a mask that a model has built, True where a key is seen.
 
     Raises
@@ -61,23 +61,23 @@ def read(seen: Tensor) -> Sight:
     seen = seen[:, 0]
     queries, keys = seen.shape[1:]
     if queries == 1:
-        return Sight(key_mask=_some(seen[:, 0]))
+        return MaskRule(key_mask=_some(seen[:, 0]))
     real = seen.any(dim=1)
     if torch.equal(real[:, None].expand_as(seen), seen):
-        return Sight(key_mask=_some(real))
-    rules = [Sight(True, None, real), Sight(True, _window(seen), real)]
+        return MaskRule(key_mask=_some(real))
+    rules = [MaskRule(True, None, real), MaskRule(True, _window(seen), real)]
     if queries == keys:  # else nothing tells which queries are padding
-        rules.append(Sight(False, None, real))
+        rules.append(MaskRule(False, None, real))
     for rule in rules:
         if _tells(rule, seen, keys - queries):
-            return Sight(rule.causal, rule.window, _some(real))
+            return MaskRule(rule.causal, rule.window, _some(real))
     raise Unknown(
         "attention_mask: the model builds a mask that is neither padding, causal nor a sliding "
         "window"
     )
 
 
-def declared_window(module: nn.Module, sight: Sight) -> int | None:
+def declared_window(module: nn.Module, rule: MaskRule) -> int | None:
     """Name the window of a layer, also where a text is too short to show it.
 
     Raises
@@ -86,10 +86,10 @@ def declared_window(module: nn.Module, sight: Sight) -> int | None:
         When the mask and what GPT-Neo says of its local layers differ.
     """
     if getattr(module, "attention_type", None) != "local":
-        return sight.window
+        return rule.window
     window = int(module.config.window_size)  # type: ignore[union-attr, arg-type]
-    if sight.window not in (None, window):
-        raise Unknown(f"attention_type: its window is {window}, but its mask has {sight.window}")
+    if rule.window not in (None, window):
+        raise Unknown(f"attention_type: its window is {window}, but its mask has {rule.window}")
     return window
 
 
@@ -103,7 +103,7 @@ def _window(seen: Tensor) -> int:
     return int((seen.shape[2] - first).max())
 
 
-def _tells(rule: Sight, seen: Tensor, start: int) -> bool:
+def _tells(rule: MaskRule, seen: Tensor, start: int) -> bool:
     """Compare a rule with a mask in the rows of real queries, some rows at a time."""
     assert rule.key_mask is not None
     keys = torch.arange(seen.shape[2], device=seen.device)

@@ -1,4 +1,4 @@
-"""Scores: the product of queries and keys on its way to weights, and through the values."""
+"""Symbolic attention scores, from the product of queries and keys to the head outputs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from headscope.probes.attention.tracing.mask import Mask, check_least, dtype_of, least
-from headscope.probes.attention.tracing.mask_rule import Sight, read
-from headscope.probes.attention.tracing.symbolic_tensor import Deferred, Unknown
+from headscope.probes.attention.tracing.mask_rule import MaskRule, read
+from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, Unknown
 
-UNSEEN = Sight()
+UNSEEN = MaskRule()
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """What a module computes: softmax(scale · q·k + bias) over the keys in sight, times values.
+    """Traced attention: softmax(scale · q·k + bias) over allowed keys, times values.
 
     Queries and keys are (batch, head, position, size), or (batch · head, position, size) until
     the scores are seen with four dims; so is the bias.
@@ -29,7 +29,7 @@ class Attention:
     key: Tensor
     scale: float = 1.0
     bias: Tensor | None = None
-    sight: Sight = UNSEEN
+    rule: MaskRule = UNSEEN
     value: Tensor | None = None
 
     def times(self, factor: float) -> Attention:
@@ -42,38 +42,44 @@ class Attention:
     def plus(self, bias: Tensor) -> Attention:
         """Add a bias, which may hide keys."""
         hidden = bias <= least(bias.dtype)
-        one = self
+        attention = self
         if bool(hidden.any()):
-            one = one.seeing(read(~hidden))
+            attention = attention.masked_by(read(~hidden))
             bias = bias.masked_fill(hidden, 0.0)
         if not bool(bias.any()):
-            return one
+            return attention
         bias = bias.float()
-        if one.bias is not None:
-            bias = bias + one.bias
-        return replace(one, bias=bias)
+        if attention.bias is not None:
+            bias = bias + attention.bias
+        return replace(attention, bias=bias)
 
-    def seeing(self, sight: Sight) -> Attention:
+    def masked_by(self, rule: MaskRule) -> Attention:
         """Hide keys."""
-        return replace(self, sight=self.sight.both(sight))
+        return replace(self, rule=self.rule.both(rule))
 
     def parted(self, batch: int, heads: int) -> Attention:
         """Part the dim of all heads of all prompts."""
 
-        def part(one: Tensor) -> Tensor:
-            if one.shape[0] not in (1, batch * heads):
-                raise Unknown(f"view: a bias of shape {tuple(one.shape)} is not known")
-            return one[None] if one.shape[0] == 1 else one.reshape(batch, heads, *one.shape[1:])
+        def part(tensor: Tensor) -> Tensor:
+            if tensor.shape[0] not in (1, batch * heads):
+                raise Unknown(f"view: a bias of shape {tuple(tensor.shape)} is not known")
+            return (
+                tensor[None]
+                if tensor.shape[0] == 1
+                else tensor.reshape(batch, heads, *tensor.shape[1:])
+            )
 
         bias = None if self.bias is None else part(self.bias[(None,) * (3 - self.bias.ndim)])
-        query, key = (one.reshape(batch, heads, *one.shape[1:]) for one in (self.query, self.key))
+        query, key = (
+            tensor.reshape(batch, heads, *tensor.shape[1:]) for tensor in (self.query, self.key)
+        )
         return replace(self, query=query, key=key, bias=bias)
 
 
 Receive = Callable[[Attention], Tensor]
 
 
-class Scores(Deferred):
+class Scores(SymbolicTensor):
     """Scores that a module has made, or the weights of them."""
 
     rank = 1
@@ -113,7 +119,7 @@ class Scores(Deferred):
             },
         )
 
-    def become(self, other: Deferred) -> Scores:
+    def become(self, other: SymbolicTensor) -> Scores:
         """Change in place, which no other view of the same scores would see."""
         if not isinstance(other, Scores) or self.viewed:
             raise Unknown(f"{self.kind} are changed in place and seen twice, which is not known")
@@ -129,26 +135,26 @@ class Scores(Deferred):
         if self.softened:
             raise Unknown(f"{step}: its weights are changed after the softmax, which is not known")
 
-    def do_mul(self, one: Any, other: Any) -> Scores:
+    def do_mul(self, left: Any, other: Any) -> Scores:
         """Multiply by a number."""
         self._refuse_weights("mul")
-        return self._next(self.attention.times(_number(other if self.same(one) else one)))
+        return self._next(self.attention.times(_number(other if self.same(left) else left)))
 
-    def do_div(self, one: Any, other: Any) -> Scores:
+    def do_div(self, left: Any, other: Any) -> Scores:
         """Divide by a number."""
         self._refuse_weights("div")
-        if not self.same(one):
+        if not self.same(left):
             raise Unknown("div: something is divided by its scores, which is not known")
         return self._next(self.attention.times(1.0 / _number(other)))
 
-    def do_add(self, one: Any, other: Any) -> Scores:
+    def do_add(self, left: Any, other: Any) -> Scores:
         """Add a mask or a bias."""
         self._refuse_weights("add")
-        term = other if self.same(one) else one
+        term = other if self.same(left) else left
         if isinstance(term, Mask) and term.form == "added":
-            found = self.attention.seeing(term.sight)
-            return self._next(found if term.bias is None else found.plus(term.bias))
-        if not isinstance(term, Tensor) or isinstance(term, Deferred) or term.ndim == 0:
+            masked = self.attention.masked_by(term.rule)
+            return self._next(masked if term.bias is None else masked.plus(term.bias))
+        if not isinstance(term, Tensor) or isinstance(term, SymbolicTensor) or term.ndim == 0:
             raise Unknown("add: its scores get a term that is not known")
         joined = self.ndim < self.attention.query.ndim
         if joined or np.broadcast_shapes(term.shape, self.shape) != self.shape:
@@ -161,19 +167,19 @@ class Scores(Deferred):
         check_least(least, self.dtype)
         if not self.same(scores):
             raise Unknown("where: its scores are chosen in a way that is not known")
-        return self._next(self.attention.seeing(_sight(seen, "seen")))
+        return self._next(self.attention.masked_by(_rule(seen, "seen")))
 
     def do_masked_fill(self, scores: Any, hidden: Any, value: Any) -> Scores:
         """Put the least number where a key is hidden."""
         self._refuse_weights("masked_fill")
         check_least(value, self.dtype)
-        return self._next(self.attention.seeing(_sight(hidden, "hidden")))
+        return self._next(self.attention.masked_by(_rule(hidden, "hidden")))
 
     def do_view(self, scores: Any, *sizes: Any) -> Scores:
         """Part batch and head, or join them."""
         shape = list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-        rest = torch.Size(one for one in shape if one != -1).numel()
-        shape = [self.numel() // rest if one == -1 else one for one in shape]
+        rest = torch.Size(size for size in shape if size != -1).numel()
+        shape = [self.numel() // rest if size == -1 else size for size in shape]
         if shape == list(self.shape):
             return self
         if self.ndim == 3 and len(shape) == 4 and shape[2:] == list(self.shape[1:]):
@@ -195,7 +201,7 @@ class Scores(Deferred):
 
     def do_expand_as(self, mask: Any, scores: Any) -> Tensor:
         """Spread a mask over the shape of the scores."""
-        if isinstance(mask, Deferred):
+        if isinstance(mask, SymbolicTensor):
             raise Unknown("expand_as: its scores are spread, which is not known")
         return mask.expand(*self.shape)  # type: ignore[no-any-return]
 
@@ -207,11 +213,11 @@ class Scores(Deferred):
 
     def do_gather(self, product: Any, dim: Any, index: Any) -> Tensor:
         """Make a product whose entries are picked: of positions, on their way to a bias."""
-        one = self.attention
-        touched = one.bias is not None or one.sight is not UNSEEN or self.softened
+        attention = self.attention
+        touched = attention.bias is not None or attention.rule is not UNSEEN or self.softened
         if touched or not self.same(product):
             raise Unknown(f"gather: {self.kind} are picked from, which is not known")
-        made = (one.query @ one.key.transpose(-1, -2)) * one.scale
+        made = (attention.query @ attention.key.transpose(-1, -2)) * attention.scale
         return made.gather(dim, index)
 
     def do_contiguous(self, scores: Any) -> Scores:
@@ -239,7 +245,7 @@ class Scores(Deferred):
 
     def do_matmul(self, weights: Any, values: Any) -> Tensor:
         """Multiply with the values: the attention is complete."""
-        if not self.same(weights) or not self.softened or isinstance(values, Deferred):
+        if not self.same(weights) or not self.softened or isinstance(values, SymbolicTensor):
             raise Unknown("matmul: its scores are multiplied in a way that is not known")
         return self.through(values)
 
@@ -255,16 +261,16 @@ class Scores(Deferred):
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, Deferred) or (isinstance(value, Tensor) and value.numel() != 1):
+    if isinstance(value, SymbolicTensor) or (isinstance(value, Tensor) and value.numel() != 1):
         raise Unknown("mul: its scores are multiplied by a tensor, which is not known")
     return float(value)
 
 
-def _sight(mask: Any, form: str) -> Sight:
+def _rule(mask: Any, form: str) -> MaskRule:
     if isinstance(mask, Mask):
         if mask.form != form:
             raise Unknown(f"{form}: a mask says the opposite, which is not known")
-        return mask.sight
-    if not isinstance(mask, Tensor) or isinstance(mask, Deferred) or mask.dtype != torch.bool:
+        return mask.rule
+    if not isinstance(mask, Tensor) or isinstance(mask, SymbolicTensor) or mask.dtype != torch.bool:
         raise Unknown(f"{form}: a mask that is not boolean is not known")
     return read(mask if form == "seen" else ~mask)

@@ -1,4 +1,4 @@
-"""Deferred: a tensor that has a shape and no numbers; what is done to it is followed by name."""
+"""Tensor with a shape and no numbers that records the operations applied to it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Unknown(UnsupportedModel):
     """A step that is not followed, without the name of the module that takes it."""
 
 
-class Deferred(Tensor):
+class SymbolicTensor(Tensor):
     """A tensor whose numbers are never made.
 
     A step that has a method ``do_<name>`` makes another one, or the result; any other step is
@@ -74,24 +74,25 @@ class Deferred(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         # What knows more goes first: scores know how to add a mask, not the other way round.
-        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Deferred)]
-        given.sort(key=lambda one: -one.rank)
+        inputs = (*args, *kwargs.values())
+        tensors = [tensor for tensor in inputs if isinstance(tensor, SymbolicTensor)]
+        tensors.sort(key=lambda tensor: -tensor.rank)
         inside = name.endswith("_") and not name.startswith("__")
         step = NAMES.get(name[:-1], name[:-1]) if inside else name
-        for one in given:
-            follow = getattr(one, f"do_{step}", None)
+        for tensor in tensors:
+            follow = getattr(tensor, f"do_{step}", None)
             if follow is None or not _fits(follow, args, kwargs):
                 continue
             result = follow(*args, **kwargs)
-            return one.become(result) if inside and args[0] is one else result
-        kind = given[0].kind if given else "a list of its masks or scores"
+            return tensor.become(result) if inside and args[0] is tensor else result
+        kind = tensors[0].kind if tensors else "a list of its masks or scores"
         raise Unknown(f"{name}: {kind} go through a step that is not known")
 
-    def same(self, one: object) -> bool:
+    def same(self, tensor: object) -> bool:
         """Say whether an argument is this one."""
-        return one is self
+        return tensor is self
 
-    def become(self, other: Deferred) -> Deferred:
+    def become(self, other: SymbolicTensor) -> SymbolicTensor:
         """Take the place of the result of a step that changes a tensor itself."""
         raise Unknown(f"{self.kind} are changed in place, which is not known")
 

@@ -1,4 +1,4 @@
-"""Reading: what was followed, in the fields of a `AttentionCall`."""
+"""Convert traced attention to the fields of an `AttentionCall`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from headscope.probes.attention.tracing.mask_rule import declared_window
 from headscope.probes.attention.tracing.scores import Attention
 
 
-def fields(heard: Attention, module: nn.Module) -> dict[str, Any]:
-    """Say what a module outside the interface computes, as the seam says it."""
-    assert heard.value is not None
-    inputs = {"query": heard.query, "key": heard.key, "value": heard.value}
+def fields(traced: Attention, module: nn.Module) -> dict[str, Any]:
+    """Return the fields of an `AttentionCall` for a module outside the interface."""
+    assert traced.value is not None
+    inputs = {"query": traced.query, "key": traced.key, "value": traced.value}
     # Some models raise queries and keys to float32 themselves, and leave the values.
-    dtype = functools.reduce(torch.promote_types, (one.dtype for one in inputs.values()))
-    sight, slope = heard.sight, slopes(heard)
-    window = declared_window(module, sight)
-    mask = unmask(sight.key_mask, window) if heard.query.shape[2] == 1 else sight.key_mask
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in inputs.values()))
+    rule, slope = traced.rule, slopes(traced)
+    window = declared_window(module, rule)
+    mask = unmask(rule.key_mask, window) if traced.query.shape[2] == 1 else rule.key_mask
     return {
-        **{name: one.to(dtype) for name, one in inputs.items()},
-        "scale": heard.scale,
-        "causal": sight.causal,
+        **{name: tensor.to(dtype) for name, tensor in inputs.items()},
+        "scale": traced.scale,
+        "causal": rule.causal,
         "window": window,
-        "key_mask": None if mask is None else mask.expand(len(heard.query), -1),
+        "key_mask": None if mask is None else mask.expand(len(traced.query), -1),
         "slopes": slope,
-        "bias": heard.bias if slope is None else None,
+        "bias": traced.bias if slope is None else None,
     }
 
 

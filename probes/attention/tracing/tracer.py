@@ -1,4 +1,4 @@
-"""Listener: follows attention modules that compute their weights themselves, step by step."""
+"""Trace attention modules that compute their weights themselves, outside the interface."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headscope.kernels.errors import UnsupportedModel
-from headscope.probes.attention.tracing.mask_rule import Sight, read
+from headscope.probes.attention.tracing.mask_rule import MaskRule, read
 from headscope.probes.attention.tracing.scores import Attention, Scores
-from headscope.probes.attention.tracing.symbolic_tensor import Deferred, Unknown, name_of
+from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, Unknown, name_of
 
-Hear = Callable[[nn.Module, Attention], Tensor]
+Receive = Callable[[nn.Module, Attention], Tensor]
 
 
 @contextmanager
-def listening(root: nn.Module, hear: Hear) -> Iterator[None]:
-    """Hand every attention of a model to `hear`, with the module that computes it.
+def trace_attention(root: nn.Module, receive: Receive) -> Iterator[None]:
+    """Hand every attention of a model to `receive`, with the module that computes it.
 
     Inside a module whose class is named Attention, the product of queries and keys is not made;
-    it stands as `Scores` until it meets the values, and `hear` answers with the heads' outputs.
+    it stands as `Scores` until it meets the values, and `receive` answers with the heads' outputs.
 
     Raises
     ------
     HeadscopeError
         For a step between product and values that is not known, naming module and step.
     """
-    listener = _Listener(root, hear)
+    tracer = _Tracer(root, receive)
     handles = []
     for part in root.modules():
         if "Attention" in type(part).__name__:
-            handles.append(part.register_forward_pre_hook(listener.enter))
-            handles.append(part.register_forward_hook(listener.leave, always_call=True))
+            handles.append(part.register_forward_pre_hook(tracer.enter))
+            handles.append(part.register_forward_hook(tracer.leave, always_call=True))
     try:
-        with listener:
+        with tracer:
             yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Listener(TorchFunctionMode):
-    def __init__(self, root: nn.Module, hear: Hear) -> None:
+class _Tracer(TorchFunctionMode):
+    def __init__(self, root: nn.Module, receive: Receive) -> None:
         super().__init__()
-        self.root, self.hear = root, hear
+        self.root, self.receive = root, receive
         self.inside: list[nn.Module] = []
         # Hooks fire in every thread that runs the model, and this mode in its own alone.
         self.thread = threading.get_ident()
@@ -66,11 +66,11 @@ class _Listener(TorchFunctionMode):
         kwargs = kwargs or {}
         begins = BEGINNINGS.get(name_of(func)) if self.inside else None
         try:
-            if begins is not None and not any(isinstance(one, Deferred) for one in args):
+            if begins is not None and not any(isinstance(value, SymbolicTensor) for value in args):
                 module = self.inside[-1]
-                found = begins(lambda one: self.hear(module, one), *args, **kwargs)
-                if found is not None:
-                    return found
+                started = begins(lambda traced: self.receive(module, traced), *args, **kwargs)
+                if started is not None:
+                    return started
             return func(*args, **kwargs)
         except Unknown as unknown:
             name = type(self.inside[-1] if self.inside else self.root).__name__
@@ -121,11 +121,11 @@ def _whole(
         raise Unknown("is_causal: torch counts it from the first key, which is not known")
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     shape = (*query.shape[:3], key.shape[2])
-    attention = Attention(query, key, factor, sight=Sight(causal=is_causal))
+    attention = Attention(query, key, factor, rule=MaskRule(causal=is_causal))
     scores = Scores.of(attention, receive, shape, query.dtype)
     boolean = isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool
-    if boolean and not isinstance(attn_mask, Deferred):
-        scores = Scores.of(attention.seeing(read(attn_mask)), receive, shape, query.dtype)
+    if boolean and not isinstance(attn_mask, SymbolicTensor):
+        scores = Scores.of(attention.masked_by(read(attn_mask)), receive, shape, query.dtype)
     elif attn_mask is not None:
         scores = scores.do_add(scores, attn_mask)
     return scores.do_softmax(scores, dim=-1).through(value)

@@ -22,7 +22,7 @@ def names() -> list[str]:
     True
     """
     return sorted(
-        found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_")
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
     )
 
 

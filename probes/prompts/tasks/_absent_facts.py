@@ -56,11 +56,11 @@ def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     keys = Vocabulary(tokenizer).take("keys")
     prompts = []
     for prompt in task.prompts:
-        asked = prompt.words[prompt.questions[0].at]
-        places = [at for at in prompt.roles.get(KEY, ()) if prompt.words[at] == asked]
+        key = prompt.words[prompt.questions[0].at]
+        places = [at for at in prompt.roles.get(KEY, ()) if prompt.words[at] == key]
         if not places:
             raise NotApplicable(
-                f"roles: task {task.name} does not say where the context states {asked!r}; "
+                f"roles: task {task.name} does not say where the context states {key!r}; "
                 "use recall or needle"
             )
         other = rng.choice([key for key in keys if key not in prompt.words])

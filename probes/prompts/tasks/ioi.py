@@ -86,11 +86,11 @@ def generate(
         other = third if corruption == "third" else receiver
         corrupted = (*clean[:again], other, *clean[again + 1 :])
         given = template.index("A" if first else "B")
-        said = template.index("B" if first else "A")
+        giver = template.index("B" if first else "A")
         end = len(clean) - 1
         yield Prompt(
             clean,
             corrupted,
             (Question(end, (receiver,), (subject,), (given,)),),
-            {"IO": (given,), "S1": (said,), "S1+1": (said + 1,), "S2": (again,), "END": (end,)},
+            {"IO": (given,), "S1": (giver,), "S1+1": (giver + 1,), "S2": (again,), "END": (end,)},
         )

@@ -72,8 +72,8 @@ def generate(
         drawn = rng.sample(values, 2 * span)
         before, after = filler(stream, start), filler(stream, hay - start)
         clean, corrupted = (
-            (*before, "note", key, *told, ".", *after, "ask", key, *told[:-1])
-            for told in (drawn[:span], drawn[span:])
+            (*before, "note", key, *secret, ".", *after, "ask", key, *secret[:-1])
+            for secret in (drawn[:span], drawn[span:])
         )
         at = length - span
         yield Prompt(

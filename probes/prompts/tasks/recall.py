@@ -59,15 +59,15 @@ def generate(
     >>> prompt.words[question.evidence[0]] == question.answers[0]
     True
     """
-    asked = pairs if queries is None else queries
+    count = pairs if queries is None else queries
     if pairs < 2:
         raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
-    if not 1 <= asked <= pairs:
-        raise InvalidInput(f"queries: {asked} questions about {pairs} facts; use 1 to {pairs}")
+    if not 1 <= count <= pairs:
+        raise InvalidInput(f"queries: {count} questions about {pairs} facts; use 1 to {pairs}")
     before, after = ((), ()) if bare else (("note",), (".",))
     lead = () if bare else ("ask",)
     size = len(before) + 2 + len(after)
-    least = pairs * size + asked * (len(lead) + 2 + len(after)) - 1 - len(after)
+    least = pairs * size + count * (len(lead) + 2 + len(after)) - 1 - len(after)
     if length is not None and length < least:
         raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     rng = random.Random(f"recall {seed}")
@@ -99,7 +99,7 @@ def generate(
         for place, value in zip(places, changed, strict=True):
             corrupted[place] = value
         questions = []
-        for fact in rng.sample(range(pairs), asked):
+        for fact in rng.sample(range(pairs), count):
             clean += [*lead, chosen[fact]]
             corrupted += [*lead, chosen[fact]]
             others = [value for value in stated if value not in (stated[fact], changed[fact])]

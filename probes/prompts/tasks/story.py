@@ -45,11 +45,11 @@ def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterato
     rng = random.Random(f"story {seed}")
     stream = sentences(rng, words)
     for last in ioi.generate(n, rng.randrange(2**32), words):
-        told = [next(stream) for _ in range(lines)]
-        before = tuple(word for line in told for word in line)
+        written = [next(stream) for _ in range(lines)]
+        before = tuple(word for line in written for word in line)
         shift = len(before)
         question = last.questions[0]
-        starts = [sum(len(line) for line in told[:place]) for place in range(lines)]
+        starts = [sum(len(line) for line in written[:place]) for place in range(lines)]
         yield Prompt(
             before + last.words,
             before + last.corrupted,

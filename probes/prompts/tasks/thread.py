@@ -72,37 +72,37 @@ def generate(
         steps = [(chain, hop) for chain in range(threads) for hop in range(hops)]
         rng.shuffle(steps)
         facts = [(chains[chain][hop], chains[chain][hop + 1]) for chain, hop in steps]
-        asked = rng.randrange(threads)
-        walk = chains[asked][1:-1] if spelled else []
+        target = rng.randrange(threads)
+        walk = chains[target][1:-1] if spelled else []
         clean, stated = lay(rng, words, facts, length, 2 + len(walk))
         place = dict(zip(steps, stated, strict=True))
         corrupted = list(clean)
         for chain in range(threads):
             corrupted[place[chain, hops - 1]] = ends[threads + chain]
-        others = [chain[-1] for at, chain in enumerate(chains) if at != asked]
+        others = [chain[-1] for at, chain in enumerate(chains) if at != target]
         start = len(clean) + 1
-        last = ends[threads + asked]
+        last = ends[threads + target]
         if spelled:
             questions = tuple(
                 Question(
                     start + hop,
-                    (chains[asked][hop + 1],),
+                    (chains[target][hop + 1],),
                     (last, *others) if hop == hops - 1 else tuple(others),
-                    (place[asked, hop],),
+                    (place[target, hop],),
                 )
                 for hop in range(hops)
             )
         else:
-            near = [chains[asked][1]] if hops > 1 else []
-            evidence = (place[asked, hops - 1],)
-            questions = (Question(start, (chains[asked][-1],), (last, *near, *others), evidence),)
-        end = ["ask", chains[asked][0], *walk]
+            near = [chains[target][1]] if hops > 1 else []
+            evidence = (place[target, hops - 1],)
+            questions = (Question(start, (chains[target][-1],), (last, *near, *others), evidence),)
+        end = ["ask", chains[target][0], *walk]
         yield Prompt(
             (*clean, *end),
             (*corrupted, *end),
             questions,
             {
-                "thread": tuple(place[asked, hop] for hop in range(hops)),
-                "query": tuple(each.at for each in questions),
+                "thread": tuple(place[target, hop] for hop in range(hops)),
+                "query": tuple(question.at for question in questions),
             },
         )

@@ -31,7 +31,7 @@ def result(circuit, task):
     calls = []
     with reporting(lambda *step: calls.append(step)):
         found = pruning.run(captured, circuit, task, share=0.0, orders=ORDERS)
-    assert calls[-1] == (3, 3)
+    assert calls[-1] == (4, 4)
     assert calls == sorted(calls)
     return found
 

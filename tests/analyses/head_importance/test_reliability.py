@@ -47,7 +47,7 @@ def test_the_circuit_alone_is_important(circuit):
     assert float(result["rank_agreement"].sel(one="zero ablation", other="mean ablation")) == 1.0
     assert "cannot be drawn again" in result.attrs["note"]
     assert "paraphrase_agreement" not in result
-    assert calls[-1] == (3, 3)
+    assert calls[-1] == (4, 4)
     assert calls == sorted(calls)
 
 

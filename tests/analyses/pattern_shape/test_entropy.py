@@ -8,8 +8,10 @@ from constructed import KEYS, WORDS, tokenizer
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from headscope.analyses import entropy, parallel_context
+from headscope.analyses._runtime.runner import execute
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
+from headscope.probes.prompts import tasks
 
 LENGTH, BLOCKS = 40, 4
 
@@ -116,9 +118,6 @@ def test_parallel_blocks_raise_entropy_by_log_blocks_and_a_shared_prefix_takes_i
 
 @pytest.mark.requirement("A6")
 def test_blocks_cost_the_bundled_model_and_a_shared_prefix_gives_most_of_it_back(bundled):
-    from headscope.analyses._runtime.runner import execute
-    from headscope.probes.prompts import tasks
-
     task = tasks.make("recall", tokenizer=bundled.tokenizer, n=6, seed=3)
     result = execute("parallel_context", bundled, task)
     whole, apart, shared = result["question_loss"].values
@@ -132,6 +131,8 @@ def test_blocks_cost_the_bundled_model_and_a_shared_prefix_gives_most_of_it_back
 def test_bad_input_is_refused(starts):
     with pytest.raises(HeadscopeError, match="entropy"):
         entropy.run(xr.Dataset({"lse": ("query", [0.0])}))
+    with pytest.raises(HeadscopeError, match="broad"):
+        entropy.run(xr.Dataset(), sharp=0.6, broad=0.4)
     short = capture(starts, [[1, 2, 3, 4, 5, 6]], stats=())
     with pytest.raises(HeadscopeError, match="blocks: prompt 1 has 3 tokens"):
         parallel_context.run(short, starts)

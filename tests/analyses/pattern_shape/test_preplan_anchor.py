@@ -6,9 +6,11 @@ import xarray as xr
 from constructed import PREVIOUS, SINK, UNIFORM, WORDS
 
 from headscope.analyses import preplan_anchor
+from headscope.analyses._runtime.runner import execute
 from headscope.analyses.pattern_shape import _peaks
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
+from headscope.probes.prompts import tasks
 
 LENGTH, PROMPTS, WINDOW = 120, 6, 10
 
@@ -53,7 +55,7 @@ def test_a_planted_lag_is_found_and_is_no_chance(circuit, lag):
     coupling = dict(zip(result["lag"].values, result["coupling"].values, strict=True))
     assert coupling[f"{lag:+d}"] > 0.95
     assert max(value for at, value in coupling.items() if at != f"{lag:+d}") < 0.45
-    # Shifted round, a peak meets an anchor as often as there are anchors.
+    # Circularly shifted, a peak meets an anchor as often as there are anchors.
     np.testing.assert_allclose(result["chance"], 20 / LENGTH, atol=0.03)
     assert f"{lag:+d} tokens" in result.attrs["note"]
 
@@ -106,14 +108,11 @@ def test_planted_heads_are_local_and_global(circuit):
 
 @pytest.mark.requirement("A7")
 def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled):
-    from headscope.analyses._runtime.runner import execute
-    from headscope.probes.prompts import tasks
-
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=2)
     result = execute("preplan_anchor", bundled, task)
     intact, hidden, others = result["anchor_loss"].values
     assert hidden - intact > 2 * max(others - intact, 0.02)
-    assert "Causal check agrees" in result.attrs["note"]
+    assert result.attrs["verdict"] == "supported"
 
 
 def test_coupling_leaves_out_partners_outside_the_text():

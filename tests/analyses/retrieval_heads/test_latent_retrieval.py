@@ -8,7 +8,6 @@ from transformers import GPT2LMHeadModel
 
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.runner import execute
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tasks.associative import PARTNERS
@@ -121,10 +120,4 @@ def test_the_bundled_model_copies_and_says_that_it_cannot_associate(bundled):
         assert bool(result["evidence"].sel(kind=kind).isnull().all())
         assert f"{kind}: not solved, accuracy" in result.attrs["note"]
     assert float(result["mistakes"].sel(kind="thread", mistake="one step too short")) > 0.7
-
-
-def test_bad_options_are_refused(circuit):
-    with pytest.raises(HeadscopeError, match="hops: 1"):
-        measure(circuit, n=1, hops=1)
-    with pytest.raises(HeadscopeError, match="least_solved"):
-        measure(circuit, n=1, least_solved=2.0)
+    assert result.attrs["verdict"] == "supported"

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from constructed import INDUCTION, PREVIOUS, needle
 from transformers import LlamaForCausalLM
 
+from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats.bootstrap import crossed
 from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
@@ -61,6 +63,7 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
     assert set(result.attrs["causal"]["masking"]["heads"]["5"]) == COPYING
     # One head of five that share the work is missed by none.
     assert float(result["masking"].sel(count=1, condition="top heads")) == 1.0
+    assert result.attrs["verdict"] == "supported"
 
 
 @pytest.mark.requirement("B1")
@@ -68,10 +71,12 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
 def test_the_curve_of_a_known_circuit(circuit, masking):
     task = needle(("north", "south"), n=3)
     ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
-    variables, coords, record = _head_masking.curve(
-        circuit, task, ranked, (1, 4), masking=masking, draws=6, seed=0, source=""
+    results = Results(xr.Dataset())
+    coords, record, verdict = _head_masking.curve(
+        results, circuit, task, ranked, (1, 4), masking=masking, draws=6
     )
-    mean = variables["masking"].values
+    mean = results["masking"].values
+    assert verdict.state == "supported"
     assert coords["count"] == [0, 1, 4]
     assert mean[0].tolist() == [1.0, 1.0]
     assert mean[1:, 0].tolist() == [0.0, 0.0]
@@ -85,10 +90,11 @@ def test_the_curve_of_a_known_circuit(circuit, masking):
 def test_heads_without_a_part_leave_a_disagreement(circuit):
     task = needle(("north",), n=3)
     ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
-    _, _, record = _head_masking.curve(
-        circuit, task, ranked, (1,), masking="zero", draws=4, seed=1, source=""
+    results = Results(xr.Dataset(), seed=1)
+    _, _, verdict = _head_masking.curve(
+        results, circuit, task, ranked, (1,), masking="zero", draws=4
     )
-    assert record["note"].startswith("DISAGREEMENT")
+    assert verdict.state == "disagreement"
 
 
 def test_the_crossed_interval_covers_prompts_and_draws():
@@ -107,7 +113,6 @@ def test_bad_options_are_refused(bundled):
     for given, message in (
         ({"lengths": "64,x"}, "lengths: '64,x'"),
         ({"lengths": "4000"}, "1024"),
-        ({"masking": "none"}, "masking: 'none'"),
         ({"counts": "20", "lengths": "16", "depths": 1, "cell_prompts": 1}, "counts: 20 of 32"),
     ):
         with pytest.raises(HeadscopeError, match=message):

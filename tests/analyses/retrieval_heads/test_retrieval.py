@@ -100,13 +100,12 @@ def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, tas
     assert np.isnan(float(result["retrieval_share"]))
     assert result.attrs["heads_by_type"]["retrieval"] == []
     assert "recalls none of the needles" in result.attrs["note"]
+    assert result.attrs["verdict"] == "too_few"
 
 
 def test_bad_input_is_refused(circuit, task):
     cap = capture(circuit, task, stats=retrieval.NEEDS)
     with pytest.raises(HeadscopeError, match="needs topk_key"):
         retrieval.run(cap.drop_vars("topk_key"), circuit, task)
-    with pytest.raises(HeadscopeError, match="threshold"):
-        retrieval.run(cap, circuit, task, threshold=1.5)
     with pytest.raises(HeadscopeError, match="holds 3 prompts and the task has 4"):
         retrieval.run(cap, circuit, repeated(n=4))

@@ -44,12 +44,13 @@ def test_hiding_the_asked_fact_costs_the_answer_and_another_of_its_size_does_not
         assert float(right.sel(condition=condition).max()) < 1
         lost = planted["answer_loss"].sel(condition=condition)
         assert float((lost - planted["answer_loss"].sel(condition="intact")).min()) > 1
-    assert planted.attrs["note"].startswith("Causal check agrees")
+    assert planted.attrs["verdict"] == "supported"
 
 
 def test_a_model_that_recalls_nothing_is_inconclusive(random_llama):
     result = execute("distractors", random_llama, n=3, options={"facts": "2,4", "best": 1})
-    assert result.attrs["note"].startswith("INCONCLUSIVE: the model does not recall")
+    assert result.attrs["note"].startswith("The model does not recall")
+    assert result.attrs["verdict"] == "too_few"
 
 
 def test_masses_add_up_whatever_stands_between_the_facts(bundled):

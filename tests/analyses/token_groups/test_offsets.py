@@ -58,7 +58,8 @@ def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert)
         "offset -1": ["L0H0"], "offset +1": ["L0H3"], "separator": ["L0H1"],
     }  # fmt: skip
     # Nothing but L0H2 writes, and nothing reads it: no head can be shown to matter.
-    assert result.attrs["note"].startswith("INCONCLUSIVE")
+    assert result.attrs["note"].startswith("Ablating the offset heads or the least sure ones moves")
+    assert result.attrs["verdict"] == "disagreement"
 
 
 @pytest.mark.requirement("A11")
@@ -98,7 +99,8 @@ def test_offset_heads_of_the_bundled_model_need_nothing_but_their_offset(bundled
     assert others > alone
     assert result.attrs["note"].startswith("Causal check agrees: their offset alone")
     # Two thousandths of a nat is nothing: the weight on full stops is flagged.
-    assert "DISAGREEMENT: hiding the delimiters" in result.attrs["note"]
+    assert "does not agree: hiding the delimiters" in result.attrs["note"]
+    assert result.attrs["verdict"] == "disagreement"
 
 
 def test_a_causal_model_has_no_later_offsets(circuit):
@@ -128,5 +130,3 @@ def test_bad_input_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=("offset_mass",), offsets=(0, 1))
     with pytest.raises(HeadscopeError, match="needs the offsets"):
         offsets.run(cap, circuit)
-    with pytest.raises(HeadscopeError, match="least_mass: 2 is outside"):
-        offsets.run(cap, circuit, least_mass=2)

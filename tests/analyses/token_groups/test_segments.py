@@ -173,8 +173,6 @@ def test_bad_groupings_are_refused(circuit, tmp_path):
         execute("segments", circuit, prompts, options={"labels": str(tmp_path / "none.json")})
     with pytest.raises(HeadscopeError, match="3 tokens has no 3 pieces"):
         execute("segments", circuit, prompts)
-    with pytest.raises(HeadscopeError, match="'speakers' is not one of"):
-        execute("segments", circuit, prompts, options={"by": "speakers"})
     options = {"labels": label(tmp_path, [[str(at) for at in range(15)]])}
     with pytest.raises(HeadscopeError, match="15 segments"):
         execute("segments", circuit, [[0, *range(5, 19)]], options=options)

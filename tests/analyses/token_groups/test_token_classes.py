@@ -78,6 +78,7 @@ def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(c
     assert others > 0.3
     assert abs(hidden) < others / 4
     assert effect.attrs["evidence"] == "causal"
+    assert result.attrs["verdict"] == "disagreement"
     assert "rare" in result.attrs["note"].partition("; less: ")[2]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headscope.app.batch.job import Job
-from headscope.app.batch.schema import read_job
+from headscope.app.batch.job_file import read_job
 from headscope.app.batch.state import LOG
 
 THREE_BY_THREE = """\

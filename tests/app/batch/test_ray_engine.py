@@ -17,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from headscope.app.batch import ray_engine
-from headscope.app.batch.job import Job, Subject
+from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
+from headscope.app.batch.schema import ModelSpec
 from headscope.app.batch.worker import Failure
 from headscope.app.cli import app
 from headscope.kernels.errors import HeadscopeError
@@ -72,7 +73,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
 ) -> None:
     asked = job(
         "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 5\nshard: 2\n"
-        "analyses: [sinks, importance, entropy]\noptions: {sinks: {epsilon: 7}}\n"
+        "analyses: [distractors, importance, entropy]\n"
     )
     process = start(tmp_path / "job.yaml", tmp_path / "ray")
     # Meanwhile, the same job in this process.
@@ -80,7 +81,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
     assert [one["state"] for one in local.cells] == ["failed", "done", "done"]
     killed, addresses = None, set()
     while killed is None and process.poll() is None:
-        for one in workers(process, "_analyse")[:1]:
+        for one in workers(process, "_analyze")[:1]:
             addresses = listening(process)
             one.send_signal(signal.SIGKILL)
             killed = one.pid
@@ -91,7 +92,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert process.returncode == 1, errors
     assert "2 of 3 cells have a result" in said
-    assert errors.count("failed: sinks, ") == 1
+    assert errors.count("failed: distractors, ") == 1
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
@@ -120,9 +121,9 @@ def test_what_a_cluster_lacks_is_refused(job: Callable[[str], Job]) -> None:
 
 def test_a_task_asks_for_a_gpu_where_its_model_runs_on_one() -> None:
     there = {"CPU": 2.0, "GPU": 4.0}
-    asked = [ray_engine.gpus(Subject("m", "m", device=one), there) for one in (None, "cuda", "cpu")]
-    assert asked == [1, 1, 0]
-    assert ray_engine.gpus(Subject("m", "m"), {"CPU": 2.0}) == 0
+    models = [ModelSpec(model="m", device=device) for device in (None, "cuda", "cpu")]
+    assert [ray_engine.gpus(model, there) for model in models] == [1, 1, 0]
+    assert ray_engine.gpus(models[0], {"CPU": 2.0}) == 0
 
 
 @pytest.mark.parametrize(

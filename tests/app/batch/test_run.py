@@ -20,9 +20,10 @@ import pytest
 from headscope import analyses, probes
 from headscope.analyses._runtime import runner
 from headscope.app import cli
-from headscope.app.batch import state, worker
+from headscope.app.batch import worker
 from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
+from headscope.app.batch.state import BatchState
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 
@@ -161,8 +162,7 @@ BROKEN = """\
 models: [headscope/bundled, {{model: '{empty}', name: empty}}]
 tasks: [ioi]
 number: 2
-analyses: [sinks, entropy, span, rollout]
-options: {{sinks: {{epsilon: 7}}}}
+analyses: [distractors, entropy, span, rollout]
 """
 
 
@@ -183,7 +183,8 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     asked = job(BROKEN.format(empty=empty))
     done = run(asked, out)
     states = {(one["model"], one["analysis"]): one for one in done.cells}
-    assert states["headscope/bundled", "sinks"]["reason"] == "epsilon: 7.0 is outside 0 … 1"
+    unsuited = "task: ioi does not come with any number of facts; use recall"
+    assert states["headscope/bundled", "distractors"]["reason"] == unsuited
     assert states["headscope/bundled", "span"]["reason"] == "ZeroDivisionError: by nothing"
     for name in ("entropy", "rollout"):
         assert states["headscope/bundled", name]["state"] == "done"
@@ -192,7 +193,7 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     assert next(iter(reasons)).startswith("model: 'empty' does not load: "), "called by its name"
     index = (out / "index.html").read_text()
     for words in (
-        "epsilon: 7.0 is outside 0 … 1",
+        unsuited,
         "ZeroDivisionError: by nothing",
         "6 cells failed",
     ):
@@ -239,8 +240,8 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(
     assert lines[1] == "    sinks, entropy"
     assert "8 cells; 4 captures of " in said
     group = two_by_two.groups[0]
-    model = worker.opened(group.subject, 1)
-    given = group.questions.draw(model, 0)
+    model = worker.load(group.model, 1)
+    given = group.task.draw(model, 0)
     planned = probes.plan(model, given, stats=("received", "entropy"), batch_tokens=8192)
     from headscope.probes.capturing.memory_estimate import format_bytes
 
@@ -319,7 +320,7 @@ def test_a_folder_belongs_to_one_job(
 
 
 def test_two_batches_do_not_share_a_folder(two_by_two: Job, tmp_path: Path) -> None:
-    first, second = (state.Folder(tmp_path / "out", two_by_two) for _ in range(2))
+    first, second = (BatchState(tmp_path / "out", two_by_two) for _ in range(2))
     with first.open(), pytest.raises(HeadscopeError, match="another batch runs in"), second.open():
         pass
     with second.open():
@@ -338,7 +339,7 @@ def test_a_model_that_was_changed_is_not_mixed_with_the_old_one(
     asked = job("models: [mine]\ntasks: [ioi]\nnumber: 2\nanalyses: [entropy, atlas]\n")
     out = tmp_path / "out"
     run(asked, out)
-    folder = state.Folder(out, asked)
+    folder = BatchState(out, asked)
     folder.forget(asked.groups[0], "atlas")
     weights = load_file(mine / "model.safetensors")
     weights["lm_head.weight"] += 1

@@ -9,8 +9,8 @@ import pytest
 
 from headscope import analyses
 from headscope.app import cli
-from headscope.app.batch.schema import read_job
-from headscope.app.batch.yaml_errors import Faulty
+from headscope.app.batch.job_file import read_job
+from headscope.app.batch.yaml_errors import InvalidFile
 
 BAD = """\
 models:
@@ -77,7 +77,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def faults(folder: Path, text: str) -> list[str]:
-    with pytest.raises(Faulty) as caught:
+    with pytest.raises(InvalidFile) as caught:
         read_job(write(folder, text))
     return caught.value.lines
 
@@ -108,6 +108,12 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        (
+            "models: [headscope/bundled]\ntasks: [ioi]\nanalyses: [sinks]\n"
+            "options: {sinks: {epsilon: 7}}\n",
+            "4:28: sinks: epsilon: 7.0 is outside 0 … 1",
+        ),
+        ("a: &a [*a]\n", "1:1: a value holds itself"),
         ("models: [a\ntasks: [b]\n", "2:6: not YAML"),
         ("", "1:1: job: give names with values"),
         ("- sinks\n", "1:1: job: give names with values"),
@@ -120,7 +126,7 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
         ("models: [!!python/name:os.system x]\ntasks: [ioi]\nanalyses: [sinks]\n", "1:10: "),
     ],
 )
-def test_what_is_no_job_at_all(text: str, line: str, tmp_path: Path) -> None:
+def test_one_error_is_told_with_its_place(text: str, line: str, tmp_path: Path) -> None:
     assert any(f"job.yaml:{line}" in one for one in faults(tmp_path, text))
 
 
@@ -132,7 +138,7 @@ def test_a_model_of_the_hub_out_of_reach(tmp_path: Path) -> None:
 
 def test_checkpoints_are_looked_up(tmp_path: Path) -> None:
     text = "tasks: [ioi]\nanalyses: [sinks]\nmodels:\n  - headscope/induction@step400\n"
-    assert read_job(write(tmp_path, text)).subjects[0].label == "headscope/induction@step400"
+    assert read_job(write(tmp_path, text)).models[0].name == "headscope/induction@step400"
     (line,) = faults(tmp_path, text + "  - headscope/induction@step401\n")
     assert "5:5: model: headscope/induction has no checkpoint 'step401'" in line
 
@@ -150,9 +156,9 @@ def test_a_job_is_read_with_its_defaults(tmp_path: Path, bundled) -> None:
             "analyses: all\noptions: {sinks: {epsilon: 1}}\nnumber: 5\n",
         )
     )
-    assert [one.label for one in job.subjects] == ["headscope/bundled", "tiny"]
-    assert job.subjects[1].source == str(tmp_path / "small"), "named from where the job file lies"
-    assert [(one.label, len(one)) for one in job.tasks] == [
+    assert [model.name for model in job.models] == ["headscope/bundled", "tiny"]
+    assert job.models[1].model == str(tmp_path / "small"), "named from where the job file lies"
+    assert [(task.label, task.count) for task in job.tasks] == [
         ("ioi", 5), ("facts", 3), ("mine", 2), ("own", 2),
     ]  # fmt: skip
     assert job.options == {"sinks": {"epsilon": 1.0}}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from headscope.app.batch.shards import cut, merge, parts
+from headscope.app.batch.shards import merge, slices, subset
 from headscope.kernels import statistics
 from headscope.probes import Pair, capture, load_model
 from headscope.probes.capturing.options import applicable_stats
@@ -21,9 +21,9 @@ LENGTHS = (9, 31, 4, 31, 17, 70, 2)
 def agree(model: Any, prompts: Any, size: int, **options: Any) -> xr.Dataset:
     """Capture prompts whole and in parts: everything must be the same, numbers to rounding."""
     whole = capture(model, prompts, tile=16, **options)
-    cuts = parts(len(prompts), size)
+    cuts = slices(len(prompts), size)
     assert len(cuts) > 1
-    apart = [capture(model, cut(prompts, part), tile=16, **options) for part in cuts]
+    apart = [capture(model, subset(prompts, part), tile=16, **options) for part in cuts]
     merged = merge(apart, read(model, prompts))
     assert list(merged.variables) == list(whole.variables)
     assert merged.sizes == whole.sizes
