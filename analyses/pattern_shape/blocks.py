@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, Results, label, require, top
 from headscope.analyses._stats.length_trend import mean, stated
 from headscope.analyses.pattern_shape import _tiles
 from headscope.probes.models.model import Model
@@ -122,7 +122,7 @@ def run(
         )  # fmt: skip
     results.add_mean(
         "mass_in_blocks", ("layer", "head", "blocks"), _tiles.average(held, weights[..., None]),
-        "Mass in the best blocks of each row", "share", "sequential", 0, 1,
+        "Mass in the best blocks of each row", *SHARE,
         convention=f"best blocks of each row of blocks; {convention}",
     )  # fmt: skip
     coords: dict[str, Any] = {"blocks": [f"best {budget}" for budget in budgets]}

@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.options import Between, between, one_text
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label, require, top
 from headscope.analyses._stats.length_trend import mean, per_query, stated, visible
 
 NEEDS = ("entropy",)
@@ -77,16 +77,16 @@ def run(
     )  # fmt: skip
     results.add_mean(
         "entropy_share", ("layer", "head"), mean(share),
-        "Attention entropy against log(visible keys)", "share of log n", "sequential", 0, 1,
+        "Attention entropy against log(visible keys)", "share of log n", *ZERO_TO_ONE,
     )  # fmt: skip
     results.add_mean(
         "layer_entropy_share", ("layer",), mean(mean(share)),
         "Entropy of a layer's heads against log(visible keys)", "share of log n",
-        "sequential", 0, 1,
+        *ZERO_TO_ONE,
     )  # fmt: skip
     results.add_mean(
         "query_entropy_share", ("query",), over,
-        "Entropy at each query against log(visible keys)", "share of log n", "sequential", 0, 1,
+        "Entropy at each query against log(visible keys)", "share of log n", *ZERO_TO_ONE,
         convention="H / log n; mean over heads and prompts",
     )  # fmt: skip
     scores = results["entropy_share"].values

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, above, label, top
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resamples
 from headscope.analyses._stats.bootstrap import percentiles
@@ -111,12 +111,12 @@ def run(
     _add_scores(results, on_asked, on_dummy)
     results.add_mean(
         "found", ("condition",), _hits(asked, on_dummy), "Asked facts with the most attention",
-        "share of slots", "sequential", 0, 1,
+        "share of slots", *ZERO_TO_ONE,
         convention=f"largest mean over heads; calibrated: less the bias of a slot; {convention}",
     )  # fmt: skip
     results.add_mean(
         "slot_accuracy", ("slot",), right, "Accuracy by slot of the asked fact",
-        "share of answers", "sequential", 0, 1, evidence="causal",
+        "share of answers", *ZERO_TO_ONE, evidence="causal",
     )  # fmt: skip
     scores = results["relevance"].values
     pool = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(scores))]
@@ -168,7 +168,7 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
         ("asked_mass", on_asked, "Mass on the asked fact by slot"),
         ("bias", on_dummy, "Mass on a dummy by slot: positional bias"),
     ):
-        results.add_mean(name, (*grid, "slot"), values, title, "share", "sequential", 0, 1)
+        results.add_mean(name, (*grid, "slot"), values, title, *SHARE)
     difference, (tilt, bend) = (on_asked - on_dummy).mean(-1), _slots.curve(on_dummy)
     results.add_mean(
         "relevance", grid, difference, "Relevance: asked fact against dummy", "share", "diverging",
@@ -188,19 +188,18 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     results.add_mean(
         "explained", ("by",),
         np.array([[np.nanmean(share) for share in shares] for shares in by_prompt]),
-        "Variance of the mass over slots and documents", "share of variance", "sequential", 0, 1,
+        "Variance of the mass over slots and documents", "share of variance", *ZERO_TO_ONE,
         convention=f"two-way, mean over heads; {convention}",
     )  # fmt: skip
     by_slot, _, _ = _slots.explained(on_asked.mean(0), on_dummy.mean(0))
     results.add(
         "bias_share", grid, by_slot, "Variance of the mass by the slot alone", "share of variance",
-        "sequential", 0, 1, convention=f"two-way over the mean of the prompts; {convention}",
+        *ZERO_TO_ONE, convention=f"two-way over the mean of the prompts; {convention}",
     )  # fmt: skip
     documents = np.stack([masses.mean((1, 2)) for masses in (on_asked, on_dummy)], axis=1)
     results.add_mean(
-        "slot_mass", ("document", "slot"), documents, "Mass by slot, mean over heads", "share",
-        "sequential", 0, 1,
-    )  # fmt: skip
+        "slot_mass", ("document", "slot"), documents, "Mass by slot, mean over heads", *SHARE
+    )
 
 
 def _add_wave(results: Results, bias: Array) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import percentiles
 from headscope.analyses._stats.length_trend import mean, per_query, stated
@@ -137,22 +137,21 @@ def run(
         f"W = {window}; horizon {nearest} to {last} tokens; {size} local and {size} global heads; "
         f"peaks: top {peaks:.0%} of tokens after the first {skip}; prompts of {stated(capture)}"
     )
+    grid = ("layer", "head")
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     results.add_mean(
-        "distance", ("layer", "head"), distance, "Mean distance looked back", "tokens",
-        "sequential", 0,
-    )  # fmt: skip
+        "distance", grid, distance, "Mean distance looked back", "tokens", "sequential", 0
+    )
     results.add_mean(
-        "waad_head", ("layer", "head"), mean(reach), "Windowed attention distance (WAAD)",
+        "waad_head", grid, mean(reach), "Windowed attention distance (WAAD)",
         "tokens", "sequential", 0, window,
     )  # fmt: skip
     results.add_mean(
-        "anchor_mass", ("layer", "head"), at_anchors,
-        "Mean weight that anchors get from later queries", "share", "sequential", 0, 1,
-    )  # fmt: skip
+        "anchor_mass", grid, at_anchors, "Mean weight that anchors get from later queries", *SHARE
+    )
     results.add_mean(
         "coupling", ("lag",), coupling, "WAAD peaks with an FAI peak at a lag",
-        "share of WAAD peaks", "sequential", 0, 1,
+        "share of WAAD peaks", *ZERO_TO_ONE,
     )  # fmt: skip
     lag_names = np.arange(-lags, lags + 1)
     verdict = _add_lag(results, coupling, null, lag_names)
@@ -221,7 +220,7 @@ def _add_lag(results: Results, coupling: Array, null: Array, lags: NDArray[np.in
     expected, excess = mean(null.T), mean(coupling.T) - mean(null.T)
     results.add_interval(
         "chance", ("lag",), (expected, *percentiles(null, 0.025)), "Coupling by chance",
-        "share of WAAD peaks", "sequential", 0, 1,
+        "share of WAAD peaks", *ZERO_TO_ONE,
         convention=f"{len(null)} draws, FAI of each prompt circularly shifted; {convention}",
     )  # fmt: skip
     best = int(np.nanargmax(excess))
@@ -236,7 +235,7 @@ def _add_lag(results: Results, coupling: Array, null: Array, lags: NDArray[np.in
     beaten = float((np.nanmax(null - expected, axis=-1) >= excess[best] - 1e-12).mean())
     results.add(
         "chance_of_coupling", (), beaten, "Draws with a coupling as large at any lag",
-        "share of draws", "sequential", 0, 1,
+        "share of draws", *ZERO_TO_ONE,
         convention=f"largest excess over all lags; {convention}",
     )  # fmt: skip
     draws_text = f"({beaten:.1%} of the draws do as well)."

@@ -104,13 +104,14 @@ def run(
     marked = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     single, joint = _sweep(model, ids, marked, factors)
 
+    grid = ("layer", "head")
     results = Results(capture, seed=seed, evidence="causal")
     for number, (name, keys) in enumerate(
         (("first", "the first token"), ("sinks", "all its sinks"))
     ):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
-                f"{name}_{end}", ("layer", "head"), single[:, number, place],
+                f"{name}_{end}", grid, single[:, number, place],
                 f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
                 convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
                 f"normalised again, minus the loss as it is; {len(ids)} prompts; positive: worse",
@@ -124,7 +125,7 @@ def run(
     mean = single[:, 0].mean(0)
     best = np.where(mean.min(0) < -least_change, np.asarray(factors)[mean.argmin(0)], 1.0)
     results.add(
-        "best_gamma", ("layer", "head"), best, "Factor of least loss on the first token", "γ",
+        "best_gamma", grid, best, "Factor of least loss on the first token", "γ",
         "sequential", 0, source=SOURCES[0],
         convention=f"of {gammas} and 1, mean over {len(ids)} prompts; one head at a time",
     )  # fmt: skip
@@ -132,7 +133,7 @@ def run(
     signs = np.where((lower > 0) & (change > least_change), 1, 0)
     signs = np.where((upper < 0) & (change < -least_change), -1, signs)
     results.add(
-        "verdict", ("layer", "head"), np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
+        "verdict", grid, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
         "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
         source=SOURCES[1],
         convention="sign of sinks_less where its 95 % interval leaves out 0 and it is larger than "

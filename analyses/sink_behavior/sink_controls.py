@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, Results, label, require, top
 from headscope.analyses.sink_behavior import sinks
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -108,7 +108,7 @@ def run(
         ("sink_repeated", on_repeated, "Weight parked on the first of repeated tokens"),
     ):
         ends = [result[f"sink{end}"].values for end in ENDS]
-        results.add_interval(name, ("layer", "head"), ends, title, "share", "sequential", 0, 1)
+        results.add_interval(name, ("layer", "head"), ends, title, *SHARE)
     rates = [
         np.array([float(result[f"sink_rate{end}"]) for result in (own, on_random, on_repeated)])
         for end in ENDS

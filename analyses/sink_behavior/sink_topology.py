@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
-from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, require
 from headscope.analyses.sink_behavior._position_encoding import positional_encoding
 from headscope.probes.models.model import Model
 
@@ -32,6 +32,8 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 SOURCE = "What Are You Sinking? A Geometric Approach on Attention Sink"
 PLACES = ("first token", "last token", "strongest other", "rest")
 KINDS = ("centralised", "bidirectional", "distributed", "none")
+ALPHA = "Gu et al. 2410.10781"
+BETWEEN = "largest α_k, 1 < k < T"
 LAST = "α_T; missing where order is causal: only the last query sees it"
 
 
@@ -88,16 +90,17 @@ def run(
     first, last, elsewhere = _ends(alpha, lengths)
 
     convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
+    grid = ("layer", "head")
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_mean(
         "topology_share", ("kind",), counted, "Sink topology of the prompts",
-        "share of prompts", "sequential", 0, 1,
+        "share of prompts", *ZERO_TO_ONE,
         convention=f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
         f"bidirectional: first and last together, neither alone; {convention}",
     )  # fmt: skip
     results.add_mean(
         "sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
-        "share of sink weight", "sequential", 0, 1,
+        "share of sink weight", *ZERO_TO_ONE,
         convention=f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink",
     )  # fmt: skip
     results.add_mean(
@@ -105,22 +108,14 @@ def run(
         "sequential", 0,
         convention=f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}",
     )  # fmt: skip
-    for name, values, title, rule in (
+    for name, values, place, rule in (
         ("at_first", first, "the first token", f"α_1; {convention}"),
         ("at_last", last, "the last token", LAST),
-        (
-            "elsewhere",
-            elsewhere,
-            "one token between the ends",
-            f"largest α_k, 1 < k < T; {convention}",
-        ),
+        ("elsewhere", elsewhere, "one token between the ends", f"{BETWEEN}; {convention}"),
     ):
-        if name == "at_last" and np.isnan(values).all():
-            continue
-        results.add_mean(
-            name, ("layer", "head"), values, f"Weight parked on {title}", "share", "sequential",
-            0, 1, convention=rule, source="Gu et al. 2410.10781",
-        )  # fmt: skip
+        if name != "at_last" or not np.isnan(values).all():
+            title = f"Weight parked on {place}"
+            results.add_mean(name, grid, values, title, *SHARE, convention=rule, source=ALPHA)
     topology, count = Counter(kinds).most_common(1)[0]
     encoding = positional_encoding(capture, model)
     return results.dataset(

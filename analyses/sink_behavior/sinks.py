@@ -28,7 +28,7 @@ from headscope.analyses._measurements.received import (
     words_of,
 )
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, require, top
 
 NEEDS = ("received",)
 SUPPORTS = {"encoder", "cross", "vision", "hybrid"}
@@ -95,13 +95,10 @@ def run(
         f"{_opening(capture)}{order}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    results.add_mean(
-        "sink", ("layer", "head"), first, "Weight parked on the first token", "share",
-        "sequential", 0, 1,
-    )  # fmt: skip
+    results.add_mean("sink", ("layer", "head"), first, "Weight parked on the first token", *SHARE)
     results.add_mean(
         "later_sink", ("layer", "head"), largest(steady[..., 1:]),
-        "Weight parked on one later token", "share", "sequential", 0, 1,
+        "Weight parked on one later token", *SHARE,
         convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
         source="ACT; Gu et al. 2410.10781",
     )  # fmt: skip
@@ -109,11 +106,11 @@ def run(
     results.add_mean("sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100)
     results.add_mean(
         "key_share", ("key",), _mean(above, (1, 2)), "Heads that sink into a key position",
-        "share of heads", "sequential", 0, 1,
+        "share of heads", *ZERO_TO_ONE,
     )  # fmt: skip
     results.add_mean(
         "key_received", ("key",), _mean(steady, (1, 2)),
-        "Mean weight that a key position receives", "share", "sequential", 0, 1,
+        "Mean weight that a key position receives", *SHARE,
         convention="mean of α_k over heads and prompts", source="ACT",
     )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
@@ -122,7 +119,7 @@ def run(
         ("token_received", steady, "Mean weight that a token receives", "share"),
     ):
         results.add(
-            name, ("query",), _mean(values[0], (0, 1))[:length], title, units, "sequential", 0, 1,
+            name, ("query",), _mean(values[0], (0, 1))[:length], title, units, *ZERO_TO_ONE,
             convention="first prompt; the axis names the token that receives",
         )  # fmt: skip
     coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}

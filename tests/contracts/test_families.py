@@ -18,7 +18,6 @@ PARTS = ("kernels", "probes", "analyses", "viz", "app")
 METAPHORS = {
     "seam": "attention interface",
     "sight": "mask rule",
-    "places": "model source",
     "bricks": "amx tiles",
     "sheets": "tables",
     "lens": "attention pattern",
