@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.progress import reporting, steps
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import attending
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable, ResourceLimit
@@ -138,7 +137,6 @@ def contrast(
     model: Model,
     prompts: Sequence[Sequence[int]],
     edits: Mapping[str, Sequence[Any]],
-    progress: Callable[[float, float], None] | None = None,
 ) -> NDArray[np.float64]:
     """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
     usable = [one for one in prompts if len(one) > 1]
@@ -147,7 +145,7 @@ def contrast(
             "prompts: all have one token, so there is none to predict; give longer ones"
         )
     found = np.empty((len(usable), len(edits)))
-    with nullcontext() if progress is None else reporting(progress), steps(len(usable)) as step:
+    with steps(len(usable)) as step:
         for number, ids in enumerate(usable):
             found[number] = [mean_loss(model, ids, some) for some in edits.values()]
             step()

@@ -1,4 +1,4 @@
-"""What a model's output becomes when heads look where they are told to."""
+"""Fixed patterns in place of heads' own, and by how much the output moves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fix(patterns: Mapping[tuple[int, int], NDArray[Any]]) -> list[FixPattern]:
 def divergence(model: Model, capture: xr.Dataset, prompt: int, edits: Sequence[Edit]) -> float:
     """Return by how much the output distribution moves under edits of the heads, in nats.
 
-    The Kullback-Leibler divergence of the edited from the intact model's distribution over the
+    The Kullback-Leibler divergence of the edited from the clean model's distribution over the
     vocabulary, averaged over the positions of one prompt.
     """
     import torch
@@ -53,7 +53,7 @@ def divergence(model: Model, capture: xr.Dataset, prompt: int, edits: Sequence[E
     length = int(capture["length"].values[prompt])
     ids = torch.from_numpy(capture["token_id"].values[prompt, :length].astype(np.int64))[None]
     with torch.no_grad():
-        intact, edited = (
+        clean, edited = (
             logits(model, ids, each)[0].double().log_softmax(-1) for each in ((), edits)
         )
-    return float((intact.exp() * (intact - edited)).sum(-1).mean())
+    return float((clean.exp() * (clean - edited)).sum(-1).mean())

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import evaluate
+from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.next_token_loss import MOST
 from headscope.analyses._runtime.options import one_of
@@ -105,10 +105,10 @@ Answer = tuple[Results, dict[str, Any], dict[str, Any]]
 def _of_task(model: Model, task: Task, edits: Sequence[Edit], metric: str, seed: int) -> Answer:
     one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
-    sides = []
+    encoded, sides = encode_task(model, task), []
     with steps(2) as step:
         for some in ((), tuple(edits)):
-            sides.append(evaluate(model, task, some, name))
+            sides.append(evaluate(model, encoded, some, name))
             step()
     words = name.replace("_", " ")
     convention = f"{words} on {len(task)} prompts of {task.name}"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses.conditions import _rare_tokens
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.attention.forward import logits
+from headscope.probes.capturing.capture import capture
+from headscope.probes.interventions import Ablate
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.reading import read
+from headscope.probes.prompts.task import Task
 
 Array = NDArray[np.float64]
 Head = tuple[int, int]
@@ -35,31 +40,19 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """Prompts, where each asks, and the tokens that hold its answers.
+    """Prompts, the positions that are read, and the keys that hold the answers.
 
-    Attributes
-    ----------
-    name
-        What the prompts are.
-    ids
-        Token ids, one tuple a prompt.
-    asked
-        Positions that are read, per prompt.
-    evidence
-        Per prompt and asked position, the keys that hold the answer.
+    ``queries`` has the positions per prompt, ``evidence`` the keys per prompt and query.
     """
 
     name: str
     ids: tuple[tuple[int, ...], ...]
-    asked: tuple[tuple[int, ...], ...]
+    queries: tuple[tuple[int, ...], ...]
     evidence: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 def pair(model: Model, task: Task, other: str) -> tuple[Condition, Condition]:
-    """Return condition A, the task, and B: its corrupted twins, or as many prompts of a task."""
-    from headscope.probes.prompts import tasks
-    from headscope.probes.prompts.reading import read
-
+    """Return condition A, the task, and B: its counterfactuals, or as many prompts of a task."""
     encoded = read(model, task).encoded
     assert encoded is not None
     first = _of(task.name, encoded.ids, encoded.questions)
@@ -74,9 +67,11 @@ def pair(model: Model, task: Task, other: str) -> tuple[Condition, Condition]:
 def _of(name: str, ids: Sequence[Any], questions: Sequence[Any]) -> Condition:
     return Condition(
         name,
-        tuple(tuple(map(int, one)) for one in ids),
-        tuple(tuple(each.at for each in asked) for asked in questions),
-        tuple(tuple(tuple(map(int, each.evidence)) for each in asked) for asked in questions),
+        tuple(tuple(map(int, prompt)) for prompt in ids),
+        tuple(tuple(question.at for question in prompt) for prompt in questions),
+        tuple(
+            tuple(tuple(map(int, question.evidence)) for question in prompt) for prompt in questions
+        ),
     )
 
 
@@ -85,90 +80,83 @@ def read_heads(
 ) -> tuple[dict[str, Array], xr.Dataset]:
     """Return statistics of every head where the prompts ask, by name (prompt, layer, head).
 
-    The mean over the asked positions; from one pass, at any length. Also the capture.
+    The mean over the queries of a prompt; from one pass, at any length. Also the capture.
 
     Raises
     ------
     NotApplicable
         For ``evidence`` where the questions name none.
     """
-    from headscope.probes import capture
-
-    if "evidence" in names and not any(keys for each in condition.evidence for keys in each):
+    if "evidence" in names and not any(keys for prompt in condition.evidence for keys in prompt):
         raise NotApplicable(
             f"statistics: the questions of {condition.name} name no evidence; leave it out"
         )
-    keys = []
-    for ids, asked, evidence in zip(
-        condition.ids, condition.asked, condition.evidence, strict=True
+    targets = []
+    for ids, queries, evidence in zip(
+        condition.ids, condition.queries, condition.evidence, strict=True
     ):
-        wanted: list[list[int]] = [[] for _ in ids]
-        for at, places in zip(asked, evidence, strict=True):
-            wanted[at] = sorted({*wanted[at], *places})
-        keys.append(wanted)
-    found = capture(
+        keys: list[list[int]] = [[] for _ in ids]
+        for query, places in zip(queries, evidence, strict=True):
+            keys[query] = sorted({*keys[query], *places})
+        targets.append(keys)
+    statistics = capture(
         model,
-        [list(one) for one in condition.ids],
+        [list(ids) for ids in condition.ids],
         stats=tuple(dict.fromkeys(STATISTICS[name][0] for name in names)),
         offsets=(1,),
-        targets={"evidence": keys},
-        spans={"rare": [list(one) for one in rare]},
+        targets={"evidence": targets},
+        spans={"rare": [list(positions) for positions in rare]},
     )
-    return {name: _where_asked(found, name, condition) for name in names}, found
+    return {name: _at_queries(statistics, name, condition) for name in names}, statistics
 
 
-def _where_asked(found: xr.Dataset, name: str, condition: Condition) -> Array:
-    picked: dict[str, dict[str, Any]] = {
-        "evidence": {"target": "evidence"}, "previous": {"offset": 1}, "rare": {"span": "rare"},
-    }  # fmt: skip
-    values = found[STATISTICS[name][0]].sel(picked.get(name, {}))
+def _at_queries(statistics: xr.Dataset, name: str, condition: Condition) -> Array:
+    selection: dict[str, dict[str, Any]] = {
+        "evidence": {"target": "evidence"},
+        "previous": {"offset": 1},
+        "rare": {"span": "rare"},
+    }
+    values = statistics[STATISTICS[name][0]].sel(selection.get(name, {}))
     values = values.transpose("prompt", "query", "layer", "head")
     rows = [
-        values[row, list(dict.fromkeys(asked))].mean("query", skipna=True).values
-        for row, asked in enumerate(condition.asked)
+        values[row, list(dict.fromkeys(queries))].mean("query", skipna=True).values
+        for row, queries in enumerate(condition.queries)
     ]
     return np.stack(rows).astype(np.float64)
 
 
 def expected_rare(condition: Condition, rare: Sequence[Sequence[int]], causal: bool) -> Array:
-    """Return what a uniform head would give the rare tokens where it is asked (prompt,)."""
-    return np.array([
-        _rare_tokens.expected(len(ids), places, list(dict.fromkeys(asked)), causal).mean()
-        for ids, places, asked in zip(condition.ids, rare, condition.asked, strict=True)
-    ])  # fmt: skip
+    """Return what a uniform head would give the rare tokens at the queries (prompt,)."""
+    prompts = zip(condition.ids, rare, condition.queries, strict=True)
+    return np.array(
+        [
+            _rare_tokens.expected(len(ids), places, list(dict.fromkeys(queries)), causal).mean()
+            for ids, places, queries in prompts
+        ]
+    )
 
 
 def lost(
-    model: Model,
-    condition: Condition,
-    groups: Sequence[Sequence[Head]],
-    checked: int,
-    progress: Any = None,
+    model: Model, condition: Condition, groups: Sequence[Sequence[Head]], checked: int
 ) -> Array:
     """Return what ablating groups of heads costs the model's own answers (prompt, group).
 
-    The fall, in nats, of the log-probability of the token that the intact model finds most likely
-    where it is asked, averaged over the questions of a prompt: defined with and without a right
+    The fall, in nats, of the log-probability of the token that the unablated model finds most
+    likely at the queries, averaged over those of a prompt: defined with and without a right
     answer, and the same in both conditions.
     """
-    import torch
-
-    from headscope.probes.attention.forward import logits
-    from headscope.probes.interventions import Ablate
-
-    found = []
+    losses = []
     count = min(checked, len(condition.ids))
-    for row in range(count):
-        given, asked = torch.tensor([condition.ids[row]]), list(condition.asked[row])
-        with torch.no_grad():
-            intact = logits(model, given)[0, asked].double().log_softmax(-1)
-            own = intact.argmax(-1, keepdim=True)
+    with steps(count) as step, torch.no_grad():
+        for row in range(count):
+            ids, queries = torch.tensor([condition.ids[row]]), list(condition.queries[row])
+            clean = logits(model, ids)[0, queries].double().log_softmax(-1)
+            own = clean.argmax(-1, keepdim=True)
             values = []
             for heads in groups:
-                edited = logits(model, given, (Ablate(heads=tuple(heads)),))[0, asked]
-                chance = edited.double().log_softmax(-1).gather(1, own)
-                values.append(float((intact.gather(1, own) - chance).mean()))
-        found.append(values)
-        if progress is not None:
-            progress(row + 1, count)
-    return np.asarray(found)
+                ablated = logits(model, ids, (Ablate(heads=tuple(heads)),))[0, queries]
+                chance = ablated.double().log_softmax(-1).gather(1, own)
+                values.append(float((clean.gather(1, own) - chance).mean()))
+            losses.append(values)
+            step()
+    return np.asarray(losses)

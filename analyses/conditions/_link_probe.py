@@ -15,18 +15,9 @@ Right = NDArray[np.bool_]
 class LinkProbe:
     """Logistic regression on the weights of all heads; the key of the largest score is the answer.
 
-    Parameters
-    ----------
-    features
-        For every training link the weights of its candidates (candidate, ...); heads without a
-        number (no attention) are left out.
-    right
-        Which candidates are linked (candidate,).
-    negatives
-        Candidates a link that are not linked and train the classifier: one half those with the
-        largest weight of any head, the others drawn at random.
-    seed
-        Seed of the draw.
+    Trained on the weights of the candidates of every link (candidate, ...) and which of them are
+    linked (candidate,); heads without a number (no attention) are left out. Of the ``negatives`` of
+    a link one half are those with the largest weight of any head, the others drawn at random.
     """
 
     def __init__(
@@ -40,10 +31,10 @@ class LinkProbe:
         self.shape = features[0].shape[1:]
         self.known = ~np.isnan(features[0].reshape(len(features[0]), -1)).any(0)
         rows, truth = [], []
-        for each, flags in zip(features, right, strict=True):
-            flat = self._flat(each)
+        for weights, flags in zip(features, right, strict=True):
+            flat = self._flat(weights)
             wrong = np.flatnonzero(~flags)
-            # Tokens that some head looks at are few, and the ones that can be mistaken.
+            # Tokens that some head attends to are few, and the ones that can be mistaken.
             wrong = wrong[np.argsort(-flat[wrong].max(-1), kind="stable")]
             hard, easy = np.split(wrong, [negatives // 2])
             rest = min(negatives - len(hard), len(easy))
@@ -56,17 +47,17 @@ class LinkProbe:
 
     def hits(self, features: Sequence[Array], right: Sequence[Right]) -> Array:
         """Return for every link whether a right key scores highest (link,): 1 or 0."""
-        scores = [self.model.decision_function(self._flat(each)) for each in features]
+        scores = [self.model.decision_function(self._flat(weights)) for weights in features]
         return np.asarray(
-            [float(flags[each.argmax()]) for each, flags in zip(scores, right, strict=True)]
+            [float(flags[score.argmax()]) for score, flags in zip(scores, right, strict=True)]
         )
 
     @property
     def coefficients(self) -> Array:
         """Log odds a standard deviation of every weight; NaN where there is no attention."""
-        found = np.full(self.known.shape, np.nan)
-        found[self.known] = self.model[-1].coef_[0]
-        return found.reshape(self.shape)
+        grid = np.full(self.known.shape, np.nan)
+        grid[self.known] = self.model[-1].coef_[0]
+        return grid.reshape(self.shape)
 
     def _flat(self, features: Array) -> Array:
         return features.reshape(len(features), -1)[:, self.known]
@@ -87,12 +78,12 @@ def head_hits(features: Sequence[Array], right: Sequence[Right]) -> Array:
     >>> head_hits([weights], [np.array([False, True])]).tolist()
     [[1.0, 0.5]]
     """
-    found = []
-    for each, flags in zip(features, right, strict=True):
+    hits = []
+    for values, flags in zip(features, right, strict=True):
         # float32 logits: weights this near are equal.
-        best = each >= each.max(0) - 1e-7
-        found.append(np.where(np.isnan(each[0]), np.nan, best[flags].sum(0) / best.sum(0).clip(1)))
-    return np.stack(found)
+        best = values >= values.max(0) - 1e-7
+        hits.append(np.where(np.isnan(values[0]), np.nan, best[flags].sum(0) / best.sum(0).clip(1)))
+    return np.stack(hits)
 
 
 def fixed_offset(distances: Sequence[NDArray[np.int64]]) -> int:

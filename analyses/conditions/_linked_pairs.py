@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.results import attending
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.prompt_batch import Prompts
+from headscope.probes.attention.forward import logits
+from headscope.probes.capturing import targets
+from headscope.probes.interventions import KnockOut
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.prompt_batch import Prompts
 
 Array = NDArray[np.float64]
-# A query is told its right key among so many at most: all of a short prompt.
+# The right key of a query is found among so many at most: all of a short prompt.
 CANDIDATES = 256
 RELATIONS = ("evidence", "duplicate")
 
@@ -44,58 +46,47 @@ class Link:
     right: NDArray[np.bool_]
 
 
-def find(prompts: Prompts, relation: str, each: int, *, both_ways: bool, seed: int) -> list[Link]:
-    """Find the links of every prompt.
+def find(prompts: Prompts, relation: str, most: int, *, both_ways: bool, seed: int) -> list[Link]:
+    """Find the links of every prompt, ``most`` of each, evenly over it.
 
-    Parameters
-    ----------
-    prompts
-        Prompts as read; ``evidence`` needs those of a task.
-    relation
-        ``evidence``: from where a task asks to the tokens that hold the answer; ``duplicate``: from
-        a token to its earlier copies.
-    each
-        Links of a prompt, at most, evenly over it.
-    both_ways
-        Whether later keys are candidates, too.
-    seed
-        Seed of the draw of candidates, where a prompt has more than 256 tokens.
+    ``evidence`` goes from where a task asks to the tokens that hold the answer, ``duplicate`` from
+    a token to its earlier copies. With ``both_ways`` later keys are candidates, too; ``seed`` draws
+    candidates where a prompt has more than 256 tokens.
 
     Raises
     ------
     NotApplicable
         Where no prompt has a link.
     """
-    from headscope.probes.capturing import targets
-
     rng = np.random.default_rng(seed)
     encoded = prompts.encoded
     questions: Sequence[Any] = encoded.questions if encoded else [()] * len(prompts.ids)
-    found: list[Link] = []
-    for prompt, (ids, asked) in enumerate(zip(prompts.ids, questions, strict=True)):
-        wanted = targets.find(relation, ids, asked)
-        queries = [
-            query for query, keys in enumerate(wanted)
-            if any(_seen(query, key, both_ways) for key in keys)
-        ]  # fmt: skip
-        picked = np.linspace(0, len(queries) - 1, min(each, len(queries))).round().astype(int)
+    links: list[Link] = []
+    for prompt, (ids, own) in enumerate(zip(prompts.ids, questions, strict=True)):
+        linked = [
+            [key for key in keys if _seen(query, key, both_ways)]
+            for query, keys in enumerate(targets.find(relation, ids, own))
+        ]
+        queries = [query for query, keys in enumerate(linked) if keys]
+        picked = np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int)
         for query in (queries[at] for at in picked):
-            right = [key for key in wanted[query] if _seen(query, key, both_ways)]
+            right = linked[query]
             others = [
-                key for key in range(len(ids))
+                key
+                for key in range(len(ids))
                 if key not in set(right) and _seen(query, key, both_ways)
-            ]  # fmt: skip
+            ]
             if len(right) + len(others) > CANDIDATES:
                 others = rng.choice(others, CANDIDATES - len(right), replace=False).tolist()
             keys = np.asarray(sorted([*right, *others]), dtype=np.int64)
             if others:
-                found.append(Link(prompt, query, keys, np.isin(keys, right)))
-    if not found:
+                links.append(Link(prompt, query, keys, np.isin(keys, right)))
+    if not links:
         raise NotApplicable(
             f"relation: no prompt has a link of the kind {relation!r}; choose another, or a task "
             "whose questions name their evidence"
         )
-    return found
+    return links
 
 
 def _seen(query: int, key: int, both_ways: bool) -> bool:
@@ -110,7 +101,7 @@ def weights(capture: xr.Dataset, links: Sequence[Link], *, both_ways: bool) -> l
     with the square of the prompt. NaN in layers without an attention map.
     """
     shape = (2 if both_ways else 1, capture.sizes["layer"], capture.sizes["head"])
-    found = [np.full((len(link.candidates), *shape), np.nan) for link in links]
+    between = [np.full((len(link.candidates), *shape), np.nan) for link in links]
     for prompt in sorted({link.prompt for link in links}):
         own = [at for at, link in enumerate(links) if link.prompt == prompt]
         queries = np.unique([links[at].query for at in own])
@@ -121,11 +112,11 @@ def weights(capture: xr.Dataset, links: Sequence[Link], *, both_ways: bool) -> l
             for at in own:
                 link = links[at]
                 query = int(np.searchsorted(queries, link.query))
-                found[at][:, 0, layer] = forth[:, query, link.candidates].T
+                between[at][:, 0, layer] = forth[:, query, link.candidates].T
                 if back is not None:
                     rows = np.searchsorted(every, link.candidates)
-                    found[at][:, 1, layer] = back[:, rows, query].T
-    return found
+                    between[at][:, 1, layer] = back[:, rows, query].T
+    return between
 
 
 def _columns(
@@ -136,12 +127,12 @@ def _columns(
     keys: NDArray[np.int64],
 ) -> Array:
     """Return the weights of some queries on some keys alone (head, place, key)."""
-    found = qk_rows.rows(capture, prompt, layer, places)
+    rows = qk_rows.rows(capture, prompt, layer, places)
     narrow = replace(
-        found,
-        keys=found.keys[:, keys],
-        seen=found.seen[:, keys],
-        bias=found.bias[..., keys] if found.bias.shape[-1] > 1 else found.bias,
+        rows,
+        keys=rows.keys[:, keys],
+        seen=rows.seen[:, keys],
+        bias=rows.bias[..., keys] if rows.bias.shape[-1] > 1 else rows.bias,
     )
     return narrow.weights()
 
@@ -157,16 +148,11 @@ def cut(
     """Return how far the output at the query moves when a link is cut (link, group), in nats.
 
     The weight from the query to its right keys, and back with ``both_ways``, is hidden in one group
-    of heads after the other. Kullback-Leibler divergence from the intact distribution.
+    of heads after the other. Kullback-Leibler divergence from the clean distribution.
     """
-    import torch
-
-    from headscope.probes.attention.forward import logits
-    from headscope.probes.interventions import KnockOut
-
-    found = []
+    moved = []
     for link in links:
-        given = torch.tensor([list(ids[link.prompt])])
+        prompt = torch.tensor([list(ids[link.prompt])])
         keys, query = tuple(link.candidates[link.right].tolist()), (link.query,)
         edits: list[list[KnockOut]] = [[]]
         for group in groups:
@@ -175,8 +161,9 @@ def cut(
                 hidden.append(KnockOut(heads=tuple(group), keys=query, queries=keys))
             edits.append(hidden)
         with torch.no_grad():
-            intact, *without = (
-                logits(model, given, each)[0, link.query].double().log_softmax(-1) for each in edits
+            clean, *without = (
+                logits(model, prompt, edit)[0, link.query].double().log_softmax(-1)
+                for edit in edits
             )
-        found.append([float((intact.exp() * (intact - one)).sum()) for one in without])
-    return np.asarray(found)
+        moved.append([float((clean.exp() * (clean - other)).sum()) for other in without])
+    return np.asarray(moved)

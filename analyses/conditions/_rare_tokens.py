@@ -21,13 +21,13 @@ def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     >>> rarest([[0, 5, 6, 5, 7], [0, 5, 6, 6, 6]], 1)
     [[4], [1]]
     """
-    known = Counter(one for ids in prompts for one in ids)
-    found = []
+    counts = Counter(token for ids in prompts for token in ids)
+    positions = []
     for ids in prompts:
-        ranked = sorted((known[one], -one, at) for at, one in enumerate(ids) if at)
+        ranked = sorted((counts[token], -token, at) for at, token in enumerate(ids) if at)
         most = min(count, max(len(ids) // 2, 1))
-        found.append(sorted(at for _, _, at in ranked[:most]))
-    return found
+        positions.append(sorted(at for _, _, at in ranked[:most]))
+    return positions
 
 
 def expected(length: int, places: Sequence[int], queries: Sequence[int], causal: bool) -> Array:

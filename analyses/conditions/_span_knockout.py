@@ -1,19 +1,19 @@
-"""Knocked-out spans: what heads put out at one query with and without some keys."""
+"""Knocked-out spans: the output of heads at one query with and without some keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.probes.attention.forward import Reader
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.kernels.api import Request
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.interventions import KnockOut
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 
@@ -22,43 +22,27 @@ class _Direct(Reader):
     """Compute every layer twice, with the edits and without, and go on without them."""
 
     def __call__(self, call: Any) -> Tensor:
-        """Hand on the edited output; return the intact one."""
+        """Take the edited output; return the clean one."""
         outputs = call.attend(self.request, self.inside(call))
         self.layers.append(call.layer)
         if self.take is not None:
             self.take(call, outputs, outputs["z"])
-        intact: Tensor = call.attend(self.request, None)["z"]
-        return intact
+        clean: Tensor = call.attend(self.request, None)["z"]
+        return clean
 
 
 def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], how: str) -> Array:
     """Return the output z of every head at one query of one prompt (layer, head, size).
 
-    Exact at any length: the keys are hidden inside the attention, in all heads, from the queries
-    after the first of them.
-
-    Parameters
-    ----------
-    model, ids, query
-        The model, the tokens of the prompt, and the position that is read.
-    keys
-        Positions of the hidden keys; none for the intact model.
-    how
-        ``total``: hidden in all layers at once, so that later layers read what earlier ones no
-        longer pass on; ``direct``: in each layer alone, which reads an intact residual stream.
-
-    Returns
-    -------
-    Outputs; NaN in layers without an attention map.
+    Exact at any length: the keys (none for the clean output) are hidden inside the attention, in
+    all heads, from the queries after the first of them. ``how`` is ``total`` (hidden in all layers
+    at once, so that later layers read what earlier ones no longer pass on) or ``direct`` (in each
+    layer alone, which reads a clean residual stream). NaN in layers without an attention map.
     """
-    from headscope.kernels.api import Request
-    from headscope.probes.attention.forward import run
-    from headscope.probes.interventions import KnockOut
-
-    found = np.full((model.layers, model.heads, model.geometry.value_size), np.nan)
+    z_at_query = np.full((model.layers, model.heads, model.geometry.value_size), np.nan)
 
     def take(call: Any, _: Any, z: Tensor) -> None:
-        found[call.layer] = z[0, :, query].double().cpu().numpy()
+        z_at_query[call.layer] = z[0, :, query].double().cpu().numpy()
 
     edits: tuple[KnockOut, ...] = ()
     if keys:
@@ -69,7 +53,7 @@ def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], h
     reader = (_Direct if how == "direct" else Reader)(Request(stats=()), edits, take)
     with torch.no_grad():
         run(model, torch.tensor([list(ids)]), reader, head=False)
-    return found
+    return z_at_query
 
 
 def distances(one: Array, other: Array) -> tuple[Array, Array]:

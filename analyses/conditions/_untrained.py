@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+import torch
+
+from headscope.probes.models.loading import load_model
+from headscope.probes.models.model import Model
 
 
 def untrained_model(model: Model, seed: int) -> Model:
     """Return a model of the same architecture, tokenizer, device and dtype with random weights.
 
-    What is found in it too was not learnt. It takes as much memory as the model itself.
-
-    Parameters
-    ----------
-    model
-        Model whose configuration is used; it is left alone.
-    seed
-        Seed of the weights; the state of torch's generator is as before afterwards.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> untrained_model(model, 0).revision == model.revision
-    False
+    What is found in it too was not learnt. It takes as much memory as the model itself; the state
+    of torch's generator is as before afterwards.
     """
-    import torch
-
-    from headscope.probes import load_model
-
     kind: Any = type(model.module)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,8 @@
 """Contrast: heads that do something in one condition and not in another.
 
-Condition A, the prompts of a task, is held against condition B: their corrupted twins, or another
+Condition A, the prompts of a task, is compared with condition B: their counterfactuals, or another
 task. A statistic of every head, read where the prompts ask, gives an effect size (Cohen's d) with
-an interval and a p value adjusted over the heads. The heads that stand out in A are then taken out:
+an interval and a p value adjusted over the heads. The heads that stand out in A are then ablated:
 it should cost A more than B, and more than as many other heads. Beside it stands the weight that
 heads of A give to the rarest tokens of their context, against what a uniform head would give.
 
@@ -12,35 +12,30 @@ memorized and other paragraphs), Temporal Heads (ablation hurts one condition on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress, random_sets
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    averaged,
-    dataset,
-    heads,
-    interval,
-    label,
-    top,
-    variable,
-)
+from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._runtime.options import AtLeast, Between, one_of
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import Results, heads, label, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats import effect_size
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses.conditions import _conditions, _rare_tokens
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ()
 TASK = "induction"
 PROMPTS = 16
+QUICK = {"draws": 1, "checked": 2}
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Localizing Paragraph Memorization; Temporal Heads"
 ABLATED = ("heads that stand out in A", "random other heads")
@@ -57,16 +52,15 @@ def run(
     *,
     other: str = "corrupted",
     statistics: str = "evidence entropy",
-    rarest: int = 5,
-    least_spread: float = 0.01,
-    false_rate: float = 0.05,
-    best: int = 5,
-    draws: int = 3,
-    checked: int = 12,
+    rarest: Annotated[int, AtLeast(1)] = 5,
+    least_spread: Annotated[float, AtLeast(1e-6)] = 0.01,
+    false_rate: Annotated[float, Between(0, 1)] = 0.05,
+    best: Annotated[int, AtLeast(1)] = 5,
+    draws: Annotated[int, AtLeast(1)] = 3,
+    checked: Annotated[int, AtLeast(1)] = 12,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Compare every head between two conditions, and take out those that stand out in the first.
+    """Compare every head between two conditions, and ablate those that stand out in the first.
 
     Parameters
     ----------
@@ -75,8 +69,8 @@ def run(
     task
         Condition A: prompts with questions.
     other
-        Condition B: ``corrupted`` (the twins of the prompts, compared pair by pair), or the name or
-        JSONL file of another task, of which as many prompts are made.
+        Condition B: ``corrupted`` (the counterfactuals of the prompts, compared pair by pair), or
+        the name or JSONL file of another task, of which as many prompts are made.
     statistics
         What is compared, separated by spaces; heads are chosen by the first. There are ``evidence``
         (weight on the tokens that hold the answer), ``entropy``, ``first``, ``previous``,
@@ -97,8 +91,6 @@ def run(
         Prompts of each condition in the causal check.
     seed
         Seed of the random sets and of the bootstrap.
-    progress
-        Called with (done, total) prompts of the causal check, in each condition.
 
     Returns
     -------
@@ -113,141 +105,172 @@ def run(
     HeadscopeError
         For a model that predicts no next token, fewer than 3 prompts, an unknown statistic, or an
         option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> options = {"draws": 1, "checked": 1}
-    >>> result = execute("contrast", load_model("headscope/bundled"), n=3, options=options)
-    >>> result["effect"].dims
-    ('statistic', 'layer', 'head')
     """
     model.check_predicts()
-    for name, value in (
-        ("rarest", rarest), ("best", best), ("draws", draws), ("checked", checked),
-    ):  # fmt: skip
-        options.at_least(name, value, 1)
-    options.between("false_rate", false_rate, 0, 1)
-    options.at_least("least_spread", least_spread, 1e-6)
-    names = list(dict.fromkeys(statistics.split()))
-    if not names:
-        raise InvalidInput("statistics: there are none; give at least one, such as evidence")
-    for name in names:
-        options.one_of("statistics", name, _conditions.STATISTICS)
+    names = _statistic_names(statistics)
     if len(task) < 3:
         raise NotApplicable(f"n: {len(task)} prompts have no spread to speak of; ask for 3 or more")
 
     paired = other == _conditions.CORRUPTED
     both = _conditions.pair(model, task, other)
-    rare = [_rare_tokens.rarest(each.ids, rarest) for each in both]
-    wanted = [*names, *(("rare",) if "rare" not in names else ())]
-    (first, known), (second, _) = (
-        _conditions.read_heads(model, each, wanted if at == 0 else names, rare[at])
-        for at, each in enumerate(both)
+    rare = [_rare_tokens.rarest(condition.ids, rarest) for condition in both]
+    (first, capture), (second, _) = (
+        _conditions.read_heads(model, both[0], list(dict.fromkeys([*names, "rare"])), rare[0]),
+        _conditions.read_heads(model, both[1], names, rare[1]),
+    )
+    ends, p = _effects(
+        [(first[name], second[name]) for name in names], least_spread, paired=paired, seed=seed
     )
 
+    convention = (
+        f"A: {both[0].name}, B: {both[1].name}; {len(task)} prompts each, read where they ask"
+    )
+    results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
     grid = ("layer", "head")
-    rows = [
-        effect_size.intervals(
-            first[name], second[name], least_spread, paired=paired, seed=seed
-        ) for name in names
-    ]  # fmt: skip
-    mean, lower, upper = (np.stack(each) for each in zip(*rows, strict=True))
-    p = np.stack([
-        effect_size.adjusted(
-            effect_size.p_values(first[name], second[name], least_spread, paired=paired)
-        ) for name in names
-    ])  # fmt: skip
-    how = "paired, d_z" if paired else "pooled spread"
-    read = "; ".join(f"{name}: {_conditions.STATISTICS[name][2]}" for name in names)
-    said = f"A: {both[0].name}, B: {both[1].name}; {len(task)} prompts each, read where they ask"
-    variables = interval(
-        "effect", ("statistic", *grid), mean, lower, upper, "Effect of the condition, A − B",
-        "Cohen's d", "diverging", source=SOURCE, evidence="correlational",
-        convention=f"{how}; a spread below {least_spread:g} counts as that; {read}; {said}",
-    )  # fmt: skip
-    variables["significance"] = variable(
-        ("statistic", *grid), -np.log10(np.maximum(p, SMALLEST_P)), "Significance of the effect",
-        "−log10 adjusted p", "sequential", 0, source="Benjamini and Hochberg 1995",
-        evidence="correlational",
+    definitions = "; ".join(f"{name}: {_conditions.STATISTICS[name][2]}" for name in names)
+    results.add_interval(
+        "effect",
+        ("statistic", *grid),
+        ends,
+        "Effect of the condition, A − B",
+        "Cohen's d",
+        "diverging",
+        convention=f"{'paired, d_z' if paired else 'pooled spread'}; a spread below "
+        f"{least_spread:g} counts as that; {definitions}; {convention}",
+    )
+    results.add(
+        "significance",
+        ("statistic", *grid),
+        -np.log10(np.maximum(p, SMALLEST_P)),
+        "Significance of the effect",
+        "−log10 adjusted p",
+        "sequential",
+        0,
+        source="Benjamini and Hochberg 1995",
         convention=f"two-sided t test, {'of pairs' if paired else 'of two samples'}, adjusted over "
-        f"heads for each statistic; 1.3 is p = 0.05; {said}",
-    )  # fmt: skip
-    share = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
-    told = (
+        f"heads for each statistic; 1.3 is p = 0.05; {convention}",
+    )
+    rarity = (
         f"the {rarest} tokens of a prompt that are rarest among {len(task)} prompts, half of it at "
         "most; first position left out"
     )
-    variables |= averaged(
-        "rare_mass", grid, first["rare"], "Weight on rare tokens", "share", "sequential", 0, 1,
-        seed=seed, source=SOURCE, evidence="correlational", convention=f"{told}; {both[0].name}",
-    )  # fmt: skip
+    results.add_mean(
+        "rare_mass",
+        grid,
+        first["rare"],
+        "Weight on rare tokens",
+        "share",
+        "sequential",
+        0,
+        1,
+        convention=f"{rarity}; {both[0].name}",
+    )
+    uniform = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
     with np.errstate(invalid="ignore", divide="ignore"):
-        times = np.where(share > 0, 1 / share, np.nan)[:, None, None] * first["rare"]
-    variables |= averaged(
-        "rare_enrichment", grid, times, "Weight on rare tokens, against a uniform head",
-        "times uniform", "sequential", 0, seed=seed, source=SOURCE, evidence="correlational",
-        convention=f"{told}; 1: as a uniform head; {both[0].name}",
-    )  # fmt: skip
+        times = np.where(uniform > 0, 1 / uniform, np.nan)[:, None, None] * first["rare"]
+    results.add_mean(
+        "rare_enrichment",
+        grid,
+        times,
+        "Weight on rare tokens, against a uniform head",
+        "times uniform",
+        "sequential",
+        0,
+        convention=f"{rarity}; 1: as a uniform head; {both[0].name}",
+    )
 
-    pool = heads(known)
-    stands = (p[0] <= false_rate) & (lower[0] > 0)
-    chosen = top(np.where(stands, mean[0], np.nan), min(best, len(pool) // 2))
+    pool = heads(capture)
+    significant = (p[0] <= false_rate) & (ends[1][0] > 0)
+    chosen = top(np.where(significant, ends[0][0], np.nan), min(best, len(pool) // 2))
     coords: dict[str, list[str]] = {"statistic": names}
     if not chosen:
-        note = (
-            f"INCONCLUSIVE: no head has more {names[0]} in A than in B (adjusted p ≤ "
-            f"{false_rate:g}), so none is ablated."
+        verdict = Verdict(
+            "too_few",
+            f"No head has more {names[0]} in A than in B (adjusted p ≤ {false_rate:g}), so none is "
+            "ablated.",
         )
     else:
-        sets = random_sets([one for one in pool if one not in chosen], len(chosen), draws, seed)
-        costs = []
-        for each in both:
-            cost = _conditions.lost(model, each, (chosen, *sets), checked, progress)
-            costs.append(np.stack([cost[:, 0], cost[:, 1:].mean(1)], axis=1))
-        ends = np.stack([np.stack(bootstrap(each, seed=seed)) for each in costs], axis=1)
-        variables |= interval(
-            "lost", ("text", "ablated"), *ends, "What the model's own answers lose", "nats",
-            "diverging", source=SOURCE, evidence="causal",
-            convention=f"fall of the log-probability of the intact model's likeliest token; "
+        sets = random_sets([head for head in pool if head not in chosen], len(chosen), draws, seed)
+        costs = _costs(model, both, (chosen, *sets), checked)
+        results.add_interval(
+            "lost",
+            ("text", "ablated"),
+            np.stack([np.stack(bootstrap(cost, seed=seed)) for cost in costs], axis=1),
+            "What the model's own answers lose",
+            "nats",
+            "diverging",
+            evidence="causal",
+            convention=f"fall of the log-probability of the unablated model's likeliest token; "
             f"{len(chosen)} heads set to zero, or as many random others (mean of {draws} sets); "
-            f"{len(costs[0])} prompts; {said}",
-        )  # fmt: skip
+            f"{len(costs[0])} prompts; {convention}",
+        )
         coords |= {"text": [f"A: {both[0].name}", f"B: {both[1].name}"], "ablated": list(ABLATED)}
-        note = _verdict(costs, len(chosen), names[0], paired, seed)
-    return dataset(
-        known,
-        variables,
+        verdict = _verdict(costs, len(chosen), names[0], paired, seed)
+    return results.dataset(
         coords,
-        convention=said,
+        verdict,
+        convention=convention,
         task=task.name,
         seed=task.seed,
         heads_by_type={f"more {names[0]} in A": [label(head) for head in chosen]},
-        note=note,
     )
 
 
-def _verdict(costs: list[Array], size: int, name: str, paired: bool, seed: int) -> str:
-    """Say whether ablation costs A more than B, and more than other heads do."""
+def _statistic_names(statistics: str) -> list[str]:
+    """Read the names of statistics, separated by spaces."""
+    names = list(dict.fromkeys(statistics.split()))
+    if not names:
+        raise InvalidInput("statistics: there are none; give at least one, such as evidence")
+    for name in names:
+        one_of("statistics", name, _conditions.STATISTICS)
+    return names
+
+
+def _effects(
+    samples: Sequence[tuple[Array, Array]], least_spread: float, *, paired: bool, seed: int
+) -> tuple[Array, Array]:
+    """Return effects (end, statistic, layer, head) and adjusted p (statistic, layer, head)."""
+    ends = [
+        np.stack(effect_size.intervals(*pair, least_spread, paired=paired, seed=seed))
+        for pair in samples
+    ]
+    p = [
+        effect_size.adjusted(effect_size.p_values(*pair, least_spread, paired=paired))
+        for pair in samples
+    ]
+    return np.stack(ends, axis=1), np.stack(p)
+
+
+def _costs(
+    model: Model,
+    conditions: Sequence[_conditions.Condition],
+    groups: Sequence[Sequence[_conditions.Head]],
+    checked: int,
+) -> list[Array]:
+    """Ablate the first group, and the others for comparison, per condition (prompt, ablated)."""
+    costs = []
+    with steps(len(conditions)) as step:
+        for condition in conditions:
+            cost = _conditions.lost(model, condition, groups, checked)
+            costs.append(np.stack([cost[:, 0], cost[:, 1:].mean(1)], axis=1))
+            step()
+    return costs
+
+
+def _verdict(costs: list[Array], size: int, name: str, paired: bool, seed: int) -> Verdict:
+    """Conclude whether ablation costs A more than B, and more than other heads do."""
     here, there = costs
     own, random, foreign = here[:, 0].mean(), here[:, 1].mean(), there[:, 0].mean()
-    said = (
+    text = (
         f"without the {size} heads that have more {name} in A its answers lose {own:.3f} nats, "
         f"those of B {foreign:.3f}; without as many random others A loses {random:.3f}"
     )
     over_b = effect_size.difference(here[:, 0], there[:, 0], paired=paired, seed=seed)[1]
     over_random = effect_size.difference(here[:, 0], here[:, 1], paired=True, seed=seed)[1]
     if np.isnan(over_b) or np.isnan(over_random):
-        return f"INCONCLUSIVE (one prompt has no interval): {said}."
-    failed = [
-        what
-        for what, holds in (
-            ("A more than B", over_b > LEAST_NATS),
-            ("A more than random heads do", over_random > LEAST_NATS),
-        )
-        if not holds
-    ]
-    if not failed:
-        return f"Causal check agrees: {said}."
-    return f"DISAGREEMENT: the heads do not hurt {', nor '.join(failed)}: {said}."
+        return Verdict("too_few", f"One prompt has no interval: {text}.")
+    comparisons = {"A more than B": over_b, "A more than random heads do": over_random}
+    failed = [name for name, lower in comparisons.items() if not lower > LEAST_NATS]
+    if failed:
+        return Verdict("disagreement", f"The heads do not hurt {', nor '.join(failed)}: {text}.")
+    return Verdict("supported", f"Causal check agrees: {text}.")

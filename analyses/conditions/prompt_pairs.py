@@ -1,4 +1,4 @@
-"""Prompt pairs: where heads look under one prompt and not under its twin.
+"""Prompt pairs: where heads attend under one prompt and not under its counterfactual.
 
 Two prompts that differ in a few words, such as two instructions about one text or a clean and a
 corrupted question, are compared position by position: the row of every head at the question in
@@ -11,38 +11,36 @@ any two aligned prompts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._interventions.causal_check import Progress, random_sets
+from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._interventions.metrics import score
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    attending,
-    averaged,
-    dataset,
-    heads,
-    interval,
-    label,
-    require,
-    top,
-    variable,
-)
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import Results, attending, heads, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.attention.forward import logits
+from headscope.probes.capturing.capture import capture as capture_again
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.reading import read
+from headscope.probes.prompts.task import Task
 
 NEEDS = ("lse",)
 KEEP = ("q", "k")
 TASK = "induction"
 PROMPTS = 16
+QUICK = {"draws": 1, "checked": 2}
+SUPPORTS = {"encoder", "hybrid"}
 
 SOURCE = "Instruction-Aligned Visual Attention"
 CONDITIONS = ("pattern of B in the heads that differ most", "pattern of B in random other heads")
@@ -57,11 +55,10 @@ def run(
     model: Model,
     task: Task,
     *,
-    best: int = 4,
-    draws: int = 3,
-    checked: int = 8,
+    best: Annotated[int, AtLeast(1)] = 4,
+    draws: Annotated[int, AtLeast(1)] = 3,
+    checked: Annotated[int, AtLeast(1)] = 8,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Subtract the rows of every head in condition B from those in condition A.
 
@@ -72,7 +69,7 @@ def run(
     model
         Model that was captured.
     task
-        Prompts and, as their corrupted twins, condition B: word for word of the same length.
+        Prompts and, as their counterfactuals, condition B: word for word of the same length.
     best
         Heads that differ most, whose pattern is swapped; half of all at most.
     draws
@@ -81,8 +78,6 @@ def run(
         Prompts of the causal check; it is left out on prompts above 512 tokens.
     seed
         Seed of the random sets and of the bootstrap.
-    progress
-        Called with (done, total) prompts of the causal check.
 
     Returns
     -------
@@ -95,20 +90,7 @@ def run(
     ------
     NotApplicable
         For a capture of other prompts or without q, k and lse, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> execute("prompt_pairs", model, n=2, options={"draws": 1})["difference"].dims
-    ('layer', 'head')
     """
-    from headscope.probes import capture as capture_again
-    from headscope.probes.prompts.reading import read
-
-    for name, value in (("best", best), ("draws", draws), ("checked", checked)):
-        options.at_least(name, value, 1)
     require(capture, (*KEEP, *NEEDS), "prompt_pairs")
     qk_rows.refuse_other(capture, "prompt_pairs")
     encoded = read(model, task).encoded
@@ -119,119 +101,141 @@ def run(
             f"{len(encoded.ids)}; capture this task"
         )
     other = capture_again(
-        model, [list(one) for one in encoded.corrupted_ids], stats=NEEDS, keep=KEEP
+        model, [list(ids) for ids in encoded.corrupted_ids], stats=NEEDS, keep=KEEP
     )
-    places = [np.unique([one.at for one in asked]) for asked in encoded.questions]
-    shape = (capture.sizes["prompt"], capture.sizes["layer"], capture.sizes["head"])
-    moved = np.full(shape, np.nan)
-    length = int(capture["length"].values[0])
-    first = np.full((*shape[1:], length), np.nan)
-    for prompt, queries in enumerate(places):
-        for layer in np.flatnonzero(attending(capture)):
-            apart = np.subtract(
-                *(
-                    qk_rows.rows(each, prompt, int(layer), queries).weights()
-                    for each in (capture, other)
-                )
-            )
-            moved[prompt, layer] = np.abs(apart).sum(-1).mean(-1) / 2
-            if prompt == 0:
-                first[layer] = apart.mean(1)
+    queries = [
+        np.unique([question.at for question in questions]) for questions in encoded.questions
+    ]
+    moved, first = _differences(capture, other, queries)
 
-    said = f"rows at the questions of {shape[0]} prompts of {task.name}; B: their corrupted twins"
-    variables = averaged(
-        "difference", ("layer", "head"), moved.clip(0, 1), "Weight that moves between the prompts "
-        "of a pair", "share", "sequential", 0, 1, seed=seed, source=SOURCE,
-        evidence="correlational", convention=f"½ Σ_j |A_ij − B_ij|; {said}",
-    )  # fmt: skip
+    convention = (
+        f"rows at the questions of {len(moved)} prompts of {task.name}; B: their counterfactuals"
+    )
+    results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
+    results.add_mean(
+        "difference",
+        ("layer", "head"),
+        moved.clip(0, 1),
+        "Weight that moves between the prompts of a pair",
+        "share",
+        "sequential",
+        0,
+        1,
+        convention=f"½ Σ_j |A_ij − B_ij|; {convention}",
+    )
     pool = heads(capture)
     size = min(best, len(pool) // 2)
-    chosen = top(variables["difference"].values, size)
-    variables["moved_to"] = variable(
-        ("query",), np.mean([first[head] for head in chosen], axis=0), "Weight under A minus under "
-        "B", "share", "diverging", -1, 1, source=SOURCE,
+    chosen = top(results["difference"].values, size)
+    results.add(
+        "moved_to",
+        ("query",),
+        np.mean([first[head] for head in chosen], axis=0),
+        "Weight under A minus under B",
+        "share",
+        "diverging",
+        -1,
+        1,
         convention=f"first prompt, mean over {', '.join(map(label, chosen))} and the questions; "
         "the axis names the token that receives",
-    )  # fmt: skip
+    )
+    length = first.shape[-1]
     coords: dict[str, Any] = {"query": np.arange(length)}
     coords["token"] = ("query", capture["token"].values[0, :length].astype(str))
-    reason = pattern_substitution.reason(capture)
-    if not reason and (
-        not model.geometry.causal or model.module.get_output_embeddings() is None  # type: ignore[no-untyped-call]
-    ):
-        reason = "the model predicts no next token"
-    if reason:
-        note = f"No causal check: {reason}."
-    else:
-        sets = random_sets([one for one in pool if one not in chosen], size, draws, seed)
-        lost = _lost(model, task, other, (chosen, *sets), checked, progress)
+    reason = _unchecked(capture, model)
+    verdict = None
+    if not reason:
+        sets = random_sets([head for head in pool if head not in chosen], size, draws, seed)
+        lost = _lost(model, task, other, (chosen, *sets), checked)
         samples = np.stack([lost[:, 0], lost[:, 1:].mean(1)], axis=1)
-        mean, lower, upper = bootstrap(samples, seed=seed)
-        variables |= interval(
-            "lost", ("condition",), mean, lower, upper, "Log-probability of A's answers lost",
-            "nats", "diverging", evidence="causal", source=SOURCE,
-            convention=f"intact − with the pattern of B; {size} heads, or as many random others "
+        results.add_mean(
+            "lost",
+            ("condition",),
+            samples,
+            "Log-probability of A's answers lost",
+            "nats",
+            "diverging",
+            evidence="causal",
+            convention=f"clean − with the pattern of B; {size} heads, or as many random others "
             f"(mean of {draws} sets); {len(lost)} prompts of {task.name}",
-        )  # fmt: skip
+        )
         coords["condition"] = list(CONDITIONS)
-        note = _verdict(samples, size, seed)
-    return dataset(
-        capture,
-        variables,
+        verdict = _verdict(samples, size, seed)
+    return results.dataset(
         coords,
-        convention=said,
+        verdict,
+        f"No causal check: {reason}." if reason else "",
+        convention=convention,
         heads_by_type={"differ between the prompts": [label(head) for head in chosen]},
-        note=note,
     )
+
+
+def _differences(
+    capture: xr.Dataset, other: xr.Dataset, queries: Sequence[NDArray[np.int64]]
+) -> tuple[Array, Array]:
+    """Return the weight that moves (prompt, layer, head), and A − B of the first prompt.
+
+    The latter (layer, head, key) is the mean over the queries.
+    """
+    shape = (capture.sizes["prompt"], capture.sizes["layer"], capture.sizes["head"])
+    moved = np.full(shape, np.nan)
+    first = np.full((*shape[1:], int(capture["length"].values[0])), np.nan)
+    for prompt, places in enumerate(queries):
+        for layer in map(int, np.flatnonzero(attending(capture))):
+            difference = np.subtract(
+                qk_rows.rows(capture, prompt, layer, places).weights(),
+                qk_rows.rows(other, prompt, layer, places).weights(),
+            )
+            moved[prompt, layer] = np.abs(difference).sum(-1).mean(-1) / 2
+            if prompt == 0:
+                first[layer] = difference.mean(1)
+    return moved, first
+
+
+def _unchecked(capture: xr.Dataset, model: Model) -> str:
+    """Return why there is no causal check; empty where there is one."""
+    reason = pattern_substitution.reason(capture)
+    predicts = model.geometry.causal and model.module.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
+    return reason or ("" if predicts else "the model predicts no next token")
 
 
 def _lost(
-    model: Model,
-    task: Task,
-    other: xr.Dataset,
-    groups: tuple[Any, ...],
-    checked: int,
-    progress: Progress | None,
+    model: Model, task: Task, other: xr.Dataset, groups: Sequence[Sequence[Head]], checked: int
 ) -> Array:
     """Give groups of heads the patterns of condition B (prompt, group): nats that answers lose."""
-    import torch
-
-    from headscope.analyses._interventions.metrics import score
-    from headscope.probes.attention.forward import logits
-    from headscope.probes.prompts.reading import read
-
     encoded = read(model, task).encoded
     assert encoded is not None
-    found = []
+    losses = []
     total = min(checked, len(encoded.ids))
-    for prompt in range(total):
-        ids, asked = torch.tensor([encoded.ids[prompt]]), [encoded.questions[prompt]]
-        whole = np.arange(ids.shape[1])
-        maps = {
-            layer: qk_rows.rows(other, prompt, layer, whole).weights()
-            for layer in {layer for group in groups for layer, _ in group}
-        }
-        values = []
-        for group in ((), *groups):
-            edits = pattern_substitution.fix({head: maps[head[0]][head[1]] for head in group})
-            with torch.no_grad():
+    with steps(total) as step, torch.no_grad():
+        for prompt in range(total):
+            ids, questions = torch.tensor([encoded.ids[prompt]]), [encoded.questions[prompt]]
+            positions = np.arange(ids.shape[1])
+            maps = {
+                layer: qk_rows.rows(other, prompt, layer, positions).weights()
+                for layer in {layer for group in groups for layer, _ in group}
+            }
+            values = []
+            for group in ((), *groups):
+                edits = pattern_substitution.fix({head: maps[head[0]][head[1]] for head in group})
                 output = logits(model, ids, edits)
-                values.append(float(score(output, asked, "log_probability")))
-        found.append([values[0] - each for each in values[1:]])
-        if progress is not None:
-            progress(prompt + 1, total)
-    return np.asarray(found)
+                values.append(float(score(output, questions, "log_probability")))
+            losses.append([values[0] - value for value in values[1:]])
+            step()
+    return np.asarray(losses)
 
 
-def _verdict(samples: Array, size: int, seed: int) -> str:
+def _verdict(samples: Array, size: int, seed: int) -> Verdict:
     own, random = samples.mean(0)
-    said = (
+    text = (
         f"with the pattern of B in the {size} heads that differ most the answers lose {own:.3f} "
         f"nats, with it in as many random others {random:.3f}"
     )
     if len(samples) < 2:
-        return f"INCONCLUSIVE (one prompt has no interval): {said}."
-    apart = float(bootstrap(samples[:, 0] - samples[:, 1], seed=seed)[1])
-    if own > LEAST_NATS and apart > 0:
-        return f"Causal check agrees: {said}."
-    return f"DISAGREEMENT: {said}; the difference is correlational here."
+        return Verdict("too_few", f"One prompt has no interval: {text}.")
+    lower = float(bootstrap(samples[:, 0] - samples[:, 1], seed=seed)[1])
+    if own > LEAST_NATS and lower > 0:
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    return Verdict(
+        "disagreement",
+        f"Causal check does not agree: {text}; the difference is correlational here.",
+    )

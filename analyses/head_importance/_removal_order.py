@@ -85,7 +85,8 @@ def smallest(
     that can still go alone. What is left cannot lose one more. None where the metric of the whole
     model is below ``least``.
     """
-    encoded, kept = encode_task(model, task), []
+    encoded = encode_task(model, task)
+    kept: list[Unit] = []
     with steps(2) as step:
         sets = prefixes(order, range(len(order) + 1))
         scores = ablated_metric(model, encoded, metric, sets, values).mean(0)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
+from headscope.analyses._measurements.head_outputs import output_weights
+from headscope.analyses._measurements.unembedding import read_out
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes import capture as capture_prompts
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.reading import read
+from headscope.probes.prompts.task import Task
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Candidates:
     suppresses_wrong: NDArray[np.float64]
 
 
-def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
-    """Read what heads do with the candidates of every question.
+def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
+    """Measure what heads do with the candidates of every question.
 
     A head copies a word where its value at the word, through its output projection, the final norm
     and the unembedding, has the word among the ``k`` largest logits; it suppresses the word where
@@ -43,70 +46,63 @@ def look(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
     NotApplicable
         When a question names no evidence, or the capture is of other prompts.
     """
-    import torch
-
-    from headscope.analyses._measurements.head_outputs import output_weights
-    from headscope.probes.prompts.reading import read
-
-    given = read(model, task)
-    assert given.encoded is not None
-    if len(given.ids) != capture.sizes["prompt"]:
+    prompts = read(model, task)
+    assert prompts.encoded is not None
+    if len(prompts.ids) != capture.sizes["prompt"]:
         raise NotApplicable(
             f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-            f"{len(given.ids)}; capture this task"
+            f"{len(prompts.ids)}; capture this task"
         )
-    order = ("prompt", "layer", "head", "query")
-    mass = capture["target_mass"].sel(target="evidence").transpose(*order)
+    mass = capture["target_mass"].sel(target="evidence")
+    mass = mass.transpose("prompt", "layer", "head", "query")
     weight = mass.mean("query", skipna=True).values.astype(np.float64)
     value = capture["v"].transpose("prompt", "layer", "kv_head", "key", ...)
     group = capture["kv_group"].values.astype(int)
     projection = output_weights(model).cpu().float()
-    copies, suppresses, wrongly = np.zeros((3, *weight.shape))
-    listed: list[list[list[int]]] = []
-    for row, (ids, asked) in enumerate(zip(given.ids, given.encoded.questions, strict=True)):
-        if not all(each.evidence for each in asked):
+    copies, suppresses, suppresses_wrong = np.zeros((3, *weight.shape))
+    wrong_positions: list[list[list[int]]] = []
+    for row, (ids, questions) in enumerate(
+        zip(prompts.ids, prompts.encoded.questions, strict=True)
+    ):
+        if not all(question.evidence for question in questions):
             raise NotApplicable("evidence: a question names none; give the positions of the answer")
-        listed.append([[] for _ in ids])
-        for each in asked:
-            places = [at for at, one in enumerate(ids[: each.at + 1]) if one in each.wrong_ids]
-            listed[row][each.at] = places
-            for found, results in (
-                (each.evidence, ((copies, 1), (suppresses, -1))),
-                (tuple(places), ((wrongly, -1),)),
+        wrong_positions.append([[] for _ in ids])
+        for question in questions:
+            wrong = [
+                at for at, token in enumerate(ids[: question.at + 1]) if token in question.wrong_ids
+            ]
+            wrong_positions[row][question.at] = wrong
+            for positions, results in (
+                (list(question.evidence), ((copies, 1), (suppresses, -1))),
+                (wrong, ((suppresses_wrong, -1),)),
             ):
-                if not found:
+                if not positions:
                     continue
-                taken = torch.from_numpy(value.values[row][:, group][:, :, list(found)]).float()
-                said = torch.einsum("lhps,lhsr->lhpr", taken, projection)
-                words = torch.tensor([ids[at] for at in found])
+                values = torch.from_numpy(value.values[row][:, group][:, :, positions]).float()
+                outputs = torch.einsum("lhps,lhsr->lhpr", values, projection)
+                words = torch.tensor([ids[at] for at in positions])
                 for result, sign in results:
-                    result[row] += _hits(model, said, words, k, sign) / len(asked)
-    for result in (copies, suppresses, wrongly):
+                    result[row] += _hits(model, outputs, words, k, sign) / len(questions)
+    for result in (copies, suppresses, suppresses_wrong):
         result[:, list(model.geometry.without)] = np.nan
-    return Candidates(weight, _wrong(model, task, listed), copies, suppresses, wrongly)
+    to_wrong = _wrong(model, task, wrong_positions)
+    return Candidates(weight, to_wrong, copies, suppresses, suppresses_wrong)
 
 
-def _hits(model: Model, said: object, words: object, k: int, sign: int) -> NDArray[np.float64]:
+def _hits(model: Model, outputs: Tensor, words: Tensor, k: int, sign: int) -> NDArray[np.float64]:
     """Return the share of words that are among the ``k`` best logits (layer, head)."""
-    import torch
-
-    from headscope.analyses._measurements.unembedding import read_out
-
-    assert isinstance(said, torch.Tensor)
-    assert isinstance(words, torch.Tensor)
-    best = (sign * read_out(model, said)).topk(k, dim=-1).indices
+    best = (sign * read_out(model, outputs)).topk(k, dim=-1).indices
     hit = (best == words[:, None]).any(-1).double().mean(-1)
     return np.asarray(hit.numpy())
 
 
 def _wrong(
-    model: Model, task: Task, listed: Sequence[Sequence[Sequence[int]]]
+    model: Model, task: Task, positions: Sequence[Sequence[Sequence[int]]]
 ) -> NDArray[np.float64]:
     """Return the weight from the questions to the wrong answers; 0 where none is in the text."""
-    from headscope.probes import capture as capture_prompts
-
-    found = capture_prompts(model, task, stats=("target_mass",), targets={"wrong": listed})
-    mass = found["target_mass"].isel(target=0).transpose("prompt", "layer", "head", "query").values
+    captured = capture_prompts(model, task, stats=("target_mass",), targets={"wrong": positions})
+    mass = captured["target_mass"].isel(target=0)
+    mass = mass.transpose("prompt", "layer", "head", "query").values
     known = ~np.isnan(mass)
     total = np.where(known, mass, 0.0).sum(-1).astype(np.float64)
     result = total / np.maximum(known.sum(-1), 1)

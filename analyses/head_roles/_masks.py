@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from torch import Tensor
 
 from headscope.kernels.api import Request, WeightEdits, attend
 from headscope.probes.attention.forward import Reader, run
-
-if TYPE_CHECKING:
-    from headscope.probes.attention.interface import AttentionCall
-    from headscope.probes.models.model import Model
+from headscope.probes.attention.interface import AttentionCall
+from headscope.probes.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -53,45 +51,32 @@ def recovered(
 ) -> NDArray[np.float64]:
     """Return the mean mass that each mask keeps on one prompt (mask, layer, head).
 
-    Parameters
-    ----------
-    model
-        A causal model.
-    ids
-        Token ids of the prompt.
-    sets
-        Keys of each named set (layer, head, key).
-    recent
-        Number of last keys that a mask with ``local`` keeps, the query's own included.
-    skip
-        Queries left out at the start, which see little more than the last keys.
-
-    Returns
-    -------
-    Shares from 0 to 1, NaN in layers without an attention map.
+    ``sets`` are the keys of each named set (layer, head, key). A mask with ``local`` keeps the
+    ``recent`` last keys, the query's own included; the first ``skip`` queries, which see little
+    more than those, are left out. NaN in layers without an attention map.
     """
     unions = {
         name: torch.from_numpy(
-            np.any([sets[one] for one in mask.sets], axis=0)
+            np.any([sets[part] for part in mask.sets], axis=0)
             if mask.sets
             else np.zeros((model.layers, model.heads, len(ids)), dtype=bool)
         )
         for name, mask in MASKS.items()
     }
-    found = np.full((len(MASKS), model.layers, model.heads), np.nan)
+    kept = np.full((len(MASKS), model.layers, model.heads), np.nan)
 
     def take(call: AttentionCall, outputs: Any, z: Any) -> None:
-        chosen = torch.stack([one[call.layer] for one in unions.values()], dim=-1)
+        chosen = torch.stack([keys[call.layer] for keys in unions.values()], dim=-1)
         inside, both, last = _masses(call, chosen, recent)
         for row, mask in enumerate(MASKS.values()):
             mass = inside[..., row]
             if mask.local:
                 mass = mass + last - both[..., row]
-            found[row, call.layer] = mass[:, skip:].mean(dim=1).double().cpu().numpy()
+            kept[row, call.layer] = mass[:, skip:].mean(dim=1).double().cpu().numpy()
 
     with torch.no_grad():
         run(model, torch.tensor([list(ids)]), Reader(Request(stats=()), (), take), head=False)
-    return found
+    return kept
 
 
 def _masses(
@@ -119,17 +104,10 @@ def _masses(
 def frequent(received: NDArray[np.float64], length: int, share: float) -> NDArray[np.bool_]:
     """Mark the keys with the largest sum of weights in each head, the heavy hitters.
 
-    Parameters
-    ----------
-    received
-        Mean weight from the queries that see each key (layer, head, key).
-    length
-        Tokens in the prompt.
-    share
-        Share of the keys that is marked.
+    ``received`` is the mean weight from the queries that see each key (layer, head, key).
     """
-    seen = length - np.arange(length)
-    total = np.nan_to_num(received[..., :length]) * seen
+    queries = length - np.arange(length)
+    total = np.nan_to_num(received[..., :length]) * queries
     count = max(1, int(share * length))
     marked = np.zeros(total.shape, dtype=bool)
     np.put_along_axis(

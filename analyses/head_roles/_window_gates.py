@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,9 @@ from torch import Tensor
 
 from headscope.kernels.api import Request, WeightEdits
 from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.interface import AttentionCall
+from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import batches
-
-if TYPE_CHECKING:
-    from headscope.probes.attention.interface import AttentionCall
-    from headscope.probes.models.model import Model
 
 TOKENS = 8192
 # Tokens in one step of the gates.
@@ -70,17 +68,15 @@ class Training:
 def learn(
     model: Model,
     ids: Sequence[Sequence[int]],
-    asked: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
     training: Training,
     step: Callable[[], None],
 ) -> tuple[NDArray[np.float64], list[float]]:
     """Learn one gate a KV head: 1 keeps full attention, 0 leaves a streaming head.
 
-    Every step takes the next batch of prompts of one length.
-
-    Returns
-    -------
-    Gates (layer, kv_head), NaN in layers without an attention map; and the loss at every step.
+    Every step takes the next batch of prompts of one length, and the hidden states at ``positions``
+    of each prompt. Gates (layer, kv_head), NaN in layers without an attention map; and the loss at
+    every step.
 
     Source: Xiao et al., DuoAttention (2410.10819).
     """
@@ -92,22 +88,22 @@ def learn(
     aims: dict[int, Tensor] = {}
     losses = []
     for number in range(training.steps):
-        at = number % len(rounds)
-        rows = rounds[at]
-        given = torch.tensor([ids[row] for row in rows])
-        places = [(place, one) for place, row in enumerate(rows) for one in asked[row]]
-        batch, position = torch.tensor(places, device=model.device).T
-        if at not in aims:
+        batch_number = number % len(rounds)
+        rows = rounds[batch_number]
+        tokens = torch.tensor([ids[row] for row in rows])
+        pairs = [(place, at) for place, row in enumerate(rows) for at in positions[row]]
+        batch, position = torch.tensor(pairs, device=model.device).T
+        if batch_number not in aims:
             with torch.no_grad():
-                whole = run(model, given, Reader(Request(stats=())), head=False)
-            aims[at] = whole[batch, position].float()
+                whole = run(model, tokens, Reader(Request(stats=())), head=False)
+            aims[batch_number] = whole[batch, position].float()
         with torch.enable_grad():
             shares = gates.repeat_interleave(group, dim=1)[None]
             mixer = Mixer(
                 Request(stats=()), shares=shares, first=training.first, recent=training.recent
             )
-            hidden = run(model, given, mixer, head=False)[batch, position].float()
-            error = (hidden - aims[at]).square().sum() / aims[at].square().sum()
+            hidden = run(model, tokens, mixer, head=False)[batch, position].float()
+            error = (hidden - aims[batch_number]).square().sum() / aims[batch_number].square().sum()
             loss = error + training.weight * gates[attending].mean()
             (slope,) = torch.autograd.grad(loss, gates)
         gates.grad = slope
@@ -131,32 +127,24 @@ def window_cost(
 ) -> NDArray[np.float64]:
     """Return what each head costs as a streaming head, all others full (prompt, layer, head).
 
-    Parameters
-    ----------
-    model, ids
-        The model and its prompts.
-    measure
-        Turns logits and the prompts of their rows into one loss a row.
-    first, recent
-        Keys that a streaming head sees.
-    step
-        Called with the number of heads times prompts done.
+    ``measure`` turns logits and the prompts of their rows into one loss a row; ``step`` is called
+    with the number of heads times prompts done.
     """
     count = model.layers * model.heads
     single = 1 - torch.eye(count).reshape(count, model.layers, model.heads)
     result = np.full((len(ids), count), np.nan)
     for rows in batches(ids, TOKENS):
-        given = torch.tensor([ids[row] for row in rows])
+        tokens = torch.tensor([ids[row] for row in rows])
         nothing = torch.ones(1, model.layers, model.heads)
-        intact = _scored(model, given, nothing, measure, rows, first, recent)
-        together = max(1, TOKENS // given.numel())
+        clean = _scored(model, tokens, nothing, measure, rows, first, recent)
+        together = max(1, TOKENS // tokens.numel())
         for start in range(0, count, together):
             some = single[start : start + together]
             shares = some.repeat_interleave(len(rows), dim=0)
             values = _scored(
-                model, given.repeat(len(some), 1), shares, measure, rows * len(some), first, recent
+                model, tokens.repeat(len(some), 1), shares, measure, rows * len(some), first, recent
             )
-            change = values.reshape(len(some), len(rows)) - intact
+            change = values.reshape(len(some), len(rows)) - clean
             result[rows, start : start + len(some)] = change.T
             step(len(shares))
     grid = result.reshape(-1, model.layers, model.heads)
@@ -166,14 +154,15 @@ def window_cost(
 
 def _scored(
     model: Model,
-    given: Tensor,
+    tokens: Tensor,
     shares: Tensor,
     measure: Callable[[Tensor, Sequence[int]], Tensor],
     rows: Sequence[int],
     first: int,
     recent: int,
 ) -> NDArray[np.float64]:
+    """Measure a pass with one share a row and head."""
     mixer: Any = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
     with torch.no_grad():
-        output = run(model, given, mixer, head=True)
+        output = run(model, tokens, mixer, head=True)
         return np.asarray(measure(output, rows).double().cpu().numpy())

@@ -1,7 +1,7 @@
 """Head types: previous-token, duplicate-token, induction and BOS heads.
 
 Scores of the attention pattern on a sequence of random tokens that is repeated, where the four
-types are easily told apart; beside them the causal check of the induction score: what the accuracy
+types are easily separated; beside them the causal check of the induction score: what the accuracy
 on the repeated part becomes without the top induction heads, and without as many random others.
 A model without causal order (an encoder) also gets next-token heads; it predicts no next token, so
 there is no causal check.
@@ -13,30 +13,33 @@ all weight). Unlike HeadVis, weights below 0.01 count too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._runtime import options, taxonomy
+from headscope.analyses._runtime import taxonomy
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import (
+    SHARE,
+    Results,
     above,
     attending,
-    averaged,
-    dataset,
     heads,
     label,
     require,
     top,
 )
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.kernels.errors import NotApplicable
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ("offset_mass", "target_mass", "first_mass")
+QUICK = {"draws": 1}
+SUPPORTS = {"encoder", "hybrid"}
 OFFSETS = (-1, 0, 1)
 TARGETS = ("duplicate", "induction")
 TASK = "induction"
@@ -46,9 +49,17 @@ CONVENTIONS = {
     "headvis": "mean over the queries that have a target",
     "transformer_lens": "share of all weight: sum over the targets, divided by all rows",
 }
-BOTH_WAYS = (
-    "INCONCLUSIVE: the model sees later tokens too, so it predicts no next token, and the scores "
-    "have no causal number here; they are correlational."
+TITLES = {
+    "previous_token": "Attention to the token before",
+    "duplicate_token": "Attention to earlier copies of the token",
+    "induction": "Attention to the token after an earlier copy",
+    "bos": "Attention to the first token",
+    "next_token": "Attention to the token after",
+}
+BOTH_WAYS = Verdict(
+    "too_few",
+    "The model sees later tokens too, so it predicts no next token, and the scores have no causal "
+    "number here; they are correlational.",
 )
 
 
@@ -57,11 +68,10 @@ def run(
     model: Model,
     task: Task,
     *,
-    convention: str = "headvis",
-    least_score: float = 0.4,
-    draws: int = 5,
+    convention: Annotated[str, OneOf(tuple(CONVENTIONS))] = "headvis",
+    least_score: Annotated[float, Between(0, 1)] = 0.4,
+    draws: Annotated[int, AtLeast(1)] = 5,
     seed: int = 0,
-    progress: causal_check.Progress | None = None,
 ) -> xr.Dataset:
     """Score every head as previous-token, duplicate-token, induction and BOS head.
 
@@ -85,8 +95,6 @@ def run(
         Number of random sets of as many other heads.
     seed
         Seed of the bootstrap over prompts and of the random sets.
-    progress
-        Called with (done, total) ablations.
 
     Returns
     -------
@@ -100,78 +108,56 @@ def run(
     ------
     HeadscopeError
         When the capture lacks a statistic, offset or rule, or an option is out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("head_types", model, n=2, options={"draws": 1})
-    >>> result["induction"].dims
-    ('layer', 'head')
     """
-    options.one_of("convention", convention, CONVENTIONS)
-    options.between("least_score", least_score, 0, 1)
-    options.at_least("draws", draws, 1)
     require(capture, NEEDS, "head_types")
-
     masses = {
-        "previous_token": _offset(capture, 1),
-        "duplicate_token": _rule(capture, "duplicate"),
-        "induction": _rule(capture, "induction"),
+        "previous_token": _at_offset(capture, 1),
+        "duplicate_token": _by_rule(capture, "duplicate"),
+        "induction": _by_rule(capture, "induction"),
         "bos": _after_first(capture["first_mass"]),
     }
-    titles = {
-        "previous_token": "Attention to the token before",
-        "duplicate_token": "Attention to earlier copies of the token",
-        "induction": "Attention to the token after an earlier copy",
-        "bos": "Attention to the first token",
-    }
     if not model.geometry.causal:
-        masses["next_token"] = _offset(capture, -1)
-        titles["next_token"] = "Attention to the token after"
+        masses["next_token"] = _at_offset(capture, -1)
     rows, form = _rows(capture), f"{convention}: {CONVENTIONS[convention]}"
-    variables: dict[str, xr.Variable] = {}
+    results = Results(
+        capture, seed=seed, convention=form, source="HeadVis; TransformerLens detect_head"
+    )
+    named: dict[str, list[str]] = {}
     for name, mass in masses.items():
-        variables |= averaged(
-            name, ("layer", "head"), _score(mass, rows, convention), titles[name], "share",
-            "sequential", 0, 1, seed=seed, convention=form,
-            source="HeadVis; TransformerLens detect_head",
+        results.add_mean(
+            name, ("layer", "head"), _score(mass, rows, convention), TITLES[name], *SHARE,
             **taxonomy.attributes(name.replace("_", "-"), "scoring"),
         )  # fmt: skip
-
-    named = {
-        name: [label(head) for head in top(scores, int((scores > least_score).sum()))]
-        for name, scores in ((name, variables[name].values) for name in masses)
-    }
+        scores = results[name].values
+        named[name] = [label(head) for head in top(scores, int((scores > least_score).sum()))]
     if not model.geometry.causal:
-        return dataset(capture, variables, convention=form, heads_by_type=named, note=BOTH_WAYS)
+        return results.dataset(convention=form, heads_by_type=named, verdict=BOTH_WAYS)
 
     pool = heads(capture)
-    most = len(pool) // 2
     ablated = {
-        name: above(variables[name].values, least_score, most)
+        name: above(results[name].values, least_score, len(pool) // 2)
         for name in ("induction", "previous_token")
     }
-    accuracy, conditions, record = causal_check.check(
+    checked, conditions, record = causal_check.check(
         "induction_accuracy", "Accuracy on the repeated tokens", model, task,
         ablated["induction"], pool, kind="induction", draws=draws, seed=seed,
-        others={"previous-token heads ablated": ablated["previous_token"]}, progress=progress,
+        others={"previous-token heads ablated": ablated["previous_token"]},
     )  # fmt: skip
-    return dataset(
-        capture,
-        {**variables, **accuracy},
+    results.variables |= checked
+    remark = (
+        " The other three scores are statistics of the pattern; for their causal number see"
+        " `importance`."
+    )
+    return results.dataset(
         {"condition": conditions},
         convention=form,
         heads_by_type=named,
         causal=record,
-        note=record["note"]
-        + " The other three scores are statistics of the pattern; for their causal number see"
-        " `importance`.",
+        verdict=Verdict(record["verdict"], record["note"] + remark),
     )
 
 
-def _offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
+def _at_offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
     if offset not in capture["offset"].values:
         _missing(f"offset_mass at offset {offset}", f"offsets={OFFSETS}")
     # A query without a token at that offset has no mass there: it is left out, not counted as zero.
@@ -179,7 +165,7 @@ def _offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
     return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
 
 
-def _rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+def _by_rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
     if rule not in capture["target"].values:
         _missing(f"target_mass of the rule {rule!r}", 'targets=("duplicate", "induction")')
     mass = capture["target_mass"].sel(target=rule)
@@ -187,8 +173,6 @@ def _rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
 
 
 def _missing(what: str, how: str) -> None:
-    from headscope.kernels.errors import NotApplicable
-
     raise NotApplicable(f"capture: head_types needs {what}; capture again with {how}")
 
 

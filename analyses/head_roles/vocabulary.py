@@ -14,20 +14,24 @@ for both signs of the logits; Attention Heads of Large Language Models: A Survey
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, label, require, top, variable
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.causal_check import Head
+from headscope.analyses._runtime import taxonomy
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ("target_mass",)
+SUPPORTS = {"hybrid"}
 KEEP = ("v",)
 TARGETS = ("evidence",)
 TASK = "ioi"
@@ -42,12 +46,12 @@ def run(
     model: Model,
     task: Task,
     *,
-    k: int = 1,
-    least_score: float = 0.2,
-    least_change: float = 0.05,
+    k: Annotated[int, AtLeast(1)] = 1,
+    least_score: Annotated[float, Between(0, 1)] = 0.2,
+    least_change: Annotated[float, AtLeast(0)] = 0.05,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Score every head as name mover and as copy suppressor, and take it out.
+    """Score every head as name mover and as copy suppressor, and ablate it.
 
     Parameters
     ----------
@@ -80,97 +84,73 @@ def run(
     NotApplicable
         When the capture lacks something, no question names its evidence, or the model has no
         unembedding.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> result = execute("vocabulary", load_model("headscope/bundled"), n=2)
-    >>> str(result["type_stage"].sel(type="name-mover-like").values)
-    'expression preparation'
     """
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._runtime import taxonomy
-    from headscope.analyses.head_roles import _candidates
-
-    options.at_least("k", k, 1)
-    options.between("least_score", least_score, 0, 1)
-    options.at_least("least_change", least_change, 0)
     require(capture, (*NEEDS, *KEEP), "vocabulary")
     if "evidence" not in capture["target"].values:
         raise NotApplicable(
             "capture: vocabulary needs target_mass of the rule 'evidence'; give targets"
         )
+    scores = _candidates.measure(capture, model, task, k)
+    answer = scores.to_answer * scores.suppresses
+    wrong = scores.to_wrong * scores.suppresses_wrong
+    moved = (scores.to_answer - scores.to_wrong) * scores.copies
+    metric = "logit_difference"
+    encoded = ablation.encode_task(model, task)
+    clean = ablation.evaluate(model, encoded, (), metric)
+    lost = clean[:, None, None] - ablation.ablate_each_head(model, encoded, metric)
+    lost[:, list(model.geometry.without)] = np.nan
 
-    seen = _candidates.look(capture, model, task, k)
-    answer, wrong = (
-        seen.to_answer * seen.suppresses,
-        seen.to_wrong * seen.suppresses_wrong,
-    )
-    moved = (seen.to_answer - seen.to_wrong) * seen.copies
+    grid, count = ("layer", "head"), len(clean)
+    prompts = f"{count} prompts of {task.name}"
+    results = Results(capture, seed=seed)
+    for name, title, units, samples, kind, convention in (
+        ("to_answer", "Attention from the question to the answer", "share", scores.to_answer,
+         "name-mover-like", "mass on the answer's tokens in the text"),
+        ("to_wrong", "Attention from the question to wrong answers", "share", scores.to_wrong,
+         "name-mover-like", "mass on all wrong answers in the text"),
+        ("copying", "Copies the answer it could look at", "share of prompts", scores.copies,
+         "name-mover-like", f"answer among the {k} largest logits of v·W_O"),
+        ("suppression", "Suppresses the answer it could look at", "share of prompts",
+         scores.suppresses, "copy-suppression", f"answer among the {k} smallest logits of v·W_O"),
+        ("name_mover", "Name-mover-like score", "share", moved, "name-mover-like",
+         "(weight on the answer − weight on wrong answers) × whether it is copied"),
+        ("copy_suppression", "Copy-suppression score", "share", answer + wrong,
+         "copy-suppression", "weight on answer and wrong answers × whether suppressed"),
+    ):  # fmt: skip
+        signed = name == "name_mover"
+        results.add_mean(
+            name, grid, samples, title, units, "diverging" if signed else "sequential",
+            -1 if signed else 0, 1, convention=f"{convention}; {prompts}", source=COPIES,
+            **taxonomy.attributes(kind, "scoring"),
+        )  # fmt: skip
+    results.add_mean(
+        "lost", grid, lost, f"Lost on {task.name} without the head", "logits", "diverging",
+        convention=f"logit difference, intact − set to zero; {prompts}",
+        **taxonomy.attributes("name-mover-like", "ablation"),
+    )  # fmt: skip
+
     signs = {
         "name_mover": np.ones((model.layers, model.heads)),
         "copy_suppression": np.sign((wrong - answer).mean(0)),
     }
-    metric = "logit_difference"
-    encoded = ablation.encode_task(model, task)
-    intact = ablation.evaluate(model, encoded, (), metric)
-    lost = intact[:, None, None] - ablation.ablate_each_head(model, encoded, metric)
-    lost[:, list(model.geometry.without)] = np.nan
-
-    grid, count = ("layer", "head"), len(intact)
-    said = f"{count} prompts of {task.name}"
-    variables: dict[str, xr.Variable] = {}
-    for name, title, units, low, samples, kind, convention in (
-        ("to_answer", "Attention from the question to the answer", "share", 0, seen.to_answer,
-         "name-mover-like", f"mass on the answer's tokens in the text; {said}"),
-        ("to_wrong", "Attention from the question to wrong answers", "share", 0, seen.to_wrong,
-         "name-mover-like", f"mass on all wrong answers in the text; {said}"),
-        ("copying", "Copies the answer it could look at", "share of prompts", 0, seen.copies,
-         "name-mover-like", f"answer among the {k} largest logits of v·W_O; {said}"),
-        ("suppression", "Suppresses the answer it could look at", "share of prompts", 0,
-         seen.suppresses, "copy-suppression",
-         f"answer among the {k} smallest logits of v·W_O; {said}"),
-        ("name_mover", "Name-mover-like score", "share", -1, moved, "name-mover-like",
-         f"(weight on the answer − weight on wrong answers) × whether it is copied; {said}"),
-        ("copy_suppression", "Copy-suppression score", "share", 0, answer + wrong,
-         "copy-suppression", f"weight on answer and wrong answers × whether suppressed; {said}"),
-    ):  # fmt: skip
-        variables |= averaged(
-            name, grid, samples, title, units, "diverging" if low else "sequential", low, 1,
-            seed=seed, convention=convention, source=COPIES,
-            **taxonomy.attributes(kind, "scoring"),
-        )  # fmt: skip
-    variables |= averaged(
-        "lost", grid, lost, f"Lost on {task.name} without the head", "logits", "diverging",
-        seed=seed, convention=f"logit difference, intact − set to zero; {said}",
-        **taxonomy.attributes("name-mover-like", "ablation"),
-    )  # fmt: skip
-
     kinds = np.full((model.layers, model.heads), "", dtype="<U16")
     named: dict[str, list[str]] = {}
-    notes = []
-    effect, lower, upper = (variables[f"lost{end}"].values for end in ("", "_lower", "_upper"))
+    verdicts = []
+    effect, lower, upper = (results[f"lost{end}"].values for end in ("", "_lower", "_upper"))
     for name, kind in KINDS.items():
-        score = variables[name].values
-        chosen = top(score, int((score >= least_score).sum()))
+        values, sign = results[name].values, signs[name]
+        chosen = top(values, int((values >= least_score).sum()))
         named[kind] = [label(head) for head in chosen]
-        agree = []
+        sure = np.where(sign > 0, lower > 0, upper < 0) & (sign * effect >= least_change)
         for head in chosen:
             kinds[head] = kind
-            sign = signs[name][head]
-            sure = lower[head] > 0 if sign > 0 else upper[head] < 0
-            if sure and sign * effect[head] >= least_change:
-                agree.append(head)
-        notes.append(_verdict(kind, chosen, agree, count))
-    variables["types"] = variable(
-        ("type",), [len(named[kind]) for kind in KINDS.values()], "Heads named by type",
+        verdicts.append(_verdict(kind, chosen, [head for head in chosen if sure[head]], count))
+    results.add(
+        "types", ("type",), [len(heads) for heads in named.values()], "Heads named by type",
         "heads", "sequential", 0, convention=f"score ≥ {least_score:g}; other types: `head_types`, "
         "`classes`, `retrieval`", source="Attention Heads of Large Language Models: A Survey",
     )  # fmt: skip
-    return dataset(
-        capture,
-        variables,
+    return results.dataset(
         {
             "type": list(named),
             "type_stage": ("type", [taxonomy.TERMS[kind].stage for kind in named]),
@@ -178,31 +158,30 @@ def run(
             **taxonomy.coordinates(kinds, "scoring"),
         },
         heads_by_type=named,
-        note=" ".join(notes),
+        verdict=verdicts[0] & verdicts[1],
     )
 
 
-def _verdict(
-    kind: str, chosen: list[tuple[int, int]], agree: list[tuple[int, int]], count: int
-) -> str:
-    """Say which named heads an ablation supports."""
+def _verdict(kind: str, chosen: list[Head], agree: list[Head], count: int) -> Verdict:
+    """Conclude which named heads an ablation supports."""
     if not chosen:
-        return f"No head is {kind}."
+        return Verdict("not_supported", f"No head is {kind}.")
     names = ", ".join(label(head) for head in chosen)
     if count < 2:
-        return f"INCONCLUSIVE for {kind} heads {names}: one prompt has no interval."
-    said = f"{len(agree)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
-    supported = ", ".join(label(head) for head in agree)
+        return Verdict("too_few", f"One prompt has no interval for {kind} heads {names}.")
+    text = (
+        f"{len(agree)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
+        "their score says"
+    )
     if len(agree) == len(chosen):
-        return f"Causal check agrees: {said}their score says."
-    return f"DISAGREEMENT: {said}their score says" + (f": {supported}." if supported else ".")
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    supported = f": {', '.join(label(head) for head in agree)}" if agree else ""
+    return Verdict("disagreement", f"Causal check does not agree: {text}{supported}.")
 
 
 def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:
     """List the heads of a result whose coordinates have the wanted words.
 
-    Examples
-    --------
     >>> grid = (("layer", "head"), [["broad", "recency"]])
     >>> types_of(xr.Dataset(coords={"layer": [0], "head": [0, 1], "head_type": grid}),
     ...          head_type="recency")

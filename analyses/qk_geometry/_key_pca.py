@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._measurements import qk_rows
-
-if TYPE_CHECKING:
-    from headscope.probes.attention.rotary import Rotation
-    from headscope.probes.models.model import Model
+from headscope.probes.attention.rotary import Rotation
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 
@@ -49,7 +45,7 @@ def ranks(capture: xr.Dataset, turns: dict[int, Rotation], variance: float) -> t
     for layer, turn in turns.items():
         keys = of_layer(capture, layer)
         after[layer] = components(np.concatenate(keys, axis=1), variance)
-        back = [turn.undo(one) for one in keys]
+        back = [turn.undo(vectors) for vectors in keys]
         before[layer] = components(np.concatenate(back, axis=1), variance)
     return after, before
 
@@ -65,29 +61,25 @@ def moved(model: Model, capture: xr.Dataset, counts: Array, checked: int, seed: 
     for layer in model.geometry.attending:
         keys = np.concatenate(of_layer(capture, layer), axis=1)
         own, random = [], []
-        for each, count in zip(keys, counts[layer].astype(int), strict=True):
-            basis = np.linalg.eigh(np.cov(each.T))[1][:, ::-1][:, :count]
+        for vectors, count in zip(keys, counts[layer].astype(int), strict=True):
+            basis = np.linalg.eigh(np.cov(vectors.T))[1][:, ::-1][:, :count]
             drawn = np.linalg.qr(rng.normal(size=(keys.shape[-1], count)))[0]
             own.append(basis @ basis.T)
             random.append(drawn @ drawn.T)
         projectors[layer] = (np.stack(own)[groups], np.stack(random)[groups])
-    found = []
+    divergences = []
     for prompt in range(min(checked, capture.sizes["prompt"])):
         whole = np.arange(int(capture["length"].values[prompt]))
         patterns: tuple[dict[tuple[int, int], Array], ...] = ({}, {})
         for layer, pair in projectors.items():
             rows = qk_rows.rows(capture, prompt, layer, whole, lse=False)
-            for into, projector in zip(patterns, pair, strict=True):
+            for weights_of, projector in zip(patterns, pair, strict=True):
                 # What all keys share adds the same to every logit of a row.
                 products = rows.queries @ (rows.keys @ projector).transpose(0, 2, 1) * rows.scale
                 for head, weights in enumerate(rows.weights(products)):
-                    into[layer, head] = weights
-        found.append(
-            [
-                pattern_substitution.divergence(
-                    model, capture, prompt, pattern_substitution.fix(each)
-                )
-                for each in patterns
-            ]
+                    weights_of[layer, head] = weights
+        edits = [pattern_substitution.fix(weights_of) for weights_of in patterns]
+        divergences.append(
+            [pattern_substitution.divergence(model, capture, prompt, edit) for edit in edits]
         )
-    return np.asarray(found)
+    return np.asarray(divergences)

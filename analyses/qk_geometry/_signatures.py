@@ -20,7 +20,7 @@ WHAT = (
 )
 
 
-def cells(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+def cells(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Number the cell that each key falls into, by query (row, key).
 
     >>> import numpy as np
@@ -28,31 +28,31 @@ def cells(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     [[0, 3, 2, 1]]
     """
     keys = np.arange(length)
-    distance = places[:, None] - keys[None, :]
-    found = 1 + 2 * NEAR + np.broadcast_to(keys * TILES // length, distance.shape)
-    found = np.where((distance >= 0) & (distance < NEAR), 1 + distance, found)
-    found = np.where((distance < 0) & (distance >= -NEAR), NEAR - distance, found)
-    return np.where(keys[None, :] == 0, 0, found)
+    distance = positions[:, None] - keys[None, :]
+    cell = 1 + 2 * NEAR + np.broadcast_to(keys * TILES // length, distance.shape)
+    cell = np.where((distance >= 0) & (distance < NEAR), 1 + distance, cell)
+    cell = np.where((distance < 0) & (distance >= -NEAR), NEAR - distance, cell)
+    return np.where(keys[None, :] == 0, 0, cell)
 
 
-def of_prompt(capture: xr.Dataset, prompt: int, places: NDArray[np.int64]) -> Array:
+def of_prompt(capture: xr.Dataset, prompt: int, positions: NDArray[np.int64]) -> Array:
     """Return the pooled rows of every head (layer, head, row, cell); each sums to 1.
 
     NaN in layers without an attention map.
     """
     length = int(capture["length"].values[prompt])
-    number = cells(places, length)
+    number = cells(positions, length)
     count = 2 + 2 * NEAR + TILES
-    shape = (capture.sizes["layer"], capture.sizes["head"], len(places), count)
-    found = np.full(shape, np.nan)
+    shape = (capture.sizes["layer"], capture.sizes["head"], len(positions), count)
+    pooled = np.full(shape, np.nan)
     for layer in np.flatnonzero(attending(capture)):
-        weights = qk_rows.rows(capture, prompt, int(layer), places).weights()
+        weights = qk_rows.rows(capture, prompt, int(layer), positions).weights()
         for row, into in enumerate(number):
             member = np.zeros((length, count))
             member[np.arange(length), into] = 1.0
-            found[layer, :, row] = weights[:, row] @ member
-        found[layer, ..., -1] = (1.0 - weights.sum(-1)).clip(0.0)
-    return found
+            pooled[layer, :, row] = weights[:, row] @ member
+        pooled[layer, ..., -1] = (1.0 - weights.sum(-1)).clip(0.0)
+    return pooled
 
 
 def divergences(rows: Array) -> Array:
@@ -67,13 +67,14 @@ def divergences(rows: Array) -> Array:
     Source: Clark et al., What Does BERT Look At?, for heads (there summed over the rows).
     """
     own = _entropy(rows)
-    found = np.zeros((len(rows), len(rows)))
-    for one in range(len(rows)):
-        middle = _entropy((rows[one] + rows[one:]) / 2)
-        found[one, one:] = (middle - (own[one] + own[one:]) / 2).mean(-1)
-    return np.asarray((found + found.T).clip(0.0, 1.0))
+    upper = np.zeros((len(rows), len(rows)))
+    for item in range(len(rows)):
+        middle = _entropy((rows[item] + rows[item:]) / 2)
+        upper[item, item:] = (middle - (own[item] + own[item:]) / 2).mean(-1)
+    return np.asarray((upper + upper.T).clip(0.0, 1.0))
 
 
 def _entropy(shares: Array) -> Array:
+    """Return the entropy of distributions over cells, in bits."""
     logs = np.log2(np.where(shares > 0, shares, 1.0))
     return np.asarray(-(shares * logs).sum(-1))

@@ -13,33 +13,36 @@ distance, atlas of patterns); Michel et al. 1905.10650 for the gate gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.metrics import UNITS, AnswerMetric, differentiable
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime import options
+from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
+    SHARE,
+    Results,
     attending,
-    averaged,
-    dataset,
     heads,
     label,
     require,
     top,
-    variable,
 )
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.attention.forward import logits
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ("lse", "distance", "distance_hist", "max_weight")
+SUPPORTS = {"hybrid"}
 KEEP = ("q", "k")
 TASK = "story"
 PROMPTS = 12
@@ -60,8 +63,8 @@ def run(
     model: Model,
     task: Task,
     *,
-    queries: int = 16,
-    skip: int = 8,
+    queries: Annotated[int, AtLeast(1)] = 16,
+    skip: Annotated[int, AtLeast(1)] = 8,
     seed: int = 0,
 ) -> xr.Dataset:
     """Map all heads by their patterns, and prune each in turn.
@@ -95,78 +98,67 @@ def run(
     ------
     NotApplicable
         For a capture that lacks a variable, fewer than 3 heads, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> result = execute("atlas", load_model("headscope/bundled"), n=2)
-    >>> result["atlas"].dims, result.sizes["point"]
-    (('map', 'metric', 'point'), 32)
     """
-    options.at_least("queries", queries, 1)
-    options.at_least("skip", skip, 1)
     require(capture, (*KEEP, *NEEDS), "atlas")
     qk_rows.refuse_other(capture, "atlas")
     known = attending(capture)
     names = [head for head in heads(capture) if known[head[0]]]
     if len(names) < 3:
         raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
-
     samples, units = _prune(model, task)
-    for each in samples.values():
-        each[:, ~known] = np.nan
-    what = f"head set to zero; {capture.sizes['prompt']} prompts of {task.name}"
-    titles = {
-        "lost_metric": (f"Lost on {task.name} without the head", units[0], "diverging"),
-        "lost_log_probability": ("Log-probability lost without the head", "nats", "diverging"),
-        "output_divergence": ("Output moved by removing the head", "bits", "sequential"),
-        "gate_gradient": ("Gate-gradient importance", units[1], "sequential"),
-    }
-    variables: dict[str, xr.Variable] = {}
-    for name, (title, unit, scale) in titles.items():
-        bounds = {"output_divergence": (0, 1), "gate_gradient": (0,)}.get(name, ())
-        told = {"evidence": "causal"} if name != "gate_gradient" else {}
-        convention = {
-            "output_divergence": f"Jensen–Shannon divergence at the questions; {what}",
-            "gate_gradient": f"E|∂m/∂ξ| at ξ = 1; {capture.sizes['prompt']} prompts of {task.name}",
-        }.get(name, f"intact − pruned; {what}")
-        variables |= averaged(
-            name, ("layer", "head"), samples[name], title, unit, scale, *bounds, seed=seed,
-            convention=convention, source=SOURCE, **told,
-        )  # fmt: skip
+    for values in samples.values():
+        values[:, ~known] = np.nan
+
+    prompts = f"{capture.sizes['prompt']} prompts of {task.name}"
+    convention = f"head set to zero; {prompts}"
+    lost = f"intact − pruned; {convention}"
+    results = Results(capture, seed=seed, source=SOURCE)
+    for name, title, meaning, rule in (
+        ("lost_metric", f"Lost on {task.name} without the head", (units[0], "diverging"), lost),
+        ("lost_log_probability", "Log-probability lost without the head", ("nats", "diverging"),
+         lost),
+        ("output_divergence", "Output moved by removing the head", ("bits", "sequential", 0, 1),
+         f"Jensen–Shannon divergence at the questions; {convention}"),
+        ("gate_gradient", "Gate-gradient importance", (units[1], "sequential", 0),
+         f"E|∂m/∂ξ| at ξ = 1; {prompts}"),
+    ):  # fmt: skip
+        causal = {} if name == "gate_gradient" else {"evidence": "causal"}
+        results.add_mean(
+            name, ("layer", "head"), samples[name], title, *meaning, convention=rule, **causal
+        )
     strength = capture["distance_hist"].mean("query", skipna=True)
-    variables |= averaged(
+    results.add_mean(
         "strength", ("bin", "layer", "head"),
         strength.transpose("prompt", "bin", "layer", "head").values.astype(np.float64),
-        "Attention strength at a distance", "share", "sequential", 0, 1, seed=seed, source=SOURCE,
+        "Attention strength at a distance", *SHARE,
         convention="mean over queries of the weight on keys from this distance to the next",
     )  # fmt: skip
-    features = _features(capture, names, queries, skip)
-    components, shown = _components(features)
-    looks = [
+
+    components, shown = _components(_features(capture, names, queries, skip))
+    distance, strongest = (
         np.asarray([values[head] for head in names])
         for values in (
             capture[name].mean(("prompt", "query")).transpose("layer", "head").values
             for name in ("distance", "max_weight")
         )
-    ]
-    places = np.stack([components, np.stack([np.log2(1 + looks[0]), looks[1]], axis=1)])
+    )
+    points = np.stack([components, np.stack([np.log2(1 + distance), strongest], axis=1)])
     scores = {
-        metric: np.asarray([np.abs(variables[name].values[head]) for head in names])
-        for metric, name in zip(METRICS, titles, strict=True)
+        metric: np.asarray([np.abs(results[name].values[head]) for head in names])
+        for metric, name in zip(METRICS, samples, strict=True)
     }
-    ranks = np.stack([_ranks(each) for each in scores.values()])
-    variables["atlas"] = variable(
-        ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
+    ranks = np.stack([_ranks(values) for values in scores.values()])
+    results.add(
+        "atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
         "Rank of the head by what its removal costs", "share of heads below", "sequential", 0, 1,
-        source=SOURCE, convention="rank of the absolute mean over prompts; 1: the most important; "
+        convention="rank of the absolute mean over prompts; 1: the most important; "
         f"the two components show {shown:.0%} of the variance of the patterns",
     )  # fmt: skip
-    compared = {**scores, "distance": looks[0], "largest weight": looks[1]}
-    variables["agreement"] = variable(
-        ("one", "other"), _agreement(list(compared.values())), "Agreement of two rankings of heads",
-        "Spearman ρ", "diverging", -1, 1, convention=f"rank correlation over {len(names)} heads",
+    compared = {**scores, "distance": distance, "largest weight": strongest}
+    results.add(
+        "agreement", ("one", "other"), _agreement(list(compared.values())),
+        "Agreement of two rankings of heads", "Spearman ρ", "diverging", -1, 1,
+        convention=f"rank correlation over {len(names)} heads",
     )  # fmt: skip
     coords: dict[str, Any] = {
         "bin": capture["bin"].values,
@@ -174,24 +166,18 @@ def run(
         "metric": list(METRICS),
         "one": list(compared),
         "other": list(compared),
-        "x": (("map", "point"), places[..., 0], {"long_name": AXES[0]}),
-        "y": (("map", "point"), places[..., 1], {"long_name": AXES[1]}),
+        "x": (("map", "point"), points[..., 0], {"long_name": AXES[0]}),
+        "y": (("map", "point"), points[..., 1], {"long_name": AXES[1]}),
         "label": ("point", [label(head) for head in names]),
     }
-    best = {name: [label(head) for head in top(variables[name].values, 5)] for name in titles}
-    return dataset(
-        capture, variables, coords, convention=what, heads_by_type=best, note=_note(scores)
+    best = {name: [label(head) for head in top(results[name].values, 5)] for name in samples}
+    return results.dataset(
+        coords, convention=convention, heads_by_type=best, verdict=_verdict(scores)
     )
 
 
 def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]:
     """Return what removing each head costs by every measure (prompt, layer, head)."""
-    import torch
-
-    from headscope.analyses._interventions import ablation, head_gradients
-    from headscope.analyses._interventions.metrics import UNITS, AnswerMetric, differentiable
-    from headscope.probes.attention.forward import logits
-
     smooth = differentiable(task.metric)
     encoded = ablation.encode_task(model, task)
     asked = [[question.at for question in questions] for questions in encoded.questions]
@@ -230,13 +216,14 @@ def _features(capture: xr.Dataset, names: list[tuple[int, int]], queries: int, s
     total = np.zeros((len(names), 2 + 2 * _signatures.NEAR + _signatures.TILES))
     count = capture.sizes["prompt"]
     for prompt in range(count):
-        places = qk_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
-        rows = _signatures.of_prompt(capture, prompt, places)
+        positions = qk_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
+        rows = _signatures.of_prompt(capture, prompt, positions)
         total += np.stack([rows[head].mean(0) for head in names]) / count
     return total
 
 
 def _components(features: Array) -> tuple[Array, float]:
+    """Return the two principal components of every head, and the variance that they show."""
     from sklearn.decomposition import PCA
 
     # Square roots, so that distances are those of distributions (Hellinger), not of large cells.
@@ -245,21 +232,27 @@ def _components(features: Array) -> tuple[Array, float]:
 
 
 def _ranks(values: Array) -> Array:
+    """Return the share of the other heads that are below each head."""
     from scipy.stats import rankdata
 
     return np.asarray((rankdata(values) - 1) / (len(values) - 1))
 
 
 def _agreement(scores: list[Array]) -> Array:
+    """Return the rank correlation of every two scores of the heads."""
     return np.asarray([[ranked(one, other) for other in scores] for one in scores])
 
 
-def _note(scores: dict[str, Array]) -> str:
-    found = ranked(scores["task metric"], scores["output divergence"])
-    said = (
-        "the task's metric and the whole output rank the heads "
-        f"{'alike' if found > 0.5 else 'differently'} when they are pruned (Spearman ρ {found:.2f})"
+def _verdict(scores: dict[str, Array]) -> Verdict:
+    """Conclude whether two measures of pruning rank the heads alike."""
+    rho = ranked(scores["task metric"], scores["output divergence"])
+    text = (
+        f"the task's metric and the whole output rank the heads "
+        f"{'alike' if rho > 0.5 else 'differently'} when they are pruned (Spearman ρ {rho:.2f})"
     )
-    if found > 0.5:
-        return f"Pruning measures agree: {said}."
-    return f"DISAGREEMENT: {said}; say which measure an importance is of."
+    if rho > 0.5:
+        return Verdict("supported", f"Pruning measures agree: {text}.")
+    return Verdict(
+        "disagreement",
+        f"Pruning measures do not agree: {text}; say which measure an importance is of.",
+    )

@@ -15,26 +15,21 @@ Sources: AttentionViz, for the joint embedding; RetrievalAttention, for the gap.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    attending,
-    averaged,
-    dataset,
-    label,
-    require,
-    top,
-    variable,
-)
+from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
+from headscope.analyses._runtime.results import Results, attending, label, require, top
 from headscope.kernels.errors import NotApplicable
 
 NEEDS = ()
+QUICK = {"points": 4}
+SUPPORTS = {"encoder", "vision", "hybrid"}
 KEEP = ("q", "k")
 
 Array = NDArray[np.float64]
@@ -43,6 +38,12 @@ SCALINGS = {
     "correlation": "c of the largest correlation between closeness and product, of 25 tried",
 }
 SOURCE = "AttentionViz"
+# Title, units, scale and lowest value of the numbers of a picture.
+TITLES = {
+    "explained": ("Joint variance shown in the plane", "share", "sequential", 0),
+    "fidelity": ("Closeness against logits, all dimensions", "correlation", "diverging", -1),
+    "plane_fidelity": ("Closeness against logits, in the plane", "correlation", "diverging", -1),
+}
 # Heads that one menu can hold.
 PLANES = 40
 
@@ -50,9 +51,9 @@ PLANES = 40
 def run(
     capture: xr.Dataset,
     *,
-    scaling: str = "norm",
-    points: int = 48,
-    sample: int = 1024,
+    scaling: Annotated[str, OneOf(tuple(SCALINGS))] = "norm",
+    points: Annotated[int, AtLeast(2)] = 48,
+    sample: Annotated[int, AtLeast(8)] = 1024,
     seed: int = 0,
 ) -> xr.Dataset:
     """Embed the queries and keys of every head together, and measure how far apart they lie.
@@ -83,99 +84,90 @@ def run(
     ------
     NotApplicable
         For a capture without q and k, too few tokens, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import embedding
-    >>> from headscope.probes import capture
-    >>> cap = capture("headscope/bundled", [[0, *range(9, 40)]], stats=(), keep=("q", "k"))
-    >>> embedding.run(cap, points=8)["embedding"].sizes["point"]
-    16
     """
-    options.one_of("scaling", scaling, SCALINGS)
-    options.at_least("points", points, 2)
-    options.at_least("sample", sample, 8)
     require(capture, KEEP, "embedding")
-    options.one_text(capture.attrs.get("attention", "self"), "embedding")
+    one_text(capture.attrs.get("attention", "self"), "embedding")
     lengths = capture["length"].values
     if int(lengths.min()) < 4:
         raise NotApplicable(f"prompts: one has {int(lengths.min())} tokens; give 4 or more to each")
-    places = [qk_rows.chosen(int(length), sample, 0) for length in lengths]
-    inside = qk_rows.chosen(len(places[0]), points, 0)
-    drawn = places[0][inside]
+    positions = [qk_rows.chosen(int(length), sample, 0) for length in lengths]
+    drawn = qk_rows.chosen(len(positions[0]), points, 0)
     shape = (capture.sizes["layer"], capture.sizes["head"])
     gap = np.full((capture.sizes["prompt"], *shape), np.nan)
-    scores = {name: np.full(shape, np.nan) for name in ("explained", "fidelity", "plane_fidelity")}
-    planes: dict[tuple[int, int], Array] = {}
+    scores = {name: np.full(shape, np.nan) for name in TITLES}
+    planes: dict[Head, Array] = {}
     for layer in np.flatnonzero(attending(capture)):
         rows = [
-            qk_rows.rows(capture, prompt, int(layer), where, lse=False)
-            for prompt, where in enumerate(places)
+            qk_rows.rows(capture, prompt, int(layer), chosen, lse=False)
+            for prompt, chosen in enumerate(positions)
         ]
         gap[:, layer] = _gaps(rows, seed)
         for head in range(shape[1]):
-            joint = join(
-                [one.queries[head] for one in rows],
-                [one.chosen_keys[head] for one in rows],
-                scaling,
-            )
-            seen = rows[0].seen[:, places[0]]
-            pca = joint.components()
-            scores["explained"][layer, head] = pca.explained_variance_ratio_.sum()
-            first = (joint.queries[: len(places[0])], joint.keys[: len(places[0])])
-            product = first[0] @ first[1].T
-            scores["fidelity"][layer, head] = _fidelity(*first, product, seen)
-            flat = (pca.transform(first[0]), pca.transform(first[1]))
-            scores["plane_fidelity"][layer, head] = _fidelity(*flat, product, seen)
-            planes[int(layer), head] = np.concatenate([each[inside] for each in flat])
+            values, plane = _embed(rows, head, scaling)
+            for name, value in zip(TITLES, values, strict=True):
+                scores[name][layer, head] = value
+            planes[int(layer), head] = np.concatenate([vectors[drawn] for vectors in plane])
     convention = (
         "keys moved onto the centroid of the queries, queries / c and keys · c; "
         f"{SCALINGS[scaling]}"
     )
-    variables = averaged(
+    results = Results(capture, seed=seed, source=SOURCE)
+    results.add_mean(
         "gap", ("layer", "head"), gap, "Queries away from the distribution of keys", "ratio",
-        "sequential", 0, seed=seed, source="RetrievalAttention",
+        "sequential", 0, source="RetrievalAttention",
         convention="mean Mahalanobis distance of queries from half of the keys (shrunk "
         "covariance), over that of the other half",
     )  # fmt: skip
-    titles = {
-        "explained": ("Joint variance shown in the plane", "share", "sequential", 0),
-        "fidelity": ("Closeness against logits, all dimensions", "correlation", "diverging", -1),
-        "plane_fidelity": (
-            "Closeness against logits, in the plane",
-            "correlation",
-            "diverging",
-            -1,
-        ),
-    }
-    for name, (title, units, scale, low) in titles.items():
-        variables[name] = variable(
-            ("layer", "head"), scores[name], title, units, scale, low, 1, source=SOURCE,
-            convention=f"{convention}; principal components of {sum(map(len, places))} queries "
+    count = sum(map(len, positions))
+    for name, (title, *meaning) in TITLES.items():
+        results.add(
+            name, ("layer", "head"), scores[name], title, *meaning, 1,
+            convention=f"{convention}; principal components of {count} queries "
             "and as many keys" + ("" if name == "explained" else "; first prompt, less row means"),
         )  # fmt: skip
-    wanted = sorted(head for head in top(variables["gap"].values, PLANES) if head in planes)
-    cloud = np.stack([planes[head] for head in wanted])
-    position = np.broadcast_to(np.tile(drawn, 2), cloud.shape[:2])
-    variables["embedding"] = variable(
-        ("plane", "point"), position, "Queries and keys of a head; colour: position in the text",
-        "tokens", "sequential", 0, source=SOURCE, convention=convention,
+    shown = sorted(head for head in top(results["gap"].values, PLANES) if head in planes)
+    cloud = np.stack([planes[head] for head in shown])
+    tokens = positions[0][drawn]
+    results.add(
+        "embedding", ("plane", "point"), np.broadcast_to(np.tile(tokens, 2), cloud.shape[:2]),
+        "Queries and keys of a head; colour: position in the text", "tokens", "sequential", 0,
+        convention=convention,
     )  # fmt: skip
-    coords = {
-        "plane": [label(head) for head in wanted],
-        "x": (("plane", "point"), cloud[..., 0], {"long_name": "first component"}),
-        "y": (("plane", "point"), cloud[..., 1], {"long_name": "second component"}),
-        "kind": ("point", ["query"] * len(drawn) + ["key"] * len(drawn)),
-        "label": ("point", _labels(capture, drawn)),
-    }
-    return dataset(
-        capture,
-        variables,
-        coords,
+    return results.dataset(
+        {
+            "plane": [label(head) for head in shown],
+            "x": (("plane", "point"), cloud[..., 0], {"long_name": "first component"}),
+            "y": (("plane", "point"), cloud[..., 1], {"long_name": "second component"}),
+            "kind": ("point", ["query"] * len(tokens) + ["key"] * len(tokens)),
+            "label": ("point", _labels(capture, tokens)),
+        },
         convention=convention,
         note="A picture of the weights as they are: moving and scaling change none of them. Read "
         "nearness in it only where closeness goes with the logits (`plane_fidelity` near 1).",
     )
+
+
+def _embed(
+    rows: list[qk_rows.Rows], head: int, scaling: str
+) -> tuple[tuple[float, float, float], tuple[Array, Array]]:
+    """Return the scores of TITLES of a head, and the first prompt's queries and keys in a plane."""
+    joint = join(
+        [prompt.queries[head] for prompt in rows],
+        [prompt.chosen_keys[head] for prompt in rows],
+        scaling,
+    )
+    pca = joint.components()
+    visible = rows[0].seen[:, rows[0].places]
+    count = len(rows[0].places)
+    queries, keys = joint.queries[:count], joint.keys[:count]
+    product = queries @ keys.T
+    plane = (pca.transform(queries), pca.transform(keys))
+    scores = (
+        float(pca.explained_variance_ratio_.sum()),
+        _fidelity(queries, keys, product, visible),
+        _fidelity(*plane, product, visible),
+    )
+    return scores, plane
 
 
 @dataclass(frozen=True)
@@ -213,17 +205,18 @@ def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Join
     """
     q, k = np.concatenate(queries), np.concatenate(keys)
     centred = k - k.mean(0)
-    sizes = [float(((each - each.mean(0)) ** 2).sum(-1).mean()) for each in (q, k)]
+    sizes = [float(((vectors - vectors.mean(0)) ** 2).sum(-1).mean()) for vectors in (q, k)]
     factor = (sizes[0] / sizes[1]) ** 0.25 if min(sizes) > 0 else 1.0
     if scaling == "correlation":
         step = max(1, len(q) // 256)
         some, others = q[::step], centred[::step]
-        tried = factor * 2.0 ** np.linspace(-3, 3, 25)
-        found = [_closeness(some / c, others * c + some.mean(0) / c) for c in tried]
         products = (some @ others.T).ravel()
-        factor = float(
-            tried[int(np.argmax([_correlation(one.ravel(), products) for one in found]))]
-        )
+        tried = factor * 2.0 ** np.linspace(-3, 3, 25)
+        correlations = [
+            _correlation(_closeness(some / c, others * c + some.mean(0) / c).ravel(), products)
+            for c in tried
+        ]
+        factor = float(tried[int(np.argmax(correlations))])
     return Joint(q / factor, centred * factor + q.mean(0) / factor, factor)
 
 
@@ -233,20 +226,22 @@ def _closeness(queries: Array, keys: Array) -> Array:
     return np.asarray(2 * queries @ keys.T - squares)
 
 
-def _fidelity(queries: Array, keys: Array, product: Array, seen: NDArray[np.bool_]) -> float:
-    """Correlate closeness with logits over the pairs that are seen, each less its row's mean."""
-    return _correlation(
-        *(_within_rows(each, seen) for each in (_closeness(queries, keys), product))
-    )
+def _fidelity(queries: Array, keys: Array, product: Array, visible: NDArray[np.bool_]) -> float:
+    """Correlate closeness with logits over the visible pairs, each less its row's mean."""
+    closeness = _within_rows(_closeness(queries, keys), visible)
+    return _correlation(closeness, _within_rows(product, visible))
 
 
-def _within_rows(values: Array, seen: NDArray[np.bool_]) -> Array:
-    mean = np.where(seen, values, 0.0).sum(-1, keepdims=True) / seen.sum(-1, keepdims=True).clip(1)
-    return np.asarray((values - mean)[seen])
+def _within_rows(values: Array, visible: NDArray[np.bool_]) -> Array:
+    """Return the visible values less the mean of their row."""
+    count = visible.sum(-1, keepdims=True).clip(1)
+    mean = np.where(visible, values, 0.0).sum(-1, keepdims=True) / count
+    return np.asarray((values - mean)[visible])
 
 
-def _correlation(one: Array, other: Array) -> float:
-    first, second = one - one.mean(), other - other.mean()
+def _correlation(first: Array, second: Array) -> float:
+    """Return Pearson's correlation, NaN where one does not vary."""
+    first, second = first - first.mean(), second - second.mean()
     scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float((first * second).sum() / scale) if scale > 0 else float("nan")
 
@@ -256,23 +251,24 @@ def _gaps(rows: list[qk_rows.Rows], seed: int) -> Array:
     from sklearn.covariance import LedoitWolf
 
     rng = np.random.default_rng(seed)
-    halves = [rng.permutation(len(one.places)) < len(one.places) // 2 for one in rows]
-    found = np.full((len(rows), len(rows[0].queries)), np.nan)
-    for head in range(found.shape[1]):
-        keys = [one.chosen_keys[head] for one in rows]
+    halves = [rng.permutation(len(row.places)) < len(row.places) // 2 for row in rows]
+    ratios = np.full((len(rows), len(rows[0].queries)), np.nan)
+    for head in range(ratios.shape[1]):
+        keys = [row.chosen_keys[head] for row in rows]
         fitted = LedoitWolf().fit(
-            np.concatenate([one[half] for one, half in zip(keys, halves, strict=True)])
+            np.concatenate([vectors[half] for vectors, half in zip(keys, halves, strict=True)])
         )
-        for prompt, (one, half) in enumerate(zip(keys, halves, strict=True)):
+        for prompt, (vectors, half) in enumerate(zip(keys, halves, strict=True)):
             from_queries, from_keys = (
-                np.sqrt(fitted.mahalanobis(each)).mean()
-                for each in (rows[prompt].queries[head], one[~half])
+                np.sqrt(fitted.mahalanobis(points)).mean()
+                for points in (rows[prompt].queries[head], vectors[~half])
             )
-            found[prompt, head] = from_queries / from_keys if from_keys > 0 else np.nan
-    return found
+            ratios[prompt, head] = from_queries / from_keys if from_keys > 0 else np.nan
+    return ratios
 
 
 def _labels(capture: xr.Dataset, drawn: NDArray[np.int64]) -> list[str]:
+    """Name the drawn queries, then the keys, by position and token."""
     words = [""] * int(capture["length"].values[0])
     if "token" in capture.coords:
         words = [str(word) for word in capture["token"].transpose("prompt", "query").values[0]]

@@ -5,7 +5,7 @@ one term a pair (and a term of the channels that are not turned). A softmax sees
 between keys; the share of a pair is therefore its part in the variance of a row's logits over the
 keys that the query sees, ``Σ_j (s_f − mean) (s − mean) / Σ_j (s − mean)²``. The shares sum to 1;
 one is negative where a pair works against the others. Pairs that turn fully within the prompt (high
-frequencies, the first channels) tell near tokens apart; the others (low frequencies, the higher
+frequencies, the first channels) separate near tokens; the others (low frequencies, the higher
 dimensions) carry content and long distances. The causal number: how far the output moves when heads
 lose the terms that carry them, and when they lose the other ones.
 
@@ -14,42 +14,47 @@ Source: On the token distance modeling ability of higher RoPE attention dimensio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import pattern_substitution
+from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.attention.rotary import Rotation
-    from headscope.probes.models.model import Model
+from headscope.probes.attention import rotary
+from headscope.probes.attention.rotary import Rotation
+from headscope.probes.models.model import Model
 
 NEEDS = ("lse",)
+SUPPORTS = {"hybrid"}
 KEEP = ("q", "k")
 
 SOURCE = "On the token distance modeling ability of higher RoPE attention dimension"
-BANDS = ("high", "low", "unrotated")
+BANDS = {
+    "high": ("high_frequency", "Logits carried by high frequencies"),
+    "low": ("low_frequency", "Logits carried by low frequencies"),
+    "unrotated": ("unrotated", "Logits carried by channels that do not turn"),
+}
 
 
 def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    queries: int = 32,
-    skip: int = 8,
-    split: int = 0,
-    edited: int = 4,
-    checked: int = 4,
+    queries: Annotated[int, AtLeast(1)] = 32,
+    skip: Annotated[int, AtLeast(1)] = 8,
+    split: Annotated[int, AtLeast(0)] = 0,
+    edited: Annotated[int, AtLeast(1)] = 4,
+    checked: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Split the logits of every head by rotary frequency, and take bands away to check.
+    """Split the logits of every head by rotary frequency, and ablate bands to check.
 
     Parameters
     ----------
@@ -84,44 +89,19 @@ def run(
     NotApplicable
         For a model without rotary embedding or whose rotation is not known, a capture without q, k
         and lse, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import frequencies
-    >>> from headscope.probes import capture, load_model
-    >>> model = load_model("headscope/bundled")
-    >>> cap = capture(model, [[0, *range(9, 30)]], stats=("lse",), keep=("q", "k"))
-    >>> frequencies.run(cap, model)["carried"].sum("pair").round(4).values[0, :3].tolist()
-    [1.0, 1.0, 1.0]
     """
-    for name, value, least in (("queries", queries, 1), ("skip", skip, 1), ("split", split, 0)):
-        options.at_least(name, value, least)
-    options.at_least("edited", edited, 1)
-    options.at_least("checked", checked, 1)
     require(capture, (*KEEP, *NEEDS), "frequencies")
     qk_rows.refuse_other(capture, "frequencies")
-    from headscope.probes.attention import rotary
-
     longest = int(capture["length"].values.max())
     turns = rotary.read(model, longest)
-    most = max(len(one.pairs) for one in turns.values())
+    most = max(len(turn.pairs) for turn in turns.values())
     if most == 0:
         raise NotApplicable(
             f"model: positions do not turn the queries and keys of {model.name}, so there are no "
             "rotary frequencies; `positionality` works without"
         )
     edge = split or longest
-    shape = (capture.sizes["prompt"], capture.sizes["layer"], capture.sizes["head"])
-    shares, spread = np.full((*shape, most + 1), np.nan), np.full(shape, np.nan)
-    wavelengths = np.full((shape[1], most), np.nan)
-    for layer, turn in turns.items():
-        wavelengths[layer, : len(turn.pairs)] = turn.wavelengths
-        for prompt in range(shape[0]):
-            places = qk_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
-            part, whole = _parts(qk_rows.rows(capture, prompt, layer, places))
-            with np.errstate(invalid="ignore"):  # a head whose logits are all alike has no shares
-                shares[prompt, layer] = _by_pair(part, turn, most) / whole.sum(-1)[:, None]
-            spread[prompt, layer] = whole.mean(-1) ** 0.5
+    shares, spread, wavelengths = _shares(capture, turns, most, queries, skip)
     # A pair that a layer does not have is NaN there, and no part of a sum.
     high = np.isfinite(wavelengths) & (wavelengths < edge)
     low = np.isfinite(wavelengths) & ~high
@@ -137,52 +117,67 @@ def run(
         f"keys seen, up to {queries} queries a prompt; shares sum to 1; high: wavelength below "
         f"{edge} tokens"
     )
-    variables = averaged(
-        "carried", ("pair", "layer", "head"), shares[..., :-1].transpose(0, 3, 1, 2),
+    grid = ("layer", "head")
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
+    results.add_mean(
+        "carried", ("pair", *grid), shares[..., :-1].transpose(0, 3, 1, 2),
         "Part of the logits that a pair of channels carries", "share", "diverging",
-        seed=seed, convention=convention, source=SOURCE,
     )  # fmt: skip
-    titles = {
-        "high": "Logits carried by high frequencies",
-        "low": "Logits carried by low frequencies",
-        "unrotated": "Logits carried by channels that do not turn",
-    }
-    for band in BANDS:
-        name = band if band == "unrotated" else f"{band}_frequency"
-        variables |= averaged(
-            name, ("layer", "head"), np.where(unknown, np.nan, sums[band]), titles[band], "share",
-            "diverging", seed=seed, convention=convention, source=SOURCE,
-        )  # fmt: skip
-    variables |= averaged(
-        "spread", ("layer", "head"), spread, "Spread of the logits of a row", "logits",
-        "sequential", 0, seed=seed, convention="root of the mean variance over the keys seen",
+    for band, (name, title) in BANDS.items():
+        carried = np.where(unknown, np.nan, sums[band])
+        results.add_mean(name, grid, carried, title, "share", "diverging")
+    results.add_mean(
+        "spread", grid, spread, "Spread of the logits of a row", "logits", "sequential", 0,
+        convention="root of the mean variance over the keys seen",
     )  # fmt: skip
     coords: dict[str, Any] = {
         "pair": _names(turns, most),
         "wavelength": (("layer", "pair"), wavelengths),
     }
-    groups = {band: top(variables[f"{band}_frequency"].values, edited) for band in ("low", "high")}
-    note = pattern_substitution.reason(capture)
-    if note:
-        note = f"No causal check: {note}."
-    else:
+    groups = {band: top(results[BANDS[band][0]].values, edited) for band in ("low", "high")}
+    reason = pattern_substitution.reason(capture)
+    verdict = None
+    if not reason:
         moved = _moved(model, capture, turns, groups, edge, checked)
-        mean, lower, upper = bootstrap(moved, seed=seed)
-        variables |= interval(
-            "moved", ("condition",), mean, lower, upper,
-            "Output moved when heads lose a band of frequencies", "nats", "sequential", 0,
+        results.add_mean(
+            "moved", ("condition",), moved, "Output moved when heads lose a band of frequencies",
+            "nats", "sequential", 0, evidence="causal",
             convention=f"KL divergence from the intact output, mean over the positions of "
             f"{len(moved)} prompts; {edited} heads that the band carries most",
-            evidence="causal",
         )  # fmt: skip
         coords["condition"] = [
-            f"{heads}-frequency heads without {lost}" for heads in groups for lost in BANDS[:2]
+            f"{heads}-frequency heads without {lost}"
+            for heads in groups
+            for lost in ("high", "low")
         ]
-        note = _note(mean)
-    named = {f"{band} frequency": [label(head) for head in groups[band]] for band in groups}
-    return dataset(
-        capture, variables, coords, convention=convention, heads_by_type=named, note=note
+        verdict = _verdict(results["moved"].values)
+    return results.dataset(
+        coords,
+        convention=convention,
+        heads_by_type={
+            f"{band} frequency": [label(head) for head in heads] for band, heads in groups.items()
+        },
+        note=f"No causal check: {reason}." if reason else "",
+        verdict=verdict,
     )
+
+
+def _shares(
+    capture: xr.Dataset, turns: dict[int, Rotation], most: int, queries: int, skip: int
+) -> tuple[Array, Array, Array]:
+    """Return shares (prompt, layer, head, pair + 1), spread, and wavelengths (layer, pair)."""
+    shape = (capture.sizes["prompt"], capture.sizes["layer"], capture.sizes["head"])
+    shares, spread = np.full((*shape, most + 1), np.nan), np.full(shape, np.nan)
+    wavelengths = np.full((shape[1], most), np.nan)
+    for layer, turn in turns.items():
+        wavelengths[layer, : len(turn.pairs)] = turn.wavelengths
+        for prompt in range(shape[0]):
+            positions = qk_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
+            part, whole = _parts(qk_rows.rows(capture, prompt, layer, positions))
+            with np.errstate(invalid="ignore"):  # a head whose logits are all alike has no shares
+                shares[prompt, layer] = _by_pair(part, turn, most) / whole.sum(-1)[:, None]
+            spread[prompt, layer] = whole.mean(-1) ** 0.5
+    return shares, spread, wavelengths
 
 
 def _parts(rows: qk_rows.Rows) -> tuple[Array, Array]:
@@ -198,20 +193,20 @@ def _parts(rows: qk_rows.Rows) -> tuple[Array, Array]:
 def _by_pair(part: Array, turn: Rotation, most: int) -> Array:
     """Add up the channels of a pair, and those of none: (head, pair + 1)."""
     total = part.sum(1)
-    found = np.zeros((len(total), most + 1))
-    found[:, : len(turn.pairs)] = total[:, turn.pairs].sum(-1)
-    found[:, -1] = np.delete(total, turn.pairs.ravel(), axis=1).sum(-1)
-    found[:, len(turn.pairs) : -1] = np.nan
-    return found
+    sums = np.zeros((len(total), most + 1))
+    sums[:, : len(turn.pairs)] = total[:, turn.pairs].sum(-1)
+    sums[:, -1] = np.delete(total, turn.pairs.ravel(), axis=1).sum(-1)
+    sums[:, len(turn.pairs) : -1] = np.nan
+    return sums
 
 
 def _names(turns: dict[int, Rotation], most: int) -> list[str]:
-    widest = next(one for one in turns.values() if len(one.pairs) == most)
-    same = all(np.allclose(one.frequencies, widest.frequencies) for one in turns.values()
-               if len(one.pairs) == most)  # fmt: skip
+    """Name the pairs of channels, with their wavelength where all layers have the same."""
+    full = [turn for turn in turns.values() if len(turn.pairs) == most]
+    same = all(np.allclose(turn.frequencies, full[0].frequencies) for turn in full)
     return [
-        f"channels {one} + {two}" + (f" ({wavelength:.3g} tokens)" if same else "")
-        for (one, two), wavelength in zip(widest.pairs, widest.wavelengths, strict=True)
+        f"channels {first} + {second}" + (f" ({wavelength:.3g} tokens)" if same else "")
+        for (first, second), wavelength in zip(full[0].pairs, full[0].wavelengths, strict=True)
     ]
 
 
@@ -219,12 +214,12 @@ def _moved(
     model: Model,
     capture: xr.Dataset,
     turns: dict[int, Rotation],
-    groups: dict[str, list[tuple[int, int]]],
+    groups: dict[str, list[Head]],
     edge: int,
     checked: int,
 ) -> Array:
-    """Take the low and the high band from each group of heads (prompt, condition)."""
-    found = []
+    """Ablate the high and the low band in each group of heads (prompt, condition)."""
+    divergences = []
     for prompt in range(min(checked, capture.sizes["prompt"])):
         length = int(capture["length"].values[prompt])
         rows = {
@@ -233,18 +228,15 @@ def _moved(
         }
         row = []
         for heads in groups.values():
-            for band in BANDS[:2]:
+            for band in ("high", "low"):
                 patterns = {
                     (layer, head): _without(rows[layer], turns[layer], band, edge)[head]
                     for layer, head in heads
                 }
-                row.append(
-                    pattern_substitution.divergence(
-                        model, capture, prompt, pattern_substitution.fix(patterns)
-                    )
-                )
-        found.append(row)
-    return np.asarray(found)
+                edits = pattern_substitution.fix(patterns)
+                row.append(pattern_substitution.divergence(model, capture, prompt, edits))
+        divergences.append(row)
+    return np.asarray(divergences)
 
 
 def _without(rows: qk_rows.Rows, turn: Rotation, band: str, edge: int) -> Array:
@@ -256,13 +248,17 @@ def _without(rows: qk_rows.Rows, turn: Rotation, band: str, edge: int) -> Array:
     return rows.weights(products)
 
 
-def _note(mean: Array) -> str:
-    low_high, low_low, high_high, high_low = (float(one) for one in mean)
-    said = (
+def _verdict(moved: Array) -> Verdict:
+    """Conclude whether heads depend more on the band that carries them than on the other."""
+    low_high, low_low, high_high, high_low = map(float, moved)
+    text = (
         f"low-frequency heads move the output by {low_low:.3f} nats without low and "
         f"{low_high:.3f} without high frequencies; high-frequency heads by {high_high:.3f} without "
         f"high and {high_low:.3f} without low"
     )
     if low_low > low_high and high_high > high_low:
-        return f"Causal check agrees: {said}."
-    return f"DISAGREEMENT: {said}; the share is correlational here."
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    return Verdict(
+        "disagreement",
+        f"Causal check does not agree: {text}; the share is correlational here.",
+    )

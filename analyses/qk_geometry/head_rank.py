@@ -14,31 +14,24 @@ Attention Loses Rank; Roy & Vetterli, The effective rank, for the effective rank
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    attending,
-    averaged,
-    dataset,
-    interval,
-    require,
-    variable,
-)
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
+from headscope.analyses._runtime.results import Results, attending, require
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.attention.projections import Weights
-    from headscope.probes.models.model import Model
+from headscope.probes.attention import projections, rotary
+from headscope.probes.attention.projections import Weights
+from headscope.probes.models.model import Model
 
 NEEDS = ()
+SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "resid")
 
 Array = NDArray[np.float64]
@@ -47,15 +40,16 @@ NORMS = {
     "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper",
 }
 BOTTLENECK = "Low-Rank Bottleneck; On the Benefits of Rank"
+COLLAPSE = "Attention is Not All You Need: Pure Attention Loses Rank"
 
 
 def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    variance: float = 0.9,
-    norm: str = "frobenius",
-    checked: int = 2,
+    variance: Annotated[float, Between(0.01, 1)] = 0.9,
+    norm: Annotated[str, OneOf(tuple(NORMS))] = "frobenius",
+    checked: Annotated[int, AtLeast(1)] = 2,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure the ranks of every head's weights, of its keys, and of the residual stream.
@@ -89,130 +83,110 @@ def run(
     NotApplicable
         Where the weights or the rotation of the model are not known, for a capture without q, k
         and resid, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import head_rank
-    >>> from headscope.probes import capture, load_model
-    >>> model = load_model("headscope/bundled")
-    >>> cap = capture(model, [[0, *range(9, 90)]], stats=(), keep=("q", "k", "resid"))
-    >>> bool((head_rank.run(cap, model)["qk_effective_rank"] <= model.head_size).all())
-    True
     """
-    options.between("variance", variance, 0.01, 1.0)
-    options.one_of("norm", norm, NORMS)
-    options.at_least("checked", checked, 1)
     require(capture, KEEP, "head_rank")
-    options.one_text(capture.attrs.get("attention", "self"), "head_rank")
-    from headscope.probes.attention import projections, rotary
-
-    lengths = capture["length"].values
-    if int(lengths.sum()) < 3:
-        raise NotApplicable(
-            f"prompts: {int(lengths.sum())} tokens have no variance; give 3 or more"
-        )
-    found = projections.read(model)
-    turns = rotary.read(model, int(lengths.max()))
-    grid, kv_grid = ("layer", "head"), ("layer", "kv_head")
-    head_size = capture.sizes["size"]
-    stated = (
+    one_text(capture.attrs.get("attention", "self"), "head_rank")
+    tokens, head_size = int(capture["length"].values.sum()), capture.sizes["size"]
+    if tokens < 3:
+        raise NotApplicable(f"prompts: {tokens} tokens have no variance; give 3 or more")
+    weights = projections.read(model)
+    turns = rotary.read(model, int(capture["length"].values.max()))
+    results = Results(capture, seed=seed)
+    meaning = ("sequential", 0, head_size)
+    of_weights = (
         f"singular values of the stored weights, head size {head_size}; the gain of the norm "
         "before them is not part of them"
     )
-    turned = (
-        "; QK without rotation (distance 0)" if any(len(t.pairs) for t in turns.values()) else ""
-    )
-    if found.normalised:
-        turned += "; queries and keys are also divided by their length"
-    variables: dict[str, xr.Variable] = {}
-    values = _weights(capture, found)
-    for circuit, title in (("qk", "query–key form"), ("ov", "output–value map")):
-        for kind, words in (("stable", "Σσ² / σ₁²"), ("effective", "exp H(σ / Σσ)")):
-            variables[f"{circuit}_{kind}_rank"] = variable(
-                grid, values[circuit, kind], f"{kind.capitalize()} rank of the {title}",
-                "directions", "sequential", 0, head_size, source=BOTTLENECK,
-                convention=f"{words}; {stated}{turned if circuit == 'qk' else ''}",
+    of_products = of_weights
+    if any(len(turn.pairs) for turn in turns.values()):
+        of_products += "; QK without rotation (distance 0)"
+    if weights.normalised:
+        of_products += "; queries and keys are also divided by their length"
+    ranks = _weight_ranks(capture, weights)
+    for circuit, title, convention in (
+        ("qk", "query–key form", of_products), ("ov", "output–value map", of_weights),
+    ):  # fmt: skip
+        for kind, formula in (("stable", "Σσ² / σ₁²"), ("effective", "exp H(σ / Σσ)")):
+            results.add(
+                f"{circuit}_{kind}_rank", ("layer", "head"), ranks[circuit, kind],
+                f"{kind.capitalize()} rank of the {title}", "directions", *meaning,
+                source=BOTTLENECK, convention=f"{formula}; {convention}",
             )  # fmt: skip
     after, before = _key_pca.ranks(capture, turns, variance)
-    convention = (
-        f"principal components that hold {variance:.0%} of the variance of {int(lengths.sum())} "
-        f"keys; head size {head_size}"
-    )
     for name, counts, when in (
         ("key_rank", after, "as they are compared"),
         ("key_rank_before_rotation", before, "before their rotation"),
     ):
-        variables[name] = variable(
-            kv_grid, counts, f"Key rank, {when}", "components", "sequential", 0, head_size,
-            convention=convention, source="Loki",
+        results.add(
+            name, ("layer", "kv_head"), counts, f"Key rank, {when}", "components", *meaning,
+            source="Loki", convention=f"principal components that hold {variance:.0%} of the "
+            f"variance of {tokens} keys; head size {head_size}",
         )  # fmt: skip
-    rows, one = _stream(capture, norm)
-    source = "Attention is Not All You Need: Pure Attention Loses Rank"
-    variables |= averaged(
-        "to_equal_rows", ("boundary",), rows, "Residual stream away from equal rows",
-        "share of its norm", "sequential", 0, seed=seed, source=source,
+    from_equal, from_one = _stream(capture, norm)
+    results.add_mean(
+        "to_equal_rows", ("boundary",), from_equal, "Residual stream away from equal rows",
+        "share of its norm", "sequential", 0, source=COLLAPSE,
         convention=f"‖X − 1 mean(X)ᵀ‖ / ‖X‖, {NORMS[norm]}",
     )  # fmt: skip
-    variables |= averaged(
-        "to_rank_one", ("boundary",), one, "Residual stream away from rank one",
-        "share of its norm", "sequential", 0, 1, seed=seed, source=source,
+    results.add_mean(
+        "to_rank_one", ("boundary",), from_one, "Residual stream away from rank one",
+        "share of its norm", "sequential", 0, 1, source=COLLAPSE,
         convention="√(1 − σ₁² / Σσ²): the nearest matrix of rank one, Frobenius norm",
     )  # fmt: skip
     coords: dict[str, Any] = {
         "kv_head": np.arange(capture.sizes["kv_head"]),
         "boundary": ["input", *(f"after L{layer}" for layer in range(capture.sizes["layer"]))],
     }
-    note = pattern_substitution.reason(capture)
-    if note:
-        note = f"No causal check of the key rank: {note}."
+    first, last = results["to_equal_rows"].values[[0, -1]]
+    notes = [
+        f"Away from equal rows: {first:.2f} of the norm of the stream at the input, {last:.2f} at "
+        "the end."
+    ]
+    if tokens < 4 * head_size:
+        notes.append(
+            f"{tokens} keys are few for a head size of {head_size}: their rank is an underestimate."
+        )
+    verdict = None
+    reason = pattern_substitution.reason(capture)
+    if reason:
+        notes.insert(0, f"No causal check of the key rank: {reason}.")
     else:
         moved = _key_pca.moved(model, capture, after, checked, seed)
-        mean, lower, upper = bootstrap(moved, seed=seed)
-        variables |= interval(
-            "moved", ("condition",), mean, lower, upper,
-            "Output moved when all keys keep few directions", "nats", "sequential", 0,
+        results.add_mean(
+            "moved", ("condition",), moved, "Output moved when all keys keep few directions",
+            "nats", "sequential", 0, evidence="causal", source="Loki",
             convention=f"KL divergence from the intact output, mean over the positions of "
             f"{len(moved)} prompts; as many directions as the key rank of each head, its "
             "principal components or random ones",
-            evidence="causal", source="Loki",
         )  # fmt: skip
         coords["condition"] = ["their principal components", "random directions"]
-        note = _note(mean)
-    first, last = (float(variables["to_equal_rows"].values[at]) for at in (0, -1))
-    return dataset(
-        capture,
-        variables,
-        coords,
-        note=f"{note} Away from equal rows: {first:.2f} of the norm of the stream at the input, "
-        f"{last:.2f} at the end."
-        + (
-            f" {int(lengths.sum())} keys are few for a head size of {head_size}: their rank is "
-            "an underestimate."
-            if int(lengths.sum()) < 4 * head_size
-            else ""
-        ),
-    )
+        verdict = _verdict(results["moved"].values)
+    return results.dataset(coords, note=" ".join(notes), verdict=verdict)
 
 
-def _note(mean: Array) -> str:
-    own, random = (float(one) for one in mean)
-    said = (
+def _verdict(moved: Array) -> Verdict:
+    """Conclude whether keys need their own components rather than any directions."""
+    own, random = map(float, moved)
+    text = (
         f"with keys in their principal components alone the output moves by {own:.3f} nats, in "
         f"as many random directions by {random:.3f}"
     )
     if own < random:
-        return f"Causal check agrees: {said}."
-    return f"DISAGREEMENT: {said}; the key rank is correlational here."
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    return Verdict(
+        "disagreement",
+        f"Causal check does not agree: {text}; the key rank is correlational here.",
+    )
 
 
-def singular_values(one: Array, two: Array) -> Array:
-    """Return the singular values of ``one @ two.T`` without making it (..., size).
+def singular_values(left: Array, right: Array) -> Array:
+    """Return the singular values of ``left @ right.T`` without making it (..., size).
 
     >>> import numpy as np
     >>> singular_values(np.eye(5)[:, :2], 3 * np.eye(5)[:, :2]).tolist()
     [3.0, 3.0]
     """
-    first, second = (np.linalg.qr(each, mode="r") for each in (one, two))
+    first, second = (np.linalg.qr(factor, mode="r") for factor in (left, right))
     values = np.linalg.svd(first @ np.swapaxes(second, -1, -2), compute_uv=False)
     return np.asarray(values)
 
@@ -241,7 +215,8 @@ def effective_rank(values: Array) -> Array:
     return np.asarray(np.exp(-terms.sum(-1)))
 
 
-def _weights(capture: xr.Dataset, found: Weights) -> dict[tuple[str, str], Array]:
+def _weight_ranks(capture: xr.Dataset, weights: Weights) -> dict[tuple[str, str], Array]:
+    """Return the stable and effective ranks of both circuits (layer, head)."""
     shape = (capture.sizes["layer"], capture.sizes["head"])
     result = {
         (circuit, kind): np.full(shape, np.nan)
@@ -250,10 +225,10 @@ def _weights(capture: xr.Dataset, found: Weights) -> dict[tuple[str, str], Array
     }
     groups = capture["kv_group"].values
     for layer in np.flatnonzero(attending(capture)):
-        q, k, v, o = (found.of(int(layer), part).numpy() for part in "qkvo")
-        pairs = {"qk": (q, k[groups]), "ov": (v[groups], np.swapaxes(o, 1, 2))}
-        for circuit, (one, two) in pairs.items():
-            values = singular_values(one, two)
+        q, k, v, o = (weights.of(int(layer), part).numpy() for part in "qkvo")
+        factors = {"qk": (q, k[groups]), "ov": (v[groups], np.swapaxes(o, 1, 2))}
+        for circuit, (left, right) in factors.items():
+            values = singular_values(left, right)
             result[circuit, "stable"][layer] = stable_rank(values)
             result[circuit, "effective"][layer] = effective_rank(values)
     return result
@@ -263,13 +238,13 @@ def _stream(capture: xr.Dataset, norm: str) -> tuple[Array, Array]:
     """Return how far the stream is from equal rows, and from rank one (prompt, boundary)."""
     stream = capture.variables["resid"].transpose("prompt", "boundary", "query", "channel")
     shape = (capture.sizes["prompt"], capture.sizes["boundary"])
-    rows, one = np.full(shape, np.nan), np.full(shape, np.nan)
+    from_equal, from_one = np.full(shape, np.nan), np.full(shape, np.nan)
     for prompt, length in enumerate(capture["length"].values):
         for boundary in range(shape[1]):
             matrix = stream[prompt, boundary, : int(length)].values.astype(np.float64)
-            rows[prompt, boundary] = to_equal_rows(matrix, norm)
-            one[prompt, boundary] = to_rank_one(matrix)
-    return rows, one
+            from_equal[prompt, boundary] = to_equal_rows(matrix, norm)
+            from_one[prompt, boundary] = to_rank_one(matrix)
+    return from_equal, from_one
 
 
 def to_equal_rows(matrix: Array, norm: str) -> float:
@@ -283,6 +258,7 @@ def to_equal_rows(matrix: Array, norm: str) -> float:
 
 
 def _norm(matrix: Array, norm: str) -> float:
+    """Return the Frobenius norm, or the composite one."""
     if norm == "frobenius":
         return float(np.linalg.norm(matrix))
     return float(np.sqrt(np.linalg.norm(matrix, 1) * np.linalg.norm(matrix, np.inf)))

@@ -12,45 +12,39 @@ Source: Positional Attention (low variance of the weights across inputs at fixed
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
+from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    attending,
-    averaged,
-    dataset,
-    interval,
-    label,
-    require,
-    top,
-)
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.interventions import Ablate
+from headscope.probes.models.model import Model
 
 NEEDS = ("lse",)
+SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k")
 
 SOURCE = "Positional Attention"
-Head = tuple[int, int]
 
 
 def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    queries: int = 32,
-    skip: int = 8,
-    frozen: int = 4,
-    checked: int = 6,
+    queries: Annotated[int, AtLeast(1)] = 32,
+    skip: Annotated[int, AtLeast(1)] = 8,
+    frozen: Annotated[int, AtLeast(1)] = 4,
+    checked: Annotated[int, AtLeast(2)] = 6,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by how little its rows vary across prompts, and freeze some to check.
@@ -84,99 +78,77 @@ def run(
     ------
     NotApplicable
         For one prompt, a capture without q, k and lse, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import positionality
-    >>> from headscope.probes import capture, load_model
-    >>> model = load_model("headscope/bundled")
-    >>> prompts = [[0, *range(9, 30)], [0, *range(40, 61)]]
-    >>> cap = capture(model, prompts, stats=("lse",), keep=("q", "k"))
-    >>> positionality.run(cap, model)["positionality"].dims
-    ('layer', 'head')
     """
-    for name, value, least in (("queries", queries, 1), ("skip", skip, 1), ("frozen", frozen, 1)):
-        options.at_least(name, value, least)
-    options.at_least("checked", checked, 2)
     require(capture, (*KEEP, *NEEDS), "positionality")
     qk_rows.refuse_other(capture, "positionality")
     count = capture.sizes["prompt"]
     if count < 2:
         raise NotApplicable("prompts: positionality compares prompts; give 2 or more")
 
-    shortest = int(capture["length"].values.min())
-    places = qk_rows.chosen(shortest, queries, skip)
-    own = np.full((count, capture.sizes["layer"], capture.sizes["head"], len(places)), np.nan)
+    positions = qk_rows.chosen(int(capture["length"].values.min()), queries, skip)
+    own = np.full((count, capture.sizes["layer"], capture.sizes["head"], len(positions)), np.nan)
     shared = own.copy()
     for layer in np.flatnonzero(attending(capture)):
-        own[:, layer], shared[:, layer] = _overlaps(capture, int(layer), places)
-    scores = (shared / own.mean(0)).mean(-1)
+        own[:, layer], shared[:, layer] = _overlaps(capture, int(layer), positions)
     convention = (
-        f"mean over {len(places)} queries of the overlap of two prompts' rows over the overlap of "
-        f"a row with itself; {count} prompts"
+        f"mean over {len(positions)} queries of the overlap of two prompts' rows over the overlap "
+        f"of a row with itself; {count} prompts"
     )
-    variables = {
-        **averaged(
-            "positionality", ("layer", "head"), scores, "Same rows whatever the prompt", "share",
-            "sequential", 0, 1, seed=seed, convention=convention, source=SOURCE,
-        ),
-        **averaged(
-            "variance", ("layer", "head"), (own - shared).mean(-1),
-            "Variance of the weights across prompts", "share²", "sequential", seed=seed,
-            convention="Σ_j Var A[i, j] over prompts (unbiased), averaged over queries",
-            source=SOURCE,
-        ),
-    }  # fmt: skip
-    values = variables["positionality"].values
-    ranked = top(values, int(np.isfinite(values).sum()))
+    results = Results(capture, seed=seed, source=SOURCE)
+    results.add_mean(
+        "positionality", ("layer", "head"), (shared / own.mean(0)).mean(-1),
+        "Same rows whatever the prompt", *SHARE, convention=convention,
+    )  # fmt: skip
+    results.add_mean(
+        "variance", ("layer", "head"), (own - shared).mean(-1),
+        "Variance of the weights across prompts", "share²", "sequential",
+        convention="Σ_j Var A[i, j] over prompts (unbiased), averaged over queries",
+    )  # fmt: skip
+    scores = results["positionality"].values
+    ranked = top(scores, int(np.isfinite(scores).sum()))
     size = min(frozen, len(ranked) // 2)
     groups = {"most positional": ranked[:size], "least positional": ranked[-size:]}
     coords: dict[str, Any] = {}
-    note = pattern_substitution.reason(capture)
-    if note:
-        note = f"No causal check: {note}."
-    else:
+    verdict = None
+    reason = pattern_substitution.reason(capture)
+    if not reason:
         moved = _moved(model, capture, list(groups.values()), checked)
         if len(moved) < 2:
-            note = "No causal check: no two prompts have others as long as themselves."
+            reason = "no two prompts have others as long as themselves"
         else:
-            mean, lower, upper = bootstrap(moved, seed=seed)
-            variables |= interval(
-                "moved", ("condition",), mean, lower, upper,
+            results.add_mean(
+                "moved", ("condition",), moved,
                 "Output moved by the mean pattern of other prompts", "nats", "sequential", 0,
+                evidence="causal",
                 convention=f"KL divergence from the intact output, mean over the positions of "
                 f"{len(moved)} prompts; {size} heads get the mean pattern of the other prompts, or "
                 "are set to zero",
-                evidence="causal",
             )  # fmt: skip
             coords["condition"] = [
                 f"{name} heads {how}" for name in groups for how in ("with the mean", "ablated")
             ]
-            note = _note(moved, seed, size)
-    named = {name: [label(head) for head in heads] for name, heads in groups.items()}
-    return dataset(
-        capture,
-        variables,
+            verdict = _verdict(moved, seed, size)
+    checks = f"No causal check: {reason}. " if reason else ""
+    return results.dataset(
         coords,
         convention=convention,
-        heads_by_type=named,
-        note=f"{note} Prompts made from one template make every head look positional.",
+        heads_by_type={name: [label(head) for head in heads] for name, heads in groups.items()},
+        note=f"{checks}Prompts made from one template make every head look positional.",
+        verdict=verdict,
     )
 
 
-def _overlaps(
-    capture: xr.Dataset, layer: int, places: np.ndarray[Any, np.dtype[np.int64]]
-) -> tuple[Array, Array]:
+def _overlaps(capture: xr.Dataset, layer: int, positions: NDArray[np.int64]) -> tuple[Array, Array]:
     """Return Σ_j A² of every prompt, and Σ_j A A' averaged over the others (prompt, head, row)."""
     count, longest = capture.sizes["prompt"], int(capture["length"].values.max())
-    total = np.zeros((capture.sizes["head"], len(places), longest))
+    total = np.zeros((capture.sizes["head"], len(positions), longest))
     # Twice through the prompts: their maps together may be larger than memory.
     for prompt in range(count):
-        weights = qk_rows.rows(capture, prompt, layer, places).weights()
+        weights = qk_rows.rows(capture, prompt, layer, positions).weights()
         total[..., : weights.shape[-1]] += weights
     own, shared = [], []
     for prompt in range(count):
-        weights = qk_rows.rows(capture, prompt, layer, places).weights()
+        weights = qk_rows.rows(capture, prompt, layer, positions).weights()
         square = (weights**2).sum(-1)
         own.append(square)
         shared.append(((weights * total[..., : weights.shape[-1]]).sum(-1) - square) / (count - 1))
@@ -185,23 +157,21 @@ def _overlaps(
 
 def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked: int) -> Array:
     """Give groups of heads the mean pattern of other prompts, then ablate them (prompt, both)."""
-    from headscope.probes.interventions import Ablate
-
     lengths = capture["length"].values
     causal = bool(capture["causal"].values[attending(capture)].all())
-    found: list[list[float]] = []
+    divergences: list[list[float]] = []
     for prompt in range(capture.sizes["prompt"]):
         fits = lengths >= lengths[prompt] if causal else lengths == lengths[prompt]
         others = [int(other) for other in np.flatnonzero(fits) if other != prompt]
-        if not others or len(found) == checked:
+        if not others or len(divergences) == checked:
             continue
         row = []
         for heads in groups:
             patterns = _mean(capture, others, heads, int(lengths[prompt]))
             for edits in (pattern_substitution.fix(patterns), [Ablate(heads=tuple(heads))]):
                 row.append(pattern_substitution.divergence(model, capture, prompt, edits))
-        found.append(row)
-    return np.asarray(found)
+        divergences.append(row)
+    return np.asarray(divergences)
 
 
 def _mean(
@@ -218,17 +188,24 @@ def _mean(
     return patterns
 
 
-def _note(moved: Array, seed: int, size: int) -> str:
+def _verdict(moved: Array, seed: int, size: int) -> Verdict:
+    """Conclude whether a pattern from elsewhere does less harm to positional heads."""
     # A head that does nothing loses nothing by any pattern: both against the head's ablation.
     if not (moved[:, [1, 3]] > 0).all():
-        return "INCONCLUSIVE: ablating the heads moves no output; the score is correlational here."
+        return Verdict(
+            "too_few", "Ablating the heads moves no output; the score is correlational here."
+        )
     most = moved[:, 0] / moved[:, 1]
     least = moved[:, 2] / moved[:, 3]
     gap, lower, _ = bootstrap(least - most, seed=seed)
-    said = (
+    text = (
         f"the mean pattern of other prompts does {most.mean():.0%} of what ablation does in the "
         f"{size} most positional heads, {least.mean():.0%} in the {size} least positional"
     )
     if float(lower) > 0:
-        return f"Causal check agrees: {said}."
-    return f"DISAGREEMENT: {said} (difference {float(gap):.0%}); the score is correlational here."
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    return Verdict(
+        "disagreement",
+        f"Causal check does not agree: {text} (difference {float(gap):.0%}); the score is "
+        "correlational here.",
+    )

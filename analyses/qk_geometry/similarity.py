@@ -12,47 +12,42 @@ of one layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
+from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    attending,
-    averaged,
-    dataset,
-    interval,
-    label,
-    require,
-    variable,
-)
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import Results, attending, label, require
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.attention import projections
+from headscope.probes.models.model import Model
 
 NEEDS = ("lse",)
+SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "z")
 
 Array = NDArray[np.float64]
-Head = tuple[int, int]
+CLARK = "What Does BERT Look At?"
+CONDITIONS = ("pattern of the nearest head", "pattern of a random other head")
 
 
 def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    clusters: int = 6,
-    queries: int = 96,
-    skip: int = 8,
-    swapped: int = 4,
-    checked: int = 4,
+    clusters: Annotated[int, AtLeast(2)] = 6,
+    queries: Annotated[int, AtLeast(2)] = 96,
+    skip: Annotated[int, AtLeast(1)] = 8,
+    swapped: Annotated[int, AtLeast(1)] = 4,
+    checked: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
 ) -> xr.Dataset:
     """Compare every two heads by their rows and by their outputs, and group them.
@@ -89,20 +84,7 @@ def run(
     NotApplicable
         Where the output projection is not known, for fewer heads than groups, a capture without q,
         k, z and lse, or an option out of range.
-
-    Examples
-    --------
-    >>> from headscope.analyses import similarity
-    >>> from headscope.probes import capture, load_model
-    >>> model = load_model("headscope/bundled")
-    >>> cap = capture(model, [[0, *range(9, 40)]], stats=("lse",), keep=("q", "k", "z"))
-    >>> similarity.run(cap, model)["pattern_divergence"].shape
-    (32, 32)
     """
-    for name, value, least in (("clusters", clusters, 2), ("queries", queries, 2)):
-        options.at_least(name, value, least)
-    for name, value in (("skip", skip), ("swapped", swapped), ("checked", checked)):
-        options.at_least(name, value, 1)
     require(capture, (*KEEP, *NEEDS), "similarity")
     qk_rows.refuse_other(capture, "similarity")
     names = [
@@ -114,101 +96,119 @@ def run(
         raise NotApplicable(f"clusters: {clusters} groups of {len(names)} heads; give fewer")
 
     count = capture.sizes["prompt"]
-    each = max(2, -(-queries // count))
-    apart = np.zeros((len(names), len(names)))
-    alike = apart.copy()
-    nearest = np.full((count, capture.sizes["layer"], capture.sizes["head"]), np.nan)
-    likest = nearest.copy()
-    writes = _writes(model, names)
-    for prompt in range(count):
-        places = qk_rows.chosen(int(capture["length"].values[prompt]), each, skip)
-        rows = _signatures.of_prompt(capture, prompt, places)
-        far = _signatures.divergences(np.stack([rows[head] for head in names]))
-        near = _cosines(_outputs(capture, prompt, places, names, writes))
-        apart, alike = apart + far / count, alike + near / count
-        for at, head in enumerate(names):
-            same = [i for i, one in enumerate(names) if one[0] == head[0] and i != at]
-            if same:
-                nearest[prompt][head] = far[at, same].min()
-                likest[prompt][head] = near[at, same].max()
-
+    rows = max(2, -(-queries // count))
+    far, near = _compare(capture, model, names, rows, skip)
+    apart, alike = _average(far), _average(near)
     groups, silhouette = _group(apart, clusters)
     order = np.argsort(groups, kind="stable")
     grid = np.full((capture.sizes["layer"], capture.sizes["head"]), np.nan)
     for head, group in zip(names, groups, strict=True):
         grid[head] = group
-    convention = f"mean over {each} queries of each of {count} prompts"
+    convention = f"mean over {rows} queries of each of {count} prompts"
     pooled = f"Jensen–Shannon divergence, {convention}; {_signatures.WHAT}"
     written = f"cosine of z W_O in the residual stream, {convention}"
-    variables = {
-        "pattern_divergence": variable(
-            ("one", "other"), apart[np.ix_(order, order)], "Divergence of the rows of two heads",
-            "bits", "sequential", 0, 1, convention=pooled, source="What Does BERT Look At?",
-        ),
-        "output_similarity": variable(
-            ("one", "other"), alike[np.ix_(order, order)], "Cosine of the outputs of two heads",
-            "cosine", "diverging", -1, 1, convention=written, source="EfficientViT",
-        ),
-        "cluster": variable(
-            ("layer", "head"), grid, "Group of the head", "number of the group", "sequential", 1,
-            clusters, convention=f"average linkage of the divergences, {clusters} groups, numbered "
-            "by size",
-        ),
-        "silhouette": variable(
-            (), silhouette, "Silhouette of the groups", "share", "diverging", -1, 1,
-            convention="mean over heads; near 0 there are no groups to speak of",
-        ),
-        **averaged(
-            "nearest_in_layer", ("layer", "head"), nearest, "Divergence from the nearest head of "
-            "the layer", "bits", "sequential", 0, 1, seed=seed, convention=pooled,
-            source="What Does BERT Look At?",
-        ),
-        **averaged(
-            "alike_in_layer", ("layer", "head"), likest, "Cosine with the most similar head of "
-            "the layer", "cosine", "diverging", -1, 1, seed=seed, convention=written,
-            source="EfficientViT",
-        ),
-    }  # fmt: skip
+    bits, cosine = ("bits", "sequential", 0, 1), ("cosine", "diverging", -1, 1)
+    results = Results(capture, seed=seed)
+    results.add(
+        "pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
+        "Divergence of the rows of two heads", *bits, convention=pooled, source=CLARK,
+    )  # fmt: skip
+    results.add(
+        "output_similarity", ("one", "other"), alike[np.ix_(order, order)],
+        "Cosine of the outputs of two heads", *cosine, convention=written, source="EfficientViT",
+    )  # fmt: skip
+    results.add(
+        "cluster", ("layer", "head"), grid, "Group of the head", "number of the group",
+        "sequential", 1, clusters,
+        convention=f"average linkage of the divergences, {clusters} groups, numbered by size",
+    )  # fmt: skip
+    results.add(
+        "silhouette", (), silhouette, "Silhouette of the groups", "share", "diverging", -1, 1,
+        convention="mean over heads; near 0 there are no groups to speak of",
+    )  # fmt: skip
+    results.add_mean(
+        "nearest_in_layer", ("layer", "head"), _within_layers(capture, names, far, np.min),
+        "Divergence from the nearest head of the layer", *bits, convention=pooled, source=CLARK,
+    )  # fmt: skip
+    results.add_mean(
+        "alike_in_layer", ("layer", "head"), _within_layers(capture, names, near, np.max),
+        "Cosine with the most similar head of the layer", *cosine, convention=written,
+        source="EfficientViT",
+    )  # fmt: skip
     ordered = [label(names[at]) for at in order]
     coords: dict[str, Any] = {"one": ordered, "other": ordered}
-    note = pattern_substitution.reason(capture)
-    if note:
-        note = f"No causal check: {note}."
-    else:
+    reason = pattern_substitution.reason(capture)
+    verdict = None
+    if not reason:
         pairs = _pairs(apart, swapped, seed)
         moved = _moved(model, capture, names, pairs, checked)
-        mean, lower, upper = bootstrap(moved, seed=seed)
-        variables |= interval(
-            "moved", ("condition",), mean, lower, upper,
-            "Output moved by the pattern of another head", "nats", "sequential", 0,
+        results.add_mean(
+            "moved", ("condition",), moved, "Output moved by the pattern of another head", "nats",
+            "sequential", 0, evidence="causal",
             convention=f"KL divergence from the intact output, mean over the positions of "
             f"{len(moved)} prompts; {len(pairs[0])} heads with the nearest neighbours",
-            evidence="causal",
         )  # fmt: skip
-        coords["condition"] = ["pattern of the nearest head", "pattern of a random other head"]
-        note = _note(mean)
+        coords["condition"] = list(CONDITIONS)
+        verdict = _verdict(results["moved"].values)
     members = {
         f"group {group}": [
             label(head) for head, own in zip(names, groups, strict=True) if own == group
         ]
         for group in range(1, clusters + 1)
     }
-    return dataset(
-        capture, variables, coords, convention=convention, heads_by_type=members, note=note
+    return results.dataset(
+        coords,
+        convention=convention,
+        heads_by_type=members,
+        note=f"No causal check: {reason}." if reason else "",
+        verdict=verdict,
     )
 
 
-def _writes(model: Model, names: list[Head]) -> dict[int, Array]:
-    from headscope.probes.attention import projections
+def _compare(
+    capture: xr.Dataset, model: Model, names: list[Head], queries: int, skip: int
+) -> tuple[Array, Array]:
+    """Return divergence and cosine of every two heads (prompt, head of all, head of all)."""
+    far, near = [], []
+    writes = _writes(model, names)
+    for prompt, length in enumerate(capture["length"].values):
+        positions = qk_rows.chosen(int(length), queries, skip)
+        rows = _signatures.of_prompt(capture, prompt, positions)
+        far.append(_signatures.divergences(np.stack([rows[head] for head in names])))
+        near.append(_cosines(_outputs(capture, prompt, positions, names, writes)))
+    return np.stack(far), np.stack(near)
 
-    found = projections.read(model, ("o",))
-    return {layer: found.of(layer, "o").numpy() for layer in {layer for layer, _ in names}}
+
+def _average(values: Array) -> Array:
+    """Average over prompts, one after the other."""
+    total = np.zeros(values.shape[1:])
+    for prompt in values:
+        total = total + prompt / len(values)
+    return total
+
+
+def _within_layers(
+    capture: xr.Dataset, names: list[Head], values: Array, reduce: Callable[..., Any]
+) -> Array:
+    """Reduce each head's numbers over the other heads of its layer (prompt, layer, head)."""
+    result = np.full((len(values), capture.sizes["layer"], capture.sizes["head"]), np.nan)
+    for at, head in enumerate(names):
+        same = [other for other, name in enumerate(names) if name[0] == head[0] and other != at]
+        if same:
+            result[:, *head] = reduce(values[:, at, same], axis=-1)
+    return result
+
+
+def _writes(model: Model, names: list[Head]) -> dict[int, Array]:
+    """Return the output projections of the layers."""
+    weights = projections.read(model, ("o",))
+    return {layer: weights.of(layer, "o").numpy() for layer in {layer for layer, _ in names}}
 
 
 def _outputs(
     capture: xr.Dataset,
     prompt: int,
-    places: NDArray[np.int64],
+    positions: NDArray[np.int64],
     names: list[Head],
     writes: dict[int, Array],
 ) -> Array:
@@ -216,7 +216,7 @@ def _outputs(
     z = capture.variables["z"].isel(prompt=prompt).transpose("layer", "head", "query", ...)
     return np.stack(
         [
-            z[layer, head].values[places].astype(np.float64) @ writes[layer][head]
+            z[layer, head].values[positions].astype(np.float64) @ writes[layer][head]
             for layer, head in names
         ]
     )
@@ -234,13 +234,12 @@ def _group(apart: Array, clusters: int) -> tuple[NDArray[np.int64], float]:
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import silhouette_score
 
-    found = AgglomerativeClustering(clusters, metric="precomputed", linkage="average").fit(apart)
-    sizes = np.bincount(found.labels_, minlength=clusters)
+    clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
+    labels = clustering.fit(apart).labels_
+    sizes = np.bincount(labels, minlength=clusters)
     number = np.empty(clusters, dtype=np.int64)
     number[np.argsort(-sizes, kind="stable")] = np.arange(1, clusters + 1)
-    return number[found.labels_], float(
-        silhouette_score(apart, found.labels_, metric="precomputed")
-    )
+    return number[labels], float(silhouette_score(apart, labels, metric="precomputed"))
 
 
 def _pairs(apart: Array, count: int, seed: int) -> list[list[tuple[int, int]]]:
@@ -267,31 +266,31 @@ def _moved(
     checked: int,
 ) -> Array:
     """Give heads the patterns of others (prompt, condition)."""
-    found = []
+    divergences = []
     for prompt in range(min(checked, capture.sizes["prompt"])):
         whole = np.arange(int(capture["length"].values[prompt]))
         maps = {
             layer: qk_rows.rows(capture, prompt, layer, whole).weights()
-            for layer in {names[other][0] for each in pairs for _, other in each}
+            for layer in {names[other][0] for group in pairs for _, other in group}
         }
         row = []
-        for each in pairs:
-            patterns = {names[at]: maps[names[to][0]][names[to][1]] for at, to in each}
-            row.append(
-                pattern_substitution.divergence(
-                    model, capture, prompt, pattern_substitution.fix(patterns)
-                )
-            )
-        found.append(row)
-    return np.asarray(found)
+        for group in pairs:
+            patterns = {names[at]: maps[names[to][0]][names[to][1]] for at, to in group}
+            edits = pattern_substitution.fix(patterns)
+            row.append(pattern_substitution.divergence(model, capture, prompt, edits))
+        divergences.append(row)
+    return np.asarray(divergences)
 
 
-def _note(mean: Array) -> str:
-    near, random = (float(one) for one in mean)
-    said = (
+def _verdict(moved: Array) -> Verdict:
+    """Conclude whether the nearest head's pattern does less harm than another one's."""
+    near, random = map(float, moved)
+    text = (
         f"heads with the pattern of their nearest head move the output by {near:.3f} nats, with "
         f"that of a random other head by {random:.3f}"
     )
     if near < random:
-        return f"Causal check agrees: {said}."
-    return f"DISAGREEMENT: {said}; nearness is correlational here."
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    return Verdict(
+        "disagreement", f"Causal check does not agree: {text}; nearness is correlational here."
+    )

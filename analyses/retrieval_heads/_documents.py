@@ -25,17 +25,17 @@ def documents(words: Sequence[str], end: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
-def document_scores(weights: Array, places: Sequence[range]) -> Array:
+def document_scores(weights: Array, positions: Sequence[range]) -> Array:
     """Sum the attention of every head over each document, without its low outliers.
 
-    ``weights`` (layer, head, key) come from the question's tokens, ``places`` are the token
+    ``weights`` (layer, head, key) come from the question's tokens, ``positions`` are the token
     positions of each document; scores (document, layer, head).
 
     Source: Zhang et al., Query-Focused Retrieval Heads (2506.09944): per document, tokens at or
     below the mean minus two standard deviations are dropped, the others summed.
     """
     scores = []
-    for place in places:
+    for place in positions:
         part = weights[..., place.start : place.stop]
         if len(place) < 2:
             scores.append(part.sum(-1))

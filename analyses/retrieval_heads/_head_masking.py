@@ -68,7 +68,6 @@ def curve(
             f"counts: {max(counts)} of {len(ranked)} heads leave fewer than as many random "
             f"others; take {len(ranked) // 2} or fewer"
         )
-
     encoded = encode_task(model, task)
 
     def accuracy(heads: Sequence[Head]) -> NDArray[np.float64]:

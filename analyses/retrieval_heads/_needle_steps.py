@@ -19,7 +19,7 @@ Questions = Sequence[EncodedQuestion]
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
 
-def look(
+def decode_steps(
     model: Model, ids: Sequence[int], questions: Questions
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Read the decode steps of one prompt in one pass, keeping nothing else of any row.

@@ -31,7 +31,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses.retrieval_heads._needle_steps import look
+from headscope.analyses.retrieval_heads._needle_steps import decode_steps
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -203,7 +203,7 @@ def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:
     encoded = encode(task, model.tokenizer)
     shares = []
     for ids, questions, roles in zip(encoded.ids, encoded.questions, encoded.roles, strict=True):
-        _, answers = look(model, ids, questions)
+        _, answers = decode_steps(model, ids, questions)
         step = {ids[roles["thread"][0]]} if short else set()
         other = [
             token in question.wrong_ids and token not in step

@@ -22,7 +22,7 @@ from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.retrieval_heads import _head_masking
-from headscope.analyses.retrieval_heads._needle_steps import look, right, score
+from headscope.analyses.retrieval_heads._needle_steps import decode_steps, right, score
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture
 from headscope.probes.models.model import Model
@@ -116,14 +116,14 @@ def run(
     if task.name != TASK:
         raise NotApplicable(f"task: {task.name} has no length or depth to sweep; use needle")
     words, masked_counts = numbers("lengths", lengths), numbers("counts", counts)
-    places = [0.5] if depths == 1 else [float(place) for place in np.linspace(0, 1, depths)]
+    fractions = [0.5] if depths == 1 else [float(place) for place in np.linspace(0, 1, depths)]
 
     def draw(number: int, length: int, depth: float | None = None) -> Task:
         return tasks.make(
             TASK, model.tokenizer, number, task.seed, length=length, depth=depth, span=span
         )
 
-    cells = [[draw(cell_prompts, length, depth) for depth in places] for length in words]
+    cells = [[draw(cell_prompts, length, depth) for depth in fractions] for length in words]
     sets, multisets, recalled, matched, digest = _read(model, cells)
     counted = recalled > least_recalled
     convention = (
@@ -171,7 +171,7 @@ def run(
         convention=f"{rule}, in at least {always:.0%} of them",
     )  # fmt: skip
 
-    coords: dict[str, Any] = {"length": [*words], "depth": [*places]}
+    coords: dict[str, Any] = {"length": [*words], "depth": [*fractions]}
     note = "The model recalls none of the needles; no curve."
     record: dict[str, Any] = {"note": note}
     verdict: Verdict | None = None
@@ -214,7 +214,7 @@ def _read(model: Model, cells: list[list[Task]]) -> tuple[Array, Array, Array, A
             digests.append(prompts.digest())
             cell = []
             for ids, questions in zip(prompts.ids, prompts.encoded.questions, strict=True):
-                looked, generated = look(model, ids, questions)
+                looked, generated = decode_steps(model, ids, questions)
                 scores = score(ids, questions, looked, generated)
                 cell.append((*scores, right(questions, looked)))
             rows.append(cell)

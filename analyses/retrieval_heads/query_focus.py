@@ -192,13 +192,13 @@ def _score(
 ) -> _Prompt:
     """Score the documents of one prompt in every head."""
     words = task.prompts[row].words
-    places = [
+    positions = [
         range(document.start + encoded.offset, document.stop + encoded.offset)
         for document in documents(words, len(words) - query_words)
     ]
     evidence = set(encoded.questions[row][0].evidence)
-    gold = np.array([bool(evidence & set(place)) for place in places])
-    if not gold.any() or len(places) < 2:
+    gold = np.array([bool(evidence & set(place)) for place in positions])
+    if not gold.any() or len(positions) < 2:
         raise NotApplicable(
             f"evidence: prompt {row + 1} of {task.name} needs two sentences or more, one of "
             "them with the answer; use recall or needle"
@@ -211,8 +211,8 @@ def _score(
         .values.astype(np.float64)[..., :end]
         for captured in (question, blank)
     )
-    plain = document_scores(weights, places)[gold].sum(0)
-    return _Prompt(document_scores(weights - null_weights, places), plain, gold)
+    plain = document_scores(weights, positions)[gold].sum(0)
+    return _Prompt(document_scores(weights - null_weights, positions), plain, gold)
 
 
 def _ranks_first(prompts: Sequence[_Prompt], group: Sequence[Head]) -> Array:

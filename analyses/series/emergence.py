@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.results import interval, label, variable
+from headscope.analyses._runtime import options
+from headscope.analyses._runtime.results import Results, label
 from headscope.analyses.series.joined import DIM
 from headscope.kernels.errors import InvalidInput
 
@@ -38,7 +39,7 @@ def emergence(
     threshold: float | None = None,
     least: float = 0.2,
 ) -> xr.Dataset:
-    """Say at which training step each entry of a score emerges, and in which order.
+    """Find the training step at which each entry of a score emerges, and in which order.
 
     The level is crossed from the checkpoint on after which no value is on the other side of it;
     between the two checkpoints the step is interpolated on a line.
@@ -81,59 +82,68 @@ def emergence(
     >>> float(emergence(grown, "score")["emergence_step"])
     150.0
     """
-    from headscope.analyses._runtime import options
-
     options.one_of("of", of, MEASURES)
     options.between("share", share, 0, 1)
-    scores = [str(name) for name, one in timeline.items() if DIM in one.dims]
+    scores = [str(name) for name, array in timeline.items() if DIM in array.dims]
     if score not in scores:
         raise InvalidInput(f"score: the timeline holds no {score!r}; it has {', '.join(scores)}")
     array = timeline[score]
     rest = [dim for dim in array.dims if dim != DIM]
     steps = np.asarray(timeline["step"].values, dtype=np.float64)
     values = _rows(array, rest)
-    bounds = [_rows(timeline[f"{score}_{end}"], rest) for end in ("lower", "upper")
-              if f"{score}_{end}" in timeline]  # fmt: skip
+    bounds = [
+        _rows(timeline[f"{score}_{end}"], rest)
+        for end in ("lower", "upper")
+        if f"{score}_{end}" in timeline
+    ]
     lower, upper = bounds if len(bounds) == 2 else (values, values)
     rows = [
-        _crossing(steps, *one, of, share, threshold, least)
-        for one in zip(values, lower, upper, strict=True)
+        _crossing(steps, *curve, of, share, threshold, least)
+        for curve in zip(values, lower, upper, strict=True)
     ]
     shape = [array.sizes[dim] for dim in rest]
-    step, low, high, final = (np.reshape(one, shape) for one in np.array(rows).T)
+    step, low, high, final = (np.reshape(column, shape) for column in np.array(rows).T)
     title = str(array.attrs.get("long_name", score))
     level = f"{threshold:g}" if threshold is not None else MEASURES[of].format(share=share)
-    said = f"level: {level}; {least:g} is the least that counts; linear between checkpoints"
+    convention = f"level: {level}; {least:g} is the least that counts; linear between checkpoints"
     dims = [str(dim) for dim in rest]
     evidence = {"evidence": array.attrs["evidence"]} if "evidence" in array.attrs else {}
-    places = variable(
-        dims, _order(step), f"Order of emergence of: {title}", "place", "sequential", 1,
-        convention=f"1 for the first; {said}", **evidence,
-    )  # fmt: skip
-    ends = variable(
-        dims, final, f"At the last checkpoint: {title}", str(array.attrs.get("units", "")),
-        **evidence,
-    )  # fmt: skip
-    found = xr.Dataset(
-        {
-            **interval(
-                "emergence_step", dims, step, low, high, f"Emergence of: {title}", "steps",
-                "sequential", float(steps[0]), float(steps[-1]), convention=said, **evidence,
-            ),
-            "emergence_order": places,
-            "final_value": ends,
-        },
-        coords={name: one for name, one in array.coords.items() if DIM not in one.dims},
-    )  # fmt: skip
-    order = _listed(found, array, rest)
-    found.attrs = {
+    results = Results(timeline, **evidence)
+    results.add_interval(
+        "emergence_step",
+        dims,
+        (step, low, high),
+        f"Emergence of: {title}",
+        "steps",
+        "sequential",
+        float(steps[0]),
+        float(steps[-1]),
+        convention=convention,
+    )
+    results.add(
+        "emergence_order",
+        dims,
+        _order(step),
+        f"Order of emergence of: {title}",
+        "place",
+        "sequential",
+        1,
+        convention=f"1 for the first; {convention}",
+    )
+    units = str(array.attrs.get("units", ""))
+    results.add("final_value", dims, final, f"At the last checkpoint: {title}", units)
+    emerged = xr.Dataset(
+        results.variables,
+        coords={name: values for name, values in array.coords.items() if DIM not in values.dims},
+    )
+    order = _listed(emerged, array, rest)
+    return emerged.assign_attrs(
         **{key: timeline.attrs[key] for key in KEPT if key in timeline.attrs},
-        "score": score,
-        "order": order,
-        "convention": said,
-        "note": _note(order, title),
-    }
-    return found
+        score=score,
+        order=order,
+        convention=convention,
+        note=_note(order, title),
+    )
 
 
 def _rows(array: xr.DataArray, rest: list[Hashable]) -> Array:
@@ -177,10 +187,9 @@ def _crossing(
     last = [int(at) for at in sure if at < across]
     step = float(steps[across])
     if across:
-        one, other = values[across - 1], values[across]
-        step = float(
-            steps[across - 1] + (level - one) / (other - one) * (steps[across] - steps[across - 1])
-        )
+        before, after = values[across - 1], values[across]
+        part = (level - before) / (after - before)
+        step = float(steps[across - 1] + part * (steps[across] - steps[across - 1]))
     low = float(steps[last[-1]]) if last else float(steps[0])
     return step, low, float(steps[safe[0]]) if safe else np.nan, final
 
@@ -191,11 +200,11 @@ def _order(steps: Array) -> Array:
     return np.where(np.isnan(steps), np.nan, places)
 
 
-def _listed(found: xr.Dataset, array: xr.DataArray, rest: list[Hashable]) -> list[dict[str, Any]]:
+def _listed(emerged: xr.Dataset, array: xr.DataArray, rest: list[Hashable]) -> list[dict[str, Any]]:
     """List what emerged, first to last."""
     rows = []
     for place in product(*(range(array.sizes[dim]) for dim in rest)):
-        here = found.isel(dict(zip(rest, place, strict=True)))
+        here = emerged.isel(dict(zip(rest, place, strict=True)))
         if bool(here["emergence_step"].isnull()):
             continue
         ends = [float(here[f"emergence_step_{end}"]) for end in ("lower", "upper")]
@@ -219,12 +228,12 @@ def _name(array: xr.DataArray, rest: list[Hashable], place: tuple[int, ...]) -> 
     words = []
     if "layer" in at and "head" in at:
         words.append(label((int(at.pop("layer")), int(at.pop("head")))))
-    return ", ".join(words + [str(one) for one in at.values()])
+    return ", ".join(words + [str(value) for value in at.values()])
 
 
 def _note(order: list[dict[str, Any]], title: str) -> str:
     if not order:
         return f"{title}: nothing emerges."
-    said = ", ".join(f"{row['name'] or 'it'} at step {row['step']:g}" for row in order[:8])
+    steps = ", ".join(f"{row['name'] or 'it'} at step {row['step']:g}" for row in order[:8])
     more = f" and {len(order) - 8} more" if len(order) > 8 else ""
-    return f"{title}: {said}{more}."
+    return f"{title}: {steps}{more}."

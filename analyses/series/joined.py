@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from headscope.analyses._runtime.verdict import SEVERITY
 from headscope.analyses.series.state import State
 from headscope.kernels.errors import InvalidInput
 
 DIM = "checkpoint"
-ALARM = re.compile(r"\b(DISAGREEMENT|INCONCLUSIVE)\b")
+# What is said of the checkpoints whose verdict has this state.
+ALARMS = {
+    "disagreement": "Disagreement",
+    "too_few": "Too few to tell",
+    "not_supported": "Not supported",
+}
 
 
 def join(
@@ -43,29 +49,33 @@ def join(
             left_out[name] = reason
         else:
             variables[name] = _stack(name, states, good)
-    used = {dim for one in variables.values() for dim in one.dims}
+    used = {dim for array in variables.values() for dim in array.dims}
     coords = {
-        name: one
-        for name, one in first.coords.items()
-        if set(one.dims) <= used and all(name in other.coords for other in good.values())
-        and all(one.equals(other.coords[name]) for other in good.values())
-    }  # fmt: skip
+        name: values
+        for name, values in first.coords.items()
+        if set(values.dims) <= used
+        and all(name in other.coords for other in good.values())
+        and all(values.equals(other.coords[name]) for other in good.values())
+    }
     joined = xr.Dataset(variables, coords=coords).assign_coords(
         {
-            DIM: [one.label for one in states],
-            "step": (DIM, [one.step for one in states], {"long_name": "Training step"}),
-            "revision": (DIM, [_of(good, one.label, "revision") for one in states]),
+            DIM: [state.label for state in states],
+            "step": (DIM, [state.step for state in states], {"long_name": "Training step"}),
+            "revision": (DIM, [_of(good, state.label, "revision") for state in states]),
         }
     )
     attrs, varying = _attributes(good)
     joined.attrs = {
         **attrs,
-        "model": _common([one.name for one in states]),
+        "model": _common([state.name for state in states]),
         "by_checkpoint": varying,
         "failed": failed,
         "left_out": left_out,
         "note": _note(states, good, failed, left_out),
     }
+    verdicts = [result.attrs["verdict"] for result in good.values() if "verdict" in result.attrs]
+    if verdicts:
+        joined.attrs["verdict"] = min(verdicts, key=SEVERITY.index)
     return joined
 
 
@@ -79,8 +89,8 @@ def _alike(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[st
             failed[label] += "another one?"
             continue
         sizes, expected = (
-            {dim: one.sizes[dim] for dim in ("layer", "head") if dim in one.dims}
-            for one in (result, first)
+            {dim: dataset.sizes[dim] for dim in ("layer", "head") if dim in dataset.dims}
+            for dataset in (result, first)
         )
         if sizes != expected:
             failed[label] = f"heads: it has {sizes}, the first checkpoint {expected}"
@@ -90,7 +100,7 @@ def _alike(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[st
 
 
 def _unlike(name: str, results: Sequence[xr.Dataset]) -> str:
-    """Say why a variable cannot be joined; empty where it can."""
+    """Return why a variable cannot be joined; empty where it can."""
     first = results[0][name]
     if first.dtype.kind not in "fiub":
         return "holds no numbers"
@@ -117,7 +127,7 @@ def _stack(name: str, states: Sequence[State], good: Mapping[str, xr.Dataset]) -
     shared = {
         key: value
         for key, value in first.attrs.items()
-        if all(one[name].attrs.get(key) == value for one in good.values())
+        if all(result[name].attrs.get(key) == value for result in good.values())
     }
     return xr.Variable((DIM, *first.dims), values, shared)
 
@@ -126,15 +136,16 @@ def _attributes(
     good: Mapping[str, xr.Dataset],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Split the attributes into those of all checkpoints and those of each."""
-    names = dict.fromkeys(str(key) for one in good.values() for key in one.attrs)
+    names = dict.fromkeys(str(key) for result in good.values() for key in result.attrs)
     first = next(iter(good.values())).attrs
     same = {
-        name for name in names
-        if all(one.attrs.get(name) == first.get(name) for one in good.values())
-    }  # fmt: skip
+        name
+        for name in names
+        if all(result.attrs.get(name) == first.get(name) for result in good.values())
+    }
     varying = {
-        label: {name: one.attrs[name] for name in names if name in one.attrs and name not in same}
-        for label, one in good.items()
+        label: {name: value for name, value in result.attrs.items() if name not in same}
+        for label, result in good.items()
     }
     return {name: first[name] for name in names if name in same and name in first}, varying
 
@@ -157,12 +168,9 @@ def _note(
 ) -> str:
     steps = f"steps {states[0].step:g} to {states[-1].step:g}"
     parts = [f"{len(good)} of {len(states)} checkpoints, {steps}."]
-    alarms: dict[str, list[str]] = {}
-    for label, one in good.items():
-        found = ALARM.search(str(one.attrs.get("note", "")))
-        if found:
-            alarms.setdefault(found.group(1), []).append(label)
-    parts += [f"{word} at {', '.join(labels)}." for word, labels in alarms.items()]
+    for state, words in ALARMS.items():
+        labels = [label for label, result in good.items() if result.attrs.get("verdict") == state]
+        parts += [f"{words} at {', '.join(labels)}."] if labels else []
     parts += [f"WARNING: {label} failed: {reason}." for label, reason in failed.items()]
     parts += [f"Left out: {name} ({reason})." for name, reason in left_out.items()]
     return " ".join(parts)

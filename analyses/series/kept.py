@@ -28,13 +28,7 @@ FORMAT = "headscope-timeline-1"
 
 @dataclass(frozen=True)
 class Kept:
-    """The folder of one timeline.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    """
+    """The folder of one timeline."""
 
     path: Path
 
@@ -87,7 +81,7 @@ def prepare(
             )
         for file in [*(folder / PARTS).glob("*.safetensors"), folder / WHOLE, folder / PAGE]:
             file.unlink(missing_ok=True)
-    elif folder.is_dir() and any(one.name[0] != "." for one in folder.iterdir()):
+    elif folder.is_dir() and any(file.name[0] != "." for file in folder.iterdir()):
         raise InvalidInput(f"out: {folder} holds other files; choose an empty or new folder")
     try:
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
@@ -107,12 +101,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         When there is no timeline in the folder, or its manifest is broken.
     """
     try:
-        found = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"timeline: {path} holds no {MANIFEST}; headscope timeline") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InvalidInput(f"timeline: {path} was not written by this version of headscope")
-    return found
+    return manifest
 
 
 def holds(path: str | os.PathLike[str]) -> bool:

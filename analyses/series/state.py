@@ -10,22 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.models.checkpoints import checkpoints, stamp
+from headscope.probes.models.model_source import step_of
 
 
 @dataclass(frozen=True)
 class State:
-    """One checkpoint of a series.
+    """One checkpoint of a series: what `load_model` takes, its name, and its training step.
 
-    Attributes
-    ----------
-    source
-        What `load_model` takes.
-    name
-        The source in words.
-    label
-        Short name, unique in the series.
-    step
-        Training step.
+    The ``label`` is a short name, unique in the series.
     """
 
     source: Any
@@ -35,8 +28,6 @@ class State:
 
     def stamp(self) -> str:
         """Return a key that changes when the checkpoint does."""
-        from headscope.probes.models.checkpoints import stamp
-
         if isinstance(self.source, str | os.PathLike):
             return stamp(self.source)
         return str(self.source.revision)
@@ -60,31 +51,28 @@ def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
 
     Examples
     --------
-    >>> [one.label for one in states(["runs/checkpoint-20", "runs/checkpoint-3"])]
+    >>> [state.label for state in states(["runs/checkpoint-20", "runs/checkpoint-3"])]
     ['checkpoint-3', 'checkpoint-20']
     """
-    from headscope.probes.models.checkpoints import checkpoints
-    from headscope.probes.models.model_source import step_of
-
-    one = isinstance(sources, str | os.PathLike)
-    given: list[Any] = []
-    for source in [sources] if one else sources:
+    single = isinstance(sources, str | os.PathLike)
+    series: list[Any] = []
+    for source in [sources] if single else sources:
         text = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-        whole = text.endswith("@*") or (one and step_of(text) is None)
-        given += checkpoints(source) if whole else [source]
-    if len(given) < 2:
-        raise InvalidInput(f"checkpoints: {len(given)} given; a timeline needs at least two")
-    names = [_name(source) for source in given]
+        whole = text.endswith("@*") or (single and step_of(text) is None)
+        series += checkpoints(source) if whole else [source]
+    if len(series) < 2:
+        raise InvalidInput(f"checkpoints: {len(series)} given; a timeline needs at least two")
+    names = [_name(source) for source in series]
     if steps is None:
-        found = [step_of(name) for name in names]
-        if None in found:
+        numbers = [step_of(name) for name in names]
+        if None in numbers:
             raise InvalidInput(
-                f"steps: {names[found.index(None)]} names no training step, as checkpoint-400 or "
+                f"steps: {names[numbers.index(None)]} names no training step, as checkpoint-400 or "
                 "NAME@step400 do; give the steps"
             )
-        steps = [float(step) for step in found if step is not None]
-    if len(steps) != len(given):
-        raise InvalidInput(f"steps: {len(steps)} for {len(given)} checkpoints; give one each")
+        steps = [float(step) for step in numbers if step is not None]
+    if len(steps) != len(series):
+        raise InvalidInput(f"steps: {len(steps)} for {len(series)} checkpoints; give one each")
     for step, count in Counter(steps).items():
         if count > 1:
             raise InvalidInput(
@@ -94,8 +82,8 @@ def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
     labels = short if len(set(short)) == len(short) else names
     if len(set(labels)) < len(labels):
         raise InvalidInput("checkpoints: one is given twice; leave it out")
-    rows = zip(given, names, labels, steps, strict=True)
-    return sorted((State(*row) for row in rows), key=lambda one: one.step)
+    rows = zip(series, names, labels, steps, strict=True)
+    return sorted((State(*row) for row in rows), key=lambda state: state.step)
 
 
 def _name(source: Any) -> str:

@@ -10,6 +10,10 @@ from typing import Any
 
 import xarray as xr
 
+from headscope import analyses, probes
+from headscope.analyses._runtime import options as option_values
+from headscope.analyses._runtime import runner
+from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
 from headscope.analyses.series import joined, kept
 from headscope.analyses.series.state import State, states
 from headscope.kernels.errors import HeadscopeError, InvalidInput
@@ -74,15 +78,10 @@ def timeline(
     Examples
     --------
     >>> two = ["headscope/induction@step0", "headscope/induction@step1000"]
-    >>> found = timeline("sinks", two, [[0, *range(5, 40)]])
-    >>> found["sink"].dims
+    >>> timeline("sinks", two, [[0, *range(5, 40)]])["sink"].dims
     ('checkpoint', 'layer', 'head')
     """
-    from headscope import analyses
-    from headscope.analyses._runtime import options as check
-
-    known = analyses.options(analysis)
-    settings = check.parse(analysis, known, options or {})
+    settings = option_values.parse(analysis, analyses.options(analysis), options or {})
     own = hasattr(analyses.load(analysis), "TASK")
     if not own and prompts is None and task is None:
         raise InvalidInput(f"prompts: {analysis} runs on your own prompts; give some, or a task")
@@ -102,12 +101,12 @@ def timeline(
         if progress is not None:
             progress("checkpoints", done, len(series))
         try:
-            found = None if folder is None else folder.find(state)
-            if found is None:
-                found = _run(analysis, state, prompts, task, own, settings, n, seed, progress)
+            result = None if folder is None else folder.find(state)
+            if result is None:
+                result = _run(analysis, state, prompts, task, own, settings, n, seed, progress)
                 if folder is not None:
-                    folder.keep(state, found)
-            results[state.label] = found
+                    folder.keep(state, result)
+            results[state.label] = result
         except Exception as error:
             # A broken checkpoint among many is named, and the others still say what they show.
             lines = str(error).strip().splitlines() or [""]
@@ -133,18 +132,12 @@ def _run(
     progress: Progress | None,
 ) -> xr.Dataset:
     """Load one checkpoint and run the analysis on it."""
-    from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
-    from headscope.analyses._runtime.runner import execute
-    from headscope.probes import load_model
-    from headscope.probes.prompts import tasks
-
-    model = load_model(state.source)
-    given = prompts
+    model = probes.load_model(state.source)
     if not own and prompts is None:
         named = isinstance(task, str | os.PathLike)
         count = n or DEFAULT_PROMPTS
-        given = tasks.make(task, model.tokenizer, count, seed) if named else task
-    return execute(
-        analysis, model, given, task=task if own else None, options=settings, n=n, seed=seed,
+        prompts = probes.tasks.make(task, model.tokenizer, count, seed) if named else task
+    return runner.execute(
+        analysis, model, prompts, task=task if own else None, options=settings, n=n, seed=seed,
         progress=progress,
     )  # fmt: skip

@@ -25,16 +25,16 @@ def positions(model: Model, prompts: Sequence[Sequence[int]]) -> dict[str, list[
     special = set(getattr(model.tokenizer, "all_special_ids", None) or [])
     special -= {getattr(model.tokenizer, name, None) for name in WORDS}
     named = model.tokenizer is not None
-    places: dict[str, list[list[int]]] = {name: [] for name in NAMES}
+    by_kind: dict[str, list[list[int]]] = {name: [] for name in NAMES}
     for ids in prompts:
         words = model.words(ids) if named else [""] * len(ids)
         marks = [token in special for token in ids]
-        places["beginning"].append([0] if marks[0] else [])
-        places["separator"].append([at for at, mark in enumerate(marks) if mark and at])
-        places["punctuation"].append(
+        by_kind["beginning"].append([0] if marks[0] else [])
+        by_kind["separator"].append([at for at, mark in enumerate(marks) if mark and at])
+        by_kind["punctuation"].append(
             [at for at, word in enumerate(words) if not marks[at] and is_punctuation(word)]
         )
-    return {name: rows for name, rows in places.items() if any(rows)}
+    return {name: rows for name, rows in by_kind.items() if any(rows)}
 
 
 def is_punctuation(word: str) -> bool:

@@ -72,9 +72,9 @@ class Facts:
 
     def hidden(self, row: int, number: int, heads: Sequence[Head]) -> tuple[Edit, ...]:
         """Hide a fact from all that comes after it, in some heads."""
-        places = self.fact(row, number)
-        after = tuple(range(places[-1] + 1, len(self.ids[row])))
-        return (KnockOut(heads=tuple(heads), keys=tuple(places), queries=after),)
+        positions = self.fact(row, number)
+        after = tuple(range(positions[-1] + 1, len(self.ids[row])))
+        return (KnockOut(heads=tuple(heads), keys=tuple(positions), queries=after),)
 
 
 def split(masses: Array, asked: int) -> tuple[Array, Array]:

@@ -47,7 +47,7 @@ class Segments:
     said: str
     answers: tuple[int | None, ...] = ()
 
-    def places(self, prompt: int, name: str) -> list[int]:
+    def positions(self, prompt: int, name: str) -> list[int]:
         """Return where a segment stands in a prompt."""
         return np.flatnonzero(self.numbers[prompt] == self.names.index(name)).tolist()
 
@@ -175,8 +175,8 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
     for row, roles, questions in zip(ids, encoded.roles, encoded.questions, strict=True):
         labels = ["first", *["elsewhere"] * (len(row) - 1)]
         # A token of several roles belongs to the narrowest.
-        for name, places in sorted(roles.items(), key=lambda role: -len(role[1])):
-            for place in places:
+        for name, positions in sorted(roles.items(), key=lambda role: -len(role[1])):
+            for place in positions:
                 labels[place] = name
         labelled.append(labels)
         at_end = [question.answer_ids[0] for question in questions if question.at == len(row) - 1]

@@ -198,7 +198,7 @@ def _moved(
             patterns = {head: _shifted(length, int(at[head])) for head in heads}
             edits += [list(pattern_substitution.fix(patterns)), [Ablate(heads=tuple(heads))]]
         if kinds:
-            marks = sorted({place for places in kinds.values() for place in places[prompt]})
+            marks = sorted({place for rows in kinds.values() for place in rows[prompt]})
             others = [place for place in range(length) if place not in set(marks)]
             size = min(len(marks), len(others))
             drawn = sorted(int(place) for place in rng.choice(others, size, replace=False))

@@ -238,10 +238,10 @@ def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[
         for column, target in enumerate(names):
             scores = np.nan_to_num(enrichment[:, :, row, column])
             ranked = np.argsort(-scores, axis=None, kind="stable")[:NAMED]
-            places = [np.unravel_index(at, scores.shape) for at in ranked]
+            best = [np.unravel_index(at, scores.shape) for at in ranked]
             heads = [
                 label((int(layer), int(head)))
-                for layer, head in places
+                for layer, head in best
                 if scores[layer, head] >= least
             ]
             if heads:

@@ -171,7 +171,7 @@ def _hide(
             # The first query of a text sees itself alone, which says nothing of the class.
             read = np.arange(1, len(made.numbers[row]))
             for column, name in enumerate(made.names):
-                inside = made.places(row, name)
+                inside = made.positions(row, name)
                 rest = np.setdiff1d(read, inside)
                 if not inside or not len(rest):
                     continue
@@ -180,7 +180,7 @@ def _hide(
                     continue
                 sets = [generator.permutation(rest)[: len(inside)].tolist() for _ in range(draws)]
                 effects[row, 1, column] = np.mean(
-                    [_segment_mass.mean_of(hiding.effect(places), read) for places in sets]
+                    [_segment_mass.mean_of(hiding.effect(others), read) for others in sets]
                 )
             step()
     return effects

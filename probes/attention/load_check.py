@@ -48,11 +48,6 @@ def inspect(model: Model) -> Model:
     Returns
     -------
     The model with its geometry.
-
-    Raises
-    ------
-    UnsupportedModel
-        Naming layer, head and statistic.
     """
     _refuse_unfit(model)
     ids = prompt(model)

@@ -21,11 +21,6 @@ def watching(model: Model, take: Callable[[int, Tensor], Tensor | None]) -> Iter
     """Hand the residual stream before each block, and after the last, to ``take(boundary, it)``.
 
     What ``take`` returns, unless it is None, goes on in place of the stream.
-
-    Raises
-    ------
-    HeadscopeError
-        When the blocks of the model are not found.
     """
     parts = blocks(model)
 

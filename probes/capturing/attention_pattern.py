@@ -220,11 +220,6 @@ def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[
         raise InvalidInput(
             f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}"
         )
-    if "attention_map" in capture.coords and not bool(capture["attention_map"].sel(layer=layer)):
-        known = capture["layer"].values[capture["attention_map"].values].tolist()
-        raise InvalidInput(
-            f"layer: {layer} has no attention map; layers with one are {', '.join(map(str, known))}"
-        )
     place = {
         "prompt": prompt,
         "layer": int(np.flatnonzero(capture["layer"].values == layer)[0]),

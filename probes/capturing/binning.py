@@ -28,13 +28,7 @@ def width_of(bins: int | None, longest: int) -> int:
 def check(
     bins: int | None, stats: Sequence[str], keep: Sequence[str], *, crossed: bool = False
 ) -> None:
-    """Refuse what has no meaning in bins.
-
-    Raises
-    ------
-    HeadscopeError
-        For fewer than one bin, for activations, whole patterns and the largest keys.
-    """
+    """Refuse what has no meaning in bins."""
     if bins is None:
         return
     if bins < 1:

@@ -119,13 +119,7 @@ class LayerCoords:
 
 
 def bias_by_distance(bias: Tensor) -> Array:
-    """Read a relative position bias as one row a head over key - query, -(n - 1) … n - 1.
-
-    Raises
-    ------
-    NotApplicable
-        When it depends on more than the distance, so that q, k and lse do not give the weights.
-    """
+    """Read a relative position bias as one row a head over key - query, -(n - 1) … n - 1."""
     length = bias.shape[-1]
     at = torch.arange(length, device=bias.device)
     row = torch.cat((bias[0, :, 1:, 0].flip(1), bias[0, :, 0]), dim=1)

@@ -85,11 +85,6 @@ def resolve_options(
         Tokens of the longest prompt, which the default tile depends on.
     parameters
         Fields of the kernels' ``Request``.
-
-    Raises
-    ------
-    HeadscopeError
-        For unknown statistics, activations and parameters, and for parameters out of range.
     """
     names, kept = _names(applicable_stats(DEFAULT, model) if stats is None else stats, keep, model)
     request = Request(

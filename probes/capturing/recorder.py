@@ -36,11 +36,6 @@ class Recorder:
     """One capture: finds targets and spans, runs the model and writes what arrives.
 
     Nothing is allocated until `ArrayWriter.allocate` is called.
-
-    Raises
-    ------
-    HeadscopeError
-        For targets, spans and bins that do not fit the prompts.
     """
 
     def __init__(self, model: Model, prompts: Prompts, options: CaptureOptions) -> None:

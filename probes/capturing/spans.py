@@ -76,12 +76,6 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
     -------
     Names, and the spans of every key.
 
-    Raises
-    ------
-    InvalidInput
-        Without a task where one is needed, for an unknown role, and for positions that do not fit
-        the prompts.
-
     Examples
     --------
     >>> from headscope.probes.prompts.prompt_batch import Prompts

@@ -48,11 +48,6 @@ def find(
     -------
     One list of keys for every query, empty where the rule names none.
 
-    Raises
-    ------
-    InvalidInput
-        For an unknown rule and for ``evidence`` without questions that name any.
-
     Examples
     --------
     >>> find("duplicate", [5, 6, 5])

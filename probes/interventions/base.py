@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry
 
 Head = tuple[int, int]
+HeadOutputs = Float[Tensor, "batch head query size"]
 
 
 KINDS: dict[str, type[Edit]] = {}
@@ -50,9 +51,7 @@ class Edit:
         """
         return None
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Return the outputs of the heads of one layer after the edit."""
         return z
 

@@ -14,6 +14,7 @@ from headscope.probes.interventions.base import (
     Edit,
     Head,
     HeadEdit,
+    HeadOutputs,
     VectorEdit,
     check_shape,
 )
@@ -44,9 +45,7 @@ class Gate(Edit):
 
     values: Float[Tensor, "layer head"]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Scale the heads of one layer."""
         return z * self.values[layer].to(z)[:, None, None]
 
@@ -77,9 +76,7 @@ class Ablate(HeadEdit):
 
     heads: Sequence[Head]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Zero the named heads of one layer."""
         rows = self.rows(layer)
         return z.index_fill(1, torch.tensor(rows, device=z.device), 0.0) if rows else z
@@ -109,9 +106,7 @@ class Replace(VectorEdit):
     heads: Sequence[Head]
     values: Float[Tensor, "layer head size"]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Replace the named heads of one layer."""
         rows = self.rows(layer)
         if not rows:
@@ -146,9 +141,7 @@ class Offset(VectorEdit):
     heads: Sequence[Head]
     values: Float[Tensor, "layer head size"]
 
-    def apply(
-        self, layer: int, z: Float[Tensor, "batch head query size"]
-    ) -> Float[Tensor, "batch head query size"]:
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Shift the named heads of one layer."""
         rows = self.rows(layer)
         if not rows:

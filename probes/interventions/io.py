@@ -51,7 +51,7 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
         if KINDS.get(kind) is not type(edit):
             raise InvalidInput(f"edits: {kind} cannot be stored; use {', '.join(sorted(KINDS))}")
         entry: dict[str, Any] = {"edit": kind}
-        for field in fields(edit):
+        for field in fields(edit):  # type: ignore[arg-type]  # those of this package are dataclasses
             value = getattr(edit, field.name)
             if isinstance(value, Tensor):
                 tensors[f"{number}.{field.name}"] = value.detach().cpu().clone()

@@ -27,13 +27,7 @@ def is_bridge(value: object) -> bool:
 
 @contextmanager
 def unwrapped(bridge: Any) -> Iterator[None]:
-    """Put each attention module of the Hugging Face model back in its block, for a while.
-
-    Raises
-    ------
-    HeadscopeError
-        When a hook is registered that cannot fire here, naming it.
-    """
+    """Put each attention module of the Hugging Face model back in its block, for a while."""
     places = list(_children(bridge.original_model, _is_attention))
     swaps = [(parent, name, part, part.original_component) for parent, name, part in places]
     parts = {id(part): part for _, _, part in places}.values()

@@ -32,18 +32,12 @@ def input_device(module: nn.Module) -> torch.device:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
-    device: torch.device = next(part.parameters(), next(module.parameters())).device
-    return device
+    weight: Tensor = next(part.parameters(), next(module.parameters()))
+    return weight.device
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight once, by name; offloaded ones are read one after the other.
-
-    Raises
-    ------
-    HeadscopeError
-        For a weight without values.
-    """
+    """Yield every weight once, by name; offloaded ones are read one after the other."""
     # Offloaded, what is tied looks like two weights.
     tied = set(getattr(module, "all_tied_weights_keys", None) or ())
     seen: set[int] = set()

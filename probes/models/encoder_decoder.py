@@ -28,13 +28,7 @@ STATES = ("key_value_states", "encoder_hidden_states")
 
 
 def choose(module: Any, attention: str) -> str:
-    """Refuse an attention that a model does not have.
-
-    Raises
-    ------
-    InvalidInput
-        Naming those that it has.
-    """
+    """Refuse an attention that a model does not have."""
     paired = bool(module.config.is_encoder_decoder)
     known = KINDS if paired else (SELF,)
     if attention in known:
@@ -51,24 +45,12 @@ def choose(module: Any, attention: str) -> str:
 
 
 def blocks(module: Any, attention: str) -> nn.ModuleList:
-    """Find the blocks that hold an attention of an encoder–decoder model.
-
-    Raises
-    ------
-    HeadscopeError
-        When they are not one list of modules.
-    """
+    """Find the blocks that hold an attention of an encoder–decoder model."""
     return outermost(module.get_encoder() if attention == "encoder" else module.get_decoder())
 
 
 def outermost(stack: nn.Module) -> nn.ModuleList:
-    """Find the one list of modules in a stack that lies in no other.
-
-    Raises
-    ------
-    UnsupportedModel
-        When there is none, or more than one.
-    """
+    """Find the one list of modules in a stack that lies in no other."""
     lists = [part for part in stack.modules() if isinstance(part, nn.ModuleList)]
     inner = {id(part) for group in lists for part in group.modules() if part is not group}
     outer = [group for group in lists if id(group) not in inner]
@@ -118,13 +100,7 @@ class AttentionIndex:
         return hook
 
     def find(self, part: nn.Module) -> tuple[str, int]:
-        """Return the kind of an attention module and its layer.
-
-        Raises
-        ------
-        UnsupportedModel
-            For a module outside of both stacks, or one that numbers itself otherwise.
-        """
+        """Return the kind of an attention module and its layer."""
         name = type(part).__name__
         if id(part) not in self.stacks:
             raise UnsupportedModel(f"model: {name} lies in no block of encoder or decoder; refused")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headscope.kernels.errors import InvalidInput
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from headscope.probes.models.model import Model
 
-    Ids = Int[Tensor, "batch position"] | Float[Tensor, "batch channel height width"] | "Pair"
+    Ids: TypeAlias = (
+        "Int[Tensor, 'batch position'] | Float[Tensor, 'batch channel height width'] | Pair"
+    )
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,7 @@ class Pair:
 
 
 def start_token(model: Model) -> int:
-    """Return the token that the decoder of a model starts with.
-
-    Raises
-    ------
-    InvalidInput
-        When the model names none.
-    """
+    """Return the token that the decoder of a model starts with."""
     token = getattr(model.module.config, "decoder_start_token_id", None)
     if token is None:
         raise InvalidInput(
@@ -57,13 +53,7 @@ def start_token(model: Model) -> int:
 
 
 def encode_target(model: Model, text: str) -> list[int]:
-    """Turn a target text into the tokens that the decoder reads while it is taught to write it.
-
-    Raises
-    ------
-    InvalidInput
-        Without a tokenizer, and for a model that names no start token.
-    """
+    """Turn a target text into the tokens that the decoder reads while it is taught to write it."""
     if model.tokenizer is None:
         raise InvalidInput("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
     written = [

@@ -39,14 +39,7 @@ def fetch(
     dtype: str | torch.dtype | None,
     tokenizer: Any,
 ) -> tuple[Any, Any, str, str]:
-    """Load a model and its tokenizer from a folder or the hub: module, tokenizer, name, revision.
-
-    Raises
-    ------
-    InvalidInput
-        When there is nothing at that place, it cannot be reached, transformers has no class for
-        it, or its weights are incomplete.
-    """
+    """Load a model from a folder or the hub: module, tokenizer, name and revision."""
     place, name, variant, revision = locate(source)
     spread = device == "auto"
     if spread:

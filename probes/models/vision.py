@@ -29,13 +29,7 @@ BEFORE = {
 
 
 def vision_tower(module: Any) -> Any:
-    """Find the part of a model that turns pixels into hidden states, without a head on top.
-
-    Raises
-    ------
-    UnsupportedModel
-        When it reads more than pixels.
-    """
+    """Find the part of a model that turns pixels into hidden states, without a head on top."""
     # What some models call their base begins behind the embedding of the patches.
     for part in (module.base_model, module):
         parameters = inspect.signature(part.forward).parameters.values()
@@ -56,13 +50,7 @@ def vision_tower(module: Any) -> Any:
 
 
 def patches(model: Model, height: int, width: int) -> tuple[str, ...]:
-    """Name the tokens of an image: what the model puts first, then the patches, row by row.
-
-    Raises
-    ------
-    InvalidInput
-        For an image that is not made of whole patches.
-    """
+    """Name the tokens of an image: what the model puts first, then the patches, row by row."""
     down, across = _pair(model, "patch_size")
     if height % down or width % across or not height * width:
         raise InvalidInput(
@@ -89,13 +77,7 @@ def sample(model: Model) -> Float[Tensor, "1 channel height width"]:
 
 
 def check(model: Model, image: Float[Tensor, "1 channel height width"], length: int) -> None:
-    """Refuse a model whose tokens are not those that we would name.
-
-    Raises
-    ------
-    UnsupportedModel
-        With both numbers.
-    """
+    """Refuse a model whose tokens are not those that we would name."""
     expected = patches(model, *image.shape[-2:])
     if len(expected) != length:
         raise UnsupportedModel(
@@ -105,14 +87,7 @@ def check(model: Model, image: Float[Tensor, "1 channel height width"], length: 
 
 
 def read(model: Model, given: Any) -> Prompts:
-    """Read images: arrays of floats (channel, height, width), files or PIL images.
-
-    Raises
-    ------
-    InvalidInput
-        For no images, images of several sizes, files and PIL images without an image processor,
-        numbers that are not pixels as the model reads them.
-    """
+    """Read images: arrays of floats (channel, height, width), files or PIL images."""
     single = isinstance(given, str | os.PathLike) or _is_picture(given)
     if not single and getattr(given, "ndim", 0) == 3:
         single = True

@@ -70,13 +70,7 @@ def _settle(path: str) -> None:
 def describe(
     dataset: xr.Dataset,
 ) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
-    """Split a Dataset into the header of its file and the tensors.
-
-    Raises
-    ------
-    InvalidInput
-        For a value that cannot be stored.
-    """
+    """Split a Dataset into the header of its file and the tensors."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     layout: dict[str, Any] = {"variables": {}, "attrs": dataset.attrs}
     for name, variable in dataset.variables.items():
@@ -164,13 +158,7 @@ def _map(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a temporary name beside a file, and put it in the file's place when all went well.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder cannot be written or the disk is full; nothing is left behind.
-    """
+    """Give a temporary name beside a file, and put it in the file's place when all went well."""
     from safetensors import SafetensorError
 
     target = Path(path)
@@ -189,13 +177,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises
-    ------
-    HeadscopeError
-        As `save`.
-    """
+    """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 

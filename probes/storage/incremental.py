@@ -57,13 +57,7 @@ class Stream:
         return self.path.with_name(f".{self.path.name}.journal")
 
     def commit(self, batch: int) -> None:
-        """Note that a batch is in the file, after it is.
-
-        Raises
-        ------
-        InvalidInput
-            When the disk refuses.
-        """
+        """Note that a batch is in the file, after it is."""
         try:
             for array in self.arrays.values():
                 if isinstance(array, np.memmap):
@@ -127,11 +121,6 @@ def begin(
         another one is another capture's.
     replace
         Drop a half-written file of another capture.
-
-    Raises
-    ------
-    InvalidInput
-        When the disk has too little room, or half a file of another capture is in the way.
     """
     stream = Stream(Path(path))
     header, offsets, fixed = _header(skeleton, growing)

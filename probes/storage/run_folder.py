@@ -172,13 +172,7 @@ def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
 
 
 def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
-    """Refuse a folder that could not take a run, before anything is computed; leaves no trace.
-
-    Raises
-    ------
-    InvalidInput
-        As `create`.
-    """
+    """Refuse a folder that could not take a run, before anything is computed; leaves no trace."""
     folder = Path(path)
     if (folder / MANIFEST).exists() and not replace:
         raise InvalidInput(
@@ -190,13 +184,7 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be written, whether it is there or not; leaves no trace.
-
-    Raises
-    ------
-    InvalidInput
-        Naming the folder and what is in the way.
-    """
+    """Refuse a folder that cannot be written, whether it is there or not; leaves no trace."""
     path = folder
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
@@ -223,13 +211,7 @@ def _clear(folder: Path) -> None:
 
 
 def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
-    """Check the folder of a run, and name the file that its capture may grow in.
-
-    Raises
-    ------
-    HeadscopeError
-        As `create`.
-    """
+    """Check the folder of a run, and name the file that its capture may grow in."""
     folder = Path(path)
     check(folder, replace=replace)
     # Complete, but a kill came before its manifest: what it belongs to is not known.

@@ -45,13 +45,7 @@ class MaskRule:
 
 
 def read(seen: Tensor) -> MaskRule:
-    """Read the rule behind a mask that a model has built, True where a key is seen.
-
-    Raises
-    ------
-    Unknown
-        For a mask by head, and for one that is neither padding, causal order nor a window.
-    """
+    """Read the rule behind a mask that a model has built, True where a key is seen."""
     seen = seen[(None,) * (4 - seen.ndim)] if seen.ndim < 4 else seen
     if seen.ndim != 4 or not torch.equal(seen, seen[:, :1].expand_as(seen)):
         raise Unknown(
@@ -78,13 +72,7 @@ def read(seen: Tensor) -> MaskRule:
 
 
 def declared_window(module: nn.Module, rule: MaskRule) -> int | None:
-    """Name the window of a layer, also where a text is too short to show it.
-
-    Raises
-    ------
-    Unknown
-        When the mask and what GPT-Neo says of its local layers differ.
-    """
+    """Name the window of a layer, also where a text is too short to show it."""
     if getattr(module, "attention_type", None) != "local":
         return rule.window
     window = int(module.config.window_size)  # type: ignore[union-attr, arg-type]

@@ -26,11 +26,6 @@ def trace_attention(root: nn.Module, receive: Receive) -> Iterator[None]:
 
     Inside a module whose class is named Attention, the product of queries and keys is not made;
     it stands as `Scores` until it meets the values, and `receive` answers with the heads' outputs.
-
-    Raises
-    ------
-    HeadscopeError
-        For a step between product and values that is not known, naming module and step.
     """
     tracer = _Tracer(root, receive)
     handles = []

@@ -76,7 +76,7 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
     assert result.attrs["heads_by_type"]["context-reliant"] == ["L1H0"]
     intact, without, others = result["accuracy"].values
     assert (intact, without, others) == (1.0, 0.0, 1.0)
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert result.attrs["verdict"] == "supported"
 
 
 @pytest.mark.requirement("B5")
@@ -110,9 +110,7 @@ def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
     assert hidden == [0.0, 1.0]
 
 
-def test_bad_input_is_refused(bundled, circuit):
-    with pytest.raises(HeadscopeError, match="space: 'logits' is not one of"):
-        execute("context_reliance", bundled, n=2, options={"space": "logits"})
+def test_a_span_that_the_prompts_lack_is_refused(bundled):
     with pytest.raises(HeadscopeError, match="span: 'needle' is not one of"):
         execute("context_reliance", bundled, n=2, options={"span": "needle"})
     with pytest.raises(HeadscopeError, match="no token of 'query'"):

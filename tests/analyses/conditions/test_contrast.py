@@ -71,7 +71,8 @@ def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flag
     cost = result["lost"].sel(ablated="heads that stand out in A").values
     assert cost.min() > 1
     assert cost[0] == pytest.approx(cost[1], abs=1e-3)
-    assert result.attrs["note"].startswith("DISAGREEMENT: the heads do not hurt A more than B")
+    assert result.attrs["verdict"] == "disagreement"
+    assert result.attrs["note"].startswith("The heads do not hurt A more than B")
 
 
 @pytest.mark.requirement("B6")
@@ -87,21 +88,21 @@ def test_heads_of_one_condition_hurt_it_more_than_the_other_and_than_random_ones
     assert own > 1.5
     assert own - foreign > 1.0
     assert abs(random) < 0.2
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert result.attrs["verdict"] == "supported"
 
 
 def test_conditions_that_do_not_differ_have_no_head(bundled):
     result = execute("contrast", bundled, task="ioi", n=8)
     assert result.attrs["heads_by_type"] == {"more evidence in A": []}
     assert "lost" not in result
-    assert result.attrs["note"].startswith("INCONCLUSIVE")
+    assert result.attrs["verdict"] == "too_few"
 
 
 @pytest.mark.requirement("B6")
 def test_heads_that_stand_out_but_do_nothing_are_flagged(bundled):
     result = execute("contrast", bundled, task="ioi", n=12, options={"other": "recall"})
     assert result.attrs["heads_by_type"]["more evidence in A"]
-    assert result.attrs["note"].startswith("DISAGREEMENT")
+    assert result.attrs["verdict"] == "disagreement"
 
 
 def common_and_rare(n: int = 6) -> Task:

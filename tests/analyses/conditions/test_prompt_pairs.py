@@ -49,7 +49,7 @@ def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(ci
     lost, others = result["lost"].values
     assert lost > 10
     assert abs(others) < 1e-3
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert result.attrs["verdict"] == "supported"
 
 
 @pytest.mark.requirement("B5")
@@ -66,7 +66,7 @@ def test_a_difference_that_changes_no_answer_is_flagged(bundled):
     result = execute("prompt_pairs", bundled, task="recall", n=6, options={"draws": 1})
     assert result["difference"].values.max() > 0.3
     assert abs(result["lost"].values[0]) < 0.01
-    assert result.attrs["note"].startswith("DISAGREEMENT")
+    assert result.attrs["verdict"] == "disagreement"
 
 
 def test_equal_prompts_do_not_differ(bundled):
@@ -76,9 +76,7 @@ def test_equal_prompts_do_not_differ(bundled):
     assert float(result["difference"].max()) == 0.0
 
 
-def test_bad_input_is_refused(circuit):
+def test_a_capture_of_other_prompts_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=("lse",), keep=("q", "k"))
     with pytest.raises(HeadscopeError, match="holds 1 prompts and the task has 4"):
         prompt_pairs.run(cap, circuit, repeated(n=4, length=4))
-    with pytest.raises(HeadscopeError, match="best: 0 is too small"):
-        prompt_pairs.run(cap, circuit, repeated(n=1, length=4), best=0)

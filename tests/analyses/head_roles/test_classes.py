@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, SINK, repeated
-from sklearn.metrics import cohen_kappa_score
 
 from headscope.analyses import classes
 from headscope.analyses._runtime.runner import execute
-from headscope.analyses._stats import kappa
 from headscope.analyses.head_roles import _masks, _window_gates
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
@@ -119,25 +117,15 @@ def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled
     intact, streaming, others, _ = result["window_loss"].values
     assert streaming < intact + 0.02
     assert others > intact + 1
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert result.attrs["verdict"] == "supported"
     assert float(result["agreement"].sel(one="echo", other="gate")) > 0.6
     first, last = result.attrs["gate_loss"]
     assert last < first
-
-
-def test_kappa_is_that_of_scikit_learn() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(5):
-        one, other = random.random((2, 40)) < 0.3
-        assert kappa.kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))
-    assert np.isnan(kappa.kappa(np.ones(4, bool), np.ones(4, bool)))
 
 
 def test_bad_input_is_refused(circuit, task) -> None:
     cap = capture(circuit, task, stats=classes.NEEDS, targets=classes.TARGETS)
     with pytest.raises(HeadscopeError, match="first, recent"):
         classes.run(cap, circuit, task, recent=64)
-    with pytest.raises(HeadscopeError, match="least_mass"):
-        classes.run(cap, circuit, task, least_mass=2)
     with pytest.raises(HeadscopeError, match="'induction'"):
         classes.run(cap.sel(target=["duplicate"]), circuit, task)

@@ -98,6 +98,7 @@ def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> No
     # Suppressing the wrong name helps.
     assert float(result["lost"][SUBJECT]) > 0.05
     assert result["lost"].attrs["evidence"] == "causal"
+    assert result.attrs["verdict"] == "supported"
     assert result.attrs["note"].count("Causal check agrees") == 2
 
 
@@ -136,9 +137,7 @@ def test_reading_out_is_the_norm_and_the_unembedding(bundled) -> None:
 
 def test_bad_input_is_refused(model, task) -> None:
     cap = capture(model, task, stats=("target_mass",), keep=("v",), targets=("evidence",))
-    with pytest.raises(HeadscopeError, match="least_score"):
-        vocabulary.run(cap, model, task, least_score=2)
     with pytest.raises(HeadscopeError, match="v"):
         vocabulary.run(cap.drop_vars("v"), model, task)
     with pytest.raises(HeadscopeError, match="prompts"):
-        _candidates.look(cap.isel(prompt=[0]), model, task, 1)
+        _candidates.measure(cap.isel(prompt=[0]), model, task, 1)

@@ -107,5 +107,3 @@ def test_heads_that_look_alike_stand_together_on_the_map(result):
 def test_bad_input_is_refused(circuit, task, captured):
     with pytest.raises(HeadscopeError, match="capture: atlas needs max_weight"):
         atlas.run(captured.drop_vars("max_weight"), circuit, task)
-    with pytest.raises(HeadscopeError, match="queries"):
-        atlas.run(captured, circuit, task, queries=0)

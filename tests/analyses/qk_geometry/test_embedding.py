@@ -130,7 +130,5 @@ def test_queries_of_a_trained_model_lie_outside_its_keys_and_the_picture_has_a_v
 
 
 def test_bad_input_is_refused(story):
-    with pytest.raises(HeadscopeError, match="scaling"):
-        embedding.run(story, scaling="none")
     with pytest.raises(HeadscopeError, match="capture: embedding needs k"):
         embedding.run(story.drop_vars("k"))

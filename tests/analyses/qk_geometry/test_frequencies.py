@@ -92,7 +92,7 @@ def test_a_head_planted_in_one_pair_is_carried_by_that_pair(rotary_sink):
     assert high_without_low < 1e-9
     assert low_without_low > 1e-6
     assert high_without_high > 1e-9
-    assert result.attrs["note"].startswith("Causal check agrees")
+    assert result.attrs["verdict"] == "supported"
 
 
 def test_a_head_whose_logits_are_all_alike_has_no_shares(rotary_sink):

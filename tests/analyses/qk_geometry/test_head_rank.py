@@ -106,7 +106,7 @@ def test_keys_in_their_components_do_what_whole_keys_do(planted, trained):
     assert whole["moved"].values[0] < 1e-9
     own, random = trained["moved"].values
     assert own < 0.3 * random
-    assert trained.attrs["note"].startswith("Causal check agrees")
+    assert trained.attrs["verdict"] == "supported"
 
 
 class AttentionOnly(LlamaDecoderLayer):
@@ -171,7 +171,5 @@ def test_distances_to_rank_one_are_those_of_a_dense_decomposition():
 
 
 def test_bad_input_is_refused(random_llama):
-    with pytest.raises(HeadscopeError, match="norm"):
-        head_rank.run(captured(random_llama), random_llama, norm="nuclear")
     with pytest.raises(HeadscopeError, match="no variance"):
         head_rank.run(captured(random_llama, [[1]]), random_llama)

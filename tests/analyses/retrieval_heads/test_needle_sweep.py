@@ -28,7 +28,7 @@ def test_a_step_looks_where_the_models_own_map_is_largest(bundled):
     task = tasks.make("needle", bundled.tokenizer, 2, length=40, span=2)
     encoded = encode(task, bundled.tokenizer)
     for ids, asked in zip(encoded.ids, encoded.questions, strict=True):
-        looked, generated = _needle_steps.look(bundled, ids, asked)
+        looked, generated = _needle_steps.decode_steps(bundled, ids, asked)
         with torch.no_grad():
             out = eager(torch.tensor([ids]), output_attentions=True)
         at = [each.at for each in asked]

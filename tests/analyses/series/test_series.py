@@ -14,8 +14,8 @@ import xarray as xr
 from constructed import INDUCTION, PREVIOUS, SINK, SIZE, repeated
 
 from headscope.analyses._runtime import runner
-from headscope.analyses.series import emergence, kept, timeline
-from headscope.analyses.series.state import states
+from headscope.analyses.series import emergence, joined, kept, timeline
+from headscope.analyses.series.state import State, states
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 
@@ -113,6 +113,20 @@ def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(
         assert found.attrs[field] == alone.attrs[field]
     assert found.attrs["model"] == str(grown)
     json.dumps(found.attrs)
+
+
+def test_the_most_severe_verdict_of_the_checkpoints_counts() -> None:
+    verdicts = {"step0": "too_few", "step1": "disagreement", "step2": "supported"}
+    series = [State(name, name, name, at) for at, name in enumerate(verdicts)]
+    results = {
+        name: xr.Dataset({"y": ("layer", [0.0])}, attrs={"verdict": verdict, "note": "A note."})
+        for name, verdict in verdicts.items()
+    }
+    whole = joined.join(series, results, {})
+    assert whole.attrs["verdict"] == "disagreement"
+    assert "Disagreement at step1. Too few to tell at step0." in whole.attrs["note"]
+    del results["step1"].attrs["verdict"]
+    assert joined.join(series, results, {}).attrs["verdict"] == "too_few"
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(
