@@ -81,6 +81,6 @@ def _shifted_by(
             partner = here + lag - skip
             partner = partner[(partner >= 0) & (partner < size)]
             if len(partner):
-                places = (partner - shifts[:, prompt, None]) % size
-                shares[:, prompt, column] = anchored[places].mean(-1)
+                positions = (partner - shifts[:, prompt, None]) % size
+                shares[:, prompt, column] = anchored[positions].mean(-1)
     return shares

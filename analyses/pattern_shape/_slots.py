@@ -54,15 +54,15 @@ def move(task: Task, model: Model) -> list[Moved]:
 
 
 def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Moved:
-    places = sorted(prompt.roles.get("value", ()))
+    positions = sorted(prompt.roles.get("value", ()))
     question = min(prompt.questions, key=lambda candidate: candidate.at)
-    if len(places) < 3 or not question.evidence or question.evidence[0] not in places:
+    if len(positions) < 3 or not question.evidence or question.evidence[0] not in positions:
         raise NotApplicable(
             "task: position_bias needs prompts with three stated facts or more, the role 'value' "
             "at their values and one of them as evidence, such as the task recall"
         )
-    others = [(prompt.words[place - 1], prompt.words[place]) for place in places]
-    asked = others.pop(places.index(question.evidence[0]))
+    others = [(prompt.words[place - 1], prompt.words[place]) for place in positions]
+    asked = others.pop(positions.index(question.evidence[0]))
     free = [[word for word in kind if word not in prompt.words] for kind in (keys, values)]
     if not all(free):
         raise NotApplicable("task: every known key or value is in the prompt; state fewer facts")
@@ -70,17 +70,17 @@ def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Mo
     def write(slot: int, fact: tuple[str, str]) -> Prompt:
         words = list(prompt.words[: question.at + 1])
         facts = [*others[:slot], fact, *others[slot:]]
-        for place, pair in zip(places, facts, strict=True):
+        for place, pair in zip(positions, facts, strict=True):
             words[place - 1 : place + 1] = pair
-        answered = Question(question.at, (asked[1],), (), (places[slot],))
+        answered = Question(question.at, (asked[1],), (), (positions[slot],))
         return Prompt(tuple(words), tuple(words), (answered,))
 
-    count = range(len(places))
+    count = range(len(positions))
     dummy = (free[0][0], free[1][0])
     return Moved(
         tuple(write(slot, asked) for slot in count),
         tuple(write(slot, dummy) for slot in count),
-        tuple((place - 1, place) for place in places),
+        tuple((place - 1, place) for place in positions),
     )
 
 

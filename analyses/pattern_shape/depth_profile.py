@@ -129,22 +129,22 @@ def _measured(
                     f"question; give {parts} or more"
                 )
             edges = np.linspace(skip, start, parts + 1).round().astype(int)
-            places = [list(range(low, high)) for low, high in pairwise(edges)]
-            masses.append(_mass(model, prompt, places, start))
-            costs.append(_cost(model, prompt, places, start))
+            positions = [list(range(low, high)) for low, high in pairwise(edges)]
+            masses.append(_mass(model, prompt, positions, start))
+            costs.append(_cost(model, prompt, positions, start))
             step()
     return np.stack(masses), np.stack(costs)
 
 
-def _mass(model: Model, ids: list[int], places: list[list[int]], start: int) -> Array:
+def _mass(model: Model, ids: list[int], positions: list[list[int]], start: int) -> Array:
     """Return the mass of the question's queries on each part (layer, head, part)."""
-    spans = {f"part {number}": [part] for number, part in enumerate(places)}
+    spans = {f"part {number}": [part] for number, part in enumerate(positions)}
     captured = capture_prompts(model, [ids], stats=("span_mass",), spans=spans)
     mass = captured["span_mass"].isel(prompt=0).transpose("layer", "head", "span", "query")
     return mean(mass.values[..., start:].astype(np.float64))
 
 
-def _cost(model: Model, ids: list[int], places: list[list[int]], start: int) -> Array:
+def _cost(model: Model, ids: list[int], positions: list[list[int]], start: int) -> Array:
     """Return the rise of the question's loss when a part is hidden from it (part,)."""
     heads = tuple(
         (layer, head) for layer in model.geometry.attending for head in range(model.heads)
@@ -153,7 +153,7 @@ def _cost(model: Model, ids: list[int], places: list[list[int]], start: int) -> 
     clean = losses(model, ids)[start - 1 :].mean()
     hidden = [
         losses(model, ids, (KnockOut(heads=heads, keys=tuple(keys), queries=queries),))
-        for keys in places
+        for keys in positions
     ]
     return np.array([loss[start - 1 :].mean() - clean for loss in hidden])
 

@@ -133,7 +133,7 @@ def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[s
     """Return each measure of the heads of one layer (head, feature_map), mean over queries."""
     here = capture.isel(prompt=prompt, layer=layer)
     length = int(here["length"])
-    places = np.unique(np.linspace(length // 2, length - 1, queries).astype(int))
+    positions = np.unique(np.linspace(length // 2, length - 1, queries).astype(int))
     query = here["q"].transpose("head", "query", "size").values.astype(np.float64)
     key = here["k"].transpose("kv_head", "key", "size").values.astype(np.float64)
     lse = here["lse"].transpose("head", "query").values.astype(np.float64)
@@ -145,7 +145,7 @@ def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[s
     totals: dict[str, list[Array]] = {name: [] for name in MEASURES}
     for head, group in enumerate(capture["kv_group"].values):
         measures: dict[str, list[Array]] = {name: [] for name in MEASURES}
-        for place in places:
+        for place in positions:
             keys = key[rows[int(group)], _seen(here, int(place), length)] * root
             row = query[head, place] * root
             scores = keys @ row

@@ -257,12 +257,12 @@ def _hidden(
     generator = np.random.default_rng(seed)
     losses = []
     with steps(len(ids)) as step:
-        for prompt, places in zip(ids, anchors, strict=False):
-            rest = np.setdiff1d(np.arange(skip, len(prompt)), places)
-            others = generator.permutation(rest)[: len(places)]
+        for prompt, positions in zip(ids, anchors, strict=False):
+            rest = np.setdiff1d(np.arange(skip, len(prompt)), positions)
+            others = generator.permutation(rest)[: len(positions)]
             edits: dict[str, tuple[KnockOut, ...]] = {CONDITIONS[0]: ()} | {
                 condition: (KnockOut(heads=tuple(heads), keys=tuple(map(int, keys))),)
-                for condition, keys in zip(CONDITIONS[1:], (places, others), strict=True)
+                for condition, keys in zip(CONDITIONS[1:], (positions, others), strict=True)
             }
             losses.append(contrast(model, [prompt], edits)[0])
             step()

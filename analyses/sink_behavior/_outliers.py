@@ -85,12 +85,12 @@ def locate(model: Model, ids: Sequence[Sequence[int]], least: float, ratio: floa
             sizes[row, boundary] = [*top, median]
             if row == 0:
                 np.maximum(first, size.amax(dim=1).cpu().numpy(), out=first)
-            places = ((size > least) & (size >= ratio * median)).nonzero().tolist()
-            if len(places) > MOST:
+            positions = ((size > least) & (size >= ratio * median)).nonzero().tolist()
+            if len(positions) > MOST:
                 raise ResourceLimit(
-                    f"least, ratio: {len(places)} activations pass in one prompt; raise them"
+                    f"least, ratio: {len(positions)} activations pass in one prompt; raise them"
                 )
-            for position, channel in places:
+            for position, channel in positions:
                 value = float(states[position, channel])
                 activation = Activation(row, boundary, position, channel, value)
                 massive.setdefault((row, position, channel), activation)

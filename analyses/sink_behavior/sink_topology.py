@@ -83,7 +83,7 @@ def run(
     lengths = lengths_of(capture)
     held = np.where(alpha > epsilon, alpha, 0.0).sum((1, 2))
     shares = np.stack(
-        [_places(weights, int(end)) for weights, end in zip(held, lengths, strict=True)]
+        [_place_shares(weights, int(end)) for weights, end in zip(held, lengths, strict=True)]
     )
     kinds = [_kind(prompt, most) for prompt in shares]
     counted = np.array([[kind == name for name in KINDS] for kind in kinds], dtype=np.float64)
@@ -129,7 +129,7 @@ def run(
     )
 
 
-def _places(held: NDArray[np.float64], end: int) -> NDArray[np.float64]:
+def _place_shares(held: NDArray[np.float64], end: int) -> NDArray[np.float64]:
     """Return the share of sink weight at each place; NaN without sinks."""
     total = held.sum()
     if not total:

@@ -1,11 +1,11 @@
-"""Loading: what the dashboard reads from disk and computes, each once."""
+"""What the dashboard reads from disk and computes, each once."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,13 @@ WHOLE = 512
 LONGEST = 32768
 
 
+class RunKey(NamedTuple):
+    """A run, and when it or one of its results was last written: what is cached by."""
+
+    path: str
+    version: str
+
+
 def folder() -> Path | None:
     """Return the run folder that the dashboard was started with."""
     given = sys.argv[1:2] or [os.environ.get(VARIABLE, "")]
@@ -40,70 +47,70 @@ def folder() -> Path | None:
 
 def neighbours(path: Path) -> dict[str, Path]:
     """List the runs in the same folder, by name; the given one is always among them."""
-    found = {one.parent.name: one.parent for one in sorted(path.parent.glob("*/manifest.json"))}
-    return {path.name: path, **found}
+    files = sorted(path.parent.glob("*/manifest.json"))
+    return {path.name: path, **{file.parent.name: file.parent for file in files}}
 
 
-def stamp(path: Path) -> str:
-    """Return a key that changes when a run or one of its results does."""
+def run_key(path: Path) -> RunKey:
+    """Return the key of a run."""
     files = [path / "manifest.json", *sorted((path / "results").glob("*.safetensors"))]
-    return "|".join(f"{file.name}:{file.stat().st_mtime_ns}" for file in files if file.exists())
+    times = (f"{file.name}:{file.stat().st_mtime_ns}" for file in files if file.exists())
+    return RunKey(str(path), "|".join(times))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the run …")
-def read(path: str, version: str) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
-    """Read a run, its capture and its results; ``version`` is its stamp. Read-only."""
+def run(key: RunKey) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
+    """Read a run, its capture and its results, all of them to be read only."""
     from headscope.probes.storage import run_folder
 
-    opened = run_folder.open(path)
+    opened = run_folder.open(key.path)
     return opened, opened.capture, opened.results()
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model …")
-def model(path: str, version: str) -> Model:
+def model(key: RunKey) -> Model:
     """Load the model of a run."""
     from headscope.app.pipeline import open_model
 
-    return open_model(read(path, version)[0])
+    return open_model(run(key)[0])
 
 
 @st.cache_data(max_entries=64, show_spinner="Computing the pattern …")
-def weights(path: str, version: str, ids: Tokens, layer: int, head: int) -> xr.DataArray:
+def weights(key: RunKey, ids: Tokens, layer: int, head: int) -> xr.DataArray:
     """Compute the attention weights of one head on some tokens, dims query and key."""
     from headscope.probes import pattern
 
-    return pattern(_kept(path, version, ids), layer, head)
+    return pattern(_captured(key, ids), layer, head)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
-def _kept(path: str, version: str, ids: Tokens) -> xr.Dataset:
+def _captured(key: RunKey, ids: Tokens) -> xr.Dataset:
     """Capture queries and keys of all heads once, so that moving between heads is quick."""
     from headscope.probes import capture
 
-    given: Any = ids if not isinstance(ids, int) else read(path, version)[0].prompts()[ids]
-    return capture(model(path, version), [given], stats=("lse",), keep=("q", "k"))
+    given: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
+    return capture(model(key), [given], stats=("lse",), keep=("q", "k"))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Running the model …")
-def layer(path: str, version: str, ids: tuple[int, ...], number: int) -> Layer:
+def layer(key: RunKey, ids: tuple[int, ...], number: int) -> Layer:
     """Run the model up to a layer once, so that moving the window is quick."""
     from headscope.probes.attention.layer_attention import run_until_layer
 
-    return run_until_layer(model(path, version), ids, number)
+    return run_until_layer(model(key), ids, number)
 
 
 @st.cache_data(max_entries=64, show_spinner="Pooling the map …")
 def pooled(
-    path: str, version: str, ids: tuple[int, ...], number: int, head: int, tile: int
+    key: RunKey, ids: tuple[int, ...], number: int, head: int, tile: int
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Pool the whole map of one head into tiles."""
-    return layer(path, version, ids, number).pooled(head, tile)
+    return layer(key, ids, number).pooled(head, tile)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def window(
-    path: str,
-    version: str,
+    key: RunKey,
     ids: tuple[int, ...],
     number: int,
     head: int,
@@ -111,11 +118,11 @@ def window(
     keys: tuple[int, int],
 ) -> npt.NDArray[np.float32]:
     """Compute a window of one head's weights, exactly."""
-    found = layer(path, version, ids, number)
+    found = layer(key, ids, number)
     return found.weights(head, np.arange(*queries), np.arange(*keys))
 
 
-def read_text(path: str, version: str, text: str | Pair) -> Tokens:
+def read_text(key: RunKey, text: str | Pair) -> Tokens:
     """Turn the user's own text, or pair of texts, into token ids.
 
     Raises
@@ -125,7 +132,7 @@ def read_text(path: str, version: str, text: str | Pair) -> Tokens:
     """
     from headscope.probes.prompts.reading import read as read_prompts
 
-    found = read_prompts(model(path, version), text)
+    found = read_prompts(model(key), text)
     if not found.sources:
         check_length(len(found.ids[0]))
         return found.ids[0]

@@ -2,13 +2,21 @@
 
 import streamlit as st
 
-from headscope.app.dashboard.screens import heads, timelines
+from headscope.app.dashboard import cache, screens
+
+# Opens where no other screen says that the folder is its own.
+FIRST = "heads"
 
 st.set_page_config(page_title="headscope", page_icon="🔬", layout="wide")
-series = timelines.started()
+modules = {name: screens.load(name) for name in screens.names()}
+folder = cache.folder()
+opening = (
+    name for name, screen in modules.items() if hasattr(screen, "opens") and screen.opens(folder)
+)
+first = next(opening, FIRST)
 st.navigation(
     [
-        st.Page(heads.draw, title="Heads", url_path="heads", default=not series),
-        st.Page(timelines.draw, title="Timelines", url_path="timelines", default=series),
+        st.Page(screen.draw, title=screen.TITLE, url_path=name, default=name == first)
+        for name, screen in modules.items()
     ]
 ).run()

@@ -1,4 +1,4 @@
-"""Selection: which head, score and prompt is looked at; it lives in the link."""
+"""State of the dashboard: which head, score and prompt is shown; it lives in the link."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ FIELDS = (
 MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
 
-def complain(field: str, known: Sequence[object]) -> None:
+def warn_bad_param(field: str, known: Sequence[object]) -> None:
     """Say when the link asks for something that is not there; the widget falls back by itself."""
-    asked = st.query_params.get_all(field)
-    names = [str(one) for one in known]
-    strange = [one for one in asked if one not in names]
-    if not strange:
+    values = st.query_params.get_all(field)
+    names = list(map(str, known))
+    unknown = [value for value in values if value not in names]
+    if not unknown:
         return
     shown = ", ".join(names) if len(names) <= 8 else f"{names[0]} to {names[-1]}"
-    st.session_state.setdefault("complaints", []).extend(
-        f"The link asks for {field} = {one!r}, which is not here ({shown or 'there is none'}); "
+    st.session_state.setdefault("bad_params", []).extend(
+        f"The link asks for {field} = {value!r}, which is not here ({shown or 'there is none'}); "
         "showing another."
-        for one in strange
+        for value in unknown
     )
     # The widget would refuse the value; without it, it takes the others or its default.
-    kept = [one for one in asked if one in names]
+    kept = [value for value in values if value in names]
     if kept:
         st.query_params[field] = kept
     else:
         del st.query_params[field]
 
 
-def start(layer: int) -> None:
+def start_at_layer(layer: int) -> None:
     """Begin at the first layer with heads to look at, unless the link names one."""
-    # As a default of the widget it would quarrel with `go`, which sets the state.
+    # As a default of the widget it would quarrel with `select_head`, which sets the state.
     if "layer" not in st.session_state and "layer" not in st.query_params:
         st.session_state["layer"] = layer
 
 
-def tell() -> None:
+def show_warnings() -> None:
     """Show what was wrong with the link, once."""
-    for complaint in st.session_state.pop("complaints", []):
-        st.warning(complaint, icon=":material/link_off:")
+    for text in st.session_state.pop("bad_params", []):
+        st.warning(text, icon=":material/link_off:")
 
 
 def neighbour(by: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
@@ -58,7 +58,7 @@ def neighbour(by: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
     return layer, head
 
 
-def go(layer: int, head: int) -> None:
+def select_head(layer: int, head: int) -> None:
     """Pick a head.
 
     Buttons are given the head to go to, not the step: when keys follow each other quickly, the
@@ -67,12 +67,12 @@ def go(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def pick(chart: str) -> None:
+def select_clicked(chart: str) -> None:
     """Pick the head that was clicked in a chart; a click on nothing changes nothing."""
     points = st.session_state[chart]["selection"]["points"]
     if points:
         row, column = points[0]["customdata"]
-        go(int(row), int(column))
+        select_head(int(row), int(column))
 
 
 def link() -> str:

@@ -48,5 +48,5 @@ def multiply(
     # Eight bytes, lowest first, hold small numbers for a BLAS that reads four as well.
     m, n, k = (ctypes.byref(ctypes.c_int64(size)) for size in (right.shape[1], rows, terms))
     alpha, beta = ctypes.byref(ctypes.c_float(1.0)), ctypes.byref(ctypes.c_float(0.0))
-    places = [ctypes.c_void_p(matrix.data_ptr()) for matrix in (right, left, out)]
-    function(b"N", b"N", m, n, k, alpha, places[0], m, places[1], k, beta, places[2], m)
+    pointers = [ctypes.c_void_p(matrix.data_ptr()) for matrix in (right, left, out)]
+    function(b"N", b"N", m, n, k, alpha, pointers[0], m, pointers[1], k, beta, pointers[2], m)

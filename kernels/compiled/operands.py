@@ -34,25 +34,25 @@ class Operands:
     ----------
     logits
         Where the logits come from.
-    places
+    fields
         Fields of a ``Call``.
     held
         Tensors that these fields point to.
     """
 
     logits: Logits
-    places: dict[str, Any]
+    fields: dict[str, Any]
     held: tuple[Tensor, ...]
 
     @property
     def scores(self) -> bool:
         """Whether the sweep makes the logits: products and nothing else."""
-        return "key_head" in self.places
+        return "key_head" in self.fields
 
     @property
     def mixes(self) -> bool:
         """Whether the sweep averages the values."""
-        return "value_head" in self.places
+        return "value_head" in self.fields
 
     @classmethod
     def of(
@@ -67,12 +67,12 @@ class Operands:
         Without ``pack``, for the matrix unit, products are left to BLAS where it can be called.
         What is packed stays in the scratch until the next part.
         """
-        places: dict[str, Any] = {"gemm": blas.gemm(), "group": logits.q.shape[2]}
+        fields: dict[str, Any] = {"gemm": blas.gemm(), "group": logits.q.shape[2]}
         held = []
         parts = PARTS[logits.q.dtype]
         if logits.q.shape[3] < LEAST_ROWS:
             pack = None
-        if places["gemm"] is None and pack is None:
+        if fields["gemm"] is None and pack is None:
             return cls(logits, {}, ())
 
         def put(name: str, matrices: Tensor, by_column: bool) -> None:
@@ -80,23 +80,23 @@ class Operands:
                 # Products are a tenth faster with keys side by side.
                 matrices = matrices.contiguous()
                 held.append(matrices)
-                places[name] = matrices.data_ptr()
-                places[f"{name}_head"] = matrices.stride(0)
+                fields[name] = matrices.data_ptr()
+                fields[f"{name}_head"] = matrices.stride(0)
                 return
             halves = packed_size(matrices.shape[1], matrices.shape[2], parts)
             place = scratch.take(name, 2 * len(matrices) * halves).data_ptr()
             pack(matrices, parts, by_column, place)
-            places.update({f"{name}_amx": place, f"{name}_parts": parts})
-            places[f"{name}_head"] = halves
+            fields.update({f"{name}_amx": place, f"{name}_parts": parts})
+            fields[f"{name}_head"] = halves
 
         if logits.scores.plain:
             put("key", logits.k, True)
             size, length = logits.k.shape[1:]
-            places.update(size=size, stride=length, scale=logits.scale)
+            fields.update(size=size, stride=length, scale=logits.scale)
         if values is not None:
             put("value", values, False)
-            places["value_size"] = values.shape[2]
-        return cls(logits, places, tuple(held))
+            fields["value_size"] = values.shape[2]
+        return cls(logits, fields, tuple(held))
 
     def query(self, block: Block) -> Float[Tensor, "batch head row size"]:
         """Queries of a block in float32, to be held until the sweep has returned."""

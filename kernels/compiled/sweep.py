@@ -166,19 +166,19 @@ class Sweep:
         first = None
         if visibility.key_mask is not None and "first_sum" in filled:
             first = visibility.first_keys(self.request.first).contiguous()
-        places = {} if self.operands is None else self.operands.places
+        fields = {} if self.operands is None else self.operands.fields
         query = None
         if logits is None:
             assert self.operands is not None
             query = self.operands.query(block)
             strides = dict(zip(QUERY, query.stride(), strict=False))
-            places = places | {"query": query.data_ptr()} | strides
-        elif "key_amx" in places:
+            fields = fields | {"query": query.data_ptr()} | strides
+        elif "key_amx" in fields:
             # The scale belongs to products.
-            places = places | {"key_amx": None}
+            fields = fields | {"key_amx": None}
         if "attn_output" in filled:
             batch, head = filled["attn_output"].stride()[:2]
-            places = places | {"attn_output_batch": batch, "attn_output_head": head}
+            fields = fields | {"attn_output_batch": batch, "attn_output_head": head}
         call = Call(
             *weights.shape,
             0 if rows is None else rows.start,
@@ -201,7 +201,7 @@ class Sweep:
             limit,
             float("inf") if self.request.clip is None else self.request.clip,
             **{name: tensor.data_ptr() for name, tensor in filled.items()},
-            **places,
+            **fields,
         )
         return not self.run(call, self.scratch)
 
@@ -226,7 +226,7 @@ class Sweep:
         }
         if "attn_output" in self.filled:
             assert self.operands is not None
-            extents["attn_output"] = (rows, self.operands.places["value_size"])
+            extents["attn_output"] = (rows, self.operands.fields["value_size"])
         shapes = {name: (*heads, *extents.get(name, (rows,))) for name in self.filled}
         if self.output is not None:
             shapes.pop("attn_output", None)

@@ -67,5 +67,5 @@ def memberships(bins: int) -> Float[Tensor, "key bin"]:
             [1., 0., 0.]])
     """
     distances = reversed(range(1 << (bins - 1)))
-    places = torch.tensor([distance.bit_length() for distance in distances])
-    return torch.nn.functional.one_hot(places, bins).float()
+    numbers = torch.tensor([distance.bit_length() for distance in distances])
+    return torch.nn.functional.one_hot(numbers, bins).float()

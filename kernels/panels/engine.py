@@ -24,10 +24,10 @@ class PanelEngine:
 
         def capture(part: Part, filled: Iterator[Panel]) -> None:
             # Parts write to disjoint places, so they may run in any order or side by side.
-            places = {name: result[part.batch, part.heads] for name, result in results.items()}
+            outputs = {name: result[part.batch, part.heads] for name, result in results.items()}
             for panel in filled:
                 for statistic in chosen:
-                    accumulate(statistic, panel, places[statistic.name])
+                    accumulate(statistic, panel, outputs[statistic.name])
 
         replace(self.panels, output=results.get("z")).for_each_part(capture)
         for statistic in chosen:

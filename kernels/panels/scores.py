@@ -110,11 +110,11 @@ class Scores:
         return values[self.heads, None, None]
 
 
-def narrow(values: Tensor, *places: slice) -> Tensor:
+def narrow(values: Tensor, *slices: slice) -> Tensor:
     """Cut the first dims; a dim of size 1 holds for every place."""
     chosen = [
         slice(None) if size == 1 else place
-        for size, place in zip(values.shape[: len(places)], places, strict=True)
+        for size, place in zip(values.shape[: len(slices)], slices, strict=True)
     ]
     return values[tuple(chosen)]
 

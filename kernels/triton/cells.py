@@ -1,7 +1,7 @@
 """Tiles of the kernel that respect the tiles of a request.
 
-The tokens of a kernel's tile are cut into cells: a cell has a power of two of places and holds a
-whole request tile, or one of a few equal parts of it, with empty places at its end where these do
+The tokens of a kernel's tile are cut into cells: a cell has a power of two of slots and holds a
+whole request tile, or one of a few equal parts of it, with empty slots at its end where these do
 not fill it. Pooling is then the same reduction for every tile size.
 """
 
@@ -27,27 +27,27 @@ class Cells(NamedTuple):
         Cells of a request tile.
     step
         Tokens of a cell; the last of a tile may have fewer.
-    places
+    slots
         Places of a cell, a power of two.
     """
 
     tile: int
     parts: int
     step: int
-    places: int
+    slots: int
 
     @property
     def plain(self) -> bool:
         """Whether no place is empty, so that tokens follow one another."""
-        return self.parts * self.places == self.tile
+        return self.parts * self.slots == self.tile
 
     def count(self, length: int) -> int:
         """Count the cells of a text."""
         return -(-length // self.tile) * self.parts
 
     def starts(self, length: int, block: int, device: torch.device) -> Int[Tensor, " block"]:
-        """First token of every tile of the kernel, which has ``block`` places."""
-        cell = torch.arange(0, self.count(length), block // self.places, device=device)
+        """First token of every tile of the kernel, which has ``block`` slots."""
+        cell = torch.arange(0, self.count(length), block // self.slots, device=device)
         return (cell // self.parts * self.tile + cell % self.parts * self.step).clamp_max(length)
 
 
@@ -57,9 +57,9 @@ def cells_of(tile: int, block: int) -> Cells:
     Examples
     --------
     >>> cells_of(7, 128)
-    Cells(tile=7, parts=1, step=7, places=8)
+    Cells(tile=7, parts=1, step=7, slots=8)
     >>> cells_of(200, 128)
-    Cells(tile=200, parts=2, step=100, places=128)
+    Cells(tile=200, parts=2, step=100, slots=128)
     """
     parts = -(-tile // block)
     step = -(-tile // parts)

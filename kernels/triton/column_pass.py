@@ -64,7 +64,7 @@ def arguments(
         "cells": cells,
         "bounds": bound_queries(launch.visibility, cells, chosen, batch),
         "SIGMOID": launch.spec.sigmoid,
-        "CELL": cells.places,
+        "CELL": cells.slots,
         "PLAIN": cells.plain,
     }
     return named, outputs, cells

@@ -24,7 +24,7 @@ def tokens_of(
     block, length, cells,
     PLACES: tl.constexpr, CELL: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """List the tokens of a kernel's tile and which places hold one; others name a token too far."""
+    """List the tokens of a kernel's tile and which slots hold one; others name a token too far."""
     place = tl.arange(0, PLACES)
     if PLAIN:
         token = block * PLACES + place
@@ -69,7 +69,7 @@ def visit(
     x = logits(scores, query, key, rows, columns, terms, batch, head, EDGE, True)
     gap = x - normalisers[None, :]
     if not PLAIN:
-        # Empty places among the keys are left out below, but may not overflow until then.
+        # Empty slots among the keys are left out below, but may not overflow until then.
         gap = tl.minimum(gap, 0.0)
     p = weigh(gap, SIGMOID)
     shape: tl.constexpr = (KEYS, ROW_CELLS, CELL // FOLD, FOLD)
@@ -111,9 +111,9 @@ def store_cells(
     column = key_block * KEY_CELLS + tl.arange(0, KEY_CELLS)
     line = batch.to(tl.int64) * tl.num_programs(1) + head
     corner = place + (line * pooled.rows + block * ROW_CELLS) * pooled.columns
-    places = tl.arange(0, ROW_CELLS)[None, :] * pooled.columns + column[:, None]
+    offsets = tl.arange(0, ROW_CELLS)[None, :] * pooled.columns + column[:, None]
     inside = (row[None, :] < pooled.rows) & (column[:, None] < pooled.columns)
-    tl.store(corner + places, total, mask=inside)
+    tl.store(corner + offsets, total, mask=inside)
 
 
 @triton.jit
@@ -154,8 +154,8 @@ def reduce_columns(
             QUERIES, KEYS, CELL, PLAIN, False,
         )  # fmt: skip
     line = batch.to(tl.int64) * tl.num_programs(1) + head
-    places = line * terms.keys + key
+    offsets = line * terms.keys + key
     if SUM:
-        tl.store(sums_out + places, tl.sum(sums, axis=1), mask=kept)
+        tl.store(sums_out + offsets, tl.sum(sums, axis=1), mask=kept)
     if PEAK:
-        tl.store(peaks_out + places, tl.max(peaks, axis=1), mask=kept)
+        tl.store(peaks_out + offsets, tl.max(peaks, axis=1), mask=kept)

@@ -98,9 +98,9 @@ def attend_queries(
         base2 = tl.where(alive, m + tl.log2(norm), DEAD)
     tl.store(lse + row, base2, mask=inside)
     channel = tl.arange(0, BLOCK_VALUE)
-    places = z + row[:, None] * VALUE_SIZE + channel[None, :]
+    pointers = z + row[:, None] * VALUE_SIZE + channel[None, :]
     acc = tl.where(alive[:, None], acc, 0.0)
-    tl.store(places, acc, mask=inside[:, None] & (channel < VALUE_SIZE)[None, :])
+    tl.store(pointers, acc, mask=inside[:, None] & (channel < VALUE_SIZE)[None, :])
     if max_weight is not None:
         largest = weights(top, top, True) if SIGMOID else tl.exp2(top - m) / norm
         tl.store(max_weight + row, tl.where(alive, largest, nothing), mask=inside)

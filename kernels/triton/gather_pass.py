@@ -29,12 +29,12 @@ def arguments(
     """Collect the arguments of the kernel, with its output, not yet written."""
     batch, heads, queries, size = launch.q.shape
     choices, occurrences = keys.shape[2:]
-    places = keys.flatten(2).to(launch.q.device, torch.int32).contiguous()
-    places = places.expand(batch, queries, -1)
+    indices = keys.flatten(2).to(launch.q.device, torch.int32).contiguous()
+    indices = indices.expand(batch, queries, -1)
     shape = (batch, heads, queries, choices)
     return launch.arguments() | {
         "lse": lse.contiguous(),
-        "chosen": Operand(places, batch=places.stride(0), token=places.stride(1), channel=1),
+        "chosen": Operand(indices, batch=indices.stride(0), token=indices.stride(1), channel=1),
         "out": torch.empty(shape, dtype=torch.float32, device=launch.q.device),
         "choices": choices,
         "occurrences": occurrences,

@@ -77,8 +77,8 @@ def write_lines(
     real = real_queries(terms, batch, query)
     q_tile = load_at(q, batch, head, query, real, KEYS, SIZE, BLOCK_SIZE).to(tl.float32)
     x = pair(q_tile, k, terms, query, rows, key, batch, head, group, KEYS, SIZE, BLOCK_SIZE)
-    places = out + number.to(tl.int64) * terms.keys + key
-    tl.store(places, x, mask=key < terms.keys)
+    pointers = out + number.to(tl.int64) * terms.keys + key
+    tl.store(pointers, x, mask=key < terms.keys)
 
 
 @triton.jit

@@ -233,9 +233,9 @@ def reduce_rows(
             tl.store(wanted.spread + line, spread + whole * off * off, mask=inside)
     if wanted.bins is not None:
         number = tl.arange(0, BINS)[None, :]
-        places = wanted.bins + line[:, None] * wanted.bin_count + number
-        tl.store(places, bins, mask=inside[:, None] & (number < wanted.bin_count))
+        pointers = wanted.bins + line[:, None] * wanted.bin_count + number
+        tl.store(pointers, bins, mask=inside[:, None] & (number < wanted.bin_count))
     if wanted.spans is not None:
         span = wanted.first_span + tl.arange(0, SPANS)[None, :]
-        places = wanted.spans + line[:, None] * wanted.span_count + span
-        tl.store(places, spans, mask=inside[:, None] & (span < wanted.span_count))
+        pointers = wanted.spans + line[:, None] * wanted.span_count + span
+        tl.store(pointers, spans, mask=inside[:, None] & (span < wanted.span_count))

@@ -105,17 +105,17 @@ def next_tokens(
         corner = tokens + tl.cast(start, tl.int64) * operand.token
         token = tl.arange(0, LENGTH)
         channel = tl.arange(0, BLOCK_SIZE)
-        places = corner + (token[:, None] * operand.token + channel[None, :] * operand.channel)
+        pointers = corner + (token[:, None] * operand.token + channel[None, :] * operand.channel)
         if WHOLE:
             if SIZE == BLOCK_SIZE:
-                return tl.load(places)
+                return tl.load(pointers)
             else:
-                return tl.load(places, mask=channel[None, :] < SIZE, other=0.0)
+                return tl.load(pointers, mask=channel[None, :] < SIZE, other=0.0)
         else:
             if SIZE == BLOCK_SIZE:
-                return tl.load(places, mask=keep[:, None], other=0.0)
+                return tl.load(pointers, mask=keep[:, None], other=0.0)
             else:
-                return tl.load(places, mask=keep[:, None] & (channel[None, :] < SIZE), other=0.0)
+                return tl.load(pointers, mask=keep[:, None] & (channel[None, :] < SIZE), other=0.0)
 
 
 @triton.jit
@@ -213,10 +213,10 @@ def tanh(x):
 @triton.jit
 def load_pairs(operand, terms, batch, head, i, j):
     """Load one number for each pair of a query and a key, 0 where there is no such pair."""
-    places = line_of(operand, batch, head) + step(i.to(tl.int64), operand.token)
-    places += step(j.to(tl.int64), operand.channel)
+    pointers = line_of(operand, batch, head) + step(i.to(tl.int64), operand.token)
+    pointers += step(j.to(tl.int64), operand.channel)
     inside = (i < terms.queries) & (j < terms.keys)
-    return tl.load(places, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -11,11 +11,11 @@ DEAD = tl.constexpr(1e30)
 def load_normalisers(lse, terms, batch, head, query, there, WHOLE: tl.constexpr):
     """Load the base-2 normaliser of each query; ``there`` is ignored where WHOLE."""
     line = batch.to(tl.int64) * tl.num_programs(1) + head
-    places = lse + line * terms.queries + query
+    pointers = lse + line * terms.queries + query
     if WHOLE:
-        return tl.load(places)
+        return tl.load(pointers)
     else:
-        return tl.load(places, mask=there, other=DEAD)
+        return tl.load(pointers, mask=there, other=DEAD)
 
 
 @triton.jit
@@ -38,8 +38,8 @@ def load_at(
     corner += head.to(tl.int64) * operand.head
     channel = tl.arange(0, BLOCK_SIZE)
     lines = corner + token.to(tl.int64) * operand.token
-    places = lines[:, None] + channel[None, :] * operand.channel
+    pointers = lines[:, None] + channel[None, :] * operand.channel
     mask = keep[:, None]
     if SIZE != BLOCK_SIZE:
         mask = mask & (channel[None, :] < SIZE)
-    return tl.load(places, mask=mask, other=0.0)
+    return tl.load(pointers, mask=mask, other=0.0)

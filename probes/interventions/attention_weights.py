@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +44,7 @@ class ScaleKeys(HeadEdit):
 
     heads: Sequence[Head]
     keys: Sequence[int]
-    factor: float
+    factor: float = field(metadata={"start": 0.5})
 
     def __post_init__(self) -> None:
         if not (self.factor >= 0 and math.isfinite(self.factor)):
@@ -130,7 +130,7 @@ class Window(HeadEdit):
     """
 
     heads: Sequence[Head]
-    recent: int
+    recent: int = field(metadata={"start": 4})
     first: int = 4
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class Temperature(HeadEdit):
     """
 
     heads: Sequence[Head]
-    value: float
+    value: float = field(metadata={"start": 2.0})
 
     def __post_init__(self) -> None:
         if not (self.value > 0 and math.isfinite(self.value)):

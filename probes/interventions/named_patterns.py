@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +52,7 @@ class Inject(HeadEdit):
     """
 
     heads: Sequence[Head]
-    pattern: str
+    pattern: str = field(metadata={"choices": PATTERNS})
 
     def __post_init__(self) -> None:
         if self.pattern not in PATTERNS:

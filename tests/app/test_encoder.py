@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import constructed
 import numpy as np
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from headscope import analyses
-from headscope.app import cli
 from headscope.app.dashboard import cache
 from headscope.app.report.scores import heads_table
 from headscope.probes import load_model
 from headscope.probes.storage import run_folder
 
-MAIN = str(Path(cache.__file__).with_name("main.py"))
 TEXTS = ["note apple north . ask lemon", "Mary John Tom . " * 6, "summer winter . " * 8]
 BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no next token"
 PREDICTING = {
@@ -42,7 +38,7 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     """The encoder as its user saved it, captured and analysed by the command line."""
     place = tmp_path_factory.mktemp("encoder")
     constructed.encoder().save_pretrained(place / "model")
@@ -53,11 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("analyze", place / "run", "--number", 4),
         ("report", place / "run"),
     ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["headscope", *map(str, words)])
-            with pytest.raises(SystemExit) as stop:
-                cli.main()
-        assert not stop.value.code
+        run_command(*words)
     return place / "run"
 
 
@@ -111,13 +103,8 @@ def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder: Path) -
     assert set(stored["analyses"]) == set(analyses.names())
 
 
-def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
-    monkeypatch.setenv(cache.VARIABLE, str(folder))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.query_params["by"] = "head_types.next_token"
-    app.run()
-    assert not app.exception
+def test_the_dashboard_draws_both_triangles(folder: Path, dashboard) -> None:
+    app = dashboard(folder, by="head_types.next_token")
     assert not app.error
     assert "Attention to the token after" in app.main.subheader[0].value
     figure = json.loads(app.main.get("plotly_chart")[1].proto.spec)
@@ -125,7 +112,7 @@ def test_the_dashboard_draws_both_triangles(folder: Path, monkeypatch) -> None:
     assert drawn["x"][0] == "0: [CLS]"
     assert drawn["x"][-1] == "7: [SEP]"
     model = load_model(run_folder.open(folder).manifest["options"]["source"])
-    weights = cache.weights(str(folder), cache.stamp(folder), tuple(model.encode(TEXTS[0])), 0, 0)
+    weights = cache.weights(cache.run_key(folder), tuple(model.encode(TEXTS[0])), 0, 0)
     np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)
     assert app.main.info[0].value == "None in this run."  # importance cannot measure them here
     app.text_area(key="text").set_value("apple lemon").run()

@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from streamlit.testing.v1 import AppTest
 
 from headscope import viz
-from headscope.app.dashboard import cache
 from headscope.app.pipeline import analyze_run, capture_run
 from headscope.app.report import build
 from headscope.app.report.findings import findings
 from headscope.app.report.scores import heads_table
 from headscope.probes import load_model
 from headscope.probes.storage import run_folder
-
-MAIN = str(Path(cache.__file__).with_name("main.py"))
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +62,8 @@ def test_the_grid_says_what_is_absent(folder: Path) -> None:
     assert lane.data[0].y[4] == "L1H0"
 
 
-def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, monkeypatch) -> None:
-    monkeypatch.setenv(cache.VARIABLE, str(folder))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=60).run()
-    assert not app.exception
+def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, dashboard) -> None:
+    app = dashboard(folder)
     assert not app.error
     assert app.main.subheader[1].value == "L1H0"
     assert all(" of 8" in rank for rank in app.main.table[0].value["rank"])
@@ -84,10 +77,7 @@ def test_the_dashboard_opens_at_a_layer_with_heads(folder: Path, monkeypatch) ->
     said = [one.value for one in app.main.info]
     assert [one.partition(",")[0] for one in said] == [f"L2H0: {viz.ABSENT}"] * 2
     for view in ("scatter", "table"):
-        shown = AppTest.from_file(MAIN, default_timeout=60)
-        shown.query_params["view"], shown.query_params["layer"] = view, "0"
-        shown.run()
-        assert not shown.exception
+        shown = dashboard(folder, view=view, layer="0")
         assert shown.main.subheader[1].value == "L0H0"
 
 

@@ -6,16 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from headscope.app.cli import app
-from headscope.app.dashboard import cache
 from headscope.app.pipeline import analyze_run
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.storage import run_folder
 
-MAIN = str(Path(cache.__file__).with_name("main.py"))
 OWN = "for naïve in ('😀', \"世界\"):\n    print(naïve)"
 
 
@@ -57,11 +54,9 @@ def test_analyses_run_or_say_which_words_they_lack(captured: Path) -> None:
     assert "one token" in str(outcome["retrieval"])
 
 
-def test_the_dashboard_takes_any_text(captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_takes_any_text(captured: Path, dashboard) -> None:
     analyze_run(run_folder.open(captured), ("sinks",))
-    monkeypatch.setenv(cache.VARIABLE, str(captured))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    screen = AppTest.from_file(MAIN, default_timeout=60).run()
+    screen = dashboard(captured)
     screen.text_area(key="text").set_value(OWN).run()
     assert not screen.exception
     assert not screen.error

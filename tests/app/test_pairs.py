@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +10,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from headscope.app import cli
 from headscope.app.cli import app as commands
-from headscope.app.dashboard import cache
 from headscope.app.pipeline import analyze_run, open_model
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, pattern
 from headscope.probes.storage import run_folder
-
-MAIN = str(Path(cache.__file__).with_name("main.py"))
-
-
-def opened(run: Path, monkeypatch: pytest.MonkeyPatch, **link: str) -> AppTest:
-    monkeypatch.setenv(cache.VARIABLE, str(run))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    for field, value in link.items():
-        app.query_params[field] = value
-    app.run()
-    assert not app.exception
-    assert not app.error
-    return app
 
 
 def test_a_run_of_pairs_is_made_from_a_file(paired_folder: Path, tmp_path: Path) -> None:
@@ -62,17 +46,13 @@ def test_what_does_not_fit_is_one_line(
     said: str,
     paired_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    headscope,
 ) -> None:
     prompts = tmp_path / "pairs.jsonl"
     prompts.write_text(line + "\n")
-    given = ["--prompts", str(prompts), "--attention", attention, "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(sys, "argv", ["headscope", "capture", str(paired_folder), *given])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    (error,) = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2
+    options = ("--prompts", prompts, "--attention", attention, "--out", tmp_path / "run")
+    code, _, (error,) = headscope("capture", paired_folder, *options)
+    assert code == 2
     assert said in error
     assert not (tmp_path / "run").exists()
 
@@ -96,9 +76,9 @@ def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
 
 @pytest.mark.parametrize("attention", ["cross", "decoder", "encoder"])
 def test_the_screen_shows_target_tokens_down_and_source_tokens_across(
-    attention: str, paired_runs: Path, monkeypatch: pytest.MonkeyPatch
+    attention: str, paired_runs: Path, dashboard
 ) -> None:
-    app = opened(paired_runs / attention, monkeypatch, layer="1", head="2", prompt="1")
+    app = dashboard(paired_runs / attention, layer="1", head="2", prompt="1")
     assert app.main.subheader[1].value == "L1H2"
     figure = charts(app)["pattern_chart"]
     rows, columns = (
@@ -121,8 +101,6 @@ def words(start: int, stop: int) -> list[str]:
 
 def charts(app: AppTest) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
     """The figures on the screen, by the end of their keys."""
-    import json
-
     found = {}
     for one in app.get("plotly_chart"):
         for name in ("pattern_chart", "row_chart", "grid_chart"):
@@ -131,9 +109,9 @@ def charts(app: AppTest) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
     return found
 
 
-def test_a_pair_of_ones_own_is_drawn(paired_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_of_ones_own_is_drawn(paired_runs: Path, dashboard) -> None:
     run = paired_runs / "cross"
-    app = opened(run, monkeypatch, layer="2", head="1")
+    app = dashboard(run, layer="2", head="1")
     app.text_area(key="text").set_value("w30 w31 w32 w33").run()
     assert charts(app)["pattern_chart"]["layout"]["xaxis"]["ticktext"][0] == "w1"
     app.text_area(key="target").set_value("w40").run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from pathlib import Path
 
 import constructed
@@ -12,20 +11,15 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from headscope import analyses
-from headscope.app import cli
-from headscope.app.dashboard import cache
 from headscope.app.pipeline import open_model
 from headscope.probes import capture, pattern
 from headscope.probes.storage import run_folder
 
-MAIN = str(Path(cache.__file__).with_name("main.py"))
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     """The ViT as its user saved it, with two image files, captured by the command line."""
     place = tmp_path_factory.mktemp("vision")
     constructed.vision().save_pretrained(place / "model")
@@ -40,11 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("analyze", place / "run"),
         ("report", place / "run"),
     ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["headscope", *map(str, words)])
-            with pytest.raises(SystemExit) as stop:
-                cli.main()
-        assert not stop.value.code
+        run_command(*words)
     for number in range(2):
         (place / f"{number}.png").unlink()  # a run needs its images no longer
     return place / "run"
@@ -86,11 +76,8 @@ def test_a_run_keeps_its_images_and_their_hash(folder: Path) -> None:
     assert weights["token"].values[:3].tolist() == ["[CLS]", "r0c0", "r0c1"]
 
 
-def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, monkeypatch) -> None:
-    monkeypatch.setenv(cache.VARIABLE, str(folder))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=60).run()
-    assert not app.exception
+def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, dashboard) -> None:
+    app = dashboard(folder)
     assert not app.error
     assert app.main.subheader[1].value == "L0H0"
     assert app.main.caption[-1].value == "image of 16 × 16 pixels (17 tokens)"
@@ -107,6 +94,4 @@ def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, monkeypatch) ->
     drawn = json.loads(app.main.get("plotly_chart")[2].proto.spec)
     assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 6: r1c1</b>"
     for view in ("scatter", "table"):
-        shown = AppTest.from_file(MAIN, default_timeout=60)
-        shown.query_params["view"] = view
-        assert not shown.run().exception
+        dashboard(folder, view=view)

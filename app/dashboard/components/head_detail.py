@@ -19,7 +19,7 @@ from headscope.probes.models.pair import Pair
 from headscope.viz import patches
 
 
-def scores(found: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
+def draw_scores(found: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
     """Show every score of a head with its rank and interval, the causal ones first."""
     if all(viz.absent(each.array)[layer] for each in found.values()):
         st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
@@ -84,8 +84,8 @@ def _ordinal(number: int) -> str:
     return f"{number}{end}"
 
 
-def pattern(
-    path: str, version: str, capture: xr.Dataset, layer: int, head: int, name: str
+def draw_pattern(
+    key: cache.RunKey, capture: xr.Dataset, layer: int, head: int, name: str
 ) -> pattern_window.Window | None:
     """Draw a head's attention on a prompt of the run, or on the user's own text.
 
@@ -97,16 +97,16 @@ def pattern(
     lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
     try:
         # Drawn in any case, because a widget that is left out forgets its value.
-        ids = _tokens(path, version, capture)
+        ids = _tokens(key, capture)
         if lacking:
             st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw.")
             return None
         if isinstance(ids, tuple) and len(ids) > cache.WHOLE:
             window = pattern_window.controls(len(ids))
-            pattern_window.overview(path, version, ids, (layer, head), window, f"{name}-overview")
-            array = pattern_window.cut(path, version, ids, (layer, head), window)
+            pattern_window.overview(key, ids, (layer, head), window, f"{name}-overview")
+            array = pattern_window.compute(key, ids, (layer, head), window)
         else:
-            array = cache.weights(path, version, ids, layer, head)
+            array = cache.weights(key, ids, layer, head)
     except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
         return None
@@ -128,7 +128,7 @@ def pattern(
         key=f"token_{places[0]}_{len(places)}",
     )
     if window is not None and isinstance(ids, tuple):
-        row = pattern_window.row(path, version, ids, (layer, head), query)
+        row = pattern_window.row(key, ids, (layer, head), query)
     else:
         row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
@@ -137,19 +137,19 @@ def pattern(
     return window
 
 
-def _tokens(path: str, version: str, capture: xr.Dataset) -> cache.Tokens:
+def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     """Return the ids of the prompt in view: the user's own text or pair, or one of the run."""
     image = "pixels" in capture.coords
     paired = "key_length" in capture.coords or "source_length" in capture.coords
     own = None if image else _own(paired=paired)
-    state.complain("prompt", range(capture.sizes["prompt"]))
+    state.warn_bad_param("prompt", range(capture.sizes["prompt"]))
     number = st.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
         disabled=own is not None,
     )  # fmt: skip
     st.caption(_start(capture, number))
     if own is not None:
-        return cache.read_text(path, version, own)
+        return cache.read_text(key, own)
     if image:
         cache.check_length(int(capture["length"][number]), cache.WHOLE)
         return int(number)

@@ -1,4 +1,4 @@
-"""Kinds: the heads that analyses name, in the survey's vocabulary, as filters of the dashboard."""
+"""Filters of the dashboard: the heads that analyses name, in the words of the survey."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         served = _ask(
             "Stage", "stage", stages, "Attention Heads of Large Language Models: A Survey"
         )
-        state.complain("evidence", list(EVIDENCE))
+        state.warn_bad_param("evidence", list(EVIDENCE))
         evidence = st.segmented_control(
             "Evidence", list(EVIDENCE), key="evidence", bind="query-params",
             help="; ".join(f"{name}: {what}" for name, what in EVIDENCE.items()),
@@ -131,7 +131,7 @@ def _names(grid: xr.DataArray) -> NDArray[Any]:
 
 def _ask(title: str, key: str, options: list[str], what: str) -> list[str]:
     """Ask for some of the options; those of the link that are not there are named."""
-    state.complain(key, options)
+    state.warn_bad_param(key, options)
     return st.multiselect(
         title, options, key=key, bind="query-params", help=what, placeholder="any",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Overview: all heads at once, as a grid, a scatter or a table; click one to pick it."""
+"""All heads at once, as a grid, a scatter or a table; click one to pick it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _clickable(figure: Any, key: str, name: str) -> None:
     st.plotly_chart(
         figure,
         key=key,
-        on_select=lambda: state.pick(key),
+        on_select=lambda: state.select_clicked(key),
         selection_mode="points",
         config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
         alt="Every head of the model by the chosen score; the table view shows the same numbers.",

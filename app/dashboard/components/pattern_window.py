@@ -1,4 +1,4 @@
-"""Zoom: a long prompt's whole map in tiles, and a window of it drawn exactly."""
+"""A long prompt's whole map in tiles, and a window of it drawn exactly."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CHART = "overview_chart"
 
 def controls(length: int) -> Window:
     """Let the user choose the window; its place and size live in the link."""
-    state.complain("map", list(MAPS))
-    state.complain("side", SIDES)
+    state.warn_bad_param("map", list(MAPS))
+    state.warn_bad_param("side", SIDES)
     left, right = st.columns(2)
     left.segmented_control(
         "Overview", list(MAPS), default="pooled_max", key="map", bind="query-params",
@@ -40,7 +40,7 @@ def controls(length: int) -> Window:
         # Not the last of this size: a widget whose range changes would fall back to the link.
         last = length - SIDES[0]
         if field not in st.session_state:
-            state.complain(field, range(last + 1))
+            state.warn_bad_param(field, range(last + 1))
         else:
             st.session_state[field] = min(int(st.session_state[field]), last)
         start = min(column.slider(title, 0, last, key=field, bind="query-params"), length - side)
@@ -49,12 +49,12 @@ def controls(length: int) -> Window:
 
 
 def overview(
-    path: str, version: str, ids: tuple[int, ...], head: tuple[int, int], window: Window, name: str
+    key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], window: Window, name: str
 ) -> None:
     """Draw the whole map in tiles; a click or a box moves the window."""
-    tile = size(len(ids))
+    tile = tile_size(len(ids))
     kind = str(st.session_state["map"])
-    maps = cache.pooled(path, version, ids, *head, tile)
+    maps = cache.pooled(key, ids, *head, tile)
     _, words, units = MAPS[kind]
     array = xr.DataArray(
         maps[kind],
@@ -71,16 +71,14 @@ def overview(
     )
 
 
-def cut(
-    path: str, version: str, ids: tuple[int, ...], head: tuple[int, int], window: Window
+def compute(
+    key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], window: Window
 ) -> xr.DataArray:
     """Compute the window, with its tokens."""
-    words = np.array(cache.model(path, version).words(ids))
+    words = np.array(cache.model(key).words(ids))
     queries, keys = window
     return xr.DataArray(
-        cache.window(
-            path, version, ids, *head, (queries.start, queries.stop), (keys.start, keys.stop)
-        ),
+        cache.window(key, ids, *head, (queries.start, queries.stop), (keys.start, keys.stop)),
         dims=("query", "key"),
         name="pattern",
         coords={
@@ -99,22 +97,20 @@ def cut(
     )
 
 
-def row(
-    path: str, version: str, ids: tuple[int, ...], head: tuple[int, int], query: int
-) -> xr.DataArray:
+def row(key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], query: int) -> xr.DataArray:
     """Compute where one query looks, over the whole prompt."""
-    words = cache.model(path, version).words(ids)
-    values = cache.window(path, version, ids, *head, (query, query + 1), (0, len(ids)))[0]
+    words = cache.model(key).words(ids)
+    values = cache.window(key, ids, *head, (query, query + 1), (0, len(ids)))[0]
     attrs = {"units": "probability", "scale": "sequential", "low": 0.0, "high": 1.0}
     return xr.DataArray(values, dims="key", coords={"token": ("key", words)}, attrs=attrs)
 
 
-def size(length: int) -> int:
+def tile_size(length: int) -> int:
     """Choose the tokens of a tile: a power of two that leaves few enough tiles.
 
     Examples
     --------
-    >>> size(1000), size(32768)
+    >>> tile_size(1000), tile_size(32768)
     (16, 512)
     """
     tile = 8

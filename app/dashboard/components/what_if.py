@@ -1,9 +1,9 @@
-"""What if: some heads are edited, and a text or a task says what changes."""
+"""What changes, in a text or on a task, when some heads are edited."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -15,149 +15,104 @@ from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import heads as known_heads
 from headscope.analyses._runtime.results import label
 from headscope.app.dashboard import cache
+from headscope.app.dashboard.components import edit_form
 from headscope.app.report.scores import interval_text
 from headscope.kernels.errors import HeadscopeError
+from headscope.probes.prompts import tasks
 
-if TYPE_CHECKING:
-    from headscope.probes.interventions.base import Edit
-    from headscope.probes.models.model import Model
-
-ZERO, MEAN, HIDE, WINDOW, TEMPERATURE, PATTERN = (
-    "set to zero", "set to their mean", "hide a token from them", "see the last tokens only",
-    "another temperature", "another pattern",
-)  # fmt: skip
-EDITS = (ZERO, MEAN, HIDE, WINDOW, TEMPERATURE, PATTERN)
 VIEW = "the text in view"
 TASK_PROMPTS = 16
 ANSWER = "what_if_answer"
 
 
-def draw(path: str, version: str, capture: xr.Dataset, layer: int, head: int) -> None:
+def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
     """Let the user edit heads, the picked one to begin with, and show the answer."""
     with st.expander("What if these heads were edited?", icon=":material/build:"):
-        if not _asks(capture):
+        single = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
+        if not (single and predicts(capture)):
             st.markdown("This model predicts no next token, so there is nothing to measure.")
             return
-        chosen, kind, value, on = _controls(capture, layer, head)
-        if st.button("Run with and without", key="what_if_run", disabled=not chosen):
-            try:
-                _answer(path, version, capture, chosen, kind, value, on)
-            except HeadscopeError as refusal:
-                st.session_state.pop(ANSWER, None)
-                st.error(str(refusal), icon=":material/error:")
-        kept = st.session_state.get(ANSWER)
-        if kept is not None and kept["run"] == path:
-            _show(kept["asked"], kept["answer"])
+        try:
+            _ask(key, capture, layer, head)
+        except HeadscopeError as error:
+            st.session_state.pop(ANSWER, None)
+            st.error(str(error), icon=":material/error:")
+        answer = st.session_state.get(ANSWER)
+        if answer is not None and answer["run"] == key:
+            _show(answer["question"], answer["answer"])
 
 
-def _asks(capture: xr.Dataset) -> bool:
-    own = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
-    return own and predicts(capture)
-
-
-def _controls(
-    capture: xr.Dataset, layer: int, head: int
-) -> tuple[list[tuple[int, int]], str, Any, str]:
-    from headscope.probes.interventions.named_patterns import PATTERNS
-    from headscope.probes.prompts import tasks
-
-    among = {label(one): one for one in known_heads(capture)}
+def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
+    """Draw the form, and run the model when it is sent."""
+    among = {label(place): place for place in known_heads(capture)}
     picked = label((layer, head))
-    named = st.multiselect(
+    names = st.multiselect(
         "Heads", list(among), default=[picked] if picked in among else [],
         # A key of its own for each picked head, so that picking another one begins anew.
         key=f"what_if_heads_{picked}",
     )  # fmt: skip
-    kind = st.selectbox("What is done to them", EDITS, key="what_if_edit")
-    value: Any = None
-    if kind == HIDE:
-        value = st.number_input("Position of the token, 0 is the first, -1 the last", value=0,
-                                step=1, key="what_if_token")  # fmt: skip
-    elif kind == WINDOW:
-        value = st.number_input("Number of tokens, the head's own included", value=4, min_value=1,
-                                step=1, key="what_if_window")  # fmt: skip
-    elif kind == TEMPERATURE:
-        value = st.number_input("Temperature: above 1 spreads the attention", value=2.0,
-                                min_value=0.01, key="what_if_temperature")  # fmt: skip
-    elif kind == PATTERN:
-        value = st.selectbox("Pattern", list(PATTERNS), format_func=PATTERNS.__getitem__,
-                             key="what_if_pattern")  # fmt: skip
+    kinds = edit_form.kinds()
+    name = st.selectbox(
+        "What is done to them", list(kinds), key="what_if_edit",
+        format_func=lambda name: edit_form.title(kinds[name]),
+    )  # fmt: skip
+    values = edit_form.ask(kinds[name])
     on = st.selectbox(
         "Measured on", [VIEW, *tasks.names()], key="what_if_on",
         help=f"The loss on every token of the text in view, or the metric of {TASK_PROMPTS} "
         "prompts of a task.",
     )  # fmt: skip
-    return [among[one] for one in named], kind, value, on
-
-
-def _answer(
-    path: str,
-    version: str,
-    capture: xr.Dataset,
-    chosen: Sequence[tuple[int, int]],
-    kind: str,
-    value: Any,
-    on: str,
-) -> None:
-    """Run the model with and without the edit, and keep the answer in the session."""
-    from headscope.analyses.comparison import what_if
-    from headscope.probes.prompts import tasks
-
+    if not st.button("Run with and without", key="what_if_run", disabled=not names):
+        return
     st.session_state.pop(ANSWER, None)
-    model = cache.model(path, version)
-    given: Any = (
-        [_ids(path, version, capture)]
+    model = cache.model(key)
+    prompts: Any = (
+        [_ids(key, capture)]
         if on == VIEW
         else tasks.make(on, tokenizer=model.tokenizer, n=TASK_PROMPTS)
     )
+    edit = edit_form.build(kinds[name], [among[name] for name in names], values, model, prompts)
+    question = f"{', '.join(names)}: {edit_form.title(kinds[name])}{_listed(values)}, on {on}"
+    answer = _answer(model, prompts, edit)
+    st.session_state[ANSWER] = {"run": key, "question": question, "answer": answer}
+
+
+def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
+    """Run the model with and without the edit."""
+    from headscope.analyses.comparison import what_if
+
     bar = st.progress(0.0, "Running the model …")
 
     def report(done: float, total: float) -> None:
         bar.progress(done / total, f"{done:g} of {total:g} passes")
 
     with reporting(report):
-        answer = what_if(model, given, _edits(model, given, chosen, kind, value))
+        answer = what_if(model, prompts, (edit,))
     bar.empty()
-    what = f"{kind} ({value})" if value is not None else kind
-    asked = f"{', '.join(map(label, chosen))}: {what}, on {on}"
-    st.session_state[ANSWER] = {"run": path, "asked": asked, "answer": answer}
+    return answer
 
 
-def _ids(path: str, version: str, capture: xr.Dataset) -> Any:
+def _listed(values: Mapping[str, Any]) -> str:
+    """List the fields of an edit that the user has filled in."""
+    known = ", ".join(
+        f"{name} {value}" for name, value in values.items() if value not in (None, "")
+    )
+    return f" ({known})" if known else ""
+
+
+def _ids(key: cache.RunKey, capture: xr.Dataset) -> Any:
     """Return the ids of the text in view: the user's own, or a prompt of the run."""
     text = st.session_state.get("text") or ""
     if text.strip():
-        return cache.read_text(path, version, text)
-    at = int(st.session_state.get("prompt") or 0)
-    ids = capture["token_id"].transpose("prompt", "query").values[at]
-    return tuple(int(one) for one in ids[: int(capture["length"][at])])
+        return cache.read_text(key, text)
+    prompt = int(st.session_state.get("prompt") or 0)
+    ids = capture["token_id"].transpose("prompt", "query").values[prompt]
+    return tuple(ids[: int(capture["length"][prompt])].tolist())
 
 
-def _edits(
-    model: Model, given: Any, chosen: Sequence[tuple[int, int]], kind: str, value: Any
-) -> tuple[Edit, ...]:
-    """Return the edits of probes.edits that the controls stand for."""
-    from headscope.probes import capture, interventions
-
-    heads = tuple(chosen)
-    if kind == MEAN:
-        from headscope.analyses._interventions.ablation import mean_z
-
-        return (interventions.Replace(heads, mean_z(capture(model, given, stats=(), keep=("z",)))),)
-    if kind == HIDE:
-        return (interventions.KnockOut(heads, keys=(int(value),)),)
-    if kind == WINDOW:
-        return (interventions.Window(heads, recent=int(value), first=0),)
-    if kind == TEMPERATURE:
-        return (interventions.Temperature(heads, float(value)),)
-    if kind == PATTERN:
-        return (interventions.Inject(heads, str(value)),)
-    return (interventions.Ablate(heads),)
-
-
-def _show(asked: str, answer: xr.Dataset) -> None:
+def _show(question: str, answer: xr.Dataset) -> None:
     """Show the metric, the loss on every token and the next words, before and after."""
-    st.markdown(f"**{asked}**")
+    st.markdown(f"**{question}**")
     score = answer["score"]
     units = str(score.attrs["units"])
     values, lower, upper = (

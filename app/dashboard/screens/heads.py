@@ -1,4 +1,4 @@
-"""Heads: every head of a run by any score, and one head in full."""
+"""Every head of a run by any score, and one head in full."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from headscope.app.dashboard.components import (
 from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import HeadscopeError
 
+TITLE = "Heads"
+
 
 def draw() -> None:
     """Draw the screen for the run that the link names."""
@@ -36,9 +38,9 @@ def draw() -> None:
         )
         return
     path = _run(given)
-    version = cache.stamp(path)
+    key = cache.run_key(path)
     try:
-        run, capture, results = cache.read(str(path), version)
+        run, capture, results = cache.run(key)
     except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
         return
@@ -60,22 +62,20 @@ def draw() -> None:
         table = heads_table(results)
         head_grid.draw(scores, chosen, table, name, among)
         _downloads(table, run.manifest, name)
-        head_detail.scores(scores, capture, layer, head)
+        head_detail.draw_scores(scores, capture, layer, head)
     with right:
         st.subheader(f"L{layer}H{head}")
-        window = head_detail.pattern(
-            str(path), version, capture, layer, head, f"{name}-L{layer}H{head}"
-        )
-        what_if.draw(str(path), version, capture, layer, head)
+        window = head_detail.draw_pattern(key, capture, layer, head, f"{name}-L{layer}H{head}")
+        what_if.draw(key, capture, layer, head)
         _share(path, layer, head, window)
     with complaints:
-        state.tell()
+        state.show_warnings()
 
 
 def _run(given: Path) -> Path:
     runs = cache.neighbours(given)
     names = list(runs)
-    state.complain("run", names)
+    state.warn_bad_param("run", names)
     chosen = st.sidebar.selectbox(
         "Run", names, index=names.index(given.name), key="run", bind="query-params"
     )
@@ -84,23 +84,23 @@ def _run(given: Path) -> Path:
 
 def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
     layers, heads = shape
-    state.complain("by", list(scores))
-    state.complain("view", head_grid.VIEWS)
+    state.warn_bad_param("by", list(scores))
+    state.warn_bad_param("view", head_grid.VIEWS)
     by = st.selectbox(
         "Score (analysis.variable)", list(scores), key="by", bind="query-params",
         help="Colours the heads. The definition stands below the grid.",
     )  # fmt: skip
     for name, size in (("layer", layers), ("head", heads)):
-        state.complain(name, range(size))
+        state.warn_bad_param(name, range(size))
         if name == "layer":
-            state.start(viz.absent(scores[by].array).index(False))
+            state.start_at_layer(viz.absent(scores[by].array).index(False))
         st.selectbox(name.capitalize(), range(size), key=name, bind="query-params")
     st.caption("Arrow keys move between heads; a click in the grid picks one.")
     columns = [*st.columns(2), *st.columns(2)]
     for column, (key, by_step) in zip(columns, state.MOVES.items(), strict=True):
         column.button(
             key, key=f"go_{key}", shortcut=key, width="stretch",
-            on_click=state.go, args=state.neighbour(by_step, (layers, heads)),
+            on_click=state.select_head, args=state.neighbour(by_step, (layers, heads)),
         )  # fmt: skip
     return scores[by]
 

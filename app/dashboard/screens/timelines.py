@@ -1,4 +1,4 @@
-"""Timelines: a score of every head over the training of a model, and when heads emerge."""
+"""A score of every head over the training of a model, and when heads emerge."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from headscope.app.report.page import is_doubtful
 from headscope.app.report.timeline import drawn, scores
 from headscope.kernels.errors import HeadscopeError
 
+TITLE = "Timelines"
 
-def started() -> bool:
+
+def opens(folder: Path | None) -> bool:
     """Tell whether the dashboard was started on a timeline."""
-    given = cache.folder()
-    return given is not None and kept.holds(given)
+    return folder is not None and kept.holds(folder)
 
 
 def draw() -> None:
@@ -33,7 +34,7 @@ def draw() -> None:
         )
         return
     names = list(found)
-    state.complain("timeline", names)
+    state.warn_bad_param("timeline", names)
     begin = names.index(given.name) if given is not None and given.name in names else 0
     chosen = st.selectbox("Timeline", names, index=begin, key="timeline", bind="query-params")
     path = found[chosen]
@@ -60,7 +61,7 @@ def _show(whole: xr.Dataset, chosen: str) -> None:
     note = str(whole.attrs["note"])
     (st.warning if is_doubtful(whole) else st.caption)(f"{whole.attrs['model']}: {note}")
     shown = drawn(whole)
-    state.complain("score", shown)
+    state.warn_bad_param("score", shown)
     # Not by their titles: the link would carry these.
     score = st.selectbox("Score", shown, key="score", bind="query-params")
     st.plotly_chart(

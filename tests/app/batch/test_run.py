@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ import pytest
 
 from headscope import analyses, probes
 from headscope.analyses._runtime import runner
-from headscope.app import cli
 from headscope.app.batch import worker
 from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
@@ -210,20 +208,6 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(
     assert again.kept == 2
     report = next(out.glob("reports/*bundled/*/*/report.html")).read_text()
     assert "ZeroDivisionError" not in report
-
-
-@pytest.fixture
-def headscope(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process: exit code, standard output, lines of errors."""
-
-    def call(*arguments: object) -> tuple[int, str, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["headscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        told = capsys.readouterr()
-        return int(stop.value.code or 0), told.out, told.err.strip().splitlines()
-
-    return call
 
 
 def test_a_dry_run_says_cells_and_memory_and_writes_nothing(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from headscope import analyses
-from headscope.app import cli
 from headscope.app.batch.job_file import read_job
 from headscope.app.batch.yaml_errors import InvalidFile
 
@@ -83,17 +81,13 @@ def faults(folder: Path, text: str) -> list[str]:
 
 
 def test_every_error_is_told_with_its_place_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, headscope
 ) -> None:
     (tmp_path / "mine.txt").write_text("a text\n")
     file = write(tmp_path, BAD)
     before = sorted(tmp_path.iterdir())
-    arguments = ["headscope", "batch", str(file), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
+    code, _, lines = headscope("batch", file, "--out", tmp_path / "out")
+    assert code == 2
     for (place, *words), line in zip(sorted(TOLD, key=in_order), lines, strict=True):
         assert line.startswith(f"error: {file}:{place}: "), (place, line)
         for word in words:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from headscope.app import cli
 from headscope.app.pipeline import analyze_run, capture_run
 
 
@@ -22,24 +20,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "1", place / "2"
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run the command line as its user does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["headscope", "compare", *map(str, words)])
-        patch.setenv("COLUMNS", "240")
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
 @pytest.mark.requirement("D6")
-def test_a_run_does_not_differ_from_itself(runs, capsys, tmp_path) -> None:
+def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path) -> None:
     file = tmp_path / "differences.json"
-    code, out, _ = said(capsys, runs[0], runs[0], "--score", "capture.entropy", "--out", file)
+    code, out, _ = headscope(
+        "compare", runs[0], runs[0], "--score", "capture.entropy", "--out", file
+    )
     assert code == 0
     assert "0 of 32 intervals leave out 0 (paired by prompt)" in out
     [score] = json.loads(file.read_text())["scores"]
@@ -47,17 +33,19 @@ def test_a_run_does_not_differ_from_itself(runs, capsys, tmp_path) -> None:
     assert {one["difference"] for one in score["heads"]} == {0.0}
 
 
-def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, capsys) -> None:
-    code, out, _ = said(capsys, *runs)
+def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope) -> None:
+    code, out, _ = headscope("compare", *runs)
     assert code == 0
     assert "sinks.sink" in out
     assert "unpaired, from the intervals of both means" in out
 
 
 @pytest.mark.requirement("D6")
-def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, capsys, tmp_path) -> None:
+def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, tmp_path) -> None:
     file = tmp_path / "differences.json"
-    code, out, _ = said(capsys, *runs, "--task", "ioi", "--number", 2, "--top", 3, "--out", file)
+    code, out, _ = headscope(
+        "compare", *runs, "--task", "ioi", "--number", 2, "--top", 3, "--out", file
+    )
     assert code == 0
     assert "paired by prompt" in out
     [score] = json.loads(file.read_text())["scores"]
@@ -67,13 +55,13 @@ def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, capsys, tmp
     assert max(abs(one["difference"]) for one in score["heads"]) < 1e-6
 
 
-def test_what_is_not_there_is_refused_in_one_line(runs, capsys) -> None:
+def test_what_is_not_there_is_refused_in_one_line(runs, headscope) -> None:
     for words, line in (
         ((*runs, "--score", "importance.zero_ablation"), "error: --score: "),
         ((*runs, "--score", "sinks.sink", "--across", "colour"), "error: across: 'colour' is not"),
         ((runs[0], runs[1].parent / "3"), "error: "),
     ):
-        code, _, err = said(capsys, *words)
+        code, _, err = headscope("compare", *words)
         assert code == 2
-        assert err.startswith(line)
-        assert err.count("\n") == 1
+        assert len(err) == 1
+        assert err[0].startswith(line)

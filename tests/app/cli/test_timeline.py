@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from headscope.app.dashboard import cache
 from headscope.app.dashboard.launch import command, served
 from headscope.kernels.errors import HeadscopeError
 
-MAIN = str(Path(cache.__file__).with_name("main.py"))
 STEPS = ("step0", "step400", "step1000")
 SOURCES = [f"headscope/induction@{step}" for step in STEPS]
 
@@ -45,17 +43,6 @@ def test_the_command_says_when_heads_emerge_and_writes_a_page(made: tuple[Path, 
     assert "https://" not in page.split("<script>")[0]
 
 
-def refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
-) -> str:
-    monkeypatch.setattr(sys, "argv", ["headscope", "timeline", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -66,23 +53,18 @@ def refused(
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(
-    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch, capsys
+    words: tuple[str, ...], said: str, tmp_path: Path, headscope
 ) -> None:
     out = tmp_path / "out"
     rest = ("--analysis", "head_types", "--out", str(out))
-    assert refused(capsys, monkeypatch, *words, *rest).startswith(said)
+    code, _, lines = headscope("timeline", *words, *rest)
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith(said)
     assert not out.exists()
 
 
-def test_a_screen_shows_lines_and_the_order(
-    made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(cache.VARIABLE, str(made[0]))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.query_params["score"] = "induction"
-    app.run()
-    assert not app.exception
+def test_a_screen_shows_lines_and_the_order(made: tuple[Path, str], dashboard) -> None:
+    app = dashboard(made[0], score="induction")
     assert app.title[0].value == "Timelines"
     assert app.selectbox(key="score").value == "induction"
     order = app.main.table[0].value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,15 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from headscope.app.dashboard import cache
 from headscope.probes import Model, capture, pattern
 from headscope.probes.prompts import tasks
 from headscope.probes.storage import run_folder
 
-MAIN = str(Path(cache.__file__).with_name("main.py"))
-
 
 @pytest.fixture
-def screen(demo_run: Path, monkeypatch: pytest.MonkeyPatch):
+def screen(demo_run: Path, dashboard):
     """Open the dashboard on the demo run with some link parameters."""
-    monkeypatch.setenv(cache.VARIABLE, str(demo_run))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-
-    def opened(**link: str) -> AppTest:
-        app = AppTest.from_file(MAIN, default_timeout=60)
-        for field, value in link.items():
-            app.query_params[field] = value
-        app.run()
-        assert not app.exception
-        return app
-
-    return opened
+    return partial(dashboard, demo_run)
 
 
 def title(app: AppTest) -> str:
@@ -217,11 +204,8 @@ def test_a_filter_that_the_run_lacks_is_said(screen) -> None:
     assert app.multiselect(key="type").value == []
 
 
-def test_an_empty_dashboard_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "nothing"))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=60).run()
-    assert not app.exception
+def test_an_empty_dashboard_says_what_to_do(tmp_path: Path, dashboard) -> None:
+    app = dashboard(tmp_path / "nothing")
     assert "headscope demo" in app.info[0].value
 
 

@@ -1,46 +1,43 @@
-"""The what-if panel of the Heads screen, run by Streamlit's own test harness."""
+"""The what-if panel of the Heads screen: a form for every edit, and its answer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
+from headscope.analyses._interventions.ablation import mean_z
 from headscope.analyses.comparison import what_if
-from headscope.app.dashboard import cache
-from headscope.app.dashboard.components.what_if import (
-    EDITS,
-    HIDE,
-    MEAN,
-    PATTERN,
-    TEMPERATURE,
-    WINDOW,
-    ZERO,
+from headscope.app.dashboard.components import edit_form
+from headscope.probes import Model, capture, tasks
+from headscope.probes.interventions import (
+    Ablate,
+    Gate,
+    Inject,
+    KnockOut,
+    Offset,
+    Replace,
+    ScaleKeys,
+    Temperature,
+    Window,
 )
-from headscope.probes import Model
-from headscope.probes.interventions import Ablate, Inject, KnockOut, Temperature, Window
-from headscope.probes.prompts import tasks
+from headscope.probes.interventions.base import KINDS
 from headscope.probes.storage import run_folder
 
-MAIN = str(Path(cache.__file__).with_name("main.py"))
-KEPT = "what_if_answer"
+ANSWER = "what_if_answer"
 
 
 @pytest.fixture
-def screen(demo_run: Path, monkeypatch: pytest.MonkeyPatch):
-    """Open the dashboard at one head."""
-    monkeypatch.setenv(cache.VARIABLE, str(demo_run))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_file(MAIN, default_timeout=90)
-    app.query_params.update({"layer": "0", "head": "5"})
-    app.run()
-    assert not app.exception
-    return app
+def screen(demo_run: Path, dashboard) -> AppTest:
+    """The dashboard at one head."""
+    return dashboard(demo_run, layer="0", head="5")
 
 
-def asked(app: AppTest, kind: str) -> AppTest:
+def ask(app: AppTest, kind: str) -> AppTest:
     app.selectbox(key="what_if_edit").set_value(kind).run()
     app.button(key="what_if_run").click().run()
     assert not app.exception
@@ -48,49 +45,86 @@ def asked(app: AppTest, kind: str) -> AppTest:
 
 
 @pytest.mark.requirement("D5")
-def test_the_picked_head_is_edited_and_the_answer_is_that_of_the_function(
+def test_every_edit_of_heads_has_a_form_whose_answer_is_that_of_the_function(
     screen: AppTest, demo_run: Path, bundled: Model
 ) -> None:
-    capture = run_folder.open(demo_run).capture
-    ids = [int(one) for one in capture["token_id"].values[0, : int(capture["length"][0])]]
+    recorded = run_folder.open(demo_run).capture
+    ids = [int(one) for one in recorded["token_id"].values[0, : int(recorded["length"][0])]]
     heads = ((0, 5),)
-    expected = {
-        ZERO: Ablate(heads),
-        HIDE: KnockOut(heads, keys=(0,)),
-        WINDOW: Window(heads, recent=4, first=0),
-        TEMPERATURE: Temperature(heads, 2.0),
-        PATTERN: Inject(heads, "previous"),
-    }
-    assert {*expected, MEAN} == set(EDITS)
-    for kind, edit in expected.items():
-        app = asked(screen, kind)
-        kept = app.session_state[KEPT]
+    mean = mean_z(capture(bundled, [ids], stats=(), keep=("z",)))
+    gates = torch.ones(bundled.layers, bundled.heads)
+    gates[0, 5] = 0.0
+    expected = [
+        Ablate(heads),
+        Gate(gates),
+        Inject(heads, "previous"),
+        KnockOut(heads, keys=(0,)),
+        Offset(heads, mean),
+        Replace(heads, mean),
+        ScaleKeys(heads, keys=(0,), factor=0.5),
+        Temperature(heads, 2.0),
+        Window(heads, recent=4),
+    ]
+    kinds = edit_form.kinds()
+    assert next(iter(kinds)) == "Ablate"
+    assert set(kinds) == {type(edit).__name__ for edit in expected}
+    assert set(KINDS) - set(kinds) == {"FixPattern", "Blocks"}, "they hold a table for a prompt"
+    for edit in expected:
+        kind = type(edit).__name__
+        kept = ask(screen, kind).session_state[ANSWER]
         answer = what_if(bundled, [ids], [edit])
         np.testing.assert_allclose(kept["answer"]["score"], answer["score"], atol=1e-6)
-        assert kept["asked"].startswith(f"L0H5: {kind}")
-        shown = [table.value for table in app.main.table if "95 % interval" in table.value]
+        assert kept["question"].startswith(f"L0H5: {edit_form.title(kinds[kind])}")
+        shown = [table.value for table in screen.main.table if "95 % interval" in table.value]
         assert shown[-1][""].tolist() == ["without edits", "with edits", "change"]
-    assert float(answer["change"]) != 0.0
+        assert float(answer["change"]) != 0.0
+
+
+def test_a_new_edit_has_a_form(screen: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Soften(Temperature):
+        """Soften the attention of some heads.
+
+        Attributes
+        ----------
+        value
+            How much; 1 is not at all.
+        """
+
+        strength: int = 3
+
+    monkeypatch.setitem(KINDS, "Soften", Soften)
+    # The harness runs the script in this process, so it sees the new class.
+    app = ask(screen.run(), "Soften")
+    assert app.number_input(key="what_if_Soften_strength").value == 3
+    assert app.number_input(key="what_if_Soften_value").label == "How much"
+    question = "L0H5: Soften the attention of some heads (value 2.0, strength 3), on "
+    assert app.session_state[ANSWER]["question"].startswith(question)
+    assert [field.name for field in fields(Soften)] == ["heads", "value", "strength"]
 
 
 def test_own_text_and_tasks_are_asked_too(screen: AppTest, first_words: str) -> None:
     screen.text_area(key="text").set_value(first_words).run()
-    app = asked(screen, MEAN)
-    answer = app.session_state[KEPT]["answer"]
+    app = ask(screen, "Replace")
+    answer = app.session_state[ANSWER]["answer"]
     assert answer["token"].values.tolist()[1:] == first_words.split()
     app.selectbox(key="what_if_on").set_value("ioi").run()
-    app = asked(app, ZERO)
-    answer = app.session_state[KEPT]["answer"]
+    app = ask(app, "Ablate")
+    answer = app.session_state[ANSWER]["answer"]
     assert answer.attrs["task"] == "ioi"
     assert "16 prompts of ioi" in answer["score"].attrs["convention"]
     assert tasks.load("ioi").METRIC.replace("_", " ") in answer["score"].attrs["convention"]
 
 
-def test_another_picked_head_is_offered_and_a_bad_token_is_refused(screen: AppTest) -> None:
+def test_another_picked_head_is_offered_and_bad_tokens_are_refused(screen: AppTest) -> None:
     screen.button(key="go_Right").click().run()
     assert screen.multiselect(key="what_if_heads_L0H6").value == ["L0H6"]
-    screen.selectbox(key="what_if_edit").set_value(HIDE).run()
-    screen.number_input(key="what_if_token").set_value(4000).run()
-    app = asked(screen, HIDE)
-    assert "KnockOut.keys: no position 4000" in app.error[0].value
-    assert KEPT not in app.session_state
+    screen.selectbox(key="what_if_edit").set_value("KnockOut").run()
+    for text, said in (
+        ("4000", "KnockOut.keys: no position 4000"),
+        ("0, x", "KnockOut.keys: '0, x' is no list of positions"),
+    ):
+        screen.text_input(key="what_if_KnockOut_keys").set_value(text).run()
+        app = ask(screen, "KnockOut")
+        assert said in app.error[0].value
+        assert ANSWER not in app.session_state

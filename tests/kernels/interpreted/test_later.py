@@ -169,7 +169,7 @@ def test_the_cut_into_tiles_does_not_matter(tile: int, tiles: Configuration, dra
 def test_cells_hold_every_token_once() -> None:
     for tile in (*range(1, 70), 96, 100, 127, 128, 129, 131, 200, 256, 300):
         cut = cells.cells_of(tile, 64)
-        assert cut.places <= 64
+        assert cut.slots <= 64
         starts = cut.starts(1000, 64, torch.device("cpu")).tolist()
         held = [
             min(cut.step, cut.tile - part * cut.step)
@@ -178,7 +178,7 @@ def test_cells_hold_every_token_once() -> None:
         ]
         assert min(held) >= 1
         assert sum(held) == -(-1000 // tile) * tile
-        per_block = 64 // cut.places
+        per_block = 64 // cut.slots
         ends = [min(sum(held[: at + per_block]), 1000) for at in range(0, len(held), per_block)]
         assert starts[1:] == ends[:-1]
 
@@ -224,7 +224,7 @@ def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
 
 
 def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
-    # 31 places of every tile hold larger logits than the 32nd largest group: 93 candidates.
+    # 31 slots of every tile hold larger logits than the 32nd largest group: 93 candidates.
     options = {"queries": 3, "keys": 400, "batch": 1, "heads": 2, "kv_heads": 1}
     case = Case(draw, declared("topk"), **options, request={"k": 32})
     k = case.inputs.k
