@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.progress import reporting, steps
+from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import interval, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -77,7 +76,6 @@ def check(
     draws: int,
     seed: int,
     others: Mapping[str, Sequence[Head]] | None = None,
-    progress: Progress | None = None,
 ) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
     """Compare the accuracy of the clean model with top heads and random other heads ablated.
 
@@ -119,8 +117,7 @@ def check(
     for condition, heads in (others or {}).items():
         groups[condition] = [tuple(heads)]
     groups["random other heads ablated"] = sets
-    with nullcontext() if progress is None else reporting(progress):
-        samples = compare(model, task, groups, "accuracy")
+    samples = compare(model, task, groups, "accuracy")
     mean, lower, upper = bootstrap(samples, seed=seed)
     conditions = ["intact", *groups]
     record: dict[str, Any] = {

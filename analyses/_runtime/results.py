@@ -73,7 +73,7 @@ class Results:
         self.add_interval(name, dims, ends, long_name, units, *meaning, **attrs)
 
     def add_interval(
-        self, name: str, dims: Sequence[str], ends: Sequence[ArrayLike], long_name: str, units: str,
+        self, name: str, dims: Sequence[str], ends: Iterable[Any], long_name: str, units: str,
         *meaning: Any, **attrs: Any,
     ) -> None:  # fmt: skip
         """Add an estimate with its interval, ``ends`` being (estimate, lower, upper)."""

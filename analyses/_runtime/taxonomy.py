@@ -62,7 +62,7 @@ TERMS = {
 }
 
 
-def attributes(kind: str, method: str) -> dict[str, str]:
+def attributes(kind: str, method: str) -> dict[str, Any]:
     """Return what a score says about its head type: type, stage, evidence and method.
 
     >>> attributes("induction", "scoring")["stage"]

@@ -84,7 +84,14 @@ def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
 
 
 def ranked(first: Array, second: Array) -> float:
-    """Return Spearman's rank correlation; NaN where one side does not vary."""
+    """Return Spearman's rank correlation; NaN where one side does not vary.
+
+    >>> import numpy as np
+    >>> ranked(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
+    1.0
+    """
+    if len(first) < 2:
+        return float("nan")
     return float(np.round((_ranks(first) * _ranks(second)).sum(), 12))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from headscope.analyses._interventions import ablation, next_token_loss
 from headscope.analyses._interventions.batched_edits import ablate_rows
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 # Tokens whose outputs are in the residual stream's width at once.
@@ -56,17 +53,17 @@ def measure(capture: xr.Dataset, weights: Float[Tensor, "layer head size residua
         for layer in range(layers):
             if bool(weights[layer].isnan().any()):
                 continue
-            found = z[prompt, layer, :, : int(lengths[prompt])].values
+            outputs = z[prompt, layer, :, : int(lengths[prompt])].values
             norms, projected = written(
-                torch.from_numpy(np.ascontiguousarray(found)), weights[layer]
+                torch.from_numpy(np.ascontiguousarray(outputs)), weights[layer]
             )
             if prompt == 0:
                 first[layer] = norms
             total = norms.sum(0)
-            each = norms / np.where(total > 0, total, 1.0)
-            logs = np.log(np.where(each > 0, each, 1.0))
-            share[prompt, layer] = each.mean(1)
-            balance[prompt, layer] = (-(each * logs).sum(0) / np.log(max(heads, 2))).mean()
+            shares = norms / np.where(total > 0, total, 1.0)
+            logs = np.log(np.where(shares > 0, shares, 1.0))
+            share[prompt, layer] = shares.mean(1)
+            balance[prompt, layer] = (-(shares * logs).sum(0) / np.log(max(heads, 2))).mean()
             output[prompt, layer] = projected.mean(1)
     return Written(share, output, balance, first)
 
@@ -84,8 +81,8 @@ def written(
         outputs = [part[head] @ weights[head].double() for head in range(len(z))]
         whole = torch.stack(outputs).sum(0)
         size = whole.square().sum(-1)
-        norms.append(torch.stack([each.norm(dim=-1) for each in outputs]))
-        dots = torch.stack([(each * whole).sum(-1) for each in outputs])
+        norms.append(torch.stack([output.norm(dim=-1) for output in outputs]))
+        dots = torch.stack([(output * whole).sum(-1) for output in outputs])
         shares.append(torch.where(size > 0, dots / size.clamp_min(1e-300), 0.0))
     return torch.cat(norms, dim=1).numpy(), torch.cat(shares, dim=1).numpy()
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import torch
-
-    from headscope.probes.models.model import Model
+from headscope.probes.attention.forward import logits
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 
 
 def predicted(model: Model, ids: list[int]) -> int:
     """Return the token that the model predicts after ``ids``."""
-    import torch
-
-    from headscope.probes.attention.forward import logits
-
     model.check_predicts()
     with torch.no_grad():
         return int(logits(model, _tensor(model, [ids]))[0, -1].argmax())
@@ -31,25 +24,9 @@ def replacement_effect(
 ) -> Array:
     """Return how far the log-probability of ``answer`` moves when a token is replaced (position,).
 
-    Parameters
-    ----------
-    model
-        The model.
-    ids
-        Token ids; the prediction is read at the last position.
-    answer
-        Token id whose log-probability is followed.
-    substitutes
-        Token ids to put in the place of each token (position, substitute).
-
-    Returns
-    -------
-    Mean over the substitutes of the absolute change, nats.
+    The mean over the substitutes (position, substitute) of the absolute change at the last
+    position, in nats.
     """
-    import torch
-
-    from headscope.probes.attention.forward import logits
-
     size, count = substitutes.shape
     rows = np.tile(np.asarray(ids), (size * count, 1))
     where = np.repeat(np.arange(size), count)
@@ -66,8 +43,6 @@ def input_gradient(model: Model, ids: list[int], answer: int) -> Array:
 
     The L2 norm over the embedding dimensions, at the last position's prediction.
     """
-    import torch
-
     tokens = _tensor(model, [ids])
     embedded = model.module.get_input_embeddings()(tokens).detach().requires_grad_(True)
     with torch.enable_grad():
@@ -81,6 +56,4 @@ def _log_probability(logits: torch.Tensor, answer: int) -> torch.Tensor:
 
 
 def _tensor(model: Model, rows: list[list[int]]) -> torch.Tensor:
-    import torch
-
     return torch.tensor(rows, dtype=torch.long, device=model.device)

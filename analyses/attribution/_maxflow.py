@@ -14,14 +14,7 @@ Array = NDArray[np.float64]
 def mix(maps: Array) -> Array:
     """Average the heads and mix in the residual stream: ``Â = rownorm(mean_h A + I)``.
 
-    Parameters
-    ----------
-    maps
-        Attention maps (layer, head, query, key), rows summing to one.
-
-    Returns
-    -------
-    Mixed maps (layer, query, key), rows summing to one.
+    From (layer, head, query, key) to (layer, query, key), rows summing to one.
 
     Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
     """
@@ -37,8 +30,8 @@ def rollout(mixed: Array) -> Array:
     True
     """
     total = mixed[0]
-    for each in mixed[1:]:
-        total = each @ total
+    for layer in mixed[1:]:
+        total = layer @ total
     return np.asarray(total)
 
 
@@ -48,16 +41,7 @@ def flow(mixed: Array, queries: Sequence[int] | None = None) -> Array:
     The network has a node per layer boundary and position; the edge from (l, i) to (l − 1, j) has
     the capacity ``Â_l[i, j]``. One max-flow problem per pair of positions: short prompts only.
 
-    Parameters
-    ----------
-    mixed
-        Mixed maps (layer, query, key).
-    queries
-        Output positions, all by default.
-
-    Returns
-    -------
-    Flow (len(queries), key), each row divided by its sum.
+    Output positions are all, unless ``queries`` names some.
 
     Source: Abnar & Zuidema (2005.00928).
     """

@@ -30,9 +30,9 @@ def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArra
         rows[0, 0, position, number] = 1.0
     heads = capture.sizes["head"]
     for layer in reversed(range(capture.sizes["layer"])):
-        one = capture.isel(layer=layer, prompt=prompt)
-        q, k, variant = _call(one, length)
-        _check(one, q, k, variant)
+        part = capture.isel(layer=layer, prompt=prompt)
+        q, k, variant = _call(part, length)
+        _check(part, q, k, variant)
         mean = torch.full((heads,), 1 / heads)
         rows = rows / (1 + _sums(q, k, variant, mean))
         rows = rows + push(rows, q, k, variant, heads=mean)
@@ -47,18 +47,18 @@ def _sums(q: Tensor, k: Tensor, variant: AttentionSpec, mean: Tensor) -> Tensor 
 
 
 def _call(
-    one: xr.Dataset, length: int
+    part: xr.Dataset, length: int
 ) -> tuple[Float[Tensor, "1 head key size"], Float[Tensor, "1 head key size"], AttentionSpec]:
-    q = one["q"].transpose("head", "query", "size").values[:, :length]
-    k = one["k"].transpose("kv_head", "key", "size").values[:, :length]
-    place = {int(name): row for row, name in enumerate(one["kv_head"].values)}
-    k = k[[place[int(group)] for group in one["kv_group"].values]]
-    window, softcap = float(one["window"]), float(one["softcap"])
-    sinks = one["sink_logit"].values if "sink_logit" in one.coords else np.full(len(q), np.nan)
-    slopes = one["alibi_slope"].values if "alibi_slope" in one.coords else None
+    q = part["q"].transpose("head", "query", "size").values[:, :length]
+    k = part["k"].transpose("kv_head", "key", "size").values[:, :length]
+    place = {int(name): row for row, name in enumerate(part["kv_head"].values)}
+    k = k[[place[int(group)] for group in part["kv_group"].values]]
+    window, softcap = float(part["window"]), float(part["softcap"])
+    sinks = part["sink_logit"].values if "sink_logit" in part.coords else np.full(len(q), np.nan)
+    slopes = part["alibi_slope"].values if "alibi_slope" in part.coords else None
     variant = AttentionSpec(
-        scale=float(one["logit_scale"]),
-        causal=bool(one["causal"]),
+        scale=float(part["logit_scale"]),
+        causal=bool(part["causal"]),
         window=None if np.isnan(window) else int(window),
         softcap=None if np.isnan(softcap) else softcap,
         slopes=None if slopes is None else torch.from_numpy(slopes),
@@ -67,16 +67,16 @@ def _call(
     return torch.from_numpy(np.ascontiguousarray(q))[None], torch.from_numpy(k)[None], variant
 
 
-def _check(one: xr.Dataset, q: Tensor, k: Tensor, variant: AttentionSpec) -> None:
+def _check(part: xr.Dataset, q: Tensor, k: Tensor, variant: AttentionSpec) -> None:
     """Refuse weights that something else than q and k went into: the captured lse would differ."""
     # The last query with all keys is a text of its own, in causal order alone.
     some = slice(-1 if variant.causal else 0, None)
     found = attend(q[:, :, some], k, k[..., :1], Request(stats=("lse",)), variant)["lse"][0]
-    lse = one["lse"].transpose("head", "query").values[:, : q.shape[2]][:, some]
+    lse = part["lse"].transpose("head", "query").values[:, : q.shape[2]][:, some]
     off = np.abs(found.numpy() - lse).max(axis=1)
     if off.max() > TOLERANCE:
-        head = int(one["head"].values[int(off.argmax())])
+        head = int(part["head"].values[int(off.argmax())])
         raise NotApplicable(
-            f"capture: the weights of L{int(one['layer'])}H{head} do not follow from its q and k; "
+            f"capture: the weights of L{int(part['layer'])}H{head} do not follow from its q and k; "
             "capture without edits of the weights"
         )

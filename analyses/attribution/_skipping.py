@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions.batched_edits import ablate_rows
+from headscope.analyses._runtime.progress import steps
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.residual_stream import watching
-
-if TYPE_CHECKING:
-    from headscope.analyses._interventions.causal_check import Progress
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 MOST = 2**31
@@ -47,72 +45,70 @@ class Skipped:
     loss_heads: Array
 
 
-def measure(
-    model: Model, ids: Sequence[Sequence[int]], losing: bool, progress: Progress | None = None
-) -> Skipped:
+def measure(model: Model, prompts: Sequence[Sequence[int]], predicting: bool) -> Skipped:
     """Run every prompt whole, without each block, and without the heads of each layer.
 
-    ``losing`` says whether the model predicts the next token, so that there is a loss.
+    Where the model predicts no next token there is no loss.
 
     Raises
     ------
     NotApplicable
         When the logits of a prompt would not fit into memory.
     """
-    found = np.full((5, len(ids), model.layers), np.nan)
-    for row, one in enumerate(ids):
-        if losing and len(one) * model.vocabulary > MOST:
-            raise NotApplicable(
-                f"causal_tokens: {len(one)} tokens times {model.vocabulary} words are too many "
-                f"logits for the loss; give at most {MOST // model.vocabulary}"
-            )
-        streams, intact = _pass(model, one, losing)
-        for layer in range(model.layers):
-            found[0, row, layer] = turn(streams[layer], streams[layer + 1])
-            other, loss = _pass(model, one, losing, skip=layer)
-            found[1:3, row, layer] = turn(streams[-1], other[-1]), loss - intact
-            if layer in model.geometry.attending:
-                chosen = torch.zeros(1, model.layers, model.heads, dtype=torch.bool)
-                chosen[:, layer] = True
-                other, loss = _pass(model, one, losing, edits=(ablate_rows(chosen),))
-                found[3:, row, layer] = turn(streams[-1], other[-1]), loss - intact
-        if progress is not None:
-            progress(row + 1, len(ids))
-    return Skipped(*found)
+    values = np.full((5, len(prompts), model.layers), np.nan)
+    with steps(len(prompts)) as step:
+        for row, ids in enumerate(prompts):
+            if predicting and len(ids) * model.vocabulary > MOST:
+                raise NotApplicable(
+                    f"causal_tokens: {len(ids)} tokens times {model.vocabulary} words are too many "
+                    f"logits for the loss; give at most {MOST // model.vocabulary}"
+                )
+            streams, clean = _pass(model, ids, predicting)
+            for layer in range(model.layers):
+                values[0, row, layer] = turn(streams[layer], streams[layer + 1])
+                other, loss = _pass(model, ids, predicting, skip=layer)
+                values[1:3, row, layer] = turn(streams[-1], other[-1]), loss - clean
+                if layer in model.geometry.attending:
+                    chosen = torch.zeros(1, model.layers, model.heads, dtype=torch.bool)
+                    chosen[:, layer] = True
+                    other, loss = _pass(model, ids, predicting, edits=(ablate_rows(chosen),))
+                    values[3:, row, layer] = turn(streams[-1], other[-1]), loss - clean
+            step()
+    return Skipped(*values)
 
 
-def turn(one: Float[Tensor, "token residual"], other: Float[Tensor, "token residual"]) -> float:
+def turn(first: Float[Tensor, "token residual"], second: Float[Tensor, "token residual"]) -> float:
     """Return 1 − cos of two streams, averaged over tokens.
 
     >>> import torch
     >>> turn(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     1.0
     """
-    cosine = torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=-1)
+    cosine = torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=-1)
     return float((1 - cosine).mean().clamp(0, 2))
 
 
 def _pass(
     model: Model,
     ids: Sequence[int],
-    losing: bool,
+    predicting: bool,
     skip: int | None = None,
     edits: Sequence[Any] = (),
 ) -> tuple[list[Tensor], float]:
-    """Return the stream at every boundary and the loss; a skipped block hands its input on."""
+    """Return the stream at every boundary and the loss; a skipped block passes its input on."""
     streams: dict[int, Tensor] = {}
 
     def take(boundary: int, stream: Tensor) -> Tensor | None:
-        # The block is run, and what it made is thrown away: the next one is given its input.
+        # The block is run, and its output is thrown away: the next one gets its input.
         other = streams[skip] if skip is not None and boundary == skip + 1 else None
         streams[boundary] = stream if other is None else other
         return other
 
-    given = torch.tensor([list(ids)])
+    batch = torch.tensor([list(ids)])
     with torch.no_grad(), watching(model, take):
-        output = run(model, given, Reader(Request(stats=()), edits), head=losing)
-    kept = [streams[each][0].detach() for each in sorted(streams)]
-    if not losing:
+        output = run(model, batch, Reader(Request(stats=()), edits), head=predicting)
+    kept = [streams[boundary][0].detach() for boundary in sorted(streams)]
+    if not predicting:
         return kept, float("nan")
-    wanted = given[0, 1:].to(output.device)
+    wanted = batch[0, 1:].to(output.device)
     return kept, float(torch.nn.functional.cross_entropy(output[0, :-1].float(), wanted))

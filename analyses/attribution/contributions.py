@@ -13,30 +13,24 @@ al., Mixture of Attention Heads (2210.05144); Kobayashi et al., Attention is Not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    attending,
-    averaged,
-    dataset,
-    interval,
-    label,
-    require,
-    top,
-    variable,
-)
+from headscope.analyses._measurements import head_outputs
+from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.results import Results, attending, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import agreement, parting
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.analyses.attribution import _head_writing
+from headscope.probes.models.model import Model
 
 NEEDS = ()
 KEEP = ("z",)
+SUPPORTS = {"encoder", "hybrid"}
+QUICK = {"causal_prompts": 2}
 
 SOURCE = "MoH 2410.11842; Mixture of Attention Heads 2210.05144"
 
@@ -45,8 +39,8 @@ def run(
     capture: xr.Dataset,
     model: Model,
     *,
-    causal_prompts: int = 4,
-    causal_tokens: int = 128,
+    causal_prompts: Annotated[int, AtLeast(0)] = 4,
+    causal_tokens: Annotated[int, AtLeast(2)] = 128,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure what share of its layer's output every head writes, and what it costs to lose it.
@@ -64,7 +58,9 @@ def run(
     seed
         Seed of the bootstrap over prompts.
 
-    Returns ------- Dataset with ``norm_share`` (layer, head; the head's norm over the sum of its
+    Returns
+    -------
+    Dataset with ``norm_share`` (layer, head; the head's norm over the sum of its
     layer's norms, mean over tokens; 0 to 1), ``output_share`` (layer, head; its projection on the
     layer's output, over that output's squared length; sums to 1 where there is no bias),
     ``head_balance`` (layer; entropy of the norm shares of a token over its largest, mean over
@@ -77,101 +73,85 @@ def run(
     ------
     HeadscopeError
         When the capture lacks ``z``, or the output projection is not found.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> given = [list(range(20)), list(range(2, 22))]
-    >>> result = execute("contributions", model, given, options={"causal_prompts": 0})
-    >>> bool((abs(result["output_share"].sum("head") - 1) < 1e-4).all())
-    True
     """
-    from headscope.analyses._measurements import head_outputs
-    from headscope.analyses.attribution import _head_writing
-
-    options.at_least("causal_prompts", causal_prompts, 0)
-    options.at_least("causal_tokens", causal_tokens, 2)
     require(capture, KEEP, "contributions")
-    options.one_text(capture.attrs.get("attention", "self"), "contributions")
-    seen = _head_writing.measure(capture, head_outputs.output_weights(model))
+    one_text(capture.attrs.get("attention", "self"), "contributions")
+    written = _head_writing.measure(capture, head_outputs.output_weights(model))
 
-    count = capture.sizes["prompt"]
-    what = f"mean over tokens of {count} prompts"
-    grid = ("layer", "head")
-    variables: dict[str, xr.Variable] = {
-        **averaged(
-            "norm_share", grid, seen.norm_share, "Share of the norms that a layer's heads write",
-            "share", "sequential", 0, 1, seed=seed, source=SOURCE,
-            convention=f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}",
-        ),
-        **averaged(
-            "output_share", grid, seen.output_share, "Share of the layer's output", "share",
-            "diverging", seed=seed, source="Kobayashi et al. 2004.10102",
-            convention="⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
-            f"others; {what}",
-        ),
-        **averaged(
-            "head_balance", ("layer",), seen.balance, "How evenly heads share a token", "share",
-            "sequential", 0, 1, seed=seed, source=SOURCE,
-            convention=f"entropy of the norm shares over log(heads); 1 is even; {what}",
-        ),
-        "token_norm": variable(
-            (*grid, "query"), seen.first, "What a head writes at each token",
-            "residual-stream units",
-            "sequential", 0, convention="‖z_h W_O‖ on the first prompt", source=SOURCE,
-        ),
-    }  # fmt: skip
-    share = variables["norm_share"].values
-    best = top(share, 5)
-    said = f"Heads that write most of their layer: {', '.join(label(head) for head in best)}."
-    told = "No loss stands beside it: the model is not causal, or causal_prompts is 0."
+    what = f"mean over tokens of {capture.sizes['prompt']} prompts"
+    grid, share = ("layer", "head"), ("share", "sequential", 0, 1)
+    results = Results(capture, seed=seed, source=SOURCE)
+    results.add_mean(
+        "norm_share", grid, written.norm_share, "Share of the norms that a layer's heads write",
+        *share, convention=f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}",
+    )  # fmt: skip
+    results.add_mean(
+        "output_share", grid, written.output_share, "Share of the layer's output", "share",
+        "diverging", source="Kobayashi et al. 2004.10102",
+        convention="⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
+        f"others; {what}",
+    )  # fmt: skip
+    results.add_mean(
+        "head_balance", ("layer",), written.balance, "How evenly heads share a token", *share,
+        convention=f"entropy of the norm shares over log(heads); 1 is even; {what}",
+    )  # fmt: skip
+    results.add(
+        "token_norm", (*grid, "query"), written.first, "What a head writes at each token",
+        "residual-stream units", "sequential", 0, convention="‖z_h W_O‖ on the first prompt",
+    )  # fmt: skip
+    verdict, note = None, _note(capture, results)
     if causal_prompts and model.reads == "tokens" and predicts(capture):
-        whole = [one[:causal_tokens] for one in tokens(capture)[:causal_prompts]]
-        rows = [row for row, one in enumerate(whole) if len(one) > 1]
-        ids = [whole[row] for row in rows]
-        lost = _head_writing.loss_without(model, ids)
-        variables |= averaged(
+        whole = [ids[:causal_tokens] for ids in tokens(capture)[:causal_prompts]]
+        rows = [row for row, ids in enumerate(whole) if len(ids) > 1]
+        lost = _head_writing.loss_without(model, [whole[row] for row in rows])
+        results.add_mean(
             "loss_ablation", grid, lost, "Loss added by setting the head to zero", "nats",
-            "diverging", seed=seed, source="Michel et al. 1905.10650", evidence="causal",
-            convention=f"ablated − intact, −log p a token, {len(ids)} prompts of up to "
+            "diverging", source="Michel et al. 1905.10650", evidence="causal",
+            convention=f"ablated − intact, −log p a token, {len(rows)} prompts of up to "
             f"{causal_tokens} tokens",
         )  # fmt: skip
-        ends = agreement(seen.norm_share[rows], lost, seed)
-        variables |= interval(
-            "share_vs_ablation", (), *ends, "Norm shares against loss without the head",
+        ends = agreement(written.norm_share[rows], lost, seed)
+        results.add_interval(
+            "share_vs_ablation", (), ends, "Norm shares against loss without the head",
             "Spearman ρ", "diverging", -1, 1,
             convention="rank correlation over heads of the absolute means over prompts",
         )  # fmt: skip
-        told = _verdict(ends, share, variables["loss_ablation"].values)
-    known: dict[str, Any] = {"query": np.arange(seen.first.shape[-1])}
+        verdict = _verdict(ends, results["norm_share"].values, results["loss_ablation"].values)
+    else:
+        note += " No loss stands beside it: the model is not causal, or causal_prompts is 0."
+    coords: dict[str, Any] = {"query": np.arange(written.first.shape[-1])}
     if "token" in capture.coords:
-        names = capture["token"].transpose("prompt", "query").values
-        known["token"] = ("query", names[0][: seen.first.shape[-1]])
+        words = capture["token"].transpose("prompt", "query").values[0]
+        coords["token"] = ("query", words[: written.first.shape[-1]])
+    return results.dataset(coords, verdict, note, convention=what, top_heads=_largest(results))
+
+
+def _largest(results: Results) -> list[str]:
+    return [label(head) for head in top(results["norm_share"].values, 5)]
+
+
+def _note(capture: xr.Dataset, results: Results) -> str:
+    note = f"Heads that write most of their layer: {', '.join(_largest(results))}."
     uneven = [
         f"layer {layer} ({value:.2f})"
-        for layer, value in enumerate(variables["head_balance"].values)
+        for layer, value in enumerate(results["head_balance"].values)
         if attending(capture)[layer] and value < 0.8
     ]
-    evenness = f" Uneven layers: {', '.join(uneven)}." if uneven else ""
-    return dataset(
-        capture,
-        variables,
-        known,
-        convention=what,
-        top_heads=[label(head) for head in best],
-        note=f"{said}{evenness} {told}",
-    )
+    return f"{note} Uneven layers: {', '.join(uneven)}." if uneven else note
 
 
-def _verdict(ends: tuple[float, float, float], share: Any, lost: Any) -> str:
+def _verdict(ends: tuple[float, float, float], share: Any, lost: Any) -> Verdict:
     rho, lower, _ = ends
     if np.isnan(lower):
-        return "INCONCLUSIVE: one prompt has no interval for the rank correlation with the loss."
+        return Verdict(
+            "too_few", "One prompt has no interval for the rank correlation with the loss."
+        )
     if lower > 0:
-        return f"Heads that write more cost more to lose (Spearman ρ {rho:.2f})."
-    return (
-        f"DISAGREEMENT: heads that write more do not cost more to lose (Spearman ρ {rho:.2f}); "
-        f"furthest apart, by norm and by loss: {', '.join(parting(share, lost))}."
+        return Verdict(
+            "supported", f"Heads that write more cost more to lose (Spearman ρ {rho:.2f})."
+        )
+    return Verdict(
+        "disagreement",
+        f"Heads that write more do not cost more to lose (Spearman ρ {rho:.2f}); furthest apart, "
+        f"by norm and by loss: {', '.join(parting(share, lost))}.",
     )

@@ -12,34 +12,28 @@ Interpretability in the Wild (2211.00593).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
+from headscope.analyses._interventions import ablation
+from headscope.analyses._measurements import direct_logit_attribution
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import agreement, parting
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
 PROMPTS = 32
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Elhage et al. 2021; Wang et al. 2211.00593"
 COMPONENTS = ("embeddings", "all heads", "MLPs and biases", "last biases")
 
 
-def run(
-    capture: xr.Dataset,
-    model: Model,
-    task: Task,
-    *,
-    seed: int = 0,
-) -> xr.Dataset:
+def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.Dataset:
     """Split the logit difference of a task into what every head and layer writes directly.
 
     Parameters
@@ -54,7 +48,9 @@ def run(
     seed
         Seed of the bootstrap over prompts.
 
-    Returns ------- Dataset with ``direct_logit`` (layer, head; logits for the answer over the wrong
+    Returns
+    -------
+    Dataset with ``direct_logit`` (layer, head; logits for the answer over the wrong
     one, at the question), ``component_logit`` (component; the sums that make the difference),
     ``logit_difference`` (what the model gives) and ``direct_vs_ablation`` (Spearman rank
     correlation over heads of absolute direct logits and the logit difference lost under mean
@@ -65,20 +61,7 @@ def run(
     HeadscopeError
         When the capture lacks ``z``, heads do not write straight into the residual stream, or the
         logits are no linear read-out of it (a soft cap), so that nothing sums.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("logit_attribution", model, n=2)
-    >>> parts, whole = result["component_logit"], result["logit_difference"]
-    >>> bool(abs(parts.sum() - whole) < 1e-3)
-    True
     """
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._measurements import direct_logit_attribution
-
     require(capture, KEEP, "logit_attribution")
     encoded = ablation.encode_task(model, task)
     parts = direct_logit_attribution.attribute(model, encoded)
@@ -96,47 +79,44 @@ def run(
         [parts.embedding, np.nansum(parts.heads, axis=(1, 2)), parts.rest.sum(1), parts.bias],
         axis=1,
     )
-    variables = {
-        **averaged(
-            "direct_logit", ("layer", "head"), parts.heads,
-            f"Direct logits for the answer of {task.name}", "logits", "diverging", seed=seed,
-            convention=frozen, source=SOURCE,
-        ),
-        **averaged(
-            "component_logit", ("component",), sums, "Direct logits by component", "logits",
-            "diverging", seed=seed, source=SOURCE,
-            convention=f"they sum to the difference within {gap:.2g}; {frozen}",
-        ),
-        **averaged(
-            "logit_difference", (), parts.logit, "What the components sum to", "logits",
-            "diverging", seed=seed, convention=what,
-        ),
-        **interval(
-            "direct_vs_ablation", (), *agreement(parts.heads, lost, seed),
-            "Direct logits against mean ablation", "Spearman ρ", "diverging", -1, 1,
-            convention="rank correlation over heads of the absolute means over prompts; ablation: "
-            f"{metric.replace('_', ' ')} lost, all paths",
-        ),
-    }  # fmt: skip
-    direct_logit = variables["direct_logit"].values
-    rho = float(variables["direct_vs_ablation"].values)
-    lower = float(variables["direct_vs_ablation_lower"].values)
-    ends = parting(direct_logit, lost.mean(0))
-    verdict = (
-        f"Direct logits rank heads like mean ablation does (Spearman ρ {rho:.2f})"
-        if lower > 0
-        else "DISAGREEMENT: direct logits do not rank heads like mean ablation "
-        f"(Spearman ρ {rho:.2f})"
-    )
-    return dataset(
-        capture,
-        variables,
-        {"component": list(COMPONENTS)},
+    results = Results(capture, seed=seed, source=SOURCE, convention=frozen)
+    results.add_mean(
+        "direct_logit", ("layer", "head"), parts.heads,
+        f"Direct logits for the answer of {task.name}", "logits", "diverging",
+    )  # fmt: skip
+    results.add_mean(
+        "component_logit", ("component",), sums, "Direct logits by component", "logits",
+        "diverging", convention=f"they sum to the difference within {gap:.2g}; {frozen}",
+    )  # fmt: skip
+    results.add_mean(
+        "logit_difference", (), parts.logit, "What the components sum to", "logits", "diverging",
         convention=what,
-        top_heads=[label(head) for head in top(direct_logit, 5)],
+    )  # fmt: skip
+    ends = agreement(parts.heads, lost, seed)
+    results.add_interval(
+        "direct_vs_ablation", (), ends, "Direct logits against mean ablation", "Spearman ρ",
+        "diverging", -1, 1,
+        convention="rank correlation over heads of the absolute means over prompts; ablation: "
+        f"{metric.replace('_', ' ')} lost, all paths",
+    )  # fmt: skip
+    direct = results["direct_logit"].values
+    return results.dataset(
+        {"component": list(COMPONENTS)},
+        _verdict(ends, parting(direct, lost.mean(0))),
+        convention=what,
+        top_heads=[label(head) for head in top(direct, 5)],
         sum_gap=gap,
-        note=(
-            f"{verdict}; they part most at {', '.join(ends)}, by direct logits and by ablation: a "
-            "head that works through later layers writes little to the answer itself."
-        ),
     )
+
+
+def _verdict(ends: tuple[float, float, float], furthest: list[str]) -> Verdict:
+    rho, lower, _ = ends
+    apart = (
+        f"(Spearman ρ {rho:.2f}); they part most at {', '.join(furthest)}, by direct logits and by "
+        "ablation: a head that works through later layers writes little to the answer itself."
+    )
+    if np.isnan(lower):
+        return Verdict("too_few", f"One prompt has no interval for the rank correlation {apart}")
+    if lower > 0:
+        return Verdict("supported", f"Direct logits rank heads like mean ablation does {apart}")
+    return Verdict("disagreement", f"Direct logits do not rank heads like mean ablation {apart}")

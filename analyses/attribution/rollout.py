@@ -12,26 +12,35 @@ Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import Progress
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import averaged, dataset, require, require_maps, variable
+from headscope.analyses._runtime.options import AtLeast, between, one_text
+from headscope.analyses._runtime.progress import steps
+from headscope.analyses._runtime.results import Results, require, require_maps
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.rank_correlation import ranked
+from headscope.analyses.attribution import _input, _maxflow, _rollout_rows
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes.models.model import Model
 
 NEEDS = ("pattern",)
 TASK = "ioi"
 PROMPTS = 12
+SUPPORTS: set[str] = set()
+QUICK = {"substitutes": 1}
 
 SOURCE = "Abnar & Zuidema 2005.00928"
 ROWS = ("raw attention", "rollout", "flow")
+PRODUCT = "product of the Â of all layers"
+# What the last rows are correlated with.
+TRUTHS = {
+    "ablation_correlation": "replaced tokens",
+    "gradient_correlation": "input gradients",
+}
 
 
 def run(
@@ -40,9 +49,8 @@ def run(
     *,
     prompt: int = 0,
     flow_tokens: int = 48,
-    substitutes: int = 4,
+    substitutes: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Follow attention through the layers of one prompt, and hold it against replaced tokens.
 
@@ -61,8 +69,6 @@ def run(
         captured prompts.
     seed
         Seed of the substitutes and of the bootstrap over prompts.
-    progress
-        Called with (done, total) prompts.
 
     Returns
     -------
@@ -76,86 +82,61 @@ def run(
     NotApplicable
         When the capture lacks ``pattern``, ``prompt`` is not in it, a prompt is longer than
         ``flow_tokens``, or a layer has no attention map.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("rollout", model, n=2, options={"substitutes": 1})
-    >>> result["flow"].dims
-    ('query', 'key')
     """
     require(capture, NEEDS, "rollout")
-    options.one_text(capture.attrs.get("attention", "self"), "rollout")
+    one_text(capture.attrs.get("attention", "self"), "rollout")
     require_maps(capture, "rollout")
-    options.at_least("substitutes", substitutes, 1)
-    options.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     longest = capture.sizes["query"]
     if longest > flow_tokens:
         raise NotApplicable(
             f"flow_tokens: a prompt has {longest} tokens and flow stops at {flow_tokens}; "
             "give shorter prompts, raise flow_tokens, or follow single rows with rollout.rows"
         )
-
     generator = np.random.default_rng(seed)
-    every = [_ids(capture, each) for each in range(capture.sizes["prompt"])]
-    shown: _Prompt | None = None
-    agreement = np.full((len(every), 2, len(ROWS)), np.nan)
-    for number in range(len(every)):
-        each = _Prompt(capture, model, number, every, substitutes, generator, full=number == prompt)
-        agreement[number] = each.agreement()
-        if number == prompt:
-            shown = each
-        if progress is not None:
-            progress(number + 1, len(every))
-    assert shown is not None
+    texts = [_ids(capture, number) for number in range(capture.sizes["prompt"])]
+    with steps(len(texts)) as step:
+        prompts = []
+        for number in range(len(texts)):
+            others = _substitutes(texts[number], texts, substitutes, generator)
+            prompts.append(_Prompt(capture, model, number, texts[number], others, number == prompt))
+            step()
+    shown = prompts[prompt]
+    agreement = np.stack([each.agreement() for each in prompts])
 
-    size = len(shown.ids)
-    variables: dict[str, xr.Variable] = {
-        name: variable(
-            ("query", "key"), values, title, "share", "sequential", 0, 1,
-            convention=convention, source=SOURCE,
-        )
-        for name, values, title, convention in (
-            ("rollout", shown.rollout, "Attention rollout", "product of the Â of all layers"),
-            ("flow", shown.flow, "Attention flow", "max-flow with capacities Â, rows normalised"),
-            ("raw_attention", shown.raw, "Raw attention of the last layer", "mean over heads"),
-        )
-    }  # fmt: skip
-    variables["ablation_effect"] = variable(
-        ("query",), shown.effect, "Change of the prediction when the token is replaced", "nats",
-        "sequential", 0,
+    results = Results(capture, seed=seed, source=SOURCE)
+    for name, values, title, convention in (
+        ("rollout", shown.rollout, "Attention rollout", PRODUCT),
+        ("flow", shown.flow, "Attention flow", "max-flow with capacities Â, rows normalised"),
+        ("raw_attention", shown.raw, "Raw attention of the last layer", "mean over heads"),
+    ):
+        results.add(
+            name, ("query", "key"), values, title, "share", "sequential", 0, 1,
+            convention=convention,
+        )  # fmt: skip
+    results.add(
+        "ablation_effect", ("query",), shown.effect,
+        "Change of the prediction when the token is replaced", "nats", "sequential", 0,
         convention=f"mean |Δ log p| of the predicted token over {substitutes} random substitutes",
     )  # fmt: skip
-    variables["input_gradient"] = variable(
-        ("query",), shown.gradient, "Gradient of the prediction in the token's embedding",
-        "nats per unit", "sequential", 0, convention="L2 norm over the embedding dimensions",
+    results.add(
+        "input_gradient", ("query",), shown.gradient,
+        "Gradient of the prediction in the token's embedding", "nats per unit", "sequential", 0,
+        convention="L2 norm over the embedding dimensions",
     )  # fmt: skip
-    for index, (name, title) in enumerate(
-        (
-            ("ablation_correlation", "Agreement with replaced tokens"),
-            ("gradient_correlation", "Agreement with input gradients"),
-        )
-    ):
-        variables |= averaged(
-            name, ("condition",), agreement[:, index], title, "Spearman ρ", "diverging", -1, 1,
-            seed=seed, convention=f"last row, over the tokens of each of {len(every)} prompts",
-            source=SOURCE,
+    for index, (name, truth) in enumerate(TRUTHS.items()):
+        results.add_mean(
+            name, ("condition",), agreement[:, index], f"Agreement with {truth}", "Spearman ρ",
+            "diverging", -1, 1,
+            convention=f"last row, over the tokens of each of {len(prompts)} prompts",
         )  # fmt: skip
-    return dataset(
-        capture,
-        variables,
-        {
-            "condition": list(ROWS),
-            "query": np.arange(size),
-            "key": np.arange(size),
-            "token": ("query", shown.tokens),
-        },
+    size = np.arange(len(shown.ids))
+    return results.dataset(
+        {"condition": list(ROWS), "query": size, "key": size, "token": ("query", shown.tokens)},
+        _verdict(results),
         convention="Â = rownorm(mean over heads of A + I); the last layer's row is the output",
         prompt=prompt,
         predicted=shown.answer,
-        note=_note(variables),
     )
 
 
@@ -193,12 +174,10 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     >>> found["rollout"].dims, round(float(found["rollout"].sum()), 5)
     (('query', 'key'), 1.0)
     """
-    from headscope.analyses.attribution import _rollout_rows
-
     for name in ("q", "k", "lse"):
         if name not in capture:
             raise NotApplicable(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
-    options.one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
+    one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
     if "position_bias" in capture.coords:
         raise NotApplicable(
             "capture: rows know no position bias, which this model adds to its logits"
@@ -206,20 +185,20 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     require_maps(capture, "rollout")
     if capture.attrs.get("reweighted"):
         raise NotApplicable(
-            "edits: the weights of this capture were edited, and q and k do not tell how"
+            "edits: the weights of this capture were edited, and q and k do not say how"
         )
-    options.between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
     length = int(capture["length"].values[prompt])
     if len(positions) == 0:
         raise InvalidInput("positions: none; give at least one, such as positions=(-1,)")
     for position in positions:
-        options.between("positions", position, -length, length - 1)
+        between("positions", position, -length, length - 1)
     queries = np.array([position % length for position in positions])
     tokens = capture["token"].transpose("prompt", "query").values[prompt, :length].astype(str)
-    values = variable(
-        ("query", "key"), _rollout_rows.follow(capture, prompt, queries.tolist()),
-        "Attention rollout", "share", "sequential", 0, 1,
-        convention="product of the Â of all layers", source=SOURCE,
+    results = Results(capture, source=SOURCE)
+    results.add(
+        "rollout", ("query", "key"), _rollout_rows.follow(capture, prompt, queries.tolist()),
+        "Attention rollout", "share", "sequential", 0, 1, convention=PRODUCT,
     )  # fmt: skip
     coords = {
         "query": queries,
@@ -227,7 +206,7 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
         "token": ("query", tokens[queries]),
         "key_token": ("key", tokens),
     }
-    return dataset(capture, {"rollout": values}, coords, prompt=prompt)
+    return results.dataset(coords, prompt=prompt)
 
 
 class _Prompt:
@@ -238,16 +217,11 @@ class _Prompt:
         capture: xr.Dataset,
         model: Model,
         number: int,
-        every: list[list[int]],
-        substitutes: int,
-        generator: np.random.Generator,
-        *,
+        ids: list[int],
+        substitutes: NDArray[np.int64],
         full: bool,
     ) -> None:
-        from headscope.analyses.attribution import _input, _maxflow
-
-        self.ids = every[number]
-        size = len(self.ids)
+        self.ids, size = ids, len(ids)
         order = ("layer", "head", "query", "key")
         maps = capture["pattern"].isel(prompt=number).transpose(*order).values[..., :size, :size]
         mixed = _maxflow.mix(np.nan_to_num(maps.astype(np.float64)))
@@ -256,44 +230,29 @@ class _Prompt:
         self.flow = _maxflow.flow(mixed, None if full else [size - 1])
         tokens = capture["token"].transpose("prompt", "query").values[number, :size]
         self.tokens = tokens.astype(str)
-        answer = _input.predicted(model, self.ids)
+        answer = _input.predicted(model, ids)
         self.answer = model.words([answer])[0]
-        others = _substitutes(self.ids, every, substitutes, generator)
-        self.effect = _input.replacement_effect(model, self.ids, answer, others)
-        self.gradient = _input.input_gradient(model, self.ids, answer)
+        self.effect = _input.replacement_effect(model, ids, answer, substitutes)
+        self.gradient = _input.input_gradient(model, ids, answer)
 
     def agreement(self) -> NDArray[np.float64]:
         """Return Spearman's ρ of the effect and the gradient with each row of ROWS (2, 3)."""
         rows = (self.raw[-1], self.rollout[-1], self.flow[-1])
         return np.array(
-            [[correlate(row, truth) for row in rows] for truth in (self.effect, self.gradient)]
+            [[ranked(row, truth) for row in rows] for truth in (self.effect, self.gradient)]
         )
-
-
-def correlate(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Return Spearman's rank correlation; NaN where one side does not vary.
-
-    >>> import numpy as np
-    >>> correlate(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
-    1.0
-    """
-    from scipy.stats import spearmanr
-
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(round(spearmanr(first, second).statistic, 12))
 
 
 def _ids(capture: xr.Dataset, number: int) -> list[int]:
     ids = capture["token_id"].transpose("prompt", "query").values[number]
-    return [int(each) for each in ids if each >= 0]
+    return [int(token) for token in ids if token >= 0]
 
 
 def _substitutes(
-    ids: list[int], every: list[list[int]], count: int, generator: np.random.Generator
+    ids: list[int], texts: list[list[int]], count: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw, for each position, tokens of the captured prompts that differ from the one there."""
-    vocabulary = np.unique([each for prompt in every for each in prompt[1:]])
+    vocabulary = np.unique([token for text in texts for token in text[1:]])
     chosen = np.empty((len(ids), count), dtype=np.int64)
     for position, own in enumerate(ids):
         others = vocabulary[vocabulary != own]
@@ -305,13 +264,10 @@ def _substitutes(
     return chosen
 
 
-def _note(variables: dict[str, xr.Variable]) -> str:
+def _verdict(results: Results) -> Verdict:
     sentences, worse = [], []
-    for name, truth in (
-        ("ablation_correlation", "replaced tokens"),
-        ("gradient_correlation", "input gradients"),
-    ):
-        raw, rolled, flowed = variables[name].values
+    for name, truth in TRUTHS.items():
+        raw, rolled, flowed = results[name].values
         sentences.append(
             f"Rank correlation with {truth}: raw {raw:.2f}, rollout {rolled:.2f}, "
             f"flow {flowed:.2f}."
@@ -319,6 +275,7 @@ def _note(variables: dict[str, xr.Variable]) -> str:
         for method, value in (("rollout", rolled), ("flow", flowed)):
             if not value > raw:
                 worse.append(f"{method} on {truth}")
-    if worse:
-        sentences.append(f"DISAGREEMENT: no better than raw attention: {', '.join(worse)}.")
-    return " ".join(sentences)
+    if not worse:
+        return Verdict("supported", " ".join(sentences))
+    sentences.append(f"No better than raw attention: {', '.join(worse)}.")
+    return Verdict("disagreement", " ".join(sentences))

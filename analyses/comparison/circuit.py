@@ -6,21 +6,26 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.ablation import Head
+from headscope.analyses._interventions.metrics import METRICS, UNITS
+from headscope.analyses._runtime.options import one_of
+from headscope.analyses._runtime.results import label, top
 from headscope.kernels.errors import HeadscopeError, InvalidInput
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.reading import read
+from headscope.probes.prompts.task import Task
+from headscope.probes.storage.dataset_file import write_text
 
 FORMAT = "headscope-circuit-1"
-Head = tuple[int, int]
 Array = NDArray[np.float64]
 # What of a result says where its scores come from.
 KEPT = (
@@ -83,7 +88,7 @@ class Circuit:
     @property
     def labels(self) -> list[str]:
         """Names of the heads."""
-        return [f"L{layer}H{head}" for layer, head in self.heads]
+        return [label(head) for head in self.heads]
 
 
 def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
@@ -110,8 +115,6 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     >>> from_result(scores, "score", 2).labels
     ['L0H1', 'L1H0']
     """
-    from headscope.analyses._runtime.results import top
-
     if variable not in result.data_vars:
         raise InvalidInput(f"variable: no {variable!r}; there are {', '.join(map(str, result))}")
     array = result[variable]
@@ -179,14 +182,7 @@ def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) ->
     >>> removed(model, tasks.make("ioi", model.tokenizer, n=2))["lost"].shape
     (2, 4, 8)
     """
-    from importlib.metadata import version
-
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._interventions.metrics import METRICS, UNITS
-    from headscope.analyses._runtime import options
-    from headscope.probes.prompts.reading import read
-
-    options.one_of("metric", metric, METRICS)
+    one_of("metric", metric, METRICS)
     name = task.metric if metric == "task" else metric
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), name)
@@ -224,9 +220,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
     ...     load(f"{folder}/circuit.json").heads
     ((0, 1),)
     """
-    from headscope.probes.storage.dataset_file import write_text
-
-    told = {
+    record = {
         "format": FORMAT,
         "heads": [list(head) for head in circuit.heads],
         "labels": circuit.labels,
@@ -234,7 +228,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
         "scores": _plain(circuit.scores),
         "samples": None if circuit.samples is None else _plain(circuit.samples),
     }
-    write_text(path, json.dumps(told, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def load(path: str | os.PathLike[str]) -> Circuit:
@@ -246,12 +240,12 @@ def load(path: str | os.PathLike[str]) -> Circuit:
         For a file that is missing, broken, or holds no circuit.
     """
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
             raise InvalidInput(f"path: {path} holds no circuit of this version of headscope")
-        heads = tuple((int(layer), int(head)) for layer, head in told["heads"])
-        samples = None if told["samples"] is None else _numbers(told["samples"])
-        return Circuit(heads, _numbers(told["scores"]), told["provenance"], samples)
+        heads = tuple((int(layer), int(head)) for layer, head in record["heads"])
+        samples = None if record["samples"] is None else _numbers(record["samples"])
+        return Circuit(heads, _numbers(record["scores"]), record["provenance"], samples)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, HeadscopeError):
             raise

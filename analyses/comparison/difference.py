@@ -9,6 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.results import Results, label
+from headscope.analyses._stats.bootstrap import bootstrap, draws, percentiles
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.kernels.errors import InvalidInput
 
 Array = NDArray[np.float64]
@@ -69,9 +72,6 @@ def compare(
 
     Source: From Language Modeling to Instruction Following; DiffLoRA.
     """
-    from headscope.analyses._runtime.results import interval, label, variable
-    from headscope.analyses.attribution.rollout import correlate
-
     stray = sorted(set(across) - set(FIELDS))
     if stray:
         raise InvalidInput(f"across: {stray[0]!r} is not one of {', '.join(FIELDS)}")
@@ -82,32 +82,32 @@ def compare(
     paired = first.attrs.get("prompts_sha256") is not None and first.attrs[
         "prompts_sha256"
     ] == second.attrs.get("prompts_sha256")
-    variables: dict[str, xr.Variable] = {}
+    results = Results(xr.Dataset(), seed=seed)
     changed: dict[str, list[str]] = {}
     for name in wanted:
         pair = [_score(side, name, which) for side, which in ((first, "first"), (second, "second"))]
         _check_meaning(name, pair[0], pair[1], across)
-        change, lower, upper, how = _change(first, second, name, pair, paired, seed)
+        *ends, how = _change(first, second, name, pair, paired, seed)
         attrs = pair[0].attrs
-        given = {} if "convention" not in attrs else {"convention": attrs["convention"]}
-        variables |= interval(
-            name, HEADS, change, lower, upper,
-            f"{attrs.get('long_name', name)}: second − first", attrs.get("units", ""), "diverging",
-            pairing=how, **given,
+        kept = {key: attrs[key] for key in ("convention",) if key in attrs}
+        title = attrs.get("long_name", name)
+        results.add_interval(
+            name, HEADS, ends, f"{title}: second − first", attrs.get("units", ""), "diverging",
+            pairing=how, **kept,
         )  # fmt: skip
-        means = [_mean(one) for one in pair]
+        means = [_mean(score) for score in pair]
         known = ~(np.isnan(means[0]) | np.isnan(means[1]))
-        rho = correlate(means[0][known], means[1][known])
-        variables[f"{name}_agreement"] = variable(
-            (), rho, f"Agreement of the heads' ranks: {attrs.get('long_name', name)}",
-            "Spearman ρ", "diverging", -1, 1,
+        results.add(
+            f"{name}_agreement", (), ranked(means[0][known], means[1][known]),
+            f"Agreement of the heads' ranks: {title}", "Spearman ρ", "diverging", -1, 1,
         )  # fmt: skip
+        _, lower, upper = ends
         with np.errstate(invalid="ignore"):
             apart = np.argwhere((lower > 0) | (upper < 0))
         changed[name] = [label((int(layer), int(head))) for layer, head in apart]
     count = int(known.sum())
     return xr.Dataset(
-        variables,
+        results.variables,
         coords={dim: first[dim].values for dim in HEADS if dim in first.coords},
         attrs={
             "first": _origin(first), "second": _origin(second), "seed": seed, "changed": changed,
@@ -137,7 +137,7 @@ def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]
         raise InvalidInput(f"analysis: {names[0]} and {names[1]}; compare results of the same one")
     options = [json.loads(side.attrs.get("options") or "{}") for side in (first, second)]
     for name in sorted({*options[0], *options[1]} - {"seed"}):
-        values = [each.get(name) for each in options]
+        values = [choices.get(name) for choices in options]
         if "options" not in across and values[0] != values[1]:
             raise InvalidInput(
                 f"options: {name} is {values[0]!r} in the first and {values[1]!r} in the second; "
@@ -196,8 +196,6 @@ def _change(
     seed: int,
 ) -> tuple[Array, Array, Array, str]:
     """Return the difference, both ends of its interval, and how that was made."""
-    from headscope.analyses._stats.bootstrap import bootstrap, draws, percentiles
-
     kept = ["prompt" in one.dims for one in pair]
     if all(kept):
         one, other = (each.values.astype(np.float64) for each in pair)

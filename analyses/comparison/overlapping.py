@@ -8,6 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.results import Results, label
+from headscope.analyses._stats.bootstrap import draws, percentiles
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.comparison.circuit import Circuit
 from headscope.kernels.errors import InvalidInput
 
@@ -43,9 +46,7 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
 
     Examples
     --------
-    >>> from typing import Any
-
-    import numpy as np
+    >>> import numpy as np
     >>> scores = np.array([[4.0, 3.0], [2.0, 1.0]])
     >>> one, other = Circuit(((0, 0), (0, 1)), scores), Circuit(((0, 0), (1, 0)), scores)
     >>> result = overlap(one, other)
@@ -53,8 +54,6 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     (0.3333333333333333, 1.0, 0.8333)
     """
     from scipy.stats import hypergeom
-
-    from headscope.analyses._runtime.results import interval, variable
 
     if first.scores.shape != second.scores.shape:
         raise InvalidInput(
@@ -73,40 +72,43 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     point = (
         len(shared) / either,
         len(shared) / min(sizes),
-        _ranked(first.scores[known], second.scores[known]),
+        ranked(first.scores[known], second.scores[known]),
     )
-    said = f"{sizes[0]} and {sizes[1]} of {whole} heads"
+    what = f"{sizes[0]} and {sizes[1]} of {whole} heads"
+    results = Results(xr.Dataset(), seed=seed)
     titles: tuple[tuple[Any, ...], ...] = (
         ("jaccard", "Shared heads of the heads of either", "share", "sequential", 0, 1),
         ("coefficient", "Shared heads of the smaller circuit", "share", "sequential", 0, 1),
         ("correlation", "Agreement of the scores of all heads", "Spearman ρ", "diverging", -1, 1),
     )
-    variables: dict[str, xr.Variable] = {}
-    for (name, *meaning), value, lower, upper in zip(titles, point, *ends, strict=True):
-        variables |= interval(name, (), value, lower, upper, *meaning, convention=said,
-                              source=SOURCE)  # fmt: skip
+    for (name, *meaning), *numbers in zip(titles, point, *ends, strict=True):
+        results.add_interval(name, (), numbers, *meaning, convention=what, source=SOURCE)
     p_value = float(hypergeom.sf(len(shared) - 1, whole, *sizes))
     expected = sizes[0] * sizes[1] / whole
     member = np.where(known, 0.0, np.nan)
     for number, circuit in ((1, first), (2, second)):
         for head in circuit.heads:
             member[head] += number
-    variables |= {
-        "shared": variable((), float(len(shared)), "Shared heads", "heads", "sequential", 0),
-        "expected": variable((), expected, "Heads that random sets share", "heads", "sequential", 0,
-                             convention=said),
-        "p_value": variable((), p_value, "Chance of sharing as many at random", "probability",
-                            "sequential", 0, 1, convention=f"hypergeometric, one-sided; {said}"),
-        "member": variable(("layer", "head"), member, "Circuit that holds the head",
-                           "1 first, 2 second, 3 both", "sequential", 0, 3),
-    }  # fmt: skip
+    results.add("shared", (), float(len(shared)), "Shared heads", "heads", "sequential", 0)
+    results.add(
+        "expected", (), expected, "Heads that random sets share", "heads", "sequential", 0,
+        convention=what,
+    )  # fmt: skip
+    results.add(
+        "p_value", (), p_value, "Chance of sharing as many at random", "probability",
+        "sequential", 0, 1, convention=f"hypergeometric, one-sided; {what}",
+    )  # fmt: skip
+    results.add(
+        "member", ("layer", "head"), member, "Circuit that holds the head",
+        "1 first, 2 second, 3 both", "sequential", 0, 3,
+    )  # fmt: skip
     count = member.shape
     return xr.Dataset(
-        variables,
+        results.variables,
         coords={"layer": np.arange(count[0]), "head": np.arange(count[1])},
         attrs={
             "first": dict(first.provenance), "second": dict(second.provenance), "seed": seed,
-            "shared_heads": [f"L{layer}H{head}" for layer, head in shared],
+            "shared_heads": [label(head) for head in shared],
             "note": f"{len(shared)} shared heads, {expected:.1f} expected of random sets "
             f"(p = {p_value:.2g}); ranks of all heads agree with ρ {point[2]:.2f}.",
         },
@@ -117,8 +119,6 @@ def _intervals(
     first: Circuit, second: Circuit, known: NDArray[np.bool_], seed: int
 ) -> tuple[Array, Array]:
     """Resample prompts, choose both circuits anew, and return both ends of the three numbers."""
-    from headscope.analyses._stats.bootstrap import draws, percentiles
-
     missing = np.full(3, np.nan)
     if first.samples is None or second.samples is None:
         return missing, missing
@@ -130,16 +130,12 @@ def _intervals(
     left = draws(len(one), RESAMPLES, seed) / len(one)
     right = left if paired else draws(len(other), RESAMPLES, seed + 1) / len(other)
     sizes = len(first.heads), len(second.heads)
-    found = np.empty((RESAMPLES, 3))
+    resampled = np.empty((RESAMPLES, 3))
     for row, (a, b) in enumerate(zip(left @ one, right @ other, strict=True)):
-        tops = [set(np.argsort(-each, kind="stable")[:size].tolist())
-                for each, size in zip((a, b), sizes, strict=True)]  # fmt: skip
+        tops = [
+            set(np.argsort(-scores, kind="stable")[:size].tolist())
+            for scores, size in zip((a, b), sizes, strict=True)
+        ]
         both = len(tops[0] & tops[1])
-        found[row] = both / len(tops[0] | tops[1]), both / min(sizes), _ranked(a, b)
-    return percentiles(found, 0.025)
-
-
-def _ranked(first: Array, second: Array) -> float:
-    from headscope.analyses.attribution.rollout import correlate
-
-    return correlate(first, second)
+        resampled[row] = both / len(tops[0] | tops[1]), both / min(sizes), ranked(a, b)
+    return percentiles(resampled, 0.025)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions.ablation import Head, evaluate
+from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._interventions.metrics import METRICS, UNITS
+from headscope.analyses._runtime.options import at_least, one_of
+from headscope.analyses._runtime.results import Results, label
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import draws as resample
+from headscope.analyses._stats.bootstrap import percentiles
 from headscope.kernels.errors import InvalidInput
+from headscope.probes import capture
+from headscope.probes.capturing.attention_pattern import pattern as attention_pattern
+from headscope.probes.interventions import Edit, FixPattern, Inject
+from headscope.probes.interventions.base import check_heads
+from headscope.probes.interventions.named_patterns import PATTERNS
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
-if TYPE_CHECKING:
-    from headscope.probes.interventions.base import Edit
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-
-Head = tuple[int, int]
 Array = NDArray[np.float64]
 OWN = "own"
 
@@ -40,15 +51,11 @@ def own_patterns(model: Model, prompt: Any, heads: Sequence[Head]) -> tuple[Edit
     >>> [edit.head for edit in own_patterns(model, [[0, 5, 6]], [(1, 2)])]
     [(1, 2)]
     """
-    import torch
-
-    from headscope.probes import capture, pattern
-    from headscope.probes.interventions import FixPattern
-
-    found = capture(model, prompt, stats=("lse",), keep=("q", "k"))
+    captured = capture(model, prompt, stats=("lse",), keep=("q", "k"))
     return tuple(
         FixPattern(
-            (layer, head), torch.from_numpy(np.array(pattern(found, layer, head), np.float32))
+            (layer, head),
+            torch.from_numpy(np.array(attention_pattern(captured, layer, head), np.float32)),
         )
         for layer, head in heads
     )
@@ -116,17 +123,9 @@ def restore(
 
     Source: Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models.
     """
-    from headscope.analyses._interventions.ablation import evaluate
-    from headscope.analyses._interventions.causal_check import random_sets
-    from headscope.analyses._interventions.metrics import METRICS, UNITS
-    from headscope.analyses._runtime import options
-    from headscope.analyses._runtime.results import averaged, interval, label
-    from headscope.probes.interventions.base import check_heads
-    from headscope.probes.interventions.named_patterns import PATTERNS
-
-    options.one_of("metric", metric, METRICS)
-    options.one_of("pattern", pattern, (OWN, *PATTERNS))
-    options.at_least("draws", draws, 1)
+    one_of("metric", metric, METRICS)
+    one_of("pattern", pattern, (OWN, *PATTERNS))
+    at_least("draws", draws, 1)
     chosen = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
     if not chosen:
         raise InvalidInput("heads: none to repair; give (layer, head) pairs")
@@ -170,31 +169,32 @@ def restore(
     )
     units, gain = UNITS[name], columns["chosen heads repaired"] - columns["broken"]
     over = columns["chosen heads repaired"] - columns["random other heads repaired"]
-    given: dict[str, Any] = {"seed": seed, "convention": what, "evidence": "causal"}
-    variables = {
-        **averaged("score", ("condition",), samples, f"{task.name} before and after repair", units,
-                   "diverging", **given),
-        **averaged("gain", (), gain, "Gain by the repair, same prompts", units, "diverging",
-                   **given),
-        **averaged("gain_over_random", (), over, "Gain over a repair of random other heads", units,
-                   "diverging", **given),
-    }  # fmt: skip
-    note = _verdict(variables, name)
+    results = Results(xr.Dataset(), seed=seed, convention=what, evidence="causal")
+    results.add_mean(
+        "score", ("condition",), samples, f"{task.name} before and after repair", units,
+        "diverging",
+    )  # fmt: skip
+    results.add_mean("gain", (), gain, "Gain by the repair, same prompts", units, "diverging")
+    results.add_mean(
+        "gain_over_random", (), over, "Gain over a repair of random other heads", units,
+        "diverging",
+    )  # fmt: skip
     if whole is not None:
-        missing = columns["whole"] - columns["broken"]
-        ends = _share(gain, missing, seed)
-        variables |= interval(
-            "recovered", (), *ends, "Share of what was broken that returns", "share", "diverging",
-            convention=f"mean gain over mean loss; {what}", evidence="causal",
+        results.add_interval(
+            "recovered", (), _share(gain, columns["whole"] - columns["broken"], seed),
+            "Share of what was broken that returns", "share", "diverging",
+            convention=f"mean gain over mean loss; {what}",
         )  # fmt: skip
+    verdict = _verdict(results, name)
     return xr.Dataset(
-        variables,
+        results.variables,
         coords={"condition": list(columns)},
         attrs={
             "model": model.name, "revision": model.revision, "task": task.name, "seed": seed,
             "heads": [label(head) for head in chosen], "pattern": pattern,
             "reference": "" if reference is None else f"{reference.name} {reference.revision}",
-            "broken": [str(edit.describe()) for edit in damage], "note": note,
+            "broken": [str(edit.describe()) for edit in damage],
+            "verdict": verdict.state, "note": verdict.text,
         },
     )  # fmt: skip
 
@@ -208,25 +208,19 @@ def _repaired(
     pattern: str,
     whole: Model | None,
 ) -> Array:
-    from dataclasses import replace
-
-    from headscope.analyses._interventions.ablation import evaluate
-    from headscope.probes.interventions import Inject
-
     if pattern != OWN:
         return evaluate(model, task, (*damage, Inject(tuple(heads), pattern)), metric)
     assert whole is not None
-    found = []
+    scores = []
     for prompt in task.prompts:
-        one = replace(task, prompts=(prompt,))
-        found.append(evaluate(model, one, (*damage, *own_patterns(whole, one, heads)), metric))
-    return np.concatenate(found)
+        single = replace(task, prompts=(prompt,))
+        repair = own_patterns(whole, single, heads)
+        scores.append(evaluate(model, single, (*damage, *repair), metric))
+    return np.concatenate(scores)
 
 
 def _share(gain: Array, missing: Array, seed: int) -> tuple[float, float, float]:
     """Return the ratio of two means and its bootstrap interval over prompts."""
-    from headscope.analyses._stats.bootstrap import draws, percentiles
-
     if not missing.mean() > 0:
         raise InvalidInput(
             "broken: the whole model does the task no better than the broken one, so nothing can "
@@ -235,22 +229,24 @@ def _share(gain: Array, missing: Array, seed: int) -> tuple[float, float, float]
     ratio = float(gain.mean() / missing.mean())
     if len(gain) < 2:
         return ratio, float("nan"), float("nan")
-    weights = draws(len(gain), 1000, seed)
+    weights = resample(len(gain), 1000, seed)
     lost = weights @ missing
     lower, upper = percentiles(np.where(lost > 0, weights @ gain / lost, np.nan)[:, None], 0.025)
     return ratio, float(lower[0]), float(upper[0])
 
 
-def _verdict(variables: dict[str, xr.Variable], metric: str) -> str:
+def _verdict(results: Results, metric: str) -> Verdict:
     gain, over = (
-        (float(variables[name].values), float(variables[f"{name}_lower"].values))
+        (float(results[name].values), float(results[f"{name}_lower"].values))
         for name in ("gain", "gain_over_random")
     )
-    said = f"the repair changes the {metric.replace('_', ' ')} by {gain[0]:+.3g}"
+    text = f"the repair changes the {metric.replace('_', ' ')} by {gain[0]:+.3g}"
     if not np.isfinite(gain[1]):
-        return f"INCONCLUSIVE: one prompt has no interval; {said}."
+        return Verdict("too_few", f"One prompt has no interval; {text}.")
     if gain[1] > 0 and over[1] > 0:
-        return f"The metric recovers: {said}, {over[0]:+.3g} more than with random other heads."
+        text = f"The metric recovers: {text}, {over[0]:+.3g} more than with random other heads."
+        return Verdict("supported", text)
     if gain[1] > 0:
-        return f"NOT SPECIFIC: {said}, but as many random other heads do as well."
-    return f"NO RECOVERY: {said}, and the interval reaches 0."
+        text = f"Not specific: {text}, but as many random other heads do as well."
+        return Verdict("not_supported", text)
+    return Verdict("not_supported", f"No recovery: {text}, and the interval reaches 0.")

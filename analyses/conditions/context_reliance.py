@@ -29,8 +29,9 @@ from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
-from headscope.probes.prompts.task import Question, Task
+from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tokens import EncodedQuestion
 
 NEEDS = ()
 TASK = "recall"
@@ -209,7 +210,7 @@ def _distances(
 
 
 def _span(
-    span: str, question: Question, roles: dict[str, tuple[int, ...]], row: int, task: str
+    span: str, question: EncodedQuestion, roles: dict[str, tuple[int, ...]], row: int, task: str
 ) -> list[int]:
     """Return the positions of the span before the question."""
     positions = {"evidence": question.evidence, **roles}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import direct_logit_attribution
+from headscope.analyses._runtime.progress import steps
 from headscope.kernels.errors import HeadscopeError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 Array = NDArray[np.float64]
 # What integrals may miss: ranks of heads need no more.
@@ -29,18 +25,8 @@ def scores(
 ) -> tuple[dict[str, Array], str]:
     """Return the scores of every method (prompt, layer, head), positive for heads that help.
 
-    Parameters
-    ----------
-    model, task
-        What is measured.
-    capture
-        Capture of the task with the kept ``z``.
-    metric
-        Metric of the ablations; gradients of accuracy follow the log-probability.
-
-    Returns
-    -------
-    Scores by the name of the method, and why direct logits are left out where the model has none.
+    Also why direct logits are left out, where the model has none. Gradients of accuracy follow the
+    log-probability.
     """
     smooth = differentiable(metric)
     clean = ablation.encode_task(model, task)
@@ -48,17 +34,22 @@ def scores(
     clean_z = ablation.kept_z(capture)
     corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
     score, floor = (
-        ablation.evaluate(model, each, (), metric)[:, None, None] for each in (clean, corrupted)
+        ablation.evaluate(model, encoded, (), metric)[:, None, None]
+        for encoded in (clean, corrupted)
     )
 
-    def ablated(values: Tensor | None = None) -> Array:
-        return ablation.ablate_each_head(model, clean, metric, values)
-
-    found = {
-        "zero ablation": score - ablated(),
-        "mean ablation": score - ablated(ablation.mean_z(capture)),
-        "noising": score - ablated(corrupted_z),
-        "denoising": ablation.ablate_each_head(model, corrupted, metric, clean_z) - floor,
+    ablations: dict[str, Tensor | None] = {
+        "zero ablation": None, "mean ablation": ablation.mean_z(capture), "noising": corrupted_z,
+    }  # fmt: skip
+    methods = {}
+    with steps(4) as step:
+        for name, values in ablations.items():
+            methods[name] = score - ablation.ablate_each_head(model, clean, metric, values)
+            step()
+        restored = ablation.ablate_each_head(model, corrupted, metric, clean_z)
+        methods["denoising"] = restored - floor
+        step()
+    methods |= {
         "gate gradient": np.abs(head_gradients.gate_gradient(model, clean, smooth)),
         "integrated gradient": head_gradients.integrated_gates(model, clean, smooth, ROUGH)[0],
         "noising attribution": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
@@ -66,10 +57,10 @@ def scores(
     }
     why = ""
     try:
-        found["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
+        methods["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
     except HeadscopeError as refusal:
         why = str(refusal)
-    return found, why
+    return methods, why
 
 
 def losses(model: Model, task: Task, metric: str) -> tuple[Array, Array]:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import label
 from headscope.analyses._stats.bootstrap import draws
 from headscope.kernels.errors import NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
+from headscope.probes import load_model
+from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
 RESAMPLES = 1000
 
 
-def shuffled(asked: Sequence[Sequence[Any]], seed: int) -> tuple[tuple[Any, ...], ...]:
+def shuffled(questions: Sequence[Sequence[Any]], seed: int) -> tuple[tuple[Any, ...], ...]:
     """Give the questions of every prompt the answers, right and wrong, of another prompt.
 
     Positions stay. Every prompt gets those of the next one in a random order, so none keeps its own
@@ -29,22 +29,23 @@ def shuffled(asked: Sequence[Sequence[Any]], seed: int) -> tuple[tuple[Any, ...]
     Examples
     --------
     >>> from headscope.probes.prompts.tokens import EncodedQuestion
-    >>> asked = [[EncodedQuestion(4, (1,), (2,), ())], [EncodedQuestion(6, (3,), (4,), ())]]
-    >>> [(each.at, each.answer_ids) for [each] in shuffled(asked, seed=0)]
+    >>> rows = [[EncodedQuestion(4, (1,), (2,), ())], [EncodedQuestion(6, (3,), (4,), ())]]
+    >>> [(question.at, question.answer_ids) for [question] in shuffled(rows, seed=0)]
     [(4, (3,)), (6, (1,))]
     """
-    order = np.random.default_rng(seed).permutation(len(asked))
-    giver = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    order = np.random.default_rng(seed).permutation(len(questions))
+    source = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+
+    def exchanged(question: Any, others: Sequence[Any], number: int) -> Any:
+        other = others[number % len(others)]
+        return replace(question, answer_ids=other.answer_ids, wrong_ids=other.wrong_ids)
+
     return tuple(
         tuple(
-            replace(
-                one,
-                answer_ids=asked[giver[row]][at % len(asked[giver[row]])].answer_ids,
-                wrong_ids=asked[giver[row]][at % len(asked[giver[row]])].wrong_ids,
-            )
-            for at, one in enumerate(questions)
+            exchanged(question, questions[source[row]], number)
+            for number, question in enumerate(own)
         )
-        for row, questions in enumerate(asked)
+        for row, own in enumerate(questions)
     )
 
 
@@ -53,12 +54,7 @@ def threshold(samples: Array, seed: int) -> float:
 
     The largest over heads, so that it holds for all heads at once. NaN with one prompt.
 
-    Parameters
-    ----------
-    samples
-        Importance under the null (prompt, layer, head).
-    seed
-        Seed of the bootstrap.
+    ``samples`` are importances under the null (prompt, layer, head).
     """
     flat = samples.reshape(len(samples), -1)
     flat = flat[:, ~np.isnan(flat).any(0)]
@@ -77,8 +73,8 @@ def important(lower: Array, least: float) -> list[str]:
     """
     filled = np.where(np.isnan(lower), -np.inf, lower)
     order = np.argsort(-filled.ravel(), kind="stable")
-    found = [divmod(int(at), lower.shape[1]) for at in order if filled.ravel()[at] > least]
-    return [label(head) for head in found]
+    heads = [divmod(int(at), lower.shape[1]) for at in order if filled.ravel()[at] > least]
+    return [label(head) for head in heads]
 
 
 def untrained(model: Model, seed: int) -> Model:
@@ -89,10 +85,6 @@ def untrained(model: Model, seed: int) -> Model:
     NotApplicable
         When the class cannot make a model from its config alone.
     """
-    import torch
-
-    from headscope.probes import load_model
-
     kind: Any = type(model.module)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

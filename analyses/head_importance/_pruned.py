@@ -4,31 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import ablated_metric, evaluate
+from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import interval, variable
+from headscope.analyses._runtime.results import Results
 from headscope.analyses._stats.bootstrap import bootstrap, crossed, draws, percentiles
-from headscope.analyses.head_importance._removal_order import (
-    Unit,
-    flat,
-    prefixes,
-    smallest,
-)
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.tokens import EncodedTask
+from headscope.analyses.head_importance._removal_order import Unit, flat, prefixes, smallest
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.tokens import EncodedTask
 
 SOURCE = "Michel et al. 1905.10650"
 Array = NDArray[np.float64]
 Row = tuple[Any, Any, Any]
+MISSING = (float("nan"),) * 3
+
+
+class Smallest(NamedTuple):
+    """The smallest set that keeps a share of a metric, None where nothing can be kept.
+
+    What it and random sets of its size keep on other prompts is a share with its interval.
+    """
+
+    heads: list[Head] | None
+    share: tuple[float, ...]
+    random: tuple[float, ...]
+
+    def add(self, results: Results, keep: float, work: Pruned) -> None:
+        """Add the variables of the set."""
+        rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
+        halves = (
+            f"set found on {len(work.ranking)} prompts, measured on {len(work.measuring)} others"
+        )
+        known = self.heads is not None
+        mask = np.full((work.model.layers, work.model.heads), 0.0 if known else np.nan)
+        for head in self.heads or ():
+            mask[head] = 1.0
+        size = float(len(self.heads)) if self.heads is not None else float("nan")
+        results.add(
+            "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
+            convention=rule,
+        )  # fmt: skip
+        results.add(
+            "size", (), size, "Heads in the smallest set", "heads", "sequential", 0,
+            convention=rule,
+        )  # fmt: skip
+        results.add_interval(
+            "kept_share", (), self.share, "Share of the metric that the smallest set keeps",
+            "share", "diverging", convention=halves,
+        )  # fmt: skip
+        results.add_interval(
+            "random_share", (), self.random, "Share that random sets of its size keep", "share",
+            "diverging", convention=f"{work.orders} sets; {halves}",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +108,7 @@ class Pruned:
                     ablated_metric(self.model, self.measuring, self.metric, sets, self.values)
                 )
                 step()
-        rows: list[Row] = [bootstrap(each, seed=self.seed) for each in scores[: len(named)]]
+        rows: list[Row] = [bootstrap(score, seed=self.seed) for score in scores[: len(named)]]
         drawn = np.stack(scores[len(named) :])
         ends = [crossed(drawn[:, :, at], seed=self.seed) for at in range(len(counts))]
         rows.append(tuple(np.array(end) for end in zip(*ends, strict=True)))  # type: ignore[arg-type]
@@ -101,48 +133,35 @@ class Pruned:
                 step()
         return only, whole
 
-    def smallest(
-        self, order: Sequence[Unit], pool: Sequence[Unit], keep: float
-    ) -> tuple[dict[str, xr.Variable], list[tuple[int, int]]]:
-        """Return the smallest set along the greedy order, and what it keeps on other prompts."""
-        shape = (self.model.layers, self.model.heads)
+    def smallest(self, order: Sequence[Unit], pool: Sequence[Unit], keep: float) -> Smallest:
+        """Find the smallest set along the greedy order, and what it keeps on other prompts."""
         clean = evaluate(self.model, self.ranking, (), self.metric).mean()
-        missing = (float("nan"),) * 3
-        found, own, others = None, missing, missing
+        kept, share, random = None, MISSING, MISSING
         with steps(2) as step:
             if clean > 0:
                 least = keep * clean
-                found = smallest(self.model, self.ranking, self.metric, order, least, self.values)
+                kept = smallest(self.model, self.ranking, self.metric, order, least, self.values)
             step()
-            if found is not None:
-                generator = np.random.default_rng(self.seed)
-                sets = [[unit for unit in order if unit not in set(found)]]
-                for _ in range(self.orders):
-                    chosen = generator.permutation(len(pool))[len(found) :]
-                    sets.append([pool[at] for at in chosen])
-                scores = ablated_metric(
-                    self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
-                )
-                own = _ratio(scores[:, 1], scores[:, 0], self.seed)
-                others = _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed)
-        mask = np.full(shape, np.nan if found is None else 0.0)
-        heads = [] if found is None else flat(found)
-        for head in heads:
-            mask[head] = 1.0
-        said = f"set found on {len(self.ranking)} prompts, measured on {len(self.measuring)} others"
-        rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
-        given: dict[str, Any] = {"source": SOURCE, "evidence": "causal"}
-        return {
-            "kept": variable(("layer", "head"), mask, "In the smallest set", "1 kept", "sequential",
-                             0, 1, convention=rule, **given),
-            "size": variable((), float("nan") if found is None else float(len(heads)),
-                             "Heads in the smallest set", "heads", "sequential", 0,
-                             convention=rule, **given),
-            **interval("kept_share", (), *own, "Share of the metric that the smallest set keeps",
-                       "share", "diverging", convention=said, **given),
-            **interval("random_share", (), *others, "Share that random sets of its size keep",
-                       "share", "diverging", convention=f"{self.orders} sets; {said}", **given),
-        }, heads  # fmt: skip
+            if kept is not None:
+                share, random = self._shares(kept, order, pool)
+        return Smallest(None if kept is None else flat(kept), share, random)
+
+    def _shares(
+        self, kept: Sequence[Unit], order: Sequence[Unit], pool: Sequence[Unit]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the share of the metric that a set and random ones of its size keep."""
+        generator = np.random.default_rng(self.seed)
+        sets = [[unit for unit in order if unit not in set(kept)]]
+        for _ in range(self.orders):
+            chosen = generator.permutation(len(pool))[len(kept) :]
+            sets.append([pool[at] for at in chosen])
+        scores = ablated_metric(
+            self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
+        )
+        return (
+            _ratio(scores[:, 1], scores[:, 0], self.seed),
+            _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed),
+        )
 
 
 def _ratio(part: Array, whole: Array, seed: int) -> tuple[float, float, float]:

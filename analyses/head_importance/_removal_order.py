@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.ablation import Head, ablated_metric, encode_task
 from headscope.analyses._runtime.progress import steps
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import EncodedTask
-
-Array = NDArray[np.float64]
 Unit = tuple[Head, ...]
 
 
@@ -50,18 +46,8 @@ def greedy(
 ) -> tuple[list[Unit], list[Unit]]:
     """Order units by what the task loses without them, ranked anew as others are gone.
 
-    Parameters
-    ----------
-    model, task, metric, values
-        As in `ablation.ablated_metric`.
-    pool
-        The units.
-    share
-        Share of all units ablated between two rankings; one unit at least.
-
-    Returns
-    -------
-    The greedy order, the dispensable first, and the order of the first ranking (one shot).
+    A share of all units, one at least, goes between two rankings. Returned are the greedy order,
+    the dispensable first, and the order of the first ranking (one shot).
     """
     together = max(1, round(share * len(pool)))
     left = list(pool)

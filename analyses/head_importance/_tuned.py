@@ -4,41 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import TOKENS, asked_batches, encode_task
+from headscope.analyses._interventions.ablation import TOKENS, Head, asked_batches, encode_task
 from headscope.analyses._interventions.metrics import score
+from headscope.analyses._runtime import progress
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit, Gate, Offset
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import EncodedTask
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
-Head = tuple[int, int]
-GOALS = ("wrong", "answers")
 
 
 def aimed(task: Task, goal: str) -> Task:
-    """Return the task with the words that are to be said as its answers.
+    """Return the task with the words that are to become likely as its answers.
 
-    Parameters
-    ----------
-    task
-        The task.
-    goal
-        ``answers`` leaves it; ``wrong`` asks for the wrong answers in place of the right ones.
+    The goal ``answers`` leaves it; ``wrong`` asks for the wrong answers in place of the right ones.
 
     Raises
     ------
@@ -49,12 +39,13 @@ def aimed(task: Task, goal: str) -> Task:
         return task
     prompts = []
     for prompt in task.prompts:
-        if not all(each.wrong for each in prompt.questions):
+        if not all(question.wrong for question in prompt.questions):
             raise NotApplicable(
                 f"goal: a question of {task.name} has no wrong answers; use goal='answers'"
             )
         swapped = tuple(
-            replace(each, answers=each.wrong, wrong=each.answers) for each in prompt.questions
+            replace(question, answers=question.wrong, wrong=question.answers)
+            for question in prompt.questions
         )
         prompts.append(replace(prompt, questions=swapped))
     return replace(task, prompts=tuple(prompts))
@@ -68,26 +59,12 @@ def head_weights(
     rate: float,
     penalty: float = 0.0,
     heads: Sequence[Head] | None = None,
-    step: Callable[[], None] | None = None,
 ) -> Array:
     """Learn a factor for the output of every head that makes the answers likely (layer, head).
 
-    Parameters
-    ----------
-    model, task
-        The model, left as it is, and the task whose answers are to be said.
-    steps, rate
-        Number and size of Adam's steps.
-    penalty
-        Nats that a mean departure of 1 from the factor 1 costs: heads that do not matter stay.
-    heads
-        Heads that may learn; all of them without it.
-    step
-        Called after each step.
-
-    Returns
-    -------
-    The factors; NaN in layers without an attention map.
+    The model stays as it is; a mean departure of 1 from the factor 1 costs ``penalty`` nats, so
+    that heads that do not matter stay. All heads learn unless ``heads`` names some. NaN in layers
+    without an attention map.
     """
     change = torch.zeros(model.layers, model.heads, device=model.device)
     mask = torch.ones_like(change)
@@ -99,10 +76,10 @@ def head_weights(
     def edits() -> tuple[Edit, ...]:
         return (Gate(1 + mask * change),)
 
-    _descend(model, task, change, edits, steps, rate, penalty, step)
-    found = (1 + mask * change.detach()).double().cpu().numpy()
-    found[list(model.geometry.without)] = np.nan
-    return np.asarray(found)
+    _descend(model, task, change, edits, steps, rate, penalty)
+    factors = (1 + mask * change.detach()).double().cpu().numpy()
+    factors[list(model.geometry.without)] = np.nan
+    return np.asarray(factors)
 
 
 def offsets(
@@ -113,18 +90,10 @@ def offsets(
     *,
     steps: int,
     rate: float,
-    step: Callable[[], None] | None = None,
 ) -> Float[Tensor, "layer head size"]:
     """Learn a vector that is added to the output of each chosen head at every position.
 
-    Parameters
-    ----------
-    model, task, steps, rate, step
-        As in `head_weights`.
-    heads
-        The heads, as (layer, head) pairs.
-    sizes
-        Size of a typical output of each head; a step is measured in it.
+    A step is measured in the sizes of the heads' typical outputs.
     """
     change = torch.zeros(model.layers, model.heads, model.geometry.value_size, device=model.device)
     scale = sizes.to(change)[:, :, None]
@@ -132,7 +101,7 @@ def offsets(
     def edits() -> tuple[Edit, ...]:
         return (Offset(tuple(heads), change * scale),)
 
-    _descend(model, task, change, edits, steps, rate, 0.0, step)
+    _descend(model, task, change, edits, steps, rate, 0.0)
     return (change.detach() * scale).cpu()
 
 
@@ -153,24 +122,23 @@ def _descend(
     steps: int,
     rate: float,
     penalty: float,
-    step: Callable[[], None] | None,
 ) -> None:
     """Move ``change``, in place, to where the answers are most likely."""
     encoded = encode_task(model, task)
     change.requires_grad_(True)
     optimizer = torch.optim.Adam([change], lr=rate)
-    for _ in range(steps):
-        slope = torch.zeros_like(change)
-        for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
-            questions = [encoded.questions[prompt] for prompt in prompts]
-            with torch.enable_grad():
-                output = logits(model, ids, edits(), positions)
-                scores = score(output, questions, "log_probability", positions.tolist())
-                # Gradients of this alone: the weights of the model get none.
-                slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]
-        if penalty:
-            slope += penalty * torch.sign(change.detach()) / change.numel()
-        change.grad = slope
-        optimizer.step()
-        if step is not None:
+    with progress.steps(steps) as step:
+        for _ in range(steps):
+            slope = torch.zeros_like(change)
+            for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+                questions = [encoded.questions[prompt] for prompt in prompts]
+                with torch.enable_grad():
+                    output = logits(model, ids, edits(), positions)
+                    scores = score(output, questions, "log_probability", positions.tolist())
+                    # Gradients of this alone: the weights of the model get none.
+                    slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]
+            if penalty:
+                slope += penalty * torch.sign(change.detach()) / change.numel()
+            change.grad = slope
+            optimizer.step()
             step()

@@ -1,10 +1,10 @@
-"""Head importance: what a task loses when one head is taken out.
+"""Head importance: what a task loses when one head is ablated.
 
 Every head in turn is set to zero, to its mean output, and to its output on the corrupted prompt
 (resampled); the drop of the task's metric is the causal importance. The three differ: zero takes
 away everything a head writes, the mean leaves what it always writes, and resampling takes away only
 what tells the clean prompt from the corrupted one. Two variants of the mean: leaving the first
-token alone, where many models keep a sink that all later heads rest on, and taking out all query
+token alone, where many models keep a sink that all later heads rest on, and ablating all query
 heads of a KV group at once. Beside them stand two gradients of gates ξ_h that multiply the heads'
 outputs: the gate gradient ``I_h = E_x |∂m/∂ξ_h|`` at ξ = 1, one backward pass in place of one
 forward pass a head, absolute value per prompt, before the mean; and its integral from no heads
@@ -20,40 +20,66 @@ Axiomatic Attribution for Deep Networks (1703.01365).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
-from headscope.analyses._runtime import options
+from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric, differentiable
+from headscope.analyses._runtime.options import Between, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import (
-    averaged,
-    dataset,
-    interval,
-    label,
-    require,
-    top,
-    variable,
-)
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import agreement, parting
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import EncodedTask
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
 PROMPTS = 32
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Michel et al. 1905.10650"
 INTEGRAL = "Michel et al. 1905.10650; Sundararajan et al. 1703.01365"
+RANKS = "rank correlation over heads of the absolute means over prompts"
 Array = NDArray[np.float64]
+# Variable, what stands in for the head, and how it is measured.
+ABLATIONS = (
+    ("zero_ablation", "set to zero", "intact − ablated"),
+    (
+        "mean_ablation",
+        "set to its mean",
+        "intact − ablated, mean of z over positions and clean prompts",
+    ),
+    (
+        "resample_ablation",
+        "its output on the corrupted prompt",
+        "intact − patched with z of the corrupted prompt, all positions",
+    ),
+    (
+        "sink_free_ablation",
+        "its mean, but at the first token",
+        "mean ablation at every position but the first, where a sink stands",
+    ),
+)
+# Variable, title, and the two scores whose ranks are compared.
+AGREEMENTS = (
+    ("gate_vs_zero", "Gate gradient against zero ablation", "gate", "zero_ablation"),
+    ("gate_vs_mean", "Gate gradient against mean ablation", "gate", "mean_ablation"),
+    (
+        "integrated_vs_zero",
+        "Integrated gate gradient against zero ablation",
+        "integral",
+        "zero_ablation",
+    ),
+    ("zero_vs_mean", "Zero ablation against mean ablation", "zero_ablation", "mean_ablation"),
+    ("zero_vs_resample", "Zero ablation against resampling", "zero_ablation", "resample_ablation"),
+)
 
 
 def run(
@@ -61,12 +87,12 @@ def run(
     model: Model,
     task: Task,
     *,
-    metric: str = "task",
+    metric: Annotated[str, OneOf(METRICS)] = "task",
     normalize: bool = False,
-    tolerance: float = 0.05,
+    tolerance: Annotated[float, Between(1e-4, 1)] = 0.05,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Take out every head in turn, and hold gradients of its gate against what that does.
+    """Ablate every head in turn, and compare gradients of its gate with what that does.
 
     Parameters
     ----------
@@ -106,111 +132,76 @@ def run(
     ------
     HeadscopeError
         When the capture lacks ``z`` or the metric is unknown.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("importance", model, n=2, options={})
-    >>> result["zero_ablation"].dims
-    ('layer', 'head')
     """
-    from headscope.analyses._interventions import ablation, head_gradients
-
-    options.one_of("metric", metric, METRICS)
-    options.between("tolerance", tolerance, 1e-4, 1)
     require(capture, KEEP, "importance")
     name = task.metric if metric == "task" else metric
     smooth = differentiable(name)
 
     encoded = ablation.encode_task(model, task)
-    intact = ablation.evaluate(model, encoded, (), name)
-    lost, null, groups = _losses(capture, model, encoded, name, intact, seed)
+    clean = ablation.evaluate(model, encoded, (), name)
+    lost, null, groups = _losses(capture, model, encoded, name, clean, seed)
     slope = head_gradients.gate_gradient(model, encoded, smooth)
     integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
     gap = float(np.abs(np.nansum(integral, axis=(1, 2)) - whole).max())
     gate = np.abs(slope)
 
-    units, count = UNITS[name], len(intact)
+    units, count = UNITS[name], len(clean)
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
-    grid, title = ("layer", "head"), f"Lost on {task.name} without the head"
-    one = "one query head at a time"
-    variables: dict[str, xr.Variable] = {}
-    for key, end, said in (
-        ("zero_ablation", "set to zero", f"intact − ablated, {one}"),
-        ("mean_ablation", "set to its mean",
-         f"intact − ablated, mean of z over positions and clean prompts, {one}"),
-        ("resample_ablation", "its output on the corrupted prompt",
-         f"intact − patched with z of the corrupted prompt, all positions, {one}"),
-        ("sink_free_ablation", "its mean, but at the first token",
-         f"mean ablation at every position but the first, where a sink stands, {one}"),
-    ):  # fmt: skip
-        variables |= averaged(
-            key, grid, lost[key], f"{title} ({end})", units, "diverging", seed=seed,
-            convention=f"{said}; {what}", source=SOURCE, evidence="causal",
+    grid, causal = ("layer", "head"), {"evidence": "causal"}
+    results = Results(capture, seed=seed, source=SOURCE)
+    for key, state, how in ABLATIONS:
+        results.add_mean(
+            key, grid, lost[key], f"Lost on {task.name} without the head ({state})", units,
+            "diverging", **causal, convention=f"{how}, one query head at a time; {what}",
         )  # fmt: skip
     coords: dict[str, Any] = {}
     if groups is not None:
         coords["kv_head"] = np.arange(model.kv_heads)
-        variables |= averaged(
+        results.add_mean(
             "kv_group_ablation", ("layer", "kv_head"), groups,
             f"Lost on {task.name} without all query heads of a KV group", units, "diverging",
-            seed=seed, source=SOURCE, evidence="causal",
+            **causal,
             convention=f"mean ablation of {model.heads // model.kv_heads} query heads at once; "
             f"{what}",
         )  # fmt: skip
-    variables |= {
-        **averaged(
-            "gate_gradient", grid, _normalized(gate) if normalize else gate,
-            f"Gate-gradient importance on {task.name}",
-            "share of the layer's norm" if normalize else UNITS[smooth],
-            "sequential", 0, seed=seed, source=SOURCE,
-            convention=f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}",
-        ),
-        **averaged(
-            "first_order", grid, slope, f"First-order estimate on {task.name}", UNITS[smooth],
-            "diverging", seed=seed, source=SOURCE, convention=f"E ∂m/∂ξ at ξ = 1; m: {smooth}",
-        ),
-        **averaged(
-            "integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
-            UNITS[smooth], "diverging", seed=seed, source=INTEGRAL,
-            convention="∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
-            f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}",
-        ),
-        **averaged("intact", (), intact, f"Intact {name.replace('_', ' ')}", units, "diverging",
-                   seed=seed),
-    }  # fmt: skip
+    results.add_mean(
+        "gate_gradient", grid, _normalized(gate) if normalize else gate,
+        f"Gate-gradient importance on {task.name}",
+        "share of the layer's norm" if normalize else UNITS[smooth], "sequential", 0,
+        convention=f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}",
+    )  # fmt: skip
+    results.add_mean(
+        "first_order", grid, slope, f"First-order estimate on {task.name}", UNITS[smooth],
+        "diverging", convention=f"E ∂m/∂ξ at ξ = 1; m: {smooth}",
+    )  # fmt: skip
+    results.add_mean(
+        "integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
+        UNITS[smooth], "diverging", source=INTEGRAL,
+        convention="∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
+        f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}",
+    )  # fmt: skip
+    results.add_mean("intact", (), clean, f"Intact {name.replace('_', ' ')}", units, "diverging")
     least = threshold(null, seed)
-    variables["null_ablation"] = variable(
-        (), least, "What a head must lose to be called important", units, "sequential", 0,
+    results.add(
+        "null_ablation", (), least, "What a head must lose to be called important", units,
+        "sequential", 0,
         convention="95th percentile over resamples of the largest head's mean ablation when every "
         f"prompt is asked for the answers of another; {what}",
     )  # fmt: skip
-    for key, words, first, second in (
-        ("gate_vs_zero", "Gate gradient against zero ablation", gate, lost["zero_ablation"]),
-        ("gate_vs_mean", "Gate gradient against mean ablation", gate, lost["mean_ablation"]),
-        ("integrated_vs_zero", "Integrated gate gradient against zero ablation", integral,
-         lost["zero_ablation"]),
-        ("zero_vs_mean", "Zero ablation against mean ablation", lost["zero_ablation"],
-         lost["mean_ablation"]),
-        ("zero_vs_resample", "Zero ablation against resampling", lost["zero_ablation"],
-         lost["resample_ablation"]),
-    ):  # fmt: skip
-        variables |= interval(
-            key, (), *agreement(first, second, seed), words, "Spearman ρ", "diverging", -1, 1,
-            convention="rank correlation over heads of the absolute means over prompts",
+    scores = {**lost, "gate": gate, "integral": integral}
+    for key, title, first, second in AGREEMENTS:
+        results.add_interval(
+            key, (), agreement(scores[first], scores[second], seed), title, "Spearman ρ",
+            "diverging", -1, 1, convention=RANKS,
         )  # fmt: skip
-    found = important(variables["mean_ablation_lower"].values, least)
-    return dataset(
-        capture,
-        variables,
+    heads = important(results["mean_ablation_lower"].values, least)
+    return results.dataset(
         coords,
+        _verdict(results, heads, count),
         convention=what,
-        top_heads=[label(head) for head in top(variables["zero_ablation"].values, 5)],
-        important_heads=found,
+        top_heads=[label(head) for head in top(results["zero_ablation"].values, 5)],
+        important_heads=heads,
         completeness_gap=gap,
-        note=_note(variables, found, count),
     )
 
 
@@ -223,12 +214,9 @@ def _losses(
     seed: int,
 ) -> tuple[dict[str, Array], Array, Array | None]:
     """Return what each ablation loses, the mean ablation under shuffled answers, and KV groups."""
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._interventions.metrics import AnswerMetric
-
     mean, later_mean = ablation.mean_z(capture), ablation.mean_z(capture, first=1)
     other = replace(task, questions=shuffled(task.questions, seed))
-    measures = [AnswerMetric(name, each.questions) for each in (task, other)]
+    measures = [AnswerMetric(name, encoded.questions) for encoded in (task, other)]
     grouped = model.kv_heads < model.heads
     with steps(5 if grouped else 4) as step:
         scores = {"zero_ablation": ablation.ablate_each_head(model, task, name)}
@@ -244,7 +232,7 @@ def _losses(
             model, task, name, later_mean, first=1
         )
         step()
-        lost = {key: clean[:, None, None] - each for key, each in scores.items()}
+        lost = {key: clean[:, None, None] - values for key, values in scores.items()}
         unrelated = ablation.evaluate(model, other, (), name)
         null = ablation.fill_layers(model, unrelated[:, None] - both[1])
         if not grouped:
@@ -260,21 +248,24 @@ def _normalized(gate: Array) -> Array:
     return np.asarray(gate / np.where(norm > 0, norm, 1.0)[None, :, None])
 
 
-def _note(variables: dict[str, xr.Variable], found: list[str], count: int) -> str:
-    rho = float(variables["gate_vs_zero"].values)
-    lower = float(variables["gate_vs_zero_lower"].values)
-    pair = parting(variables["gate_gradient"].values, variables["zero_ablation"].values)
+def _verdict(results: Results, heads: list[str], count: int) -> Verdict:
+    rho, lower = (float(results[f"gate_vs_zero{end}"].values) for end in ("", "_lower"))
+    pair = parting(results["gate_gradient"].values, results["zero_ablation"].values)
     if lower > 0:
-        said = (
+        ranking = Verdict(
+            "supported",
             f"The gate gradient ranks the heads like zero ablation does (Spearman ρ {rho:.2f}); "
-            f"they part most at {', '.join(pair)}, by gradient and by ablation."
+            f"they part most at {', '.join(pair)}, by gradient and by ablation.",
         )
     else:
-        said = (
-            f"DISAGREEMENT: the gate gradient does not rank the heads like zero ablation "
-            f"(Spearman ρ {rho:.2f}); trust the ablations."
+        ranking = Verdict(
+            "disagreement" if count > 1 else "too_few",
+            f"The gate gradient does not rank the heads like zero ablation (Spearman ρ {rho:.2f}); "
+            "trust the ablations.",
         )
     if count < 2:
-        return f"{said} One prompt has no interval, so no head is called important."
-    listed = f": {', '.join(found[:8])}" if found else ""
-    return f"{said} Heads whose mean ablation lies above the null: {len(found)}{listed}."
+        text = "One prompt has no interval, so no head is called important."
+        return ranking & Verdict("too_few", text)
+    listed = f": {', '.join(heads[:8])}" if heads else ""
+    text = f"Heads whose mean ablation lies above the null: {len(heads)}{listed}."
+    return ranking & Verdict("supported" if heads else "not_supported", text)

@@ -13,30 +13,46 @@ Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.batched_edits import RowInject
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
-from headscope.analyses._runtime import options
+from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import averaged, dataset, label, require, variable
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
-    from headscope.probes.prompts.tokens import EncodedTask
+from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses.comparison.restoration import own_patterns
+from headscope.probes.interventions import Inject, Window
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 TASK = "ioi"
 PROMPTS = 8
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Xiao et al., Human Guided Exploitation of Interpretable Attention Patterns"
 MASKS = "DAM; TAB"
 # Share of what the head's removal costs that a map may cost, and still stand in for the head.
 STANDING_IN = 0.1
+EDITS = {
+    "previous": ("every query on the token before", "pattern: the token before, the first itself"),
+    "first": ("every query on the first token", "pattern: the first token"),
+    "uniform": ("every query on all keys alike", "pattern: all visible keys alike"),
+    "window": ("the last keys only", "mask: the last {recent} keys, the query's own included"),
+    "hidden_first": (
+        "the first key hidden",
+        "knock-out of the first key; the first query then sees none and the head writes 0 there",
+    ),
+    "removed": ("the head set to zero", "output set to zero"),
+}
 
 
 def run(
@@ -44,8 +60,8 @@ def run(
     model: Model,
     task: Task,
     *,
-    metric: str = "task",
-    recent: int = 4,
+    metric: Annotated[str, OneOf(METRICS)] = "task",
+    recent: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
 ) -> xr.Dataset:
     """Put fixed patterns into every head in turn, and measure what the task loses.
@@ -65,8 +81,6 @@ def run(
         Keys that the window leaves, the query's own included; 1 or more.
     seed
         Seed of the bootstrap over prompts.
-    progress
-        Called with (done, total) edited heads.
 
     Returns
     -------
@@ -81,81 +95,45 @@ def run(
     ------
     HeadscopeError
         When the metric is unknown, ``recent`` is below 1, or the model predicts no next token.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("injection", model, n=1)
-    >>> result["previous"].dims, float(result["own"]) < 1e-3
-    (('layer', 'head'), True)
     """
-    from headscope.analyses._interventions.ablation import encode_task, evaluate
-
-    options.one_of("metric", metric, METRICS)
-    options.at_least("recent", recent, 1)
     require(capture, NEEDS, "injection")
     name = task.metric if metric == "task" else metric
-    encoded = encode_task(model, task)
-    intact = evaluate(model, encoded, (), name)
-    lost = {}
-    with steps(len(_EDITS)) as step:
-        for key in _EDITS:
-            lost[key] = intact[:, None, None] - _scores(model, encoded, name, key, recent)
+    encoded = ablation.encode_task(model, task)
+    clean = ablation.evaluate(model, encoded, (), name)
+    units, what = UNITS[name], f"{name.replace('_', ' ')} on {len(clean)} prompts of {task.name}"
+    results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=what)
+    with steps(len(EDITS)) as step:
+        for key, (title, how) in EDITS.items():
+            lost = clean[:, None, None] - _scores(model, encoded, name, key, recent)
+            results.add_mean(
+                key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
+                source=MASKS if key in ("window", "hidden_first") else SOURCE,
+                convention=f"intact − edited, {how.format(recent=recent)}, one head at a time; "
+                f"{what}",
+            )  # fmt: skip
             step()
-    what = f"{name.replace('_', ' ')} on {len(intact)} prompts of {task.name}"
-    variables: dict[str, xr.Variable] = {}
-    for key, (title, how) in _EDITS.items():
-        variables |= averaged(
-            key, ("layer", "head"), lost[key], f"Lost on {task.name}: {title}", UNITS[name],
-            "diverging", seed=seed, evidence="causal",
-            source=MASKS if key in ("window", "hidden_first") else SOURCE,
-            convention=f"intact − edited, {how.format(recent=recent)}, one head at a time; {what}",
-        )  # fmt: skip
-    variables["own"] = variable(
-        (), _own(model, task, name, intact), "Change with every head's own pattern put back",
-        UNITS[name], "sequential", 0, evidence="causal",
-        convention=f"largest of any prompt; 0 but for rounding; {what}",
+    results.add(
+        "own", (), _own(model, task, name, clean), "Change with every head's own pattern put back",
+        units, "sequential", 0, convention=f"largest of any prompt; 0 but for rounding; {what}",
     )  # fmt: skip
-    variables |= averaged("intact", (), intact, f"Intact {name.replace('_', ' ')}", UNITS[name],
-                          "diverging", seed=seed, convention=what)  # fmt: skip
-    standing = _standing(variables)
-    return dataset(
-        capture, variables, convention=what, stand_ins=standing, note=_note(standing, variables)
-    )
-
-
-_EDITS = {
-    "previous": ("every query on the token before", "pattern: the token before, the first itself"),
-    "first": ("every query on the first token", "pattern: the first token"),
-    "uniform": ("every query on all keys alike", "pattern: all visible keys alike"),
-    "window": ("the last keys only", "mask: the last {recent} keys, the query's own included"),
-    "hidden_first": (
-        "the first key hidden",
-        "knock-out of the first key; the first query then sees none and the head writes 0 there",
-    ),
-    "removed": ("the head set to zero", "output set to zero"),
-}
+    results.add_mean("intact", (), clean, f"Intact {name.replace('_', ' ')}", units, "diverging")
+    standing = _standing(results)
+    return results.dataset(verdict=_verdict(standing, results), convention=what, stand_ins=standing)
 
 
 def _scores(
     model: Model, task: EncodedTask, metric: str, key: str, recent: int
 ) -> NDArray[np.float64]:
     """Return the metric with each head edited in one way (prompt, layer, head)."""
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._interventions.batched_edits import RowInject
-    from headscope.probes.interventions import Inject, Window
-
     if key == "removed":
         return ablation.ablate_each_head(model, task, metric)
     if key not in ("uniform", "window"):
         answers = AnswerMetric(metric, task.questions)
-        found = ablation.edit_sets(
+        scores = ablation.edit_sets(
             model, task, [answers], ablation.every_head(model),
             lambda chosen, prompts: RowInject(chosen, key),
         )  # fmt: skip
-        return ablation.fill_layers(model, found[0])
+        return ablation.fill_layers(model, scores[0])
     heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     columns = []
     with steps(len(heads)) as step:
@@ -167,25 +145,20 @@ def _scores(
     return ablation.fill_layers(model, np.stack(columns, axis=1))
 
 
-def _own(model: Model, task: Task, metric: str, intact: NDArray[np.float64]) -> float:
+def _own(model: Model, task: Task, metric: str, clean: NDArray[np.float64]) -> float:
     """Return the largest change of a prompt with every head's own weights put back."""
-    from dataclasses import replace
-
-    from headscope.analyses._interventions.ablation import evaluate
-    from headscope.analyses.comparison.restoration import own_patterns
-
     heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     changes: list[float] = []
-    for prompt, before in zip(task.prompts, intact, strict=True):
-        one = replace(task, prompts=(prompt,))
-        after = evaluate(model, one, own_patterns(model, one, heads), metric)
+    for prompt, before in zip(task.prompts, clean, strict=True):
+        single = replace(task, prompts=(prompt,))
+        after = ablation.evaluate(model, single, own_patterns(model, single, heads), metric)
         changes.append(abs(float(after[0]) - float(before)))
     return max(changes)
 
 
-def _standing(variables: dict[str, xr.Variable]) -> dict[str, list[str]]:
+def _standing(results: Results) -> dict[str, list[str]]:
     """Name the heads that are needed and that a map stands in for, by map."""
-    removed, lower = variables["removed"].values, variables["removed_lower"].values
+    removed, lower = results["removed"].values, results["removed_lower"].values
     with np.errstate(invalid="ignore"):
         # With one prompt there is no interval, so no head is known to be needed.
         needed = (lower > 0) & (removed > STANDING_IN * np.nanmax(removed))
@@ -193,16 +166,20 @@ def _standing(variables: dict[str, xr.Variable]) -> dict[str, list[str]]:
             key: [
                 label((int(layer), int(head)))
                 for layer, head in np.argwhere(
-                    needed & (variables[key].values <= STANDING_IN * removed)
+                    needed & (results[key].values <= STANDING_IN * removed)
                 )
             ]
-            for key in _EDITS
+            for key in EDITS
             if key not in ("removed", "hidden_first")
         }
 
 
-def _note(standing: dict[str, list[str]], variables: dict[str, xr.Variable]) -> str:
-    said = "; ".join(f"{key}: {', '.join(heads)}" for key, heads in standing.items() if heads)
-    if bool(np.isnan(variables["removed_lower"].values).all()):
-        return "INCONCLUSIVE: one prompt has no interval, so no head is known to be needed."
-    return f"Heads that the task needs and that an edited pattern stands in for: {said or 'none'}."
+def _verdict(standing: dict[str, list[str]], results: Results) -> Verdict:
+    if bool(np.isnan(results["removed_lower"].values).all()):
+        text = "One prompt has no interval, so no head is known to be needed."
+        return Verdict("too_few", text)
+    named = "; ".join(f"{key}: {', '.join(heads)}" for key, heads in standing.items() if heads)
+    return Verdict(
+        "supported" if named else "not_supported",
+        f"Heads that the task needs and that an edited pattern stands in for: {named or 'none'}.",
+    )

@@ -14,28 +14,45 @@ Attribution Patching (2023); Syed et al., Attribution Patching Outperforms ACDC 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
+from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
-from headscope.analyses._runtime import options
+from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import averaged, dataset, interval, label, require, top
+from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import agreement, parting
-
-if TYPE_CHECKING:
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
 
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
 PROMPTS = 32
+SUPPORTS = {"hybrid"}
 
 SOURCE = "Heimersheim & Nanda 2404.15255"
 LINEAR = "Nanda 2023, attribution patching"
+RANKS = "rank correlation over heads of the absolute means over prompts"
+# Variable, title, how it is measured, and the prompt whose gradient estimates it.
+PATCHES = (
+    (
+        "noising",
+        "Lost with the head's corrupted output (noising)",
+        "clean − patched: clean prompt, z of the corrupted one at all positions",
+        "clean",
+    ),
+    (
+        "denoising",
+        "Won back with the head's clean output (denoising)",
+        "patched − corrupted: corrupted prompt, z of the clean one at all positions",
+        "corrupted",
+    ),
+)
 
 
 def run(
@@ -43,7 +60,7 @@ def run(
     model: Model,
     task: Task,
     *,
-    metric: str = "task",
+    metric: Annotated[str, OneOf(METRICS)] = "task",
     seed: int = 0,
 ) -> xr.Dataset:
     """Patch every head both ways between clean and corrupted prompts, and estimate it linearly.
@@ -63,7 +80,9 @@ def run(
     seed
         Seed of the bootstrap over prompts.
 
-    Returns ------- Dataset with ``noising`` (layer, head; the metric lost on the clean prompt),
+    Returns
+    -------
+    Dataset with ``noising`` (layer, head; the metric lost on the clean prompt),
     ``denoising`` (layer, head; the metric won on the corrupted prompt), ``noising_attribution`` and
     ``denoising_attribution`` (layer, head; their linear estimates), ``clean`` and ``corrupted``
     (the metric without a patch), and the Spearman rank correlations of absolute scores
@@ -75,18 +94,7 @@ def run(
     ------
     HeadscopeError
         When the capture lacks ``z`` or the metric is unknown.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> execute("patching", model, n=2)["denoising"].dims
-    ('layer', 'head')
     """
-    from headscope.analyses._interventions import ablation, head_gradients
-
-    options.one_of("metric", metric, METRICS)
     require(capture, KEEP, "patching")
     name = task.metric if metric == "task" else metric
     smooth = differentiable(name)
@@ -101,84 +109,78 @@ def run(
     }
     with steps(2) as step:
         patched = ablation.ablate_each_head(model, clean, name, corrupted_z)
-        lost = levels["clean"][:, None, None] - patched
+        effects = {"noising": levels["clean"][:, None, None] - patched}
         step()
         restored = ablation.ablate_each_head(model, corrupted, name, clean_z)
-        won = restored - levels["corrupted"][:, None, None]
+        effects["denoising"] = restored - levels["corrupted"][:, None, None]
         step()
     estimates = {
         "noising": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
         "denoising": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
     }
 
-    units, count = UNITS[name], len(lost)
-    what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
-    grid = ("layer", "head")
-    variables: dict[str, xr.Variable] = {}
-    for key, samples, title, said in (
-        ("noising", lost, "Lost with the head's corrupted output (noising)",
-         "clean − patched: clean prompt, z of the corrupted one at all positions"),
-        ("denoising", won, "Won back with the head's clean output (denoising)",
-         "patched − corrupted: corrupted prompt, z of the clean one at all positions"),
-    ):  # fmt: skip
-        variables |= averaged(
-            key, grid, samples, title, units, "diverging", seed=seed, source=SOURCE,
-            convention=f"{said}, one query head at a time; {what}", evidence="causal",
+    units, words = UNITS[name], name.replace("_", " ")
+    what = f"{words} on {len(task)} prompts of {task.name}"
+    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    for key, title, how, side in PATCHES:
+        results.add_mean(
+            key, ("layer", "head"), effects[key], title, units, "diverging", evidence="causal",
+            convention=f"{how}, one query head at a time; {what}",
         )  # fmt: skip
-        at = "clean" if key == "noising" else "corrupted"
-        variables |= averaged(
-            f"{key}_attribution", grid, estimates[key], f"Attribution patching ({key})",
-            UNITS[smooth], "diverging", seed=seed, source=LINEAR,
-            convention=f"(z clean − z corrupted) · ∂m/∂z on the {at} prompt, summed over "
+        results.add_mean(
+            f"{key}_attribution", ("layer", "head"), estimates[key],
+            f"Attribution patching ({key})", UNITS[smooth], "diverging", source=LINEAR,
+            convention=f"(z clean − z corrupted) · ∂m/∂z on the {side} prompt, summed over "
             f"positions; m: {smooth}; {what}",
         )  # fmt: skip
-    for on, values in levels.items():
-        variables |= averaged(
-            on, (), values, f"{name.replace('_', ' ').capitalize()} on the {on} prompt", units,
-            "diverging", seed=seed, convention=what,
+    for side, values in levels.items():
+        results.add_mean(
+            side, (), values, f"{words.capitalize()} on the {side} prompt", units, "diverging"
         )  # fmt: skip
-    for key, title, one, other in (
-        ("noising_agreement", "Noising against its linear estimate", lost, estimates["noising"]),
-        ("denoising_agreement", "Denoising against its linear estimate", won,
+    noising, denoising = effects.values()
+    for key, title, first, second in (
+        ("noising_agreement", "Noising against its linear estimate", noising, estimates["noising"]),
+        ("denoising_agreement", "Denoising against its linear estimate", denoising,
          estimates["denoising"]),
-        ("noising_vs_denoising", "Noising against denoising", lost, won),
+        ("noising_vs_denoising", "Noising against denoising", noising, denoising),
     ):  # fmt: skip
-        variables |= interval(
-            key, (), *agreement(one, other, seed), title, "Spearman ρ", "diverging", -1, 1,
-            convention="rank correlation over heads of the absolute means over prompts",
+        results.add_interval(
+            key, (), agreement(first, second, seed), title, "Spearman ρ", "diverging", -1, 1,
+            convention=RANKS,
         )  # fmt: skip
-    return dataset(
-        capture,
-        variables,
+    return results.dataset(
+        verdict=_verdict(results, levels),
         convention=what,
-        top_heads=[label(head) for head in top(variables["denoising"].values, 5)],
-        note=_note(variables, levels),
+        top_heads=[label(head) for head in top(results["denoising"].values, 5)],
     )
 
 
-def _note(variables: dict[str, xr.Variable], levels: dict[str, np.ndarray]) -> str:
+def _verdict(results: Results, levels: dict[str, np.ndarray]) -> Verdict:
     gap = float(levels["clean"].mean() - levels["corrupted"].mean())
     if gap <= 0:
-        return (
-            "INCONCLUSIVE: the corrupted prompts do no worse than the clean ones, so there is "
-            "nothing to carry over."
+        return Verdict(
+            "too_few",
+            "The corrupted prompts do no worse than the clean ones, so there is nothing to carry "
+            "over.",
         )
-    said = [
+    verdict = Verdict(
+        "supported",
         f"From the corrupted to the clean prompt the metric rises by {gap:.3g}; the largest single "
-        f"head wins back {float(np.nanmax(variables['denoising'].values)) / gap:.0%} of it."
-    ]
+        f"head wins back {float(np.nanmax(results['denoising'].values)) / gap:.0%} of it.",
+    )
     for key in ("noising", "denoising"):
-        rho = float(variables[f"{key}_agreement"].values)
-        lower = float(variables[f"{key}_agreement_lower"].values)
-        pair = parting(variables[key].values, variables[f"{key}_attribution"].values, 2)
+        rho, lower = (float(results[f"{key}_agreement{end}"].values) for end in ("", "_lower"))
+        pair = parting(results[key].values, results[f"{key}_attribution"].values, 2)
         if lower > 0:
-            said.append(
+            verdict &= Verdict(
+                "supported",
                 f"Attribution ranks heads like {key} does (Spearman ρ {rho:.2f}), least so "
-                f"{' and '.join(pair)}."
+                f"{' and '.join(pair)}.",
             )
         else:
-            said.append(
-                f"DISAGREEMENT: attribution does not rank heads like {key} (Spearman ρ {rho:.2f}); "
-                "trust the patches."
+            verdict &= Verdict(
+                "too_few" if np.isnan(lower) else "disagreement",
+                f"Attribution does not rank heads like {key} (Spearman ρ {rho:.2f}); trust the "
+                "patches.",
             )
-    return " ".join(said)
+    return verdict

@@ -15,35 +15,32 @@ Representations from In-Context Learning.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
-from headscope.analyses._interventions.edited_metric import Progress, counter
-from headscope.analyses._runtime import options
-from headscope.analyses._runtime.results import (
-    averaged,
-    dataset,
-    heads,
-    label,
-    require,
-    top,
-    variable,
-)
+from headscope.analyses._runtime import progress
+from headscope.analyses._runtime.options import AtLeast, OneOf
+from headscope.analyses._runtime.results import Results, heads, label, require, top
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses.head_importance import _tuned
 from headscope.kernels.errors import InvalidInput, NotApplicable
-
-if TYPE_CHECKING:
-    from headscope.probes.interventions.base import Edit
-    from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
+from headscope.probes.interventions import Edit, Gate, Offset
+from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.task import Task
 
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
 PROMPTS = 32
+SUPPORTS = {"hybrid"}
+QUICK = {"steps": 2, "count": 1, "other": "thread"}
 
 SOURCE = "LoFiT (Yin et al. 2024)"
 GOALS = ("answers", "wrong")
@@ -56,14 +53,13 @@ def run(
     model: Model,
     task: Task,
     *,
-    goal: str = "wrong",
+    goal: Annotated[str, OneOf(GOALS)] = "wrong",
     other: str = "greater_than",
-    count: int = 4,
-    steps: int = 15,
-    rate: float = 0.15,
-    penalty: float = 1.0,
+    count: Annotated[int, AtLeast(1)] = 4,
+    steps: Annotated[int, AtLeast(1)] = 15,
+    rate: Annotated[float, AtLeast(1e-6)] = 0.15,
+    penalty: Annotated[float, AtLeast(0)] = 1.0,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Learn weights and offsets of a few heads for a task, and compare whose heads are taken.
 
@@ -87,8 +83,6 @@ def run(
         Nats that a mean departure of 1 from the factor 1 costs while heads are selected.
     seed
         Seed of the other task, the random heads and the bootstrap over prompts.
-    progress
-        Called with (done, total) steps.
 
     Returns
     -------
@@ -105,26 +99,7 @@ def run(
     HeadscopeError
         When the capture lacks ``z``, an option is out of range, a task has no wrong answers to aim
         for, is the other one itself, or has fewer than four prompts.
-
-    Examples
-    --------
-    >>> from headscope.analyses._runtime.runner import execute
-    >>> from headscope.probes import load_model
-    >>> model = load_model("headscope/bundled")
-    >>> result = execute("tuning", model, n=4, options={"steps": 1, "count": 1})
-    >>> result["tuned"].dims, result["weight"].dims
-    (('learned', 'whose'), ('layer', 'head'))
     """
-    from headscope.analyses._interventions.ablation import encode_task, evaluate
-    from headscope.analyses.head_importance import _tuned
-    from headscope.probes.interventions import Gate, Offset
-    from headscope.probes.prompts import tasks
-
-    options.one_of("goal", goal, GOALS)
-    options.at_least("count", count, 1)
-    options.at_least("steps", steps, 1)
-    options.at_least("rate", rate, 1e-6)
-    options.at_least("penalty", penalty, 0)
     require(capture, KEEP, "tuning")
     model.check_predicts()
     if len(task) < 4:
@@ -141,72 +116,72 @@ def run(
     learned_from, unseen = (encoded.part(slice(start, None, 2)) for start in (0, 1))
     drawn = tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed)
     rival = encode_task(model, _tuned.aimed(drawn, goal))
-    step = counter(progress, steps * (2 + len(LEARNED) * len(WHOSE)))
-    how: dict[str, Any] = {"steps": steps, "rate": rate, "step": step}
-
-    weight = _tuned.head_weights(model, learned_from, penalty=penalty, **how)
-    others = _tuned.head_weights(model, rival, penalty=penalty, **how)
-    own, theirs = (top(np.abs(each - 1), count) for each in (weight, others))
-    rest = [head for head in pool if head not in {*own, *theirs}]
-    sets = dict(zip(WHOSE, (own, theirs, random_sets(rest, count, 1, seed)[0]), strict=True))
-    sizes = _tuned.output_sizes(capture)
-
+    how: dict[str, Any] = {"steps": steps, "rate": rate}
     chance = np.empty((len(unseen), len(LEARNED), len(WHOSE)))
     right, norm = np.empty_like(chance), np.zeros((model.layers, model.heads))
-    for column, (whose, some) in enumerate(sets.items()):
-        factor = _tuned.head_weights(model, learned_from, heads=some, **how)
-        vector = _tuned.offsets(model, learned_from, some, sizes, **how)
-        if whose == WHOSE[0]:
-            norm = _relative(vector.numpy(), sizes.numpy())
-        edits: tuple[tuple[Edit, ...], ...] = (
-            (Gate(_filled(factor)),), (Offset(tuple(some), vector),),
-        )  # fmt: skip
-        for row, edit in enumerate(edits):
-            chance[:, row, column] = evaluate(model, unseen, edit, "log_probability")
-            right[:, row, column] = evaluate(model, unseen, edit, "accuracy")
+    sizes = _tuned.output_sizes(capture)
+    with progress.steps(2 + len(LEARNED) * len(WHOSE)) as step:
+        weight = _tuned.head_weights(model, learned_from, penalty=penalty, **how)
+        step()
+        other_weight = _tuned.head_weights(model, rival, penalty=penalty, **how)
+        step()
+        own, theirs = (top(np.abs(factor - 1), count) for factor in (weight, other_weight))
+        rest = [head for head in pool if head not in {*own, *theirs}]
+        sets = dict(zip(WHOSE, (own, theirs, random_sets(rest, count, 1, seed)[0]), strict=True))
+        for column, (whose, chosen) in enumerate(sets.items()):
+            factor = _tuned.head_weights(model, learned_from, heads=chosen, **how)
+            step()
+            vector = _tuned.offsets(model, learned_from, chosen, sizes, **how)
+            step()
+            if whose == WHOSE[0]:
+                norm = _relative(vector.numpy(), sizes.numpy())
+            edits: tuple[Edit, ...] = (Gate(_filled(factor)), Offset(tuple(chosen), vector))
+            for row, edit in enumerate(edits):
+                chance[:, row, column] = evaluate(model, unseen, (edit,), "log_probability")
+                right[:, row, column] = evaluate(model, unseen, (edit,), "accuracy")
 
     aim = "wrong answers" if goal == "wrong" else "answers"
     what = (
         f"{aim} of {task.name}, learned from {len(learned_from)} prompts in {steps} steps, "
         f"measured on {len(unseen)} others; other task: {other}"
     )
-    given: dict[str, Any] = {"seed": seed, "source": SOURCE, "evidence": "causal",
-                             "convention": what}  # fmt: skip
-    both = ("learned", "whose")
+    both, causal = ("learned", "whose"), {"evidence": "causal"}
     before = evaluate(model, unseen, (), "log_probability")
-    variables = {
-        "weight": variable(
-            ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}", "factor",
-            "sequential", source=SOURCE, convention=f"1: left alone; penalty {penalty:g}; {what}",
-        ),
-        "offset": variable(
-            ("layer", "head"), norm, "Learned offset", "share of the head's output", "sequential",
-            0, source=SOURCE, convention=f"norm over that of a typical output; {what}",
-        ),
-        **averaged("before", (), before, f"Log-probability of the {aim} before", "nats",
-                   "diverging", **given),
-        **averaged("tuned", both, chance, f"Log-probability of the {aim}, heads tuned", "nats",
-                   "diverging", **given),
-        **averaged("tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned",
-                   "share of answers", "sequential", 0, 1, **given),
-        **averaged("advantage", ("learned", "against"), chance[:, :, :1] - chance[:, :, 1:],
-                   "Own heads − other heads, log-probability", "nats", "diverging", **given),
-    }  # fmt: skip
-    named = {whose: [label(head) for head in some] for whose, some in sets.items()}
-    return dataset(
-        capture,
-        variables,
+    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    results.add(
+        "weight", ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}",
+        "factor", "sequential", convention=f"1: left alone; penalty {penalty:g}; {what}",
+    )  # fmt: skip
+    results.add(
+        "offset", ("layer", "head"), norm, "Learned offset", "share of the head's output",
+        "sequential", 0, convention=f"norm over that of a typical output; {what}",
+    )  # fmt: skip
+    results.add_mean(
+        "before", (), before, f"Log-probability of the {aim} before", "nats", "diverging", **causal
+    )  # fmt: skip
+    results.add_mean(
+        "tuned", both, chance, f"Log-probability of the {aim}, heads tuned", "nats", "diverging",
+        **causal,
+    )  # fmt: skip
+    results.add_mean(
+        "tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned",
+        "share of answers", "sequential", 0, 1, **causal,
+    )  # fmt: skip
+    results.add_mean(
+        "advantage", ("learned", "against"), chance[:, :, :1] - chance[:, :, 1:],
+        "Own heads − other heads, log-probability", "nats", "diverging", **causal,
+    )  # fmt: skip
+    named = {whose: [label(head) for head in chosen] for whose, chosen in sets.items()}
+    return results.dataset(
         {"learned": list(LEARNED), "whose": list(WHOSE), "against": list(WHOSE[1:])},
+        _verdict(results, named, other),
         convention=what,
         tuned_heads=named,
-        note=_note(variables, named, other),
     )
 
 
 def _filled(factor: NDArray[np.float64]) -> Any:
     """Return factors as a tensor, 1 in layers without an attention map."""
-    import torch
-
     return torch.from_numpy(np.nan_to_num(factor, nan=1.0).astype(np.float32))
 
 
@@ -216,17 +191,24 @@ def _relative(vector: NDArray[Any], sizes: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.where(sizes > 0, root / np.where(sizes > 0, sizes, 1.0), 0.0))
 
 
-def _note(variables: dict[str, xr.Variable], named: Mapping[str, Sequence[str]], other: str) -> str:
-    gain, lower, upper = (variables[f"advantage{end}"].values for end in ("", "_lower", "_upper"))
-    said = []
+def _verdict(results: Results, named: Mapping[str, Sequence[str]], other: str) -> Verdict:
+    gain, lower, upper = (
+        results[f"advantage{end}"].values[:, 0] for end in ("", "_lower", "_upper")
+    )
+    verdicts = []
     for row, learned in enumerate(LEARNED):
-        against = f"{gain[row, 0]:+.2g} nats against the heads of {other}"
-        if lower[row, 0] > 0:
-            said.append(f"{learned}: the task's own heads do better ({against})")
-        elif upper[row, 0] < 0:
-            said.append(f"DISAGREEMENT, {learned}: the task's own heads do worse ({against})")
+        against = f"({gain[row]:+.2g} nats against the heads of {other})."
+        if lower[row] > 0:
+            text = f"{learned}: the task's own heads do better {against}"
+            verdicts.append(Verdict("supported", text))
+        elif upper[row] < 0:
+            text = f"{learned}: the task's own heads do worse {against}"
+            verdicts.append(Verdict("disagreement", text))
         else:
-            said.append(f"INCONCLUSIVE, {learned}: no difference is shown ({against})")
-    shared = set(named[WHOSE[0]]) & set(named[WHOSE[1]])
-    both = f"; {', '.join(sorted(shared))} serve both" if shared else ""
-    return f"{'; '.join(said)}{both}."
+            text = f"{learned}: no difference is shown {against}"
+            verdicts.append(Verdict("too_few", text))
+    verdict = verdicts[0] & verdicts[1]
+    shared = sorted(set(named[WHOSE[0]]) & set(named[WHOSE[1]]))
+    if not shared:
+        return verdict
+    return Verdict(verdict.state, f"{verdict.text} {', '.join(shared)} serve both.")

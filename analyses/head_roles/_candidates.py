@@ -101,8 +101,8 @@ def _wrong(
 ) -> NDArray[np.float64]:
     """Return the weight from the questions to the wrong answers; 0 where none is in the text."""
     captured = capture_prompts(model, task, stats=("target_mass",), targets={"wrong": positions})
-    mass = captured["target_mass"].isel(target=0)
-    mass = mass.transpose("prompt", "layer", "head", "query").values
+    wrong = captured["target_mass"].isel(target=0)
+    mass = wrong.transpose("prompt", "layer", "head", "query").values
     known = ~np.isnan(mass)
     total = np.where(known, mass, 0.0).sum(-1).astype(np.float64)
     result = total / np.maximum(known.sum(-1), 1)

@@ -34,7 +34,7 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses.attribution.rollout import correlate
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
@@ -240,12 +240,12 @@ def _ranks(values: Array) -> Array:
 
 def _agreement(scores: list[Array]) -> Array:
     """Return the rank correlation of every two scores of the heads."""
-    return np.asarray([[correlate(one, other) for other in scores] for one in scores])
+    return np.asarray([[ranked(one, other) for other in scores] for one in scores])
 
 
 def _verdict(scores: dict[str, Array]) -> Verdict:
     """Conclude whether two measures of pruning rank the heads alike."""
-    rho = correlate(scores["task metric"], scores["output divergence"])
+    rho = ranked(scores["task metric"], scores["output divergence"])
     text = (
         f"the task's metric and the whole output rank the heads "
         f"{'alike' if rho > 0.5 else 'differently'} when they are pruned (Spearman ρ {rho:.2f})"

@@ -39,7 +39,7 @@ SCALINGS = {
 }
 SOURCE = "AttentionViz"
 # Title, units, scale and lowest value of the numbers of a picture.
-TITLES = {
+TITLES: dict[str, tuple[Any, ...]] = {
     "explained": ("Joint variance shown in the plane", "share", "sequential", 0),
     "fidelity": ("Closeness against logits, all dimensions", "correlation", "diverging", -1),
     "plane_fidelity": ("Closeness against logits, in the plane", "correlation", "diverging", -1),
@@ -119,9 +119,9 @@ def run(
         "covariance), over that of the other half",
     )  # fmt: skip
     count = sum(map(len, positions))
-    for name, (title, *meaning) in TITLES.items():
+    for name, (title, units, scale, low) in TITLES.items():
         results.add(
-            name, ("layer", "head"), scores[name], title, *meaning, 1,
+            name, ("layer", "head"), scores[name], title, units, scale, low, 1,
             convention=f"{convention}; principal components of {count} queries "
             "and as many keys" + ("" if name == "explained" else "; first prompt, less row means"),
         )  # fmt: skip

@@ -12,7 +12,7 @@ Source: Chuang et al., Lookback Lens (2407.07071).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -116,7 +116,7 @@ def run(
     present = stated(task)
     pair = (present, absent(present, model.tokenizer, seed))
     with steps(len(pair) + 1) as step:
-        answers = []
+        answers: list[Any] = []
         for prompts in pair:
             answers.append(_generate(model, prompts, new_tokens, prefix, answered=not answers))
             step()
@@ -267,13 +267,13 @@ def _detect(
     for feature, values in inputs.items():
         labels = np.repeat(truth[:, :, None], values.shape[2], axis=2)
         owner = np.broadcast_to(np.arange(truth.shape[1])[None, :, None], labels.shape)
-        flat = {
+        flat: dict[str, list[Any]] = {
             side: [
                 array[:, rows].reshape(-1, *array.shape[3:]) for array in (values, labels, owner)
             ]
             for side, rows in sides.items()
         }
-        detector = Detector(*flat["train"][:2], feature.startswith("log"))
+        detector = Detector(flat["train"][0], flat["train"][1], feature.startswith("log"))
         areas.append(
             [
                 auroc(labels, detector.probability(samples), owners, seed=seed)

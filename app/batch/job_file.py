@@ -30,9 +30,10 @@ def read_job(path: Path) -> Job:
         When it cannot be read, and for everything that is wrong in it, at once.
     """
     file = MarkedFile(path)
-    every = isinstance(file.data, dict) and file.data.get("analyses") == ALL
+    data: Any = file.data
+    every = isinstance(data, dict) and data.get("analyses") == ALL
     if every:
-        file.data["analyses"] = analyses.names()
+        data["analyses"] = analyses.names()
     fields = _fields(file)
     models = _entries(file, "models", ModelSpec, fields.models)
     questions = {
@@ -76,6 +77,7 @@ def _valid(
 
 def _fields(file: MarkedFile) -> JobFields:
     """Read the fields of the job; a wrong one has its default, so that the rest is checked."""
+    fields: JobFields | None
     fields, wrong = _valid(file, JobFields, file.data)
     if fields is None:
         data = file.data if isinstance(file.data, dict) else {}

@@ -46,7 +46,7 @@ def needs(job: Job) -> Iterator[Need]:
             plan = None
             if options is not None:
                 # Its tokens decide what a part needs.
-                largest = max(parts, key=lambda part: sum(lengths[part]))
+                largest = max(parts, key=lambda part: sum(lengths[part.start : part.stop]))
                 plan = probes.plan(
                     model, subset(prompts, largest), batch_tokens=job.batch_tokens, **options
                 )

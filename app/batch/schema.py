@@ -36,6 +36,12 @@ Count = Annotated[int, Field(ge=1)]
 Items = Annotated[list[Any], Field(min_length=1)]
 
 
+def _folder(info: ValidationInfo) -> Path:
+    """Return the folder of the job file, which relative paths start from."""
+    folder: Path = info.context  # type: ignore[assignment]
+    return folder
+
+
 class Entry(BaseModel):
     """Names with values; nothing else, and every value of its own type."""
 
@@ -140,7 +146,7 @@ class TaskSpec(Entry):
     @classmethod
     def _is_readable(cls, file: str, info: ValidationInfo) -> str:
         """Refuse a file that holds no prompts."""
-        read_prompts(info.context / file)
+        read_prompts(_folder(info) / file)
         return file
 
     @field_validator("number", "options")
@@ -156,7 +162,7 @@ class TaskSpec(Entry):
         """Refuse an entry without prompts, and one with two kinds of them."""
         if sum(map(bool, (self.task, self.prompts, self.texts))) != 1:
             raise InvalidInput("task: give one of `task: NAME`, `prompts: FILE` and `texts: [...]`")
-        self._own = read_prompts(info.context / self.prompts) if self.prompts else self.texts
+        self._own = read_prompts(_folder(info) / self.prompts) if self.prompts else self.texts
         return self
 
     @property

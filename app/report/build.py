@@ -128,9 +128,11 @@ def _plain(array: xr.DataArray) -> dict[str, Any]:
     plain: dict[str, Any] = {"dims": list(array.dims), "attrs": dict(array.attrs)}
     if array.size > INLINE:
         return {**plain, "values": None, "note": f"{array.size} values: see the run folder"}
-    values = array.values
+    values: Any = array.values
     if values.dtype.kind == "f":
-        values = np.where(np.isfinite(values), values.astype(object), None)
+        finite = np.isfinite(values)
+        values = values.astype(object)
+        values[~finite] = None
     return {**plain, "values": values.tolist()}
 
 

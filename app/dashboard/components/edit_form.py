@@ -114,7 +114,7 @@ def _widget(kind: type[Edit], field: dataclasses.Field[Any], hint: Any) -> Any:
     text = _text(kind, field.name)
     label, key = text.split(";")[0].rstrip("."), f"{KEY}_{kind.__name__}_{field.name}"
     missing = field.default is dataclasses.MISSING
-    start = field.metadata.get("start") if missing else field.default
+    start: Any = field.metadata.get("start") if missing else field.default
     if _kind_of(hint) == VECTORS:
         st.caption("The vectors are the means of each head over the prompts it is measured on.")
         return None

@@ -11,6 +11,7 @@ import xarray as xr
 
 from headscope import viz
 from headscope.analyses._interventions.next_token_loss import predicts
+from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import heads as known_heads
 from headscope.analyses._runtime.results import label
 from headscope.app.dashboard import cache
@@ -81,10 +82,12 @@ def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
     from headscope.analyses.comparison import what_if
 
     bar = st.progress(0.0, "Running the model …")
-    answer = what_if(
-        model, prompts, (edit,),
-        progress=lambda done, total: bar.progress(done / total, f"{done} of {total} passes"),
-    )  # fmt: skip
+
+    def report(done: float, total: float) -> None:
+        bar.progress(done / total, f"{done:g} of {total:g} passes")
+
+    with reporting(report):
+        answer = what_if(model, prompts, (edit,))
     bar.empty()
     return answer
 

@@ -68,6 +68,9 @@ def test_the_note_says_which_block_the_loss_would_skip(bundled):
     )
     cheapest = int(result["skip_loss"].values.argmin())
     assert f"the cheapest block to skip is {cheapest} " in result.attrs["note"]
+    agrees = float(result["influence_vs_loss"]) > 0
+    assert result.attrs["verdict"] == ("supported" if agrees else "disagreement")
+    assert f"ρ {float(result['influence_vs_loss']):.2f}" in result.attrs["note"]
 
 
 def test_single_tokens_are_refused(random_llama):

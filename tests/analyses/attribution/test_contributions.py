@@ -67,6 +67,8 @@ def test_the_heads_that_write_hold_all_of_their_layer(circuit):
     np.testing.assert_allclose(result["loss_ablation"].values[silent], 0, atol=1e-6)
     assert (np.abs(result["loss_ablation"].values[~silent]) > 0.1).all()
     assert calls[-1] == (16, 16)
+    agrees = float(result["share_vs_ablation_lower"]) > 0
+    assert result.attrs["verdict"] == ("supported" if agrees else "disagreement")
 
 
 def test_the_loss_is_that_of_one_edit_at_a_time(random_llama):
