@@ -31,7 +31,7 @@ from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 
 NEEDS = ()
-QUICK = {"draws": 1}
+QUICK = {"draws": 2}
 SUPPORTS = {"hybrid"}
 TASK = "needle"
 PROMPTS = 8

@@ -40,7 +40,7 @@ from headscope.probes.prompts.tasks._absent_facts import stated
 from headscope.probes.prompts.tokens import EncodedTask, encode
 
 NEEDS = ()
-QUICK = {"query_words": 1, "best": 1, "draws": 1, "null_query": "nothing"}
+QUICK = {"query_words": 1, "best": 1, "draws": 2, "null_query": "nothing"}
 SUPPORTS = {"hybrid"}
 TASK = "recall"
 PROMPTS = 16

@@ -122,8 +122,8 @@ def run_until_layer(
     --------
     >>> import numpy as np
     >>> from headscope.probes import load_model
-    >>> found = reach(load_model("headscope/bundled"), [0, 5, 6, 5], layer=2)
-    >>> float(found.weights(3, np.arange(3, 4), np.arange(4)).sum().round(4))
+    >>> again = run_until_layer(load_model("headscope/bundled"), [0, 5, 6, 5], layer=2)
+    >>> float(again.weights(3, np.arange(3, 4), np.arange(4)).sum().round(4))
     1.0
     """
     model.check_lengths([len(ids)])
