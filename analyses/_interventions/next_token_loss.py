@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import attending
-from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable, ResourceLimit
 
 if TYPE_CHECKING:
@@ -150,14 +149,6 @@ def contrast(
             found[number] = [mean_loss(model, ids, some) for some in edits.values()]
             step()
     return found
-
-
-def verdict(less: NDArray[np.float64], more: NDArray[np.float64], seed: int) -> str:
-    """Say whether the second loss is the larger one, prompt by prompt (prompt,)."""
-    if len(less) < 2:
-        return "INCONCLUSIVE (one prompt has no interval)"
-    lower = float(bootstrap(more - less, seed=seed)[1])
-    return "Causal check agrees" if lower > 0 else "DISAGREEMENT"
 
 
 def predicts(capture: xr.Dataset) -> bool:
