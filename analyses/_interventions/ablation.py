@@ -48,10 +48,12 @@ def encode_task(model: Model, task: Task | EncodedTask) -> EncodedTask:
     HeadscopeError
         When the model predicts no next token or cannot read the task.
     """
-    model.check_predicts()
     if not isinstance(task, Task):
+        model.check_predicts()
         return task
+    # What cannot be read at all is the nearer reason.
     encoded = read(model, task).encoded
+    model.check_predicts()
     assert encoded is not None
     return encoded
 
