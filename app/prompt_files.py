@@ -1,4 +1,4 @@
-"""Texts: files of prompts, read and written."""
+"""Files of prompts, read and written."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Batch: one job over many models, tasks, analyses and seeds, to be trusted and run again."""
+"""One job over many models, tasks, analyses and seeds, into one table."""

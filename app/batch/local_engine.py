@@ -1,4 +1,4 @@
-"""Local engine: the cells of a batch one after the other, in this process."""
+"""The cells of a batch one after the other, in this process."""
 
 from __future__ import annotations
 

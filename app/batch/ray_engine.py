@@ -1,4 +1,4 @@
-"""Ray engine: captures and analyses of a batch as tasks of Ray, with the same numbers.
+"""Captures and analyses of a batch as tasks of Ray, with the same numbers.
 
 A task whose worker dies is run again, elsewhere. A cluster that is started here listens on this
 machine alone, without dashboard; usage statistics are off.

@@ -1,4 +1,4 @@
-"""Shards: a prompt set captured in parts, and the parts put together again."""
+"""A prompt set captured in parts, and the parts put together again."""
 
 from __future__ import annotations
 

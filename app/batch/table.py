@@ -1,4 +1,4 @@
-"""Table: the numbers of one cell, one row a head and metric."""
+"""The numbers of one cell as a table, one row a head and metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: one line a step on the terminal, with the time that is left."""
+"""A bar for every step on the terminal, with the time that is left."""
 
 from __future__ import annotations
 

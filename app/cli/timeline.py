@@ -55,14 +55,14 @@ def timeline(
     from headscope.app.prompt_files import read_prompts
     from headscope.app.report.timeline import scores, write_page
 
-    given = parse_settings([f"{analysis}.{one}" for one in settings or []])
+    options = parse_settings([f"{analysis}.{setting}" for setting in settings or []])
     with bar(err) as progress:
-        found = series.timeline(
+        result = series.timeline(
             analysis,
             models if len(models) > 1 else models[0],
             None if prompts is None else read_prompts(prompts),
             task=task,
-            options=given.get(analysis),
+            options=options.get(analysis),
             n=number,
             seed=seed,
             steps=_numbers(steps),
@@ -70,10 +70,10 @@ def timeline(
             overwrite=overwrite,
             progress=progress,
         )
-    page = write_page(found, folder)
-    say(found.attrs["note"])
-    for score in scores(found):
-        order = series.emergence(found, score).attrs["order"]
+    page = write_page(result, folder)
+    say(result.attrs["note"])
+    for score in scores(result):
+        order = series.emergence(result, score).attrs["order"]
         if order:
             say(f"{score}: {_order(order)}")
     say(f"timeline: {folder / 'timeline.safetensors'}, figures: {page}")
@@ -83,9 +83,9 @@ def _order(rows: Sequence[dict[str, Any]]) -> str:
     """Say in one line when heads emerge."""
     from headscope.app.report.timeline import interval
 
-    said = [f"{row['name']} at step {row['step']:g} ({interval(row)})" for row in rows[:SHOWN]]
+    heads = [f"{row['name']} at step {row['step']:g} ({interval(row)})" for row in rows[:SHOWN]]
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    return ", ".join(said) + more
+    return ", ".join(heads) + more
 
 
 def _numbers(steps: str | None) -> list[float] | None:
@@ -93,7 +93,7 @@ def _numbers(steps: str | None) -> list[float] | None:
     if steps is None:
         return None
     try:
-        return [float(one) for one in steps.split(",")]
+        return [float(step) for step in steps.split(",")]
     except ValueError as error:
         raise InvalidInput(
             f"--steps: {steps!r} is no list of numbers, such as 0,500,1000"

@@ -41,8 +41,8 @@ class RunKey(NamedTuple):
 
 def folder() -> Path | None:
     """Return the run folder that the dashboard was started with."""
-    given = sys.argv[1:2] or [os.environ.get(VARIABLE, "")]
-    return Path(given[0]) if given[0] else None
+    path = sys.argv[1] if len(sys.argv) > 1 else os.environ.get(VARIABLE, "")
+    return Path(path) if path else None
 
 
 def neighbours(path: Path) -> dict[str, Path]:
@@ -118,8 +118,7 @@ def window(
     keys: tuple[int, int],
 ) -> npt.NDArray[np.float32]:
     """Compute a window of one head's weights, exactly."""
-    found = layer(key, ids, number)
-    return found.weights(head, np.arange(*queries), np.arange(*keys))
+    return layer(key, ids, number).weights(head, np.arange(*queries), np.arange(*keys))
 
 
 def read_text(key: RunKey, text: str | Pair) -> Tokens:
@@ -132,12 +131,12 @@ def read_text(key: RunKey, text: str | Pair) -> Tokens:
     """
     from headscope.probes.prompts.reading import read as read_prompts
 
-    found = read_prompts(model(key), text)
-    if not found.sources:
-        check_length(len(found.ids[0]))
-        return found.ids[0]
-    check_length(max(found.longest), WHOLE)
-    return Pair(found.sources[0], found.ids[0])
+    prompts = read_prompts(model(key), text)
+    if not prompts.sources:
+        check_length(len(prompts.ids[0]))
+        return prompts.ids[0]
+    check_length(max(prompts.longest), WHOLE)
+    return Pair(prompts.sources[0], prompts.ids[0])
 
 
 def check_length(length: int, limit: int = LONGEST) -> None:

@@ -171,8 +171,8 @@ def _section(name: str, result: xr.Dataset) -> dict[str, Any]:
         "short_title": own_title.split(":")[0],
         "text": text,
         "notes": notes,
-        "cards": [_card(result, each) for each in variables if result[each].ndim == 0],
-        "figures": [_figure(name, result, each) for each in variables if result[each].ndim],
+        "cards": [_card(result, key) for key in variables if result[key].ndim == 0],
+        "figures": [_figure(name, result, key) for key in variables if result[key].ndim],
         "options": json.loads(result.attrs.get("options") or "{}"),
     }
     made = {key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")}

@@ -1,4 +1,4 @@
-"""Findings: the heads that stand out in each score."""
+"""The heads that stand out in each score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages: HTML from the templates of this folder, in one file that needs nothing else."""
+"""HTML pages from the templates of this folder, in one file that needs nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores: every number that a run has about every head, with ranks, and all of them as a table."""
+"""Every number that a run has about every head, with ranks, and all of them as a table."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
     >>> list(collect({"sinks": xr.Dataset({"sink": mass})}))
     ['sinks.sink']
     """
-    found = {}
+    scores = {}
     for analysis, result in results.items():
         for name in viz.variables(result):
             if set(result[name].dims) == set(GRID):
@@ -73,8 +73,8 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
                     for side in viz.interval(result, name)
                 )
                 key = f"{analysis}.{name}"
-                found[key] = Score(key, result[name].transpose(*GRID), *sides)
-    return found
+                scores[key] = Score(key, result[name].transpose(*GRID), *sides)
+    return scores
 
 
 def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -127,8 +127,9 @@ def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
     for dim in rest:
         if array.sizes[dim] <= ENTRIES:
             for index in range(array.sizes[dim]):
-                one = array.isel({dim: index})
-                yield str(one[dim].item()) if dim in one.coords else f"{dim} {index}", {dim: index}
+                labelled = dim in array.coords
+                name = str(array[dim][index].item()) if labelled else f"{dim} {index}"
+                yield name, {dim: index}
 
 
 def interval_text(lower: SupportsFloat, upper: SupportsFloat) -> str:

@@ -67,12 +67,12 @@ def _variable(timeline: xr.Dataset, name: str) -> tuple[page.Figure, dict[str, A
     figure = page.figure(name, timeline, name, title, page.sentences(parts))
     if name not in scores(timeline):
         return figure, None
-    found = emergence(timeline, name).attrs
+    order = emergence(timeline, name).attrs
     rows = [
         (row["name"], f"{row['step']:g}", interval(row), f"{row['final']:.3f}")
-        for row in found["order"][:SHOWN]
+        for row in order["order"][:SHOWN]
     ]
-    return figure, {"rows": rows, "convention": found["convention"]}
+    return figure, {"rows": rows, "convention": order["convention"]}
 
 
 def interval(row: dict[str, Any]) -> str:

@@ -145,5 +145,5 @@ def _positions(name: str, text: str) -> tuple[int, ...] | None:
 def _text(kind: type[Edit], field: str) -> str:
     """Read what the docstring of an edit says of a field."""
     pattern = rf"^{field}\n((?:    .*\n?)+)"
-    found = re.search(pattern, inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
-    return " ".join(found[1].split()) if found else field.replace("_", " ").capitalize()
+    section = re.search(pattern, inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
+    return " ".join(section[1].split()) if section else field.replace("_", " ").capitalize()

@@ -1,4 +1,4 @@
-"""Detail: one head, its scores with ranks, and its attention on the tokens of a prompt."""
+"""One head: its scores with ranks, and its attention on the tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from headscope.probes.models.pair import Pair
 from headscope.viz import patches
 
 
-def draw_scores(found: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
+def draw_scores(scores: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
     """Show every score of a head with its rank and interval, the causal ones first."""
-    if all(viz.absent(each.array)[layer] for each in found.values()):
+    if all(viz.absent(score.array)[layer] for score in scores.values()):
         st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
         return
     groups = {
-        "what happens without it (causal)": [each for each in found.values() if each.is_causal],
+        "what happens without it (causal)": [score for score in scores.values() if score.is_causal],
         "what it looks like (correlational)": [
-            each for each in found.values() if not each.is_causal
+            score for score in scores.values() if not score.is_causal
         ],
     }
     for title, members in groups.items():
@@ -38,8 +38,8 @@ def draw_scores(found: Mapping[str, Score], capture: xr.Dataset, layer: int, hea
             continue
         st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
     with st.expander("What the scores mean", icon=":material/help:"):
-        for key, each in found.items():
-            st.markdown(f"`{key}`: {_escaped(each.tooltip)}")
+        for key, score in scores.items():
+            st.markdown(f"`{key}`: {_escaped(score.tooltip)}")
 
 
 def _predicts(capture: xr.Dataset) -> bool:
@@ -54,20 +54,17 @@ def _predicts(capture: xr.Dataset) -> bool:
 
 def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
     rows = []
-    for each in members:
-        value = float(each.array[layer, head])
-        known = int(np.isfinite(each.array.values).sum())
-        interval = ""
-        if each.lower is not None and each.upper is not None and np.isfinite(value):
-            low, high = (float(side[layer, head]) for side in (each.lower, each.upper))
-            interval = interval_text(low, high)
-        rank = each.ranks()[layer, head]
+    for score in members:
+        value = float(score.array[layer, head])
+        known = int(np.isfinite(score.array.values).sum())
+        ends = [end for end in (score.lower, score.upper) if end is not None]
+        rank = score.ranks()[layer, head]
         rows.append(
             {
-                "score": _escaped(each.title),
-                "value": viz.measured(value, str(each.array.attrs.get("units", ""))),
+                "score": _escaped(score.title),
+                "value": viz.measured(value, str(score.array.attrs.get("units", ""))),
                 "rank": f"{_ordinal(int(rank))} of {known}" if np.isfinite(value) else "",
-                "95 % interval": interval,
+                "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
             }
         )
     return pd.DataFrame(rows)
@@ -175,7 +172,7 @@ def _own(*, paired: bool) -> str | Pair | None:
         "Your own target", key="target", bind="query-params",
         placeholder="what the decoder reads; needed with a source of your own", height=68,
     )  # fmt: skip
-    if not all(one and one.strip() for one in (text, target)):
+    if not all(part and part.strip() for part in (text, target)):
         return None
     return Pair(text, target)
 
@@ -183,7 +180,7 @@ def _own(*, paired: bool) -> str | Pair | None:
 def _ids(capture: xr.Dataset, name: str, length: str, at: int, limit: int) -> tuple[int, ...]:
     count = int(capture[length][at])
     cache.check_length(count, limit)
-    return tuple(int(one) for one in capture[name].values[at, :count])
+    return tuple(capture[name].values[at, :count].tolist())
 
 
 def _start(capture: xr.Dataset, at: int) -> str:

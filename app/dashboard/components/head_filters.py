@@ -44,10 +44,10 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
     """
     found: dict[str, Kind] = {}
     for analysis, result in results.items():
-        for said, heads in dict(result.attrs.get("heads_by_type", {})).items():
-            word = str(said).replace("_", "-")
+        for key, heads in dict(result.attrs.get("heads_by_type", {})).items():
+            word = str(key).replace("_", "-")
             term = TERMS.get(word)
-            name = word if term else f"{said} ({analysis})"
+            name = word if term else f"{key} ({analysis})"
             before = found[name].heads if name in found else frozenset()
             if heads:
                 found[name] = Kind(name, term.stage if term else "", before | frozenset(heads))
@@ -68,7 +68,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
     """Ask which heads to look at; returns their grid, or None for all."""
     kinds = collect(results)
     grid = next(iter(scores.values())).array
-    stages = [stage for stage in STAGES if any(one.stage == stage for one in kinds.values())]
+    stages = [stage for stage in STAGES if any(kind.stage == stage for kind in kinds.values())]
     with st.expander("Filter the heads", icon=":material/filter_alt:"):
         types = _ask("Head type", "type", list(kinds), "Named so by an analysis of this run.")
         served = _ask(
@@ -85,7 +85,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         among = np.ones(names.shape, dtype=bool)
         for wanted, field in ((types, "name"), (served, "stage")):
             if wanted:
-                heads = [one.heads for one in kinds.values() if getattr(one, field) in wanted]
+                heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in wanted]
                 among &= np.isin(names, list(frozenset().union(*heads)))
         if evidence:
             changed = causal(scores, (names.shape[0], names.shape[1]))

@@ -83,7 +83,7 @@ def _scatter(
             y=height,
             mode="markers+text",
             # The names of all heads would cover each other; the hover text has them.
-            text=[label if said else "" for label, said in zip(labels, named, strict=True)],
+            text=[label if shown else "" for label, shown in zip(labels, named, strict=True)],
             hovertext=labels,
             textposition="top center",
             customdata=np.stack([rows, columns], axis=-1).tolist(),

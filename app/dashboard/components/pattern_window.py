@@ -126,7 +126,7 @@ def _move(length: int) -> None:
         box = chosen["box"][0]
         spans = [sorted(map(float, box[axis])) for axis in ("y", "x")]
         wide = max(high - low for low, high in spans)
-        side = next((one for one in SIDES if one >= wide), SIDES[-1])
+        side = next((known for known in SIDES if known >= wide), SIDES[-1])
         starts = [low for low, _ in spans]
     elif chosen["points"]:
         side = int(st.session_state["side"])

@@ -28,8 +28,8 @@ TITLE = "Heads"
 
 def draw() -> None:
     """Draw the screen for the run that the link names."""
-    given = cache.folder()
-    if given is None or not (given / "manifest.json").exists():
+    folder = cache.folder()
+    if folder is None or not (folder / "manifest.json").exists():
         st.title("headscope")
         st.info(
             "There is no run here. `headscope demo` makes one on the bundled model; "
@@ -37,7 +37,7 @@ def draw() -> None:
             "Then `headscope app RUN` opens it."
         )
         return
-    path = _run(given)
+    path = _run(folder)
     key = cache.run_key(path)
     try:
         run, capture, results = cache.run(key)
@@ -72,12 +72,13 @@ def draw() -> None:
         state.show_warnings()
 
 
-def _run(given: Path) -> Path:
-    runs = cache.neighbours(given)
+def _run(folder: Path) -> Path:
+    """Let the user choose among the runs beside the one that was opened."""
+    runs = cache.neighbours(folder)
     names = list(runs)
     state.warn_bad_param("run", names)
     chosen = st.sidebar.selectbox(
-        "Run", names, index=names.index(given.name), key="run", bind="query-params"
+        "Run", names, index=names.index(folder.name), key="run", bind="query-params"
     )
     return runs[chosen]
 
@@ -106,7 +107,7 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
 
 
 def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) -> None:
-    notes = {name: _said(one) for name, one in results.items() if _said(one)}
+    notes = {name: _note(result) for name, result in results.items() if _note(result)}
     with st.expander("What the analyses say", icon=":material/notes:"):
         for name, note in notes.items():
             st.markdown(f"**{name}**: {note}")
@@ -114,7 +115,7 @@ def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) ->
         st.json(dict(manifest), expanded=1)
 
 
-def _said(result: xr.Dataset) -> str:
+def _note(result: xr.Dataset) -> str:
     if "skipped" in result.attrs:
         return f"not run: {result.attrs['skipped']}"
     return str(result.attrs.get("note", ""))

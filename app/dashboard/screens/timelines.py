@@ -24,20 +24,20 @@ def opens(folder: Path | None) -> bool:
 
 def draw() -> None:
     """Draw the screen for the timeline that the link names, or the first beside the run."""
-    given = cache.folder()
-    found = {} if given is None else _beside(given)
+    folder = cache.folder()
+    paths = {} if folder is None else _beside(folder)
     st.title("Timelines")
-    if not found:
+    if not paths:
         st.info(
             "There is no timeline beside this run. `headscope timeline headscope/induction@* "
             "--analysis head_types --out runs/emergence` makes one of the shipped checkpoints."
         )
         return
-    names = list(found)
+    names = list(paths)
     state.warn_bad_param("timeline", names)
-    begin = names.index(given.name) if given is not None and given.name in names else 0
+    begin = names.index(folder.name) if folder is not None and folder.name in names else 0
     chosen = st.selectbox("Timeline", names, index=begin, key="timeline", bind="query-params")
-    path = found[chosen]
+    path = paths[chosen]
     try:
         whole = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
     except (HeadscopeError, OSError) as refusal:
@@ -46,10 +46,10 @@ def draw() -> None:
     _show(whole, chosen)
 
 
-def _beside(given: Path) -> dict[str, Path]:
+def _beside(run: Path) -> dict[str, Path]:
     """List the finished timelines in the folder of a run, by name."""
-    folders = (file.parent for file in sorted(given.parent.glob(f"*/{kept.MANIFEST}")))
-    return {one.name: one for one in folders if kept.holds(one)}
+    folders = (file.parent for file in sorted(run.parent.glob(f"*/{kept.MANIFEST}")))
+    return {folder.name: folder for folder in folders if kept.holds(folder)}
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the timeline …")
@@ -76,11 +76,11 @@ def _show(whole: xr.Dataset, chosen: str) -> None:
     attrs = whole[score].attrs
     st.caption(". ".join(str(attrs[key]) for key in ("convention", "source") if attrs.get(key)))
     if score in scores(whole):
-        said = emergence(whole, score).attrs
+        order = emergence(whole, score).attrs
         st.subheader("Emergence, in order")
-        if said["order"]:
-            st.table(said["order"])
-        st.caption(said["convention"])
+        if order["order"]:
+            st.table(order["order"])
+        st.caption(order["convention"])
     table = whole[[score]].to_dataframe().reset_index()
     st.download_button(
         "CSV", table.to_csv(index=False), f"{chosen}-{score}.csv", "text/csv",
