@@ -21,7 +21,7 @@ from headscope.probes.prompts.tokens import EncodedTask
 SOURCE = "Michel et al. 1905.10650"
 Array = NDArray[np.float64]
 Row = tuple[Any, Any, Any]
-MISSING = (float("nan"),) * 3
+MISSING: tuple[float, ...] = (float("nan"),) * 3
 
 
 class Smallest(NamedTuple):
