@@ -162,7 +162,7 @@ def test_a_click_and_a_box_move_the_window_of_a_long_text(
     assert "keys=280" in page.url
     wait_for_edges(page, [f"696: {words[696]}", f"280: {words[280]}"])
 
-    page.get_by_text("Attention of L1H3, exact").wait_for()
+    page.get_by_text("Attention of L1H3, exact").first.wait_for()
     draw_box(page, spot(page, 400, 300), spot(page, 520, 410))
     page.wait_for_function("location.search.includes('side=128')")
     page.wait_for_function("!location.search.includes('queries=696')")
