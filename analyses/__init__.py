@@ -10,8 +10,6 @@ capture must hold), and ``run``. Positional parameters of ``run`` are what the s
 Listing names, families and summaries imports none of them.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

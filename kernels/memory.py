@@ -1,7 +1,5 @@
 """Memory of the machine and of this process, as reported by the operating system."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

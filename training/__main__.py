@@ -1,7 +1,5 @@
 """Train, export and measure the bundled models: ``python -P training {train,export,evaluate}``."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Rows of logits and weights of every head, for chosen queries, from kept queries and keys."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The weight that every key receives, and the keys that enough queries see."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

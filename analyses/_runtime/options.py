@@ -4,8 +4,6 @@
 ``run``, so a notebook, the command line, a job file and the dashboard meet the same check.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping

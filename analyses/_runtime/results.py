@@ -1,7 +1,5 @@
 """Results: variables with their meaning, companions for their intervals, provenance."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

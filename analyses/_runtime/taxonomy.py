@@ -9,8 +9,6 @@ itself, it says so.
 Source: Attention Heads of Large Language Models: A Survey.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

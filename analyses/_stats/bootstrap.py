@@ -1,7 +1,5 @@
 """Intervals of means over prompts, by the bootstrap."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Area under the ROC curve, with its interval over groups of samples."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 

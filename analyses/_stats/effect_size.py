@@ -1,7 +1,5 @@
 """Effect sizes of two conditions, with their intervals, and what is significant among many."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Growth with length: how much a query sees, means by octave of that, slopes over the octaves."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Agreement of scores of heads: between methods, between halves of the prompts, between draws."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What heads write into the residual stream at every token, and the loss without each of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Causal and gradient numbers of input tokens: what the attention-based scores are held against."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

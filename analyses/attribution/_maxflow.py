@@ -1,7 +1,5 @@
 """Rollout and max-flow through the layers of averaged attention maps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import networkx as nx

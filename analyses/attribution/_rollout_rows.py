@@ -1,7 +1,5 @@
 """Rows of rollout from queries and keys, layer by layer: no map is ever whole."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Blocks skipped one at a time: what becomes of the last hidden state and of the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

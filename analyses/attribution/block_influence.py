@@ -9,8 +9,6 @@ ablated.
 Sources: Men et al., ShortGPT (2403.03853); Pei et al., FuseGPT (2411.14507).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

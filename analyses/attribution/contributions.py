@@ -11,8 +11,6 @@ al., Mixture of Attention Heads (2210.05144); Kobayashi et al., Attention is Not
 (2004.10102).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -10,8 +10,6 @@ Sources: Elhage et al., A Mathematical Framework for Transformer Circuits (2021)
 Interpretability in the Wild (2211.00593).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 

@@ -9,8 +9,6 @@ attention, rollout and flow.
 Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Repeated trials of the discrete-SAE method, each with its baselines."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

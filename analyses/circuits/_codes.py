@@ -1,7 +1,5 @@
 """Circuit scores from discrete codes: what heads say only when the task is there."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

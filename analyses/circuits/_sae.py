@@ -4,8 +4,6 @@ O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identifi
 Models (2405.12522).
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn

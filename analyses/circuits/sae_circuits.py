@@ -12,8 +12,6 @@ Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit 
 Language Models (2405.12522).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Circuits: sets of heads as values, with their scores and where they came from."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Differences: two results or captures, head by head, with intervals."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Sequence
 

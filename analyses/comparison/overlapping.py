@@ -1,7 +1,5 @@
 """Overlap: how much two circuits share, beyond what chance gives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What if: one model with and without edits, on a task or on the user's own text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Restoration: the attention of chosen heads is edited back, and the task says what returns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Conditions: two sets of prompts, what every head does where they ask, and what ablation costs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Link probe: a linear classifier that finds a query's key from attention weights alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

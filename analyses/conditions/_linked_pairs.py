@@ -1,7 +1,5 @@
 """Linked pairs: queries whose right key is known, and every head's weight between the two."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Rare tokens of a context, and how much more attention they get than others."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

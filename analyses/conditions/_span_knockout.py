@@ -1,7 +1,5 @@
 """Knocked-out spans: the output of heads at one query with and without some keys."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An untrained model: an architecture with the weights that its initialiser draws."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -10,8 +10,6 @@ Sources: Cracking the Code of Hallucination (vision-aware head divergence: the E
 a head's outputs with and without the image), for any span; the normalised distance is ours.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

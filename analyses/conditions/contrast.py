@@ -10,8 +10,6 @@ Sources: Localizing Paragraph Memorization (a head that attends to rare tokens; 
 memorized and other paragraphs), Temporal Heads (ablation hurts one condition only).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

@@ -11,8 +11,6 @@ Source: Clark et al., What Does BERT Look At? (1906.04341), whose probe is a sof
 of a sentence; this one is a logistic regression on pairs, ranked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

@@ -9,8 +9,6 @@ Source: Instruction-Aligned Visual Attention (attention under two instructions, 
 any two aligned prompts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Every method that ranks heads, over the same prompts of a task and with the same edits."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Nulls: what importance a head has where there is nothing to be important for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Orders in which heads, or whole KV groups, are ablated, and the smallest set that is left."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

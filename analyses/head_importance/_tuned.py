@@ -1,7 +1,5 @@
 """Weights and offsets of heads, learned by gradient descent with the model left as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -17,8 +17,6 @@ Sources: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650); 
 Axiomatic Attribution for Deep Networks (1703.01365).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Any
 

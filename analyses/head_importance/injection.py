@@ -11,8 +11,6 @@ Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patte
 (Transformer Attention Bottlenecks); DAM (dynamic attention masks).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated
 

@@ -12,8 +12,6 @@ Sources: Heimersheim & Nanda, How to use and interpret activation patching (2404
 Attribution Patching (2023); Syed et al., Attribution Patching Outperforms ACDC (2310.10348).
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

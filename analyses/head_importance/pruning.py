@@ -11,8 +11,6 @@ a given share of the metric.
 Source: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

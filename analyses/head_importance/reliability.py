@@ -11,8 +11,6 @@ Sources: Michel et al. (1905.10650); Spearman (1910) and Brown (1910); Adebayo e
 for Saliency Maps (1810.03292).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Any
 

@@ -12,8 +12,6 @@ Sources: Yin et al., LoFiT: Localized Fine-tuning on LLM Representations; Learni
 Representations from In-Context Learning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Prompts with answers: what heads keep of them under masks, and lose with windows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Candidate words of a question: how heads look at them, copy them and suppress them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ elsewhere, so each set of keys, other for every head, costs one value dimension 
 builds the map. What a set shares with the last keys is read the same way under their window.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Full and streaming attention mixed head by head: learned gates, and the cost of every window."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -11,8 +11,6 @@ RazorAttention (echo and induction scores); Xiao et al., DuoAttention (2410.1081
 where the squared error is bare and 2,000 steps are taken on passkeys of 32 tokens.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Annotated, Any
 

@@ -11,8 +11,6 @@ HeadVis' (mean over the queries that have a target) and TransformerLens' ``detec
 all weight). Unlike HeadVis, weights below 0.01 count too.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

@@ -12,8 +12,6 @@ Sources: Wang et al., Interpretability in the Wild (2211.00593), for the heads; 
 for both signs of the logits; Attention Heads of Large Language Models: A Survey, for the stages.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Coupling of two kinds of peaks along a text, and what it is by chance."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Documents moved over slots: prompts with the asked fact, or a dummy, in every slot."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

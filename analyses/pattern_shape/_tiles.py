@@ -1,7 +1,5 @@
 """Tiles of a pooled map: the best ones of each row, window and columns, and their causal check."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import xarray as xr

@@ -11,8 +11,6 @@ Sources: SeerAttention and VMoBA (block selection by mass); Quest; SampleAttenti
 column stripes).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -14,8 +14,6 @@ Sources: The Hedgehog & the Porcupine (spikiness); The Devil in Linear Transform
 Linear Log-Normal Attention (temperature); HyperAttention (column norms); Selective Attention.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

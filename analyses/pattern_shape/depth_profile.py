@@ -10,8 +10,6 @@ is hidden from it, in all heads, and its rank correlation with the mass that the
 Sources: Found in the Middle; Fortify the Shortest Stave (waveform).
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Annotated
 

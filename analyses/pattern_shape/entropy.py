@@ -9,8 +9,6 @@ Source: Zhang et al., Attention Entropy is a Key Factor; what context that is en
 does to it is `parallel_context`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

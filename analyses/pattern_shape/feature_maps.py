@@ -10,8 +10,6 @@ the head's own weights over the keys, 0 to 1.
 Source: The Hedgehog & the Porcupine (spikiness and monotonicity of feature maps).
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

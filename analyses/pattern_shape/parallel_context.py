@@ -9,8 +9,6 @@ one sink to all and takes the rise back. Positions stay as they are in the text.
 Source: Zhang et al., Attention Entropy is a Key Factor (there positions start anew in each block).
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

@@ -12,8 +12,6 @@ Sources: Found in the Middle (calibration by dummy documents); Fortify the Short
 (waveform); Attention Sorting.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

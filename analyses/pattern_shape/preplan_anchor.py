@@ -12,8 +12,6 @@ others.
 Source: Attention Illuminates LLM Reasoning: The Preplan-and-Anchor Rhythm (Li et al.).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

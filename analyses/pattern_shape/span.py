@@ -12,8 +12,6 @@ beyond it, and when as many elastic heads are cut as short.
 Sources: MoA: Mixture of Sparse Attention (elastic rules of span and length); MSWA.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Principal components of the keys of a model, and its output with keys of fewer directions."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Signatures: what the rows of every head look like, in few numbers at any length."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray

@@ -11,8 +11,6 @@ Sources: How Does Attention Work in Vision Transformers? (importance by pruning,
 distance, atlas of patterns); Michel et al. 1905.10650 for the gate gradient.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -12,8 +12,6 @@ from the distribution of the keys, over that of other keys from it. 1: queries l
 Sources: AttentionViz, for the joint embedding; RetrievalAttention, for the gap.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any
 

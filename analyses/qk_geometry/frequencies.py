@@ -12,8 +12,6 @@ lose the terms that carry them, and when they lose the other ones.
 Source: On the token distance modeling ability of higher RoPE attention dimension.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -12,8 +12,6 @@ Sources: Low-Rank Bottleneck; On the Benefits of Rank; Loki; Attention is Not Al
 Attention Loses Rank; Roy & Vetterli, The effective rank, for the effective rank.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

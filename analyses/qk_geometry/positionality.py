@@ -10,8 +10,6 @@ heads; and the same for the least positional ones.
 Source: Positional Attention (low variance of the weights across inputs at fixed positions).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -10,8 +10,6 @@ Sources: What Does BERT Look At?, for the divergence; EfficientViT, for the simi
 of one layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any
 

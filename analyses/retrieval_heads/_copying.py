@@ -1,7 +1,5 @@
 """Copy scores of heads at the decode steps of a planted needle."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

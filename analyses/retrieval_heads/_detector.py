@@ -1,7 +1,5 @@
 """Lookback ratios of generated tokens, and a detector of hallucinations from them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Documents of a context, and what a question's attention to them adds to a null question's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

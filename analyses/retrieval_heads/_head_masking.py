@@ -1,7 +1,5 @@
 """Masking curves: accuracy against the number of ablated heads, best first or at random."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

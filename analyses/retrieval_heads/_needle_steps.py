@@ -1,7 +1,5 @@
 """Decode steps of planted needles: where each head looks, and what the model generates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

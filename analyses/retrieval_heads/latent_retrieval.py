@@ -8,8 +8,6 @@ every head on the fact that decides it, and an ablation of the best heads beside
 Sources: NoLiMa, for literal against associative needles; Needle Threading, for threads.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Any
 

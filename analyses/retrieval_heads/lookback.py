@@ -9,8 +9,6 @@ A logistic regression on all heads learns to separate the two and is judged on o
 Source: Chuang et al., Lookback Lens (2407.07071).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any
 

@@ -8,8 +8,6 @@ masks the K best heads, and K random others.
 Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (2404.15574).
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Annotated, Any
 

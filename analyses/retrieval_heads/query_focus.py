@@ -8,8 +8,6 @@ prompts that the heads were not chosen on, and the heads are ablated.
 Source: Zhang et al., Query-Focused Retrieval Heads (2506.09944).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

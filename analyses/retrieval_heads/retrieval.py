@@ -12,8 +12,6 @@ Sources: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factual
 Arora et al., Zoology (2312.04927), for multi-query recall.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

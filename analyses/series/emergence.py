@@ -5,8 +5,6 @@ A head emerges where its score crosses half of its final value, or a threshold, 
 Sources: Musat, Mechanism and Emergence of Stacked Attention Heads; Olsson et al. (2209.11895).
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """Joined results: those of many checkpoints as one Dataset with the dim ``checkpoint``."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Kept results of a series: a folder with one file a checkpoint, taken up where it was left."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

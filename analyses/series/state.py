@@ -1,7 +1,5 @@
 """States of a model during its training: what to load, what to call it, at which step it is."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Sequence

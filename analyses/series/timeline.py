@@ -1,7 +1,5 @@
 """Timeline: any analysis over a series of checkpoints, as one Dataset."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence

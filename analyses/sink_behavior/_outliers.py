@@ -1,7 +1,5 @@
 """Massive activations: located in the residual stream as it passes, and set to other numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

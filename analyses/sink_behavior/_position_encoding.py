@@ -1,7 +1,5 @@
 """The positional encoding of a model, read from its capture, its config and its modules."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import xarray as xr

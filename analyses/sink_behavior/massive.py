@@ -11,8 +11,6 @@ Sources: Sun et al., Massive Activations in Large Language Models (2402.17762); 
 Told: Visual Attention Sink; Gu et al. (2410.10781) for the norm of the values at the sink.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

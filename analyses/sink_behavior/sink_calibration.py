@@ -10,8 +10,6 @@ Sources: ZeroTuning (scaling of the initial token); Yu et al., Unveiling and Har
 Attention Sinks (ACT).
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

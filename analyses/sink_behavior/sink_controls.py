@@ -9,8 +9,6 @@ Source: Gu et al., When Attention Sink Emerges in Language Models (2410.10781), 
 random and repeated tokens; T = 64 there.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

@@ -11,8 +11,6 @@ Sources: What Are You Sinking? A Geometric Approach on Attention Sink, for the t
 thresholds on shares here are headscope's own); Gu et al. (2410.10781) for α.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Annotated, Any
 

@@ -11,8 +11,6 @@ Sources: Gu et al., When Attention Sink Emerges in Language Models (2410.10781);
 Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key position.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

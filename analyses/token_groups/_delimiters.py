@@ -1,7 +1,5 @@
 """Delimiters of a text: its first special token, later ones such as [SEP], and punctuation."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 

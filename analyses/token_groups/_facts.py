@@ -1,7 +1,5 @@
 """One fact among more and more others: where the asking token looks, what hiding a fact does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What every key receives from near, from afar and at the end of a text, without any N×N map."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Mass from segment to segment, what an even spread would give, and what cutting a link does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Segments: which group of tokens each token of a prompt belongs to."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

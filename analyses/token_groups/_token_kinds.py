@@ -1,7 +1,5 @@
 """Kinds of tokens: the first one, special ones, punctuation, stop words, rare words, the others."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any

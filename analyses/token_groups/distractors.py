@@ -13,8 +13,6 @@ Sources: Focused Transformer (distraction); OpAmp (relevant against irrelevant d
 Large Language Models are Stable Many-Shot Learners (dispersion over shots).
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

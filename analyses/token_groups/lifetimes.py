@@ -13,8 +13,6 @@ Sources: Neural Attention Search (global, local and sliding-window tokens, learn
 LLM-Microscope; Scissorhands (persistence of importance).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -9,8 +9,6 @@ that look at them most, against as many other tokens. Weight on a delimiter may 
 Source: Clark et al., What Does BERT Look At? (1906.04341).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

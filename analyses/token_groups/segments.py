@@ -14,8 +14,6 @@ Sources: Understanding the Behaviors of BERT in Ranking (query and document); Wi
 Visual Perception in Language Models; A-VL (modalities); Attention knockout (Geva et al. 2023).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any
 

@@ -11,8 +11,6 @@ Sources: LLM-Microscope (punctuation and stop words); RefAM (stop words as magne
 Don't Miss the Forest for the Trees (tokens of images).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The index of a batch: a page with every cell, its state and its report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote

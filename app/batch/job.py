@@ -1,7 +1,5 @@
 """What a batch runs: models × tasks × analyses × seeds, as cells in groups."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The job file: read with all of its errors and their places, before anything runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cells of a batch one after the other, in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from headscope.app.batch.job import Group, Job

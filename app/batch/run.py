@@ -1,7 +1,5 @@
 """A job from its first cell to its index, on one engine or another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a batch has done, kept in its folder so that a kill loses one cell at most."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

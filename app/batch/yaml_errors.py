@@ -1,7 +1,5 @@
 """YAML files whose problems are all told at once, each with its line and column."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from difflib import get_close_matches

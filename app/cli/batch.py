@@ -1,7 +1,5 @@
 """``headscope batch``: one job over many models, tasks, analyses and seeds."""
 
-from __future__ import annotations
-
 import re
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``headscope capture``: a model on prompts, into a run folder; ``texts``: prompts for it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """The two consoles of the command line, and plain text on them."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 out = Console()

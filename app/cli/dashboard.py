@@ -1,7 +1,5 @@
 """``headscope app``: the dashboard, served on this machine only."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """``headscope demo``: the main job on the bundled model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``headscope models``, ``analyses`` and ``statistics``: what there is to choose from."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Entry point of the command line: all commands, and how errors end."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

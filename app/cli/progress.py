@@ -1,7 +1,5 @@
 """A bar for every step on the terminal, with the time that is left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

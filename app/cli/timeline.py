@@ -1,7 +1,5 @@
 """``headscope timeline``: an analysis over the checkpoints of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """The command that serves the dashboard, on this machine only."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 from pathlib import Path

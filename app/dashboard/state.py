@@ -1,7 +1,5 @@
 """State of the dashboard: which head, score and prompt is shown; it lives in the link."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from urllib.parse import urlencode
 

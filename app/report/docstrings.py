@@ -1,7 +1,5 @@
 """Docstrings as HTML."""
 
-from __future__ import annotations
-
 import inspect
 import re
 

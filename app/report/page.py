@@ -1,7 +1,5 @@
 """HTML pages from the templates of this folder, in one file that needs nothing else."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

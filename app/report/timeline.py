@@ -1,7 +1,5 @@
 """The page of a timeline: every variable over training, and when heads emerge."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

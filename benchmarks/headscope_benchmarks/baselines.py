@@ -1,7 +1,5 @@
 """Baselines: headscope and what people use instead, from the same queries, keys and values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any

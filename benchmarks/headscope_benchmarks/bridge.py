@@ -1,7 +1,5 @@
 """The cache of a TransformerBridge: of one attention layer and of whole models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -2,8 +2,6 @@
 
 # The bridge needs TransformerLens, which a machine that measures its GPU need not have.
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The gate: what a baseline computes is compared with the oracle before anything is timed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What is measured on a GPU: errors of every baseline, then times and memory at one shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The machine that a benchmark ran on, without its name, and the file of its result."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

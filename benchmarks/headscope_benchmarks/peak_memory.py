@@ -1,7 +1,5 @@
 """Peak memory: what one call needs beyond its inputs, on a CPU each in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

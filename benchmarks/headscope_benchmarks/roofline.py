@@ -5,8 +5,6 @@ forward pass (q·k and weight·v), 2 · size in a pass that recomputes q·k alon
 in both. Whichever unit is busiest sets the ceiling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

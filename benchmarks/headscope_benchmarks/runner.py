@@ -5,8 +5,6 @@ alike; compare ratios, not milliseconds. Nothing is reported unless the numbers 
 A GPU needs torch and Triton and nothing else, so that a bare machine can run it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any

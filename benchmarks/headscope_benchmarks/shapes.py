@@ -1,7 +1,5 @@
 """Shapes: the attention calls that are measured, and the statistics that are computed in them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Tables: the result of a benchmark as text, for a terminal and for the documentation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

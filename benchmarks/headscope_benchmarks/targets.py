@@ -1,7 +1,5 @@
 """Targets: what a benchmark must reach, judged from what it measured and never by hand."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

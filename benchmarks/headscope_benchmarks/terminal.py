@@ -1,7 +1,5 @@
 """The terminal: progress, tables and errors of a benchmark that is run as a script."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path

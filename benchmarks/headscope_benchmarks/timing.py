@@ -5,8 +5,6 @@ used: it repeats one statement in a block, after two calls that do not count, wh
 turns.
 """
 
-from __future__ import annotations
-
 import statistics
 import timeit
 from collections.abc import Callable, Mapping

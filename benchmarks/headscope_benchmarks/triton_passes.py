@@ -1,7 +1,5 @@
 """Triton passes: what a capture on a GPU is made of, each alone."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

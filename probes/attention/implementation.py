@@ -1,7 +1,5 @@
 """Switch the attention implementation of a model's configs for a while, dropout off."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

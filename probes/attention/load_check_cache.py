@@ -6,8 +6,6 @@ Objects that a user made are checked each time, as nothing tells what was done t
 ``HEADSCOPE_CHECK=always`` keeps and reads none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

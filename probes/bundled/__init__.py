@@ -3,8 +3,6 @@
 ``training/`` at the root of the repository holds how they were made and measured.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 # Public name of each model and its folder here.

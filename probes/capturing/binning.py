@@ -1,7 +1,5 @@
 """Bin neighbouring queries or keys of a statistic, for long texts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

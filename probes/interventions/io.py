@@ -1,7 +1,5 @@
 """Save edits to a file and load them again."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

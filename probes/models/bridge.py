@@ -6,8 +6,6 @@ inside it stay wrapped, so hooks on the residual stream, the MLP, ``hook_z`` and
 projections are separate) ``hook_q``, ``hook_k``, ``hook_v`` fire as before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

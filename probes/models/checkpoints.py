@@ -1,7 +1,5 @@
 """List training checkpoints of a model, by step."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Input device and weights of a model, also where accelerate has spread or offloaded it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -5,8 +5,6 @@ one config and one tokenizer, as ``save_pretrained(variant="step400")`` writes t
 nor transformers is imported here.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Load weights from bundled models, a folder or the hub; safetensors only, no remote code."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -4,8 +4,6 @@ The library is in two parts by path: `headscope/bundled-python` was trained on o
 prompts are cut from the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sysconfig

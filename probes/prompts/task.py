@@ -4,8 +4,6 @@ Every position counts WORDS, 0 being the first word of the prompt; `tokens.encod
 them into token positions of one tokenizer (one later where a BOS stands first).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

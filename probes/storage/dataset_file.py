@@ -1,7 +1,5 @@
 """Store a Dataset as one safetensors file, its dims, coords and attrs as JSON in the header."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ The file is a safetensors file as `dataset_file` writes it, under a hidden name 
 complete; a journal beside it lists the batches that are safely in it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Run folders: one capture, its results and a manifest."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

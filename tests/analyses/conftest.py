@@ -1,7 +1,5 @@
 """The constructed models, built once."""
 
-from __future__ import annotations
-
 import constructed
 import pytest
 

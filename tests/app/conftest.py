@@ -1,7 +1,5 @@
 """The command line and the dashboard, run in the process of the test."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An encoder whose circuit is known, from the command line to the dashboard."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A hybrid model, whose layers 0 and 2 have no attention map, in the report and the dashboard."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Any text, from the command line to the dashboard, on the bundled model of real text."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

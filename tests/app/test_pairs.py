@@ -1,7 +1,5 @@
 """Runs of an encoder–decoder model: from the command line to the screen."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run of several analyses goes on where one fails, and stops at what the user has to mend."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

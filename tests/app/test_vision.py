@@ -1,7 +1,5 @@
 """A ViT whose circuit is known, on image files, from the command line to the dashboard."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sweep of ablations beside TransformerLens: no ratio without equal numbers."""
 
-from __future__ import annotations
-
 import json
 
 import ablation as bench

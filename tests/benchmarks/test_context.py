@@ -1,7 +1,5 @@
 """The benchmark of long texts: what is compared, what cannot run, and the table."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import context

@@ -1,7 +1,5 @@
 """The benchmark of a CPU: the whole schema of a tiny case, and no times of wrong numbers."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

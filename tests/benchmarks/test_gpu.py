@@ -1,7 +1,5 @@
 """The benchmark of a graphics processor: everything of it that needs none."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

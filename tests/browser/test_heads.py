@@ -1,7 +1,5 @@
 """Real clicks on the Heads screen in Chromium."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import subprocess

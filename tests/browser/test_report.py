@@ -1,7 +1,5 @@
 """The report opens from disk, without a server and without a network."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What every analysis owes its users; a new file in analyses/ is checked here unasked."""
 
-from __future__ import annotations
-
 import inspect
 import json
 

@@ -1,7 +1,5 @@
 """Where things lie in analyses/, and what they may be called."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

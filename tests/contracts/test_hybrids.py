@@ -4,8 +4,6 @@ Two of four layers of the model have no attention map. Nothing may be said about
 that is said about the others may depend on them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

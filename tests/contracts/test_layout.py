@@ -1,7 +1,5 @@
 """The shape of the repository, checked against the tree."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

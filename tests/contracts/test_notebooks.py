@@ -1,7 +1,5 @@
 """Every notebook runs, its claims hold, and every analysis has its place in exactly one of them."""
 
-from __future__ import annotations
-
 import ast
 import atexit
 import re

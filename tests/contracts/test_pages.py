@@ -1,7 +1,5 @@
 """The pages in docs/ that follow from the code are what the code says now."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The one-file recipes of CONTRIBUTING.md do what they say: each is dropped in and used."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

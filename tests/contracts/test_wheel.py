@@ -1,7 +1,5 @@
 """A wheel built from the tree runs the main job outside the repository."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ They import torch, triton and pytest, and of headscope only its kernels, which n
 machine with nothing else: ``pytest -m gpu --confcutdir=tests/gpu tests/gpu``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

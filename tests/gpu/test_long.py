@@ -1,7 +1,5 @@
 """Long texts on the GPU, against oracles from torch's own attention; and what memory they take."""
 
-from __future__ import annotations
-
 import long_oracles
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Every statistic on the GPU against the dense float64 oracle, at moderate lengths."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Closed forms of the statistics that window, cut into spans, bin or rank the keys of a query."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Attention whose statistics are known in closed form, without either implementation."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Building the sweep: once, safely side by side, and torch's numbers where it cannot be built."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Attention with gradients: torch's contract, long texts, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

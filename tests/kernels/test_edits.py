@@ -1,7 +1,5 @@
 """Edits inside the pass do what they say, each by its own definition."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Attention times gradient: every statistic against the whole matrix in float64."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Gradients of attention: against autograd through the whole matrix in float64."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

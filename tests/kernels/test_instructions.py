@@ -1,7 +1,5 @@
 """Every shipped kernel, compiled for GPUs that are not here: no spills, no more instructions."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

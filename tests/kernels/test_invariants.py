@@ -1,7 +1,5 @@
 """Relations that hold whatever the attention is, over random shapes and masks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

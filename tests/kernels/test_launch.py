@@ -1,7 +1,5 @@
 """The host side of the Triton kernels: which tiles are visited, and which are masked."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Long texts, where no N×N reference fits, against torch's own fused attention."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Capture needs memory linear in the text: no N×N tensor, no growth beyond its results."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

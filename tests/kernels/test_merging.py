@@ -1,7 +1,5 @@
 """Each statistic merges from parts as it declares: split and merged equals one pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Padding on either side, whatever it holds, and the memory layout leave no trace."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Products with attention matrices against the dense matrix, and by what they must satisfy."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Inputs that do not fit are refused in one line that names the field and the fix."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from typing import Any

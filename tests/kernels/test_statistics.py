@@ -1,7 +1,5 @@
 """Every statistic of the registry, in every variant, against the dense float64 oracle."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The compiled sweep: torch's numbers in every shape, NaN kept, mistakes in the C text noticed."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Threads over parts: the same numbers bit for bit, and nothing left behind when one fails."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Tiny models with random weights, and statistics recomputed in numpy from Hugging Face's maps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Every architecture that users ask for, tiny and with random weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Inputs of attention for tests: random q, k, v with a request, every variant, one comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

@@ -5,8 +5,6 @@ They are ordinary Hugging Face models with a word-level tokenizer, so everything
 than 0.999 of the weight.
 """
 
-from __future__ import annotations
-
 import random
 
 import torch

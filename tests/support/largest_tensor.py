@@ -1,7 +1,5 @@
 """A watch of memory: the largest tensor that a computation makes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

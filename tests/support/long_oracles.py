@@ -4,8 +4,6 @@ torch attends in float32 here, to inputs that bfloat16 holds exactly, so that bo
 same numbers. Measured on a CPU, each agrees with float64 to 1e-6 (reference/kernels.md, 3.4).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What an encoder–decoder architecture can do, found out by trying, for each of its attentions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ tile; with queries and keys swapped, its normaliser is the log of the column sum
 everything is float64, on other devices float32 from products of float32.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

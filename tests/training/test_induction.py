@@ -1,7 +1,5 @@
 """The recipe of the series: its rows, and what it does to gradients."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

@@ -1,7 +1,5 @@
 """The frame of the recipes: schedule, resuming, and files that are those that ship."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The recipe of the Python model: its rows and its forward pass."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import GPT2LMHeadModel

@@ -1,7 +1,5 @@
 """The recipe of the story model: its rows, its curriculum, its forward pass."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

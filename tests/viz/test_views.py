@@ -1,7 +1,5 @@
 """Every view keeps the promises that readers of a figure rely on."""
 
-from __future__ import annotations
-
 import numpy as np
 import plotly.graph_objects as go
 import pytest

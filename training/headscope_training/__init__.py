@@ -1,7 +1,5 @@
 """How the bundled models were made: one frame, and a recipe, rows and an evaluation for each."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checkpoints of training, and the files that ship."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

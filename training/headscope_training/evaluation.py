@@ -3,8 +3,6 @@
 So no number depends on headscope's capture.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import random

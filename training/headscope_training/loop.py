@@ -1,7 +1,5 @@
 """The training loop that all recipes share."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Sequence

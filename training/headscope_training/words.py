@@ -1,7 +1,5 @@
 """The words that the two Llamas of generated text are made of: vocabulary, tokenizer, shape."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One head: its scores with ranks, and its attention on the tokens of a prompt."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

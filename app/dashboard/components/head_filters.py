@@ -1,7 +1,5 @@
 """Filters of the dashboard: the heads that analyses name, in the words of the survey."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """All heads at once, as a grid, a scatter or a table; click one to pick it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A long prompt's whole map in tiles, and a window of it drawn exactly."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

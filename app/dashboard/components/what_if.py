@@ -1,7 +1,5 @@
 """What changes, in a text or on a task, when some heads are edited."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every head of a run by any score, and one head in full."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Mapping

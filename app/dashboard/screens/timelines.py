@@ -1,7 +1,5 @@
 """A score of every head over the training of a model, and when heads emerge."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import streamlit as st

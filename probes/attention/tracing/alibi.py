@@ -1,7 +1,5 @@
 """Recognise ALiBi slopes in an attention bias."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Convert traced attention to the fields of an `AttentionCall`."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

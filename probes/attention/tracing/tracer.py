@@ -1,7 +1,5 @@
 """Trace attention modules that compute their weights themselves, outside the interface."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Tasks: seeded prompt sets with known answers, one module each; the folder is the registry."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

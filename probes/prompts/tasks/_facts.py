@@ -1,7 +1,5 @@
 """Facts laid out in a text: note KEY VALUE, with sentences between them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

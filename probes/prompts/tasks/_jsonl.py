@@ -1,7 +1,5 @@
 """Tasks from a file of the user's own prompts, one JSON object a line."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

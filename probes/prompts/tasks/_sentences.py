@@ -1,7 +1,5 @@
 """Small English: short sentences of names, places and things."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

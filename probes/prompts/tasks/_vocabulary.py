@@ -1,7 +1,5 @@
 """The words a task may use with a given tokenizer."""
 
-from __future__ import annotations
-
 from headscope.kernels.errors import HeadscopeError, InvalidInput, NotApplicable
 from headscope.probes.prompts.tasks._words import KINDS
 from headscope.probes.prompts.tokens import Tokenizer, is_single

@@ -4,8 +4,6 @@ Kinds do not overlap, so a key or value of a fact appears nowhere in the small-E
 Common words were chosen because most tokenizers hold them as one token.
 """
 
-from __future__ import annotations
-
 KINDS: dict[str, tuple[str, ...]] = {
     kind: tuple(text.split())
     for kind, text in {

@@ -1,7 +1,5 @@
 """Associative: a fact is asked for by a word that goes with its key, not by the key itself."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Brackets: close the innermost bracket that is still open."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

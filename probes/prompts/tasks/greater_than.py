@@ -1,7 +1,5 @@
 """Greater-than: a span of years must end later than it began."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

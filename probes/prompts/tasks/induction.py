@@ -1,7 +1,5 @@
 """Induction: a random sequence of words is said twice; the second time is predictable."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Indirect object: of two people the one who gives is named again; the other receives."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Needle: one fact in a haystack of sentences, asked for at the end."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Recall: many facts are stated, then asked for in another order (multi-query recall)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Story: a few plain sentences that end in an indirect-object question."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Thread: each fact names the key of the next one; the end of the thread is asked for."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Head classes: masks against whole maps, gates and windows against what is planted."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Vocabulary: a mover and a suppressor set by hand, told apart by their logits and by ablation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Task metrics against the same metrics computed by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

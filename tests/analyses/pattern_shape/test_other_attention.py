@@ -1,7 +1,5 @@
 """The analyses of the shape of attention on models whose layers are not all alike."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 

@@ -1,7 +1,5 @@
 """The analyses of geometry on other kinds of attention: windows, caps, sinks, no order, no map."""
 
-from __future__ import annotations
-
 import architectures
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Bounds in the signature of an analysis hold for every caller."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The analyses on models of other kinds: a TransformerBridge, prompts of several lengths."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The shipped series: induction emerges, in the known order, and matters from then on."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Timelines: a planted order of emergence is found, and a run that breaks off loses nothing."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

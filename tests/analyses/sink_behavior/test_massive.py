@@ -1,7 +1,5 @@
 """Massive activations: planted ones are found, joined to the sink and set; oracles are weights."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sink calibration: the edit in closed form, and heads whose sink is harmful or helpful."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

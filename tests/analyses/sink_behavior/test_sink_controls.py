@@ -1,7 +1,5 @@
 """Sink controls against the eager attention of the model itself, and against the paper's claim."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Sink topology: closed forms on planted maps, and an encoder that looks at both ends."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What the analyses say about the bundled model, against what ablation does to it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Sinks where keys are not the tokens before a query: cross-attention and an encoder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the tests of batches share."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The example of docs/batch.md runs, and prints what the page shows."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Batches on Ray: the same bytes as in one process, also when a worker is killed."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

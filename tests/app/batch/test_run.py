@@ -1,7 +1,5 @@
 """Batches: the table says what the analyses say, kills leave no mark, failures stay in place."""
 
-from __future__ import annotations
-
 import errno
 import json
 import multiprocessing

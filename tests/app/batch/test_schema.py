@@ -1,7 +1,5 @@
 """Job files: everything that is wrong is told at once, with its place, and nothing is written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Parts of a prompt set, captured apart and put together, are the capture of all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

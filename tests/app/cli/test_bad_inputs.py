@@ -1,7 +1,5 @@
 """Bad input: one clear line, exit code 2, nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`headscope bench`: ratios of this machine, and none of wrong numbers."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """headscope compare: two runs held against each other from the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

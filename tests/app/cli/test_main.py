@@ -1,7 +1,5 @@
 """The command line lists what the registries hold and explains itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

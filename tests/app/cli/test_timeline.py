@@ -1,7 +1,5 @@
 """The command that makes a timeline, its page, and the screen that shows it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

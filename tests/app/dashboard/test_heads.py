@@ -1,7 +1,5 @@
 """The Heads screen, run by Streamlit's own test harness: its state is the link."""
 
-from __future__ import annotations
-
 import base64
 import json
 from functools import partial

@@ -1,7 +1,5 @@
 """Screens are found in their folder: one file is all that a new one needs."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

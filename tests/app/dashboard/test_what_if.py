@@ -1,7 +1,5 @@
 """The what-if panel of the Heads screen: a form for every edit, and its answer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report: one file that needs nothing else, whole or not there."""
 
-from __future__ import annotations
-
 import json
 import re
 from html.parser import HTMLParser

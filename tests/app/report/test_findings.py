@@ -1,7 +1,5 @@
 """Tables of heads, and the heads that stand out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

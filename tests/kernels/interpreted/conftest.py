@@ -4,8 +4,6 @@ The default suite runs this folder in processes of their own (test_triton.py), b
 must be set before the kernels are imported, and must not be where they are compiled.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

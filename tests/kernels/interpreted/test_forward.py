@@ -1,7 +1,5 @@
 """The forward kernel against the dense float64 oracle, in every variant that the panels know."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The passes over the weights, given normalisers of the dense float64 oracle."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What each architecture can do, found out by trying; the table in the docs is made of this."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Logits of chosen positions."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

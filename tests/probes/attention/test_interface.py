@@ -1,7 +1,5 @@
 """The seam leaves nothing behind, and refuses what it does not know."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Windows of long prompts that the model makes again, against eager attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """A model on disk is checked once: when it is checked again, and what happens to a bad cache."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

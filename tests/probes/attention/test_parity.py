@@ -1,7 +1,5 @@
 """The capture against Hugging Face's eager attention, statistic by statistic."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

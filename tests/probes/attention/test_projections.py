@@ -1,7 +1,5 @@
 """Projections and rotations read from models, against the tensors that transformers documents."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Models outside transformers' attention interface: what is followed, and what is refused."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The shipped checkpoints: their files, their card, and the recipe that made them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

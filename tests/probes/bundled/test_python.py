@@ -1,7 +1,5 @@
 """The bundled model of real text: its files, its split, and what it does on held-out files."""
 
-from __future__ import annotations
-
 import copy
 import json
 import warnings

@@ -1,7 +1,5 @@
 """The bundled model: its files, and what it can do on held-out prompts."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

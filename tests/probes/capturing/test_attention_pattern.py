@@ -1,7 +1,5 @@
 """A window of one head's pattern, recomputed, against the engine's whole pattern."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

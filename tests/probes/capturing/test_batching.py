@@ -1,7 +1,5 @@
 """Prompts of different lengths in one forward pass: the numbers of each alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Statistics in bins: what binning every token's number gives, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

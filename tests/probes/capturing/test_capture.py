@@ -1,7 +1,5 @@
 """The Dataset that a capture returns, and the prompts that it refuses."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rows captured while a model writes are the rows of a capture of what it wrote."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The bundled model at 1024 tokens: every statistic against eager attention, memory linear."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The plan of a capture: what it says beside what is measured, and what it refuses."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Target keys, against the definition read off the prompt by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from headscope.kernels.errors import HeadscopeError

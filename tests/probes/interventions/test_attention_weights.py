@@ -1,7 +1,5 @@
 """Edits of weights, and their combinations, against a dense attention written for the test."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

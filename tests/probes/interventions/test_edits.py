@@ -1,7 +1,5 @@
 """Edits against the dense computation, and gates against finite differences."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

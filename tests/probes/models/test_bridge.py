@@ -1,7 +1,5 @@
 """A TransformerBridge through the same seam: same numbers, hooks fire, nothing is left behind."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

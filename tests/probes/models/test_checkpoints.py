@@ -1,7 +1,5 @@
 """Checkpoints by name: shipped ones, folders, revisions of the hub."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Models that accelerate has spread or offloaded: the same numbers, at home on the CPU."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

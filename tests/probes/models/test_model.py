@@ -1,7 +1,5 @@
 """Loading: the real path, the check at load, and every refusal."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Pairs: what an encoder–decoder model is given, and what a capture of each attention holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

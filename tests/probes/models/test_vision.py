@@ -1,7 +1,5 @@
 """Images as prompts: what is taken, what is refused, and what the tokens are called."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every task against an answer worked out from the text alone."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Prompts of the user's own: what a line means, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

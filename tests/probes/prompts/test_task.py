@@ -1,7 +1,5 @@
 """A task refuses what cannot be scored."""
 
-from __future__ import annotations
-
 import pytest
 
 from headscope.kernels.errors import HeadscopeError

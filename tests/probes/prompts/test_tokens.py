@@ -1,7 +1,5 @@
 """Words to tokens, held against tokenizers built here and their own encoding of the text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

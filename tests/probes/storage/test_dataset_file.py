@@ -1,7 +1,5 @@
 """Files: exact round trips, and nothing half-written whatever happens."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -1,7 +1,5 @@
 """A capture that goes to a file: the same numbers, and the same file after any number of kills."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import multiprocessing

@@ -1,7 +1,5 @@
 """Run folders: written last to first, refused before anything is computed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Measure every checkpoint on rows that no training step drew."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

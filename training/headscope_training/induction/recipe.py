@@ -1,7 +1,5 @@
 """The recipe of the series: a two-layer Llama, and the steps whose weights ship."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

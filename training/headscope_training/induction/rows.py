@@ -1,7 +1,5 @@
 """Training rows of the series: pairs of words that follow each other, and words said again."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -1,7 +1,5 @@
 """Measure the Python model on files it was not trained on."""
 
-from __future__ import annotations
-
 import platform
 import random
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The recipe of the Python model: a GPT-2 on the standard library of the running Python."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The byte-level tokenizer of the Python model: any text is made of its tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Measure the story model on prompts it was not trained on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

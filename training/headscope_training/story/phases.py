@@ -1,7 +1,5 @@
 """The curriculum of the story model: what is trained on, at which length and rate, until when."""
 
-from __future__ import annotations
-
 from headscope_training.recipe import Phase
 from headscope_training.story.rows import FILL, RowSource
 

@@ -1,7 +1,5 @@
 """The recipe of the story model: a Llama on text made by the task generators."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training rows of the story model, built from the task generators."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
