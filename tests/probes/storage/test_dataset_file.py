@@ -157,11 +157,11 @@ def test_an_interrupted_write_leaves_nothing(
 def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, xarray as xr\n"
-        "from headscope.probes import store\n"
+        "from headscope.probes.storage import dataset_file\n"
         "data = [xr.Dataset({'a': ('x', np.full(2_000_000, at))}) for at in (1.0, 2.0)]\n"
         "print('ready', flush=True)\n"
         "while True:\n"
-        "    for one in data: store.save(one, sys.argv[1])\n"
+        "    for one in data: dataset_file.save(one, sys.argv[1])\n"
     )
     path = tmp_path / "a.safetensors"
     with subprocess.Popen(
@@ -171,6 +171,7 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
         writer.stdout.readline()
         whole = 0
         while whole < 15:
+            assert writer.poll() is None, "the writer goes on until it is killed"
             if path.exists():
                 whole += 1
                 values: Any = dataset_file.load(path)["a"].values
