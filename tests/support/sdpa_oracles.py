@@ -152,7 +152,8 @@ class Stock:
         if near:
             total = total - self.columns(near)
             count = count - (length - self.position).clamp_max(near)
-        return total / count
+        # Where no query counts, the difference of two sums may be off 0 by a rounding.
+        return torch.where(count > 0, total / count, torch.nan)
 
     def received_last(self) -> Tensor:
         """Add up the last rows, each with all its keys."""
