@@ -36,6 +36,8 @@ def capture_run(
     number: int = 32,
     seed: int = 0,
     attention: str = "self",
+    tokenizer: str | None = None,
+    bos: bool | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Run:
@@ -58,6 +60,8 @@ def capture_run(
         Prompts drawn from the built-in task, and their seed.
     attention
         Which attention of an encoder–decoder model: ``encoder``, ``decoder`` or ``cross``.
+    tokenizer, bos
+        As `load_model` takes them.
     overwrite
         Replace the run that the folder holds.
     progress
@@ -69,14 +73,16 @@ def capture_run(
         For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
     run_folder.check(folder, replace=overwrite)
-    model, inputs = _open(source, task, prompts, number, seed, attention)
+    source, tokenizer = _absolute(source), tokenizer and _absolute(tokenizer)
+    loading = {"attention": attention, "tokenizer": tokenizer, "bos": bos}
+    model, inputs = _open(source, task, prompts, number, seed, **loading)
     report = None if progress is None else partial(progress, "capture")
     growing = run_folder.prepare(folder, replace=overwrite)
     captured = probes.capture(
         model, inputs, stats=needed(model), out=growing, overwrite=overwrite, progress=report
     )
     origin = "" if prompts is None else str(prompts)
-    options = {"number": len(captured["prompt"]), "source": source}
+    options = {"number": len(captured["prompt"]), "source": source, **loading}
     return run_folder.create(
         folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
     )
@@ -95,7 +101,7 @@ def _open(
     prompts: Path | None = None,
     number: int = 32,
     seed: int = 0,
-    attention: str = "self",
+    **loading: Any,
 ) -> tuple[Model, Any]:
     """Load a model and its prompts; what can be refused without the model is refused first."""
     if (task is None) == (prompts is None):
@@ -103,10 +109,16 @@ def _open(
     if task is not None:
         tasks.load(task)
     texts = None if prompts is None else read_prompts(prompts)
-    model = probes.load_model(source, attention=attention)
+    model = probes.load_model(source, **loading)
     if task is None:
         return model, texts
     return model, tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
+
+
+def _absolute(source: str) -> str:
+    """Name a folder or file by its whole path, so that a run finds its model from anywhere."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def needed(model: Model) -> tuple[str, ...]:
@@ -120,17 +132,20 @@ def needed(model: Model) -> tuple[str, ...]:
     return applicable_stats(tuple(stats), model)
 
 
-def open_model(run: Run) -> Model:
-    """Load the model of a run again, and refuse another one of the same name.
+def open_model(run: Run, source: str | None = None) -> Model:
+    """Load the model of a run again, or from where it is now, and refuse another one.
 
     Raises
     ------
     InvalidInput
         When the model cannot be loaded, or its weights are not those that were captured.
     """
+    options = run.manifest["options"]
     model = probes.load_model(
-        run.manifest["options"].get("source", run.manifest["model"]),
+        source or options.get("source", run.manifest["model"]),
         attention=run.manifest.get("attention", "self"),
+        tokenizer=options.get("tokenizer"),
+        bos=options.get("bos"),
     )
     if model.revision != run.manifest["revision"]:
         raise InvalidInput(
@@ -147,6 +162,7 @@ def analyze_run(
     task: str | None = None,
     number: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    source: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Outcome]:
     """Run analyses on a run, keeping each result as soon as it is there.
@@ -162,6 +178,8 @@ def analyze_run(
         what each analysis declares.
     options
         Options by analysis and name.
+    source
+        Where the model is now, if it is no longer where it was captured.
     progress
         Called with (step, done, total).
 
@@ -178,7 +196,7 @@ def analyze_run(
     """
     outcomes = runner.execute_many(
         names,
-        open_model(run),
+        open_model(run, source),
         run.prompts(),
         capture=run.capture,
         task=task,

@@ -32,6 +32,9 @@ def analyze(
     number: Annotated[
         int | None, typer.Option("--number", help="prompts drawn from the analyses' tasks")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="where the model is now, if it was moved")
+    ] = None,
 ) -> None:
     """Run analyses on a captured run and keep their results in it."""
     from headscope.app.pipeline import analyze_run, finished, parse_settings
@@ -46,8 +49,9 @@ def analyze(
     wanted = named or [name for name in analyses.names() if name not in known or name in options]
     with bar(err) as progress:
         outcomes = analyze_run(
-            opened, wanted, task=task, number=number, options=options, progress=progress
-        )
+            opened, wanted, task=task, number=number, options=options, source=model,
+            progress=progress,
+        )  # fmt: skip
     code = report_missing(opened, outcomes, {*named, *options})
     if code:
         raise typer.Exit(code)

@@ -14,8 +14,8 @@ def capture(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="headscope/bundled, headscope/bundled-python, headscope/induction@step400, a "
-            "folder with a saved model, a hub name",
+            help="headscope/bundled, headscope/smollm2, headscope/induction@step400, a folder with "
+            "a saved model, a GGUF file, a hub name",
         ),
     ],
     folder: Annotated[Path, typer.Option("--out", help="folder of the new run")],
@@ -32,6 +32,13 @@ def capture(
         str,
         typer.Option("--attention", help="encoder, decoder or cross of an encoder–decoder model"),
     ] = "self",
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="name or folder of a tokenizer")
+    ] = None,
+    bos: Annotated[
+        bool | None,
+        typer.Option("--bos/--no-bos", help="begin texts with BOS; default: as the tokenizer does"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the run that the folder holds")
     ] = False,
@@ -48,6 +55,8 @@ def capture(
         "number": number,
         "seed": seed,
         "attention": attention,
+        "tokenizer": tokenizer,
+        "bos": bos,
         "overwrite": overwrite,
     }
     if dry_run:

@@ -1,4 +1,4 @@
-"""``headscope models``, ``analyses`` and ``statistics``: what there is to choose from."""
+"""``headscope analyses`` and ``statistics``: what there is to choose from."""
 
 import inspect
 from typing import Annotated
@@ -7,23 +7,6 @@ import typer
 
 from headscope import analyses
 from headscope.app.cli.console import say
-
-
-def list_models() -> None:
-    """List the models that need no download, and say how to name others."""
-    from headscope.probes.bundled import BUNDLED, folder
-
-    meanings = {
-        "headscope/bundled": "a Llama of generated text, for all tasks",
-        "headscope/bundled-python": "a GPT-2 of the Python library's source, takes any text",
-        "headscope/induction": "a two-layer Llama, @step400 a checkpoint of it",
-    }
-    for name, meaning in (
-        *((name, f"{meanings[name]} ({folder(name)})") for name in BUNDLED),
-        ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),
-        ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
-    ):
-        say(f"{name:24} {meaning}")
 
 
 def list_analyses(

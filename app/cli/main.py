@@ -13,7 +13,8 @@ from headscope.app.cli.compare import compare
 from headscope.app.cli.console import err, say
 from headscope.app.cli.dashboard import dashboard
 from headscope.app.cli.demo import demo
-from headscope.app.cli.listing import list_analyses, list_models, list_statistics
+from headscope.app.cli.listing import list_analyses, list_statistics
+from headscope.app.cli.models import models
 from headscope.app.cli.report import report
 from headscope.app.cli.timeline import timeline
 from headscope.kernels.errors import HeadscopeError
@@ -47,7 +48,7 @@ def _root(
 
 
 app.command()(demo)
-app.command("models")(list_models)
+app.add_typer(models, name="models")
 app.command("analyses")(list_analyses)
 app.command("statistics")(list_statistics)
 app.command()(texts)

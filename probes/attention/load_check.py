@@ -65,7 +65,8 @@ def inspect(model: Model) -> Model:
     if isinstance(ids, Tensor) and model.reads == "images":
         vision.check(model, ids, calls[0].query.shape[2])
     own, weights = _eager(model, ids, calls)
-    half = model.dtype in (torch.float16, torch.bfloat16)
+    halves = (torch.float16, torch.bfloat16)
+    half = any(weight.dtype in halves for weight in model.module.parameters())
     _compare_implementations(model, ids, own, 5e-2 if half else 1e-4)
     _compare_output(model, ours, own, 5e-2 if half else 1e-4)
     for layer_call, own_weights in zip(calls, weights, strict=True):

