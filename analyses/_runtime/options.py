@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, get_origin
 
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
@@ -66,16 +66,12 @@ class OneOf:
 
 def bounds(run: Callable[..., Any]) -> dict[str, tuple[Bound, ...]]:
     """Read the bounds of the options in the signature of ``run``."""
-    run = inspect.unwrap(run)
-    annotations = {
-        parameter.name: parameter.annotation
-        for parameter in inspect.signature(run).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        and str(parameter.annotation).startswith("Annotated[")
-    }
+    parameters = inspect.signature(inspect.unwrap(run), eval_str=True).parameters
     return {
-        name: tuple(eval(annotation, run.__globals__).__metadata__)
-        for name, annotation in annotations.items()
+        name: parameter.annotation.__metadata__
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and get_origin(parameter.annotation) is Annotated
     }
 
 
@@ -116,11 +112,6 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
     >>> numbers("counts", "4, 1,2")
     (1, 2, 4)
-
-    Raises
-    ------
-    InvalidInput
-        When a part is no whole number from 1.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -143,11 +134,6 @@ def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) 
     >>> from headscope import analyses
     >>> parse("sinks", analyses.options("sinks"), {"epsilon": "0.8"})
     {'epsilon': 0.8}
-
-    Raises
-    ------
-    HeadscopeError
-        For an unknown option, a value of the wrong type, and one out of its bounds.
     """
     return {name: _value(analysis, known, name, value) for name, value in given.items()}
 
