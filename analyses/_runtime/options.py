@@ -39,7 +39,8 @@ class Between:
 
     def check(self, name: str, value: float) -> None:
         """Refuse a number outside."""
-        between(name, value, self.low, self.high)
+        if not self.low <= value <= self.high:
+            raise InvalidInput(f"{name}: {value!r} is outside {self.low:g} … {self.high:g}")
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,20 @@ class AtLeast:
 
     def check(self, name: str, value: float) -> None:
         """Refuse a smaller number."""
-        at_least(name, value, self.low)
+        if not value >= self.low:
+            raise InvalidInput(f"{name}: {value!r} is too small; give at least {self.low:g}")
 
 
 @dataclass(frozen=True)
 class OneOf:
     """One of a few words."""
 
-    choices: tuple[str, ...]
+    choices: Collection[str]
 
     def check(self, name: str, value: str) -> None:
         """Refuse another word."""
-        one_of(name, value, self.choices)
+        if value not in self.choices:
+            raise InvalidInput(f"{name}: {value!r} is not one of {', '.join(sorted(self.choices))}")
 
 
 def bounds(run: Callable[..., Any]) -> dict[str, tuple[Bound, ...]]:
@@ -87,24 +90,6 @@ def checked(run: Callable[..., Any]) -> Callable[..., Any]:
         return run(*arguments, **options)
 
     return wrapped
-
-
-def between(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a number outside ``low`` … ``high``."""
-    if not low <= value <= high:
-        raise InvalidInput(f"{name}: {value!r} is outside {low:g} … {high:g}")
-
-
-def at_least(name: str, value: float, low: float) -> None:
-    """Refuse a number below ``low``."""
-    if not value >= low:
-        raise InvalidInput(f"{name}: {value!r} is too small; give at least {low:g}")
-
-
-def one_of(name: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a word that is not among ``choices``."""
-    if value not in choices:
-        raise InvalidInput(f"{name}: {value!r} is not one of {', '.join(sorted(choices))}")
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:
