@@ -11,8 +11,8 @@ from headscope.analyses._runtime.results import attending
 
 def weight(capture: xr.Dataset) -> NDArray[np.float64]:
     """Return α (prompt, layer, head, key): the mean weight of a key from queries that see it."""
-    received = capture["received"].transpose("prompt", "layer", "head", "key").values
-    return np.asarray(received, dtype=np.float64)
+    received = capture["received"].transpose("prompt", "layer", "head", "key")
+    return received.values.astype(np.float64)
 
 
 def steady_weight(capture: xr.Dataset, least: int) -> NDArray[np.float64]:

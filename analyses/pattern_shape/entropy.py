@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import Between, between, one_text
+from headscope.analyses._runtime.options import Between, one_text
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label, require, top
 from headscope.analyses._stats.length_trend import mean, per_query, stated, visible
 
@@ -56,7 +56,7 @@ def run(
     NotApplicable
         When the capture lacks ``entropy``.
     """
-    between("broad", broad, sharp, 1)
+    Between(sharp, 1).check("broad", broad)
     require(capture, NEEDS, "entropy")
     one_text(capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder"))
 

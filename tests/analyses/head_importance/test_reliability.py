@@ -8,6 +8,7 @@ from constructed import random_llama as make_llama
 from scipy.stats import spearmanr
 
 from headscope.analyses import reliability
+from headscope.analyses._interventions.random_weights import untrained
 from headscope.analyses._runtime import runner
 from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._stats import rank_correlation
@@ -132,7 +133,7 @@ def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(c
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, again = _nulls.untrained(circuit, 0), _nulls.untrained(circuit, 0)
+    one, again = (untrained(circuit, 0, "random_weights") for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert one.geometry == circuit.geometry
     name = "transformer.h.0.attn.c_attn.weight"
