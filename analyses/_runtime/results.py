@@ -279,6 +279,16 @@ def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]
     return top(scores, min(max(int((scores > least).sum()), 1), most))
 
 
+def marked(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """List the (layer, head) positions that are marked, in order."""
+    return [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
+
+
+def named(scores: NDArray[Any], chosen: NDArray[np.bool_]) -> list[str]:
+    """Name the heads that their scores choose, the highest score first."""
+    return [label(head) for head in top(scores, int(chosen.sum()))]
+
+
 def label(head: tuple[int, int]) -> str:
     """Name a head.
 

@@ -83,11 +83,15 @@ def slope(x: Array, y: Array) -> Array:
         return np.asarray(np.where(spread > 0, (off * rise).sum(-1) / spread, np.nan))
 
 
-def mean(values: Array) -> Array:
-    """Average the known values along the last axis, NaN where there is none."""
+def mean(values: Array, axes: int | tuple[int, ...] = -1) -> Array:
+    """Average the known values along some axes, NaN where there is none.
+
+    >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]]), 0).tolist()
+    [2.0, nan]
+    """
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(-1) / known.sum(-1))
+        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
 
 
 def stated(capture: xr.Dataset) -> str:

@@ -15,12 +15,12 @@ from headscope.analyses._measurements.received import weight
 from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses.head_roles._candidates import read_task
 from headscope.analyses.head_roles._masks import frequent, recovered
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Window
 from headscope.probes.models.model import Model
-from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 
 
@@ -33,22 +33,16 @@ class Answered:
             raise NotApplicable(
                 "model: classes looks for keys far back, and this one has no causal order"
             )
-        prompts = read(model, task)
-        assert prompts.encoded is not None
-        if len(prompts.ids) != capture.sizes["prompt"]:
-            raise NotApplicable(
-                f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-                f"{len(prompts.ids)}; capture this task"
-            )
-        shortest = min(map(len, prompts.ids))
+        encoded = read_task(capture, model, task)
+        shortest = min(map(len, encoded.ids))
         if shortest <= near:
             raise NotApplicable(
                 f"first, recent: a prompt of {shortest} tokens lies within the {near} keys of a "
                 "streaming head; take fewer keys or longer prompts"
             )
         self.capture, self.model = capture, model
-        self.ids = [list(ids) for ids in prompts.ids]
-        self.questions = prompts.encoded.questions
+        self.ids = [list(ids) for ids in encoded.ids]
+        self.questions = encoded.questions
 
     def positions(self, row: int) -> list[int]:
         """Return the positions of a prompt's questions."""

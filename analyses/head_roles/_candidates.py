@@ -11,11 +11,13 @@ from torch import Tensor
 
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._measurements.unembedding import read_out
+from headscope.analyses._stats.length_trend import mean
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 
 @dataclass(frozen=True)
@@ -32,25 +34,26 @@ class Candidates:
     suppresses_wrong: NDArray[np.float64]
 
 
+def read_task(capture: xr.Dataset, model: Model, task: Task) -> EncodedTask:
+    """Return the task in tokens; refuse a capture that is not of its prompts."""
+    encoded = read(model, task).encoded
+    assert encoded is not None
+    if len(encoded.ids) != capture.sizes["prompt"]:
+        raise NotApplicable(
+            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
+            f"{len(encoded.ids)}; capture this task"
+        )
+    return encoded
+
+
 def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
     """Measure what heads do with the candidates of every question.
 
     A head copies a word where its value at the word, through its output projection, the final norm
     and the unembedding, has the word among the ``k`` largest logits; it suppresses the word where
     it is among the ``k`` smallest.
-
-    Raises
-    ------
-    NotApplicable
-        When a question names no evidence, or the capture is of other prompts.
     """
-    prompts = read(model, task)
-    assert prompts.encoded is not None
-    if len(prompts.ids) != capture.sizes["prompt"]:
-        raise NotApplicable(
-            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-            f"{len(prompts.ids)}; capture this task"
-        )
+    encoded = read_task(capture, model, task)
     mass = capture["target_mass"].sel(target="evidence")
     mass = mass.transpose("prompt", "layer", "head", "query")
     weight = mass.mean("query", skipna=True).values.astype(np.float64)
@@ -59,9 +62,7 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
     projection = output_weights(model).cpu().float()
     copies, suppresses, suppresses_wrong = np.zeros((3, *weight.shape))
     wrong_positions: list[list[list[int]]] = []
-    for row, (ids, questions) in enumerate(
-        zip(prompts.ids, prompts.encoded.questions, strict=True)
-    ):
+    for row, (ids, questions) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
         if not all(question.evidence for question in questions):
             raise NotApplicable("evidence: a question names none; give the positions of the answer")
         wrong_positions.append([[] for _ in ids])
@@ -99,10 +100,7 @@ def _wrong(
 ) -> NDArray[np.float64]:
     """Return the weight from the questions to the wrong answers; 0 where none is in the text."""
     captured = capture_prompts(model, task, stats=("target_mass",), targets={"wrong": positions})
-    wrong = captured["target_mass"].isel(target=0)
-    mass = wrong.transpose("prompt", "layer", "head", "query").values
-    known = ~np.isnan(mass)
-    total = np.where(known, mass, 0.0).sum(-1).astype(np.float64)
-    result = total / np.maximum(known.sum(-1), 1)
+    mass = captured["target_mass"].isel(target=0)
+    result = np.nan_to_num(mean(mass.transpose("prompt", "layer", "head", "query").values))
     result[:, list(model.geometry.without)] = np.nan
-    return np.asarray(result)
+    return result

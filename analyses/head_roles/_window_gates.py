@@ -128,39 +128,26 @@ def window_cost(
     ``measure`` turns logits and the prompts of their rows into one loss a row; ``step`` is called
     with the number of heads times prompts done.
     """
+
+    def scored(rows: Sequence[int], shares: Tensor) -> NDArray[np.float64]:
+        mixer = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
+        with torch.no_grad():
+            output: Any = run(model, torch.tensor([ids[row] for row in rows]), mixer, head=True)
+            return np.asarray(measure(output, rows).double().cpu().numpy())
+
     count = model.layers * model.heads
     single = 1 - torch.eye(count).reshape(count, model.layers, model.heads)
     result = np.full((len(ids), count), np.nan)
     for rows in batches(ids, TOKENS):
-        tokens = torch.tensor([ids[row] for row in rows])
-        nothing = torch.ones(1, model.layers, model.heads)
-        clean = _scored(model, tokens, nothing, measure, rows, first, recent)
-        together = max(1, TOKENS // tokens.numel())
+        clean = scored(rows, torch.ones(1, model.layers, model.heads))
+        together = max(1, TOKENS // (len(rows) * len(ids[rows[0]])))
         for start in range(0, count, together):
             some = single[start : start + together]
             shares = some.repeat_interleave(len(rows), dim=0)
-            values = _scored(
-                model, tokens.repeat(len(some), 1), shares, measure, rows * len(some), first, recent
-            )
+            values = scored(rows * len(some), shares)
             change = values.reshape(len(some), len(rows)) - clean
             result[rows, start : start + len(some)] = change.T
             step(len(shares))
     grid = result.reshape(-1, model.layers, model.heads)
     grid[:, list(model.geometry.without)] = np.nan
     return grid
-
-
-def _scored(
-    model: Model,
-    tokens: Tensor,
-    shares: Tensor,
-    measure: Callable[[Tensor, Sequence[int]], Tensor],
-    rows: Sequence[int],
-    first: int,
-    recent: int,
-) -> NDArray[np.float64]:
-    """Measure a pass with one share a row and head."""
-    mixer: Any = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
-    with torch.no_grad():
-        output = run(model, tokens, mixer, head=True)
-        return np.asarray(measure(output, rows).double().cpu().numpy())

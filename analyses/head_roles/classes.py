@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, label, require
+from headscope.analyses._runtime.results import SHARE, Results, label, marked, require
+from headscope.analyses._stats.length_trend import mean
 from headscope.analyses.head_roles import _window_gates
 from headscope.analyses.head_roles._answered import Answered
 from headscope.analyses.head_roles._masks import MASKS
@@ -110,12 +111,6 @@ def run(
     of the first three detectors call it full), ``agreement`` (one, other; Cohen's κ) and
     ``window_loss`` (condition; nats an answer). Averages carry 95 % intervals over prompts. The
     coordinates ``head_type``, ``stage``, ``evidence`` and ``method`` (layer, head) hold the class.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks something, an option is out of range, the model is not causal, or
-        no prompt is longer than the keys that a streaming head sees.
     """
     require(capture, NEEDS, "classes")
     missing = [rule for rule in TARGETS if rule not in capture["target"].values]
@@ -132,17 +127,11 @@ def run(
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
     total = gate_steps + model.layers * model.heads * len(single) + len(CONDITIONS)
     with steps(total) as step:
-        gates, losses = _window_gates.learn(
-            model,
-            prompts.ids[:half],
-            [prompts.positions(row) for row in range(half)],
-            training,
-            step,
-        )
-        cost = _window_gates.window_cost(
-            model, [prompts.ids[row] for row in single], partial(prompts.loss, single), first,
-            recent, step,
-        )  # fmt: skip
+        positions = [prompts.positions(row) for row in range(half)]
+        gates, losses = _window_gates.learn(model, prompts.ids[:half], positions, training, step)
+        measured = [prompts.ids[row] for row in single]
+        loss_of = partial(prompts.loss, single)
+        cost = _window_gates.window_cost(model, measured, loss_of, first, recent, step)
         gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
 
         grid = ("layer", "head")
@@ -200,13 +189,11 @@ def run(
             f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats",
         )  # fmt: skip
 
-        kinds = _kinds(
-            np.stack([results[MASSES[mask][0]].values for mask in MASKS]), retrieving, least_mass,
-            known,
-        )  # fmt: skip
-        streaming = _heads(known & (votes <= 1))
+        kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
+        kinds = _kinds(kept, retrieving, least_mass, known)
+        streaming = marked(known & (votes <= 1))
         loss, verdict = prompts.windows(
-            tested, streaming, _heads(known & (votes > 1)), streaming_mass, first, recent, seed
+            tested, streaming, marked(known & (votes > 1)), streaming_mass, first, recent, seed
         )
         step(len(CONDITIONS))
     results.add_mean(
@@ -222,16 +209,11 @@ def run(
             "condition": list(CONDITIONS),
             **taxonomy.coordinates(kinds, "scoring"),
         },
-        heads_by_type={kind: [label(head) for head in _heads(kinds == kind)] for kind in classes},
+        heads_by_type={kind: [label(head) for head in marked(kinds == kind)] for kind in classes},
         streaming_heads=[label(head) for head in streaming],
         gate_loss=[round(losses[0], 5), round(losses[-1], 5)],
         verdict=verdict,
     )
-
-
-def _heads(marked: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """List the marked heads, in order."""
-    return [(int(layer), int(head)) for layer, head in np.argwhere(marked)]
 
 
 def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:
@@ -248,12 +230,8 @@ def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:
 
 def _weights(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
     """Average the weight on the targets of a rule (prompt, layer, head); 0 without any target."""
-    mass = (
-        capture["target_mass"].sel(target=rule).transpose("prompt", "layer", "head", "query").values
-    )
-    known = ~np.isnan(mass)
-    count = np.maximum(known.sum(-1), 1)
-    return np.asarray(np.where(known, mass, 0.0).sum(-1) / count, dtype=np.float64)
+    mass = capture["target_mass"].sel(target=rule)
+    return np.nan_to_num(mean(mass.transpose("prompt", "layer", "head", "query").values))
 
 
 def _kinds(

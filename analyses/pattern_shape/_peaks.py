@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from headscope.analyses._stats.length_trend import mean
+
 Array = NDArray[np.float64]
 Positions = NDArray[np.int64]
 
@@ -12,7 +14,6 @@ Positions = NDArray[np.int64]
 def highest(values: Array, share: float, skip: int) -> Positions:
     """Return the positions of the highest known values after the first few, at least one.
 
-    >>> import numpy as np
     >>> highest(np.array([9.0, 1.0, 5.0, 2.0, np.nan]), 0.4, 1).tolist()
     [2]
     """
@@ -34,7 +35,6 @@ def coupled(
 
     Plans whose partner would lie outside the text are left out; NaN where none is left.
 
-    >>> import numpy as np
     >>> coupled([np.array([2, 5])], [np.array([3, 6])], [8], 1, 0).tolist()
     [[0.0, 0.0, 1.0]]
     """
@@ -55,10 +55,7 @@ def chance(
     generator = np.random.default_rng(seed)
     sizes = np.maximum(np.asarray(ends) - skip, 2)
     shifts = generator.integers(1, sizes, size=(draws, len(plans)))
-    shares = _shifted_by(shifts, plans, anchors, ends, lags, skip)
-    known = ~np.isnan(shares)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, shares, 0.0).sum(1) / known.sum(1))
+    return mean(_shifted_by(shifts, plans, anchors, ends, lags, skip), 1)
 
 
 def _shifted_by(

@@ -36,12 +36,6 @@ def move(task: Task, model: Model) -> list[Moved]:
     """Rewrite every prompt of a task whose role ``value`` names stated values behind their keys.
 
     The first question is asked; the other facts keep their order around the moved one.
-
-    Raises
-    ------
-    NotApplicable
-        When prompts lack the role or the evidence, differ in the number of facts, or no word is
-        left for a dummy.
     """
     words = Vocabulary(model.tokenizer)
     spare = (words.take("keys"), words.take("values"))
@@ -103,7 +97,6 @@ def masses(model: Model, moved: Moved) -> tuple[Array, Array, dict[str, object]]
 def curve(bias: Array) -> tuple[Array, Array]:
     """Return the tilt and the curvature of values over slots: a + b x + c x², x from −1 to 1.
 
-    >>> import numpy as np
     >>> tilt, bend = curve(np.array([1.0, 0.0, 1.0]))
     >>> float(tilt.round(9)), float(bend.round(9))
     (0.0, 1.0)
@@ -115,7 +108,6 @@ def curve(bias: Array) -> tuple[Array, Array]:
 def wave(bias: Array) -> Array:
     """Return the root mean square of what a parabola over the slots leaves.
 
-    >>> import numpy as np
     >>> float(wave(np.array([1.0, 0.0, 1.0, 4.0])).round(9))
     0.0
     """

@@ -71,11 +71,6 @@ def run(
     they sum to 1), ``stripes_needed`` (layer, head; columns that reach p together with the window)
     and ``block_loss`` (condition; nats a token, the causal number), with 95 % intervals over
     prompts. Shares are of the mass on keys: a learned sink is no block.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``pooled_mean``.
     """
     require(capture, NEEDS, "blocks")
     one_text(capture.attrs.get("attention", "self"), "blocks")

@@ -54,7 +54,7 @@ def run(
     capture
         Capture of the prompts; their tokens are run again.
     model
-        Model that was captured.
+        Model that was captured; causal.
     parts
         Parts of equal length that the text before the question is cut into.
     question
@@ -72,11 +72,6 @@ def run(
     ``u_shape`` and ``depth_wave`` (layer, head; of that curve), ``mean_mass`` (depth; mean over
     heads), ``depth_loss`` (depth; nats a token that hiding the part costs, the causal number) and
     ``agreement`` (rank correlation of the two over the parts), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the model is not causal or a prompt is too short for the parts.
     """
     require(capture, NEEDS, "depth_profile")
     one_text(capture.attrs.get("attention", "self"), "depth_profile")

@@ -53,7 +53,7 @@ def run(
     capture
         Capture of the prompts; their tokens are run again, whole and in blocks.
     model
-        Model that was captured.
+        Model that was captured; causal.
     blocks
         Number of blocks that the context is cut into.
     prefix
@@ -71,11 +71,6 @@ def run(
     ``prefix_effect`` (layer, head; with the shared prefix minus without, nats),
     ``question_entropy`` (condition; mean over heads, nats) and ``question_loss`` (condition; nats
     a token, the causal number), each with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the model is not causal or a prompt is too short for the blocks.
     """
     require(capture, NEEDS, "parallel_context")
     one_text(capture.attrs.get("attention", "self"), "parallel_context")
@@ -91,18 +86,17 @@ def run(
         f"{len(ids)} prompts; positions as in the text"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "entropy_rise", ("layer", "head"), rise, "Entropy that parallel blocks add", "nats",
-        "diverging", convention=f"blocks − whole; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "prefix_effect", ("layer", "head"), effect, "Entropy that a shared prefix adds", "nats",
-        "diverging", convention=f"with − without prefix; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "question_entropy", ("condition",), spread, "Entropy of the question's rows", "nats",
-        "sequential", 0, convention=f"mean over heads; {convention}",
-    )  # fmt: skip
+    grid, entropy_of = ("layer", "head"), "Entropy that"
+    for name, dims, values, title, rule, *scale in (
+        ("entropy_rise", grid, rise, f"{entropy_of} parallel blocks add", "blocks − whole",
+         "diverging"),
+        ("prefix_effect", grid, effect, f"{entropy_of} a shared prefix adds",
+         "with − without prefix", "diverging"),
+        ("question_entropy", ("condition",), spread, "Entropy of the question's rows",
+         "mean over heads", "sequential", 0),
+    ):  # fmt: skip
+        about = f"{rule}; {convention}"
+        results.add_mean(name, dims, values, title, "nats", *scale, convention=about)
     results.add_mean(
         "question_loss", ("condition",), loss, "Loss on the question", "nats", "sequential", 0,
         convention=f"−log p of its tokens; {convention}", evidence="causal",

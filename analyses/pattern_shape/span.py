@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
-from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.results import Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.length_trend import (
     by_octave,
@@ -80,11 +80,6 @@ def run(
     slope of log span over log tokens), ``elastic_rate`` (layer, head; β, tokens a token),
     ``offset`` (layer, head; α, tokens) and ``span_loss`` (condition; nats a token, the causal
     number, where there are fixed and elastic heads), each with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``effective_span`` or no prompt spans two octaves.
     """
     require(capture, NEEDS, "span")
     one_text(capture.attrs.get("attention", "self"), "span")
@@ -178,11 +173,7 @@ def _last(values: Array) -> Array:
 
 def _kinds(results: Results, boundary: float) -> Heads:
     lower, upper = results["growth_lower"].values, results["growth_upper"].values
-    chosen = {"fixed": upper < boundary, "elastic": lower > boundary}
-    return {
-        kind: [(int(layer), int(head)) for layer, head in np.argwhere(mask)]
-        for kind, mask in chosen.items()
-    }
+    return {"fixed": marked(upper < boundary), "elastic": marked(lower > boundary)}
 
 
 def _cut(
@@ -196,14 +187,14 @@ def _cut(
         for kind, heads in kinds.items()
     }
     windows = [int(np.ceil(spans[head])) for head in chosen["fixed"]]
-    edits = {CONDITIONS[0]: ()} | {
-        condition: tuple(
+    cut = [
+        [
             Window(heads=(head,), recent=size, first=0)
             for head, size in zip(heads, windows, strict=True)
-        )
-        for condition, heads in zip(CONDITIONS[1:], chosen.values(), strict=True)
-    }
-    loss = contrast(model, ids, edits)
+        ]
+        for heads in chosen.values()
+    ]
+    loss = contrast(model, ids, [(), *cut])
     costs = loss.mean(0)
     results.add_mean(
         "span_loss", ("condition",), loss, "Loss with heads cut to a span", "nats", "sequential",

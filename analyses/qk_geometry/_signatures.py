@@ -21,7 +21,6 @@ WHAT = (
 def cells(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Number the cell that each key falls into, by query (row, key).
 
-    >>> import numpy as np
     >>> cells(np.array([3]), 4).tolist()
     [[0, 3, 2, 1]]
     """
@@ -58,7 +57,6 @@ def divergences(rows: Array) -> Array:
 
     Averaged over the rows: from (item, row, cell) to (item, item).
 
-    >>> import numpy as np
     >>> divergences(np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
 

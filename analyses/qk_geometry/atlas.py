@@ -91,16 +91,11 @@ def run(
     metric, point; rank of the head, 1 for the most important, at the coordinates ``x`` and ``y``)
     and ``agreement`` (one, other; Spearman's ρ over heads between the measures, the distance and
     the largest weight).
-
-    Raises
-    ------
-    NotApplicable
-        For a capture that lacks a variable, fewer than 3 heads, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "atlas")
     qk_rows.refuse_other(capture, "atlas")
     known = attending(capture)
-    names = [head for head in heads(capture) if known[head[0]]]
+    names = heads(capture)
     if len(names) < 3:
         raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
     samples, units = _prune(model, task)
@@ -154,7 +149,8 @@ def run(
     )  # fmt: skip
     compared = {**scores, "distance": distance, "largest weight": strongest}
     results.add(
-        "agreement", ("one", "other"), _agreement(list(compared.values())),
+        "agreement", ("one", "other"),
+        [[ranked(one, other) for other in compared.values()] for one in compared.values()],
         "Agreement of two rankings of heads", "Spearman ρ", "diverging", -1, 1,
         convention=f"rank correlation over {len(names)} heads",
     )  # fmt: skip
@@ -234,11 +230,6 @@ def _ranks(values: Array) -> Array:
     from scipy.stats import rankdata
 
     return np.asarray((rankdata(values) - 1) / (len(values) - 1))
-
-
-def _agreement(scores: list[Array]) -> Array:
-    """Return the rank correlation of every two scores of the heads."""
-    return np.asarray([[ranked(one, other) for other in scores] for one in scores])
 
 
 def _verdict(scores: dict[str, Array]) -> Verdict:

@@ -77,11 +77,6 @@ def run(
     their row, in all dimensions and in the picture), and ``embedding`` (plane, point; position in
     the text, at the coordinates ``x`` and ``y``; the 40 heads of the largest gap where there are
     more).
-
-    Raises
-    ------
-    NotApplicable
-        For a capture without q and k, too few tokens, or an option out of range.
     """
     require(capture, KEEP, "embedding")
     one_text(capture.attrs.get("attention", "self"), "embedding")
@@ -196,7 +191,6 @@ class Joint:
 def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Joint:
     """Bring the queries and keys of a head to one place and size.
 
-    >>> import numpy as np
     >>> one = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
     >>> one.factor, one.queries.tolist() == one.keys.tolist()
     (2.0, True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
 from headscope.analyses._runtime.results import Results, attending, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections, rotary
@@ -75,12 +75,6 @@ def run(
     norm of the residual stream that is left) and ``moved`` (condition; how far the output moves
     when all keys keep their components, or as many random directions, in nats); the last three
     with 95 % intervals over prompts. The number of keys caps their rank.
-
-    Raises
-    ------
-    NotApplicable
-        Where the weights or the rotation of the model are not known, for a capture without q, k
-        and resid, or an option out of range.
     """
     require(capture, KEEP, "head_rank")
     one_text(capture.attrs.get("attention", "self"), "head_rank")
@@ -150,13 +144,12 @@ def run(
         notes.insert(0, f"No causal check of the key rank: {reason}.")
     else:
         moved = _key_pca.moved(model, capture, after, checked, seed)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved when all keys keep few directions",
-            "nats", "sequential", 0, evidence="causal", source="Loki",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; as many directions as the key rank of each head, its "
-            "principal components or random ones",
-        )  # fmt: skip
+        title = "Output moved when all keys keep few directions"
+        rule = (
+            "as many directions as the key rank of each head, its principal components or random "
+            "ones"
+        )
+        pattern_substitution.add_moved(results, moved, title, rule, source="Loki")
         coords["condition"] = ["their principal components", "random directions"]
         verdict = _verdict(results["moved"].values)
     return results.dataset(coords, note=" ".join(notes), verdict=verdict)
@@ -169,18 +162,12 @@ def _verdict(moved: Array) -> Verdict:
         f"with keys in their principal components alone the output moves by {own:.3f} nats, in "
         f"as many random directions by {random:.3f}"
     )
-    if own < random:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}; the key rank is correlational here.",
-    )
+    return causal_verdict(own < random, text, "; the key rank is correlational here")
 
 
 def singular_values(left: Array, right: Array) -> Array:
     """Return the singular values of ``left @ right.T`` without making it (..., size).
 
-    >>> import numpy as np
     >>> singular_values(np.eye(5)[:, :2], 3 * np.eye(5)[:, :2]).tolist()
     [3.0, 3.0]
     """
@@ -192,7 +179,6 @@ def singular_values(left: Array, right: Array) -> Array:
 def stable_rank(values: Array) -> Array:
     """Return ``Σσ² / σ_1²``: 1 for rank one, the size for equal singular values; NaN for zero.
 
-    >>> import numpy as np
     >>> float(stable_rank(np.array([2.0, 2.0, 0.0])))
     2.0
     """
@@ -203,7 +189,6 @@ def stable_rank(values: Array) -> Array:
 def effective_rank(values: Array) -> Array:
     """Return ``exp H(σ / Σσ)``, H the entropy; NaN for zero.
 
-    >>> import numpy as np
     >>> round(float(effective_rank(np.array([2.0, 2.0, 0.0]))), 6)
     2.0
     """
@@ -248,7 +233,6 @@ def _stream(capture: xr.Dataset, norm: str) -> tuple[Array, Array]:
 def to_equal_rows(matrix: Array, norm: str) -> float:
     """Return ``‖X − 1 mean(X)ᵀ‖ / ‖X‖``.
 
-    >>> import numpy as np
     >>> to_equal_rows(np.ones((3, 2)), "composite")
     0.0
     """
@@ -265,7 +249,6 @@ def _norm(matrix: Array, norm: str) -> float:
 def to_rank_one(matrix: Array) -> float:
     """Return ``√(1 − σ_1² / Σσ²)``, the distance to the nearest matrix of rank one.
 
-    >>> import numpy as np
     >>> round(to_rank_one(np.eye(4)) ** 2, 6)
     0.75
     """

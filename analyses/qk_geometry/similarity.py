@@ -21,8 +21,8 @@ from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import Results, attending, label, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import Results, heads, label, require
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections
@@ -76,20 +76,10 @@ def run(
     ``alike_in_layer`` (layer, head; smallest divergence from, and largest cosine with, another head
     of the layer) and ``moved`` (condition; by how much the output distribution moves with the
     patterns of other heads, in nats). Averages have 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        Where the output projection is not known, for fewer heads than groups, a capture without q,
-        k, z and lse, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "similarity")
     qk_rows.refuse_other(capture, "similarity")
-    names = [
-        (int(layer), head)
-        for layer in np.flatnonzero(attending(capture))
-        for head in range(capture.sizes["head"])
-    ]
+    names = heads(capture)
     if len(names) <= clusters:
         raise NotApplicable(f"clusters: {clusters} groups of {len(names)} heads; give fewer")
 
@@ -140,12 +130,9 @@ def run(
     if not reason:
         pairs = _pairs(apart, swapped, seed)
         moved = _moved(model, capture, names, pairs, checked)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved by the pattern of another head", "nats",
-            "sequential", 0, evidence="causal",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; {len(pairs[0])} heads with the nearest neighbours",
-        )  # fmt: skip
+        title = "Output moved by the pattern of another head"
+        rule = f"{len(pairs[0])} heads with the nearest neighbours"
+        pattern_substitution.add_moved(results, moved, title, rule)
         coords["condition"] = list(CONDITIONS)
         verdict = _verdict(results["moved"].values)
     members = {
@@ -271,12 +258,13 @@ def _moved(
             layer: qk_rows.rows(capture, prompt, layer, whole).weights()
             for layer in {names[other][0] for group in pairs for _, other in group}
         }
-        row = []
-        for group in pairs:
-            patterns = {names[at]: maps[names[to][0]][names[to][1]] for at, to in group}
-            edits = pattern_substitution.fix(patterns)
-            row.append(pattern_substitution.divergence(model, capture, prompt, edits))
-        divergences.append(row)
+        edits = [
+            pattern_substitution.fix(
+                {names[at]: maps[names[to][0]][names[to][1]] for at, to in group}
+            )
+            for group in pairs
+        ]
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)
 
 
@@ -287,8 +275,4 @@ def _verdict(moved: Array) -> Verdict:
         f"heads with the pattern of their nearest head move the output by {near:.3f} nats, with "
         f"that of a random other head by {random:.3f}"
     )
-    if near < random:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement", f"Causal check does not agree: {text}; nearness is correlational here."
-    )
+    return causal_verdict(near < random, text, "; nearness is correlational here")

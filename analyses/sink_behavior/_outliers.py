@@ -62,11 +62,6 @@ def locate(model: Model, ids: Sequence[Sequence[int]], least: float, ratio: floa
 
     One pass; nothing of the size of the residual stream is kept. The median is that of the
     magnitudes of one prompt at one boundary, over tokens and channels.
-
-    Raises
-    ------
-    ResourceLimit
-        When so many pass that they are no outliers.
     """
     longest = max(map(len, ids))
     sizes = np.full((len(ids), model.layers + 1, len(SIZES)), np.nan)

@@ -68,11 +68,6 @@ def run(
     ``at_last``, ``elsewhere`` (layer, head; α at the first and the last token, and the largest at
     any other), with 95 % intervals over prompts. The attributes ``topology`` (of most prompts) and
     ``positional_encoding`` go together.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``received``, or keys and queries are of two texts.
     """
     require(capture, NEEDS, "sink_topology")
     one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
@@ -133,7 +128,7 @@ def _place_shares(held: NDArray[np.float64], end: int) -> NDArray[np.float64]:
     if not total:
         return np.full(len(PLACES), np.nan)
     between = held[1 : end - 1]
-    best = between.max() if len(between) else 0.0
+    best = between.max(initial=0.0)
     last = held[end - 1] if end > 1 else 0.0
     return np.asarray([held[0], last, best, between.sum() - best], dtype=np.float64) / float(total)
 

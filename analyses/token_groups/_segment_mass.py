@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.results import heads
+from headscope.analyses._stats.length_trend import mean
 from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.interventions import KnockOut
@@ -123,21 +124,10 @@ def units(capture: xr.Dataset) -> tuple[str, str, str]:
     return "Movement of the last hidden state", "share of its length", "sequential"
 
 
-def average(values: Array, axes: tuple[int, ...]) -> Array:
-    """Average the known values over some axes, NaN where there is none.
-
-    >>> average(np.array([[1.0, np.nan], [3.0, np.nan]]), (0,)).tolist()
-    [2.0, nan]
-    """
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
-
-
 def mean_of(effect: Array, chosen: Sequence[int] | Numbers) -> float:
     """Average an effect over chosen tokens; NaN where none of them has one."""
     inside = np.asarray([place for place in chosen if place < len(effect)], dtype=np.int64)
-    return float(average(effect[inside], (0,)))
+    return float(mean(effect[inside]))
 
 
 def _tensor(prompt: Any) -> Any:

@@ -51,13 +51,7 @@ class Segments:
 
 
 def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ()) -> Segments:
-    """Number the labels of tokens, in the order given or of first mention; "" is no segment.
-
-    Raises
-    ------
-    HeadscopeError
-        When there is no segment, or more than a matrix can show.
-    """
+    """Number the labels of tokens, in the order given or of first mention; "" is no segment."""
     mentioned = dict.fromkeys(name for row in labels for name in row if name)
     names = tuple(name for name in order if name in mentioned) or tuple(mentioned)
     if not names:
@@ -85,11 +79,6 @@ def segment(
     """Group the tokens of every prompt of a capture.
     The options are those of `segments`; without the ``task`` whose roles are the segments, the one
     that the capture names is made again.
-
-    Raises
-    ------
-    NotApplicable
-        For a grouping that these prompts do not have, and a file that does not fit them.
     """
     if by == "auto":
         by = _choose(capture, model, labels)

@@ -86,12 +86,6 @@ def run(
     log2 of asked over mean other fact, at the largest number), ``dispersion`` (layer, head; slope),
     ``group_mass`` (facts, group; mean over heads), ``accuracy`` (condition, facts) and
     ``answer_loss`` (condition, facts; nats), the causal numbers, with 95 % intervals over prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        For another task, a model that predicts no next token, numbers that the words do not
-        suffice for, and options out of range.
     """
     model.check_predicts()
     if task.name != TASK:
@@ -253,9 +247,7 @@ def _verdict(
     heads_matter = float(bootstrap(nats[:, 3, -1] - nats[:, 4, -1], seed=seed)[1]) > 0
     if fact_matters and heads_matter:
         return Verdict("supported", f"Causal check agrees: {effects}. {text}")
-    reason = (
-        "the heads that look at it matter no more than others"
-        if fact_matters
-        else "the asked fact matters no more than another"
-    )
+    reason = "the asked fact matters no more than another"
+    if fact_matters:
+        reason = "the heads that look at it matter no more than others"
     return Verdict("disagreement", f"Causal check does not agree: {reason}; {effects}. {text}")

@@ -28,6 +28,7 @@ from headscope.analyses._runtime.results import (
     Results,
     attending,
     label,
+    named,
     require,
     top,
 )
@@ -87,12 +88,6 @@ def run(
     ``token_local`` (query; share of the heads in which a token of the first prompt is one) and
     ``window_loss`` (condition; nats a token, the causal number), with 95 % intervals over prompts.
     Tokens with less than three windows of text behind them are not judged.
-
-    Raises
-    ------
-    NotApplicable
-        When the model is not causal, prompts are shorter than four windows, or an option is out of
-        range.
     """
     require(capture, NEEDS, "lifetimes")
     one_text(capture.attrs.get("attention", "self"), "lifetimes")
@@ -163,7 +158,7 @@ def run(
             step()
             coords["condition"] = list(CONDITIONS)
     by_type = {
-        kind: [label(head) for head in top(mass, int((mass > 0.5).sum()))]
+        kind: named(mass, mass > 0.5)
         for kind, mass in zip(
             KINDS, np.moveaxis(results["lifetime_mass"].values, -1, 0), strict=True
         )
@@ -190,10 +185,11 @@ def _limit(
     others = [head for head in reversed(ranked) if near[head] < least]
     size = min(len(passing), len(others))
     sets = dict(zip(CONDITIONS[1:], (passing[:size], others[:size]), strict=True))
-    edits: dict[str, tuple[Window, ...]] = {CONDITIONS[0]: ()}
-    for condition, heads in sets.items():
-        edits[condition] = (Window(heads=tuple(heads), recent=window, first=0),) if size else ()
-    loss = contrast(model, prompts, edits)
+    limits = [
+        [Window(heads=tuple(heads), recent=window, first=0)] if size else []
+        for heads in sets.values()
+    ]
+    loss = contrast(model, prompts, [(), *limits])
     if size:
         costs = loss.mean(0) - loss[:, :1].mean()
         verdict = compare_losses(

@@ -20,7 +20,7 @@ from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses.token_groups._delimiters import positions
 from headscope.kernels.errors import NotApplicable
@@ -83,12 +83,6 @@ def run(
     ``delimiter_mass`` (delimiter, layer, head; the kinds that the prompts have) and ``moved``
     (condition; by how much the output distribution moves, in nats), with 95 % intervals over
     prompts.
-
-    Raises
-    ------
-    NotApplicable
-        For a capture without the offsets or without tokens, attention of two texts, or an option
-        out of range.
     """
     require(capture, NEEDS, "offsets")
     qk_rows.refuse_other(capture, "offsets")
@@ -144,13 +138,12 @@ def run(
         size = min(frozen, len(by_score) // 2)
         groups = (by_score[:size], by_score[-size:])
         moved = _moved(model, capture, groups, at, top(weight, size), kinds, checked, seed)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved by the edits of heads", "nats",
-            "sequential", 0, evidence="causal",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; {size} heads a group; as many other tokens are hidden, at "
-            "random, as there are delimiters",
-        )  # fmt: skip
+        title = "Output moved by the edits of heads"
+        rule = (
+            f"{size} heads a group; as many other tokens are hidden, at random, as there are "
+            "delimiters"
+        )
+        pattern_substitution.add_moved(results, moved, title, rule)
         coords["condition"] = [*OFFSET_CONDITIONS, *(DELIMITER_CONDITIONS if kinds else ())]
         verdict = _verdict(moved, size, seed)
     return results.dataset(
@@ -206,9 +199,7 @@ def _moved(
                 [KnockOut(heads=tuple(resting), keys=tuple(keys), queries=queries)]
                 for keys in (marks, drawn)
             ]
-        divergences.append(
-            [pattern_substitution.divergence(model, capture, prompt, edit) for edit in edits]
-        )
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)
 
 
@@ -231,13 +222,8 @@ def _verdict(moved: Array, size: int, seed: int) -> Verdict:
         f"by {hidden.mean():.3f} nats, hiding as many other tokens by {other.mean():.3f}"
     )
     apart = float(bootstrap(hidden - other, seed=seed)[1])  # NaN for one prompt
-    if hidden.mean() > LEAST_NATS and apart > 0:
-        return verdict & Verdict("supported", f"Causal check agrees: {text}.")
-    return verdict & Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}, so the weight on delimiters does not show what "
-        "these heads do.",
-    )
+    remark = ", so the weight on delimiters does not show what these heads do"
+    return verdict & causal_verdict(hidden.mean() > LEAST_NATS and apart > 0, text, remark)
 
 
 def _offset_verdict(moved: Array, size: int, seed: int) -> Verdict:
@@ -253,8 +239,6 @@ def _offset_verdict(moved: Array, size: int, seed: int) -> Verdict:
         return Verdict("too_few", "One prompt has no interval: offsets are correlational here.")
     text = (
         f"their offset alone does {most.mean():.0%} of what ablation does in the {size} surest "
-        f"offset heads, {least.mean():.0%} in the {size} least sure."
+        f"offset heads, {least.mean():.0%} in the {size} least sure"
     )
-    if float(bootstrap(least - most, seed=seed)[1]) > 0:
-        return Verdict("supported", f"Causal check agrees: {text}")
-    return Verdict("disagreement", f"Causal check does not agree: {text}")
+    return causal_verdict(float(bootstrap(least - most, seed=seed)[1]) > 0, text)

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, attending, label, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.length_trend import mean
 from headscope.analyses.token_groups import _segment_mass
-from headscope.analyses.token_groups._segment_mass import average
 from headscope.analyses.token_groups._segmenting import WAYS, Segments, segment
 from headscope.probes.models.model import Model
 
@@ -91,12 +91,6 @@ def run(
     number; nats a token, or share of the hidden state), with 95 % intervals over prompts. From and
     one are the queries, to and other the keys. Missing where no query of the one sees a key of the
     other.
-
-    Raises
-    ------
-    HeadscopeError
-        For a grouping that these prompts do not have, labels that do not fit them, cross-attention,
-        or an option out of range.
     """
     require(capture, NEEDS, "segments")
     one_text(capture.attrs.get("attention", "self"), "segments")
@@ -127,18 +121,18 @@ def run(
         convention=against_even,
     )  # fmt: skip
     results.add_mean(
-        "mean_mass", pairs, average(mass, (1, 2)), "Mass from segment to segment, mean of heads",
+        "mean_mass", pairs, mean(mass, (1, 2)), "Mass from segment to segment, mean of heads",
         *SHARE,
     )  # fmt: skip
     results.add_mean(
-        "mean_enrichment", pairs, average(enrichment, (1, 2)),
+        "mean_enrichment", pairs, mean(enrichment, (1, 2)),
         "Enrichment from segment to segment, mean of heads", *times, convention=against_even,
     )  # fmt: skip
     verdict = None
     if cut:
         effect = np.stack(effects)
         title, units, scale = _segment_mass.units(capture)
-        verdict = _verdict(results["mean_mass"].values, average(effect, (0,)), names, units)
+        verdict = _verdict(results["mean_mass"].values, mean(effect, 0), names, units)
         results.add_mean(
             "link_effect", pairs, effect, f"{title}: keys of a segment hidden from another",
             units, scale, None if scale == "diverging" else 0, evidence="causal",
@@ -222,11 +216,9 @@ def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdic
     rho = float(spearmanr(mass[known], effect[known]).statistic)
     text = (
         f"mass and effect of cutting {int(known.sum())} links rank alike with "
-        f"ρ = {rho:+.2f}; {dearest}."
+        f"ρ = {rho:+.2f}; {dearest}"
     )
-    if rho >= AGREES:
-        return Verdict("supported", f"Causal check agrees: {text}")
-    return Verdict("disagreement", f"Causal check does not agree: {text}")
+    return causal_verdict(rho >= AGREES, text)
 
 
 def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[str]]:
