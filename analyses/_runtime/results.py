@@ -1,13 +1,14 @@
 """Results: variables with their meaning, companions for their intervals, provenance."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
@@ -87,7 +88,12 @@ class Results:
         note: str = "",
         **attrs: Any,
     ) -> xr.Dataset:
-        """Return the result; the state of a verdict is an attribute, its text ends the note."""
+        """Return the result; the state of a verdict is an attribute, its text ends the note.
+
+        The ``convention`` of all variables is that of the result unless it has another.
+        """
+        if "convention" in self.about:
+            attrs = {"convention": self.about["convention"], **attrs}
         if verdict is not None:
             attrs["verdict"] = verdict.state
             note = f"{note} {verdict.text}".strip()
@@ -194,13 +200,12 @@ def dataset(
     return result
 
 
-def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
+def require(
+    capture: xr.Dataset, needs: Iterable[str], analysis: str, attention: Collection[str] = ()
+) -> None:
     """Refuse a capture that lacks a variable, or holds bins in place of tokens.
 
-    Raises
-    ------
-    NotApplicable
-        Names the missing variables and how to capture them.
+    Where ``attention`` names kinds of attention, every other kind is refused, too.
     """
     width = int(capture.attrs.get("bin_width", 1))
     if width > 1:
@@ -214,6 +219,8 @@ def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
             f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
             f"run capture(model, prompts, stats=...) with it"
         )
+    if attention:
+        one_text(capture.attrs.get("attention", "self"), analysis, attention)
 
 
 def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
@@ -224,13 +231,7 @@ def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
 
 
 def require_maps(capture: xr.Dataset, analysis: str) -> None:
-    """Refuse a capture with layers that have no attention map.
-
-    Raises
-    ------
-    NotApplicable
-        Names the layers.
-    """
+    """Refuse a capture with layers that have no attention map."""
     known = attending(capture)
     if not known.all():
         layers = ", ".join(str(int(one)) for one in capture["layer"].values[~known])

@@ -9,18 +9,12 @@ Array = NDArray[np.float64]
 
 def visible(capture: xr.Dataset) -> Array:
     """Count the keys that each query sees (prompt, layer, query), NaN beyond a prompt."""
-    lengths = capture["length"].values
+    lengths, windows = capture["length"].values[:, None, None], capture["window"].values[:, None]
     place = np.arange(int(lengths.max()))
-    windows, causal = capture["window"].values, capture["causal"].values
-    seen = np.full((len(lengths), len(windows), len(place)), np.nan)
-    for prompt, length in enumerate(lengths):
-        here = place[:length]
-        for layer, window in enumerate(windows):
-            reach = length if np.isnan(window) else int(window)
-            before = np.minimum(here + 1, reach)
-            after = 0 if causal[layer] else np.minimum(length - 1 - here, reach - 1)
-            seen[prompt, layer, :length] = before + after
-    return seen
+    reach = np.where(np.isnan(windows), lengths, windows)
+    after = np.minimum(lengths - 1 - place, reach - 1)
+    after = np.where(capture["causal"].values[:, None], 0, after)
+    return np.where(place < lengths, np.minimum(place + 1, reach) + after, np.nan)
 
 
 def so_far(capture: xr.Dataset) -> Array:

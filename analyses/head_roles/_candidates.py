@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._measurements.unembedding import read_out
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
@@ -27,11 +26,11 @@ class Candidates:
     All have the dims prompt, layer, head. The candidates are the answer and the wrong answers.
     """
 
-    to_answer: NDArray[np.float64]
-    to_wrong: NDArray[np.float64]
-    copies: NDArray[np.float64]
-    suppresses: NDArray[np.float64]
-    suppresses_wrong: NDArray[np.float64]
+    to_answer: Array
+    to_wrong: Array
+    copies: Array
+    suppresses: Array
+    suppresses_wrong: Array
 
 
 def read_task(capture: xr.Dataset, model: Model, task: Task) -> EncodedTask:
@@ -88,16 +87,14 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
     return Candidates(weight, to_wrong, copies, suppresses, suppresses_wrong)
 
 
-def _hits(model: Model, outputs: Tensor, words: Tensor, k: int, sign: int) -> NDArray[np.float64]:
+def _hits(model: Model, outputs: Tensor, words: Tensor, k: int, sign: int) -> Array:
     """Return the share of words that are among the ``k`` best logits (layer, head)."""
     best = (sign * read_out(model, outputs)).topk(k, dim=-1).indices
     hit = (best == words[:, None]).any(-1).double().mean(-1)
     return np.asarray(hit.numpy())
 
 
-def _wrong(
-    model: Model, task: Task, positions: Sequence[Sequence[Sequence[int]]]
-) -> NDArray[np.float64]:
+def _wrong(model: Model, task: Task, positions: Sequence[Sequence[Sequence[int]]]) -> Array:
     """Return the weight from the questions to the wrong answers; 0 where none is in the text."""
     captured = capture_prompts(model, task, stats=("target_mass",), targets={"wrong": positions})
     mass = captured["target_mass"].isel(target=0)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request, WeightEdits
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.interface import AttentionCall
@@ -69,7 +69,7 @@ def learn(
     positions: Sequence[Sequence[int]],
     training: Training,
     step: Callable[[], None],
-) -> tuple[NDArray[np.float64], list[float]]:
+) -> tuple[Array, list[float]]:
     """Learn one gate a KV head: 1 keeps full attention, 0 leaves a streaming head.
 
     Every step takes the next batch of prompts of one length, and the hidden states at ``positions``
@@ -122,14 +122,14 @@ def window_cost(
     first: int,
     recent: int,
     step: Callable[[int], None],
-) -> NDArray[np.float64]:
+) -> Array:
     """Return what each head costs as a streaming head, all others full (prompt, layer, head).
 
     ``measure`` turns logits and the prompts of their rows into one loss a row; ``step`` is called
     with the number of heads times prompts done.
     """
 
-    def scored(rows: Sequence[int], shares: Tensor) -> NDArray[np.float64]:
+    def scored(rows: Sequence[int], shares: Tensor) -> Array:
         mixer = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
         with torch.no_grad():
             output: Any = run(model, torch.tensor([ids[row] for row in rows]), mixer, head=True)

@@ -12,7 +12,7 @@ where the squared error is bare and 2,000 steps are taken on passkeys of 32 toke
 """
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
@@ -22,7 +22,7 @@ from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, label, marked, require
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.head_roles import _window_gates
 from headscope.analyses.head_roles._answered import Answered
 from headscope.analyses.head_roles._masks import MASKS
@@ -112,7 +112,7 @@ def run(
     ``window_loss`` (condition; nats an answer). Averages carry 95 % intervals over prompts. The
     coordinates ``head_type``, ``stage``, ``evidence`` and ``method`` (layer, head) hold the class.
     """
-    require(capture, NEEDS, "classes")
+    require(capture, NEEDS, "classes", ("self",))
     missing = [rule for rule in TARGETS if rule not in capture["target"].values]
     if missing:
         raise NotApplicable(
@@ -127,7 +127,7 @@ def run(
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
     total = gate_steps + model.layers * model.heads * len(single) + len(CONDITIONS)
     with steps(total) as step:
-        positions = [prompts.positions(row) for row in range(half)]
+        positions = [[question.at for question in row] for row in prompts.questions[:half]]
         gates, losses = _window_gates.learn(model, prompts.ids[:half], positions, training, step)
         measured = [prompts.ids[row] for row in single]
         loss_of = partial(prompts.loss, single)
@@ -190,7 +190,12 @@ def run(
         )  # fmt: skip
 
         kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
-        kinds = _kinds(kept, retrieving, least_mass, known)
+        # The cheapest mask that keeps enough.
+        kinds = np.select(
+            [~known, retrieving, *(kept >= least_mass)],
+            ["", "retrieval", *(CLASSES.get(mask, "broad") for mask in MASKS)],
+            "broad",
+        )
         streaming = marked(known & (votes <= 1))
         loss, verdict = prompts.windows(
             tested, streaming, marked(known & (votes > 1)), streaming_mass, first, recent, seed
@@ -228,21 +233,7 @@ def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:
     return [[kappa(one, other) for other in judgements] for one in judgements]
 
 
-def _weights(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+def _weights(capture: xr.Dataset, rule: str) -> Array:
     """Average the weight on the targets of a rule (prompt, layer, head); 0 without any target."""
     mass = capture["target_mass"].sel(target=rule)
     return np.nan_to_num(mean(mass.transpose("prompt", "layer", "head", "query").values))
-
-
-def _kinds(
-    masses: NDArray[np.float64],
-    retrieving: NDArray[np.bool_],
-    least: float,
-    known: NDArray[np.bool_],
-) -> NDArray[Any]:
-    """Name the class of every head: retrieval, or by the cheapest mask that keeps enough."""
-    kinds = np.full(retrieving.shape, "broad", dtype="<U13")
-    for row, mask in reversed(list(enumerate(MASKS))):
-        kinds[masses[row] >= least] = CLASSES.get(mask, "broad")
-    kinds[retrieving] = "retrieval"
-    return np.where(known, kinds, "")

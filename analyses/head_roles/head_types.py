@@ -15,7 +15,6 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime import taxonomy
@@ -30,7 +29,7 @@ from headscope.analyses._runtime.results import (
     require,
 )
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.length_trend import mean, per_query
+from headscope.analyses._stats.length_trend import Array, mean, per_query
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -144,21 +143,20 @@ def run(
     )
     return results.dataset(
         {"condition": conditions},
-        convention=form,
         heads_by_type=by_type,
         causal=record,
         verdict=Verdict(record["verdict"], record["note"] + remark),
     )
 
 
-def _at_offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
+def _at_offset(capture: xr.Dataset, offset: int) -> Array:
     if offset not in capture["offset"].values:
         _missing(f"offset_mass at offset {offset}", f"offsets={OFFSETS}")
     # A query without a token at that offset has no mass there: it is left out, not counted as zero.
     return per_query(capture.sel(offset=offset), "offset_mass")
 
 
-def _by_rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+def _by_rule(capture: xr.Dataset, rule: str) -> Array:
     if rule not in capture["target"].values:
         _missing(f"target_mass of the rule {rule!r}", 'targets=("duplicate", "induction")')
     return per_query(capture.sel(target=rule), "target_mass")
@@ -168,16 +166,14 @@ def _missing(what: str, how: str) -> None:
     raise NotApplicable(f"capture: head_types needs {what}; capture again with {how}")
 
 
-def _rows(capture: xr.Dataset) -> NDArray[np.float64]:
+def _rows(capture: xr.Dataset) -> Array:
     """Count the queries of each prompt."""
     layer = int(np.flatnonzero(attending(capture))[0])
     first = capture["first_mass"].isel(layer=layer, head=0).transpose("prompt", "query")
     return np.asarray(first.notnull().sum("query").values, dtype=np.float64)
 
 
-def _score(
-    mass: NDArray[np.float64], rows: NDArray[np.float64], convention: str
-) -> NDArray[np.float64]:
+def _score(mass: Array, rows: Array, convention: str) -> Array:
     """Reduce (prompt, layer, head, query) to (prompt, layer, head) by the convention."""
     if convention == "transformer_lens":
         return np.asarray(np.nansum(mass, axis=-1) / rows[:, None, None])

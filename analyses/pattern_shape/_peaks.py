@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 
-Array = NDArray[np.float64]
 Positions = NDArray[np.int64]
 
 
@@ -34,9 +33,6 @@ def coupled(
     """Return, per prompt and lag, the share of plans with an anchor that many tokens later.
 
     Plans whose partner would lie outside the text are left out; NaN where none is left.
-
-    >>> coupled([np.array([2, 5])], [np.array([3, 6])], [8], 1, 0).tolist()
-    [[0.0, 0.0, 1.0]]
     """
     none = np.zeros((1, len(plans)), dtype=np.int64)
     return np.asarray(_shifted_by(none, plans, anchors, ends, lags, skip)[0])

@@ -18,14 +18,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._measurements.received import largest
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import compare_losses
 from headscope.analyses._stats.length_trend import (
+    Array,
     by_octave,
     mean,
     octaves,
@@ -44,7 +44,6 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 
 LOG_NORMAL = "Linear Log-Normal Attention"
 CONDITIONS = ("intact", "spiky heads spread", "least spiky heads spread")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -62,10 +61,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts with ``entropy``, ``topk`` and ``column_norm``.
-    model
-        Model that was captured; its heads are spread out for the causal check.
+    capture, model
+        Capture of the prompts with ``entropy``, ``topk`` and ``column_norm``, and its model, whose
+        heads are spread out for the causal check.
     skip_keys
         First keys left out of the column norms, so that sinks do not hide the rest.
     shortest
@@ -88,8 +86,7 @@ def run(
     and ``spread_loss`` (condition; nats a token, the causal number), with 95 % intervals over
     prompts. Where no prompt spans two octaves the dilution is missing.
     """
-    require(capture, NEEDS, "concentration")
-    one_text(capture.attrs.get("attention", "self"), "concentration")
+    require(capture, NEEDS, "concentration", ("self",))
 
     weights, raw = per_query(capture, "topk"), per_query(capture, "entropy")
     seen, most = visible(capture), largest_entropy(capture)

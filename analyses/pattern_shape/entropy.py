@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import Between, between, one_text
+from headscope.analyses._runtime.options import Between, between
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, named, require
 from headscope.analyses._stats.length_trend import mean, per_query, stated, visible
 
@@ -50,8 +50,7 @@ def run(
     prompts), each with 95 % intervals over prompts. Layers without an attention map are missing.
     """
     between("broad", broad, sharp, 1)
-    require(capture, NEEDS, "entropy")
-    one_text(capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder"))
+    require(capture, NEEDS, "entropy", ("self", "encoder", "decoder"))
 
     raw = per_query(capture, "entropy")
     most = largest_entropy(capture)
@@ -81,10 +80,7 @@ def run(
         convention="H / log n; mean over heads and prompts",
     )  # fmt: skip
     scores = results["entropy_share"].values
-    kinds = {
-        "sharp": named(-scores, scores < sharp),
-        "broad": named(scores, scores > broad),
-    }
+    kinds = {"sharp": named(-scores, scores < sharp), "broad": named(scores, scores > broad)}
     listed = "; ".join(f"{kind}: {', '.join(heads) or 'none'}" for kind, heads in kinds.items())
     return results.dataset(
         {"query": np.arange(over.shape[-1])},

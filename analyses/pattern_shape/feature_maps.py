@@ -17,9 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import Results, attending, label, require
-from headscope.analyses._stats.length_trend import stated
+from headscope.analyses._stats.length_trend import Array, stated
 from headscope.kernels.errors import NotApplicable
 
 NEEDS = ("lse",)
@@ -43,7 +43,6 @@ MEASURES = {
 }
 LEAST = 4
 TOLERANCE = 1e-3
-Array = NDArray[np.float64]
 
 
 def run(
@@ -73,9 +72,7 @@ def run(
     heads ``mean_monotonicity``, ``mean_spikiness`` and ``mean_distance`` (feature_map), with 95 %
     intervals over prompts.
     """
-    require(capture, (*NEEDS, *KEEP), "feature_maps")
-    attention = capture.attrs.get("attention", "self")
-    one_text(attention, "feature_maps", ("self", "encoder", "decoder"))
+    require(capture, (*NEEDS, *KEEP), "feature_maps", ("self", "encoder", "decoder"))
     if int(capture["length"].min()) < 2 * LEAST:
         raise NotApplicable(
             f"prompts: the shortest has {int(capture['length'].min())} tokens; "
@@ -103,7 +100,6 @@ def run(
     )
     return results.dataset(
         {"feature_map": list(MAPS)},
-        convention=convention,
         note=(
             f"Spikiness and monotonicity by map, means over heads: {means}. Scores of weights that "
             "no model was run with: what a head of even weights costs is in `concentration`."

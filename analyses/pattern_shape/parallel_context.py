@@ -14,15 +14,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import observed, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions.block_mask import Blocks
 from headscope.probes.models.model import Model
@@ -32,7 +31,6 @@ QUICK = {"blocks": 3, "prompts": 2}
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Attention Entropy is a Key Factor (Zhang et al.)"
-Array = NDArray[np.float64]
 CONDITIONS = ("whole context", "parallel blocks", "parallel blocks, shared prefix")
 
 
@@ -50,10 +48,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; their tokens are run again, whole and in blocks.
-    model
-        Model that was captured; causal.
+    capture, model
+        Capture of the prompts, whose tokens are run again, whole and in blocks, and the
+        causal model behind it.
     blocks
         Number of blocks that the context is cut into.
     prefix
@@ -72,8 +69,7 @@ def run(
     ``question_entropy`` (condition; mean over heads, nats) and ``question_loss`` (condition; nats
     a token, the causal number), each with 95 % intervals over prompts.
     """
-    require(capture, NEEDS, "parallel_context")
-    one_text(capture.attrs.get("attention", "self"), "parallel_context")
+    require(capture, NEEDS, "parallel_context", ("self",))
     if not predicts(capture):
         raise NotApplicable("model: blocks before a question need causal order in every layer")
 

@@ -133,7 +133,6 @@ def run(
             "ablation": conditions,
         },
         Verdict(record["verdict"], record["note"]),
-        convention=convention,
         heads_by_type={"relevance": best},
         causal=record,
         note=(

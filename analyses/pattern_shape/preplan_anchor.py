@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._measurements.received import token_axis
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import percentiles
-from headscope.analyses._stats.length_trend import mean, per_query, stated
+from headscope.analyses._stats.length_trend import Array, mean, per_query, stated
 from headscope.analyses.pattern_shape import _peaks
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions import KnockOut
@@ -39,7 +39,6 @@ SUPPORTS = {"hybrid"}
 SOURCE = "Attention Illuminates LLM Reasoning (Li et al.)"
 CONDITIONS = ("intact", "anchors hidden", "as many other tokens hidden")
 SHORTEST = 8
-Array = NDArray[np.float64]
 
 
 def run(
@@ -91,8 +90,7 @@ def run(
     intervals over prompts, ``chance`` the range of its draws. In a text that repeats itself every
     few tokens, peaks are coupled at many lags.
     """
-    require(capture, NEEDS, "preplan_anchor")
-    one_text(capture.attrs.get("attention", "self"), "preplan_anchor")
+    require(capture, NEEDS, "preplan_anchor", ("self",))
     if not predicts(capture):
         raise NotApplicable(
             "model: preplan_anchor follows tokens from earlier to later, which needs causal layers"
@@ -172,7 +170,7 @@ def run(
             f"tokens hidden {costs[2]:.3f} nats.",
         )
     kinds = {"local": [label(head) for head in near], "global": [label(head) for head in far]}
-    return results.dataset(coords, verdict, convention=convention, heads_by_type=kinds)
+    return results.dataset(coords, verdict, heads_by_type=kinds)
 
 
 def _windowed(capture: xr.Dataset, window: int) -> Array:

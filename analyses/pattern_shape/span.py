@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.length_trend import (
+    Array,
     by_octave,
     mean,
     octaves,
@@ -42,7 +42,6 @@ SUPPORTS = {"encoder", "hybrid"}
 
 SOURCE = "MoA: Mixture of Sparse Attention; MSWA"
 CONDITIONS = ("intact", "fixed heads cut to their span", "elastic heads cut as short")
-Array = NDArray[np.float64]
 Heads = dict[str, list[tuple[int, int]]]
 
 
@@ -81,8 +80,7 @@ def run(
     ``offset`` (layer, head; α, tokens) and ``span_loss`` (condition; nats a token, the causal
     number, where there are fixed and elastic heads), each with 95 % intervals over prompts.
     """
-    require(capture, NEEDS, "span")
-    one_text(capture.attrs.get("attention", "self"), "span")
+    require(capture, NEEDS, "span", ("self",))
 
     share = float(capture.attrs.get("share", 0.9))
     names, counts, spans = _measured(capture, model, shortest, share)
@@ -135,7 +133,6 @@ def run(
         coords,
         verdict,
         note=note,
-        convention=convention,
         heads_by_type={kind: [label(head) for head in heads] for kind, heads in kinds.items()},
         causal=causal,
     )

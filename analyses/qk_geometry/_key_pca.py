@@ -2,14 +2,12 @@
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements.qk_rows import Array
 from headscope.probes.attention.rotary import Rotation
 from headscope.probes.models.model import Model
-
-Array = NDArray[np.float64]
 
 
 def components(vectors: Array, variance: float) -> Array:

@@ -5,9 +5,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.results import attending
 
-Array = NDArray[np.float64]
 # Keys this near to the query have a cell of their own, the query's own first.
 NEAR = 8
 # Cells of equal width over the rest of the prompt.

@@ -56,10 +56,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with the kept ``q`` and ``k`` and the statistic ``lse``.
-    model
-        Model that was captured; its rotation is read from it and checked.
+    capture, model
+        Capture with the kept ``q`` and ``k`` and the statistic ``lse``, and its model, whose
+        rotation is read and checked.
     queries
         Queries of every prompt whose rows are split, evenly over it; exact at any length.
     skip
@@ -142,7 +141,6 @@ def run(
         verdict = _verdict(results["moved"].values)
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type={
             f"{band} frequency": [label(head) for head in heads] for band, heads in groups.items()
         },

@@ -11,6 +11,7 @@ Source: Positional Attention (low variance of the weights across inputs at fixed
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
@@ -51,10 +52,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with the kept ``q`` and ``k`` and the statistic ``lse``, of two prompts or more.
-    model
-        Model that was captured; its patterns are frozen for the causal check.
+    capture, model
+        Capture with the kept ``q`` and ``k`` and the statistic ``lse``, of two prompts or more, and
+        its model, whose patterns are frozen for the causal check.
     queries
         Positions of queries that are compared, evenly over the shortest prompt; exact at any
         length.
@@ -168,12 +168,11 @@ def _mean(
 ) -> dict[Head, Array]:
     """Average the patterns of heads over prompts, up to a length."""
     patterns = {head: np.zeros((length, length)) for head in heads}
-    for layer in sorted({layer for layer, _ in heads}):
-        for prompt in prompts:
-            weights = qk_rows.rows(capture, prompt, layer, np.arange(length)).weights()
-            for at, head in heads:
-                if at == layer:
-                    patterns[at, head] += weights[head, :, :length] / len(prompts)
+    for layer, prompt in product(sorted({layer for layer, _ in heads}), prompts):
+        weights = qk_rows.rows(capture, prompt, layer, np.arange(length)).weights()
+        for at, head in heads:
+            if at == layer:
+                patterns[at, head] += weights[head, :, :length] / len(prompts)
     return patterns
 
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
 from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.sink_behavior._outliers import (
     SIZES,
     Activation,
@@ -85,8 +85,7 @@ def run(
     ``token_magnitude`` (query; largest magnitude at each token of the first prompt). The attribute
     ``massive`` lists (prompt, boundary, position, channel) with token, value and weight received.
     """
-    require(capture, NEEDS, "massive")
-    one_text(capture.attrs.get("attention", "self"), "massive")
+    require(capture, NEEDS, "massive", ("self",))
 
     ids = tokens(capture)
     stream = locate(model, ids, least, ratio)
@@ -149,16 +148,14 @@ def run(
     return results.dataset(coords, verdict, note, massive=listed)
 
 
-def _norms(
-    capture: xr.Dataset, norms: NDArray[np.float64], alpha: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _norms(capture: xr.Dataset, norms: Array, alpha: Array) -> tuple[Array, Array]:
     """Return the norm at the first and at the most received key over that of the others."""
     wide = norms[:, :, capture["kv_group"].values.astype(int), : alpha.shape[-1]]
     best = np.where(np.isnan(alpha), -1.0, alpha).argmax(-1)
     known = ~np.isnan(wide)
     total, count = np.where(known, wide, 0.0).sum(-1), known.sum(-1)
 
-    def relative(key: NDArray[np.int64]) -> NDArray[np.float64]:
+    def relative(key: NDArray[np.int64]) -> Array:
         norm = np.take_along_axis(wide, key[..., None], axis=-1)[..., 0]
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = norm / ((total - norm) / (count - 1))
@@ -169,7 +166,7 @@ def _norms(
 
 def _losses(
     capture: xr.Dataset, model: Model, ids: list[list[int]], massive: list[Activation], seed: int
-) -> NDArray[np.float64]:
+) -> Array:
     """Return the loss of every prompt under every condition, NaN where there is none."""
     result = np.full((len(ids), len(CONDITIONS)), np.nan)
     if not predicts(capture):
@@ -190,7 +187,7 @@ def _losses(
 
 
 def _outcome(
-    capture: xr.Dataset, massive: list[Activation], loss: NDArray[np.float64], seed: int
+    capture: xr.Dataset, massive: list[Activation], loss: Array, seed: int
 ) -> tuple[Verdict | None, str]:
     """Conclude from the losses whether massive activations matter; no verdict without losses."""
     if not predicts(capture):
@@ -215,7 +212,7 @@ def _outcome(
 def _listed(
     words: NDArray[Any] | None,
     stream: Stream,
-    alpha: NDArray[np.float64],
+    alpha: Array,
     sinks: NDArray[np.bool_],
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""

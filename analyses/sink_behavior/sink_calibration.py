@@ -26,10 +26,11 @@ from headscope.analyses._interventions.next_token_loss import (
     tokens,
 )
 from headscope.analyses._measurements.received import steady_weight
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
 
@@ -56,10 +57,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``received``, which says where each head sinks.
-    model
-        Model that was captured; causal, so that it predicts the next token.
+    capture, model
+        Capture with ``received``, which says where each head sinks, and the causal model behind it.
     gammas
         Factors of the sweep, above 0, separated by spaces; one below 1 and one above at least.
     epsilon
@@ -83,8 +82,7 @@ def run(
     token, 1 where none is better) and ``verdict`` (layer, head; 1 where the interval says that the
     sinks of the head are helpful, -1 harmful, 0 neither).
     """
-    require(capture, NEEDS, "sink_calibration")
-    one_text(capture.attrs.get("attention", "self"), "sink_calibration")
+    require(capture, NEEDS, "sink_calibration", ("self",))
     if not predicts(capture):
         raise NotApplicable(
             "model: sink_calibration measures the loss on the next token, which a model without "
@@ -159,7 +157,7 @@ def _parse(gammas: str) -> list[float]:
 
 def _sweep(
     model: Model, ids: list[list[int]], sinks: NDArray[np.bool_], gammas: list[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Array, Array]:
     """Return the change of loss (prompt, keys, gamma, layer, head), and of all heads together."""
     changes = []
     with steps(len(ids)) as step:
@@ -172,7 +170,7 @@ def _sweep(
 
 def _sweep_prompt(
     model: Model, prompt: list[int], sinks: NDArray[np.bool_], gammas: list[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Array, Array]:
     """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
     attending, first = model.geometry.attending, np.zeros_like(sinks)
     first[:, :, 0] = True

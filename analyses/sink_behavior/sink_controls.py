@@ -43,10 +43,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the run's prompts with ``received``.
-    model
-        Model that was captured; the controls are captured here.
+    capture, model
+        Capture of the run's prompts with ``received``, and the model, with which the controls are
+        captured.
     epsilon
         Mean weight above which a key counts as a sink of a head, 0 to 1.
     tokens
@@ -109,7 +108,6 @@ def run(
     )
     return results.dataset(
         {"condition": list(CONDITIONS)},
-        convention=convention,
         sink_heads=sinking,
         note=f"Sink rate: {shares}. Sink heads on random tokens: {', '.join(sinking) or 'none'}.",
     )

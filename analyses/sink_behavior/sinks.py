@@ -28,7 +28,7 @@ from headscope.analyses._measurements.received import (
 )
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, named, require
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 
 NEEDS = ("received",)
 SUPPORTS = {"encoder", "cross", "vision", "hybrid"}
@@ -120,18 +120,17 @@ def run(
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(
         {"key": np.arange(received.shape[-1]), **token_axis(capture, length)},
-        convention=convention,
         heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
         sink_tokens=_tokens(words_of(capture), above),
         note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
     )
 
 
-def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
+def _above(values: Array, epsilon: float) -> Array:
     return np.where(np.isnan(values), np.nan, values > epsilon)
 
 
-def _tokens(words: NDArray[Any] | None, above: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _tokens(words: NDArray[Any] | None, above: Array) -> list[dict[str, Any]]:
     """Name the tokens that most heads sink into, wherever they stand, best first."""
     if words is None:
         return []

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.results import heads
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.interventions import KnockOut
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 
-Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 
@@ -29,11 +28,7 @@ def inputs(capture: xr.Dataset) -> list[Any]:
 
 
 def members(numbers: Numbers, count: int) -> list[Numbers]:
-    """List the places of every segment.
-
-    >>> [places.tolist() for places in members(np.array([1, 0, 1]), 2)]
-    [[1], [0, 2]]
-    """
+    """List the places of every segment."""
     return [np.flatnonzero(numbers == segment) for segment in range(count)]
 
 

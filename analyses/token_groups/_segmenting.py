@@ -26,18 +26,10 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Segments:
-    """Named segments of all prompts; a token belongs to one of them or to none.
+    """Named segments of all prompts, and what they are in words (``said``).
 
-    Attributes
-    ----------
-    names
-        Names of the segments.
-    numbers
-        Per prompt, the segment of every token; -1 is none.
-    said
-        What the segments are, in words.
-    answers
-        Per prompt, the token that answers a question at its very end; None where none is asked.
+    ``numbers`` are, per prompt, the segment of every token, -1 for none; ``answers`` the token that
+    answers a question at its very end, None where none is asked.
     """
 
     names: tuple[str, ...]

@@ -20,7 +20,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     SHARE,
@@ -63,10 +63,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; their tokens are read again.
-    model
-        Model that was captured; causal.
+    capture, model
+        Capture of the prompts, whose tokens are read again, and the causal model behind it.
     window
         Tokens of the window, the query's own included; the last queries of a text are as many. 0
         takes an eighth of the shortest prompt, 64 at most.
@@ -89,8 +87,7 @@ def run(
     ``window_loss`` (condition; nats a token, the causal number), with 95 % intervals over prompts.
     Tokens with less than three windows of text behind them are not judged.
     """
-    require(capture, NEEDS, "lifetimes")
-    one_text(capture.attrs.get("attention", "self"), "lifetimes")
+    require(capture, NEEDS, "lifetimes", ("self",))
     if "pixels" in capture.coords or not predicts(capture):
         raise NotApplicable(
             "model: lifetimes follows what later tokens look at; it needs causal order"
@@ -168,7 +165,6 @@ def run(
     remark = "" if verdict else " No loss stands beside it: causal_prompts is 0."
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type=by_type,
         note=f"Tokens by lifetime, mean of heads: {listed}.{remark}",
         verdict=verdict,

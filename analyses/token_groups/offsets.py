@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
@@ -21,7 +20,7 @@ from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.token_groups._delimiters import positions
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -45,7 +44,6 @@ DELIMITER_CONDITIONS = (
 )
 # What moves below this is no effect to speak of.
 LEAST_NATS = 0.01
-Array = NDArray[np.float64]
 Head = tuple[int, int]
 
 
@@ -62,11 +60,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``offset_mass`` at offsets −2 to 2; its tokens are run again for the
-        delimiters.
-    model
-        Model that was captured.
+    capture, model
+        Capture with ``offset_mass`` at offsets −2 to 2, and the model behind it: the tokens are run
+        again for the delimiters.
     least_mass
         Mean weight above which a head is named by its offset or its delimiter.
     frozen
@@ -126,31 +122,30 @@ def run(
         for name, mass in zip(kinds, masses, strict=True):
             named[name] = [label(head) for head in top(mass, int((mass > least_mass).sum()))]
 
-    notes = [] if kinds else ["No delimiter is known in these prompts."]
+    note = "" if kinds else "No delimiter is known in these prompts."
     verdict = None
     reason = pattern_substitution.reason(capture)
     if not reason and model.module.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
         reason = "the model predicts no words"
     if reason:
-        notes.insert(0, f"No causal check: {reason}.")
+        note = f"No causal check: {reason}. {note}".strip()
     else:
         by_score = top(best, int(np.isfinite(best).sum()))
         size = min(frozen, len(by_score) // 2)
         groups = (by_score[:size], by_score[-size:])
         moved = _moved(model, capture, groups, at, top(weight, size), kinds, checked, seed)
-        title = "Output moved by the edits of heads"
-        rule = (
+        pattern_substitution.add_moved(
+            results, moved, "Output moved by the edits of heads",
             f"{size} heads a group; as many other tokens are hidden, at random, as there are "
-            "delimiters"
-        )
-        pattern_substitution.add_moved(results, moved, title, rule)
+            "delimiters",
+        )  # fmt: skip
         coords["condition"] = [*OFFSET_CONDITIONS, *(DELIMITER_CONDITIONS if kinds else ())]
         verdict = _verdict(moved, size, seed)
     return results.dataset(
         coords,
         convention=convention,
         heads_by_type={name: heads for name, heads in named.items() if heads},
-        note=" ".join(notes),
+        note=note,
         verdict=verdict,
     )
 

@@ -19,13 +19,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
+from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, attending, label, require
+from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import WAYS, Segments, segment
 from headscope.probes.models.model import Model
@@ -38,7 +37,6 @@ SOURCE = "Understanding the Behaviors of BERT in Ranking; attention knockout (Ge
 AGREES = 0.3
 # How many heads of how many links are named.
 NAMED, LINKS = 6, 8
-Array = NDArray[np.float64]
 
 
 def run(
@@ -58,10 +56,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; what was captured is read again with the segments as spans.
-    model
-        Model that was captured.
+    capture, model
+        Capture of the prompts and its model, which reads them again with the segments as spans.
     prompts
         The prompts; a task brings its roles.
     by
@@ -92,8 +88,7 @@ def run(
     one are the queries, to and other the keys. Missing where no query of the one sees a key of the
     other.
     """
-    require(capture, NEEDS, "segments")
-    one_text(capture.attrs.get("attention", "self"), "segments")
+    require(capture, NEEDS, "segments", ("self",))
     made = segment(capture, model, prompts, by=by, pieces=pieces, rare=rare, labels=labels)
     inputs = _segment_mass.inputs(capture)
     names = list(made.names)
@@ -139,13 +134,12 @@ def run(
             note=verdict.text, convention="all heads; read at the queries that no longer see; "
             f"{len(cut)} prompt(s); {made.said}",
         )  # fmt: skip
-    named = _heads(results["enrichment"].values, names, enriched)
-    best = "; ".join(f"{link}: {', '.join(heads[:3])}" for link, heads in list(named.items())[:4])
+    by_link = _heads(results["enrichment"].values, names, enriched)
+    best = "; ".join(f"{link}: {', '.join(heads[:3])}" for link, heads in list(by_link.items())[:4])
     remark = "" if verdict else " No links were cut: causal_prompts is 0."
     return results.dataset(
         {"from": names, "to": names, "one": names, "other": names},
-        convention=convention,
-        heads_by_type=named,
+        heads_by_type=by_link,
         note=f"Segments: {made.said}. Heads with most enrichment, {best or 'none'}.{remark}",
         verdict=verdict,
     )
@@ -190,12 +184,11 @@ def _cut(
         # What is asked at the end has its answer, which the prompt itself does not hold.
         prompt = [*prompt, answer]
     hiding = _segment_mass.Hiding(capture, model, prompt)
-    for source in range(count):
-        for target in range(count):
-            if not np.isnan(visible[:, source, target]).all():
-                effect = hiding.effect(rows[target].tolist(), rows[source].tolist())
-                effects[source, target] = _segment_mass.mean_of(effect, rows[source])
-            step()
+    for source, target in np.ndindex(count, count):
+        if not np.isnan(visible[:, source, target]).all():
+            effect = hiding.effect(rows[target].tolist(), rows[source].tolist())
+            effects[source, target] = _segment_mass.mean_of(effect, rows[source])
+        step()
     return effects
 
 
@@ -224,17 +217,10 @@ def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdic
 def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[str]]:
     """Name the heads with most enrichment of each link, the most enriched links first."""
     links = []
-    for row, source in enumerate(names):
-        for column, target in enumerate(names):
-            scores = np.nan_to_num(enrichment[:, :, row, column])
-            ranked = np.argsort(-scores, axis=None, kind="stable")[:NAMED]
-            best = [np.unravel_index(at, scores.shape) for at in ranked]
-            heads = [
-                label((int(layer), int(head)))
-                for layer, head in best
-                if scores[layer, head] >= least
-            ]
-            if heads:
-                links.append((float(scores.max()), f"{source} → {target}", heads))
+    for row, column in np.ndindex(len(names), len(names)):
+        scores = np.nan_to_num(enrichment[:, :, row, column])
+        heads = named(scores, scores >= least)[:NAMED]
+        if heads:
+            links.append((float(scores.max()), f"{names[row]} → {names[column]}", heads))
     links.sort(key=lambda link: -link[0])
     return {name: heads for _, name, heads in links[:LINKS]}

@@ -15,14 +15,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import seers, weight
-from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.length_trend import mean as known_mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import Segments, segment
@@ -35,7 +34,6 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 SOURCE = "LLM-Microscope; RefAM"
 CONDITIONS = ("class hidden", "as many others hidden")
 NAMED = 6
-Array = NDArray[np.float64]
 
 
 def run(
@@ -52,10 +50,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``received`` (prompt, layer, head, key).
-    model
-        Model that was captured.
+    capture, model
+        Capture with ``received`` (prompt, layer, head, key), and the model behind it.
     rare
         A word is rare that occurs at most this often in all prompts together; the models' own
         training text is not known.
@@ -76,8 +72,7 @@ def run(
     ``hiding_effect`` (condition, token_class; the causal number; nats a token, or share of the
     hidden state), with 95 % intervals over prompts. A class without a token is left out.
     """
-    require(capture, NEEDS, "token_classes")
-    one_text(capture.attrs.get("attention", "self"), "token_classes")
+    require(capture, NEEDS, "token_classes", ("self",))
     made = segment(capture, model, by="kinds", rare=rare)
     names, prompts = list(made.names), _segment_mass.inputs(capture)
     mass, enrichment, shares = _masses(capture, made)
@@ -124,7 +119,6 @@ def run(
     remark = "" if verdict else " Nothing was hidden: causal_prompts is 0."
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type=by_class,
         note=f"Heads with most enrichment, {best or 'none'}.{remark}",
         verdict=verdict,
