@@ -42,11 +42,7 @@ MASKS: Mapping[str, Mask] = {
 
 
 def recovered(
-    model: Model,
-    ids: Sequence[int],
-    sets: Mapping[str, NDArray[np.bool_]],
-    recent: int,
-    skip: int,
+    model: Model, ids: Sequence[int], sets: Mapping[str, NDArray[np.bool_]], recent: int, skip: int
 ) -> Array:
     """Return the mean mass that each mask keeps on one prompt (mask, layer, head).
 

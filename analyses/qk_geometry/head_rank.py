@@ -34,10 +34,7 @@ SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "resid")
 
 Array = NDArray[np.float64]
-NORMS = {
-    "frobenius": "Frobenius norm",
-    "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper",
-}
+NORMS = {"frobenius": "Frobenius norm", "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper"}
 BOTTLENECK = "Low-Rank Bottleneck; On the Benefits of Rank"
 COLLAPSE = "Attention is Not All You Need: Pure Attention Loses Rank"
 

@@ -210,10 +210,7 @@ def _outcome(
 
 
 def _listed(
-    words: NDArray[Any] | None,
-    stream: Stream,
-    alpha: Array,
-    sinks: NDArray[np.bool_],
+    words: NDArray[Any] | None, stream: Stream, alpha: Array, sinks: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""
     result = []

@@ -13,13 +13,14 @@ Sources: Neural Attention Search (global, local and sliding-window tokens, learn
 LLM-Microscope; Scissorhands (persistence of importance).
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
+from headscope.analyses._measurements.received import token_axis
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
@@ -143,23 +144,14 @@ def run(
                 f"Heads in which a token is {name}", "share of heads", *ZERO_TO_ONE,
                 convention=f"first prompt; {convention}",
             )  # fmt: skip
-        count = first.shape[-1]
-        coords: dict[str, Any] = {
-            "lifetime": list(KINDS),
-            "query": np.arange(count),
-            "token": ("query", capture["token"].values[0, :count].astype(str)),
-        }
+        coords = token_axis(capture, first.shape[-1]) | {"lifetime": list(KINDS)}
         verdict = None
         if checked:
             verdict = _limit(results, model, checked, window, least_mass)
             step()
             coords["condition"] = list(CONDITIONS)
-    by_type = {
-        kind: named(mass, mass > 0.5)
-        for kind, mass in zip(
-            KINDS, np.moveaxis(results["lifetime_mass"].values, -1, 0), strict=True
-        )
-    }
+    by_kind = np.moveaxis(results["lifetime_mass"].values, -1, 0)
+    by_type = {kind: named(mass, mass > 0.5) for kind, mass in zip(KINDS, by_kind, strict=True)}
     means = np.nanmean(results["lifetime_tokens"].values, axis=(0, 1))
     listed = ", ".join(f"{share:.0%} {kind}" for kind, share in zip(KINDS, means, strict=True))
     remark = "" if verdict else " No loss stands beside it: causal_prompts is 0."

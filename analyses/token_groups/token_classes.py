@@ -109,11 +109,10 @@ def run(
             f"fewer than those of the class; {len(effect)} prompt(s); {made.said}",
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
+    enrichments = np.moveaxis(results["class_enrichment"].values, -1, 0)
     by_class = {
         name: named(scores, scores >= enriched)[:NAMED]
-        for name, scores in zip(
-            names, np.moveaxis(results["class_enrichment"].values, -1, 0), strict=True
-        )
+        for name, scores in zip(names, enrichments, strict=True)
     }
     best = "; ".join(f"{kind}: {', '.join(heads[:4])}" for kind, heads in by_class.items() if heads)
     remark = "" if verdict else " Nothing was hidden: causal_prompts is 0."
@@ -143,12 +142,7 @@ def _masses(capture: xr.Dataset, made: Segments) -> tuple[Array, Array, Array]:
 
 
 def _hide(
-    capture: xr.Dataset,
-    model: Model,
-    made: Segments,
-    prompts: list[Any],
-    draws: int,
-    seed: int,
+    capture: xr.Dataset, model: Model, made: Segments, prompts: list[Any], draws: int, seed: int
 ) -> Array:
     """Hide every class, and as many random others (prompt, condition, token_class)."""
     generator = np.random.default_rng(seed)
