@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +116,7 @@ def observed(
 
 
 def contrast(
-    model: Model, prompts: Sequence[Sequence[int]], edits: Mapping[str, Sequence[Any]]
+    model: Model, prompts: Sequence[Sequence[int]], sets: Sequence[Sequence[Any]]
 ) -> NDArray[np.float64]:
     """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
     usable = [one for one in prompts if len(one) > 1]
@@ -124,10 +124,10 @@ def contrast(
         raise NotApplicable(
             "prompts: all have one token, so there is none to predict; give longer ones"
         )
-    found = np.empty((len(usable), len(edits)))
+    found = np.empty((len(usable), len(sets)))
     with steps(len(usable)) as step:
         for number, ids in enumerate(usable):
-            found[number] = [mean_loss(model, ids, some) for some in edits.values()]
+            found[number] = [mean_loss(model, ids, edits) for edits in sets]
             step()
     return found
 

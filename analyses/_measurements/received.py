@@ -57,6 +57,15 @@ def words_of(capture: xr.Dataset) -> NDArray[Any] | None:
     return np.asarray(capture[name].transpose("prompt", dim).values)
 
 
+def token_axis(capture: xr.Dataset, length: int) -> dict[str, Any]:
+    """Return coordinates over the first tokens of the first prompt; words where they are known."""
+    axis: dict[str, Any] = {"query": np.arange(length)}
+    words = words_of(capture)
+    if words is not None:
+        axis["token"] = ("query", words[0, :length].astype(str))
+    return axis
+
+
 def largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the largest known value along the last axis, NaN where none is known."""
     if values.shape[-1] == 0:

@@ -1,13 +1,14 @@
 """Results: variables with their meaning, companions for their intervals, provenance."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
 from headscope.kernels.errors import NotApplicable
@@ -96,10 +97,13 @@ class Results:
     ) -> xr.Dataset:
         """Return the variables under the provenance of the capture.
 
-        The state of a verdict is an attribute, its text ends the note. The coordinates ``layer``
-        and ``head`` come from the capture where the variables use them, and ``attention_map`` where
-        it has layers without one; there, every number of a layer is NaN.
+        The state of a verdict is an attribute, its text ends the note; the ``convention`` of all
+        variables is that of the result unless it has another. The coordinates ``layer`` and
+        ``head`` come from the capture where the variables use them, and ``attention_map`` where it
+        has layers without one; there, every number of a layer is NaN.
         """
+        if "convention" in self.about:
+            attrs = {"convention": self.about["convention"], **attrs}
         if verdict is not None:
             attrs["verdict"] = verdict.state
             note = f"{note} {verdict.text}".strip()
@@ -124,8 +128,13 @@ class Results:
         return result
 
 
-def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
-    """Refuse a capture that lacks a variable, or holds bins in place of tokens."""
+def require(
+    capture: xr.Dataset, needs: Iterable[str], analysis: str, attention: Collection[str] = ()
+) -> None:
+    """Refuse a capture that lacks a variable, or holds bins in place of tokens.
+
+    Where ``attention`` names kinds of attention, every other kind is refused, too.
+    """
     width = int(capture.attrs.get("bin_width", 1))
     if width > 1:
         raise NotApplicable(
@@ -138,6 +147,8 @@ def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
             f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
             f"run capture(model, prompts, stats=...) with it"
         )
+    if attention:
+        one_text(capture.attrs.get("attention", "self"), analysis, attention)
 
 
 def require_prompts(capture: xr.Dataset, count: int) -> None:
@@ -203,9 +214,19 @@ def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]
     return top(scores, min(max(int((scores > least).sum()), 1), most))
 
 
+def marked(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """List the (layer, head) positions that are marked, in order."""
+    return [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
+
+
 def labels(chosen: NDArray[np.bool_]) -> list[str]:
     """Name the heads that a mask (layer, head) holds, in order."""
-    return [label((int(layer), int(head))) for layer, head in np.argwhere(chosen)]
+    return [label(head) for head in marked(chosen)]
+
+
+def named(scores: NDArray[Any], chosen: NDArray[np.bool_]) -> list[str]:
+    """Name the heads that their scores choose, the highest score first."""
+    return [label(head) for head in top(scores, int(chosen.sum()))]
 
 
 def label(head: tuple[int, int]) -> str:

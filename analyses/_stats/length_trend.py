@@ -9,13 +9,12 @@ Array = NDArray[np.float64]
 
 def visible(capture: xr.Dataset) -> Array:
     """Count the keys that each query sees (prompt, layer, query), NaN beyond a prompt."""
-    lengths = capture["length"].values[:, None, None]
+    lengths, windows = capture["length"].values[:, None, None], capture["window"].values[:, None]
     place = np.arange(int(lengths.max()))
-    window = capture["window"].values[:, None]
-    reach = np.where(np.isnan(window), np.inf, window)
-    later = np.minimum(lengths - 1 - place, reach - 1)
-    seen = np.minimum(place + 1, reach) + np.where(capture["causal"].values[:, None], 0, later)
-    return np.where(place < lengths, seen, np.nan)
+    reach = np.where(np.isnan(windows), lengths, windows)
+    after = np.minimum(lengths - 1 - place, reach - 1)
+    after = np.where(capture["causal"].values[:, None], 0, after)
+    return np.where(place < lengths, np.minimum(place + 1, reach) + after, np.nan)
 
 
 def so_far(capture: xr.Dataset) -> Array:
@@ -73,11 +72,15 @@ def slope(x: Array, y: Array) -> Array:
         return np.asarray(np.where(spread > 0, (off * rise).sum(-1) / spread, np.nan))
 
 
-def mean(values: Array) -> Array:
-    """Average the known values along the last axis, NaN where there is none."""
+def mean(values: Array, axes: int | tuple[int, ...] = -1) -> Array:
+    """Average the known values along some axes, NaN where there is none.
+
+    >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]]), 0).tolist()
+    [2.0, nan]
+    """
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(-1) / known.sum(-1))
+        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
 
 
 def stated(capture: xr.Dataset) -> str:
