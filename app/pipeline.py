@@ -62,11 +62,6 @@ def capture_run(
         Replace the run that the folder holds.
     progress
         Called with (step, done, total).
-
-    Raises
-    ------
-    HeadscopeError
-        For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
     run_folder.check(folder, replace=overwrite)
     model, inputs = _open(source, task, prompts, number, seed, attention)
@@ -121,13 +116,7 @@ def needed(model: Model) -> tuple[str, ...]:
 
 
 def open_model(run: Run) -> Model:
-    """Load the model of a run again, and refuse another one of the same name.
-
-    Raises
-    ------
-    InvalidInput
-        When the model cannot be loaded, or its weights are not those that were captured.
-    """
+    """Load the model of a run again, and refuse another one of the same name."""
     model = probes.load_model(
         run.manifest["options"].get("source", run.manifest["model"]),
         attention=run.manifest.get("attention", "self"),
@@ -238,11 +227,6 @@ def finished(run: Run) -> list[str]:
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
     """Read NAME.OPTION=VALUE into options by analysis.
-
-    Raises
-    ------
-    InvalidInput
-        For text of another form.
 
     Examples
     --------

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
-    """Read a prompt file: a prompt a line, or JSONL of texts, pairs or a task.
-
-    Raises
-    ------
-    InvalidInput
-        For a missing or unreadable file, an empty prompt (with its line), a malformed line.
-    """
+    """Read a prompt file: a prompt a line, or JSONL of texts, pairs or a task."""
     from headscope.probes.prompts import tasks
 
     try:
@@ -51,13 +45,7 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
 
 
 def write_texts(file: Path, number: int, tokens: int) -> None:
-    """Write openings of library files as JSONL, as `read_prompts` reads it.
-
-    Raises
-    ------
-    InvalidInput
-        When the file cannot be written, or the library has fewer files of that length.
-    """
+    """Write openings of library files as JSONL, as `read_prompts` reads it."""
     from headscope.probes.prompts.library import openings
 
     lines = [json.dumps({"text": text}) + "\n" for text in openings(number, tokens)]

@@ -54,11 +54,6 @@ class AttentionSpec:
     edits
         Interventions on the heads.
 
-    Raises
-    ------
-    InvalidInput
-        When an option is out of its range, or two exclude each other.
-
     References
     ----------
     Train Short, Test Long (ALiBi, Press et al. 2021). Gemma 2 (soft cap, 2024). gpt-oss model card

@@ -30,11 +30,6 @@ def attend_dense(
     -------
     As ``attend``, in float64.
 
-    Raises
-    ------
-    HeadscopeError
-        When tensors, spec or request do not fit.
-
     Examples
     --------
     >>> q = k = v = torch.zeros(1, 1, 4, 8)

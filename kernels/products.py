@@ -45,11 +45,6 @@ def pull(
     A x in float32, in the units of x, times those of L with a gradient; one head if ``heads`` is
     given. 0 at queries that are padding or see no key.
 
-    Raises
-    ------
-    HeadscopeError
-        When tensors or spec do not fit, or one of them needs a gradient.
-
     References
     ----------
     Quantifying Attention Flow in Transformers (Abnar and Zuidema 2020). Information Flow Routes
@@ -97,11 +92,6 @@ def push(
     -------
     rᵀ A in float32, in the units of r, times those of L with a gradient; one head if ``heads`` is
     given. 0 at padding.
-
-    Raises
-    ------
-    HeadscopeError
-        When tensors or spec do not fit, or one of them needs a gradient.
 
     References
     ----------

@@ -126,6 +126,11 @@ class Visibility:
         """Which queries are real and see at least one key."""
         return self.key_counts > 0
 
+    def valid_queries_of_tiles(self, tile: int) -> Int[Tensor, "batch query_tile"]:
+        """Count the queries of each tile that are real and see at least one key."""
+        padded = torch.nn.functional.pad(self.valid_queries, (0, -self.queries % tile))
+        return torch.unflatten(padded, -1, (-1, tile)).sum(dim=-1)
+
     def first_keys(self, count: int) -> Int[Tensor, "batch query rank"]:
         """Index of the first real keys of each query's sequence, -1 where it has fewer.
 

@@ -1,8 +1,11 @@
 """Views: the dims of an array decide how it is drawn.
 
 One module per kind of view; the folder is the registry. A view module has
-``accepts(array) -> bool`` and ``figure(array, ...) -> plotly.graph_objects.Figure``. No two of them
-accept the same array, but for the general one, bars, which is asked last.
+``accepts(array) -> bool`` and ``figure(array, *, lower=None, upper=None, fit=False)``, a plotly
+figure. ``lower`` and ``upper`` are the ends of each value's interval, drawn or in the hover text
+(not by matrix, patches and pattern); ``fit`` spreads the colours, or the axis, over the values
+instead of over the range of the score. No two views accept the same array, but for the general one,
+bars, which is asked last.
 """
 
 import importlib
@@ -53,13 +56,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """Import the view called `name`.
-
-    Raises
-    ------
-    InvalidInput
-        If there is no such view.
-    """
+    """Import the view called `name`."""
     if name not in names():
         raise InvalidInput(f"view: no view is called {name!r}; use one of {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
@@ -72,11 +69,6 @@ def choose(array: xr.DataArray) -> ModuleType:
     ``(row, column)`` the patches of an image, ``(point,)`` points in the plane, ``(one, other)`` a
     matrix, ``(checkpoint, ...)`` lines over training, ``()`` a number, and one or two other dims
     are bars.
-
-    Raises
-    ------
-    InvalidInput
-        If no view can draw the dims.
 
     Examples
     --------
@@ -127,18 +119,11 @@ def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
     name
         One of its variables.
     **options
-        Passed to the ``figure`` of the chosen view, for example ``fit=True`` to spread the
-        colours over the values instead of over the whole range of the score.
+        Passed to the ``figure`` of the chosen view, for example ``fit=True``.
 
     Returns
     -------
-    plotly.graph_objects.Figure
-        The figure; ``figure.show()`` displays it in a notebook.
-
-    Raises
-    ------
-    InvalidInput
-        If the dataset has no such variable, or no view draws its dims.
+    The plotly figure; ``figure.show()`` displays it in a notebook.
 
     Examples
     --------
@@ -166,11 +151,6 @@ def show(dataset: xr.Dataset, *names: str, **options: Any) -> None:
         Some of its variables; without any, all of them.
     **options
         Passed to `draw` for each, for example ``fit=True``.
-
-    Raises
-    ------
-    HeadscopeError
-        If the dataset has no such variable, or no view draws its dims; nothing is shown then.
 
     Examples
     --------

@@ -61,6 +61,11 @@ def measured(value: float, units: str) -> str:
     return amount(value) + (f" {units}" if units and math.isfinite(value) else "")
 
 
+def interval_words(low: float, high: float) -> str:
+    """Write the interval of a value."""
+    return f"95 % interval {amount(low)} to {amount(high)}"
+
+
 def absent(array: xr.DataArray) -> list[bool]:
     """Tell which layers of a variable have no attention map.
 

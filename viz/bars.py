@@ -6,8 +6,16 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import WHISKER, frame
-from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
+from headscope.viz._frame import Bound, frame, whiskers
+from headscope.viz._labels import (
+    POSITIONS,
+    combinations,
+    entries,
+    interval_words,
+    measured,
+    title,
+    units,
+)
 from headscope.viz._scale import Array, finite
 
 MOST = 40
@@ -29,11 +37,7 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw one bar for each entry of the last dim, in groups over a first dim if there is one.
 
@@ -43,10 +47,6 @@ def figure(
     ----------
     array
         One or two dims.
-    lower, upper
-        The interval of each value, drawn as an error bar.
-    fit
-        Let the axis span the values instead of the range of the score.
 
     Examples
     --------
@@ -107,22 +107,13 @@ def _bar(
     row: int,
     label: str,
 ) -> Any:
-    hover, error = [], None
+    hover = []
     for place, name in enumerate(names):
         words = [f"<b>{name}</b>" + (f" · {label}" if label else "")]
         words.append(f"{title(array)}: {measured(float(values[row, place]), units(array))}")
         if bounds is not None:
-            low, high = (measured(float(side[row, place]), "") for side in bounds)
-            words.append(f"95 % interval {low} to {high}")
+            words.append(interval_words(*(float(side[row, place]) for side in bounds)))
         hover.append("<br>".join(words))
-    if bounds is not None:
-        error = {
-            "symmetric": False,
-            "color": WHISKER,
-            "thickness": 2,
-            "array": bounds[1][row] - values[row],
-            "arrayminus": values[row] - bounds[0][row],
-        }
     # With several groups the bars are too thin to write on.
     written = [measured(float(value), "") if np.isfinite(value) else "" for value in values[row]]
     return go.Bar(
@@ -130,7 +121,7 @@ def _bar(
         x=values[row],
         orientation="h",
         name=label,
-        error_x=error,
+        error_x=None if bounds is None else whiskers(values[row], bounds[0][row], bounds[1][row]),
         marker={
             "color": GROUPS[row % len(GROUPS)],
             "pattern": {"shape": PATTERNS[row % len(PATTERNS)]},

@@ -6,8 +6,16 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import frame
-from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
+from headscope.viz._frame import Bound, frame
+from headscope.viz._labels import (
+    POSITIONS,
+    combinations,
+    entries,
+    interval_words,
+    measured,
+    title,
+    units,
+)
 from headscope.viz._scale import Array, finite
 
 # Lines that can be told apart; of more, those that change most.
@@ -30,11 +38,7 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw a line over training for each head, or each entry of the other dims.
 
@@ -46,10 +50,6 @@ def figure(
     array
         Dim checkpoint, with its training steps as the coordinate ``step``; without it, checkpoints
         stand at equal distances.
-    lower, upper
-        The interval of each value: a band around up to 8 lines, and in the hover text.
-    fit
-        Let the axis span the values instead of the range of the score.
 
     Examples
     --------
@@ -104,9 +104,7 @@ def figure(
             )
         )
     # Lines first, bands behind them in the list: the first trace is what a reader asks for.
-    fig.data = [one for one in fig.data if one.hovertext] + [
-        one for one in fig.data if not one.hovertext
-    ]
+    fig.data = sorted(fig.data, key=lambda trace: not trace.hovertext)
     return fig
 
 
@@ -151,14 +149,10 @@ def _hover(
 ) -> list[str]:
     found = []
     for place, value in enumerate(values.tolist()):
-        words = [
-            f"<b>{name}</b>",
-            said[place],
-            f"{title(array)}: {measured(value, units(array))}",
-        ]
+        words = [f"<b>{name}</b>", said[place]]
+        words.append(f"{title(array)}: {measured(value, units(array))}")
         if ends is not None and np.isfinite(value):
-            low, high = (measured(float(end[place]), "") for end in ends)
-            words.append(f"95 % interval {low} to {high}")
+            words.append(interval_words(*(float(end[place]) for end in ends)))
         found.append("<br>".join(words))
     return found
 

@@ -7,6 +7,7 @@ import xarray as xr
 
 from headscope.viz._frame import (
     CELLS,
+    Bound,
     block_size,
     blocks,
     colour_bar,
@@ -29,11 +30,7 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw one cell for every pair.
 
@@ -44,10 +41,6 @@ def figure(
     ----------
     array
         Dims one and other, whose coordinates name the entries.
-    lower, upper
-        Not drawn by this view.
-    fit
-        Spread the colours over the values instead of over the range of the score.
 
     Examples
     --------

@@ -5,8 +5,8 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import frame
-from headscope.viz._labels import amount, measured, units
+from headscope.viz._frame import Bound, frame
+from headscope.viz._labels import interval_words, measured, units
 from headscope.viz._scale import finite
 
 
@@ -15,9 +15,7 @@ def accepts(array: xr.DataArray) -> bool:
     return array.dtype.kind in "fiub" and array.ndim == 0
 
 
-def words(
-    array: xr.DataArray, lower: xr.DataArray | None = None, upper: xr.DataArray | None = None
-) -> str:
+def words(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
     """Write the value with its units and its interval.
 
     Examples
@@ -28,16 +26,11 @@ def words(
     text = measured(float(finite(array)), units(array))
     if lower is None or upper is None:
         return text
-    low, high = (amount(float(finite(side))) for side in (lower, upper))
-    return f"{text} (95 % interval {low} to {high})"
+    return f"{text} ({interval_words(*(float(finite(side)) for side in (lower, upper)))})"
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw a single value as text.
 
@@ -45,10 +38,6 @@ def figure(
     ----------
     array
         No dims.
-    lower, upper
-        The interval of the value.
-    fit
-        Not used by this view.
 
     Examples
     --------

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import colour_bar, coloured, frame, missing
+from headscope.viz._frame import Bound, colour_bar, coloured, frame, missing
 from headscope.viz._labels import MISSING, measured, title, units
 from headscope.viz._scale import finite, scale
 
@@ -56,11 +56,7 @@ def lay(array: xr.DataArray) -> xr.DataArray:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw one cell a patch, as the patches lie in the image.
 
@@ -69,10 +65,6 @@ def figure(
     array
         Dims row and column, from the upper left corner. The attr ``beside`` may hold values of
         tokens that are no patch; they are written below the title.
-    lower, upper
-        Not drawn by this view.
-    fit
-        Spread the colours over the values instead of over the range of the score.
 
     Examples
     --------

@@ -55,11 +55,6 @@ def run(
     """Run a job into a folder, or what an earlier run of it has left.
 
     ``overwrite`` replaces what another job has left there; ``retry`` runs failed cells again.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder or the disk refuses, or a model is not the one of the cells that are done.
     """
     batch = BatchState(out, job)
     with batch.open(overwrite=overwrite):

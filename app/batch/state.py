@@ -43,13 +43,7 @@ class BatchState:
     job: Job
 
     def check(self, *, overwrite: bool = False) -> None:
-        """Refuse a folder that cannot take the job, before anything runs; leaves no trace.
-
-        Raises
-        ------
-        InvalidInput
-            For a place that cannot be written, other files in it, or another job's results.
-        """
+        """Refuse a folder that cannot take the job, before anything runs; leaves no trace."""
         check_place(self.path)
         if not self.path.is_dir():
             return
@@ -69,13 +63,7 @@ class BatchState:
 
     @contextmanager
     def open(self, *, overwrite: bool = False) -> Iterator[None]:
-        """Take the folder for this process, and clear away what a kill has left half.
-
-        Raises
-        ------
-        HeadscopeError
-            As `check`, and while another batch runs in the folder.
-        """
+        """Take the folder for this process, and clear away what a kill has left half."""
         self.check(overwrite=overwrite)
         make(self.path)
         with self._lock():
@@ -137,13 +125,7 @@ class BatchState:
         self._cell(CELLS, group, analysis).unlink(missing_ok=True)
 
     def save(self, group: Group, analysis: str, result: xr.Dataset) -> None:
-        """Write the rows and the result of a cell, and then that it is done.
-
-        Raises
-        ------
-        HeadscopeError
-            When the disk refuses.
-        """
+        """Write the rows and the result of a cell, and then that it is done."""
         import pyarrow.parquet as pq
 
         identity = self.job.cell_id(group, analysis)
@@ -228,13 +210,7 @@ def pretty(value: Mapping[str, Any]) -> str:
 
 
 def make(folder: Path) -> None:
-    """Make a folder.
-
-    Raises
-    ------
-    InvalidInput
-        When the disk refuses.
-    """
+    """Make a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -47,11 +47,6 @@ class MarkedFile:
         The bytes of the file.
     data
         What it holds, as dicts, lists and scalars.
-
-    Raises
-    ------
-    InvalidInput
-        When the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:

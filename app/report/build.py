@@ -45,11 +45,6 @@ def write_report(run: Run, out: Path | None = None) -> Path:
     -------
     The path of ``report.html``. Beside it stand ``heads.parquet`` and ``heads.csv`` (one row a
     head, one column a score) and ``report.json`` (findings, results and provenance).
-
-    Raises
-    ------
-    InvalidInput
-        When the run has no results, or the folder cannot be written.
     """
     results = run.results()
     if not results:

@@ -36,11 +36,6 @@ def load(name: str) -> "Statistic":
     -------
     The module's ``STATISTIC``.
 
-    Raises
-    ------
-    InvalidInput
-        When there is no such statistic.
-
     Examples
     --------
     >>> load("entropy").units

@@ -82,11 +82,6 @@ class Launch:
         Checked tensors of shape (batch, head, token, size), in any layout: no copy is made.
     spec
         A variant that fits them.
-
-    Raises
-    ------
-    HeadscopeError
-        When a head size or a stride is beyond what the tiles can hold.
     """
 
     q: Tensor

@@ -178,11 +178,6 @@ def logits(
     Returns
     -------
     Logits with dims batch, position, vocabulary, in the model's dtype.
-
-    Raises
-    ------
-    HeadscopeError
-        For edits that do not fit the model and for logits that are not numbers.
     """
     if model.reads == "images":
         raise NotApplicable(

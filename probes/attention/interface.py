@@ -158,11 +158,6 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
     of the chosen attention; the others are computed as they are. Dropout is off inside, also for a
     model in training mode. The model, its config and a TransformerBridge around it are restored on
     the way out, also when an error is raised. One thread at a time.
-
-    Raises
-    ------
-    HeadscopeError
-        For a hook of a TransformerBridge that cannot fire here (``hook_pattern``, ...).
     """
     with _lock, ExitStack() as stack:
         if model.bridge is not None:

@@ -112,12 +112,6 @@ def run_until_layer(
     -------
     The layer, which holds its queries and keys: memory linear in the prompt.
 
-    Raises
-    ------
-    HeadscopeError
-        For a layer that the model does not have or that has no attention map, a prompt that is too
-        long, edits that do not fit.
-
     Examples
     --------
     >>> import numpy as np

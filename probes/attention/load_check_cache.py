@@ -46,11 +46,6 @@ def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
     Returns
     -------
     The model with its geometry.
-
-    Raises
-    ------
-    InvalidInput
-        Where the check refuses it, or for another value of ``HEADSCOPE_CHECK``.
     """
     wish = os.environ.get(VARIABLE, "")
     if wish not in ("", "always"):

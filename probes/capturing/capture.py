@@ -202,11 +202,6 @@ def plan(
     -------
     The bytes; as text, a table.
 
-    Raises
-    ------
-    HeadscopeError
-        As `capture`, except for what does not fit into memory.
-
     Examples
     --------
     >>> from headscope.probes import load_model

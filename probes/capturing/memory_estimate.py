@@ -114,13 +114,7 @@ class Plan:
         )
 
     def check(self) -> None:
-        """Refuse what cannot fit, with the numbers.
-
-        Raises
-        ------
-        ResourceLimit
-            Naming what is too large and what would make it smaller.
-        """
+        """Refuse what cannot fit, with the numbers."""
         arrays = self.statistics + self.kept
         if not self.streamed and self.memory > self.available and arrays > self.passing:
             raise ResourceLimit(

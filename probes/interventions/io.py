@@ -28,11 +28,6 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
     path
         The file; its folder must exist.
 
-    Raises
-    ------
-    InvalidInput
-        For an edit of another module, or a file that cannot be written.
-
     Examples
     --------
     >>> import tempfile
@@ -62,13 +57,7 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
-    """Read edits that `save` has written.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or holds no edits.
-    """
+    """Read edits that `save` has written."""
     if not Path(path).is_file():
         raise InvalidInput(f"path: there is no file {path}")
     try:

@@ -29,11 +29,6 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     path
         The file; its folder must exist.
 
-    Raises
-    ------
-    HeadscopeError
-        When the folder cannot be written, the disk is full, or a value cannot be stored.
-
     Examples
     --------
     >>> import tempfile
@@ -97,11 +92,6 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
     mapped
         Leave the numbers on disk until they are read: for captures larger than memory. They are
         read-only.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or not written by headscope.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -116,12 +116,6 @@ def create(
     Returns
     -------
     The run.
-
-    Raises
-    ------
-    HeadscopeError
-        When the folder cannot be written, holds a run already (without ``replace``), or holds
-        other files.
     """
     folder = Path(path)
     check(folder, replace=replace)
@@ -148,13 +142,7 @@ def create(
 
 
 def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
-    """Open a run folder.
-
-    Raises
-    ------
-    InvalidInput
-        When there is no run in the folder, or its manifest is broken.
-    """
+    """Open a run folder."""
     folder = Path(path)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
