@@ -47,12 +47,11 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
 def write_texts(file: Path, number: int, tokens: int) -> None:
     """Write openings of library files as JSONL, as `read_prompts` reads it."""
     from headscope.probes.prompts.library import openings
+    from headscope.probes.storage.dataset_file import refusing
 
     lines = [json.dumps({"text": text}) + "\n" for text in openings(number, tokens)]
-    try:
+    with refusing("--out", file):
         file.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"--out: {file} cannot be written: {error.strerror}") from error
 
 
 def _holds(name: str, lines: Sequence[str]) -> bool:

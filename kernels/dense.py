@@ -29,12 +29,6 @@ def attend_dense(
     Returns
     -------
     As ``attend``, in float64.
-
-    Examples
-    --------
-    >>> q = k = v = torch.zeros(1, 1, 4, 8)
-    >>> attend_dense(q, k, v, Request(stats=("max_weight",)))["max_weight"]
-    tensor([[[1.0000, 0.5000, 0.3333, 0.2500]]], dtype=torch.float64)
     """
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
     inputs.check_request(request, q.shape[0], q.shape[2], k.shape[2])

@@ -13,11 +13,6 @@ def engine_fingerprint() -> str:
     """Digest the sources of the engines, the processor and the choice of a compiler.
 
     Results that were checked under another fingerprint may not hold under this one.
-
-    Examples
-    --------
-    >>> len(engine_fingerprint())
-    20
     """
     folder = Path(__file__).parent
     files = sorted(file for pattern in SOURCES for file in folder.rglob(pattern))

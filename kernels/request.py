@@ -53,11 +53,6 @@ class Request:
     clip
         Largest distance in tokens that ``distance`` and ``distance_variance`` count; longer ones
         count as this. None counts every distance in full.
-
-    Examples
-    --------
-    >>> Request(stats=("entropy", "offset_mass"), offsets=(1,)).tile
-    16
     """
 
     stats: tuple[str, ...]

@@ -151,10 +151,6 @@ def show(dataset: xr.Dataset, *names: str, **options: Any) -> None:
         Some of its variables; without any, all of them.
     **options
         Passed to `draw` for each, for example ``fit=True``.
-
-    Examples
-    --------
-    >>> show(xr.Dataset())
     """
     figures = [draw(dataset, name, **options) for name in names or variables(dataset)]
     for figure in figures:

@@ -15,13 +15,7 @@ ABSENT = "no attention map in this layer"
 
 
 def head_name(layer: object, head: object, kind: str = "H") -> str:
-    """Write a head the way the field does.
-
-    Examples
-    --------
-    >>> head_name(5, 1)
-    'L5H1'
-    """
+    """Write a head the way the field does."""
     return f"L{layer}{kind}{head}"
 
 

@@ -47,13 +47,6 @@ def figure(
     ----------
     array
         One or two dims.
-
-    Examples
-    --------
-    >>> accuracy = xr.DataArray([0.98, 0.31], dims="condition",
-    ...                         coords={"condition": ["intact", "ablated"]}, name="accuracy")
-    >>> figure(accuracy).data[0].y
-    ('intact', 'ablated')
     """
     groups, along = ([None], array.dims[0]) if array.ndim == 1 else (array.dims[0], array.dims[1])
     values = np.atleast_2d(finite(array))

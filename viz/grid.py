@@ -73,12 +73,6 @@ def figure(
         Indices (layer, head) of the cell to outline.
     among
         Which heads (layer, head) to look at; the others fade. None is all.
-
-    Examples
-    --------
-    >>> rate = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"), name="sink_rate")
-    >>> figure(rate).data[-1].text[1]
-    '<b>L0H1</b><br>sink rate: 0.900<br>rank 1 of 2'
     """
     column = "head" if "head" in array.dims else "kv_head"
     rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))

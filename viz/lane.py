@@ -59,12 +59,6 @@ def figure(
     array
         One position dim; all other dims together give the rows. A coordinate ``token`` along the
         position dim names the words.
-
-    Examples
-    --------
-    >>> mass = xr.DataArray([0.9, 0.1], dims=("key",), name="received")
-    >>> figure(mass).data[0].type
-    'bar'
     """
     along = next(str(dim) for dim in array.dims if dim in POSITIONS)
     rest = tuple(str(dim) for dim in array.dims if dim != along)

@@ -38,11 +38,6 @@ def figure(
     ----------
     array
         No dims.
-
-    Examples
-    --------
-    >>> figure(xr.DataArray(0.5, name="accuracy")).layout.annotations[0].text
-    '0.500'
     """
     fig = frame(array, height=130, xaxis={"visible": False}, yaxis={"visible": False})
     # A trace without points: an empty figure draws axes instead of the annotation.

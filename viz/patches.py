@@ -65,11 +65,6 @@ def figure(
     array
         Dims row and column, from the upper left corner. The attr ``beside`` may hold values of
         tokens that are no patch; they are written below the title.
-
-    Examples
-    --------
-    >>> figure(xr.DataArray([[0.2, 0.3]], dims=("row", "column"))).data[-1].type
-    'heatmap'
     """
     array = array.transpose("row", "column")
     values = finite(array)

@@ -47,12 +47,6 @@ def figure(
     array
         Two position dims. A coordinate ``token`` along the query names the words, ``key_token``
         those along the key.
-
-    Examples
-    --------
-    >>> weights = xr.DataArray([[1.0, 0.0], [0.4, 0.6]], dims=("query", "key"), name="pattern")
-    >>> figure(weights).data[0].y[1]
-    '1'
     """
     down, across = _sides(array)
     rest = tuple(str(dim) for dim in array.dims if dim not in (down, across))

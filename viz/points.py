@@ -38,12 +38,6 @@ def figure(
         Dim point; a menu chooses among the entries of any other dim. The coordinates ``x`` and
         ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape and
         ``label`` (point) the name, where there are such.
-
-    Examples
-    --------
-    >>> places = {"x": ("point", [0.0, 1.0]), "y": ("point", [2.0, 3.0])}
-    >>> figure(xr.DataArray([0.1, 0.9], dims="point", coords=places, name="mass")).data[0].x
-    (0.0, 1.0)
     """
     rest = tuple(str(dim) for dim in array.dims if dim != "point")
     panels = combinations(array, rest)

@@ -15,14 +15,13 @@ from headscope.app.batch.state import (
     REPORTS,
     BatchState,
     Record,
-    make,
     pretty,
 )
 from headscope.app.batch.worker import Failure, Outcome
 from headscope.app.pipeline import Progress, skipped
 from headscope.app.report import build
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.storage.dataset_file import write_text
+from headscope.probes.storage.dataset_file import make_folder, write_text
 from headscope.probes.storage.run_folder import REPORT
 
 Engine = Callable[[Job, local_engine.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
@@ -151,7 +150,7 @@ def _report(batch: BatchState, group: Group, records: dict[str, Record]) -> None
         "seed": group.seed,
         **{name: attrs.get(name, "") for name in names},
     }
-    make(folder)
+    make_folder(folder)
     library = batch.path / REPORTS / PLOTLY
     if not library.is_file():
         from plotly.offline import get_plotlyjs

@@ -99,13 +99,7 @@ def architecture(device: torch.device) -> int:
 
 
 def padded(size: int) -> int:
-    """Round a head size up to what a tile can have: a power of two, at least 16.
-
-    Examples
-    --------
-    >>> padded(96)
-    128
-    """
+    """Round a head size up to what a tile can have: a power of two, at least 16."""
     return max(16, 1 << (size - 1).bit_length())
 
 

@@ -150,12 +150,8 @@ def plan(
         masses = empty("span_mass", count)
         ids = request.spans.to(q.device, torch.int32).contiguous()
         for first in range(0, count, SPAN_CHUNK):
-            wanted.append(
-                Wanted(spans=masses, span_ids=ids, first_span=first, span_count=count)
-            )  # fmt: skip
-    return outputs, [
-        part for part in wanted if any(isinstance(output, Tensor) for output in part)
-    ]  # fmt: skip
+            wanted.append(Wanted(spans=masses, span_ids=ids, first_span=first, span_count=count))
+    return outputs, [part for part in wanted if any(isinstance(value, Tensor) for value in part)]
 
 
 def mass_of(

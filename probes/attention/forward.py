@@ -130,7 +130,6 @@ def call(
 
 def _run_vision(model: Model, pixels: Tensor) -> Tensor:
     """Run a vision model on pixels: the last hidden state."""
-    result: Tensor
     try:
         output = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
     except HeadscopeError:
@@ -138,8 +137,8 @@ def _run_vision(model: Model, pixels: Tensor) -> Tensor:
     except ValueError as error:
         # The model's own word on a size that it does not take.
         raise InvalidInput(f"prompts: {str(error).splitlines()[0]}") from error
-    result = output.last_hidden_state
-    return result
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 def paired(model: Model, ids: Ids) -> Pair:
@@ -218,8 +217,5 @@ def unembedding_at(
         return (take(args[0]), *args[1:])
 
     module: Any = model.module
-    handle = module.get_output_embeddings().register_forward_pre_hook(enter)
-    try:
+    with module.get_output_embeddings().register_forward_pre_hook(enter):
         yield lambda output: output if applied else take(output)
-    finally:
-        handle.remove()

@@ -9,6 +9,7 @@ Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -131,13 +132,10 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     users: dict[nn.Module, list[tuple[int, str]]] = {}
     for key, projection in projections.items():
         users.setdefault(projection.module, []).append(key)
-    handles = [module.register_forward_hook(partial(swap, keys)) for module, keys in users.items()]
-    try:
-        with torch.no_grad():
-            run(model, ids, Reader(Request(stats=()), take=take), head=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), ExitStack() as stack:
+        for module, keys in users.items():
+            stack.enter_context(module.register_forward_hook(partial(swap, keys)))
+        run(model, ids, Reader(Request(stats=()), take=take), head=False)
     tolerance = 5e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
     rotations = {}
     for layer in model.geometry.attending:

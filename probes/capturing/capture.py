@@ -248,10 +248,7 @@ def _to_file(
     recorder.writer.stand_in()
     skeleton = recorder.dataset()
     skeleton.attrs["batch_tokens"] = planned.batch_tokens
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out: {out.parent} cannot be written: {error.strerror}") from error
+    dataset_file.make_folder(out.parent)
     digest = recorder.targets_digest()
     stream = incremental.begin(out, skeleton, recorder.writer.shapes, digest, replace=overwrite)
     recorder.record(planned.batch_tokens, progress, stream)

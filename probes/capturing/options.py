@@ -118,14 +118,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def applicable_stats(stats: Sequence[str], model: Model) -> tuple[str, ...]:
-    """Leave out the statistics that the attention of a model does not have.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> applicable_stats(("distance", "entropy"), load_model("headscope/bundled"))
-    ('distance', 'entropy')
-    """
+    """Leave out the statistics that the attention of a model does not have."""
     crossed = model.geometry.crossed
     return tuple(name for name in stats if not (crossed and statistics.load(name).positional))
 

@@ -17,13 +17,11 @@ from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.interface import AttentionCall
 from headscope.probes.attention.residual_stream import watching
-from headscope.probes.capturing import binning
 from headscope.probes.capturing import spans as spans_module
 from headscope.probes.capturing import targets as targets_module
 from headscope.probes.capturing.array_writer import ArrayWriter
 from headscope.probes.capturing.batching import grouped, pad
-from headscope.probes.capturing.coords import LayerCoords
-from headscope.probes.capturing.dataset import build_dataset
+from headscope.probes.capturing.dataset import LayerCoords, build_dataset
 from headscope.probes.capturing.options import CaptureOptions
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ class Recorder:
             self.target_names, self.target_keys = targets_module.collect(options.targets, prompts)
         if "span_mass" in options.stats:
             self.spans = spans_module.collect(options.spans, prompts)
-        binning.check(options.bins, options.stats, options.keep, crossed=prompts.crossed)
         names = {"target": self.target_names, "span": self.spans.names if self.spans else []}
         self.writer = ArrayWriter(model, prompts, options, names)
         self.layers = LayerCoords(model, keeps_keys={"q", "k"} <= set(options.keep))

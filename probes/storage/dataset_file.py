@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
             variables = {
                 name: (
                     entry["dims"],
-                    _array(entry["text"]) if "text" in entry else read(name),
+                    np.array(entry["text"], dtype=str) if "text" in entry else read(name),
                     entry["attrs"],
                 )
                 for name, entry in layout["variables"].items()
@@ -164,6 +164,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         raise
 
 
+@contextmanager
+def refusing(field: str, place: object) -> Iterator[None]:
+    """Name the place and the reason where the system cannot write, instead of its own error."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{field}: {place} cannot be written: {error.strerror}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents."""
+    with refusing("out", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
@@ -171,10 +186,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _discard(temporary: Path) -> None:
-    try:
+    # Where the folder itself is out of reach, nothing was written into it.
+    with suppress(OSError):
         temporary.unlink(missing_ok=True)
-    except OSError:
-        return  # the folder itself is out of reach, so nothing was written into it
 
 
 def _reason(error: Exception) -> str:
@@ -184,15 +198,9 @@ def _reason(error: Exception) -> str:
 
 
 def _texts(name: str, values: np.ndarray[Any, Any]) -> Any:
-    texts = values.tolist()
-    flat = values.reshape(-1).tolist()
-    if not all(isinstance(text, str) for text in flat):
+    if not all(isinstance(text, str) for text in values.flat):
         raise InvalidInput(f"{name}: holds objects that are not texts; convert them first")
-    return texts
-
-
-def _array(texts: Any) -> np.ndarray[Any, Any]:
-    return np.array(texts, dtype=str)
+    return values.tolist()
 
 
 def _json(name: str, value: Any) -> str:
@@ -203,5 +211,4 @@ def _json(name: str, value: Any) -> str:
             return item.tolist()
         raise InvalidInput(f"{name}: an attr of type {type(item).__name__} has no place in a file")
 
-    converter: Callable[[Any], Any] = convert
-    return json.dumps(value, default=converter)
+    return json.dumps(value, default=convert)

@@ -67,7 +67,7 @@ class Run:
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Write the result of one analysis into the folder, in place of an earlier one."""
         folder = self.path / RESULTS
-        _make(folder)
+        dataset_file.make_folder(folder)
         path = folder / f"{name}.safetensors"
         dataset_file.save(result, path)
         return path
@@ -119,7 +119,7 @@ def create(
     """
     folder = Path(path)
     check(folder, replace=replace)
-    _make(folder)
+    dataset_file.make_folder(folder)
     _clear(folder)
     attrs = capture.attrs
     manifest = {
@@ -171,16 +171,13 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
 
 def check_place(folder: Path) -> None:
     """Refuse a folder that cannot be written, whether it is there or not; leaves no trace."""
-    path = folder
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
-        raise InvalidInput(f"out: {path} cannot be written: {nearest} is a file")
+        raise InvalidInput(f"out: {folder} cannot be written: {nearest} is a file")
     probe = nearest / f".headscope.{os.getpid()}.tmp"
-    try:
+    with dataset_file.refusing("out", folder):
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InvalidInput(f"out: {path} cannot be written: {error.strerror}") from error
 
 
 def _strangers(folder: Path) -> list[Path]:
@@ -203,10 +200,3 @@ def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
     # Complete, but a kill came before its manifest: what it belongs to is not known.
     (folder / GROWING).unlink(missing_ok=True)
     return folder / GROWING
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
