@@ -173,15 +173,7 @@ class Visibility:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some queries, and the keys that any of them sees.
-
-    Parameters
-    ----------
-    queries, keys
-        Which queries and keys.
-    low, high
-        First key inside the window of each query, and one past the last.
-    """
+    """Some queries, the keys that any of them sees, and the bounds of each query's own window."""
 
     queries: slice
     keys: slice

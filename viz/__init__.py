@@ -110,20 +110,10 @@ def interval(
 
 
 def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
-    """Draw one variable of a dataset, with its interval where it has one.
+    """Draw one variable of a capture or a result, with its interval where it has one.
 
-    Parameters
-    ----------
-    dataset
-        A capture or a result of an analysis.
-    name
-        One of its variables.
-    **options
-        Passed to the ``figure`` of the chosen view, for example ``fit=True``.
-
-    Returns
-    -------
-    The plotly figure; ``figure.show()`` displays it in a notebook.
+    ``options`` go to the ``figure`` of the chosen view, for example ``fit=True``. The plotly figure
+    that is returned can be displayed in a notebook by ``figure.show()``.
 
     Examples
     --------
@@ -141,16 +131,10 @@ def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
 
 
 def show(dataset: xr.Dataset, *names: str, **options: Any) -> None:
-    """Show variables of a dataset in a notebook, one figure below the other.
+    """Show variables of a capture or a result in a notebook, one figure below the other.
 
-    Parameters
-    ----------
-    dataset
-        A capture or a result of an analysis.
-    *names
-        Some of its variables; without any, all of them.
-    **options
-        Passed to `draw` for each, for example ``fit=True``.
+    Without names all of them; ``options`` go to `draw` for each. Where one cannot be drawn, nothing
+    is shown.
     """
     figures = [draw(dataset, name, **options) for name in names or variables(dataset)]
     for figure in figures:

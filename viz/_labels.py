@@ -134,16 +134,7 @@ def positions(
 ) -> tuple[list[str], list[str]]:
     """Write the positions along a dim, in full for hover and shortly for the axis.
 
-    Parameters
-    ----------
-    array
-        The array drawn.
-    dim
-        One of its position dims.
-    tokens
-        The words at the positions, dims ``(query,)``, or None.
-    block
-        How many positions were drawn as one.
+    ``tokens`` are the words at the positions, or None; ``block`` says how many were drawn as one.
     """
     named = entries(array, dim)
     if block > 1:

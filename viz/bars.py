@@ -42,11 +42,6 @@ def figure(
     """Draw one bar for each entry of the last dim, in groups over a first dim if there is one.
 
     Of more than 40 entries the largest are drawn, and the figure says so.
-
-    Parameters
-    ----------
-    array
-        One or two dims.
     """
     groups, along = ([None], array.dims[0]) if array.ndim == 1 else (array.dims[0], array.dims[1])
     values = np.atleast_2d(finite(array))

@@ -32,13 +32,7 @@ def words(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
 def figure(
     array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
-    """Draw a single value as text.
-
-    Parameters
-    ----------
-    array
-        No dims.
-    """
+    """Draw a single value as text, with its interval."""
     fig = frame(array, height=130, xaxis={"visible": False}, yaxis={"visible": False})
     # A trace without points: an empty figure draws axes instead of the annotation.
     fig.add_trace(go.Scatter(x=[], y=[], hoverinfo="skip", showlegend=False))

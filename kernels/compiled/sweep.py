@@ -57,12 +57,6 @@ class Sweep:
 
     Parameters
     ----------
-    run
-        The loaded library.
-    request
-        Parameters of the reductions.
-    visibility
-        Which keys each query may see.
     valid_queries
         Which rows have a result; None when all have.
     sinks

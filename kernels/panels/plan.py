@@ -44,16 +44,7 @@ class Part:
     """Some sequences, some KV heads, and some of the query heads that share each KV head.
 
     Either all query heads of several KV heads or some query heads of one, so that the query heads
-    are consecutive.
-
-    Parameters
-    ----------
-    batch, kv
-        Which sequences and KV heads.
-    group
-        Which query heads of each of these KV heads.
-    shared
-        Number of query heads that share a KV head.
+    are consecutive. ``group`` counts within a KV head, which ``shared`` query heads share.
     """
 
     batch: slice
@@ -251,15 +242,9 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the memory of ``attend`` without running it.
 
-    Parameters
-    ----------
-    q, k, v, spec
-        As in ``attend``. Only shapes, type and device count: tensors that are expanded from a
-        single number will do.
-    stats
-        Statistics; a ``pattern`` is no more than its panel, and is left out.
-    request
-        Their parameters.
+    Only shapes, type and device of the tensors count: some that are expanded from a single number
+    will do. A ``pattern`` among ``stats`` is no more than its panel, and is left out; ``request``
+    holds their parameters.
     """
     names = {"z", *stats} - {"pattern"}
     reads = frozenset[str]().union(*(statistics.load(name).reads for name in names))

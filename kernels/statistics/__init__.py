@@ -19,17 +19,7 @@ def names() -> list[str]:
 
 @cache
 def load(name: str) -> "Statistic":
-    """Load the declaration of one statistic.
-
-    Parameters
-    ----------
-    name
-        One of ``names()``.
-
-    Returns
-    -------
-    The module's ``STATISTIC``.
-    """
+    """Load the declaration of one statistic, the module's ``STATISTIC``."""
     if name not in names():
         raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(names())}")
     statistic: Statistic = import_module(f"{__name__}.{name}").STATISTIC

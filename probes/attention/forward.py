@@ -165,8 +165,6 @@ def logits(
 
     Parameters
     ----------
-    model
-        A model from `load_model`.
     ids
         Token ids, all prompts of one length; for an encoder–decoder model a `Pair` of them.
     edits

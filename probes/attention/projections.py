@@ -71,12 +71,9 @@ class Projection:
 
 @dataclass(frozen=True)
 class Weights:
-    """Projections of all layers; a layer's weights are read when they are asked for.
+    """Projections of all layers, by layer and part; those without an attention map have none.
 
-    Attributes
-    ----------
-    projections
-        By layer and part (``q``, ``k``, ``v`` or ``o``); layers without an attention map have none.
+    A layer's weights are read when they are asked for.
     """
 
     projections: dict[tuple[int, str], Projection]
@@ -100,12 +97,7 @@ class Weights:
 def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     """Find the projections of every head and check them against what flows through the model.
 
-    Parameters
-    ----------
-    model
-        A model from `load_model`.
-    parts
-        Which projections: ``q``, ``k``, ``v`` and ``o`` (output).
+    ``parts`` says which: ``q``, ``k``, ``v`` and ``o`` (output).
 
     Raises
     ------

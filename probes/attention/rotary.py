@@ -86,12 +86,7 @@ NONE = Rotation(np.zeros((0, 2), dtype=np.int64), np.zeros(0))
 def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     """Find the rotation of every layer with an attention map, and check it on a short prompt.
 
-    Parameters
-    ----------
-    model
-        A model from `load_model`.
-    length
-        Length of the longest text that it is meant for, in tokens.
+    ``length`` is that of the longest text that it is meant for, in tokens.
 
     Returns
     -------

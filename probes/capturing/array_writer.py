@@ -35,16 +35,9 @@ BINNED = ("query", "key")
 class ArrayWriter:
     """The arrays of all statistics and activations: their dims and shapes, and what is in them.
 
-    Attributes
-    ----------
-    dims, shapes
-        Of every array, by name; the first dims are prompt and layer or boundary.
-    arrays
-        The arrays; empty until `allocate`, or set to those of a file.
-    longest
-        Tokens of the longest prompt, queries or keys.
-    width
-        Tokens in a bin of queries or keys.
+    The first dims are prompt and layer or boundary. ``arrays`` is empty until `allocate`, or set to
+    those of a file; ``longest`` counts the tokens of the longest prompt, queries or keys, and
+    ``width`` those in a bin.
     """
 
     def __init__(

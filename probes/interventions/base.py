@@ -40,15 +40,7 @@ class Edit:
             KINDS[cls.__name__] = cls
 
     def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
-        """Say what changes inside the attention of one layer.
-
-        Parameters
-        ----------
-        layer
-            The layer.
-        shape
-            Numbers of sequences, heads, queries and keys.
-        """
+        """Say what changes inside the attention of one layer, of (batch, heads, queries, keys)."""
         return None
 
     def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:

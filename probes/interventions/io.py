@@ -19,14 +19,7 @@ FORMAT = "headscope-edits-1"
 
 
 def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
-    """Write edits to a safetensors file, whole or not at all.
-
-    Parameters
-    ----------
-    edits
-        Edits of this module.
-    path
-        The file; its folder must exist.
+    """Write edits of this package to a safetensors file in a folder, whole or not at all.
 
     Examples
     --------

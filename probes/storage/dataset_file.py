@@ -19,15 +19,9 @@ KINDS = {"f4", "f8", "f2", "i8", "i4", "i2", "i1", "u1", "b1"}
 def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """Write a Dataset to a safetensors file, whole or not at all.
 
-    Numbers are stored as they are; texts in the header. The file appears under its name only
-    when it is complete on disk. The same Dataset gives the same bytes.
-
-    Parameters
-    ----------
-    dataset
-        Variables of floats, integers, booleans or texts; attrs that JSON can hold.
-    path
-        The file; its folder must exist.
+    Numbers (floats, integers, booleans) are stored as they are; texts, and attrs that JSON can
+    hold, in the header. The file appears under its name, in a folder that exists, only when it is
+    complete on disk. The same Dataset gives the same bytes.
 
     Examples
     --------
@@ -85,13 +79,8 @@ def describe(
 def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
     """Read a Dataset that `save` has written.
 
-    Parameters
-    ----------
-    path
-        The file.
-    mapped
-        Leave the numbers on disk until they are read: for captures larger than memory. They are
-        read-only.
+    ``mapped`` leaves the numbers on disk until they are read, for captures larger than memory; they
+    are read-only.
     """
     from safetensors import SafetensorError, safe_open
 

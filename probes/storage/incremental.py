@@ -96,8 +96,6 @@ def begin(
 
     Parameters
     ----------
-    path
-        The file; its folder must exist.
     skeleton
         Dims, coords and attrs; the growing variables with arrays of any content.
     growing

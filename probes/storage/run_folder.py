@@ -29,15 +29,7 @@ FORMAT = "headscope-run-1"
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    manifest
-        What was run: model, revision, task or prompts, seed, created, headscope.
-    """
+    """A run folder; its manifest says model, revision, task or prompts, seed and versions."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -100,10 +92,6 @@ def create(
 
     Parameters
     ----------
-    path
-        The folder, made with its parents.
-    capture
-        What `headscope.probes.capturing.capture` returned.
     prompts
         File that the prompts came from, if any.
     options
@@ -112,10 +100,6 @@ def create(
         Replace an earlier run in the folder, its results included.
     file
         File in the folder that holds the capture already; it is moved into its place.
-
-    Returns
-    -------
-    The run.
     """
     folder = Path(path)
     check(folder, replace=replace)
