@@ -126,13 +126,12 @@ class WeightEdits:
         Gates and temperatures multiply, biases add up, a pattern replaces an earlier one; two
         windows on one head are refused.
         """
-        spans = _join_spans(self, other)
         return WeightEdits(
             gate=_both(torch.mul, self.gate, other.gate),
             key_bias=_both(torch.add, self.key_bias, other.key_bias),
             temperature=_both(torch.mul, self.temperature, other.temperature),
             pattern=_both(_lay_over, self.pattern, other.pattern),
-            **spans,
+            **_join_spans(self, other),
             **_join_windows(self, other),
         )
 

@@ -69,12 +69,7 @@ def coloured(scale: Scale) -> dict[str, Any]:
 
 def marked(values: Any, scale: Scale) -> dict[str, Any]:
     """Describe values and their scale to bars or markers."""
-    return {
-        "color": values,
-        "colorscale": scale.colours,
-        "cmin": scale.low,
-        "cmax": scale.high,
-    }
+    return {"color": values, "colorscale": scale.colours, "cmin": scale.low, "cmax": scale.high}
 
 
 def whiskers(values: Array, low: Array, high: Array) -> dict[str, Any]:
@@ -174,6 +169,11 @@ def blocks(values: Array, size: int) -> Array:
     strength = np.where(np.isfinite(parts), np.abs(parts), -1.0)
     place = strength.argmax(axis=-1)[..., None]
     return np.asarray(np.take_along_axis(parts, place, axis=-1)[..., 0])
+
+
+def coarse(values: Array, sizes: Sequence[int]) -> Array:
+    """Coarsen rows and columns."""
+    return blocks(blocks(values, sizes[1]).T, sizes[0]).T
 
 
 def block_size(length: int) -> int:

@@ -16,11 +16,9 @@ from headscope.viz._labels import (
     title,
     units,
 )
-from headscope.viz._scale import Array, finite
+from headscope.viz._scale import DISTINCT, Array, finite
 
 MOST = 40
-# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
-GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 PATTERNS = ("", "/", "x", ".", "-", "+")
 
 
@@ -111,7 +109,7 @@ def _bar(
         name=label,
         error_x=None if bounds is None else whiskers(values[row], bounds[0][row], bounds[1][row]),
         marker={
-            "color": GROUPS[row % len(GROUPS)],
+            "color": DISTINCT[row % len(DISTINCT)],
             "pattern": {"shape": PATTERNS[row % len(PATTERNS)]},
         },
         # At the base, where no whisker crosses it; beside a bar too short to hold it.

@@ -147,11 +147,7 @@ def _axis(name: str, labels: list[str], letter: str) -> dict[str, Any]:
 
 
 def _panel(
-    array: xr.DataArray,
-    lower: Bound,
-    upper: Bound,
-    at: dict[str, int],
-    column: str,
+    array: xr.DataArray, lower: Bound, upper: Bound, at: dict[str, int], column: str
 ) -> tuple[Array, list[list[str]], list[str]]:
     array = array.transpose("layer", column)
     values, places = finite(array), ranks(array)

@@ -16,14 +16,12 @@ from headscope.viz._labels import (
     title,
     units,
 )
-from headscope.viz._scale import Array, finite
+from headscope.viz._scale import DISTINCT, Array, finite
 
 # Lines that can be told apart; of more, those that change most.
 MOST = 24
 # Bands of more would cover each other; the hover text has every interval.
 BANDS = 8
-# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -86,7 +84,7 @@ def figure(
     for place, row in enumerate(kept.tolist()):
         name = lines[row][0] or title(array)
         ends = None if bounds is None else (bounds[0][row], bounds[1][row])
-        colour = COLOURS[place % len(COLOURS)]
+        colour = DISTINCT[place % len(DISTINCT)]
         if ends is not None and len(kept) <= BANDS:
             fig.add_trace(_band(at, *ends, colour, name))
         fig.add_trace(
@@ -96,7 +94,7 @@ def figure(
                 mode="lines+markers",
                 name=name,
                 legendgroup=name,
-                line={"color": colour, "dash": DASHES[place // len(COLOURS) % len(DASHES)]},
+                line={"color": colour, "dash": DASHES[place // len(DISTINCT) % len(DASHES)]},
                 marker={"size": 6},
                 connectgaps=False,
                 hovertext=_hover(array, name, said, values[row], ends),

@@ -9,7 +9,7 @@ from headscope.viz._frame import (
     CELLS,
     Bound,
     block_size,
-    blocks,
+    coarse,
     colour_bar,
     coloured,
     crowded,
@@ -56,7 +56,7 @@ def figure(
     steps = [block_size(size) for size in values.shape]
     named = [entries(drawn, dim)[::step] for dim, step in zip(DIMS, steps, strict=True)]
     if max(steps) > 1:
-        values = blocks(blocks(values, steps[1]).T, steps[0]).T
+        values = coarse(values, steps)
         notes.append(f"strongest of {steps[0]} × {steps[1]} in each cell, at most {CELLS}")
     grey = missing(values, named[1], named[0])
     at, ticks = zip(*(thinned(names, TICKS) for names in named), strict=True)

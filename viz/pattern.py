@@ -10,9 +10,9 @@ from headscope.viz._frame import (
     CELLS,
     Bound,
     block_size,
-    blocks,
     cell_axis,
     clickable,
+    coarse,
     colour_bar,
     coloured,
     crowded,
@@ -23,7 +23,7 @@ from headscope.viz._frame import (
     outline,
 )
 from headscope.viz._labels import POSITIONS, combinations, positions, title, token_row, units
-from headscope.viz._scale import Array, finite, scale
+from headscope.viz._scale import finite, scale
 
 TICKS = 48
 
@@ -59,7 +59,7 @@ def figure(
     panels = panels[:room]
     if max(sizes) > 1:
         notes.append(f"each cell is the strongest of {sizes[0]} × {sizes[1]}")
-    drawn = [_coarse(finite(array.isel(at)), sizes) for _, at in panels]
+    drawn = [coarse(finite(array.isel(at)), sizes) for _, at in panels]
     if any(not np.isfinite(values).all() for values in drawn):
         notes.append("grey: no value")
     sides = [_labels(array, at, (down, across), sizes) for _, at in panels]
@@ -173,10 +173,6 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
 def _sides(array: xr.DataArray) -> tuple[str, str]:
     first, second = (str(dim) for dim in array.dims if dim in POSITIONS)
     return (second, first) if first.startswith("key") else (first, second)
-
-
-def _coarse(values: Array, sizes: tuple[int, int]) -> Array:
-    return blocks(blocks(values, sizes[1]).T, sizes[0]).T
 
 
 def _labels(

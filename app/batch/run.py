@@ -123,11 +123,7 @@ def finish(batch: BatchState) -> tuple[Record, ...]:
         records += known.values()
         _report(batch, group, known)
     write_text(batch.path / INDEX, index.html(batch, records))
-    manifest: dict[str, Any] = {
-        **batch.job.identity(),
-        "not_reproducible": [LOG],
-        "cells": records,
-    }
+    manifest: dict[str, Any] = {**batch.job.identity(), "not_reproducible": [LOG], "cells": records}
     write_text(batch.path / MANIFEST, pretty(manifest))
     return tuple(records)
 

@@ -112,14 +112,7 @@ class Logits:
             rows, k = rows.to(out.dtype), self.k64
         product = out.view(len(self.k), -1, out.shape[-1])
         # A factor 0 leaves out what the memory held, NaN as well.
-        torch.baddbmm(
-            product,
-            rows,
-            k[..., block.keys],
-            beta=0,
-            alpha=self.scale,
-            out=product,
-        )
+        torch.baddbmm(product, rows, k[..., block.keys], beta=0, alpha=self.scale, out=product)
         if hide:
             self.scores.finish(out, block)
         else:

@@ -104,13 +104,7 @@ def padded(size: int) -> int:
 
 
 def forward(
-    arch: int,
-    size: int,
-    dtype: torch.dtype,
-    queries: int,
-    *,
-    tma: bool = True,
-    heavy: bool = False,
+    arch: int, size: int, dtype: torch.dtype, queries: int, *, tma: bool = True, heavy: bool = False
 ) -> Configuration:
     """Choose the tiles of the first pass.
 
@@ -138,12 +132,7 @@ def forward(
 
 
 def later(
-    arch: int,
-    size: int,
-    dtype: torch.dtype,
-    usual: Configuration,
-    *,
-    heavy: bool = False,
+    arch: int, size: int, dtype: torch.dtype, usual: Configuration, *, heavy: bool = False
 ) -> Configuration:
     """Choose the tiles of a pass over the weights, whose tiles for usual heads are ``usual``."""
     if arch == 0:

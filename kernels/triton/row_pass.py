@@ -56,10 +56,7 @@ class Wanted(NamedTuple):
 
 
 def arguments(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    wanted: Wanted,
-    chosen: Configuration,
+    launch: Launch, lse: Float[Tensor, "batch head query"], wanted: Wanted, chosen: Configuration
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel."""
     spans = min(wanted.span_count - wanted.first_span, SPAN_CHUNK)
@@ -155,9 +152,7 @@ def plan(
 
 
 def mass_of(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    chosen: Bool[Tensor, "batch key"],
+    launch: Launch, lse: Float[Tensor, "batch head query"], chosen: Bool[Tensor, "batch key"]
 ) -> Float[Tensor, "batch head query"]:
     """Add the weights of the chosen keys."""
     mass = torch.empty(*launch.q.shape[:3], 1, dtype=torch.float32, device=launch.q.device)

@@ -96,11 +96,7 @@ def run(
 
 
 def call(
-    model: Model,
-    ids: Ids,
-    *,
-    head: bool,
-    mask: Bool[Tensor, "batch position"] | None = None,
+    model: Model, ids: Ids, *, head: bool, mask: Bool[Tensor, "batch position"] | None = None
 ) -> Tensor:
     """Call a model, whatever its attention is computed by: logits, or the last hidden state."""
     result: Tensor

@@ -11,13 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headscope.kernels.api import (
-    AttentionSpec,
-    Request,
-    WeightEdits,
-    head_statistics,
-    head_weights,
-)
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, head_statistics, head_weights
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import Reader
 from headscope.probes.attention.forward import call as call_model

@@ -9,13 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.probes.interventions.base import (
-    Edit,
-    HeadEdit,
-    HeadOutputs,
-    VectorEdit,
-    check_shape,
-)
+from headscope.probes.interventions.base import Edit, HeadEdit, HeadOutputs, VectorEdit, check_shape
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry

@@ -54,9 +54,7 @@ def _settle(path: str) -> None:
         file.write(text.ljust(length))
 
 
-def describe(
-    dataset: xr.Dataset,
-) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
+def describe(dataset: xr.Dataset) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
     """Split a Dataset into the header of its file and the tensors."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     layout: dict[str, Any] = {"variables": {}, "attrs": dataset.attrs}

@@ -15,14 +15,7 @@ from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, U
 class Mask(SymbolicTensor):
     """A mask (batch, 1, query, key): 0 or a bias at keys that are seen, the least number at others.
 
-    Attributes
-    ----------
-    rule
-        Which keys are seen.
-    form
-        ``added`` to the scores, or a boolean: ``seen`` or ``hidden``.
-    bias
-        What is added at seen keys.
+    It is ``added`` to the scores, or a boolean whose form is ``seen`` or ``hidden``.
     """
 
     kind = "its masks"

@@ -17,14 +17,9 @@ ROWS = 1024
 class MaskRule:
     """Which keys the queries of a layer attend to.
 
-    Attributes
-    ----------
-    causal
-        Whether a query sees no later key; the last query stands at the last key.
-    window
-        Number of keys back that a causal query sees, itself included.
-    key_mask
-        True at the keys that may be seen at all.
+    In causal order a query sees no later key, and the last query stands at the last key. ``window``
+    counts the keys back that it sees, itself included; ``key_mask`` is True at keys that may be
+    seen at all.
     """
 
     causal: bool = False
@@ -35,13 +30,10 @@ class MaskRule:
         """Combine two rules: a key is seen where both allow it."""
         windows = [rule.window for rule in (self, other) if rule.window is not None]
         masks = [rule.key_mask for rule in (self, other) if rule.key_mask is not None]
-        return MaskRule(
-            self.causal or other.causal,
-            min(windows) if windows else None,
-            masks[0] & masks[1].to(masks[0].device)
-            if len(masks) == 2
-            else (masks[0] if masks else None),
-        )
+        mask = masks[0] if masks else None
+        if len(masks) == 2:
+            mask = masks[0] & masks[1].to(masks[0].device)
+        return MaskRule(self.causal or other.causal, min(windows, default=None), mask)
 
 
 def read(seen: Tensor) -> MaskRule:
