@@ -14,8 +14,8 @@ from torch import Tensor
 
 from headscope.kernels.compiled.operands import Operands
 from headscope.kernels.compiled.sweep_call import QUERY, Call, Run, at
-from headscope.kernels.panels.distances import distance_bins
 from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, PanelResult
+from headscope.kernels.panels.reductions import distance_bins
 from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.ranges import length, split_range
 from headscope.kernels.request import Request

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.distances import distance_bins
+from headscope.kernels.panels.reductions import distance_bins
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 

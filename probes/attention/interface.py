@@ -26,8 +26,7 @@ from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, a
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.implementation import using
 from headscope.probes.attention.tracing import to_call
-from headscope.probes.attention.tracing.mask import Mask
-from headscope.probes.attention.tracing.mask_rule import MaskRule
+from headscope.probes.attention.tracing.mask import Mask, MaskRule
 from headscope.probes.attention.tracing.scores import Attention
 from headscope.probes.attention.tracing.tracer import trace_attention
 from headscope.probes.models.bridge import unwrapped

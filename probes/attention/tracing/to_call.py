@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headscope.probes.attention.tracing.mask_rule import declared_window
+from headscope.probes.attention.tracing.mask import declared_window
 from headscope.probes.attention.tracing.scores import Attention
 
 # A model rounds slope times position once.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headscope.kernels.errors import UnsupportedModel
-from headscope.probes.attention.tracing.mask_rule import MaskRule, read
+from headscope.probes.attention.tracing.mask import MaskRule, read
 from headscope.probes.attention.tracing.scores import Attention, Scores
 from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, Unknown, name_of
 
