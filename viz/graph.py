@@ -29,11 +29,9 @@ def figure(
 
     Width is the size of the weight; negative edges are dotted as well as blue.
 
-    Parameters
-    ----------
-    array
-        Dim edge. The coordinates ``source_layer``, ``source_head``, ``source_feature`` and the
-        same with ``target_`` name the ends; layer is needed, the others are used when present.
+    The array has the dim edge. The coordinates ``source_layer``, ``source_head``,
+    ``source_feature`` and the same with ``target_`` name the ends; layer is needed, the others are
+    used when present.
 
     Examples
     --------

@@ -54,11 +54,8 @@ def figure(
     One row is drawn as bars, several as rows of coloured cells. More than 512 positions or rows
     are coarsened, and the figure says so.
 
-    Parameters
-    ----------
-    array
-        One position dim; all other dims together give the rows. A coordinate ``token`` along the
-        position dim names the words.
+    The array has one position dim; all other dims together give the rows. A coordinate ``token``
+    along the position dim names the words.
     """
     along = next(str(dim) for dim in array.dims if dim in POSITIONS)
     rest = tuple(str(dim) for dim in array.dims if dim != along)

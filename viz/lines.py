@@ -43,11 +43,8 @@ def figure(
     Of more than 24 lines those that change most are drawn, and the figure says so. A checkpoint
     without a value leaves a gap.
 
-    Parameters
-    ----------
-    array
-        Dim checkpoint, with its training steps as the coordinate ``step``; without it, checkpoints
-        stand at equal distances.
+    The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
+    it, checkpoints stand at equal distances.
 
     Examples
     --------

@@ -34,13 +34,8 @@ def figure(
 ) -> Any:
     """Draw one cell for every pair.
 
-    Above 512 entries the cells are coarsened to the strongest of each block, and the figure says
-    so.
-
-    Parameters
-    ----------
-    array
-        Dims one and other, whose coordinates name the entries.
+    The coordinates of the dims one and other name the entries. Above 512 entries the cells are
+    coarsened to the strongest of each block, and the figure says so.
 
     Examples
     --------

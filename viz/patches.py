@@ -20,16 +20,10 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def lay(array: xr.DataArray) -> xr.DataArray:
-    """Lay values along the tokens of an image over its patches.
+    """Lay values along the tokens of an image, whose names are r0c0, r0c1, ..., over its patches.
 
-    Parameters
-    ----------
-    array
-        One position dim, with a coordinate ``token`` that names the patches: r0c0, r0c1, ...
-
-    Returns
-    -------
-    Dims row and column; the attr ``beside`` holds the values of tokens that are no patch.
+    The dims become row and column; the attr ``beside`` holds the values of tokens that are no
+    patch.
 
     Examples
     --------
@@ -60,11 +54,8 @@ def figure(
 ) -> Any:
     """Draw one cell a patch, as the patches lie in the image.
 
-    Parameters
-    ----------
-    array
-        Dims row and column, from the upper left corner. The attr ``beside`` may hold values of
-        tokens that are no patch; they are written below the title.
+    The array has the dims row and column, from the upper left corner. The attr ``beside`` may hold
+    values of tokens that are no patch; they are written below the title.
     """
     array = array.transpose("row", "column")
     values = finite(array)

@@ -42,11 +42,8 @@ def figure(
     Maps wider than 512 positions are coarsened to the strongest cell of each block, and the
     figure says so; a menu chooses among the entries of any other dim.
 
-    Parameters
-    ----------
-    array
-        Two position dims. A coordinate ``token`` along the query names the words, ``key_token``
-        those along the key.
+    The array has two position dims. A coordinate ``token`` along the query names the words,
+    ``key_token`` those along the key.
     """
     down, across = _sides(array)
     rest = tuple(str(dim) for dim in array.dims if dim not in (down, across))
@@ -104,18 +101,10 @@ def figure(
 
 
 def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any:
-    """Draw a pooled map over token positions, and the window of it that is looked at closer.
+    """Draw a pooled map over token positions, and outline the window that is looked at closer.
 
-    A click on a tile, or a box, selects invisible markers, whose x and y are token positions.
-
-    Parameters
-    ----------
-    array
-        Dims query_tile, key_tile.
-    tile
-        Tokens a tile.
-    window
-        Queries and keys of the window, outlined.
+    The map has the dims query_tile and key_tile, of so many tokens a tile. A click on a tile, or a
+    box, selects invisible markers, whose x and y are token positions.
 
     Examples
     --------

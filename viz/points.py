@@ -32,12 +32,9 @@ def figure(
 ) -> Any:
     """Draw every point at its place, coloured by its value.
 
-    Parameters
-    ----------
-    array
-        Dim point; a menu chooses among the entries of any other dim. The coordinates ``x`` and
-        ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape and
-        ``label`` (point) the name, where there are such.
+    The array has the dim point; a menu chooses among the entries of any other dim. The coordinates
+    ``x`` and ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape
+    and ``label`` (point) the name, where there are such.
     """
     rest = tuple(str(dim) for dim in array.dims if dim != "point")
     panels = combinations(array, rest)

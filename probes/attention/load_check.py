@@ -38,16 +38,12 @@ class _Silence(Edit):
 
 @torch.no_grad()
 def inspect(model: Model) -> Model:
-    """Measure a model's geometry and refuse it where our reading and its own disagree.
+    """Measure a model's geometry, and refuse it where our reading and its own disagree.
 
     A short prompt runs through headscope and through the model's own attention. Compared are the
     output, and for every head entropy, largest weight, mass on the first key and received mass
     (recomputed in float64 from the weights that the eager attention returns); then all heads
     are removed, which must change the output.
-
-    Returns
-    -------
-    The model with its geometry.
     """
     _refuse_unfit(model)
     ids = prompt(model)

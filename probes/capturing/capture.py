@@ -193,14 +193,8 @@ def plan(
 ) -> Plan:
     """Estimate the memory and disk space of a capture without running it.
 
-    Parameters
-    ----------
-    model, prompts, stats, keep, edits, batch_tokens, out, options
-        As `capture`.
-
-    Returns
-    -------
-    The bytes; as text, a table.
+    The parameters are those of `capture`, and what it refuses is refused, except for what does not
+    fit into memory. As text, what is returned is a table of the bytes.
 
     Examples
     --------

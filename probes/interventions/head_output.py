@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 class Gate(Edit):
     """Multiply the output of every head by a number: 1 leaves it, 0 removes it.
 
-    The gradient with respect to ``values`` at 1 is the first-order importance of the heads
-    (Michel et al. 2019, head importance by gate gradient).
-
-    Attributes
-    ----------
-    values
-        One number per head, dims layer, head; may require a gradient.
+    There is one number per head, dims layer, head. The gradient with respect to ``values`` at 1 is
+    the first-order importance of the heads (Michel et al. 2019, head importance by gate gradient).
 
     Examples
     --------
