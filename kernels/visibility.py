@@ -17,25 +17,9 @@ MASKED = -1e30
 class Visibility:
     """The keys that each query may see, as bounds and prefix sums of linear size.
 
-    Where no mask is given, the batch dimension of every property is 1.
-
-    Parameters
-    ----------
-    queries, keys
-        Numbers of queries and keys, padding included.
-    causal
-        Whether a query sees no later key. Query i is then at position keys - queries + i.
-    window
-        Number of keys back that a causal query sees, itself included; without ``causal`` the keys
-        at distance below ``window`` on both sides. None is no limit.
-    key_mask
-        Which keys are real; None when all are.
-    query_mask
-        Which queries are real; None when all are.
-    device
-        Where the attention runs; None is the CPU.
-    lengths
-        Tokens of sequences that lie one behind the other, each on its own; None is one sequence.
+    The fields are those of ``AttentionSpec``; ``queries`` and ``keys`` count padding as well, and
+    ``device`` is where the attention runs, None the CPU. Where no mask is given, the batch
+    dimension of every property is 1.
 
     Examples
     --------

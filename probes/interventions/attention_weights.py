@@ -29,8 +29,6 @@ class ScaleKeys(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     keys
         Positions of the keys in tokens; -1 is the last.
     factor
@@ -69,8 +67,6 @@ class KnockOut(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     keys
         Positions of the keys in tokens; -1 is the last.
     queries
@@ -114,8 +110,6 @@ class Window(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     recent
         Number of last keys, the query's own included; 1 or more.
     first
@@ -154,8 +148,6 @@ class Temperature(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     value
         The temperature, above 0.
     """

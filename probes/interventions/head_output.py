@@ -75,8 +75,6 @@ class Replace(VectorEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     values
         The vectors, dims layer, head, size; only the rows of ``heads`` are read.
 
@@ -101,8 +99,6 @@ class Offset(VectorEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     values
         The vectors, dims layer, head, size; only the rows of ``heads`` are read.
     """

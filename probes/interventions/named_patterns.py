@@ -39,8 +39,6 @@ class Inject(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     pattern
         ``previous``, ``first``, ``itself`` or ``uniform``.
     """
