@@ -14,9 +14,8 @@ from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.errors import InvalidInput
-from headscope.kernels.panels.product import Product, Total
 from headscope.kernels.panels.row_panels import Part
-from headscope.kernels.products import Gradient, pull, push
+from headscope.kernels.products import Gradient, Product, Total, pull, push
 from headscope.kernels.request import Request
 from headscope.kernels.weight_edits import WeightEdits
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from headscope.kernels.attention import attend
 from headscope.kernels.attention_spec import AttentionSpec
 from headscope.kernels.panels import softmax
-from headscope.kernels.panels.distances import distance_bins, sheared
 from headscope.kernels.panels.logits import Logits
+from headscope.kernels.panels.reductions import distance_bins, sheared
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.request import Request
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
-from headscope.probes.capturing.batching import takes_padding
+from headscope.probes.capturing.recorder import takes_padding
 from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import batches
