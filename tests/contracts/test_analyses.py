@@ -1,20 +1,21 @@
 """What every analysis owes its users; a new file in analyses/ is checked here unasked."""
 
-import inspect
 import json
 
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope import analyses, viz
 from headscope.analyses._runtime import inputs, runner
 from headscope.kernels import statistics
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
 
-SUPPLIED = {"capture", "model", "prompts", "task", "sae"}
 SCALES = {"sequential", "diverging"}
+FIELDS = {"model", "revision", "dtype", "prompts_sha256", "n_prompts", "seed", "headscope"}
 # Small enough for seconds; every option that costs time has its own tests with the analysis.
 PROMPTS = 6
 
@@ -57,13 +58,13 @@ def result(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> xr.Data
 def test_declaration(name: str) -> None:
     module = analyses.load(name)
     assert module.__doc__
-    assert analyses.summary(name).rstrip(".") != ""
+    assert len(analyses.summary(name)) > 1
+    assert analyses.summary(name).endswith((".", "?"))
     assert set(module.NEEDS) <= set(statistics.names())
-    assert set(inputs.positionals(name)) <= SUPPLIED
-    for option, (_, text, _) in analyses.options(name).items():
-        parameter = inspect.signature(module.run).parameters[option]
-        assert parameter.default is not parameter.empty, f"{option} has no default"
-        assert text, f"{option} is not described in the docstring of run()"
+    assert set(inputs.positionals(name)) <= set(inputs.SUPPLIED)
+    for option, (default, text, _) in analyses.options(name).items():
+        assert type(default) in (bool, int, float, str), f"{option} has no plain default"
+        assert len(text) > 10, f"{option} is not described in the docstring of run()"
 
 
 def test_every_variable_says_what_it_is_and_has_a_view(result: xr.Dataset) -> None:
@@ -98,17 +99,7 @@ def test_provenance(result: xr.Dataset, name: str) -> None:
     assert attrs["analysis"] == name
     assert attrs["title"] == analyses.summary(name)
     assert set(json.loads(attrs["options"])) == set(analyses.options(name))
-    for field in (
-        "model",
-        "revision",
-        "dtype",
-        "prompts_sha256",
-        "n_prompts",
-        "seed",
-        "headscope",
-        "convention",
-    ):
-        assert field in attrs, field
+    assert {*FIELDS, "convention"} <= set(attrs)
     json.dumps(attrs)
 
 
@@ -119,8 +110,15 @@ def test_what_is_declared_is_an_option_or_a_kind_of_model(name: str) -> None:
     assert module.NEEDS == () or "capture" in inputs.positionals(name)
 
 
-def test_unknown_option_is_refused(name: str, bundled) -> None:
-    from headscope.kernels.errors import HeadscopeError
+def test_unknown_option_is_refused(name, bundled) -> None:
+    check_refusal("no_such_option", runner.execute, name, bundled, options={"no_such_option": 1})
 
-    with pytest.raises(HeadscopeError, match="no_such_option"):
-        runner.execute(name, bundled, options={"no_such_option": 1})
+
+def test_what_a_capture_lacks_is_named(name: str, bundled, given) -> None:
+    task, held = given
+    module = analyses.load(name)
+    supplied = {"model": bundled, "prompts": task, "task": task, "sae": None}
+    for lacking in (*module.NEEDS, *getattr(module, "KEEP", ())) if held is not None else ():
+        supplied["capture"] = held.drop_vars(lacking)
+        with pytest.raises(HeadscopeError, match=rf"^capture: .*\b{lacking}\b"):
+            module.run(*(supplied[one] for one in inputs.positionals(name)))

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 LENGTH = 64
 

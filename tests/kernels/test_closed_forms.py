@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 
 def close(got: Tensor, expected: Tensor | float, tolerance: float = 1e-6) -> None:
@@ -100,9 +98,8 @@ def test_two_keys_of_given_odds() -> None:
     # One key three times as likely as the other: p = 3/4, 1/4.
     key = torch.tensor([math.log(3.0), 0.0]).view(1, 1, 2, 1)
     query = torch.ones(1, 1, 2, 1)
-    result = attend(
-        query, key, key, Request(stats=("entropy", "lse", "pattern")), AttentionSpec(scale=1.0)
-    )
+    request = Request(stats=("entropy", "lse", "pattern"))
+    result = attend(query, key, key, request, AttentionSpec(scale=1.0))
     close(result["pattern"][0, 0], torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
     assert result["entropy"][0, 0, 1].item() == pytest.approx(entropy, rel=1e-6)
@@ -124,9 +121,8 @@ def test_a_sink_head_gives_everything_to_the_first_key() -> None:
     key[0, 0, 0, 0] = 1.0
     query = zeros(64)
     query[..., 0] = 200.0
-    result = attend(
-        query, key, key, Request(stats=("received", "first_mass")), AttentionSpec(scale=1.0)
-    )
+    request = Request(stats=("received", "first_mass"))
+    result = attend(query, key, key, request, AttentionSpec(scale=1.0))
     close(result["received"][0, 0, 0], 1.0)
     close(result["received"][0, 0, 1:], 0.0)
     close(result["first_mass"], 1.0)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from attention_inputs import check_same
+from refusals import check_refusal
 
 from headscope.kernels.attention import attend
 from headscope.kernels.compiled import compiler, library
-from headscope.kernels.errors import InvalidInput
 
 EMPTY = " ".join(
     f"int {name}() {{{{ return 0; }}}}" for name in ("sweep", "memory_bytes", "amx_available")
@@ -93,11 +93,8 @@ def test_without_a_sweep_the_numbers_are_those_of_torch(
     assert library.library().run is None
     assert reason in library.library().note
     inputs = draw(50)
-    expected = attend(*inputs, engine="panels")
-    for name, values in attend(*inputs).items():
-        torch.testing.assert_close(values, expected[name], rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(InvalidInput, match=r"engine: no compiled sweep: .*; or use engine='auto'"):
-        attend(*inputs, engine="compiled")
+    check_same(attend(*inputs), attend(*inputs, engine="panels"))
+    check_refusal("engine", attend, *inputs, engine="compiled")
 
 
 def test_without_any_compiler_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +122,8 @@ def test_compilers_that_do_not_know_the_processor(
     monkeypatch.setenv(compiler.VARIABLE, script(tmp_path, refuse))
     assert library.library().run is not None, library.library().note
     inputs = draw(130)
-    expected = attend(*inputs, engine="panels")
-    for name, values in attend(*inputs, engine="compiled").items():
-        if name not in ("topk_key", "effective_span"):
-            torch.testing.assert_close(values, expected[name], rtol=2e-6, atol=2e-6, equal_nan=True)
+    compiled, panels = (attend(*inputs, engine=engine) for engine in ("compiled", "panels"))
+    check_same(compiled, panels, 2e-6, leave=("topk_key", "effective_span"))
 
 
 def test_processes_that_build_at_once_share_one_library(cache: Path, tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend_differentiable
 
 TOKENS, HEADS = 21, 4
 

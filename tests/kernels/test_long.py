@@ -7,10 +7,7 @@ import torch
 from sdpa_oracles import Stock, stock
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 
 TOLD = (
     "z", "lse", "entropy", "max_weight", "first_mass", "recent_mass", "offset_mass", "span_mass",
@@ -128,7 +125,7 @@ def test_a_window_off_by_one_is_noticed(agree: Any) -> None:
             agree(name, found[name], told[name], logit=24.0)
 
 
-def test_the_normaliser_of_torch_is_its_own(agree: Any) -> None:
+def test_the_normaliser_of_torch_is_its_own() -> None:
     """Its strides are transposed: read as they lie, queries and heads would change places."""
     text = Text(300, ())
     logits = text.q.double() @ text.k.double().mT / 32**0.5

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, attend
 from headscope.kernels.statistic import MERGES
 
 Results = dict[str, Tensor]

@@ -4,27 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import check_same
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 LENGTHS = (70, 41, 1)
+PARAMETERS = {"first": 2, "offsets": (0, 1, 5, -1), "recent": 3, "tile": 10}
 
 
 def single(inputs: Any, row: int, length: int, **options: Any) -> dict[str, Tensor]:
     """Attend to one text alone."""
-    request = Request(
-        stats=inputs.request.stats,
-        first=2,
-        offsets=inputs.request.offsets,
-        targets=targets_of(inputs, row, length)[None],
-        spans=inputs.request.spans[row : row + 1, :length],
-        recent=3,
-        tile=10,
-    )
+    targets, spans = targets_of(inputs, row, length)[None], inputs.request.spans[[row], :length]
+    request = Request(inputs.request.stats, targets=targets, spans=spans, **PARAMETERS)
     tensors = (t[row : row + 1, :, :length] for t in (inputs.q, inputs.k, inputs.v))
     return attend(*tensors, request, AttentionSpec(**options))
 
@@ -65,21 +58,11 @@ def test_padded_texts_equal_single_ones(
         wanted = targets_of(inputs, row, length)
         text_spans[row, spans[row]] = inputs.request.spans[row, :length]
         targets[row, :, spans[row]] = torch.where(wanted < 0, -1, wanted + start)
-    request = Request(
-        stats=inputs.request.stats,
-        first=2,
-        offsets=inputs.request.offsets,
-        targets=targets,
-        spans=text_spans,
-        recent=3,
-        tile=10,
-    )
-    tensors = [
-        place(
-            [text[:, :length] for text, length in zip(tensor, LENGTHS, strict=True)], spans, poison
-        )
-        for tensor in (inputs.q, inputs.k, inputs.v)
-    ]
+    request = Request(inputs.request.stats, targets=targets, spans=text_spans, **PARAMETERS)
+    tensors = []
+    for tensor in (inputs.q, inputs.k, inputs.v):
+        texts = [text[:, :length] for text, length in zip(tensor, LENGTHS, strict=True)]
+        tensors.append(place(texts, spans, poison))
     padded = attend(*tensors, request, AttentionSpec(key_mask=mask, query_mask=mask, **options))
     for row, length in enumerate(LENGTHS):
         alone = single(inputs, row, length, **options)
@@ -94,14 +77,8 @@ def test_padded_texts_equal_single_ones(
                 for dim, size in zip(dims, sizes, strict=True)
             ]
             shift = spans[row].start if name == "topk_key" else 0
-            torch.testing.assert_close(
-                padded[name][row][(slice(None), *index)] - shift,
-                alone[name][0],
-                rtol=2e-6,
-                atol=2e-6,
-                equal_nan=True,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
+            found = padded[name][row][(slice(None), *index)] - shift
+            check_same({name: found}, {name: alone[name][0]}, 2e-6)
     assert torch.equal(padded["z"][~mask[:, None].expand(3, 4, 70)], torch.zeros(4 * 98, 8))
     assert padded["entropy"][~mask[:, None].expand(3, 4, 70)].isnan().all()
     assert padded["received"][~mask[:, None].expand(3, 4, 70)].isnan().all()
@@ -113,9 +90,7 @@ def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw: Any) ->
     mask[0, :13] = False
     mask[1, 30:] = False
     implied = attend(*inputs, AttentionSpec(key_mask=mask))
-    stated = attend(*inputs, AttentionSpec(key_mask=mask, query_mask=mask))
-    for name in statistics.names():
-        assert torch.equal(implied[name].nan_to_num(), stated[name].nan_to_num())
+    check_same(implied, attend(*inputs, AttentionSpec(key_mask=mask, query_mask=mask)))
 
 
 def test_memory_layout_does_not_matter(draw: Any) -> None:
@@ -125,10 +100,7 @@ def test_memory_layout_does_not_matter(draw: Any) -> None:
     spread = torch.full((2, 2, 260, 16), torch.nan)
     spread[:, :, ::2, ::2] = inputs.v
     result = attend(*token_first, spread[:, :, ::2, ::2], inputs.request)
-    for name in statistics.names():
-        torch.testing.assert_close(
-            result[name], expected[name], rtol=1e-6, atol=1e-6, equal_nan=True
-        )
+    check_same(result, expected, 1e-6)
 
 
 def test_inputs_are_left_alone(draw: Any) -> None:
@@ -143,6 +115,4 @@ def test_inputs_are_left_alone(draw: Any) -> None:
 
 def test_results_are_the_same_twice(draw: Any) -> None:
     inputs = draw(257)
-    once, twice = attend(*inputs), attend(*inputs)
-    for name in statistics.names():
-        assert torch.equal(once[name].nan_to_num(), twice[name].nan_to_num())
+    check_same(attend(*inputs), attend(*inputs))

@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 from headscope.kernels.errors import HeadscopeError, InvalidInput, ResourceLimit
-from headscope.kernels.request import Request
 
 REQUEST = Request(stats=("entropy",))
 

@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.panels import softmax
 from headscope.kernels.panels.distances import distance_bins, sheared
 from headscope.kernels.panels.logits import Logits
 from headscope.kernels.panels.row_panels import Panels
-from headscope.kernels.request import Request
 
 STATS = ("lse", "max_weight", "entropy", "first_mass", "received", "pooled_mean", "distance_hist")
 LENGTH = 140

@@ -9,10 +9,7 @@ from attention_inputs import CHOICES, VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels import aliases, statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 from headscope.kernels.statistic import MERGES
 from headscope.kernels.visibility import Visibility
 

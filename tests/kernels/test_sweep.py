@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import check_same as check_results
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 from headscope.kernels.compiled import blas, library, operands, sweep
-from headscope.kernels.dense import attend_dense
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels import softmax
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.panels.scratch import Scratch
-from headscope.kernels.request import Request
 
 
 @pytest.fixture
@@ -55,13 +53,9 @@ def check_same(inputs: Any, rtol: float = 2e-6) -> None:
             assert ((swept[name] - values).nan_to_num() != 0).float().mean() < 2e-3, name
         else:
             torch.testing.assert_close(
-                swept[name],
-                values,
-                rtol=rtol,
-                atol=2e-6,
-                equal_nan=True,
+                swept[name], values, rtol=rtol, atol=2e-6, equal_nan=True,
                 msg=lambda m, n=name: n + m,
-            )
+            )  # fmt: skip
 
 
 def test_statistics_declare_what_the_sweep_fills_in() -> None:
@@ -144,11 +138,9 @@ def test_halves_are_multiplied_as_the_same_numbers_in_float32(
     dtype: torch.dtype, draw: Any, way: str
 ) -> None:
     halves = draw(150, size=24, sigma=3.0, dtype=dtype)
-    found = attend(*halves, engine="compiled")
     whole = (halves.q.float(), halves.k.float(), halves.v.float(), halves.request)
-    for name, values in attend(*whole, engine="compiled").items():
-        if name != "topk_key":
-            torch.testing.assert_close(found[name], values, rtol=3e-6, atol=3e-6, equal_nan=True)
+    found, expected = (attend(*given, engine="compiled") for given in (halves, whole))
+    check_results(found, expected, 3e-6, leave=("topk_key",))
 
 
 @pytest.mark.parametrize("sigma", [1.0, 4.0])
@@ -201,9 +193,7 @@ def test_without_a_product_to_call_torch_multiplies(
     usual = attend(*inputs, engine="compiled")
     monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["blas"])
     monkeypatch.setattr(operands.blas, "gemm", lambda: None)
-    for name, values in attend(*inputs, engine="compiled").items():
-        if name != "topk_key":
-            torch.testing.assert_close(values, usual[name], rtol=2e-6, atol=2e-6, equal_nan=True)
+    check_results(attend(*inputs, engine="compiled"), usual, 2e-6, leave=("topk_key",))
 
 
 def test_a_product_that_is_wrong_is_not_called() -> None:
@@ -261,8 +251,7 @@ def test_what_memory_held_before_does_not_matter(
     take = Scratch.take
     # All bits set is NaN, and -1 among whole numbers.
     monkeypatch.setattr(Scratch, "take", lambda *given: take(*given).fill_(255))
-    for name, values in attend(*inputs, engine="compiled").items():
-        torch.testing.assert_close(values, usual[name], rtol=0, atol=0, equal_nan=True)
+    check_results(attend(*inputs, engine="compiled"), usual)
 
 
 def test_the_sweep_writes_inside_its_memory(
@@ -377,13 +366,9 @@ def test_a_mistake_in_the_text_is_noticed(
     spec = AttentionSpec(**options)
     dense = attend_dense(*inputs, spec)
     swept = attend(*inputs, spec, engine="compiled")
-
-    def check() -> None:
+    with pytest.raises(AssertionError):  # noqa: PT012
         for name in CHECKED:
             agree(name, swept[name], dense[name])
-
-    with pytest.raises(AssertionError):
-        check()
 
 
 @pytest.mark.unchecked_signatures
@@ -409,17 +394,16 @@ def test_a_statistic_may_read_logits_that_the_sweep_overwrote(
         inputs = draw(140, sigma=sigma, request={"stats": ("lse",)})
         seen: dict[str, list[Tensor]] = {"compiled": [], "panels": []}
         for engine, found in seen.items():
-            monkeypatch.setattr(
-                Panel,
-                "lse",
-                property(
-                    lambda panel, found=found: found.append(panel.logits.clone()) or panel.max_logit
-                ),
-            )
+
+            def lse(panel: Panel, found: list[Tensor] = found) -> Tensor:
+                found.append(panel.logits.clone())
+                return panel.max_logit
+
+            monkeypatch.setattr(Panel, "lse", property(lse))
             attend(*inputs, engine=engine)
-        both = [torch.cat([each.flatten() for each in seen[engine]]) for engine in seen]
+        both = [torch.cat([each.flatten() for each in found]) for found in seen.values()]
         assert len(both[0]) > 140 * 70
-        torch.testing.assert_close(both[0], both[1], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(*both, rtol=1e-6, atol=1e-6)
 
 
 def test_requests_with_more_leaders_than_the_sweep_holds(draw: Any) -> None:

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import check_same
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.panels import plan
 from headscope.kernels.panels.plan import Part
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.workers import run_in_threads
-from headscope.kernels.request import Request
 
 
 @pytest.fixture
@@ -55,8 +54,7 @@ def test_threads_do_not_show_in_the_numbers(
     assert threading.get_ident() not in {thread for thread, _ in used}
     assert torch.get_num_threads() == 2
     assert set(alone) == {"z", *statistics.names()}
-    for name, expected in alone.items():
-        assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
+    check_same(shared, alone)
 
 
 def test_threads_work_on_padding_and_in_inference_mode(
@@ -69,8 +67,7 @@ def test_threads_work_on_padding_and_in_inference_mode(
     torch.set_num_threads(2)
     with torch.inference_mode():
         shared = attend(*inputs, AttentionSpec(key_mask=mask))
-    for name, expected in alone.items():
-        assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
+    check_same(shared, alone)
 
 
 def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,5 +133,4 @@ def test_autocast_does_not_reach_the_engine() -> None:
     plain = attend(q, k, v, request)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = attend(q, k, v, request)
-    for name, values in plain.items():
-        torch.testing.assert_close(under[name], values, rtol=0, atol=0, equal_nan=True)
+    check_same(under, plain)

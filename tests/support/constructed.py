@@ -27,29 +27,11 @@ from headscope.probes.prompts.task import Prompt, Question, Task
 from headscope.probes.prompts.tasks._words import KINDS
 
 KEYS = [
-    "apple",
-    "banana",
-    "carrot",
-    "lemon",
-    "cherry",
-    "grape",
-    "onion",
-    "potato",
-    "tomato",
-    "pepper",
-]
+    "apple", "banana", "carrot", "lemon", "cherry", "grape", "onion", "potato", "tomato", "pepper",
+]  # fmt: skip
 VALUES = [
-    "north",
-    "south",
-    "east",
-    "west",
-    "summer",
-    "winter",
-    "spring",
-    "autumn",
-    "morning",
-    "evening",
-]
+    "north", "south", "east", "west", "summer", "winter", "spring", "autumn", "morning", "evening",
+]  # fmt: skip
 NAMES = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma", "Mark", "Lucy"]
 WORDS = ["<bos>", "<unk>", "note", "ask", ".", *KEYS, *VALUES, *NAMES]
 
@@ -70,9 +52,8 @@ INDUCTION = (1, 0)
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `<bos>` added by nobody: `Model.encode` puts it first."""
-    inner = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
-    )
+    numbers = {word: number for number, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
 
@@ -102,6 +83,7 @@ def circuit() -> Model:
     first, second = (block.attn for block in module.transformer.h)
     width = HEADS * SIZE
 
+    # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
     def query(head: int) -> int:
         return head * SIZE
 
@@ -111,7 +93,6 @@ def circuit() -> Model:
     def value(head: int) -> int:
         return 2 * width + head * SIZE
 
-    # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
     into = first.c_attn.weight
     into[PLACE + places[1:], query(0) + places[:-1]] = 1.5
     into[PLACE + places, key(0) + places] = 1.0
@@ -183,9 +164,7 @@ def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
         half = rng.sample([*KEYS, *VALUES, *NAMES], length)
         other = rng.sample([*KEYS, *VALUES, *NAMES], length)
         asked = [
-            Question(
-                length + at, (half[at + 1],), (half[at - 1],) if at else (half[-1],), (at + 1,)
-            )
+            Question(length + at, (half[at + 1],), (half[at - 1],), (at + 1,))
             for at in range(length - 1)
         ]
         prompts.append(Prompt((*half, *half), (*other, *half), tuple(asked)))
@@ -211,11 +190,8 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
 
 def encoder_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `[CLS]` before and `[SEP]` after every text."""
-    inner = Tokenizer(
-        models.WordLevel(
-            {word: number for number, word in enumerate(ENCODER_WORDS)}, unk_token="[UNK]"
-        )
-    )
+    numbers = {word: number for number, word in enumerate(ENCODER_WORDS)}
+    inner = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from bridges import bridge_of
 from torch import Tensor
 
 from headscope.kernels.api import Request
@@ -41,12 +42,8 @@ def eager(module: Any, kind: str, pair: Pair, **masks: Tensor) -> tuple[Tensor, 
     module.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            result = module(
-                input_ids=pair.source,
-                decoder_input_ids=pair.target,
-                output_attentions=True,
-                **masks,
-            )
+            given = {"input_ids": pair.source, "decoder_input_ids": pair.target, **masks}
+            result = module(**given, output_attentions=True)
     finally:
         module.set_attn_implementation(before)
     return result.logits, list(result[f"{kind}_attentions"])
@@ -185,12 +182,8 @@ def ablated(model: Model, module: Any, pair: Pair, *, layer: int, head: int) -> 
 
 def try_bridge(module: Any, words: Any) -> str:
     """Boot a TransformerBridge around a model with stacks of one depth, which is refused."""
-    from transformer_lens.model_bridge import TransformerBridge
-
     try:
-        bridge = TransformerBridge.boot_transformers(
-            "tiny", hf_model=module, tokenizer=words, dtype=torch.float32
-        )
+        bridge = bridge_of(module, words)
     except ValueError as error:
         if "Could not determine supported architecture" not in str(error):
             raise

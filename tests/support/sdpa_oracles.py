@@ -9,8 +9,7 @@ everything is float64, on other devices float32 from products of float32.
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention_spec import PLAIN, AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import PLAIN, AttentionSpec, Request
 
 BLOCK = 512
 ROWS = 64

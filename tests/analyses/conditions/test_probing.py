@@ -3,7 +3,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from architectures import eager_maps
 from constructed import ENCODER_WORDS, INDUCTION, encoder, encoder_tokenizer, repeated
+from refusals import check_refusal
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.conditions import _linked_pairs
@@ -79,13 +81,8 @@ def test_weights_between_two_tokens_are_those_of_the_models_own_maps(parser, bun
         links = _linked_pairs.find(given, "evidence", 3, both_ways=both_ways, seed=0)
         cap = capture(model, task, stats=("lse",), keep=("q", "k"))
         found = _linked_pairs.weights(cap, links, both_ways=both_ways)
-        kind = type(model.module)
-        eager = kind._from_config(model.module.config, attn_implementation="eager").eval()
-        eager.load_state_dict(model.module.state_dict())
         for link, each in zip(links, found, strict=True):
-            with torch.no_grad():
-                own = eager(torch.tensor([given.ids[link.prompt]]), output_attentions=True)
-            whole = torch.stack(own.attentions)[:, 0].numpy()
+            whole = eager_maps(model.module, given.ids[link.prompt]).numpy()
             assert given.encoded.questions[link.prompt]
             there = whole[:, :, link.query, link.candidates].transpose(2, 0, 1)
             np.testing.assert_allclose(each[:, 0], there, atol=1e-4)
@@ -151,8 +148,7 @@ def test_a_long_prompt_has_a_limited_number_of_candidates(bundled):
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(HeadscopeError, match="n: 3 prompts cannot be split"):
-        execute("probing", bundled, n=3)
+    check_refusal("n", execute, "probing", bundled, n=3)
     silent = sentences(4)
     bare = tuple(
         Prompt(each.words, each.corrupted, (Question(1, ("apple",)),)) for each in silent.prompts

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, SINK, repeated
+from refusals import check_refusal
 
 from headscope.analyses import classes
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.head_roles import _masks, _window_gates
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Window
 
+pytestmark = pytest.mark.requirement("A8")
 
-@pytest.mark.requirement("A8")
+
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_recovered_mass_is_that_of_the_whole_map(bundled, share) -> None:
     ids = [0, *range(20, 50), 0, *range(25, 40)]
@@ -56,7 +57,6 @@ def planted(circuit, task):
     return classes.run(cap, circuit, task, **OPTIONS)
 
 
-@pytest.mark.requirement("A8")
 def test_planted_heads_get_their_classes(planted) -> None:
     kinds = planted["head_type"].values
     assert kinds[PREVIOUS] == "recency"
@@ -70,7 +70,6 @@ def test_planted_heads_get_their_classes(planted) -> None:
     assert planted["evidence"].values[INDUCTION] == "correlational"
 
 
-@pytest.mark.requirement("A8")
 def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted) -> None:
     gate, cost = planted["gate"].values, planted["window_cost"].values
     # Full attention stays where it is needed, and is given up where nothing hangs on it.
@@ -87,7 +86,6 @@ def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted
     assert others <= everything + 1e-4
 
 
-@pytest.mark.requirement("A8")
 def test_the_cost_of_one_window_is_that_of_the_edit(bundled) -> None:
     ids = [[0, *range(20, 50)], [0, *range(60, 90)]]
 
@@ -107,7 +105,6 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled) -> None:
             np.testing.assert_allclose(found[:, head[0], head[1]], change, atol=1e-5)
 
 
-@pytest.mark.requirement("A8")
 def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled) -> None:
     result = execute("classes", bundled, n=6, seed=3, options={"window_prompts": 1})
     retrieval = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
@@ -123,7 +120,5 @@ def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled
 
 def test_bad_input_is_refused(circuit, task) -> None:
     cap = capture(circuit, task, stats=classes.NEEDS, targets=classes.TARGETS)
-    with pytest.raises(HeadscopeError, match="first, recent"):
-        classes.run(cap, circuit, task, recent=64)
-    with pytest.raises(HeadscopeError, match="'induction'"):
-        classes.run(cap.sel(target=["duplicate"]), circuit, task)
+    check_refusal("first, recent", classes.run, cap, circuit, task, recent=64)
+    check_refusal("capture", classes.run, cap.sel(target=["duplicate"]), circuit, task)

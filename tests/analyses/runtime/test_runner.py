@@ -2,6 +2,7 @@ import json
 
 import pytest
 from constructed import repeated
+from refusals import check_refusal
 
 from headscope import probes
 from headscope.analyses._runtime import runner
@@ -53,8 +54,7 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
     assert len(captures) == 1
     assert result.attrs["prompts_sha256"] == cap.attrs["prompts_sha256"]
     poor = cap.drop_vars("received")
-    with pytest.raises(HeadscopeError, match="sinks needs received; give the prompts"):
-        runner.execute("sinks", circuit, capture=poor)
+    check_refusal("capture", runner.execute, "sinks", circuit, capture=poor)
     again = runner.execute("sinks", circuit, ["apple lemon " * 5], capture=poor)
     assert len(captures) == 2
     assert again["sink"].shape == (2, 4)
@@ -97,14 +97,11 @@ def test_progress_names_the_step(circuit):
 
 
 def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
-    with pytest.raises(HeadscopeError, match="prompts: sinks runs on your own prompts"):
-        runner.execute("sinks", circuit)
-    with pytest.raises(HeadscopeError, match="no analysis is called 'sunk'"):
-        runner.execute_many(("sinks", "sunk"), circuit, ["apple"])
+    check_refusal("prompts", runner.execute, "sinks", circuit)
+    check_refusal("analysis", runner.execute_many, ("sinks", "sunk"), circuit, ["apple"])
     with pytest.raises(HeadscopeError, match="epsilom"):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"sinks": {"epsilom": 1}})
     with pytest.raises(HeadscopeError, match="'rollout' is not among"):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
     assert captures == []
-    with pytest.raises(HeadscopeError, match="task: importance needs answers"):
-        runner.execute("importance", circuit, task=["apple lemon"])
+    check_refusal("task", runner.execute, "importance", circuit, task=["apple lemon"])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from constructed import WORDS, rotary_sink
+from refusals import check_refusal
 
 from headscope.analyses import sink_calibration
 from headscope.analyses._interventions.next_token_loss import mean_loss
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.interventions import ScaleKeys
 
@@ -121,5 +121,4 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
 def test_bad_factors_are_refused(random_llama) -> None:
     cap = capture(random_llama, PROMPTS, stats=("received",))
     for wrong in ("2 3", "much", "", "0 2", "0.5"):
-        with pytest.raises(HeadscopeError, match="gammas"):
-            sink_calibration.run(cap, random_llama, gammas=wrong)
+        check_refusal("gammas", sink_calibration.run, cap, random_llama, gammas=wrong)

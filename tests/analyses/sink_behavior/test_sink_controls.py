@@ -1,5 +1,6 @@
 """Sink controls against the eager attention of the model itself, and against the paper's claim."""
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -32,14 +33,7 @@ def test_repeated_tokens_agree_with_eager_attention(result, bundled) -> None:
         size=(PROMPTS, TOKENS),
     )
     ids = torch.tensor(np.repeat(drawn[:, :1], TOKENS, axis=1))
-    module = bundled.module
-    before = module.config._attn_implementation
-    module.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            maps = module(input_ids=ids, output_attentions=True).attentions
-    finally:
-        module.set_attn_implementation(before)
+    _, maps = architectures.eager(bundled.module, ids)
     first = torch.stack(maps).double()[..., 0].mean(-1)  # layer, prompt, head
     np.testing.assert_allclose(result["sink_repeated"], first.mean(1).numpy(), atol=5e-5)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pairs
 import pytest
 import torch
 
@@ -17,16 +18,11 @@ PAIRS = [Pair([3, 4, 5, 6], [0, 9, 8, 7, 6, 5]), Pair([9, 8], [0, 9])]
 def test_sinks_are_means_over_all_queries(attention: str, paired_folder: Path) -> None:
     model = load_model(paired_folder, attention=attention)
     found = sinks.run(capture(model, PAIRS), least_queries=1)
-    model.module.set_attn_implementation("eager")
     first, later, expected = [], [], []
     for one in PAIRS:
-        with torch.no_grad():
-            result = model.module(
-                input_ids=torch.tensor([one.source]),
-                decoder_input_ids=torch.tensor([one.target]),
-                output_attentions=True,
-            )
-        alpha = torch.cat(result[f"{attention}_attentions"]).double().numpy().mean(-2)
+        pair = Pair(torch.tensor([one.source]), torch.tensor([one.target]))
+        _, weights = pairs.eager(model.module, attention, pair)
+        alpha = torch.cat(weights).double().numpy().mean(-2)
         first.append(alpha[..., 0])
         later.append(alpha[..., 1:].max(-1))
         expected.append(alpha.mean((0, 1)))

@@ -12,17 +12,7 @@ from headscope.analyses._interventions.ablation import mean_z
 from headscope.analyses.comparison import what_if
 from headscope.app.dashboard.components import edit_form
 from headscope.probes import Model, capture, tasks
-from headscope.probes.interventions import (
-    Ablate,
-    Gate,
-    Inject,
-    KnockOut,
-    Offset,
-    Replace,
-    ScaleKeys,
-    Temperature,
-    Window,
-)
+from headscope.probes import interventions as edits
 from headscope.probes.interventions.base import KINDS
 from headscope.probes.storage import run_folder
 
@@ -53,15 +43,15 @@ def test_every_edit_of_heads_has_a_form_whose_answer_is_that_of_the_function(
     gates = torch.ones(bundled.layers, bundled.heads)
     gates[0, 5] = 0.0
     expected = [
-        Ablate(heads),
-        Gate(gates),
-        Inject(heads, "previous"),
-        KnockOut(heads, keys=(0,)),
-        Offset(heads, mean),
-        Replace(heads, mean),
-        ScaleKeys(heads, keys=(0,), factor=0.5),
-        Temperature(heads, 2.0),
-        Window(heads, recent=4),
+        edits.Ablate(heads),
+        edits.Gate(gates),
+        edits.Inject(heads, "previous"),
+        edits.KnockOut(heads, keys=(0,)),
+        edits.Offset(heads, mean),
+        edits.Replace(heads, mean),
+        edits.ScaleKeys(heads, keys=(0,), factor=0.5),
+        edits.Temperature(heads, 2.0),
+        edits.Window(heads, recent=4),
     ]
     kinds = edit_form.kinds()
     assert next(iter(kinds)) == "Ablate"
@@ -80,7 +70,7 @@ def test_every_edit_of_heads_has_a_form_whose_answer_is_that_of_the_function(
 
 def test_a_new_edit_has_a_form(screen: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
-    class Soften(Temperature):
+    class Soften(edits.Temperature):
         """Soften the attention of some heads.
 
         Attributes

@@ -4,15 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import VARIANTS, spec
+from attention_inputs import VARIANTS, check_same, spec
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_dense
 from headscope.kernels.errors import ResourceLimit
 from headscope.kernels.panels.row_panels import Panels
-from headscope.kernels.request import Request
 from headscope.kernels.statistics import load
 from headscope.kernels.triton import first_pass, sdpa
 from headscope.kernels.triton.configuration import Configuration
@@ -20,7 +17,6 @@ from headscope.kernels.triton.engine import TritonEngine
 from headscope.kernels.triton.forward import attend_queries
 from headscope.kernels.triton.launch import LOG2E, Launch, Terms
 from headscope.kernels.triton.plan import ways
-from headscope.kernels.weight_edits import WeightEdits
 
 ROWS = ("lse", "max_weight", "entropy", "learned_sink_mass")
 REQUEST = Request(stats=ROWS)
@@ -220,8 +216,7 @@ def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.Mon
 
 def test_results_are_the_same_twice(draw: Any) -> None:
     inputs = draw(100)
-    once, twice = result_of(inputs, AttentionSpec()), result_of(inputs, AttentionSpec())
-    assert all(torch.equal(once[name], twice[name]) for name in once)
+    check_same(result_of(inputs, AttentionSpec()), result_of(inputs, AttentionSpec()))
 
 
 def test_heads_that_do_not_fit_are_refused(draw: Any) -> None:

@@ -6,20 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import CHOICES, noise, spec
+from attention_inputs import CHOICES, check_same, noise, spec
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend_dense
 from headscope.kernels.triton import bands, cells, column_pass, gather_pass, row_pass, topk_pass
 from headscope.kernels.triton.columns import reduce_columns
 from headscope.kernels.triton.configuration import Configuration
 from headscope.kernels.triton.launch import DEAD, Launch, Terms
 from headscope.kernels.triton.plan import declared
 from headscope.kernels.triton.rows import reduce_rows
-from headscope.kernels.weight_edits import WeightEdits
 
 PASSES = {"columns": column_pass, "rows": row_pass, "gathers": gather_pass, "topk": topk_pass}
 SLOW = frozenset({"effective_span"})
@@ -34,9 +31,7 @@ class Case:
         self.inputs = draw(**options)
         self.spec = AttentionSpec(**self.inputs.options)
         if self.spec.sigmoid:
-            names = frozenset(
-                name for name in names if not statistics.load(name).distribution
-            )  # fmt: skip
+            names = frozenset(name for name in names if not statistics.load(name).distribution)
         self.names = names
         q, k, v, asked = self.inputs
         extra = ("pattern", "topk") if self.spec.sigmoid else ("pattern", "topk", "lse")
@@ -249,9 +244,7 @@ def test_equal_weights_are_no_crowd(draw: Any) -> None:
 
 def test_results_are_the_same_twice(draw: Any) -> None:
     case = Case(draw, ALL - SLOW, queries=100, batch=1, heads=2)
-    once, twice = case.run(), case.run()
-    for name in once:
-        torch.testing.assert_close(once[name], twice[name], rtol=0, atol=0, equal_nan=True)
+    check_same(case.run(), case.run())
 
 
 WIDELY = ("received", "pooled_mean", "distance_hist", "value_mass", "span_mass", "topk")

@@ -2,16 +2,16 @@
 
 import copy
 import json
-import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bridges import bridge_of
+from refusals import check_refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.attention.forward import logits
 from headscope.probes.bundled import folder
@@ -103,16 +103,7 @@ def test_name_folder_object_and_bridge_give_one_dataset(
     eager.save_pretrained(tmp_path)
     python.tokenizer.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TransformerLens warns about its own dependencies
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridge = TransformerBridge.boot_transformers(
-            "bundled-python",
-            hf_model=copy.deepcopy(python.module),
-            tokenizer=tokenizer,
-            dtype=torch.float32,
-        )
+    bridge = bridge_of(copy.deepcopy(python.module), tokenizer)
     texts = ["def f(x):\n    return x\n", "print('😀')"]
     named = capture(python, texts)
     assert named.sizes["layer"] == 6
@@ -188,8 +179,7 @@ def test_induction_takes_the_tokenizer_s_own_words(python: Model) -> None:
     words = set(drawn.prompts[0].words)
     assert len(words) == 32
     assert all(f"Ġ{word}" in python.tokenizer.get_vocab() for word in words)
-    with pytest.raises(HeadscopeError, match=r"^words: "):
-        tasks.make("story", python.tokenizer, n=1)
+    check_refusal("words", tasks.make, "story", python.tokenizer, n=1)
 
 
 @pytest.mark.parametrize("tokens", [64, 512, 1024])
@@ -200,8 +190,7 @@ def test_openings_fill_the_length_asked_for(python: Model, tokens: int) -> None:
 
 
 def test_openings_refuse_more_than_there_is() -> None:
-    with pytest.raises(HeadscopeError, match=r"^number: \d+ held-out files .* 1000000 tokens"):
-        openings(1, 1_000_000)
+    check_refusal("number", openings, 1, 1_000_000)
 
 
 def test_card_tells_the_measured_numbers() -> None:

@@ -1,6 +1,5 @@
 """The bundled model at 1024 tokens: every statistic against eager attention, memory linear."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,13 +67,9 @@ def measured(model: Model, length: int) -> PeakTensorBytes:
 
 
 @pytest.fixture
-def small_panels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, the only one that a meter sees, and panels of one head, that growth may show."""
+def small_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels of one head, that growth may show in the one thread that a meter sees."""
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.requirement("F1")

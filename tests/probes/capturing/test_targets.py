@@ -1,8 +1,7 @@
 """Target keys, against the definition read off the prompt by hand."""
 
-import pytest
+from refusals import check_refusal
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.capturing.targets import find, pack, rules
 from headscope.probes.prompts.tokens import EncodedQuestion
 
@@ -41,5 +40,4 @@ def test_rules_are_known_by_name() -> None:
     for rule in rules():
         asked = [EncodedQuestion(1, (1,), (), (0,))]
         assert len(find(rule, IDS, asked)) == len(IDS)
-    with pytest.raises(HeadscopeError, match=r"^targets: no rule 'next'; choose from duplicate,"):
-        find("next", IDS)
+    check_refusal("targets", find, "next", IDS)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import check_refusal
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -152,8 +153,7 @@ def test_a_capture_shows_the_edited_weights(tiny: Any, ids: Any) -> None:
     assert (other > 0).all()
     assert '"edit": "Window"' in found.attrs["edits"]
     kept = capture(model, [ids(9)], keep=("q", "k"), edits=(WINDOW,))
-    with pytest.raises(HeadscopeError, match="edits: the weights of this capture were edited"):
-        pattern(kept, layer=0, head=0)
+    check_refusal("edits", pattern, kept, layer=0, head=0)
 
 
 @pytest.mark.parametrize(
@@ -223,5 +223,4 @@ def test_edits_come_back_from_a_file(tmp_path: Path, tiny: Any, ids: Any) -> Non
     with torch.no_grad():
         assert torch.equal(logits(model, prompt, back), logits(model, prompt, edits))
     (tmp_path / "edits.safetensors").write_bytes(b"broken")
-    with pytest.raises(HeadscopeError, match="is broken"):
-        load(tmp_path / "edits.safetensors")
+    check_refusal("path", load, tmp_path / "edits.safetensors")

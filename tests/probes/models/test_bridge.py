@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from bridges import bridge_of
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate, Edit
 
-FAMILIES = ["llama", "gpt2", "neox", "gemma2"]
+FAMILIES = ["llama", "gpt2", "gpt_neox", "gemma2"]
 STATS = ("lse", "entropy", "first_mass", "received", "pooled_mean")
 
 
@@ -22,11 +23,7 @@ def wrap(tiny: Any, words: Any) -> Any:
     """Boot a bridge around a tiny model of a family."""
 
     def boot(family: str) -> Any:
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridge = TransformerBridge.boot_transformers(
-            "tiny", hf_model=tiny(family), tokenizer=words, dtype=torch.float32
-        )
+        bridge = bridge_of(tiny(family), words)
         with torch.no_grad():
             bridge(torch.tensor([[0, 2, 3]]))  # its first pass installs hooks of its own, for good
         return bridge
@@ -108,15 +105,9 @@ def test_other_hooks_see_what_they_see_without_us(wrap: Any, ids: Any) -> None:
     model = load_model(bridge)
     prompt = torch.tensor([ids(19)])
     names = [
-        "blocks.1.hook_resid_pre",
-        "blocks.0.hook_resid_post",
-        "blocks.1.hook_attn_out",
-        "blocks.1.attn.hook_in",
-        "blocks.0.hook_mlp_out",
-        "blocks.1.attn.hook_q",
-        "blocks.1.attn.hook_k",
-        "blocks.1.attn.hook_v",
-    ]
+        "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre",
+        "blocks.1.hook_attn_out", *(f"blocks.1.attn.hook_{name}" for name in ("in", "q", "k", "v")),
+    ]  # fmt: skip
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def watch(name: str) -> tuple[str, Any]:

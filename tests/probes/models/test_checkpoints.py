@@ -1,5 +1,6 @@
 """Checkpoints by name: shipped ones, folders, revisions of the hub."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
+from refusals import check_refusal, refusal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headscope.kernels.errors import HeadscopeError
@@ -70,8 +72,7 @@ def test_provenance_names_the_step_and_each_has_weights_of_its_own() -> None:
     ],
 )
 def test_what_is_not_there_is_refused_by_name(source: str, said: str) -> None:
-    with pytest.raises(HeadscopeError, match=said):
-        load_model(source)
+    assert re.search(said, str(refusal(load_model, source)))
 
 
 def test_folders_of_a_trainer_are_found_in_order_of_step(trained: Path) -> None:
@@ -161,8 +162,7 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
         assert checkpoints("someone/online") == ["someone/online@step0", "someone/online@step512"]
         said = "someone/online has no revision 'step3' on the hub; it has main, step0, step512, v1"
-        with pytest.raises(HeadscopeError, match=said):
-            load_model("someone/online@step3")
+        assert said in str(refusal(load_model, "someone/online@step3"))
 
 
 def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
@@ -170,5 +170,4 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
     tiny(1).save_pretrained(place)
     assert locate(place).name == str(place)
     shutil.rmtree(place)
-    with pytest.raises(HeadscopeError, match="there is no folder"):
-        locate(place)
+    check_refusal("model", locate, place)

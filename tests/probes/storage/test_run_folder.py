@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes import capture, load_model
@@ -50,8 +51,7 @@ def test_results_are_kept_by_name(captured: xr.Dataset, tmp_path: Path) -> None:
 def test_a_run_is_not_replaced_unasked(captured: xr.Dataset, tmp_path: Path) -> None:
     made = run_folder.create(tmp_path / "one", captured)
     made.save_result("a", xr.Dataset({"score": ("head", np.ones(2))}))
-    with pytest.raises(HeadscopeError, match=r"^out: .*one already holds a run"):
-        run_folder.create(tmp_path / "one", captured)
+    check_refusal("out", run_folder.create, tmp_path / "one", captured)
     assert list(run_folder.open(tmp_path / "one").results()) == ["a"]
     run_folder.create(tmp_path / "one", captured, replace=True)
     assert run_folder.open(tmp_path / "one").results() == {}
@@ -95,10 +95,8 @@ def test_a_run_that_fails_on_the_way_is_no_run(
         raise InvalidInput("path: the disk is full")
 
     monkeypatch.setattr(run_folder.dataset_file, "save", fail)
-    with pytest.raises(HeadscopeError, match=r"disk is full"):
-        run_folder.create(tmp_path / "one", captured, replace=True)
-    with pytest.raises(HeadscopeError, match=r"^run: .* holds no manifest.json"):
-        run_folder.open(tmp_path / "one")
+    check_refusal("path", run_folder.create, tmp_path / "one", captured, replace=True)
+    check_refusal("run", run_folder.open, tmp_path / "one")
 
 
 def test_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
