@@ -29,9 +29,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def given(name: str, bundled) -> tuple[Task, xr.Dataset | None]:
     """The prompts of an analysis, and a capture of what it says it needs and nothing else."""
     module = analyses.load(name)
-    task = tasks.make(
-        getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
-    )
+    prompts = getattr(module, "TASK", "story")
+    task = tasks.make(prompts, tokenizer=bundled.tokenizer, n=PROMPTS, seed=1)
     if "capture" not in inputs.positionals(name):
         return task, None
     options = {
@@ -47,15 +46,14 @@ def result(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> xr.Data
     task, held = given
     before = None if held is None else held.copy(deep=True)
     options = getattr(analyses.load(name), "QUICK", {})
-    found = runner.execute(
-        name, bundled, task, task=task, capture=held, n=PROMPTS, seed=1, options=options
-    )
+    given = {"task": task, "capture": held, "n": PROMPTS, "seed": 1}
+    found = runner.execute(name, bundled, task, options=options, **given)
     if held is not None:
         xr.testing.assert_identical(held, before)
     return found
 
 
-def test_declaration(name: str) -> None:
+def test_declaration(name):
     module = analyses.load(name)
     assert module.__doc__
     assert len(analyses.summary(name)) > 1
@@ -67,7 +65,7 @@ def test_declaration(name: str) -> None:
         assert len(text) > 10, f"{option} is not described in the docstring of run()"
 
 
-def test_every_variable_says_what_it_is_and_has_a_view(result: xr.Dataset) -> None:
+def test_every_variable_says_what_it_is_and_has_a_view(result):
     shown = viz.variables(result)
     assert shown
     for variable in shown:
@@ -83,7 +81,7 @@ def test_every_variable_says_what_it_is_and_has_a_view(result: xr.Dataset) -> No
             assert float(array.max()) <= array.attrs["high"] + 1e-6, variable
 
 
-def test_intervals_hold_their_estimate(result: xr.Dataset) -> None:
+def test_intervals_hold_their_estimate(result):
     for variable in viz.variables(result):
         lower, upper = viz.interval(result, variable)
         if lower is None:
@@ -94,7 +92,7 @@ def test_intervals_hold_their_estimate(result: xr.Dataset) -> None:
         assert 0 < lower.attrs["level"] < 1
 
 
-def test_provenance(result: xr.Dataset, name: str) -> None:
+def test_provenance(result, name):
     attrs = result.attrs
     assert attrs["analysis"] == name
     assert attrs["title"] == analyses.summary(name)
@@ -103,18 +101,18 @@ def test_provenance(result: xr.Dataset, name: str) -> None:
     json.dumps(attrs)
 
 
-def test_what_is_declared_is_an_option_or_a_kind_of_model(name: str) -> None:
+def test_what_is_declared_is_an_option_or_a_kind_of_model(name):
     module = analyses.load(name)
     assert set(getattr(module, "QUICK", {})) <= set(analyses.options(name))
     assert getattr(module, "SUPPORTS", set()) <= {"encoder", "cross", "vision", "hybrid"}
     assert module.NEEDS == () or "capture" in inputs.positionals(name)
 
 
-def test_unknown_option_is_refused(name, bundled) -> None:
+def test_unknown_option_is_refused(name, bundled):
     check_refusal("no_such_option", runner.execute, name, bundled, options={"no_such_option": 1})
 
 
-def test_what_a_capture_lacks_is_named(name: str, bundled, given) -> None:
+def test_what_a_capture_lacks_is_named(name, bundled, given):
     task, held = given
     module = analyses.load(name)
     supplied = {"model": bundled, "prompts": task, "task": task, "sae": None}

@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
+def test_wheel_holds_the_models_and_stays_small(site):
     bundled = site / "headscope" / "probes" / "bundled"
     for name in ("story", "python"):
         assert (bundled / name / "model.safetensors").exists()
@@ -57,7 +57,7 @@ def run(site: Path, folder: Path, program: str) -> str:
     return done.stdout
 
 
-def test_demo_runs_from_the_wheel(site: Path, tmp_path: Path) -> None:
+def test_demo_runs_from_the_wheel(site, tmp_path):
     program = (
         "import headscope.app.cli as cli; print(cli.__file__)\n"
         "sys.argv = ['headscope', 'demo', '--out', 'run', '--number', '8']; cli.main()"
@@ -67,7 +67,7 @@ def test_demo_runs_from_the_wheel(site: Path, tmp_path: Path) -> None:
         assert (tmp_path / "run" / name).stat().st_size > 0
 
 
-def test_the_model_of_real_text_loads_from_the_wheel(site: Path, tmp_path: Path) -> None:
+def test_the_model_of_real_text_loads_from_the_wheel(site, tmp_path):
     program = (
         "import headscope.probes as probes; print(probes.__file__)\n"
         "model = probes.load_model('headscope/bundled-python')\n"

@@ -47,7 +47,7 @@ def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("length", [1, 63, 100, 300])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_statistic_in_every_variant(name: str, length: int, device: torch.device) -> None:
+def test_every_statistic_in_every_variant(name, length, device):
     inputs = Inputs(**spec(name, length))
     check(inputs, on(device, inputs))
 
@@ -69,9 +69,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_configuration_of_this_gpu(
-    shape: str, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_every_configuration_of_this_gpu(shape, dtype, device):
     wanted = {"queries": 700, "keys": 700, "dtype": dtype, **SHAPES[shape]}
     if dtype == torch.float32:
         wanted |= {name: min(wanted[name], 128) for name in ("size", "value_size")}
@@ -81,12 +79,12 @@ def test_every_configuration_of_this_gpu(
     check(inputs, on(device, inputs))
 
 
-def test_a_gpu_is_used_without_being_asked_for(device: torch.device) -> None:
+def test_a_gpu_is_used_without_being_asked_for(device):
     q = torch.zeros(1, 1, 8, 64, device=device)
     engine = engine_of(Panels(q, q, q, AttentionSpec().fit(q, q)), "auto")
     assert isinstance(engine.__self__, TritonEngine)  # type: ignore[attr-defined]
 
 
-def test_results_are_the_same_twice(device: torch.device) -> None:
+def test_results_are_the_same_twice(device):
     inputs = Inputs(1500, size=64, value_size=64, dtype=torch.bfloat16)
     check_same(on(device, inputs), on(device, inputs))

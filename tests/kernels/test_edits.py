@@ -25,7 +25,7 @@ def plain(inputs: Any, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.requirement("A5")
-def test_log_gamma_scales_a_key_and_renormalises(draw: Any) -> None:
+def test_log_gamma_scales_a_key_and_renormalises(draw):
     inputs, gamma = draw(LENGTH), torch.rand(1, 4, LENGTH) * 3
     weights = plain(inputs) * gamma[:, :, None]
     expected = (weights / weights.sum(dim=-1, keepdim=True)).float()
@@ -35,7 +35,7 @@ def test_log_gamma_scales_a_key_and_renormalises(draw: Any) -> None:
 
 
 @pytest.mark.requirement("D5")
-def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
+def test_a_knocked_out_key_is_as_good_as_absent(draw):
     inputs, gone = draw(LENGTH), 7
     bias = torch.zeros(1, 1, LENGTH)
     bias[..., gone] = -math.inf
@@ -49,7 +49,7 @@ def test_a_knocked_out_key_is_as_good_as_absent(draw: Any) -> None:
     assert (result["received"][..., gone] == 0).all()
 
 
-def test_a_row_without_a_key_says_so_and_gives_nothing(draw: Any) -> None:
+def test_a_row_without_a_key_says_so_and_gives_nothing(draw):
     bias = torch.zeros(1, 1, LENGTH)
     bias[..., 0] = -math.inf
     result = edited(draw(LENGTH), key_bias=bias)
@@ -60,7 +60,7 @@ def test_a_row_without_a_key_says_so_and_gives_nothing(draw: Any) -> None:
 
 
 @pytest.mark.requirement("D5")
-def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw: Any) -> None:
+def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw):
     inputs = draw(LENGTH)
     queries = (torch.arange(LENGTH) >= 60).long().expand(2, -1)
     keys = ((torch.arange(LENGTH) >= 20) & (torch.arange(LENGTH) < 30)).long().expand(2, -1)
@@ -72,7 +72,7 @@ def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw: Any) -
     torch.testing.assert_close(weights[:, :, 60:].sum(dim=-1), torch.ones(2, 4, 30))
 
 
-def test_a_streaming_head_is_a_window_with_sinks(draw: Any) -> None:
+def test_a_streaming_head_is_a_window_with_sinks(draw):
     inputs = draw(LENGTH)
     first, recent = torch.tensor([0, 0, 3, 0]), torch.tensor([16, 0, 8, 1])
     weights = edited(inputs, first=first, recent=recent)["pattern"]
@@ -86,7 +86,7 @@ def test_a_streaming_head_is_a_window_with_sinks(draw: Any) -> None:
     torch.testing.assert_close(weights[:, 3], torch.eye(LENGTH).expand(2, -1, -1))
 
 
-def test_a_temperature_is_a_factor_of_the_scale(draw: Any) -> None:
+def test_a_temperature_is_a_factor_of_the_scale(draw):
     inputs = draw(LENGTH)
     weights = edited(inputs, temperature=torch.tensor([1.0, 4.0, 0.5, 1.0]))["pattern"]
     for head, scale in enumerate((1.0, 0.25, 2.0, 1.0)):
@@ -94,7 +94,7 @@ def test_a_temperature_is_a_factor_of_the_scale(draw: Any) -> None:
         torch.testing.assert_close(weights[:, head], expected.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_gate_scales_the_output_and_leaves_the_weights(draw: Any) -> None:
+def test_a_gate_scales_the_output_and_leaves_the_weights(draw):
     inputs, gate = draw(LENGTH), torch.tensor([[0.0, 1.0, -2.0, 0.5], [1.0, 1.0, 1.0, 0.0]])
     result = edited(inputs, gate=gate)
     before = attend(inputs.q, inputs.k, inputs.v, PATTERN)
@@ -121,7 +121,7 @@ SPANS = {
         (SPANS, "query_spans"),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(fields: dict[str, Any], field: str) -> None:
+def test_edits_that_do_not_fit_are_refused(fields, field):
     q = torch.zeros(2, 4, 6, 8)
     with pytest.raises(InvalidInput) as refusal:
         attend(q, q, q, Request(stats=()), AttentionSpec(edits=WeightEdits(**fields)))
@@ -134,7 +134,7 @@ SIGMOID = tuple(name for name in statistics.names() if not statistics.load(name)
 
 @pytest.mark.requirement("F7")
 @pytest.mark.parametrize("options", [{}, {"window": 9}, {"causal": False}], ids=str)
-def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: Any) -> None:
+def test_sigmoid_rows_agree_with_dense_float64(options, draw, agree):
     inputs = draw(LENGTH)
     bias = torch.full((1, 1, 1, 1), -math.log(LENGTH))
     spec = AttentionSpec(sigmoid=True, bias=bias, **options)
@@ -151,14 +151,14 @@ def test_sigmoid_rows_agree_with_dense_float64(options: Any, draw: Any, agree: A
 
 @pytest.mark.requirement("F7")
 @pytest.mark.parametrize("name", sorted(set(statistics.names()) - set(SIGMOID)))
-def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name: str) -> None:
+def test_statistics_of_a_distribution_are_refused_for_sigmoid_rows(name):
     q = torch.zeros(1, 1, 3, 2)
     for engine in (attend, attend_dense):
         check_refusal("stats", engine, q, q, q, Request(stats=(name,)), AttentionSpec(sigmoid=True))
 
 
 @pytest.mark.requirement("F7")
-def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
+def test_learned_sinks_take_what_the_keys_lack(draw):
     inputs = draw(LENGTH)
     sinks = torch.tensor([0.0, 2.0, -3.0, 9.0])
     request = Request(stats=("learned_sink_mass", "pattern", "lse"))
@@ -171,7 +171,7 @@ def test_learned_sinks_take_what_the_keys_lack(draw: Any) -> None:
 
 
 @pytest.mark.requirement("F6")
-def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
+def test_packed_sequences_are_as_good_as_apart(draw):
     lengths = (40, 1, 49)
     rows = ("lse", "entropy", "first_mass", "recent_mass", "distance", "effective_span")
     request = Request(stats=(*rows, "received", "received_last"), first=2, last=5)
@@ -188,7 +188,7 @@ def test_packed_sequences_are_as_good_as_apart(draw: Any) -> None:
 
 @pytest.mark.requirement("F5")
 @pytest.mark.parametrize("window", [None, 20])
-def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw: Any) -> None:
+def test_decode_rows_with_a_cache_are_rows_of_the_whole(window, draw):
     inputs, prefix = draw(60), 40
     stats = tuple(
         name for name in statistics.names()
@@ -221,7 +221,7 @@ def test_decode_rows_with_a_cache_are_rows_of_the_whole(window: int | None, draw
         ({"sinks": torch.ones(4), "sigmoid": True}, "sinks"),
     ],
 )
-def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], field: str) -> None:
+def test_variants_that_do_not_fit_are_refused(options, field):
     q = torch.zeros(2, 4, 6, 8)
     for engine in (attend, attend_dense):
         with pytest.raises(InvalidInput) as refusal:
@@ -230,7 +230,7 @@ def test_variants_that_do_not_fit_are_refused(options: dict[str, Any], field: st
 
 
 @pytest.mark.requirement("D5")
-def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
+def test_a_fixed_pattern_takes_the_place_of_the_weights(draw):
     inputs = draw(LENGTH)
     fixed = torch.rand(1, 4, LENGTH, LENGTH).tril() + torch.eye(LENGTH)
     fixed /= fixed.sum(dim=-1, keepdim=True)
@@ -245,7 +245,7 @@ def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
     torch.testing.assert_close(result["z"], expected @ values)
 
 
-def test_edits_combine(draw: Any) -> None:
+def test_edits_combine(draw):
     inputs = draw(LENGTH)
     keys = torch.randn(1, 1, LENGTH)
     spans = torch.arange(LENGTH).expand(2, -1)

@@ -80,9 +80,7 @@ def whole_matrix(inputs: Any, spec: AttentionSpec, dz: Tensor) -> DenseAttention
 
 @pytest.mark.parametrize("rows", [128, 5])
 @pytest.mark.parametrize("case", CASES)
-def test_statistics_agree_with_the_whole_matrix(
-    case: str, rows: int, draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statistics_agree_with_the_whole_matrix(case, rows, draw, monkeypatch):
     monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 64 * rows)
     given = dict(CASES[case])
@@ -109,7 +107,7 @@ def test_statistics_agree_with_the_whole_matrix(
         )
 
 
-def test_a_long_text_keeps_the_identity_and_the_columns_of_fused_attention() -> None:
+def test_a_long_text_keeps_the_identity_and_the_columns_of_fused_attention():
     draw = torch.Generator().manual_seed(3)
     q, k, v, dz = (torch.randn(1, 1, 8192, 16, generator=draw) for _ in range(4))
     got = capture_gradient(q, k, v, dz, Request(stats=tuple(STATISTICS), tile=512, k=2))
@@ -127,7 +125,7 @@ def test_a_long_text_keeps_the_identity_and_the_columns_of_fused_attention() -> 
     torch.testing.assert_close(tiles.sum(dim=-2), by_key, rtol=1e-3, atol=1e-3)
 
 
-def test_the_largest_are_weights_times_their_gradient(draw: Any) -> None:
+def test_the_largest_are_weights_times_their_gradient(draw):
     inputs = draw(9, batch=1, heads=1, kv_heads=1)
     dz = gradient_of(torch.empty(1, 1, 9, 8))
     request = Request(stats=("attribution_topk", "attribution_topk_key"), k=9)
@@ -144,7 +142,7 @@ def test_the_largest_are_weights_times_their_gradient(draw: Any) -> None:
     assert (sizes.diff(dim=-1) <= 0).all()
 
 
-def test_padding_is_not_read(draw: Any) -> None:
+def test_padding_is_not_read(draw):
     inputs, mask = draw(TOKENS), left_padded()
     dz = gradient_of(torch.empty(2, 4, TOKENS, 8))
     given = (inputs.q, inputs.k, inputs.v, dz)
@@ -157,7 +155,7 @@ def test_padding_is_not_read(draw: Any) -> None:
         assert one.isfinite().any()
 
 
-def test_it_takes_the_gradient_that_a_loss_left_in_z(draw: Any) -> None:
+def test_it_takes_the_gradient_that_a_loss_left_in_z(draw):
     inputs = draw(9)
     q, k, v = (tensor.requires_grad_() for tensor in (inputs.q, inputs.k, inputs.v))
     edits = WeightEdits(gate=torch.ones(1, 4, requires_grad=True))
@@ -172,7 +170,7 @@ def test_it_takes_the_gradient_that_a_loss_left_in_z(draw: Any) -> None:
 
 
 @pytest.mark.unchecked_signatures
-def test_what_does_not_fit_is_refused(draw: Any) -> None:
+def test_what_does_not_fit_is_refused(draw):
     inputs = draw(9)
     dz = torch.zeros(2, 4, 9, 8)
     qkv = inputs.q, inputs.k, inputs.v

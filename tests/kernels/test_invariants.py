@@ -1,7 +1,5 @@
 """Relations that hold whatever the attention is, over random shapes and masks."""
 
-from typing import Any
-
 import pytest
 import torch
 from attention_inputs import check_same
@@ -40,7 +38,7 @@ shapes = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(shape=shapes)
-def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
+def test_bounds_and_sums(shape, draw):
     queries, causal, window = shape["queries"], shape["causal"], shape["window"]
     keys = max(queries + shape["extra"], 1)
     mask = torch.ones(1, keys, dtype=torch.bool)
@@ -67,9 +65,8 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
         weights[:, valid_queries].sum(dim=-1), torch.ones(4, int(valid_queries.sum()))
     )
     total = (result["received"][0].nan_to_num() * query_counts).sum(dim=-1)
-    torch.testing.assert_close(
-        total, torch.full((4,), float(valid_queries.sum())), rtol=1e-5, atol=1e-5
-    )
+    expected = torch.full((4,), float(valid_queries.sum()))
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(result["received"][0, 0].isnan(), query_counts == 0)
     rows = result["pooled_mean"][0].sum(dim=-1)
     torch.testing.assert_close(rows[~rows.isnan()], torch.ones(int((~rows.isnan()).sum())))
@@ -78,7 +75,7 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
     torch.testing.assert_close(recomputed[:, visible], weights[:, visible], rtol=1e-4, atol=2e-5)
 
 
-def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw: Any) -> None:
+def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw):
     inputs = draw(200, request={"offsets": (0, 7)})
     result = attend(*inputs)
     weights = result["pattern"]
@@ -91,7 +88,7 @@ def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw: Any) -> N
     assert torch.equal(gathered, expected)
 
 
-def test_a_constant_key_shifts_only_the_normaliser(draw: Any) -> None:
+def test_a_constant_key_shifts_only_the_normaliser(draw):
     inputs = draw(100)
     before = attend(*inputs)
     shift = torch.full((8,), 0.5)
@@ -100,7 +97,7 @@ def test_a_constant_key_shifts_only_the_normaliser(draw: Any) -> None:
     check_same(after, before, 2e-5)
 
 
-def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
+def test_order_of_keys_does_not_matter_without_causal_order(draw):
     inputs = draw(90, 120, causal=False)
     shuffle = torch.randperm(120, generator=torch.Generator().manual_seed(1))
     request = Request(stats=("entropy", "lse", "max_weight", "received"))
@@ -114,7 +111,7 @@ def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
 
 @pytest.mark.requirement("F5")
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_shared_kv_heads_equal_repeated_ones(kv_heads: int, draw: Any) -> None:
+def test_shared_kv_heads_equal_repeated_ones(kv_heads, draw):
     inputs = draw(150, kv_heads=kv_heads)
     repeated = [t.repeat_interleave(4 // kv_heads, dim=1) for t in (inputs.k, inputs.v)]
     check_same(attend(*inputs), attend(inputs.q, *repeated, inputs.request), 1e-5)
@@ -122,7 +119,7 @@ def test_shared_kv_heads_equal_repeated_ones(kv_heads: int, draw: Any) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 20])
-def test_z_equals_torch(causal: bool, window: int | None, draw: Any) -> None:
+def test_z_equals_torch(causal, window, draw):
     for queries, keys in ((100, 100), (60, 130)):
         inputs = draw(queries, keys, value_size=12)
         mask = visible_mask(queries, keys, causal, window, None)

@@ -67,7 +67,7 @@ def small_panels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
 @pytest.mark.parametrize("options", [{}, {"window": 64}, {"causal": False}], ids=str)
-def test_no_tensor_of_queries_by_keys(options: dict[str, Any]) -> None:
+def test_no_tensor_of_queries_by_keys(options):
     largest = []
     for length in (1024, 2048):
         with LargestTensor() as mode:
@@ -98,14 +98,14 @@ def attributed(length: int, **options: Any) -> None:
 )
 @pytest.mark.parametrize("work", [differentiated, attributed])
 @pytest.mark.usefixtures("small_panels")
-def test_no_such_tensor_for_gradients(work: Callable[..., None], options: dict[str, Any]) -> None:
+def test_no_such_tensor_for_gradients(work, options):
     for length in (1024, 2048):
         with LargestTensor() as mode:
             work(length, **options)
         assert 128 * 64 <= mode.elements <= 3 * 256 * length
 
 
-def test_the_watch_notices_a_whole_matrix() -> None:
+def test_the_watch_notices_a_whole_matrix():
     with LargestTensor() as mode:
         call(256, dense=True)
     assert mode.elements >= 256 * 256
@@ -146,12 +146,12 @@ def strided_forth_and_back(length: int) -> None:
 @pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
 @pytest.mark.parametrize("work", [call, forth_and_back, strided_forth_and_back, attributed])
-def test_peak_memory_grows_linearly(work: Callable[[int], None], tmp_path: Path) -> None:
+def test_peak_memory_grows_linearly(work, tmp_path):
     short, long = (peak_bytes(work, length, tmp_path) for length in (1024, 2048))
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short
 
 
-def test_fused_attention_grows_linearly_too(tmp_path: Path) -> None:
+def test_fused_attention_grows_linearly_too(tmp_path):
     short, long = (peak_bytes(fused_forth_and_back, length, tmp_path) for length in (1024, 4096))
     assert long <= 4.2 * short

@@ -43,9 +43,7 @@ def place(texts: list[Tensor], spans: list[slice], poison: float) -> Tensor:
 @pytest.mark.parametrize(
     "options", [{}, {"window": 12}, {"causal": False}, {"softcap": 3.0}], ids=str
 )
-def test_padded_texts_equal_single_ones(
-    options: dict[str, Any], side: str, poison: float, draw: Any
-) -> None:
+def test_padded_texts_equal_single_ones(options, side, poison, draw):
     inputs = draw(70, batch=3)
     mask = torch.zeros(3, 70, dtype=torch.bool)
     targets = torch.full((3, 2, 70, 1), -1)
@@ -84,7 +82,7 @@ def test_padded_texts_equal_single_ones(
     assert padded["received"][~mask[:, None].expand(3, 4, 70)].isnan().all()
 
 
-def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw: Any) -> None:
+def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw):
     inputs = draw(50, batch=2)
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[0, :13] = False
@@ -93,7 +91,7 @@ def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw: Any) ->
     check_same(implied, attend(*inputs, AttentionSpec(key_mask=mask, query_mask=mask)))
 
 
-def test_memory_layout_does_not_matter(draw: Any) -> None:
+def test_memory_layout_does_not_matter(draw):
     inputs = draw(130)
     expected = attend(*inputs)
     token_first = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (inputs.q, inputs.k)]
@@ -103,7 +101,7 @@ def test_memory_layout_does_not_matter(draw: Any) -> None:
     check_same(result, expected, 1e-6)
 
 
-def test_inputs_are_left_alone(draw: Any) -> None:
+def test_inputs_are_left_alone(draw):
     inputs = draw(130)
     before = [t.clone() for t in (inputs.q, inputs.k, inputs.v)]
     mask = torch.ones(2, 130, dtype=torch.bool)
@@ -113,6 +111,6 @@ def test_inputs_are_left_alone(draw: Any) -> None:
         assert torch.equal(tensor, copy)
 
 
-def test_results_are_the_same_twice(draw: Any) -> None:
+def test_results_are_the_same_twice(draw):
     inputs = draw(257)
     check_same(attend(*inputs), attend(*inputs))

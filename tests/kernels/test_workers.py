@@ -40,9 +40,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 20}, {"causal": False}, {"softcap": 3.0}])
-def test_threads_do_not_show_in_the_numbers(
-    options: dict[str, Any], draw: Any, used: set[tuple[int, int]]
-) -> None:
+def test_threads_do_not_show_in_the_numbers(options, draw, used):
     inputs = draw(200, heads=6, kv_heads=3)
     alone = attend(*inputs, AttentionSpec(**options))
     assert used == {(threading.get_ident(), 1)}
@@ -57,9 +55,7 @@ def test_threads_do_not_show_in_the_numbers(
     check_same(shared, alone)
 
 
-def test_threads_work_on_padding_and_in_inference_mode(
-    draw: Any, used: set[tuple[int, int]]
-) -> None:
+def test_threads_work_on_padding_and_in_inference_mode(draw, used):
     inputs = draw(150, heads=6, kv_heads=3)
     mask = torch.ones(2, 150, dtype=torch.bool)
     mask[1, :40] = False
@@ -70,7 +66,7 @@ def test_threads_work_on_padding_and_in_inference_mode(
     check_same(shared, alone)
 
 
-def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_reaches_the_caller(draw, monkeypatch):
     monkeypatch.setattr(plan, "PANEL_ELEMENTS", 1 << 12)
     begun: list[Part] = []
     fill = Panels.fill
@@ -97,7 +93,7 @@ def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch
     assert seen == [2]
 
 
-def test_tasks_after_a_failure_are_dropped() -> None:
+def test_tasks_after_a_failure_are_dropped():
     torch.set_num_threads(2)
     done: list[int] = []
     failed = threading.Event()
@@ -115,7 +111,7 @@ def test_tasks_after_a_failure_are_dropped() -> None:
     assert len(done) < 99_999
 
 
-def test_one_task_stays_in_the_thread_of_the_caller() -> None:
+def test_one_task_stays_in_the_thread_of_the_caller():
     threads: list[int] = []
 
     def work(tasks: Iterator[int]) -> None:
@@ -126,7 +122,7 @@ def test_one_task_stays_in_the_thread_of_the_caller() -> None:
     assert threads == [threading.get_ident()] * 3
 
 
-def test_autocast_does_not_reach_the_engine() -> None:
+def test_autocast_does_not_reach_the_engine():
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(1, 2, 40, 16, generator=generator) for _ in range(3))
     request = Request(stats=("entropy", "received"))

@@ -109,9 +109,8 @@ def _eager(module: Any, prompt: list[int]) -> tuple[list[Array], list[Array], li
     module.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            result = module(
-                torch.tensor([prompt]), output_attentions=True, output_hidden_states=True
-            )
+            given = {"output_attentions": True, "output_hidden_states": True}
+            result = module(torch.tensor([prompt]), **given)
     finally:
         module.set_attn_implementation(before)
         for handle in handles:
@@ -219,9 +218,7 @@ def _recompute(
     result = np.full((heads, length, 2), np.nan)
     for query in at:
         earlier = [key for key in range(query) if prompt[key] == prompt[query]][-8:]
-        after = [
-            key + 1 for key in range(query) if prompt[key] == prompt[query] and key + 1 < query
-        ][-8:]
+        after = [key + 1 for key in range(query - 1) if prompt[key] == prompt[query]][-8:]
         for column, keys in enumerate((earlier, after)):
             if keys:
                 result[:, query, column] = weights[:, query, keys].sum(-1)

@@ -97,8 +97,8 @@ def keep(length: int, *kept: slice) -> Tensor:
     return mask
 
 
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def holes(*shape: int) -> Tensor:

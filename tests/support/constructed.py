@@ -14,6 +14,8 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -154,6 +156,17 @@ def random_llama(seed: int = 0, layers: int = 2, places: int = 256) -> Model:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return load_model(LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
+
+
+def hybrid(vocabulary: int) -> Lfm2ForCausalLM:
+    """Four layers with random weights, of which 0 and 2 have no attention map."""
+    torch.manual_seed(3)
+    config = Lfm2Config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, block_ff_dim=48,
+        layer_types=["conv", "full_attention", "conv", "full_attention"], block_multiple_of=8,
+    )  # fmt: skip
+    return Lfm2ForCausalLM(config).eval()
 
 
 def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:

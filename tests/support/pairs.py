@@ -26,9 +26,8 @@ def draw(length: int, seed: int = 0) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(
-        found.double(), expected.double(), rtol=0, atol=TOLERANCE, equal_nan=True
-    )
+    given = found.double(), expected.double()
+    torch.testing.assert_close(*given, rtol=0, atol=TOLERANCE, equal_nan=True)
 
 
 def entropy(weights: Tensor) -> Tensor:

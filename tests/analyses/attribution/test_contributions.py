@@ -31,9 +31,8 @@ def test_contributions_are_what_the_layers_output_loses_and_sum_to_it(random_lla
     norms = torch.stack(pieces).norm(dim=-1).numpy()
     np.testing.assert_allclose(result["token_norm"].values[1], norms, atol=1e-6)
     np.testing.assert_allclose(sum(pieces), whole[0].double(), atol=1e-6)
-    np.testing.assert_allclose(
-        result["norm_share"].values[1], (norms / norms.sum(0)).mean(1), atol=1e-5
-    )
+    share = (norms / norms.sum(0)).mean(1)
+    np.testing.assert_allclose(result["norm_share"].values[1], share, atol=1e-5)
     np.testing.assert_allclose(result["output_share"].sum("head"), 1, atol=1e-6)
 
 

@@ -71,9 +71,8 @@ def test_the_gradient_is_the_finite_difference(random_llama):
 
 def test_the_effect_is_the_change_of_log_probability(random_llama):
     ids, answer = [0, 7, 9], 8
-    effect = _input.replacement_effect(
-        random_llama, ids, answer, np.array([[1, 2], [3, 4], [5, 6]])
-    )
+    others = np.array([[1, 2], [3, 4], [5, 6]])
+    effect = _input.replacement_effect(random_llama, ids, answer, others)
 
     def chance(tokens):
         with torch.no_grad():
@@ -155,9 +154,7 @@ def test_rows_of_a_long_text():
     assert (found.values[1, 1501:] == 0).all()
     # Causal rows know nothing of what follows: a shorter text has the same row.
     short = held.isel(query=slice(1501), key=slice(1501)).assign_coords(length=("prompt", [1501]))
-    np.testing.assert_allclose(
-        rollout.rows(short)["rollout"].values[0], found.values[1, :1501], atol=1e-7
-    )
+    np.testing.assert_allclose(rollout.rows(short)["rollout"][0], found[1, :1501], atol=1e-7)
 
 
 def test_rows_refuse_what_they_cannot_follow(circuit):

@@ -33,9 +33,7 @@ def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(rando
     np.testing.assert_allclose(outputs(random_llama, IDS, query, (), "total"), whole, atol=1e-5)
 
 
-def test_the_total_effect_is_that_of_the_edit_and_equals_the_direct_one_in_the_first_layer(
-    random_llama,
-):
+def test_the_total_effect_is_that_of_the_edit_and_in_the_first_layer_the_direct_one(random_llama):
     span, query = (4, 5, 9), 17
     every = tuple((layer, head) for layer in range(2) for head in range(4))
     edit = KnockOut(heads=every, keys=span, queries=tuple(range(5, len(IDS))))

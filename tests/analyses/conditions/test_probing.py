@@ -53,9 +53,7 @@ def parser():
 
 @pytest.mark.requirement("A11")
 @pytest.mark.parametrize(("asked", "direction"), [("dependent", 0), ("governor", 1)])
-def test_the_probe_of_an_encoder_finds_the_planted_relation_in_either_direction(
-    parser, asked, direction
-):
+def test_the_probe_of_an_encoder_finds_the_relation_in_either_direction(parser, asked, direction):
     result = execute("probing", parser, task=sentences(asked=asked))
     accuracy = dict(zip(result["probe"].values.tolist(), result["accuracy"].values, strict=True))
     assert accuracy["all heads"] == 1.0
@@ -141,17 +139,15 @@ def test_a_long_prompt_has_a_limited_number_of_candidates(bundled):
     links = _linked_pairs.find(given, "evidence", 4, both_ways=False, seed=0)
     assert [len(link.candidates) for link in links] == [_linked_pairs.CANDIDATES] * 2
     for link in links:
-        assert set(link.candidates[link.right]) == set(
-            given.encoded.questions[link.prompt][0].evidence
-        )
+        evidence = given.encoded.questions[link.prompt][0].evidence
+        assert set(link.candidates[link.right]) == set(evidence)
         assert link.candidates.max() < link.query
 
 
 def test_bad_input_is_refused(bundled):
     check_refusal("n", execute, "probing", bundled, n=3)
     silent = sentences(4)
-    bare = tuple(
-        Prompt(each.words, each.corrupted, (Question(1, ("apple",)),)) for each in silent.prompts
-    )
+    asked = (Question(1, ("apple",)),)
+    bare = tuple(Prompt(each.words, each.corrupted, asked) for each in silent.prompts)
     with pytest.raises(HeadscopeError, match="whose questions name evidence"):
         execute("probing", bundled, task=Task("silent", bare, "accuracy", 0, "No evidence."))

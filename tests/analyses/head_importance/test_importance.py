@@ -107,9 +107,8 @@ def test_the_gate_gradient_is_the_finite_difference_of_each_prompt(random_llama,
             slopes[:, layer, head] = (ends[0] - ends[1]) / (2 * step)
     scale = np.abs(slopes).max()
     # The absolute value comes before the mean: prompts of opposite sign do not cancel.
-    np.testing.assert_allclose(
-        result["gate_gradient"].values, np.abs(slopes).mean(0), atol=0.01 * scale
-    )
+    mean = np.abs(slopes).mean(0)
+    np.testing.assert_allclose(result["gate_gradient"], mean, atol=0.01 * scale)
     np.testing.assert_allclose(result["first_order"].values, slopes.mean(0), atol=0.01 * scale)
     assert not np.allclose(np.abs(slopes).mean(0), np.abs(slopes.mean(0)), atol=0.01 * scale)
 
@@ -216,7 +215,6 @@ def test_log_probability_sums_over_the_right_answers(circuit):
     task = repeated(n=1, length=4)
     asked = encode(task, circuit.tokenizer).questions
     output = torch.randn(1, 9, 35)
-    expected = np.mean(
-        [float(output[0, each.at].log_softmax(-1)[each.answer_ids[0]]) for each in asked[0]]
-    )
+    logs = [output[0, each.at].log_softmax(-1)[each.answer_ids[0]] for each in asked[0]]
+    expected = float(torch.stack(logs).mean())
     assert float(score(output, asked, "log_probability")) == pytest.approx(expected)

@@ -71,7 +71,7 @@ def result(model, task):
     return vocabulary.run(cap, model, task)
 
 
-def test_movers_and_suppressors_are_told_apart(result) -> None:
+def test_movers_and_suppressors_are_told_apart(result):
     named = result.attrs["heads_by_type"]
     assert named["name-mover-like"] == ["L0H0"]
     assert set(named["copy-suppression"]) == {"L0H1", "L0H2"}
@@ -86,7 +86,7 @@ def test_movers_and_suppressors_are_told_apart(result) -> None:
     ]
 
 
-def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> None:
+def test_the_causal_column_is_the_ablation_and_agrees(result, model, task):
     intact = evaluate(model, task)
     for head in (MOVER, SUPPRESSOR, SUBJECT, IDLE):
         without = evaluate(model, task, (Ablate(heads=(head,)),))
@@ -100,7 +100,7 @@ def test_the_causal_column_is_the_ablation_and_agrees(result, model, task) -> No
     assert result.attrs["note"].count("Causal check agrees") == 2
 
 
-def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled) -> None:
+def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled):
     assert vocabulary.types_of(result, head_type="copy-suppression") == [SUPPRESSOR, SUBJECT]
     assert vocabulary.types_of(result, stage="expression preparation", evidence="causal") == []
     assert result["name_mover"].attrs["method"].startswith("modeling-required, training-free")
@@ -114,14 +114,14 @@ def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled) -> N
     assert {term.stage for term in taxonomy.TERMS.values()} <= set(taxonomy.STAGES)
 
 
-def test_suppressors_of_the_bundled_model_hold_up(bundled) -> None:
+def test_suppressors_of_the_bundled_model_hold_up(bundled):
     result = execute("vocabulary", bundled, n=12, seed=1)
     assert "copy-suppression heads (L3H2, L3H3) change" in result.attrs["note"]
     assert float(result["to_wrong"].sel(layer=3, head=2)) > 0.95
     assert float(result["lost_lower"].sel(layer=3, head=2)) > 1
 
 
-def test_reading_out_is_the_norm_and_the_unembedding(bundled) -> None:
+def test_reading_out_is_the_norm_and_the_unembedding(bundled):
     vectors = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(0))
     weight = bundled.module.model.norm.weight.double()
     size = vectors.double().square().mean(-1, keepdim=True) + bundled.module.config.rms_norm_eps
@@ -130,6 +130,6 @@ def test_reading_out_is_the_norm_and_the_unembedding(bundled) -> None:
     np.testing.assert_allclose(found, expected.detach(), atol=1e-3)
 
 
-def test_bad_input_is_refused(model, task) -> None:
+def test_bad_input_is_refused(model, task):
     cap = capture(model, task, stats=("target_mass",), keep=("v",), targets=("evidence",))
     check_refusal("capture", _candidates.measure, cap.isel(prompt=[0]), model, task, 1)

@@ -119,9 +119,8 @@ def test_coupling_leaves_out_partners_outside_the_text():
 
 
 def test_bad_input_is_refused(circuit):
-    cap = capture(
-        circuit, [[0, 5, 6, 7]], stats=preplan_anchor.NEEDS, offsets=preplan_anchor.OFFSETS
-    )
+    needed = {"stats": preplan_anchor.NEEDS, "offsets": preplan_anchor.OFFSETS}
+    cap = capture(circuit, [[0, 5, 6, 7]], **needed)
     check_refusal("prompts", preplan_anchor.run, cap, circuit)
     few = planted(0).isel(offset=slice(0, 4))
     check_refusal("capture", preplan_anchor.run, few, circuit)

@@ -149,9 +149,8 @@ def test_attention_alone_loses_rank_with_depth_and_skip_connections_keep_it():
 def test_distances_to_rank_one_are_those_of_a_dense_decomposition():
     matrix = np.random.default_rng(0).normal(size=(12, 7))
     values = np.linalg.svd(matrix, compute_uv=False)
-    assert head_rank.to_rank_one(matrix) == pytest.approx(
-        np.sqrt(1 - values[0] ** 2 / (values**2).sum())
-    )
+    expected = np.sqrt(1 - values[0] ** 2 / (values**2).sum())
+    assert head_rank.to_rank_one(matrix) == pytest.approx(expected)
     assert head_rank.to_rank_one(matrix.T) == pytest.approx(head_rank.to_rank_one(matrix))
     equal = np.outer(np.ones(5), np.arange(3.0))
     for norm in head_rank.NORMS:

@@ -85,9 +85,8 @@ def test_heads_without_a_part_leave_a_disagreement(circuit):
     task = needle(("north",), n=3)
     ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
     results = Results(xr.Dataset(), seed=1)
-    _, _, verdict = _head_masking.curve(
-        results, circuit, task, ranked, (1,), masking="zero", draws=4
-    )
+    settings = {"masking": "zero", "draws": 4}
+    _, _, verdict = _head_masking.curve(results, circuit, task, ranked, (1,), **settings)
     assert verdict.state == "disagreement"
 
 

@@ -6,13 +6,13 @@ from headscope.analyses._runtime import options
 from headscope.kernels.errors import HeadscopeError
 
 
-def test_the_six_families_are_there() -> None:
+def test_the_six_families_are_there():
     families = {"sinks", "head_types", "retrieval", "rollout", "importance", "sae_circuits"}
     assert families <= set(analyses.names())
     assert not [name for name in analyses.names() if name.startswith("_")]
 
 
-def test_an_unknown_analysis_is_refused_by_name() -> None:
+def test_an_unknown_analysis_is_refused_by_name():
     check_refusal("analysis", analyses.load, "sink")
 
 
@@ -25,12 +25,12 @@ def test_an_unknown_analysis_is_refused_by_name() -> None:
         ({"least_queries": True}, "least_queries: True is not of the type int"),
     ],
 )
-def test_bad_option_values_are_refused(given: dict, message: str) -> None:
+def test_bad_option_values_are_refused(given, message):
     with pytest.raises(HeadscopeError, match=message):
         options.parse("sinks", analyses.options("sinks"), given)
 
 
-def test_text_becomes_the_type_of_the_default() -> None:
+def test_text_becomes_the_type_of_the_default():
     known = analyses.options("importance")
     parsed = options.parse("importance", known, {"normalize": "yes", "seed": "3", "metric": "task"})
     assert parsed == {"normalize": True, "seed": 3, "metric": "task"}
@@ -38,7 +38,7 @@ def test_text_becomes_the_type_of_the_default() -> None:
     check_refusal("normalize", options.parse, "importance", known, {"normalize": "maybe"})
 
 
-def test_needs_is_the_union_of_what_the_named_analyses_ask() -> None:
+def test_needs_is_the_union_of_what_the_named_analyses_ask():
     asked = analyses.needs("head_types", "preplan_anchor", "embedding")
     types = ("offset_mass", "target_mass", "first_mass")
     assert asked["stats"] == (*types, "received_later", "distance")

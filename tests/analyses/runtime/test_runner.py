@@ -26,9 +26,8 @@ def captures(monkeypatch):
 def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
     task = repeated(n=2, length=6)
     names = ("head_types", "importance", "rollout")
-    results = dict(
-        runner.execute_many(names, circuit, task=task, options={"head_types": {"draws": 1}})
-    )
+    options = {"head_types": {"draws": 1}}
+    results = dict(runner.execute_many(names, circuit, task=task, options=options))
     assert list(results) == list(names)
     # Importance captures the corrupted prompts, too; the task itself is captured once.
     of_task = [each for each in captures if each["prompts"] is task]
@@ -62,14 +61,7 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
 
 def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
     results = [
-        runner.execute(
-            "head_types",
-            circuit,
-            task="recall",
-            n=2,
-            seed=seed,
-            options={"draws": 1},
-        )
+        runner.execute("head_types", circuit, task="recall", n=2, seed=seed, options={"draws": 1})
         for seed in (0, 0, 1)
     ]
     digests = [each.attrs["prompts_sha256"] for each in results]

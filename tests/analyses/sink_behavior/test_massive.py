@@ -39,7 +39,7 @@ def found():
 
 
 @pytest.mark.requirement("A4")
-def test_the_planted_activations_are_located(found) -> None:
+def test_the_planted_activations_are_located(found):
     _, _, result = found
     places = {
         (one["prompt"], one["boundary"], one["position"], one["channel"])
@@ -54,7 +54,7 @@ def test_the_planted_activations_are_located(found) -> None:
 
 
 @pytest.mark.requirement("A4")
-def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(found) -> None:
+def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(found):
     model, _, result = found
     without = copy.deepcopy(model.module)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(f
 
 
 @pytest.mark.requirement("A4")
-def test_both_thresholds_count(found) -> None:
+def test_both_thresholds_count(found):
     model, cap, _ = found
     assert massive.run(cap, model, least=HUGE + 1).attrs["massive"] == []
     stream = capture(model, PROMPTS[:1], stats=(), keep=("resid",))["resid"]
@@ -90,7 +90,7 @@ def quiet_sink():
 
 
 @pytest.mark.requirement("A1", "A4")
-def test_massive_tokens_join_sink_tokens_whose_values_are_small() -> None:
+def test_massive_tokens_join_sink_tokens_whose_values_are_small():
     model = quiet_sink()
     prompts = [[0, *range(1, 16), *range(1, 16)], [1, 2, 3, 0, *range(4, 16), *range(4, 16)]]
     result = massive.run(capture(model, prompts, stats=("received",)), model)
@@ -107,7 +107,7 @@ def test_massive_tokens_join_sink_tokens_whose_values_are_small() -> None:
 
 
 @pytest.mark.requirement("A4")
-def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled) -> None:
+def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled):
     ids = [[0, *np.random.default_rng(0).integers(3, 400, 40).tolist()] for _ in range(2)]
     result = massive.run(capture(bundled, ids, stats=("received",)), bundled)
     with torch.no_grad():

@@ -18,7 +18,7 @@ def result(bundled):
 
 
 @pytest.mark.requirement("A1")
-def test_sinks_need_content_in_a_rotary_model(result) -> None:
+def test_sinks_need_content_in_a_rotary_model(result):
     rate = dict(zip(result["condition"].values.tolist(), result["rate"].values, strict=True))
     assert rate["random tokens"] > 10
     assert rate["repeated token"] == 0
@@ -26,7 +26,7 @@ def test_sinks_need_content_in_a_rotary_model(result) -> None:
 
 
 @pytest.mark.requirement("A1")
-def test_repeated_tokens_agree_with_eager_attention(result, bundled) -> None:
+def test_repeated_tokens_agree_with_eager_attention(result, bundled):
     # One repeated token: which token it is changes the map, so all of the drawn ones are run.
     drawn = np.random.default_rng(7).choice(
         np.setdiff1d(np.arange(bundled.vocabulary), bundled.tokenizer.all_special_ids),
@@ -38,7 +38,7 @@ def test_repeated_tokens_agree_with_eager_attention(result, bundled) -> None:
     np.testing.assert_allclose(result["sink_repeated"], first.mean(1).numpy(), atol=5e-5)
 
 
-def test_sink_heads_are_named(result) -> None:
+def test_sink_heads_are_named(result):
     above = int((result["sink_random"] > EPSILON).sum())
     assert len(result.attrs["sink_heads"]) == above > 0
     assert result.attrs["sink_heads"][0] in result.attrs["note"]

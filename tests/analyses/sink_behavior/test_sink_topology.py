@@ -44,7 +44,7 @@ def received(columns: dict[int, float], *, causal: bool) -> xr.Dataset:
         ({0: 0.2}, True, "none", 0.0),
     ],
 )
-def test_kinds_and_reference_points(random_llama, columns, causal, kind, points) -> None:
+def test_kinds_and_reference_points(random_llama, columns, causal, kind, points):
     result = sink_topology.run(received(columns, causal=causal), random_llama)
     assert result.attrs["topology"] == kind
     assert float(result["topology_share"].sel(kind=kind)) == 1.0
@@ -76,7 +76,7 @@ def encoder(last: bool):
 
 
 @pytest.mark.parametrize(("last", "kind"), [(True, "bidirectional"), (False, "centralised")])
-def test_an_encoder_with_absolute_positions(last, kind) -> None:
+def test_an_encoder_with_absolute_positions(last, kind):
     model = encoder(last)
     ids = [[0, *range(2, 30), 1], [0, *range(9, 30), 1]]
     result = sink_topology.run(capture(model, ids, stats=("received",)), model)
@@ -87,7 +87,7 @@ def test_an_encoder_with_absolute_positions(last, kind) -> None:
     assert (float(result["at_last"].min()) > 0.3) is last
 
 
-def test_a_rotary_sink_is_centralised(rotary_sink) -> None:
+def test_a_rotary_sink_is_centralised(rotary_sink):
     ids = [[0, *(WORDS.index(word) for word in (*KEYS, *KEYS))]] * 2
     result = sink_topology.run(capture(rotary_sink, ids, stats=("received",)), rotary_sink)
     assert result.attrs["topology"] == "centralised"

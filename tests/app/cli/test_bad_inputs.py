@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ def refused(outcome, *words: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["no/such-model", "gpt2"], ids=["nowhere", "only on a hub"])
-def test_missing_model(model, headscope, tmp_path) -> None:
+def test_missing_model(model, headscope, tmp_path):
     refused(headscope("capture", model, "--task", "ioi", "--out", tmp_path / "run"), model)
     assert not (tmp_path / "run").exists()
 
@@ -35,7 +34,7 @@ GOOD = json.dumps({"clean": "<bos>", "corrupted": "<bos>", "answers": ["a"], "wr
     ],
     ids=["malformed", "empty", "longer than the context", "unknown to the tokenizer"],
 )
-def test_prompts(name, text, words, headscope, tmp_path, first_words) -> None:
+def test_prompts(name, text, words, headscope, tmp_path, first_words):
     prompts = tmp_path / name
     prompts.write_text(text.replace("WORDS", first_words))
     options = ("--prompts", prompts, "--out", tmp_path / "run")
@@ -43,7 +42,7 @@ def test_prompts(name, text, words, headscope, tmp_path, first_words) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_output_folder_that_cannot_be_written(headscope, tmp_path: Path) -> None:
+def test_output_folder_that_cannot_be_written(headscope, tmp_path):
     # A file where a folder must be refuses every user, root included.
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"
@@ -51,7 +50,7 @@ def test_output_folder_that_cannot_be_written(headscope, tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_unknown_task_and_unknown_analysis(headscope, demo_run: Path, tmp_path: Path) -> None:
+def test_unknown_task_and_unknown_analysis(headscope, demo_run, tmp_path):
     wrong = ("--task", "no-such-task", "--out", tmp_path / "run")
     refused(headscope("capture", "headscope/bundled", *wrong), "no-such-task", "ioi")
     refused(headscope("analyze", demo_run, "no-such-analysis"), "no-such-analysis", "sinks")
@@ -60,19 +59,19 @@ def test_unknown_task_and_unknown_analysis(headscope, demo_run: Path, tmp_path: 
     refused(headscope("analyze", tmp_path / "nowhere"), "nowhere")
 
 
-def test_run_that_exists_is_not_replaced_unasked(headscope, demo_run: Path) -> None:
+def test_run_that_exists_is_not_replaced_unasked(headscope, demo_run):
     before = (demo_run / "manifest.json").read_bytes()
     given = ("--task", "ioi", "--number", 2, "--out", demo_run)
     refused(headscope("capture", "headscope/bundled", *given), "--overwrite")
     assert (demo_run / "manifest.json").read_bytes() == before
 
 
-def test_neither_task_nor_prompts(headscope, tmp_path: Path) -> None:
+def test_neither_task_nor_prompts(headscope, tmp_path):
     outcome = headscope("capture", "headscope/bundled", "--out", tmp_path / "run")
     refused(outcome, "--task", "--prompts")
 
 
-def test_option_value_out_of_range(headscope, demo_run: Path) -> None:
+def test_option_value_out_of_range(headscope, demo_run):
     code, _, lines = headscope("analyze", demo_run, "sinks", "--set", "sinks.epsilon=2")
     assert code == 2
     assert lines == ["error: epsilon: 2.0 is outside 0 … 1"]

@@ -302,22 +302,20 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 @pytest.mark.requirement("F5", "F6")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", architectures.CONFIGS)
-def test_the_table_says_what_an_architecture_does(
-    family: str, words: Any, table: dict[str, str], request: pytest.FixtureRequest
-) -> None:
+def test_the_table_says_what_an_architecture_does(family, words, table, request):
     found = row(family, trial(family, words))
     if request.config.getoption("--write"):
         table[family] = found
     assert table.get(family) == found, "run pytest tests/probes/test_architectures.py --write"
 
 
-def test_the_table_has_no_other_rows(table: dict[str, str]) -> None:
+def test_the_table_has_no_other_rows(table):
     assert set(table) - {"architecture"} == set(architectures.CONFIGS)
 
 
 @pytest.mark.requirement("F9")
 @pytest.mark.filterwarnings("ignore")
-def test_an_edit_of_a_layer_without_attention_is_refused() -> None:
+def test_an_edit_of_a_layer_without_attention_is_refused():
     model = load_model(architectures.build("lfm2"))
     check_refusal("KnockOut.heads", logits, model, draw(5), (KnockOut(heads=((0, 1),), keys=(0,)),))
     check_refusal("Ablate.heads", logits, model, draw(5), (Ablate(heads=((0, 1),)),))

@@ -36,7 +36,7 @@ PLACES = (
 
 
 @pytest.mark.parametrize("family", WIDE)
-def test_windows_of_4001_tokens_equal_eager_attention(family: str, tiny: Any, ids: Any) -> None:
+def test_windows_of_4001_tokens_equal_eager_attention(family, tiny, ids):
     module = tiny(family, **WIDE[family])
     model = load_model(module)
     prompt = ids(LENGTH)
@@ -66,7 +66,7 @@ def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-8)
 
 
-def test_a_pooled_map_is_that_of_the_capture(tiny: Any, ids: Any) -> None:
+def test_a_pooled_map_is_that_of_the_capture(tiny, ids):
     model = load_model(tiny("gpt_oss", max_position_embeddings=1024))
     prompt = ids(700)
     stats = ("pooled_mean", "pooled_max")
@@ -79,7 +79,7 @@ def test_a_pooled_map_is_that_of_the_capture(tiny: Any, ids: Any) -> None:
                 np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_forward_pass_stops_at_the_layer(tiny: Any, ids: Any) -> None:
+def test_a_forward_pass_stops_at_the_layer(tiny, ids):
     module = tiny("llama", num_hidden_layers=4)
     model = load_model(module)
     ran: list[int] = []
@@ -95,7 +95,7 @@ def test_a_forward_pass_stops_at_the_layer(tiny: Any, ids: Any) -> None:
     check_refusal("layer", run_until_layer, model, ids(9), 4)
 
 
-def test_a_bridge_gives_the_same_windows(tiny: Any, ids: Any, words: Any) -> None:
+def test_a_bridge_gives_the_same_windows(tiny, ids, words):
     module = tiny("llama").requires_grad_(False)
     plain = load_model(module)
     prompt = ids(40)
@@ -113,7 +113,7 @@ EDITS = (
 )
 
 
-def test_edits_are_made_again_when_they_are_given(tiny: Any, ids: Any) -> None:
+def test_edits_are_made_again_when_they_are_given(tiny, ids):
     model = load_model(tiny("llama"))
     prompt = ids(60)
     found = capture(model, [prompt], stats=("pattern", "lse"), keep=("q", "k"), edits=EDITS)
@@ -137,16 +137,14 @@ def test_edits_are_made_again_when_they_are_given(tiny: Any, ids: Any) -> None:
         pattern(found, 1, 2)
 
 
-def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
+def test_another_model_or_prompt_is_refused(tiny, ids):
     module = tiny("llama")
     model = load_model(module)
     found = capture(model, [ids(9), ids(12, seed=1)], stats=("entropy",))
     other = tiny("llama")
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    with pytest.raises(
-        HeadscopeError, match=r"^model: revision sha256:\w+, but this capture was made at"
-    ):
+    with pytest.raises(HeadscopeError, match=r"^model: revision sha256:\w+, but this capture was"):
         pattern(found, 0, 0, model=load_model(other))
     half = capture(tiny("llama").to(torch.bfloat16), [ids(9)], stats=("entropy",))
     cast = load_model(tiny("llama").to(torch.bfloat16).float())
@@ -154,9 +152,7 @@ def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
         pattern(half, 0, 0, model=cast)
     changed = found.copy(deep=True)
     changed["token_id"][1, 4] = (changed["token_id"][1, 4] + 1) % 64
-    with pytest.raises(
-        HeadscopeError, match=r"^capture: its token_id are not those it was made of"
-    ):
+    with pytest.raises(HeadscopeError, match=r"^capture: its token_id are not those it was made"):
         pattern(changed, 0, 0, model=model)
     # A selection has lost its digest, but not its tokens.
     part = found.isel(prompt=[1], layer=[1], head=[2, 3])
@@ -164,14 +160,10 @@ def test_another_model_or_prompt_is_refused(tiny: Any, ids: Any) -> None:
         pattern(found, 1, 3, 1, model=model).assign_attrs(prompt=0)
     )
     crossed = replace(model, attention="cross")
-    with pytest.raises(
-        HeadscopeError, match=r"^model: windows of cross attention are cut from what"
-    ):
+    with pytest.raises(HeadscopeError, match=r"^model: windows of cross attention are cut from"):
         pattern(found, 0, 0, model=crossed)
     check_refusal("layer", pattern, part, 0, 3, model=model)
-    with pytest.raises(
-        HeadscopeError, match=r"^capture: no q; .* or pattern\(\.\.\., model=model\)"
-    ):
+    with pytest.raises(HeadscopeError, match=r"^capture: no q; .*pattern\(\.\.\., model=model\)"):
         pattern(found, 0, 0)
 
 
@@ -202,7 +194,7 @@ LINEAR = {
 }
 
 
-def test_memory_is_linear_from_2k_to_8k_tokens(tiny: Any, ids: Any) -> None:
+def test_memory_is_linear_from_2k_to_8k_tokens(tiny, ids):
     model = load_model(tiny("llama", **LINEAR))
     # Panels have a fixed size; beyond it nothing may grow faster than the prompt.
     room = {
@@ -213,7 +205,7 @@ def test_memory_is_linear_from_2k_to_8k_tokens(tiny: Any, ids: Any) -> None:
 
 
 @pytest.mark.slow
-def test_32k_tokens_are_seen_whole_and_in_a_window(tiny: Any, ids: Any) -> None:
+def test_32k_tokens_are_seen_whole_and_in_a_window(tiny, ids):
     model = load_model(tiny("llama", **LINEAR))
     prompt = ids(32768, vocabulary=16)
     assert overview_and_window(model, prompt) < 32768**2 / 64

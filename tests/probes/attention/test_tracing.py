@@ -2,7 +2,6 @@
 
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import architectures
@@ -55,11 +54,11 @@ def same_as_eager(module: Any, length: int = 33) -> None:
 @pytest.mark.parametrize(
     "more", [{"new_decoder_architecture": True, "num_kv_heads": 2}, {"multi_query": False}]
 )
-def test_the_other_layouts_of_falcon(more: dict[str, Any]) -> None:
+def test_the_other_layouts_of_falcon(more):
     same_as_eager(build("falcon", **more))
 
 
-def test_falcon_with_alibi_is_read_as_eager_or_refused() -> None:
+def test_falcon_with_alibi_is_read_as_eager_or_refused():
     """Hugging Face adds ALiBi twice in its eager code, and once in the other."""
     module = build("falcon", alibi=True)
     line = str(refusal(load_model, module))
@@ -71,7 +70,7 @@ def test_falcon_with_alibi_is_read_as_eager_or_refused() -> None:
 
 @pytest.mark.parametrize("family", ["bloom", "mpt"])
 @pytest.mark.parametrize("heads", [4, 6])
-def test_alibi_arrives_as_slopes(family: str, heads: int) -> None:
+def test_alibi_arrives_as_slopes(family, heads):
     """The closed form of Press et al.: 2^(-8h/n), with every second of 2n where n is no power."""
     name = {"bloom": "n_head", "mpt": "n_heads"}[family]
     size = {"bloom": "hidden_size", "mpt": "d_model"}[family]
@@ -90,7 +89,7 @@ def test_alibi_arrives_as_slopes(family: str, heads: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["gptj", "falcon", "mpt", "bloom"])
-def test_no_step_makes_a_map_or_a_mask(family: str) -> None:
+def test_no_step_makes_a_map_or_a_mask(family):
     length = 2048
     more = {"gptj": {"n_positions": length}, "mpt": {"max_seq_len": length}}
     model = load_model(build(family, **more.get(family, {})))
@@ -101,7 +100,7 @@ def test_no_step_makes_a_map_or_a_mask(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation_gives_the_rows_of_a_capture(family: str) -> None:
+def test_generation_gives_the_rows_of_a_capture(family):
     model = load_model(build(family))
     stats = ("entropy", "received", "first_mass", "recent_mass")
     written = generate(model, draw(7).tolist(), stats=stats, new_tokens=9, first=3, recent=2)
@@ -112,31 +111,29 @@ def test_generation_gives_the_rows_of_a_capture(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_lens_recomputes_the_pattern(family: str) -> None:
-    found = capture(
-        load_model(build(family)), draw(33).tolist(), stats=("pattern",), keep=("q", "k")
-    )
+def test_the_lens_recomputes_the_pattern(family):
+    model = load_model(build(family))
+    found = capture(model, draw(33).tolist(), stats=("pattern",), keep=("q", "k"))
     for layer in range(2):
         one = found["pattern"].isel(prompt=0, layer=layer, head=3)
         np.testing.assert_allclose(pattern(found, layer, 3), one, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "bloom"])
-def test_a_file_says_the_same_of_its_layers(family: str, tmp_path: Path) -> None:
+def test_a_file_says_the_same_of_its_layers(family, tmp_path):
     """Also where the first prompt is too short to show a slope or a window."""
     model = load_model(build(family))
     prompts = [*draw(1).tolist(), *draw(21).tolist(), *draw(1).tolist()]
     here = capture(model, prompts, stats=("lse",), keep=("q", "k"))
-    there = capture(
-        model, prompts, stats=("lse",), keep=("q", "k"), out=tmp_path / "one.safetensors"
-    )
+    out = tmp_path / "one.safetensors"
+    there = capture(model, prompts, stats=("lse",), keep=("q", "k"), out=out)
     for name in ("window", "logit_scale", "causal", "alibi_slope"):
         assert (name in here.coords) == (name in there.coords)
         if name in here.coords:
             np.testing.assert_array_equal(here[name], there[name])
 
 
-def test_a_bias_that_is_not_alibi_stays_a_bias() -> None:
+def test_a_bias_that_is_not_alibi_stays_a_bias():
     module = build("mpt")
     drawn = torch.randn(4, 1, 64, generator=torch.Generator().manual_seed(1))
     module.transformer.build_mpt_alibi_tensor = lambda *_, **__: drawn
@@ -211,7 +208,7 @@ UNKNOWN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("variant", UNKNOWN)
-def test_an_unknown_step_is_refused_by_name(variant: str) -> None:
+def test_an_unknown_step_is_refused_by_name(variant):
     change, message = UNKNOWN[variant]
     module = gptj(attention(change))
     start = "^model: GPTJAttention is outside .* cannot be followed at "
@@ -220,13 +217,13 @@ def test_an_unknown_step_is_refused_by_name(variant: str) -> None:
     assert any(one in str(refusal.value) for one in message.split("|"))
 
 
-def test_what_is_known_of_a_changed_module_is_followed() -> None:
+def test_what_is_known_of_a_changed_module_is_followed():
     """The same wrapper around known steps loads up to the check against eager weights."""
     module = gptj(attention(lambda s, v: soft(s) @ v))
     assert "GPTJAttention returns no weights to check against" in str(refusal(load_model, module))
 
 
-def test_steps_that_nobody_notices_are_refused() -> None:
+def test_steps_that_nobody_notices_are_refused():
     """Without this a layer would pass for one of another kind, such as Mamba's."""
 
     def attend(self: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Any:
@@ -237,7 +234,7 @@ def test_steps_that_nobody_notices_are_refused() -> None:
         load_model(gptj(attend))
 
 
-def test_attention_taken_twice_is_refused() -> None:
+def test_attention_taken_twice_is_refused():
     def twice(scores: Tensor, value: Tensor) -> Tensor:
         return soft(scores) @ value + soft(scores) @ value
 
@@ -245,7 +242,7 @@ def test_attention_taken_twice_is_refused() -> None:
         load_model(gptj(attention(twice)))
 
 
-def test_a_module_that_tells_us_something_else_is_refused() -> None:
+def test_a_module_that_tells_us_something_else_is_refused():
     """Every step is known, but with our scores it takes others than with numbers."""
     module = build("gptj")
     part = module.transformer.h[1].attn
@@ -270,7 +267,7 @@ def test_a_module_that_tells_us_something_else_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "xglm"])
-def test_nothing_is_left_behind(family: str) -> None:
+def test_nothing_is_left_behind(family):
     module = build(family)
     model = load_model(module)
     ids = draw(9)
@@ -292,7 +289,7 @@ def test_nothing_is_left_behind(family: str) -> None:
         assert torch.equal(module(ids).logits, before)
 
 
-def test_a_model_that_would_change_itself_is_refused_as_it_is() -> None:
+def test_a_model_that_would_change_itself_is_refused_as_it_is():
     """BigBird attends to blocks, and turns itself into a full attention at a short text."""
     shape = {name: architectures.SHAPE[name] for name in ("hidden_size", "num_hidden_layers")}
     more = {"num_attention_heads": 4, "vocab_size": 70, "attention_type": "block_sparse"}
@@ -302,7 +299,7 @@ def test_a_model_that_would_change_itself_is_refused_as_it_is() -> None:
     assert module.bert.attention_type == "block_sparse"
 
 
-def test_a_model_without_a_limit_or_a_map_is_refused_in_words() -> None:
+def test_a_model_without_a_limit_or_a_map_is_refused_in_words():
     shape = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": 64}
     config = transformers.AutoConfig.for_model("xlnet", **shape)
     module = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -312,7 +309,7 @@ def test_a_model_without_a_limit_or_a_map_is_refused_in_words() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hook_z_of_a_bridge_fires_and_its_ablation_equals_ours(family: str, words: Any) -> None:
+def test_hook_z_of_a_bridge_fires_and_its_ablation_equals_ours(family, words):
     module, prompt = build(family), draw(19)
     bridge = bridge_of(module, words)
     model = load_model(bridge)

@@ -1,7 +1,5 @@
 """A window of one head's pattern, recomputed, against the engine's whole pattern."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,9 +13,7 @@ FAMILIES = ["llama", "gpt2", "mistral", "gemma2"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_windows_equal_the_weights_of_eager_attention(
-    family: str, tiny: Any, ids: Any, eager: Any
-) -> None:
+def test_windows_equal_the_weights_of_eager_attention(family, tiny, ids, eager):
     module = tiny(family)
     prompts = [ids(9), ids(31, seed=1)]
     found = capture(load_model(module), prompts, stats=("lse",), keep=("q", "k"))
@@ -35,7 +31,7 @@ def test_windows_equal_the_weights_of_eager_attention(
     assert window["key_token"].values.tolist() == [str(prompts[1][at]) for at in range(3, 31, 4)]
 
 
-def test_windows_have_the_slopes_of_alibi(ids: Any) -> None:
+def test_windows_have_the_slopes_of_alibi(ids):
     torch.manual_seed(0)
     config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64, initializer_range=0.3)
     module = BloomForCausalLM(config).eval()
@@ -46,7 +42,7 @@ def test_windows_have_the_slopes_of_alibi(ids: Any) -> None:
         np.testing.assert_allclose(pattern(found, *at), maps[at], rtol=0, atol=5e-5)
 
 
-def test_a_head_is_found_by_its_label(tiny: Any, ids: Any) -> None:
+def test_a_head_is_found_by_its_label(tiny, ids):
     found = capture(load_model(tiny("llama")), [ids(9)], stats=("lse",), keep=("q", "k"))
     part = found.isel(layer=[1], head=[3, 2])
     assert pattern(part, 1, 3).identical(pattern(found, 1, 3))
@@ -54,7 +50,7 @@ def test_a_head_is_found_by_its_label(tiny: Any, ids: Any) -> None:
     check_refusal("head", pattern, part, 1, 0)
 
 
-def test_what_is_missing_is_named(tiny: Any, ids: Any) -> None:
+def test_what_is_missing_is_named(tiny, ids):
     model = load_model(tiny("llama"))
     whole = capture(model, [ids(9)], stats=("lse",), keep=("q", "k"))
     for name in ("q", "k", "lse"):
@@ -63,7 +59,7 @@ def test_what_is_missing_is_named(tiny: Any, ids: Any) -> None:
     check_refusal("queries", pattern, whole, 0, 0, queries=slice(9, None))
 
 
-def test_a_window_of_many_weights_is_refused(tiny: Any) -> None:
+def test_a_window_of_many_weights_is_refused(tiny):
     model = load_model(tiny("llama", max_position_embeddings=4096))
     found = capture(model, [[1] * 2100], stats=("lse",), keep=("q", "k"))
     check_refusal("queries, keys", pattern, found, 0, 0)

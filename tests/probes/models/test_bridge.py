@@ -49,9 +49,7 @@ def snapshot(bridge: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bridge_gives_the_dataset_of_its_model(
-    family: str, wrap: Any, tiny: Any, words: Any, ids: Any
-) -> None:
+def test_a_bridge_gives_the_dataset_of_its_model(family, wrap, tiny, words, ids):
     prompts = [ids(19), ids(7, seed=1)]
     keep = ("q", "k", "v", "z", "resid")
     plain = capture(load_model(tiny(family), tokenizer=words), prompts, stats=STATS, keep=keep)
@@ -65,7 +63,7 @@ def test_a_bridge_gives_the_dataset_of_its_model(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_the_bridges_own_attention(family: str, wrap: Any, ids: Any) -> None:
+def test_logits_equal_the_bridges_own_attention(family, wrap, ids):
     bridge = wrap(family)
     prompt = torch.tensor([ids(19)])
     with torch.no_grad():
@@ -77,7 +75,7 @@ def test_logits_equal_the_bridges_own_attention(family: str, wrap: Any, ids: Any
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hook_z_fires_and_its_ablation_equals_ours(family: str, wrap: Any, ids: Any) -> None:
+def test_hook_z_fires_and_its_ablation_equals_ours(family, wrap, ids):
     bridge = wrap(family)
     model = load_model(bridge)
     prompt = torch.tensor([ids(19)])
@@ -100,7 +98,7 @@ def test_hook_z_fires_and_its_ablation_equals_ours(family: str, wrap: Any, ids: 
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
 
 
-def test_other_hooks_see_what_they_see_without_us(wrap: Any, ids: Any) -> None:
+def test_other_hooks_see_what_they_see_without_us(wrap, ids):
     bridge = wrap("llama")
     model = load_model(bridge)
     prompt = torch.tensor([ids(19)])
@@ -121,7 +119,7 @@ def test_other_hooks_see_what_they_see_without_us(wrap: Any, ids: Any) -> None:
         torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-5)
 
 
-def test_a_hook_that_cannot_fire_is_refused_by_name(wrap: Any, ids: Any) -> None:
+def test_a_hook_that_cannot_fire_is_refused_by_name(wrap, ids):
     bridge = wrap("llama")
     model = load_model(bridge)
     before = snapshot(bridge)
@@ -135,7 +133,7 @@ def test_a_hook_that_cannot_fire_is_refused_by_name(wrap: Any, ids: Any) -> None
     assert capture(model, [ids(5)]).sizes["layer"] == 2
 
 
-def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
+def test_a_bridge_is_restored_after_an_error(wrap, ids):
     bridge = wrap("gpt2")
     model = load_model(bridge)
     before = snapshot(bridge)
@@ -149,15 +147,13 @@ def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
     assert snapshot(bridge) == before
 
 
-def test_text_goes_through_the_tokenizer_of_the_bridge(wrap: Any) -> None:
+def test_text_goes_through_the_tokenizer_of_the_bridge(wrap):
     found = capture(load_model(wrap("llama")), "w1 w2 w1", stats=("entropy",))
     assert found["token"].values[0].tolist() == ["<bos>", "w1", "w2", "w1"]
     assert np.isfinite(found["entropy"].values).all()
 
 
-def test_transformer_lens_is_not_imported_for_a_plain_model(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformer_lens_is_not_imported_for_a_plain_model(tiny, monkeypatch):
     for name in [one for one in sys.modules if one.partition(".")[0] == "transformer_lens"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformer_lens", None)  # importing it now fails
