@@ -65,6 +65,10 @@ LIMITED = [
 ]
 
 
+def test_bounds_are_read_from_the_signatures():
+    assert len(LIMITED) > 100
+
+
 @pytest.mark.parametrize(("name", "option", "bound"), LIMITED)
 def test_every_declared_bound_is_met_before_anything_runs(name, option, bound):
     with pytest.raises(InvalidInput) as refusal:
