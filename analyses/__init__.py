@@ -42,8 +42,7 @@ RENAMED = {
 def names() -> list[str]:
     """List the analyses, without importing them.
 
-    >>> from headscope import analyses
-    >>> "sinks" in analyses.names()
+    >>> "sinks" in names()
     True
     """
     return sorted(_modules())
@@ -52,8 +51,7 @@ def names() -> list[str]:
 def families() -> dict[str, list[str]]:
     """List the analyses by family, without importing them.
 
-    >>> from headscope import analyses
-    >>> analyses.families()["circuits"]
+    >>> families()["circuits"]
     ['sae_circuits']
     """
     grouped: dict[str, list[str]] = {}
@@ -65,8 +63,7 @@ def families() -> dict[str, list[str]]:
 def heading(family: str) -> str:
     """Return the first line of a family's docstring: its heading wherever analyses are listed.
 
-    >>> from headscope import analyses
-    >>> analyses.heading("circuits")
+    >>> heading("circuits")
     'Circuits: through which heads and edges an answer comes.'
     """
     module = importlib.import_module(f"{__name__}.{family}")
@@ -99,14 +96,8 @@ def current(name: str) -> str:
 def load(name: str) -> ModuleType:
     """Import one analysis by name.
 
-    >>> from headscope import analyses
-    >>> analyses.load("sinks").NEEDS
+    >>> load("sinks").NEEDS
     ('received',)
-
-    Raises
-    ------
-    InvalidInput
-        When no analysis has this name.
     """
     module: Any = importlib.import_module(_modules()[current(name)][0])
     if not hasattr(module.run, "__wrapped__"):
@@ -118,8 +109,7 @@ def load(name: str) -> ModuleType:
 def summary(name: str) -> str:
     """Return the first line of an analysis' docstring, without importing it.
 
-    >>> from headscope import analyses
-    >>> analyses.summary("sinks")
+    >>> summary("sinks")
     'Attention sinks: heads that park their attention on a few tokens.'
     """
     source = Path(_modules()[current(name)][1]).read_text(encoding="utf8")
@@ -165,28 +155,15 @@ def __dir__() -> list[str]:
 def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
     """Say what one capture must hold for some analyses, as arguments of ``capture``.
 
-    Parameters
-    ----------
-    *wanted
-        Names of the analyses that share the capture.
-
-    Returns
-    -------
-    ``stats`` and ``keep``, and ``offsets`` and ``targets`` where an analysis names some.
-
-    Raises
-    ------
-    HeadscopeError
-        When no analysis has such a name.
+    ``stats`` and ``keep``, and ``offsets`` and ``targets`` where one of them names some.
 
     Examples
     --------
-    >>> from headscope import analyses
-    >>> analyses.needs("sinks", "frequencies")
+    >>> needs("sinks", "frequencies")
     {'stats': ('received', 'lse'), 'keep': ('q', 'k')}
     >>> from headscope.probes import capture
-    >>> cap = capture("headscope/bundled", [[0, 5, 6, 7]], **analyses.needs("sinks", "frequencies"))
-    >>> analyses.load("sinks").run(cap)["sink"].dims
+    >>> cap = capture("headscope/bundled", [[0, 5, 6, 7]], **needs("sinks", "frequencies"))
+    >>> load("sinks").run(cap)["sink"].dims
     ('layer', 'head')
     """
     union = Needs()
@@ -198,8 +175,7 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
 def options(name: str) -> dict[str, Option]:
     """Return the options of an analysis, read from the signature and docstring of ``run``.
 
-    >>> from headscope import analyses
-    >>> analyses.options("sinks")["epsilon"].default
+    >>> options("sinks")["epsilon"].default
     0.3
     """
     run = load(name).run

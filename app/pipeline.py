@@ -48,29 +48,20 @@ def capture_run(
     folder
         Folder of the run, one only when everything has been captured; an interrupted capture of
         the same prompts goes on where it was.
-    source
-        What `load_model` takes: a name or a folder.
-    task
-        Name of a built-in task; its clean prompts are captured.
+    source, attention
+        Model and its attention, as `load_model` takes them.
+    task, number, seed
+        A built-in task, the prompts drawn from it and their seed; its clean prompts are captured.
     prompts
         Instead of a task, a text file with a prompt a line (for a model of images the path of an
         image), or a JSONL file: objects with ``text``, pairs (``source``, ``target``), or a task of
         your own (``clean``, ``corrupted``, ``answers``, ``wrong``).
-    number, seed
-        Prompts drawn from the built-in task, and their seed.
-    attention
-        Which attention of an encoder–decoder model: ``encoder``, ``decoder`` or ``cross``.
     tokenizer, bos
         As `load_model` takes them.
     overwrite
         Replace the run that the folder holds.
     progress
         Called with (step, done, total).
-
-    Raises
-    ------
-    HeadscopeError
-        For a folder that cannot take the run, a missing model, or prompts it cannot read.
     """
     run_folder.check(folder, replace=overwrite)
     source, tokenizer = _absolute(source), tokenizer and _absolute(tokenizer)
@@ -133,13 +124,7 @@ def needed(model: Model) -> tuple[str, ...]:
 
 
 def open_model(run: Run, source: str | None = None) -> Model:
-    """Load the model of a run again, or from where it is now, and refuse another one.
-
-    Raises
-    ------
-    InvalidInput
-        When the model cannot be loaded, or its weights are not those that were captured.
-    """
+    """Load the model of a run again, from where it is now, and refuse another one."""
     options = run.manifest["options"]
     model = probes.load_model(
         source or options.get("source", run.manifest["model"]),
@@ -165,14 +150,10 @@ def analyze_run(
     source: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Outcome]:
-    """Run analyses on a run, keeping each result as soon as it is there.
+    """Run analyses on a captured run, keeping each result as soon as it is there.
 
     Parameters
     ----------
-    run
-        A captured run.
-    names
-        The analyses.
     task, number
         Task (a name, or a JSONL file) and its prompts for analyses that use one; the default is
         what each analysis declares.
@@ -187,12 +168,8 @@ def analyze_run(
     -------
     The result of every analysis, or why there is none: `NotApplicable` or `UnsupportedModel` where
     it does not suit the model, any other exception for a bug in it, whose traceback is then in
-    `Run.error_file`. The report says it, too, unless the run holds an earlier result.
-
-    Raises
-    ------
-    InvalidInput, ResourceLimit
-        What has to be mended first; what was finished before is kept.
+    `Run.error_file`. The report says it, too, unless the run holds an earlier result. Anything else
+    that has to be mended first is raised; what was finished before is kept.
     """
     outcomes = runner.execute_many(
         names,
@@ -256,11 +233,6 @@ def finished(run: Run) -> list[str]:
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
     """Read NAME.OPTION=VALUE into options by analysis.
-
-    Raises
-    ------
-    InvalidInput
-        For text of another form.
 
     Examples
     --------

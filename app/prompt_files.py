@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
-    """Read a prompt file: a prompt a line, or JSONL of texts, pairs or a task.
-
-    Raises
-    ------
-    InvalidInput
-        For a missing or unreadable file, an empty prompt (with its line), a malformed line.
-    """
+    """Read a prompt file: a prompt a line, or JSONL of texts, pairs or a task."""
     from headscope.probes.prompts import tasks
 
     try:
@@ -51,20 +45,13 @@ def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
 
 
 def write_texts(file: Path, number: int, tokens: int) -> None:
-    """Write openings of library files as JSONL, as `read_prompts` reads it.
-
-    Raises
-    ------
-    InvalidInput
-        When the file cannot be written, or the library has fewer files of that length.
-    """
+    """Write openings of library files as JSONL, as `read_prompts` reads it."""
     from headscope.probes.prompts.library import openings
+    from headscope.probes.storage.dataset_file import refusing
 
     lines = [json.dumps({"text": text}) + "\n" for text in openings(number, tokens)]
-    try:
+    with refusing("--out", file):
         file.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"--out: {file} cannot be written: {error.strerror}") from error
 
 
 def _holds(name: str, lines: Sequence[str]) -> bool:

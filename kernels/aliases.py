@@ -7,13 +7,7 @@ STATISTICS = {"sink_mass": "learned_sink_mass"}
 
 
 def resolve(name: str) -> str:
-    """Return today's name of a statistic, with a warning where it was renamed.
-
-    Examples
-    --------
-    >>> resolve("entropy")
-    'entropy'
-    """
+    """Return today's name of a statistic, with a warning where it was renamed."""
     if name not in STATISTICS:
         return name
     new = STATISTICS[name]

@@ -7,13 +7,12 @@ Beside it they import ``headscope.kernels.statistics``, the registry, and
 from headscope.kernels import memory
 from headscope.kernels.attention import ENGINES, Engine, attend
 from headscope.kernels.attention_spec import PLAIN, AttentionSpec
-from headscope.kernels.compiled.compiler import cache_folder
+from headscope.kernels.compiled.compiler import cache_folder, engine_fingerprint
 from headscope.kernels.dense import attend_dense
 from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.fingerprint import engine_fingerprint
 from headscope.kernels.gradient_capture import capture_gradient
-from headscope.kernels.memory_estimate import MemoryEstimate, estimate_memory
 from headscope.kernels.one_head import head_statistics, head_weights
+from headscope.kernels.panels.plan import MemoryEstimate, estimate_memory
 from headscope.kernels.products import Gradient, pull, push
 from headscope.kernels.request import Request
 from headscope.kernels.weight_edits import WeightEdits

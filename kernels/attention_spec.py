@@ -54,21 +54,11 @@ class AttentionSpec:
     edits
         Interventions on the heads.
 
-    Raises
-    ------
-    InvalidInput
-        When an option is out of its range, or two exclude each other.
-
     References
     ----------
     Train Short, Test Long (ALiBi, Press et al. 2021). Gemma 2 (soft cap, 2024). gpt-oss model card
     (learned sinks, 2025). Theory, Analysis, and Best Practices for Sigmoid Self-Attention
     (Ramapuram et al. 2024).
-
-    Examples
-    --------
-    >>> AttentionSpec(window=4096).causal
-    True
     """
 
     scale: float | None = None

@@ -19,28 +19,7 @@ def attend_dense(
     request: Request,
     spec: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
-    """Compute the same as ``attend`` in float64 from the whole N×N matrix.
-
-    Parameters
-    ----------
-    q, k, v, request, spec
-        As in ``attend``; float64 is taken as well.
-
-    Returns
-    -------
-    As ``attend``, in float64.
-
-    Raises
-    ------
-    HeadscopeError
-        When tensors, spec or request do not fit.
-
-    Examples
-    --------
-    >>> q = k = v = torch.zeros(1, 1, 4, 8)
-    >>> attend_dense(q, k, v, Request(stats=("max_weight",)))["max_weight"]
-    tensor([[[1.0000, 0.5000, 0.3333, 0.2500]]], dtype=torch.float64)
-    """
+    """Compute the same as ``attend`` in float64, which is taken as well, from the whole matrix."""
     inputs.check_tensors(q, k, v, (*inputs.DTYPES, torch.float64))
     inputs.check_request(request, q.shape[0], q.shape[2], k.shape[2])
     names = dict.fromkeys(("z", *request.stats))

@@ -5,16 +5,8 @@ class HeadscopeError(ValueError):
     """An input, model or request that headscope refuses instead of guessing.
 
     The message is one line, ``field: what is wrong; the fix``; the command line prints it and exits
-    with code 2.
-
-    Parameters
-    ----------
-    message
-        The whole line.
-    field
-        Name of the argument, option or file that is wrong; None: the text before the first ": ".
-    fix
-        What to do about it; None: the text after the last "; ", empty where there is none.
+    with code 2. Unless given, ``field``, the argument, option or file that is wrong, is the text
+    before the first ": ", and ``fix`` that after the last "; ".
 
     Examples
     --------

@@ -57,11 +57,6 @@ def capture_gradient(
     queries that are padding or see no key, at keys that no query sees, at query tiles of padding
     only, and at ranks beyond the keys that a query sees.
 
-    Raises
-    ------
-    InvalidInput
-        When tensors, spec or request do not fit.
-
     References
     ----------
     Self-Attention Attribution (Hao et al. 2021). Generic Attention-model Explainability

@@ -81,8 +81,9 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
             f"stats: pattern of {queries} × {keys} tokens; ask for it up to {PATTERN_LIMIT} "
             "tokens, or recompute single heads from q, k and lse"
         )
-    check_spans(request, batch, keys)
-    targets = request.targets
+    spans, targets = request.spans, request.targets
+    if "span_mass" in request.stats and spans is not None and spans.shape != (batch, keys):
+        raise InvalidInput(f"spans: shape {tuple(spans.shape)}; give (batch {batch}, key {keys})")
     if "target_mass" in request.stats and targets is not None:
         if (targets.shape[0], targets.shape[2]) != (batch, queries):
             raise InvalidInput(
@@ -91,13 +92,6 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
             )
         if targets.numel() and int(targets.max()) >= keys:
             raise InvalidInput(f"targets: key {int(targets.max())} but there are only {keys} keys")
-
-
-def check_spans(request: Request, batch: int, keys: int) -> None:
-    """Refuse spans of another shape than the keys."""
-    spans = request.spans
-    if "span_mass" in request.stats and spans is not None and spans.shape != (batch, keys):
-        raise InvalidInput(f"spans: shape {tuple(spans.shape)}; give (batch {batch}, key {keys})")
 
 
 def real_queries(

@@ -22,11 +22,6 @@ def available() -> int:
 
     Linux's own estimate where there is one, within the limit of a container; elsewhere what is
     free.
-
-    Examples
-    --------
-    >>> 0 < available() <= total()
-    True
     """
     if INFO.exists():
         free = _field(INFO, "MemAvailable")

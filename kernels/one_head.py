@@ -25,16 +25,9 @@ def head_weights(
     keys: Int[Tensor, " column"],
     spec: AttentionSpec = PLAIN,
 ) -> Float[Tensor, "row column"]:
-    """Compute the weights of some queries on some keys.
+    """Compute the weights of some queries on some keys of one sequence.
 
-    Parameters
-    ----------
-    q, k, spec
-        As in ``attend``, of one sequence.
-    head
-        Which query head.
-    queries, keys
-        Positions, each once and in ascending order.
+    ``queries`` and ``keys`` are positions, each once and in ascending order.
 
     Examples
     --------
@@ -68,21 +61,7 @@ def head_statistics(
     request: Request,
     spec: AttentionSpec = PLAIN,
 ) -> dict[str, Tensor]:
-    """Compute statistics of one head of one sequence, without its values.
-
-    Parameters
-    ----------
-    q, k, spec
-        As in ``attend``.
-    head
-        Which query head.
-    request
-        Statistics that need no values, and their parameters.
-
-    Returns
-    -------
-    Every statistic, with its own dims only.
-    """
+    """Compute statistics that need no values, of one head of one sequence: their own dims only."""
     chosen = [statistics.load(name) for name in request.stats]
     reads = frozenset[str]().union(*(statistic.reads for statistic in chosen))
     panels = Panels(q, k, k[..., :0], spec.fit(q, k), request, reductions=reads)

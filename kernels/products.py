@@ -5,13 +5,61 @@ through the matrices of all layers one after the other. Each step needs q and k 
 memory linear in the text.
 """
 
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.kernels import inputs
 from headscope.kernels.attention_spec import PLAIN, AttentionSpec
+from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.panels.product import Gradient as Gradient
-from headscope.kernels.panels.product import Product
+from headscope.kernels.panels.plan import Part
+from headscope.kernels.panels.row_panels import Panels
+from headscope.kernels.panels.scores import narrow
+from headscope.kernels.weight_edits import expect
+
+Step = Callable[[Tensor, Panel, Tensor], tuple[slice, Tensor]]
+"""From the weights of a panel and the vectors of its heads, a term and its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """Makes of each weight P the product P ∘ ∂L/∂P, the link's share in the gradient of L.
+
+    The gradient of L in the weight of query i on key j is dz_i · v_j, times the head's gate where
+    edits have one.
+
+    Parameters
+    ----------
+    v
+        Values.
+    dz
+        Gradient of L in the head's output ``z``, as autograd gives it: units of L per unit of
+        activation.
+    positive
+        Whether links of negative share count as 0.
+
+    References
+    ----------
+    Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
+    Transformers (Chefer et al. 2021).
+
+    Examples
+    --------
+    >>> q = torch.zeros(1, 1, 2, 1)
+    >>> v = torch.tensor([3.0, -1.0]).view(1, 1, 2, 1)
+    >>> r = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
+    >>> push(r, q, q, gradient=Gradient(v, torch.ones(1, 1, 2, 1))).flatten()
+    tensor([1.5000, 0.0000])
+    """
+
+    v: Float[Tensor, "batch kv_head key value_size"]
+    dz: Float[Tensor, "batch head query value_size"]
+    positive: bool = True
 
 
 def pull(
@@ -45,11 +93,6 @@ def pull(
     A x in float32, in the units of x, times those of L with a gradient; one head if ``heads`` is
     given. 0 at queries that are padding or see no key.
 
-    Raises
-    ------
-    HeadscopeError
-        When tensors or spec do not fit, or one of them needs a gradient.
-
     References
     ----------
     Quantifying Attention Flow in Transformers (Abnar and Zuidema 2020). Information Flow Routes
@@ -57,7 +100,6 @@ def pull(
 
     Examples
     --------
-    >>> import torch
     >>> q = torch.zeros(1, 1, 3, 4)
     >>> pull(torch.tensor([3.0, 6.0, 9.0]).view(1, 1, 3, 1), q, q).flatten()
     tensor([3.0000, 4.5000, 6.0000])
@@ -98,18 +140,12 @@ def push(
     rᵀ A in float32, in the units of r, times those of L with a gradient; one head if ``heads`` is
     given. 0 at padding.
 
-    Raises
-    ------
-    HeadscopeError
-        When tensors or spec do not fit, or one of them needs a gradient.
-
     References
     ----------
     As ``pull``; Generic Attention-model Explainability (Chefer et al. 2021) for the gradient.
 
     Examples
     --------
-    >>> import torch
     >>> q = torch.zeros(1, 1, 3, 4)
     >>> push(torch.tensor([0.0, 6.0, 9.0]).view(1, 1, 3, 1), q, q).flatten()
     tensor([6., 6., 3.])
@@ -123,3 +159,139 @@ def push(
         return panel.keys, weights.mT @ r[:, :, panel.queries]
 
     return call.run(step, r, k.shape[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A product with the matrices of one attention call."""
+
+    panels: Panels
+    heads: Tensor | None
+    dz: Tensor | None
+    positive: bool
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        spec: AttentionSpec,
+        heads: Tensor | None,
+        gradient: Gradient | None,
+    ) -> "Product":
+        """Check what a product is made of."""
+        # Without a gradient no values are needed: theirs is a size of 0.
+        v = k[..., :0] if gradient is None else gradient.v
+        inputs.check_tensors(q, k, k if gradient is None else v, inputs.DTYPES)
+        expect("heads", heads, ((q.shape[1],),))
+        panels = Panels(q, k, v, spec.fit(q, k))
+        refuse_gradients(q=q, k=k, v=v, heads=heads)
+        if gradient is None:
+            return cls(panels, heads, None, False)
+        sizes = (*q.shape[:3], v.shape[3])
+        expect("dz", gradient.dz, tuple((size,) for size in sizes))
+        refuse_gradients(dz=gradient.dz)
+        dz = gradient.dz.float().masked_fill(
+            ~panels.visibility.valid_queries[:, None, :, None], 0.0
+        )
+        edits = panels.spec.edits
+        if edits is not None and edits.gate is not None:
+            dz = dz * edits.gate[:, :, None, None]
+        return cls(panels, heads, dz, gradient.positive)
+
+    def take(self, name: str, vectors: Tensor, side: str, mask: Tensor | None) -> Tensor:
+        """Check vectors, and blank what padding holds."""
+        q, k = self.panels.q, self.panels.k
+        length = q.shape[2] if side == "query" else k.shape[2]
+        if vectors.ndim != 4 or 0 in vectors.shape or not vectors.is_floating_point():
+            raise InvalidInput(
+                f"{name}: {vectors.dtype} {tuple(vectors.shape)}; give floats "
+                f"(batch, head or 1, {side}, vector)"
+            )
+        expect(name, vectors, ((len(q),), (1, q.shape[1]), (length,), (vectors.shape[3],)))
+        refuse_gradients(**{name: vectors})
+        vectors = vectors.to(q.device, torch.float32)
+        # 0 · NaN is NaN: what padding holds must not reach the product.
+        return vectors if mask is None else vectors.masked_fill(~mask[:, None, :, None], 0.0)
+
+    def only(self, wanted: Tensor) -> "Product":
+        """Leave out the panels of all other queries."""
+        return replace(self, panels=replace(self.panels, wanted=wanted))
+
+    def run(self, step: Step, vectors: Tensor, length: int) -> Tensor:
+        """Take the step in every panel, and put the terms together."""
+        panels = self.panels
+        batch, heads = panels.q.shape[:2]
+        count = heads if self.heads is None else 1
+        result = torch.zeros(batch, count, length, vectors.shape[3], device=panels.q.device)
+        total = Total(result, self.heads is not None)
+
+        def work(part: Part, filled: Iterator[Panel]) -> None:
+            mine = narrow(vectors, part.batch, part.heads)
+            place = total.room(part)
+            for panel in filled:
+                where, term = step(self.weigh(panel, part), panel, mine)
+                if self.heads is not None:
+                    term = (term * self.heads[part.heads, None, None]).sum(dim=1, keepdim=True)
+                place[:, :, where] += term
+            total.add(part, place)
+
+        # Without a query that holds anything there is no panel at all.
+        if panels.blocks:
+            # Autocast would make products coarser than the inputs.
+            with torch.no_grad(), torch.autocast(panels.q.device.type, enabled=False):
+                panels.for_each_part(work)
+        return result
+
+    def weigh(self, panel: Panel, part: Part) -> Tensor:
+        """Multiply the weights of a panel by their gradients, if there are any."""
+        if self.dz is None:
+            return panel.weights
+        # Query heads that share a KV head are rows of one product: V is never expanded.
+        rows = self.dz[part.batch, part.heads, panel.queries]
+        rows = rows.reshape(len(panel.values), -1, rows.shape[-1])
+        out = panel.scratch.view(*rows.shape[:2], -1)
+        torch.bmm(rows, panel.values.mT, out=out)
+        shares = panel.scratch.mul_(panel.weights)
+        return shares.clamp_min_(0.0) if self.positive else shares
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """What parts give: places of their own, or a sum over heads, added in their order.
+
+    Parts end in any order, and a float sum depends on it: each waits for those before it.
+    """
+
+    result: Float[Tensor, "batch _ place vector"]
+    summed: bool
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: dict[tuple[int, int], tuple[Part, Tensor]] = field(default_factory=dict)
+    done: dict[int, int] = field(default_factory=dict)
+
+    def room(self, part: Part) -> Tensor:
+        """Make room for the terms of a part."""
+        if self.summed:
+            return torch.zeros_like(self.result[part.batch])
+        return self.result[part.batch, part.heads]
+
+    def add(self, part: Part, terms: Tensor) -> None:
+        """Add the terms of a part, and of those that waited for it."""
+        if not self.summed:
+            return
+        first = part.batch.start
+        with self.lock:
+            self.waiting[first, part.heads.start] = part, terms
+            while (first, self.done.get(first, 0)) in self.waiting:
+                part, terms = self.waiting.pop((first, self.done.get(first, 0)))
+                self.result[part.batch] += terms
+                self.done[first] = part.heads.stop
+
+
+def refuse_gradients(**tensors: Tensor | None) -> None:
+    """Refuse tensors that need a gradient: none would reach them."""
+    for name, tensor in tensors.items():
+        if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
+            raise InvalidInput(
+                f"{name}: products keep no gradient; detach it, or call them under torch.no_grad()"
+            )

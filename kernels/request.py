@@ -53,17 +53,6 @@ class Request:
     clip
         Largest distance in tokens that ``distance`` and ``distance_variance`` count; longer ones
         count as this. None counts every distance in full.
-
-    Raises
-    ------
-    InvalidInput
-        When a parameter is out of its range, ``target_mass`` is asked without targets, or
-        ``span_mass`` without spans.
-
-    Examples
-    --------
-    >>> Request(stats=("entropy", "offset_mass"), offsets=(1,)).tile
-    16
     """
 
     stats: tuple[str, ...]

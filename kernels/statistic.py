@@ -13,21 +13,7 @@ from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.visibility import Visibility
 
-Merge = Literal[
-    "average",
-    "logsumexp",
-    "entropy",
-    "maximum",
-    "variance",
-    "join",
-    "top",
-    "row",
-    "sum",
-    "largest",
-    "end",
-]
-
-MERGES: dict[Merge, str] = {
+MERGES = {
     "average": "query panels are joined; key splits add, each times w = exp(lse_split - lse)",
     "logsumexp": "query panels are joined; key splits combine as log Σ exp(lse_split)",
     "entropy": "query panels are joined; key splits add as Σ w (H_split - log w)",
@@ -63,10 +49,6 @@ class Statistic:
         How partial results combine: a name of ``MERGES``.
     units
         Units of the values.
-    low, high
-        Bounds of the values; None where there is none.
-    scale
-        Kind of colour scale that suits the values.
     formula
         Definition, with P the attention weights of query i and key j, s the logits.
     source
@@ -78,6 +60,10 @@ class Statistic:
         ``query`` among the dims, panels add up, or the largest counts where ``merge`` says so.
     dense
         The same from the whole matrix in float64, by a formula of its own: the oracle.
+    low, high
+        Bounds of the values; None where there is none.
+    scale
+        Kind of colour scale that suits the values.
     finish
         Turns what the panels gave together into the statistic; None leaves it.
     empty
@@ -103,16 +89,16 @@ class Statistic:
 
     name: str
     dims: tuple[str, ...]
-    merge: Merge
+    merge: str
     units: str
-    low: float | None
-    high: float | None
-    scale: Literal["sequential", "diverging"]
     formula: str
     source: str
     doc: str
     panel: Callable[[Panel], Tensor]
     dense: Callable[[DenseAttention], Tensor]
+    low: float | None = 0.0
+    high: float | None = None
+    scale: Literal["sequential", "diverging"] = "sequential"
     finish: Callable[[Tensor, Visibility, Request], Tensor] | None = None
     empty: float = float("nan")
     distribution: bool = False
@@ -135,6 +121,11 @@ class Statistic:
     def by_query(self) -> bool:
         """Whether there is one result for every query."""
         return "query" in self.dims
+
+
+def leave_out_unseen(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
+    """Finish a statistic of keys: NaN at those that no query sees."""
+    return total.masked_fill(visibility.query_counts[:, None] == 0, float("nan"))
 
 
 def check_distribution(chosen: Iterable[Statistic], spec: AttentionSpec) -> None:

@@ -17,25 +17,9 @@ MASKED = -1e30
 class Visibility:
     """The keys that each query may see, as bounds and prefix sums of linear size.
 
-    Where no mask is given, the batch dimension of every property is 1.
-
-    Parameters
-    ----------
-    queries, keys
-        Numbers of queries and keys, padding included.
-    causal
-        Whether a query sees no later key. Query i is then at position keys - queries + i.
-    window
-        Number of keys back that a causal query sees, itself included; without ``causal`` the keys
-        at distance below ``window`` on both sides. None is no limit.
-    key_mask
-        Which keys are real; None when all are.
-    query_mask
-        Which queries are real; None when all are.
-    device
-        Where the attention runs; None is the CPU.
-    lengths
-        Tokens of sequences that lie one behind the other, each on its own; None is one sequence.
+    The fields are those of ``AttentionSpec``; ``queries`` and ``keys`` count padding as well, and
+    ``device`` is where the attention runs, None the CPU. Where no mask is given, the batch
+    dimension of every property is 1.
 
     Examples
     --------
@@ -126,6 +110,11 @@ class Visibility:
         """Which queries are real and see at least one key."""
         return self.key_counts > 0
 
+    def valid_queries_of_tiles(self, tile: int) -> Int[Tensor, "batch query_tile"]:
+        """Count the queries of each tile that are real and see at least one key."""
+        padded = torch.nn.functional.pad(self.valid_queries, (0, -self.queries % tile))
+        return torch.unflatten(padded, -1, (-1, tile)).sum(dim=-1)
+
     def first_keys(self, count: int) -> Int[Tensor, "batch query rank"]:
         """Index of the first real keys of each query's sequence, -1 where it has fewer.
 
@@ -168,15 +157,7 @@ class Visibility:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some queries, and the keys that any of them sees.
-
-    Parameters
-    ----------
-    queries, keys
-        Which queries and keys.
-    low, high
-        First key inside the window of each query, and one past the last.
-    """
+    """Some queries, the keys that any of them sees, and the bounds of each query's own window."""
 
     queries: slice
     keys: slice

@@ -38,11 +38,6 @@ class WeightEdits:
         Weights that take the place of a head's own, NaN at the queries that keep theirs; the rows
         of the others sum to 1. N×N, so for short texts.
 
-    Raises
-    ------
-    InvalidInput
-        When fields that belong together are not given together, or a number is out of its range.
-
     References
     ----------
     Attention knockout: Dissecting Recall of Factual Associations (Geva et al. 2023). Sink
@@ -128,20 +123,15 @@ class WeightEdits:
     def then(self, other: "WeightEdits") -> "WeightEdits":
         """Combine with other edits of the same heads.
 
-        Gates and temperatures multiply, biases add up, a pattern replaces an earlier one.
-
-        Raises
-        ------
-        HeadscopeError
-            When both limit what one head sees.
+        Gates and temperatures multiply, biases add up, a pattern replaces an earlier one; two
+        windows on one head are refused.
         """
-        spans = _join_spans(self, other)
         return WeightEdits(
             gate=_both(torch.mul, self.gate, other.gate),
             key_bias=_both(torch.add, self.key_bias, other.key_bias),
             temperature=_both(torch.mul, self.temperature, other.temperature),
             pattern=_both(_lay_over, self.pattern, other.pattern),
-            **spans,
+            **_join_spans(self, other),
             **_join_windows(self, other),
         )
 

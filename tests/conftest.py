@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[1]
 # Shapes and types of every call inside kernels are checked against its signature. Triton compiles
 # the source of its kernels, which therefore cannot be wrapped.
 install_import_hook(
-    [f"headscope.kernels.{module.stem}" for module in sorted((ROOT / "kernels").glob("*.py"))]
-    + [
-        f"headscope.kernels.{package}"
-        for package in ("compiled", "gradients", "panels", "statistics")
+    [
+        f"headscope.kernels.{name}"
+        for name in (
+            *(module.stem for module in sorted((ROOT / "kernels").glob("*.py"))),
+            *("compiled", "gradients", "panels", "statistics"),
+        )
     ],
     "beartype.beartype",
 )
@@ -112,25 +114,15 @@ def first_words(bundled: Model) -> str:
 @pytest.fixture(scope="session")
 def paired_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny T5 with random weights and a tokenizer of 60 words, saved as any user would."""
-    import torch
+    import architectures
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{f"w{at}": at + 3 for at in range(61)}}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    config = transformers.T5Config(
-        vocab_size=64,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_decoder_layers=3,
-        num_heads=4,
-        decoder_start_token_id=0,
-    )
     torch.manual_seed(3)
-    module = transformers.T5ForConditionalGeneration(config).eval()
+    module = transformers.T5ForConditionalGeneration(transformers.T5Config(**architectures.T5))
     with torch.no_grad():
         for name, weight in module.named_parameters():
             # The initial weights are small, so that attention is all but uniform.

@@ -1,8 +1,11 @@
 """Views: the dims of an array decide how it is drawn.
 
 One module per kind of view; the folder is the registry. A view module has
-``accepts(array) -> bool`` and ``figure(array, ...) -> plotly.graph_objects.Figure``. No two of them
-accept the same array, but for the general one, bars, which is asked last.
+``accepts(array) -> bool`` and ``figure(array, *, lower=None, upper=None, fit=False)``, a plotly
+figure. ``lower`` and ``upper`` are the ends of each value's interval, drawn or in the hover text
+(not by matrix, patches and pattern); ``fit`` spreads the colours, or the axis, over the values
+instead of over the range of the score. No two views accept the same array, but for the general one,
+bars, which is asked last.
 """
 
 import importlib
@@ -53,13 +56,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """Import the view called `name`.
-
-    Raises
-    ------
-    InvalidInput
-        If there is no such view.
-    """
+    """Import the view called `name`."""
     if name not in names():
         raise InvalidInput(f"view: no view is called {name!r}; use one of {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
@@ -72,11 +69,6 @@ def choose(array: xr.DataArray) -> ModuleType:
     ``(row, column)`` the patches of an image, ``(point,)`` points in the plane, ``(one, other)`` a
     matrix, ``(checkpoint, ...)`` lines over training, ``()`` a number, and one or two other dims
     are bars.
-
-    Raises
-    ------
-    InvalidInput
-        If no view can draw the dims.
 
     Examples
     --------
@@ -118,27 +110,10 @@ def interval(
 
 
 def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
-    """Draw one variable of a dataset, with its interval where it has one.
+    """Draw one variable of a capture or a result, with its interval where it has one.
 
-    Parameters
-    ----------
-    dataset
-        A capture or a result of an analysis.
-    name
-        One of its variables.
-    **options
-        Passed to the ``figure`` of the chosen view, for example ``fit=True`` to spread the
-        colours over the values instead of over the whole range of the score.
-
-    Returns
-    -------
-    plotly.graph_objects.Figure
-        The figure; ``figure.show()`` displays it in a notebook.
-
-    Raises
-    ------
-    InvalidInput
-        If the dataset has no such variable, or no view draws its dims.
+    ``options`` go to the ``figure`` of the chosen view, for example ``fit=True``. The plotly figure
+    that is returned can be displayed in a notebook by ``figure.show()``.
 
     Examples
     --------
@@ -156,25 +131,10 @@ def draw(dataset: xr.Dataset, name: str, **options: Any) -> Any:
 
 
 def show(dataset: xr.Dataset, *names: str, **options: Any) -> None:
-    """Show variables of a dataset in a notebook, one figure below the other.
+    """Show variables of a capture or a result in a notebook, one figure below the other.
 
-    Parameters
-    ----------
-    dataset
-        A capture or a result of an analysis.
-    *names
-        Some of its variables; without any, all of them.
-    **options
-        Passed to `draw` for each, for example ``fit=True``.
-
-    Raises
-    ------
-    HeadscopeError
-        If the dataset has no such variable, or no view draws its dims; nothing is shown then.
-
-    Examples
-    --------
-    >>> show(xr.Dataset())
+    Without names all of them; ``options`` go to `draw` for each. Where one cannot be drawn, nothing
+    is shown.
     """
     figures = [draw(dataset, name, **options) for name in names or variables(dataset)]
     for figure in figures:

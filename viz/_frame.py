@@ -11,6 +11,9 @@ import xarray as xr
 from headscope.viz._labels import title, units
 from headscope.viz._scale import GREY, Array, Scale
 
+Bound = xr.DataArray | None
+"""One end of the intervals of a variable, where it has any."""
+
 CELLS = 512
 PANELS = 40
 CROWD = 24
@@ -23,8 +26,6 @@ AXIS = {
     "automargin": True,
     "title": {"standoff": 10},
 }
-# Whiskers are seen on bars and on the page, light or dark.
-WHISKER = "#8a929c"
 TEMPLATE = go.layout.Template(
     layout={
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -64,6 +65,59 @@ def colour_bar(array: xr.DataArray) -> dict[str, Any]:
 def coloured(scale: Scale) -> dict[str, Any]:
     """Describe a scale to a heatmap."""
     return {"colorscale": scale.colours, "zmin": scale.low, "zmax": scale.high}
+
+
+def marked(values: Any, scale: Scale) -> dict[str, Any]:
+    """Describe values and their scale to bars or markers."""
+    return {"color": values, "colorscale": scale.colours, "cmin": scale.low, "cmax": scale.high}
+
+
+def whiskers(values: Array, low: Array, high: Array) -> dict[str, Any]:
+    """Describe intervals around bars, in a grey that is seen on bars and on the page."""
+    return {
+        "symmetric": False,
+        "color": "#8a929c",
+        "thickness": 2,
+        "array": high - values,
+        "arrayminus": values - low,
+    }
+
+
+def clickable(size: int) -> dict[str, Any]:
+    """Describe invisible markers: heatmaps report no clicks to Streamlit."""
+    hidden = {"marker": {"opacity": 0}}
+    return {
+        "mode": "markers",
+        "marker": {"opacity": 0, "size": size},
+        # Without these a click would fade the markers that are not selected into view.
+        "selected": hidden,
+        "unselected": hidden,
+    }
+
+
+def outline(fig: Any, rows: tuple[float, float], columns: tuple[float, float]) -> None:
+    """Draw a rectangle around some cells."""
+    # Two lines, because one colour is lost on one end of the scale.
+    for colour, width in (("#000000", 5), ("#ffffff", 2)):
+        fig.add_shape(
+            type="rect",
+            x0=columns[0],
+            x1=columns[1],
+            y0=rows[0],
+            y1=rows[1],
+            line={"color": colour, "width": width},
+        )
+
+
+def cell_axis(name: str, count: int, **more: Any) -> dict[str, Any]:
+    """Describe an axis along cells, which end where the axis ends."""
+    return {
+        "title": {"text": name},
+        "range": [-0.5, count - 0.5],
+        "showgrid": False,
+        "zeroline": False,
+        **more,
+    }
 
 
 def holes(values: Array) -> npt.NDArray[np.float32]:
@@ -115,6 +169,11 @@ def blocks(values: Array, size: int) -> Array:
     strength = np.where(np.isfinite(parts), np.abs(parts), -1.0)
     place = strength.argmax(axis=-1)[..., None]
     return np.asarray(np.take_along_axis(parts, place, axis=-1)[..., 0])
+
+
+def coarse(values: Array, sizes: Sequence[int]) -> Array:
+    """Coarsen rows and columns."""
+    return blocks(blocks(values, sizes[1]).T, sizes[0]).T
 
 
 def block_size(length: int) -> int:

@@ -15,13 +15,7 @@ ABSENT = "no attention map in this layer"
 
 
 def head_name(layer: object, head: object, kind: str = "H") -> str:
-    """Write a head the way the field does.
-
-    Examples
-    --------
-    >>> head_name(5, 1)
-    'L5H1'
-    """
+    """Write a head the way the field does."""
     return f"L{layer}{kind}{head}"
 
 
@@ -59,6 +53,11 @@ def amount(value: float) -> str:
 def measured(value: float, units: str) -> str:
     """Write a value with its units."""
     return amount(value) + (f" {units}" if units and math.isfinite(value) else "")
+
+
+def interval_words(low: float, high: float) -> str:
+    """Write the interval of a value."""
+    return f"95 % interval {amount(low)} to {amount(high)}"
 
 
 def absent(array: xr.DataArray) -> list[bool]:
@@ -135,16 +134,7 @@ def positions(
 ) -> tuple[list[str], list[str]]:
     """Write the positions along a dim, in full for hover and shortly for the axis.
 
-    Parameters
-    ----------
-    array
-        The array drawn.
-    dim
-        One of its position dims.
-    tokens
-        The words at the positions, dims ``(query,)``, or None.
-    block
-        How many positions were drawn as one.
+    ``tokens`` are the words at the positions, or None; ``block`` says how many were drawn as one.
     """
     named = entries(array, dim)
     if block > 1:

@@ -19,6 +19,8 @@ DIVERGING = [
 ]
 NEGATIVE, POSITIVE = "#3f7fc4", "#d9822b"
 GREY = "#9aa0a6"
+# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
+DISTINCT = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 SIDES = {"low", "high"}
 
 

@@ -33,11 +33,6 @@ def top(
         One row a head, named as in ``L5H1``; a column a variable, followed by ``<name>_lower`` and
         ``<name>_upper`` where it has an interval. Units are in ``dataset[name].attrs``.
 
-    Raises
-    ------
-    InvalidInput
-        If a variable is not there, or has other dims than layer and head.
-
     Examples
     --------
     >>> sink = xr.DataArray([[0.1, 0.9], [0.5, 0.2]], dims=("layer", "head"))

@@ -6,13 +6,19 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import WHISKER, frame
-from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
-from headscope.viz._scale import Array, finite
+from headscope.viz._frame import Bound, frame, whiskers
+from headscope.viz._labels import (
+    POSITIONS,
+    combinations,
+    entries,
+    interval_words,
+    measured,
+    title,
+    units,
+)
+from headscope.viz._scale import DISTINCT, Array, finite
 
 MOST = 40
-# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
-GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 PATTERNS = ("", "/", "x", ".", "-", "+")
 
 
@@ -29,31 +35,11 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw one bar for each entry of the last dim, in groups over a first dim if there is one.
 
     Of more than 40 entries the largest are drawn, and the figure says so.
-
-    Parameters
-    ----------
-    array
-        One or two dims.
-    lower, upper
-        The interval of each value, drawn as an error bar.
-    fit
-        Let the axis span the values instead of the range of the score.
-
-    Examples
-    --------
-    >>> accuracy = xr.DataArray([0.98, 0.31], dims="condition",
-    ...                         coords={"condition": ["intact", "ablated"]}, name="accuracy")
-    >>> figure(accuracy).data[0].y
-    ('intact', 'ablated')
     """
     groups, along = ([None], array.dims[0]) if array.ndim == 1 else (array.dims[0], array.dims[1])
     values = np.atleast_2d(finite(array))
@@ -107,22 +93,13 @@ def _bar(
     row: int,
     label: str,
 ) -> Any:
-    hover, error = [], None
+    hover = []
     for place, name in enumerate(names):
         words = [f"<b>{name}</b>" + (f" · {label}" if label else "")]
         words.append(f"{title(array)}: {measured(float(values[row, place]), units(array))}")
         if bounds is not None:
-            low, high = (measured(float(side[row, place]), "") for side in bounds)
-            words.append(f"95 % interval {low} to {high}")
+            words.append(interval_words(*(float(side[row, place]) for side in bounds)))
         hover.append("<br>".join(words))
-    if bounds is not None:
-        error = {
-            "symmetric": False,
-            "color": WHISKER,
-            "thickness": 2,
-            "array": bounds[1][row] - values[row],
-            "arrayminus": values[row] - bounds[0][row],
-        }
     # With several groups the bars are too thin to write on.
     written = [measured(float(value), "") if np.isfinite(value) else "" for value in values[row]]
     return go.Bar(
@@ -130,9 +107,9 @@ def _bar(
         x=values[row],
         orientation="h",
         name=label,
-        error_x=error,
+        error_x=None if bounds is None else whiskers(values[row], bounds[0][row], bounds[1][row]),
         marker={
-            "color": GROUPS[row % len(GROUPS)],
+            "color": DISTINCT[row % len(DISTINCT)],
             "pattern": {"shape": PATTERNS[row % len(PATTERNS)]},
         },
         # At the base, where no whisker crosses it; beside a bar too short to hold it.

@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import colour_bar, frame
-from headscope.viz._labels import head_name, measured, title, units, visible
+from headscope.viz._frame import Bound, colour_bar, frame, marked
+from headscope.viz._labels import head_name, interval_words, measured, title, units, visible
 from headscope.viz._scale import GREY, NEGATIVE, POSITIVE, diverges, finite, scale
 
 EDGES = 60
@@ -23,25 +23,15 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw weighted edges between nodes, the strongest 60 of them.
 
     Width is the size of the weight; negative edges are dotted as well as blue.
 
-    Parameters
-    ----------
-    array
-        Dim edge. The coordinates ``source_layer``, ``source_head``, ``source_feature`` and the
-        same with ``target_`` name the ends; layer is needed, the others are used when present.
-    lower, upper
-        The interval of the weight, for the hover text.
-    fit
-        Spread the colours over the values instead of over the range of the score.
+    The array has the dim edge. The coordinates ``source_layer``, ``source_head``,
+    ``source_feature`` and the same with ``target_`` name the ends; layer is needed, the others are
+    used when present.
 
     Examples
     --------
@@ -99,26 +89,23 @@ def figure(
         )
         words = f"{_name(start)} → {_name(end)}<br>{title(array)}: {measured(weight, units(array))}"
         if lower is not None and upper is not None:
-            low, high = (measured(float(finite(side)[index]), "") for side in (lower, upper))
-            words += f"<br>95 % interval {low} to {high}"
+            ends_of_weight = (float(finite(side)[index]) for side in (lower, upper))
+            words += f"<br>{interval_words(*ends_of_weight)}"
         # Off the middle, where edges of heads below each other would share one spot.
         middles.append((x0 + 0.6 * (x1 - x0), y0 + 0.6 * (y1 - y0), weight, words))
-    chosen = scale(array, fit)
+    x, y, shown, hover = zip(*middles, strict=True) if middles else ((), (), (), ())
     fig.add_trace(
         go.Scatter(
-            x=[x for x, *_ in middles],
-            y=[y for _, y, *_ in middles],
+            x=x,
+            y=y,
             mode="markers",
             marker={
                 "size": 8,
-                "color": [weight for _, _, weight, _ in middles],
-                "colorscale": chosen.colours,
-                "cmin": chosen.low,
-                "cmax": chosen.high,
+                **marked(shown, scale(array, fit)),
                 "colorbar": colour_bar(array),
                 "line": {"width": 1, "color": "rgba(128,128,128,0.9)"},
             },
-            hovertext=[words for *_, words in middles],
+            hovertext=hover,
             hovertemplate="%{hovertext}<extra></extra>",
             name="edges",
         )

@@ -7,16 +7,29 @@ import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.viz._frame import PANELS, colour_bar, coloured, frame, holes, menu, missing
+from headscope.viz._frame import (
+    PANELS,
+    Bound,
+    cell_axis,
+    clickable,
+    colour_bar,
+    coloured,
+    frame,
+    holes,
+    menu,
+    missing,
+    outline,
+    thinned,
+)
 from headscope.viz._labels import (
     ABSENT,
     MISSING,
     POSITIONS,
     absent,
-    amount,
     combinations,
     entries,
     head_name,
+    interval_words,
     measured,
     title,
     units,
@@ -41,8 +54,8 @@ def accepts(array: xr.DataArray) -> bool:
 def figure(
     array: xr.DataArray,
     *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
+    lower: Bound = None,
+    upper: Bound = None,
     fit: bool = False,
     picked: tuple[int, int] | None = None,
     among: NDArray[np.bool_] | None = None,
@@ -56,20 +69,10 @@ def figure(
     ----------
     array
         Dims layer and head (or kv_head); a menu chooses among the entries of any other dim.
-    lower, upper
-        The interval of the score, for the hover text.
-    fit
-        Spread the colours over the values instead of over the range of the score.
     picked
         Indices (layer, head) of the cell to outline.
     among
         Which heads (layer, head) to look at; the others fade. None is all.
-
-    Examples
-    --------
-    >>> rate = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"), name="sink_rate")
-    >>> figure(rate).data[-1].text[1]
-    '<b>L0H1</b><br>sink rate: 0.900<br>rank 1 of 2'
     """
     column = "head" if "head" in array.dims else "kv_head"
     rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))
@@ -113,11 +116,7 @@ def figure(
         go.Scatter(
             x=columns.ravel(),
             y=rows.ravel(),
-            mode="markers",
-            marker={"opacity": 0, "size": 18},
-            # Without these a click would fade the markers that are not selected into view.
-            selected={"marker": {"opacity": 0}},
-            unselected={"marker": {"opacity": 0}},
+            **clickable(18),
             customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1).tolist(),
             text=hover,
             hovertemplate="%{text}<extra></extra>",
@@ -126,17 +125,15 @@ def figure(
     )
     if len(panels) > 1:
         changes = [
-            {
-                "z": [holes(grid), grid, None],
-                "text": [None, text, over],
-            }
+            {"z": [holes(grid), grid, None], "text": [None, text, over]}
             for grid, text, over in drawn
         ]
         fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1, 2])])
     if among is not None:
         fig.add_trace(_veil(among))
     if picked is not None:
-        _outline(fig, *picked)
+        row, place = picked
+        outline(fig, (row - 0.47, row + 0.47), (place - 0.47, place + 0.47))
     return fig
 
 
@@ -145,24 +142,12 @@ def _row_height(layers: int) -> int:
 
 
 def _axis(name: str, labels: list[str], letter: str) -> dict[str, Any]:
-    step = max(1, -(-len(labels) // 40))
-    at = list(range(0, len(labels), step))
-    return {
-        "title": {"text": name},
-        "tickvals": at,
-        "ticktext": [f"{letter}{labels[index]}" for index in at],
-        "range": [-0.5, len(labels) - 0.5],
-        "showgrid": False,
-        "zeroline": False,
-    }
+    at, text = thinned([f"{letter}{label}" for label in labels], 40)
+    return cell_axis(name, len(labels), tickvals=at, ticktext=text)
 
 
 def _panel(
-    array: xr.DataArray,
-    lower: xr.DataArray | None,
-    upper: xr.DataArray | None,
-    at: dict[str, int],
-    column: str,
+    array: xr.DataArray, lower: Bound, upper: Bound, at: dict[str, int], column: str
 ) -> tuple[Array, list[list[str]], list[str]]:
     array = array.transpose("layer", column)
     values, places = finite(array), ranks(array)
@@ -172,11 +157,7 @@ def _panel(
     bounds = None
     if lower is not None and upper is not None:
         bounds = [
-            finite(
-                side.isel({dim: index for dim, index in at.items() if dim in side.dims}).transpose(
-                    "layer", column
-                )
-            )
+            finite(side.isel(at, missing_dims="ignore").transpose("layer", column))
             for side in (lower, upper)
         ]
     hover = []
@@ -187,8 +168,7 @@ def _panel(
             said = ABSENT if lacking[row] else measured(value, units(array))
             lines = [f"<b>{name}</b>", f"{title(array)}: {said}"]
             if bounds is not None and np.isfinite(value):
-                low, high = (amount(float(side[row, place])) for side in bounds)
-                lines.append(f"95 % interval {low} to {high}")
+                lines.append(interval_words(*(float(side[row, place]) for side in bounds)))
             if np.isfinite(value):
                 lines.append(f"rank {places[row, place]:.0f} of {count}")
             hover.append("<br>".join(lines))
@@ -220,16 +200,3 @@ def _veil(among: NDArray[np.bool_]) -> Any:
         hoverinfo="skip",
         name="veil",
     )
-
-
-def _outline(fig: Any, row: int, column: int) -> None:
-    # Two lines, because one colour is lost on one end of the scale.
-    for colour, width in (("#000000", 5), ("#ffffff", 2)):
-        fig.add_shape(
-            type="rect",
-            x0=column - 0.47,
-            x1=column + 0.47,
-            y0=row - 0.47,
-            y1=row + 0.47,
-            line={"color": colour, "width": width},
-        )

@@ -8,19 +8,23 @@ import xarray as xr
 
 from headscope.viz._frame import (
     CELLS,
-    WHISKER,
+    Bound,
     block_size,
     blocks,
+    cell_axis,
     colour_bar,
     coloured,
     crowded,
     frame,
+    marked,
     missing,
     thinned,
+    whiskers,
 )
 from headscope.viz._labels import (
     POSITIONS,
     combinations,
+    interval_words,
     measured,
     positions,
     title,
@@ -43,32 +47,15 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw values over the positions of a text.
 
     One row is drawn as bars, several as rows of coloured cells. More than 512 positions or rows
     are coarsened, and the figure says so.
 
-    Parameters
-    ----------
-    array
-        One position dim; all other dims together give the rows. A coordinate ``token`` along the
-        position dim names the words.
-    lower, upper
-        The interval, drawn when there is one row.
-    fit
-        Spread the colours over the values instead of over the range of the score.
-
-    Examples
-    --------
-    >>> mass = xr.DataArray([0.9, 0.1], dims=("key",), name="received")
-    >>> figure(mass).data[0].type
-    'bar'
+    The array has one position dim; all other dims together give the rows. A coordinate ``token``
+    along the position dim names the words.
     """
     along = next(str(dim) for dim in array.dims if dim in POSITIONS)
     rest = tuple(str(dim) for dim in array.dims if dim != along)
@@ -83,28 +70,14 @@ def figure(
         return _bars(array, blocks(values, size)[0], named[0], along, notes, ranged, fit)
     if len(rows) > CELLS:
         notes.append(f"first {CELLS} of {len(rows)} rows")
-    return _rows(
-        array,
-        blocks(values[:CELLS], size),
-        [label for label, _ in rows[:CELLS]],
-        named,
-        along,
-        notes,
-        fit,
-    )
+    labels = [label for label, _ in rows[:CELLS]]
+    return _rows(array, blocks(values[:CELLS], size), labels, named, along, notes, fit)
 
 
 def _axis(along: str, labels: list[str]) -> dict[str, Any]:
     at, text = thinned(labels, TICKS if len(labels) <= TICKS else TICKS // 2)
-    return {
-        "title": {"text": f"position ({along.replace('_', ' ')})"},
-        "tickvals": at,
-        "ticktext": text,
-        "range": [-0.5, len(labels) - 0.5],
-        "showgrid": False,
-        "zeroline": False,
-        **crowded(len(at)),
-    }
+    name = f"position ({along.replace('_', ' ')})"
+    return cell_axis(name, len(labels), tickvals=at, ticktext=text, **crowded(len(at)))
 
 
 def _bars(
@@ -128,15 +101,10 @@ def _bars(
     error = None
     if ranged is not None:
         low, high = (finite(side).ravel() for side in ranged)
-        error = {
-            "symmetric": False,
-            "color": WHISKER,
-            "array": high - values,
-            "arrayminus": values - low,
-        }
+        error = whiskers(values, low, high)
         hover = [
-            f"{text}<br>95 % interval {measured(a, '')} to {measured(b, '')}"
-            for text, a, b in zip(hover, low.tolist(), high.tolist(), strict=True)
+            f"{text}<br>{interval_words(*ends)}"
+            for text, *ends in zip(hover, low.tolist(), high.tolist(), strict=True)
         ]
     fig = frame(
         array,
@@ -153,10 +121,7 @@ def _bars(
             y=values,
             error_y=error,
             marker={
-                "color": values,
-                "colorscale": chosen.colours,
-                "cmin": chosen.low,
-                "cmax": chosen.high,
+                **marked(values, chosen),
                 "colorbar": colour_bar(array),
                 "line": {"width": 0.5, "color": "rgba(128,128,128,0.8)"},
             },

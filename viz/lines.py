@@ -6,16 +6,22 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import frame
-from headscope.viz._labels import POSITIONS, combinations, entries, measured, title, units
-from headscope.viz._scale import Array, finite
+from headscope.viz._frame import Bound, frame
+from headscope.viz._labels import (
+    POSITIONS,
+    combinations,
+    entries,
+    interval_words,
+    measured,
+    title,
+    units,
+)
+from headscope.viz._scale import DISTINCT, Array, finite
 
 # Lines that can be told apart; of more, those that change most.
 MOST = 24
 # Bands of more would cover each other; the hover text has every interval.
 BANDS = 8
-# Okabe and Ito's colours, which every common kind of colour blindness tells apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -30,26 +36,15 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw a line over training for each head, or each entry of the other dims.
 
     Of more than 24 lines those that change most are drawn, and the figure says so. A checkpoint
     without a value leaves a gap.
 
-    Parameters
-    ----------
-    array
-        Dim checkpoint, with its training steps as the coordinate ``step``; without it, checkpoints
-        stand at equal distances.
-    lower, upper
-        The interval of each value: a band around up to 8 lines, and in the hover text.
-    fit
-        Let the axis span the values instead of the range of the score.
+    The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
+    it, checkpoints stand at equal distances.
 
     Examples
     --------
@@ -86,7 +81,7 @@ def figure(
     for place, row in enumerate(kept.tolist()):
         name = lines[row][0] or title(array)
         ends = None if bounds is None else (bounds[0][row], bounds[1][row])
-        colour = COLOURS[place % len(COLOURS)]
+        colour = DISTINCT[place % len(DISTINCT)]
         if ends is not None and len(kept) <= BANDS:
             fig.add_trace(_band(at, *ends, colour, name))
         fig.add_trace(
@@ -96,7 +91,7 @@ def figure(
                 mode="lines+markers",
                 name=name,
                 legendgroup=name,
-                line={"color": colour, "dash": DASHES[place // len(COLOURS) % len(DASHES)]},
+                line={"color": colour, "dash": DASHES[place // len(DISTINCT) % len(DASHES)]},
                 marker={"size": 6},
                 connectgaps=False,
                 hovertext=_hover(array, name, said, values[row], ends),
@@ -104,9 +99,7 @@ def figure(
             )
         )
     # Lines first, bands behind them in the list: the first trace is what a reader asks for.
-    fig.data = [one for one in fig.data if one.hovertext] + [
-        one for one in fig.data if not one.hovertext
-    ]
+    fig.data = sorted(fig.data, key=lambda trace: not trace.hovertext)
     return fig
 
 
@@ -151,14 +144,10 @@ def _hover(
 ) -> list[str]:
     found = []
     for place, value in enumerate(values.tolist()):
-        words = [
-            f"<b>{name}</b>",
-            said[place],
-            f"{title(array)}: {measured(value, units(array))}",
-        ]
+        words = [f"<b>{name}</b>", said[place]]
+        words.append(f"{title(array)}: {measured(value, units(array))}")
         if ends is not None and np.isfinite(value):
-            low, high = (measured(float(end[place]), "") for end in ends)
-            words.append(f"95 % interval {low} to {high}")
+            words.append(interval_words(*(float(end[place]) for end in ends)))
         found.append("<br>".join(words))
     return found
 

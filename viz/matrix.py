@@ -7,8 +7,9 @@ import xarray as xr
 
 from headscope.viz._frame import (
     CELLS,
+    Bound,
     block_size,
-    blocks,
+    coarse,
     colour_bar,
     coloured,
     crowded,
@@ -29,25 +30,12 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw one cell for every pair.
 
-    Above 512 entries the cells are coarsened to the strongest of each block, and the figure says
-    so.
-
-    Parameters
-    ----------
-    array
-        Dims one and other, whose coordinates name the entries.
-    lower, upper
-        Not drawn by this view.
-    fit
-        Spread the colours over the values instead of over the range of the score.
+    The coordinates of the dims one and other name the entries. Above 512 entries the cells are
+    coarsened to the strongest of each block, and the figure says so.
 
     Examples
     --------
@@ -63,7 +51,7 @@ def figure(
     steps = [block_size(size) for size in values.shape]
     named = [entries(drawn, dim)[::step] for dim, step in zip(DIMS, steps, strict=True)]
     if max(steps) > 1:
-        values = blocks(blocks(values, steps[1]).T, steps[0]).T
+        values = coarse(values, steps)
         notes.append(f"strongest of {steps[0]} × {steps[1]} in each cell, at most {CELLS}")
     grey = missing(values, named[1], named[0])
     at, ticks = zip(*(thinned(names, TICKS) for names in named), strict=True)

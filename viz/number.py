@@ -5,8 +5,8 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import frame
-from headscope.viz._labels import amount, measured, units
+from headscope.viz._frame import Bound, frame
+from headscope.viz._labels import interval_words, measured, units
 from headscope.viz._scale import finite
 
 
@@ -15,9 +15,7 @@ def accepts(array: xr.DataArray) -> bool:
     return array.dtype.kind in "fiub" and array.ndim == 0
 
 
-def words(
-    array: xr.DataArray, lower: xr.DataArray | None = None, upper: xr.DataArray | None = None
-) -> str:
+def words(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
     """Write the value with its units and its interval.
 
     Examples
@@ -28,33 +26,13 @@ def words(
     text = measured(float(finite(array)), units(array))
     if lower is None or upper is None:
         return text
-    low, high = (amount(float(finite(side))) for side in (lower, upper))
-    return f"{text} (95 % interval {low} to {high})"
+    return f"{text} ({interval_words(*(float(finite(side)) for side in (lower, upper)))})"
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
-    """Draw a single value as text.
-
-    Parameters
-    ----------
-    array
-        No dims.
-    lower, upper
-        The interval of the value.
-    fit
-        Not used by this view.
-
-    Examples
-    --------
-    >>> figure(xr.DataArray(0.5, name="accuracy")).layout.annotations[0].text
-    '0.500'
-    """
+    """Draw a single value as text, with its interval."""
     fig = frame(array, height=130, xaxis={"visible": False}, yaxis={"visible": False})
     # A trace without points: an empty figure draws axes instead of the annotation.
     fig.add_trace(go.Scatter(x=[], y=[], hoverinfo="skip", showlegend=False))

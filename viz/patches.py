@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import colour_bar, coloured, frame, missing
+from headscope.viz._frame import Bound, colour_bar, coloured, frame, missing
 from headscope.viz._labels import MISSING, measured, title, units
 from headscope.viz._scale import finite, scale
 
@@ -20,16 +20,10 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def lay(array: xr.DataArray) -> xr.DataArray:
-    """Lay values along the tokens of an image over its patches.
+    """Lay values along the tokens of an image, whose names are r0c0, r0c1, ..., over its patches.
 
-    Parameters
-    ----------
-    array
-        One position dim, with a coordinate ``token`` that names the patches: r0c0, r0c1, ...
-
-    Returns
-    -------
-    Dims row and column; the attr ``beside`` holds the values of tokens that are no patch.
+    The dims become row and column; the attr ``beside`` holds the values of tokens that are no
+    patch.
 
     Examples
     --------
@@ -56,28 +50,12 @@ def lay(array: xr.DataArray) -> xr.DataArray:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw one cell a patch, as the patches lie in the image.
 
-    Parameters
-    ----------
-    array
-        Dims row and column, from the upper left corner. The attr ``beside`` may hold values of
-        tokens that are no patch; they are written below the title.
-    lower, upper
-        Not drawn by this view.
-    fit
-        Spread the colours over the values instead of over the range of the score.
-
-    Examples
-    --------
-    >>> figure(xr.DataArray([[0.2, 0.3]], dims=("row", "column"))).data[-1].type
-    'heatmap'
+    The array has the dims row and column, from the upper left corner. The attr ``beside`` may hold
+    values of tokens that are no patch; they are written below the title.
     """
     array = array.transpose("row", "column")
     values = finite(array)

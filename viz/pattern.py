@@ -8,8 +8,11 @@ import xarray as xr
 
 from headscope.viz._frame import (
     CELLS,
+    Bound,
     block_size,
-    blocks,
+    cell_axis,
+    clickable,
+    coarse,
     colour_bar,
     coloured,
     crowded,
@@ -17,9 +20,10 @@ from headscope.viz._frame import (
     holes,
     menu,
     missing,
+    outline,
 )
 from headscope.viz._labels import POSITIONS, combinations, positions, title, token_row, units
-from headscope.viz._scale import Array, finite, scale
+from headscope.viz._scale import finite, scale
 
 TICKS = 48
 
@@ -31,32 +35,15 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw a map from query positions (down) to key positions (across).
 
     Maps wider than 512 positions are coarsened to the strongest cell of each block, and the
     figure says so; a menu chooses among the entries of any other dim.
 
-    Parameters
-    ----------
-    array
-        Two position dims. A coordinate ``token`` along the query names the words, ``key_token``
-        those along the key.
-    lower, upper
-        Not drawn by this view.
-    fit
-        Spread the colours over the values instead of over the range of the score.
-
-    Examples
-    --------
-    >>> weights = xr.DataArray([[1.0, 0.0], [0.4, 0.6]], dims=("query", "key"), name="pattern")
-    >>> figure(weights).data[0].y[1]
-    '1'
+    The array has two position dims. A coordinate ``token`` along the query names the words,
+    ``key_token`` those along the key.
     """
     down, across = _sides(array)
     rest = tuple(str(dim) for dim in array.dims if dim not in (down, across))
@@ -69,7 +56,7 @@ def figure(
     panels = panels[:room]
     if max(sizes) > 1:
         notes.append(f"each cell is the strongest of {sizes[0]} × {sizes[1]}")
-    drawn = [_coarse(finite(array.isel(at)), sizes) for _, at in panels]
+    drawn = [coarse(finite(array.isel(at)), sizes) for _, at in panels]
     if any(not np.isfinite(values).all() for values in drawn):
         notes.append("grey: no value")
     sides = [_labels(array, at, (down, across), sizes) for _, at in panels]
@@ -106,30 +93,18 @@ def figure(
     )
     if len(panels) > 1:
         changes = [
-            {
-                "z": [holes(one), one.astype(np.float32)],
-                "x": [across_names] * 2,
-                "y": [down_names] * 2,
-            }
-            for one, ((down_names, _), (across_names, _)) in zip(drawn, sides, strict=True)
+            {"z": [holes(one), one.astype(np.float32)], "x": [across] * 2, "y": [down] * 2}
+            for one, ((down, _), (across, _)) in zip(drawn, sides, strict=True)
         ]
         fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1])])
     return fig
 
 
 def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any:
-    """Draw a pooled map over token positions, and the window of it that is looked at closer.
+    """Draw a pooled map over token positions, and outline the window that is looked at closer.
 
-    A click on a tile, or a box, selects invisible markers, whose x and y are token positions.
-
-    Parameters
-    ----------
-    array
-        Dims query_tile, key_tile.
-    tile
-        Tokens a tile.
-    window
-        Queries and keys of the window, outlined.
+    The map has the dims query_tile and key_tile, of so many tokens a tile. A click on a tile, or a
+    box, selects invisible markers, whose x and y are token positions.
 
     Examples
     --------
@@ -146,8 +121,8 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
         array,
         height=480,
         notes=[f"each cell is {tile} × {tile} tokens; click one, or select a box, to look closer"],
-        xaxis=_tokens("looked at (key), token", len(starts[1]) * tile),
-        yaxis=_tokens("looks (query), token", len(starts[0]) * tile)
+        xaxis=cell_axis("looked at (key), token", len(starts[1]) * tile),
+        yaxis=cell_axis("looks (query), token", len(starts[0]) * tile)
         | {"range": [len(starts[0]) * tile - 0.5, -0.5]},
         clickmode="event+select",
         hovermode="closest",
@@ -168,10 +143,7 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
         go.Scatter(
             x=starts[1][columns] + middle,
             y=starts[0][rows] + middle,
-            mode="markers",
-            marker={"opacity": 0, "size": 6},
-            selected={"marker": {"opacity": 0}},
-            unselected={"marker": {"opacity": 0}},
+            **clickable(6),
             customdata=np.stack(
                 [starts[0][rows], starts[1][columns], values[rows, columns]], axis=-1
             ).astype(np.float32),
@@ -182,34 +154,14 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
             name="tiles",
         )
     )
-    for colour, width in (("#000000", 5), ("#ffffff", 2)):
-        fig.add_shape(
-            type="rect",
-            x0=window[1].start - 0.5,
-            x1=window[1].stop - 0.5,
-            y0=window[0].start - 0.5,
-            y1=window[0].stop - 0.5,
-            line={"color": colour, "width": width},
-        )
+    rows_seen, columns_seen = ((side.start - 0.5, side.stop - 0.5) for side in window)
+    outline(fig, rows_seen, columns_seen)
     return fig
-
-
-def _tokens(name: str, length: int) -> dict[str, Any]:
-    return {
-        "title": {"text": name},
-        "range": [-0.5, length - 0.5],
-        "showgrid": False,
-        "zeroline": False,
-    }
 
 
 def _sides(array: xr.DataArray) -> tuple[str, str]:
     first, second = (str(dim) for dim in array.dims if dim in POSITIONS)
     return (second, first) if first.startswith("key") else (first, second)
-
-
-def _coarse(values: Array, sizes: tuple[int, int]) -> Array:
-    return blocks(blocks(values, sizes[1]).T, sizes[0]).T
 
 
 def _labels(

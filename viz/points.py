@@ -6,8 +6,16 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import PANELS, colour_bar, frame, menu
-from headscope.viz._labels import combinations, entries, measured, title, units, visible
+from headscope.viz._frame import PANELS, Bound, colour_bar, frame, marked, menu
+from headscope.viz._labels import (
+    combinations,
+    entries,
+    interval_words,
+    measured,
+    title,
+    units,
+    visible,
+)
 from headscope.viz._scale import Array, finite, scale
 
 # Kinds differ by their shape, as colour says the value.
@@ -20,30 +28,13 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray,
-    *,
-    lower: xr.DataArray | None = None,
-    upper: xr.DataArray | None = None,
-    fit: bool = False,
+    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
     """Draw every point at its place, coloured by its value.
 
-    Parameters
-    ----------
-    array
-        Dim point; a menu chooses among the entries of any other dim. The coordinates ``x`` and
-        ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape and
-        ``label`` (point) the name, where there are such.
-    lower, upper
-        The interval of the value, for the hover text.
-    fit
-        Spread the colours over the values instead of over the range of the score.
-
-    Examples
-    --------
-    >>> places = {"x": ("point", [0.0, 1.0]), "y": ("point", [2.0, 3.0])}
-    >>> figure(xr.DataArray([0.1, 0.9], dims="point", coords=places, name="mass")).data[0].x
-    (0.0, 1.0)
+    The array has the dim point; a menu chooses among the entries of any other dim. The coordinates
+    ``x`` and ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape
+    and ``label`` (point) the name, where there are such.
     """
     rest = tuple(str(dim) for dim in array.dims if dim != "point")
     panels = combinations(array, rest)
@@ -73,10 +64,7 @@ def figure(
         marker = {
             "size": 9,
             "symbol": SHAPES[place % len(SHAPES)],
-            "color": cloud["values"],
-            "colorscale": chosen.colours,
-            "cmin": chosen.low,
-            "cmax": chosen.high,
+            **marked(cloud["values"], chosen),
             "showscale": place == 0,
             "colorbar": colour_bar(array),
             "line": {"width": 0.5, "color": "rgba(128,128,128,0.9)"},
@@ -112,24 +100,19 @@ def _cloud(
     at: dict[str, int],
     members: Any,
     names: list[str],
-    lower: xr.DataArray | None,
-    upper: xr.DataArray | None,
+    lower: Bound,
+    upper: Bound,
 ) -> dict[str, Any]:
     """Select the points of one kind in one panel."""
     here = array.isel({**at, "point": members})
     values = finite(here)
     hover = []
     for place, value in zip(members, values, strict=True):
-        words = [
-            f"<b>{names[place]}</b>",
-            f"{title(array)}: {measured(float(value), units(array))}",
-        ]
+        words = [f"<b>{names[place]}</b>"]
+        words.append(f"{title(array)}: {measured(float(value), units(array))}")
         if lower is not None and upper is not None:
-            low, high = (
-                measured(float(finite(side.isel({**at, "point": place}))), "")
-                for side in (lower, upper)
-            )
-            words.append(f"95 % interval {low} to {high}")
+            ends = (float(side.isel({**at, "point": place})) for side in (lower, upper))
+            words.append(interval_words(*ends))
         hover.append("<br>".join(words))
     return {"x": _place(here, "x"), "y": _place(here, "y"), "values": values, "hover": hover}
 

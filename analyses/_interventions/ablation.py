@@ -41,13 +41,7 @@ TOKENS, SWEEP_TOKENS, NUMBERS, KEPT = 8192, 2048, 2**26, 2**27
 
 
 def encode_task(model: Model, task: Task | EncodedTask) -> EncodedTask:
-    """Return a task in the tokens of a model; one that is encoded already stays as it is.
-
-    Raises
-    ------
-    HeadscopeError
-        When the model predicts no next token or cannot read the task.
-    """
+    """Return a task in the tokens of a model; one that is encoded already stays as it is."""
     if not isinstance(task, Task):
         model.check_predicts()
         return task
@@ -59,32 +53,13 @@ def encode_task(model: Model, task: Task | EncodedTask) -> EncodedTask:
 
 
 def evaluate(
-    model: Model,
-    task: Task | EncodedTask,
-    edits: Sequence[Edit] = (),
-    metric: str | None = None,
+    model: Model, task: Task | EncodedTask, edits: Sequence[Edit] = (), metric: str | None = None
 ) -> Array:
     """Measure how well a model does a task, with its heads edited (prompt,).
 
     Logits are computed at the asked positions alone, of as many prompts at a time as the vocabulary
-    allows.
-
-    Parameters
-    ----------
-    model
-        A model from `load_model`, with its tokenizer.
-    task
-        A task from `headscope.probes.prompts.tasks.make`, or an encoded one.
-    edits
-        Edits on the heads, applied in order; none: the clean model.
-    metric
-        A metric of `metrics.UNITS`; the task's own without it.
-
-    Raises
-    ------
-    HeadscopeError
-        For an unknown metric, a task whose words the tokenizer splits, prompts that are too
-        long, edits that do not fit, a model that predicts no next token.
+    allows. ``edits`` are applied in order; ``metric`` is one of `metrics.UNITS`, the task's own
+    without it.
 
     Examples
     --------
@@ -118,8 +93,8 @@ def ablate_each_head(
     """
     encoded = encode_task(model, task)
     answers = AnswerMetric(metric, encoded.questions)
-    found = ablate_sets(model, encoded, [answers], every_head(model), values, first=first)
-    return fill_layers(model, found[0])
+    scores = ablate_sets(model, encoded, [answers], every_head(model), values, first=first)
+    return fill_layers(model, scores[0])
 
 
 def ablated_metric(
@@ -148,12 +123,8 @@ def ablate_sets(
 
     Parameters
     ----------
-    model, task
-        What is measured.
     measures
         Called with logits at the asked positions, the prompts of the rows, and these positions.
-    sets
-        The sets of heads.
     values
         What is put in place of a head's output: one vector a head (layer, head, size), or the
         outputs on other prompts (prompt, layer, head, query, size); zero without them.
@@ -200,8 +171,6 @@ def sweep(
 
     Parameters
     ----------
-    model
-        The model.
     ids, asked
         Token ids of every prompt, and the positions whose logits the measures see.
     measures
@@ -287,8 +256,7 @@ def fill_layers(model: Model, values: Array) -> Array:
 def mean_z(capture: xr.Dataset, first: int = 0) -> Float[Tensor, "layer head size"]:
     """Return each head's mean ``z`` over the positions, from ``first`` on, of all prompts."""
     z = capture["z"].isel(query=slice(first, None))
-    mean = z.mean(("prompt", "query"), skipna=True).transpose("layer", "head", ...)
-    return torch.from_numpy(np.ascontiguousarray(mean.values, dtype=np.float32))
+    return _tensor(z.mean(("prompt", "query"), skipna=True).transpose("layer", "head", ...))
 
 
 def capture_corrupted(model: Model, task: Task | EncodedTask) -> xr.Dataset:
@@ -299,5 +267,8 @@ def capture_corrupted(model: Model, task: Task | EncodedTask) -> xr.Dataset:
 
 def kept_z(capture: xr.Dataset) -> Float[Tensor, "prompt layer head query size"]:
     """Return the kept ``z`` of a capture."""
-    z = capture["z"].transpose("prompt", "layer", "head", "query", ...)
-    return torch.from_numpy(np.ascontiguousarray(z.values, dtype=np.float32))
+    return _tensor(capture["z"].transpose("prompt", "layer", "head", "query", ...))
+
+
+def _tensor(array: xr.DataArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.values, dtype=np.float32))

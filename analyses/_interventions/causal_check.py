@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import interval, label
+from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
@@ -27,10 +27,7 @@ SOLVED = 0.5
 
 
 def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[tuple[Head, ...]]:
-    """Draw ``draws`` sets of ``size`` heads from a pool, each without replacement.
-
-    The pool must hold at least ``size`` heads.
-    """
+    """Draw ``draws`` sets of ``size`` heads from a pool that holds as many, without replacement."""
     generator = np.random.default_rng(seed)
     return [
         tuple(sorted(pool[index] for index in generator.permutation(len(pool))[:size]))
@@ -39,10 +36,7 @@ def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[
 
 
 def compare(
-    model: Model,
-    task: Task,
-    groups: Mapping[str, Sequence[Sequence[Head]]],
-    metric: str,
+    model: Model, task: Task, groups: Mapping[str, Sequence[Sequence[Head]]], metric: str
 ) -> NDArray[np.float64]:
     """Score the clean model and each group of ablations to zero (prompt, condition).
 
@@ -79,32 +73,14 @@ def check(
 ) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
     """Compare the accuracy of the clean model with top heads and random other heads ablated.
 
-    Parameters
-    ----------
-    name, title
-        Name and title of the result variable.
-    model, task
-        The model, and the task whose accuracy is measured.
-    top
-        Heads under test.
-    pool
-        Heads that the random sets are drawn from; the ones in ``top`` are left out.
-    kind
-        What the top heads are called in the conditions, e.g. ``"induction"``.
-    draws, seed
-        Number of random sets, each as large as ``top``, and their seed.
-    others
-        More sets of heads to ablate, by name of the condition.
+    ``top`` are the heads under test, called ``kind`` (such as ``"induction"``) in the conditions;
+    ``draws`` random sets of as many are drawn from the rest of ``pool``. ``others`` are more sets
+    to ablate, by name of the condition.
 
     Returns
     -------
     The variables, dims (condition,), with intervals over prompts; the conditions; a record with the
     heads of each condition, the accuracies, and the state and text of a verdict on the scores.
-
-    Raises
-    ------
-    NotApplicable
-        When more than half of the pool is under test.
     """
     rest = [head for head in pool if head not in set(top)]
     if len(rest) < len(top):
@@ -112,11 +88,11 @@ def check(
             f"heads: {len(top)} of {len(pool)} leave fewer than as many random others; "
             f"take {len(pool) // 2} or fewer"
         )
-    sets = random_sets(rest, len(top), draws, seed)
-    groups: dict[str, Sequence[Sequence[Head]]] = {f"{kind} heads ablated": [tuple(top)]}
-    for condition, heads in (others or {}).items():
-        groups[condition] = [tuple(heads)]
-    groups["random other heads ablated"] = sets
+    groups: dict[str, Sequence[Sequence[Head]]] = {
+        f"{kind} heads ablated": [top],
+        **{condition: [heads] for condition, heads in (others or {}).items()},
+        "random other heads ablated": random_sets(rest, len(top), draws, seed),
+    }
     samples = compare(model, task, groups, "accuracy")
     mean, lower, upper = bootstrap(samples, seed=seed)
     conditions = ["intact", *groups]
@@ -132,12 +108,13 @@ def check(
         f"accuracy on {len(samples)} prompts of {task.name}; zero ablation of the {len(top)} "
         f"{kind} heads, or of as many random others (mean of {draws} sets)"
     )
-    variables = interval(
-        name, ("condition",), mean, lower, upper, title, "share of answers", "sequential", 0, 1,
+    results = Results(xr.Dataset(), evidence="causal")
+    results.add_interval(
+        name, ("condition",), (mean, lower, upper), title, "share of answers", *ZERO_TO_ONE,
         convention=convention, heads=record["heads"], note=outcome.text,
-        evidence="causal",
     )  # fmt: skip
-    return variables, conditions, {**record, "verdict": outcome.state, "note": outcome.text}
+    record |= {"verdict": outcome.state, "note": outcome.text}
+    return results.variables, conditions, record
 
 
 def verdict(

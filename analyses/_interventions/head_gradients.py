@@ -11,16 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import (
-    NUMBERS,
-    SWEEP_TOKENS,
-    Array,
-    Batch,
-    asked_batches,
-    encode_task,
-)
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.ablation import Array, Batch, encode_task
 from headscope.analyses._interventions.batched_edits import RowBlend, RowGate
-from headscope.analyses._interventions.metrics import score
+from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.probes.attention.forward import logits
 
 if TYPE_CHECKING:
@@ -51,13 +45,7 @@ def integrated_gates(
     ``∫₀¹ ∂m/∂ξ_h dξ`` with all gates at ξ. Over all heads the integrals sum to m(1) − m(0), the
     fundamental theorem, and so they do over every part of the way: where attention turns suddenly
     and the sum misses what the metric does there, the part is halved, prompt by prompt.
-
-    Parameters
-    ----------
-    model, task, metric
-        What is measured.
-    tolerance
-        What the sum may miss, as a share of the mean |m(1) − m(0)| over prompts.
+    ``tolerance`` is what the sum may miss, as a share of the mean |m(1) − m(0)| over prompts.
 
     Returns
     -------
@@ -77,11 +65,11 @@ def integrated_gates(
         low, high = (np.asarray([part[side] for part in parts]) for side in (1, 2))
         middle, half = (low + high) / 2, (high - low) / 2
         places = [*zip(rows, low.tolist(), strict=True), *zip(rows, high.tolist(), strict=True)]
-        fresh = sorted({each for each in places if each not in known})
+        fresh = sorted({*places} - known.keys())
         levels = _levels(model, encoded, metric, *map(list, zip(*fresh, strict=True)))
         known |= dict(zip(fresh, levels.tolist(), strict=True))
-        ends = np.asarray([known[each] for each in places]).reshape(2, -1)
-        rise = ends[1] - ends[0]
+        before, after = np.asarray([known[each] for each in places]).reshape(2, -1)
+        rise = after - before
         if not depth:
             np.add.at(whole, rows, rise)
             bar = tolerance * float(np.abs(whole).mean())
@@ -132,14 +120,13 @@ def _gradients(
 ) -> Array:
     """Return gradients in a factor on every head of some prompts, at a number for each prompt."""
     result = np.full((len(rows), model.layers, model.heads), np.nan)
+    answers = AnswerMetric(metric, task.questions)
     for some, ids, positions in _batches(model, task, rows):
         prompts = [rows[row] for row in some]
         factors = _factors(model, [float(at[row]) for row in some]).requires_grad_()
         edit: Any = RowGate(factors) if values is None else RowBlend(factors, values[prompts])
         with torch.enable_grad():
-            output = logits(model, ids, (edit,), positions)
-            questions = [task.questions[prompt] for prompt in prompts]
-            scores = score(output, questions, metric, positions.tolist())
+            scores = answers(logits(model, ids, (edit,), positions), prompts, positions.tolist())
             (slope,) = torch.autograd.grad(scores.sum(), factors)
         result[some] = slope.double().cpu().numpy()
     result[:, list(model.geometry.without)] = np.nan
@@ -151,12 +138,12 @@ def _levels(
 ) -> Array:
     """Return the metric of prompts with all gates of each at one number (row,)."""
     result = np.full(len(rows), np.nan)
+    answers = AnswerMetric(metric, task.questions)
     with torch.no_grad():
         for some, ids, positions in _batches(model, task, rows):
             edit = RowGate(_factors(model, [float(gates[row]) for row in some]))
             output = logits(model, ids, (edit,), positions)
-            questions = [task.questions[rows[row]] for row in some]
-            scores = score(output, questions, metric, positions.tolist())
+            scores = answers(output, [rows[row] for row in some], positions.tolist())
             result[some] = scores.double().cpu().numpy()
     return result
 
@@ -174,6 +161,6 @@ def _batches(model: Model, task: EncodedTask, rows: Sequence[int]) -> Iterator[B
     config = model.module.config.get_text_config()
     # About twenty numbers of the width of the residual stream a layer are kept for the gradient.
     kept = 20 * model.layers * int(config.hidden_size) + model.vocabulary
-    tokens = max(1, min(SWEEP_TOKENS, 8 * NUMBERS // kept))
+    tokens = max(1, min(ablation.SWEEP_TOKENS, 8 * ablation.NUMBERS // kept))
     ids, asked = ([part[row] for row in rows] for part in (task.ids, task.asked))
-    return asked_batches(model, ids, asked, tokens)
+    return ablation.asked_batches(model, ids, asked, tokens)

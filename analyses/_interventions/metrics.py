@@ -56,12 +56,10 @@ def score(
     metric: str,
     positions: Sequence[Sequence[int]] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Score the answers of a task, one number per prompt: the mean over its questions.
+    """Score the answers of a task, one float32 number per prompt: the mean over its questions.
 
     Parameters
     ----------
-    logits
-        Logits with dims batch, position, vocabulary.
     questions
         Per prompt, its questions in token positions (`headscope.probes.prompts.tokens.encode`).
     metric
@@ -71,16 +69,6 @@ def score(
         most probable of all tokens is an answer, else 0; it has no gradient.
     positions
         Which positions the logits are of, row by row; all, from the first on, without it.
-
-    Returns
-    -------
-    One number per prompt, float32; differentiable except for accuracy.
-
-    Raises
-    ------
-    HeadscopeError
-        For an unknown metric, a prompt without a question, a question without the wrong answers
-        that the metric needs.
     """
     import torch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +25,7 @@ MOST = 2**31
 
 
 def tokens(capture: xr.Dataset) -> list[list[int]]:
-    """Return the token ids of every prompt of a capture.
-
-    Raises
-    ------
-    NotApplicable
-        When the prompts are images.
-    """
+    """Return the token ids of every prompt of a capture."""
     if "token_id" not in capture.coords:
         raise NotApplicable("capture: it holds no token ids, so no words to predict; capture texts")
     ids = capture["token_id"].transpose("prompt", "query").values
@@ -40,24 +34,12 @@ def tokens(capture: xr.Dataset) -> list[list[int]]:
 
 
 def losses(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> NDArray[np.float64]:
-    """Return −log p of each next token of one prompt, in nats (token after the first).
-
-    Raises
-    ------
-    HeadscopeError
-        When the logits of the prompt would not fit into memory.
-    """
+    """Return −log p of each next token of one prompt, in nats (token after the first)."""
     return observed(model, ids, edits, ())[0]
 
 
 def mean_loss(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> float:
-    """Return the mean −log p of the next tokens of one prompt, in nats a token.
-
-    Raises
-    ------
-    HeadscopeError
-        When the prompt has no next token, or its logits would not fit into memory.
-    """
+    """Return the mean −log p of the next tokens of one prompt, in nats a token."""
     _check_next(ids)
     return float(losses(model, ids, edits).mean())
 
@@ -78,7 +60,7 @@ def sweep_losses(
 
     for ids in prompts:
         _check_next(ids)
-        _check_memory(model, len(ids))
+        check_memory(model, len(ids))
 
     def mean(logits: Tensor, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
         wanted = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
@@ -95,7 +77,8 @@ def _check_next(ids: Sequence[int]) -> None:
         raise NotApplicable("prompts: one of a single token has no next token; give longer ones")
 
 
-def _check_memory(model: Model, length: int) -> None:
+def check_memory(model: Model, length: int) -> None:
+    """Refuse a prompt whose logits would not fit into memory."""
     if length * model.vocabulary > MOST:
         raise ResourceLimit(
             f"prompts: {length} tokens times {model.vocabulary} words are too many logits for "
@@ -115,7 +98,7 @@ def observed(
     from headscope.kernels.api import Request
     from headscope.probes.attention.forward import Reader, run
 
-    _check_memory(model, len(ids))
+    check_memory(model, len(ids))
     found: dict[str, NDArray[np.float64]] = {}
 
     def take(call: Any, outputs: Any, z: Any) -> None:
@@ -133,9 +116,7 @@ def observed(
 
 
 def contrast(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    edits: Mapping[str, Sequence[Any]],
+    model: Model, prompts: Sequence[Sequence[int]], sets: Sequence[Sequence[Any]]
 ) -> NDArray[np.float64]:
     """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
     usable = [one for one in prompts if len(one) > 1]
@@ -143,10 +124,10 @@ def contrast(
         raise NotApplicable(
             "prompts: all have one token, so there is none to predict; give longer ones"
         )
-    found = np.empty((len(usable), len(edits)))
+    found = np.empty((len(usable), len(sets)))
     with steps(len(usable)) as step:
         for number, ids in enumerate(usable):
-            found[number] = [mean_loss(model, ids, some) for some in edits.values()]
+            found[number] = [mean_loss(model, ids, edits) for edits in sets]
             step()
     return found
 

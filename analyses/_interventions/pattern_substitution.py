@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._runtime.results import Results
+
 if TYPE_CHECKING:
     from headscope.probes.interventions import FixPattern
     from headscope.probes.interventions.base import Edit
@@ -40,8 +42,10 @@ def fix(patterns: Mapping[tuple[int, int], NDArray[Any]]) -> list[FixPattern]:
     ]
 
 
-def divergence(model: Model, capture: xr.Dataset, prompt: int, edits: Sequence[Edit]) -> float:
-    """Return by how much the output distribution moves under edits of the heads, in nats.
+def divergences(
+    model: Model, capture: xr.Dataset, prompt: int, sets: Sequence[Sequence[Edit]]
+) -> list[float]:
+    """Return by how much the output distribution moves under each set of edits, in nats.
 
     The Kullback-Leibler divergence of the edited from the clean model's distribution over the
     vocabulary, averaged over the positions of one prompt.
@@ -53,7 +57,21 @@ def divergence(model: Model, capture: xr.Dataset, prompt: int, edits: Sequence[E
     length = int(capture["length"].values[prompt])
     ids = torch.from_numpy(capture["token_id"].values[prompt, :length].astype(np.int64))[None]
     with torch.no_grad():
-        clean, edited = (
-            logits(model, ids, each)[0].double().log_softmax(-1) for each in ((), edits)
+        clean, *edited = (
+            logits(model, ids, edits)[0].double().log_softmax(-1) for edits in ((), *sets)
         )
-    return float((clean.exp() * (clean - edited)).sum(-1).mean())
+    return [float((clean.exp() * (clean - moved)).sum(-1).mean()) for moved in edited]
+
+
+def add_moved(
+    results: Results, moved: NDArray[np.float64], title: str, rule: str, **about: Any
+) -> None:
+    """Add the divergences (prompt, condition) of a causal check; ``rule`` names its heads."""
+    convention = (
+        "KL divergence from the intact output, mean over the positions of "
+        f"{len(moved)} prompts; {rule}"
+    )
+    results.add_mean(
+        "moved", ("condition",), moved, title, "nats", "sequential", 0, evidence="causal",
+        convention=convention, **about,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Forward passes taken up at a later layer: what stands before it is kept from an clean pass.
+"""Forward passes taken up at a later layer: what stands before it is kept from a clean pass.
 
 An edit of the heads of one layer changes nothing before that layer, and a metric reads the logits
 of a few positions only. So the layers before are run once for all edits, and the unembedding is
@@ -8,7 +8,7 @@ given the asked positions alone. The numbers are those of whole passes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,18 +32,12 @@ TOLERANCE = 1e-4
 class PrefixReuse:
     """One batch of prompts of one length, run whole once, edited from any layer on.
 
-    Attributes
-    ----------
-    resumes
-        Whether passes begin at a later layer; a model whose blocks are not found, or hand each
-        other more than the residual stream, is run whole every time.
+    ``resumes`` tells whether passes begin at a later layer; a model whose blocks are not found, or
+    hand each other more than the residual stream, is run whole every time.
     """
 
     def __init__(
-        self,
-        model: Model,
-        ids: Int[Tensor, "row position"],
-        positions: Int[Tensor, "row asked"],
+        self, model: Model, ids: Int[Tensor, "row position"], positions: Int[Tensor, "row asked"]
     ) -> None:
         self.model, self.ids, self.positions = model, ids, positions
         self._streams: list[Tensor] = []
@@ -72,17 +66,17 @@ class PrefixReuse:
         for edit in edits:
             edit.check(model.geometry)
         ids, positions = (part[:rows].repeat(times, 1) for part in (self.ids, self.positions))
+        begin: AbstractContextManager[None] = nullcontext()
+        if layer:
+            stream = self._streams[layer][:rows].repeat(times, 1, 1)
+            begin = _beginning(self._parts[:layer], stream)
         with (
             torch.no_grad(),
             intercept_attention(model, reader),
             unembedding_at(model, positions) as finish,
+            begin,
         ):
-            if layer:
-                stream = self._streams[layer][:rows].repeat(times, 1, 1)
-                with _beginning(self._parts[:layer], stream):
-                    output = finish(call(model, ids, head=True))
-            else:
-                output = finish(call(model, ids, head=True))
+            output = finish(call(model, ids, head=True))
         expected = [each for each in model.geometry.attending if each >= layer]
         if sorted(reader.layers) != expected:
             raise UnsupportedModel(

@@ -35,12 +35,8 @@ TOLERANCE = 1e-3
 class Norm:
     """The last norm as a linear map of one vector, its scale frozen at what it is for that vector.
 
-    Attributes
-    ----------
-    gain, bias
-        Factor and summand of each channel.
-    centred
-        Whether the mean over channels is taken away, as LayerNorm does and RMSNorm does not.
+    ``gain`` and ``bias`` are factor and summand of each channel; ``centred`` says whether the mean
+    over channels is taken away, as LayerNorm does and RMSNorm does not.
     """
 
     gain: Float[Tensor, " residual"]
@@ -88,13 +84,6 @@ def attribute(model: Model, task: Task | EncodedTask) -> Parts:
     ``Σ z_h W_O^h`` of the heads, what else each layer adds to the residual stream, and the
     embeddings, each through the last norm with its scale frozen, the unembedding and ``answer −
     wrong``. Without wrong answers the mean over the vocabulary stands in their place.
-
-    Raises
-    ------
-    HeadscopeError
-        Where heads do not write straight into the residual stream (a norm stands behind the
-        attention), the last norm or the unembedding is of no known kind, or the parts do not sum to
-        the logits.
     """
     encoded = encode_task(model, task)
     factors = written(model)
@@ -116,10 +105,10 @@ def attribute(model: Model, task: Task | EncodedTask) -> Parts:
         where = torch.tensor([(place, one.at) for place, one in flat]).T
         ids = torch.tensor([encoded.ids[row] for row in rows])
         streams, z, output = _pass(model, ids, where)
-        direction = torch.stack([_direction(table, one) for _, one in flat])
+        direction = torch.stack([_difference(table, one) for _, one in flat])
         # One over the frozen scale: what the last norm makes of its input, over what is linear.
         last = norm.linear(streams[-1])
-        normed = _normed(model, streams[-1]) - norm.bias
+        normed = _through(final_norm(model), model, streams[-1]) - norm.bias
         scale = (normed * last).sum(-1) / last.square().sum(-1)
         _same(normed, last * scale[:, None], "the last norm")
         towards = direction * scale[:, None]
@@ -142,9 +131,11 @@ def attribute(model: Model, task: Task | EncodedTask) -> Parts:
             rest[rows, layer] = (share @ change).numpy()
         sums["in"][rows] = (share @ of(streams[0])).numpy()
         fixed = direction @ norm.bias
-        logit = torch.stack([_logit(row, one) for row, (_, one) in zip(output, flat, strict=True)])
+        logit = torch.stack(
+            [_difference(row, one) for row, (_, one) in zip(output, flat, strict=True)]
+        )
         if shift is not None:
-            fixed = fixed + torch.stack([_logit(shift, one) for _, one in flat])
+            fixed = fixed + torch.stack([_difference(shift, one) for _, one in flat])
         sums["bias"][rows] = (share @ fixed).numpy()
         sums["all"][rows] = (share @ logit).numpy()
     parts = Parts(heads, rest, sums["in"], sums["bias"], sums["all"])
@@ -156,12 +147,8 @@ def written(model: Model) -> dict[int, float]:
     """Measure by which factor the output of each layer's heads enters the residual stream.
 
     A known vector is added to what the output projection gives while everything else in the blocks
-    is held at what it was; the stream after the block must change by a multiple of that vector.
-
-    Raises
-    ------
-    NotApplicable
-        When it does not, because a norm stands between the attention and the stream.
+    is held at what it was; the stream after the block must change by a multiple of that vector,
+    which it does not where a norm stands between.
     """
     found = weights.read(model, ("o",))
     projections = {
@@ -278,24 +265,16 @@ def _pass(
     return [streams[each] for each in sorted(streams)], z, output[row, at].double().cpu()
 
 
-def _normed(model: Model, vectors: Float[Tensor, "question residual"]) -> Tensor:
-    return _through(final_norm(model), model, vectors)
-
-
 def _through(norm: nn.Module, model: Model, vectors: Tensor) -> Tensor:
     with torch.no_grad():
         made: Tensor = norm(vectors.to(model.device, model.dtype)[None])[0]
     return made.double().cpu()
 
 
-def _direction(table: Float[Tensor, "vocab residual"], one: Any) -> Float[Tensor, " residual"]:
-    wrong = table[list(one.wrong_ids)] if one.wrong_ids else table
-    return table[list(one.answer_ids)].mean(0) - wrong.mean(0)
-
-
-def _logit(row: Float[Tensor, " vocab"], one: Any) -> Float[Tensor, ""]:
-    wrong = row[list(one.wrong_ids)] if one.wrong_ids else row
-    return row[list(one.answer_ids)].mean() - wrong.mean()
+def _difference(values: Float[Tensor, "vocab ..."], question: Any) -> Float[Tensor, ...]:
+    """Average what the answers of a question have, less the wrong ones, or all words."""
+    wrong = values[list(question.wrong_ids)] if question.wrong_ids else values
+    return values[list(question.answer_ids)].mean(0) - wrong.mean(0)
 
 
 def _same(one: Tensor, other: Tensor, what: str) -> None:

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def output_weights(model: Model) -> Float[Tensor, "layer head size residual"]:
-    """Return each head's slice of the output projection; NaN in layers without an attention map.
-
-    Raises
-    ------
-    HeadscopeError
-        When no projection takes the heads' outputs as they are.
-    """
+    """Return each head's slice of the output projection; NaN in layers without an attention map."""
     from headscope.probes.attention import projections
 
     found = projections.read(model, ("o",))

@@ -83,25 +83,11 @@ class Rows:
 
 
 def rows(
-    capture: xr.Dataset,
-    prompt: int,
-    layer: int,
-    places: NDArray[np.int64],
-    *,
-    lse: bool = True,
+    capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64], *, lse: bool = True
 ) -> Rows:
-    """Read the rows of some queries.
+    """Read the rows of the queries at some places from the kept ``q`` and ``k`` and ``lse``.
 
-    Parameters
-    ----------
-    capture
-        Capture with the kept ``q`` and ``k`` and the statistic ``lse``.
-    prompt, layer
-        Where, as indices.
-    places
-        Positions of the queries.
-    lse
-        Whether the normaliser is read; without it there are no weights.
+    ``prompt`` and ``layer`` are indices. Without ``lse`` there are no weights.
     """
     one = _at(capture, prompt, layer)
     length = int(capture["length"].values[prompt])

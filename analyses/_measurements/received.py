@@ -11,8 +11,8 @@ from headscope.analyses._runtime.results import attending
 
 def weight(capture: xr.Dataset) -> NDArray[np.float64]:
     """Return α (prompt, layer, head, key): the mean weight of a key from queries that see it."""
-    received = capture["received"].transpose("prompt", "layer", "head", "key").values
-    return np.asarray(received, dtype=np.float64)
+    received = capture["received"].transpose("prompt", "layer", "head", "key")
+    return received.values.astype(np.float64)
 
 
 def steady_weight(capture: xr.Dataset, least: int) -> NDArray[np.float64]:
@@ -55,6 +55,15 @@ def words_of(capture: xr.Dataset) -> NDArray[Any] | None:
     if name not in capture.coords:
         return None
     return np.asarray(capture[name].transpose("prompt", dim).values)
+
+
+def token_axis(capture: xr.Dataset, length: int) -> dict[str, Any]:
+    """Return coordinates over the first tokens of the first prompt; words where they are known."""
+    axis: dict[str, Any] = {"query": np.arange(length)}
+    words = words_of(capture)
+    if words is not None:
+        axis["token"] = ("query", words[0, :length].astype(str))
+    return axis
 
 
 def largest(values: NDArray[np.float64]) -> NDArray[np.float64]:

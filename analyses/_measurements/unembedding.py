@@ -23,11 +23,6 @@ def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[T
     """Send vectors alone through the final norm and the unembedding: logits.
 
     The norm is that of the vector alone, so only its direction counts.
-
-    Raises
-    ------
-    NotApplicable
-        When the model has no unembedding, or its final norm is not found.
     """
     module: Any = model.module
     found = module.get_output_embeddings()
@@ -41,13 +36,7 @@ def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[T
 
 
 def final_norm(model: Model) -> nn.Module:
-    """Find the norm after the last block.
-
-    Raises
-    ------
-    NotApplicable
-        When no module outside the blocks has a known name.
-    """
+    """Find the norm after the last block."""
     base: Any = model.module.base_model
     for part in (base, getattr(base, "decoder", None)):
         for name in NORMS:

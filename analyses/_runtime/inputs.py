@@ -15,7 +15,6 @@ from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
-    from headscope.probes.prompts.task import Task
 
 SUPPLIED = ("capture", "model", "prompts", "task", "sae")
 DEFAULT_PROMPTS = 32
@@ -24,11 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def positionals(name: str) -> tuple[str, ...]:
-    """List what the suite supplies to an analysis, in the order of its signature.
-
-    >>> positionals("sinks")
-    ('capture',)
-    """
+    """List what the suite supplies to an analysis, in the order of its signature."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.signature(analyses.load(name).run)
     return tuple(each.name for each in signature.parameters.values() if each.kind in kinds)
@@ -87,7 +82,7 @@ class PromptSets:
             return self._capture(key, name)
         if what == "sae":
             raise NotApplicable(f"sae: {name} asks for a trained dictionary and none was given")
-        made = self._made(key, name)
+        made = self._made(key)
         if what == "task" and not hasattr(made, "metric"):
             raise NotApplicable(f"task: {name} needs answers; give a task, not plain prompts")
         return made
@@ -101,27 +96,26 @@ class PromptSets:
             return ("given",)
         return (self.task or own, self.n or getattr(module, "PROMPTS", DEFAULT_PROMPTS))
 
-    def _made(self, key: Any, name: str) -> Any:
-        if key not in self._prompts:
-            if key == ("given",):
-                self._prompts[key] = self.task
-            else:
-                self._prompts[key] = self._make(*key)
-        return self._prompts[key]
-
-    def _make(self, task: str, count: int) -> Task:
+    def _made(self, key: Any) -> Any:
         from headscope.probes.prompts import tasks
 
-        if self.model.tokenizer is None:
-            raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
-        return tasks.make(task, tokenizer=self.model.tokenizer, n=count, seed=self.seed)
+        if key == ("given",):
+            return self.task
+        if key not in self._prompts:
+            if self.model.tokenizer is None:
+                raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
+            task, count = key
+            self._prompts[key] = tasks.make(task, self.model.tokenizer, count, self.seed)
+        return self._prompts[key]
 
     def _capture(self, key: Any, name: str) -> xr.Dataset:
+        from headscope.probes import capture
+
         needs = self._needs[key]
         held = self._captures.get(key)
         if held is not None and needs.held_by(held):
             return held
-        prompts = self._made(key, name)
+        prompts = self._made(key)
         if prompts is None:
             own = Needs.of(analyses.load(name))
             if held is not None and own.held_by(held):
@@ -130,13 +124,8 @@ class PromptSets:
             raise NotApplicable(
                 f"capture: {name} needs {missing}; give the prompts to capture again"
             )
-        self._captures[key] = self._run(prompts, needs, name)
-        return self._captures[key]
-
-    def _run(self, prompts: Any, needs: Needs, name: str) -> xr.Dataset:
-        from headscope.probes import capture
-
         arguments: dict[str, Any] = needs.arguments()
         if self.progress is not None:
             arguments["progress"] = partial(self.progress, f"{name}: capture")
-        return capture(self.model, prompts, **arguments)
+        self._captures[key] = capture(self.model, prompts, **arguments)
+        return self._captures[key]

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, get_origin
 
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
@@ -39,7 +39,8 @@ class Between:
 
     def check(self, name: str, value: float) -> None:
         """Refuse a number outside."""
-        between(name, value, self.low, self.high)
+        if not self.low <= value <= self.high:
+            raise InvalidInput(f"{name}: {value!r} is outside {self.low:g} … {self.high:g}")
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,30 @@ class AtLeast:
 
     def check(self, name: str, value: float) -> None:
         """Refuse a smaller number."""
-        at_least(name, value, self.low)
+        if not value >= self.low:
+            raise InvalidInput(f"{name}: {value!r} is too small; give at least {self.low:g}")
 
 
 @dataclass(frozen=True)
 class OneOf:
     """One of a few words."""
 
-    choices: tuple[str, ...]
+    choices: Collection[str]
 
     def check(self, name: str, value: str) -> None:
         """Refuse another word."""
-        one_of(name, value, self.choices)
+        if value not in self.choices:
+            raise InvalidInput(f"{name}: {value!r} is not one of {', '.join(sorted(self.choices))}")
 
 
 def bounds(run: Callable[..., Any]) -> dict[str, tuple[Bound, ...]]:
     """Read the bounds of the options in the signature of ``run``."""
-    run = inspect.unwrap(run)
-    annotations = {
-        parameter.name: parameter.annotation
-        for parameter in inspect.signature(run).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        and str(parameter.annotation).startswith("Annotated[")
-    }
+    parameters = inspect.signature(inspect.unwrap(run), eval_str=True).parameters
     return {
-        name: tuple(eval(annotation, run.__globals__).__metadata__)
-        for name, annotation in annotations.items()
+        name: parameter.annotation.__metadata__
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and get_origin(parameter.annotation) is Annotated
     }
 
 
@@ -93,34 +92,11 @@ def checked(run: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def between(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a number outside ``low`` … ``high``."""
-    if not low <= value <= high:
-        raise InvalidInput(f"{name}: {value!r} is outside {low:g} … {high:g}")
-
-
-def at_least(name: str, value: float, low: float) -> None:
-    """Refuse a number below ``low``."""
-    if not value >= low:
-        raise InvalidInput(f"{name}: {value!r} is too small; give at least {low:g}")
-
-
-def one_of(name: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a word that is not among ``choices``."""
-    if value not in choices:
-        raise InvalidInput(f"{name}: {value!r} is not one of {', '.join(sorted(choices))}")
-
-
 def numbers(name: str, text: str) -> tuple[int, ...]:
     """Read whole numbers from 1, separated by commas; in rising order, each once.
 
     >>> numbers("counts", "4, 1,2")
     (1, 2, 4)
-
-    Raises
-    ------
-    InvalidInput
-        When a part is no whole number from 1.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -143,11 +119,6 @@ def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) 
     >>> from headscope import analyses
     >>> parse("sinks", analyses.options("sinks"), {"epsilon": "0.8"})
     {'epsilon': 0.8}
-
-    Raises
-    ------
-    HeadscopeError
-        For an unknown option, a value of the wrong type, and one out of its bounds.
     """
     return {name: _value(analysis, known, name, value) for name, value in given.items()}
 

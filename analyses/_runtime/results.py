@@ -1,18 +1,18 @@
 """Results: variables with their meaning, companions for their intervals, provenance."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
 from headscope.kernels.errors import NotApplicable
 
-LEVEL = 0.95
 # Units, scale and bounds of a share, and what follows other units of a share.
 ZERO_TO_ONE = ("sequential", 0, 1)
 SHARE = ("share", *ZERO_TO_ONE)
@@ -54,9 +54,14 @@ class Results:
         high: float | None = None,
         **attrs: Any,
     ) -> None:
-        """Add a variable: dims, values, title, units, scale, and the bounds of possible values."""
-        self.variables[name] = variable(
-            dims, values, long_name, units, scale, low, high, **{**self.about, **attrs}
+        """Add a variable: dims, values, title, units, scale, and the bounds of possible values.
+
+        The scale is ``"sequential"``, or ``"diverging"`` around 0.
+        """
+        bounds = {end: value for end, value in (("low", low), ("high", high)) if value is not None}
+        meaning = {"long_name": long_name, "units": units, "scale": scale, **bounds}
+        self.variables[name] = xr.Variable(
+            tuple(dims), np.asarray(values), {**meaning, **self.about, **attrs}
         )
 
     def add_mean(
@@ -67,7 +72,7 @@ class Results:
 
         Further arguments are those of `add`.
         """
-        ends = bootstrap(samples, level=LEVEL, seed=self.seed)
+        ends = bootstrap(samples, seed=self.seed)
         self.add_interval(name, dims, ends, long_name, units, *meaning, **attrs)
 
     def add_interval(
@@ -75,10 +80,13 @@ class Results:
         *meaning: Any, **attrs: Any,
     ) -> None:  # fmt: skip
         """Add an estimate with its interval, ``ends`` being (estimate, lower, upper)."""
-        mean, lower, upper = ends
-        self.variables |= interval(
-            name, dims, mean, lower, upper, long_name, units, *meaning, **{**self.about, **attrs}
-        )
+        mean, *sides = ends
+        self.add(name, dims, mean, long_name, units, *meaning, **attrs)
+        companions = Results(self.capture, interval_of=name, level=LEVEL)
+        for end, values in zip(("lower", "upper"), sides, strict=True):
+            title = f"{long_name}, {end} end of the {LEVEL:.0%} interval"
+            companions.add(f"{name}_{end}", dims, values, title, units, *meaning)
+        self.variables |= companions.variables
 
     def dataset(
         self,
@@ -87,120 +95,45 @@ class Results:
         note: str = "",
         **attrs: Any,
     ) -> xr.Dataset:
-        """Return the result; the state of a verdict is an attribute, its text ends the note."""
+        """Return the variables under the provenance of the capture.
+
+        The state of a verdict is an attribute, its text ends the note; the ``convention`` of all
+        variables is that of the result unless it has another. The coordinates ``layer`` and
+        ``head`` come from the capture where the variables use them, and ``attention_map`` where it
+        has layers without one; there, every number of a layer is NaN.
+        """
+        if "convention" in self.about:
+            attrs = {"convention": self.about["convention"], **attrs}
         if verdict is not None:
             attrs["verdict"] = verdict.state
             note = f"{note} {verdict.text}".strip()
+        used = {dim for each in self.variables.values() for dim in each.dims}
+        shared: dict[str, Any] = {
+            name: self.capture[name].values
+            for name in ("layer", "head")
+            if name in used and name in self.capture
+        }
+        known = attending(self.capture)
+        absent = "layer" in used and not known.all()
+        if absent:
+            shared["attention_map"] = ("layer", known)
+        result = xr.Dataset(dict(self.variables), coords={**shared, **(coords or {})})
+        if absent:
+            for name in [name for name, each in self.variables.items() if "layer" in each.dims]:
+                # What an analysis computed for such a layer, a 0 most often, is no measurement.
+                result[name] = result[name].where(result["attention_map"])
         attrs["note"] = note
-        return dataset(self.capture, self.variables, coords, **attrs)
+        result.attrs = {**self.capture.attrs, **{key: it for key, it in attrs.items() if it != ""}}
+        json.dumps(result.attrs)
+        return result
 
 
-def variable(
-    dims: Sequence[str],
-    values: ArrayLike,
-    long_name: str,
-    units: str,
-    scale: str = "sequential",
-    low: float | None = None,
-    high: float | None = None,
-    **attrs: Any,
-) -> xr.Variable:
-    """Return one result variable with the attributes that every view reads.
-
-    Parameters
-    ----------
-    dims, values
-        Names of the dimensions, and the numbers.
-    long_name, units
-        Title, and unit of the numbers.
-    scale
-        ``"sequential"``, or ``"diverging"`` around 0.
-    low, high
-        Bounds of the possible values, where they exist.
-    attrs
-        More attributes, such as ``convention`` or ``source``.
-    """
-    bounds = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
-    meaning = {"long_name": long_name, "units": units, "scale": scale}
-    return xr.Variable(tuple(dims), np.asarray(values), {**meaning, **bounds, **attrs})
-
-
-def averaged(
-    name: str,
-    dims: Sequence[str],
-    samples: NDArray[Any],
-    long_name: str,
-    units: str,
-    *args: Any,
-    seed: int = 0,
-    **attrs: Any,
-) -> dict[str, xr.Variable]:
-    """Return the mean over prompts and its two interval companions.
-
-    ``samples`` has one row a prompt; ``dims`` names the remaining axes. Further arguments are
-    those of :func:`variable`.
-    """
-    mean, lower, upper = bootstrap(samples, level=LEVEL, seed=seed)
-    return interval(name, dims, mean, lower, upper, long_name, units, *args, **attrs)
-
-
-def interval(
-    name: str,
-    dims: Sequence[str],
-    mean: ArrayLike,
-    lower: ArrayLike,
-    upper: ArrayLike,
-    long_name: str,
-    units: str,
-    *args: Any,
-    **attrs: Any,
-) -> dict[str, xr.Variable]:
-    """Return a variable with ``<name>_lower`` and ``<name>_upper`` beside it."""
-    variables = {name: variable(dims, mean, long_name, units, *args, **attrs)}
-    for end, values in (("lower", lower), ("upper", upper)):
-        title = f"{long_name}, {end} end of the {LEVEL:.0%} interval"
-        companion = variable(dims, values, title, units, *args)
-        companion.attrs.update(interval_of=name, level=LEVEL)
-        variables[f"{name}_{end}"] = companion
-    return variables
-
-
-def dataset(
-    capture: xr.Dataset,
-    variables: Mapping[str, xr.Variable],
-    coords: Mapping[str, Any] | None = None,
-    **attrs: Any,
-) -> xr.Dataset:
-    """Return the result of an analysis: its variables under the provenance of the capture.
-
-    The coordinates ``layer`` and ``head`` come from the capture where the variables use them, and
-    ``attention_map`` where it has layers without one; there, every number of a layer is NaN.
-    """
-    used = {dim for each in variables.values() for dim in each.dims}
-    shared: dict[str, Any] = {
-        name: capture[name].values for name in ("layer", "head") if name in used and name in capture
-    }
-    known = attending(capture)
-    absent = "layer" in used and not known.all()
-    if absent:
-        shared["attention_map"] = ("layer", known)
-    result = xr.Dataset(dict(variables), coords={**shared, **(coords or {})})
-    if absent:
-        for name in [name for name, each in variables.items() if "layer" in each.dims]:
-            # What an analysis computed for such a layer, a 0 most often, is no measurement.
-            result[name] = result[name].where(result["attention_map"])
-    result.attrs = {**capture.attrs, **{key: each for key, each in attrs.items() if each != ""}}
-    json.dumps(result.attrs)
-    return result
-
-
-def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
+def require(
+    capture: xr.Dataset, needs: Iterable[str], analysis: str, attention: Collection[str] = ()
+) -> None:
     """Refuse a capture that lacks a variable, or holds bins in place of tokens.
 
-    Raises
-    ------
-    NotApplicable
-        Names the missing variables and how to capture them.
+    Where ``attention`` names kinds of attention, every other kind is refused, too.
     """
     width = int(capture.attrs.get("bin_width", 1))
     if width > 1:
@@ -214,6 +147,17 @@ def require(capture: xr.Dataset, needs: Iterable[str], analysis: str) -> None:
             f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
             f"run capture(model, prompts, stats=...) with it"
         )
+    if attention:
+        one_text(capture.attrs.get("attention", "self"), analysis, attention)
+
+
+def require_prompts(capture: xr.Dataset, count: int) -> None:
+    """Refuse a capture of other prompts than the ``count`` of the task."""
+    if capture.sizes["prompt"] != count:
+        raise NotApplicable(
+            f"capture: it holds {capture.sizes['prompt']} prompts and the task has {count}; "
+            "capture this task"
+        )
 
 
 def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
@@ -224,13 +168,7 @@ def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
 
 
 def require_maps(capture: xr.Dataset, analysis: str) -> None:
-    """Refuse a capture with layers that have no attention map.
-
-    Raises
-    ------
-    NotApplicable
-        Names the layers.
-    """
+    """Refuse a capture with layers that have no attention map."""
     known = attending(capture)
     if not known.all():
         layers = ", ".join(str(int(one)) for one in capture["layer"].values[~known])
@@ -260,10 +198,7 @@ def top(scores: NDArray[Any], count: int) -> list[tuple[int, int]]:
     """
     ranked = np.argsort(np.where(np.isnan(scores), -np.inf, scores).ravel(), kind="stable")[::-1]
     count = min(count, int((~np.isnan(scores)).sum()))
-    return [
-        (int(layer), int(head))
-        for layer, head in zip(*np.unravel_index(ranked[:count], scores.shape), strict=True)
-    ]
+    return [divmod(int(at), scores.shape[1]) for at in ranked[:count]]
 
 
 def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]]:
@@ -279,10 +214,21 @@ def above(scores: NDArray[Any], least: float, most: int) -> list[tuple[int, int]
     return top(scores, min(max(int((scores > least).sum()), 1), most))
 
 
-def label(head: tuple[int, int]) -> str:
-    """Name a head.
+def marked(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """List the (layer, head) positions that are marked, in order."""
+    return [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
 
-    >>> label((5, 1))
-    'L5H1'
-    """
+
+def labels(chosen: NDArray[np.bool_]) -> list[str]:
+    """Name the heads that a mask (layer, head) holds, in order."""
+    return [label(head) for head in marked(chosen)]
+
+
+def named(scores: NDArray[Any], chosen: NDArray[np.bool_]) -> list[str]:
+    """Name the heads that their scores choose, the highest score first."""
+    return [label(head) for head in top(scores, int(chosen.sum()))]
+
+
+def label(head: tuple[int, int]) -> str:
+    """Name a head."""
     return f"L{head[0]}H{head[1]}"

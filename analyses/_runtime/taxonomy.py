@@ -21,17 +21,12 @@ STAGES = (
     "latent reasoning",
     "expression preparation",
 )
+# Evidence that a method gives, and its place in the survey.
 METHODS = {
-    "scoring": "modeling-required, training-free: scoring",
-    "learned": "modeling-required, training-required: learned gate",
-    "ablation": "modeling-free: zero ablation",
-    "window": "modeling-free: attention limited to a window",
-}
-EVIDENCE = {
-    "scoring": "correlational",
-    "learned": "learned",
-    "ablation": "causal",
-    "window": "causal",
+    "scoring": ("correlational", "modeling-required, training-free: scoring"),
+    "learned": ("learned", "modeling-required, training-required: learned gate"),
+    "ablation": ("causal", "modeling-free: zero ablation"),
+    "window": ("causal", "modeling-free: attention limited to a window"),
 }
 
 
@@ -61,28 +56,19 @@ TERMS = {
 
 
 def attributes(kind: str, method: str) -> dict[str, Any]:
-    """Return what a score says about its head type: type, stage, evidence and method.
-
-    >>> attributes("induction", "scoring")["stage"]
-    'latent reasoning'
-    """
-    term = TERMS[kind]
-    return {
-        "head_type": kind,
-        "stage": term.stage,
-        "placed_by": term.placed_by,
-        "evidence": EVIDENCE[method],
-        "method": METHODS[method],
-    }
+    """Return what a score says about its head type: type, stage, evidence and method."""
+    evidence, way = METHODS[method]
+    return {"head_type": kind, **vars(TERMS[kind]), "evidence": evidence, "method": way}
 
 
 def coordinates(kinds: NDArray[Any], method: str) -> dict[str, Any]:
     """Return coordinates over layer and head for a grid of head types; empty names have none."""
     stages = [[TERMS[one].stage if one else "" for one in row] for row in kinds.tolist()]
+    evidence, way = METHODS[method]
     grid = ("layer", "head")
     return {
         "head_type": (grid, kinds),
         "stage": (grid, np.array(stages)),
-        "evidence": (grid, np.where(kinds == "", "", EVIDENCE[method])),
-        "method": (grid, np.where(kinds == "", "", METHODS[method])),
+        "evidence": (grid, np.where(kinds == "", "", evidence)),
+        "method": (grid, np.where(kinds == "", "", way)),
     }

@@ -40,12 +40,18 @@ class Verdict:
         return Verdict(state, f"{self.text} {other.text}".strip())
 
 
+def causal_verdict(agrees: bool, text: str, remark: str = "") -> Verdict:
+    """Conclude from a causal check; the remark ends the sentence where it does not agree."""
+    if agrees:
+        return Verdict("supported", f"Causal check agrees: {text}.")
+    return Verdict("disagreement", f"Causal check does not agree: {text}{remark}.")
+
+
 def compare_losses(
     less: NDArray[np.float64], more: NDArray[np.float64], seed: int, text: str
 ) -> Verdict:
     """Conclude from two losses (prompt,) whether the second is the larger one, as claimed."""
     if len(less) < 2:
         return Verdict("too_few", f"One prompt has no interval: {text}")
-    if float(bootstrap(more - less, seed=seed)[1]) > 0:
-        return Verdict("supported", f"Causal check agrees: {text}")
-    return Verdict("disagreement", f"Causal check does not agree: {text}")
+    lower = float(bootstrap(more - less, seed=seed)[1])
+    return causal_verdict(lower > 0, text.removesuffix("."))

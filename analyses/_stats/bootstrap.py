@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+# Share of the resampled means that an interval covers, and what it leaves out on each side.
+LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
 
 
 def draws(count: int, resamples: int, seed: int) -> Array:
@@ -15,31 +18,13 @@ def draws(count: int, resamples: int, seed: int) -> Array:
 
 
 def bootstrap(
-    samples: NDArray[Any],
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    samples: NDArray[Any], *, resamples: int = 1000, seed: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Return mean over the first axis, and the percentile-bootstrap interval of that mean.
+    """Return mean over the first axis, and both ends of its 95 % percentile-bootstrap interval.
 
-    Missing values (NaN) are left out of each mean. With a single sample there is no interval and
-    both ends are NaN: one prompt says nothing about the next.
-
-    Parameters
-    ----------
-    samples
-        One row a prompt (prompt, ...).
-    level
-        Share of the resampled means that the interval covers.
-    resamples
-        Number of bootstrap resamples.
-    seed
-        Seed of the resampling.
-
-    Returns
-    -------
-    Mean, lower end, upper end: arrays of the shape ``samples.shape[1:]``.
+    ``samples`` has one row a prompt (prompt, ...). Missing values (NaN) are left out of each mean.
+    With a single sample there is no interval and both ends are NaN: one prompt says nothing about
+    the next.
 
     Examples
     --------
@@ -57,14 +42,12 @@ def bootstrap(
     shape = values.shape[1:]
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (filled.sum(0) / known.sum(0)).reshape(shape)
-    if len(values) < 2:
-        missing = np.full(shape, np.nan)
-        return mean, missing, missing.copy()
-    weights = draws(len(values), resamples, seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
+        if len(values) < 2:
+            missing = np.full(shape, np.nan)
+            return mean, missing, missing.copy()
+        weights = draws(len(values), resamples, seed)
         means = (weights @ filled) / (weights @ known.astype(float))
-    tail = (1 - level) / 2
-    lower, upper = percentiles(means, tail)
+    lower, upper = percentiles(means, TAIL)
     return mean, lower.reshape(shape), upper.reshape(shape)
 
 
@@ -88,36 +71,19 @@ def t_interval(samples: Array, low: float = 0.0, high: float = 1.0) -> tuple[Arr
     return mean, np.clip(mean - half, low, high), np.clip(mean + half, low, high)
 
 
-def crossed(
-    samples: NDArray[Any], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return mean and interval of a number measured on prompts and on random draws.
+def crossed(samples: NDArray[Any], *, seed: int = 0) -> tuple[float, float, float]:
+    """Return mean and interval of a number measured on random draws and prompts (draw, prompt).
 
     Both are resampled together, so the interval covers other prompts and other draws. NaN ends
     with fewer than two of either.
-
-    Parameters
-    ----------
-    samples
-        One row a draw, one column a prompt (draw, prompt).
-    level, resamples, seed
-        As in :func:`bootstrap`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mean, lower, upper = crossed(np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
-    >>> bool(lower < mean < upper)
-    True
     """
     values = np.asarray(samples, dtype=float)
     mean = float(values.mean())
     rows, columns = values.shape
     if rows < 2 or columns < 2:
         return mean, float("nan"), float("nan")
-    chosen = draws(rows, resamples, seed) / rows
-    asked = draws(columns, resamples, seed + 1) / columns
+    chosen = draws(rows, 1000, seed) / rows
+    asked = draws(columns, 1000, seed + 1) / columns
     means = np.einsum("sd,dp,sp->s", chosen, values, asked)
-    tail = (1 - level) / 2
-    lower, upper = np.quantile(means, [tail, 1 - tail])
+    lower, upper = np.quantile(means, [TAIL, 1 - TAIL])
     return mean, float(lower), float(upper)

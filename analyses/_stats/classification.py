@@ -3,31 +3,18 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from headscope.analyses._stats.bootstrap import draws
+from headscope.analyses._stats.bootstrap import TAIL, draws
 
 
 def auroc(
-    truth: ArrayLike, scores: ArrayLike, groups: ArrayLike, *, seed: int = 0, level: float = 0.95
+    truth: ArrayLike, scores: ArrayLike, groups: ArrayLike, *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the area under the ROC curve and its bootstrap interval.
+    """Return the area under the ROC curve and its 95 % bootstrap interval over groups.
 
-    Whole groups are resampled, so samples that belong together stay together. The chance that a
-    true sample scores above a false one, ties counting half; NaN where all are of one
-    kind or a score is missing.
+    The chance that a true sample scores above a false one, ties counting half; NaN where all are of
+    one kind or a score is missing. Whole groups are resampled, so samples that belong together stay
+    together.
 
-    Parameters
-    ----------
-    truth
-        Which samples are true.
-    scores
-        Scores, high for true.
-    groups
-        Number of the group of each sample.
-    seed, level
-        Seed and coverage of the bootstrap of 1000 resamples.
-
-    Examples
-    --------
     >>> auroc([True, False, True, False], [3.0, 1.0, 2.0, 2.5], [0, 0, 1, 1])[0]
     0.75
     """
@@ -45,6 +32,5 @@ def auroc(
     true, false = weights[:, owner[right]], weights[:, owner[~right]]
     pairs = true.sum(1) * false.sum(1)
     areas = np.einsum("rt,tf,rf->r", true, wins, false)[pairs > 0] / pairs[pairs > 0]
-    tail = (1 - level) / 2
-    lower, upper = np.quantile(areas, [tail, 1 - tail])
+    lower, upper = np.quantile(areas, [TAIL, 1 - TAIL])
     return float(wins.mean()), float(lower), float(upper)

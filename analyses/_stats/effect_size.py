@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from headscope.analyses._stats.bootstrap import draws, percentiles
 
 Array = NDArray[np.float64]
+RESAMPLES = 500
 
 
 def cohen(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
@@ -13,21 +14,7 @@ def cohen(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
 
     Paired: over the standard deviation of the differences (d_z); else over the pooled one. A spread
     below ``floor`` counts as ``floor``: what changes alike on every prompt would have no end.
-
-    Parameters
-    ----------
-    one, other
-        Scores (prompt, ...); paired row by row, or of different numbers of prompts.
-    floor
-        Smallest spread, in the unit of the scores.
-    paired
-        Whether the rows are twins.
-
-    Examples
-    --------
-    >>> one, other = np.array([1.0, 3.0, 5.0]), np.array([0.0, 1.0, 2.0])
-    >>> float(cohen(one, other, 0.01, paired=True))
-    2.0
+    Scores are (prompt, ...), paired row by row or of different numbers of prompts.
     """
     return np.asarray((one.mean(0) - other.mean(0)) / spread(one, other, floor, paired=paired))
 
@@ -44,19 +31,19 @@ def spread(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
 
 
 def intervals(
-    one: Array, other: Array, floor: float, *, paired: bool, seed: int, resamples: int = 500
+    one: Array, other: Array, floor: float, *, paired: bool, seed: int
 ) -> tuple[Array, Array, Array]:
     """Return d and the ends of its 95 % bootstrap interval over prompts.
 
-    Twins are drawn together; the parameters are those of :func:`cohen`.
+    Pairs are drawn together; the parameters are those of :func:`cohen`.
     """
-    found = []
+    sizes = []
     rng = np.random.default_rng(seed)
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         rows = rng.integers(0, len(one), len(one))
         others = rows if paired else rng.integers(0, len(other), len(other))
-        found.append(cohen(one[rows], other[others], floor, paired=paired))
-    lower, upper = percentiles(np.stack(found), 0.025)
+        sizes.append(cohen(one[rows], other[others], floor, paired=paired))
+    lower, upper = percentiles(np.stack(sizes), 0.025)
     return cohen(one, other, floor, paired=paired), lower, upper
 
 
@@ -75,9 +62,6 @@ def p_values(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
 
 def adjusted(values: Array) -> Array:
     """Return p values adjusted by Benjamini and Hochberg over all that are not NaN.
-
-    >>> adjusted(np.array([0.01, 0.02, np.nan, 0.9])).round(3).tolist()
-    [0.03, 0.03, nan, 0.9]
 
     Source: Benjamini and Hochberg, Controlling the False Discovery Rate (1995).
     """

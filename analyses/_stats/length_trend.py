@@ -9,18 +9,12 @@ Array = NDArray[np.float64]
 
 def visible(capture: xr.Dataset) -> Array:
     """Count the keys that each query sees (prompt, layer, query), NaN beyond a prompt."""
-    lengths = capture["length"].values
+    lengths, windows = capture["length"].values[:, None, None], capture["window"].values[:, None]
     place = np.arange(int(lengths.max()))
-    windows, causal = capture["window"].values, capture["causal"].values
-    seen = np.full((len(lengths), len(windows), len(place)), np.nan)
-    for prompt, length in enumerate(lengths):
-        here = place[:length]
-        for layer, window in enumerate(windows):
-            reach = length if np.isnan(window) else int(window)
-            before = np.minimum(here + 1, reach)
-            after = 0 if causal[layer] else np.minimum(length - 1 - here, reach - 1)
-            seen[prompt, layer, :length] = before + after
-    return seen
+    reach = np.where(np.isnan(windows), lengths, windows)
+    after = np.minimum(lengths - 1 - place, reach - 1)
+    after = np.where(capture["causal"].values[:, None], 0, after)
+    return np.where(place < lengths, np.minimum(place + 1, reach) + after, np.nan)
 
 
 def so_far(capture: xr.Dataset) -> Array:
@@ -68,12 +62,7 @@ def by_octave(values: Array, seen: Array, bins: list[tuple[int, int]]) -> tuple[
 
 
 def slope(x: Array, y: Array) -> Array:
-    """Return the least-squares slope along the last axis, NaN with fewer than two points.
-
-    >>> import numpy as np
-    >>> float(slope(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0])))
-    2.0
-    """
+    """Return the least-squares slope along the last axis, NaN with fewer than two points."""
     x, y = np.broadcast_arrays(x, y)
     known = ~np.isnan(x) & ~np.isnan(y)
     off = np.where(known, x - mean(np.where(known, x, np.nan))[..., None], 0.0)
@@ -83,11 +72,15 @@ def slope(x: Array, y: Array) -> Array:
         return np.asarray(np.where(spread > 0, (off * rise).sum(-1) / spread, np.nan))
 
 
-def mean(values: Array) -> Array:
-    """Average the known values along the last axis, NaN where there is none."""
+def mean(values: Array, axes: int | tuple[int, ...] = -1) -> Array:
+    """Average the known values along some axes, NaN where there is none.
+
+    >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]]), 0).tolist()
+    [2.0, nan]
+    """
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(-1) / known.sum(-1))
+        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
 
 
 def stated(capture: xr.Dataset) -> str:

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.results import label
+from headscope.analyses._runtime.results import labels
 from headscope.analyses._stats.bootstrap import draws, percentiles
 
 Array = NDArray[np.float64]
 RESAMPLES = 300
 HALVES = 50
+# What `agreement` measures, as results state it.
+OVER_HEADS = "rank correlation over heads of the absolute means over prompts"
 
 
 def agreement(
@@ -18,16 +20,8 @@ def agreement(
 ) -> tuple[float, float, float]:
     """Return Spearman's ρ over heads of |mean over prompts|, with its 95 % interval over prompts.
 
-    NaN ends with one prompt.
-
-    Parameters
-    ----------
-    first, second
-        Scores (prompt, layer, head); heads with NaN on either side are left out.
-    seed
-        Seed of the bootstrap.
-    paired
-        Whether both have the same prompts, which are then resampled together.
+    Scores are (prompt, layer, head); heads with NaN on either side are left out. ``paired`` scores
+    have the same prompts, which are resampled together. NaN ends with one prompt.
     """
     one, two = (each.reshape(len(each), -1) for each in (first, second))
     known = ~(np.isnan(one).any(0) | np.isnan(two).any(0))
@@ -38,8 +32,8 @@ def agreement(
     left = draws(len(one), RESAMPLES, seed) / len(one)
     right = left if paired else draws(len(two), RESAMPLES, seed + 1) / len(two)
     resampled = [ranked(a, b) for a, b in zip(np.abs(left @ one), np.abs(right @ two), strict=True)]
-    lower, upper = percentiles(np.asarray(resampled)[:, None], 0.025)
-    return rho, float(lower[0]), float(upper[0])
+    lower, upper = map(float, percentiles(np.asarray(resampled), 0.025))
+    return rho, lower, upper
 
 
 def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
@@ -47,21 +41,7 @@ def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
 
     Prompts are split in two at random, the means of the halves are rank-correlated over heads, and
     Spearman and Brown's formula 2r / (1 + r) makes of it what all prompts together have. Mean over
-    splits, and the central 95 % of them.
-
-    Parameters
-    ----------
-    samples
-        Scores (prompt, layer, head).
-    seed
-        Seed of the splits.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> same = np.tile(np.arange(8.0), (6, 1))
-    >>> split_half(same, seed=0)
-    (1.0, 1.0, 1.0)
+    splits, and the central 95 % of them. ``samples`` are scores (prompt, layer, head).
 
     Source: Spearman (1910), Brown (1910).
     """
@@ -72,13 +52,12 @@ def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
     generator = np.random.default_rng(seed)
     found = []
     for _ in range(HALVES):
-        order = generator.permutation(len(flat))
-        halves = np.array_split(order, 2)
+        halves = np.array_split(generator.permutation(len(flat)), 2)
         r = ranked(*(np.abs(flat[half].mean(0)) for half in halves))
         # At r = −1 the formula has no value; no worse than −1 is told apart.
         found.append(max(2 * r / (1 + r), -1.0) if r > -1 else -1.0)
-    lower, upper = percentiles(np.asarray(found)[:, None], 0.025)
-    return float(np.mean(found)), float(lower[0]), float(upper[0])
+    lower, upper = map(float, percentiles(np.asarray(found), 0.025))
+    return float(np.mean(found)), lower, upper
 
 
 def ranked(first: Array, second: Array) -> float:
@@ -131,14 +110,13 @@ def parting(first: Array, second: Array, count: int = 3) -> list[str]:
     ['L0H0 (1st and 4th)']
     """
     known = ~(np.isnan(first) | np.isnan(second))
-    places = np.argwhere(known)
+    names = labels(known)
     ranks = [
         np.argsort(np.argsort(-np.abs(each[known]), kind="stable")) for each in (first, second)
     ]
     order = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:count]
     return [
-        f"{label((int(places[at][0]), int(places[at][1])))} "
-        f"({_ordinal(int(ranks[0][at]) + 1)} and {_ordinal(int(ranks[1][at]) + 1)})"
+        f"{names[at]} ({_ordinal(int(ranks[0][at]) + 1)} and {_ordinal(int(ranks[1][at]) + 1)})"
         for at in order
     ]
 

@@ -1,7 +1,6 @@
 """What heads write into the residual stream at every token, and the loss without each of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,32 +18,19 @@ Array = NDArray[np.float64]
 CHUNK = 1024
 
 
-@dataclass(frozen=True)
-class Written:
-    """What heads write, averaged over the tokens of every prompt.
+def measure(
+    capture: xr.Dataset, weights: Float[Tensor, "layer head size residual"]
+) -> tuple[Array, Array, Array, Array]:
+    """Measure norms and projections of what heads write, averaged over the tokens of every prompt.
 
-    Attributes
-    ----------
-    norm_share, output_share
-        (prompt, layer, head).
-    balance
-        (prompt, layer).
-    first
-        Norms at the tokens of the first prompt (layer, head, query).
+    Returned are the shares of the norms and of the output (prompt, layer, head), how evenly the
+    norms are spread (prompt, layer), and the norms at the tokens of the first prompt (layer, head,
+    query); NaN in layers without an attention map.
     """
-
-    norm_share: Array
-    output_share: Array
-    balance: Array
-    first: Array
-
-
-def measure(capture: xr.Dataset, weights: Float[Tensor, "layer head size residual"]) -> Written:
-    """Measure norms and projections of what heads write, in layers that have an attention map."""
     z = capture["z"].transpose("prompt", "layer", "head", "query", ...)
     lengths = capture["length"].values
     prompts, layers, heads = z.shape[:3]
-    share, output = (np.full((prompts, layers, heads), np.nan) for _ in range(2))
+    share, output = np.full((2, prompts, layers, heads), np.nan)
     balance = np.full((prompts, layers), np.nan)
     first = np.full((layers, heads, int(lengths[0])), np.nan)
     for prompt in range(prompts):
@@ -63,7 +49,7 @@ def measure(capture: xr.Dataset, weights: Float[Tensor, "layer head size residua
             share[prompt, layer] = shares.mean(1)
             balance[prompt, layer] = (-(shares * logs).sum(0) / np.log(max(heads, 2))).mean()
             output[prompt, layer] = projected.mean(1)
-    return Written(share, output, balance, first)
+    return share, output, balance, first
 
 
 def written(

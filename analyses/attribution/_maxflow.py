@@ -21,12 +21,7 @@ def mix(maps: Array) -> Array:
 
 
 def rollout(mixed: Array) -> Array:
-    """Multiply the mixed maps: ``R_1 = Â_1``, ``R_l = Â_l R_{l−1}``.
-
-    >>> import numpy as np
-    >>> rollout(np.stack([np.eye(3)] * 2)).tolist() == np.eye(3).tolist()
-    True
-    """
+    """Multiply the mixed maps: ``R_1 = Â_1``, ``R_l = Â_l R_{l−1}``."""
     total = mixed[0]
     for layer in mixed[1:]:
         total = layer @ total

@@ -1,7 +1,6 @@
 """Blocks skipped one at a time: what becomes of the last hidden state and of the loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,36 +21,13 @@ Array = NDArray[np.float64]
 MOST = 2**31
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """What blocks do, prompt by prompt.
-
-    Attributes
-    ----------
-    turned
-        1 − cos of a block's input and output (prompt, block).
-    final, loss
-        Without the block: 1 − cos of the last stream, and nats a token more (prompt, block).
-    final_heads, loss_heads
-        Likewise without the heads of the layer; NaN in layers without an attention map.
-    """
-
-    turned: Array
-    final: Array
-    loss: Array
-    final_heads: Array
-    loss_heads: Array
-
-
-def measure(model: Model, prompts: Sequence[Sequence[int]], predicting: bool) -> Skipped:
+def measure(model: Model, prompts: Sequence[Sequence[int]], predicting: bool) -> Array:
     """Run every prompt whole, without each block, and without the heads of each layer.
 
-    Where the model predicts no next token there is no loss.
-
-    Raises
-    ------
-    NotApplicable
-        When the logits of a prompt would not fit into memory.
+    Returned are five numbers (number, prompt, block): 1 − cos of a block's input and output; 1 −
+    cos of the last stream with and without the block, and nats a token that skipping it adds; and
+    these two again without the heads of the layer, NaN in layers without an attention map. Where
+    the model predicts no next token there is no loss.
     """
     values = np.full((5, len(prompts), model.layers), np.nan)
     with steps(len(prompts)) as step:
@@ -72,7 +48,7 @@ def measure(model: Model, prompts: Sequence[Sequence[int]], predicting: bool) ->
                     other, loss = _pass(model, ids, predicting, edits=(ablate_rows(chosen),))
                     values[3:, row, layer] = turn(streams[-1], other[-1]), loss - clean
             step()
-    return Skipped(*values)
+    return values
 
 
 def turn(first: Float[Tensor, "token residual"], second: Float[Tensor, "token residual"]) -> float:

@@ -42,10 +42,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts, for their tokens.
-    model
-        Model that was captured; its blocks are skipped one at a time.
+    capture, model
+        Capture of the prompts, for their tokens; the blocks of its model are skipped one by one.
     causal_prompts
         Prompts that are run, from the first on, at least one.
     causal_tokens
@@ -62,11 +60,6 @@ def run(
     ``attention_loss`` (layer; nats a token that setting all its heads to zero adds) and
     ``influence_vs_loss`` (Spearman ρ over blocks, no interval: blocks are few), with 95 % intervals
     over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture holds no token ids, or the blocks of the model are not found.
     """
     require(capture, NEEDS, "block_influence")
     one_text(capture.attrs.get("attention", "self"), "block_influence")
@@ -81,29 +74,29 @@ def run(
         )
     module: Any = model.module
     predicting = predicts(capture) and module.get_output_embeddings() is not None
-    skipped = _skipping.measure(model, prompts, predicting)
+    influence, final, loss, final_heads, loss_heads = _skipping.measure(model, prompts, predicting)
 
     what = f"mean over tokens of {len(prompts)} prompts of up to {causal_tokens} tokens"
     ablated = f"all heads of the layer at zero, its MLP stays; {what}"
     cosine, causal = ("1 − cos", "sequential", 0, 2), {"evidence": "causal"}
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_mean(
-        "block_influence", ("block",), skipped.turned, "Block influence", *cosine,
+        "block_influence", ("block",), influence, "Block influence", *cosine,
         source="ShortGPT 2403.03853",
         convention=f"1 − cos of the residual stream before and after the block; {what}",
     )  # fmt: skip
     results.add_mean(
-        "final_change", ("block",), skipped.final, "Turn of the last stream without the block",
+        "final_change", ("block",), final, "Turn of the last stream without the block",
         *cosine, **causal,
         convention=f"1 − cos of the stream after the last block, with and without it; {what}",
     )  # fmt: skip
     results.add_mean(
-        "attention_change", ("layer",), skipped.final_heads,
+        "attention_change", ("layer",), final_heads,
         "Turn of the last stream without the layer's heads", *cosine, **causal,
         convention=ablated,
     )  # fmt: skip
     coords = {"block": [str(number) for number in range(model.layers)]}
-    turned, lost = skipped.turned.mean(0), skipped.loss.mean(0)
+    turned, lost = influence.mean(0), loss.mean(0)
     if not predicting:
         return results.dataset(
             coords,
@@ -112,11 +105,11 @@ def run(
             "stands beside it: the model predicts no next token.",
         )
     results.add_mean(
-        "skip_loss", ("block",), skipped.loss, "Loss added by skipping the block", "nats",
+        "skip_loss", ("block",), loss, "Loss added by skipping the block", "nats",
         "diverging", **causal, convention=f"skipped − intact, −log p a token; {what}",
     )  # fmt: skip
     results.add_mean(
-        "attention_loss", ("layer",), skipped.loss_heads, "Loss added without the layer's heads",
+        "attention_loss", ("layer",), loss_heads, "Loss added without the layer's heads",
         "nats", "diverging", **causal, convention=ablated,
     )  # fmt: skip
     rho = ranked(turned, lost)

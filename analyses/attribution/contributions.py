@@ -19,9 +19,9 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
-from headscope.analyses._runtime.results import Results, attending, label, require, top
+from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.rank_correlation import agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.attribution import _head_writing
 from headscope.probes.models.model import Model
 
@@ -45,10 +45,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts with the kept ``z``.
-    model
-        Model that was captured; its output projections turn ``z`` into what heads write.
+    capture, model
+        Capture of the prompts with the kept ``z``, which the output projections of its model turn
+        into what heads write.
     causal_prompts
         Prompts of the causal check, from the first on; 0 leaves it out.
     causal_tokens
@@ -66,35 +65,32 @@ def run(
     units of the residual stream) and, for models that predict the next token, ``loss_ablation``
     (layer, head; nats a token lost with the head at zero) and ``share_vs_ablation`` (Spearman ρ),
     with 95 % intervals over prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``z``, or the output projection is not found.
     """
     require(capture, KEEP, "contributions")
     one_text(capture.attrs.get("attention", "self"), "contributions")
-    written = _head_writing.measure(capture, head_outputs.output_weights(model))
+    norm_share, output_share, balance, first = _head_writing.measure(
+        capture, head_outputs.output_weights(model)
+    )
 
     what = f"mean over tokens of {capture.sizes['prompt']} prompts"
-    grid, share = ("layer", "head"), ("share", "sequential", 0, 1)
+    grid = ("layer", "head")
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_mean(
-        "norm_share", grid, written.norm_share, "Share of the norms that a layer's heads write",
-        *share, convention=f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}",
+        "norm_share", grid, norm_share, "Share of the norms that a layer's heads write",
+        *SHARE, convention=f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}",
     )  # fmt: skip
     results.add_mean(
-        "output_share", grid, written.output_share, "Share of the layer's output", "share",
+        "output_share", grid, output_share, "Share of the layer's output", "share",
         "diverging", source="Kobayashi et al. 2004.10102",
         convention="⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
         f"others; {what}",
     )  # fmt: skip
     results.add_mean(
-        "head_balance", ("layer",), written.balance, "How evenly heads share a token", *share,
+        "head_balance", ("layer",), balance, "How evenly heads share a token", *SHARE,
         convention=f"entropy of the norm shares over log(heads); 1 is even; {what}",
     )  # fmt: skip
     results.add(
-        "token_norm", (*grid, "query"), written.first, "What a head writes at each token",
+        "token_norm", (*grid, "query"), first, "What a head writes at each token",
         "residual-stream units", "sequential", 0, convention="‖z_h W_O‖ on the first prompt",
     )  # fmt: skip
     verdict, note = None, _note(capture, results)
@@ -108,19 +104,20 @@ def run(
             convention=f"ablated − intact, −log p a token, {len(rows)} prompts of up to "
             f"{causal_tokens} tokens",
         )  # fmt: skip
-        ends = agreement(written.norm_share[rows], lost, seed)
+        ends = agreement(norm_share[rows], lost, seed)
         results.add_interval(
             "share_vs_ablation", (), ends, "Norm shares against loss without the head",
             "Spearman ρ", "diverging", -1, 1,
-            convention="rank correlation over heads of the absolute means over prompts",
+            convention=OVER_HEADS,
         )  # fmt: skip
         verdict = _verdict(ends, results["norm_share"].values, results["loss_ablation"].values)
     else:
         note += " No loss stands beside it: the model is not causal, or causal_prompts is 0."
-    coords: dict[str, Any] = {"query": np.arange(written.first.shape[-1])}
+    length = first.shape[-1]
+    coords: dict[str, Any] = {"query": np.arange(length)}
     if "token" in capture.coords:
         words = capture["token"].transpose("prompt", "query").values[0]
-        coords["token"] = ("query", words[: written.first.shape[-1]])
+        coords["token"] = ("query", words[:length])
     return results.dataset(coords, verdict, note, convention=what, top_heads=_largest(results))
 
 

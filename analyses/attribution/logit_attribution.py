@@ -17,7 +17,7 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._measurements import direct_logit_attribution
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.rank_correlation import agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -36,13 +36,10 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``z``, whose means take the heads' place in the ablation.
-    model
-        Model that was captured.
-    task
-        Task whose answers are followed. Without wrong answers the mean logit of the vocabulary
-        stands in their place.
+    capture, model, task
+        Capture of the task whose answers are followed, with the kept ``z``, whose means take the
+        heads' place in the ablation. Without wrong answers the mean logit of the vocabulary stands
+        in their place.
     seed
         Seed of the bootstrap over prompts.
 
@@ -94,8 +91,7 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
     results.add_interval(
         "direct_vs_ablation", (), ends, "Direct logits against mean ablation", "Spearman ρ",
         "diverging", -1, 1,
-        convention="rank correlation over heads of the absolute means over prompts; ablation: "
-        f"{metric.replace('_', ' ')} lost, all paths",
+        convention=f"{OVER_HEADS}; ablation: {metric.replace('_', ' ')} lost, all paths",
     )  # fmt: skip
     direct = results["direct_logit"].values
     return results.dataset(

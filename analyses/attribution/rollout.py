@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import AtLeast, between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between, one_text
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, require, require_maps
+from headscope.analyses._runtime.results import SHARE, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.attribution import _input, _maxflow, _rollout_rows
@@ -35,10 +35,7 @@ SOURCE = "Abnar & Zuidema 2005.00928"
 ROWS = ("raw attention", "rollout", "flow")
 PRODUCT = "product of the Â of all layers"
 # What the last rows are correlated with.
-TRUTHS = {
-    "ablation_correlation": "replaced tokens",
-    "gradient_correlation": "input gradients",
-}
+TRUTHS = {"ablation_correlation": "replaced tokens", "gradient_correlation": "input gradients"}
 
 
 def run(
@@ -54,10 +51,8 @@ def run(
 
     Parameters
     ----------
-    capture
+    capture, model
         Capture with ``pattern`` (prompt, layer, head, query, key) of short prompts.
-    model
-        Model that was captured.
     prompt
         Prompt whose maps are shown; the correlations use every prompt.
     flow_tokens
@@ -74,17 +69,11 @@ def run(
     ``ablation_effect`` (query; nats) and ``input_gradient`` (query; nats per unit) of the shown
     prompt, ``ablation_correlation`` and ``gradient_correlation`` (condition; mean Spearman rank
     correlation over prompts, −1 to 1, with 95 % intervals).
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``pattern``, ``prompt`` is not in it, a prompt is longer than
-        ``flow_tokens``, or a layer has no attention map.
     """
     require(capture, NEEDS, "rollout")
     one_text(capture.attrs.get("attention", "self"), "rollout")
     require_maps(capture, "rollout")
-    between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    Between(0, capture.sizes["prompt"] - 1).check("prompt", prompt)
     longest = capture.sizes["query"]
     if longest > flow_tokens:
         raise NotApplicable(
@@ -93,11 +82,11 @@ def run(
         )
     generator = np.random.default_rng(seed)
     texts = [_ids(capture, number) for number in range(capture.sizes["prompt"])]
+    prompts = []
     with steps(len(texts)) as step:
-        prompts = []
-        for number in range(len(texts)):
-            others = _substitutes(texts[number], texts, substitutes, generator)
-            prompts.append(_Prompt(capture, model, number, texts[number], others, number == prompt))
+        for number, ids in enumerate(texts):
+            others = _substitutes(ids, texts, substitutes, generator)
+            prompts.append(_Prompt(capture, model, number, ids, others, number == prompt))
             step()
     shown = prompts[prompt]
     agreement = np.stack([each.agreement() for each in prompts])
@@ -108,10 +97,7 @@ def run(
         ("flow", shown.flow, "Attention flow", "max-flow with capacities Â, rows normalised"),
         ("raw_attention", shown.raw, "Raw attention of the last layer", "mean over heads"),
     ):
-        results.add(
-            name, ("query", "key"), values, title, "share", "sequential", 0, 1,
-            convention=convention,
-        )  # fmt: skip
+        results.add(name, ("query", "key"), values, title, *SHARE, convention=convention)
     results.add(
         "ablation_effect", ("query",), shown.effect,
         "Change of the prediction when the token is replaced", "nats", "sequential", 0,
@@ -150,8 +136,6 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
         Capture with ``keep=("q", "k")``.
     positions
         Output positions; negative ones count from the end of the prompt.
-    prompt
-        Which prompt.
 
     Returns
     -------
@@ -185,18 +169,18 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
         raise NotApplicable(
             "edits: the weights of this capture were edited, and q and k do not say how"
         )
-    between("prompt", prompt, 0, capture.sizes["prompt"] - 1)
+    Between(0, capture.sizes["prompt"] - 1).check("prompt", prompt)
     length = int(capture["length"].values[prompt])
     if len(positions) == 0:
         raise InvalidInput("positions: none; give at least one, such as positions=(-1,)")
     for position in positions:
-        between("positions", position, -length, length - 1)
+        Between(-length, length - 1).check("positions", position)
     queries = np.array([position % length for position in positions])
     tokens = capture["token"].transpose("prompt", "query").values[prompt, :length].astype(str)
     results = Results(capture, source=SOURCE)
     results.add(
         "rollout", ("query", "key"), _rollout_rows.follow(capture, prompt, queries.tolist()),
-        "Attention rollout", "share", "sequential", 0, 1, convention=PRODUCT,
+        "Attention rollout", *SHARE, convention=PRODUCT,
     )  # fmt: skip
     coords = {
         "query": queries,

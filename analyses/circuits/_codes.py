@@ -7,32 +7,10 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 
-def softmax(scores: Array) -> Array:
-    """Return the softmax over all entries.
-
-    >>> import numpy as np
-    >>> softmax(np.zeros(4)).tolist()
-    [0.25, 0.25, 0.25, 0.25]
-    """
-    raised = np.exp(scores - scores.max())
-    return np.asarray(raised / raised.sum())
-
-
 def unique_codes(positive: Codes, negative: Codes, *, per_union: bool = False) -> Array:
     """Count, for each head, the codes seen on positive prompts and never on negative ones (head,).
 
-    Parameters
-    ----------
-    positive, negative
-        Codes (prompt, head).
-    per_union
-        Divide by the number of codes seen on either.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> unique_codes(np.array([[1, 7], [2, 7]]), np.array([[3, 7], [3, 7]])).tolist()
-    [2.0, 0.0]
+    Codes are (prompt, head); ``per_union`` divides by the number of codes seen on either.
     """
     counts = np.zeros(positive.shape[1])
     for head in range(positive.shape[1]):
@@ -46,20 +24,11 @@ def unique_pairs(
 ) -> Array:
     """Count, for each edge, its pairs of codes that co-occur only on positive prompts (edge,).
 
-    Of all pairs of all edges, the ``keep`` that occur on most positive prompts are counted.
-
-    Parameters
-    ----------
-    positive, negative
-        Codes (prompt, head).
-    edges
-        Pairs of heads, source first.
-    keep
-        Number of pairs of codes that are counted.
+    Of all pairs of all edges, the ``keep`` that occur on most positive prompts are counted. Codes
+    are (prompt, head), edges pairs of heads, source first.
     """
     width = int(max(positive.max(), negative.max())) + 1
-    owners: list[NDArray[np.int64]] = []
-    totals: list[NDArray[np.int64]] = []
+    owners, totals = [], []
     for number, (source, target) in enumerate(edges):
         pairs, counts = np.unique(
             positive[:, source] * width + positive[:, target], return_counts=True

@@ -10,17 +10,7 @@ from torch import Tensor, nn
 
 
 class Dictionary(nn.Module):
-    """One ReLU layer with unit-norm encoder and decoder rows and a bias tied between them.
-
-    Parameters
-    ----------
-    size
-        Dimensions of a head output.
-    features
-        Number of features.
-    generator
-        Source of the initial directions.
-    """
+    """One ReLU layer with unit-norm encoder and decoder rows and a bias tied between them."""
 
     def __init__(self, size: int, features: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -53,22 +43,10 @@ def fit(
     sparsity: float,
     generator: torch.Generator,
 ) -> Dictionary:
-    """Train a dictionary on head outputs, all of them in every step.
+    """Train a dictionary on head outputs, all of them in each of ``epochs`` steps of Adam.
 
-    Parameters
-    ----------
-    outputs
-        Head outputs in the residual stream, one row an example and head.
-    features
-        Number of features.
-    epochs
-        Number of Adam steps; 0 gives the random directions that training starts from.
-    rate
-        Learning rate.
-    sparsity
-        Weight λ of the mean activation in ``MSE + λ · mean |f|``.
-    generator
-        Source of the initial directions.
+    The loss is ``MSE + λ · mean |f|``, λ being ``sparsity``. No epochs give the random directions,
+    drawn from ``generator``, that training starts from.
     """
     dictionary = Dictionary(outputs.shape[-1], features, generator)
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=rate)

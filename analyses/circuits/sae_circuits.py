@@ -12,22 +12,32 @@ Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit 
 Language Models (2405.12522).
 """
 
-from typing import Annotated, Any
+from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, heads, label, require, top
+from headscope.analyses._runtime.results import (
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    attending,
+    heads,
+    label,
+    require,
+    top,
+)
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import t_interval
 from headscope.analyses.circuits._code_trials import Trials, auc
-from headscope.analyses.circuits._codes import softmax
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -64,12 +74,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task's clean prompts (the positives) with the kept ``z``.
-    model
-        Model that was captured; the corrupted prompts (the negatives) are captured here.
-    task
-        Task with corrupted prompts.
+    capture, model, task
+        Capture of the task's clean prompts (the positives) with the kept ``z``; the corrupted ones
+        (the negatives) are captured here.
     features
         Features of the dictionary.
     examples
@@ -101,12 +108,6 @@ def run(
     head; the causal number), ``ground_truth`` (layer, head; 0 or 1), ``node_auc``, ``edge_auc``
     (condition; mean over trials with a 95 % t interval), ``node_auc_sae`` and ``edge_auc_sae``.
     An edge is in the ground truth when both its heads are and its source lies in an earlier layer.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``z``, an option is out of range, the output projection of the
-        model's heads cannot be found, or fewer than two layers have an attention map.
     """
     require(capture, KEEP, "sae_circuits")
 
@@ -123,29 +124,34 @@ def run(
     truth = np.abs(moved) > threshold * abs(clean_metric)
 
     names = heads(capture)
-    grid_of = _Grid(names, truth.shape)
-    weights = head_outputs.output_weights(model)
-    clean = head_outputs.mean_outputs(capture, weights)[:, grid_of.positions]
-    corrupted = head_outputs.mean_outputs(negatives, weights)[:, grid_of.positions]
+    known = np.zeros(truth.shape, dtype=bool)
+    known[attending(capture)] = True
 
+    def on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Put one value a head into the grid (layer, head), NaN where there is no map."""
+        grid = np.full(truth.shape, np.nan)
+        grid[known] = values
+        return grid
+
+    weights = head_outputs.output_weights(model)
+    clean, corrupted = (
+        head_outputs.mean_outputs(side, weights)[:, np.flatnonzero(known)]
+        for side in (capture, negatives)
+    )
     pairs = [
         (source, target)
-        for source in range(len(names))
-        for target in range(len(names))
+        for source, target in combinations(range(len(names)), 2)
         if names[source][0] < names[target][0]
     ]
-    settings = {
-        "features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity,
-    }  # fmt: skip
+    settings = {"features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity}
     trial = Trials(clean, corrupted, pairs, per_union, examples, settings)
     scores = []
     with steps(trials) as step:
         for number in range(trials):
             scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
             step()
-    nodes = np.stack([node for node, _ in scores])
-    links = np.stack([link for _, link in scores])
-    wanted_nodes = truth.ravel()[grid_of.positions]
+    nodes, links = map(np.stack, zip(*scores, strict=True))
+    wanted_nodes = truth[known]
     wanted_links = np.array([wanted_nodes[one] and wanted_nodes[two] for one, two in pairs])
 
     convention = (
@@ -158,62 +164,31 @@ def run(
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
+    node = on_grid(np.mean([softmax(codes) for codes in nodes[:, 0]], axis=0))
     grid = ("layer", "head")
     results = Results(capture, source=SOURCE)
     results.add(
-        "node",
-        grid,
-        grid_of.spread(np.mean([softmax(codes) for codes in nodes[:, 0]], axis=0)),
-        "Circuit score of the head",
-        "share",
-        "sequential",
-        0,
-        1,
+        "node", grid, node, "Circuit score of the head", *SHARE,
         convention=f"softmax over heads of the unique codes; {convention}",
-    )
+    )  # fmt: skip
     results.add(
-        "unique_codes",
-        grid,
-        grid_of.spread(nodes[:, 0].mean(0)),
-        "Codes seen only with the task",
-        "share of codes" if per_union else "codes",
-        "sequential",
-        0,
-        convention=convention,
-    )
+        "unique_codes", grid, on_grid(nodes[:, 0].mean(0)), "Codes seen only with the task",
+        "share of codes" if per_union else "codes", "sequential", 0, convention=convention,
+    )  # fmt: skip
     results.add(
-        "edge_score",
-        ("edge",),
-        shown[best],
-        "Circuit score of the edge",
-        "share",
-        "sequential",
-        0,
-        1,
+        "edge_score", ("edge",), shown[best], "Circuit score of the edge", *SHARE,
         convention=f"softmax over {len(pairs)} edges; {convention}",
-    )
+    )  # fmt: skip
     results.add(
-        "ablation",
-        grid,
-        moved,
-        f"Effect on {task.name} of its output on the corrupted prompt",
-        task.metric.replace("_", " "),
-        "diverging",
-        evidence="causal",
+        "ablation", grid, moved, f"Effect on {task.name} of its output on the corrupted prompt",
+        task.metric.replace("_", " "), "diverging", evidence="causal",
         convention=f"intact − patched, {len(some)} prompts of {task.name}",
-    )
+    )  # fmt: skip
     results.add(
-        "ground_truth",
-        grid,
-        grid_of.spread(wanted_nodes.astype(float)),
-        "Head of the circuit by ablation",
-        "indicator",
-        "sequential",
-        0,
-        1,
-        evidence="causal",
+        "ground_truth", grid, on_grid(wanted_nodes.astype(float)),
+        "Head of the circuit by ablation", "indicator", *ZERO_TO_ONE, evidence="causal",
         convention=f"1 where {criterion}, else 0",
-    )
+    )  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}
     for name, values, wanted, what in (
         ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
@@ -221,54 +196,25 @@ def run(
         aucs[name] = np.array([[auc(wanted, one) for one in method] for method in values])
         ends = t_interval(aucs[name])
         results.add_interval(
-            name,
-            ("condition",),
-            ends,
-            f"AUC for the {what} of the circuit",
-            "ROC AUC",
-            "sequential",
-            0,
-            1,
-            convention=f"against {criterion}; t interval over {trials} trials",
-        )
+            name, ("condition",), ends, f"AUC for the {what} of the circuit", "ROC AUC",
+            *ZERO_TO_ONE, convention=f"against {criterion}; t interval over {trials} trials",
+        )  # fmt: skip
         results.add_interval(
-            f"{name}_sae",
-            (),
-            [end[0] for end in ends],
-            f"AUC for the {what}, trained SAE",
-            "ROC AUC",
-            "sequential",
-            0,
-            1,
-            convention=f"against {criterion}",
-        )
+            f"{name}_sae", (), [end[0] for end in ends], f"AUC for the {what}, trained SAE",
+            "ROC AUC", *ZERO_TO_ONE, convention=f"against {criterion}",
+        )  # fmt: skip
 
     placed = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
-    coords: dict[str, Any] = {"condition": list(METHODS)}
-    for column, name in enumerate(("source_layer", "source_head", "target_layer", "target_head")):
-        coords[name] = ("edge", placed[:, column])
+    columns = ("source_layer", "source_head", "target_layer", "target_head")
+    edge_ends = {name: ("edge", placed[:, at]) for at, name in enumerate(columns)}
     circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
     return results.dataset(
-        coords,
+        {"condition": list(METHODS), **edge_ends},
         _verdict(aucs["node_auc"], len(circuit), len(names)),
         convention=convention,
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )
-
-
-class _Grid:
-    """Where the heads that have an attention map stand in the grid of all."""
-
-    def __init__(self, names: list[tuple[int, int]], shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.positions = np.array([layer * shape[1] + head for layer, head in names])
-
-    def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Put one value a head into the grid (layer, head), NaN where there is no map."""
-        every = np.full(self.shape, np.nan)
-        every.flat[self.positions] = values
-        return every
 
 
 def _verdict(scores: NDArray[np.float64], circuit: int, total: int) -> Verdict:

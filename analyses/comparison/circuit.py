@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS
-from headscope.analyses._runtime.options import one_of
+from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import label, top
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.models.model import Model
@@ -101,11 +101,6 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     count
         Number of heads.
 
-    Raises
-    ------
-    InvalidInput
-        When the score is not there, or fewer heads have one.
-
     Examples
     --------
     >>> import xarray as xr
@@ -137,14 +132,7 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
 
 
 def find(model: Model, task: Task, count: int, *, metric: str = "task", seed: int = 0) -> Circuit:
-    """Find the heads that a task loses most without, one at a time.
-
-    Parameters
-    ----------
-    model, task, metric, seed
-        As in `removed`.
-    count
-        Number of heads.
+    """Find the ``count`` heads that a task loses most without, one at a time, as in `removed`.
 
     Examples
     --------
@@ -180,7 +168,7 @@ def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) ->
     >>> removed(model, tasks.make("ioi", model.tokenizer, n=2))["lost"].shape
     (2, 4, 8)
     """
-    one_of("metric", metric, METRICS)
+    OneOf(METRICS).check("metric", metric)
     name = task.metric if metric == "task" else metric
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), name)
@@ -203,11 +191,6 @@ def removed(model: Model, task: Task, *, metric: str = "task", seed: int = 0) ->
 
 def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
     """Write a circuit as JSON, whole or not at all.
-
-    Raises
-    ------
-    HeadscopeError
-        When the file cannot be written.
 
     Examples
     --------
@@ -242,8 +225,9 @@ def load(path: str | os.PathLike[str]) -> Circuit:
         if record["format"] != FORMAT:
             raise InvalidInput(f"path: {path} holds no circuit of this version of headscope")
         heads = tuple((int(layer), int(head)) for layer, head in record["heads"])
-        samples = None if record["samples"] is None else _numbers(record["samples"])
-        return Circuit(heads, _numbers(record["scores"]), record["provenance"], samples)
+        scores, samples = np.asarray(record["scores"], np.float64), record["samples"]
+        samples = None if samples is None else np.asarray(samples, np.float64)
+        return Circuit(heads, scores, record["provenance"], samples)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, HeadscopeError):
             raise
@@ -255,7 +239,3 @@ def _plain(values: Array) -> Any:
     listed = values.astype(object)
     listed[np.isnan(values)] = None
     return listed.tolist()
-
-
-def _numbers(listed: Sequence[Any]) -> Array:
-    return np.asarray(listed, dtype=np.float64)

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.results import Results, label
+from headscope.analyses._runtime.results import Results, labels
 from headscope.analyses._stats.bootstrap import bootstrap, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.kernels.errors import InvalidInput
@@ -77,9 +77,8 @@ def compare(
     wanted = list(names) if names is not None else _common(first, second)
     if not wanted:
         raise InvalidInput("names: the two have no score of heads in common")
-    paired = first.attrs.get("prompts_sha256") is not None and first.attrs[
-        "prompts_sha256"
-    ] == second.attrs.get("prompts_sha256")
+    digest = first.attrs.get("prompts_sha256")
+    paired = digest is not None and digest == second.attrs.get("prompts_sha256")
     results = Results(xr.Dataset(), seed=seed)
     changed: dict[str, list[str]] = {}
     for name in wanted:
@@ -101,8 +100,7 @@ def compare(
         )  # fmt: skip
         _, lower, upper = ends
         with np.errstate(invalid="ignore"):
-            apart = np.argwhere((lower > 0) | (upper < 0))
-        changed[name] = [label((int(layer), int(head))) for layer, head in apart]
+            changed[name] = labels((lower > 0) | (upper < 0))
     count = int(known.sum())
     return xr.Dataset(
         results.variables,
@@ -118,11 +116,11 @@ def compare(
 
 def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]) -> None:
     for dim in HEADS:
-        sizes = [side.sizes.get(dim, 0) for side in (first, second)]
-        if sizes[0] != sizes[1]:
+        one, other = (side.sizes.get(dim, 0) for side in (first, second))
+        if one != other:
             raise InvalidInput(
-                f"{dim}: {sizes[0]} in the first and {sizes[1]} in the second; heads cannot be "
-                "matched, so compare models of one shape"
+                f"{dim}: {one} in the first and {other} in the second; heads cannot be matched, so "
+                "compare models of one shape"
             )
     maps = [
         side["attention_map"].values.tolist() if "attention_map" in side.coords else None
@@ -130,17 +128,24 @@ def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]
     ]
     if maps[0] != maps[1]:
         raise InvalidInput("attention_map: other layers have one in the second than in the first")
-    names = [side.attrs.get("analysis") for side in (first, second)]
-    if names[0] != names[1]:
-        raise InvalidInput(f"analysis: {names[0]} and {names[1]}; compare results of the same one")
+    kinds = [side.attrs.get("analysis") for side in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise InvalidInput(f"analysis: {kinds[0]} and {kinds[1]}; compare results of the same one")
+    if "options" in across:
+        return
     options = [json.loads(side.attrs.get("options") or "{}") for side in (first, second)]
     for name in sorted({*options[0], *options[1]} - {"seed"}):
         values = [choices.get(name) for choices in options]
-        if "options" not in across and values[0] != values[1]:
+        if values[0] != values[1]:
             raise InvalidInput(
                 f"options: {name} is {values[0]!r} in the first and {values[1]!r} in the second; "
                 "run both alike"
             )
+
+
+def _by_head(array: xr.DataArray) -> bool:
+    """Tell whether an array holds a score of heads, of which the other dims can be averaged."""
+    return {*HEADS} <= set(array.dims) <= {*HEADS, "prompt", "query", "key"}
 
 
 def _common(first: xr.Dataset, second: xr.Dataset) -> list[str]:
@@ -149,7 +154,7 @@ def _common(first: xr.Dataset, second: xr.Dataset) -> list[str]:
         str(name)
         for name in first.data_vars
         if name in second.data_vars
-        and {*HEADS} <= set(first[name].dims) <= {*HEADS, "prompt", "query", "key"}
+        and _by_head(first[name])
         and first[name].dtype.kind == "f"
         and "interval_of" not in first[name].attrs
     ]
@@ -162,15 +167,12 @@ def _score(side: xr.Dataset, name: str, which: str) -> xr.DataArray:
             f"{name}: not in the {which}; it has {', '.join(map(str, side.data_vars))}"
         )
     array = side[name]
-    dims = set(array.dims)
-    if not {*HEADS} <= dims <= {*HEADS, "prompt", "query", "key"}:
-        raise InvalidInput(
-            f"{name}: dims {tuple(array.dims)}; only scores of heads can be compared"
-        )
-    along = [dim for dim in ("query", "key") if dim in dims]
+    if not _by_head(array):
+        raise InvalidInput(f"{name}: dims {array.dims}; only scores of heads can be compared")
+    along = [dim for dim in ("query", "key") if dim in array.dims]
     if along:
         array = array.mean(along, keep_attrs=True)
-    return array.transpose(*(("prompt",) if "prompt" in dims else ()), *HEADS)
+    return array.transpose("prompt", *HEADS, missing_dims="ignore")
 
 
 def _check_meaning(
@@ -207,10 +209,7 @@ def _change(
             np.tensordot(draws(len(each), RESAMPLES, seed + at) / len(each), each, 1)
             for at, each in enumerate((one, other))
         ]
-        flat = (sides[1] - sides[0]).reshape(RESAMPLES, -1)
-        lower, upper = percentiles(flat, 0.025)
-        shape = change.shape
-        return change, lower.reshape(shape), upper.reshape(shape), "other prompts, resampled apart"
+        return change, *percentiles(sides[1] - sides[0], 0.025), "other prompts, resampled apart"
     change = _mean(pair[1]) - _mean(pair[0])
     halves = []
     for side, array in zip((first, second), pair, strict=True):

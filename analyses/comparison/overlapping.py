@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.results import Results, label
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label
 from headscope.analyses._stats.bootstrap import draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.comparison.circuit import Circuit
@@ -17,15 +17,16 @@ RESAMPLES = 1000
 SOURCE = "Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models"
 
 
+# Name, title, units, scale and bounds of what is resampled.
+SHARED: tuple[tuple[Any, ...], ...] = (
+    ("jaccard", "Shared heads of the heads of either", *SHARE),
+    ("coefficient", "Shared heads of the smaller circuit", *SHARE),
+    ("correlation", "Agreement of the scores of all heads", "Spearman ρ", "diverging", -1, 1),
+)
+
+
 def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     """Say how much two circuits share: heads, chance, and the ranks of all scores.
-
-    Parameters
-    ----------
-    first, second
-        Circuits of models with as many layers and heads.
-    seed
-        Seed of the bootstrap.
 
     Returns
     -------
@@ -65,21 +66,12 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
         )
     shared = sorted(set(first.heads) & set(second.heads))
     sizes, whole = (len(first.heads), len(second.heads)), int(known.sum())
-    ends = _intervals(first, second, known, seed)
-    either = len({*first.heads, *second.heads})
-    point = (
-        len(shared) / either,
-        len(shared) / min(sizes),
-        ranked(first.scores[known], second.scores[known]),
-    )
+    rho = ranked(first.scores[known], second.scores[known])
+    point = len(shared) / len({*first.heads, *second.heads}), len(shared) / min(sizes), rho
     what = f"{sizes[0]} and {sizes[1]} of {whole} heads"
     results = Results(xr.Dataset(), seed=seed)
-    titles: tuple[tuple[Any, ...], ...] = (
-        ("jaccard", "Shared heads of the heads of either", "share", "sequential", 0, 1),
-        ("coefficient", "Shared heads of the smaller circuit", "share", "sequential", 0, 1),
-        ("correlation", "Agreement of the scores of all heads", "Spearman ρ", "diverging", -1, 1),
-    )
-    for (name, *meaning), *numbers in zip(titles, point, *ends, strict=True):
+    ends = _intervals(first, second, known, seed)
+    for (name, *meaning), *numbers in zip(SHARED, point, *ends, strict=True):
         results.add_interval(name, (), numbers, *meaning, convention=what, source=SOURCE)
     p_value = float(hypergeom.sf(len(shared) - 1, whole, *sizes))
     expected = sizes[0] * sizes[1] / whole
@@ -93,22 +85,21 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
         convention=what,
     )  # fmt: skip
     results.add(
-        "p_value", (), p_value, "Chance of sharing as many at random", "probability",
-        "sequential", 0, 1, convention=f"hypergeometric, one-sided; {what}",
+        "p_value", (), p_value, "Chance of sharing as many at random", "probability", *ZERO_TO_ONE,
+        convention=f"hypergeometric, one-sided; {what}",
     )  # fmt: skip
     results.add(
         "member", ("layer", "head"), member, "Circuit that holds the head",
         "1 first, 2 second, 3 both", "sequential", 0, 3,
     )  # fmt: skip
-    count = member.shape
     return xr.Dataset(
         results.variables,
-        coords={"layer": np.arange(count[0]), "head": np.arange(count[1])},
+        coords={"layer": np.arange(member.shape[0]), "head": np.arange(member.shape[1])},
         attrs={
             "first": dict(first.provenance), "second": dict(second.provenance), "seed": seed,
             "shared_heads": [label(head) for head in shared],
             "note": f"{len(shared)} shared heads, {expected:.1f} expected of random sets "
-            f"(p = {p_value:.2g}); ranks of all heads agree with ρ {point[2]:.2f}.",
+            f"(p = {p_value:.2g}); ranks of all heads agree with ρ {rho:.2f}.",
         },
     )  # fmt: skip
 
@@ -129,11 +120,11 @@ def _intervals(
     right = left if paired else draws(len(other), RESAMPLES, seed + 1) / len(other)
     sizes = len(first.heads), len(second.heads)
     resampled = np.empty((RESAMPLES, 3))
-    for row, (a, b) in enumerate(zip(left @ one, right @ other, strict=True)):
+    for row, pair in enumerate(zip(left @ one, right @ other, strict=True)):
         tops = [
             set(np.argsort(-scores, kind="stable")[:size].tolist())
-            for scores, size in zip((a, b), sizes, strict=True)
+            for scores, size in zip(pair, sizes, strict=True)
         ]
         both = len(tops[0] & tops[1])
-        resampled[row] = both / len(tops[0] | tops[1]), both / min(sizes), ranked(a, b)
+        resampled[row] = both / len(tops[0] | tops[1]), both / min(sizes), ranked(*pair)
     return percentiles(resampled, 0.025)

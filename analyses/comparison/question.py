@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.metrics import METRICS, UNITS
-from headscope.analyses._interventions.next_token_loss import MOST
-from headscope.analyses._runtime.options import one_of
+from headscope.analyses._interventions.next_token_loss import check_memory
+from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.kernels.errors import InvalidInput, ResourceLimit
+from headscope.kernels.errors import InvalidInput
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit
 from headscope.probes.models.model import Model
@@ -61,11 +61,6 @@ def what_if(
     text; of a single text also ``loss`` (condition, query; −log p of each token in nats, no value
     for the first) and ``next_probability`` (condition, word).
 
-    Raises
-    ------
-    InvalidInput
-        For no edit, edits that do not fit the model, and a model that predicts no next token.
-
     Examples
     --------
     >>> from headscope.probes import load_model
@@ -101,7 +96,7 @@ Answer = tuple[Results, dict[str, Any], dict[str, Any]]
 
 
 def _of_task(model: Model, task: Task, edits: Sequence[Edit], metric: str, seed: int) -> Answer:
-    one_of("metric", metric, METRICS)
+    OneOf(METRICS).check("metric", metric)
     name = task.metric if metric == "task" else metric
     encoded, sides = encode_task(model, task), []
     with steps(2) as step:
@@ -118,13 +113,13 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
     prompts = read(model, given)
     if any(len(ids) < 2 for ids in prompts.ids):
         raise InvalidInput("prompts: one of a single token has no next token; give longer ones")
-    passes = []
+    passes: list[list[tuple[Array, Array]]] = []
     with steps(2 * len(prompts.ids)) as step:
         for ids in prompts.ids:
-            passes.append([_pass(model, ids, ())])
-            step()
-            passes[-1].append(_pass(model, ids, edits))
-            step()
+            passes.append([])
+            for some in ((), edits):
+                passes[-1].append(_pass(model, ids, some))
+                step()
     title = "Loss on the next token"
     if len(passes) > 1:
         samples = np.array([[loss.mean() for loss, _ in sides] for sides in passes])
@@ -160,11 +155,7 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
 
 def _pass(model: Model, ids: Sequence[int], edits: Sequence[Edit]) -> tuple[Array, Array]:
     """Return the loss of each token after the first, and the chances of what comes next."""
-    if len(ids) * model.vocabulary > MOST:
-        raise ResourceLimit(
-            f"prompts: {len(ids)} tokens times {model.vocabulary} words are too many logits; "
-            f"give at most {MOST // model.vocabulary} tokens a prompt"
-        )
+    check_memory(model, len(ids))
     with torch.no_grad():
         chances = logits(model, torch.tensor([list(ids)]), edits)[0].float().log_softmax(-1)
     following = torch.tensor(list(ids[1:]), device=chances.device)
@@ -175,10 +166,8 @@ def _pass(model: Model, ids: Sequence[int], edits: Sequence[Edit]) -> tuple[Arra
 def _contrast(samples: Array, title: str, units: str, convention: str, seed: int) -> Results:
     results = Results(xr.Dataset(), seed=seed, convention=convention, evidence="causal")
     results.add_mean("score", ("condition",), samples, title, units, "diverging")
-    results.add_mean(
-        "change", (), samples[:, 1] - samples[:, 0], f"{title}: with − without edits", units,
-        "diverging",
-    )  # fmt: skip
+    change = samples[:, 1] - samples[:, 0]
+    results.add_mean("change", (), change, f"{title}: with − without edits", units, "diverging")
     return results
 
 
@@ -187,6 +176,5 @@ def _verdict(results: Results) -> Verdict:
     if not np.isfinite(lower):
         return Verdict("too_few", "One sample has no interval.")
     if lower > 0 or upper < 0:
-        text = "The edits change it: the interval of the change leaves out 0."
-        return Verdict("supported", text)
+        return Verdict("supported", "The edits change it: the interval of the change leaves out 0.")
     return Verdict("not_supported", "No change is shown: the interval of the change holds 0.")

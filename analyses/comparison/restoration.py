@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.ablation import Head, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
 from headscope.analyses._interventions.metrics import METRICS, UNITS
-from headscope.analyses._runtime.options import at_least, one_of
+from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import Results, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resample
@@ -33,14 +33,8 @@ OWN = "own"
 def own_patterns(model: Model, prompt: Any, heads: Sequence[Head]) -> tuple[Edit, ...]:
     """Return the weights of heads on one prompt as edits that put them back.
 
-    Parameters
-    ----------
-    model
-        The model whose weights are read.
-    prompt
-        One prompt, as `capture` takes it; the edits hold for prompts of its length.
-    heads
-        The heads, as (layer, head) pairs.
+    ``prompt`` is one that `capture` takes, and the edits hold for prompts of its length; ``heads``
+    are (layer, head) pairs.
 
     Examples
     --------
@@ -121,9 +115,9 @@ def restore(
 
     Source: Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models.
     """
-    one_of("metric", metric, METRICS)
-    one_of("pattern", pattern, (OWN, *PATTERNS))
-    at_least("draws", draws, 1)
+    OneOf(METRICS).check("metric", metric)
+    OneOf((OWN, *PATTERNS)).check("pattern", pattern)
+    AtLeast(1).check("draws", draws)
     chosen = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
     if not chosen:
         raise InvalidInput("heads: none to repair; give (layer, head) pairs")
@@ -149,7 +143,15 @@ def restore(
     damage = tuple(broken)
 
     def repaired(some: Sequence[Head]) -> Array:
-        return _repaired(model, task, name, damage, some, pattern, whole)
+        if pattern != OWN:
+            return evaluate(model, task, (*damage, Inject(tuple(some), pattern)), name)
+        assert whole is not None
+        singles = [replace(task, prompts=(prompt,)) for prompt in task.prompts]
+        scores = [
+            evaluate(model, single, (*damage, *own_patterns(whole, single, some)), name)
+            for single in singles
+        ]
+        return np.concatenate(scores)
 
     columns = {
         "broken": evaluate(model, task, damage, name),
@@ -165,18 +167,15 @@ def restore(
         f"{name.replace('_', ' ')} on {len(task)} prompts of {task.name}; pattern {pattern} put "
         f"into {', '.join(map(label, chosen))}, or into as many others ({draws} draws)"
     )
-    units, gain = UNITS[name], columns["chosen heads repaired"] - columns["broken"]
+    gain = columns["chosen heads repaired"] - columns["broken"]
     over = columns["chosen heads repaired"] - columns["random other heads repaired"]
     results = Results(xr.Dataset(), seed=seed, convention=what, evidence="causal")
-    results.add_mean(
-        "score", ("condition",), samples, f"{task.name} before and after repair", units,
-        "diverging",
-    )  # fmt: skip
-    results.add_mean("gain", (), gain, "Gain by the repair, same prompts", units, "diverging")
-    results.add_mean(
-        "gain_over_random", (), over, "Gain over a repair of random other heads", units,
-        "diverging",
-    )  # fmt: skip
+    for key, dims, values, title in (
+        ("score", ("condition",), samples, f"{task.name} before and after repair"),
+        ("gain", (), gain, "Gain by the repair, same prompts"),
+        ("gain_over_random", (), over, "Gain over a repair of random other heads"),
+    ):
+        results.add_mean(key, dims, values, title, UNITS[name], "diverging")
     if whole is not None:
         results.add_interval(
             "recovered", (), _share(gain, columns["whole"] - columns["broken"], seed),
@@ -197,26 +196,6 @@ def restore(
     )  # fmt: skip
 
 
-def _repaired(
-    model: Model,
-    task: Task,
-    metric: str,
-    damage: tuple[Edit, ...],
-    heads: Sequence[Head],
-    pattern: str,
-    whole: Model | None,
-) -> Array:
-    if pattern != OWN:
-        return evaluate(model, task, (*damage, Inject(tuple(heads), pattern)), metric)
-    assert whole is not None
-    scores = []
-    for prompt in task.prompts:
-        single = replace(task, prompts=(prompt,))
-        repair = own_patterns(whole, single, heads)
-        scores.append(evaluate(model, single, (*damage, *repair), metric))
-    return np.concatenate(scores)
-
-
 def _share(gain: Array, missing: Array, seed: int) -> tuple[float, float, float]:
     """Return the ratio of two means and its bootstrap interval over prompts."""
     if not missing.mean() > 0:
@@ -229,8 +208,9 @@ def _share(gain: Array, missing: Array, seed: int) -> tuple[float, float, float]
         return ratio, float("nan"), float("nan")
     weights = resample(len(gain), 1000, seed)
     lost = weights @ missing
-    lower, upper = percentiles(np.where(lost > 0, weights @ gain / lost, np.nan)[:, None], 0.025)
-    return ratio, float(lower[0]), float(upper[0])
+    shares = np.where(lost > 0, weights @ gain / lost, np.nan)
+    lower, upper = map(float, percentiles(shares, 0.025))
+    return ratio, lower, upper
 
 
 def _verdict(results: Results, metric: str) -> Verdict:

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions.ablation import Head, encode_task
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses.conditions import _rare_tokens
 from headscope.kernels.errors import NotApplicable
@@ -17,11 +18,9 @@ from headscope.probes.capturing.capture import capture
 from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 
 Array = NDArray[np.float64]
-Head = tuple[int, int]
 
 CORRUPTED = "corrupted"
 # By name: the statistic of the capture, its unit, and what it is.
@@ -34,6 +33,11 @@ STATISTICS = {
     "distance": ("distance", "tokens", "mean distance"),
     "rare": ("span_mass", "share", "weight on the rarest tokens"),
 }
+
+# Which entry of a statistic it is, where there are several.
+SELECTED: dict[str, dict[str, Any]] = {
+    "evidence": {"target": "evidence"}, "previous": {"offset": 1}, "rare": {"span": "rare"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,12 @@ class Condition:
 
 def pair(model: Model, task: Task, other: str) -> tuple[Condition, Condition]:
     """Return condition A, the task, and B: its counterfactuals, or as many prompts of a task."""
-    encoded = read(model, task).encoded
-    assert encoded is not None
+    encoded = encode_task(model, task)
     first = _of(task.name, encoded.ids, encoded.questions)
     if other == CORRUPTED:
         return first, _of(f"{task.name}, corrupted", encoded.corrupted_ids, encoded.questions)
     made = tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
-    second = read(model, made).encoded
-    assert second is not None
+    second = encode_task(model, made)
     return first, _of(made.name, second.ids, second.questions)
 
 
@@ -79,11 +81,6 @@ def read_heads(
     """Return statistics of every head where the prompts ask, by name (prompt, layer, head).
 
     The mean over the queries of a prompt; from one pass, at any length. Also the capture.
-
-    Raises
-    ------
-    NotApplicable
-        For ``evidence`` where the questions name none.
     """
     if "evidence" in names and not any(keys for prompt in condition.evidence for keys in prompt):
         raise NotApplicable(
@@ -109,12 +106,7 @@ def read_heads(
 
 
 def _at_queries(statistics: xr.Dataset, name: str, condition: Condition) -> Array:
-    selection: dict[str, dict[str, Any]] = {
-        "evidence": {"target": "evidence"},
-        "previous": {"offset": 1},
-        "rare": {"span": "rare"},
-    }
-    values = statistics[STATISTICS[name][0]].sel(selection.get(name, {}))
+    values = statistics[STATISTICS[name][0]].sel(SELECTED.get(name, {}))
     values = values.transpose("prompt", "query", "layer", "head")
     rows = [
         values[row, list(dict.fromkeys(queries))].mean("query", skipna=True).values
@@ -143,18 +135,17 @@ def lost(
     likely at the queries, averaged over those of a prompt: defined with and without a right
     answer, and the same in both conditions.
     """
-    losses = []
+    losses: list[list[float]] = []
     count = min(checked, len(condition.ids))
     with steps(count) as step, torch.no_grad():
         for row in range(count):
             ids, queries = torch.tensor([condition.ids[row]]), list(condition.queries[row])
             clean = logits(model, ids)[0, queries].double().log_softmax(-1)
             own = clean.argmax(-1, keepdim=True)
-            values = []
+            losses.append([])
             for heads in groups:
-                ablated = logits(model, ids, (Ablate(heads=tuple(heads)),))[0, queries]
+                ablated = logits(model, ids, (Ablate(tuple(heads)),))[0, queries]
                 chance = ablated.double().log_softmax(-1).gather(1, own)
-                values.append(float((clean.gather(1, own) - chance).mean()))
-            losses.append(values)
+                losses[-1].append(float((clean.gather(1, own) - chance).mean()))
             step()
     return np.asarray(losses)

@@ -28,14 +28,7 @@ RELATIONS = ("evidence", "duplicate")
 class Link:
     """A query, the keys that it might be linked to, and which of them it is.
 
-    Attributes
-    ----------
-    prompt, query
-        Where.
-    candidates
-        Positions of keys, in order.
-    right
-        Which candidates are linked to the query (candidate,).
+    ``candidates`` are positions of keys, in order; ``right`` tells which are linked (candidate,).
     """
 
     prompt: int
@@ -50,30 +43,21 @@ def find(prompts: Prompts, relation: str, most: int, *, both_ways: bool, seed: i
     ``evidence`` goes from where a task asks to the tokens that hold the answer, ``duplicate`` from
     a token to its earlier copies. With ``both_ways`` later keys are candidates, too; ``seed`` draws
     candidates where a prompt has more than 256 tokens.
-
-    Raises
-    ------
-    NotApplicable
-        Where no prompt has a link.
     """
     rng = np.random.default_rng(seed)
     encoded = prompts.encoded
     questions: Sequence[Any] = encoded.questions if encoded else [()] * len(prompts.ids)
     links: list[Link] = []
     for prompt, (ids, own) in enumerate(zip(prompts.ids, questions, strict=True)):
-        linked = [
-            [key for key in keys if _seen(query, key, both_ways)]
-            for query, keys in enumerate(targets.find(relation, ids, own))
-        ]
-        queries = [query for query, keys in enumerate(linked) if keys]
-        picked = np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int)
-        for query in (queries[at] for at in picked):
+        linked = {}
+        for query, named in enumerate(targets.find(relation, ids, own)):
+            if right := [key for key in named if _seen(query, key, both_ways)]:
+                linked[query] = right
+        picked = np.linspace(0, len(linked) - 1, min(most, len(linked))).round().astype(int)
+        for query in (list(linked)[at] for at in picked):
             right = linked[query]
-            others = [
-                key
-                for key in range(len(ids))
-                if key not in set(right) and _seen(query, key, both_ways)
-            ]
+            seen = [key for key in range(len(ids)) if _seen(query, key, both_ways)]
+            others = [key for key in seen if key not in right]
             if len(right) + len(others) > CANDIDATES:
                 others = rng.choice(others, CANDIDATES - len(right), replace=False).tolist()
             keys = np.asarray(sorted([*right, *others]), dtype=np.int64)
@@ -118,11 +102,7 @@ def weights(capture: xr.Dataset, links: Sequence[Link], *, both_ways: bool) -> l
 
 
 def _columns(
-    capture: xr.Dataset,
-    prompt: int,
-    layer: int,
-    places: NDArray[np.int64],
-    keys: NDArray[np.int64],
+    capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64], keys: NDArray[np.int64]
 ) -> Array:
     """Return the weights of some queries on some keys alone (head, place, key)."""
     rows = qk_rows.rows(capture, prompt, layer, places)

@@ -15,9 +15,6 @@ def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     Rarity is the number of times that a token stands in all prompts; of equally rare ones the
     larger token id counts as rarer, as later entries of a vocabulary mostly are. The first position
     is left out, where sinks are. At most half of a prompt is rare.
-
-    >>> rarest([[0, 5, 6, 5, 7], [0, 5, 6, 6, 6]], 1)
-    [[4], [1]]
     """
     counts = Counter(token for ids in prompts for token in ids)
     positions = []
@@ -29,11 +26,7 @@ def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 
 
 def expected(length: int, places: Sequence[int], queries: Sequence[int], causal: bool) -> Array:
-    """Return the share of the keys each query sees that are rare: what a uniform head gives them.
-
-    >>> expected(4, [1], [0, 1, 3], True).tolist()
-    [0.0, 0.5, 0.25]
-    """
+    """Return the share of rare keys of those each query sees: what a uniform head gives them."""
     rare = np.isin(np.arange(length), list(places))
     if not causal:
         return np.full(len(queries), rare.mean())

@@ -59,11 +59,6 @@ def distances(one: Array, other: Array) -> tuple[Array, Array]:
 
     The share is ``‖a − b‖ / (‖a‖ + ‖b‖)``: 0 for equal outputs, 1 where one of them is 0 or they
     are opposite.
-
-    >>> import numpy as np
-    >>> far, share = distances(np.array([[[3.0, 0.0]]]), np.array([[[1.0, 0.0]]]))
-    >>> far.tolist(), share.tolist()
-    ([[2.0]], [[0.5]])
     """
     far = np.linalg.norm(one - other, axis=-1)
     whole = np.linalg.norm(one, axis=-1) + np.linalg.norm(other, axis=-1)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._measurements.head_outputs import output_weights
-from headscope.analyses._runtime.options import AtLeast, OneOf, one_of
+from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, heads, label, top
+from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.conditions._span_knockout import distances, outputs
 from headscope.kernels.errors import NotApplicable
@@ -39,7 +39,7 @@ SUPPORTS = {"hybrid"}
 
 SOURCE = "Cracking the Code of Hallucination (VHD)"
 SPACES = {"residual": "z W_O in the residual stream", "z": "z before the output projection"}
-SHARE = "‖a − b‖ / (‖a‖ + ‖b‖)"
+RATIO = "‖a − b‖ / (‖a‖ + ‖b‖)"
 Array = NDArray[np.float64]
 
 
@@ -58,8 +58,6 @@ def run(
 
     Parameters
     ----------
-    model
-        Causal language model that answers.
     task
         Prompts with questions; each is cut at its first question, where heads are read.
     span
@@ -83,12 +81,6 @@ def run(
     ``direct`` (layer, head; share ``‖a − b‖ / (‖a‖ + ‖b‖)``, 0 to 1, total and direct),
     ``beyond_control`` (layer, head; direct minus the same with other tokens hidden, −1 to 1) and
     ``accuracy`` (condition; the causal check), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        For a model that predicts no next token, a prompt without the span before its question, an
-        option out of range, or where the output projection is not known.
     """
     model.check_predicts()
     cut = stated(task)
@@ -105,50 +97,25 @@ def run(
         known = capture(model, cut, stats=("lse",))
         results = Results(known, seed=seed, source=SOURCE, evidence="causal")
         grid = ("layer", "head")
+        everywhere = "hidden in all layers at once"
         results.add_mean(
-            "reliance",
-            grid,
-            total,
-            "Output that hangs on the span",
-            "share",
-            "sequential",
-            0,
-            1,
-            convention=f"{SHARE}; hidden in all layers at once; {convention}",
-        )
+            "reliance", grid, total, "Output that hangs on the span", *SHARE,
+            convention=f"{RATIO}; {everywhere}; {convention}",
+        )  # fmt: skip
         results.add_mean(
-            "direct",
-            grid,
-            direct,
-            "Output that the head itself reads from the span",
-            "share",
-            "sequential",
-            0,
-            1,
-            convention=f"{SHARE}; hidden in the head's layer alone; {convention}",
-        )
+            "direct", grid, direct, "Output that the head itself reads from the span", *SHARE,
+            convention=f"{RATIO}; hidden in the head's layer alone; {convention}",
+        )  # fmt: skip
         results.add_mean(
-            "beyond_control",
-            grid,
-            direct - control,
-            "Read from the span beyond other tokens",
-            "share",
-            "diverging",
-            -1,
-            1,
+            "beyond_control", grid, direct - control, "Read from the span beyond other tokens",
+            "share", "diverging", -1, 1,
             convention=f"direct − the same with as many random other tokens hidden (mean of "
             f"{controls}); {convention}",
-        )
+        )  # fmt: skip
         results.add_mean(
-            "divergence",
-            grid,
-            far,
-            "Divergence with and without the span",
-            "norm of the output",
-            "sequential",
-            0,
-            convention=f"Euclidean distance; hidden in all layers at once; {convention}",
-        )
+            "divergence", grid, far, "Divergence with and without the span", "norm of the output",
+            "sequential", 0, convention=f"Euclidean distance; {everywhere}; {convention}",
+        )  # fmt: skip
 
         pool = heads(known)
         chosen = top(results["beyond_control"].values, min(best, len(pool) // 2))
@@ -195,14 +162,11 @@ def _distances(
             far, total = distances(clean, written(ids, query, keys, "total"))
             _, direct = distances(clean, written(ids, query, keys, "direct"))
             others = [
-                sorted(int(at) for at in rng.choice(spare, len(keys), replace=False))
+                sorted(rng.choice(spare, len(keys), replace=False).tolist())
                 for _ in range(controls)
             ]
-            control = np.mean(
-                [distances(clean, written(ids, query, other, "direct"))[1] for other in others],
-                axis=0,
-            )
-            rows.append(np.stack([total, direct, control, far]))
+            control = [distances(clean, written(ids, query, it, "direct"))[1] for it in others]
+            rows.append(np.stack([total, direct, np.mean(control, axis=0), far]))
             step()
     return np.stack(rows, axis=1)
 
@@ -212,7 +176,7 @@ def _span(
 ) -> list[int]:
     """Return the positions of the span before the question."""
     positions = {"evidence": question.evidence, **roles}
-    one_of("span", span, positions)
+    OneOf(positions).check("span", span)
     places = sorted({int(at) for at in positions[span] if 0 < at < question.at})
     if not places:
         raise NotApplicable(

@@ -17,10 +17,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.causal_check import random_sets
-from headscope.analyses._runtime.options import AtLeast, Between, one_of
+from headscope.analyses._interventions.causal_check import Head, random_sets
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, heads, label, top
+from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats import effect_size
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -62,10 +62,8 @@ def run(
 
     Parameters
     ----------
-    model
-        Causal language model that answers.
     task
-        Condition A: prompts with questions.
+        Condition A: three prompts or more with questions.
     other
         Condition B: ``corrupted`` (the counterfactuals of the prompts, compared pair by pair), or
         the name or JSONL file of another task, of which as many prompts are made.
@@ -97,12 +95,6 @@ def run(
     ``rare_enrichment`` (layer, head; of condition A, the latter times what a uniform head gives)
     and, where heads stand out, ``lost`` (text, ablated; nats that the model's own answers lose),
     with 95 % intervals over prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        For a model that predicts no next token, fewer than 3 prompts, an unknown statistic, or an
-        option out of range.
     """
     model.check_predicts()
     names = _statistic_names(statistics)
@@ -127,55 +119,33 @@ def run(
     grid = ("layer", "head")
     definitions = "; ".join(f"{name}: {_conditions.STATISTICS[name][2]}" for name in names)
     results.add_interval(
-        "effect",
-        ("statistic", *grid),
-        ends,
-        "Effect of the condition, A − B",
-        "Cohen's d",
-        "diverging",
-        convention=f"{'paired, d_z' if paired else 'pooled spread'}; a spread below "
+        "effect", ("statistic", *grid), ends, "Effect of the condition, A − B", "Cohen's d",
+        "diverging", convention=f"{'paired, d_z' if paired else 'pooled spread'}; a spread below "
         f"{least_spread:g} counts as that; {definitions}; {convention}",
-    )
+    )  # fmt: skip
     results.add(
-        "significance",
-        ("statistic", *grid),
-        -np.log10(np.maximum(p, SMALLEST_P)),
-        "Significance of the effect",
-        "−log10 adjusted p",
-        "sequential",
-        0,
+        "significance", ("statistic", *grid), -np.log10(np.maximum(p, SMALLEST_P)),
+        "Significance of the effect", "−log10 adjusted p", "sequential", 0,
         source="Benjamini and Hochberg 1995",
         convention=f"two-sided t test, {'of pairs' if paired else 'of two samples'}, adjusted over "
         f"heads for each statistic; 1.3 is p = 0.05; {convention}",
-    )
+    )  # fmt: skip
     rarity = (
         f"the {rarest} tokens of a prompt that are rarest among {len(task)} prompts, half of it at "
         "most; first position left out"
     )
     results.add_mean(
-        "rare_mass",
-        grid,
-        first["rare"],
-        "Weight on rare tokens",
-        "share",
-        "sequential",
-        0,
-        1,
+        "rare_mass", grid, first["rare"], "Weight on rare tokens", *SHARE,
         convention=f"{rarity}; {both[0].name}",
-    )
+    )  # fmt: skip
     uniform = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
     with np.errstate(invalid="ignore", divide="ignore"):
         times = np.where(uniform > 0, 1 / uniform, np.nan)[:, None, None] * first["rare"]
     results.add_mean(
-        "rare_enrichment",
-        grid,
-        times,
-        "Weight on rare tokens, against a uniform head",
-        "times uniform",
-        "sequential",
-        0,
+        "rare_enrichment", grid, times, "Weight on rare tokens, against a uniform head",
+        "times uniform", "sequential", 0,
         convention=f"{rarity}; 1: as a uniform head; {both[0].name}",
-    )
+    )  # fmt: skip
 
     pool = heads(capture)
     significant = (p[0] <= false_rate) & (ends[1][0] > 0)
@@ -190,18 +160,14 @@ def run(
     else:
         sets = random_sets([head for head in pool if head not in chosen], len(chosen), draws, seed)
         costs = _costs(model, both, (chosen, *sets), checked)
+        lost = np.stack([np.stack(bootstrap(cost, seed=seed)) for cost in costs], axis=1)
         results.add_interval(
-            "lost",
-            ("text", "ablated"),
-            np.stack([np.stack(bootstrap(cost, seed=seed)) for cost in costs], axis=1),
-            "What the model's own answers lose",
-            "nats",
-            "diverging",
-            evidence="causal",
-            convention=f"fall of the log-probability of the unablated model's likeliest token; "
+            "lost", ("text", "ablated"), lost, "What the model's own answers lose", "nats",
+            "diverging", evidence="causal",
+            convention="fall of the log-probability of the unablated model's likeliest token; "
             f"{len(chosen)} heads set to zero, or as many random others (mean of {draws} sets); "
             f"{len(costs[0])} prompts; {convention}",
-        )
+        )  # fmt: skip
         coords |= {"text": [f"A: {both[0].name}", f"B: {both[1].name}"], "ablated": list(ABLATED)}
         verdict = _verdict(costs, len(chosen), names[0], paired, seed)
     return results.dataset(
@@ -220,7 +186,7 @@ def _statistic_names(statistics: str) -> list[str]:
     if not names:
         raise InvalidInput("statistics: there are none; give at least one, such as evidence")
     for name in names:
-        one_of("statistics", name, _conditions.STATISTICS)
+        OneOf(_conditions.STATISTICS).check("statistics", name)
     return names
 
 
@@ -242,7 +208,7 @@ def _effects(
 def _costs(
     model: Model,
     conditions: Sequence[_conditions.Condition],
-    groups: Sequence[Sequence[_conditions.Head]],
+    groups: Sequence[Sequence[Head]],
     checked: int,
 ) -> list[Array]:
     """Ablate the first group, and the others for comparison, per condition (prompt, ablated)."""

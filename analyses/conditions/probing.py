@@ -18,16 +18,24 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions import random_weights
 from headscope.analyses._interventions.causal_check import random_sets
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.results import Results, heads, label, require, top
+from headscope.analyses._runtime.results import (
+    ZERO_TO_ONE,
+    Results,
+    heads,
+    label,
+    require,
+    require_prompts,
+    top,
+)
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses.conditions import _linked_pairs
 from headscope.analyses.conditions._link_probe import LinkProbe, fixed_offset, head_hits, shuffled
 from headscope.analyses.conditions._linked_pairs import RELATIONS, Link
-from headscope.analyses.conditions._untrained import untrained_model
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture as capture_again
 from headscope.probes.models.model import Model
@@ -67,13 +75,10 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``q`` and ``k`` and the statistic ``lse``.
-    model
-        Model that was captured.
-    task
-        Prompts with links; a task of your own names, as the evidence of a question, what the
-        word at the question is linked to.
+    capture, model, task
+        Capture, with the kept ``q`` and ``k`` and the statistic ``lse``, of four prompts or more
+        with links; a task of your own names, as the evidence of a question, what the word at the
+        question is linked to.
     relation
         ``evidence`` (from where a task asks to the tokens that hold the answer) or ``duplicate``
         (from a token to its earlier copies).
@@ -101,22 +106,12 @@ def run(
     nothing is trained); both have the dim direction where the model attends both ways; and
     ``moved`` (condition; by how much the output at the query moves, in nats). With 95 % intervals
     over prompts, of ``moved`` over links.
-
-    Raises
-    ------
-    NotApplicable
-        With fewer than 4 prompts, without links of the relation, for a capture without q, k and
-        lse, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "probing")
     qk_rows.refuse_other(capture, "probing")
     prompts = read(model, task)
     count = len(prompts.ids)
-    if count != capture.sizes["prompt"]:
-        raise NotApplicable(
-            f"capture: it holds {capture.sizes['prompt']} prompts and the task has {count}; "
-            "capture this task"
-        )
+    require_prompts(capture, count)
     if count < 4:
         raise NotApplicable(f"n: {count} prompts cannot be split; ask for 4 or more")
     both_ways = not model.geometry.causal
@@ -128,7 +123,7 @@ def run(
     shift = fixed_offset([pairs[at].query - _keys(pairs[at]) for at in split.train])
     rows = {"all heads": hits, **split.baselines(features, alone, shift, shuffles)}
     if untrained:
-        blank = untrained_model(model, seed)
+        blank = random_weights.untrained(model, seed, "untrained")
         again = capture_again(blank, task, stats=NEEDS, keep=KEEP)
         rows["random weights"] = split.probe(
             _linked_pairs.weights(again, pairs, both_ways=both_ways)
@@ -144,38 +139,22 @@ def run(
     grid: tuple[str, ...] = ("direction", "layer", "head") if both_ways else ("layer", "head")
     owner = np.array([pairs[at].prompt for at in split.test])
     results.add_mean(
-        "accuracy",
-        ("probe",),
-        _by_prompt(np.stack(list(rows.values()), axis=1), owner),
-        "Links found from attention alone",
-        "share of links",
-        "sequential",
-        0,
-        1,
+        "accuracy", ("probe",), _by_prompt(np.stack(list(rows.values()), axis=1), owner),
+        "Links found from attention alone", "share of links", *ZERO_TO_ONE,
         convention=f"fixed distance: {shift} tokens; shuffled: mean of {shuffles}; {convention}",
-    )
+    )  # fmt: skip
     coefficients = probe.coefficients
     results.add(
-        "coefficient",
-        grid,
-        coefficients if both_ways else coefficients[0],
-        "Coefficient of the head in the probe",
-        "log odds per spread",
-        "diverging",
+        "coefficient", grid, coefficients if both_ways else coefficients[0],
+        "Coefficient of the head in the probe", "log odds per spread", "diverging",
         convention=f"logistic regression on standardized weights, L2; {convention}",
-    )
+    )  # fmt: skip
     single = _by_prompt(alone, np.array([link.prompt for link in pairs]))
     results.add_mean(
-        "head_accuracy",
-        grid,
-        single if both_ways else single[:, 0],
-        "Links that the head finds alone",
-        "share of links",
-        "sequential",
-        0,
-        1,
+        "head_accuracy", grid, single if both_ways else single[:, 0],
+        "Links that the head finds alone", "share of links", *ZERO_TO_ONE,
         convention=f"largest weight among the candidates, nothing is trained; {convention}",
-    )
+    )  # fmt: skip
     coords: dict[str, Any] = {"probe": list(rows)}
     if both_ways:
         coords["direction"] = list(DIRECTIONS)
@@ -192,17 +171,11 @@ def run(
             both_ways=both_ways,
         )  # fmt: skip
         results.add_mean(
-            "moved",
-            ("condition",),
-            moved,
-            "Output moved by cutting links",
-            "nats",
-            "sequential",
-            0,
-            evidence="causal",
+            "moved", ("condition",), moved, "Output moved by cutting links", "nats", "sequential",
+            0, evidence="causal",
             convention=f"KL divergence from the clean output at the query of {len(moved)} links; "
             f"{len(chosen)} heads with the largest coefficients, or as many others",
-        )
+        )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
         verdict &= _causal_verdict(moved, seed)
     return results.dataset(
@@ -237,14 +210,10 @@ class _Split:
     ) -> tuple[LinkProbe, Array]:
         """Train a probe, also on other than the right links; return it and its hits (link,)."""
         labels = self.right if right is None else right
-        probe = LinkProbe(
-            [features[at] for at in self.train],
-            [labels[at] for at in self.train],
-            self.negatives,
-            self.seed,
-        )
-        test = [features[at] for at in self.test], [self.right[at] for at in self.test]
-        return probe, probe.hits(*test)
+        learned = [features[at] for at in self.train], [labels[at] for at in self.train]
+        tested = [features[at] for at in self.test], [self.right[at] for at in self.test]
+        probe = LinkProbe(*learned, self.negatives, self.seed)
+        return probe, probe.hits(*tested)
 
     def baselines(
         self, features: Sequence[Array], alone: Array, shift: int, shuffles: int

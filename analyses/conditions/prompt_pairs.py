@@ -23,10 +23,18 @@ from headscope.analyses._interventions.metrics import score
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, attending, heads, label, require, top
+from headscope.analyses._runtime.results import (
+    SHARE,
+    Results,
+    attending,
+    heads,
+    label,
+    require,
+    require_prompts,
+    top,
+)
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.capture import capture as capture_again
 from headscope.probes.models.model import Model
@@ -62,12 +70,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of condition A, the prompts of the task, with the kept ``q`` and ``k`` and ``lse``.
-    model
-        Model that was captured.
-    task
-        Prompts and, as their counterfactuals, condition B: word for word of the same length.
+    capture, model, task
+        Capture of condition A, the prompts of the task, with the kept ``q`` and ``k`` and ``lse``;
+        condition B are their counterfactuals, word for word of the same length.
     best
         Heads that differ most, whose pattern is swapped; half of all at most.
     draws
@@ -83,21 +88,12 @@ def run(
     ``½ Σ_j |A_ij − B_ij|``, 0 to 1), ``moved_to`` (query; A − B along the first prompt, mean over
     the heads that differ most) and ``lost`` (condition; log-probability of A's answers that is
     lost, in nats), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        For a capture of other prompts or without q, k and lse, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "prompt_pairs")
     qk_rows.refuse_other(capture, "prompt_pairs")
     encoded = read(model, task).encoded
     assert encoded is not None
-    if len(encoded.ids) != capture.sizes["prompt"]:
-        raise NotApplicable(
-            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-            f"{len(encoded.ids)}; capture this task"
-        )
+    require_prompts(capture, len(encoded.ids))
     other = capture_again(
         model, [list(ids) for ids in encoded.corrupted_ids], stats=NEEDS, keep=KEEP
     )
@@ -111,34 +107,22 @@ def run(
     )
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
     results.add_mean(
-        "difference",
-        ("layer", "head"),
-        moved.clip(0, 1),
-        "Weight that moves between the prompts of a pair",
-        "share",
-        "sequential",
-        0,
-        1,
+        "difference", ("layer", "head"), moved.clip(0, 1),
+        "Weight that moves between the prompts of a pair", *SHARE,
         convention=f"½ Σ_j |A_ij − B_ij|; {convention}",
-    )
+    )  # fmt: skip
     pool = heads(capture)
     size = min(best, len(pool) // 2)
     chosen = top(results["difference"].values, size)
     results.add(
-        "moved_to",
-        ("query",),
-        np.mean([first[head] for head in chosen], axis=0),
-        "Weight under A minus under B",
-        "share",
-        "diverging",
-        -1,
-        1,
+        "moved_to", ("query",), np.mean([first[head] for head in chosen], axis=0),
+        "Weight under A minus under B", "share", "diverging", -1, 1,
         convention=f"first prompt, mean over {', '.join(map(label, chosen))} and the questions; "
         "the axis names the token that receives",
-    )
+    )  # fmt: skip
     length = first.shape[-1]
-    coords: dict[str, Any] = {"query": np.arange(length)}
-    coords["token"] = ("query", capture["token"].values[0, :length].astype(str))
+    tokens = capture["token"].values[0, :length].astype(str)
+    coords: dict[str, Any] = {"query": np.arange(length), "token": ("query", tokens)}
     reason = _unchecked(capture, model)
     verdict = None
     if not reason:
@@ -146,16 +130,11 @@ def run(
         lost = _lost(model, task, other, (chosen, *sets), checked)
         samples = np.stack([lost[:, 0], lost[:, 1:].mean(1)], axis=1)
         results.add_mean(
-            "lost",
-            ("condition",),
-            samples,
-            "Log-probability of A's answers lost",
-            "nats",
-            "diverging",
-            evidence="causal",
+            "lost", ("condition",), samples, "Log-probability of A's answers lost", "nats",
+            "diverging", evidence="causal",
             convention=f"clean − with the pattern of B; {size} heads, or as many random others "
             f"(mean of {draws} sets); {len(lost)} prompts of {task.name}",
-        )
+        )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
         verdict = _verdict(samples, size, seed)
     return results.dataset(
@@ -174,7 +153,7 @@ def _differences(
 
     The latter (layer, head, key) is the mean over the queries.
     """
-    shape = (capture.sizes["prompt"], capture.sizes["layer"], capture.sizes["head"])
+    shape = tuple(capture.sizes[dim] for dim in ("prompt", "layer", "head"))
     moved = np.full(shape, np.nan)
     first = np.full((*shape[1:], int(capture["length"].values[0])), np.nan)
     for prompt, places in enumerate(queries):

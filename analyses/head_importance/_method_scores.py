@@ -3,7 +3,6 @@
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
@@ -12,10 +11,43 @@ from headscope.analyses._runtime.progress import steps
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
 # What integrals may miss: ranks of heads need no more.
 ROUGH = 0.25
+
+
+def patch_both_ways(
+    model: Model, clean: EncodedTask, capture: xr.Dataset, metric: str
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Patch every head between clean and corrupted prompts, and estimate that linearly.
+
+    Returned are the metric by side (prompt,), and by direction the effects and their estimates
+    (prompt, layer, head), positive where they help the clean answer. Gradients of accuracy follow
+    the log-probability.
+    """
+    corrupted, smooth = clean.corrupted(), differentiable(metric)
+    clean_z = ablation.kept_z(capture)
+    corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
+    levels = {
+        "clean": ablation.evaluate(model, clean, (), metric),
+        "corrupted": ablation.evaluate(model, corrupted, (), metric),
+    }
+    with steps(2) as step:
+        patched = ablation.ablate_each_head(model, clean, metric, corrupted_z)
+        step()
+        restored = ablation.ablate_each_head(model, corrupted, metric, clean_z)
+        step()
+    effects = {
+        "noising": levels["clean"][:, None, None] - patched,
+        "denoising": restored - levels["corrupted"][:, None, None],
+    }
+    estimates = {
+        "noising": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
+        "denoising": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
+    }
+    return levels, effects, estimates
 
 
 def scores(
@@ -23,35 +55,23 @@ def scores(
 ) -> tuple[dict[str, Array], str]:
     """Return the scores of every method (prompt, layer, head), positive for heads that help.
 
-    Also why direct logits are left out, where the model has none. Gradients of accuracy follow the
-    log-probability.
+    Also why direct logits are left out, where the model has none.
     """
     smooth = differentiable(metric)
     clean = ablation.encode_task(model, task)
-    corrupted = clean.corrupted()
-    clean_z = ablation.kept_z(capture)
-    corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
-    score, floor = (
-        ablation.evaluate(model, encoded, (), metric)[:, None, None]
-        for encoded in (clean, corrupted)
-    )
-
-    ablations: dict[str, Tensor | None] = {
-        "zero ablation": None, "mean ablation": ablation.mean_z(capture), "noising": corrupted_z,
-    }  # fmt: skip
-    methods = {}
-    with steps(4) as step:
-        for name, values in ablations.items():
-            methods[name] = score - ablation.ablate_each_head(model, clean, metric, values)
-            step()
-        restored = ablation.ablate_each_head(model, corrupted, metric, clean_z)
-        methods["denoising"] = restored - floor
+    with steps(3) as step:
+        levels, effects, estimates = patch_both_ways(model, clean, capture, metric)
         step()
+        methods = {}
+        for name, values in (("zero", None), ("mean", ablation.mean_z(capture))):
+            ablated = ablation.ablate_each_head(model, clean, metric, values)
+            methods[f"{name} ablation"] = levels["clean"][:, None, None] - ablated
+            step()
     methods |= {
+        **effects,
         "gate gradient": np.abs(head_gradients.gate_gradient(model, clean, smooth)),
         "integrated gradient": head_gradients.integrated_gates(model, clean, smooth, ROUGH)[0],
-        "noising attribution": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
-        "denoising attribution": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
+        **{f"{direction} attribution": values for direction, values in estimates.items()},
     }
     why = ""
     try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate
+from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate, head_sets
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results
@@ -20,7 +20,6 @@ from headscope.probes.prompts.tokens import EncodedTask
 
 SOURCE = "Michel et al. 1905.10650"
 Array = NDArray[np.float64]
-Row = tuple[Any, Any, Any]
 MISSING: tuple[float, ...] = (float("nan"),) * 3
 
 
@@ -40,11 +39,11 @@ class Smallest(NamedTuple):
         halves = (
             f"set found on {len(work.ranking)} prompts, measured on {len(work.measuring)} others"
         )
-        known = self.heads is not None
-        mask = np.full((work.model.layers, work.model.heads), 0.0 if known else np.nan)
-        for head in self.heads or ():
-            mask[head] = 1.0
-        size = float(len(self.heads)) if self.heads is not None else float("nan")
+        mask = np.full((work.model.layers, work.model.heads), np.nan)
+        size = float("nan")
+        if self.heads is not None:
+            mask = head_sets(work.model, [self.heads])[0].numpy().astype(float)
+            size = float(len(self.heads))
         results.add(
             "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
             convention=rule,
@@ -71,8 +70,6 @@ class Pruned:
     task: EncodedTask
     metric: str
     values: Any
-    share: float
-    points: int
     orders: int
     seed: int
 
@@ -92,10 +89,7 @@ class Pruned:
         return self.task.part(slice(1, None, 2))
 
     def curves(
-        self,
-        named: dict[str, list[Unit]],
-        pool: Sequence[Unit],
-        counts: Sequence[int],
+        self, named: dict[str, list[Unit]], pool: Sequence[Unit], counts: Sequence[int]
     ) -> tuple[Array, Array, Array]:
         """Return the metric along orders and along random ones (order, removed), with ends."""
         generator = np.random.default_rng(self.seed)
@@ -103,16 +97,12 @@ class Pruned:
         scores = []
         with steps(len(named) + len(random)) as step:
             for order in (*named.values(), *random):
-                sets = prefixes(order, counts)
-                scores.append(
-                    ablated_metric(self.model, self.measuring, self.metric, sets, self.values)
-                )
+                scores.append(self._measured(prefixes(order, counts)))
                 step()
-        rows: list[Row] = [bootstrap(score, seed=self.seed) for score in scores[: len(named)]]
+        rows = [np.stack(bootstrap(score, seed=self.seed)) for score in scores[: len(named)]]
         drawn = np.stack(scores[len(named) :])
         ends = [crossed(drawn[:, :, at], seed=self.seed) for at in range(len(counts))]
-        rows.append(tuple(np.array(end) for end in zip(*ends, strict=True)))  # type: ignore[arg-type]
-        mean, lower, upper = (np.stack(side) for side in zip(*rows, strict=True))
+        mean, lower, upper = np.stack([*rows, np.array(ends).T], axis=1)
         return mean, lower, upper
 
     def layers(self) -> tuple[Array, Array]:
@@ -125,11 +115,8 @@ class Pruned:
             for layer in model.geometry.attending:
                 sets = [[(layer, other) for other in width if other != head] for head in width]
                 sets.append([(layer, head) for head in width])
-                scores = ablated_metric(model, self.task, self.metric, sets, self.values)
-                only[:, layer], whole[:, layer] = (
-                    clean - scores[:, :-1],
-                    clean[:, 0] - scores[:, -1],
-                )
+                lost = clean - ablated_metric(model, self.task, self.metric, sets, self.values)
+                only[:, layer], whole[:, layer] = lost[:, :-1], lost[:, -1]
                 step()
         return only, whole
 
@@ -148,20 +135,21 @@ class Pruned:
 
     def _shares(
         self, kept: Sequence[Unit], order: Sequence[Unit], pool: Sequence[Unit]
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    ) -> tuple[tuple[float, ...], ...]:
         """Return the share of the metric that a set and random ones of its size keep."""
         generator = np.random.default_rng(self.seed)
-        sets = [[unit for unit in order if unit not in set(kept)]]
+        sets = [[], [unit for unit in order if unit not in set(kept)]]
         for _ in range(self.orders):
             chosen = generator.permutation(len(pool))[len(kept) :]
             sets.append([pool[at] for at in chosen])
-        scores = ablated_metric(
-            self.model, self.measuring, self.metric, [[], *map(flat, sets)], self.values
+        scores = self._measured([flat(units) for units in sets])
+        return tuple(
+            _ratio(part, scores[:, 0], self.seed) for part in (scores[:, 1], scores[:, 2:].mean(1))
         )
-        return (
-            _ratio(scores[:, 1], scores[:, 0], self.seed),
-            _ratio(scores[:, 2:].mean(1), scores[:, 0], self.seed),
-        )
+
+    def _measured(self, sets: Sequence[Sequence[Head]]) -> Array:
+        """Return the metric of the measuring prompts without each set (prompt, set)."""
+        return ablated_metric(self.model, self.measuring, self.metric, sets, self.values)
 
 
 def _ratio(part: Array, whole: Array, seed: int) -> tuple[float, float, float]:
@@ -172,5 +160,6 @@ def _ratio(part: Array, whole: Array, seed: int) -> tuple[float, float, float]:
             return ratio, float("nan"), float("nan")
         weights = draws(len(part), 1000, seed)
         resampled = weights @ part / (weights @ whole)
-    lower, upper = percentiles(np.where(np.isfinite(resampled), resampled, np.nan)[:, None], 0.025)
-    return ratio, float(lower[0]), float(upper[0])
+    resampled = np.where(np.isfinite(resampled), resampled, np.nan)
+    lower, upper = map(float, percentiles(resampled, 0.025))
+    return ratio, lower, upper

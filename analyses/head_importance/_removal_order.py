@@ -26,11 +26,7 @@ def units(model: Model, *, grouped: bool = False) -> list[Unit]:
 
 
 def flat(some: Sequence[Unit]) -> list[Head]:
-    """List the heads of units.
-
-    >>> flat([((0, 1),), ((2, 0), (2, 1))])
-    [(0, 1), (2, 0), (2, 1)]
-    """
+    """List the heads of units."""
     return [head for unit in some for head in unit]
 
 

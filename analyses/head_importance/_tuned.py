@@ -10,7 +10,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import TOKENS, Head, asked_batches, encode_task
+from headscope.analyses._interventions.ablation import (
+    TOKENS,
+    Head,
+    asked_batches,
+    encode_task,
+    head_sets,
+)
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._runtime import progress
 from headscope.kernels.errors import NotApplicable
@@ -27,26 +33,19 @@ def aimed(task: Task, goal: str) -> Task:
     """Return the task with the words that are to become likely as its answers.
 
     The goal ``answers`` leaves it; ``wrong`` asks for the wrong answers in place of the right ones.
-
-    Raises
-    ------
-    NotApplicable
-        For ``wrong`` where a question has no wrong answers.
     """
     if goal == "answers":
         return task
-    prompts = []
-    for prompt in task.prompts:
-        if not all(question.wrong for question in prompt.questions):
-            raise NotApplicable(
-                f"goal: a question of {task.name} has no wrong answers; use goal='answers'"
-            )
-        swapped = tuple(
-            replace(question, answers=question.wrong, wrong=question.answers)
-            for question in prompt.questions
+    if not all(question.wrong for prompt in task.prompts for question in prompt.questions):
+        raise NotApplicable(
+            f"goal: a question of {task.name} has no wrong answers; use goal='answers'"
         )
-        prompts.append(replace(prompt, questions=swapped))
-    return replace(task, prompts=tuple(prompts))
+    swapped = [
+        [replace(each, answers=each.wrong, wrong=each.answers) for each in prompt.questions]
+        for prompt in task.prompts
+    ]
+    pairs = zip(task.prompts, swapped, strict=True)
+    return replace(task, prompts=tuple(replace(one, questions=tuple(new)) for one, new in pairs))
 
 
 def head_weights(
@@ -67,14 +66,9 @@ def head_weights(
     change = torch.zeros(model.layers, model.heads, device=model.device)
     mask = torch.ones_like(change)
     if heads is not None:
-        mask = torch.zeros_like(change)
-        for layer, head in heads:
-            mask[layer, head] = 1.0
+        mask = head_sets(model, [heads])[0].to(change)
 
-    def edits() -> tuple[Edit, ...]:
-        return (Gate(1 + mask * change),)
-
-    _descend(model, task, change, edits, steps, rate, penalty)
+    _descend(model, task, change, lambda: Gate(1 + mask * change), steps, rate, penalty)
     factors = (1 + mask * change.detach()).double().cpu().numpy()
     factors[list(model.geometry.without)] = np.nan
     return np.asarray(factors)
@@ -95,11 +89,7 @@ def offsets(
     """
     change = torch.zeros(model.layers, model.heads, model.geometry.value_size, device=model.device)
     scale = sizes.to(change)[:, :, None]
-
-    def edits() -> tuple[Edit, ...]:
-        return (Offset(tuple(heads), change * scale),)
-
-    _descend(model, task, change, edits, steps, rate, 0.0)
+    _descend(model, task, change, lambda: Offset(tuple(heads), change * scale), steps, rate, 0.0)
     return (change.detach() * scale).cpu()
 
 
@@ -116,7 +106,7 @@ def _descend(
     model: Model,
     task: Task | EncodedTask,
     change: Tensor,
-    edits: Callable[[], tuple[Edit, ...]],
+    edit: Callable[[], Edit],
     steps: int,
     rate: float,
     penalty: float,
@@ -131,7 +121,7 @@ def _descend(
             for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
                 questions = [encoded.questions[prompt] for prompt in prompts]
                 with torch.enable_grad():
-                    output = logits(model, ids, edits(), positions)
+                    output = logits(model, ids, (edit(),), positions)
                     scores = score(output, questions, "log_probability", positions.tolist())
                     # Gradients of this alone: the weights of the model get none.
                     slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]

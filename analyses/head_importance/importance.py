@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric, differentiable
@@ -30,7 +31,7 @@ from headscope.analyses._runtime.options import Between, OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.rank_correlation import agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -44,37 +45,28 @@ SUPPORTS = {"hybrid"}
 
 SOURCE = "Michel et al. 1905.10650"
 INTEGRAL = "Michel et al. 1905.10650; Sundararajan et al. 1703.01365"
-RANKS = "rank correlation over heads of the absolute means over prompts"
+INTEGRATED = "Integrated gate gradient against zero ablation"
 Array = NDArray[np.float64]
-# Variable, what stands in for the head, and how it is measured.
-ABLATIONS = (
-    ("zero_ablation", "set to zero", "intact − ablated"),
-    (
-        "mean_ablation",
-        "set to its mean",
-        "intact − ablated, mean of z over positions and clean prompts",
+# By variable: what stands in for the head, and how it is measured.
+ABLATIONS = {
+    "zero_ablation": ("set to zero", "intact − ablated"),
+    "mean_ablation": (
+        "set to its mean", "intact − ablated, mean of z over positions and clean prompts",
     ),
-    (
-        "resample_ablation",
+    "resample_ablation": (
         "its output on the corrupted prompt",
         "intact − patched with z of the corrupted prompt, all positions",
     ),
-    (
-        "sink_free_ablation",
+    "sink_free_ablation": (
         "its mean, but at the first token",
         "mean ablation at every position but the first, where a sink stands",
     ),
-)
+}  # fmt: skip
 # Variable, title, and the two scores whose ranks are compared.
 AGREEMENTS = (
     ("gate_vs_zero", "Gate gradient against zero ablation", "gate", "zero_ablation"),
     ("gate_vs_mean", "Gate gradient against mean ablation", "gate", "mean_ablation"),
-    (
-        "integrated_vs_zero",
-        "Integrated gate gradient against zero ablation",
-        "integral",
-        "zero_ablation",
-    ),
+    ("integrated_vs_zero", INTEGRATED, "integral", "zero_ablation"),
     ("zero_vs_mean", "Zero ablation against mean ablation", "zero_ablation", "mean_ablation"),
     ("zero_vs_resample", "Zero ablation against resampling", "zero_ablation", "resample_ablation"),
 )
@@ -94,13 +86,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``z``: the mean ablation puts each head's mean output,
-        over all positions of the clean prompts, in its place.
-    model
-        Model that was captured.
-    task
-        Task whose metric is followed.
+    capture, model, task
+        Capture of the task whose metric is followed, with the kept ``z``: the mean ablation puts
+        each head's mean output, over all positions of the clean prompts, in its place.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Accuracy has no gradient; the gates then follow the
@@ -125,11 +113,6 @@ def run(
     ``gate_vs_zero``, ``gate_vs_mean``, ``integrated_vs_zero``, ``zero_vs_mean`` and
     ``zero_vs_resample``. All others with 95 % intervals over prompts. ``important_heads`` in the
     attributes names the heads above the null.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``z`` or the metric is unknown.
     """
     require(capture, KEEP, "importance")
     name = task.metric if metric == "task" else metric
@@ -147,7 +130,7 @@ def run(
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
     grid, causal = ("layer", "head"), {"evidence": "causal"}
     results = Results(capture, seed=seed, source=SOURCE)
-    for key, state, how in ABLATIONS:
+    for key, (state, how) in ABLATIONS.items():
         results.add_mean(
             key, grid, lost[key], f"Lost on {task.name} without the head ({state})", units,
             "diverging", **causal, convention=f"{how}, one query head at a time; {what}",
@@ -190,7 +173,7 @@ def run(
     for key, title, first, second in AGREEMENTS:
         results.add_interval(
             key, (), agreement(scores[first], scores[second], seed), title, "Spearman ρ",
-            "diverging", -1, 1, convention=RANKS,
+            "diverging", -1, 1, convention=OVER_HEADS,
         )  # fmt: skip
     heads = important(results["mean_ablation_lower"].values, least)
     return results.dataset(
@@ -204,41 +187,36 @@ def run(
 
 
 def _losses(
-    capture: xr.Dataset,
-    model: Model,
-    task: EncodedTask,
-    name: str,
-    clean: Array,
-    seed: int,
+    capture: xr.Dataset, model: Model, task: EncodedTask, name: str, clean: Array, seed: int
 ) -> tuple[dict[str, Array], Array, Array | None]:
     """Return what each ablation loses, the mean ablation under shuffled answers, and KV groups."""
-    mean, later_mean = ablation.mean_z(capture), ablation.mean_z(capture, first=1)
+    mean, single = ablation.mean_z(capture), ablation.every_head(model)
+    # What stands in for the heads, and from which position on.
+    stand_ins: dict[str, tuple[Tensor | None, int]] = {
+        "zero_ablation": (None, 0),
+        "mean_ablation": (mean, 0),
+        "resample_ablation": (ablation.kept_z(ablation.capture_corrupted(model, task)), 0),
+        "sink_free_ablation": (ablation.mean_z(capture, first=1), 1),
+    }
     other = replace(task, questions=shuffled(task.questions, seed))
-    measures = [AnswerMetric(name, encoded.questions) for encoded in (task, other)]
+    # One pass answers the questions of the task and the shuffled ones.
+    both = [AnswerMetric(name, encoded.questions) for encoded in (task, other)]
     grouped = model.kv_heads < model.heads
+    lost, intact = {}, clean[:, None, None]
     with steps(5 if grouped else 4) as step:
-        scores = {"zero_ablation": ablation.ablate_each_head(model, task, name)}
-        step()
-        # One pass answers the questions of the task and the shuffled ones.
-        both = ablation.ablate_sets(model, task, measures, ablation.every_head(model), mean)
-        scores["mean_ablation"] = ablation.fill_layers(model, both[0])
-        step()
-        corrupted = ablation.kept_z(ablation.capture_corrupted(model, task))
-        scores["resample_ablation"] = ablation.ablate_each_head(model, task, name, corrupted)
-        step()
-        scores["sink_free_ablation"] = ablation.ablate_each_head(
-            model, task, name, later_mean, first=1
-        )
-        step()
-        lost = {key: clean[:, None, None] - values for key, values in scores.items()}
-        unrelated = ablation.evaluate(model, other, (), name)
-        null = ablation.fill_layers(model, unrelated[:, None] - both[1])
+        for key, (values, first) in stand_ins.items():
+            measures = both if key == "mean_ablation" else both[:1]
+            scores = ablation.ablate_sets(model, task, measures, single, values, first=first)
+            lost[key] = intact - ablation.fill_layers(model, scores[0])
+            if key == "mean_ablation":
+                unrelated = ablation.evaluate(model, other, (), name)
+                null = ablation.fill_layers(model, unrelated[:, None] - scores[1])
+            step()
         if not grouped:
             return lost, null, None
-        sets = ablation.every_group(model)
-        kept = ablation.ablate_sets(model, task, measures[:1], sets, mean)[0]
+        kept = ablation.ablate_sets(model, task, both[:1], ablation.every_group(model), mean)[0]
         step()
-    return lost, null, clean[:, None, None] - ablation.fill_layers(model, kept)
+    return lost, null, intact - ablation.fill_layers(model, kept)
 
 
 def _normalized(gate: Array) -> Array:

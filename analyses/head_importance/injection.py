@@ -11,6 +11,7 @@ Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patte
 (Transformer Attention Bottlenecks); DAM (dynamic attention masks).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -19,11 +20,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.ablation import Head
 from headscope.analyses._interventions.batched_edits import RowInject
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.results import Results, heads, labels, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.comparison.restoration import own_patterns
 from headscope.probes.interventions import Inject, Window
@@ -66,12 +68,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task; only its provenance is read.
-    model
-        Model that was captured; it predicts the next token.
-    task
-        Task whose metric is followed.
+    capture, model, task
+        Capture of the task whose metric is followed, for its provenance alone.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``.
@@ -88,31 +86,28 @@ def run(
     head's own weights put back as a fixed map; 0 but for rounding) and ``intact``. Attribute
     ``stand_ins`` names, for each map, the heads that the task needs and that the map stands in for:
     its cost is at most a tenth of the removal's.
-
-    Raises
-    ------
-    HeadscopeError
-        When the metric is unknown, ``recent`` is below 1, or the model predicts no next token.
     """
     require(capture, NEEDS, "injection")
     name = task.metric if metric == "task" else metric
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), name)
     units, what = UNITS[name], f"{name.replace('_', ' ')} on {len(clean)} prompts of {task.name}"
-    results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=what)
+    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    pool = heads(capture)
     with steps(len(EDITS)) as step:
         for key, (title, how) in EDITS.items():
-            lost = clean[:, None, None] - _scores(model, encoded, name, key, recent)
+            lost = clean[:, None, None] - _scores(model, encoded, name, key, recent, pool)
             results.add_mean(
                 key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
-                source=MASKS if key in ("window", "hidden_first") else SOURCE,
+                evidence="causal", source=MASKS if key in ("window", "hidden_first") else SOURCE,
                 convention=f"intact − edited, {how.format(recent=recent)}, one head at a time; "
                 f"{what}",
             )  # fmt: skip
             step()
     results.add(
-        "own", (), _own(model, task, name, clean), "Change with every head's own pattern put back",
-        units, "sequential", 0, convention=f"largest of any prompt; 0 but for rounding; {what}",
+        "own", (), _own(model, task, name, clean, pool),
+        "Change with every head's own pattern put back", units, "sequential", 0, evidence="causal",
+        convention=f"largest of any prompt; 0 but for rounding; {what}",
     )  # fmt: skip
     results.add_mean("intact", (), clean, f"Intact {name.replace('_', ' ')}", units, "diverging")
     standing = _standing(results)
@@ -120,7 +115,7 @@ def run(
 
 
 def _scores(
-    model: Model, task: EncodedTask, metric: str, key: str, recent: int
+    model: Model, task: EncodedTask, metric: str, key: str, recent: int, pool: Sequence[Head]
 ) -> NDArray[np.float64]:
     """Return the metric with each head edited in one way (prompt, layer, head)."""
     if key == "removed":
@@ -132,10 +127,9 @@ def _scores(
             lambda chosen, prompts: RowInject(chosen, key),
         )  # fmt: skip
         return ablation.fill_layers(model, scores[0])
-    heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     columns = []
-    with steps(len(heads)) as step:
-        for head in heads:
+    with steps(len(pool)) as step:
+        for head in pool:
             window = Window((head,), recent=recent, first=0)
             edit = window if key == "window" else Inject((head,), key)
             columns.append(ablation.evaluate(model, task, (edit,), metric))
@@ -143,15 +137,16 @@ def _scores(
     return ablation.fill_layers(model, np.stack(columns, axis=1))
 
 
-def _own(model: Model, task: Task, metric: str, clean: NDArray[np.float64]) -> float:
+def _own(
+    model: Model, task: Task, metric: str, clean: NDArray[np.float64], pool: Sequence[Head]
+) -> float:
     """Return the largest change of a prompt with every head's own weights put back."""
-    heads = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
-    changes: list[float] = []
-    for prompt, before in zip(task.prompts, clean, strict=True):
-        single = replace(task, prompts=(prompt,))
-        after = ablation.evaluate(model, single, own_patterns(model, single, heads), metric)
-        changes.append(abs(float(after[0]) - float(before)))
-    return max(changes)
+    singles = [replace(task, prompts=(prompt,)) for prompt in task.prompts]
+    after = [
+        ablation.evaluate(model, single, own_patterns(model, single, pool), metric)
+        for single in singles
+    ]
+    return float(np.abs(np.concatenate(after) - clean).max())
 
 
 def _standing(results: Results) -> dict[str, list[str]]:
@@ -161,12 +156,7 @@ def _standing(results: Results) -> dict[str, list[str]]:
         # With one prompt there is no interval, so no head is known to be needed.
         needed = (lower > 0) & (removed > STANDING_IN * np.nanmax(removed))
         return {
-            key: [
-                label((int(layer), int(head)))
-                for layer, head in np.argwhere(
-                    needed & (results[key].values <= STANDING_IN * removed)
-                )
-            ]
+            key: labels(needed & (results[key].values <= STANDING_IN * removed))
             for key in EDITS
             if key not in ("removed", "hidden_first")
         }
@@ -176,7 +166,7 @@ def _verdict(standing: dict[str, list[str]], results: Results) -> Verdict:
     if bool(np.isnan(results["removed_lower"].values).all()):
         text = "One prompt has no interval, so no head is known to be needed."
         return Verdict("too_few", text)
-    named = "; ".join(f"{key}: {', '.join(heads)}" for key, heads in standing.items() if heads)
+    named = "; ".join(f"{key}: {', '.join(held)}" for key, held in standing.items() if held)
     return Verdict(
         "supported" if named else "not_supported",
         f"Heads that the task needs and that an edited pattern stands in for: {named or 'none'}.",

@@ -17,13 +17,13 @@ from typing import Annotated
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.ablation import encode_task
 from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
 from headscope.analyses._runtime.options import OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.rank_correlation import agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses.head_importance._method_scores import patch_both_ways
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -35,7 +35,6 @@ SUPPORTS = {"hybrid"}
 
 SOURCE = "Heimersheim & Nanda 2404.15255"
 LINEAR = "Nanda 2023, attribution patching"
-RANKS = "rank correlation over heads of the absolute means over prompts"
 # Variable, title, how it is measured, and the prompt whose gradient estimates it.
 PATCHES = (
     (
@@ -65,12 +64,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``z``: the outputs on the clean prompts.
-    model
-        Model that was captured.
-    task
-        Task whose metric is followed; its questions are asked of the corrupted prompts, too.
+    capture, model, task
+        Capture of the task whose metric is followed, with the kept ``z``: the outputs on the clean
+        prompts. Its questions are asked of the corrupted prompts, too.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Accuracy has no gradient; attribution then follows the
@@ -87,35 +83,11 @@ def run(
     ``noising_agreement``, ``denoising_agreement`` (patching against its estimate) and
     ``noising_vs_denoising``. Positive numbers help the clean answer. All with 95 % intervals over
     prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``z`` or the metric is unknown.
     """
     require(capture, KEEP, "patching")
     name = task.metric if metric == "task" else metric
-    smooth = differentiable(name)
-
-    clean = ablation.encode_task(model, task)
-    corrupted = clean.corrupted()
-    clean_z = ablation.kept_z(capture)
-    corrupted_z = ablation.kept_z(ablation.capture_corrupted(model, clean))
-    levels = {
-        "clean": ablation.evaluate(model, clean, (), name),
-        "corrupted": ablation.evaluate(model, corrupted, (), name),
-    }
-    with steps(2) as step:
-        patched = ablation.ablate_each_head(model, clean, name, corrupted_z)
-        effects = {"noising": levels["clean"][:, None, None] - patched}
-        step()
-        restored = ablation.ablate_each_head(model, corrupted, name, clean_z)
-        effects["denoising"] = restored - levels["corrupted"][:, None, None]
-        step()
-    estimates = {
-        "noising": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
-        "denoising": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
-    }
+    smooth, encoded = differentiable(name), encode_task(model, task)
+    levels, effects, estimates = patch_both_ways(model, encoded, capture, name)
 
     units, words = UNITS[name], name.replace("_", " ")
     what = f"{words} on {len(task)} prompts of {task.name}"
@@ -135,16 +107,15 @@ def run(
         results.add_mean(
             side, (), values, f"{words.capitalize()} on the {side} prompt", units, "diverging"
         )  # fmt: skip
-    noising, denoising = effects.values()
+    noising, denoising, linear, linear_back = *effects.values(), *estimates.values()
     for key, title, first, second in (
-        ("noising_agreement", "Noising against its linear estimate", noising, estimates["noising"]),
-        ("denoising_agreement", "Denoising against its linear estimate", denoising,
-         estimates["denoising"]),
+        ("noising_agreement", "Noising against its linear estimate", noising, linear),
+        ("denoising_agreement", "Denoising against its linear estimate", denoising, linear_back),
         ("noising_vs_denoising", "Noising against denoising", noising, denoising),
-    ):  # fmt: skip
+    ):
         results.add_interval(
             key, (), agreement(first, second, seed), title, "Spearman ρ", "diverging", -1, 1,
-            convention=RANKS,
+            convention=OVER_HEADS,
         )  # fmt: skip
     return results.dataset(
         verdict=_verdict(results, levels),

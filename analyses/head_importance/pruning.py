@@ -61,12 +61,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``z``, for the mean outputs.
-    model
-        Model that was captured.
-    task
-        Task of two prompts or more: orders are found on every other one, curves on the rest.
+    capture, model, task
+        Capture of a task of two prompts or more, with the kept ``z`` for the mean outputs: orders
+        are found on every other prompt, curves on the rest.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Heads are ranked by the log-probability of the answers
@@ -94,22 +91,15 @@ def run(
     in the smallest set), ``size`` (heads in it), ``kept_share`` and ``random_share`` (share of the
     metric that it, and random sets of its size, keep on the other prompts). Curves, losses and
     shares have 95 % intervals over prompts, those of random orders over orders, too.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``z``, an option is out of range, or the task has one prompt.
     """
     require(capture, KEEP, "pruning")
     encoded = encode_task(model, task)
     if len(task) < 2:
-        raise NotApplicable(
-            "task: one prompt; give two or more, one half to rank and one to measure"
-        )
+        raise NotApplicable("task: one prompt; give two or more, to rank and to measure")
     name = task.metric if metric == "task" else metric
     values = mean_z(capture) if ablation == "mean" else None
     single, grouped = units(model), units(model, grouped=True)
-    work = Pruned(model, encoded, name, values, share, points, orders, seed)
+    work = Pruned(model, encoded, name, values, orders, seed)
     slope = np.abs(gate_gradient(model, work.ranking, work.smooth)).mean(0)
     gate = [single[at] for at in np.argsort([slope[unit[0]] for unit in single], kind="stable")]
     counts, places = spaced(len(single), points), spaced(len(grouped), points)
@@ -149,14 +139,11 @@ def run(
             f"{task.name} with whole KV groups taken out", units_of_metric, "diverging",
             convention=f"groups of {len(grouped[0])} query heads; {what}; {random}",
         )  # fmt: skip
-    results.add_mean(
-        "only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone",
-        units_of_metric, "diverging",
-    )  # fmt: skip
-    results.add_mean(
-        "whole_layer", ("layer",), whole, "Lost without any head of the layer", units_of_metric,
-        "diverging",
-    )  # fmt: skip
+    for key, dims, samples, title in (
+        ("only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone"),
+        ("whole_layer", ("layer",), whole, "Lost without any head of the layer"),
+    ):
+        results.add_mean(key, dims, samples, title, units_of_metric, "diverging")
     place = np.full((model.layers, model.heads), np.nan)
     for number, [head] in enumerate(order, start=1):
         place[head] = number

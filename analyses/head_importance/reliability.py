@@ -21,14 +21,21 @@ from numpy.typing import NDArray
 from headscope import probes
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import METRICS, UNITS
+from headscope.analyses._interventions.random_weights import untrained
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses._stats.rank_correlation import agreement, matrix, parting, split_half
+from headscope.analyses._stats.rank_correlation import (
+    OVER_HEADS,
+    agreement,
+    matrix,
+    parting,
+    split_half,
+)
 from headscope.analyses.head_importance._method_scores import losses, scores
-from headscope.analyses.head_importance._nulls import important, shuffled, threshold, untrained
+from headscope.analyses.head_importance._nulls import important, shuffled, threshold
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
@@ -60,12 +67,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``z``.
-    model
-        Model that was captured.
-    task
-        Task whose metric is followed.
+    capture, model, task
+        Capture of the task whose metric is followed, with the kept ``z``.
     metric
         As in ``importance``. Gradients of accuracy follow the log-probability of the answers.
     paraphrase
@@ -86,11 +89,6 @@ def run(
     the lower end of the mean ablation over the larger null, positive for an important head) and
     ``untrained_agreement`` (ρ between gate gradient and zero ablation in the model with random
     weights). ``important_heads`` in the attributes names the heads of positive margin.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``z``, the metric is unknown, or no model can be made of the config.
     """
     require(capture, KEEP, "reliability")
     name = task.metric if metric == "task" else metric
@@ -108,7 +106,7 @@ def run(
             second, _ = scores(model, drawn, other, name)
             step()
         if random_weights:
-            blank = untrained(model, seed)
+            blank = untrained(model, seed, "random_weights")
             cap = probes.capture(blank, task, stats=(), keep=KEEP)
             levels["random weights"] = _null(cap, blank, task, name, None, seed)
             step()
@@ -117,7 +115,6 @@ def run(
 
     units, count = UNITS[name], len(task)
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
-    ranks = "rank correlation over heads of the absolute means over prompts"
     least, methods_known = max(levels.values()), list(methods)
     mean, lower, upper = bootstrap(methods["mean ablation"], seed=seed)
     heads = important(lower, least)
@@ -131,7 +128,7 @@ def run(
     results = Results(capture, seed=seed, source=SANITY)
     results.add_interval(
         "rank_agreement", ("one", "other"), table, "Agreement of methods on the heads",
-        "Spearman ρ", "diverging", -1, 1, source=SOURCE, convention=f"{ranks}; {what}",
+        "Spearman ρ", "diverging", -1, 1, source=SOURCE, convention=f"{OVER_HEADS}; {what}",
     )  # fmt: skip
     results.add_interval(
         "retest", ("ranking",), retest, "Test–retest reliability", "2r / (1 + r)", "diverging",
@@ -157,7 +154,7 @@ def run(
             "paraphrase_agreement", ("ranking",), np.array(ends).T,
             "Agreement with another draw of the task", "Spearman ρ", "diverging", -1, 1,
             source=SOURCE,
-            convention=f"{ranks}, other names and templates (seed {task.seed + 1}); {what}",
+            convention=f"{OVER_HEADS}, other names and templates (seed {task.seed + 1}); {what}",
         )  # fmt: skip
     if random_weights:
         results.add_interval(

@@ -24,8 +24,8 @@ from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
 from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.results import Results, heads, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, heads, label, require, top
+from headscope.analyses._runtime.verdict import State, Verdict
 from headscope.analyses.head_importance import _tuned
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.interventions import Edit, Gate, Offset
@@ -44,6 +44,7 @@ SOURCE = "LoFiT (Yin et al. 2024)"
 GOALS = ("answers", "wrong")
 LEARNED = ("weights", "offsets")
 WHOSE = ("own heads", "another task's heads", "random heads")
+ADVANTAGE = "Own heads − other heads, log-probability"
 
 
 def run(
@@ -63,12 +64,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with the kept ``z``, which says how large outputs are.
-    model
-        Model that was captured; its own weights stay as they are.
-    task
-        Task of four prompts or more: every other one is learned from, the rest are measured.
+    capture, model, task
+        Capture of a task of four prompts or more, with the kept ``z``, which says how large outputs
+        are: every other prompt is learned from, the rest are measured.
     goal
         Words that are to become likely: ``wrong`` (the task's wrong answers) or ``answers``.
     other
@@ -91,12 +89,6 @@ def run(
     is the most likely one) and ``advantage`` (learned, against; own heads − the others, the same
     prompts), all on prompts that nothing was learned from and with 95 % intervals over them, but
     for ``weight`` and ``offset``, which are learned once.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``z``, an option is out of range, a task has no wrong answers to aim
-        for, is the other one itself, or has fewer than four prompts.
     """
     require(capture, KEEP, "tuning")
     model.check_predicts()
@@ -133,7 +125,9 @@ def run(
             step()
             if whose == WHOSE[0]:
                 norm = _relative(vector.numpy(), sizes.numpy())
-            edits: tuple[Edit, ...] = (Gate(_filled(factor)), Offset(tuple(chosen), vector))
+            # 1 in layers without an attention map, which have no factor.
+            gate = Gate(torch.from_numpy(np.nan_to_num(factor, nan=1.0).astype(np.float32)))
+            edits: tuple[Edit, ...] = (gate, Offset(tuple(chosen), vector))
             for row, edit in enumerate(edits):
                 chance[:, row, column] = evaluate(model, unseen, (edit,), "log_probability")
                 right[:, row, column] = evaluate(model, unseen, (edit,), "accuracy")
@@ -143,7 +137,7 @@ def run(
         f"{aim} of {task.name}, learned from {len(learned_from)} prompts in {steps} steps, "
         f"measured on {len(unseen)} others; other task: {other}"
     )
-    both, causal = ("learned", "whose"), {"evidence": "causal"}
+    both = ("learned", "whose")
     before = evaluate(model, unseen, (), "log_probability")
     results = Results(capture, seed=seed, source=SOURCE, convention=what)
     results.add(
@@ -154,21 +148,15 @@ def run(
         "offset", ("layer", "head"), norm, "Learned offset", "share of the head's output",
         "sequential", 0, convention=f"norm over that of a typical output; {what}",
     )  # fmt: skip
-    results.add_mean(
-        "before", (), before, f"Log-probability of the {aim} before", "nats", "diverging", **causal
-    )  # fmt: skip
-    results.add_mean(
-        "tuned", both, chance, f"Log-probability of the {aim}, heads tuned", "nats", "diverging",
-        **causal,
-    )  # fmt: skip
-    results.add_mean(
-        "tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned",
-        "share of answers", "sequential", 0, 1, **causal,
-    )  # fmt: skip
-    results.add_mean(
-        "advantage", ("learned", "against"), chance[:, :, :1] - chance[:, :, 1:],
-        "Own heads − other heads, log-probability", "nats", "diverging", **causal,
-    )  # fmt: skip
+    nats, given = ("nats", "diverging"), ("share of answers", *ZERO_TO_ONE)
+    advantage = chance[:, :, :1] - chance[:, :, 1:]
+    for name, dims, samples, title, meaning in (
+        ("before", (), before, f"Log-probability of the {aim} before", nats),
+        ("tuned", both, chance, f"Log-probability of the {aim}, heads tuned", nats),
+        ("tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned", given),
+        ("advantage", ("learned", "against"), advantage, ADVANTAGE, nats),
+    ):
+        results.add_mean(name, dims, samples, title, *meaning, evidence="causal")
     named = {whose: [label(head) for head in chosen] for whose, chosen in sets.items()}
     return results.dataset(
         {"learned": list(LEARNED), "whose": list(WHOSE), "against": list(WHOSE[1:])},
@@ -176,11 +164,6 @@ def run(
         convention=what,
         tuned_heads=named,
     )
-
-
-def _filled(factor: NDArray[np.float64]) -> Any:
-    """Return factors as a tensor, 1 in layers without an attention map."""
-    return torch.from_numpy(np.nan_to_num(factor, nan=1.0).astype(np.float32))
 
 
 def _relative(vector: NDArray[Any], sizes: NDArray[Any]) -> NDArray[np.float64]:
@@ -195,16 +178,14 @@ def _verdict(results: Results, named: Mapping[str, Sequence[str]], other: str) -
     )
     verdicts = []
     for row, learned in enumerate(LEARNED):
-        against = f"({gain[row]:+.2g} nats against the heads of {other})."
+        state: State = "too_few"
+        outcome = "no difference is shown"
         if lower[row] > 0:
-            text = f"{learned}: the task's own heads do better {against}"
-            verdicts.append(Verdict("supported", text))
+            state, outcome = "supported", "the task's own heads do better"
         elif upper[row] < 0:
-            text = f"{learned}: the task's own heads do worse {against}"
-            verdicts.append(Verdict("disagreement", text))
-        else:
-            text = f"{learned}: no difference is shown {against}"
-            verdicts.append(Verdict("too_few", text))
+            state, outcome = "disagreement", "the task's own heads do worse"
+        against = f"({gain[row]:+.2g} nats against the heads of {other})."
+        verdicts.append(Verdict(state, f"{learned}: {outcome} {against}"))
     verdict = verdicts[0] & verdicts[1]
     shared = sorted(set(named[WHOSE[0]]) & set(named[WHOSE[1]]))
     if not shared:

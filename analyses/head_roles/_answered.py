@@ -5,22 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._measurements.received import weight
-from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses.head_roles._candidates import read_task
 from headscope.analyses.head_roles._masks import frequent, recovered
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Window
 from headscope.probes.models.model import Model
-from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 
 
@@ -28,37 +26,26 @@ class Answered:
     """The prompts of the task, their questions, and what is measured on them."""
 
     def __init__(self, capture: xr.Dataset, model: Model, task: Task, near: int) -> None:
-        one_text(capture.attrs.get("attention", "self"), "classes")
         if not predicts(capture):
             raise NotApplicable(
                 "model: classes looks for keys far back, and this one has no causal order"
             )
-        prompts = read(model, task)
-        assert prompts.encoded is not None
-        if len(prompts.ids) != capture.sizes["prompt"]:
-            raise NotApplicable(
-                f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-                f"{len(prompts.ids)}; capture this task"
-            )
-        shortest = min(map(len, prompts.ids))
+        encoded = read_task(capture, model, task)
+        shortest = min(map(len, encoded.ids))
         if shortest <= near:
             raise NotApplicable(
                 f"first, recent: a prompt of {shortest} tokens lies within the {near} keys of a "
                 "streaming head; take fewer keys or longer prompts"
             )
         self.capture, self.model = capture, model
-        self.ids = [list(ids) for ids in prompts.ids]
-        self.questions = prompts.encoded.questions
-
-    def positions(self, row: int) -> list[int]:
-        """Return the positions of a prompt's questions."""
-        return [question.at for question in self.questions[row]]
+        self.ids = [list(ids) for ids in encoded.ids]
+        self.questions = encoded.questions
 
     def loss(self, chosen: Sequence[int], output: Tensor, rows: Sequence[int]) -> Tensor:
         """Return −log p of the answers of some prompts, in nats, one number a row."""
         return -score(output, [self.questions[chosen[row]] for row in rows], "log_probability")
 
-    def masses(self, share: float, first: int, recent: int) -> NDArray[np.float64]:
+    def masses(self, share: float, first: int, recent: int) -> Array:
         """Return the mass kept under every mask (prompt, mask, layer, head)."""
         received = weight(self.capture)
         special = set(getattr(self.model.tokenizer, "all_special_ids", None) or [])
@@ -79,11 +66,11 @@ class Answered:
         rows: list[int],
         streaming: list[Head],
         others: list[Head],
-        order: NDArray[np.float64],
+        order: Array,
         first: int,
         recent: int,
         seed: int,
-    ) -> tuple[NDArray[np.float64], Verdict]:
+    ) -> tuple[Array, Verdict]:
         """Give windows to streaming heads, to as many others, to all (prompt, condition)."""
         size = min(len(streaming), len(others))
         # The surest streaming heads, where there are fewer others.

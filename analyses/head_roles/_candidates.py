@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._measurements.unembedding import read_out
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,23 @@ class Candidates:
     All have the dims prompt, layer, head. The candidates are the answer and the wrong answers.
     """
 
-    to_answer: NDArray[np.float64]
-    to_wrong: NDArray[np.float64]
-    copies: NDArray[np.float64]
-    suppresses: NDArray[np.float64]
-    suppresses_wrong: NDArray[np.float64]
+    to_answer: Array
+    to_wrong: Array
+    copies: Array
+    suppresses: Array
+    suppresses_wrong: Array
+
+
+def read_task(capture: xr.Dataset, model: Model, task: Task) -> EncodedTask:
+    """Return the task in tokens; refuse a capture that is not of its prompts."""
+    encoded = read(model, task).encoded
+    assert encoded is not None
+    if len(encoded.ids) != capture.sizes["prompt"]:
+        raise NotApplicable(
+            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
+            f"{len(encoded.ids)}; capture this task"
+        )
+    return encoded
 
 
 def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates:
@@ -38,19 +51,8 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
     A head copies a word where its value at the word, through its output projection, the final norm
     and the unembedding, has the word among the ``k`` largest logits; it suppresses the word where
     it is among the ``k`` smallest.
-
-    Raises
-    ------
-    NotApplicable
-        When a question names no evidence, or the capture is of other prompts.
     """
-    prompts = read(model, task)
-    assert prompts.encoded is not None
-    if len(prompts.ids) != capture.sizes["prompt"]:
-        raise NotApplicable(
-            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-            f"{len(prompts.ids)}; capture this task"
-        )
+    encoded = read_task(capture, model, task)
     mass = capture["target_mass"].sel(target="evidence")
     mass = mass.transpose("prompt", "layer", "head", "query")
     weight = mass.mean("query", skipna=True).values.astype(np.float64)
@@ -59,9 +61,7 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
     projection = output_weights(model).cpu().float()
     copies, suppresses, suppresses_wrong = np.zeros((3, *weight.shape))
     wrong_positions: list[list[list[int]]] = []
-    for row, (ids, questions) in enumerate(
-        zip(prompts.ids, prompts.encoded.questions, strict=True)
-    ):
+    for row, (ids, questions) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
         if not all(question.evidence for question in questions):
             raise NotApplicable("evidence: a question names none; give the positions of the answer")
         wrong_positions.append([[] for _ in ids])
@@ -87,22 +87,17 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
     return Candidates(weight, to_wrong, copies, suppresses, suppresses_wrong)
 
 
-def _hits(model: Model, outputs: Tensor, words: Tensor, k: int, sign: int) -> NDArray[np.float64]:
+def _hits(model: Model, outputs: Tensor, words: Tensor, k: int, sign: int) -> Array:
     """Return the share of words that are among the ``k`` best logits (layer, head)."""
     best = (sign * read_out(model, outputs)).topk(k, dim=-1).indices
     hit = (best == words[:, None]).any(-1).double().mean(-1)
     return np.asarray(hit.numpy())
 
 
-def _wrong(
-    model: Model, task: Task, positions: Sequence[Sequence[Sequence[int]]]
-) -> NDArray[np.float64]:
+def _wrong(model: Model, task: Task, positions: Sequence[Sequence[Sequence[int]]]) -> Array:
     """Return the weight from the questions to the wrong answers; 0 where none is in the text."""
     captured = capture_prompts(model, task, stats=("target_mass",), targets={"wrong": positions})
-    wrong = captured["target_mass"].isel(target=0)
-    mass = wrong.transpose("prompt", "layer", "head", "query").values
-    known = ~np.isnan(mass)
-    total = np.where(known, mass, 0.0).sum(-1).astype(np.float64)
-    result = total / np.maximum(known.sum(-1), 1)
+    mass = captured["target_mass"].isel(target=0)
+    result = np.nan_to_num(mean(mass.transpose("prompt", "layer", "head", "query").values))
     result[:, list(model.geometry.without)] = np.nan
-    return np.asarray(result)
+    return result

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request, WeightEdits, attend
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.interface import AttentionCall
@@ -41,30 +42,23 @@ MASKS: Mapping[str, Mask] = {
 
 
 def recovered(
-    model: Model,
-    ids: Sequence[int],
-    sets: Mapping[str, NDArray[np.bool_]],
-    recent: int,
-    skip: int,
-) -> NDArray[np.float64]:
+    model: Model, ids: Sequence[int], sets: Mapping[str, NDArray[np.bool_]], recent: int, skip: int
+) -> Array:
     """Return the mean mass that each mask keeps on one prompt (mask, layer, head).
 
     ``sets`` are the keys of each named set (layer, head, key). A mask with ``local`` keeps the
     ``recent`` last keys, the query's own included; the first ``skip`` queries, which see little
     more than those, are left out. NaN in layers without an attention map.
     """
-    unions = {
-        name: torch.from_numpy(
-            np.any([sets[part] for part in mask.sets], axis=0)
-            if mask.sets
-            else np.zeros((model.layers, model.heads, len(ids)), dtype=bool)
-        )
-        for name, mask in MASKS.items()
-    }
+    nothing = np.zeros((model.layers, model.heads, len(ids)), dtype=bool)
+    unions = [
+        torch.from_numpy(np.any([nothing, *(sets[part] for part in mask.sets)], axis=0))
+        for mask in MASKS.values()
+    ]
     kept = np.full((len(MASKS), model.layers, model.heads), np.nan)
 
     def take(call: AttentionCall, outputs: Any, z: Any) -> None:
-        chosen = torch.stack([keys[call.layer] for keys in unions.values()], dim=-1)
+        chosen = torch.stack([keys[call.layer] for keys in unions], dim=-1)
         inside, both, last = _masses(call, chosen, recent)
         for row, mask in enumerate(MASKS.values()):
             mass = inside[..., row]
@@ -99,7 +93,7 @@ def _masses(
     return plain["z"][0].float()[..., :-1], both, last
 
 
-def frequent(received: NDArray[np.float64], length: int, share: float) -> NDArray[np.bool_]:
+def frequent(received: Array, length: int, share: float) -> NDArray[np.bool_]:
     """Mark the keys with the largest sum of weights in each head, the heavy hitters.
 
     ``received`` is the mean weight from the queries that see each key (layer, head, key).
@@ -108,7 +102,6 @@ def frequent(received: NDArray[np.float64], length: int, share: float) -> NDArra
     total = np.nan_to_num(received[..., :length]) * queries
     count = max(1, int(share * length))
     marked = np.zeros(total.shape, dtype=bool)
-    np.put_along_axis(
-        marked, np.argsort(-total, axis=-1, kind="stable")[..., :count], True, axis=-1
-    )
+    heaviest = np.argsort(-total, axis=-1, kind="stable")[..., :count]
+    np.put_along_axis(marked, heaviest, True, axis=-1)
     return marked

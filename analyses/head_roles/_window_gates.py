@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request, WeightEdits
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.interface import AttentionCall
@@ -69,7 +69,7 @@ def learn(
     positions: Sequence[Sequence[int]],
     training: Training,
     step: Callable[[], None],
-) -> tuple[NDArray[np.float64], list[float]]:
+) -> tuple[Array, list[float]]:
     """Learn one gate a KV head: 1 keeps full attention, 0 leaves a streaming head.
 
     Every step takes the next batch of prompts of one length, and the hidden states at ``positions``
@@ -122,45 +122,32 @@ def window_cost(
     first: int,
     recent: int,
     step: Callable[[int], None],
-) -> NDArray[np.float64]:
+) -> Array:
     """Return what each head costs as a streaming head, all others full (prompt, layer, head).
 
     ``measure`` turns logits and the prompts of their rows into one loss a row; ``step`` is called
     with the number of heads times prompts done.
     """
+
+    def scored(rows: Sequence[int], shares: Tensor) -> Array:
+        mixer = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
+        with torch.no_grad():
+            output: Any = run(model, torch.tensor([ids[row] for row in rows]), mixer, head=True)
+            return np.asarray(measure(output, rows).double().cpu().numpy())
+
     count = model.layers * model.heads
     single = 1 - torch.eye(count).reshape(count, model.layers, model.heads)
     result = np.full((len(ids), count), np.nan)
     for rows in batches(ids, TOKENS):
-        tokens = torch.tensor([ids[row] for row in rows])
-        nothing = torch.ones(1, model.layers, model.heads)
-        clean = _scored(model, tokens, nothing, measure, rows, first, recent)
-        together = max(1, TOKENS // tokens.numel())
+        clean = scored(rows, torch.ones(1, model.layers, model.heads))
+        together = max(1, TOKENS // (len(rows) * len(ids[rows[0]])))
         for start in range(0, count, together):
             some = single[start : start + together]
             shares = some.repeat_interleave(len(rows), dim=0)
-            values = _scored(
-                model, tokens.repeat(len(some), 1), shares, measure, rows * len(some), first, recent
-            )
+            values = scored(rows * len(some), shares)
             change = values.reshape(len(some), len(rows)) - clean
             result[rows, start : start + len(some)] = change.T
             step(len(shares))
     grid = result.reshape(-1, model.layers, model.heads)
     grid[:, list(model.geometry.without)] = np.nan
     return grid
-
-
-def _scored(
-    model: Model,
-    tokens: Tensor,
-    shares: Tensor,
-    measure: Callable[[Tensor, Sequence[int]], Tensor],
-    rows: Sequence[int],
-    first: int,
-    recent: int,
-) -> NDArray[np.float64]:
-    """Measure a pass with one share a row and head."""
-    mixer: Any = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
-    with torch.no_grad():
-        output = run(model, tokens, mixer, head=True)
-        return np.asarray(measure(output, rows).double().cpu().numpy())

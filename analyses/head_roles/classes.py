@@ -12,7 +12,7 @@ where the squared error is bare and 2,000 steps are taken on passkeys of 32 toke
 """
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, label, require
+from headscope.analyses._runtime.results import SHARE, Results, label, marked, require
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.head_roles import _window_gates
 from headscope.analyses.head_roles._answered import Answered
 from headscope.analyses.head_roles._masks import MASKS
@@ -110,14 +111,8 @@ def run(
     of the first three detectors call it full), ``agreement`` (one, other; Cohen's κ) and
     ``window_loss`` (condition; nats an answer). Averages carry 95 % intervals over prompts. The
     coordinates ``head_type``, ``stage``, ``evidence`` and ``method`` (layer, head) hold the class.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks something, an option is out of range, the model is not causal, or
-        no prompt is longer than the keys that a streaming head sees.
     """
-    require(capture, NEEDS, "classes")
+    require(capture, NEEDS, "classes", ("self",))
     missing = [rule for rule in TARGETS if rule not in capture["target"].values]
     if missing:
         raise NotApplicable(
@@ -132,17 +127,11 @@ def run(
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
     total = gate_steps + model.layers * model.heads * len(single) + len(CONDITIONS)
     with steps(total) as step:
-        gates, losses = _window_gates.learn(
-            model,
-            prompts.ids[:half],
-            [prompts.positions(row) for row in range(half)],
-            training,
-            step,
-        )
-        cost = _window_gates.window_cost(
-            model, [prompts.ids[row] for row in single], partial(prompts.loss, single), first,
-            recent, step,
-        )  # fmt: skip
+        positions = [[question.at for question in row] for row in prompts.questions[:half]]
+        gates, losses = _window_gates.learn(model, prompts.ids[:half], positions, training, step)
+        measured = [prompts.ids[row] for row in single]
+        loss_of = partial(prompts.loss, single)
+        cost = _window_gates.window_cost(model, measured, loss_of, first, recent, step)
         gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
 
         grid = ("layer", "head")
@@ -200,13 +189,16 @@ def run(
             f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats",
         )  # fmt: skip
 
-        kinds = _kinds(
-            np.stack([results[MASSES[mask][0]].values for mask in MASKS]), retrieving, least_mass,
-            known,
-        )  # fmt: skip
-        streaming = _heads(known & (votes <= 1))
+        kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
+        # The cheapest mask that keeps enough.
+        kinds = np.select(
+            [~known, retrieving, *(kept >= least_mass)],
+            ["", "retrieval", *(CLASSES.get(mask, "broad") for mask in MASKS)],
+            "broad",
+        )
+        streaming = marked(known & (votes <= 1))
         loss, verdict = prompts.windows(
-            tested, streaming, _heads(known & (votes > 1)), streaming_mass, first, recent, seed
+            tested, streaming, marked(known & (votes > 1)), streaming_mass, first, recent, seed
         )
         step(len(CONDITIONS))
     results.add_mean(
@@ -222,16 +214,11 @@ def run(
             "condition": list(CONDITIONS),
             **taxonomy.coordinates(kinds, "scoring"),
         },
-        heads_by_type={kind: [label(head) for head in _heads(kinds == kind)] for kind in classes},
+        heads_by_type={kind: [label(head) for head in marked(kinds == kind)] for kind in classes},
         streaming_heads=[label(head) for head in streaming],
         gate_loss=[round(losses[0], 5), round(losses[-1], 5)],
         verdict=verdict,
     )
-
-
-def _heads(marked: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """List the marked heads, in order."""
-    return [(int(layer), int(head)) for layer, head in np.argwhere(marked)]
 
 
 def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:
@@ -246,25 +233,7 @@ def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:
     return [[kappa(one, other) for other in judgements] for one in judgements]
 
 
-def _weights(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+def _weights(capture: xr.Dataset, rule: str) -> Array:
     """Average the weight on the targets of a rule (prompt, layer, head); 0 without any target."""
-    mass = (
-        capture["target_mass"].sel(target=rule).transpose("prompt", "layer", "head", "query").values
-    )
-    known = ~np.isnan(mass)
-    count = np.maximum(known.sum(-1), 1)
-    return np.asarray(np.where(known, mass, 0.0).sum(-1) / count, dtype=np.float64)
-
-
-def _kinds(
-    masses: NDArray[np.float64],
-    retrieving: NDArray[np.bool_],
-    least: float,
-    known: NDArray[np.bool_],
-) -> NDArray[Any]:
-    """Name the class of every head: retrieval, or by the cheapest mask that keeps enough."""
-    kinds = np.full(retrieving.shape, "broad", dtype="<U13")
-    for row, mask in reversed(list(enumerate(MASKS))):
-        kinds[masses[row] >= least] = CLASSES.get(mask, "broad")
-    kinds[retrieving] = "retrieval"
-    return np.where(known, kinds, "")
+    mass = capture["target_mass"].sel(target=rule)
+    return np.nan_to_num(mean(mass.transpose("prompt", "layer", "head", "query").values))

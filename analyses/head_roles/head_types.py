@@ -15,7 +15,6 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime import taxonomy
@@ -26,11 +25,11 @@ from headscope.analyses._runtime.results import (
     above,
     attending,
     heads,
-    label,
+    named,
     require,
-    top,
 )
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.length_trend import Array, mean, per_query
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -101,35 +100,31 @@ def run(
     The first query is left out of ``bos``: it can see nothing else. Without causal order there is
     ``next_token`` (layer, head) in place of the accuracy, and ``bos`` is the mass on the first
     token, [CLS] of most encoders.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks a statistic, offset or rule, or an option is out of range.
     """
     require(capture, NEEDS, "head_types")
     masses = {
         "previous_token": _at_offset(capture, 1),
         "duplicate_token": _by_rule(capture, "duplicate"),
         "induction": _by_rule(capture, "induction"),
-        "bos": _after_first(capture["first_mass"]),
+        "bos": per_query(capture, "first_mass"),
     }
+    masses["bos"][..., 0] = np.nan
     if not model.geometry.causal:
         masses["next_token"] = _at_offset(capture, -1)
     rows, form = _rows(capture), f"{convention}: {CONVENTIONS[convention]}"
     results = Results(
         capture, seed=seed, convention=form, source="HeadVis; TransformerLens detect_head"
     )
-    named: dict[str, list[str]] = {}
+    by_type: dict[str, list[str]] = {}
     for name, mass in masses.items():
         results.add_mean(
             name, ("layer", "head"), _score(mass, rows, convention), TITLES[name], *SHARE,
             **taxonomy.attributes(name.replace("_", "-"), "scoring"),
         )  # fmt: skip
         scores = results[name].values
-        named[name] = [label(head) for head in top(scores, int((scores > least_score).sum()))]
+        by_type[name] = named(scores, scores > least_score)
     if not model.geometry.causal:
-        return results.dataset(convention=form, heads_by_type=named, verdict=BOTH_WAYS)
+        return results.dataset(convention=form, heads_by_type=by_type, verdict=BOTH_WAYS)
 
     pool = heads(capture)
     ablated = {
@@ -148,52 +143,38 @@ def run(
     )
     return results.dataset(
         {"condition": conditions},
-        convention=form,
-        heads_by_type=named,
+        heads_by_type=by_type,
         causal=record,
         verdict=Verdict(record["verdict"], record["note"] + remark),
     )
 
 
-def _at_offset(capture: xr.Dataset, offset: int) -> NDArray[np.float64]:
+def _at_offset(capture: xr.Dataset, offset: int) -> Array:
     if offset not in capture["offset"].values:
         _missing(f"offset_mass at offset {offset}", f"offsets={OFFSETS}")
     # A query without a token at that offset has no mass there: it is left out, not counted as zero.
-    mass = capture["offset_mass"].sel(offset=offset)
-    return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
+    return per_query(capture.sel(offset=offset), "offset_mass")
 
 
-def _by_rule(capture: xr.Dataset, rule: str) -> NDArray[np.float64]:
+def _by_rule(capture: xr.Dataset, rule: str) -> Array:
     if rule not in capture["target"].values:
         _missing(f"target_mass of the rule {rule!r}", 'targets=("duplicate", "induction")')
-    mass = capture["target_mass"].sel(target=rule)
-    return np.asarray(mass.transpose("prompt", "layer", "head", "query").values, dtype=np.float64)
+    return per_query(capture.sel(target=rule), "target_mass")
 
 
 def _missing(what: str, how: str) -> None:
     raise NotApplicable(f"capture: head_types needs {what}; capture again with {how}")
 
 
-def _after_first(mass: xr.DataArray) -> NDArray[np.float64]:
-    values = mass.transpose("prompt", "layer", "head", "query").values.astype(np.float64)
-    values[..., 0] = np.nan
-    return np.asarray(values)
-
-
-def _rows(capture: xr.Dataset) -> NDArray[np.float64]:
+def _rows(capture: xr.Dataset) -> Array:
     """Count the queries of each prompt."""
     layer = int(np.flatnonzero(attending(capture))[0])
     first = capture["first_mass"].isel(layer=layer, head=0).transpose("prompt", "query")
     return np.asarray(first.notnull().sum("query").values, dtype=np.float64)
 
 
-def _score(
-    mass: NDArray[np.float64], rows: NDArray[np.float64], convention: str
-) -> NDArray[np.float64]:
+def _score(mass: Array, rows: Array, convention: str) -> Array:
     """Reduce (prompt, layer, head, query) to (prompt, layer, head) by the convention."""
-    known = ~np.isnan(mass)
-    total = np.where(known, mass, 0.0).sum(-1)
     if convention == "transformer_lens":
-        return np.asarray(total / rows[:, None, None])
-    with np.errstate(invalid="ignore"):
-        return np.asarray(total / known.sum(-1))
+        return np.asarray(np.nansum(mass, axis=-1) / rows[:, None, None])
+    return mean(mass)

@@ -21,8 +21,8 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import Results, label, marked, require, top
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
@@ -76,12 +76,6 @@ def run(
     with 95 % intervals over prompts, and ``types`` (type; heads named). The coordinates
     ``head_type``, ``stage``, ``evidence``, ``method`` (layer, head) and ``type_stage``,
     ``type_placed_by`` (type) serve as filters.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks something, no question names its evidence, or the model has no
-        unembedding.
     """
     require(capture, (*NEEDS, *KEEP), "vocabulary")
     if "evidence" not in capture["target"].values:
@@ -171,10 +165,8 @@ def _verdict(kind: str, chosen: list[Head], agree: list[Head], count: int) -> Ve
         f"{len(agree)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
         "their score says"
     )
-    if len(agree) == len(chosen):
-        return Verdict("supported", f"Causal check agrees: {text}.")
     supported = f": {', '.join(label(head) for head in agree)}" if agree else ""
-    return Verdict("disagreement", f"Causal check does not agree: {text}{supported}.")
+    return causal_verdict(len(agree) == len(chosen), text, supported)
 
 
 def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:
@@ -192,4 +184,4 @@ def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:
                 f"{name}: this result has no such coordinate; see `vocabulary`, `classes`"
             )
         chosen &= result[name].transpose("layer", "head").values == word
-    return [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
+    return marked(chosen)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from headscope.analyses._stats.length_trend import Array, mean
+
 Positions = NDArray[np.int64]
 
 
 def highest(values: Array, share: float, skip: int) -> Positions:
     """Return the positions of the highest known values after the first few, at least one.
 
-    >>> import numpy as np
     >>> highest(np.array([9.0, 1.0, 5.0, 2.0, np.nan]), 0.4, 1).tolist()
     [2]
     """
@@ -33,10 +33,6 @@ def coupled(
     """Return, per prompt and lag, the share of plans with an anchor that many tokens later.
 
     Plans whose partner would lie outside the text are left out; NaN where none is left.
-
-    >>> import numpy as np
-    >>> coupled([np.array([2, 5])], [np.array([3, 6])], [8], 1, 0).tolist()
-    [[0.0, 0.0, 1.0]]
     """
     none = np.zeros((1, len(plans)), dtype=np.int64)
     return np.asarray(_shifted_by(none, plans, anchors, ends, lags, skip)[0])
@@ -55,10 +51,7 @@ def chance(
     generator = np.random.default_rng(seed)
     sizes = np.maximum(np.asarray(ends) - skip, 2)
     shifts = generator.integers(1, sizes, size=(draws, len(plans)))
-    shares = _shifted_by(shifts, plans, anchors, ends, lags, skip)
-    known = ~np.isnan(shares)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, shares, 0.0).sum(1) / known.sum(1))
+    return mean(_shifted_by(shifts, plans, anchors, ends, lags, skip), 1)
 
 
 def _shifted_by(

@@ -17,14 +17,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moved:
-    """One prompt of facts, rewritten: the asked fact, then a dummy, in every slot.
+    """One prompt of facts, rewritten: the asked fact, and the dummy instead, in slot 0, 1, …
 
-    Attributes
-    ----------
-    asked, dummy
-        Prompts with the asked fact, and with the dummy instead, in slot 0, 1, …
-    slots
-        Word positions of each slot: a key and its value.
+    A slot is the word positions of a key and its value.
     """
 
     asked: tuple[Prompt, ...]
@@ -36,12 +31,6 @@ def move(task: Task, model: Model) -> list[Moved]:
     """Rewrite every prompt of a task whose role ``value`` names stated values behind their keys.
 
     The first question is asked; the other facts keep their order around the moved one.
-
-    Raises
-    ------
-    NotApplicable
-        When prompts lack the role or the evidence, differ in the number of facts, or no word is
-        left for a dummy.
     """
     words = Vocabulary(model.tokenizer)
     spare = (words.take("keys"), words.take("values"))
@@ -101,24 +90,13 @@ def masses(model: Model, moved: Moved) -> tuple[Array, Array, dict[str, object]]
 
 
 def curve(bias: Array) -> tuple[Array, Array]:
-    """Return the tilt and the curvature of values over slots: a + b x + c x², x from −1 to 1.
-
-    >>> import numpy as np
-    >>> tilt, bend = curve(np.array([1.0, 0.0, 1.0]))
-    >>> abs(float(tilt.round(9))), float(bend.round(9))
-    (0.0, 1.0)
-    """
+    """Return the tilt and the curvature of values over slots: a + b x + c x², x from −1 to 1."""
     fit = _fit(bias.shape[-1])
     return bias @ fit[1], bias @ fit[2]
 
 
 def wave(bias: Array) -> Array:
-    """Return the root mean square of what a parabola over the slots leaves.
-
-    >>> import numpy as np
-    >>> float(wave(np.array([1.0, 0.0, 1.0, 4.0])).round(9))
-    0.0
-    """
+    """Return the root mean square of what a parabola over the slots leaves."""
     count = bias.shape[-1]
     fitted = (bias @ _fit(count).T) @ _powers(count).T
     return np.asarray(np.sqrt(((bias - fitted) ** 2).mean(-1)))

@@ -37,17 +37,14 @@ def maps(capture: xr.Dataset) -> tuple[Array, Array, Array]:
 
 def _visible(capture: xr.Dataset, tile: int, count: int) -> Array:
     """Count the blocks that hold a key some query of each row sees (prompt, layer, 1, row)."""
-    lengths, causal = capture["length"].values, capture["causal"].values
-    seen = np.full((len(lengths), len(causal), 1, count), np.nan)
-    for prompt, length in enumerate(lengths):
-        for layer, window in enumerate(capture["window"].values):
-            for row in range(-(-int(length) // tile)):
-                reach = length if np.isnan(window) else int(window)
-                first = max(row * tile - reach + 1, 0) // tile
-                final = min((row + 1) * tile, int(length)) - 1
-                last = final if causal[layer] else min(final + reach - 1, int(length) - 1)
-                seen[prompt, layer, 0, row] = last // tile - first + 1
-    return seen
+    lengths, windows = capture["length"].values[:, None, None], capture["window"].values[:, None]
+    start = tile * np.arange(count)
+    reach = np.where(np.isnan(windows), lengths, windows)
+    first = np.maximum(start - reach + 1, 0) // tile
+    final = np.minimum(start + tile, lengths) - 1
+    last = np.minimum(final + reach - 1, lengths - 1)
+    last = np.where(capture["causal"].values[:, None], final, last)
+    return np.where(start < lengths, last // tile - first + 1, np.nan)[:, :, None]
 
 
 def average(values: Array, queries: Array) -> Array:

@@ -15,12 +15,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import predicts
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, Results, label, require, top
-from headscope.analyses._stats.length_trend import mean, stated
+from headscope.analyses._stats.length_trend import Array, mean, stated
 from headscope.analyses.pattern_shape import _tiles
 from headscope.probes.models.model import Model
 
@@ -31,7 +30,6 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 SOURCE = "SeerAttention; VMoBA; Quest"
 STRIPES = "SampleAttention"
 CONDITIONS = ("all blocks", "needed blocks", "as many random blocks")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -71,14 +69,8 @@ def run(
     they sum to 1), ``stripes_needed`` (layer, head; columns that reach p together with the window)
     and ``block_loss`` (condition; nats a token, the causal number), with 95 % intervals over
     prompts. Shares are of the mass on keys: a learned sink is no block.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``pooled_mean``.
     """
-    require(capture, NEEDS, "blocks")
-    one_text(capture.attrs.get("attention", "self"), "blocks")
+    require(capture, NEEDS, "blocks", ("self",))
 
     maps, weights, visible = _tiles.maps(capture)
     sums = _tiles.sorted_sums(maps)

@@ -18,13 +18,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._measurements.received import largest
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import compare_losses
 from headscope.analyses._stats.length_trend import (
+    Array,
     by_octave,
     mean,
     octaves,
@@ -33,7 +34,7 @@ from headscope.analyses._stats.length_trend import (
     stated,
     visible,
 )
-from headscope.analyses.pattern_shape.entropy import largest
+from headscope.analyses.pattern_shape.entropy import largest_entropy
 from headscope.probes.interventions import Temperature
 from headscope.probes.models.model import Model
 
@@ -43,7 +44,6 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 
 LOG_NORMAL = "Linear Log-Normal Attention"
 CONDITIONS = ("intact", "spiky heads spread", "least spiky heads spread")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -61,10 +61,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts with ``entropy``, ``topk`` and ``column_norm``.
-    model
-        Model that was captured; its heads are spread out for the causal check.
+    capture, model
+        Capture of the prompts with ``entropy``, ``topk`` and ``column_norm``, and its model, whose
+        heads are spread out for the causal check.
     skip_keys
         First keys left out of the column norms, so that sinks do not hide the rest.
     shortest
@@ -86,18 +85,11 @@ def run(
     the mean), ``column_hardness`` (layer, head; α), ``column_share`` (layer, head; α / n², 0 to 1)
     and ``spread_loss`` (condition; nats a token, the causal number), with 95 % intervals over
     prompts. Where no prompt spans two octaves the dilution is missing.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks a statistic.
     """
-    require(capture, NEEDS, "concentration")
-    one_text(capture.attrs.get("attention", "self"), "concentration")
+    require(capture, NEEDS, "concentration", ("self",))
 
-    weights = capture["topk"].transpose("prompt", "layer", "head", "query", "rank").values
-    weights = weights.astype(np.float64)
-    seen, most, raw = visible(capture), largest(capture), per_query(capture, "entropy")
+    weights, raw = per_query(capture, "topk"), per_query(capture, "entropy")
+    seen, most = visible(capture), largest_entropy(capture)
     count = weights.shape[-1]
     # The k largest of k keys are all of them, which says nothing.
     full = np.where((seen > count)[:, :, None], weights.sum(-1), np.nan)
@@ -143,10 +135,8 @@ def run(
         source=LOG_NORMAL,
     )  # fmt: skip
     sets = _extremes(results["spikiness"].values, heads)
-    named = {
-        kind: [label(head) for head in chosen]
-        for kind, chosen in zip(("spiky", "least_spiky"), sets, strict=True)
-    }
+    kinds = zip(("spiky", "least_spiky"), sets, strict=True)
+    named = {kind: [label(head) for head in chosen] for kind, chosen in kinds}
     note = f"Spikiest heads: {', '.join(named['spiky'][:8])}."
     about: dict[str, Any] = {
         "convention": f"means over the queries; {lengths}",
@@ -155,7 +145,8 @@ def run(
     if not (predicts(capture) and causal_prompts):
         note += " No loss is measured: the model is not causal, or causal_prompts is 0."
         return results.dataset(note=note, **about)
-    loss = _spread_loss(model, tokens(capture)[:causal_prompts], sets, temperature)
+    spread = [(Temperature(heads=tuple(chosen), value=temperature),) for chosen in sets]
+    loss = contrast(model, tokens(capture)[:causal_prompts], [(), *spread])
     size, costs = len(sets[0]), loss.mean(0)
     results.add_mean(
         "spread_loss", ("condition",), loss, "Loss with heads spread out", "nats", "sequential", 0,
@@ -188,19 +179,6 @@ def _extremes(spikiness: Array, share: float) -> list[list[tuple[int, int]]]:
 def _columns(capture: xr.Dataset, skip: int) -> tuple[Array, Array]:
     """Return the hardness of each prompt and head, α and α / n²."""
     norms = capture["column_norm"].transpose("prompt", "layer", "head", "key").values[..., skip:]
-    known = np.where(np.isnan(norms), -np.inf, norms.astype(np.float64))
-    largest_norm = known.max(-1, initial=-np.inf)
-    largest_norm = np.where(np.isneginf(largest_norm), np.nan, largest_norm)
+    most = largest(norms.astype(np.float64))
     lengths = capture["length"].values[:, None, None].astype(np.float64)
-    return largest_norm * lengths, np.minimum(largest_norm / lengths, 1.0)
-
-
-def _spread_loss(
-    model: Model, ids: list[list[int]], sets: list[list[tuple[int, int]]], temperature: float
-) -> Array:
-    """Return the loss with each set of heads at a higher temperature (prompt, condition)."""
-    edits = {CONDITIONS[0]: ()} | {
-        condition: (Temperature(heads=tuple(heads), value=temperature),)
-        for condition, heads in zip(CONDITIONS[1:], sets, strict=True)
-    }
-    return contrast(model, ids, edits)
+    return most * lengths, np.minimum(most / lengths, 1.0)

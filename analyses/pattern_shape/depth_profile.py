@@ -15,14 +15,13 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.length_trend import mean, stated
+from headscope.analyses._stats.length_trend import Array, mean, stated
 from headscope.analyses.pattern_shape import _slots
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -34,7 +33,6 @@ QUICK = {"prompts": 2}
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Found in the Middle"
-Array = NDArray[np.float64]
 
 
 def run(
@@ -51,10 +49,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; their tokens are run again.
-    model
-        Model that was captured.
+    capture, model
+        Capture of the prompts, whose tokens are run again, and the causal model behind it.
     parts
         Parts of equal length that the text before the question is cut into.
     question
@@ -72,14 +68,8 @@ def run(
     ``u_shape`` and ``depth_wave`` (layer, head; of that curve), ``mean_mass`` (depth; mean over
     heads), ``depth_loss`` (depth; nats a token that hiding the part costs, the causal number) and
     ``agreement`` (rank correlation of the two over the parts), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the model is not causal or a prompt is too short for the parts.
     """
-    require(capture, NEEDS, "depth_profile")
-    one_text(capture.attrs.get("attention", "self"), "depth_profile")
+    require(capture, NEEDS, "depth_profile", ("self",))
     if not predicts(capture):
         raise NotApplicable("model: a question after its text needs causal order in every layer")
 
@@ -110,7 +100,7 @@ def run(
         "diverging", -1, 1,
     )  # fmt: skip
     names = [f"part {number} of {parts}" for number in range(1, parts + 1)]
-    return results.dataset({"depth": names}, _verdict(names, results), convention=convention)
+    return results.dataset({"depth": names}, _verdict(names, results))
 
 
 def _measured(

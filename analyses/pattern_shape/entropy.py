@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import Between, between, one_text
-from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label, require, top
+from headscope.analyses._runtime.options import Between
+from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, named, require
 from headscope.analyses._stats.length_trend import mean, per_query, stated, visible
 
 NEEDS = ("entropy",)
@@ -48,20 +48,12 @@ def run(
     Dataset with ``entropy`` (layer, head; nats), ``entropy_share`` (layer, head; share of log n),
     ``layer_entropy_share`` (layer) and ``query_entropy_share`` (query; mean over heads and
     prompts), each with 95 % intervals over prompts. Layers without an attention map are missing.
-
-    Raises
-    ------
-    InvalidInput
-        When ``broad`` is below ``sharp``.
-    NotApplicable
-        When the capture lacks ``entropy``.
     """
-    between("broad", broad, sharp, 1)
-    require(capture, NEEDS, "entropy")
-    one_text(capture.attrs.get("attention", "self"), "entropy", ("self", "encoder", "decoder"))
+    Between(sharp, 1).check("broad", broad)
+    require(capture, NEEDS, "entropy", ("self", "encoder", "decoder"))
 
     raw = per_query(capture, "entropy")
-    most = largest(capture)
+    most = largest_entropy(capture)
     raw = np.where(most > 0, raw, np.nan)
     # Rounding in float32 may leave an even row a hair above the largest possible entropy.
     share = np.minimum(raw / np.where(most > 0, most, np.nan), 1.0)
@@ -88,10 +80,7 @@ def run(
         convention="H / log n; mean over heads and prompts",
     )  # fmt: skip
     scores = results["entropy_share"].values
-    kinds = {
-        "sharp": [label(head) for head in top(-scores, int((scores < sharp).sum()))],
-        "broad": [label(head) for head in top(scores, int((scores > broad).sum()))],
-    }
+    kinds = {"sharp": named(-scores, scores < sharp), "broad": named(scores, scores > broad)}
     listed = "; ".join(f"{kind}: {', '.join(heads) or 'none'}" for kind, heads in kinds.items())
     return results.dataset(
         {"query": np.arange(over.shape[-1])},
@@ -105,7 +94,7 @@ def run(
     )
 
 
-def largest(capture: xr.Dataset) -> NDArray[np.float64]:
+def largest_entropy(capture: xr.Dataset) -> NDArray[np.float64]:
     """Return the largest possible entropy of every row (prompt, layer, head, query)."""
     seen = visible(capture)[:, :, None] * np.ones((1, 1, capture.sizes["head"], 1))
     if "sink_logit" in capture.coords:

@@ -16,9 +16,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import AtLeast, one_text
-from headscope.analyses._runtime.results import Results, require
-from headscope.analyses._stats.length_trend import stated
+from headscope.analyses._measurements import qk_rows
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import Results, attending, label, require
+from headscope.analyses._stats.length_trend import Array, stated
 from headscope.kernels.errors import NotApplicable
 
 NEEDS = ("lse",)
@@ -42,7 +43,6 @@ MEASURES = {
 }
 LEAST = 4
 TOLERANCE = 1e-3
-Array = NDArray[np.float64]
 
 
 def run(
@@ -71,16 +71,8 @@ def run(
     ``map_distance`` (layer, head, feature_map; from the head's own weights), and their means over
     heads ``mean_monotonicity``, ``mean_spikiness`` and ``mean_distance`` (feature_map), with 95 %
     intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``q``, ``k`` or ``lse``, its weights were edited, or a prompt is
-        shorter than 8 tokens.
     """
-    require(capture, (*NEEDS, *KEEP), "feature_maps")
-    attention = capture.attrs.get("attention", "self")
-    one_text(attention, "feature_maps", ("self", "encoder", "decoder"))
+    require(capture, (*NEEDS, *KEEP), "feature_maps", ("self", "encoder", "decoder"))
     if int(capture["length"].min()) < 2 * LEAST:
         raise NotApplicable(
             f"prompts: the shortest has {int(capture['length'].min())} tokens; "
@@ -94,8 +86,8 @@ def run(
         + "; ".join(f"{name}: {formula}" for name, formula in ABOUT.items())
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    for name, (title, units, scale, low) in MEASURES.items():
-        values, own = measured[name], name if name == "monotonicity" else f"map_{name}"
+    for values, (name, (title, units, scale, low)) in zip(measured, MEASURES.items(), strict=True):
+        own = name if name == "monotonicity" else f"map_{name}"
         over, average = np.nanmean(values, axis=(1, 2)), f"{title}, mean over heads"
         results.add_mean(own, ("layer", "head", "feature_map"), values, title, units, scale, low, 1)
         results.add_mean(f"mean_{name}", ("feature_map",), over, average, units, scale, low, 1)
@@ -108,7 +100,6 @@ def run(
     )
     return results.dataset(
         {"feature_map": list(MAPS)},
-        convention=convention,
         note=(
             f"Spikiness and monotonicity by map, means over heads: {means}. Scores of weights that "
             "no model was run with: what a head of even weights costs is in `concentration`."
@@ -116,58 +107,39 @@ def run(
     )
 
 
-def _measures(capture: xr.Dataset, count: int, queries: int) -> dict[str, Array]:
-    """Return each measure of the first prompts (prompt, layer, head, feature_map)."""
-    shape = (count, capture.sizes["layer"], capture.sizes["head"], len(MAPS))
-    measured = {name: np.full(shape, np.nan) for name in MEASURES}
-    for prompt in range(count):
-        for layer in range(shape[1]):
-            for name, values in _layer(capture, prompt, layer, queries).items():
-                measured[name][prompt, layer] = values
+def _measures(capture: xr.Dataset, count: int, queries: int) -> Array:
+    """Return the measures of the first prompts (measure, prompt, layer, head, feature_map)."""
+    shape = (len(MEASURES), count, capture.sizes["layer"], capture.sizes["head"], len(MAPS))
+    measured = np.full(shape, np.nan)
+    for prompt, length in enumerate(capture["length"].values[:count]):
+        positions = np.unique(np.linspace(length // 2, length - 1, queries).astype(int))
+        for layer in np.flatnonzero(attending(capture)):
+            measured[:, prompt, layer] = _layer(capture, prompt, int(layer), positions)
     return measured
 
 
-def _layer(capture: xr.Dataset, prompt: int, layer: int, queries: int) -> dict[str, Array]:
-    """Return each measure of the heads of one layer (head, feature_map), mean over queries."""
-    here = capture.isel(prompt=prompt, layer=layer)
-    length = int(here["length"])
-    positions = np.unique(np.linspace(length // 2, length - 1, queries).astype(int))
-    query = here["q"].transpose("head", "query", "size").values.astype(np.float64)
-    key = here["k"].transpose("kv_head", "key", "size").values.astype(np.float64)
-    lse = here["lse"].transpose("head", "query").values.astype(np.float64)
-    if np.isnan(query[0, 0]).any():
-        return {}
-    rows = {int(group): row for row, group in enumerate(capture["kv_head"].values)}
-    root, cap = np.sqrt(float(here["logit_scale"])), float(here["softcap"])
-    learned = "sink_logit" in capture.coords
-    totals: dict[str, list[Array]] = {name: [] for name in MEASURES}
-    for head, group in enumerate(capture["kv_group"].values):
-        measures: dict[str, list[Array]] = {name: [] for name in MEASURES}
-        for place in positions:
-            keys = key[rows[int(group)], _seen(here, int(place), length)] * root
-            row = query[head, place] * root
-            scores = keys @ row
-            capped = scores if np.isnan(cap) else cap * np.tanh(scores / cap)
-            own = np.exp(capped - lse[head, place])
-            if abs(own.sum() - 1) > TOLERANCE and not learned:
-                raise NotApplicable(
-                    f"capture: the weights of L{int(here['layer'])}H{int(here['head'][head])} do "
-                    "not follow from its q and k; feature maps need scores without a bias or an "
-                    "edit"
-                )
-            weights = _weights(row, keys, scores, own)
-            measures["monotonicity"].append(_rank_correlations(weights, scores))
-            measures["spikiness"].append(1 - _entropy(weights) / np.log(len(scores)))
-            measures["distance"].append(np.abs(weights - weights[0]).sum(-1) / 2)
-        for name, values in measures.items():
-            totals[name].append(np.mean(values, axis=0))
-    return {name: np.stack(values) for name, values in totals.items()}
-
-
-def _seen(layer: xr.Dataset, place: int, length: int) -> slice:
-    window, causal = float(layer["window"]), bool(layer["causal"])
-    reach = length if np.isnan(window) else int(window)
-    return slice(max(place - reach + 1, 0), place + 1 if causal else min(place + reach, length))
+def _layer(capture: xr.Dataset, prompt: int, layer: int, positions: NDArray[np.int64]) -> Array:
+    """Return the measures of the heads of a layer (measure, head, feature_map), mean of queries."""
+    rows = qk_rows.rows(capture, prompt, layer, positions)
+    root, cap = np.sqrt(rows.scale), rows.softcap
+    measured = np.empty((len(MEASURES), len(rows.queries), len(positions), len(MAPS)))
+    for head, row in np.ndindex(measured.shape[1:3]):
+        keys, query = rows.keys[head, rows.seen[row]] * root, rows.queries[head, row] * root
+        scores = keys @ query
+        capped = scores if np.isnan(cap) else cap * np.tanh(scores / cap)
+        own = np.exp(capped - rows.lse[head, row])
+        if abs(own.sum() - 1) > TOLERANCE and "sink_logit" not in capture.coords:
+            raise NotApplicable(
+                f"capture: the weights of {label((layer, head))} do not follow from its q and k; "
+                "feature maps need scores without a bias or an edit"
+            )
+        weights = _weights(query, keys, scores, own)
+        measured[:, head, row] = (
+            _rank_correlations(weights, scores),
+            1 - _entropy(weights) / np.log(len(scores)),
+            np.abs(weights - weights[0]).sum(-1) / 2,
+        )
+    return np.asarray(measured.mean(2))
 
 
 def _weights(query: Array, key: Array, scores: Array, own: Array) -> Array:

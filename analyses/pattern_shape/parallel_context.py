@@ -14,15 +14,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import observed, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions.block_mask import Blocks
 from headscope.probes.models.model import Model
@@ -32,7 +31,6 @@ QUICK = {"blocks": 3, "prompts": 2}
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Attention Entropy is a Key Factor (Zhang et al.)"
-Array = NDArray[np.float64]
 CONDITIONS = ("whole context", "parallel blocks", "parallel blocks, shared prefix")
 
 
@@ -50,10 +48,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; their tokens are run again, whole and in blocks.
-    model
-        Model that was captured.
+    capture, model
+        Capture of the prompts, whose tokens are run again, whole and in blocks, and the
+        causal model behind it.
     blocks
         Number of blocks that the context is cut into.
     prefix
@@ -71,14 +68,8 @@ def run(
     ``prefix_effect`` (layer, head; with the shared prefix minus without, nats),
     ``question_entropy`` (condition; mean over heads, nats) and ``question_loss`` (condition; nats
     a token, the causal number), each with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the model is not causal or a prompt is too short for the blocks.
     """
-    require(capture, NEEDS, "parallel_context")
-    one_text(capture.attrs.get("attention", "self"), "parallel_context")
+    require(capture, NEEDS, "parallel_context", ("self",))
     if not predicts(capture):
         raise NotApplicable("model: blocks before a question need causal order in every layer")
 
@@ -91,18 +82,17 @@ def run(
         f"{len(ids)} prompts; positions as in the text"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "entropy_rise", ("layer", "head"), rise, "Entropy that parallel blocks add", "nats",
-        "diverging", convention=f"blocks − whole; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "prefix_effect", ("layer", "head"), effect, "Entropy that a shared prefix adds", "nats",
-        "diverging", convention=f"with − without prefix; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "question_entropy", ("condition",), spread, "Entropy of the question's rows", "nats",
-        "sequential", 0, convention=f"mean over heads; {convention}",
-    )  # fmt: skip
+    grid, entropy_of = ("layer", "head"), "Entropy that"
+    for name, dims, values, title, rule, *scale in (
+        ("entropy_rise", grid, rise, f"{entropy_of} parallel blocks add", "blocks − whole",
+         "diverging"),
+        ("prefix_effect", grid, effect, f"{entropy_of} a shared prefix adds",
+         "with − without prefix", "diverging"),
+        ("question_entropy", ("condition",), spread, "Entropy of the question's rows",
+         "mean over heads", "sequential", 0),
+    ):  # fmt: skip
+        about = f"{rule}; {convention}"
+        results.add_mean(name, dims, values, title, "nats", *scale, convention=about)
     results.add_mean(
         "question_loss", ("condition",), loss, "Loss on the question", "nats", "sequential", 0,
         convention=f"−log p of its tokens; {convention}", evidence="causal",

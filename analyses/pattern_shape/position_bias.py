@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, label, top
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resamples
 from headscope.analyses._stats.bootstrap import percentiles
@@ -77,11 +77,6 @@ def run(
     variance, by the slot), ``slot_mass`` (document, slot; mean over heads), ``found`` (condition;
     share of documents that get the most attention, mean over heads), ``slot_accuracy`` (slot) and
     ``relevance_accuracy`` (ablation, the causal number), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the prompts state no facts at a role ``value``.
     """
     if length:
         task = tasks.make(
@@ -117,17 +112,17 @@ def run(
         "share of answers", *ZERO_TO_ONE, evidence="causal",
     )  # fmt: skip
     scores = results["relevance"].values
-    pool = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(scores))]
-    best = above(scores, least_relevance, len(pool) // 2)
+    pool = marked(np.isfinite(scores))
+    ablated = above(scores, least_relevance, len(pool) // 2)
     accuracy, conditions, record = causal_check.check(
-        "relevance_accuracy", "Accuracy on the moved facts", model, facts, best, pool,
+        "relevance_accuracy", "Accuracy on the moved facts", model, facts, ablated, pool,
         kind="relevance", draws=draws, seed=seed,
     )  # fmt: skip
     results.variables |= {
         name: xr.Variable(("ablation",), array.values, array.attrs)
         for name, array in accuracy.items()
     }
-    named = [label(head) for head in top(scores, min(int((scores > least_relevance).sum()), 8))]
+    best = named(scores, scores > least_relevance)[:8]
     tilt, bend = (float(np.nanmean(results[name].values)) for name in ("tilt", "u_shape"))
     return results.dataset(
         {
@@ -138,11 +133,10 @@ def run(
             "ablation": conditions,
         },
         Verdict(record["verdict"], record["note"]),
-        convention=convention,
-        heads_by_type={"relevance": named},
+        heads_by_type={"relevance": best},
         causal=record,
         note=(
-            f"Heads that attend to the asked fact for its content: {', '.join(named) or 'none'}. "
+            f"Heads that attend to the asked fact for its content: {', '.join(best) or 'none'}. "
             f"Positional bias, mean over heads: tilt {tilt:+.3f}, U shape {bend:+.3f}."
         ),
     )
@@ -168,19 +162,16 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     ):
         results.add_mean(name, (*grid, "slot"), values, title, *SHARE)
     difference, (tilt, bend) = (on_asked - on_dummy).mean(-1), _slots.curve(on_dummy)
-    results.add_mean(
-        "relevance", grid, difference, "Relevance: asked fact against dummy", "share", "diverging",
-        -1, 1, convention=f"Attn(asked, slot) − Attn(dummy, slot), mean over slots; {convention}",
-    )  # fmt: skip
     fit = "a + b x + c x² over slots"
-    results.add_mean(
-        "tilt", grid, tilt, "Tilt of the bias towards the end", "share", "diverging",
-        convention=f"b of {fit}, x from −1 to 1; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "u_shape", grid, bend, "U shape of the bias", "share", "diverging",
-        convention=f"c of {fit}; above 0 both ends get more than the middle; {convention}",
-    )  # fmt: skip
+    for name, values, title, rule, *bounds in (
+        ("relevance", difference, "Relevance: asked fact against dummy",
+         "Attn(asked, slot) − Attn(dummy, slot), mean over slots", -1, 1),
+        ("tilt", tilt, "Tilt of the bias towards the end", f"b of {fit}, x from −1 to 1"),
+        ("u_shape", bend, "U shape of the bias",
+         f"c of {fit}; above 0 both ends get more than the middle"),
+    ):  # fmt: skip
+        about = f"{rule}; {convention}"
+        results.add_mean(name, grid, values, title, "share", "diverging", *bounds, convention=about)
     _add_wave(results, on_dummy)
     by_prompt = [_slots.explained(*pair) for pair in zip(on_asked, on_dummy, strict=True)]
     results.add_mean(
@@ -194,7 +185,7 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
         "bias_share", grid, by_slot, "Variance of the mass by the slot alone", "share of variance",
         *ZERO_TO_ONE, convention=f"two-way over the mean of the prompts; {convention}",
     )  # fmt: skip
-    documents = np.stack([masses.mean((1, 2)) for masses in (on_asked, on_dummy)], axis=1)
+    documents = np.stack([on_asked.mean((1, 2)), on_dummy.mean((1, 2))], axis=1)
     results.add_mean(
         "slot_mass", ("document", "slot"), documents, "Mass by slot, mean over heads", *SHARE
     )

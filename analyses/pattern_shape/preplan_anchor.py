@@ -19,12 +19,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._measurements.received import token_axis
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import percentiles
-from headscope.analyses._stats.length_trend import mean, per_query, stated
+from headscope.analyses._stats.length_trend import Array, mean, per_query, stated
 from headscope.analyses.pattern_shape import _peaks
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions import KnockOut
@@ -38,7 +39,6 @@ SUPPORTS = {"hybrid"}
 SOURCE = "Attention Illuminates LLM Reasoning (Li et al.)"
 CONDITIONS = ("intact", "anchors hidden", "as many other tokens hidden")
 SHORTEST = 8
-Array = NDArray[np.float64]
 
 
 def run(
@@ -89,15 +89,8 @@ def run(
     lag) and ``anchor_loss`` (condition; nats a token, the causal number). Averages carry 95 %
     intervals over prompts, ``chance`` the range of its draws. In a text that repeats itself every
     few tokens, peaks are coupled at many lags.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks a statistic or offset, the model is not causal, or a prompt has fewer
-        than 8 tokens.
     """
-    require(capture, NEEDS, "preplan_anchor")
-    one_text(capture.attrs.get("attention", "self"), "preplan_anchor")
+    require(capture, NEEDS, "preplan_anchor", ("self",))
     if not predicts(capture):
         raise NotApplicable(
             "model: preplan_anchor follows tokens from earlier to later, which needs causal layers"
@@ -135,18 +128,15 @@ def run(
         f"W = {window}; horizon {nearest} to {last} tokens; {size} local and {size} global heads; "
         f"peaks: top {peaks:.0%} of tokens after the first {skip}; prompts of {stated(capture)}"
     )
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    results.add_mean(
-        "distance", grid, distance, "Mean distance looked back", "tokens", "sequential", 0
-    )
-    results.add_mean(
-        "waad_head", grid, mean(reach), "Windowed attention distance (WAAD)",
-        "tokens", "sequential", 0, window,
+    rows: tuple[tuple[Any, ...], ...] = (
+        ("distance", distance, "Mean distance looked back", "tokens", "sequential", 0),
+        ("waad_head", mean(reach), "Windowed attention distance (WAAD)", "tokens", "sequential", 0,
+         window),
+        ("anchor_mass", at_anchors, "Mean weight that anchors get from later queries", *SHARE),
     )  # fmt: skip
-    results.add_mean(
-        "anchor_mass", grid, at_anchors, "Mean weight that anchors get from later queries", *SHARE
-    )
+    for name, *row in rows:
+        results.add_mean(name, ("layer", "head"), *row)
     results.add_mean(
         "coupling", ("lag",), coupling, "WAAD peaks with an FAI peak at a lag",
         "share of WAAD peaks", *ZERO_TO_ONE,
@@ -162,10 +152,7 @@ def run(
             name, ("query",), values[0, :first], title, units, "sequential", 0,
             convention=f"first prompt; {convention}",
         )  # fmt: skip
-    coords: dict[str, Any] = {"query": np.arange(first), "lag": [f"{lag:+d}" for lag in lag_names]}
-    if "token" in capture.coords:
-        words = capture["token"].transpose("prompt", "query").values[0, :first]
-        coords["token"] = ("query", words.astype(str))
+    coords = token_axis(capture, first) | {"lag": [f"{lag:+d}" for lag in lag_names]}
     if causal_prompts:
         loss = _hidden(model, tokens(capture)[:causal_prompts], anchors, far, skip, seed)
         costs = loss.mean(0)
@@ -183,7 +170,7 @@ def run(
             f"tokens hidden {costs[2]:.3f} nats.",
         )
     kinds = {"local": [label(head) for head in near], "global": [label(head) for head in far]}
-    return results.dataset(coords, verdict, convention=convention, heads_by_type=kinds)
+    return results.dataset(coords, verdict, heads_by_type=kinds)
 
 
 def _windowed(capture: xr.Dataset, window: int) -> Array:
@@ -198,10 +185,7 @@ def _windowed(capture: xr.Dataset, window: int) -> Array:
             f"capture: preplan_anchor with window={window} needs offset_mass at offset "
             f"{missing[0]}; capture again with offsets=range({window})"
         )
-    chosen = capture["offset_mass"].sel(offset=list(range(window)))
-    near = np.nan_to_num(
-        chosen.transpose("prompt", "layer", "head", "query", "offset").values.astype(np.float64)
-    )
+    near = np.nan_to_num(per_query(capture.sel(offset=list(range(window))), "offset_mass"))
     inside = ~np.isnan(per_query(capture, "distance"))
     reach = near @ np.arange(window) + window * np.clip(1 - near.sum(-1), 0, 1)
     return np.where(inside, reach, np.nan)
@@ -258,10 +242,10 @@ def _hidden(
         for prompt, positions in zip(ids, anchors, strict=False):
             rest = np.setdiff1d(np.arange(skip, len(prompt)), positions)
             others = generator.permutation(rest)[: len(positions)]
-            edits: dict[str, tuple[KnockOut, ...]] = {CONDITIONS[0]: ()} | {
-                condition: (KnockOut(heads=tuple(heads), keys=tuple(map(int, keys))),)
-                for condition, keys in zip(CONDITIONS[1:], (positions, others), strict=True)
-            }
-            losses.append(contrast(model, [prompt], edits)[0])
+            hiding = [
+                (KnockOut(heads=tuple(heads), keys=tuple(map(int, keys))),)
+                for keys in (positions, others)
+            ]
+            losses.append(contrast(model, [prompt], [(), *hiding])[0])
             step()
     return np.stack(losses)

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
-from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.length_trend import (
+    Array,
     by_octave,
     mean,
     octaves,
@@ -42,7 +42,6 @@ SUPPORTS = {"encoder", "hybrid"}
 
 SOURCE = "MoA: Mixture of Sparse Attention; MSWA"
 CONDITIONS = ("intact", "fixed heads cut to their span", "elastic heads cut as short")
-Array = NDArray[np.float64]
 Heads = dict[str, list[tuple[int, int]]]
 
 
@@ -80,14 +79,8 @@ def run(
     slope of log span over log tokens), ``elastic_rate`` (layer, head; β, tokens a token),
     ``offset`` (layer, head; α, tokens) and ``span_loss`` (condition; nats a token, the causal
     number, where there are fixed and elastic heads), each with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``effective_span`` or no prompt spans two octaves.
     """
-    require(capture, NEEDS, "span")
-    one_text(capture.attrs.get("attention", "self"), "span")
+    require(capture, NEEDS, "span", ("self",))
 
     share = float(capture.attrs.get("share", 0.9))
     names, counts, spans = _measured(capture, model, shortest, share)
@@ -140,7 +133,6 @@ def run(
         coords,
         verdict,
         note=note,
-        convention=convention,
         heads_by_type={kind: [label(head) for head in heads] for kind, heads in kinds.items()},
         causal=causal,
     )
@@ -178,11 +170,7 @@ def _last(values: Array) -> Array:
 
 def _kinds(results: Results, boundary: float) -> Heads:
     lower, upper = results["growth_lower"].values, results["growth_upper"].values
-    chosen = {"fixed": upper < boundary, "elastic": lower > boundary}
-    return {
-        kind: [(int(layer), int(head)) for layer, head in np.argwhere(mask)]
-        for kind, mask in chosen.items()
-    }
+    return {"fixed": marked(upper < boundary), "elastic": marked(lower > boundary)}
 
 
 def _cut(
@@ -196,14 +184,14 @@ def _cut(
         for kind, heads in kinds.items()
     }
     windows = [int(np.ceil(spans[head])) for head in chosen["fixed"]]
-    edits = {CONDITIONS[0]: ()} | {
-        condition: tuple(
+    cut = [
+        [
             Window(heads=(head,), recent=size, first=0)
             for head, size in zip(heads, windows, strict=True)
-        )
-        for condition, heads in zip(CONDITIONS[1:], chosen.values(), strict=True)
-    }
-    loss = contrast(model, ids, edits)
+        ]
+        for heads in chosen.values()
+    ]
+    loss = contrast(model, ids, [(), *cut])
     costs = loss.mean(0)
     results.add_mean(
         "span_loss", ("condition",), loss, "Loss with heads cut to a span", "nats", "sequential",

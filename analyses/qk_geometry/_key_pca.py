@@ -2,20 +2,17 @@
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements.qk_rows import Array
 from headscope.probes.attention.rotary import Rotation
 from headscope.probes.models.model import Model
-
-Array = NDArray[np.float64]
 
 
 def components(vectors: Array, variance: float) -> Array:
     """Count the principal components that hold a share of the variance (...).
 
-    >>> import numpy as np
     >>> components(np.diag([3.0, 1.0, 1.0]) @ np.eye(3), 1.0)
     array(2)
     """
@@ -77,7 +74,5 @@ def moved(model: Model, capture: xr.Dataset, counts: Array, checked: int, seed: 
                 for head, weights in enumerate(rows.weights(products)):
                     weights_of[layer, head] = weights
         edits = [pattern_substitution.fix(weights_of) for weights_of in patterns]
-        divergences.append(
-            [pattern_substitution.divergence(model, capture, prompt, edit) for edit in edits]
-        )
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)

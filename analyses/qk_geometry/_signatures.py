@@ -5,9 +5,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.results import attending
 
-Array = NDArray[np.float64]
 # Keys this near to the query have a cell of their own, the query's own first.
 NEAR = 8
 # Cells of equal width over the rest of the prompt.
@@ -21,7 +21,6 @@ WHAT = (
 def cells(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Number the cell that each key falls into, by query (row, key).
 
-    >>> import numpy as np
     >>> cells(np.array([3]), 4).tolist()
     [[0, 3, 2, 1]]
     """
@@ -58,7 +57,6 @@ def divergences(rows: Array) -> Array:
 
     Averaged over the rows: from (item, row, cell) to (item, item).
 
-    >>> import numpy as np
     >>> divergences(np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
 

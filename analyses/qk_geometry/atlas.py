@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import UNITS, AnswerMetric, differentiable
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
     SHARE,
@@ -45,7 +45,6 @@ KEEP = ("q", "k")
 TASK = "story"
 PROMPTS = 12
 
-Array = NDArray[np.float64]
 SOURCE = "How Does Attention Work in Vision Transformers?"
 PRUNING = ("task metric", "log-probability", "output divergence")
 METRICS = (*PRUNING, "gate gradient")
@@ -91,16 +90,13 @@ def run(
     metric, point; rank of the head, 1 for the most important, at the coordinates ``x`` and ``y``)
     and ``agreement`` (one, other; Spearman's ρ over heads between the measures, the distance and
     the largest weight).
-
-    Raises
-    ------
-    NotApplicable
-        For a capture that lacks a variable, fewer than 3 heads, or an option out of range.
     """
+    from scipy.stats import rankdata
+
     require(capture, (*KEEP, *NEEDS), "atlas")
     qk_rows.refuse_other(capture, "atlas")
     known = attending(capture)
-    names = [head for head in heads(capture) if known[head[0]]]
+    names = heads(capture)
     if len(names) < 3:
         raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
     samples, units = _prune(model, task)
@@ -133,19 +129,17 @@ def run(
     )  # fmt: skip
 
     components, shown = _components(_features(capture, names, queries, skip))
+    index = tuple(np.transpose(names))
     distance, strongest = (
-        np.asarray([values[head] for head in names])
-        for values in (
-            capture[name].mean(("prompt", "query")).transpose("layer", "head").values
-            for name in ("distance", "max_weight")
-        )
+        capture[name].mean(("prompt", "query")).transpose("layer", "head").values[index]
+        for name in ("distance", "max_weight")
     )
     points = np.stack([components, np.stack([np.log2(1 + distance), strongest], axis=1)])
     scores = {
-        metric: np.asarray([np.abs(results[name].values[head]) for head in names])
+        metric: np.abs(results[name].values[index])
         for metric, name in zip(METRICS, samples, strict=True)
     }
-    ranks = np.stack([_ranks(values) for values in scores.values()])
+    ranks = (rankdata(np.stack(list(scores.values())), axis=-1) - 1) / (len(names) - 1)
     results.add(
         "atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
         "Rank of the head by what its removal costs", "share of heads below", "sequential", 0, 1,
@@ -154,7 +148,8 @@ def run(
     )  # fmt: skip
     compared = {**scores, "distance": distance, "largest weight": strongest}
     results.add(
-        "agreement", ("one", "other"), _agreement(list(compared.values())),
+        "agreement", ("one", "other"),
+        [[ranked(one, other) for other in compared.values()] for one in compared.values()],
         "Agreement of two rankings of heads", "Spearman ρ", "diverging", -1, 1,
         convention=f"rank correlation over {len(names)} heads",
     )  # fmt: skip
@@ -216,7 +211,7 @@ def _features(capture: xr.Dataset, names: list[tuple[int, int]], queries: int, s
     for prompt in range(count):
         positions = qk_rows.chosen(int(capture["length"].values[prompt]), queries, skip)
         rows = _signatures.of_prompt(capture, prompt, positions)
-        total += np.stack([rows[head].mean(0) for head in names]) / count
+        total += rows[tuple(np.transpose(names))].mean(1) / count
     return total
 
 
@@ -227,18 +222,6 @@ def _components(features: Array) -> tuple[Array, float]:
     # Square roots, so that distances are those of distributions (Hellinger), not of large cells.
     pca = PCA(2, svd_solver="full")
     return np.asarray(pca.fit_transform(features**0.5)), float(pca.explained_variance_ratio_.sum())
-
-
-def _ranks(values: Array) -> Array:
-    """Return the share of the other heads that are below each head."""
-    from scipy.stats import rankdata
-
-    return np.asarray((rankdata(values) - 1) / (len(values) - 1))
-
-
-def _agreement(scores: list[Array]) -> Array:
-    """Return the rank correlation of every two scores of the heads."""
-    return np.asarray([[ranked(one, other) for other in scores] for one in scores])
 
 
 def _verdict(scores: dict[str, Array]) -> Verdict:

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
+from headscope.analyses._measurements.qk_rows import Array
+from headscope.analyses._measurements.received import words_of
+from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import Results, attending, label, require, top
 from headscope.kernels.errors import NotApplicable
 
@@ -30,7 +32,6 @@ QUICK = {"points": 4}
 SUPPORTS = {"encoder", "vision", "hybrid"}
 KEEP = ("q", "k")
 
-Array = NDArray[np.float64]
 SCALINGS = {
     "norm": "c brings centred queries and keys to one mean square length",
     "correlation": "c of the largest correlation between closeness and product, of 25 tried",
@@ -77,14 +78,8 @@ def run(
     their row, in all dimensions and in the picture), and ``embedding`` (plane, point; position in
     the text, at the coordinates ``x`` and ``y``; the 40 heads of the largest gap where there are
     more).
-
-    Raises
-    ------
-    NotApplicable
-        For a capture without q and k, too few tokens, or an option out of range.
     """
-    require(capture, KEEP, "embedding")
-    one_text(capture.attrs.get("attention", "self"), "embedding")
+    require(capture, KEEP, "embedding", ("self",))
     lengths = capture["length"].values
     if int(lengths.min()) < 4:
         raise NotApplicable(f"prompts: one has {int(lengths.min())} tokens; give 4 or more to each")
@@ -149,12 +144,16 @@ def _embed(
     rows: list[qk_rows.Rows], head: int, scaling: str
 ) -> tuple[tuple[float, float, float], tuple[Array, Array]]:
     """Return the scores of TITLES of a head, and the first prompt's queries and keys in a plane."""
+    from sklearn.decomposition import PCA
+
     joint = join(
         [prompt.queries[head] for prompt in rows],
         [prompt.chosen_keys[head] for prompt in rows],
         scaling,
     )
-    pca = joint.components()
+    # A head whose vectors are all one has no spread to take a share of: NaN.
+    with np.errstate(invalid="ignore"):
+        pca = PCA(2, svd_solver="full").fit(np.concatenate([joint.queries, joint.keys]))
     visible = rows[0].seen[:, rows[0].places]
     count = len(rows[0].places)
     queries, keys = joint.queries[:count], joint.keys[:count]
@@ -170,33 +169,16 @@ def _embed(
 
 @dataclass(frozen=True)
 class Joint:
-    """Queries and keys in one space; the attention weights are those of the originals.
-
-    Attributes
-    ----------
-    queries, keys
-        Vectors, dims token, size.
-    factor
-        What the keys were multiplied and the queries divided by.
-    """
+    """Queries / factor and keys · factor (token, size); the weights are those of the originals."""
 
     queries: Array
     keys: Array
     factor: float
 
-    def components(self, count: int = 2) -> Any:
-        """Return the fitted principal components of both together."""
-        from sklearn.decomposition import PCA
-
-        # A head whose vectors are all one has no spread to take a share of: NaN.
-        with np.errstate(invalid="ignore"):
-            return PCA(count, svd_solver="full").fit(np.concatenate([self.queries, self.keys]))
-
 
 def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Joint:
     """Bring the queries and keys of a head to one place and size.
 
-    >>> import numpy as np
     >>> one = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
     >>> one.factor, one.queries.tolist() == one.keys.tolist()
     (2.0, True)
@@ -267,7 +249,6 @@ def _gaps(rows: list[qk_rows.Rows], seed: int) -> Array:
 
 def _labels(capture: xr.Dataset, drawn: NDArray[np.int64]) -> list[str]:
     """Name the drawn queries, then the keys, by position and token."""
-    words = [""] * int(capture["length"].values[0])
-    if "token" in capture.coords:
-        words = [str(word) for word in capture["token"].transpose("prompt", "query").values[0]]
-    return [f"{kind} {at}: {words[at]}" for kind in ("query", "key") for at in drawn]
+    words = words_of(capture)
+    names = [f"{at}: {'' if words is None else words[0, at]}" for at in drawn]
+    return [f"{kind} {name}" for kind in ("query", "key") for name in names]

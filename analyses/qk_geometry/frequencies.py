@@ -23,7 +23,7 @@ from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import rotary
 from headscope.probes.attention.rotary import Rotation
@@ -56,10 +56,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with the kept ``q`` and ``k`` and the statistic ``lse``.
-    model
-        Model that was captured; its rotation is read from it and checked.
+    capture, model
+        Capture with the kept ``q`` and ``k`` and the statistic ``lse``, and its model, whose
+        rotation is read and checked.
     queries
         Queries of every prompt whose rows are split, evenly over it; exact at any length.
     skip
@@ -81,12 +80,6 @@ def run(
     ``spread`` (layer, head; standard deviation of the logits of a row) and ``moved`` (condition;
     how far the output moves without a band, in nats), with 95 % intervals over prompts. Coordinate
     ``wavelength`` (layer, pair), tokens.
-
-    Raises
-    ------
-    NotApplicable
-        For a model without rotary embedding or whose rotation is not known, a capture without q, k
-        and lse, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "frequencies")
     qk_rows.refuse_other(capture, "frequencies")
@@ -137,12 +130,9 @@ def run(
     verdict = None
     if not reason:
         moved = _moved(model, capture, turns, groups, edge, checked)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved when heads lose a band of frequencies",
-            "nats", "sequential", 0, evidence="causal",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; {edited} heads that the band carries most",
-        )  # fmt: skip
+        title = "Output moved when heads lose a band of frequencies"
+        rule = f"{edited} heads that the band carries most"
+        pattern_substitution.add_moved(results, moved, title, rule)
         coords["condition"] = [
             f"{heads}-frequency heads without {lost}"
             for heads in groups
@@ -151,7 +141,6 @@ def run(
         verdict = _verdict(results["moved"].values)
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type={
             f"{band} frequency": [label(head) for head in heads] for band, heads in groups.items()
         },
@@ -224,16 +213,15 @@ def _moved(
             layer: qk_rows.rows(capture, prompt, layer, np.arange(length))
             for layer in {layer for heads in groups.values() for layer, _ in heads}
         }
-        row = []
-        for heads in groups.values():
-            for band in ("high", "low"):
-                patterns = {
-                    (layer, head): _without(rows[layer], turns[layer], band, edge)[head]
-                    for layer, head in heads
-                }
-                edits = pattern_substitution.fix(patterns)
-                row.append(pattern_substitution.divergence(model, capture, prompt, edits))
-        divergences.append(row)
+        edits = [
+            pattern_substitution.fix({
+                (layer, head): _without(rows[layer], turns[layer], band, edge)[head]
+                for layer, head in heads
+            })
+            for heads in groups.values()
+            for band in ("high", "low")
+        ]  # fmt: skip
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)
 
 
@@ -254,9 +242,5 @@ def _verdict(moved: Array) -> Verdict:
         f"{low_high:.3f} without high frequencies; high-frequency heads by {high_high:.3f} without "
         f"high and {high_low:.3f} without low"
     )
-    if low_low > low_high and high_high > high_low:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}; the share is correlational here.",
-    )
+    agrees = low_low > low_high and high_high > high_low
+    return causal_verdict(agrees, text, "; the share is correlational here")

@@ -12,6 +12,7 @@ Sources: Low-Rank Bottleneck; On the Benefits of Rank; Loki; Attention is Not Al
 Attention Loses Rank; Roy & Vetterli, The effective rank, for the effective rank.
 """
 
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,9 +20,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import Results, attending, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections, rotary
@@ -33,10 +34,7 @@ SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "resid")
 
 Array = NDArray[np.float64]
-NORMS = {
-    "frobenius": "Frobenius norm",
-    "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper",
-}
+NORMS = {"frobenius": "Frobenius norm", "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper"}
 BOTTLENECK = "Low-Rank Bottleneck; On the Benefits of Rank"
 COLLAPSE = "Attention is Not All You Need: Pure Attention Loses Rank"
 
@@ -54,10 +52,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with the kept ``q``, ``k`` and ``resid``.
-    model
-        Model that was captured; its weights and rotation are read and checked.
+    capture, model
+        Capture with the kept ``q``, ``k`` and ``resid``, and its model, whose weights and rotation
+        are read and checked.
     variance
         Share of the variance of the keys that their components hold, between 0 and 1.
     norm
@@ -75,22 +72,14 @@ def run(
     norm of the residual stream that is left) and ``moved`` (condition; how far the output moves
     when all keys keep their components, or as many random directions, in nats); the last three
     with 95 % intervals over prompts. The number of keys caps their rank.
-
-    Raises
-    ------
-    NotApplicable
-        Where the weights or the rotation of the model are not known, for a capture without q, k
-        and resid, or an option out of range.
     """
-    require(capture, KEEP, "head_rank")
-    one_text(capture.attrs.get("attention", "self"), "head_rank")
+    require(capture, KEEP, "head_rank", ("self",))
     tokens, head_size = int(capture["length"].values.sum()), capture.sizes["size"]
     if tokens < 3:
         raise NotApplicable(f"prompts: {tokens} tokens have no variance; give 3 or more")
     weights = projections.read(model)
     turns = rotary.read(model, int(capture["length"].values.max()))
     results = Results(capture, seed=seed)
-    meaning = ("sequential", 0, head_size)
     of_weights = (
         f"singular values of the stored weights, head size {head_size}; the gain of the norm "
         "before them is not part of them"
@@ -100,7 +89,7 @@ def run(
         of_products += "; QK without rotation (distance 0)"
     if weights.normalised:
         of_products += "; queries and keys are also divided by their length"
-    ranks = _weight_ranks(capture, weights)
+    meaning, ranks = ("sequential", 0, head_size), _weight_ranks(capture, weights)
     for circuit, title, convention in (
         ("qk", "query–key form", of_products), ("ov", "output–value map", of_weights),
     ):  # fmt: skip
@@ -121,45 +110,44 @@ def run(
             f"variance of {tokens} keys; head size {head_size}",
         )  # fmt: skip
     from_equal, from_one = _stream(capture, norm)
-    results.add_mean(
-        "to_equal_rows", ("boundary",), from_equal, "Residual stream away from equal rows",
-        "share of its norm", "sequential", 0, source=COLLAPSE,
-        convention=f"‖X − 1 mean(X)ᵀ‖ / ‖X‖, {NORMS[norm]}",
-    )  # fmt: skip
-    results.add_mean(
-        "to_rank_one", ("boundary",), from_one, "Residual stream away from rank one",
-        "share of its norm", "sequential", 0, 1, source=COLLAPSE,
-        convention="√(1 − σ₁² / Σσ²): the nearest matrix of rank one, Frobenius norm",
-    )  # fmt: skip
+    for name, values, matrix, high, convention in (
+        ("to_equal_rows", from_equal, "equal rows", None,
+         f"‖X − 1 mean(X)ᵀ‖ / ‖X‖, {NORMS[norm]}"),
+        ("to_rank_one", from_one, "rank one", 1,
+         "√(1 − σ₁² / Σσ²): the nearest matrix of rank one, Frobenius norm"),
+    ):  # fmt: skip
+        results.add_mean(
+            name, ("boundary",), values, f"Residual stream away from {matrix}",
+            "share of its norm", "sequential", 0, high, source=COLLAPSE, convention=convention,
+        )  # fmt: skip
     coords: dict[str, Any] = {
         "kv_head": np.arange(capture.sizes["kv_head"]),
         "boundary": ["input", *(f"after L{layer}" for layer in range(capture.sizes["layer"]))],
     }
     first, last = results["to_equal_rows"].values[[0, -1]]
-    notes = [
+    note = (
         f"Away from equal rows: {first:.2f} of the norm of the stream at the input, {last:.2f} at "
         "the end."
-    ]
+    )
     if tokens < 4 * head_size:
-        notes.append(
-            f"{tokens} keys are few for a head size of {head_size}: their rank is an underestimate."
+        note += (
+            f" {tokens} keys are few for a head size of {head_size}: their rank is an "
+            "underestimate."
         )
     verdict = None
     reason = pattern_substitution.reason(capture)
     if reason:
-        notes.insert(0, f"No causal check of the key rank: {reason}.")
+        note = f"No causal check of the key rank: {reason}. {note}"
     else:
         moved = _key_pca.moved(model, capture, after, checked, seed)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved when all keys keep few directions",
-            "nats", "sequential", 0, evidence="causal", source="Loki",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; as many directions as the key rank of each head, its "
-            "principal components or random ones",
+        pattern_substitution.add_moved(
+            results, moved, "Output moved when all keys keep few directions",
+            "as many directions as the key rank of each head, its principal components or random "
+            "ones", source="Loki",
         )  # fmt: skip
         coords["condition"] = ["their principal components", "random directions"]
         verdict = _verdict(results["moved"].values)
-    return results.dataset(coords, note=" ".join(notes), verdict=verdict)
+    return results.dataset(coords, note=note, verdict=verdict)
 
 
 def _verdict(moved: Array) -> Verdict:
@@ -169,30 +157,22 @@ def _verdict(moved: Array) -> Verdict:
         f"with keys in their principal components alone the output moves by {own:.3f} nats, in "
         f"as many random directions by {random:.3f}"
     )
-    if own < random:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}; the key rank is correlational here.",
-    )
+    return causal_verdict(own < random, text, "; the key rank is correlational here")
 
 
 def singular_values(left: Array, right: Array) -> Array:
     """Return the singular values of ``left @ right.T`` without making it (..., size).
 
-    >>> import numpy as np
     >>> singular_values(np.eye(5)[:, :2], 3 * np.eye(5)[:, :2]).tolist()
     [3.0, 3.0]
     """
     first, second = (np.linalg.qr(factor, mode="r") for factor in (left, right))
-    values = np.linalg.svd(first @ np.swapaxes(second, -1, -2), compute_uv=False)
-    return np.asarray(values)
+    return np.asarray(np.linalg.svd(first @ np.swapaxes(second, -1, -2), compute_uv=False))
 
 
 def stable_rank(values: Array) -> Array:
     """Return ``Σσ² / σ_1²``: 1 for rank one, the size for equal singular values; NaN for zero.
 
-    >>> import numpy as np
     >>> float(stable_rank(np.array([2.0, 2.0, 0.0])))
     2.0
     """
@@ -203,7 +183,6 @@ def stable_rank(values: Array) -> Array:
 def effective_rank(values: Array) -> Array:
     """Return ``exp H(σ / Σσ)``, H the entropy; NaN for zero.
 
-    >>> import numpy as np
     >>> round(float(effective_rank(np.array([2.0, 2.0, 0.0]))), 6)
     2.0
     """
@@ -216,11 +195,8 @@ def effective_rank(values: Array) -> Array:
 def _weight_ranks(capture: xr.Dataset, weights: Weights) -> dict[tuple[str, str], Array]:
     """Return the stable and effective ranks of both circuits (layer, head)."""
     shape = (capture.sizes["layer"], capture.sizes["head"])
-    result = {
-        (circuit, kind): np.full(shape, np.nan)
-        for circuit in ("qk", "ov")
-        for kind in ("stable", "effective")
-    }
+    pairs = product(("qk", "ov"), ("stable", "effective"))
+    result = {pair: np.full(shape, np.nan) for pair in pairs}
     groups = capture["kv_group"].values
     for layer in np.flatnonzero(attending(capture)):
         q, k, v, o = (weights.of(int(layer), part).numpy() for part in "qkvo")
@@ -246,12 +222,7 @@ def _stream(capture: xr.Dataset, norm: str) -> tuple[Array, Array]:
 
 
 def to_equal_rows(matrix: Array, norm: str) -> float:
-    """Return ``‖X − 1 mean(X)ᵀ‖ / ‖X‖``.
-
-    >>> import numpy as np
-    >>> to_equal_rows(np.ones((3, 2)), "composite")
-    0.0
-    """
+    """Return ``‖X − 1 mean(X)ᵀ‖ / ‖X‖``."""
     return _norm(matrix - matrix.mean(0), norm) / max(_norm(matrix, norm), 1e-300)
 
 
@@ -263,12 +234,7 @@ def _norm(matrix: Array, norm: str) -> float:
 
 
 def to_rank_one(matrix: Array) -> float:
-    """Return ``√(1 − σ_1² / Σσ²)``, the distance to the nearest matrix of rank one.
-
-    >>> import numpy as np
-    >>> round(to_rank_one(np.eye(4)) ** 2, 6)
-    0.75
-    """
+    """Return ``√(1 − σ_1² / Σσ²)``, the distance to the nearest matrix of rank one."""
     small = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
     values = np.linalg.eigvalsh(small @ small.T)
     return float(np.sqrt(max(1 - values[-1] / max(values.sum(), 1e-300), 0.0)))

@@ -10,6 +10,8 @@ heads; and the same for the least positional ones.
 Source: Positional Attention (low variance of the weights across inputs at fixed positions).
 """
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,10 +24,11 @@ from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions import Ablate
+from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 
 NEEDS = ("lse",)
@@ -49,10 +52,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with the kept ``q`` and ``k`` and the statistic ``lse``, of two prompts or more.
-    model
-        Model that was captured; its patterns are frozen for the causal check.
+    capture, model
+        Capture with the kept ``q`` and ``k`` and the statistic ``lse``, of two prompts or more, and
+        its model, whose patterns are frozen for the causal check.
     queries
         Positions of queries that are compared, evenly over the shortest prompt; exact at any
         length.
@@ -71,11 +73,6 @@ def run(
     A[i, j]`` over prompts, averaged over queries) and ``moved`` (condition; by how much the output
     distribution moves with the mean pattern of the other prompts and without the heads, in nats),
     with 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        For one prompt, a capture without q, k and lse, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "positionality")
     qk_rows.refuse_other(capture, "positionality")
@@ -114,14 +111,9 @@ def run(
         if len(moved) < 2:
             reason = "no two prompts have others as long as themselves"
         else:
-            results.add_mean(
-                "moved", ("condition",), moved,
-                "Output moved by the mean pattern of other prompts", "nats", "sequential", 0,
-                evidence="causal",
-                convention=f"KL divergence from the intact output, mean over the positions of "
-                f"{len(moved)} prompts; {size} heads get the mean pattern of the other prompts, or "
-                "are set to zero",
-            )  # fmt: skip
+            title = "Output moved by the mean pattern of other prompts"
+            rule = f"{size} heads get the mean pattern of the other prompts, or are set to zero"
+            pattern_substitution.add_moved(results, moved, title, rule)
             coords["condition"] = [
                 f"{name} heads {how}" for name in groups for how in ("with the mean", "ablated")
             ]
@@ -163,12 +155,11 @@ def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked:
         others = [int(other) for other in np.flatnonzero(fits) if other != prompt]
         if not others or len(divergences) == checked:
             continue
-        row = []
+        edits: list[Sequence[Edit]] = []
         for heads in groups:
             patterns = _mean(capture, others, heads, int(lengths[prompt]))
-            for edits in (pattern_substitution.fix(patterns), [Ablate(heads=tuple(heads))]):
-                row.append(pattern_substitution.divergence(model, capture, prompt, edits))
-        divergences.append(row)
+            edits += [pattern_substitution.fix(patterns), [Ablate(heads=tuple(heads))]]
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)
 
 
@@ -177,12 +168,11 @@ def _mean(
 ) -> dict[Head, Array]:
     """Average the patterns of heads over prompts, up to a length."""
     patterns = {head: np.zeros((length, length)) for head in heads}
-    for layer in sorted({layer for layer, _ in heads}):
-        for prompt in prompts:
-            weights = qk_rows.rows(capture, prompt, layer, np.arange(length)).weights()
-            for at, head in heads:
-                if at == layer:
-                    patterns[at, head] += weights[head, :, :length] / len(prompts)
+    for layer, prompt in product(sorted({layer for layer, _ in heads}), prompts):
+        weights = qk_rows.rows(capture, prompt, layer, np.arange(length)).weights()
+        for at, head in heads:
+            if at == layer:
+                patterns[at, head] += weights[head, :, :length] / len(prompts)
     return patterns
 
 
@@ -200,10 +190,5 @@ def _verdict(moved: Array, seed: int, size: int) -> Verdict:
         f"the mean pattern of other prompts does {most.mean():.0%} of what ablation does in the "
         f"{size} most positional heads, {least.mean():.0%} in the {size} least positional"
     )
-    if float(lower) > 0:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text} (difference {float(gap):.0%}); the score is "
-        "correlational here.",
-    )
+    remark = f" (difference {float(gap):.0%}); the score is correlational here"
+    return causal_verdict(float(lower) > 0, text, remark)

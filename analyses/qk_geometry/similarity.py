@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import Results, attending, label, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import Results, heads, label, marked, require
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections
@@ -32,7 +33,6 @@ NEEDS = ("lse",)
 SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "z")
 
-Array = NDArray[np.float64]
 CLARK = "What Does BERT Look At?"
 CONDITIONS = ("pattern of the nearest head", "pattern of a random other head")
 
@@ -52,10 +52,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with the kept ``q``, ``k`` and ``z`` and the statistic ``lse``.
-    model
-        Model that was captured; its output projection is read and checked.
+    capture, model
+        Capture with the kept ``q``, ``k`` and ``z`` and the statistic ``lse``, and its model, whose
+        output projection is read and checked.
     clusters
         Number of groups, by average linkage.
     queries
@@ -76,20 +75,10 @@ def run(
     ``alike_in_layer`` (layer, head; smallest divergence from, and largest cosine with, another head
     of the layer) and ``moved`` (condition; by how much the output distribution moves with the
     patterns of other heads, in nats). Averages have 95 % intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        Where the output projection is not known, for fewer heads than groups, a capture without q,
-        k, z and lse, or an option out of range.
     """
     require(capture, (*KEEP, *NEEDS), "similarity")
     qk_rows.refuse_other(capture, "similarity")
-    names = [
-        (int(layer), head)
-        for layer in np.flatnonzero(attending(capture))
-        for head in range(capture.sizes["head"])
-    ]
+    names = heads(capture)
     if len(names) <= clusters:
         raise NotApplicable(f"clusters: {clusters} groups of {len(names)} heads; give fewer")
 
@@ -100,8 +89,7 @@ def run(
     groups, silhouette = _group(apart, clusters)
     order = np.argsort(groups, kind="stable")
     grid = np.full((capture.sizes["layer"], capture.sizes["head"]), np.nan)
-    for head, group in zip(names, groups, strict=True):
-        grid[head] = group
+    grid[tuple(np.transpose(names))] = groups
     convention = f"mean over {rows} queries of each of {count} prompts"
     pooled = f"Jensen–Shannon divergence, {convention}; {_signatures.WHAT}"
     written = f"cosine of z W_O in the residual stream, {convention}"
@@ -140,18 +128,13 @@ def run(
     if not reason:
         pairs = _pairs(apart, swapped, seed)
         moved = _moved(model, capture, names, pairs, checked)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved by the pattern of another head", "nats",
-            "sequential", 0, evidence="causal",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; {len(pairs[0])} heads with the nearest neighbours",
-        )  # fmt: skip
+        title = "Output moved by the pattern of another head"
+        rule = f"{len(pairs[0])} heads with the nearest neighbours"
+        pattern_substitution.add_moved(results, moved, title, rule)
         coords["condition"] = list(CONDITIONS)
         verdict = _verdict(results["moved"].values)
     members = {
-        f"group {group}": [
-            label(head) for head, own in zip(names, groups, strict=True) if own == group
-        ]
+        f"group {group}": [label(head) for head in marked(grid == group)]
         for group in range(1, clusters + 1)
     }
     return results.dataset(
@@ -168,12 +151,18 @@ def _compare(
 ) -> tuple[Array, Array]:
     """Return divergence and cosine of every two heads (prompt, head of all, head of all)."""
     far, near = [], []
-    writes = _writes(model, names)
+    weights = projections.read(model, ("o",))
+    writes = {layer: weights.of(layer, "o").numpy() for layer in {layer for layer, _ in names}}
     for prompt, length in enumerate(capture["length"].values):
         positions = qk_rows.chosen(int(length), queries, skip)
         rows = _signatures.of_prompt(capture, prompt, positions)
-        far.append(_signatures.divergences(np.stack([rows[head] for head in names])))
-        near.append(_cosines(_outputs(capture, prompt, positions, names, writes)))
+        far.append(_signatures.divergences(rows[tuple(np.transpose(names))]))
+        z = capture.variables["z"].isel(prompt=prompt).transpose("layer", "head", "query", ...)
+        outputs = [
+            z[layer, head].values[positions].astype(np.float64) @ writes[layer][head]
+            for layer, head in names
+        ]
+        near.append(_cosines(np.stack(outputs)))
     return np.stack(far), np.stack(near)
 
 
@@ -195,29 +184,6 @@ def _within_layers(
         if same:
             result[:, *head] = reduce(values[:, at, same], axis=-1)
     return result
-
-
-def _writes(model: Model, names: list[Head]) -> dict[int, Array]:
-    """Return the output projections of the layers."""
-    weights = projections.read(model, ("o",))
-    return {layer: weights.of(layer, "o").numpy() for layer in {layer for layer, _ in names}}
-
-
-def _outputs(
-    capture: xr.Dataset,
-    prompt: int,
-    positions: NDArray[np.int64],
-    names: list[Head],
-    writes: dict[int, Array],
-) -> Array:
-    """Return what every head writes at some positions (head of all, position, channel)."""
-    z = capture.variables["z"].isel(prompt=prompt).transpose("layer", "head", "query", ...)
-    return np.stack(
-        [
-            z[layer, head].values[positions].astype(np.float64) @ writes[layer][head]
-            for layer, head in names
-        ]
-    )
 
 
 def _cosines(outputs: Array) -> Array:
@@ -271,12 +237,13 @@ def _moved(
             layer: qk_rows.rows(capture, prompt, layer, whole).weights()
             for layer in {names[other][0] for group in pairs for _, other in group}
         }
-        row = []
-        for group in pairs:
-            patterns = {names[at]: maps[names[to][0]][names[to][1]] for at, to in group}
-            edits = pattern_substitution.fix(patterns)
-            row.append(pattern_substitution.divergence(model, capture, prompt, edits))
-        divergences.append(row)
+        edits = [
+            pattern_substitution.fix(
+                {names[at]: maps[names[to][0]][names[to][1]] for at, to in group}
+            )
+            for group in pairs
+        ]
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)
 
 
@@ -287,8 +254,4 @@ def _verdict(moved: Array) -> Verdict:
         f"heads with the pattern of their nearest head move the output by {near:.3f} nats, with "
         f"that of a random other head by {random:.3f}"
     )
-    if near < random:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement", f"Causal check does not agree: {text}; nearness is correlational here."
-    )
+    return causal_verdict(near < random, text, "; nearness is correlational here")

@@ -36,11 +36,7 @@ def ratios(generated: xr.Dataset, prefix: int) -> Array:
 
 
 def windowed(values: Array, width: int) -> Array:
-    """Average each step with those before it, ``width`` steps at most (prompt, step, ...).
-
-    >>> windowed(np.array([[1.0, 3.0, 5.0]]), 2).tolist()
-    [[1.0, 2.0, 4.0]]
-    """
+    """Average each step with those before it, ``width`` steps at most (prompt, step, ...)."""
     steps = [
         values[:, max(0, step + 1 - width) : step + 1].mean(1) for step in range(values.shape[1])
     ]
@@ -61,15 +57,9 @@ def log_odds(values: Array) -> Array:
 class Detector:
     """Logistic regression on what all heads look back at.
 
-    Parameters
-    ----------
-    features
-        Ratios or log odds (sample, layer, head); heads without a number (no attention) are left
-        out.
-    truth
-        Which samples are hallucinated; where all are, or none is, there is nothing to learn.
-    standardized
-        Whether each feature is divided by its spread over the training samples.
+    Features are ratios or log odds (sample, layer, head), ``standardized`` ones divided by their
+    spread over the training samples; heads without a number (no attention) are left out. Where all
+    samples are hallucinated, or none is, there is nothing to learn.
     """
 
     def __init__(self, features: Array, truth: NDArray[np.bool_], standardized: bool) -> None:

@@ -13,11 +13,7 @@ DROPPED = 2.0
 
 
 def documents(words: Sequence[str], end: int) -> list[range]:
-    """Split the first ``end`` words into sentences; the last may lack its full stop.
-
-    >>> documents(("a", ".", "b", "c", ".", "d", "ask"), 6)
-    [range(0, 2), range(2, 5), range(5, 6)]
-    """
+    """Split the first ``end`` words into sentences; the last may lack its full stop."""
     stops = [at + 1 for at in range(end) if words[at] == "."]
     cuts = [0, *stops, *([end] if not stops or stops[-1] < end else [])]
     return [range(start, stop) for start, stop in pairwise(cuts)]

@@ -18,6 +18,7 @@ from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
+Array = NDArray[np.float64]
 MASKINGS = {
     "zero": "the heads' outputs set to zero",
     "uniform": "the heads' attention made uniform, as zeroed queries do in the released code",
@@ -32,8 +33,8 @@ def masked(heads: Sequence[Head], masking: str) -> tuple[Edit, ...]:
     if not heads:
         return ()
     if masking == "zero":
-        return (Ablate(heads=tuple(heads)),)
-    return (Temperature(heads=tuple(heads), value=FLAT),)
+        return (Ablate(tuple(heads)),)
+    return (Temperature(tuple(heads), FLAT),)
 
 
 def curve(
@@ -50,16 +51,8 @@ def curve(
 
     ``ranked`` is every head, best first. ``masking`` (count, condition) has intervals: over prompts
     for the top heads, over prompts and draws for the random ones, which are drawn from the heads
-    that are not among the K best.
-
-    Returns
-    -------
-    The coordinates; a record with the heads and the accuracies; and what they say.
-
-    Raises
-    ------
-    NotApplicable
-        When a K exceeds half of the heads.
+    that are not among the K best. Returned are the coordinates, a record with the heads and the
+    accuracies, and what they say.
     """
     if max(counts) > len(ranked) // 2:
         raise NotApplicable(
@@ -68,20 +61,18 @@ def curve(
         )
     encoded = encode_task(model, task)
 
-    def accuracy(heads: Sequence[Head]) -> NDArray[np.float64]:
+    def accuracy(heads: Sequence[Head]) -> Array:
         return evaluate(model, encoded, masked(heads, masking), "accuracy")
 
     seed = results.seed
     whole = bootstrap(accuracy(()), seed=seed)
-    rows: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = [(whole, whole)]
-    names: dict[str, list[str]] = {}
+    rows: list[Any] = [(whole, whole)]
     with steps(len(counts)) as step:
         for count in counts:
-            best = list(ranked[:count])
-            names[str(count)] = [label(head) for head in best]
             sets = random_sets(ranked[count:], count, draws, seed + count)
             others = np.stack([accuracy(heads) for heads in sets])
-            rows.append((bootstrap(accuracy(best), seed=seed), crossed(others, seed=seed)))
+            best = bootstrap(accuracy(ranked[:count]), seed=seed)
+            rows.append((best, crossed(others, seed=seed)))
             step()
     mean, lower, upper = np.moveaxis(np.asarray(rows, dtype=np.float64), -1, 0)
     axis = [0, *counts]
@@ -93,16 +84,12 @@ def curve(
         f"K of the heads that are not among the K best, {draws} draws",
         note=verdict.text, evidence="causal",
     )  # fmt: skip
+    names = {str(count): [label(head) for head in ranked[:count]] for count in counts}
     record = {"heads": names, "note": verdict.text, "accuracy": mean.round(4).tolist()}
     return {"count": axis, "condition": list(CONDITIONS)}, record, verdict
 
 
-def _verdict(
-    counts: Sequence[int],
-    mean: NDArray[np.float64],
-    lower: NDArray[np.float64],
-    upper: NDArray[np.float64],
-) -> Verdict:
+def _verdict(counts: Sequence[int], mean: Array, lower: Array, upper: Array) -> Verdict:
     """Conclude from which K on the best heads matter more than random ones."""
     if mean[0, 0] < 0.5:
         return Verdict(

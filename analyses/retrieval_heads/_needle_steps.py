@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses.retrieval_heads._copying import copied, multiset_score, set_score
@@ -15,6 +16,11 @@ from headscope.probes.prompts.tokens import EncodedQuestion
 
 Questions = Sequence[EncodedQuestion]
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], float]
+# High end and formula of each form of the retrieval score.
+FORMS = {
+    "set": (1, "|g ∩ k| / |k|, as in the paper"),
+    "multiset": (None, "copying steps / needle length, as in the released code; can exceed 1"),
+}
 
 
 def decode_steps(
@@ -22,10 +28,8 @@ def decode_steps(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Read the decode steps of one prompt in one pass, keeping nothing else of any row.
 
-    Returns
-    -------
-    The key with the largest weight (step, layer, head), -1 in layers without attention; and the
-    most probable next token (step,).
+    Returned are the key with the largest weight (step, layer, head), -1 in layers without
+    attention, and the most probable next token (step,).
     """
     at = [question.at for question in questions]
     shape = model.geometry
@@ -39,6 +43,13 @@ def decode_steps(
     with torch.no_grad():
         logits = run(model, torch.tensor([list(ids)]), reader, head=True)[0, at]
     return looked, np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)
+
+
+def evidence_weight(captured: xr.Dataset) -> NDArray[np.float64]:
+    """Return the mean weight of the questions on their evidence (prompt, layer, head)."""
+    mass = captured["target_mass"].sel(target="evidence")
+    mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
+    return np.asarray(mass.values, dtype=np.float64)
 
 
 def score(
@@ -57,10 +68,8 @@ def score(
     ]
     needle_ids = tokens[list(needle)]
     blind = (looked < 0).all(0)
-    sets, multisets = (
-        np.where(blind, np.nan, scores)
-        for scores in (set_score(copies, generated, needle_ids), multiset_score(copies, needle_ids))
-    )
+    sets = np.where(blind, np.nan, set_score(copies, generated, needle_ids))
+    multisets = np.where(blind, np.nan, multiset_score(copies, needle_ids))
     return sets, multisets, float(np.mean(right))
 
 

@@ -19,17 +19,10 @@ from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import (
-    SHARE,
-    ZERO_TO_ONE,
-    Results,
-    heads,
-    label,
-    top,
-)
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses.retrieval_heads._needle_steps import decode_steps
+from headscope.analyses.retrieval_heads._needle_steps import decode_steps, evidence_weight
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -62,8 +55,6 @@ def run(
 
     Parameters
     ----------
-    model
-        Model that answers.
     task
         The associative prompts (your own, or the task ``associative``); the other kinds are made
         with its seed, as many of each.
@@ -87,11 +78,6 @@ def run(
     ``mistakes`` (kind, mistake; share of answers), ``evidence`` (kind, layer, head; share of weight
     on the deciding fact when it is asked for; missing where the kind is not solved) and
     ``looked_at`` (the same, solved or not), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        When an option is out of range or a prompt does not fit the model.
     """
     model.check_predicts()
     count = len(task)
@@ -101,13 +87,10 @@ def run(
         for kind, subject in subjects.items()
     }
     best = min(best, len(heads(captures["literal"])) // 2)
-    weights = np.stack([_evidence_weight(captures[kind]) for kind in KINDS], axis=1)
+    weights = np.stack([evidence_weight(captures[kind]) for kind in KINDS], axis=1)
     scored = np.full_like(weights, np.nan)
     accuracy = np.full((len(KINDS), 3, 3), np.nan)
-    wrong = np.stack(
-        [_mistakes(model, subject, short=kind == "thread") for kind, subject in subjects.items()],
-        axis=1,
-    )
+    wrong = [_mistakes(model, each, short=kind == "thread") for kind, each in subjects.items()]
     records: dict[str, dict[str, Any]] = {}
     named: dict[str, list[str]] = {}
     notes: list[str] = []
@@ -151,9 +134,10 @@ def run(
         f"{draws} sets); {solved}",
     )  # fmt: skip
     results.add_mean(
-        "mistakes", ("kind", "mistake"), wrong, "Wrong answers, by what is said instead",
-        "share of answers", *ZERO_TO_ONE, convention=f"{convention}; one step too short: the key "
-        "that the first fact of the thread names",
+        "mistakes", ("kind", "mistake"), np.stack(wrong, axis=1),
+        "Wrong answers, by what is said instead", "share of answers", *ZERO_TO_ONE,
+        convention=f"{convention}; one step too short: the key that the first fact of the thread "
+        "names",
     )  # fmt: skip
     grid = ("kind", "layer", "head")
     results.add_mean(
@@ -187,13 +171,6 @@ def _subjects(model: Model, task: Task, pairs: int, hops: int) -> dict[str, Task
         for spelled in (False, True)
     ]
     return dict(zip(KINDS, (literal, task, *threads), strict=True))
-
-
-def _evidence_weight(captured: xr.Dataset) -> NDArray[np.float64]:
-    """Return the mean weight of the questions on their evidence (prompt, layer, head)."""
-    mass = captured["target_mass"].sel(target="evidence")
-    mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
-    return np.asarray(mass.values, dtype=np.float64)
 
 
 def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:

@@ -17,16 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._runtime.options import AtLeast, between
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import (
-    SHARE,
-    ZERO_TO_ONE,
-    Results,
-    heads,
-    label,
-    top,
-)
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.classification import auroc
 from headscope.analyses.retrieval_heads._detector import Detector, log_odds, ratios, windowed
@@ -70,12 +63,10 @@ def run(
 
     Parameters
     ----------
-    model
-        Causal language model that answers.
     task
-        Prompts with stated facts (``recall`` or ``needle``); the first question of each is used.
-        The counterfactual has another key in the place of the asked one, and stays on the same
-        side of the split: half of the prompts train, the others test.
+        Four prompts or more with stated facts (``recall`` or ``needle``); the first question of
+        each is used. The counterfactual has another key in the place of the asked one, and stays on
+        the same side of the split: half of the prompts train, the others test.
     new_tokens
         Tokens to generate.
     answer
@@ -100,15 +91,9 @@ def run(
     ``risk`` (step, fact; probability along the generation, test prompts), ``supported`` and
     ``borrowed`` (fact; shares of answers), ``accuracy`` (condition; the causal check), with 95 %
     intervals over prompts.
-
-    Raises
-    ------
-    NotApplicable
-        With fewer than 4 prompts, a task without facts, options out of range, or a model that does
-        not generate.
     """
     model.check_predicts()
-    between("answer", answer, 1, new_tokens)
+    Between(1, new_tokens).check("answer", answer)
     if len(task) < 4:
         raise NotApplicable(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     present = stated(task)
@@ -128,13 +113,9 @@ def run(
         inputs = _features(ratio, answer, window)
         areas, detectors = _detect(inputs, truth, sides, seed)
         owner = np.tile(np.arange(len(task)), 2)
-        alone = np.array(
-            [
-                auroc(truth.ravel(), -means[..., layer, head].ravel(), owner, seed=seed)
-                for layer in range(means.shape[2])
-                for head in range(means.shape[3])
-            ]
-        ).T.reshape(3, *means.shape[2:])
+        columns = means.reshape(truth.size, -1).T
+        alone = np.array([auroc(truth.ravel(), -ratio, owner, seed=seed) for ratio in columns])
+        alone = alone.T.reshape(3, *means.shape[2:])
         pool = heads(reference)
         telling = top(np.abs(alone[0] - 0.5), min(ablated, len(pool) // 2))
         checked, conditions, record = causal_check.check(
@@ -156,7 +137,7 @@ def run(
         "share", "diverging", -1, 1, convention=f"mean over the pairs; {convention}",
     )  # fmt: skip
     results.add_interval(
-        "head_auroc", grid, tuple(alone), "AUROC of the head's lookback ratio alone", "AUROC",
+        "head_auroc", grid, alone, "AUROC of the head's lookback ratio alone", "AUROC",
         *ZERO_TO_ONE,
         convention=f"low ratio = hallucinated; 0.5 is chance; nothing is trained; {convention}",
     )  # fmt: skip
@@ -229,19 +210,12 @@ def _generate(
         # The end of a text would leave steps of different number.
         options={"eos_token_id": None},
     )  # fmt: skip
-    questions = [row[0] for row in encode(task, model.tokenizer).questions]
-    tokens = [
-        int(generated["token_id"].values[row, question.at + 1])
-        for row, question in enumerate(questions)
-    ]
-    wrong = [
-        not answered or token not in question.answer_ids
-        for token, question in zip(tokens, questions, strict=True)
-    ]
-    borrowed = [
-        token in (*question.wrong_ids, *(() if answered else question.answer_ids))
-        for token, question in zip(tokens, questions, strict=True)
-    ]
+    wrong, borrowed = [], []
+    for row, (question, *_) in enumerate(encode(task, model.tokenizer).questions):
+        token = int(generated["token_id"].values[row, question.at + 1])
+        right = token in question.answer_ids
+        wrong.append(not (answered and right))
+        borrowed.append(token in question.wrong_ids or (right and not answered))
     return _Answers(ratios(generated, prefix), np.array(wrong), np.array(borrowed))
 
 

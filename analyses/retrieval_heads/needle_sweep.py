@@ -20,7 +20,7 @@ from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.retrieval_heads import _head_masking
-from headscope.analyses.retrieval_heads._needle_steps import decode_steps, right, score
+from headscope.analyses.retrieval_heads._needle_steps import FORMS, decode_steps, right, score
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture
 from headscope.probes.models.model import Model
@@ -36,11 +36,6 @@ PROMPTS = 8
 
 SOURCE = "Wu et al. 2404.15574"
 GRID = ("length", "depth")
-# High end and formula of each form of the score.
-FORMS = {
-    "set": (1, "|g ∩ k| / |k|, as in the paper"),
-    "multiset": (None, "copying steps / needle length, as in the released code; can exceed 1"),
-}
 Array = NDArray[np.float64]
 
 
@@ -67,8 +62,6 @@ def run(
 
     Parameters
     ----------
-    model
-        Model that reads the needles.
     task
         The task ``needle``: its seed, and how many prompts the masking curve has. They are drawn
         at the shortest length, at depths spread from 0 to 1.
@@ -104,11 +97,6 @@ def run(
     share of steps, whatever is generated), ``always_on`` (layer, head; share of cells), ``masking``
     (count, condition), each average with its 95 % interval over prompts; and ``always_on_share``
     (percent of heads). Scores are missing where nothing is recalled.
-
-    Raises
-    ------
-    NotApplicable
-        For another task, options out of range, or lengths beyond the context.
     """
     model.check_predicts()
     if task.name != TASK:
@@ -210,18 +198,14 @@ def _read(model: Model, cells: list[list[Task]]) -> tuple[Array, Array, Array, A
             prompts = read(model, task)
             assert prompts.encoded is not None
             digests.append(prompts.digest())
-            cell = []
             for ids, questions in zip(prompts.ids, prompts.encoded.questions, strict=True):
                 looked, generated = decode_steps(model, ids, questions)
                 scores = score(ids, questions, looked, generated)
-                cell.append((*scores, right(questions, looked)))
-            rows.append(cell)
+                rows.append((*scores, right(questions, looked)))
             step()
-    parts = [
-        np.asarray([[prompt[part] for prompt in cell] for cell in rows], dtype=np.float64)
-        for part in range(4)
-    ]
-    shape = (len(cells), len(cells[0]))
+    shape = (len(cells), len(cells[0]), -1)
+    sets, multisets, recalled, matched = (
+        np.stack(part).reshape(*shape, *np.shape(part[0])) for part in zip(*rows, strict=True)
+    )
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    sets, multisets, recalled, matched = (part.reshape(*shape, *part.shape[1:]) for part in parts)
     return sets, multisets, recalled, matched, digest

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import (
-    SHARE,
-    ZERO_TO_ONE,
-    Results,
-    heads,
-    label,
-    top,
-)
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap, crossed
 from headscope.analyses.retrieval_heads._documents import document_scores, documents
@@ -62,11 +55,9 @@ def run(
 
     Parameters
     ----------
-    model
-        Model that reads the prompts.
     task
-        Prompts whose questions name their evidence; the first question of each is used. Sentences,
-        up to each full stop, are the documents.
+        Four prompts or more whose questions name their evidence; the first question of each is
+        used. Sentences, up to each full stop, are the documents.
     null_query
         Text without content that stands in the question's place.
     query_words
@@ -83,12 +74,6 @@ def run(
     Dataset with ``qr_score`` (layer, head; −1 to 1) and ``qr_plain`` (layer, head; without the null
     question), ``found`` (ranker; share of test prompts whose document ranks first) and ``accuracy``
     (condition; the causal check), with 95 % intervals over prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        When a question names no evidence before it, there are fewer than 4 prompts or less than two
-        documents, or an option is out of range.
     """
     model.check_predicts()
     if len(task) < 4:
@@ -111,18 +96,13 @@ def run(
     chosen = top(np.mean([scores[row] for row in train], axis=0), best)
     rest = [head for head in pool if head not in chosen]
     tested = [prompts[row] for row in test]
+    others = [
+        _ranks_first(tested, group) for group in causal_check.random_sets(rest, best, draws, seed)
+    ]
     ranked = [
         bootstrap(_ranks_first(tested, chosen), seed=seed),
         bootstrap(_ranks_first(tested, pool), seed=seed),
-        crossed(
-            np.stack(
-                [
-                    _ranks_first(tested, group)
-                    for group in causal_check.random_sets(rest, best, draws, seed)
-                ]
-            ),
-            seed=seed,
-        ),
+        crossed(np.stack(others), seed=seed),
     ]
     shares = np.asarray(ranked, dtype=np.float64).T
 
@@ -202,11 +182,9 @@ def _score(
             "them with the answer; use recall or needle"
         )
     end = len(encoded.ids[row]) - query_words
+    order = ("layer", "head", "key")
     weights, null_weights = (
-        captured["received_last"]
-        .isel(prompt=row)
-        .transpose("layer", "head", "key")
-        .values.astype(np.float64)[..., :end]
+        captured["received_last"].isel(prompt=row).transpose(*order).values[..., :end].astype(float)
         for captured in (question, blank)
     )
     plain = document_scores(weights, positions)[gold].sum(0)

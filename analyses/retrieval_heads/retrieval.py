@@ -15,7 +15,6 @@ Arora et al., Zoology (2312.04927), for multi-query recall.
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -30,17 +29,17 @@ from headscope.analyses._runtime.results import (
     heads,
     label,
     require,
+    require_prompts,
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
-from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tokens import EncodedQuestion, encode
+from headscope.probes.prompts.tokens import encode
 
 NEEDS = ("topk_key",)
 QUICK = {"draws": 1, "recall_prompts": 2}
@@ -49,6 +48,8 @@ TASK = "needle"
 PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
+UNSCORED = "The model recalls none of the needles, so no head can be scored on them."
+Array = NDArray[np.float64]
 
 
 def run(
@@ -69,12 +70,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the task with ``topk_key``.
-    model
-        Model that was captured; its heads are ablated for the causal checks.
-    task
-        Planted needles: prompts whose questions name their evidence.
+    capture, model, task
+        Capture, with ``topk_key``, of planted needles: prompts whose questions name their evidence.
     threshold
         Mean set score above which a head is a retrieval head, and mean weight above which it is a
         recall head. These heads (the best one where none is) are ablated in the causal checks.
@@ -94,12 +91,6 @@ def run(
     prompts; ``retrieval_share`` (percent of heads above the threshold), ``recalled`` (share of
     needle tokens that the model generates), ``needle_accuracy`` and ``recall_accuracy``
     (condition). The retrieval scores are missing where the model recalls no needle.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks a variable, no question names its evidence, or an option is out of
-        range.
     """
     require(capture, NEEDS, "retrieval")
     sets, multisets, recalled = _score(capture, model, task)
@@ -110,22 +101,18 @@ def run(
     )
     results = Results(capture, seed=seed, source=SOURCE)
     grid = ("layer", "head")
-    for name, scores, title, high, form in (
-        ("retrieval_set", sets, "Retrieval score (set)", 1, "|g ∩ k| / |k|, as in the paper"),
-        ("retrieval_multiset", multisets, "Retrieval score (multiset)", None,
-         "copying steps / needle length, as in the released code; can exceed 1"),
-    ):  # fmt: skip
+    forms = _needle_steps.FORMS.items()
+    for (form, (high, formula)), scores in zip(forms, (sets, multisets), strict=True):
+        kept = np.where(counted[:, None, None], scores, np.nan)
         results.add_mean(
-            name, grid, np.where(counted[:, None, None], scores, np.nan), title,
-            "share of the needle", "sequential", 0, high, convention=f"{form}; {convention}",
+            f"retrieval_{form}", grid, kept, f"Retrieval score ({form})", "share of the needle",
+            "sequential", 0, high, convention=f"{formula}; {convention}",
         )  # fmt: skip
 
     recall_task = tasks.make("recall", tokenizer=model.tokenizer, n=recall_prompts, seed=task.seed)
     captured = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
-    mass = captured["target_mass"].sel(target="evidence")
-    mass = mass.transpose("prompt", "layer", "head", "query").mean("query", skipna=True)
     results.add_mean(
-        "recall", grid, mass.values.astype(np.float64),
+        "recall", grid, _needle_steps.evidence_weight(captured),
         "Weight on the stated value when it is asked for", *SHARE, source="Zoology 2312.04927",
         convention=f"mean over the questions of {recall_prompts} prompts of multi-query recall",
     )  # fmt: skip
@@ -166,24 +153,16 @@ def run(
             "recall": [label(head) for head in top(weight, int((weight > threshold).sum()))],
         },
         causal=records,
-        note=""
-        if scored
-        else "The model recalls none of the needles, so no head can be scored on them.",
+        note="" if scored else UNSCORED,
         verdict=outcomes[0] & outcomes[1],
     )
 
 
-def _score(
-    capture: xr.Dataset, model: Model, task: Task
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _score(capture: xr.Dataset, model: Model, task: Task) -> tuple[Array, Array, Array]:
     """Return what heads copy at the decode steps: set and multiset scores, share recalled."""
     model.check_predicts()
     encoded = encode(task, model.tokenizer)
-    if len(encoded.ids) != capture.sizes["prompt"]:
-        raise NotApplicable(
-            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-            f"{len(encoded.ids)}; capture this task"
-        )
+    require_prompts(capture, len(encoded.ids))
     if not all(any(question.evidence for question in row) for row in encoded.questions):
         raise NotApplicable("evidence: a prompt names none; give the positions of the answer")
     keys = capture["topk_key"].sel(rank=1).transpose("prompt", "query", "layer", "head")
@@ -191,15 +170,7 @@ def _score(
     for prompt, (ids, row) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
         best = keys.isel(prompt=prompt, query=[question.at for question in row]).values
         looked = np.nan_to_num(best, nan=-1.0).astype(np.int64)
-        scores.append(_needle_steps.score(ids, row, looked, _generate(model, ids, row)))
+        _, generated = _needle_steps.decode_steps(model, ids, row)
+        scores.append(_needle_steps.score(ids, row, looked, generated))
     sets, multisets, recalled = zip(*scores, strict=True)
     return np.stack(sets), np.stack(multisets), np.asarray(recalled, dtype=np.float64)
-
-
-def _generate(
-    model: Model, ids: tuple[int, ...], questions: tuple[EncodedQuestion, ...]
-) -> NDArray[np.int64]:
-    """Return the most probable next token at each decode step (step,)."""
-    with torch.no_grad():
-        rows = logits(model, torch.tensor([ids]))[0, [question.at for question in questions]]
-    return np.asarray(rows.argmax(-1).cpu().numpy(), dtype=np.int64)

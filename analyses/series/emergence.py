@@ -5,8 +5,7 @@ A head emerges where its score crosses half of its final value, or a threshold, 
 Sources: Musat, Mechanism and Emergence of Stacked Attention Heads; Olsson et al. (2209.11895).
 """
 
-from collections.abc import Hashable
-from itertools import product
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,11 +67,6 @@ def emergence(
     end NaN where no checkpoint is sure. ``emergence_order`` (1 for the first) and ``final_value``.
     The attribute ``order`` lists what emerged, in order.
 
-    Raises
-    ------
-    InvalidInput
-        For a score that the timeline does not hold, or an option out of range.
-
     Examples
     --------
     >>> values = ("checkpoint", [0.0, 0.1, 0.9, 1.0])
@@ -80,8 +74,8 @@ def emergence(
     >>> float(emergence(grown, "score")["emergence_step"])
     150.0
     """
-    options.one_of("of", of, MEASURES)
-    options.between("share", share, 0, 1)
+    options.OneOf(MEASURES).check("of", of)
+    options.Between(0, 1).check("share", share)
     scores = [str(name) for name, array in timeline.items() if DIM in array.dims]
     if score not in scores:
         raise InvalidInput(f"score: the timeline holds no {score!r}; it has {', '.join(scores)}")
@@ -89,12 +83,9 @@ def emergence(
     rest = [dim for dim in array.dims if dim != DIM]
     steps = np.asarray(timeline["step"].values, dtype=np.float64)
     values = _rows(array, rest)
-    bounds = [
-        _rows(timeline[f"{score}_{end}"], rest)
-        for end in ("lower", "upper")
-        if f"{score}_{end}" in timeline
-    ]
-    lower, upper = bounds if len(bounds) == 2 else (values, values)
+    lower, upper = values, values
+    if f"{score}_lower" in timeline and f"{score}_upper" in timeline:
+        lower, upper = (_rows(timeline[f"{score}_{end}"], rest) for end in ("lower", "upper"))
     rows = [
         _crossing(steps, *curve, of, share, threshold, least)
         for curve in zip(values, lower, upper, strict=True)
@@ -108,26 +99,13 @@ def emergence(
     evidence = {"evidence": array.attrs["evidence"]} if "evidence" in array.attrs else {}
     results = Results(timeline, **evidence)
     results.add_interval(
-        "emergence_step",
-        dims,
-        (step, low, high),
-        f"Emergence of: {title}",
-        "steps",
-        "sequential",
-        float(steps[0]),
-        float(steps[-1]),
-        convention=convention,
-    )
+        "emergence_step", dims, (step, low, high), f"Emergence of: {title}", "steps", "sequential",
+        float(steps[0]), float(steps[-1]), convention=convention,
+    )  # fmt: skip
     results.add(
-        "emergence_order",
-        dims,
-        _order(step),
-        f"Order of emergence of: {title}",
-        "place",
-        "sequential",
-        1,
-        convention=f"1 for the first; {convention}",
-    )
+        "emergence_order", dims, _order(step), f"Order of emergence of: {title}", "place",
+        "sequential", 1, convention=f"1 for the first; {convention}",
+    )  # fmt: skip
     units = str(array.attrs.get("units", ""))
     results.add("final_value", dims, final, f"At the last checkpoint: {title}", units)
     emerged = xr.Dataset(
@@ -201,24 +179,22 @@ def _order(steps: Array) -> Array:
 def _listed(emerged: xr.Dataset, array: xr.DataArray, rest: list[Hashable]) -> list[dict[str, Any]]:
     """List what emerged, first to last."""
     rows = []
-    for place in product(*(range(array.sizes[dim]) for dim in rest)):
+    for place in np.argwhere(emerged["emergence_step"].notnull().values).tolist():
         here = emerged.isel(dict(zip(rest, place, strict=True)))
-        if bool(here["emergence_step"].isnull()):
-            continue
-        ends = [float(here[f"emergence_step_{end}"]) for end in ("lower", "upper")]
+        upper = float(here["emergence_step_upper"])
         rows.append(
             {
                 "name": _name(array, rest, place),
                 "step": round(float(here["emergence_step"]), 2),
-                "lower": ends[0],
-                "upper": None if np.isnan(ends[1]) else ends[1],
+                "lower": float(here["emergence_step_lower"]),
+                "upper": None if np.isnan(upper) else upper,
                 "final": round(float(here["final_value"]), 4),
             }
         )
     return sorted(rows, key=lambda row: (row["step"], row["name"]))
 
 
-def _name(array: xr.DataArray, rest: list[Hashable], place: tuple[int, ...]) -> str:
+def _name(array: xr.DataArray, rest: list[Hashable], place: Sequence[int]) -> str:
     at = {
         dim: array[dim].values[index] if dim in array.coords else index
         for dim, index in zip(rest, place, strict=True)

@@ -27,11 +27,6 @@ def join(
 
     Variables whose other dims or coordinates differ between checkpoints cannot be joined; the
     attribute ``left_out`` names them.
-
-    Raises
-    ------
-    InvalidInput
-        When no checkpoint has a result.
     """
     failed = dict(failed)
     good = _alike(results, failed)
@@ -39,14 +34,9 @@ def join(
         label, reason = next(iter(failed.items()))
         raise InvalidInput(f"{reason} (at {label}; no checkpoint of {len(states)} has a result)")
     first = next(iter(good.values()))
-    variables: dict[str, xr.Variable] = {}
-    left_out: dict[str, str] = {}
-    for name in map(str, first.data_vars):
-        reason = _unlike(name, list(good.values()))
-        if reason:
-            left_out[name] = reason
-        else:
-            variables[name] = _stack(name, states, good)
+    reasons = {str(name): _unlike(str(name), list(good.values())) for name in first.data_vars}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    variables = {name: _stack(name, states, good) for name in reasons if name not in left_out}
     used = {dim for array in variables.values() for dim in array.dims}
     coords = {
         name: values
@@ -55,11 +45,15 @@ def join(
         and all(name in other.coords for other in good.values())
         and all(values.equals(other.coords[name]) for other in good.values())
     }
+    revisions = [
+        str(good[state.label].attrs.get("revision", "")) if state.label in good else ""
+        for state in states
+    ]
     joined = xr.Dataset(variables, coords=coords).assign_coords(
         {
             DIM: [state.label for state in states],
             "step": (DIM, [state.step for state in states], {"long_name": "Training step"}),
-            "revision": (DIM, [_of(good, state.label, "revision") for state in states]),
+            "revision": (DIM, revisions),
         }
     )
     attrs, varying = _attributes(good)
@@ -83,8 +77,9 @@ def _alike(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[st
     for label, result in results.items():
         first = next(iter(good.values()), result)
         if result.attrs.get("prompts_sha256") != first.attrs.get("prompts_sha256"):
-            failed[label] = "prompts: it read others than the first checkpoint; is its tokenizer "
-            failed[label] += "another one?"
+            failed[label] = (
+                "prompts: it read others than the first checkpoint; is its tokenizer another one?"
+            )
             continue
         sizes, expected = (
             {dim: dataset.sizes[dim] for dim in ("layer", "head") if dim in dataset.dims}
@@ -130,9 +125,7 @@ def _stack(name: str, states: Sequence[State], good: Mapping[str, xr.Dataset]) -
     return xr.Variable((DIM, *first.dims), values, shared)
 
 
-def _attributes(
-    good: Mapping[str, xr.Dataset],
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _attributes(good: Mapping[str, xr.Dataset]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Split the attributes into those of all checkpoints and those of each."""
     names = dict.fromkeys(str(key) for result in good.values() for key in result.attrs)
     first = next(iter(good.values())).attrs
@@ -146,10 +139,6 @@ def _attributes(
         for label, result in good.items()
     }
     return {name: first[name] for name in names if name in same and name in first}, varying
-
-
-def _of(good: Mapping[str, xr.Dataset], label: str, name: str) -> str:
-    return str(good[label].attrs.get(name, "")) if label in good else ""
 
 
 def _common(names: Sequence[str]) -> str:

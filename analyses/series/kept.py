@@ -91,13 +91,7 @@ def prepare(
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a timeline is of.
-
-    Raises
-    ------
-    InvalidInput
-        When there is no timeline in the folder, or its manifest is broken.
-    """
+    """Read what a timeline is of."""
     try:
         manifest = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -113,13 +107,7 @@ def holds(path: str | os.PathLike[str]) -> bool:
 
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Load the timeline that a folder holds.
-
-    Raises
-    ------
-    InvalidInput
-        When there is none, or it was not finished.
-    """
+    """Load the timeline that a folder holds."""
     read(path)
     if not (Path(path) / WHOLE).is_file():
         raise InvalidInput(f"timeline: {path} is not finished; run the same command again")

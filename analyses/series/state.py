@@ -34,13 +34,8 @@ class State:
 def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
     """List the checkpoints of a series in order of their steps.
 
-    Parameters
-    ----------
-    sources
-        ``NAME@*`` or a folder for all checkpoints of one, or a list: names, folders, or models of
-        `load_model`; entries that end with ``@*`` stand for all of theirs.
-    steps
-        Training step of each; read from the names where not given.
+    The parameters are those of `timeline`; entries of a list that end with ``@*`` stand for all of
+    theirs.
 
     Raises
     ------
@@ -71,11 +66,9 @@ def states(sources: Any, steps: Sequence[float] | None = None) -> list[State]:
         steps = [float(step) for step in numbers if step is not None]
     if len(steps) != len(series):
         raise InvalidInput(f"steps: {len(steps)} for {len(series)} checkpoints; give one each")
-    for step, count in Counter(steps).items():
-        if count > 1:
-            raise InvalidInput(
-                f"steps: {count} checkpoints are at step {step:g}; give each its own"
-            )
+    step, count = Counter(steps).most_common(1)[0]
+    if count > 1:
+        raise InvalidInput(f"steps: {count} checkpoints are at step {step:g}; give each its own")
     short = [name.rsplit("@", 1)[-1] if "@" in name else Path(name).name for name in names]
     labels = short if len(set(short)) == len(short) else names
     if len(set(labels)) < len(labels):

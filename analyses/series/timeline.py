@@ -93,6 +93,18 @@ def timeline(
         "headscope": version("headscope"),
     }
     folder = None if out is None else kept.prepare(out, identity, overwrite=overwrite)
+
+    def measured(state: State) -> xr.Dataset:
+        model, given = probes.load_model(state.source), prompts
+        if not own and prompts is None:
+            named = isinstance(task, str | os.PathLike)
+            count = n or DEFAULT_PROMPTS
+            given = probes.tasks.make(task, model.tokenizer, count, seed) if named else task
+        return runner.execute(
+            analysis, model, given, task=task if own else None, options=settings, n=n, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+
     results: dict[str, xr.Dataset] = {}
     failed: dict[str, str] = {}
     for done, state in enumerate(series):
@@ -101,7 +113,7 @@ def timeline(
         try:
             result = None if folder is None else folder.find(state)
             if result is None:
-                result = _run(analysis, state, prompts, task, own, settings, n, seed, progress)
+                result = measured(state)
                 if folder is not None:
                     folder.keep(state, result)
             results[state.label] = result
@@ -116,26 +128,3 @@ def timeline(
     if folder is not None:
         folder.finish(whole)
     return whole
-
-
-def _run(
-    analysis: str,
-    state: State,
-    prompts: Any,
-    task: Any,
-    own: bool,
-    settings: Mapping[str, Any],
-    n: int | None,
-    seed: int,
-    progress: Progress | None,
-) -> xr.Dataset:
-    """Load one checkpoint and run the analysis on it."""
-    model = probes.load_model(state.source)
-    if not own and prompts is None:
-        named = isinstance(task, str | os.PathLike)
-        count = n or DEFAULT_PROMPTS
-        prompts = probes.tasks.make(task, model.tokenizer, count, seed) if named else task
-    return runner.execute(
-        analysis, model, prompts, task=task if own else None, options=settings, n=n, seed=seed,
-        progress=progress,
-    )  # fmt: skip

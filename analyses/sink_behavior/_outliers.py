@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
 from headscope.kernels.errors import ResourceLimit
 from headscope.probes.attention.forward import Reader, run
@@ -37,24 +37,16 @@ class Activation:
 
 @dataclass(frozen=True)
 class Stream:
-    """Summary of the residual stream and of the values on its way.
+    """Summary of the residual stream and of the values on its way."""
 
-    Attributes
-    ----------
-    sizes
-        Magnitudes (prompt, boundary, size), in the order of ``SIZES``.
-    massive
-        Every massive (prompt, position, channel), at the first boundary where it is massive.
-    norms
-        Norms of the values (prompt, layer, kv_head, key), NaN beyond a prompt's length.
-    first
-        Largest magnitude of every token of the first prompt over all boundaries (position,).
-    """
-
-    sizes: NDArray[np.float64]
+    # Magnitudes (prompt, boundary, size), in the order of SIZES.
+    sizes: Array
+    # Every massive (prompt, position, channel), at the first boundary where it is massive.
     massive: list[Activation]
-    norms: NDArray[np.float64]
-    first: NDArray[np.float64]
+    # Norms of the values (prompt, layer, kv_head, key), NaN beyond a prompt's length.
+    norms: Array
+    # Largest magnitude of every token of the first prompt over all boundaries (position,).
+    first: Array
 
 
 def locate(model: Model, ids: Sequence[Sequence[int]], least: float, ratio: float) -> Stream:
@@ -62,11 +54,6 @@ def locate(model: Model, ids: Sequence[Sequence[int]], least: float, ratio: floa
 
     One pass; nothing of the size of the residual stream is kept. The median is that of the
     magnitudes of one prompt at one boundary, over tokens and channels.
-
-    Raises
-    ------
-    ResourceLimit
-        When so many pass that they are no outliers.
     """
     longest = max(map(len, ids))
     sizes = np.full((len(ids), model.layers + 1, len(SIZES)), np.nan)

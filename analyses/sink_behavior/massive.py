@@ -18,11 +18,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
-from headscope.analyses._measurements.received import steady_weight
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.sink_behavior._outliers import (
     SIZES,
     Activation,
@@ -84,60 +84,48 @@ def run(
     sinks, are both), ``loss`` (condition; nats a token), all with 95 % intervals over prompts, and
     ``token_magnitude`` (query; largest magnitude at each token of the first prompt). The attribute
     ``massive`` lists (prompt, boundary, position, channel) with token, value and weight received.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``received``, the blocks of the model are not found, or the
-        thresholds are so low that nearly everything passes.
     """
-    require(capture, NEEDS, "massive")
-    one_text(capture.attrs.get("attention", "self"), "massive")
+    require(capture, NEEDS, "massive", ("self",))
 
     ids = tokens(capture)
     stream = locate(model, ids, least, ratio)
     alpha = steady_weight(capture, least_queries)
-    sinks = np.where(np.isnan(alpha), -1.0, alpha).max((1, 2)) > epsilon
+    sinks = np.asarray((alpha > epsilon).any((1, 2)))
     massive = np.zeros_like(sinks)
     for activation in stream.massive:
         massive[activation.prompt, activation.position] = True
     counts = np.stack([massive.sum(1), sinks.sum(1), (massive & sinks).sum(1)], axis=1)
     rule = f"|x| > {least:g} and ≥ {ratio:g} × the median of its prompt and boundary"
     loss = _losses(capture, model, ids, stream.massive, seed)
-    outcome = _outcome(capture, stream.massive, loss, seed)
-    text = outcome if isinstance(outcome, str) else outcome.text
+    verdict, remark = _outcome(capture, stream.massive, loss, seed)
     first, parked = _norms(capture, stream.norms, alpha)
 
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "magnitude", ("size", "boundary"), stream.sizes.transpose(0, 2, 1),
-        "Magnitudes in the residual stream", "activation", "sequential", 0,
-        convention="boundary b is before block b, the last after all",
-    )  # fmt: skip
+    norm_units = "times the mean of the others"
+    for name, dims, values, title, units, source, convention in (
+        ("magnitude", ("size", "boundary"), stream.sizes.transpose(0, 2, 1),
+         "Magnitudes in the residual stream", "activation", SOURCE,
+         "boundary b is before block b, the last after all"),
+        ("first_value_norm", ("layer", "head"), first, "Norm of the value at the first token",
+         norm_units, SINKS,
+         "‖v_1‖ over the mean ‖v_j‖ of the other keys, before the output projection"),
+        ("sink_value_norm", ("layer", "head"), parked,
+         "Norm of the value where a head parks most weight", norm_units, SINKS,
+         f"key k of largest α_k among keys seen by ≥ {least_queries} queries (the first where none "
+         "is); ‖v_k‖ over the mean of the other keys"),
+        ("tokens", ("group",), counts, "Tokens with massive activations and sink tokens",
+         "tokens a prompt", SOURCE, f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head"),
+    ):  # fmt: skip
+        results.add_mean(
+            name, dims, values, title, units, "sequential", 0, convention=convention, source=source
+        )
     results.add(
         "token_magnitude", ("query",), stream.first, "Largest magnitude at a token", "activation",
         "sequential", 0, convention="first prompt; largest over channels and boundaries",
     )  # fmt: skip
     results.add_mean(
-        "first_value_norm", ("layer", "head"), first, "Norm of the value at the first token",
-        "times the mean of the others", "sequential", 0, source=SINKS,
-        convention="‖v_1‖ over the mean ‖v_j‖ of the other keys, before the output projection",
-    )  # fmt: skip
-    results.add_mean(
-        "sink_value_norm", ("layer", "head"), parked,
-        "Norm of the value where a head parks most weight", "times the mean of the others",
-        "sequential", 0, source=SINKS,
-        convention=f"key k of largest α_k among keys seen by ≥ {least_queries} queries (the "
-        "first where none is); ‖v_k‖ over the mean of the other keys",
-    )  # fmt: skip
-    results.add_mean(
-        "tokens", ("group",), counts, "Tokens with massive activations and sink tokens",
-        "tokens a prompt", "sequential", 0,
-        convention=f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head",
-    )  # fmt: skip
-    results.add_mean(
         "loss", ("condition",), loss, "Loss with massive activations changed", "nats a token",
-        "sequential", 0, evidence="causal", note=text,
+        "sequential", 0, evidence="causal", note=remark,
         convention="set where they are first massive; mean over the tokens where that channel "
         "is massive; others: as many other places of the same prompts and boundaries",
     )  # fmt: skip
@@ -146,40 +134,28 @@ def run(
         "boundary": np.arange(model.layers + 1),
         "group": list(GROUPS),
         "condition": list(CONDITIONS),
-        "query": np.arange(len(ids[0])),
+        **token_axis(capture, len(ids[0])),
     }
-    words = _words(capture)
-    if words is not None:
-        coords["token"] = ("query", words[0, : len(ids[0])].astype(str))
     note = (
         f"{len(stream.massive)} massive activations ({rule}) in {len(ids)} prompts; the largest "
         f"magnitude is {float(np.nanmax(stream.sizes)):.4g}. {int(counts[:, 2].sum())} of "
         f"{int(counts[:, 0].sum())} tokens with massive activations are sinks, of "
         f"{int(counts[:, 1].sum())} sink tokens."
     )
-    listed = _listed(words, stream, alpha, sinks)
-    if isinstance(outcome, str):
-        return results.dataset(coords, massive=listed, note=f"{note} {outcome}")
-    return results.dataset(coords, verdict=outcome, massive=listed, note=note)
+    listed = _listed(words_of(capture), stream, alpha, sinks)
+    if verdict is None:
+        note = f"{note} {remark}"
+    return results.dataset(coords, verdict, note, massive=listed)
 
 
-def _words(capture: xr.Dataset) -> NDArray[Any] | None:
-    """Return the tokens of every prompt (prompt, query), None where they are not known."""
-    if "token" not in capture.coords:
-        return None
-    return np.asarray(capture["token"].transpose("prompt", "query").values)
-
-
-def _norms(
-    capture: xr.Dataset, norms: NDArray[np.float64], alpha: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _norms(capture: xr.Dataset, norms: Array, alpha: Array) -> tuple[Array, Array]:
     """Return the norm at the first and at the most received key over that of the others."""
     wide = norms[:, :, capture["kv_group"].values.astype(int), : alpha.shape[-1]]
     best = np.where(np.isnan(alpha), -1.0, alpha).argmax(-1)
     known = ~np.isnan(wide)
     total, count = np.where(known, wide, 0.0).sum(-1), known.sum(-1)
 
-    def relative(key: NDArray[np.int64]) -> NDArray[np.float64]:
+    def relative(key: NDArray[np.int64]) -> Array:
         norm = np.take_along_axis(wide, key[..., None], axis=-1)[..., 0]
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = norm / ((total - norm) / (count - 1))
@@ -190,7 +166,7 @@ def _norms(
 
 def _losses(
     capture: xr.Dataset, model: Model, ids: list[list[int]], massive: list[Activation], seed: int
-) -> NDArray[np.float64]:
+) -> Array:
     """Return the loss of every prompt under every condition, NaN where there is none."""
     result = np.full((len(ids), len(CONDITIONS)), np.nan)
     if not predicts(capture):
@@ -211,31 +187,30 @@ def _losses(
 
 
 def _outcome(
-    capture: xr.Dataset, massive: list[Activation], loss: NDArray[np.float64], seed: int
-) -> Verdict | str:
-    """Conclude from the losses whether massive activations matter; a remark where none differ."""
+    capture: xr.Dataset, massive: list[Activation], loss: Array, seed: int
+) -> tuple[Verdict | None, str]:
+    """Conclude from the losses whether massive activations matter; no verdict without losses."""
     if not predicts(capture):
-        return "No loss: the model is not causal, so its logits predict no next token."
+        return None, "No loss: the model is not causal, so its logits predict no next token."
     if not massive:
-        return "There is nothing to set to zero or to the mean."
+        return None, "There is nothing to set to zero or to the mean."
     change, lower, upper = bootstrap(loss[:, 1:] - loss[:, :1], seed=seed)
     text = (
         f"Loss changes by {change[0]:+.3f} nats a token with them at zero, {change[1]:+.3f} at "
         f"their mean, {change[2]:+.3f} with as many other activations at zero."
     )
-    if len(loss) < 2:
-        return Verdict("too_few", f"One prompt has no interval. {text}")
     apart = lower[0] > 0 or upper[0] < 0
-    if apart and abs(change[0]) > np.abs(change[1:]).max():
-        return Verdict("supported", f"Causal check agrees. {text}")
-    return Verdict("disagreement", f"Causal check does not agree. {text}")
+    if len(loss) < 2:
+        verdict = Verdict("too_few", f"One prompt has no interval. {text}")
+    elif apart and abs(change[0]) > np.abs(change[1:]).max():
+        verdict = Verdict("supported", f"Causal check agrees. {text}")
+    else:
+        verdict = Verdict("disagreement", f"Causal check does not agree. {text}")
+    return verdict, verdict.text
 
 
 def _listed(
-    words: NDArray[Any] | None,
-    stream: Stream,
-    alpha: NDArray[np.float64],
-    sinks: NDArray[np.bool_],
+    words: NDArray[Any] | None, stream: Stream, alpha: Array, sinks: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""
     result = []

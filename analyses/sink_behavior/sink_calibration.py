@@ -26,10 +26,11 @@ from headscope.analyses._interventions.next_token_loss import (
     tokens,
 )
 from headscope.analyses._measurements.received import steady_weight
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, label, require
+from headscope.analyses._runtime.results import Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
 
@@ -56,10 +57,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``received``, which says where each head sinks.
-    model
-        Model that was captured; causal, so that it predicts the next token.
+    capture, model
+        Capture with ``received``, which says where each head sinks, and the causal model behind it.
     gammas
         Factors of the sweep, above 0, separated by spaces; one below 1 and one above at least.
     epsilon
@@ -82,16 +81,8 @@ def run(
     95 % intervals over prompts, ``best_gamma`` (layer, head; the γ of least loss on the first
     token, 1 where none is better) and ``verdict`` (layer, head; 1 where the interval says that the
     sinks of the head are helpful, -1 harmful, 0 neither).
-
-    Raises
-    ------
-    InvalidInput
-        When ``gammas`` lacks a factor below 1 or one above.
-    NotApplicable
-        When the capture lacks ``received`` or the model is not causal.
     """
-    require(capture, NEEDS, "sink_calibration")
-    one_text(capture.attrs.get("attention", "self"), "sink_calibration")
+    require(capture, NEEDS, "sink_calibration", ("self",))
     if not predicts(capture):
         raise NotApplicable(
             "model: sink_calibration measures the loss on the next token, which a model without "
@@ -99,14 +90,13 @@ def run(
         )
     factors = _parse(gammas)
     ids = tokens(capture)[:prompts]
-    marked = steady_weight(capture, least_queries)[: len(ids)] > epsilon
-    single, joint = _sweep(model, ids, marked, factors)
+    sinks = steady_weight(capture, least_queries)[: len(ids)] > epsilon
+    single, joint = _sweep(model, ids, sinks, factors)
 
     grid = ("layer", "head")
     results = Results(capture, seed=seed, evidence="causal")
-    for number, (name, keys) in enumerate(
-        (("first", "the first token"), ("sinks", "all its sinks"))
-    ):
+    keys_of = {"first": "the first token", "sinks": "all its sinks"}
+    for number, (name, keys) in enumerate(keys_of.items()):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
                 f"{name}_{end}", grid, single[:, number, place],
@@ -138,7 +128,7 @@ def run(
         f"{least_change:g} nats, else 0; every head is a test of its own",
     )  # fmt: skip
     named = {
-        name: [label((int(layer), int(head))) for layer, head in np.argwhere(signs == sign)]
+        name: [label(head) for head in marked(signs == sign)]
         for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
     }
     listed = "; ".join(f"{name}: {', '.join(heads) or 'none'}" for name, heads in named.items())
@@ -147,7 +137,7 @@ def run(
         {"scaled": list(SETS), "gamma": factors},
         verdict=unsure if len(ids) == 1 else None,
         heads_by_type=named,
-        note=f"{int(marked.any((0, -1)).sum())} heads have a sink. {listed}.",
+        note=f"{int(sinks.any((0, -1)).sum())} heads have a sink. {listed}.",
     )
 
 
@@ -166,22 +156,21 @@ def _parse(gammas: str) -> list[float]:
 
 
 def _sweep(
-    model: Model, ids: list[list[int]], marked: NDArray[np.bool_], gammas: list[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    model: Model, ids: list[list[int]], sinks: NDArray[np.bool_], gammas: list[float]
+) -> tuple[Array, Array]:
     """Return the change of loss (prompt, keys, gamma, layer, head), and of all heads together."""
-    single, joint = [], []
+    changes = []
     with steps(len(ids)) as step:
-        for prompt, sinks in zip(ids, marked, strict=True):
-            by_head, together = _sweep_prompt(model, prompt, sinks[..., : len(prompt)], gammas)
-            single.append(by_head)
-            joint.append(together)
+        for prompt, keys in zip(ids, sinks, strict=True):
+            changes.append(_sweep_prompt(model, prompt, keys[..., : len(prompt)], gammas))
             step()
+    single, joint = zip(*changes, strict=True)
     return np.stack(single), np.stack(joint)
 
 
 def _sweep_prompt(
     model: Model, prompt: list[int], sinks: NDArray[np.bool_], gammas: list[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Array, Array]:
     """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
     attending, first = model.geometry.attending, np.zeros_like(sinks)
     first[:, :, 0] = True

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, Results, named, require
 from headscope.analyses.sink_behavior import sinks
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -43,10 +43,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the run's prompts with ``received``.
-    model
-        Model that was captured; the controls are captured here.
+    capture, model
+        Capture of the run's prompts with ``received``, and the model, with which the controls are
+        captured.
     epsilon
         Mean weight above which a key counts as a sink of a head, 0 to 1.
     tokens
@@ -60,12 +59,6 @@ def run(
     -------
     Dataset with ``sink_random`` and ``sink_repeated`` (layer, head; mean α_1, share of weight) and
     ``rate`` (condition; sink rate in percent of heads and prompts), each with 95 % intervals.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``received``, T exceeds the context, or the model reads pairs of
-        texts or images.
     """
     require(capture, NEEDS, "sink_controls")
     if model.attention in ("decoder", "cross"):
@@ -85,13 +78,9 @@ def run(
     if last is not None:
         random[:, -1] = last
     repeated = np.repeat(drawn[:, :1], tokens, axis=1)
+    controls = [capture_prompts(model, ids.tolist(), stats=NEEDS) for ids in (random, repeated)]
     own, on_random, on_repeated = (
-        sinks.run(prompts_captured, epsilon=epsilon, seed=seed)
-        for prompts_captured in (
-            capture,
-            capture_prompts(model, random.tolist(), stats=NEEDS),
-            capture_prompts(model, repeated.tolist(), stats=NEEDS),
-        )
+        sinks.run(held, epsilon=epsilon, seed=seed) for held in (capture, *controls)
     )
     opening = "no BOS"
     if first is not None:
@@ -107,21 +96,18 @@ def run(
     ):
         ends = [result[f"sink{end}"].values for end in ENDS]
         results.add_interval(name, ("layer", "head"), ends, title, *SHARE)
-    rates = [
-        np.array([float(result[f"sink_rate{end}"]) for result in (own, on_random, on_repeated)])
-        for end in ENDS
-    ]
+    by_kind = (own, on_random, on_repeated)
+    rates = [[float(result[f"sink_rate{end}"]) for result in by_kind] for end in ENDS]
     results.add_interval(
         "rate", ("condition",), rates, "Sink rate by kind of token", "%", "sequential", 0, 100
     )
     parked = results["sink_random"].values
-    sinking = [label(head) for head in top(parked, int((parked > epsilon).sum()))]
+    sinking = named(parked, parked > epsilon)
     shares = ", ".join(
         f"{name} {value:.1f} %" for name, value in zip(CONDITIONS, rates[0], strict=True)
     )
     return results.dataset(
         {"condition": list(CONDITIONS)},
-        convention=convention,
         sink_heads=sinking,
         note=f"Sink rate: {shares}. Sink heads on random tokens: {', '.join(sinking) or 'none'}.",
     )

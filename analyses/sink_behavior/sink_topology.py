@@ -19,8 +19,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, require
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.sink_behavior._position_encoding import positional_encoding
 from headscope.probes.models.model import Model
 
@@ -48,10 +49,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``received`` (prompt, layer, head, key).
-    model
-        Model that was captured; its config and modules name its positional encoding.
+    capture, model
+        Capture with ``received`` (prompt, layer, head, key), and its model, whose config and
+        modules name the positional encoding.
     epsilon
         Mean weight above which a key counts as a sink of a head, 0 to 1.
     most
@@ -68,14 +68,8 @@ def run(
     ``at_last``, ``elsewhere`` (layer, head; α at the first and the last token, and the largest at
     any other), with 95 % intervals over prompts. The attributes ``topology`` (of most prompts) and
     ``positional_encoding`` go together.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``received``, or keys and queries are of two texts.
     """
-    require(capture, NEEDS, "sink_topology")
-    one_text(capture.attrs.get("attention", "self"), "sink_topology", ("self", "encoder"))
+    require(capture, NEEDS, "sink_topology", ("self", "encoder"))
 
     alpha = steady_weight(capture, least_queries)
     lengths = lengths_of(capture)
@@ -127,18 +121,18 @@ def run(
     )
 
 
-def _place_shares(held: NDArray[np.float64], end: int) -> NDArray[np.float64]:
+def _place_shares(held: Array, end: int) -> Array:
     """Return the share of sink weight at each place; NaN without sinks."""
     total = held.sum()
     if not total:
         return np.full(len(PLACES), np.nan)
     between = held[1 : end - 1]
-    best = between.max() if len(between) else 0.0
+    best = between.max(initial=0.0)
     last = held[end - 1] if end > 1 else 0.0
     return np.asarray([held[0], last, best, between.sum() - best], dtype=np.float64) / float(total)
 
 
-def _kind(shares: NDArray[np.float64], most: float) -> str:
+def _kind(shares: Array, most: float) -> str:
     if np.isnan(shares).any():
         return "none"
     if shares[:3].max() >= most:
@@ -146,7 +140,7 @@ def _kind(shares: NDArray[np.float64], most: float) -> str:
     return "bidirectional" if shares[:2].sum() >= most else "distributed"
 
 
-def _points(held: NDArray[np.float64]) -> NDArray[np.float64]:
+def _points(held: Array) -> Array:
     """Return exp(entropy) of every prompt's sink weight, 0 without sinks."""
     total = held.sum(-1, keepdims=True)
     share = np.divide(held, total, out=np.zeros_like(held), where=total > 0)
@@ -154,9 +148,7 @@ def _points(held: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(total[:, 0] > 0, np.exp(-(share * logs).sum(-1)), 0.0)
 
 
-def _ends(
-    alpha: NDArray[np.float64], lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _ends(alpha: Array, lengths: NDArray[np.int64]) -> tuple[Array, Array, Array]:
     """Return α at the first key, at the last, and the largest between (prompt, layer, head)."""
     prompts = list(zip(alpha, lengths, strict=True))
     last = np.stack([weights[..., end - 1] for weights, end in prompts])
@@ -164,7 +156,7 @@ def _ends(
     return alpha[..., 0], last, between
 
 
-def _named(capture: xr.Dataset, held: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _named(capture: xr.Dataset, held: Array) -> list[dict[str, Any]]:
     """Name the token that holds most sink weight in each of the first prompts."""
     words = words_of(capture)
     named = []

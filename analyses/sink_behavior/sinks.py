@@ -22,11 +22,13 @@ from headscope.analyses._measurements.received import (
     largest,
     lengths_of,
     steady_weight,
+    token_axis,
     weight,
     words_of,
 )
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, require, top
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, named, require
+from headscope.analyses._stats.length_trend import Array, mean
 
 NEEDS = ("received",)
 SUPPORTS = {"encoder", "cross", "vision", "hybrid"}
@@ -73,11 +75,6 @@ def run(
     prompts with α_1 > ε), ``key_share`` (key; share of heads above ε), ``key_received`` (key; mean
     α_k over heads and prompts), and ``token_share``, ``token_received`` (query; the same two over
     the tokens of the first prompt). Means over prompts carry a 95 % interval.
-
-    Raises
-    ------
-    NotApplicable
-        When the capture lacks ``received``.
     """
     require(capture, NEEDS, "sinks")
 
@@ -100,14 +97,14 @@ def run(
         convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
         source="ACT; Gu et al. 2410.10781",
     )  # fmt: skip
-    rate = _mean(_above(first, epsilon), (1, 2)) * 100
+    rate = mean(_above(first, epsilon), (1, 2)) * 100
     results.add_mean("sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100)
     results.add_mean(
-        "key_share", ("key",), _mean(above, (1, 2)), "Heads that sink into a key position",
+        "key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
         "share of heads", *ZERO_TO_ONE,
     )  # fmt: skip
     results.add_mean(
-        "key_received", ("key",), _mean(steady, (1, 2)),
+        "key_received", ("key",), mean(steady, (1, 2)),
         "Mean weight that a key position receives", *SHARE,
         convention="mean of α_k over heads and prompts", source="ACT",
     )  # fmt: skip
@@ -117,42 +114,27 @@ def run(
         ("token_received", steady, "Mean weight that a token receives", "share"),
     ):
         results.add(
-            name, ("query",), _mean(values[0], (0, 1))[:length], title, units, *ZERO_TO_ONE,
+            name, ("query",), mean(values[0], (0, 1))[:length], title, units, *ZERO_TO_ONE,
             convention="first prompt; the axis names the token that receives",
         )  # fmt: skip
-    coords: dict[str, Any] = {"key": np.arange(received.shape[-1]), "query": np.arange(length)}
-    words = words_of(capture)
-    if words is not None:
-        coords["token"] = ("query", words[0, :length].astype(str))
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(
-        coords,
-        convention=convention,
-        heads_by_type={
-            name: [label(head) for head in top(score, int((score > epsilon).sum()))]
-            for name, score in scores.items()
-        },
-        sink_tokens=_tokens(words, above),
+        {"key": np.arange(received.shape[-1]), **token_axis(capture, length)},
+        heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
+        sink_tokens=_tokens(words_of(capture), above),
         note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
     )
 
 
-def _above(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
+def _above(values: Array, epsilon: float) -> Array:
     return np.where(np.isnan(values), np.nan, values > epsilon)
 
 
-def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.float64]:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        total = np.where(known, values, 0.0).sum(axes)
-        return np.asarray(total / known.sum(axes))
-
-
-def _tokens(words: NDArray[Any] | None, above: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _tokens(words: NDArray[Any] | None, above: Array) -> list[dict[str, Any]]:
     """Name the tokens that most heads sink into, wherever they stand, best first."""
     if words is None:
         return []
-    shares = np.stack([_mean(prompt, (0, 1)) for prompt in above])
+    shares = mean(above, (1, 2))
     by_word: dict[str, list[float]] = {}
     for word, value in zip(words.ravel(), shares.ravel(), strict=True):
         if not np.isnan(value):

@@ -22,21 +22,14 @@ GROUPS = ("asked fact", "other facts", "question", "elsewhere")
 
 
 class Facts:
-    """Prompts of as many facts each, one of which is asked for at the end.
-
-    Attributes
-    ----------
-    encoded
-        The task in tokens.
-    asked
-        Per prompt, which fact is asked for.
-    """
+    """Prompts of as many facts each, one of which is asked for at the end."""
 
     def __init__(self, model: Model, task: Task) -> None:
         prompts = read(model, task)
         assert prompts.encoded is not None
         self.model, self.ids = model, prompts.ids
         self.encoded: EncodedTask = prompts.encoded
+        # Which of the facts of each prompt is asked for.
         self.asked = [
             roles["value"].index(questions[0].evidence[0])
             for roles, questions in zip(self.encoded.roles, self.encoded.questions, strict=True)
@@ -76,12 +69,7 @@ class Facts:
 
 
 def split(masses: Array, asked: int) -> tuple[Array, Array]:
-    """Return the mass on the asked fact and on each other one (layer, head), (layer, head, fact).
-
-    >>> asked, others = split(np.array([[[0.5, 0.2, 0.1, 0.1, 0.1]]]), 1)
-    >>> asked.tolist(), others.tolist()
-    ([[0.2]], [[[0.5, 0.1]]])
-    """
+    """Return the mass on the asked fact (layer, head) and on each other one (layer, head, fact)."""
     facts = masses[..., :-2]
     return facts[..., asked], np.delete(facts, asked, axis=-1)
 

@@ -21,16 +21,9 @@ STATS = ("received", "received_later", "received_last")
 class Received:
     """Weight of every key of one causal prompt (layer, head, key).
 
-    Attributes
-    ----------
-    total
-        Sum over all queries.
-    near
-        Sum over the queries within the window.
-    far
-        Mean over the queries beyond it, times the keys that these queries see; 0 without any.
-    end
-        The same over the last queries of the text, as many as the window has tokens.
+    ``total`` is the sum over all queries, ``near`` over those within the window; ``far`` the mean
+    over the queries beyond it times the keys that these see, 0 without any; ``end`` the same over
+    the last queries of the text, as many as the window has tokens.
     """
 
     total: Array

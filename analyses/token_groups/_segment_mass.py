@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.results import heads
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.interventions import KnockOut
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 
-Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 
@@ -28,11 +28,7 @@ def inputs(capture: xr.Dataset) -> list[Any]:
 
 
 def members(numbers: Numbers, count: int) -> list[Numbers]:
-    """List the places of every segment.
-
-    >>> [places.tolist() for places in members(np.array([1, 0, 1]), 2)]
-    [[1], [0, 2]]
-    """
+    """List the places of every segment."""
     return [np.flatnonzero(numbers == segment) for segment in range(count)]
 
 
@@ -123,21 +119,10 @@ def units(capture: xr.Dataset) -> tuple[str, str, str]:
     return "Movement of the last hidden state", "share of its length", "sequential"
 
 
-def average(values: Array, axes: tuple[int, ...]) -> Array:
-    """Average the known values over some axes, NaN where there is none.
-
-    >>> average(np.array([[1.0, np.nan], [3.0, np.nan]]), (0,)).tolist()
-    [2.0, nan]
-    """
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
-
-
 def mean_of(effect: Array, chosen: Sequence[int] | Numbers) -> float:
     """Average an effect over chosen tokens; NaN where none of them has one."""
     inside = np.asarray([place for place in chosen if place < len(effect)], dtype=np.int64)
-    return float(average(effect[inside], (0,)))
+    return float(mean(effect[inside]))
 
 
 def _tensor(prompt: Any) -> Any:

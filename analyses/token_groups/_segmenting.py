@@ -26,18 +26,10 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Segments:
-    """Named segments of all prompts; a token belongs to one of them or to none.
+    """Named segments of all prompts, and what they are in words (``said``).
 
-    Attributes
-    ----------
-    names
-        Names of the segments.
-    numbers
-        Per prompt, the segment of every token; -1 is none.
-    said
-        What the segments are, in words.
-    answers
-        Per prompt, the token that answers a question at its very end; None where none is asked.
+    ``numbers`` are, per prompt, the segment of every token, -1 for none; ``answers`` the token that
+    answers a question at its very end, None where none is asked.
     """
 
     names: tuple[str, ...]
@@ -51,13 +43,7 @@ class Segments:
 
 
 def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ()) -> Segments:
-    """Number the labels of tokens, in the order given or of first mention; "" is no segment.
-
-    Raises
-    ------
-    HeadscopeError
-        When there is no segment, or more than a matrix can show.
-    """
+    """Number the labels of tokens, in the order given or of first mention; "" is no segment."""
     mentioned = dict.fromkeys(name for row in labels for name in row if name)
     names = tuple(name for name in order if name in mentioned) or tuple(mentioned)
     if not names:
@@ -85,11 +71,6 @@ def segment(
     """Group the tokens of every prompt of a capture.
     The options are those of `segments`; without the ``task`` whose roles are the segments, the one
     that the capture names is made again.
-
-    Raises
-    ------
-    NotApplicable
-        For a grouping that these prompts do not have, and a file that does not fit them.
     """
     if by == "auto":
         by = _choose(capture, model, labels)

@@ -17,7 +17,6 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, numbers
@@ -25,7 +24,7 @@ from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses._stats.length_trend import mean, slope
+from headscope.analyses._stats.length_trend import Array, mean, slope
 from headscope.analyses.token_groups._facts import GROUPS, Facts, entropy, split
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes import capture
@@ -49,7 +48,6 @@ CONDITIONS = (
 )
 # Below this, float32 sums of weights are rounding.
 LEAST = 1e-7
-Array = NDArray[np.float64]
 
 
 def run(
@@ -86,12 +84,6 @@ def run(
     log2 of asked over mean other fact, at the largest number), ``dispersion`` (layer, head; slope),
     ``group_mass`` (facts, group; mean over heads), ``accuracy`` (condition, facts) and
     ``answer_loss`` (condition, facts; nats), the causal numbers, with 95 % intervals over prompts.
-
-    Raises
-    ------
-    HeadscopeError
-        For another task, a model that predicts no next token, numbers that the words do not
-        suffice for, and options out of range.
     """
     model.check_predicts()
     if task.name != TASK:
@@ -171,7 +163,6 @@ def run(
     )  # fmt: skip
     result = results.dataset(
         {"facts": list(counts), "group": list(GROUPS), "condition": list(CONDITIONS)},
-        convention=convention,
         heads_by_type={"asked fact": names},
         verdict=verdict,
     )
@@ -212,13 +203,8 @@ def _hide(
     for row, asked in enumerate(prompts.asked):
         count = len(prompts.encoded.roles[row]["value"])
         other = int(generator.choice([fact for fact in range(count) if fact != asked]))
-        edits = (
-            (),
-            prompts.hidden(row, asked, pool),
-            prompts.hidden(row, other, pool),
-            prompts.hidden(row, asked, chosen),
-            prompts.hidden(row, asked, random),
-        )
+        hiding = ((asked, pool), (other, pool), (asked, chosen), (asked, random))
+        edits = [(), *(prompts.hidden(row, fact, heads) for fact, heads in hiding)]
         numbers[:, row] = np.array([prompts.answer(row, edit) for edit in edits]).T
     return numbers
 
@@ -253,9 +239,7 @@ def _verdict(
     heads_matter = float(bootstrap(nats[:, 3, -1] - nats[:, 4, -1], seed=seed)[1]) > 0
     if fact_matters and heads_matter:
         return Verdict("supported", f"Causal check agrees: {effects}. {text}")
-    reason = (
-        "the heads that look at it matter no more than others"
-        if fact_matters
-        else "the asked fact matters no more than another"
-    )
+    reason = "the asked fact matters no more than another"
+    if fact_matters:
+        reason = "the heads that look at it matter no more than others"
     return Verdict("disagreement", f"Causal check does not agree: {reason}; {effects}. {text}")

@@ -13,14 +13,15 @@ Sources: Neural Attention Search (global, local and sliding-window tokens, learn
 LLM-Microscope; Scissorhands (persistence of importance).
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, Between, one_text
+from headscope.analyses._measurements.received import token_axis
+from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     SHARE,
@@ -28,6 +29,7 @@ from headscope.analyses._runtime.results import (
     Results,
     attending,
     label,
+    named,
     require,
     top,
 )
@@ -62,10 +64,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; their tokens are read again.
-    model
-        Model that was captured; causal.
+    capture, model
+        Capture of the prompts, whose tokens are read again, and the causal model behind it.
     window
         Tokens of the window, the query's own included; the last queries of a text are as many. 0
         takes an eighth of the shortest prompt, 64 at most.
@@ -87,15 +87,8 @@ def run(
     ``token_local`` (query; share of the heads in which a token of the first prompt is one) and
     ``window_loss`` (condition; nats a token, the causal number), with 95 % intervals over prompts.
     Tokens with less than three windows of text behind them are not judged.
-
-    Raises
-    ------
-    NotApplicable
-        When the model is not causal, prompts are shorter than four windows, or an option is out of
-        range.
     """
-    require(capture, NEEDS, "lifetimes")
-    one_text(capture.attrs.get("attention", "self"), "lifetimes")
+    require(capture, NEEDS, "lifetimes", ("self",))
     if "pixels" in capture.coords or not predicts(capture):
         raise NotApplicable(
             "model: lifetimes follows what later tokens look at; it needs causal order"
@@ -151,29 +144,19 @@ def run(
                 f"Heads in which a token is {name}", "share of heads", *ZERO_TO_ONE,
                 convention=f"first prompt; {convention}",
             )  # fmt: skip
-        count = first.shape[-1]
-        coords: dict[str, Any] = {
-            "lifetime": list(KINDS),
-            "query": np.arange(count),
-            "token": ("query", capture["token"].values[0, :count].astype(str)),
-        }
+        coords = token_axis(capture, first.shape[-1]) | {"lifetime": list(KINDS)}
         verdict = None
         if checked:
             verdict = _limit(results, model, checked, window, least_mass)
             step()
             coords["condition"] = list(CONDITIONS)
-    by_type = {
-        kind: [label(head) for head in top(mass, int((mass > 0.5).sum()))]
-        for kind, mass in zip(
-            KINDS, np.moveaxis(results["lifetime_mass"].values, -1, 0), strict=True
-        )
-    }
+    by_kind = np.moveaxis(results["lifetime_mass"].values, -1, 0)
+    by_type = {kind: named(mass, mass > 0.5) for kind, mass in zip(KINDS, by_kind, strict=True)}
     means = np.nanmean(results["lifetime_tokens"].values, axis=(0, 1))
     listed = ", ".join(f"{share:.0%} {kind}" for kind, share in zip(KINDS, means, strict=True))
     remark = "" if verdict else " No loss stands beside it: causal_prompts is 0."
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type=by_type,
         note=f"Tokens by lifetime, mean of heads: {listed}.{remark}",
         verdict=verdict,
@@ -190,10 +173,11 @@ def _limit(
     others = [head for head in reversed(ranked) if near[head] < least]
     size = min(len(passing), len(others))
     sets = dict(zip(CONDITIONS[1:], (passing[:size], others[:size]), strict=True))
-    edits: dict[str, tuple[Window, ...]] = {CONDITIONS[0]: ()}
-    for condition, heads in sets.items():
-        edits[condition] = (Window(heads=tuple(heads), recent=window, first=0),) if size else ()
-    loss = contrast(model, prompts, edits)
+    limits = [
+        [Window(heads=tuple(heads), recent=window, first=0)] if size else []
+        for heads in sets.values()
+    ]
+    loss = contrast(model, prompts, [(), *limits])
     if size:
         costs = loss.mean(0) - loss[:, :1].mean()
         verdict = compare_losses(

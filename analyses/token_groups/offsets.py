@@ -13,15 +13,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.token_groups._delimiters import positions
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -45,7 +44,6 @@ DELIMITER_CONDITIONS = (
 )
 # What moves below this is no effect to speak of.
 LEAST_NATS = 0.01
-Array = NDArray[np.float64]
 Head = tuple[int, int]
 
 
@@ -62,11 +60,9 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``offset_mass`` at offsets −2 to 2; its tokens are run again for the
-        delimiters.
-    model
-        Model that was captured.
+    capture, model
+        Capture with ``offset_mass`` at offsets −2 to 2, and the model behind it: the tokens are run
+        again for the delimiters.
     least_mass
         Mean weight above which a head is named by its offset or its delimiter.
     frozen
@@ -83,12 +79,6 @@ def run(
     ``delimiter_mass`` (delimiter, layer, head; the kinds that the prompts have) and ``moved``
     (condition; by how much the output distribution moves, in nats), with 95 % intervals over
     prompts.
-
-    Raises
-    ------
-    NotApplicable
-        For a capture without the offsets or without tokens, attention of two texts, or an option
-        out of range.
     """
     require(capture, NEEDS, "offsets")
     qk_rows.refuse_other(capture, "offsets")
@@ -132,24 +122,22 @@ def run(
         for name, mass in zip(kinds, masses, strict=True):
             named[name] = [label(head) for head in top(mass, int((mass > least_mass).sum()))]
 
-    notes = [] if kinds else ["No delimiter is known in these prompts."]
+    note = "" if kinds else "No delimiter is known in these prompts."
     verdict = None
     reason = pattern_substitution.reason(capture)
     if not reason and model.module.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
         reason = "the model predicts no words"
     if reason:
-        notes.insert(0, f"No causal check: {reason}.")
+        note = f"No causal check: {reason}. {note}".strip()
     else:
         by_score = top(best, int(np.isfinite(best).sum()))
         size = min(frozen, len(by_score) // 2)
         groups = (by_score[:size], by_score[-size:])
         moved = _moved(model, capture, groups, at, top(weight, size), kinds, checked, seed)
-        results.add_mean(
-            "moved", ("condition",), moved, "Output moved by the edits of heads", "nats",
-            "sequential", 0, evidence="causal",
-            convention=f"KL divergence from the intact output, mean over the positions of "
-            f"{len(moved)} prompts; {size} heads a group; as many other tokens are hidden, at "
-            "random, as there are delimiters",
+        pattern_substitution.add_moved(
+            results, moved, "Output moved by the edits of heads",
+            f"{size} heads a group; as many other tokens are hidden, at random, as there are "
+            "delimiters",
         )  # fmt: skip
         coords["condition"] = [*OFFSET_CONDITIONS, *(DELIMITER_CONDITIONS if kinds else ())]
         verdict = _verdict(moved, size, seed)
@@ -157,7 +145,7 @@ def run(
         coords,
         convention=convention,
         heads_by_type={name: heads for name, heads in named.items() if heads},
-        note=" ".join(notes),
+        note=note,
         verdict=verdict,
     )
 
@@ -206,9 +194,7 @@ def _moved(
                 [KnockOut(heads=tuple(resting), keys=tuple(keys), queries=queries)]
                 for keys in (marks, drawn)
             ]
-        divergences.append(
-            [pattern_substitution.divergence(model, capture, prompt, edit) for edit in edits]
-        )
+        divergences.append(pattern_substitution.divergences(model, capture, prompt, edits))
     return np.asarray(divergences)
 
 
@@ -231,13 +217,8 @@ def _verdict(moved: Array, size: int, seed: int) -> Verdict:
         f"by {hidden.mean():.3f} nats, hiding as many other tokens by {other.mean():.3f}"
     )
     apart = float(bootstrap(hidden - other, seed=seed)[1])  # NaN for one prompt
-    if hidden.mean() > LEAST_NATS and apart > 0:
-        return verdict & Verdict("supported", f"Causal check agrees: {text}.")
-    return verdict & Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}, so the weight on delimiters does not show what "
-        "these heads do.",
-    )
+    remark = ", so the weight on delimiters does not show what these heads do"
+    return verdict & causal_verdict(hidden.mean() > LEAST_NATS and apart > 0, text, remark)
 
 
 def _offset_verdict(moved: Array, size: int, seed: int) -> Verdict:
@@ -253,8 +234,6 @@ def _offset_verdict(moved: Array, size: int, seed: int) -> Verdict:
         return Verdict("too_few", "One prompt has no interval: offsets are correlational here.")
     text = (
         f"their offset alone does {most.mean():.0%} of what ablation does in the {size} surest "
-        f"offset heads, {least.mean():.0%} in the {size} least sure."
+        f"offset heads, {least.mean():.0%} in the {size} least sure"
     )
-    if float(bootstrap(least - most, seed=seed)[1]) > 0:
-        return Verdict("supported", f"Causal check agrees: {text}")
-    return Verdict("disagreement", f"Causal check does not agree: {text}")
+    return causal_verdict(float(bootstrap(least - most, seed=seed)[1]) > 0, text)

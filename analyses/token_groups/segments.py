@@ -19,14 +19,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
+from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, attending, label, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.token_groups import _segment_mass
-from headscope.analyses.token_groups._segment_mass import average
 from headscope.analyses.token_groups._segmenting import WAYS, Segments, segment
 from headscope.probes.models.model import Model
 
@@ -38,7 +37,6 @@ SOURCE = "Understanding the Behaviors of BERT in Ranking; attention knockout (Ge
 AGREES = 0.3
 # How many heads of how many links are named.
 NAMED, LINKS = 6, 8
-Array = NDArray[np.float64]
 
 
 def run(
@@ -58,10 +56,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture of the prompts; what was captured is read again with the segments as spans.
-    model
-        Model that was captured.
+    capture, model
+        Capture of the prompts and its model, which reads them again with the segments as spans.
     prompts
         The prompts; a task brings its roles.
     by
@@ -91,15 +87,8 @@ def run(
     number; nats a token, or share of the hidden state), with 95 % intervals over prompts. From and
     one are the queries, to and other the keys. Missing where no query of the one sees a key of the
     other.
-
-    Raises
-    ------
-    HeadscopeError
-        For a grouping that these prompts do not have, labels that do not fit them, cross-attention,
-        or an option out of range.
     """
-    require(capture, NEEDS, "segments")
-    one_text(capture.attrs.get("attention", "self"), "segments")
+    require(capture, NEEDS, "segments", ("self",))
     made = segment(capture, model, prompts, by=by, pieces=pieces, rare=rare, labels=labels)
     inputs = _segment_mass.inputs(capture)
     names = list(made.names)
@@ -127,31 +116,30 @@ def run(
         convention=against_even,
     )  # fmt: skip
     results.add_mean(
-        "mean_mass", pairs, average(mass, (1, 2)), "Mass from segment to segment, mean of heads",
+        "mean_mass", pairs, mean(mass, (1, 2)), "Mass from segment to segment, mean of heads",
         *SHARE,
     )  # fmt: skip
     results.add_mean(
-        "mean_enrichment", pairs, average(enrichment, (1, 2)),
+        "mean_enrichment", pairs, mean(enrichment, (1, 2)),
         "Enrichment from segment to segment, mean of heads", *times, convention=against_even,
     )  # fmt: skip
     verdict = None
     if cut:
         effect = np.stack(effects)
         title, units, scale = _segment_mass.units(capture)
-        verdict = _verdict(results["mean_mass"].values, average(effect, (0,)), names, units)
+        verdict = _verdict(results["mean_mass"].values, mean(effect, 0), names, units)
         results.add_mean(
             "link_effect", pairs, effect, f"{title}: keys of a segment hidden from another",
             units, scale, None if scale == "diverging" else 0, evidence="causal",
             note=verdict.text, convention="all heads; read at the queries that no longer see; "
             f"{len(cut)} prompt(s); {made.said}",
         )  # fmt: skip
-    named = _heads(results["enrichment"].values, names, enriched)
-    best = "; ".join(f"{link}: {', '.join(heads[:3])}" for link, heads in list(named.items())[:4])
+    by_link = _heads(results["enrichment"].values, names, enriched)
+    best = "; ".join(f"{link}: {', '.join(heads[:3])}" for link, heads in list(by_link.items())[:4])
     remark = "" if verdict else " No links were cut: causal_prompts is 0."
     return results.dataset(
         {"from": names, "to": names, "one": names, "other": names},
-        convention=convention,
-        heads_by_type=named,
+        heads_by_type=by_link,
         note=f"Segments: {made.said}. Heads with most enrichment, {best or 'none'}.{remark}",
         verdict=verdict,
     )
@@ -196,12 +184,11 @@ def _cut(
         # What is asked at the end has its answer, which the prompt itself does not hold.
         prompt = [*prompt, answer]
     hiding = _segment_mass.Hiding(capture, model, prompt)
-    for source in range(count):
-        for target in range(count):
-            if not np.isnan(visible[:, source, target]).all():
-                effect = hiding.effect(rows[target].tolist(), rows[source].tolist())
-                effects[source, target] = _segment_mass.mean_of(effect, rows[source])
-            step()
+    for source, target in np.ndindex(count, count):
+        if not np.isnan(visible[:, source, target]).all():
+            effect = hiding.effect(rows[target].tolist(), rows[source].tolist())
+            effects[source, target] = _segment_mass.mean_of(effect, rows[source])
+        step()
     return effects
 
 
@@ -222,27 +209,18 @@ def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdic
     rho = float(spearmanr(mass[known], effect[known]).statistic)
     text = (
         f"mass and effect of cutting {int(known.sum())} links rank alike with "
-        f"ρ = {rho:+.2f}; {dearest}."
+        f"ρ = {rho:+.2f}; {dearest}"
     )
-    if rho >= AGREES:
-        return Verdict("supported", f"Causal check agrees: {text}")
-    return Verdict("disagreement", f"Causal check does not agree: {text}")
+    return causal_verdict(rho >= AGREES, text)
 
 
 def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[str]]:
     """Name the heads with most enrichment of each link, the most enriched links first."""
     links = []
-    for row, source in enumerate(names):
-        for column, target in enumerate(names):
-            scores = np.nan_to_num(enrichment[:, :, row, column])
-            ranked = np.argsort(-scores, axis=None, kind="stable")[:NAMED]
-            best = [np.unravel_index(at, scores.shape) for at in ranked]
-            heads = [
-                label((int(layer), int(head)))
-                for layer, head in best
-                if scores[layer, head] >= least
-            ]
-            if heads:
-                links.append((float(scores.max()), f"{source} → {target}", heads))
+    for row, column in np.ndindex(len(names), len(names)):
+        scores = np.nan_to_num(enrichment[:, :, row, column])
+        heads = named(scores, scores >= least)[:NAMED]
+        if heads:
+            links.append((float(scores.max()), f"{names[row]} → {names[column]}", heads))
     links.sort(key=lambda link: -link[0])
     return {name: heads for _, name, heads in links[:LINKS]}

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import seers, weight
-from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses._stats.length_trend import mean as known_mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import Segments, segment
 from headscope.probes.models.model import Model
@@ -34,7 +34,6 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 SOURCE = "LLM-Microscope; RefAM"
 CONDITIONS = ("class hidden", "as many others hidden")
 NAMED = 6
-Array = NDArray[np.float64]
 
 
 def run(
@@ -51,10 +50,8 @@ def run(
 
     Parameters
     ----------
-    capture
-        Capture with ``received`` (prompt, layer, head, key).
-    model
-        Model that was captured.
+    capture, model
+        Capture with ``received`` (prompt, layer, head, key), and the model behind it.
     rare
         A word is rare that occurs at most this often in all prompts together; the models' own
         training text is not known.
@@ -74,14 +71,8 @@ def run(
     (token_class; mean over heads), ``token_share`` (token_class; share of the tokens) and
     ``hiding_effect`` (condition, token_class; the causal number; nats a token, or share of the
     hidden state), with 95 % intervals over prompts. A class without a token is left out.
-
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``received``, for cross-attention, or an option out of range.
     """
-    require(capture, NEEDS, "token_classes")
-    one_text(capture.attrs.get("attention", "self"), "token_classes")
+    require(capture, NEEDS, "token_classes", ("self",))
     made = segment(capture, model, by="kinds", rare=rare)
     names, prompts = list(made.names), _segment_mass.inputs(capture)
     mass, enrichment, shares = _masses(capture, made)
@@ -96,7 +87,7 @@ def run(
         convention=f"mass over the share of the visible keys; 1 is even; {convention}",
     )  # fmt: skip
     results.add_mean(
-        "mean_mass", ("token_class",), _segment_mass.average(mass, (1, 2)),
+        "mean_mass", ("token_class",), known_mean(mass, (1, 2)),
         "Mass on a class of tokens, mean of heads", *SHARE,
     )  # fmt: skip
     results.add_mean(
@@ -118,18 +109,16 @@ def run(
             f"fewer than those of the class; {len(effect)} prompt(s); {made.said}",
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
-    named = {
-        name: [label(head) for head in top(scores, min(int((scores >= enriched).sum()), NAMED))]
-        for name, scores in zip(
-            names, np.moveaxis(results["class_enrichment"].values, -1, 0), strict=True
-        )
+    enrichments = np.moveaxis(results["class_enrichment"].values, -1, 0)
+    by_class = {
+        name: named(scores, scores >= enriched)[:NAMED]
+        for name, scores in zip(names, enrichments, strict=True)
     }
-    best = "; ".join(f"{kind}: {', '.join(heads[:4])}" for kind, heads in named.items() if heads)
+    best = "; ".join(f"{kind}: {', '.join(heads[:4])}" for kind, heads in by_class.items() if heads)
     remark = "" if verdict else " Nothing was hidden: causal_prompts is 0."
     return results.dataset(
         coords,
-        convention=convention,
-        heads_by_type=named,
+        heads_by_type=by_class,
         note=f"Heads with most enrichment, {best or 'none'}.{remark}",
         verdict=verdict,
     )
@@ -153,12 +142,7 @@ def _masses(capture: xr.Dataset, made: Segments) -> tuple[Array, Array, Array]:
 
 
 def _hide(
-    capture: xr.Dataset,
-    model: Model,
-    made: Segments,
-    prompts: list[Any],
-    draws: int,
-    seed: int,
+    capture: xr.Dataset, model: Model, made: Segments, prompts: list[Any], draws: int, seed: int
 ) -> Array:
     """Hide every class, and as many random others (prompt, condition, token_class)."""
     generator = np.random.default_rng(seed)
@@ -203,7 +187,5 @@ def _verdict(effect: Array, mass: Array, names: list[str], units: str, seed: int
         return Verdict("too_few", f"One prompt has no interval: {text}")
     more = ", ".join(names[column] for column in compared if lower[column] > 0) or "none"
     less = ", ".join(names[column] for column in compared if upper[column] < 0) or "none"
-    text = f"{text} More than random tokens matter: {more}; less: {less}."
-    if lower[best] > 0:
-        return Verdict("supported", f"Causal check agrees: {text}")
-    return Verdict("disagreement", f"Causal check does not agree: {text}")
+    text = f"{text} More than random tokens matter: {more}; less: {less}"
+    return causal_verdict(lower[best] > 0, text)

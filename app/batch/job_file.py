@@ -20,13 +20,7 @@ Spec = TypeVar("Spec", ModelSpec, TaskSpec)
 
 
 def read_job(path: Path) -> Job:
-    """Read a job file.
-
-    Raises
-    ------
-    InvalidInput
-        When it cannot be read, and for everything that is wrong in it, at once.
-    """
+    """Read a job file, or refuse it with everything that is wrong in it, at once."""
     file = MarkedFile(path)
     data: Any = file.data
     every = isinstance(data, dict) and data.get("analyses") == ALL

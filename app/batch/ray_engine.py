@@ -36,14 +36,9 @@ ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 def started(job: Job, workers: int | None = None, address: str | None = None) -> Iterator[Engine]:
     """Start a cluster on this machine, or join one, and give the engine that uses it.
 
-    Parameters
-    ----------
-    job
-        The job, whose threads and devices the cluster must have.
-    workers
-        Cells at once on this machine; its cores, divided by the threads of a cell, without it.
-    address
-        Address of a running cluster; its nodes need headscope and see the models at the same paths.
+    ``workers`` are the cells at once on this machine, by default its cores divided by the threads
+    of a cell. ``address`` is that of a running cluster, whose nodes need headscope and see the
+    models at the same paths.
     """
     if address is not None and workers is not None:
         raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
@@ -91,11 +86,9 @@ def _check(job: Job, resources: dict[str, float]) -> None:
 def gpus(model: ModelSpec, resources: dict[str, float]) -> int:
     """Count the GPUs that a task on a model asks for: one where the model runs on one.
 
-    Examples
-    --------
-    >>> gpus(ModelSpec(model="m"), {"GPU": 2.0}), gpus(ModelSpec(model="m", device="cpu"), {"GPU": 2.0})
-    (1, 0)
-    """  # noqa: E501
+    >>> [gpus(ModelSpec(model="m", device=name), {"GPU": 2.0}) for name in (None, "cpu")]
+    [1, 0]
+    """
     return 1 if model.device != "cpu" and resources.get("GPU", 0) >= 1 else 0
 
 

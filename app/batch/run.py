@@ -15,14 +15,13 @@ from headscope.app.batch.state import (
     REPORTS,
     BatchState,
     Record,
-    make,
     pretty,
 )
 from headscope.app.batch.worker import Failure, Outcome
 from headscope.app.pipeline import Progress, skipped
 from headscope.app.report import build
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.storage.dataset_file import write_text
+from headscope.probes.storage.dataset_file import make_folder, write_text
 from headscope.probes.storage.run_folder import REPORT
 
 Engine = Callable[[Job, local_engine.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
@@ -55,11 +54,6 @@ def run(
     """Run a job into a folder, or what an earlier run of it has left.
 
     ``overwrite`` replaces what another job has left there; ``retry`` runs failed cells again.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder or the disk refuses, or a model is not the one of the cells that are done.
     """
     batch = BatchState(out, job)
     with batch.open(overwrite=overwrite):
@@ -129,11 +123,7 @@ def finish(batch: BatchState) -> tuple[Record, ...]:
         records += known.values()
         _report(batch, group, known)
     write_text(batch.path / INDEX, index.html(batch, records))
-    manifest: dict[str, Any] = {
-        **batch.job.identity(),
-        "not_reproducible": [LOG],
-        "cells": records,
-    }
+    manifest: dict[str, Any] = {**batch.job.identity(), "not_reproducible": [LOG], "cells": records}
     write_text(batch.path / MANIFEST, pretty(manifest))
     return tuple(records)
 
@@ -156,7 +146,7 @@ def _report(batch: BatchState, group: Group, records: dict[str, Record]) -> None
         "seed": group.seed,
         **{name: attrs.get(name, "") for name in names},
     }
-    make(folder)
+    make_folder(folder)
     library = batch.path / REPORTS / PLOTLY
     if not library.is_file():
         from plotly.offline import get_plotlyjs

@@ -186,13 +186,7 @@ class TaskSpec(Entry):
         return self.number if self.task else len(self._own)
 
     def draw(self, model: Model, seed: int) -> Any:
-        """Make the prompts, in the words of a model.
-
-        Raises
-        ------
-        HeadscopeError
-            For a task and a model without a tokenizer, and as the task.
-        """
+        """Make the prompts, in the words of a model."""
         if not self.task:
             return self._own
         if model.tokenizer is None:

@@ -43,13 +43,7 @@ class BatchState:
     job: Job
 
     def check(self, *, overwrite: bool = False) -> None:
-        """Refuse a folder that cannot take the job, before anything runs; leaves no trace.
-
-        Raises
-        ------
-        InvalidInput
-            For a place that cannot be written, other files in it, or another job's results.
-        """
+        """Refuse a folder that cannot take the job, before anything runs; leaves no trace."""
         check_place(self.path)
         if not self.path.is_dir():
             return
@@ -69,15 +63,9 @@ class BatchState:
 
     @contextmanager
     def open(self, *, overwrite: bool = False) -> Iterator[None]:
-        """Take the folder for this process, and clear away what a kill has left half.
-
-        Raises
-        ------
-        HeadscopeError
-            As `check`, and while another batch runs in the folder.
-        """
+        """Take the folder for this process, and clear away what a kill has left half."""
         self.check(overwrite=overwrite)
-        make(self.path)
+        dataset_file.make_folder(self.path)
         with self._lock():
             if overwrite and (self.path / IDENTITY).exists():
                 self._clear()
@@ -91,19 +79,13 @@ class BatchState:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Keep other batches out of the folder."""
-        lock = self.path / LOCK
-        try:
-            with lock.open("w") as held:
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InvalidInput(
-                        f"out: another batch runs in {self.path}; wait for it"
-                    ) from None
-                # It stays: who removes it could remove that of the next.
-                yield
-        except OSError as error:
-            raise InvalidInput(f"out: {self.path} cannot be written: {error.strerror}") from error
+        with dataset_file.refusing("out", self.path), (self.path / LOCK).open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidInput(f"out: another batch runs in {self.path}; wait for it") from None
+            # It stays: who removes it could remove that of the next.
+            yield
 
     def _clear(self) -> None:
         """Remove what another job has left."""
@@ -137,13 +119,7 @@ class BatchState:
         self._cell(CELLS, group, analysis).unlink(missing_ok=True)
 
     def save(self, group: Group, analysis: str, result: xr.Dataset) -> None:
-        """Write the rows and the result of a cell, and then that it is done.
-
-        Raises
-        ------
-        HeadscopeError
-            When the disk refuses.
-        """
+        """Write the rows and the result of a cell, and then that it is done."""
         import pyarrow.parquet as pq
 
         identity = self.job.cell_id(group, analysis)
@@ -151,7 +127,7 @@ class BatchState:
         rows = self.path / HEADS / _partition(group, analysis) / TABLE
         whole = self._cell(RESULTS, group, analysis)
         for file in (rows, whole):
-            make(file.parent)
+            dataset_file.make_folder(file.parent)
         with dataset_file.replacing(rows) as temporary:
             pq.write_table(cell_rows, temporary)
         dataset_file.save(result, whole)
@@ -172,7 +148,7 @@ class BatchState:
     def _write(self, group: Group, analysis: str, record: Record) -> None:
         """Write the record of a cell."""
         file = self._cell(CELLS, group, analysis)
-        make(file.parent)
+        dataset_file.make_folder(file.parent)
         names = {
             "cell": self.job.cell_id(group, analysis),
             "model": group.model.name,
@@ -193,13 +169,9 @@ class BatchState:
     def note(self, **event: Any) -> None:
         """Add a line, with the time, to the log: the one file that differs from run to run."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
-        try:
-            with (self.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise InvalidInput(
-                f"out: {self.path / LOG} cannot be written: {error.strerror}"
-            ) from error
+        log = self.path / LOG
+        with dataset_file.refusing("out", log), log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def _cell(self, kind: str, group: Group, analysis: str) -> Path:
         """Return the file of a cell among its kind."""
@@ -225,20 +197,6 @@ def _partition(group: Group, analysis: str) -> str:
 def pretty(value: Mapping[str, Any]) -> str:
     """Write JSON for people, the same each time."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def make(folder: Path) -> None:
-    """Make a folder.
-
-    Raises
-    ------
-    InvalidInput
-        When the disk refuses.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
 
 
 def _digest(file: Path) -> str:

@@ -121,11 +121,7 @@ def join_parts(job: Job, group: Group, parts: Sequence[Outcome | None]) -> Outco
 
 
 def analyze(
-    job: Job,
-    group: Group,
-    analysis: str,
-    capture: Outcome | None,
-    progress: Progress | None = None,
+    job: Job, group: Group, analysis: str, capture: Outcome | None, progress: Progress | None = None
 ) -> Outcome:
     """Run one analysis of a group on its capture."""
     try:

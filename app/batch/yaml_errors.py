@@ -41,17 +41,7 @@ class InvalidFile(InvalidInput):
 class MarkedFile:
     """A YAML file as plain data, with the place of every value, and what is wrong with it.
 
-    Attributes
-    ----------
-    content
-        The bytes of the file.
-    data
-        What it holds, as dicts, lists and scalars.
-
-    Raises
-    ------
-    InvalidInput
-        When the file cannot be read.
+    ``content`` are its bytes, ``data`` what it holds as dicts, lists and scalars.
     """
 
     def __init__(self, path: Path) -> None:

@@ -122,13 +122,7 @@ def window(
 
 
 def read_text(key: RunKey, text: str | Pair) -> Tokens:
-    """Turn the user's own text, or pair of texts, into token ids.
-
-    Raises
-    ------
-    HeadscopeError
-        For words that the tokenizer does not know, or a text too long to draw.
-    """
+    """Turn the user's own text, or pair of texts, into token ids."""
     from headscope.probes.prompts.reading import read as read_prompts
 
     prompts = read_prompts(model(key), text)

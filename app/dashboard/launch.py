@@ -42,11 +42,5 @@ def command(run: Path, port: int = 8501) -> list[str]:
 
 
 def served(folder: Path) -> Path:
-    """Return the folder that a dashboard opens: of a run, or of a timeline.
-
-    Raises
-    ------
-    HeadscopeError
-        When there is neither.
-    """
+    """Return the folder that a dashboard opens: of a run, or of a timeline."""
     return folder if kept.holds(folder) else run_folder.open(folder).path

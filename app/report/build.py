@@ -16,7 +16,7 @@ from markupsafe import Markup
 from headscope import analyses, viz
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline, render
-from headscope.app.report.findings import Finding, by_score, findings, records
+from headscope.app.report.findings import by_score, findings, records
 from headscope.app.report.scores import heads_table, interval_text
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage.dataset_file import replacing
@@ -45,11 +45,6 @@ def write_report(run: Run, out: Path | None = None) -> Path:
     -------
     The path of ``report.html``. Beside it stand ``heads.parquet`` and ``heads.csv`` (one row a
     head, one column a score) and ``report.json`` (findings, results and provenance).
-
-    Raises
-    ------
-    InvalidInput
-        When the run has no results, or the folder cannot be written.
     """
     results = run.results()
     if not results:
@@ -97,7 +92,13 @@ def html(
         f"Attention heads of {manifest['model']}",
         plotly_address,
         made=_made(manifest),
-        findings=[list(map(_shown, members)) for members in by_score(findings(results)).values()],
+        findings=[
+            [
+                {**asdict(finding), "interval": interval_text(finding.lower, finding.upper)}
+                for finding in members
+            ]
+            for members in by_score(findings(results)).values()
+        ],
         sections=[_section(name, result) for name, result in results.items()],
         heads=_heads(table),
         head_count=len(table),
@@ -147,11 +148,6 @@ def _made(manifest: Mapping[str, Any]) -> str:
         f"{manifest['n_prompts']} prompts ({prompts}){when} with headscope "
         f"{manifest['headscope']}."
     )
-
-
-def _shown(finding: Finding) -> dict[str, Any]:
-    """Return a finding with its interval in words."""
-    return {**asdict(finding), "interval": interval_text(finding.lower, finding.upper)}
 
 
 def _section(name: str, result: xr.Dataset) -> dict[str, Any]:

@@ -56,14 +56,7 @@ class Score:
 
 
 def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
-    """List the scores of heads in the results of a run, in order of analysis.
-
-    Examples
-    --------
-    >>> mass = xr.DataArray([[0.1, 0.9]], dims=("layer", "head"))
-    >>> list(collect({"sinks": xr.Dataset({"sink": mass})}))
-    ['sinks.sink']
-    """
+    """List the scores of heads in the results of a run, in order of analysis."""
     scores = {}
     for analysis, result in results.items():
         for name in viz.variables(result):

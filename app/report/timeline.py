@@ -35,13 +35,7 @@ def drawn(timeline: xr.Dataset) -> list[str]:
 
 
 def write_page(timeline: xr.Dataset, folder: Path) -> Path:
-    """Write ``timeline.html``: a figure of every variable, and when its entries emerge.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder cannot be written.
-    """
+    """Write ``timeline.html``: a figure of every variable, and when its entries emerge."""
     attrs = timeline.attrs
     text = page.render(
         "timeline",

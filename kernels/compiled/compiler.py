@@ -17,6 +17,8 @@ NAMES = ("cc", "gcc", "clang")
 PROCESSORS = (("-march=native",), ("-mcpu=native",), ())
 """Ways to ask for everything that this processor can do; no compiler knows them all."""
 FLAGS = ("-std=gnu11", "-O3", "-w", "-shared", "-fPIC")
+SOURCES = ("*.py", "*.c", "*.h")
+"""Files of the engines, by which their fingerprint is taken."""
 SECONDS = 120
 """Longest time that a build may take."""
 
@@ -91,6 +93,22 @@ def processor() -> str:
         seen = ("model name", "flags", "Features", "CPU part")
         words += sorted({line for line in about.read_text().splitlines() if line.startswith(seen)})
     return "\n".join(words)
+
+
+def engine_fingerprint() -> str:
+    """Digest the sources of the engines, the processor and the choice of a compiler.
+
+    Results that were checked under another fingerprint may not hold under this one.
+    """
+    folder = Path(__file__).parents[1]
+    files = sorted(file for pattern in SOURCES for file in folder.rglob(pattern))
+    stats = [(str(file.relative_to(folder)), file.stat()) for file in files]
+    parts = [
+        *(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}" for name, stat in stats),
+        processor(),
+        os.environ.get(VARIABLE, ""),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 
 def compile_into(target: Path, source: Path, compiler: Path) -> Build:

@@ -31,16 +31,9 @@ SOURCE = Path(__file__).with_name("sweep.c")
 class Library:
     """The loaded library.
 
-    Parameters
-    ----------
-    run
-        The sweep; None when there is none.
-    note
-        One line: where the library comes from, or why there is none.
-    pack
-        Packs keys and values for the processor's matrix unit; None where it has none.
-    room
-        Counts the bytes of memory that a call needs for its rows.
+    ``run`` is the sweep, None when there is none; ``note`` says in a line where the library comes
+    from, or why there is none. ``pack`` packs keys and values for the processor's matrix unit, None
+    where it has none; ``room`` counts the bytes of memory that a call needs for its rows.
     """
 
     run: Run | None

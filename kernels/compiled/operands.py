@@ -30,14 +30,7 @@ AMX_TILE = TERMS * EDGE
 class Operands:
     """Keys and values as the sweep takes them, and the logits that they give.
 
-    Parameters
-    ----------
-    logits
-        Where the logits come from.
-    fields
-        Fields of a ``Call``.
-    held
-        Tensors that these fields point to.
+    ``fields`` are those of a ``Call``, ``held`` the tensors that they point to.
     """
 
     logits: Logits

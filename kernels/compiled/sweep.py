@@ -14,8 +14,8 @@ from torch import Tensor
 
 from headscope.kernels.compiled.operands import Operands
 from headscope.kernels.compiled.sweep_call import QUERY, Call, Run, at
-from headscope.kernels.panels.distances import distance_bins
 from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, PanelResult
+from headscope.kernels.panels.reductions import distance_bins
 from headscope.kernels.panels.scratch import Scratch
 from headscope.kernels.ranges import length, split_range
 from headscope.kernels.request import Request
@@ -57,12 +57,6 @@ class Sweep:
 
     Parameters
     ----------
-    run
-        The loaded library.
-    request
-        Parameters of the reductions.
-    visibility
-        Which keys each query may see.
     valid_queries
         Which rows have a result; None when all have.
     sinks

@@ -29,8 +29,6 @@ def differentiate(
 ) -> dict[str, Tensor]:
     """Carry gradients in the results of an attention call back to its inputs.
 
-    References
-    ----------
     FlashAttention, algorithm 4 (Dao et al. 2022), to which ``lse``, entropy and masses add terms.
     """
     gradients = {

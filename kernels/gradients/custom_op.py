@@ -4,7 +4,6 @@ An operator rather than a Python function of tensors: autograd, fake tensors and
 then take the call as one step, and q, k, v and the results are all that is kept for the way back.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +30,8 @@ ARGUMENTS = (
     "int[]? lengths, float scale, bool causal, int? window, float? softcap, bool sigmoid, str stats"
 )
 NAMES = tuple(argument.split()[-1] for argument in ARGUMENTS.split(", "))
+AS_THEY_ARE = ("sinks", "scale", "causal", "window", "softcap", "sigmoid")
+"""Arguments that are fields of the variant."""
 
 
 def run(
@@ -50,38 +51,20 @@ def run(
     return dict(zip(names, results, strict=True))
 
 
-def panels(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    fixed: Sequence[Tensor | None],
-    spans: Tensor | None,
-    span_count: int,
-    lengths: Sequence[int] | None,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    sigmoid: bool,
-    stats: str,
-) -> Panels:
+def panels(*arguments: Any) -> Panels:
     """Put the operator's arguments together again."""
-    named: dict[str, Any] = dict(zip((*OF_VARIANT, *OF_EDITS), fixed, strict=True))
+    call = dict(zip(NAMES, arguments, strict=True))
+    named: dict[str, Any] = dict(zip((*OF_VARIANT, *OF_EDITS), call["fixed"], strict=True))
     edits = {name: named.pop(name) for name in OF_EDITS}
     spec = AttentionSpec(
-        scale,
-        causal,
-        window,
-        softcap,
-        lengths=None if lengths is None else tuple(lengths),
-        sinks=sinks,
-        sigmoid=sigmoid,
-        edits=None if all(value is None for value in edits.values()) else WeightEdits(**edits),
         **named,
+        **{name: call[name] for name in AS_THEY_ARE},
+        lengths=None if call["lengths"] is None else tuple(call["lengths"]),
+        edits=None if all(value is None for value in edits.values()) else WeightEdits(**edits),
     )
-    request = Request(stats=tuple(stats.split(",")), spans=spans)
-    return Panels(q, k, v, spec, request, reductions=frozenset({"weights", "logits"}))
+    request = Request(stats=tuple(call["stats"].split(",")), spans=call["spans"])
+    read = frozenset({"weights", "logits"})
+    return Panels(call["q"], call["k"], call["v"], spec, request, reductions=read)
 
 
 def _attend(*arguments: Any) -> list[Tensor]:

@@ -76,16 +76,8 @@ class Buffers:
 class Logits:
     """Where the logits of a part of an attention call come from.
 
-    Parameters
-    ----------
-    q
-        Queries; those that share a KV head lie together.
-    k
-        Keys, in the precision of the panels.
-    scale
-        Factor of the products.
-    scores
-        What becomes of the products.
+    Queries that share a KV head lie together; keys are in the precision of the panels. The products
+    times ``scale`` become logits by ``scores``.
     """
 
     q: Float[Tensor, "batch kv_head group query size"]
@@ -120,14 +112,7 @@ class Logits:
             rows, k = rows.to(out.dtype), self.k64
         product = out.view(len(self.k), -1, out.shape[-1])
         # A factor 0 leaves out what the memory held, NaN as well.
-        torch.baddbmm(
-            product,
-            rows,
-            k[..., block.keys],
-            beta=0,
-            alpha=self.scale,
-            out=product,
-        )
+        torch.baddbmm(product, rows, k[..., block.keys], beta=0, alpha=self.scale, out=product)
         if hide:
             self.scores.finish(out, block)
         else:

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.kernels.panels.distances import distance_bins, sheared
-from headscope.kernels.panels.topk import select_topk
+from headscope.kernels.panels.reductions import distance_bins, select_topk, sheared
 from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.visibility import Visibility
 

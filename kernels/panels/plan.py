@@ -1,6 +1,6 @@
 """How an attention call is cut into parts and row panels, and what memory these take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels import statistics
+from headscope.kernels.attention_spec import PLAIN, AttentionSpec
 from headscope.kernels.compiled import blas
 from headscope.kernels.compiled.library import Engine, Library, choose
 from headscope.kernels.compiled.operands import LEAST_ROWS, PARTS, packed_size
@@ -43,16 +44,7 @@ class Part:
     """Some sequences, some KV heads, and some of the query heads that share each KV head.
 
     Either all query heads of several KV heads or some query heads of one, so that the query heads
-    are consecutive.
-
-    Parameters
-    ----------
-    batch, kv
-        Which sequences and KV heads.
-    group
-        Which query heads of each of these KV heads.
-    shared
-        Number of query heads that share a KV head.
+    are consecutive. ``group`` counts within a KV head, which ``shared`` query heads share.
     """
 
     batch: slice
@@ -224,3 +216,38 @@ class PanelPlan:
     def workers(self) -> int:
         """Largest number of threads that take parts."""
         return torch.get_num_threads() if self.q.device.type == "cpu" else 1
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory of an attention call besides its inputs and results.
+
+    Each of the ``workers`` threads that compute side by side takes ``worker_bytes`` for panels,
+    keys and values. Its largest panel has ``panel_elements``: statistics that no compiled reduction
+    fills in make tensors of this size.
+    """
+
+    workers: int
+    worker_bytes: int
+    panel_elements: int
+
+
+def estimate_memory(
+    q: Float[Tensor, "batch head query size"],
+    k: Float[Tensor, "batch kv_head key size"],
+    v: Float[Tensor, "batch kv_head key value_size"],
+    stats: Iterable[str],
+    request: Request,
+    spec: AttentionSpec = PLAIN,
+) -> MemoryEstimate:
+    """Estimate the memory of ``attend`` without running it.
+
+    Only shapes, type and device of the tensors count: some that are expanded from a single number
+    will do. A ``pattern`` among ``stats`` is no more than its panel, and is left out; ``request``
+    holds their parameters.
+    """
+    names = {"z", *stats} - {"pattern"}
+    reads = frozenset[str]().union(*(statistics.load(name).reads for name in names))
+    plan = PanelPlan(q, k, v, spec.fit(q, k), request, reductions=reads)
+    workers = min(plan.workers, sum(1 for _ in plan.parts()))
+    return MemoryEstimate(workers, plan.worker_bytes, plan.panel_elements)

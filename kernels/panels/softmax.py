@@ -27,8 +27,6 @@ class Softmax:
 
     Parameters
     ----------
-    logits
-        Where the logits come from.
     scratch
         Memory for logits of float64.
     sigmoid

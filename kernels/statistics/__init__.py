@@ -13,39 +13,13 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """Name every statistic, without importing any.
-
-    Examples
-    --------
-    >>> "entropy" in names()
-    True
-    """
+    """Name every statistic, without importing any."""
     return sorted(entry.name for entry in iter_modules(__path__))
 
 
 @cache
 def load(name: str) -> "Statistic":
-    """Load the declaration of one statistic.
-
-    Parameters
-    ----------
-    name
-        One of ``names()``.
-
-    Returns
-    -------
-    The module's ``STATISTIC``.
-
-    Raises
-    ------
-    InvalidInput
-        When there is no such statistic.
-
-    Examples
-    --------
-    >>> load("entropy").units
-    'nats'
-    """
+    """Load the declaration of one statistic, the module's ``STATISTIC``."""
     if name not in names():
         raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(names())}")
     statistic: Statistic = import_module(f"{__name__}.{name}").STATISTIC

@@ -9,19 +9,12 @@ from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.request import Request
-from headscope.kernels.statistic import Statistic
-from headscope.kernels.visibility import Visibility
+from headscope.kernels.statistic import Statistic, leave_out_unseen
 
 
 def from_panel(panel: Panel) -> Tensor:
     """Add the squared weights of each column."""
     return torch.mul(panel.weights, panel.weights, out=panel.scratch).sum(dim=2)
-
-
-def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
-    """Leave out the keys that no query sees."""
-    return total.masked_fill(visibility.query_counts[:, None] == 0, float("nan"))
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -35,13 +28,10 @@ STATISTIC = Statistic(
     dims=("key",),
     merge="sum",
     units="squared weight",
-    low=0.0,
-    high=None,
-    scale="sequential",
     formula="Σ_i P_ik²",
     source="HyperAttention (Han et al. 2023)",
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,
-    finish=finish,
+    finish=leave_out_unseen,
 )

@@ -4,17 +4,13 @@ Distance between query and key weighted by attention, in tokens, clipped at ``cl
 average attention distance (WAAD). Without causal order, the distance to either side.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Average the distances of each row."""
-    return panel.mean_distance
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -27,14 +23,11 @@ STATISTIC = Statistic(
     dims=("query",),
     merge="average",
     units="tokens",
-    low=0.0,
-    high=None,
-    scale="sequential",
     formula="μ_i = Σ_j P_ij min(|i - j|, clip)",
     source="Attention Illuminates LLM Reasoning (Li et al. 2025)",
     triton=("rows",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("mean_distance"),
     dense=from_dense,
     reductions=("mean_distance",),
     distribution=True,

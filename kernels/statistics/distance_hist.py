@@ -4,12 +4,13 @@ Bin 0 is the query itself; the others begin at a distance of 1, 2, 4, 8, … tok
 before the next. Every row sums to 1. Without causal order, the distance to either side.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.distances import distance_bins
-from headscope.kernels.panels.panel import Panel
+from headscope.kernels.panels.reductions import distance_bins
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 
@@ -17,11 +18,6 @@ from headscope.kernels.statistic import Statistic
 def edges(request: Request, length: int) -> list[int]:
     """List the smallest distance of each bin."""
     return distance_bins(length)
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Take it from the panel, which may know it from the pass that made the weights."""
-    return panel.distance_hist
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -39,9 +35,7 @@ STATISTIC = Statistic(
     dims=("query", "bin"),
     merge="average",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="Σ_{bin <= |i - j| < 2 bin} P_ij",
     source=(
         "Analyzing the Structure of Attention in a Transformer Language Model "
@@ -49,7 +43,7 @@ STATISTIC = Statistic(
     ),
     triton=("rows",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("distance_hist"),
     dense=from_dense,
     positional=True,
     reductions=("distance_hist",),

@@ -3,17 +3,13 @@
 0 for a head that attends at one fixed distance, large for one that splits between near and far.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Average the squares around the mean."""
-    return panel.distance_variance
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -28,9 +24,6 @@ STATISTIC = Statistic(
     dims=("query",),
     merge="variance",
     units="tokens²",
-    low=0.0,
-    high=None,
-    scale="sequential",
     formula="Σ_j P_ij (min(|i - j|, clip) - μ_i)²",
     source=(
         "Analyzing the Structure of Attention in a Transformer Language Model "
@@ -38,7 +31,7 @@ STATISTIC = Statistic(
     ),
     triton=("rows",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("distance_variance"),
     dense=from_dense,
     reductions=("distance_variance",),
     distribution=True,

@@ -43,8 +43,6 @@ STATISTIC = Statistic(
     merge="row",
     units="tokens",
     low=1.0,
-    high=None,
-    scale="sequential",
     formula="min w with Σ_{|i - j| < w} P_ij >= share",
     source="Adaptive Attention Span in Transformers (Sukhbaatar et al. 2019)",
     triton=("rows",),

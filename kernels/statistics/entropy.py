@@ -4,17 +4,13 @@
 one more outcome.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Take it from the panel, which may know it from the pass that made the weights."""
-    return panel.entropy
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -28,14 +24,11 @@ STATISTIC = Statistic(
     dims=("query",),
     merge="entropy",
     units="nats",
-    low=0.0,
-    high=None,
-    scale="sequential",
     formula="H_i = -Σ_j P_ij log P_ij",
     source="Attention Entropy is a Key Factor (Zhang et al. 2024)",
     triton=("forward", "rows"),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("entropy"),
     dense=from_dense,
     reductions=("entropy",),
     distribution=True,

@@ -4,16 +4,12 @@ The first ``first`` real keys of the sequence: padding on the left is not counte
 outside the window has no weight.
 """
 
+from operator import attrgetter
+
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Take it from the panel, whose first keys may lie behind padding."""
-    return panel.first_sum
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -26,14 +22,12 @@ STATISTIC = Statistic(
     dims=("query",),
     merge="average",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="Σ_{j < first} P_ij",
     source="Efficient Streaming Language Models with Attention Sinks (Xiao et al. 2023)",
     triton=("gathers",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("first_sum"),
     dense=from_dense,
     reductions=("first_sum",),
 )

@@ -4,16 +4,12 @@ What the weights of the keys lack to 1: the model was trained to leave this shar
 models without learned sinks.
 """
 
+from operator import attrgetter
+
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Read it off the row's normaliser."""
-    return panel.sink_prob
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -26,14 +22,12 @@ STATISTIC = Statistic(
     dims=("query",),
     merge="row",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="exp(sink - lse_i) = 1 - Σ_j P_ij",
     source="gpt-oss-120b & gpt-oss-20b Model Card (OpenAI 2025)",
     triton=("forward",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("sink_prob"),
     dense=from_dense,
     distribution=True,
 )

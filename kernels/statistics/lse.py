@@ -4,17 +4,13 @@ With it, and q and k, any single weight can be recomputed: P_ij = exp(s_ij - lse
 query that sees no key.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Take it from the panel, which reads it off the largest weight."""
-    return panel.lse
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -28,13 +24,12 @@ STATISTIC = Statistic(
     merge="logsumexp",
     units="nats",
     low=None,
-    high=None,
     scale="diverging",
     formula="lse_i = log Σ_j exp(s_ij)",
     source="Self-attention Does Not Need O(n²) Memory (Rabe and Staats 2021)",
     triton=("forward",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("lse"),
     dense=from_dense,
     distribution=True,
     reductions=("lse_minus_max",),

@@ -3,16 +3,12 @@
 Its mean over queries is the confidence of a head.
 """
 
+from operator import attrgetter
+
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Take the largest weight of each row."""
-    return panel.max_prob
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -25,14 +21,12 @@ STATISTIC = Statistic(
     dims=("query",),
     merge="maximum",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="max_j P_ij",
     source="Analyzing Multi-Head Self-Attention (Voita et al. 2019)",
     triton=("forward",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("max_prob"),
     dense=from_dense,
     reductions=("max_prob",),
 )

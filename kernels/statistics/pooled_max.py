@@ -4,27 +4,21 @@ Shows single strong links that the mean over a tile hides. 0 where no query of t
 key tile; a tile of queries that all see no key is NaN.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
 
 
-def from_panel(panel: Panel) -> Tensor:
-    """Take the largest weight of each tile."""
-    return panel.tile_max
-
-
 def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Leave out the tiles of queries that see no key."""
-    valid_queries = visibility.valid_queries
-    padded = torch.nn.functional.pad(valid_queries, (0, -valid_queries.shape[-1] % request.tile))
-    some = torch.unflatten(padded, -1, (-1, request.tile)).any(dim=-1)
-    return largest.masked_fill(~some[:, None, :, None], float("nan"))
+    empty = visibility.valid_queries_of_tiles(request.tile) == 0
+    return largest.masked_fill(empty[:, None, :, None], float("nan"))
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -46,14 +40,12 @@ STATISTIC = Statistic(
     dims=("query_tile", "key_tile"),
     merge="largest",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="max of P_ij over the queries i and keys j of a tile pair",
     source="SeerAttention (Gao et al. 2024)",
     triton=("columns",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("tile_max"),
     dense=from_dense,
     reductions=("tile_max",),
     finish=finish,

@@ -4,27 +4,20 @@ Mass that the queries of a tile send to a tile of keys, averaged over the tile's
 sums to 1. Queries that see no key are left out; a tile without any other is NaN.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
 
 
-def from_panel(panel: Panel) -> Tensor:
-    """Add up the weights of each tile."""
-    return panel.tile_sum
-
-
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Divide by the number of queries in the tile that see a key; 0 / 0 is NaN."""
-    valid_queries = visibility.valid_queries
-    padded = torch.nn.functional.pad(valid_queries, (0, -valid_queries.shape[-1] % request.tile))
-    queries = torch.unflatten(padded, -1, (-1, request.tile)).sum(dim=-1)
-    return total / queries[:, None, :, None]
+    return total / visibility.valid_queries_of_tiles(request.tile)[:, None, :, None]
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -41,14 +34,12 @@ STATISTIC = Statistic(
     dims=("query_tile", "key_tile"),
     merge="sum",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="mean over the tile's queries i of Σ_{j in key tile} P_ij",
     source="SeerAttention (Gao et al. 2024)",
     triton=("columns",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("tile_sum"),
     dense=from_dense,
     reductions=("tile_sum",),
     finish=finish,

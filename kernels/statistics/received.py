@@ -4,18 +4,14 @@ Above ε (usually 0.3) at the first key, the head has an attention sink there. N
 query can see.
 """
 
+from operator import attrgetter
+
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import Request
 from headscope.kernels.statistic import Statistic
 from headscope.kernels.visibility import Visibility
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Add the weights of each column."""
-    return panel.key_sum
 
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
@@ -33,14 +29,12 @@ STATISTIC = Statistic(
     dims=("key",),
     merge="sum",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="α_k = mean of P_ik over the queries i that can see key k",
     source="When Attention Sink Emerges in Language Models (Gu et al. 2024)",
     triton=("columns",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("key_sum"),
     dense=from_dense,
     reductions=("key_sum",),
     finish=finish,

@@ -4,24 +4,13 @@ Near 1 where some query attends to this key alone, even if its mean is small. Na
 query can see.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
-from headscope.kernels.request import Request
-from headscope.kernels.statistic import Statistic
-from headscope.kernels.visibility import Visibility
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Take the largest weight of each column."""
-    return panel.key_max
-
-
-def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
-    """Leave out the keys that no query sees."""
-    return largest.masked_fill(visibility.query_counts[:, None] == 0, float("nan"))
+from headscope.kernels.statistic import Statistic, leave_out_unseen
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -36,15 +25,13 @@ STATISTIC = Statistic(
     dims=("key",),
     merge="largest",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="max of P_ik over the queries i that can see key k",
     source="Scissorhands: the Persistence of Importance Hypothesis (Liu et al. 2023)",
     triton=("columns",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("key_max"),
     dense=from_dense,
     reductions=("key_max",),
-    finish=finish,
+    finish=leave_out_unseen,
 )

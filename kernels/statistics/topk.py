@@ -3,17 +3,13 @@
 The ``k`` largest; ``topk_key`` has their keys. NaN where a query sees fewer.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Gather the weights at the keys of the largest logits."""
-    return panel.topk_weights
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -30,14 +26,12 @@ STATISTIC = Statistic(
     dims=("query", "rank"),
     merge="top",
     units="share",
-    low=0.0,
     high=1.0,
-    scale="sequential",
     formula="P_ij at the key j of each rank",
     source="Memory-efficient Transformers via Top-k Attention (Gupta et al. 2021)",
     triton=("topk",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("topk_weights"),
     dense=from_dense,
     reductions=("topk_index", "topk_weights"),
     labels={"rank": lambda request, length: range(1, request.k + 1)},

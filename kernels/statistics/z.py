@@ -3,17 +3,13 @@
 The values averaged by the attention weights, in float32.
 """
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.panels.panel import Panel
 from headscope.kernels.statistic import Statistic
-
-
-def from_panel(panel: Panel) -> Tensor:
-    """Multiply weights and values, query heads of one KV head together."""
-    return panel.attn_output
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -27,13 +23,12 @@ STATISTIC = Statistic(
     merge="average",
     units="activation",
     low=None,
-    high=None,
     scale="diverging",
     formula="z_i = Σ_j P_ij v_j",
     source="Attention Is All You Need (Vaswani et al. 2017)",
     triton=("forward",),
     doc=__doc__,
-    panel=from_panel,
+    panel=attrgetter("attn_output"),
     dense=from_dense,
     empty=0.0,
     reductions=("attn_output",),

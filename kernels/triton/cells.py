@@ -19,16 +19,8 @@ from headscope.kernels.visibility import Visibility
 class Cells(NamedTuple):
     """How tokens are laid out in the tiles of the kernel.
 
-    Parameters
-    ----------
-    tile
-        Tokens of a request tile.
-    parts
-        Cells of a request tile.
-    step
-        Tokens of a cell; the last of a tile may have fewer.
-    slots
-        Places of a cell, a power of two.
+    A request tile of ``tile`` tokens is ``parts`` cells of ``step`` tokens, of which the last may
+    have fewer; a cell has ``slots`` places, a power of two.
     """
 
     tile: int

@@ -99,24 +99,12 @@ def architecture(device: torch.device) -> int:
 
 
 def padded(size: int) -> int:
-    """Round a head size up to what a tile can have: a power of two, at least 16.
-
-    Examples
-    --------
-    >>> padded(96)
-    128
-    """
+    """Round a head size up to what a tile can have: a power of two, at least 16."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def forward(
-    arch: int,
-    size: int,
-    dtype: torch.dtype,
-    queries: int,
-    *,
-    tma: bool = True,
-    heavy: bool = False,
+    arch: int, size: int, dtype: torch.dtype, queries: int, *, tma: bool = True, heavy: bool = False
 ) -> Configuration:
     """Choose the tiles of the first pass.
 
@@ -144,12 +132,7 @@ def forward(
 
 
 def later(
-    arch: int,
-    size: int,
-    dtype: torch.dtype,
-    usual: Configuration,
-    *,
-    heavy: bool = False,
+    arch: int, size: int, dtype: torch.dtype, usual: Configuration, *, heavy: bool = False
 ) -> Configuration:
     """Choose the tiles of a pass over the weights, whose tiles for usual heads are ``usual``."""
     if arch == 0:

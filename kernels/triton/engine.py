@@ -31,9 +31,8 @@ class TritonEngine:
         names = [statistic.name for statistic in chosen]
         with torch.cuda.device(launch.q.get_device()):
             arch = architecture(launch.q.device)
-            forward = self.forward or forward_for(
-                arch, launch.q.shape[3], launch.q.dtype, launch.spec
-            )
+            size, dtype = launch.q.shape[3], launch.q.dtype
+            forward = self.forward or forward_for(arch, size, dtype, launch.spec)
             taken = ways(names, stock=forward == "stock")
             if forward == "stock":
                 first = sdpa.run(launch)
@@ -76,13 +75,8 @@ def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tenso
     if "lse" in names:
         results["lse"] = first.lse / LOG2E
     if "learned_sink_mass" in names:
-        sinks = launch.sinks
-        empty = torch.zeros_like(first.lse)
-        results["learned_sink_mass"] = (
-            empty if sinks is None else torch.exp2(sinks[:, None] - first.lse)
-        )  # fmt: skip
-    if first.max_weight is not None:
-        results["max_weight"] = first.max_weight
-    if first.entropy is not None:
-        results["entropy"] = first.entropy
-    return results
+        results["learned_sink_mass"] = torch.zeros_like(first.lse)
+        if launch.sinks is not None:
+            results["learned_sink_mass"] = torch.exp2(launch.sinks[:, None] - first.lse)
+    asked = {"max_weight": first.max_weight, "entropy": first.entropy}
+    return results | {name: result for name, result in asked.items() if result is not None}

@@ -93,7 +93,5 @@ def run(
     grid = (triton.cdiv(queries, configuration.queries), heads, batch)
     if named["TMA"] and launch.q.device.type == "cuda":
         triton.set_allocator(_room)
-    attend_queries[grid](
-        **named, num_warps=configuration.warps, num_stages=configuration.stages
-    )  # fmt: skip
+    attend_queries[grid](**named, num_warps=configuration.warps, num_stages=configuration.stages)
     return FirstPass(named["z"], named["lse"], named["max_weight"], named["entropy"])

@@ -52,9 +52,7 @@ def attend_queries(
     query = tile * QUERIES + tl.arange(0, QUERIES)
     real = real_queries(terms, batch, query)
     rows = query_terms(terms, batch, head, query)
-    q_tile = load_tokens(
-        q, batch, head, tile * QUERIES, real, QUERIES, SIZE, BLOCK_SIZE, False
-    )  # fmt: skip
+    q_tile = load_tokens(q, batch, head, tile * QUERIES, real, QUERIES, SIZE, BLOCK_SIZE, False)
     k_head = head_of(k, batch, head // group, terms.keys, KEYS, SIZE, BLOCK_SIZE, TMA)
     v_head = head_of(v, batch, head // group, terms.keys, KEYS, VALUE_SIZE, BLOCK_VALUE, TMA)
     m = tl.full([QUERIES], FLOOR, tl.float32)

@@ -74,20 +74,7 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """One attention call as the kernels of all passes read it.
-
-    Parameters
-    ----------
-    q, k, v
-        Checked tensors of shape (batch, head, token, size), in any layout: no copy is made.
-    spec
-        A variant that fits them.
-
-    Raises
-    ------
-    HeadscopeError
-        When a head size or a stride is beyond what the tiles can hold.
-    """
+    """One attention call as the kernels of all passes read it, in any layout, without a copy."""
 
     q: Tensor
     k: Tensor

@@ -56,10 +56,7 @@ class Wanted(NamedTuple):
 
 
 def arguments(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    wanted: Wanted,
-    chosen: Configuration,
+    launch: Launch, lse: Float[Tensor, "batch head query"], wanted: Wanted, chosen: Configuration
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel."""
     spans = min(wanted.span_count - wanted.first_span, SPAN_CHUNK)
@@ -150,18 +147,12 @@ def plan(
         masses = empty("span_mass", count)
         ids = request.spans.to(q.device, torch.int32).contiguous()
         for first in range(0, count, SPAN_CHUNK):
-            wanted.append(
-                Wanted(spans=masses, span_ids=ids, first_span=first, span_count=count)
-            )  # fmt: skip
-    return outputs, [
-        part for part in wanted if any(isinstance(output, Tensor) for output in part)
-    ]  # fmt: skip
+            wanted.append(Wanted(spans=masses, span_ids=ids, first_span=first, span_count=count))
+    return outputs, [part for part in wanted if any(isinstance(value, Tensor) for value in part)]
 
 
 def mass_of(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    chosen: Bool[Tensor, "batch key"],
+    launch: Launch, lse: Float[Tensor, "batch head query"], chosen: Bool[Tensor, "batch key"]
 ) -> Float[Tensor, "batch head query"]:
     """Add the weights of the chosen keys."""
     mass = torch.empty(*launch.q.shape[:3], 1, dtype=torch.float32, device=launch.q.device)

@@ -146,9 +146,7 @@ def reduce_rows(
     inside = query < terms.queries
     rows = query_terms(terms, batch, head, query)
     real = real_queries(terms, batch, query)
-    q_tile = load_tokens(
-        q, batch, head, tile * QUERIES, real, QUERIES, SIZE, BLOCK_SIZE, False
-    )  # fmt: skip
+    q_tile = load_tokens(q, batch, head, tile * QUERIES, real, QUERIES, SIZE, BLOCK_SIZE, False)
     normalisers = load_normalisers(lse, terms, batch, head, query, inside, False)
     line = (batch * tl.num_programs(1) + head).to(tl.int64) * terms.queries + query
 

@@ -83,9 +83,7 @@ def lead_rows(
     inside = query < terms.queries
     real = real_queries(terms, batch, query)
     rows = query_terms(terms, batch, head, query)
-    q_tile = load_tokens(
-        q, batch, head, tile * QUERIES, real, QUERIES, SIZE, BLOCK_SIZE, False
-    )  # fmt: skip
+    q_tile = load_tokens(q, batch, head, tile * QUERIES, real, QUERIES, SIZE, BLOCK_SIZE, False)
     edges = bounds + 4 * (batch * tl.num_programs(0) + tile)
     start = tl.load(edges)
     full_start = tl.load(edges + 1)

@@ -96,11 +96,7 @@ def run(
 
 
 def call(
-    model: Model,
-    ids: Ids,
-    *,
-    head: bool,
-    mask: Bool[Tensor, "batch position"] | None = None,
+    model: Model, ids: Ids, *, head: bool, mask: Bool[Tensor, "batch position"] | None = None
 ) -> Tensor:
     """Call a model, whatever its attention is computed by: logits, or the last hidden state."""
     result: Tensor
@@ -130,7 +126,6 @@ def call(
 
 def _run_vision(model: Model, pixels: Tensor) -> Tensor:
     """Run a vision model on pixels: the last hidden state."""
-    result: Tensor
     try:
         output = vision_tower(model.module)(pixel_values=pixels.to(model.dtype), **PLAIN)
     except HeadscopeError:
@@ -138,8 +133,8 @@ def _run_vision(model: Model, pixels: Tensor) -> Tensor:
     except ValueError as error:
         # The model's own word on a size that it does not take.
         raise InvalidInput(f"prompts: {str(error).splitlines()[0]}") from error
-    result = output.last_hidden_state
-    return result
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 def paired(model: Model, ids: Ids) -> Pair:
@@ -166,8 +161,6 @@ def logits(
 
     Parameters
     ----------
-    model
-        A model from `load_model`.
     ids
         Token ids, all prompts of one length; for an encoder–decoder model a `Pair` of them.
     edits
@@ -178,11 +171,6 @@ def logits(
     Returns
     -------
     Logits with dims batch, position, vocabulary, in the model's dtype.
-
-    Raises
-    ------
-    HeadscopeError
-        For edits that do not fit the model and for logits that are not numbers.
     """
     if model.reads == "images":
         raise NotApplicable(
@@ -223,8 +211,5 @@ def unembedding_at(
         return (take(args[0]), *args[1:])
 
     module: Any = model.module
-    handle = module.get_output_embeddings().register_forward_pre_hook(enter)
-    try:
+    with module.get_output_embeddings().register_forward_pre_hook(enter):
         yield lambda output: output if applied else take(output)
-    finally:
-        handle.remove()

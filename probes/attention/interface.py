@@ -26,8 +26,7 @@ from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, a
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.implementation import using
 from headscope.probes.attention.tracing import to_call
-from headscope.probes.attention.tracing.mask import Mask
-from headscope.probes.attention.tracing.mask_rule import MaskRule
+from headscope.probes.attention.tracing.mask import Mask, MaskRule
 from headscope.probes.attention.tracing.scores import Attention
 from headscope.probes.attention.tracing.tracer import trace_attention
 from headscope.probes.models.bridge import unwrapped
@@ -158,11 +157,6 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
     of the chosen attention; the others are computed as they are. Dropout is off inside, also for a
     model in training mode. The model, its config and a TransformerBridge around it are restored on
     the way out, also when an error is raised. One thread at a time.
-
-    Raises
-    ------
-    HeadscopeError
-        For a hook of a TransformerBridge that cannot fire here (``hook_pattern``, ...).
     """
     with _lock, ExitStack() as stack:
         if model.bridge is not None:

@@ -11,13 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headscope.kernels.api import (
-    AttentionSpec,
-    Request,
-    WeightEdits,
-    head_statistics,
-    head_weights,
-)
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, head_statistics, head_weights
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import Reader
 from headscope.probes.attention.forward import call as call_model
@@ -39,15 +33,7 @@ class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The attention of one layer on one prompt.
-
-    Attributes
-    ----------
-    call
-        What the layer hands over; one sequence.
-    edits
-        What edits change inside the layer, or None.
-    """
+    """The attention of one layer on one prompt, with what edits change inside it."""
 
     call: AttentionCall
     edits: WeightEdits | None
@@ -57,26 +43,13 @@ class Layer:
     ) -> Array:
         """Compute some rows and columns of one head's weights, with memory linear in the prompt.
 
-        Parameters
-        ----------
-        head
-            The head.
-        rows, columns
-            Positions of queries and keys, each once and in ascending order.
+        Positions of queries and keys are given each once and in ascending order.
         """
         places = (torch.from_numpy(rows), torch.from_numpy(columns))
         return head_weights(*self._call, head, *places, self.spec).cpu().numpy()
 
     def pooled(self, head: int, tile: int) -> dict[str, Array]:
-        """Pool one head's whole map into tiles: ``pooled_mean`` and ``pooled_max``.
-
-        Parameters
-        ----------
-        head
-            The head.
-        tile
-            Tokens a tile.
-        """
+        """Pool one head's map into tiles of so many tokens: ``pooled_mean`` and ``pooled_max``."""
         request = Request(stats=POOLED, tile=tile)
         results = head_statistics(*self._call, head, request, self.spec)
         return {name: result.cpu().numpy() for name, result in results.items()}
@@ -97,26 +70,7 @@ def run_until_layer(
 ) -> Layer:
     """Run a model on one prompt up to one layer, and stop there.
 
-    Parameters
-    ----------
-    model
-        A model from `load_model`.
-    ids
-        Token ids of the prompt.
-    layer
-        The layer.
-    edits
-        Edits on the heads, applied in order.
-
-    Returns
-    -------
-    The layer, which holds its queries and keys: memory linear in the prompt.
-
-    Raises
-    ------
-    HeadscopeError
-        For a layer that the model does not have or that has no attention map, a prompt that is too
-        long, edits that do not fit.
+    What is returned holds the layer's queries and keys: memory linear in the prompt.
 
     Examples
     --------

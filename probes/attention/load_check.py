@@ -38,16 +38,12 @@ class _Silence(Edit):
 
 @torch.no_grad()
 def inspect(model: Model) -> Model:
-    """Measure a model's geometry and refuse it where our reading and its own disagree.
+    """Measure a model's geometry, and refuse it where our reading and its own disagree.
 
     A short prompt runs through headscope and through the model's own attention. Compared are the
     output, and for every head entropy, largest weight, mass on the first key and received mass
     (recomputed in float64 from the weights that the eager attention returns); then all heads
     are removed, which must change the output.
-
-    Returns
-    -------
-    The model with its geometry.
     """
     _refuse_unfit(model)
     ids = prompt(model)
@@ -67,12 +63,12 @@ def inspect(model: Model) -> Model:
     own, weights = _eager(model, ids, calls)
     halves = (torch.float16, torch.bfloat16)
     half = any(weight.dtype in halves for weight in model.module.parameters())
-    _compare_implementations(model, ids, own, 5e-2 if half else 1e-4)
-    _compare_output(model, ours, own, 5e-2 if half else 1e-4)
+    tolerance = 5e-2 if half else 1e-4
+    _compare_implementations(model, ids, own, tolerance)
+    _compare_output(model, ours, own, tolerance)
     for layer_call, own_weights in zip(calls, weights, strict=True):
-        _compare_statistics(
-            model, layer_call, statistics[layer_call.layer], own_weights, 5e-2 if half else 1e-4
-        )
+        ours_of_layer = statistics[layer_call.layer]
+        _compare_statistics(model, layer_call, ours_of_layer, own_weights, tolerance)
     silent = run(model, ids, Reader(Request(stats=()), edits=(_Silence(),)), head=False)
     if torch.equal(silent, ours):
         raise UnsupportedModel(
@@ -197,16 +193,14 @@ def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, 
         if len(maps) == 1:
             weights[id(part)] = maps[0][0].double().cpu()
 
-    handles = [part.register_forward_hook(keep) for part in parts]
-    try:
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.register_forward_hook(keep))
         own = _own(model, ids, "eager")
         if not weights and not follows(model.module):
             # Older code makes weights only where they are asked for. Not at first: to ask newer
             # code leaves hooks of transformers' own behind.
             own = _own(model, ids, "eager", output_attentions=True)
-    finally:
-        for handle in handles:
-            handle.remove()
     for part in parts:
         if id(part) not in weights:
             raise UnsupportedModel(

@@ -34,24 +34,7 @@ WEIGHTS = ("*.safetensors", "*.json")
 
 
 def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
-    """Check a model that was loaded by name or folder, unless it has passed here before.
-
-    Parameters
-    ----------
-    model
-        The model, its geometry not yet measured.
-    source
-        The name or folder that it was loaded from.
-
-    Returns
-    -------
-    The model with its geometry.
-
-    Raises
-    ------
-    InvalidInput
-        Where the check refuses it, or for another value of ``HEADSCOPE_CHECK``.
-    """
+    """Return a model with its geometry, checked unless what lies at its source passed before."""
     wish = os.environ.get(VARIABLE, "")
     if wish not in ("", "always"):
         raise InvalidInput(f"{VARIABLE}: {wish!r}; unset it, or set it to 'always'")

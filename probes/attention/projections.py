@@ -10,6 +10,7 @@ What fits nothing is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +71,9 @@ class Projection:
 
 @dataclass(frozen=True)
 class Weights:
-    """Projections of all layers; a layer's weights are read when they are asked for.
+    """Projections of all layers, by layer and part; those without an attention map have none.
 
-    Attributes
-    ----------
-    projections
-        By layer and part (``q``, ``k``, ``v`` or ``o``); layers without an attention map have none.
+    A layer's weights are read when they are asked for.
     """
 
     projections: dict[tuple[int, str], Projection]
@@ -99,12 +97,7 @@ class Weights:
 def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     """Find the projections of every head and check them against what flows through the model.
 
-    Parameters
-    ----------
-    model
-        A model from `load_model`.
-    parts
-        Which projections: ``q``, ``k``, ``v`` and ``o`` (output).
+    ``parts`` says which: ``q``, ``k``, ``v`` and ``o`` (output).
 
     Raises
     ------
@@ -140,15 +133,10 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         calls[call.layer], head_outputs[call.layer] = call, z
 
-    handles = [
-        module.register_forward_hook(swap) for module in model.module.modules() if _linear(module)
-    ]
-    try:
-        with torch.no_grad():
-            run(model, _tokens(model), Reader(Request(stats=()), take=take), head=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), ExitStack() as stack:
+        for module in filter(_linear, model.module.modules()):
+            stack.enter_context(module.register_forward_hook(swap))
+        run(model, _tokens(model), Reader(Request(stats=()), take=take), head=False)
     places = {id(call.module): layer for layer, call in calls.items()}
     projections = {}
     for layer, call in sorted(calls.items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -40,15 +40,11 @@ def watching(model: Model, take: Callable[[int, Tensor], Tensor | None]) -> Iter
         other = take(len(parts), result if bare else result[0])
         return other if other is None or bare else (other, *result[1:])
 
-    handles = [
-        part.register_forward_pre_hook(enter(at), with_kwargs=True) for at, part in enumerate(parts)
-    ]
-    handles.append(parts[-1].register_forward_hook(leave))
-    try:
+    with ExitStack() as stack:
+        for at, part in enumerate(parts):
+            stack.enter_context(part.register_forward_pre_hook(enter(at), with_kwargs=True))
+        stack.enter_context(parts[-1].register_forward_hook(leave))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def blocks(model: Model) -> list[nn.Module]:

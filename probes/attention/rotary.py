@@ -9,6 +9,7 @@ Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,7 @@ NONE = Rotation(np.zeros((0, 2), dtype=np.int64), np.zeros(0))
 def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     """Find the rotation of every layer with an attention map, and check it on a short prompt.
 
-    Parameters
-    ----------
-    model
-        A model from `load_model`.
-    length
-        Length of the longest text that it is meant for, in tokens.
+    ``length`` is that of the longest text that it is meant for, in tokens.
 
     Returns
     -------
@@ -131,13 +127,10 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     users: dict[nn.Module, list[tuple[int, str]]] = {}
     for key, projection in projections.items():
         users.setdefault(projection.module, []).append(key)
-    handles = [module.register_forward_hook(partial(swap, keys)) for module, keys in users.items()]
-    try:
-        with torch.no_grad():
-            run(model, ids, Reader(Request(stats=()), take=take), head=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), ExitStack() as stack:
+        for module, keys in users.items():
+            stack.enter_context(module.register_forward_hook(partial(swap, keys)))
+        run(model, ids, Reader(Request(stats=()), take=take), head=False)
     tolerance = 5e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
     rotations = {}
     for layer in model.geometry.attending:

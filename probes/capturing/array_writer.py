@@ -1,4 +1,7 @@
-"""Arrays of a capture, in memory or in a file, written batch by batch; NaN until written."""
+"""Arrays of a capture, in memory or in a file, written batch by batch; NaN until written.
+
+For long texts neighbouring queries or keys share a bin.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.probes.capturing import binning
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.capturing.options import CaptureOptions
 
 if TYPE_CHECKING:
@@ -25,21 +28,16 @@ KEPT_DIMS = {
     "z": ("layer", "head", "query", "size"),
     "resid": ("boundary", "query", "channel"),
 }
+BINNED = ("query", "key")
+"""Dims whose entries may share a bin."""
 
 
 class ArrayWriter:
     """The arrays of all statistics and activations: their dims and shapes, and what is in them.
 
-    Attributes
-    ----------
-    dims, shapes
-        Of every array, by name; the first dims are prompt and layer or boundary.
-    arrays
-        The arrays; empty until `allocate`, or set to those of a file.
-    longest
-        Tokens of the longest prompt, queries or keys.
-    width
-        Tokens in a bin of queries or keys.
+    The first dims are prompt and layer or boundary. ``arrays`` is empty until `allocate`, or set to
+    those of a file; ``longest`` counts the tokens of the longest prompt, queries or keys, and
+    ``width`` those in a bin.
     """
 
     def __init__(
@@ -50,9 +48,10 @@ class ArrayWriter:
         names: Mapping[str, Sequence[str]],
     ) -> None:
         """Lay out the arrays; ``names`` are those along the dims target and span."""
+        check_bins(options.bins, options.stats, options.keep, crossed=prompts.crossed)
         self.model, self.prompts, self.options, self.names = model, prompts, options, names
         self.longest = max(prompts.longest)
-        self.width = binning.width_of(options.bins, self.longest)
+        self.width = width_of(options.bins, self.longest)
         self._sizes: dict[tuple[int, int], dict[str, int]] = {}
         self.dims = {
             name: ("prompt", "layer", "head", *statistics.load(name).dims) for name in options.stats
@@ -117,5 +116,64 @@ class ArrayWriter:
             sizes = self.sizes(len(self.prompts.ids[row]), len(self.prompts.keys[row]))
             real = array[tuple(slice(0, sizes.get(dim)) for dim in dims)]
             if name in self.options.stats:
-                real = binning.collect(name, real, dims, self.width)
+                real = collect(name, real, dims, self.width)
             self.arrays[name][row, layer][tuple(slice(0, size) for size in real.shape)] = real
+
+
+def width_of(bins: int | None, longest: int) -> int:
+    """Say how many tokens a bin holds; 1 where none are wanted or the text has no more tokens.
+
+    Examples
+    --------
+    >>> width_of(100, 1000), width_of(100, 1001), width_of(100, 50), width_of(None, 1000)
+    (10, 11, 1, 1)
+    """
+    return 1 if bins is None else -(-longest // bins)
+
+
+def check_bins(
+    bins: int | None, stats: Sequence[str], keep: Sequence[str], *, crossed: bool = False
+) -> None:
+    """Refuse what has no meaning in bins."""
+    if bins is None:
+        return
+    if bins < 1:
+        raise InvalidInput(f"bins: {bins}; give 1 or more, or None for every token")
+    if crossed:
+        raise NotApplicable("bins: keys are tokens of another text in cross-attention; bins=None")
+    if keep:
+        raise InvalidInput(
+            f"bins: {', '.join(keep)} keep every token; leave them out, or bins=None"
+        )
+    for name in stats:
+        statistic = statistics.load(name)
+        if statistic.merge == "top" or set(BINNED) <= set(statistic.dims):
+            raise NotApplicable(f"bins: {name} has a meaning for single tokens only; leave it out")
+
+
+def collect(
+    name: str, values: npt.NDArray[Any], dims: Sequence[str], width: int
+) -> npt.NDArray[Any]:
+    """Bring queries and keys of one prompt into bins of ``width`` tokens.
+
+    The mean of the tokens that have a number; the largest for a statistic that is a largest over
+    queries. NaN where no token of a bin has one.
+
+    Examples
+    --------
+    >>> collect("entropy", np.array([1.0, 3.0, np.nan, 4.0, 6.0]), ("query",), 2).tolist()
+    [2.0, 4.0, 6.0]
+    """
+    largest = statistics.load(name).merge == "largest"
+    for axis, dim in enumerate(dims):
+        if dim not in BINNED or width == 1:
+            continue
+        starts = np.arange(0, values.shape[axis], width)
+        if largest:
+            values = np.fmax.reduceat(values, starts, axis=axis)
+            continue
+        real = ~np.isnan(values)
+        counts = np.add.reduceat(real, starts, axis=axis, dtype=np.int64)
+        total = np.add.reduceat(np.where(real, values, 0.0), starts, axis=axis, dtype=np.float64)
+        values = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
+    return values

@@ -167,11 +167,7 @@ def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, colum
 
 
 def _from_model(
-    model: Model,
-    edits: Sequence[Edit],
-    read: Callable[[str], Any],
-    rows: Any,
-    columns: Any,
+    model: Model, edits: Sequence[Edit], read: Callable[[str], Any], rows: Any, columns: Any
 ) -> Any:
     """Run the model up to the layer, and cut the window from there."""
     ids = [int(token) for token in read("token_id")[: int(read("length"))]]

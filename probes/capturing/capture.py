@@ -193,19 +193,8 @@ def plan(
 ) -> Plan:
     """Estimate the memory and disk space of a capture without running it.
 
-    Parameters
-    ----------
-    model, prompts, stats, keep, edits, batch_tokens, out, options
-        As `capture`.
-
-    Returns
-    -------
-    The bytes; as text, a table.
-
-    Raises
-    ------
-    HeadscopeError
-        As `capture`, except for what does not fit into memory.
+    The parameters are those of `capture`, and what it refuses is refused, except for what does not
+    fit into memory. As text, what is returned is a table of the bytes.
 
     Examples
     --------
@@ -253,10 +242,7 @@ def _to_file(
     recorder.writer.stand_in()
     skeleton = recorder.dataset()
     skeleton.attrs["batch_tokens"] = planned.batch_tokens
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out: {out.parent} cannot be written: {error.strerror}") from error
+    dataset_file.make_folder(out.parent)
     digest = recorder.targets_digest()
     stream = incremental.begin(out, skeleton, recorder.writer.shapes, digest, replace=overwrite)
     recorder.record(planned.batch_tokens, progress, stream)

@@ -152,12 +152,7 @@ def generate(
 class Steps:
     """The steps of one prompt: the rows that each gave, layer by layer.
 
-    Parameters
-    ----------
-    options
-        Statistics and edits.
-    start
-        Tokens of the prompt before the answer begins.
+    ``start`` counts the tokens of the prompt before the answer begins.
     """
 
     options: CaptureOptions

@@ -62,13 +62,6 @@ class Plan:
         What may still be taken of the machine's memory and of the device's.
     shape
         Numbers of prompts, of tokens of the longest, of layers and heads.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model, plan
-    >>> needed = plan(load_model("headscope/bundled"), [[0, 5, 6, 5]], stats=("entropy",))
-    >>> needed.statistics == 4 * needed.shape[2] * needed.shape[3] * 4
-    True
     """
 
     weights: int
@@ -114,13 +107,7 @@ class Plan:
         )
 
     def check(self) -> None:
-        """Refuse what cannot fit, with the numbers.
-
-        Raises
-        ------
-        ResourceLimit
-            Naming what is too large and what would make it smaller.
-        """
+        """Refuse what cannot fit, with the numbers."""
         arrays = self.statistics + self.kept
         if not self.streamed and self.memory > self.available and arrays > self.passing:
             raise ResourceLimit(

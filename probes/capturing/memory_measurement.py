@@ -30,12 +30,8 @@ POSITIONS = ("stats", "targets", "spans")
 class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the bytes of all tensors made inside and still alive, of this thread.
 
-    Attributes
-    ----------
-    now, peak
-        Bytes alive now, and the most at once.
-    largest
-        Elements of the largest tensor made; four bytes are one.
+    ``now`` and ``peak`` are the bytes alive now, and the most at once; ``largest`` the elements of
+    the largest tensor made, four bytes being one.
 
     Examples
     --------

@@ -26,22 +26,10 @@ TILES = 64
 
 @dataclass(frozen=True, eq=False)
 class CaptureOptions:
-    """What a capture records of the prompts, whatever they are.
+    """What a capture records of the prompts, whatever they are; fields as the options of `capture`.
 
-    Attributes
-    ----------
-    stats
-        Statistics, by name, each once; ``z`` is not among them but in ``keep``.
-    keep
-        Activations to keep.
-    edits
-        Edits on the heads, applied in order.
-    request
-        Parameters of the statistics, with those that need no positions of the prompts.
-    targets, spans
-        Keys of ``target_mass`` and tokens of ``span_mass``, as the user gives them.
-    bins
-        Bins of queries and keys, at most, or None for every token.
+    ``stats`` holds each statistic once; ``z`` is not among them but in ``keep``. ``request`` holds
+    the parameters of those that need no positions of the prompts.
     """
 
     stats: tuple[str, ...]
@@ -79,12 +67,8 @@ def resolve_options(
 ) -> CaptureOptions:
     """Check the options of a capture and fill in what they leave out.
 
-    Parameters
-    ----------
-    longest
-        Tokens of the longest prompt, which the default tile depends on.
-    parameters
-        Fields of the kernels' ``Request``.
+    The default tile depends on ``longest``, the tokens of the longest prompt; ``parameters`` are
+    fields of the kernels' ``Request``.
     """
     names, kept = _names(applicable_stats(DEFAULT, model) if stats is None else stats, keep, model)
     request = Request(
@@ -118,14 +102,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def applicable_stats(stats: Sequence[str], model: Model) -> tuple[str, ...]:
-    """Leave out the statistics that the attention of a model does not have.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> applicable_stats(("distance", "entropy"), load_model("headscope/bundled"))
-    ('distance', 'entropy')
-    """
+    """Leave out the statistics that the attention of a model does not have."""
     crossed = model.geometry.crossed
     return tuple(name for name in stats if not (crossed and statistics.load(name).positional))
 

@@ -64,17 +64,8 @@ class Spans:
 def collect(given: Given | None, prompts: Prompts) -> Spans:
     """Find the spans of all prompts.
 
-    Parameters
-    ----------
-    given
-        Token positions by name and then per prompt; or names of roles of the task. None stands for
-        every role of the task.
-    prompts
-        The prompts.
-
-    Returns
-    -------
-    Names, and the spans of every key.
+    They are given as token positions by name and then per prompt, or as names of roles of the task;
+    None stands for every role of the task.
 
     Examples
     --------

@@ -29,8 +29,6 @@ class ScaleKeys(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     keys
         Positions of the keys in tokens; -1 is the last.
     factor
@@ -42,7 +40,6 @@ class ScaleKeys(HeadEdit):
     0.5
     """
 
-    heads: Sequence[Head]
     keys: Sequence[int]
     factor: float = field(metadata={"start": 0.5})
 
@@ -70,8 +67,6 @@ class KnockOut(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     keys
         Positions of the keys in tokens; -1 is the last.
     queries
@@ -83,7 +78,6 @@ class KnockOut(HeadEdit):
     [3, 4]
     """
 
-    heads: Sequence[Head]
     keys: Sequence[int]
     queries: Sequence[int] | None = None
 
@@ -116,20 +110,12 @@ class Window(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     recent
         Number of last keys, the query's own included; 1 or more.
     first
         Number of first keys, the sinks; 0 or more.
-
-    Examples
-    --------
-    >>> Window(heads=((0, 1),), recent=64).first
-    4
     """
 
-    heads: Sequence[Head]
     recent: int = field(metadata={"start": 4})
     first: int = 4
 
@@ -162,18 +148,10 @@ class Temperature(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     value
         The temperature, above 0.
-
-    Examples
-    --------
-    >>> Temperature(heads=((0, 1),), value=2.0).describe()["value"]
-    2.0
     """
 
-    heads: Sequence[Head]
     value: float = field(metadata={"start": 2.0})
 
     def __post_init__(self) -> None:
@@ -200,12 +178,6 @@ class FixPattern(Edit):
         The head, as a (layer, head) pair.
     values
         Weights, dims query, key: rows sum to 1, 0 where the query does not see the key.
-
-    Examples
-    --------
-    >>> import torch
-    >>> FixPattern(head=(0, 1), values=torch.eye(3)).describe()["head"]
-    [0, 1]
     """
 
     head: Head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,15 +40,7 @@ class Edit:
             KINDS[cls.__name__] = cls
 
     def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
-        """Say what changes inside the attention of one layer.
-
-        Parameters
-        ----------
-        layer
-            The layer.
-        shape
-            Numbers of sequences, heads, queries and keys.
-        """
+        """Say what changes inside the attention of one layer, of (batch, heads, queries, keys)."""
         return None
 
     def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
@@ -63,6 +55,7 @@ class Edit:
         return {"edit": type(self).__name__}
 
 
+@dataclass(frozen=True)
 class HeadEdit(Edit):
     """An edit of some heads, named in ``heads`` as (layer, head) pairs."""
 
@@ -82,7 +75,7 @@ class HeadEdit(Edit):
         Tensors stand as the SHA-256 of their numbers.
         """
         entries: dict[str, object] = {"edit": type(self).__name__}
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 entries[f"{field.name}_sha256"] = digest(value)
@@ -91,15 +84,34 @@ class HeadEdit(Edit):
         return entries
 
 
+@dataclass(frozen=True)
 class VectorEdit(HeadEdit):
     """An edit of some heads with a vector for each, in ``values``."""
 
     values: Float[Tensor, "layer head size"]
 
+    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
+        """Change the outputs of the named heads of one layer."""
+        rows = self.rows(layer)
+        if not rows:
+            return z
+        chosen = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
+        chosen[rows] = True
+        changed = self.change(z, self.values[layer].to(z)[:, None])
+        return torch.where(chosen[:, None, None], changed, z)
+
+    def change(self, z: HeadOutputs, vectors: Float[Tensor, "head 1 size"]) -> HeadOutputs:
+        """Return what takes the place of the heads' outputs."""
+        raise NotImplementedError
+
     def check(self, shape: Geometry) -> None:
-        """Refuse heads that the model does not have and vectors of another shape."""
+        """Refuse heads that the model does not have and vectors that do not fit them."""
         super().check(shape)
-        check_vectors(f"{type(self).__name__}.values", self.values, self.heads, shape)
+        field = f"{type(self).__name__}.values"
+        check_shape(field, self.values, (shape.layers, shape.heads, shape.value_size))
+        for layer, head in self.heads:
+            if not bool(torch.isfinite(self.values[layer, head]).all()):
+                raise InvalidInput(f"{field}: L{layer}H{head} holds NaN or infinity")
 
 
 def check_heads(field: str, heads: Sequence[Head], shape: Geometry) -> None:
@@ -126,14 +138,6 @@ def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
         raise InvalidInput(
             f"{field}: shape {tuple(values.shape)}, but the model's heads ask for {expected}"
         )
-
-
-def check_vectors(field: str, values: Tensor, heads: Sequence[Head], shape: Geometry) -> None:
-    """Refuse vectors of another shape, or that are no numbers at the heads they are for."""
-    check_shape(field, values, (shape.layers, shape.heads, shape.value_size))
-    for layer, head in heads:
-        if not bool(torch.isfinite(values[layer, head]).all()):
-            raise InvalidInput(f"{field}: L{layer}H{head} holds NaN or infinity")
 
 
 def _plain(value: Any) -> Any:

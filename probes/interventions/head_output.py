@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,14 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.probes.interventions.base import (
-    Edit,
-    Head,
-    HeadEdit,
-    HeadOutputs,
-    VectorEdit,
-    check_shape,
-)
+from headscope.probes.interventions.base import Edit, HeadEdit, HeadOutputs, VectorEdit, check_shape
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry
@@ -27,13 +19,8 @@ if TYPE_CHECKING:
 class Gate(Edit):
     """Multiply the output of every head by a number: 1 leaves it, 0 removes it.
 
-    The gradient with respect to ``values`` at 1 is the first-order importance of the heads
-    (Michel et al. 2019, head importance by gate gradient).
-
-    Attributes
-    ----------
-    values
-        One number per head, dims layer, head; may require a gradient.
+    There is one number per head, dims layer, head. The gradient with respect to ``values`` at 1 is
+    the first-order importance of the heads (Michel et al. 2019, head importance by gate gradient).
 
     Examples
     --------
@@ -74,8 +61,6 @@ class Ablate(HeadEdit):
     [1.0, 0.0]
     """
 
-    heads: Sequence[Head]
-
     def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
         """Zero the named heads of one layer."""
         rows = self.rows(layer)
@@ -90,8 +75,6 @@ class Replace(VectorEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     values
         The vectors, dims layer, head, size; only the rows of ``heads`` are read.
 
@@ -103,18 +86,9 @@ class Replace(VectorEdit):
     [1.0, 5.0]
     """
 
-    heads: Sequence[Head]
-    values: Float[Tensor, "layer head size"]
-
-    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
-        """Replace the named heads of one layer."""
-        rows = self.rows(layer)
-        if not rows:
-            return z
-        fixed = self.values[layer].to(z)[:, None, :].expand_as(z)
-        chosen = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
-        chosen[rows] = True
-        return torch.where(chosen[:, None, None], fixed, z)
+    def change(self, z: HeadOutputs, vectors: Float[Tensor, "head 1 size"]) -> HeadOutputs:
+        """Return the vectors themselves."""
+        return vectors.expand_as(z)
 
 
 @dataclass(frozen=True)
@@ -125,27 +99,10 @@ class Offset(VectorEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     values
         The vectors, dims layer, head, size; only the rows of ``heads`` are read.
-
-    Examples
-    --------
-    >>> import torch
-    >>> edit = Offset(heads=((0, 1),), values=torch.full((1, 2, 1), 5.0))
-    >>> edit.apply(0, torch.ones(1, 2, 1, 1)).flatten().tolist()
-    [1.0, 6.0]
     """
 
-    heads: Sequence[Head]
-    values: Float[Tensor, "layer head size"]
-
-    def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
-        """Shift the named heads of one layer."""
-        rows = self.rows(layer)
-        if not rows:
-            return z
-        chosen = torch.zeros(z.shape[1], dtype=z.dtype, device=z.device)
-        chosen[rows] = 1.0
-        return z + (chosen[:, None] * self.values[layer].to(z))[:, None, :]
+    def change(self, z: HeadOutputs, vectors: Float[Tensor, "head 1 size"]) -> HeadOutputs:
+        """Return the outputs with the vectors added."""
+        return z + vectors

@@ -19,19 +19,7 @@ FORMAT = "headscope-edits-1"
 
 
 def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
-    """Write edits to a safetensors file, whole or not at all.
-
-    Parameters
-    ----------
-    edits
-        Edits of this module.
-    path
-        The file; its folder must exist.
-
-    Raises
-    ------
-    InvalidInput
-        For an edit of another module, or a file that cannot be written.
+    """Write edits of this package to a safetensors file in a folder, whole or not at all.
 
     Examples
     --------
@@ -62,13 +50,7 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
-    """Read edits that `save` has written.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or holds no edits.
-    """
+    """Read edits that `save` has written."""
     if not Path(path).is_file():
         raise InvalidInput(f"path: there is no file {path}")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 
 from headscope.kernels.api import WeightEdits
 from headscope.kernels.errors import InvalidInput, NotApplicable, ResourceLimit
-from headscope.probes.interventions.base import Head, HeadEdit
+from headscope.probes.interventions.base import HeadEdit
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry
@@ -40,18 +39,10 @@ class Inject(HeadEdit):
 
     Attributes
     ----------
-    heads
-        The heads, as (layer, head) pairs.
     pattern
         ``previous``, ``first``, ``itself`` or ``uniform``.
-
-    Examples
-    --------
-    >>> Inject(heads=((0, 1),), pattern="previous").describe()["pattern"]
-    'previous'
     """
 
-    heads: Sequence[Head]
     pattern: str = field(metadata={"choices": PATTERNS})
 
     def __post_init__(self) -> None:

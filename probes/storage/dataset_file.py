@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,9 @@ KINDS = {"f4", "f8", "f2", "i8", "i4", "i2", "i1", "u1", "b1"}
 def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """Write a Dataset to a safetensors file, whole or not at all.
 
-    Numbers are stored as they are; texts in the header. The file appears under its name only
-    when it is complete on disk. The same Dataset gives the same bytes.
-
-    Parameters
-    ----------
-    dataset
-        Variables of floats, integers, booleans or texts; attrs that JSON can hold.
-    path
-        The file; its folder must exist.
-
-    Raises
-    ------
-    HeadscopeError
-        When the folder cannot be written, the disk is full, or a value cannot be stored.
+    Numbers (floats, integers, booleans) are stored as they are; texts, and attrs that JSON can
+    hold, in the header. The file appears under its name, in a folder that exists, only when it is
+    complete on disk. The same Dataset gives the same bytes.
 
     Examples
     --------
@@ -65,9 +54,7 @@ def _settle(path: str) -> None:
         file.write(text.ljust(length))
 
 
-def describe(
-    dataset: xr.Dataset,
-) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
+def describe(dataset: xr.Dataset) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
     """Split a Dataset into the header of its file and the tensors."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     layout: dict[str, Any] = {"variables": {}, "attrs": dataset.attrs}
@@ -90,18 +77,8 @@ def describe(
 def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
     """Read a Dataset that `save` has written.
 
-    Parameters
-    ----------
-    path
-        The file.
-    mapped
-        Leave the numbers on disk until they are read: for captures larger than memory. They are
-        read-only.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or not written by headscope.
+    ``mapped`` leaves the numbers on disk until they are read, for captures larger than memory; they
+    are read-only.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -119,7 +96,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False) -> xr.Dataset:
             variables = {
                 name: (
                     entry["dims"],
-                    _array(entry["text"]) if "text" in entry else read(name),
+                    np.array(entry["text"], dtype=str) if "text" in entry else read(name),
                     entry["attrs"],
                 )
                 for name, entry in layout["variables"].items()
@@ -174,6 +151,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         raise
 
 
+@contextmanager
+def refusing(field: str, place: object) -> Iterator[None]:
+    """Name the place and the reason where the system cannot write, instead of its own error."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{field}: {place} cannot be written: {error.strerror}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents."""
+    with refusing("out", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
@@ -181,10 +173,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _discard(temporary: Path) -> None:
-    try:
+    # Where the folder itself is out of reach, nothing was written into it.
+    with suppress(OSError):
         temporary.unlink(missing_ok=True)
-    except OSError:
-        return  # the folder itself is out of reach, so nothing was written into it
 
 
 def _reason(error: Exception) -> str:
@@ -194,15 +185,9 @@ def _reason(error: Exception) -> str:
 
 
 def _texts(name: str, values: np.ndarray[Any, Any]) -> Any:
-    texts = values.tolist()
-    flat = values.reshape(-1).tolist()
-    if not all(isinstance(text, str) for text in flat):
+    if not all(isinstance(text, str) for text in values.flat):
         raise InvalidInput(f"{name}: holds objects that are not texts; convert them first")
-    return texts
-
-
-def _array(texts: Any) -> np.ndarray[Any, Any]:
-    return np.array(texts, dtype=str)
+    return values.tolist()
 
 
 def _json(name: str, value: Any) -> str:
@@ -213,5 +198,4 @@ def _json(name: str, value: Any) -> str:
             return item.tolist()
         raise InvalidInput(f"{name}: an attr of type {type(item).__name__} has no place in a file")
 
-    converter: Callable[[Any], Any] = convert
-    return json.dumps(value, default=converter)
+    return json.dumps(value, default=convert)

@@ -28,16 +28,10 @@ CHUNK = 1 << 22
 
 @dataclass
 class Stream:
-    """A file that is being filled.
+    """A file that is being filled, and will stand at ``path`` when it is complete.
 
-    Parameters
-    ----------
-    path
-        Where the file will stand when it is complete.
-    arrays
-        The growing variables, in the file itself.
-    done
-        Batches that an earlier, interrupted run has written.
+    ``arrays`` are the growing variables, in the file itself; ``done`` the batches that an earlier,
+    interrupted run has written.
     """
 
     path: Path
@@ -56,7 +50,7 @@ class Stream:
 
     def commit(self, batch: int) -> None:
         """Note that a batch is in the file, after it is."""
-        try:
+        with dataset_file.refusing("out", self.journal):
             for array in self.arrays.values():
                 if isinstance(array, np.memmap):
                     array.flush()
@@ -67,21 +61,15 @@ class Stream:
                 file.write(f"{batch}\n")
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise InvalidInput(
-                f"out: {self.journal} cannot be written: {error.strerror}"
-            ) from error
 
     def finish(self) -> None:
         """Give the complete file its name."""
         self.arrays.clear()
-        try:
+        with dataset_file.refusing("out", self.path):
             with self.partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(self.partial, self.path)
             self.journal.unlink(missing_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"out: {self.path} cannot be written: {error.strerror}") from error
 
 
 def begun(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -108,8 +96,6 @@ def begin(
 
     Parameters
     ----------
-    path
-        The file; its folder must exist.
     skeleton
         Dims, coords and attrs; the growing variables with arrays of any content.
     growing
@@ -133,15 +119,13 @@ def begin(
                 f"out: {stream.partial} is half a capture of other prompts or options; "
                 "delete it, or choose another place"
             )
-    try:
+    with dataset_file.refusing("out", stream.partial):
         if not stream.done:
             _lay_out(stream, header, digest, offsets, fixed, growing)
         for name, shape in growing.items():
             stream.arrays[name] = np.memmap(
                 stream.partial, dtype="<f4", mode="r+", offset=offsets[name], shape=shape
             )
-    except OSError as error:
-        raise InvalidInput(f"out: {stream.partial} cannot be written: {error.strerror}") from error
     return stream
 
 
@@ -160,11 +144,8 @@ def _header(
         if kind not in KINDS:
             raise InvalidInput(f"{name}: {kind} has no place in a growing file")
         stop = place + math.prod(shape) * int(kind[1:])
-        entries[name] = {
-            "dtype": KINDS[kind],
-            "shape": list(shape),
-            "data_offsets": [place, stop],
-        }
+        offsets = [place, stop]
+        entries[name] = {"dtype": KINDS[kind], "shape": list(shape), "data_offsets": offsets}
         starts[name] = place
         place = stop
     text = json.dumps(entries).encode()
@@ -182,8 +163,7 @@ def _lay_out(
     growing: Mapping[str, tuple[int, ...]],
 ) -> None:
     stream.journal.unlink(missing_ok=True)
-    end = len(header)
-    end += sum(array.nbytes for array in fixed.values())
+    end = len(header) + sum(array.nbytes for array in fixed.values())
     end += sum(4 * math.prod(shape) for shape in growing.values())
     try:
         with stream.partial.open("wb") as file:

@@ -29,15 +29,7 @@ FORMAT = "headscope-run-1"
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    manifest
-        What was run: model, revision, task or prompts, seed, created, headscope.
-    """
+    """A run folder; its manifest says model, revision, task or prompts, seed and versions."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -67,7 +59,7 @@ class Run:
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Write the result of one analysis into the folder, in place of an earlier one."""
         folder = self.path / RESULTS
-        _make(folder)
+        dataset_file.make_folder(folder)
         path = folder / f"{name}.safetensors"
         dataset_file.save(result, path)
         return path
@@ -100,10 +92,6 @@ def create(
 
     Parameters
     ----------
-    path
-        The folder, made with its parents.
-    capture
-        What `headscope.probes.capturing.capture` returned.
     prompts
         File that the prompts came from, if any.
     options
@@ -112,20 +100,10 @@ def create(
         Replace an earlier run in the folder, its results included.
     file
         File in the folder that holds the capture already; it is moved into its place.
-
-    Returns
-    -------
-    The run.
-
-    Raises
-    ------
-    HeadscopeError
-        When the folder cannot be written, holds a run already (without ``replace``), or holds
-        other files.
     """
     folder = Path(path)
     check(folder, replace=replace)
-    _make(folder)
+    dataset_file.make_folder(folder)
     _clear(folder)
     attrs = capture.attrs
     manifest = {
@@ -148,13 +126,7 @@ def create(
 
 
 def open(path: str | os.PathLike[str]) -> Run:  # noqa: A001
-    """Open a run folder.
-
-    Raises
-    ------
-    InvalidInput
-        When there is no run in the folder, or its manifest is broken.
-    """
+    """Open a run folder."""
     folder = Path(path)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -183,16 +155,13 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
 
 def check_place(folder: Path) -> None:
     """Refuse a folder that cannot be written, whether it is there or not; leaves no trace."""
-    path = folder
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
-        raise InvalidInput(f"out: {path} cannot be written: {nearest} is a file")
+        raise InvalidInput(f"out: {folder} cannot be written: {nearest} is a file")
     probe = nearest / f".headscope.{os.getpid()}.tmp"
-    try:
+    with dataset_file.refusing("out", folder):
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InvalidInput(f"out: {path} cannot be written: {error.strerror}") from error
 
 
 def _strangers(folder: Path) -> list[Path]:
@@ -215,10 +184,3 @@ def prepare(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
     # Complete, but a kill came before its manifest: what it belongs to is not known.
     (folder / GROWING).unlink(missing_ok=True)
     return folder / GROWING
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error

@@ -3,6 +3,8 @@
 import constructed
 import pytest
 
+from headscope.analyses._runtime.progress import reporting
+
 
 @pytest.fixture(scope="session")
 def circuit():
@@ -19,12 +21,9 @@ def random_llama():
     return constructed.random_llama()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    # Many tiny operations: with more threads than free cores they wait for each other.
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def progress():
+    """What the analyses of a test report of their steps."""
+    calls = []
+    with reporting(lambda *step: calls.append(step)):
+        yield calls

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     return place / "run"
 
 
-def test_the_planted_heads_are_found(folder: Path) -> None:
+def test_the_planted_heads_are_found(folder):
     results = run_folder.open(folder).results()
     assert results["head_types"].attrs["heads_by_type"] == {
         "previous_token": ["L0H3"],
@@ -69,7 +69,7 @@ def test_the_planted_heads_are_found(folder: Path) -> None:
     assert best["share_of_heads"] == pytest.approx(1 / 8, abs=1e-3)
 
 
-def test_every_query_counts_where_every_query_sees(folder: Path) -> None:
+def test_every_query_counts_where_every_query_sees(folder):
     result = run_folder.open(folder).results()["sinks"]
     # A uniform head gives each token of a prompt of T its T-th part, the last one included.
     capture = run_folder.open(folder).capture
@@ -84,13 +84,12 @@ def test_every_query_counts_where_every_query_sees(folder: Path) -> None:
     assert np.isfinite(result["key_share"].values[: lengths.max()]).all()
 
 
-def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder: Path) -> None:
+def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder):
     opened = run_folder.open(folder)
     results = opened.results()
     assert set(results) == set(analyses.names())
-    refused = {
-        name: one.attrs["skipped"] for name, one in results.items() if "skipped" in one.attrs
-    }
+    skipped = {name: one.attrs.get("skipped") for name, one in results.items()}
+    refused = {name: said for name, said in skipped.items() if said}
     assert set(refused) == PREDICTING | set(OTHERS)
     declared = {name: analyses.load(name).SUPPORTS for name in analyses.names()}
     assert set(refused) == {name for name, kinds in declared.items() if "encoder" not in kinds}
@@ -103,7 +102,7 @@ def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder: Path) -
     assert set(stored["analyses"]) == set(analyses.names())
 
 
-def test_the_dashboard_draws_both_triangles(folder: Path, dashboard) -> None:
+def test_the_dashboard_draws_both_triangles(folder, dashboard):
     app = dashboard(folder, by="head_types.next_token")
     assert not app.error
     assert "Attention to the token after" in app.main.subheader[0].value

@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from headscope.app.cli import app
 from headscope.app.pipeline import analyze_run
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.storage import run_folder
@@ -15,25 +13,19 @@ OWN = "for naïve in ('😀', \"世界\"):\n    print(naïve)"
 
 
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captured(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     """A run of real library text and of one text of the user's own."""
     folder = tmp_path_factory.mktemp("own")
     prompts = folder / "texts.jsonl"
-    result = CliRunner().invoke(
-        app, ["texts", "--out", str(prompts), "--number", "2", "--tokens", "200"]
-    )
-    assert result.exit_code == 0, result.output
+    run_command("texts", "--out", prompts, "--number", 2, "--tokens", 200)
     with prompts.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"text": OWN}) + "\n")
-    run = folder / "run"
-    result = CliRunner().invoke(
-        app, ["capture", "headscope/bundled-python", "--prompts", str(prompts), "--out", str(run)]
-    )
-    assert result.exit_code == 0, result.output
-    return run
+    given = ("--prompts", prompts, "--out", folder / "run")
+    run_command("capture", "headscope/bundled-python", *given)
+    return folder / "run"
 
 
-def test_texts_of_any_kind_are_captured_whole(captured: Path) -> None:
+def test_texts_of_any_kind_are_captured_whole(captured):
     run = run_folder.open(captured)
     assert run.manifest["model"] == "headscope/bundled-python"
     lengths = run.capture["length"].values.tolist()
@@ -41,7 +33,7 @@ def test_texts_of_any_kind_are_captured_whole(captured: Path) -> None:
     assert all(140 < length <= 200 for length in lengths[:2])
 
 
-def test_analyses_run_or_say_which_words_they_lack(captured: Path) -> None:
+def test_analyses_run_or_say_which_words_they_lack(captured):
     options = {"head_types": {"draws": 1}}
     outcome = analyze_run(
         run_folder.open(captured), ("sinks", "head_types", "retrieval"), number=4, options=options
@@ -52,7 +44,7 @@ def test_analyses_run_or_say_which_words_they_lack(captured: Path) -> None:
     assert "one token" in str(outcome["retrieval"])
 
 
-def test_the_dashboard_takes_any_text(captured: Path, dashboard) -> None:
+def test_the_dashboard_takes_any_text(captured, dashboard):
     analyze_run(run_folder.open(captured), ("sinks",))
     screen = dashboard(captured)
     screen.text_area(key="text").set_value(OWN).run()
@@ -61,7 +53,7 @@ def test_the_dashboard_takes_any_text(captured: Path, dashboard) -> None:
     assert repr([OWN]) in screen.main.code[1].value
 
 
-def test_texts_refuse_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["texts", "--out", str(tmp_path / "no" / "texts.jsonl")])
-    assert isinstance(result.exception, HeadscopeError)
-    assert str(result.exception).startswith("--out: ")
+def test_texts_refuse_a_folder_that_is_not_there(tmp_path, headscope):
+    code, _, (line,) = headscope("texts", "--out", tmp_path / "no" / "texts.jsonl")
+    assert code == 2
+    assert line.startswith("error: --out: ")

@@ -1,28 +1,24 @@
 """Runs of an encoder–decoder model: from the command line to the screen."""
 
+import html
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
-from typer.testing import CliRunner
 
-from headscope.app.cli import app as commands
 from headscope.app.pipeline import analyze_run, open_model
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Pair, capture, pattern
 from headscope.probes.storage import run_folder
 
 
-def test_a_run_of_pairs_is_made_from_a_file(paired_folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_pairs_is_made_from_a_file(paired_folder, tmp_path, run_command):
     prompts = tmp_path / "pairs.jsonl"
     prompts.write_text('{"source": "w1 w2 w3", "target": "w4 w5"}\n')
-    run = tmp_path / "run"
-    arguments = ["--prompts", str(prompts), "--attention", "cross", "--out", str(run)]
-    result = CliRunner().invoke(commands, ["capture", str(paired_folder), *arguments])
-    assert result.exit_code == 0, result.output
-    made = run_folder.open(run)
+    options = ("--prompts", prompts, "--attention", "cross", "--out", tmp_path / "run")
+    run_command("capture", paired_folder, *options)
+    made = run_folder.open(tmp_path / "run")
     assert made.manifest["attention"] == "cross"
     assert made.prompts() == [Pair([4, 5, 6], [0, 7, 8])]
     assert made.capture["key_token"].values.tolist() == [["w1", "w2", "w3"]]
@@ -38,14 +34,7 @@ def test_a_run_of_pairs_is_made_from_a_file(paired_folder: Path, tmp_path: Path)
         ('{"text": "w1"}', "decoder", "needs Pair(source=..., target=...)"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
-    line: str,
-    attention: str,
-    said: str,
-    paired_folder: Path,
-    tmp_path: Path,
-    headscope,
-) -> None:
+def test_what_does_not_fit_is_one_line(line, attention, said, paired_folder, tmp_path, headscope):
     prompts = tmp_path / "pairs.jsonl"
     prompts.write_text(line + "\n")
     options = ("--prompts", prompts, "--attention", attention, "--out", tmp_path / "run")
@@ -56,9 +45,7 @@ def test_what_does_not_fit_is_one_line(
 
 
 @pytest.mark.parametrize("attention", ["cross", "decoder", "encoder"])
-def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
-    attention: str, paired_runs: Path
-) -> None:
+def test_analyses_of_what_comes_next_refuse_and_sinks_runs(attention, paired_runs):
     run = run_folder.open(paired_runs / attention)
     names = ("head_types", "importance", "rollout", "retrieval")
     outcome = analyze_run(run, names, number=2)
@@ -73,9 +60,7 @@ def test_analyses_of_what_comes_next_refuse_and_sinks_runs(
 
 
 @pytest.mark.parametrize("attention", ["cross", "decoder", "encoder"])
-def test_the_screen_shows_target_tokens_down_and_source_tokens_across(
-    attention: str, paired_runs: Path, dashboard
-) -> None:
+def test_the_screen_shows_targets_down_and_sources_across(attention, paired_runs, dashboard):
     app = dashboard(paired_runs / attention, layer="1", head="2", prompt="1")
     assert app.main.subheader[1].value == "L1H2"
     figure = charts(app)["pattern_chart"]
@@ -84,8 +69,8 @@ def test_the_screen_shows_target_tokens_down_and_source_tokens_across(
         ["<pad>", *words(19, 14)] if attention == "decoder" else ["w11", "w12", "w13"],
     )
     down, across = figure["layout"]["yaxis"], figure["layout"]["xaxis"]
-    assert [label.replace("&lt;", "<").replace("&gt;", ">") for label in down["ticktext"]] == rows
-    assert [one.replace("&lt;", "<").replace("&gt;", ">") for one in across["ticktext"]] == columns
+    assert [html.unescape(label) for label in down["ticktext"]] == rows
+    assert [html.unescape(label) for label in across["ticktext"]] == columns
     crossed = attention == "cross"
     assert down["title"]["text"] == ("looks (target token)" if crossed else "looks (query)")
     assert across["title"]["text"] == ("looked at (source token)" if crossed else "looked at (key)")
@@ -107,7 +92,7 @@ def charts(app: AppTest) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
     return found
 
 
-def test_a_pair_of_ones_own_is_drawn(paired_runs: Path, dashboard) -> None:
+def test_a_pair_of_ones_own_is_drawn(paired_runs, dashboard):
     run = paired_runs / "cross"
     app = dashboard(run, layer="2", head="1")
     app.text_area(key="text").set_value("w30 w31 w32 w33").run()

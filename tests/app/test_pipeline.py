@@ -33,9 +33,7 @@ def fail(monkeypatch: pytest.MonkeyPatch):
     return patch
 
 
-def test_a_bug_leaves_its_traceback_and_the_others_run(
-    run: run_folder.Run, headscope, fail, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_leaves_its_traceback_and_the_others_run(run, headscope, fail, monkeypatch):
     fail("span", ZeroDivisionError("by nothing\nat all"))
     code, _, lines = headscope("analyze", run.path, "sinks", "span", "entropy")
     trace = run.error_file("span")
@@ -55,7 +53,7 @@ def test_a_bug_leaves_its_traceback_and_the_others_run(
     assert "skipped" not in run.results()["span"].attrs
 
 
-def test_what_does_not_suit_the_model_is_passed_over(run: run_folder.Run, headscope, fail) -> None:
+def test_what_does_not_suit_the_model_is_passed_over(run, headscope, fail):
     fail("span", NotApplicable("capture: span needs more; give more"))
     code, _, lines = headscope("analyze", run.path, "span", "entropy")
     assert (code, told(lines)) == (2, ["not run: span: capture: span needs more; give more"])
@@ -63,7 +61,7 @@ def test_what_does_not_suit_the_model_is_passed_over(run: run_folder.Run, headsc
     assert "entropy" in run.results()["entropy"]
 
 
-def test_what_has_to_be_mended_first_stops_the_run(run: run_folder.Run, headscope, fail) -> None:
+def test_what_has_to_be_mended_first_stops_the_run(run, headscope, fail):
     fail("span", ResourceLimit("memory: 2 TB; give shorter prompts"))
     code, _, lines = headscope("analyze", run.path, "sinks", "span", "entropy")
     assert (code, told(lines)) == (2, ["error: memory: 2 TB; give shorter prompts"])

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     return place / "run"
 
 
-def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
+def test_the_planted_heads_are_found_among_the_patches(folder):
     opened = run_folder.open(folder)
     results = opened.results()
     sinks = results["sinks"]
@@ -59,7 +59,7 @@ def test_the_planted_heads_are_found_among_the_patches(folder: Path) -> None:
     assert all(said and "\n" not in said for said in refused)
 
 
-def test_a_run_keeps_its_images_and_their_hash(folder: Path) -> None:
+def test_a_run_keeps_its_images_and_their_hash(folder):
     opened = run_folder.open(folder)
     images = opened.prompts()
     assert [one.shape for one in images] == [(3, 16, 16)] * 2
@@ -74,7 +74,7 @@ def test_a_run_keeps_its_images_and_their_hash(folder: Path) -> None:
     assert weights["token"].values[:3].tolist() == ["[CLS]", "r0c0", "r0c1"]
 
 
-def test_the_dashboard_lays_a_row_over_the_patches(folder: Path, dashboard) -> None:
+def test_the_dashboard_lays_a_row_over_the_patches(folder, dashboard):
     app = dashboard(folder)
     assert not app.error
     assert app.main.subheader[1].value == "L0H0"

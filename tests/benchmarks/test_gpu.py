@@ -33,7 +33,7 @@ def stand_in(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> An
     raise InvalidInput(f"{name}: not on a processor")
 
 
-def test_eager_attention_gets_a_batch_that_fits() -> None:
+def test_eager_attention_gets_a_batch_that_fits():
     long = Shape(8192, 16, 32, 32, 128)
     smaller = eager_shape(long, memory=140 * 10**9)
     assert smaller
@@ -42,7 +42,7 @@ def test_eager_attention_gets_a_batch_that_fits() -> None:
     assert eager_shape(long, memory=10**9) is None
 
 
-def test_ceilings_follow_the_busiest_unit() -> None:
+def test_ceilings_follow_the_busiest_unit():
     rates = roofline.RATES[9, 0]
     wide, narrow = (Shape(131072, 1, 32, 32, size) for size in (128, 64))
     least = roofline.milliseconds(wide, roofline.FORWARD, rates, 132)
@@ -60,7 +60,7 @@ def measured() -> dict[str, Any]:
     return gpu_rows.measure(SMALL, "cpu", H200, rounds=1, peak=lambda call: 7, maker=stand_in)
 
 
-def test_a_row_has_every_contender_or_the_reason_why_not(measured: dict[str, Any]) -> None:
+def test_a_row_has_every_contender_or_the_reason_why_not(measured):
     assert set(measured["median_ms"]) | set(measured["not_run"]) == set(GPU)
     assert measured["not_run"]["sdpa_cudnn"] == "sdpa_cudnn: not on a processor"
     assert measured["z_bytes"] == 4 * 2 * 4 * 96 * 64
@@ -72,7 +72,7 @@ def test_a_row_has_every_contender_or_the_reason_why_not(measured: dict[str, Any
         assert rate == pytest.approx(expected, abs=0.06, rel=0.01)
 
 
-def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones() -> None:
+def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones():
     rows = gpu_rows.check("cpu", stand_in)
     assert {row["contender"] for row in rows} == {*GPU_CAPTURES, "sdpa", "eager"}
     assert {row["size"] for row in rows} == {64, 128}
@@ -87,7 +87,7 @@ def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones() -> None:
         gpu_rows.check("cpu", wrong)
 
 
-def test_a_capture_that_cannot_run_is_not_left_out_of_the_gate() -> None:
+def test_a_capture_that_cannot_run_is_not_left_out_of_the_gate():
     def missing(name: str, *tensors: torch.Tensor) -> Any:
         raise InvalidInput(f"{name}: no such kernel")
 
@@ -95,7 +95,7 @@ def test_a_capture_that_cannot_run_is_not_left_out_of_the_gate() -> None:
         gpu_rows.check("cpu", missing)
 
 
-def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark() -> None:
+def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark():
     def wrong(name: str, *tensors: torch.Tensor) -> Any:
         call = stand_in(name, *tensors)
         if name != "triton/top8":
@@ -113,17 +113,10 @@ def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark() -> None:
 
 
 def row(length: int, size: int, extra: float, batch: int = 1, **times: float) -> dict[str, Any]:
-    return {
-        "length": length,
-        "batch": batch,
-        "heads": 32,
-        "kv_heads": 8,
-        "size": size,
-        "median_ms": times,
-        "ratio": {name: each / times["sdpa"] for name, each in times.items()},
-        "extra_bytes": {"triton/top8": extra},
-        "z_bytes": 2e9,
-    }
+    shape = {"length": length, "batch": batch, "heads": 32, "kv_heads": 8, "size": size}
+    ratio = {name: each / times["sdpa"] for name, each in times.items()}
+    memory = {"extra_bytes": {"triton/top8": extra}, "z_bytes": 2e9}
+    return {**shape, **memory, "median_ms": times, "ratio": ratio}
 
 
 LONG = (
@@ -145,7 +138,7 @@ LONG = (
 )  # fmt: skip
 
 
-def test_targets_of_the_device() -> None:
+def test_targets_of_the_device():
     judged = {bar["bar"]: bar for bar in judge_gpu(LONG)}
     rows = judged["forward with rows"]
     assert (rows["measured"], rows["met"], rows["aim_met"]) == (1.1, True, False)
@@ -155,12 +148,12 @@ def test_targets_of_the_device() -> None:
     assert [bar["met"] for bar in judge_gpu([])] == [None] * 3
 
 
-def test_the_planner_takes_what_was_faster_in_all() -> None:
+def test_the_planner_takes_what_was_faster_in_all():
     assert faster_forward(LONG) == {"128": "stock", "64": "fused"}
     assert faster_forward(LONG[:1]) == {}
 
 
-def test_the_result_can_be_laid_out_and_written(measured: dict[str, Any]) -> None:
+def test_the_result_can_be_laid_out_and_written(measured):
     result = {
         "machine": {"gpu": "NVIDIA H200"},
         "setup": {"tokens": 192, "columns": shapes.COLUMNS},
@@ -174,7 +167,7 @@ def test_the_result_can_be_laid_out_and_written(measured: dict[str, Any]) -> Non
     assert "FlashAttention" in stock.columns
 
 
-def test_without_a_device_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+def test_without_a_device_it_says_so_and_writes_nothing(tmp_path):
     # As on a bare machine: torch and Triton, no terminal library, no model library, not installed.
     program = (
         "import os, runpy, sys\n"
@@ -209,13 +202,10 @@ print(sorted(baselines.make("second/columns", q, k, v)()))
 """
 
 
-def test_our_passes_are_called_as_they_want_to_be() -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", "-c", INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
+def test_our_passes_are_called_as_they_want_to_be():
+    command = [sys.executable, "-P", "-W", "ignore", "-c", INTERPRETED]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     checked, second = done.stdout.splitlines()
     ours = {*triton_passes.FORWARD, *triton_passes.PLANS, "triton/top8", "eager"}

@@ -13,7 +13,6 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from headscope.app.dashboard.launch import command
-from headscope.probes import Model
 from headscope.probes.prompts import tasks
 
 pytestmark = pytest.mark.browser
@@ -81,7 +80,7 @@ def click_head(page: Page, layer: int, head: int) -> None:
     page.mouse.click(*spot)
 
 
-def test_click_arrows_link_and_download(page: Page, address: str, tmp_path: Path) -> None:
+def test_click_arrows_link_and_download(page, address, tmp_path):
     page.goto(f"{address}/?by=head_types.induction&prompt=1")
     settled(page)
     click_head(page, 2, 5)
@@ -141,9 +140,7 @@ def edges(page: Page) -> list[str]:
     )
 
 
-def test_a_click_and_a_box_move_the_window_of_a_long_text(
-    page: Page, address: str, bundled: Model
-) -> None:
+def test_a_click_and_a_box_move_the_window_of_a_long_text(page, address, bundled):
     told = tasks.make("story", tokenizer=bundled.tokenizer, n=30, seed=3).prompts
     text = " ".join([word for prompt in told for word in prompt.words][:900])
     words = bundled.words(bundled.encode(text))
@@ -195,7 +192,7 @@ def draw_box(page: Page, start: list[float], end: list[float]) -> None:
     page.mouse.up()
 
 
-def test_no_request_leaves_the_machine(page: Page, address: str) -> None:
+def test_no_request_leaves_the_machine(page, address):
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)

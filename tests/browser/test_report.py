@@ -1,7 +1,6 @@
 """The report opens from disk, without a server and without a network."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -13,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_figure_is_drawn_from_disk(scheme: str, demo_run: Path, tmp_path: Path) -> None:
+def test_every_figure_is_drawn_from_disk(scheme, demo_run, tmp_path):
     path = build.write_report(run_folder.open(demo_run), tmp_path)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "no chromium on the path; install it to run the browser tests"

@@ -1,20 +1,21 @@
 """What every analysis owes its users; a new file in analyses/ is checked here unasked."""
 
-import inspect
 import json
 
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope import analyses, viz
 from headscope.analyses._runtime import inputs, runner
 from headscope.kernels import statistics
+from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
 
-SUPPLIED = {"capture", "model", "prompts", "task", "sae"}
 SCALES = {"sequential", "diverging"}
+FIELDS = {"model", "revision", "dtype", "prompts_sha256", "n_prompts", "seed", "headscope"}
 # Small enough for seconds; every option that costs time has its own tests with the analysis.
 PROMPTS = 6
 
@@ -28,9 +29,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def given(name: str, bundled) -> tuple[Task, xr.Dataset | None]:
     """The prompts of an analysis, and a capture of what it says it needs and nothing else."""
     module = analyses.load(name)
-    task = tasks.make(
-        getattr(module, "TASK", "story"), tokenizer=bundled.tokenizer, n=PROMPTS, seed=1
-    )
+    prompts = getattr(module, "TASK", "story")
+    task = tasks.make(prompts, tokenizer=bundled.tokenizer, n=PROMPTS, seed=1)
     if "capture" not in inputs.positionals(name):
         return task, None
     options = {
@@ -46,27 +46,26 @@ def result(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> xr.Data
     task, held = given
     before = None if held is None else held.copy(deep=True)
     options = getattr(analyses.load(name), "QUICK", {})
-    found = runner.execute(
-        name, bundled, task, task=task, capture=held, n=PROMPTS, seed=1, options=options
-    )
+    given = {"task": task, "capture": held, "n": PROMPTS, "seed": 1}
+    found = runner.execute(name, bundled, task, options=options, **given)
     if held is not None:
         xr.testing.assert_identical(held, before)
     return found
 
 
-def test_declaration(name: str) -> None:
+def test_declaration(name):
     module = analyses.load(name)
     assert module.__doc__
-    assert analyses.summary(name).rstrip(".") != ""
+    assert len(analyses.summary(name)) > 1
+    assert analyses.summary(name).endswith((".", "?"))
     assert set(module.NEEDS) <= set(statistics.names())
-    assert set(inputs.positionals(name)) <= SUPPLIED
-    for option, (_, text, _) in analyses.options(name).items():
-        parameter = inspect.signature(module.run).parameters[option]
-        assert parameter.default is not parameter.empty, f"{option} has no default"
-        assert text, f"{option} is not described in the docstring of run()"
+    assert set(inputs.positionals(name)) <= set(inputs.SUPPLIED)
+    for option, (default, text, _) in analyses.options(name).items():
+        assert type(default) in (bool, int, float, str), f"{option} has no plain default"
+        assert len(text) > 10, f"{option} is not described in the docstring of run()"
 
 
-def test_every_variable_says_what_it_is_and_has_a_view(result: xr.Dataset) -> None:
+def test_every_variable_says_what_it_is_and_has_a_view(result):
     shown = viz.variables(result)
     assert shown
     for variable in shown:
@@ -82,7 +81,7 @@ def test_every_variable_says_what_it_is_and_has_a_view(result: xr.Dataset) -> No
             assert float(array.max()) <= array.attrs["high"] + 1e-6, variable
 
 
-def test_intervals_hold_their_estimate(result: xr.Dataset) -> None:
+def test_intervals_hold_their_estimate(result):
     for variable in viz.variables(result):
         lower, upper = viz.interval(result, variable)
         if lower is None:
@@ -93,34 +92,33 @@ def test_intervals_hold_their_estimate(result: xr.Dataset) -> None:
         assert 0 < lower.attrs["level"] < 1
 
 
-def test_provenance(result: xr.Dataset, name: str) -> None:
+def test_provenance(result, name):
     attrs = result.attrs
     assert attrs["analysis"] == name
     assert attrs["title"] == analyses.summary(name)
     assert set(json.loads(attrs["options"])) == set(analyses.options(name))
-    for field in (
-        "model",
-        "revision",
-        "dtype",
-        "prompts_sha256",
-        "n_prompts",
-        "seed",
-        "headscope",
-        "convention",
-    ):
-        assert field in attrs, field
+    assert {*FIELDS, "convention"} <= set(attrs)
     json.dumps(attrs)
 
 
-def test_what_is_declared_is_an_option_or_a_kind_of_model(name: str) -> None:
+def test_what_is_declared_is_an_option_or_a_kind_of_model(name):
     module = analyses.load(name)
     assert set(getattr(module, "QUICK", {})) <= set(analyses.options(name))
     assert getattr(module, "SUPPORTS", set()) <= {"encoder", "cross", "vision", "hybrid"}
     assert module.NEEDS == () or "capture" in inputs.positionals(name)
 
 
-def test_unknown_option_is_refused(name: str, bundled) -> None:
-    from headscope.kernels.errors import HeadscopeError
+def test_unknown_option_is_refused(name, bundled):
+    check_refusal("no_such_option", runner.execute, name, bundled, options={"no_such_option": 1})
 
-    with pytest.raises(HeadscopeError, match="no_such_option"):
-        runner.execute(name, bundled, options={"no_such_option": 1})
+
+def test_what_a_capture_lacks_is_named(name, bundled, given):
+    task, held = given
+    module = analyses.load(name)
+    if held is None:
+        pytest.skip("it makes its captures itself")
+    supplied = {"model": bundled, "prompts": task, "task": task, "sae": None}
+    for lacking in (*module.NEEDS, *getattr(module, "KEEP", ())):
+        supplied["capture"] = held.drop_vars(lacking)
+        with pytest.raises(HeadscopeError, match=rf"^capture: .*\b{lacking}\b"):
+            module.run(*(supplied[one] for one in inputs.positionals(name)))

@@ -26,7 +26,7 @@ def module_names() -> list[str]:
 
 
 @pytest.mark.parametrize("name", module_names())
-def test_docstring_examples(name: str) -> None:
+def test_docstring_examples(name):
     module = importlib.import_module(name)
     result = doctest.testmod(
         module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
@@ -35,7 +35,7 @@ def test_docstring_examples(name: str) -> None:
     assert result.attempted > 0
 
 
-def test_the_notebook_examples_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_examples_of_the_readme(monkeypatch):
     import plotly.graph_objects as go
 
     shown: list[go.Figure] = []

@@ -41,7 +41,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def test_a_helper_is_used_by_its_own_family_alone() -> None:
+def test_a_helper_is_used_by_its_own_family_alone():
     for path in sources("analyses"):
         for name in imports(path):
             pieces = name.split(".")
@@ -52,7 +52,7 @@ def test_a_helper_is_used_by_its_own_family_alone() -> None:
                 assert family == family_of(path), f"{path}: {name} is a helper of another family"
 
 
-def test_analyses_of_one_family_do_not_import_those_of_another() -> None:
+def test_analyses_of_one_family_do_not_import_those_of_another():
     families = analyses.families()
     for path in sources("analyses"):
         for name in imports(path):
@@ -61,7 +61,7 @@ def test_analyses_of_one_family_do_not_import_those_of_another() -> None:
                 assert family_of(path) == pieces[2], f"{path}: {name}"
 
 
-def test_every_family_helper_has_a_user() -> None:
+def test_every_family_helper_has_a_user():
     used = {name for part in PARTS for path in sources(part) for name in imports(path)}
     for path in sources("analyses"):
         if path.stem.startswith("_") and not path.stem.startswith("__"):
@@ -69,7 +69,7 @@ def test_every_family_helper_has_a_user() -> None:
             assert any(name == module or name.startswith(f"{module}.") for name in used), path
 
 
-def test_no_family_has_the_name_of_an_analysis_and_each_has_a_heading() -> None:
+def test_no_family_has_the_name_of_an_analysis_and_each_has_a_heading():
     families = analyses.families()
     assert not set(families) & set(analyses.names())
     assert sorted(name for names in families.values() for name in names) == analyses.names()
@@ -77,7 +77,7 @@ def test_no_family_has_the_name_of_an_analysis_and_each_has_a_heading() -> None:
         assert analyses.heading(family).endswith(".")
 
 
-def test_two_analyses_of_one_name_are_an_error(tmp_path: Path, monkeypatch) -> None:
+def test_two_analyses_of_one_name_are_an_error(tmp_path, monkeypatch):
     (tmp_path / "head_roles").mkdir()
     (tmp_path / "head_roles" / "sinks.py").write_text("")
     monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
@@ -86,13 +86,13 @@ def test_two_analyses_of_one_name_are_an_error(tmp_path: Path, monkeypatch) -> N
 
 
 @pytest.mark.parametrize(("earlier", "now"), analyses.RENAMED.items())
-def test_an_earlier_name_loads_the_analysis_and_warns(earlier: str, now: str) -> None:
+def test_an_earlier_name_loads_the_analysis_and_warns(earlier, now):
     with pytest.warns(FutureWarning, match=now):
         assert analyses.load(earlier) is analyses.load(now)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_names_are_words_of_the_field(part: str) -> None:
+def test_names_are_words_of_the_field(part):
     for path in sources(part):
         tree = ast.parse(path.read_text())
         names = {path.stem}

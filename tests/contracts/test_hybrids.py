@@ -4,10 +4,9 @@ Two of four layers of the model have no attention map. Nothing may be said about
 that is said about the others may depend on them.
 """
 
+import constructed
 import numpy as np
 import pytest
-import torch
-import transformers
 import xarray as xr
 
 from headscope import analyses, viz
@@ -24,13 +23,7 @@ EDGES = {"source_layer", "target_layer"}
 
 @pytest.fixture(scope="module")
 def hybrid(bundled: Model) -> Model:
-    torch.manual_seed(3)
-    config = transformers.Lfm2Config(
-        vocab_size=bundled.vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, block_ff_dim=48,
-        layer_types=["conv", "full_attention", "conv", "full_attention"], block_multiple_of=8,
-    )  # fmt: skip
-    return load_model(transformers.Lfm2ForCausalLM(config).eval(), tokenizer=bundled.tokenizer)
+    return load_model(constructed.hybrid(bundled.vocabulary), tokenizer=bundled.tokenizer)
 
 
 def execute(name: str, model: Model) -> xr.Dataset:
@@ -49,7 +42,7 @@ def outcome(
         return request.param, refusal
 
 
-def test_nothing_is_said_about_layers_without_attention(outcome) -> None:
+def test_nothing_is_said_about_layers_without_attention(outcome):
     name, result = outcome
     assert isinstance(result, HeadscopeError) == ("hybrid" not in analyses.load(name).SUPPORTS)
     if isinstance(result, HeadscopeError):
@@ -68,7 +61,7 @@ def test_nothing_is_said_about_layers_without_attention(outcome) -> None:
     assert edges <= set(ATTENDING)
 
 
-def test_every_view_draws_what_there_is(outcome) -> None:
+def test_every_view_draws_what_there_is(outcome):
     _, result = outcome
     if isinstance(result, HeadscopeError):
         return
@@ -82,7 +75,7 @@ def test_every_view_draws_what_there_is(outcome) -> None:
             assert all("of 16" not in text for text in hover)
 
 
-def test_no_head_of_such_a_layer_is_named(outcome) -> None:
+def test_no_head_of_such_a_layer_is_named(outcome):
     _, result = outcome
     if isinstance(result, HeadscopeError):
         return
@@ -91,7 +84,7 @@ def test_no_head_of_such_a_layer_is_named(outcome) -> None:
     assert "L2H" not in said
 
 
-def test_shares_are_of_the_heads_that_attend(hybrid: Model) -> None:
+def test_shares_are_of_the_heads_that_attend(hybrid):
     # ε = 0: every head that has a number is above it, so a share counts nothing else or is below 1.
     found = capture(hybrid, [[0, *range(5, 40)]], stats=("received", "lse"), keep=("q", "k"))
     from headscope.analyses import sinks
@@ -106,7 +99,7 @@ def test_shares_are_of_the_heads_that_attend(hybrid: Model) -> None:
     np.testing.assert_array_equal(whole["sink"].values[ATTENDING], only["sink"].values)
 
 
-def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid: Model) -> None:
+def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid):
     from headscope.analyses._interventions.ablation import evaluate
     from headscope.probes.interventions import Ablate
 
@@ -115,9 +108,8 @@ def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid
     intact = evaluate(hybrid, task)
     for layer, head in ((1, 2), (3, 0)):
         lost = float((intact - evaluate(hybrid, task, (Ablate(heads=((layer, head),)),))).mean())
-        assert float(result["zero_ablation"].sel(layer=layer, head=head)) == pytest.approx(
-            lost, abs=1e-6
-        )
+        found = result["zero_ablation"].sel(layer=layer, head=head)
+        assert float(found) == pytest.approx(lost, abs=1e-6)
     # Ranks are correlated over 8 heads; 8 zeros on either side would agree with each other.
     pair = [np.abs(result[one].values[ATTENDING]) for one in ("gate_gradient", "zero_ablation")]
     ranks = [np.argsort(np.argsort(one.ravel())).astype(float) for one in pair]

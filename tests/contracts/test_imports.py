@@ -70,7 +70,7 @@ def circles(parsed: dict[str, ast.Module]) -> list[str]:
     return [" -> ".join(at for at, _ in nx.find_cycle(graph.subgraph(knot))) for knot in knots]
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_no_module_imports_itself_through_others():
     assert circles(tree()) == []
 
 
@@ -84,7 +84,7 @@ def test_no_module_imports_itself_through_others() -> None:
         "import headscope.probes.capturing.capture",
     ],
 )
-def test_a_circle_is_noticed_however_it_is_imported(text: str) -> None:
+def test_a_circle_is_noticed_however_it_is_imported(text):
     # The capture reads its options, so these must not read the capture.
     parsed = modules("probes") | {"headscope.probes.capturing.options": ast.parse(text)}
     assert any("capturing.options" in circle for circle in circles(parsed))

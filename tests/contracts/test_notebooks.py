@@ -76,12 +76,12 @@ def misplaced(names: Iterable[str], places: Mapping[str, list[str]]) -> list[str
     return lines
 
 
-def test_every_analysis_is_in_exactly_one_notebook() -> None:
+def test_every_analysis_is_in_exactly_one_notebook():
     wrong = misplaced(analyses.names(), homes())
     assert not wrong, "\n".join(wrong)
 
 
-def test_an_analysis_without_a_notebook_is_told_where_to_go() -> None:
+def test_an_analysis_without_a_notebook_is_told_where_to_go():
     places = homes()
     (line,) = misplaced(("sinks", "flatness"), places)
     assert line.startswith("flatness: no notebook runs it; in the notebook of its family")
@@ -90,7 +90,7 @@ def test_an_analysis_without_a_notebook_is_told_where_to_go() -> None:
 
 
 @each_notebook
-def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+def test_notebooks_are_stored_without_outputs(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
@@ -107,7 +107,7 @@ def test_notebooks_are_stored_without_outputs(path: Path) -> None:
 
 
 @each_notebook
-def test_notebooks_ask_show_check_and_say_what_they_do_not_show(path: Path) -> None:
+def test_notebooks_ask_show_check_and_say_what_they_do_not_show(path):
     notebook = read(path)
     prose, code = sources(notebook, "markdown"), sources(notebook, "code")
     title = prose[0].splitlines()[0]
@@ -140,7 +140,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
 
 
 @each_notebook
-def test_notebooks_run_and_their_checks_hold(path: Path, shell: InteractiveShell) -> None:
+def test_notebooks_run_and_their_checks_hold(path, shell):
     notebook = read(path)
     figures = 0
     for cell in notebook.cells:

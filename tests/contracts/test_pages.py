@@ -15,12 +15,12 @@ def check(script: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_generated_pages_are_up_to_date() -> None:
+def test_generated_pages_are_up_to_date():
     done = check(ROOT / "docs" / "tables.py")
     assert done.returncode == 0, done.stderr
 
 
-def test_an_old_page_is_named_with_the_command(tmp_path: Path) -> None:
+def test_an_old_page_is_named_with_the_command(tmp_path):
     docs, results = tmp_path / "docs", tmp_path / "benchmarks"
     docs.mkdir()
     for name in ("tables.py", "statistics.md", "benchmarks.md"):
@@ -34,7 +34,7 @@ def test_an_old_page_is_named_with_the_command(tmp_path: Path) -> None:
     assert done.stderr == "docs: statistics.md out of date; run python -P docs/tables.py\n"
 
 
-def test_every_statistic_has_its_row_and_the_readme_leads_there() -> None:
+def test_every_statistic_has_its_row_and_the_readme_leads_there():
     page = (ROOT / "docs" / "statistics.md").read_text()
     for name in statistics.names():
         one = statistics.load(name)

@@ -52,7 +52,7 @@ def drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]
     statistics.load.cache_clear()
 
 
-def test_analysis_recipe(drop_in, bundled) -> None:
+def test_analysis_recipe(drop_in, bundled):
     from headscope.analyses._runtime.runner import execute
 
     name = drop_in("analyses/pattern_shape/flatness.py")
@@ -65,7 +65,7 @@ def test_analysis_recipe(drop_in, bundled) -> None:
     assert result.attrs["title"].startswith("Flatness")
 
 
-def test_statistic_recipe(drop_in, bundled) -> None:
+def test_statistic_recipe(drop_in, bundled):
     from headscope.probes import capture
 
     name = drop_in("kernels/statistics/mean_position.py")
@@ -77,7 +77,7 @@ def test_statistic_recipe(drop_in, bundled) -> None:
     assert found[name].attrs["units"] == "tokens"
 
 
-def test_view_recipe(drop_in) -> None:
+def test_view_recipe(drop_in):
     name = drop_in("viz/spread.py")
     assert name in viz.names()
     array = xr.DataArray([1.0, 2.0, 2.0], dims=("sample",), attrs={"units": "nats"})

@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
+def test_wheel_holds_the_models_and_stays_small(site):
     bundled = site / "headscope" / "probes" / "bundled"
     for name in ("story", "python"):
         assert (bundled / name / "model.safetensors").exists()
@@ -45,42 +45,32 @@ def test_wheel_holds_the_models_and_stays_small(site: Path) -> None:
     assert not list(site.glob("kernels"))
 
 
-def test_demo_runs_from_the_wheel(site: Path, tmp_path: Path) -> None:
-    # The wheel comes first on the path and the editable install's finder is not consulted: the
-    # program says which files it ran.
+def run(site: Path, folder: Path, program: str) -> str:
+    """Run a program on the wheel; it says which files it ran."""
+    # The wheel comes first on the path and the editable install's finder is not consulted.
+    start = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", start + program], cwd=folder, check=True,
+        env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert str(site) in done.stdout
+    return done.stdout
+
+
+def test_demo_runs_from_the_wheel(site, tmp_path):
     program = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
         "import headscope.app.cli as cli; print(cli.__file__)\n"
         "sys.argv = ['headscope', 'demo', '--out', 'run', '--number', '8']; cli.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert str(site) in done.stdout
+    run(site, tmp_path, program)
     for name in ("report.html", "heads.parquet", "heads.csv", "report.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
 
-def test_the_model_of_real_text_loads_from_the_wheel(site: Path, tmp_path: Path) -> None:
+def test_the_model_of_real_text_loads_from_the_wheel(site, tmp_path):
     program = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
         "import headscope.probes as probes; print(probes.__file__)\n"
         "model = probes.load_model('headscope/bundled-python')\n"
         "print(len(model.words(model.encode('print(1)'))))"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    where, count = done.stdout.split()
-    assert str(site) in where
-    assert int(count) > 2
+    assert int(run(site, tmp_path, program).split()[-1]) > 2

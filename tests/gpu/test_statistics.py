@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import CHOICES, VARIANTS, Inputs, spec
+from attention_inputs import CHOICES, VARIANTS, Inputs, check_same, spec
 from torch import Tensor
 
-from headscope.kernels import statistics
+from headscope.kernels.api import AttentionSpec, attend_dense
 from headscope.kernels.attention import attend, engine_of
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.triton.engine import TritonEngine
 
@@ -49,7 +47,7 @@ def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("length", [1, 63, 100, 300])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_statistic_in_every_variant(name: str, length: int, device: torch.device) -> None:
+def test_every_statistic_in_every_variant(name, length, device):
     inputs = Inputs(**spec(name, length))
     check(inputs, on(device, inputs))
 
@@ -63,21 +61,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "padded": {"size": 128, "value_size": 128, "key_mask": torch.arange(700) < 650},
     "decoding": {"size": 128, "value_size": 128, "queries": 1},
     "several terms": {
-        "size": 64,
-        "value_size": 64,
-        "softcap": 20.0,
-        "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]),
-        "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]),
-        "window": 300,
+        "size": 64, "value_size": 64, "softcap": 20.0, "window": 300,
+        "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]), "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]),
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_configuration_of_this_gpu(
-    shape: str, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_every_configuration_of_this_gpu(shape, dtype, device):
     wanted = {"queries": 700, "keys": 700, "dtype": dtype, **SHAPES[shape]}
     if dtype == torch.float32:
         wanted |= {name: min(wanted[name], 128) for name in ("size", "value_size")}
@@ -87,14 +79,12 @@ def test_every_configuration_of_this_gpu(
     check(inputs, on(device, inputs))
 
 
-def test_a_gpu_is_used_without_being_asked_for(device: torch.device) -> None:
+def test_a_gpu_is_used_without_being_asked_for(device):
     q = torch.zeros(1, 1, 8, 64, device=device)
     engine = engine_of(Panels(q, q, q, AttentionSpec().fit(q, q)), "auto")
     assert isinstance(engine.__self__, TritonEngine)  # type: ignore[attr-defined]
 
 
-def test_results_are_the_same_twice(device: torch.device) -> None:
+def test_results_are_the_same_twice(device):
     inputs = Inputs(1500, size=64, value_size=64, dtype=torch.bfloat16)
-    once, twice = on(device, inputs), on(device, inputs)
-    for name in statistics.names():
-        assert torch.equal(once[name].nan_to_num(), twice[name].nan_to_num()), name
+    check_same(on(device, inputs), on(device, inputs))

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 LENGTH = 64
 
@@ -29,12 +27,12 @@ def close(got: Tensor, expected: Tensor) -> None:
 VISIBLE = torch.arange(1, LENGTH + 1, dtype=torch.float64)
 
 
-def test_even_attention_in_a_recent_window() -> None:
+def test_even_attention_in_a_recent_window():
     close(even(("recent_mass",), recent=10)["recent_mass"], VISIBLE.clamp_max(10) / VISIBLE)
     close(even(("recent_mass",))["recent_mass"], torch.ones(LENGTH))
 
 
-def test_even_attention_on_spans() -> None:
+def test_even_attention_on_spans():
     spans = torch.full((1, LENGTH), -1)
     spans[0, 4:7], spans[0, 20] = 0, 2
     mass = even(("span_mass",), spans=spans)["span_mass"]
@@ -43,7 +41,7 @@ def test_even_attention_on_spans() -> None:
     close(mass[:, 2], (VISIBLE > 20) / VISIBLE)
 
 
-def test_spans_that_cover_the_text_hold_everything(draw: Any) -> None:
+def test_spans_that_cover_the_text_hold_everything(draw):
     inputs = draw(150)
     spans = torch.arange(150).expand(2, 150) % 4
     mass = attend(inputs.q, inputs.k, inputs.v, Request(("span_mass",), spans=spans))["span_mass"]
@@ -51,19 +49,19 @@ def test_spans_that_cover_the_text_hold_everything(draw: Any) -> None:
     torch.testing.assert_close(present, torch.ones_like(present))
 
 
-def test_no_spans_give_no_column() -> None:
+def test_no_spans_give_no_column():
     nowhere = torch.full((1, LENGTH), -1)
     assert even(("span_mass",), spans=nowhere)["span_mass"].shape == (LENGTH, 0)
 
 
-def test_even_attention_peaks_at_the_first_query_that_sees() -> None:
+def test_even_attention_peaks_at_the_first_query_that_sees():
     result = even(("received_max", "pooled_max"), tile=16)
     close(result["received_max"], 1 / VISIBLE)
     first = 1 / torch.tensor([1.0, 17.0, 33.0, 49.0], dtype=torch.float64)
     close(result["pooled_max"], first[:, None].expand(4, 4).tril())
 
 
-def test_the_largest_link_is_found_in_every_way(draw: Any) -> None:
+def test_the_largest_link_is_found_in_every_way(draw):
     result = attend(*draw(150))
     weights = result["pattern"].nan_to_num()
     assert torch.equal(result["received_max"], weights.amax(dim=2))
@@ -74,7 +72,7 @@ def test_the_largest_link_is_found_in_every_way(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.77])
-def test_even_attention_spans_its_share_of_the_keys(share: float) -> None:
+def test_even_attention_spans_its_share_of_the_keys(share):
     # An exact multiple would hang on the last bit of the sum.
     wanted = share * VISIBLE
     keeps_logits = (wanted - wanted.round()).abs() > 1e-6
@@ -82,7 +80,7 @@ def test_even_attention_spans_its_share_of_the_keys(share: float) -> None:
     close(found[keeps_logits], wanted.ceil()[keeps_logits])
 
 
-def test_a_head_at_a_fixed_distance() -> None:
+def test_a_head_at_a_fixed_distance():
     distance = 21
     key = torch.eye(LENGTH)[None, None]
     query = 400.0 * key.roll(distance, dims=2)
@@ -100,7 +98,7 @@ def test_a_head_at_a_fixed_distance() -> None:
     close(near[0, 0, distance:].double(), torch.zeros(LENGTH - distance))
 
 
-def test_even_attention_in_bins_of_distance() -> None:
+def test_even_attention_in_bins_of_distance():
     found = even(("distance_hist",))["distance_hist"]
     assert found.shape == (LENGTH, 7)
     close(found.sum(dim=-1), torch.ones(LENGTH))
@@ -109,7 +107,7 @@ def test_even_attention_in_bins_of_distance() -> None:
     close(found[9], torch.tensor([1, 1, 2, 4, 2, 0, 0]) / 10)
 
 
-def test_distances_count_on_either_side_without_causal_order() -> None:
+def test_distances_count_on_either_side_without_causal_order():
     zeros = torch.zeros(1, 1, 5, 4)
     request = Request(("distance_hist", "effective_span"), share=0.5)
     result = attend(zeros, zeros, zeros, request, AttentionSpec(causal=False))
@@ -118,14 +116,14 @@ def test_distances_count_on_either_side_without_causal_order() -> None:
     close(result["effective_span"][0, 0].double(), torch.tensor([3, 2, 2, 2, 3]))
 
 
-def test_bins_are_labelled_by_their_smallest_distance() -> None:
+def test_bins_are_labelled_by_their_smallest_distance():
     labels = statistics.load("distance_hist").labels["bin"]
     found = [list(labels(Request(()), length)) for length in (1, 2, 3, 5, 1024, 1025)]
     assert found[:4] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 4]]
     assert (found[4][-1], found[5][-1]) == (512, 1024)
 
 
-def test_ranks_beyond_the_visible_keys_are_missing() -> None:
+def test_ranks_beyond_the_visible_keys_are_missing():
     result = even(("topk", "topk_key"), k=70)
     places = torch.arange(70) < VISIBLE[:, None]
     expected = (1 / VISIBLE)[:, None].expand(LENGTH, 70).masked_fill(~places, torch.nan)
@@ -135,7 +133,7 @@ def test_ranks_beyond_the_visible_keys_are_missing() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 8, 31])
-def test_ranks_equal_torch(k: int, draw: Any) -> None:
+def test_ranks_equal_torch(k, draw):
     inputs = draw(600, batch=1, sigma=2.0)
     request = Request(("topk", "topk_key", "pattern"), k=k)
     result = attend(inputs.q, inputs.k, inputs.v, request)
@@ -145,7 +143,7 @@ def test_ranks_equal_torch(k: int, draw: Any) -> None:
     assert (result["topk_key"][:, :, full] != keys[:, :, full]).float().mean() < 1e-3
 
 
-def test_values_of_one_length_have_that_mass() -> None:
+def test_values_of_one_length_have_that_mass():
     angle = torch.arange(LENGTH) * 0.3
     values = 3.0 * torch.stack((angle.cos(), angle.sin()), dim=-1)[None, None]
     result = even(("value_mass",), values)
@@ -155,7 +153,7 @@ def test_values_of_one_length_have_that_mass() -> None:
     close(even(("value_mass",), -ramp)["value_mass"], (VISIBLE - 1) / 2)
 
 
-def test_value_mass_bounds_the_norm_of_z(draw: Any) -> None:
+def test_value_mass_bounds_the_norm_of_z(draw):
     inputs = draw(150)
     result = attend(*inputs)
     assert (result["z"].norm(dim=-1) <= result["value_mass"] + 1e-6).all()
@@ -163,13 +161,13 @@ def test_value_mass_bounds_the_norm_of_z(draw: Any) -> None:
     torch.testing.assert_close(tripled, 3.0 * result["value_mass"])
 
 
-def test_uniform_entropy_is_the_log_of_the_full_span() -> None:
+def test_uniform_entropy_is_the_log_of_the_full_span():
     result = even(("effective_span", "entropy"), share=1 - 1e-4)
     close(result["effective_span"].log(), result["entropy"])
     assert result["entropy"][-1].item() == pytest.approx(math.log(LENGTH), abs=1e-6)
 
 
-def test_a_span_of_padding_is_missing(draw: Any) -> None:
+def test_a_span_of_padding_is_missing(draw):
     inputs = draw(40, batch=1)
     real = torch.ones(1, 40, dtype=torch.bool)
     real[0, :10] = False

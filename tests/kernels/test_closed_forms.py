@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 
 def close(got: Tensor, expected: Tensor | float, tolerance: float = 1e-6) -> None:
@@ -23,7 +21,7 @@ def zeros(length: int, size: int = 4) -> Tensor:
 
 
 @pytest.mark.requirement("A1", "A6", "A7")
-def test_uniform_causal_attention() -> None:
+def test_uniform_causal_attention():
     length, tile = 64, 16
     values = torch.arange(float(length)).view(1, 1, length, 1)
     stats = ("entropy", "lse", "max_weight", "first_mass", "offset_mass", "received", "distance")
@@ -51,7 +49,7 @@ def test_uniform_causal_attention() -> None:
     assert result["pooled_mean"][0, 0, 2, 2].item() == pytest.approx(own_tile, rel=1e-6)
 
 
-def test_uniform_attention_in_both_directions_and_in_a_window() -> None:
+def test_uniform_attention_in_both_directions_and_in_a_window():
     request = Request(stats=("entropy", "received", "distance"))
     both = attend(zeros(31), zeros(31), zeros(31), request, AttentionSpec(causal=False))
     close(both["entropy"], math.log(31))
@@ -65,7 +63,7 @@ def test_uniform_attention_in_both_directions_and_in_a_window() -> None:
 
 
 @pytest.mark.requirement("A7")
-def test_a_clipped_distance_counts_far_keys_as_the_clip() -> None:
+def test_a_clipped_distance_counts_far_keys_as_the_clip():
     request = Request(stats=("distance", "distance_variance"), clip=2)
     result = attend(zeros(5), zeros(5), zeros(5), request)
     close(result["distance"][0, 0, 4], (0 + 1 + 2 + 2 + 2) / 5)
@@ -73,7 +71,7 @@ def test_a_clipped_distance_counts_far_keys_as_the_clip() -> None:
 
 
 @pytest.mark.parametrize("length", [5, 130])
-def test_a_previous_token_head(length: int) -> None:
+def test_a_previous_token_head(length):
     key = torch.eye(length)[None, None]
     query = 400.0 * key.roll(1, dims=2)
     query[0, 0, 0] = 400.0 * key[0, 0, 0]
@@ -96,13 +94,12 @@ def test_a_previous_token_head(length: int) -> None:
     close(result["received"][0, 0, -1], 0.0)
 
 
-def test_two_keys_of_given_odds() -> None:
+def test_two_keys_of_given_odds():
     # One key three times as likely as the other: p = 3/4, 1/4.
     key = torch.tensor([math.log(3.0), 0.0]).view(1, 1, 2, 1)
     query = torch.ones(1, 1, 2, 1)
-    result = attend(
-        query, key, key, Request(stats=("entropy", "lse", "pattern")), AttentionSpec(scale=1.0)
-    )
+    request = Request(stats=("entropy", "lse", "pattern"))
+    result = attend(query, key, key, request, AttentionSpec(scale=1.0))
     close(result["pattern"][0, 0], torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
     assert result["entropy"][0, 0, 1].item() == pytest.approx(entropy, rel=1e-6)
@@ -110,7 +107,7 @@ def test_two_keys_of_given_odds() -> None:
     assert result["z"][0, 0, 1, 0].item() == pytest.approx(0.75 * math.log(3.0), rel=1e-6)
 
 
-def test_a_soft_cap_bounds_the_odds() -> None:
+def test_a_soft_cap_bounds_the_odds():
     key = torch.tensor([1e4, -1e4]).view(1, 1, 2, 1)
     query = torch.ones(1, 1, 2, 1)
     result = attend(query, key, key, Request(stats=("max_weight",)), AttentionSpec(softcap=1.5))
@@ -119,20 +116,19 @@ def test_a_soft_cap_bounds_the_odds() -> None:
 
 
 @pytest.mark.requirement("A1")
-def test_a_sink_head_gives_everything_to_the_first_key() -> None:
+def test_a_sink_head_gives_everything_to_the_first_key():
     key = zeros(64)
     key[0, 0, 0, 0] = 1.0
     query = zeros(64)
     query[..., 0] = 200.0
-    result = attend(
-        query, key, key, Request(stats=("received", "first_mass")), AttentionSpec(scale=1.0)
-    )
+    request = Request(stats=("received", "first_mass"))
+    result = attend(query, key, key, request, AttentionSpec(scale=1.0))
     close(result["received"][0, 0, 0], 1.0)
     close(result["received"][0, 0, 1:], 0.0)
     close(result["first_mass"], 1.0)
 
 
-def test_queries_without_a_key_are_empty() -> None:
+def test_queries_without_a_key_are_empty():
     # The first two of five queries stand before the first of three keys.
     draw = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 1, n, 4, generator=draw) for n in (5, 3))

@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import noise as random
 from torch import Tensor
 
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend_differentiable
 
 TOKENS, HEADS = 21, 4
 
@@ -18,10 +16,6 @@ def padded(side: str) -> Tensor:
     mask = torch.ones(2, TOKENS, dtype=torch.bool)
     mask[0, slice(0, 5) if side == "left" else slice(-5, None)] = False
     return mask
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 KNOCKED = random(2, HEADS, TOKENS).masked_fill(torch.arange(TOKENS) % 5 == 0, -torch.inf)
@@ -214,30 +208,30 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_in_float64(case: str) -> None:
+def test_gradients_in_float64(case):
     check(Call(case), 1e-10)
 
 
 @pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_in_float32(case: str) -> None:
+def test_gradients_in_float32(case):
     check(Call(case, torch.float32), 5e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", ["causal", "soft cap", "left padding", "much at once"])
-def test_gradients_of_half_precision_inputs(case: str, dtype: torch.dtype) -> None:
+def test_gradients_of_half_precision_inputs(case, dtype):
     # Everything is computed in float32; only the gradients are rounded to the inputs' type.
     check(Call(case, dtype), torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("case", ["causal", "soft cap", "sinks", "much at once"])
-def test_gradients_equal_finite_differences(case: str) -> None:
+def test_gradients_equal_finite_differences(case):
     call = Call(case, size=2)
     assert torch.autograd.gradcheck(call.run, tuple(call.leaves.values()), fast_mode=True)
 
 
-def test_z_alone_of_plain_attention_comes_from_fused_attention() -> None:
+def test_z_alone_of_plain_attention_comes_from_fused_attention():
     for options in ({}, {"causal": False}, {"scale": 0.4}):
         call = Call("gate")
         leaves = list(call.leaves.values())
@@ -256,7 +250,7 @@ def ancestors(node: Any) -> list[Any]:
 
 @pytest.mark.parametrize("case", ["left padding", "right padding", "padding both ways"])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_what_stands_at_padding_reaches_no_gradient(case: str, sinks: bool) -> None:
+def test_what_stands_at_padding_reaches_no_gradient(case, sinks):
     clean, spoilt = Call(case, torch.float32), Call(case, torch.float32)
     for call in (clean, spoilt):
         if sinks:
@@ -288,7 +282,7 @@ def test_what_stands_at_padding_reaches_no_gradient(case: str, sinks: bool) -> N
         assert (one != 0).any()
 
 
-def test_the_gradient_of_a_gate_is_z_times_its_gradient() -> None:
+def test_the_gradient_of_a_gate_is_z_times_its_gradient():
     call = Call("gate")
     plain = Call("causal").run(*list(call.leaves.values())[:3])[0]
     results = call.run(*call.leaves.values())
@@ -297,7 +291,7 @@ def test_the_gradient_of_a_gate_is_z_times_its_gradient() -> None:
     torch.testing.assert_close(grad, (plain * upstream).sum(dim=(2, 3)), rtol=1e-12, atol=1e-12)
 
 
-def test_a_scaled_loss_has_scaled_gradients() -> None:
+def test_a_scaled_loss_has_scaled_gradients():
     call = Call("left padding", torch.float32)
     plain, scaled = (
         torch.autograd.grad(factor * call.run(*call.leaves.values())[2].sum(), call.leaves["k"])[0]
@@ -306,7 +300,7 @@ def test_a_scaled_loss_has_scaled_gradients() -> None:
     assert torch.equal(scaled, plain * 2.0**40)
 
 
-def test_threads_do_not_show_in_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_show_in_gradients(monkeypatch):
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
     leaves = [random(2, heads, 600, 8).requires_grad_() for heads in (4, 1, 1)]
     grads = []

@@ -32,7 +32,7 @@ FIGURES = KEPT.get(triton.__version__, KEPT["3.9.0"])
 TOLERANCE = 0.05 if triton.__version__ in KEPT else 0.2
 
 
-def test_figures_are_kept_of_every_kernel_and_none_spills() -> None:
+def test_figures_are_kept_of_every_kernel_and_none_spills():
     for version, figures in KEPT.items():
         assert set(figures) == set(CASES), f"run benchmarks/instructions.py with triton {version}"
     assert not any(figure["stack"] for figure in KEPT["3.9.0"].values())
@@ -48,7 +48,7 @@ TESTED = [
 
 @pytest.mark.requirement("F4")
 @pytest.mark.parametrize("name", TESTED)
-def test_kernel_compiles_without_spills_and_is_no_heavier(name: str) -> None:
+def test_kernel_compiles_without_spills_and_is_no_heavier(name):
     case, kept = CASES[name], FIGURES[name]
     made = case.compile()
     assert made.stack <= kept["stack"], "registers spill"
@@ -60,7 +60,7 @@ def test_kernel_compiles_without_spills_and_is_no_heavier(name: str) -> None:
 
 
 @pytest.mark.parametrize("arch", instructions.ARCHITECTURES)
-def test_a_launch_asks_for_what_was_compiled(arch: int) -> None:
+def test_a_launch_asks_for_what_was_compiled(arch):
     backend = make_backend(GPUTarget("cuda", arch, 32))
     for case in CASES.values():
         arguments = case.arguments()
@@ -71,7 +71,7 @@ def test_a_launch_asks_for_what_was_compiled(arch: int) -> None:
 
 
 @pytest.mark.parametrize("arch", instructions.ARCHITECTURES)
-def test_gathers_do_not_spill(arch: int) -> None:
+def test_gathers_do_not_spill(arch):
     for size in (128, 256):
         launch = instructions.launch_of(size, torch.bfloat16, AttentionSpec())
         keys = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
@@ -80,7 +80,7 @@ def test_gathers_do_not_spill(arch: int) -> None:
         assert compile_for(arch, gather_weights, named, tiles).stack == 0
 
 
-def test_every_configuration_of_the_tables_is_compiled() -> None:
+def test_every_configuration_of_the_tables_is_compiled():
     shipped = set()
     for name, value in vars(configuration).items():
         if name == "INTERPRETED":
@@ -90,7 +90,7 @@ def test_every_configuration_of_the_tables_is_compiled() -> None:
     assert shipped == {case.chosen for case in CASES.values()}
 
 
-def test_spills_are_noticed() -> None:
+def test_spills_are_noticed():
     case = CASES["forward sm_80 fp32 D64"]
     larger = Configuration(64, 32, warps=4, stages=2)
     made = compile_for(80, case.kernel, {**case.arguments(), "QUERIES": 64}, larger)

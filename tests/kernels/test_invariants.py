@@ -1,17 +1,13 @@
 """Relations that hold whatever the attention is, over random shapes and masks."""
 
-from typing import Any
-
 import pytest
 import torch
+from attention_inputs import check_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 
 def visible_mask(
@@ -42,24 +38,17 @@ shapes = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(shape=shapes)
-def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
+def test_bounds_and_sums(shape, draw):
     queries, causal, window = shape["queries"], shape["causal"], shape["window"]
     keys = max(queries + shape["extra"], 1)
     mask = torch.ones(1, keys, dtype=torch.bool)
     if shape["masked"]:
         mask[0, ::3] = False
     real = torch.ones(1, queries, dtype=torch.bool)
-    inputs = draw(
-        queries,
-        keys,
-        batch=1,
-        kv_heads=shape["kv_heads"],
-        sigma=shape["sigma"],
-        request={"tile": shape["tile"]},
-    )
-    result = attend(
-        *inputs, AttentionSpec(causal=causal, window=window, key_mask=mask, query_mask=real)
-    )
+    given = {"kv_heads": shape["kv_heads"], "sigma": shape["sigma"]}
+    inputs = draw(queries, keys, batch=1, request={"tile": shape["tile"]}, **given)
+    spec = AttentionSpec(causal=causal, window=window, key_mask=mask, query_mask=real)
+    result = attend(*inputs, spec)
     visible = visible_mask(queries, keys, causal, window, mask)
     seen = visible.sum(dim=1)
     valid_queries = seen > 0
@@ -76,9 +65,8 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
         weights[:, valid_queries].sum(dim=-1), torch.ones(4, int(valid_queries.sum()))
     )
     total = (result["received"][0].nan_to_num() * query_counts).sum(dim=-1)
-    torch.testing.assert_close(
-        total, torch.full((4,), float(valid_queries.sum())), rtol=1e-5, atol=1e-5
-    )
+    expected = torch.full((4,), float(valid_queries.sum()))
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(result["received"][0, 0].isnan(), query_counts == 0)
     rows = result["pooled_mean"][0].sum(dim=-1)
     torch.testing.assert_close(rows[~rows.isnan()], torch.ones(int((~rows.isnan()).sum())))
@@ -87,14 +75,12 @@ def test_bounds_and_sums(shape: dict[str, Any], draw: Any) -> None:
     torch.testing.assert_close(recomputed[:, visible], weights[:, visible], rtol=1e-4, atol=2e-5)
 
 
-def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw: Any) -> None:
+def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw):
     inputs = draw(200, request={"offsets": (0, 7)})
     result = attend(*inputs)
     weights = result["pattern"]
     assert torch.equal(result["offset_mass"][..., 0], weights.diagonal(dim1=-2, dim2=-1))
-    assert torch.equal(
-        result["offset_mass"][..., 7:, 1], weights.diagonal(offset=-7, dim1=-2, dim2=-1)
-    )
+    assert torch.equal(result["offset_mass"][..., 7:, 1], weights.diagonal(-7, -2, -1))
     targets = torch.arange(200).roll(3).view(1, 1, 200, 1).expand(2, 1, 200, 1)
     request = Request(stats=("target_mass",), targets=targets)
     gathered = attend(inputs.q, inputs.k, inputs.v, request)["target_mass"][..., 0]
@@ -102,33 +88,22 @@ def test_self_offset_is_the_diagonal_and_targets_are_the_pattern(draw: Any) -> N
     assert torch.equal(gathered, expected)
 
 
-def test_a_constant_key_shifts_only_the_normaliser(draw: Any) -> None:
+def test_a_constant_key_shifts_only_the_normaliser(draw):
     inputs = draw(100)
     before = attend(*inputs)
     shift = torch.full((8,), 0.5)
     after = attend(inputs.q, inputs.k + shift, inputs.v, inputs.request)
-    for name in statistics.names():
-        if name == "lse":
-            moved = before["lse"] + (inputs.q * 8**-0.5) @ shift
-            torch.testing.assert_close(after["lse"], moved, rtol=1e-5, atol=1e-5)
-        else:
-            torch.testing.assert_close(
-                after[name], before[name], rtol=1e-5, atol=2e-5, equal_nan=True
-            )
+    before["lse"] += (inputs.q * 8**-0.5) @ shift
+    check_same(after, before, 2e-5)
 
 
-def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
+def test_order_of_keys_does_not_matter_without_causal_order(draw):
     inputs = draw(90, 120, causal=False)
     shuffle = torch.randperm(120, generator=torch.Generator().manual_seed(1))
     request = Request(stats=("entropy", "lse", "max_weight", "received"))
-    before = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(causal=False))
-    after = attend(
-        inputs.q,
-        inputs.k[:, :, shuffle],
-        inputs.v[:, :, shuffle],
-        request,
-        AttentionSpec(causal=False),
-    )
+    spec = AttentionSpec(causal=False)
+    before = attend(inputs.q, inputs.k, inputs.v, request, spec)
+    after = attend(inputs.q, inputs.k[:, :, shuffle], inputs.v[:, :, shuffle], request, spec)
     torch.testing.assert_close(after["received"], before["received"][..., shuffle])
     for name in ("z", "entropy", "lse", "max_weight"):
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=2e-6)
@@ -136,20 +111,15 @@ def test_order_of_keys_does_not_matter_without_causal_order(draw: Any) -> None:
 
 @pytest.mark.requirement("F5")
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_shared_kv_heads_equal_repeated_ones(kv_heads: int, draw: Any) -> None:
+def test_shared_kv_heads_equal_repeated_ones(kv_heads, draw):
     inputs = draw(150, kv_heads=kv_heads)
     repeated = [t.repeat_interleave(4 // kv_heads, dim=1) for t in (inputs.k, inputs.v)]
-    shared = attend(*inputs)
-    expanded = attend(inputs.q, *repeated, inputs.request)
-    for name in statistics.names():
-        torch.testing.assert_close(
-            shared[name], expanded[name], rtol=1e-5, atol=1e-5, equal_nan=True
-        )
+    check_same(attend(*inputs), attend(inputs.q, *repeated, inputs.request), 1e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 20])
-def test_z_equals_torch(causal: bool, window: int | None, draw: Any) -> None:
+def test_z_equals_torch(causal, window, draw):
     for queries, keys in ((100, 100), (60, 130)):
         inputs = draw(queries, keys, value_size=12)
         mask = visible_mask(queries, keys, causal, window, None)

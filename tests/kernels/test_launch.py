@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import check_refusal, refusal
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.dense import visible_keys
-from headscope.kernels.errors import InvalidInput
-from headscope.kernels.request import Request
 from headscope.kernels.triton import plan
 from headscope.kernels.triton.launch import Launch
 
@@ -39,9 +37,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("rows", "columns"), [(16, 32), (64, 16), (128, 128)])
-def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(
-    name: str, rows: int, columns: int
-) -> None:
+def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(name, rows, columns):
     queries, keys, options = CASES[name]
     q, k = torch.zeros(2, 1, queries, 8), torch.zeros(2, 1, keys, 8)
     spec = AttentionSpec(**options)
@@ -70,7 +66,7 @@ def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(
             assert ordered[batch, part, full_start:full_stop].all()
 
 
-def test_few_tiles_are_masked() -> None:
+def test_few_tiles_are_masked():
     q = torch.zeros(1, 1, 1024, 8)
     launch = Launch(q, q, q, AttentionSpec(window=512).fit(q, q))
     _, full_start, full_stop, stop = launch.bounds(128, 128)[0].unbind(dim=1)
@@ -80,7 +76,7 @@ def test_few_tiles_are_masked() -> None:
     assert visited // 128 == unmasked // 128 + 8
 
 
-def test_every_statistic_has_a_way() -> None:
+def test_every_statistic_has_a_way():
     found = plan.ways(statistics.names())
     assert set(found) == set(statistics.names())
     assert {found[name] for name in ("z", "lse", "entropy", "max_weight")} == {"forward"}
@@ -88,11 +84,11 @@ def test_every_statistic_has_a_way() -> None:
     assert plan.ways(("entropy", "lse"), stock=True)["entropy"] != "forward"
 
 
-def test_without_a_measurement_the_fused_forward_pass_is_used() -> None:
+def test_without_a_measurement_the_fused_forward_pass_is_used():
     assert plan.forward_for(75, 64, torch.float16, AttentionSpec()) == "fused"
 
 
-def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch):
     monkeypatch.setattr(plan, "measured", lambda: {"90": {"128": "stock"}})
     half = torch.bfloat16
     assert plan.forward_for(90, 96, half, AttentionSpec()) == "stock"
@@ -104,22 +100,16 @@ def test_a_measured_forward_pass_is_used_where_it_can_be(monkeypatch: pytest.Mon
 
 @pytest.mark.unchecked_signatures
 @pytest.mark.parametrize(
-    ("engine", "message"),
-    [
-        ("cuda", "engine: .cuda.; choose from auto, panels, compiled, triton"),
-        ("triton", "triton needs a GPU.*'panels'"),
-    ],
+    ("engine", "message"), [("cuda", "'cuda'; choose from"), ("triton", "GPU")]
 )
-def test_engines_that_cannot_run_here_are_refused(engine: str, message: str) -> None:
+def test_engines_that_cannot_run_here_are_refused(engine, message):
     q = torch.zeros(1, 1, 3, 8)
-    with pytest.raises(InvalidInput, match=message):
-        attend(q, q, q, Request(stats=()), engine=engine)
+    error = refusal(attend, q, q, q, Request(stats=()), engine=engine)
+    assert error.field == "engine"
+    assert message in str(error)
 
 
-def test_tokens_too_far_apart_are_refused() -> None:
+def test_tokens_too_far_apart_are_refused():
     q = torch.zeros(1, 1, 2, 8)
     far = torch.empty_strided((1, 1, 2, 8), (0, 0, 1 << 24, 1), device="meta")
-    with pytest.raises(
-        InvalidInput, match=r"k: 16777216 elements between tokens; give k.contiguous"
-    ):
-        Launch(q, far, q, AttentionSpec().fit(q, q))
+    check_refusal("k", Launch, q, far, q, AttentionSpec().fit(q, q))

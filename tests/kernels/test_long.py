@@ -7,10 +7,7 @@ import torch
 from sdpa_oracles import Stock, stock
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 
 TOLD = (
     "z", "lse", "entropy", "max_weight", "first_mass", "recent_mass", "offset_mass", "span_mass",
@@ -59,9 +56,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 @pytest.mark.parametrize("length", [1, 70, 1100])
-def test_fused_attention_tells_what_the_dense_matrix_does(
-    length: int, options: dict[str, Any]
-) -> None:
+def test_fused_attention_tells_what_the_dense_matrix_does(length, options):
     text = Text(length, TOLD)
     told = stock(*text, AttentionSpec(**options))
     dense = attend_dense(*text, AttentionSpec(**options))
@@ -85,18 +80,18 @@ def compare(text: Text, agree: Any, **options: Any) -> None:
 
 
 @pytest.mark.requirement("F1")
-def test_16k_tokens(agree: Any) -> None:
+def test_16k_tokens(agree):
     compare(Text(16384, TOLD), agree)
 
 
 @pytest.mark.requirement("F1")
-def test_16k_tokens_with_a_window_slopes_and_sinks(agree: Any) -> None:
+def test_16k_tokens_with_a_window_slopes_and_sinks(agree):
     sinks, slopes = torch.tensor([1.0, 9.0]), torch.tensor([0.1, 0.001])
     compare(Text(16383, TOLD), agree, window=1000, sinks=sinks, slopes=slopes)
 
 
 @pytest.mark.slow
-def test_32k_tokens(agree: Any) -> None:
+def test_32k_tokens(agree):
     compare(Text(32768, TOLD, size=64), agree)
 
 
@@ -104,22 +99,21 @@ def last(value: Tensor) -> Tensor:
     return value[:, :, -1]
 
 
-def test_single_queries_of_16k_tokens(agree: Any) -> None:
+def test_single_queries_of_16k_tokens(agree):
     """A query with the keys before it is a text of its own, whose one row fits."""
     text = Text(16384, ROWS)
     found = attend(*text)
     for query in (0, 1, 4095, 9999, 16383):
         stop = query + 1
-        row = attend_dense(
-            text.q[:, :, query:stop], text.k[:, :, :stop], text.v[:, :, :stop], text.request
-        )
+        q, k, v = text.q[:, :, query:stop], text.k[:, :, :stop], text.v[:, :, :stop]
+        row = attend_dense(q, k, v, text.request)
         for name in ROWS:
             width = row[name].shape[3:]  # a shorter text has fewer distances
             got = found[name][:, :, query][(..., *map(slice, width))]
             agree(name, got, last(row[name]), logit=24.0)
 
 
-def test_a_window_off_by_one_is_noticed(agree: Any) -> None:
+def test_a_window_off_by_one_is_noticed(agree):
     text = Text(700, TOLD)
     found = attend(*text, AttentionSpec(window=100))
     told = stock(*text, AttentionSpec(window=101))
@@ -128,7 +122,7 @@ def test_a_window_off_by_one_is_noticed(agree: Any) -> None:
             agree(name, found[name], told[name], logit=24.0)
 
 
-def test_the_normaliser_of_torch_is_its_own(agree: Any) -> None:
+def test_the_normaliser_of_torch_is_its_own():
     """Its strides are transposed: read as they lie, queries and heads would change places."""
     text = Text(300, ())
     logits = text.q.double() @ text.k.double().mT / 32**0.5

@@ -11,18 +11,20 @@ from largest_tensor import LargestTensor
 from torch.profiler import ProfilerActivity, profile
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.differentiable import attend_differentiable
-from headscope.kernels.gradient_capture import capture_gradient
+from headscope.kernels.api import (
+    AttentionSpec,
+    Request,
+    attend,
+    attend_dense,
+    attend_differentiable,
+    capture_gradient,
+)
 from headscope.kernels.gradients.attributions import STATISTICS
 from headscope.kernels.gradients.backward import differentiate
 from headscope.kernels.panels import scratch
 from headscope.kernels.panels.engine import PanelEngine
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scratch import Scratch
-from headscope.kernels.request import Request
 
 
 @pytest.fixture(autouse=True)
@@ -57,12 +59,15 @@ def call(length: int, dense: bool = False, **options: Any) -> None:
     (attend_dense if dense else attend)(q, k, v, request, AttentionSpec(**options))
 
 
-@pytest.mark.requirement("F1")
-@pytest.mark.parametrize("options", [{}, {"window": 64}, {"causal": False}], ids=str)
-def test_no_tensor_of_queries_by_keys(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
+
+
+@pytest.mark.requirement("F1")
+@pytest.mark.usefixtures("small_panels")
+@pytest.mark.parametrize("options", [{}, {"window": 64}, {"causal": False}], ids=str)
+def test_no_tensor_of_queries_by_keys(options):
     largest = []
     for length in (1024, 2048):
         with LargestTensor() as mode:
@@ -92,17 +97,15 @@ def attributed(length: int, **options: Any) -> None:
     "options", [{}, {"window": 64}, {"causal": False}, {"softcap": 3.0}], ids=str
 )
 @pytest.mark.parametrize("work", [differentiated, attributed])
-def test_no_such_tensor_for_gradients(
-    work: Callable[..., None], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
+@pytest.mark.usefixtures("small_panels")
+def test_no_such_tensor_for_gradients(work, options):
     for length in (1024, 2048):
         with LargestTensor() as mode:
             work(length, **options)
         assert 128 * 64 <= mode.elements <= 3 * 256 * length
 
 
-def test_the_watch_notices_a_whole_matrix() -> None:
+def test_the_watch_notices_a_whole_matrix():
     with LargestTensor() as mode:
         call(256, dense=True)
     assert mode.elements >= 256 * 256
@@ -141,16 +144,14 @@ def strided_forth_and_back(length: int) -> None:
 
 
 @pytest.mark.requirement("F1")
+@pytest.mark.usefixtures("small_panels")
 @pytest.mark.parametrize("work", [call, forth_and_back, strided_forth_and_back, attributed])
-def test_peak_memory_grows_linearly(
-    work: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
+def test_peak_memory_grows_linearly(work, tmp_path):
     short, long = (peak_bytes(work, length, tmp_path) for length in (1024, 2048))
     assert short > 3 * 128 * 1024 * 4, "the profile saw less than the panels"
     assert long <= 2.1 * short
 
 
-def test_fused_attention_grows_linearly_too(tmp_path: Path) -> None:
+def test_fused_attention_grows_linearly_too(tmp_path):
     short, long = (peak_bytes(fused_forth_and_back, length, tmp_path) for length in (1024, 4096))
     assert long <= 4.2 * short

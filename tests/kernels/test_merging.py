@@ -1,14 +1,11 @@
 """Each statistic merges from parts as it declares: split and merged equals one pass."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, attend
 from headscope.kernels.statistic import MERGES
 
 Results = dict[str, Tensor]
@@ -31,9 +28,8 @@ def merge(name: str, parts: list[Results], whole: Results) -> Tensor:
         spread = values + (mean - whole["distance"]).square()
         return torch.nansum(weight * spread, dim=0)
     if rule == "top":
-        best = [
-            (weight[..., None] * torch.stack([part["topk"] for part in parts])).nan_to_num(-1.0)
-        ]
+        weighed = weight[..., None] * torch.stack([part["topk"] for part in parts])
+        best = [weighed.nan_to_num(-1.0)]
         best += [torch.stack([part["topk_key"] for part in parts])]
         ordered, keys = (torch.cat(tuple(one), dim=-1) for one in best)
         ordered, place = ordered.topk(whole[name].shape[-1], dim=-1)
@@ -55,15 +51,14 @@ SPLIT = [
 
 @pytest.mark.requirement("F3")
 @pytest.mark.parametrize("name", SPLIT)
-def test_key_splits_merge(name: str, draw: Any) -> None:
+def test_key_splits_merge(name, draw):
     length = 140
     inputs = draw(length, sigma=2.0)
     real = torch.ones(2, length, dtype=torch.bool)
     near = torch.arange(length).expand(2, length) % 5 < 2
     whole = attend(*inputs)
-    parts = [
-        attend(*inputs, AttentionSpec(key_mask=mask, query_mask=real)) for mask in (near, ~near)
-    ]
+    specs = [AttentionSpec(key_mask=mask, query_mask=real) for mask in (near, ~near)]
+    parts = [attend(*inputs, spec) for spec in specs]
     merged = merge(name, parts, whole)
     # No part says more than "no such key" where the whole says so.
     expected = whole[name].nan_to_num() if name in ("offset_mass", "target_mass") else whole[name]
@@ -72,7 +67,7 @@ def test_key_splits_merge(name: str, draw: Any) -> None:
 
 @pytest.mark.requirement("F3")
 @pytest.mark.parametrize("name", statistics.names())
-def test_query_splits_merge(name: str, draw: Any) -> None:
+def test_query_splits_merge(name, draw):
     length, cut = 140, 64
     inputs = draw(length, request={"offsets": (0,)})
     whole = attend(*inputs)

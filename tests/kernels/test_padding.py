@@ -4,27 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import check_same
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend
 
 LENGTHS = (70, 41, 1)
+PARAMETERS = {"first": 2, "offsets": (0, 1, 5, -1), "recent": 3, "tile": 10}
 
 
 def single(inputs: Any, row: int, length: int, **options: Any) -> dict[str, Tensor]:
     """Attend to one text alone."""
-    request = Request(
-        stats=inputs.request.stats,
-        first=2,
-        offsets=inputs.request.offsets,
-        targets=targets_of(inputs, row, length)[None],
-        spans=inputs.request.spans[row : row + 1, :length],
-        recent=3,
-        tile=10,
-    )
+    targets, spans = targets_of(inputs, row, length)[None], inputs.request.spans[[row], :length]
+    request = Request(inputs.request.stats, targets=targets, spans=spans, **PARAMETERS)
     tensors = (t[row : row + 1, :, :length] for t in (inputs.q, inputs.k, inputs.v))
     return attend(*tensors, request, AttentionSpec(**options))
 
@@ -50,9 +43,7 @@ def place(texts: list[Tensor], spans: list[slice], poison: float) -> Tensor:
 @pytest.mark.parametrize(
     "options", [{}, {"window": 12}, {"causal": False}, {"softcap": 3.0}], ids=str
 )
-def test_padded_texts_equal_single_ones(
-    options: dict[str, Any], side: str, poison: float, draw: Any
-) -> None:
+def test_padded_texts_equal_single_ones(options, side, poison, draw):
     inputs = draw(70, batch=3)
     mask = torch.zeros(3, 70, dtype=torch.bool)
     targets = torch.full((3, 2, 70, 1), -1)
@@ -65,21 +56,11 @@ def test_padded_texts_equal_single_ones(
         wanted = targets_of(inputs, row, length)
         text_spans[row, spans[row]] = inputs.request.spans[row, :length]
         targets[row, :, spans[row]] = torch.where(wanted < 0, -1, wanted + start)
-    request = Request(
-        stats=inputs.request.stats,
-        first=2,
-        offsets=inputs.request.offsets,
-        targets=targets,
-        spans=text_spans,
-        recent=3,
-        tile=10,
-    )
-    tensors = [
-        place(
-            [text[:, :length] for text, length in zip(tensor, LENGTHS, strict=True)], spans, poison
-        )
-        for tensor in (inputs.q, inputs.k, inputs.v)
-    ]
+    request = Request(inputs.request.stats, targets=targets, spans=text_spans, **PARAMETERS)
+    tensors = []
+    for tensor in (inputs.q, inputs.k, inputs.v):
+        texts = [text[:, :length] for text, length in zip(tensor, LENGTHS, strict=True)]
+        tensors.append(place(texts, spans, poison))
     padded = attend(*tensors, request, AttentionSpec(key_mask=mask, query_mask=mask, **options))
     for row, length in enumerate(LENGTHS):
         alone = single(inputs, row, length, **options)
@@ -94,44 +75,33 @@ def test_padded_texts_equal_single_ones(
                 for dim, size in zip(dims, sizes, strict=True)
             ]
             shift = spans[row].start if name == "topk_key" else 0
-            torch.testing.assert_close(
-                padded[name][row][(slice(None), *index)] - shift,
-                alone[name][0],
-                rtol=2e-6,
-                atol=2e-6,
-                equal_nan=True,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
+            found = padded[name][row][(slice(None), *index)] - shift
+            check_same({name: found}, {name: alone[name][0]}, 2e-6)
     assert torch.equal(padded["z"][~mask[:, None].expand(3, 4, 70)], torch.zeros(4 * 98, 8))
     assert padded["entropy"][~mask[:, None].expand(3, 4, 70)].isnan().all()
     assert padded["received"][~mask[:, None].expand(3, 4, 70)].isnan().all()
 
 
-def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw: Any) -> None:
+def test_causal_attention_takes_queries_of_padded_keys_for_padding(draw):
     inputs = draw(50, batch=2)
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[0, :13] = False
     mask[1, 30:] = False
     implied = attend(*inputs, AttentionSpec(key_mask=mask))
-    stated = attend(*inputs, AttentionSpec(key_mask=mask, query_mask=mask))
-    for name in statistics.names():
-        assert torch.equal(implied[name].nan_to_num(), stated[name].nan_to_num())
+    check_same(implied, attend(*inputs, AttentionSpec(key_mask=mask, query_mask=mask)))
 
 
-def test_memory_layout_does_not_matter(draw: Any) -> None:
+def test_memory_layout_does_not_matter(draw):
     inputs = draw(130)
     expected = attend(*inputs)
     token_first = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (inputs.q, inputs.k)]
     spread = torch.full((2, 2, 260, 16), torch.nan)
     spread[:, :, ::2, ::2] = inputs.v
     result = attend(*token_first, spread[:, :, ::2, ::2], inputs.request)
-    for name in statistics.names():
-        torch.testing.assert_close(
-            result[name], expected[name], rtol=1e-6, atol=1e-6, equal_nan=True
-        )
+    check_same(result, expected, 1e-6)
 
 
-def test_inputs_are_left_alone(draw: Any) -> None:
+def test_inputs_are_left_alone(draw):
     inputs = draw(130)
     before = [t.clone() for t in (inputs.q, inputs.k, inputs.v)]
     mask = torch.ones(2, 130, dtype=torch.bool)
@@ -141,8 +111,6 @@ def test_inputs_are_left_alone(draw: Any) -> None:
         assert torch.equal(tensor, copy)
 
 
-def test_results_are_the_same_twice(draw: Any) -> None:
+def test_results_are_the_same_twice(draw):
     inputs = draw(257)
-    once, twice = attend(*inputs), attend(*inputs)
-    for name in statistics.names():
-        assert torch.equal(once[name].nan_to_num(), twice[name].nan_to_num())
+    check_same(attend(*inputs), attend(*inputs))

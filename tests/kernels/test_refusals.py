@@ -1,18 +1,14 @@
 """Inputs that do not fit are refused in one line that names the field and the fix."""
 
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 from headscope.kernels.errors import HeadscopeError, InvalidInput, ResourceLimit
-from headscope.kernels.request import Request
 
 REQUEST = Request(stats=("entropy",))
 
@@ -47,7 +43,7 @@ ATTENTION: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.unchecked_signatures
 @pytest.mark.parametrize("engine", [attend, attend_dense])
 @pytest.mark.parametrize("case", ATTENTION)
-def test_attention_refuses(case: str, engine: Callable[..., Any]) -> None:
+def test_attention_refuses(case, engine):
     qkv, options, field = ATTENTION[case]
     with pytest.raises(InvalidInput) as refusal:
         engine(*qkv, REQUEST, AttentionSpec(**options))
@@ -87,7 +83,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.unchecked_signatures
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_request_is_refused(case: str) -> None:
+def test_a_request_is_refused(case):
     fields, field = REQUESTS[case]
     with pytest.raises(InvalidInput) as refusal:
         attend(*tensors(*GOOD), Request(**fields))
@@ -95,7 +91,7 @@ def test_a_request_is_refused(case: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_the_pattern_of_a_long_text_is_refused() -> None:
+def test_the_pattern_of_a_long_text_is_refused():
     q, k = tensors((1, 1, 4, 2), (1, 1, 2049, 2))
     with pytest.raises(ResourceLimit, match=r"pattern of 4 × 2049.*up to 2048"):
         attend(q, k, k, Request(stats=("pattern",)))
@@ -103,19 +99,16 @@ def test_the_pattern_of_a_long_text_is_refused() -> None:
     assert attend(q, shorter, shorter, Request(stats=("pattern",)))["pattern"].shape[-1] == 2048
 
 
-def test_a_file_must_be_named_like_its_statistic(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_must_be_named_like_its_statistic(tmp_path, monkeypatch):
     entropy = statistics.load("entropy")
-    (tmp_path / "misnamed.py").write_text(
-        "from headscope.kernels.statistics.entropy import STATISTIC\n"
-    )
+    text = "from headscope.kernels.statistics.entropy import STATISTIC\n"
+    (tmp_path / "misnamed.py").write_text(text)
     monkeypatch.setattr(statistics, "__path__", [*statistics.__path__, str(tmp_path)])
     with pytest.raises(InvalidInput, match=f"misnamed.py declares '{entropy.name}'"):
         statistics.load("misnamed")
 
 
-def test_a_refusal_is_a_value_error_with_field_and_fix() -> None:
+def test_a_refusal_is_a_value_error_with_field_and_fix():
     with pytest.raises(ValueError, match="tile") as refusal:
         Request(stats=(), tile=-1)
     error = pickle.loads(pickle.dumps(refusal.value))

@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.panels import softmax
-from headscope.kernels.panels.distances import distance_bins, sheared
 from headscope.kernels.panels.logits import Logits
+from headscope.kernels.panels.reductions import distance_bins, sheared
 from headscope.kernels.panels.row_panels import Panels
-from headscope.kernels.request import Request
 
 STATS = ("lse", "max_weight", "entropy", "first_mass", "received", "pooled_mean", "distance_hist")
 LENGTH = 140
@@ -37,9 +35,7 @@ def capture(inputs: Any, spec: AttentionSpec, stats: tuple[str, ...] = STATS) ->
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_weights_in_the_place_of_the_logits_are_the_same(
-    name: str, sigma: float, draw: Any
-) -> None:
+def test_weights_in_the_place_of_the_logits_are_the_same(name, sigma, draw):
     inputs = draw(LENGTH, sigma=sigma)
     alone = capture(inputs, VARIANTS[name])
     # Leaders are found among the logits, which therefore stay.
@@ -49,9 +45,7 @@ def test_weights_in_the_place_of_the_logits_are_the_same(
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_how_many_rows_are_taken_at_once_does_not_matter(
-    name: str, sigma: float, draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_many_rows_are_taken_at_once_does_not_matter(name, sigma, draw, monkeypatch):
     inputs = draw(LENGTH, sigma=sigma)
     whole = capture(inputs, VARIANTS[name])
     for elements in (1, 7 * LENGTH, 1 << 30):
@@ -60,7 +54,7 @@ def test_how_many_rows_are_taken_at_once_does_not_matter(
         assert all(torch.equal(values, cut[name]) for name, values in whole.items())
 
 
-def test_float64_is_for_the_rows_that_need_it(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_is_for_the_rows_that_need_it(draw, monkeypatch):
     made: list[slice] = []
     exact = Logits.exact
 
@@ -78,9 +72,7 @@ def test_float64_is_for_the_rows_that_need_it(draw: Any, monkeypatch: pytest.Mon
     assert made == [slice(128, 240)]
 
 
-def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(draw, monkeypatch):
     tries: list[bool] = []
     normalize = softmax.Softmax.normalize
 
@@ -102,9 +94,7 @@ def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
 @pytest.mark.parametrize("spec", [AttentionSpec(), SIGMOID], ids=["softmax", "sigmoid"])
-def test_logits_that_were_overwritten_are_made_again(
-    spec: AttentionSpec, sigma: float, draw: Any
-) -> None:
+def test_logits_that_were_overwritten_are_made_again(spec, sigma, draw):
     inputs = draw(100, sigma=sigma)
     panels = Panels(inputs.q, inputs.k, inputs.v, spec.fit(inputs.q, inputs.k), engine="panels")
     kept = replace(panels, reductions=frozenset({"weights", "logits"}))
@@ -124,7 +114,7 @@ def test_logits_that_were_overwritten_are_made_again(
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 100])
 @pytest.mark.parametrize("before", [0, 1, 62, 63, 64, 65, 200])
-def test_rectangles_hold_what_a_loop_over_the_distances_adds(before: int, rows: int) -> None:
+def test_rectangles_hold_what_a_loop_over_the_distances_adds(before, rows):
     keys = before + rows
     weights = torch.rand(2, 2, rows, keys, generator=torch.Generator().manual_seed(keys))
     weights = weights.tril(before)

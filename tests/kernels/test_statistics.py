@@ -9,10 +9,7 @@ from attention_inputs import CHOICES, VARIANTS, spec
 from torch import Tensor
 
 from headscope.kernels import aliases, statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 from headscope.kernels.statistic import MERGES
 from headscope.kernels.visibility import Visibility
 
@@ -37,9 +34,7 @@ def both(draw: Any) -> Any:
 @pytest.mark.requirement("F1", "F5", "F6")
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("statistic", statistics.names())
-def test_both_engines_agree_with_dense_float64(
-    statistic: str, name: str, both: Any, draw: Any, agree: Any
-) -> None:
+def test_both_engines_agree_with_dense_float64(statistic, name, both, draw, agree):
     for length in LENGTHS:
         swept, dense, panels = both(name, length)
         logit = max(dense["lse"][dense["lse"].isfinite()].abs().max().item(), 1.0)
@@ -52,7 +47,7 @@ def test_both_engines_agree_with_dense_float64(
                 agree(statistic, got, dense[statistic], logit=logit)
 
 
-def test_an_earlier_name_is_taken_with_a_warning() -> None:
+def test_an_earlier_name_is_taken_with_a_warning():
     with pytest.warns(FutureWarning, match="'sink_mass' is now 'learned_sink_mass'"):
         assert Request(stats=("entropy", "sink_mass")).stats == ("entropy", "learned_sink_mass")
     assert set(aliases.STATISTICS.values()) <= set(statistics.names())
@@ -60,7 +55,7 @@ def test_an_earlier_name_is_taken_with_a_warning() -> None:
 
 
 @pytest.mark.parametrize("statistic", statistics.names())
-def test_declaration_is_complete(statistic: str) -> None:
+def test_declaration_is_complete(statistic):
     declared = statistics.load(statistic)
     assert declared.name == statistic
     assert declared.merge in MERGES
@@ -75,7 +70,7 @@ def test_declaration_is_complete(statistic: str) -> None:
 
 
 @pytest.mark.parametrize("statistic", statistics.names())
-def test_values_stay_inside_the_declared_range(statistic: str, both: Any) -> None:
+def test_values_stay_inside_the_declared_range(statistic, both):
     declared = statistics.load(statistic)
     for name in VARIANTS:
         values = both(name, 100)[0][statistic]
@@ -116,9 +111,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_wrong_mask_is_noticed(
-    mutant: str, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_mask_is_noticed(mutant, draw, agree, monkeypatch):
     attribute, wrong, name = MUTANTS[mutant]
     inputs = draw(**spec(name, 63))
     dense = attend_dense(*inputs, AttentionSpec(**inputs.options))
@@ -133,9 +126,7 @@ def test_a_wrong_mask_is_noticed(
 @pytest.mark.parametrize("rows", [16, 48, 257])
 @pytest.mark.parametrize("elements", [1, 12_000, 1 << 30])
 @pytest.mark.parametrize("name", ["causal", "window", "padded left and right", "one KV head"])
-def test_the_cut_into_panels_does_not_matter(
-    name: str, elements: int, rows: int, draw: Any, both: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cut_into_panels_does_not_matter(name, elements, rows, draw, both, monkeypatch):
     monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", elements)
     inputs = draw(**spec(name, 257))
@@ -190,9 +181,7 @@ STATISTIC = Statistic(
 
 
 @pytest.mark.parametrize(("name", "text"), [("square_sum", NEW_STATISTIC), ("thirds", NEW_DIM)])
-def test_a_statistic_is_one_new_file(
-    name: str, text: str, tmp_path: Any, draw: Any, agree: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_statistic_is_one_new_file(name, text, tmp_path, draw, agree, monkeypatch):
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(statistics, "__path__", [*statistics.__path__, str(tmp_path)])
     assert name in statistics.names()

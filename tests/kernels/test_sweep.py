@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import check_same as check_results
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
 from headscope.kernels.compiled import blas, library, operands, sweep
-from headscope.kernels.dense import attend_dense
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.panels import softmax
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.panels.scratch import Scratch
-from headscope.kernels.request import Request
 
 
 @pytest.fixture
@@ -55,24 +53,18 @@ def check_same(inputs: Any, rtol: float = 2e-6) -> None:
             assert ((swept[name] - values).nan_to_num() != 0).float().mean() < 2e-3, name
         else:
             torch.testing.assert_close(
-                swept[name],
-                values,
-                rtol=rtol,
-                atol=2e-6,
-                equal_nan=True,
+                swept[name], values, rtol=rtol, atol=2e-6, equal_nan=True,
                 msg=lambda m, n=name: n + m,
-            )
+            )  # fmt: skip
 
 
-def test_statistics_declare_what_the_sweep_fills_in() -> None:
+def test_statistics_declare_what_the_sweep_fills_in():
     declared = {name for each in statistics.names() for name in statistics.load(each).reductions}
     assert declared == sweep.REDUCTIONS
     assert all(hasattr(Panel, name) for name in declared)
 
 
-def test_torch_makes_no_weights_where_the_sweep_does(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_makes_no_weights_where_the_sweep_does(draw, monkeypatch):
     inputs = draw(100)
 
     def fail(*_: Any) -> None:
@@ -85,9 +77,7 @@ def test_torch_makes_no_weights_where_the_sweep_does(
         attend(*inputs, engine="panels")
 
 
-def test_nothing_that_the_sweep_fills_in_is_computed_again(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_that_the_sweep_fills_in_is_computed_again(draw, monkeypatch):
     def fail(self: Panel) -> Tensor:
         raise ZeroDivisionError("computed on torch")
 
@@ -105,9 +95,7 @@ def sweep_only() -> list[str]:
 
 @pytest.mark.parametrize("length", [2, 15, 16, 17, 31, 127, 128, 129, 300])
 @pytest.mark.parametrize("tile", [1, 3, 16, 50, 130])
-def test_the_sweep_and_torch_agree_at_odd_lengths(
-    length: int, tile: int, draw: Any, way: str
-) -> None:
+def test_the_sweep_and_torch_agree_at_odd_lengths(length, tile, draw, way):
     clip = None if tile == 3 else 9
     check_same(draw(length, request={"tile": tile, "k": min(tile, 64), "clip": clip}))
     check_same(draw(length, length + tile, causal=False, request={"tile": tile}))
@@ -115,9 +103,7 @@ def test_the_sweep_and_torch_agree_at_odd_lengths(
 
 
 @pytest.mark.parametrize("tile", [16, 40, 130])
-def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(
-    tile: int, draw: Any, agree: Any, way: str
-) -> None:
+def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(tile, draw, agree, way):
     few = tuple(name for name in statistics.names() if name not in ("topk_key", "effective_span"))
     for options in ({}, {"window": 50}, {"softcap": 200.0}):
         inputs = draw(300, request={"tile": tile, "stats": few})
@@ -134,27 +120,21 @@ def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(
 
 
 @pytest.mark.parametrize("size", [1, 16, 31, 33, 80, 192])
-def test_the_sweep_and_torch_agree_at_odd_sizes_of_heads(size: int, draw: Any, way: str) -> None:
+def test_the_sweep_and_torch_agree_at_odd_sizes_of_heads(size, draw, way):
     check_same(draw(70, 91, size=size, value_size=200 - size))
     check_same(draw(45, heads=6, kv_heads=1, size=size, value_size=size))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_halves_are_multiplied_as_the_same_numbers_in_float32(
-    dtype: torch.dtype, draw: Any, way: str
-) -> None:
+def test_halves_are_multiplied_as_the_same_numbers_in_float32(dtype, draw, way):
     halves = draw(150, size=24, sigma=3.0, dtype=dtype)
-    found = attend(*halves, engine="compiled")
     whole = (halves.q.float(), halves.k.float(), halves.v.float(), halves.request)
-    for name, values in attend(*whole, engine="compiled").items():
-        if name != "topk_key":
-            torch.testing.assert_close(found[name], values, rtol=3e-6, atol=3e-6, equal_nan=True)
+    found, expected = (attend(*given, engine="compiled") for given in (halves, whole))
+    check_results(found, expected, 3e-6, leave=("topk_key",))
 
 
 @pytest.mark.parametrize("sigma", [1.0, 4.0])
-def test_the_matrix_unit_is_as_exact_as_blas(
-    sigma: float, draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_matrix_unit_is_as_exact_as_blas(sigma, draw, monkeypatch):
     inputs = draw(60, 6000, heads=2, size=64, value_size=64, sigma=sigma)
     inputs.request = Request(stats=("lse", "entropy", "received"))
     spec = AttentionSpec(causal=False)
@@ -169,7 +149,7 @@ def test_the_matrix_unit_is_as_exact_as_blas(
         assert error < 1.5 * errors["blas", name] + 1e-8, (way, name)
 
 
-def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw: Any, way: str) -> None:
+def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw, way):
     # The order of float32 sums shows in masses of a thousand keys.
     short = tuple(name for name in statistics.names() if name != "pattern")
     check_same(draw(40, 5000, kv_heads=1, request={"k": 64, "stats": short}), rtol=1e-5)
@@ -177,9 +157,7 @@ def test_the_sweep_and_torch_agree_over_thousands_of_keys(draw: Any, way: str) -
 
 
 @pytest.mark.parametrize("window", [None, 700])
-def test_rows_of_a_panel_pass_the_products_a_few_at_a_time(
-    window: int | None, draw: Any, way: str
-) -> None:
+def test_rows_of_a_panel_pass_the_products_a_few_at_a_time(window, draw, way):
     # 256 rows of 3001 keys are more than the cache holds.
     few = ("lse", "entropy", "received", "pooled_mean", "distance_hist", "first_mass")
     inputs = draw(300, 3001, kv_heads=1, request={"stats": few})
@@ -188,9 +166,7 @@ def test_rows_of_a_panel_pass_the_products_a_few_at_a_time(
     check_same(inputs, rtol=1e-5)
 
 
-def test_without_a_product_to_call_torch_multiplies(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_product_to_call_torch_multiplies(draw, monkeypatch):
     inputs = draw(100)
     monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["blas"])
     monkeypatch.setattr(operands.blas, "gemm", lambda: None)
@@ -201,12 +177,10 @@ def test_without_a_product_to_call_torch_multiplies(
     usual = attend(*inputs, engine="compiled")
     monkeypatch.setattr(operands, "LEAST_ROWS", LEAST["blas"])
     monkeypatch.setattr(operands.blas, "gemm", lambda: None)
-    for name, values in attend(*inputs, engine="compiled").items():
-        if name != "topk_key":
-            torch.testing.assert_close(values, usual[name], rtol=2e-6, atol=2e-6, equal_nan=True)
+    check_results(attend(*inputs, engine="compiled"), usual, 2e-6, leave=("topk_key",))
 
 
-def test_a_product_that_is_wrong_is_not_called() -> None:
+def test_a_product_that_is_wrong_is_not_called():
     def half(*given: Any) -> None:
         given[5]._obj.value = 0.5
         blas_product(*given)
@@ -217,7 +191,7 @@ def test_a_product_that_is_wrong_is_not_called() -> None:
     assert not blas.agrees(half)
 
 
-def test_leaders_among_equal_weights_are_different_keys(draw: Any) -> None:
+def test_leaders_among_equal_weights_are_different_keys(draw):
     inputs = draw(700, request={"k": 8, "stats": ("topk", "topk_key")})
     inputs.q = inputs.q * 0.0
     found = attend(*inputs, engine="compiled")
@@ -230,7 +204,7 @@ def test_leaders_among_equal_weights_are_different_keys(draw: Any) -> None:
 
 @pytest.mark.parametrize("place", [0, 5, 63, 64])
 @pytest.mark.parametrize("which", ["q", "k", "v"])
-def test_a_nan_shows_where_it_shows_on_torch(which: str, place: int, draw: Any, way: str) -> None:
+def test_a_nan_shows_where_it_shows_on_torch(which, place, draw, way):
     stats = ("lse", "max_weight", "entropy", "distance", "distance_hist", "received", "pooled_max")
     inputs = draw(70, request={"stats": stats})
     getattr(inputs, which)[1, :, place] = torch.nan
@@ -253,21 +227,16 @@ def test_a_nan_shows_where_it_shows_on_torch(which: str, place: int, draw: Any, 
     assert not swept["z"][0].isnan().any()
 
 
-def test_what_memory_held_before_does_not_matter(
-    draw: Any, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_what_memory_held_before_does_not_matter(draw, monkeypatch, way):
     inputs = draw(150, sigma=8.0)
     usual = attend(*inputs, engine="compiled")
     take = Scratch.take
     # All bits set is NaN, and -1 among whole numbers.
     monkeypatch.setattr(Scratch, "take", lambda *given: take(*given).fill_(255))
-    for name, values in attend(*inputs, engine="compiled").items():
-        torch.testing.assert_close(values, usual[name], rtol=0, atol=0, equal_nan=True)
+    check_results(attend(*inputs, engine="compiled"), usual)
 
 
-def test_the_sweep_writes_inside_its_memory(
-    draw: Any, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_the_sweep_writes_inside_its_memory(draw, monkeypatch, way):
     guard = 64
     kept: list[Tensor] = []
 
@@ -288,7 +257,7 @@ def test_the_sweep_writes_inside_its_memory(
         assert (memory[-guard:] == 7).all()
 
 
-def test_memory_is_used_again_and_never_by_two_calls_at_once() -> None:
+def test_memory_is_used_again_and_never_by_two_calls_at_once():
     with Scratch.lend() as first, Scratch.lend() as second:
         assert first is not second
         place = first.take("rows", 1000).data_ptr()
@@ -301,7 +270,7 @@ def test_memory_is_used_again_and_never_by_two_calls_at_once() -> None:
         assert again in (first, second)
 
 
-def test_statistics_read_no_more_than_they_declare(draw: Any) -> None:
+def test_statistics_read_no_more_than_they_declare(draw):
     # Weights that nobody asked for have no data, and reading them fails.
     for name in sweep_only():
         attend(*draw(100, request={"stats": (name,)}), engine="compiled")
@@ -341,7 +310,7 @@ CHECKED = (
 SOURCES = sorted(library.SOURCE.parent.glob("*.[ch]"))
 
 
-def test_every_anchor_has_a_mutant() -> None:
+def test_every_anchor_has_a_mutant():
     anchors = [name for file in SOURCES for name in re.findall(ANCHOR, file.read_text())]
     assert sorted(anchors) == sorted(MUTANTS)
 
@@ -350,14 +319,7 @@ def test_every_anchor_has_a_mutant() -> None:
 @pytest.mark.parametrize(
     "mutant", [name for name in MUTANTS if "unit" in WAYS or not name.startswith("amx_")]
 )
-def test_a_mistake_in_the_text_is_noticed(
-    mutant: str,
-    draw: Any,
-    agree: Any,
-    rebuilt: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_mistake_in_the_text_is_noticed(mutant, draw, agree, rebuilt, tmp_path, monkeypatch):
     wrong, options = MUTANTS[mutant]
     folder = tmp_path / "text"
     folder.mkdir()
@@ -377,51 +339,42 @@ def test_a_mistake_in_the_text_is_noticed(
     spec = AttentionSpec(**options)
     dense = attend_dense(*inputs, spec)
     swept = attend(*inputs, spec, engine="compiled")
-
-    def check() -> None:
+    with pytest.raises(AssertionError):  # noqa: PT012
         for name in CHECKED:
             agree(name, swept[name], dense[name])
 
-    with pytest.raises(AssertionError):
-        check()
-
 
 @pytest.mark.unchecked_signatures
-def test_engines_that_cannot_be_had_are_refused(draw: Any) -> None:
+def test_engines_that_cannot_be_had_are_refused(draw):
     inputs = draw(20, request={"stats": ("max_weight",)})
     with pytest.raises(InvalidInput, match=r"engine: 'fast'; choose from auto, panels, compiled"):
         attend(*inputs, engine="fast")
     rows = AttentionSpec(sigmoid=True)
     with pytest.raises(InvalidInput, match="no sigmoid attention; or use engine='auto'"):
         attend(*inputs, rows, engine="compiled")
-    torch.testing.assert_close(
-        attend(*inputs, rows), attend(*inputs, rows, engine="panels"), rtol=0, atol=0
-    )
+    check_results(attend(*inputs, rows), attend(*inputs, rows, engine="panels"))
     with pytest.raises(InvalidInput, match="it computes in float32; or use engine='auto'"):
         library.choose("compiled", AttentionSpec(), torch.float64, torch.device("cpu"))
     assert library.choose("auto", AttentionSpec(), torch.float64, torch.device("cpu")) is None
 
 
-def test_a_statistic_may_read_logits_that_the_sweep_overwrote(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_statistic_may_read_logits_that_the_sweep_overwrote(draw, monkeypatch):
     for sigma in (1.0, 64.0):
         inputs = draw(140, sigma=sigma, request={"stats": ("lse",)})
         seen: dict[str, list[Tensor]] = {"compiled": [], "panels": []}
         for engine, found in seen.items():
-            monkeypatch.setattr(
-                Panel,
-                "lse",
-                property(
-                    lambda panel, found=found: found.append(panel.logits.clone()) or panel.max_logit
-                ),
-            )
+
+            def lse(panel: Panel, found: list[Tensor] = found) -> Tensor:
+                found.append(panel.logits.clone())
+                return panel.max_logit
+
+            monkeypatch.setattr(Panel, "lse", property(lse))
             attend(*inputs, engine=engine)
-        both = [torch.cat([each.flatten() for each in seen[engine]]) for engine in seen]
+        both = [torch.cat([each.flatten() for each in found]) for found in seen.values()]
         assert len(both[0]) > 140 * 70
-        torch.testing.assert_close(both[0], both[1], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(*both, rtol=1e-6, atol=1e-6)
 
 
-def test_requests_with_more_leaders_than_the_sweep_holds(draw: Any) -> None:
+def test_requests_with_more_leaders_than_the_sweep_holds(draw):
     check_same(draw(200, request={"k": sweep.LARGEST_K + 1}))
     assert Request(stats=(), k=sweep.LARGEST_K + 1).k == 65

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import check_same
 
 from headscope.kernels import statistics
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
+from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.panels import plan
 from headscope.kernels.panels.plan import Part
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.workers import run_in_threads
-from headscope.kernels.request import Request
 
 
 @pytest.fixture
@@ -41,9 +40,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 20}, {"causal": False}, {"softcap": 3.0}])
-def test_threads_do_not_show_in_the_numbers(
-    options: dict[str, Any], draw: Any, used: set[tuple[int, int]]
-) -> None:
+def test_threads_do_not_show_in_the_numbers(options, draw, used):
     inputs = draw(200, heads=6, kv_heads=3)
     alone = attend(*inputs, AttentionSpec(**options))
     assert used == {(threading.get_ident(), 1)}
@@ -55,13 +52,10 @@ def test_threads_do_not_show_in_the_numbers(
     assert threading.get_ident() not in {thread for thread, _ in used}
     assert torch.get_num_threads() == 2
     assert set(alone) == {"z", *statistics.names()}
-    for name, expected in alone.items():
-        assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
+    check_same(shared, alone)
 
 
-def test_threads_work_on_padding_and_in_inference_mode(
-    draw: Any, used: set[tuple[int, int]]
-) -> None:
+def test_threads_work_on_padding_and_in_inference_mode(draw, used):
     inputs = draw(150, heads=6, kv_heads=3)
     mask = torch.ones(2, 150, dtype=torch.bool)
     mask[1, :40] = False
@@ -69,11 +63,10 @@ def test_threads_work_on_padding_and_in_inference_mode(
     torch.set_num_threads(2)
     with torch.inference_mode():
         shared = attend(*inputs, AttentionSpec(key_mask=mask))
-    for name, expected in alone.items():
-        assert torch.equal(shared[name].nan_to_num(7.0), expected.nan_to_num(7.0)), name
+    check_same(shared, alone)
 
 
-def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_reaches_the_caller(draw, monkeypatch):
     monkeypatch.setattr(plan, "PANEL_ELEMENTS", 1 << 12)
     begun: list[Part] = []
     fill = Panels.fill
@@ -100,7 +93,7 @@ def test_a_failure_reaches_the_caller(draw: Any, monkeypatch: pytest.MonkeyPatch
     assert seen == [2]
 
 
-def test_tasks_after_a_failure_are_dropped() -> None:
+def test_tasks_after_a_failure_are_dropped():
     torch.set_num_threads(2)
     done: list[int] = []
     failed = threading.Event()
@@ -118,7 +111,7 @@ def test_tasks_after_a_failure_are_dropped() -> None:
     assert len(done) < 99_999
 
 
-def test_one_task_stays_in_the_thread_of_the_caller() -> None:
+def test_one_task_stays_in_the_thread_of_the_caller():
     threads: list[int] = []
 
     def work(tasks: Iterator[int]) -> None:
@@ -129,12 +122,11 @@ def test_one_task_stays_in_the_thread_of_the_caller() -> None:
     assert threads == [threading.get_ident()] * 3
 
 
-def test_autocast_does_not_reach_the_engine() -> None:
+def test_autocast_does_not_reach_the_engine():
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(1, 2, 40, 16, generator=generator) for _ in range(3))
     request = Request(stats=("entropy", "received"))
     plain = attend(q, k, v, request)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = attend(q, k, v, request)
-    for name, values in plain.items():
-        torch.testing.assert_close(under[name], values, rtol=0, atol=0, equal_nan=True)
+    check_same(under, plain)

@@ -14,84 +14,34 @@ import transformers
 Array = np.ndarray[Any, Any]
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-}
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 128,
+}  # fmt: skip
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
+WINDOWED = {**GROUPED, "head_dim": 8, "sliding_window": 7}
+WIDE = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "gpt2": WIDE,
+    "mistral": {**GROUPED, "sliding_window": 7},
+    "gemma2": {**WINDOWED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5},
+    "gpt_neox": SHAPE,
+    "gpt_oss": {
+        **WINDOWED, "num_local_experts": 2, "num_experts_per_tok": 1,
+        "rope_parameters": {"rope_type": "default"},
+    },
+    "gptj": {**WIDE, "rotary_dim": 8},
+    "llama4_text": {
+        **GROUPED, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
+        "attention_chunk_size": 8, "pad_token_id": 0,
+    },
+}  # fmt: skip
 
 
 def _build(family: str, **more: Any) -> Any:
-    made: dict[str, Callable[[], Any]] = {
-        "llama": lambda: transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**{**GROUPED, **more})
-        ),
-        "gpt2": lambda: transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                **{
-                    "vocab_size": 64,
-                    "n_embd": 32,
-                    "n_layer": 2,
-                    "n_head": 4,
-                    "n_positions": 128,
-                    **more,
-                }
-            )
-        ),
-        "mistral": lambda: transformers.MistralForCausalLM(
-            transformers.MistralConfig(**{**GROUPED, "sliding_window": 7, **more})
-        ),
-        "gemma2": lambda: transformers.Gemma2ForCausalLM(
-            transformers.Gemma2Config(
-                **{
-                    **GROUPED,
-                    "head_dim": 8,
-                    "sliding_window": 7,
-                    "query_pre_attn_scalar": 8,
-                    "attn_logit_softcapping": 1.5,
-                    **more,
-                }
-            )
-        ),
-        "neox": lambda: transformers.GPTNeoXForCausalLM(
-            transformers.GPTNeoXConfig(**{**SHAPE, **more})
-        ),
-        "gpt_oss": lambda: transformers.GptOssForCausalLM(
-            transformers.GptOssConfig(
-                **{
-                    **GROUPED,
-                    "head_dim": 8,
-                    "sliding_window": 7,
-                    "num_local_experts": 2,
-                    "num_experts_per_tok": 1,
-                    "rope_parameters": {"rope_type": "default"},
-                    **more,
-                }
-            )
-        ),
-        "gptj": lambda: transformers.GPTJForCausalLM(
-            transformers.GPTJConfig(
-                vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=8
-            )
-        ),
-        "llama4": lambda: transformers.Llama4ForCausalLM(
-            transformers.Llama4TextConfig(
-                **{
-                    **GROUPED,
-                    "head_dim": 8,
-                    "intermediate_size_mlp": 48,
-                    "num_local_experts": 2,
-                    "attention_chunk_size": 8,
-                    "pad_token_id": 0,
-                }
-            )
-        ),
-    }
+    config = transformers.AutoConfig.for_model(family, **{**FAMILIES[family], **more})
     torch.manual_seed(11)
-    model = made[family]().eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     # The initial weights are small, so that attention is all but uniform; make it say something.
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -151,18 +101,16 @@ def _eager(module: Any, prompt: list[int]) -> tuple[list[Array], list[Array], li
     def keep(part: Any, given: Any) -> None:
         mixed.append(given[0][0].double().numpy())
 
-    outs = [
-        part
+    handles = [
+        part.register_forward_pre_hook(keep)
         for name, part in module.named_modules()
         if name.endswith(("o_proj", "attn.c_proj", "attention.dense"))
     ]
-    handles = [part.register_forward_pre_hook(keep) for part in outs]
     module.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            result = module(
-                torch.tensor([prompt]), output_attentions=True, output_hidden_states=True
-            )
+            given = {"output_attentions": True, "output_hidden_states": True}
+            result = module(torch.tensor([prompt]), **given)
     finally:
         module.set_attn_implementation(before)
         for handle in handles:
@@ -219,22 +167,15 @@ def _recompute(
         return result
     if name == "learned_sink_mass":
         return 1.0 - weights.sum(-1)
-    if name == "received_later":
-        later = seen & (distance >= horizon[0]) & (distance <= horizon[1])
-        means = [
-            weights[:, later[:, key], key].mean(-1) if later[:, key].any() else [np.nan] * heads
-            for key in at
-        ]
+    counted = {
+        "received": seen,
+        "received_later": seen & (distance >= horizon[0]) & (distance <= horizon[1]),
+        "received_last": seen & (at[:, None] >= length - last),
+    }
+    if name in counted:
+        columns = [(weights[:, rows, key], rows.any()) for key, rows in enumerate(counted[name].T)]
+        means = [rows.mean(-1) if some else [np.nan] * heads for rows, some in columns]
         return np.stack(means, axis=-1)
-    if name == "received_last":
-        ends = seen & (at[:, None] >= length - last)
-        means = [
-            weights[:, ends[:, key], key].mean(-1) if ends[:, key].any() else [np.nan] * heads
-            for key in at
-        ]
-        return np.stack(means, axis=-1)
-    if name == "received":
-        return np.stack([weights[:, seen[:, key], key].mean(-1) for key in at], axis=-1)
     if name == "recent_mass":
         return (weights * (distance < recent)).sum(-1)
     if name == "span_mass":
@@ -277,9 +218,7 @@ def _recompute(
     result = np.full((heads, length, 2), np.nan)
     for query in at:
         earlier = [key for key in range(query) if prompt[key] == prompt[query]][-8:]
-        after = [
-            key + 1 for key in range(query) if prompt[key] == prompt[query] and key + 1 < query
-        ][-8:]
+        after = [key + 1 for key in range(query - 1) if prompt[key] == prompt[query]][-8:]
         for column, keys in enumerate((earlier, after)):
             if keys:
                 result[:, query, column] = weights[:, query, keys].sum(-1)

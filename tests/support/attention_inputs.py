@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.request import Request
-from headscope.kernels.weight_edits import WeightEdits
+from headscope.kernels.api import Request, WeightEdits
 
 PARAMETERS = {
     "first": 2, "offsets": (0, 1, 5, -1), "tile": 16, "clip": 40, "recent": 6, "share": 0.8, "k": 5,
@@ -75,6 +74,22 @@ def check_agreement(name: str, got: Tensor, expected: Tensor, *, logit: float = 
         assert error <= bound, f"{name}: off by {error:.2g}, allowed {bound:.2g}"
 
 
+def check_same(
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    tolerance: float = 0.0,
+    leave: tuple[str, ...] = (),
+) -> None:
+    """Fail unless two calls gave the same results, to a tolerance, NaN in the same places."""
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        if name not in leave:
+            torch.testing.assert_close(
+                found[name], values, rtol=tolerance, atol=tolerance, equal_nan=True,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )  # fmt: skip
+
+
 def keep(length: int, *kept: slice) -> Tensor:
     mask = torch.zeros(len(kept), length, dtype=torch.bool)
     for row, part in zip(mask, kept, strict=True):
@@ -82,8 +97,8 @@ def keep(length: int, *kept: slice) -> Tensor:
     return mask
 
 
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def holes(*shape: int) -> Tensor:
@@ -104,6 +119,7 @@ def spec(name: str, length: int) -> dict[str, Any]:
     """Name the arguments of a variant at a length."""
     half = max(length // 2, 1)
     late = slice(length // 3, None)
+    padded = keep(length, late, slice(0, half))
     variants: dict[str, dict[str, Any]] = {
         "causal": {},
         "one head a KV head": {"kv_heads": 4},
@@ -123,23 +139,17 @@ def spec(name: str, length: int) -> dict[str, Any]:
         "fewer queries in a window": {"queries": half, "window": 20},
         "cross": {"causal": False, "keys": length + 30},
         "cross with padded keys": {
-            "causal": False,
-            "keys": length + 30,
+            "causal": False, "keys": length + 30,
             "key_mask": keep(length + 30, slice(3, None), slice(0, 25)),
         },
-        "padded left and right": {"key_mask": keep(length, late, slice(0, half))},
-        "padded in a window": {"key_mask": keep(length, late, slice(0, half)), "window": 9},
+        "padded left and right": {"key_mask": padded},
+        "padded in a window": {"key_mask": padded, "window": 9},
         "padded, cached keys": {
-            "queries": half,
-            "key_mask": keep(length, late, slice(0, length - length // 4)),
+            "queries": half, "key_mask": keep(length, late, slice(0, length - length // 4)),
         },
         "holes in the keys": {"key_mask": keep(length, slice(0, None, 3), slice(0, None, 2))},
-        "bidirectional padded": {
-            "causal": False,
-            "key_mask": keep(length, late, slice(0, half)),
-            "query_mask": keep(length, late, slice(0, half)),
-        },
-        "queries left out": {"query_mask": keep(length, late, slice(0, half))},
+        "bidirectional padded": {"causal": False, "key_mask": padded, "query_mask": padded},
+        "queries left out": {"query_mask": padded},
         "small ragged tiles": {"request": {"tile": 7, "clip": None, "first": 300, "recent": 300}},
         "tiles of a token": {"request": {"tile": 1, "recent": 1, "k": 1}, "window": 70},
         "tiles longer than a panel": {"request": {"tile": 200, "k": 120, "share": 0.01}},
@@ -150,8 +160,7 @@ def spec(name: str, length: int) -> dict[str, Any]:
         "packed in a window": {"lengths": packed(length), "window": 9},
         "packed, bidirectional": {"lengths": packed(length), "causal": False},
         "packed and padded": {
-            "lengths": packed(length),
-            "key_mask": keep(length, late, slice(0, None, 2)),
+            "lengths": packed(length), "key_mask": keep(length, late, slice(0, None, 2)),
         },
         "alibi": {"slopes": torch.tensor([0.5, 0.25, 0.1, 0.0])},
         "alibi, bidirectional": {"slopes": torch.tensor([0.5, 0.1, 1.0, 2.0]), "causal": False},
@@ -161,16 +170,12 @@ def spec(name: str, length: int) -> dict[str, Any]:
         "sinks": {"sinks": torch.tensor([0.0, 3.0, -20.0, 60.0])},
         "sinks, sharp": {"sinks": torch.tensor([90.0, 3.0, -200.0, 600.0]), "sigma": 64.0},
         "sinks in a window, padded": {
-            "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]),
-            "window": 9,
-            "key_mask": keep(length, late, slice(0, half)),
+            "sinks": torch.tensor([0.0, 3.0, -2.0, 1.0]), "window": 9, "key_mask": padded,
         },
         "gates": {"edits": WeightEdits(gate=noise(1, 4))},
         "temperatures": {
-            "edits": WeightEdits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])),
-            "softcap": 5.0,
-            "sinks": torch.tensor([0.0, 3.0, -20.0, 1.0]),
-            "bias": holes(1, 4, 1, length),
+            "edits": WeightEdits(temperature=torch.tensor([0.5, 1.0, 2.0, 9.0])), "softcap": 5.0,
+            "sinks": torch.tensor([0.0, 3.0, -20.0, 1.0]), "bias": holes(1, 4, 1, length),
         },
         "keys weighed": {"edits": WeightEdits(key_bias=noise(2, 1, length))},
         "keys knocked out": {"edits": WeightEdits(key_bias=holes(1, 4, length))},
@@ -181,22 +186,18 @@ def spec(name: str, length: int) -> dict[str, Any]:
                 key_spans=(torch.arange(length) % 3 - 1).expand(2, -1),
             ),
         },
-        "streaming heads": {"edits": streaming(), "key_mask": keep(length, late, slice(0, half))},
+        "streaming heads": {"edits": streaming(), "key_mask": padded},
         "streaming heads, packed": {"edits": streaming(), "lengths": packed(length)},
         "all edits": {
             "edits": replace(
-                streaming(),
-                gate=noise(2, 4),
-                key_bias=holes(2, 4, length),
+                streaming(), gate=noise(2, 4), key_bias=holes(2, 4, length),
                 temperature=torch.tensor([0.5, 1.0, 2.0, 9.0]),
             ),
-            "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]),
-            "softcap": 4.0,
-            "window": 30,
+            "slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]), "softcap": 4.0, "window": 30,
         },
         "bfloat16": {"dtype": torch.bfloat16},
         "float16": {"dtype": torch.float16, "sigma": 8.0},
-    }
+    }  # fmt: skip
     return {"queries": length, "keys": length, **variants[name]} if name else {"": variants}
 
 
@@ -206,13 +207,8 @@ VARIANTS = tuple(spec("", 100)[""])
 def check_keys(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
     """Fail unless these are different keys, of the weights of their ranks."""
     weights = dense["pattern"].gather(3, got.nan_to_num().long())
-    torch.testing.assert_close(
-        weights.masked_fill(got.isnan(), torch.nan),
-        dense["topk"],
-        rtol=0,
-        atol=near,
-        equal_nan=True,
-    )
+    weights.masked_fill_(got.isnan(), torch.nan)
+    torch.testing.assert_close(weights, dense["topk"], rtol=0, atol=near, equal_nan=True)
     ordered = got.sort(dim=-1).values
     assert not (ordered[..., 1:] == ordered[..., :-1]).any()
 
@@ -221,10 +217,8 @@ def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float)
     """Fail unless this many tokens hold the share, and one token less does not."""
     weights = dense["pattern"]
     queries, keys = weights.shape[2:]
-    position = torch.arange(queries)[:, None] + (
-        keys - queries if inputs.options.get("causal", True) else 0
-    )
-    distance = (position - torch.arange(keys)).abs()
+    shift = keys - queries if inputs.options.get("causal", True) else 0
+    distance = (torch.arange(queries)[:, None] + shift - torch.arange(keys)).abs()
     for less in (0, 1):
         held = torch.where(distance < got[..., None] - less, weights, 0.0).sum(dim=-1)
         held = (held - inputs.request.share * weights.sum(dim=-1))[~got.isnan()]

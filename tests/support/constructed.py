@@ -14,6 +14,8 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -27,29 +29,11 @@ from headscope.probes.prompts.task import Prompt, Question, Task
 from headscope.probes.prompts.tasks._words import KINDS
 
 KEYS = [
-    "apple",
-    "banana",
-    "carrot",
-    "lemon",
-    "cherry",
-    "grape",
-    "onion",
-    "potato",
-    "tomato",
-    "pepper",
-]
+    "apple", "banana", "carrot", "lemon", "cherry", "grape", "onion", "potato", "tomato", "pepper",
+]  # fmt: skip
 VALUES = [
-    "north",
-    "south",
-    "east",
-    "west",
-    "summer",
-    "winter",
-    "spring",
-    "autumn",
-    "morning",
-    "evening",
-]
+    "north", "south", "east", "west", "summer", "winter", "spring", "autumn", "morning", "evening",
+]  # fmt: skip
 NAMES = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma", "Mark", "Lucy"]
 WORDS = ["<bos>", "<unk>", "note", "ask", ".", *KEYS, *VALUES, *NAMES]
 
@@ -70,9 +54,8 @@ INDUCTION = (1, 0)
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `<bos>` added by nobody: `Model.encode` puts it first."""
-    inner = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
-    )
+    numbers = {word: number for number, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
 
@@ -102,6 +85,7 @@ def circuit() -> Model:
     first, second = (block.attn for block in module.transformer.h)
     width = HEADS * SIZE
 
+    # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
     def query(head: int) -> int:
         return head * SIZE
 
@@ -111,7 +95,6 @@ def circuit() -> Model:
     def value(head: int) -> int:
         return 2 * width + head * SIZE
 
-    # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
     into = first.c_attn.weight
     into[PLACE + places[1:], query(0) + places[:-1]] = 1.5
     into[PLACE + places, key(0) + places] = 1.0
@@ -175,6 +158,17 @@ def random_llama(seed: int = 0, layers: int = 2, places: int = 256) -> Model:
     return load_model(LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
 
 
+def hybrid(vocabulary: int) -> Lfm2ForCausalLM:
+    """Four layers with random weights, of which 0 and 2 have no attention map."""
+    torch.manual_seed(3)
+    config = Lfm2Config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, block_ff_dim=48,
+        layer_types=["conv", "full_attention", "conv", "full_attention"], block_multiple_of=8,
+    )  # fmt: skip
+    return Lfm2ForCausalLM(config).eval()
+
+
 def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
     """Random words said twice; every word of the second half but the last is asked."""
     rng = random.Random(seed)
@@ -183,9 +177,7 @@ def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
         half = rng.sample([*KEYS, *VALUES, *NAMES], length)
         other = rng.sample([*KEYS, *VALUES, *NAMES], length)
         asked = [
-            Question(
-                length + at, (half[at + 1],), (half[at - 1],) if at else (half[-1],), (at + 1,)
-            )
+            Question(length + at, (half[at + 1],), (half[at - 1],), (at + 1,))
             for at in range(length - 1)
         ]
         prompts.append(Prompt((*half, *half), (*other, *half), tuple(asked)))
@@ -211,11 +203,8 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
 
 def encoder_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `[CLS]` before and `[SEP]` after every text."""
-    inner = Tokenizer(
-        models.WordLevel(
-            {word: number for number, word in enumerate(ENCODER_WORDS)}, unk_token="[UNK]"
-        )
-    )
+    numbers = {word: number for number, word in enumerate(ENCODER_WORDS)}
+    inner = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from bridges import bridge_of
 from torch import Tensor
 
 from headscope.kernels.api import Request
@@ -25,9 +26,8 @@ def draw(length: int, seed: int = 0) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(
-        found.double(), expected.double(), rtol=0, atol=TOLERANCE, equal_nan=True
-    )
+    given = found.double(), expected.double()
+    torch.testing.assert_close(*given, rtol=0, atol=TOLERANCE, equal_nan=True)
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -41,12 +41,8 @@ def eager(module: Any, kind: str, pair: Pair, **masks: Tensor) -> tuple[Tensor, 
     module.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            result = module(
-                input_ids=pair.source,
-                decoder_input_ids=pair.target,
-                output_attentions=True,
-                **masks,
-            )
+            given = {"input_ids": pair.source, "decoder_input_ids": pair.target, **masks}
+            result = module(**given, output_attentions=True)
     finally:
         module.set_attn_implementation(before)
     return result.logits, list(result[f"{kind}_attentions"])
@@ -185,12 +181,8 @@ def ablated(model: Model, module: Any, pair: Pair, *, layer: int, head: int) -> 
 
 def try_bridge(module: Any, words: Any) -> str:
     """Boot a TransformerBridge around a model with stacks of one depth, which is refused."""
-    from transformer_lens.model_bridge import TransformerBridge
-
     try:
-        bridge = TransformerBridge.boot_transformers(
-            "tiny", hf_model=module, tokenizer=words, dtype=torch.float32
-        )
+        bridge = bridge_of(module, words)
     except ValueError as error:
         if "Could not determine supported architecture" not in str(error):
             raise

@@ -9,8 +9,7 @@ everything is float64, on other devices float32 from products of float32.
 import torch
 from torch import Tensor
 
-from headscope.kernels.attention_spec import PLAIN, AttentionSpec
-from headscope.kernels.request import Request
+from headscope.kernels.api import PLAIN, AttentionSpec, Request
 
 BLOCK = 512
 ROWS = 64
@@ -225,9 +224,8 @@ class Stock:
         norms = self.v.norm(dim=-1, keepdim=True)
         # From the middle of the text, so that squares stay small.
         place = (self.position - len(self.position) // 2).to(self.q)
-        places = torch.stack((torch.ones_like(place), place, place**2), -1).expand(
-            *norms.shape[:3], 3
-        )
+        places = torch.stack((torch.ones_like(place), place, place**2), -1)
+        places = places.expand(*norms.shape[:3], 3)
         member = member[:, None].expand(-1, norms.shape[1], -1, -1)
         mixed = self.mix(torch.cat((norms, places, member), -1))
         total, first, second = mixed[..., 1:4].unbind(-1)

@@ -48,9 +48,7 @@ RECIPES = {"story": SmallStory, "python": SmallPython, "induction": ShortInducti
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_training_in_pieces_is_training_at_once_and_its_files_load(
-    name: str, tmp_path: Path
-) -> None:
+def test_training_in_pieces_is_training_at_once_and_its_files_load(name, tmp_path):
     at_once, pieces, shipped = (tmp_path / part for part in ("at_once", "pieces", "shipped"))
     train(RECIPES[name](), at_once, steps=3)
     train(RECIPES[name](), pieces, steps=2)
@@ -72,7 +70,7 @@ def test_training_in_pieces_is_training_at_once_and_its_files_load(
         assert (shipped / file).read_bytes() == (folder(MODELS[name]) / file).read_bytes()
 
 
-def test_snapshots_are_the_weights_of_their_steps(tmp_path: Path) -> None:
+def test_snapshots_are_the_weights_of_their_steps(tmp_path):
     train(ShortInduction(), tmp_path, steps=3)
     torch.manual_seed(ShortInduction.seed)
     start = ShortInduction().build().state_dict()
@@ -83,7 +81,7 @@ def test_snapshots_are_the_weights_of_their_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_average_the_gradients_of_their_rows(tmp_path: Path) -> None:
+def test_two_processes_average_the_gradients_of_their_rows(tmp_path):
     recipe = InductionRecipe()
     recipe.processes, recipe.snapshots = 2, (1,)
     train(recipe, tmp_path, steps=1)
@@ -102,7 +100,7 @@ def test_two_processes_average_the_gradients_of_their_rows(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["story", "python"])
-def test_rate_warms_up_and_falls(name: str) -> None:
+def test_rate_warms_up_and_falls(name):
     recipe: Recipe = recipe_of(name)
     first, last = recipe.phases[0], recipe.phases[-1]
     assert recipe.rate_at(0) == pytest.approx(first.rate / recipe.warmup)
@@ -110,6 +108,6 @@ def test_rate_warms_up_and_falls(name: str) -> None:
     assert recipe.rate_at(last.until - 1) < 0.03 * last.rate
 
 
-def test_rate_of_the_series_stays() -> None:
+def test_rate_of_the_series_stays():
     recipe = recipe_of("induction")
     assert recipe.rate_at(49) == recipe.rate_at(999) == 1.0

@@ -9,7 +9,7 @@ from headscope_training.python.tokenizer import SIZE
 
 
 @pytest.mark.parametrize("length", [96, 256])
-def test_forward_is_that_of_transformers(length: int) -> None:
+def test_forward_is_that_of_transformers(length):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(RECIPE.config())
     ids = torch.randint(0, SIZE, (2, length))
@@ -23,7 +23,7 @@ def test_forward_is_that_of_transformers(length: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(PHASES)))
-def test_rows_come_from_the_stream_or_repeat(number: int) -> None:
+def test_rows_come_from_the_stream_or_repeat(number):
     recipe = PythonRecipe()
     recipe.stream = torch.arange(4000) % (SIZE - 1) + 1
     ids, weights, _ = recipe.draw(PHASES[number].until - 1)

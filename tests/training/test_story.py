@@ -13,7 +13,7 @@ from headscope_training.story.rows import FILL, RowSource, rows
 from headscope_training.words import vocabulary
 
 
-def test_forward_is_that_of_transformers() -> None:
+def test_forward_is_that_of_transformers():
     torch.manual_seed(0)
     model = LlamaForCausalLM(RECIPE.config())
     for length in (96, 256):
@@ -26,14 +26,9 @@ def test_forward_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize(
     ("task", "options"),
-    [
-        ("induction", {"length": (4, 60)}),
-        ("recall", {"pairs": (2, 60), "bare": True}),
-    ],
+    [("induction", {"length": (4, 60)}), ("recall", {"pairs": (2, 60), "bare": True})],
 )
-def test_predictable_ids_of_a_row_followed_the_same_id_before(
-    task: str, options: dict[str, object]
-) -> None:
+def test_predictable_ids_of_a_row_followed_the_same_id_before(task, options):
     ids, weights, kinds = rows((RowSource(task, 1.0, options),), 8, 96, "rows")
     assert kinds == [task] * 8
     for row, weight in zip(ids, weights, strict=True):
@@ -45,7 +40,7 @@ def test_predictable_ids_of_a_row_followed_the_same_id_before(
             assert (row[position], row[position + 1]) in earlier
 
 
-def test_needle_row_ends_in_its_answer_and_depths_vary() -> None:
+def test_needle_row_ends_in_its_answer_and_depths_vary():
     source = RowSource("needle", 1.0, {"span": 1, "depth": (0.0, 1.0), "length": FILL}, answer=4.0)
     ids, weights, _ = rows((source,), 12, 96, "needle")
     note = vocabulary()["note"]
@@ -56,7 +51,7 @@ def test_needle_row_ends_in_its_answer_and_depths_vary() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(PHASES)))
-def test_every_phase_draws_rows_that_teach(number: int) -> None:
+def test_every_phase_draws_rows_that_teach(number):
     step = PHASES[number].until - 1
     ids, weights, kinds = RECIPE.draw(step)
     assert ids.shape == (weights.shape[0], weights.shape[1] + 1)

@@ -4,6 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope import viz
 from headscope.kernels.errors import HeadscopeError
@@ -28,9 +29,8 @@ def array(*sizes: tuple[str, int], **attrs: object) -> xr.DataArray:
     dims, shape = tuple(name for name, _ in sizes), tuple(size for _, size in sizes)
     meaning = {"long_name": "Some score.", "units": "share", "scale": "sequential"}
     coords = EDGE if "edge" in dims else PLACE if "point" in dims else None
-    return xr.DataArray(
-        RNG.uniform(0.1, 0.9, shape), dims=dims, coords=coords, attrs={**meaning, **attrs}
-    )
+    values, attrs = RNG.uniform(0.1, 0.9, shape), {**meaning, **attrs}
+    return xr.DataArray(values, dims=dims, coords=coords, attrs=attrs)
 
 
 LAYERS, HEADS = ("layer", 3), ("head", 4)
@@ -76,18 +76,18 @@ def words(figure: go.Figure) -> str:
     return figure.to_json()
 
 
-def test_every_view_is_tested() -> None:
+def test_every_view_is_tested():
     assert set(DRAWN) == set(viz.names())
 
 
 @pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
-def test_exactly_one_view_accepts(view: str, drawn: xr.DataArray) -> None:
+def test_exactly_one_view_accepts(view, drawn):
     assert [name for name in viz.names() if viz.load(name).accepts(drawn)] == [view]
     assert viz.choose(drawn).__name__ == f"headscope.viz.{view}"
 
 
 @pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
-def test_a_figure_says_what_it_shows_in_which_units(view: str, drawn: xr.DataArray) -> None:
+def test_a_figure_says_what_it_shows_in_which_units(view, drawn):
     figure = viz.choose(drawn).figure(drawn)
     assert isinstance(figure, go.Figure)
     assert "Some score" in figure.layout.title.text
@@ -108,7 +108,7 @@ def test_a_figure_says_what_it_shows_in_which_units(view: str, drawn: xr.DataArr
 
 
 @pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
-def test_the_value_stands_in_the_hover_text(view: str, drawn: xr.DataArray) -> None:
+def test_the_value_stands_in_the_hover_text(view, drawn):
     value = float(drawn.values.ravel()[0])
     figure = viz.choose(drawn).figure(drawn)
     if view == "number":
@@ -121,19 +121,17 @@ def test_the_value_stands_in_the_hover_text(view: str, drawn: xr.DataArray) -> N
         for text in (trace.hovertext, trace.text)
         if isinstance(text, tuple | list | np.ndarray)
     ]
-    assert any("%{z" in one for one in templates) or any(
-        f"{value:.3f}" in str(text) for text in texts
-    )
+    assert any("%{z" in one for one in templates) or f"{value:.3f}" in " ".join(map(str, texts))
 
 
 @pytest.mark.parametrize("dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("key", 9),)])
-def test_a_declared_range_is_honoured(dims: tuple[tuple[str, int], ...]) -> None:
+def test_a_declared_range_is_honoured(dims):
     figure = viz.choose(each := array(*dims, low=-0.5, high=2.0)).figure(each)
     assert (-0.5, 2.0) in ranges(figure)
 
 
 @pytest.mark.parametrize("dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("key", 9),)])
-def test_a_diverging_range_is_centred_on_zero(dims: tuple[tuple[str, int], ...]) -> None:
+def test_a_diverging_range_is_centred_on_zero(dims):
     each = array(*dims, scale="diverging") - 0.2
     each.attrs.update(scale="diverging", units="logits")
     (bounds,) = ranges(viz.choose(each).figure(each))
@@ -158,7 +156,7 @@ def ranges(figure: go.Figure) -> set[tuple[float, float]]:
 @pytest.mark.parametrize(
     "dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("prompt", 2), ("key", 6))]
 )
-def test_missing_is_grey_and_not_zero(dims: tuple[tuple[str, int], ...]) -> None:
+def test_missing_is_grey_and_not_zero(dims):
     each = array(*dims)
     each[1, 1] = np.nan
     figure = viz.choose(each).figure(each)
@@ -171,7 +169,7 @@ def test_missing_is_grey_and_not_zero(dims: tuple[tuple[str, int], ...]) -> None
     assert "grey" in figure.layout.title.subtitle.text
 
 
-def test_a_missing_bar_is_marked_grey() -> None:
+def test_a_missing_bar_is_marked_grey():
     each = array(("key", 4))
     each[2] = -np.inf
     figure = viz.choose(each).figure(each)
@@ -179,7 +177,7 @@ def test_a_missing_bar_is_marked_grey() -> None:
     assert "not measured" in figure.data[0].hovertext[2]
 
 
-def test_layer_zero_is_at_the_top_and_heads_are_named() -> None:
+def test_layer_zero_is_at_the_top_and_heads_are_named():
     figure = viz.choose(each := array(LAYERS, HEADS)).figure(each)
     assert figure.layout.yaxis.autorange == "reversed"
     hover = figure.data[-1].text
@@ -188,7 +186,7 @@ def test_layer_zero_is_at_the_top_and_heads_are_named() -> None:
     assert list(figure.data[-1].customdata[5]) == [1, 1]
 
 
-def test_the_rank_of_a_head_is_counted_from_the_largest() -> None:
+def test_the_rank_of_a_head_is_counted_from_the_largest():
     each = array(LAYERS, HEADS)
     each.values = np.arange(12.0).reshape(3, 4)
     hover = viz.choose(each).figure(each).data[-1].text
@@ -196,14 +194,14 @@ def test_the_rank_of_a_head_is_counted_from_the_largest() -> None:
     assert "rank 1 of 12" in hover[11]
 
 
-def test_a_subset_of_layers_keeps_its_names() -> None:
+def test_a_subset_of_layers_keeps_its_names():
     each = array(LAYERS, HEADS).assign_coords(layer=[2, 5, 11], head=[0, 3, 6, 9])
     figure = viz.choose(each).figure(each)
     assert figure.data[-1].text[-1].startswith("<b>L11H9</b>")
     assert figure.layout.yaxis.ticktext == ("L2", "L5", "L11")
 
 
-def test_intervals_are_companions_and_stand_in_the_hover_text() -> None:
+def test_intervals_are_companions_and_stand_in_the_hover_text():
     mean = array(LAYERS, HEADS)
     lower, upper = (mean * 0 + 0.123).assign_attrs(interval_of="x"), mean * 0 + 0.877
     upper.attrs["interval_of"] = "x"
@@ -212,7 +210,7 @@ def test_intervals_are_companions_and_stand_in_the_hover_text() -> None:
     assert "95 % interval 0.123 to 0.877" in viz.draw(data, "x").data[-1].text[0]
 
 
-def test_tokens_show_their_whitespace_and_their_position() -> None:
+def test_tokens_show_their_whitespace_and_their_position():
     words_of = [" the", "a\nb", "<bos>", "\t"]
     each = array(("query", 4), ("key", 4)).assign_coords(token=("query", words_of))
     figure = viz.choose(each).figure(each)
@@ -222,7 +220,7 @@ def test_tokens_show_their_whitespace_and_their_position() -> None:
     assert viz.choose(lane).figure(lane).data[0].hovertext[1].startswith("1: a⏎b<br>")
 
 
-def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so() -> None:
+def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so():
     weights = np.zeros((1030, 1030))
     weights[1001, 77] = 0.8
     each = xr.DataArray(weights, dims=("query", "key"), attrs={"units": "share"})
@@ -235,7 +233,7 @@ def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so() -> None:
     assert "strongest of 3 × 3" in figure.layout.title.subtitle.text
 
 
-def test_points_stand_at_their_places_and_kinds_differ_by_their_shape() -> None:
+def test_points_stand_at_their_places_and_kinds_differ_by_their_shape():
     each = array(("plane", 2), ("point", 3)).assign_coords(plane=["L0H0", "L0H1"])
     each = each.assign_coords(x=(("plane", "point"), [[0.0, 1.0, 2.0], [7.0, 8.0, 9.0]]))
     figure = viz.choose(each).figure(each)
@@ -252,12 +250,11 @@ def test_points_stand_at_their_places_and_kinds_differ_by_their_shape() -> None:
     np.testing.assert_allclose(second.args[0]["marker.color"][1], each.values[1, [1]])
 
 
-def test_points_without_a_place_are_refused() -> None:
-    with pytest.raises(HeadscopeError, match="no view draws"):
-        viz.choose(xr.DataArray([1.0], dims=("point",), name="x"))
+def test_points_without_a_place_are_refused():
+    check_refusal("view", viz.choose, xr.DataArray([1.0], dims=("point",), name="x"))
 
 
-def test_a_matrix_names_its_pairs_and_coarsens_when_large() -> None:
+def test_a_matrix_names_its_pairs_and_coarsens_when_large():
     each = array(("one", 3), ("other", 3)).assign_coords(one=list("abc"), other=list("abc"))
     each[0, 1] = np.nan
     figure = viz.choose(each.transpose("other", "one")).figure(each.transpose("other", "one"))
@@ -276,7 +273,7 @@ def grown(*sizes: tuple[str, int]) -> xr.DataArray:
     return array(("checkpoint", 3), *sizes).assign_coords(steps)
 
 
-def test_lines_stand_at_their_steps_and_name_heads_and_checkpoints() -> None:
+def test_lines_stand_at_their_steps_and_name_heads_and_checkpoints():
     each = grown(LAYERS, HEADS)
     each[1, 2, 3] = np.nan
     figure = viz.choose(each).figure(each, lower=each - 0.1, upper=each + 0.1)
@@ -293,7 +290,7 @@ def test_lines_stand_at_their_steps_and_name_heads_and_checkpoints() -> None:
     assert figure.layout.xaxis.title.text == "training step"
 
 
-def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn() -> None:
+def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn():
     few = grown(("condition", 2))
     figure = viz.choose(few).figure(few, lower=few - 0.1, upper=few + 0.1)
     assert [trace.fill for trace in figure.data] == [None, None, "toself", "toself"]
@@ -310,14 +307,14 @@ def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn() -> Non
     assert len(looks) == 24
 
 
-def test_negative_edges_differ_by_more_than_colour() -> None:
+def test_negative_edges_differ_by_more_than_colour():
     each = array(("edge", 3))
     each[1] = -0.4
     figure = viz.choose(each).figure(each)
     assert {t.line.dash for t in figure.data if t.mode == "lines"} == {"solid", "dot"}
 
 
-def test_text_of_others_cannot_become_markup() -> None:
+def test_text_of_others_cannot_become_markup():
     each = array(("key", 2), long_name="<img src=x onerror=alert(1)>", units="<b>")
     figure = viz.choose(each).figure(each)
     assert "<img" not in words(figure).replace("&lt;img", "")
@@ -332,19 +329,18 @@ def test_text_of_others_cannot_become_markup() -> None:
     ],
     ids=["three dims", "text", "edges without ends"],
 )
-def test_what_no_view_draws_is_refused(drawn: xr.DataArray) -> None:
-    with pytest.raises(HeadscopeError, match="no view draws"):
-        viz.choose(drawn)
+def test_what_no_view_draws_is_refused(drawn):
+    check_refusal("view", viz.choose, drawn)
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_are_refused():
     with pytest.raises(HeadscopeError, match="no view is called 'pie'"):
         viz.load("pie")
     with pytest.raises(HeadscopeError, match="no variable 'y'; use one of x"):
         viz.draw(xr.Dataset({"x": array(("key", 2))}), "y")
 
 
-def test_keys_with_words_of_their_own_are_labelled_by_them() -> None:
+def test_keys_with_words_of_their_own_are_labelled_by_them():
     drawn = array(("query", 2), ("key", 2), attention="cross").assign_coords(
         token=("query", ["guten", "Tag"]), key_token=("key", ["good", "day"])
     )
@@ -355,7 +351,7 @@ def test_keys_with_words_of_their_own_are_labelled_by_them() -> None:
     assert list(lane.layout.xaxis.ticktext) == ["good", "day"]
 
 
-def test_a_window_names_the_words_of_its_keys() -> None:
+def test_a_window_names_the_words_of_its_keys():
     window = xr.DataArray(
         [[0.2, 0.1], [0.3, 0.4]],
         dims=("query", "key"),
@@ -371,7 +367,7 @@ def test_a_window_names_the_words_of_its_keys() -> None:
     assert list(drawn.x) == ["2: c", "3: d"]
 
 
-def test_an_overview_says_which_tokens_a_click_means() -> None:
+def test_an_overview_says_which_tokens_a_click_means():
     pooled = xr.DataArray(
         [[0.9, 0.0], [0.25, 0.75]], dims=("query_tile", "key_tile"), attrs={"units": "share"}
     )
@@ -385,9 +381,7 @@ def test_an_overview_says_which_tokens_a_click_means() -> None:
     assert (frame.y0, frame.y1, frame.x0, frame.x1) == (9.5, 19.5, 2.5, 8.5)
 
 
-def test_show_shows_the_named_variables_or_all_but_intervals(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_show_shows_the_named_variables_or_all_but_intervals(monkeypatch):
     shown: list[str] = []
     monkeypatch.setattr(
         go.Figure, "show", lambda figure: shown.append(figure.layout.title.text), raising=True
@@ -398,12 +392,11 @@ def test_show_shows_the_named_variables_or_all_but_intervals(
     viz.show(found)
     viz.show(found, "rate")
     assert shown == ["<b>Score</b>", "<b>Rate</b>", "<b>Rate</b>"]
-    with pytest.raises(HeadscopeError, match="no variable 'rats'"):
-        viz.show(found, "rate", "rats")
+    check_refusal("view", viz.show, found, "rate", "rats")
     assert len(shown) == 3
 
 
-def test_top_lists_heads_by_score_with_what_stands_beside() -> None:
+def test_top_lists_heads_by_score_with_what_stands_beside():
     values = np.array([[0.1, -0.9, 0.5, np.nan], [0.2, 0.3, 0.4, 0.0]])
     dims = ("layer", "head")
     layers = {"layer": [2, 5]}

@@ -53,18 +53,9 @@ def ask(kind: type[Edit]) -> dict[str, Any]:
 def build(
     kind: type[Edit], heads: Sequence[Head], values: Mapping[str, Any], model: Model, prompts: Any
 ) -> Edit:
-    """Make the edit that a form describes.
+    """Make the edit that a form describes, from the ``values`` that `ask` has returned.
 
-    Parameters
-    ----------
-    kind
-        Its class.
-    heads
-        The heads, as (layer, head) pairs.
-    values
-        What `ask` has returned.
-    model, prompts
-        Vectors are the means of ``z`` over these prompts; gates are 1 at the other heads.
+    Vectors are the means of ``z`` over the prompts; gates are 1 at the other heads.
     """
     arguments: dict[str, Any] = {"heads": tuple(heads)} if _names_heads(kind) else {}
     for name, hint in _hints(kind).items():

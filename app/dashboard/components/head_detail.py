@@ -84,9 +84,7 @@ def draw_pattern(
 ) -> pattern_window.Window | None:
     """Draw a head's attention on a prompt of the run, or on the user's own text.
 
-    Returns
-    -------
-    The window that is drawn, or None where the whole map is.
+    Returns the window that is drawn, or None where the whole map is.
     """
     window = None
     lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])

@@ -10,8 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headscope.probes.attention.tracing.mask import Mask, check_least, dtype_of, least
-from headscope.probes.attention.tracing.mask_rule import MaskRule, read
+from headscope.probes.attention.tracing.mask import (
+    Mask,
+    MaskRule,
+    check_least,
+    dtype_of,
+    least,
+    read,
+)
 from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, Unknown
 
 UNSEEN = MaskRule()

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headscope.kernels.errors import UnsupportedModel
-from headscope.probes.attention.tracing.mask_rule import MaskRule, read
+from headscope.probes.attention.tracing.mask import MaskRule, read
 from headscope.probes.attention.tracing.scores import Attention, Scores
 from headscope.probes.attention.tracing.symbolic_tensor import SymbolicTensor, Unknown, name_of
 
@@ -26,17 +26,13 @@ def trace_attention(root: nn.Module, receive: Receive) -> Iterator[None]:
     it stands as `Scores` until it meets the values, and `receive` answers with the heads' outputs.
     """
     tracer = _Tracer(root, receive)
-    handles = []
-    for part in root.modules():
-        if "Attention" in type(part).__name__:
-            handles.append(part.register_forward_pre_hook(tracer.enter))
-            handles.append(part.register_forward_hook(tracer.leave, always_call=True))
-    try:
+    with ExitStack() as stack:
+        for part in root.modules():
+            if "Attention" in type(part).__name__:
+                stack.enter_context(part.register_forward_pre_hook(tracer.enter))
+                stack.enter_context(part.register_forward_hook(tracer.leave, always_call=True))
         with tracer:
             yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Tracer(TorchFunctionMode):

@@ -3,10 +3,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from refusals import check_refusal
 
 from headscope.analyses import block_influence
 from headscope.analyses._interventions.next_token_loss import losses
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.interventions import Ablate
 
@@ -73,5 +73,4 @@ def test_the_note_says_which_block_the_loss_would_skip(bundled):
 
 def test_single_tokens_are_refused(random_llama):
     cap = capture(random_llama, [[5]], stats=("lse",))
-    with pytest.raises(HeadscopeError, match="all have one token"):
-        block_influence.run(cap, random_llama)
+    check_refusal("prompts", block_influence.run, cap, random_llama)

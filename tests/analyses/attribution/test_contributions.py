@@ -5,7 +5,6 @@ from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import contributions
 from headscope.analyses._measurements import head_outputs
-from headscope.analyses._runtime.progress import reporting
 from headscope.analyses.attribution import _head_writing
 from headscope.probes import capture
 from headscope.probes.interventions import Ablate
@@ -32,9 +31,8 @@ def test_contributions_are_what_the_layers_output_loses_and_sum_to_it(random_lla
     norms = torch.stack(pieces).norm(dim=-1).numpy()
     np.testing.assert_allclose(result["token_norm"].values[1], norms, atol=1e-6)
     np.testing.assert_allclose(sum(pieces), whole[0].double(), atol=1e-6)
-    np.testing.assert_allclose(
-        result["norm_share"].values[1], (norms / norms.sum(0)).mean(1), atol=1e-5
-    )
+    share = (norms / norms.sum(0)).mean(1)
+    np.testing.assert_allclose(result["norm_share"].values[1], share, atol=1e-5)
     np.testing.assert_allclose(result["output_share"].sum("head"), 1, atol=1e-6)
 
 
@@ -49,11 +47,9 @@ def test_shares_sum_to_one_token_by_token(random_llama):
 
 
 @pytest.mark.requirement("D4")
-def test_the_heads_that_write_hold_all_of_their_layer(circuit):
+def test_the_heads_that_write_hold_all_of_their_layer(circuit, progress):
     cap = capture(circuit, repeated(n=3, length=6), stats=(), keep=("z",))
-    calls = []
-    with reporting(lambda *step: calls.append(step)):
-        result = contributions.run(cap, circuit, causal_prompts=2)
+    result = contributions.run(cap, circuit, causal_prompts=2)
     expected = np.zeros((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 1.0
     for name in ("norm_share", "output_share"):
@@ -64,7 +60,7 @@ def test_the_heads_that_write_hold_all_of_their_layer(circuit):
     silent = expected == 0
     np.testing.assert_allclose(result["loss_ablation"].values[silent], 0, atol=1e-6)
     assert (np.abs(result["loss_ablation"].values[~silent]) > 0.1).all()
-    assert calls[-1] == (16, 16)
+    assert progress[-1] == (16, 16)
     agrees = float(result["share_vs_ablation_lower"]) > 0
     assert result.attrs["verdict"] == ("supported" if agrees else "disagreement")
 

@@ -1,10 +1,10 @@
 import copy
-import warnings
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from bridges import bridge_of
 from constructed import INDUCTION, WORDS, repeated
 from transformers import PreTrainedTokenizerFast
 
@@ -31,34 +31,31 @@ def uneven(module, scale=0.5):
     return module.eval()
 
 
+SIZE = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
+WIDE = {
+    **SIZE, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 80,
+}  # fmt: skip
+GROUPED = {**WIDE, "head_dim": 8, "num_key_value_heads": 2}
+FAMILIES = {
+    "gpt2": {**SIZE, "n_positions": 80, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "llama": WIDE,
+    "qwen3": {**GROUPED, "hidden_size": 33},  # odd
+    "gpt_neox": WIDE,  # attention and MLP in parallel
+    "phi": WIDE,
+    "granite": {**WIDE, "residual_multiplier": 0.5},  # scaled
+    "gemma2": GROUPED,
+}
+
+
 def family(name, tokenizer):
     torch.manual_seed(0)
-    size = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
-    wide = {
-        **size, "hidden_size": 33 if name == "odd" else 32, "intermediate_size": 16,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 80,
-    }  # fmt: skip
-    made = {
-        "gpt2": lambda: transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(**size, n_positions=80, n_embd=32, n_layer=2, n_head=4)
-        ),
-        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**wide)),
-        "odd": lambda: transformers.Qwen3ForCausalLM(
-            transformers.Qwen3Config(**wide, head_dim=8, num_key_value_heads=2)
-        ),
-        "parallel": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**wide)),
-        "phi": lambda: transformers.PhiForCausalLM(transformers.PhiConfig(**wide)),
-        "scaled": lambda: transformers.GraniteForCausalLM(
-            transformers.GraniteConfig(**wide, residual_multiplier=0.5)
-        ),
-        "gemma2": lambda: transformers.Gemma2ForCausalLM(
-            transformers.Gemma2Config(**wide, head_dim=8, num_key_value_heads=2)
-        ),
-    }[name]  # fmt: skip
-    return load_model(uneven(made()), tokenizer=tokenizer)
+    config = transformers.AutoConfig.for_model(name, **FAMILIES[name])
+    module = transformers.AutoModelForCausalLM.from_config(config)
+    return load_model(uneven(module), tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "odd", "parallel", "phi", "scaled"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma2"])
 def test_parts_sum_to_the_logit_difference(name, random_llama, task):
     model = family(name, random_llama.tokenizer)
     parts = direct_logit_attribution.attribute(model, task)
@@ -68,40 +65,30 @@ def test_parts_sum_to_the_logit_difference(name, random_llama, task):
     assert np.abs(parts.heads).max() > 1e-4
 
 
+@pytest.mark.filterwarnings("ignore")  # TransformerLens warns about its own dependencies
 def test_heads_are_those_of_transformer_lens(random_llama, task, tmp_path):
     module = uneven(copy.deepcopy(random_llama.module))
     model = load_model(module, tokenizer=random_llama.tokenizer)
     random_llama.tokenizer.save_pretrained(tmp_path)
-    saved = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TransformerLens warns about its own dependencies
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridge = TransformerBridge.boot_transformers(
-            "random-llama", hf_model=copy.deepcopy(module), tokenizer=saved, dtype=torch.float32
-        )
-        encoded = ablation.encode_task(model, task)
-        ids, asked = encoded.ids, encoded.questions
-        expected = np.zeros((2, 2, 4))
-        # TransformerLens leaves the gain of a norm that is not folded to the caller.
-        table = (module.lm_head.weight * module.model.norm.weight).detach()
-        for row, (prompt, questions) in enumerate(zip(ids, asked, strict=True)):
-            with torch.no_grad():
-                _, cache = bridge.run_with_cache(torch.tensor([prompt]))
-                for one in questions:
-                    stack = cache.stack_head_results(layer=-1, pos_slice=one.at)
-                    normed = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=one.at)[:, 0]
-                    towards = table[one.answer_ids[0]] - table[one.wrong_ids[0]]
-                    each = (normed @ towards).reshape(2, 4).numpy()
-                    expected[row] += each / len(questions)
+    bridge = bridge_of(copy.deepcopy(module), PreTrainedTokenizerFast.from_pretrained(tmp_path))
+    encoded = ablation.encode_task(model, task)
+    expected = np.zeros((2, 2, 4))
+    # TransformerLens leaves the gain of a norm that is not folded to the caller.
+    table = (module.lm_head.weight * module.model.norm.weight).detach()
+    for row, (prompt, questions) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
+        with torch.no_grad():
+            _, cache = bridge.run_with_cache(torch.tensor([prompt]))
+            for one in questions:
+                stack = cache.stack_head_results(layer=-1, pos_slice=one.at)
+                normed = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=one.at)[:, 0]
+                towards = table[one.answer_ids[0]] - table[one.wrong_ids[0]]
+                expected[row] += (normed @ towards).reshape(2, 4).numpy() / len(questions)
     found = direct_logit_attribution.attribute(model, task).heads
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, atol=2e-5)
     # The bridge itself through headscope: the same numbers.
-    again = direct_logit_attribution.attribute(
-        load_model(bridge, tokenizer=random_llama.tokenizer), task
-    ).heads
-    np.testing.assert_allclose(again, expected, atol=2e-5)
+    again = direct_logit_attribution.attribute(load_model(bridge, tokenizer=model.tokenizer), task)
+    np.testing.assert_allclose(again.heads, expected, atol=2e-5)
 
 
 def test_only_the_head_that_copies_writes_to_the_answer(circuit):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-import torch
+from architectures import eager_maps
 from constructed import INDUCTION, needle
-from transformers import LlamaForCausalLM
 
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.runner import execute
@@ -12,22 +11,17 @@ from headscope.probes import capture
 from headscope.probes.interventions import KnockOut
 from headscope.probes.prompts import tasks
 
+pytestmark = pytest.mark.requirement("B5")
+
 COPYING = ("L3H0", "L3H1", "L3H4", "L3H5", "L3H7")
 IDS = [0, *np.random.default_rng(0).integers(5, 35, 20).tolist()]
 
 
-@pytest.mark.requirement("B5")
 def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(random_llama):
     """Closed form from the model's own maps: (z − Σ_span A v) / (1 − Σ_span A)."""
     span, query = [4, 5, 9], 17
     values = capture(random_llama, [IDS], stats=(), keep=("v",))["v"].values[0].astype(float)
-    eager = LlamaForCausalLM._from_config(
-        random_llama.module.config, attn_implementation="eager"
-    ).eval()
-    eager.load_state_dict(random_llama.module.state_dict())
-    with torch.no_grad():
-        maps = torch.stack(eager(torch.tensor([IDS]), output_attentions=True).attentions)
-    rows = maps[:, 0, :, query].double().numpy()
+    rows = eager_maps(random_llama.module, IDS)[:, :, query].numpy()
     kept = np.delete(np.arange(len(IDS)), span)
     # Four query heads share two key-value heads.
     read = np.repeat(values, 2, axis=1)
@@ -39,10 +33,7 @@ def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(rando
     np.testing.assert_allclose(outputs(random_llama, IDS, query, (), "total"), whole, atol=1e-5)
 
 
-@pytest.mark.requirement("B5")
-def test_the_total_effect_is_that_of_the_edit_and_equals_the_direct_one_in_the_first_layer(
-    random_llama,
-):
+def test_the_total_effect_is_that_of_the_edit_and_in_the_first_layer_the_direct_one(random_llama):
     span, query = (4, 5, 9), 17
     every = tuple((layer, head) for layer in range(2) for head in range(4))
     edit = KnockOut(heads=every, keys=span, queries=tuple(range(5, len(IDS))))
@@ -63,7 +54,6 @@ def test_the_distance_is_a_share_of_the_two_norms():
     assert share[0].tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.requirement("B5")
 def test_the_planted_head_alone_reads_the_fact(circuit):
     task = needle(("north",), n=3)
     result = execute("context_reliance", circuit, task=task, options={"best": 1, "draws": 2})
@@ -77,7 +67,6 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
     assert result.attrs["verdict"] == "supported"
 
 
-@pytest.mark.requirement("B5")
 @pytest.mark.parametrize("space", ["residual", "z"])
 def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space):
     options = {"draws": 2, "space": space}
@@ -91,7 +80,6 @@ def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space)
     assert result["accuracy"].values[1] < 0.2
 
 
-@pytest.mark.requirement("B5")
 def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
     """The claim behind the score, by another intervention: only the fact, only in these heads."""
     from headscope.probes.prompts.reading import read

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from constructed import HEADS, INDUCTION, KEYS, NAMES, SIZE, TOKEN, VALUES, WORDS, repeated
+from refusals import check_refusal
 from scipy.stats import ttest_ind, ttest_rel
 
 from headscope.analyses._runtime.runner import execute
@@ -75,9 +76,7 @@ def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flag
 
 @pytest.mark.requirement("B6")
 @pytest.mark.parametrize(("task", "other"), [("recall", "brackets"), ("induction", "corrupted")])
-def test_heads_of_one_condition_hurt_it_more_than_the_other_and_than_random_ones(
-    bundled, task, other
-):
+def test_heads_of_one_condition_hurt_it_more_than_the_other_does(bundled, task, other):
     options = {"other": other, "checked": 6}
     result = execute("contrast", bundled, task=task, n=8, options=options)
     found = set(result.attrs["heads_by_type"]["more evidence in A"])
@@ -145,10 +144,8 @@ def test_bad_input_is_refused(bundled, circuit):
         execute("contrast", bundled, n=4, options={"statistics": "size"})
     with pytest.raises(HeadscopeError, match="statistics: there are none"):
         execute("contrast", bundled, n=4, options={"statistics": " "})
-    with pytest.raises(HeadscopeError, match="n: 2 prompts"):
-        execute("contrast", bundled, n=2)
-    with pytest.raises(HeadscopeError, match="task: 'nothing' is unknown"):
-        execute("contrast", bundled, n=4, options={"other": "nothing"})
+    check_refusal("n", execute, "contrast", bundled, n=2)
+    check_refusal("task", execute, "contrast", bundled, n=4, options={"other": "nothing"})
     bare = tuple(
         Prompt(each.words, each.corrupted, (Question(3, (KEYS[0],)),))
         for each in repeated(n=4, length=4).prompts

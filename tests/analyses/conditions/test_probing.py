@@ -3,7 +3,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from architectures import eager_maps
 from constructed import ENCODER_WORDS, INDUCTION, encoder, encoder_tokenizer, repeated
+from refusals import check_refusal
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.conditions import _linked_pairs
@@ -51,9 +53,7 @@ def parser():
 
 @pytest.mark.requirement("A11")
 @pytest.mark.parametrize(("asked", "direction"), [("dependent", 0), ("governor", 1)])
-def test_the_probe_of_an_encoder_finds_the_planted_relation_in_either_direction(
-    parser, asked, direction
-):
+def test_the_probe_of_an_encoder_finds_the_relation_in_either_direction(parser, asked, direction):
     result = execute("probing", parser, task=sentences(asked=asked))
     accuracy = dict(zip(result["probe"].values.tolist(), result["accuracy"].values, strict=True))
     assert accuracy["all heads"] == 1.0
@@ -79,13 +79,8 @@ def test_weights_between_two_tokens_are_those_of_the_models_own_maps(parser, bun
         links = _linked_pairs.find(given, "evidence", 3, both_ways=both_ways, seed=0)
         cap = capture(model, task, stats=("lse",), keep=("q", "k"))
         found = _linked_pairs.weights(cap, links, both_ways=both_ways)
-        kind = type(model.module)
-        eager = kind._from_config(model.module.config, attn_implementation="eager").eval()
-        eager.load_state_dict(model.module.state_dict())
         for link, each in zip(links, found, strict=True):
-            with torch.no_grad():
-                own = eager(torch.tensor([given.ids[link.prompt]]), output_attentions=True)
-            whole = torch.stack(own.attentions)[:, 0].numpy()
+            whole = eager_maps(model.module, given.ids[link.prompt]).numpy()
             assert given.encoded.questions[link.prompt]
             there = whole[:, :, link.query, link.candidates].transpose(2, 0, 1)
             np.testing.assert_allclose(each[:, 0], there, atol=1e-4)
@@ -144,18 +139,15 @@ def test_a_long_prompt_has_a_limited_number_of_candidates(bundled):
     links = _linked_pairs.find(given, "evidence", 4, both_ways=False, seed=0)
     assert [len(link.candidates) for link in links] == [_linked_pairs.CANDIDATES] * 2
     for link in links:
-        assert set(link.candidates[link.right]) == set(
-            given.encoded.questions[link.prompt][0].evidence
-        )
+        evidence = given.encoded.questions[link.prompt][0].evidence
+        assert set(link.candidates[link.right]) == set(evidence)
         assert link.candidates.max() < link.query
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(HeadscopeError, match="n: 3 prompts cannot be split"):
-        execute("probing", bundled, n=3)
+    check_refusal("n", execute, "probing", bundled, n=3)
     silent = sentences(4)
-    bare = tuple(
-        Prompt(each.words, each.corrupted, (Question(1, ("apple",)),)) for each in silent.prompts
-    )
+    asked = (Question(1, ("apple",)),)
+    bare = tuple(Prompt(each.words, each.corrupted, asked) for each in silent.prompts)
     with pytest.raises(HeadscopeError, match="whose questions name evidence"):
         execute("probing", bundled, task=Task("silent", bare, "accuracy", 0, "No evidence."))

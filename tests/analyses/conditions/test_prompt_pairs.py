@@ -2,40 +2,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from architectures import eager_maps
 from constructed import INDUCTION, repeated
-from transformers import LlamaForCausalLM
+from refusals import check_refusal
 
 from headscope.analyses import prompt_pairs
 from headscope.analyses._runtime.runner import execute
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
-from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 
+pytestmark = pytest.mark.requirement("B5")
 
-@pytest.mark.requirement("B5")
+
 def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
     task = tasks.make("recall", bundled.tokenizer, 2, pairs=3)
     result = execute("prompt_pairs", bundled, task=task, options={"draws": 1})
-    eager = LlamaForCausalLM.from_pretrained(
-        folder("headscope/bundled"), attn_implementation="eager"
-    ).eval()
     encoded = read(bundled, task).encoded
     expected = []
     for row in range(2):
         at = [each.at for each in encoded.questions[row]]
-        maps = []
-        for ids in (encoded.ids[row], encoded.corrupted_ids[row]):
-            with torch.no_grad():
-                found = eager(torch.tensor([ids]), output_attentions=True).attentions
-            maps.append(torch.stack(found)[:, 0][:, :, at].double().numpy())
-        expected.append(np.abs(maps[0] - maps[1]).sum(-1).mean(-1) / 2)
+        pair = encoded.ids[row], encoded.corrupted_ids[row]
+        one, other = (eager_maps(bundled.module, ids)[:, :, at].numpy() for ids in pair)
+        expected.append(np.abs(one - other).sum(-1).mean(-1) / 2)
     np.testing.assert_allclose(result["difference"], np.mean(expected, axis=0), atol=1e-4)
 
 
-@pytest.mark.requirement("B5")
 def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(circuit):
     task = repeated(n=6, length=8)
     result = execute("prompt_pairs", circuit, task=task, options={"best": 1})
@@ -50,7 +42,6 @@ def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(ci
     assert result.attrs["verdict"] == "supported"
 
 
-@pytest.mark.requirement("B5")
 def test_without_the_repetition_the_copying_heads_of_the_bundled_model_look_elsewhere(bundled):
     result = execute("prompt_pairs", bundled, n=6, options={"draws": 2, "checked": 4})
     assert set(result.attrs["heads_by_type"]["differ between the prompts"]) <= {
@@ -76,5 +67,4 @@ def test_equal_prompts_do_not_differ(bundled):
 
 def test_a_capture_of_other_prompts_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=("lse",), keep=("q", "k"))
-    with pytest.raises(HeadscopeError, match="holds 1 prompts and the task has 4"):
-        prompt_pairs.run(cap, circuit, repeated(n=4, length=4))
+    check_refusal("capture", prompt_pairs.run, cap, circuit, repeated(n=4, length=4))

@@ -68,9 +68,8 @@ def test_named_patterns_are_the_fixed_ones_at_any_length(random_llama):
 
 
 def test_an_injected_pattern_is_what_the_capture_sees(circuit):
-    found = capture(
-        circuit, [[0, 5, 6, 7, 8]], stats=("first_mass",), edits=(Inject(((0, 0),), "first"),)
-    )
+    edits = (Inject(((0, 0),), "first"),)
+    found = capture(circuit, [[0, 5, 6, 7, 8]], stats=("first_mass",), edits=edits)
     np.testing.assert_allclose(found["first_mass"].sel(layer=0, head=0)[0], 1.0)
     kept = capture(circuit, [[0, 5, 6, 7, 8]], stats=("lse",), keep=("q", "k"))
     np.testing.assert_allclose(np.diagonal(pattern(kept, 0, 0).values, -1), 1.0, atol=1e-3)

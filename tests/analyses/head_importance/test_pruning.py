@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, repeated
+from refusals import check_refusal
 
 from headscope.analyses import pruning
 from headscope.analyses._interventions.ablation import ablated_metric, evaluate
 from headscope.analyses._runtime.progress import reporting
 from headscope.analyses.head_importance import _removal_order
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.interventions import Ablate, Replace
+
+pytestmark = pytest.mark.requirement("D1")
 
 # Random orders: as many as bring their means near to what they are expected to be.
 ORDERS = 60
@@ -34,8 +36,7 @@ def result(circuit, task):
     return found
 
 
-@pytest.mark.requirement("D1")
-def test_the_planted_circuit_is_the_smallest_set_and_goes_last(circuit, task, result):
+def test_the_planted_circuit_is_the_smallest_set_and_goes_last(result):
     expected = np.zeros((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 1
     np.testing.assert_array_equal(result["kept"], expected)
@@ -48,7 +49,6 @@ def test_the_planted_circuit_is_the_smallest_set_and_goes_last(circuit, task, re
     np.testing.assert_array_equal(curve, [[1, 1, 1, 1, 1, 1, 1, 0, 0]] * 3)
 
 
-@pytest.mark.requirement("D1")
 def test_random_orders_lose_what_chance_takes(result):
     # Both planted heads are among the 8 − k that stay in comb(6, k) of comb(8, k) draws.
     chance = np.array([comb(6, k) / comb(8, k) for k in range(9)])
@@ -58,7 +58,6 @@ def test_random_orders_lose_what_chance_takes(result):
     assert float(result["random_share"]) < 0.5
 
 
-@pytest.mark.requirement("D1")
 def test_a_layer_can_do_with_its_planted_head_alone(result):
     expected = np.ones((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 0
@@ -66,7 +65,6 @@ def test_a_layer_can_do_with_its_planted_head_alone(result):
     np.testing.assert_array_equal(result["whole_layer"], [1, 1])
 
 
-@pytest.mark.requirement("D1")
 def test_groups_go_as_a_whole(random_llama, task):
     groups = _removal_order.units(random_llama, grouped=True)
     assert groups[:2] == [((0, 0), (0, 1)), ((0, 2), (0, 3))]
@@ -94,7 +92,6 @@ def test_means_stand_in_for_what_is_gone(random_llama, task):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.requirement("D1")
 def test_greedy_finds_the_best_pair_where_an_exhaustive_search_does(random_llama, task):
     # Two of four heads of a layer: few enough to try every pair.
     metric, pool = "logit_difference", [((1, head),) for head in range(4)]
@@ -111,7 +108,4 @@ def test_greedy_finds_the_best_pair_where_an_exhaustive_search_does(random_llama
 
 def test_bad_input_is_refused(circuit, task):
     captured = capture(circuit, task, stats=(), keep=("z",))
-    with pytest.raises(HeadscopeError, match="task: one prompt"):
-        pruning.run(captured, circuit, repeated(n=1, length=6))
-    with pytest.raises(HeadscopeError, match="needs z"):
-        pruning.run(captured.drop_vars("z"), circuit, task)
+    check_refusal("task", pruning.run, captured, circuit, repeated(n=1, length=6))

@@ -8,8 +8,8 @@ from constructed import random_llama as make_llama
 from scipy.stats import spearmanr
 
 from headscope.analyses import reliability
+from headscope.analyses._interventions.random_weights import untrained
 from headscope.analyses._runtime import runner
-from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._stats import rank_correlation
 from headscope.analyses.head_importance import _nulls
 from headscope.probes import capture
@@ -27,10 +27,8 @@ def found(bundled):
 
 
 @pytest.mark.requirement("D1")
-def test_the_circuit_alone_is_important(circuit):
-    calls = []
-    with reporting(lambda *step: calls.append(step)):
-        result = run(circuit, repeated(n=6, length=6))
+def test_the_circuit_alone_is_important(circuit, progress):
+    result = run(circuit, repeated(n=6, length=6))
     assert set(result.attrs["important_heads"]) == {"L0H0", "L1H0"}
     largest, shuffled, random = result["null_level"].values
     expected = np.zeros((2, 4))
@@ -45,8 +43,8 @@ def test_the_circuit_alone_is_important(circuit):
     assert float(result["rank_agreement"].sel(one="zero ablation", other="mean ablation")) == 1.0
     assert "cannot be drawn again" in result.attrs["note"]
     assert "paraphrase_agreement" not in result
-    assert calls[-1] == (4, 4)
-    assert calls == sorted(calls)
+    assert progress[-1] == (4, 4)
+    assert progress == sorted(progress)
 
 
 def test_a_model_with_random_weights_has_no_important_head():
@@ -132,7 +130,7 @@ def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(c
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, again = _nulls.untrained(circuit, 0), _nulls.untrained(circuit, 0)
+    one, again = (untrained(circuit, 0, "random_weights") for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert one.geometry == circuit.geometry
     name = "transformer.h.0.attn.c_attn.weight"

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 from constructed import KEYS, OUT, VALUES, WORDS, circuit, repeated
+from refusals import check_refusal
 
 from headscope.analyses import tuning
 from headscope.analyses._interventions.ablation import evaluate
-from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import top
 from headscope.analyses.head_importance import _tuned
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.interventions import Gate, Offset
 from headscope.probes.prompts import tasks
@@ -111,15 +110,13 @@ def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
     assert all(each.grad is None for each in random_llama.module.parameters())
 
 
-def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
+def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit, progress):
     task = repeated(n=8, length=5)
     captured = capture(circuit, task, stats=(), keep=("z",))
-    calls = []
     options = {"goal": "answers", "other": "thread", "count": 1, "steps": 3}
-    with reporting(lambda *step: calls.append(step)):
-        result = tuning.run(captured, circuit, task, **options)
-    assert calls[-1] == (8, 8)
-    assert len([done for done, _ in calls if done % 1]) >= 16  # two inner steps of every three
+    result = tuning.run(captured, circuit, task, **options)
+    assert progress[-1] == (8, 8)
+    assert len([done for done, _ in progress if done % 1]) >= 16  # two inner steps of every three
     assert result["tuned"].shape == (2, 3)
     assert [len(each) for each in result.attrs["tuned_heads"].values()] == [1, 1, 1]
     assert "learned from 4 prompts in 3 steps, measured on 4 others" in result.attrs["convention"]
@@ -131,12 +128,9 @@ def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
 def test_bad_input_is_refused(circuit):
     task = repeated(n=4, length=5)
     captured = capture(circuit, task, stats=(), keep=("z",))
-    with pytest.raises(HeadscopeError, match="count: 3 of 8 heads; take 2"):
-        tuning.run(captured, circuit, task, count=3)
-    with pytest.raises(HeadscopeError, match="other: repeated is the task itself"):
-        tuning.run(captured, circuit, task, other="repeated")
-    with pytest.raises(HeadscopeError, match="task: 3 prompts"):
-        tuning.run(captured, circuit, repeated(n=3, length=5))
+    check_refusal("count", tuning.run, captured, circuit, task, count=3)
+    check_refusal("other", tuning.run, captured, circuit, task, other="repeated")
+    check_refusal("task", tuning.run, captured, circuit, repeated(n=3, length=5))
     open_ended = replace(
         task,
         prompts=tuple(
@@ -144,5 +138,4 @@ def test_bad_input_is_refused(circuit):
             for each in task.prompts
         ),
     )
-    with pytest.raises(HeadscopeError, match="goal: a question of repeated has no wrong answers"):
-        tuning.run(captured, circuit, open_ended, count=1)
+    check_refusal("goal", tuning.run, captured, circuit, open_ended, count=1)

@@ -136,9 +136,8 @@ def test_a_large_vocabulary_is_computed_at_the_asked_positions_alone(random_llam
     module = transformers.LlamaForCausalLM(config).eval()
     model = load_model(module, tokenizer=random_llama.tokenizer)
     asked = repeated(n=40, length=8)
-    asked = replace(
-        asked, prompts=[replace(one, questions=one.questions[-1:]) for one in asked.prompts]
-    )
+    last = [replace(one, questions=one.questions[-1:]) for one in asked.prompts]
+    asked = replace(asked, prompts=last)
     for run in (ablation.evaluate, partial(ablation.ablate_each_head, metric="accuracy")):
         with Largest() as largest:
             whole = run(model, asked)

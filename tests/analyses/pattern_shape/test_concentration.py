@@ -5,10 +5,11 @@ from constructed import KEYS, PREVIOUS, SINK, UNIFORM, WORDS
 
 from headscope.analyses import concentration
 from headscope.analyses._runtime.runner import execute
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.interventions import Temperature
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A16")
 
 LENGTH = 64
 STATS = concentration.NEEDS
@@ -21,7 +22,6 @@ def result(circuit):
     return concentration.run(capture(circuit, ids, stats=STATS), circuit, causal_prompts=0)
 
 
-@pytest.mark.requirement("A16")
 def test_even_and_saturated_heads_have_the_closed_forms(result):
     scores = {name: result[name].values for name in result.data_vars}
     n = np.arange(9.0, LENGTH + 1)
@@ -43,7 +43,6 @@ def test_even_and_saturated_heads_have_the_closed_forms(result):
     np.testing.assert_allclose(scores["column_hardness"][PREVIOUS], 2 * LENGTH, rtol=2e-3)
 
 
-@pytest.mark.requirement("A16")
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5])
 def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
     logits = np.random.default_rng(0).normal(0, sigma, size=(64, 4096))
@@ -66,20 +65,17 @@ def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
     np.testing.assert_allclose(result["temperature"], 1 / sigma, rtol=0.02)
 
 
-@pytest.mark.requirement("A16")
 def test_a_temperature_edit_moves_the_effective_temperature_by_its_factor(random_llama):
     ids = np.random.default_rng(0).integers(1, len(WORDS), size=(3, LENGTH)).tolist()
     heads = tuple((layer, head) for layer in range(2) for head in range(4))
-    found = [
-        concentration.run(capture(random_llama, ids, stats=STATS, edits=edits), random_llama,
-                     causal_prompts=0)["temperature"].values[0]
-        for edits in ((Temperature(heads=heads, value=1 / 40),),
-                      (Temperature(heads=heads, value=1 / 20),))
-    ]  # fmt: skip
+    found = []
+    for value in (1 / 40, 1 / 20):
+        cap = capture(random_llama, ids, stats=STATS, edits=(Temperature(heads, value),))
+        result = concentration.run(cap, random_llama, causal_prompts=0)
+        found.append(result["temperature"].values[0])
     np.testing.assert_allclose(found[1] / found[0], 2, rtol=0.1)
 
 
-@pytest.mark.requirement("A16")
 def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=2, length=120)
     result = execute("concentration", bundled, task, options={"causal_prompts": 3})
@@ -91,17 +87,9 @@ def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
 def test_a_sink_is_left_out_of_the_columns_on_request(circuit):
     ids = [[WORDS.index("<bos>"), *[WORDS.index("apple")] * 31]] * 2
     captured = capture(circuit, ids, stats=STATS)
-    whole, rest = (
-        concentration.run(captured, circuit, skip_keys=skip, causal_prompts=0)[
-            "column_hardness"
-        ].values
-        for skip in (0, 1)
-    )
+    results = [
+        concentration.run(captured, circuit, skip_keys=skip, causal_prompts=0) for skip in (0, 1)
+    ]
+    whole, rest = (result["column_hardness"].values for result in results)
     assert rest[SINK] < 1e-2 < whole[SINK]
     np.testing.assert_allclose(rest[PREVIOUS], 32, rtol=2e-3)
-
-
-def test_bad_input_is_refused(circuit):
-    captured = capture(circuit, [[1, 2, 3, 4]], stats=STATS)
-    with pytest.raises(HeadscopeError, match="topk"):
-        concentration.run(captured.drop_vars("topk"), circuit)

@@ -1,7 +1,9 @@
+import architectures
 import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, SINK, UNIFORM, WORDS
+from refusals import check_refusal
 
 from headscope.analyses import depth_profile
 from headscope.analyses._runtime.runner import execute
@@ -9,10 +11,11 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.prompts import tasks
 
+pytestmark = pytest.mark.requirement("A14")
+
 PARTS, LENGTH = 4, 41
 
 
-@pytest.mark.requirement("A14")
 def test_planted_heads_have_flat_curves_of_known_height(circuit):
     ids = [[0, *[WORDS.index("apple")] * (LENGTH - 1)]] * 2
     result = depth_profile.run(capture(circuit, ids, stats=()), circuit, parts=PARTS, question=0.5)
@@ -30,7 +33,6 @@ def test_planted_heads_have_flat_curves_of_known_height(circuit):
     assert result["tilt"].values[PREVIOUS] > 0
 
 
-@pytest.mark.requirement("A14")
 def test_an_induction_head_is_tilted_to_where_the_copy_stands(circuit):
     names = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma"]
     early, late = ([0, *(WORDS.index(word) for word in (*text, "Lucy", "Mark"))] for text in (
@@ -43,7 +45,6 @@ def test_an_induction_head_is_tilted_to_where_the_copy_stands(circuit):
     assert tilts == [0, 4]
 
 
-@pytest.mark.requirement("A14")
 def test_the_part_with_the_needle_is_the_dearest_to_hide(bundled):
     for at, expected in ((0.1, 0), (0.6, 2)):
         task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=5, length=90, depth=at)
@@ -55,28 +56,19 @@ def test_the_part_with_the_needle_is_the_dearest_to_hide(bundled):
 def test_hiding_agrees_with_a_dense_mask(random_llama):
     ids = np.random.default_rng(0).integers(1, len(WORDS), size=24).tolist()
     found = depth_profile._cost(random_llama, ids, [list(range(1, 5)), list(range(5, 9))], 18)
-    module = random_llama.module
-    before = module.config._attn_implementation
-    module.set_attn_implementation("eager")
-    try:
-        costs = []
-        for keys in ((), range(1, 5), range(5, 9)):
-            mask = torch.full((24, 24), -torch.inf).triu(1)
-            for key in keys:
-                mask[18:, key] = -torch.inf
-            with torch.no_grad():
-                logits = module(torch.tensor([ids]), attention_mask=mask[None, None]).logits[0]
-            nats = torch.nn.functional.cross_entropy(logits[17:-1], torch.tensor(ids[18:]))
-            costs.append(float(nats))
-    finally:
-        module.set_attn_implementation(before)
+    costs = []
+    for keys in ((), range(1, 5), range(5, 9)):
+        mask = torch.full((24, 24), -torch.inf).triu(1)
+        mask[18:, list(keys)] = -torch.inf
+        logits, _ = architectures.eager(random_llama.module, torch.tensor([ids]), mask[None, None])
+        nats = torch.nn.functional.cross_entropy(logits[0, 17:-1], torch.tensor(ids[18:]))
+        costs.append(float(nats))
     np.testing.assert_allclose(found, np.array(costs[1:]) - costs[0], atol=1e-6)
     assert np.abs(found).max() > 1e-6
 
 
 def test_bad_input_is_refused(circuit):
     short = capture(circuit, [[0, 5, 6, 7]], stats=())
-    with pytest.raises(HeadscopeError, match="parts: prompt 1 has 2 tokens"):
-        depth_profile.run(short, circuit)
+    check_refusal("parts", depth_profile.run, short, circuit)
     with pytest.raises(HeadscopeError, match="causal order"):
         depth_profile.run(short.assign_coords(causal=("layer", [False, False])), circuit)

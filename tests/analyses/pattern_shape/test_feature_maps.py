@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from constructed import SINK, UNIFORM, WORDS
+from refusals import check_refusal
 
 from headscope.analyses import feature_maps
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.interventions import Temperature
 
@@ -31,7 +31,7 @@ def test_only_the_softmax_is_spiky_and_monotone_in_the_scores(result):
 
 
 @pytest.mark.requirement("A16")
-def test_weights_of_every_map_agree_with_torch(result, bundled):
+def test_weights_of_every_map_agree_with_torch(result):
     found, captured = result
     own = torch.from_numpy(captured["pattern"].values).double()
     q, k = (torch.from_numpy(captured[name].values).double() for name in ("q", "k"))
@@ -68,12 +68,8 @@ def test_an_even_head_stays_even_under_every_map(circuit):
 
 def test_bad_input_is_refused(circuit):
     short = capture(circuit, [[0, 5, 6]], **OPTIONS)
-    with pytest.raises(HeadscopeError, match="the shortest has 3 tokens"):
-        feature_maps.run(short)
-    with pytest.raises(HeadscopeError, match="needs k"):
-        feature_maps.run(short.drop_vars("k"))
+    check_refusal("prompts", feature_maps.run, short)
     ids = [[0, *range(5, 20)]]
     heads = ((0, 0),)
     edited = capture(circuit, ids, edits=(Temperature(heads=heads, value=3.0),), **OPTIONS)
-    with pytest.raises(HeadscopeError, match="L0H0 do not follow"):
-        feature_maps.run(edited)
+    check_refusal("capture", feature_maps.run, edited)

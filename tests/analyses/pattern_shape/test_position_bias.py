@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
+from refusals import check_refusal
 
 from headscope.analyses import position_bias
 from headscope.analyses.pattern_shape import _slots
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A14")
 
 SLOTS = 5
 
@@ -20,7 +22,6 @@ def result(circuit, facts):
     return position_bias.run(circuit, facts, draws=4)
 
 
-@pytest.mark.requirement("A14")
 def test_planted_heads_are_split_into_relevance_and_position(result):
     relevance, bias = result["relevance"].values, result["bias"].values
     # <bos>, the facts of four words each, and the two words of the question.
@@ -41,7 +42,6 @@ def test_planted_heads_are_split_into_relevance_and_position(result):
     np.testing.assert_allclose(result["slot_accuracy"], 1)
 
 
-@pytest.mark.requirement("A14")
 def test_the_relevant_heads_carry_the_answers(result, bundled):
     intact, without, _ = result["relevance_accuracy"].values
     assert (intact, without) == (1.0, 0.0)
@@ -54,7 +54,6 @@ def test_the_relevant_heads_carry_the_answers(result, bundled):
     assert found.attrs["verdict"] == "supported"
 
 
-@pytest.mark.requirement("A14")
 def test_calibration_finds_what_a_bias_hides():
     count = 6
     bias = np.broadcast_to(np.linspace(-1, 1, count) ** 2, (4, 1, 1, count))
@@ -67,7 +66,6 @@ def test_calibration_finds_what_a_bias_hides():
     assert chance == 1 / count
 
 
-@pytest.mark.requirement("A14")
 def test_tilt_u_shape_and_wave_have_their_closed_forms():
     x = np.linspace(-1, 1, 9)
     ripple = np.cos(np.arange(9) * np.pi)
@@ -110,5 +108,4 @@ def test_facts_may_stand_far_apart(bundled):
 
 
 def test_bad_input_is_refused(circuit):
-    with pytest.raises(HeadscopeError, match="role 'value'"):
-        position_bias.run(circuit, repeated(n=2, length=6))
+    check_refusal("task", position_bias.run, circuit, repeated(n=2, length=6))

@@ -3,12 +3,14 @@ import itertools
 import numpy as np
 import pytest
 from constructed import DUPLICATE, PREVIOUS, SINK, UNIFORM, repeated
+from refusals import check_refusal
 
 from headscope.analyses import positionality
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.interventions import Window
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A18")
 
 KEEP = ("q", "k")
 
@@ -19,7 +21,6 @@ def story(bundled):
     return capture(bundled, task, stats=("lse", "pattern"), keep=KEEP)
 
 
-@pytest.mark.requirement("A18")
 def test_heads_that_follow_positions_score_one_and_a_head_that_follows_words_does_not(circuit):
     # Each prompt says its words twice, from the same place on: only the first copy is random.
     prompts = [list(np.random.default_rng(seed).integers(5, 35, 24)) for seed in range(6)]
@@ -34,7 +35,6 @@ def test_heads_that_follow_positions_score_one_and_a_head_that_follows_words_doe
     assert result["variance"].values[DUPLICATE] > 0.05
 
 
-@pytest.mark.requirement("A18")
 def test_the_scores_are_those_of_the_whole_maps(bundled, story):
     result = positionality.run(story, bundled, queries=1000, skip=4)
     length = int(story["length"].min())
@@ -49,7 +49,6 @@ def test_the_scores_are_those_of_the_whole_maps(bundled, story):
     assert float(result["variance"].values[1, 3]) == pytest.approx(variance, abs=1e-4)
 
 
-@pytest.mark.requirement("A18")
 def test_positional_heads_do_without_the_text_and_the_others_do_not(bundled, story):
     result = positionality.run(story, bundled)
     most_mean, most_gone, least_mean, least_gone = result["moved"].values
@@ -72,13 +71,7 @@ def test_long_prompts_and_a_lack_of_peers_leave_the_check_out(random_llama):
 
 def test_bad_input_is_refused(random_llama):
     one = capture(random_llama, [[1, 2, 3]], stats=("lse",), keep=KEEP)
-    with pytest.raises(HeadscopeError, match="2 or more"):
-        positionality.run(one, random_llama)
-    edited = capture(
-        random_llama, repeated(n=2, length=4), stats=("lse",), keep=KEEP,
-        edits=(Window(heads=((0, 0),), recent=2),),
-    )  # fmt: skip
-    with pytest.raises(HeadscopeError, match="edited"):
-        positionality.run(edited, random_llama)
-    with pytest.raises(HeadscopeError, match="capture: positionality needs q"):
-        positionality.run(one.drop_vars("q"), random_llama)
+    check_refusal("prompts", positionality.run, one, random_llama)
+    edits = (Window(heads=((0, 0),), recent=2),)
+    edited = capture(random_llama, repeated(n=2, length=4), ("lse",), KEEP, edits=edits)
+    check_refusal("edits", positionality.run, edited, random_llama)

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 from constructed import PREVIOUS, SINK
+from refusals import check_refusal
 from scipy.spatial.distance import jensenshannon
 
 from headscope.analyses import similarity
 from headscope.analyses.qk_geometry import _signatures
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A17")
 
 KEEP = ("q", "k", "z")
 IDS = [[0, *np.random.default_rng(seed).integers(5, 35, 30).tolist()] for seed in range(3)]
@@ -20,7 +22,6 @@ def captured(model, ids=IDS):
     return capture(model, ids, stats=("lse", "pattern"), keep=KEEP)
 
 
-@pytest.mark.requirement("A17")
 def test_divergences_are_those_of_scipy():
     shares = np.random.default_rng(0).dirichlet(np.ones(7) / 3, size=(4, 5))
     found = _signatures.divergences(shares)
@@ -31,7 +32,6 @@ def test_divergences_are_those_of_scipy():
             assert found[one, other] == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.requirement("A17")
 def test_pooled_rows_hold_the_whole_weight_and_never_diverge_more_than_the_maps(circuit):
     cap = captured(circuit)
     places = np.arange(8, 31)
@@ -55,7 +55,6 @@ def test_long_rows_keep_the_first_and_the_nearest_keys_apart():
         assert len(set(number[row].tolist())) <= 1 + 16 + 32
 
 
-@pytest.mark.requirement("A17")
 def test_heads_of_one_kind_are_one_group(circuit):
     result = similarity.run(captured(circuit), circuit, clusters=4, swapped=2)
     groups = result["cluster"].values
@@ -73,7 +72,6 @@ def test_heads_of_one_kind_are_one_group(circuit):
     assert result["nearest_in_layer"].values[1, 1] < 1e-6
 
 
-@pytest.mark.requirement("A17")
 def test_a_head_that_is_copied_is_found_by_its_rows_and_by_its_outputs(random_llama):
     module = copy.deepcopy(random_llama.module)
     attention = module.model.layers[1].self_attn
@@ -94,7 +92,6 @@ def test_a_head_that_is_copied_is_found_by_its_rows_and_by_its_outputs(random_ll
     assert result["alike_in_layer"].values[1, :2].tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-@pytest.mark.requirement("A17")
 def test_heads_with_the_pattern_of_their_nearest_head_move_the_output_less(bundled):
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=4, seed=2)
     result = similarity.run(captured(bundled, task), bundled)
@@ -107,14 +104,9 @@ def test_the_order_of_the_matrix_is_that_of_the_groups(circuit):
     result = similarity.run(captured(circuit), circuit, clusters=4)
     found = [result["cluster"].values[int(name[1]), int(name[3])] for name in result["one"].values]
     assert found == sorted(found)
-    assert np.bincount(np.array(found, dtype=int))[1:].tolist() == sorted(
-        np.bincount(np.array(found, dtype=int))[1:], reverse=True
-    )
+    assert (np.diff(np.bincount(np.array(found, dtype=int))[1:]) <= 0).all()
 
 
 def test_bad_input_is_refused(random_llama):
     cap = captured(random_llama)
-    with pytest.raises(HeadscopeError, match="9 groups of 8 heads"):
-        similarity.run(cap, random_llama, clusters=9)
-    with pytest.raises(HeadscopeError, match="capture: similarity needs z"):
-        similarity.run(cap.drop_vars("z"), random_llama)
+    check_refusal("clusters", similarity.run, cap, random_llama, clusters=9)

@@ -10,6 +10,8 @@ from headscope.probes import load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tasks.associative import PARTNERS
 
+pytestmark = pytest.mark.requirement("B3")
+
 ASSOCIATIVE, SECOND = (1, 1), (2, 0)
 WIDTH = HEADS * SIZE
 HOP = 230
@@ -67,7 +69,6 @@ def measure(model, n=5, **options):
     return execute("latent_retrieval", model, task=task, options=settings)
 
 
-@pytest.mark.requirement("B3")
 def test_two_planted_heads_carry_literal_and_associative_facts_apart(associating):
     result = measure(associating)
     for kind, head, other in (
@@ -82,7 +83,6 @@ def test_two_planted_heads_carry_literal_and_associative_facts_apart(associating
     assert "thread: not solved" in result.attrs["note"]
 
 
-@pytest.mark.requirement("B3")
 def test_a_literal_copier_alone_cannot_associate(circuit):
     result = measure(circuit)
     assert result["accuracy"].sel(kind="literal").values[:2].tolist() == [1.0, 0.0]
@@ -92,7 +92,6 @@ def test_a_literal_copier_alone_cannot_associate(circuit):
     assert float(result["mistakes"].sel(kind="thread", mistake="one step too short")) == 1.0
 
 
-@pytest.mark.requirement("B3")
 def test_a_planted_second_hop_follows_the_thread_and_nothing_shorter(threading):
     result = measure(threading)
     assert result["accuracy"].sel(kind="thread").values[:2].tolist() == [1.0, 0.0]
@@ -106,7 +105,6 @@ def test_a_planted_second_hop_follows_the_thread_and_nothing_shorter(threading):
         assert float(evaluate(threading, task).mean()) == 0.0
 
 
-@pytest.mark.requirement("B3")
 def test_the_bundled_model_copies_and_says_that_it_cannot_associate(bundled):
     result = execute("latent_retrieval", bundled, n=8, options={"draws": 2})
     intact, without, others = result["accuracy"].sel(kind="literal").values

@@ -1,34 +1,29 @@
 import numpy as np
 import pytest
-import torch
 import xarray as xr
+from architectures import eager_maps
+from refusals import check_refusal
 from sklearn.metrics import roc_auc_score
-from transformers import LlamaForCausalLM
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats.classification import auroc
 from headscope.analyses.retrieval_heads._detector import Detector, ratios, windowed
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes.bundled import folder
 from headscope.probes.capturing.generation import generate
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tasks._absent_facts import absent, stated
 
+pytestmark = pytest.mark.requirement("B4")
 
-@pytest.mark.requirement("B4")
+
 def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
-    eager = LlamaForCausalLM.from_pretrained(
-        folder("headscope/bundled"), attn_implementation="eager"
-    ).eval()
     prompts = [[0, 30, 31, 32, 33, 34, 35], [0, 40, 41, 42]]
     found = generate(bundled, prompts, ("span_mass",), new_tokens=3, prefix=2)
     measured = ratios(found, 2)
     assert measured.shape == (2, 3, 4, 8)
     for row, prompt in enumerate(prompts):
         ids = found["token_id"].values[row, : len(prompt) + 3].astype(int)
-        with torch.no_grad():
-            out = eager(torch.tensor([ids.tolist()]), output_attentions=True)
-        maps = torch.stack(out.attentions)[:, 0].double()
+        maps = eager_maps(bundled.module, ids.tolist())
         context = len(prompt) - 2
         for step in range(3):
             weights = maps[:, :, len(prompt) - 1 + step, : len(prompt) + step]
@@ -37,7 +32,6 @@ def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
             np.testing.assert_allclose(measured[row, step], expected, atol=1e-4)
 
 
-@pytest.mark.requirement("B4")
 def test_a_uniform_head_has_ratio_one_half():
     sums = np.zeros((2, 1, 8, 1, 1))
     for query in range(8):
@@ -74,7 +68,6 @@ def judged(features: np.ndarray, truth: np.ndarray) -> tuple[float, Detector]:
     return auroc(truth[60:], detector.probability(features[60:]), np.arange(60))[0], detector
 
 
-@pytest.mark.requirement("B4")
 def test_the_detector_finds_one_planted_head_and_nothing_in_noise():
     generator = np.random.default_rng(1)
     truth = np.tile([True, False], 60)
@@ -104,7 +97,6 @@ def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
         assert here.words[place + 1] in here.questions[0].answers
 
 
-@pytest.mark.requirement("B4")
 def test_absent_facts_show_in_the_copying_heads_of_the_bundled_model(bundled):
     options = {"new_tokens": 1, "draws": 2}
     result = execute("lookback", bundled, n=12, options=options)
@@ -121,11 +113,8 @@ def test_absent_facts_show_in_the_copying_heads_of_the_bundled_model(bundled):
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(HeadscopeError, match="n: 3 prompts"):
-        execute("lookback", bundled, n=3)
+    check_refusal("n", execute, "lookback", bundled, n=3)
     with pytest.raises(HeadscopeError, match="does not say where"):
         execute("lookback", bundled, task=tasks.make("induction", bundled.tokenizer, 4))
-    with pytest.raises(HeadscopeError, match="answer: 3 is outside 1 … 2"):
-        execute("lookback", bundled, n=4, options={"answer": 3})
-    with pytest.raises(HeadscopeError, match="prefix: 4 tokens; give 0 to 3"):
-        generate(bundled, [[0, 30, 31, 32]], ("span_mass",), prefix=4)
+    check_refusal("answer", execute, "lookback", bundled, n=4, options={"answer": 3})
+    check_refusal("prefix", generate, bundled, [[0, 30, 31, 32]], ("span_mass",), prefix=4)

@@ -1,16 +1,16 @@
+import architectures
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, needle
-from transformers import LlamaForCausalLM
+from refusals import check_refusal
 
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats.bootstrap import crossed
 from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tokens import encode
 
@@ -20,19 +20,15 @@ EVERY = [(layer, head) for layer in range(2) for head in range(4)]
 
 
 def test_a_step_looks_where_the_models_own_map_is_largest(bundled):
-    eager = LlamaForCausalLM.from_pretrained(
-        folder("headscope/bundled"), attn_implementation="eager"
-    ).eval()
     task = tasks.make("needle", bundled.tokenizer, 2, length=40, span=2)
     encoded = encode(task, bundled.tokenizer)
     for ids, asked in zip(encoded.ids, encoded.questions, strict=True):
         looked, generated = _needle_steps.decode_steps(bundled, ids, asked)
-        with torch.no_grad():
-            out = eager(torch.tensor([ids]), output_attentions=True)
+        logits, attentions = architectures.eager(bundled.module, torch.tensor([ids]))
         at = [each.at for each in asked]
-        maps = torch.stack(out.attentions)[:, 0, :, at]
+        maps = torch.stack(attentions)[:, 0, :, at]
         np.testing.assert_array_equal(looked, maps.argmax(-1).permute(2, 0, 1).numpy())
-        np.testing.assert_array_equal(generated, out.logits[0, at].argmax(-1).numpy())
+        np.testing.assert_array_equal(generated, logits[0, at].argmax(-1).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +85,8 @@ def test_heads_without_a_part_leave_a_disagreement(circuit):
     task = needle(("north",), n=3)
     ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
     results = Results(xr.Dataset(), seed=1)
-    _, _, verdict = _head_masking.curve(
-        results, circuit, task, ranked, (1,), masking="zero", draws=4
-    )
+    settings = {"masking": "zero", "draws": 4}
+    _, _, verdict = _head_masking.curve(results, circuit, task, ranked, (1,), **settings)
     assert verdict.state == "disagreement"
 
 
@@ -115,5 +110,4 @@ def test_bad_options_are_refused(bundled):
     ):
         with pytest.raises(HeadscopeError, match=message):
             execute("needle_sweep", bundled, n=2, options=given)
-    with pytest.raises(HeadscopeError, match="task: recall has no length or depth"):
-        execute("needle_sweep", bundled, task=task)
+    check_refusal("task", execute, "needle_sweep", bundled, task=task)

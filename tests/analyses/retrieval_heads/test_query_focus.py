@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 from constructed import DUPLICATE, INDUCTION, SINK
+from refusals import check_refusal
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.retrieval_heads._documents import document_scores, documents
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 
+pytestmark = pytest.mark.requirement("B7")
 
-@pytest.mark.requirement("B7")
+
 def test_low_outliers_of_a_document_are_left_out_of_its_sum():
     flat, low = [0.1] * 9, -1.0
     weights = np.array([[[*flat, low, 0.3, 0.1]]])
@@ -24,7 +26,6 @@ def test_sentences_are_documents():
     assert documents(("a", "b"), 2) == [range(2)]
 
 
-@pytest.mark.requirement("B7")
 def test_the_planted_head_follows_the_question(circuit):
     task = tasks.make("recall", circuit.tokenizer, 6, pairs=4)
     options = {"query_words": 1, "best": 1, "draws": 7, "null_query": "nothing"}
@@ -42,7 +43,6 @@ def test_the_planted_head_follows_the_question(circuit):
     assert "1 of them unknown" in result["qr_score"].attrs["convention"]
 
 
-@pytest.mark.requirement("B7")
 def test_query_focused_heads_of_the_bundled_model_find_the_document_and_carry_the_answer(bundled):
     result = execute("query_focus", bundled, n=8, options={"draws": 3})
     assert set(result.attrs["heads_by_type"]["query-focused"]) == {
@@ -57,9 +57,7 @@ def test_query_focused_heads_of_the_bundled_model_find_the_document_and_carry_th
 
 
 def test_bad_input_is_refused(bundled):
-    with pytest.raises(HeadscopeError, match="n: 3 prompts cannot be split"):
-        execute("query_focus", bundled, n=3)
-    with pytest.raises(HeadscopeError, match="null_query"):
-        execute("query_focus", bundled, n=4, options={"null_query": " "})
+    check_refusal("n", execute, "query_focus", bundled, n=3)
+    check_refusal("null_query", execute, "query_focus", bundled, n=4, options={"null_query": " "})
     with pytest.raises(HeadscopeError, match="two sentences or more"):
         execute("query_focus", bundled, task=tasks.make("induction", bundled.tokenizer, 4))

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from constructed import INDUCTION, SINK, needle, repeated
+from refusals import check_refusal
 
 from headscope.analyses import retrieval
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.retrieval_heads import _copying
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 A, B, C, HAY = 11, 12, 13, 5
@@ -103,7 +103,4 @@ def test_needles_that_the_model_does_not_recall_are_not_scored(random_llama, tas
 
 def test_bad_input_is_refused(circuit, task):
     cap = capture(circuit, task, stats=retrieval.NEEDS)
-    with pytest.raises(HeadscopeError, match="needs topk_key"):
-        retrieval.run(cap.drop_vars("topk_key"), circuit, task)
-    with pytest.raises(HeadscopeError, match="holds 3 prompts and the task has 4"):
-        retrieval.run(cap, circuit, repeated(n=4))
+    check_refusal("capture", retrieval.run, cap, circuit, repeated(n=4))

@@ -5,6 +5,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope import analyses
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option, checked, parse
@@ -25,7 +26,7 @@ def run(
     return share, count, metric, free
 
 
-def test_values_within_bounds_pass() -> None:
+def test_values_within_bounds_pass():
     assert checked(run)(None, share=1, count=1, metric="accuracy", free=-5) == (
         1,
         1,
@@ -38,17 +39,16 @@ def test_values_within_bounds_pass() -> None:
     ("option", "value"),
     [("share", 1.01), ("share", float("nan")), ("count", 0), ("metric", "loss")],
 )
-def test_values_out_of_bounds_are_refused_by_the_name_of_the_option(option, value) -> None:
+def test_values_out_of_bounds_are_refused_by_the_name_of_the_option(option, value):
     with pytest.raises(InvalidInput) as refusal:
         checked(run)(None, **{option: value})
     assert refusal.value.field == option
 
 
-def test_text_of_a_job_file_meets_the_same_bounds() -> None:
+def test_text_of_a_job_file_meets_the_same_bounds():
     known = {"count": Option(3, "", (AtLeast(1),))}
     assert parse("toy", known, {"count": "2"}) == {"count": 2}
-    with pytest.raises(InvalidInput, match="count"):
-        parse("toy", known, {"count": "0"})
+    check_refusal("count", parse, "toy", known, {"count": "0"})
 
 
 def outside(bound: object) -> object:
@@ -65,14 +65,18 @@ LIMITED = [
 ]
 
 
+def test_bounds_are_read_from_the_signatures():
+    assert len(LIMITED) > 100
+
+
 @pytest.mark.parametrize(("name", "option", "bound"), LIMITED)
-def test_every_declared_bound_is_met_before_anything_runs(name, option, bound) -> None:
+def test_every_declared_bound_is_met_before_anything_runs(name, option, bound):
     with pytest.raises(InvalidInput) as refusal:
         analyses.load(name).run(None, **{option: outside(bound)})
     assert refusal.value.field == option
 
 
-def test_nested_steps_move_one_bar_and_never_back() -> None:
+def test_nested_steps_move_one_bar_and_never_back():
     seen: list[tuple[float, float]] = []
     with reporting(lambda done, total: seen.append((done, total))), steps(2) as step:
         for _ in range(2):
@@ -86,7 +90,7 @@ def test_nested_steps_move_one_bar_and_never_back() -> None:
     assert seen[-1] == (2, 2)
 
 
-def test_joined_verdicts_keep_the_more_severe_state() -> None:
+def test_joined_verdicts_keep_the_more_severe_state():
     joined = Verdict("supported", "One.") & Verdict("too_few", "Two.")
     assert joined == Verdict("too_few", "One. Two.")
     with pytest.raises(ValueError, match="state"):
@@ -96,7 +100,7 @@ def test_joined_verdicts_keep_the_more_severe_state() -> None:
 @pytest.mark.parametrize(
     ("less", "state"), [([1.0, 1.1], "supported"), ([3.0, 1.1], "disagreement"), ([1.0], "too_few")]
 )
-def test_a_verdict_on_two_losses_ends_the_note_of_the_result(less, state) -> None:
+def test_a_verdict_on_two_losses_ends_the_note_of_the_result(less, state):
     verdict = compare_losses(np.array(less), np.array([2.0, 2.1])[: len(less)], 0, "1 and 2 nats.")
     capture = xr.Dataset(coords={"layer": [0]})
     result = Results(capture).dataset(verdict=verdict, note="Two heads.")

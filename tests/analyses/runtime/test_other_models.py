@@ -1,12 +1,11 @@
 """The analyses on models of other kinds: a TransformerBridge, prompts of several lengths."""
 
 import copy
-import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from bridges import bridge_of
 from constructed import repeated
 from transformers import PreTrainedTokenizerFast
 
@@ -50,31 +49,20 @@ def test_rollout_cuts_every_prompt_to_its_length(random_llama, mixed):
         np.testing.assert_allclose(result[name].values, expected[name].values, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # TransformerLens warns about its own dependencies
 def test_a_transformer_bridge_gives_the_numbers_of_its_model(random_llama, mixed, tmp_path):
     # TransformerLens reads the tokenizer again from where it was saved.
     random_llama.tokenizer.save_pretrained(tmp_path)
     saved = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TransformerLens warns about its own dependencies
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridge = TransformerBridge.boot_transformers(
-            "random-llama",
-            hf_model=copy.deepcopy(random_llama.module),
-            tokenizer=saved,
-            dtype=torch.float32,
-        )
-        model = load_model(bridge, tokenizer=random_llama.tokenizer)
-    results = {}
-    for name, each in (("bridge", model), ("plain", random_llama)):
+    bridge = bridge_of(copy.deepcopy(random_llama.module), saved)
+    results = []
+    for each in (load_model(bridge, tokenizer=random_llama.tokenizer), random_llama):
         cap = capture(each, mixed, stats=(), keep=("z",))
-        results[name] = (
-            importance.run(cap, each, mixed, metric="logit_difference"),
-            _input.input_gradient(each, [0, 5, 6, 7], 8),
-            head_outputs.output_weights(each),
-        )
-    for variable in ("zero_ablation", "mean_ablation", "gate_gradient"):
-        pair = [results[name][0][variable].values for name in ("bridge", "plain")]
+        found = importance.run(cap, each, mixed, metric="logit_difference")
+        scores = [found[name] for name in ("zero_ablation", "mean_ablation", "gate_gradient")]
+        slopes = _input.input_gradient(each, [0, 5, 6, 7], 8)
+        results.append((*scores, slopes, head_outputs.output_weights(each)))
+    *pairs, weights = zip(*results, strict=True)
+    for pair in pairs:
         np.testing.assert_allclose(*pair, atol=1e-4)
-    np.testing.assert_allclose(results["bridge"][1], results["plain"][1], atol=1e-4)
-    np.testing.assert_allclose(results["bridge"][2], results["plain"][2], atol=1e-6)
+    np.testing.assert_allclose(*weights, atol=1e-6)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from constructed import repeated
+from refusals import check_refusal
 
 from headscope import probes
 from headscope.analyses._runtime import runner
@@ -25,9 +26,8 @@ def captures(monkeypatch):
 def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
     task = repeated(n=2, length=6)
     names = ("head_types", "importance", "rollout")
-    results = dict(
-        runner.execute_many(names, circuit, task=task, options={"head_types": {"draws": 1}})
-    )
+    options = {"head_types": {"draws": 1}}
+    results = dict(runner.execute_many(names, circuit, task=task, options=options))
     assert list(results) == list(names)
     # Importance captures the corrupted prompts, too; the task itself is captured once.
     of_task = [each for each in captures if each["prompts"] is task]
@@ -53,8 +53,7 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
     assert len(captures) == 1
     assert result.attrs["prompts_sha256"] == cap.attrs["prompts_sha256"]
     poor = cap.drop_vars("received")
-    with pytest.raises(HeadscopeError, match="sinks needs received; give the prompts"):
-        runner.execute("sinks", circuit, capture=poor)
+    check_refusal("capture", runner.execute, "sinks", circuit, capture=poor)
     again = runner.execute("sinks", circuit, ["apple lemon " * 5], capture=poor)
     assert len(captures) == 2
     assert again["sink"].shape == (2, 4)
@@ -62,14 +61,7 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
 
 def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
     results = [
-        runner.execute(
-            "head_types",
-            circuit,
-            task="recall",
-            n=2,
-            seed=seed,
-            options={"draws": 1},
-        )
+        runner.execute("head_types", circuit, task="recall", n=2, seed=seed, options={"draws": 1})
         for seed in (0, 0, 1)
     ]
     digests = [each.attrs["prompts_sha256"] for each in results]
@@ -97,14 +89,11 @@ def test_progress_names_the_step(circuit):
 
 
 def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
-    with pytest.raises(HeadscopeError, match="prompts: sinks runs on your own prompts"):
-        runner.execute("sinks", circuit)
-    with pytest.raises(HeadscopeError, match="no analysis is called 'sunk'"):
-        runner.execute_many(("sinks", "sunk"), circuit, ["apple"])
+    check_refusal("prompts", runner.execute, "sinks", circuit)
+    check_refusal("analysis", runner.execute_many, ("sinks", "sunk"), circuit, ["apple"])
     with pytest.raises(HeadscopeError, match="epsilom"):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"sinks": {"epsilom": 1}})
     with pytest.raises(HeadscopeError, match="'rollout' is not among"):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
     assert captures == []
-    with pytest.raises(HeadscopeError, match="task: importance needs answers"):
-        runner.execute("importance", circuit, task=["apple lemon"])
+    check_refusal("task", runner.execute, "importance", circuit, task=["apple lemon"])

@@ -38,9 +38,7 @@ def heads(found: xr.Dataset) -> list[tuple[int, int]]:
 
 
 @pytest.mark.requirement("E4")
-def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(
-    types: xr.Dataset, losses: xr.Dataset
-) -> None:
+def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(types, losses):
     previous = emergence(types, "previous_token", least=0.4)
     induction = emergence(types, "induction", least=0.4)
     assert {layer for layer, _ in heads(previous)} == {0}
@@ -61,9 +59,7 @@ def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(
 
 
 @pytest.mark.requirement("E4")
-def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginning(
-    types: xr.Dataset,
-) -> None:
+def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginning(types):
     top = heads(emergence(types, "induction", least=0.4))
     circuit = [*top, *heads(emergence(types, "previous_token", least=0.4))]
     others = [(layer, head) for layer in range(2) for head in range(4)]
@@ -102,7 +98,7 @@ def said_again(model, rows, taken) -> tuple[float, float]:
 
 
 @pytest.mark.requirement("A3")
-def test_a_sink_on_the_first_token_forms_after_induction(types: xr.Dataset) -> None:
+def test_a_sink_on_the_first_token_forms_after_induction(types):
     _, again = evaluation.held_out()
     found = timeline("sink_topology", f"{SERIES}@*", [row.tolist() for row in again[:8]])
     share = found["topology_share"].sel(kind="none")
@@ -121,9 +117,7 @@ def test_a_sink_on_the_first_token_forms_after_induction(types: xr.Dataset) -> N
     assert found.attrs["positional_encoding"] == "rotary (default)"
 
 
-def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(
-    types: xr.Dataset,
-) -> None:
+def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(types):
     verdicts = [own["verdict"] for own in types.attrs["by_checkpoint"].values()]
     assert (verdicts[0], verdicts[-1]) == ("too_few", "supported")
     assert "Too few to tell at step0" in types.attrs["note"]
@@ -132,7 +126,7 @@ def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(
     assert float(accuracy[-1]) > 0.9
 
 
-def test_scores_are_those_of_eager_maps(types: xr.Dataset) -> None:
+def test_scores_are_those_of_eager_maps(types):
     model = load_model(f"{SERIES}@step400")
     task = tasks.make("induction", model.tokenizer, n=8, seed=5)
     assert evaluate_task(model, task, (), "accuracy").mean() == pytest.approx(

@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, SINK, SIZE, repeated
+from refusals import check_refusal, refusal
 
 from headscope.analyses._runtime import runner
 from headscope.analyses.series import emergence, joined, kept, timeline
@@ -56,7 +57,7 @@ def at(array: xr.DataArray, head: tuple[int, int]) -> xr.DataArray:
 
 
 @pytest.mark.requirement("E4")
-def test_the_planted_order_of_emergence_is_found(found: xr.Dataset) -> None:
+def test_the_planted_order_of_emergence_is_found(found):
     assert found["induction"].dims == ("checkpoint", "layer", "head")
     assert found["step"].values.tolist() == list(STEPS)
     for score, head in (("bos", SINK), ("previous_token", PREVIOUS), ("induction", INDUCTION)):
@@ -77,7 +78,7 @@ def test_the_planted_order_of_emergence_is_found(found: xr.Dataset) -> None:
 
 
 @pytest.mark.requirement("A3")
-def test_the_topology_of_sinks_is_followed_over_training(grown: Path) -> None:
+def test_the_topology_of_sinks_is_followed_over_training(grown):
     found = timeline("sink_topology", grown, task=repeated(length=16))
     steps = list(STEPS)
     kinds = found["topology_share"].sel(kind=["none", "centralised"]).values.tolist()
@@ -93,9 +94,7 @@ def test_the_topology_of_sinks_is_followed_over_training(grown: Path) -> None:
     assert [own[f"checkpoint-{step}"]["topology"] for step in (0, 500)] == ["none", "centralised"]
 
 
-def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(
-    grown: Path, found: xr.Dataset
-) -> None:
+def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(grown, found):
     alone = runner.execute(
         "head_types", load_model(grown / "checkpoint-300"), task=repeated(),
         options={"draws": 1, "least_score": 0.9},
@@ -113,7 +112,7 @@ def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(
     json.dumps(found.attrs)
 
 
-def test_the_most_severe_verdict_of_the_checkpoints_counts() -> None:
+def test_the_most_severe_verdict_of_the_checkpoints_counts():
     verdicts = {"step0": "too_few", "step1": "disagreement", "step2": "supported"}
     series = [State(name, name, name, at) for at, name in enumerate(verdicts)]
     results = {
@@ -127,17 +126,14 @@ def test_the_most_severe_verdict_of_the_checkpoints_counts() -> None:
     assert joined.join(series, results, {}).attrs["verdict"] == "too_few"
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(
-    grown: Path, found: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_killed_goes_on_where_it_was(grown, found, tmp_path, monkeypatch):
     def stop(step: str, done: int, total: int) -> None:
         if (step, done) == ("checkpoints", 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(grown, tmp_path / "kept", progress=stop)
-    with pytest.raises(HeadscopeError, match="is not finished; run the same command again"):
-        kept.load(tmp_path / "kept")
+    check_refusal("timeline", kept.load, tmp_path / "kept")
     loaded = []
     execute = runner.execute
 
@@ -160,7 +156,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     assert [Path(name).name for name in loaded] == ["checkpoint-100"]
 
 
-def test_other_options_do_not_mix_with_what_is_kept(grown: Path, tmp_path: Path) -> None:
+def test_other_options_do_not_mix_with_what_is_kept(grown, tmp_path):
     sources = [grown / "checkpoint-0", grown / "checkpoint-100"]
     prompts = [[0, 5, 6, 7] * 6]
     timeline("sinks", sources, prompts, out=tmp_path / "kept")
@@ -177,9 +173,7 @@ def test_other_options_do_not_mix_with_what_is_kept(grown: Path, tmp_path: Path)
         timeline("sinks", sources, prompts, out=tmp_path / "full")
 
 
-def test_a_broken_checkpoint_is_named_and_the_others_go_on(
-    grown: Path, random_llama, tmp_path: Path
-) -> None:
+def test_a_broken_checkpoint_is_named_and_the_others_go_on(grown, random_llama, tmp_path):
     broken = tmp_path / "checkpoint-250"
     broken.mkdir()
     for file in (grown / "checkpoint-200").iterdir():
@@ -197,11 +191,11 @@ def test_a_broken_checkpoint_is_named_and_the_others_go_on(
         False, True, False, False,
     ]  # fmt: skip
     shutil.copytree(broken, tmp_path / "checkpoint-251")
-    with pytest.raises(HeadscopeError, match=r"does not load.*no checkpoint of 2 has a result"):
-        timeline("sinks", [broken, tmp_path / "checkpoint-251"], [[0, 5, 6]])
+    line = str(refusal(timeline, "sinks", [broken, tmp_path / "checkpoint-251"], [[0, 5, 6]]))
+    assert "no checkpoint of 2 has a result" in line
 
 
-def test_prompts_are_told_apart_whatever_they_are_made_of() -> None:
+def test_prompts_are_told_apart_whatever_they_are_made_of():
     pixels = np.zeros((3, 64, 64))
     others = pixels.copy()
     others[2, 60, 60] = 1e-3
@@ -211,7 +205,7 @@ def test_prompts_are_told_apart_whatever_they_are_made_of() -> None:
     assert kept.digest(([pixels], None)) == kept.digest(([pixels.copy()], None))
 
 
-def test_models_of_other_shape_fail_by_name(grown: Path, circuit) -> None:
+def test_models_of_other_shape_fail_by_name(circuit):
     import constructed
 
     small = constructed.random_llama(layers=1)
@@ -230,19 +224,16 @@ def test_models_of_other_shape_fail_by_name(grown: Path, circuit) -> None:
         ([3, 4], None, "checkpoints: int is no name, folder or model"),
     ],
 )
-def test_series_that_make_no_sense_are_refused(sources, steps, said) -> None:
+def test_series_that_make_no_sense_are_refused(sources, steps, said):
     with pytest.raises(HeadscopeError, match=said):
         states(sources, steps)
 
 
-def test_requests_are_refused_before_a_model_is_loaded() -> None:
+def test_requests_are_refused_before_a_model_is_loaded():
     series = "headscope/induction@*"
-    with pytest.raises(HeadscopeError, match="no analysis is called 'sunk'"):
-        timeline("sunk", series)
-    with pytest.raises(HeadscopeError, match="epsilom: sinks has no such option"):
-        timeline("sinks", series, [[0]], options={"epsilom": 1})
-    with pytest.raises(HeadscopeError, match="prompts: sinks runs on your own prompts"):
-        timeline("sinks", series)
+    check_refusal("analysis", timeline, "sunk", series)
+    check_refusal("epsilom", timeline, "sinks", series, [[0]], options={"epsilom": 1})
+    check_refusal("prompts", timeline, "sinks", series)
 
 
 class TestEmergence:
@@ -258,29 +249,29 @@ class TestEmergence:
         found = emergence(xr.Dataset(given), "y", **options)
         return tuple(float(found[f"emergence_step{end}"]) for end in ("", "_lower", "_upper"))
 
-    def test_a_line_crosses_half_of_its_end_in_the_middle(self) -> None:
+    def test_a_line_crosses_half_of_its_end_in_the_middle(self):
         assert self.of([0.0, 0.2, 0.4, 0.6, 0.8]) == (20.0, 10.0, 20.0)
         assert self.of([0.0, 0.3, 0.9, 0.9]) == pytest.approx((12.5, 10, 20))
         assert self.of([0.0, 0.3, 0.9, 0.9], threshold=0.6) == pytest.approx((15, 10, 20))
 
-    def test_uncertain_values_widen_the_interval(self) -> None:
+    def test_uncertain_values_widen_the_interval(self):
         assert self.of([0.0, 0.3, 0.5, 0.7, 0.9], half=0.2) == pytest.approx((17.5, 0, 30))
         assert np.isnan(self.of([0.0, 0.1, 0.9], half=0.6)[2])
 
-    def test_only_a_crossing_that_lasts_counts(self) -> None:
+    def test_only_a_crossing_that_lasts_counts(self):
         assert self.of([0.0, 0.9, 0.1, 0.9, 0.9])[0] == pytest.approx(24.375)
         assert np.isnan(self.of([0.0, 0.9, 0.1])[0])
         assert self.of([0.8, 0.9, 0.9]) == (0.0, 0.0, 0.0)
 
-    def test_what_falls_crosses_from_above(self) -> None:
+    def test_what_falls_crosses_from_above(self):
         assert self.of([6.0, 6.0, 2.0, 2.0], of="change") == pytest.approx((15, 10, 20))
         assert np.isnan(self.of([6.0, 5.9], of="change")[0])
 
-    def test_missing_checkpoints_are_passed_over(self) -> None:
+    def test_missing_checkpoints_are_passed_over(self):
         assert self.of([0.0, np.nan, 0.8, 0.8]) == pytest.approx((10, 0, 20))
         assert np.isnan(self.of([np.nan, np.nan, 0.8])[0])
 
-    def test_order_and_ties(self) -> None:
+    def test_order_and_ties(self):
         values = np.array([[0, 0, 0, 0], [0, 1, 1, 0.1], [1, 1, 1, 0.1]], dtype=float)
         grown = xr.Dataset(
             {"y": (("checkpoint", "layer", "head"), values[:, None])},
@@ -291,8 +282,6 @@ class TestEmergence:
         assert [row["name"] for row in found.attrs["order"]] == ["L0H1", "L0H2", "L0H0"]
         assert found.attrs["note"].startswith("y: L0H1 at step 5, L0H2 at step 5, L0H0 at step 15")
 
-    def test_bad_requests_are_refused(self) -> None:
-        with pytest.raises(HeadscopeError, match="score: the timeline holds no 'z'; it has y"):
-            emergence(xr.Dataset({"y": ("checkpoint", [0.0])}), "z")
-        with pytest.raises(HeadscopeError, match="of: 'middle' is not one of change, final"):
-            self.of([0.0, 1.0], of="middle")
+    def test_bad_requests_are_refused(self):
+        check_refusal("score", emergence, xr.Dataset({"y": ("checkpoint", [0.0])}), "z")
+        check_refusal("of", self.of, [0.0, 1.0], of="middle")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from constructed import WORDS, rotary_sink
+from refusals import check_refusal
 
 from headscope.analyses import sink_calibration
 from headscope.analyses._interventions.next_token_loss import mean_loss
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.interventions import ScaleKeys
 
@@ -47,7 +47,7 @@ def run(model, prompts, **options):
 
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize(("harmful", "sign"), [(True, -1), (False, 1)])
-def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign) -> None:
+def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign):
     result = run(planted(harmful), PROMPTS)
     assert sign * float(result["first_less"][0, 0]) > 0.01
     assert sign * float(result["first_more"][0, 0]) < -0.01
@@ -61,7 +61,7 @@ def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign) -> Non
 
 
 @pytest.mark.requirement("A2")
-def test_sinks_in_the_middle_are_calibrated_where_the_first_token_is_not(planted_middle) -> None:
+def test_sinks_in_the_middle_are_calibrated_where_the_first_token_is_not(planted_middle):
     result = planted_middle
     assert float(result["sinks_less"][0, 0]) < -0.01
     # The first token is a word here: less weight on it leaves more for the harmful sink.
@@ -76,7 +76,7 @@ def planted_middle():
 
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("gamma", [0.25, 1.0, 3.0])
-def test_weights_follow_the_closed_form(bundled, gamma) -> None:
+def test_weights_follow_the_closed_form(bundled, gamma):
     ids = [[0, *range(20, 50)]]
     edit = ScaleKeys(heads=((1, 3),), keys=(0,), factor=gamma)
     before, after = (
@@ -96,11 +96,10 @@ def test_weights_follow_the_closed_form(bundled, gamma) -> None:
 
 
 @pytest.mark.requirement("A5")
-def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
+def test_the_map_is_that_of_one_head_edited_at_a_time(bundled):
     ids = [[0, *range(20, 44)], [0, *range(60, 84)]]
-    result = sink_calibration.run(
-        capture(bundled, ids, stats=("received",)), bundled, gammas="0.1 1 5"
-    )
+    cap = capture(bundled, ids, stats=("received",))
+    result = sink_calibration.run(cap, bundled, gammas="0.1 1 5")
 
     def change(edit):
         return np.mean([mean_loss(bundled, one, (edit,)) - mean_loss(bundled, one) for one in ids])
@@ -109,17 +108,14 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled) -> None:
         edit = ScaleKeys(heads=((layer, head),), keys=(0,), factor=0.1)
         expected = change(edit)
         assert float(result["first_less"][layer, head]) == pytest.approx(float(expected), abs=2e-6)
-    every = ScaleKeys(
-        heads=[(one, two) for one in range(4) for two in range(8)], keys=(0,), factor=5.0
-    )
+    every = ScaleKeys([(one, two) for one in range(4) for two in range(8)], keys=(0,), factor=5.0)
     expected = change(every)
     sweep = result["sweep"].sel(scaled="first token")
     assert float(sweep.sel(gamma=5.0)) == pytest.approx(float(expected), abs=2e-6)
     assert float(sweep.sel(gamma=1.0)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_bad_factors_are_refused(random_llama) -> None:
+def test_bad_factors_are_refused(random_llama):
     cap = capture(random_llama, PROMPTS, stats=("received",))
     for wrong in ("2 3", "much", "", "0 2", "0.5"):
-        with pytest.raises(HeadscopeError, match="gammas"):
-            sink_calibration.run(cap, random_llama, gammas=wrong)
+        check_refusal("gammas", sink_calibration.run, cap, random_llama, gammas=wrong)

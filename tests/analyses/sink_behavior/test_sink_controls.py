@@ -1,5 +1,6 @@
 """Sink controls against the eager attention of the model itself, and against the paper's claim."""
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ def result(bundled):
 
 
 @pytest.mark.requirement("A1")
-def test_sinks_need_content_in_a_rotary_model(result) -> None:
+def test_sinks_need_content_in_a_rotary_model(result):
     rate = dict(zip(result["condition"].values.tolist(), result["rate"].values, strict=True))
     assert rate["random tokens"] > 10
     assert rate["repeated token"] == 0
@@ -25,26 +26,19 @@ def test_sinks_need_content_in_a_rotary_model(result) -> None:
 
 
 @pytest.mark.requirement("A1")
-def test_repeated_tokens_agree_with_eager_attention(result, bundled) -> None:
+def test_repeated_tokens_agree_with_eager_attention(result, bundled):
     # One repeated token: which token it is changes the map, so all of the drawn ones are run.
     drawn = np.random.default_rng(7).choice(
         np.setdiff1d(np.arange(bundled.vocabulary), bundled.tokenizer.all_special_ids),
         size=(PROMPTS, TOKENS),
     )
     ids = torch.tensor(np.repeat(drawn[:, :1], TOKENS, axis=1))
-    module = bundled.module
-    before = module.config._attn_implementation
-    module.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            maps = module(input_ids=ids, output_attentions=True).attentions
-    finally:
-        module.set_attn_implementation(before)
+    _, maps = architectures.eager(bundled.module, ids)
     first = torch.stack(maps).double()[..., 0].mean(-1)  # layer, prompt, head
     np.testing.assert_allclose(result["sink_repeated"], first.mean(1).numpy(), atol=5e-5)
 
 
-def test_sink_heads_are_named(result) -> None:
+def test_sink_heads_are_named(result):
     above = int((result["sink_random"] > EPSILON).sum())
     assert len(result.attrs["sink_heads"]) == above > 0
     assert result.attrs["sink_heads"][0] in result.attrs["note"]

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from architectures import eager_maps
 from constructed import KEYS, WORDS
 from transformers import BertConfig, BertForMaskedLM
 
 from headscope.analyses import sink_topology
 from headscope.probes import capture, load_model
+
+pytestmark = pytest.mark.requirement("A3")
 
 SIZE = 40
 
@@ -29,7 +32,6 @@ def received(columns: dict[int, float], *, causal: bool) -> xr.Dataset:
     )
 
 
-@pytest.mark.requirement("A3")
 @pytest.mark.parametrize(
     ("columns", "causal", "kind", "points"),
     [
@@ -42,7 +44,7 @@ def received(columns: dict[int, float], *, causal: bool) -> xr.Dataset:
         ({0: 0.2}, True, "none", 0.0),
     ],
 )
-def test_kinds_and_reference_points(random_llama, columns, causal, kind, points) -> None:
+def test_kinds_and_reference_points(random_llama, columns, causal, kind, points):
     result = sink_topology.run(received(columns, causal=causal), random_llama)
     assert result.attrs["topology"] == kind
     assert float(result["topology_share"].sel(kind=kind)) == 1.0
@@ -73,30 +75,19 @@ def encoder(last: bool):
     return load_model(module)
 
 
-@pytest.mark.requirement("A3")
 @pytest.mark.parametrize(("last", "kind"), [(True, "bidirectional"), (False, "centralised")])
-def test_an_encoder_with_absolute_positions(last, kind) -> None:
+def test_an_encoder_with_absolute_positions(last, kind):
     model = encoder(last)
     ids = [[0, *range(2, 30), 1], [0, *range(9, 30), 1]]
     result = sink_topology.run(capture(model, ids, stats=("received",)), model)
     assert result.attrs["topology"] == kind
     assert result.attrs["positional_encoding"] == "absolute (one vector a position)"
-    # Eager attention of the model itself.
-    module, at_last = model.module, []
-    module.set_attn_implementation("eager")
-    with torch.no_grad():
-        for one in ids:
-            at_last.append(
-                module(torch.tensor([one]), output_attentions=True)
-                .attentions[0][0, :, :, -1]
-                .mean(-1)
-            )
+    at_last = [eager_maps(model.module, one)[0, :, :, -1].mean(-1) for one in ids]
     np.testing.assert_allclose(result["at_last"][0], torch.stack(at_last).mean(0), atol=1e-5)
     assert (float(result["at_last"].min()) > 0.3) is last
 
 
-@pytest.mark.requirement("A3")
-def test_a_rotary_sink_is_centralised(rotary_sink) -> None:
+def test_a_rotary_sink_is_centralised(rotary_sink):
     ids = [[0, *(WORDS.index(word) for word in (*KEYS, *KEYS))]] * 2
     result = sink_topology.run(capture(rotary_sink, ids, stats=("received",)), rotary_sink)
     assert result.attrs["topology"] == "centralised"

@@ -4,7 +4,6 @@ import xarray as xr
 from constructed import KEYS, SINK, WORDS
 
 from headscope.analyses import sinks
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 UNIFORM = sum(1 / i for i in range(1, 65)) / 64
@@ -16,9 +15,7 @@ def words(*given: str) -> list[int]:
 
 @pytest.mark.requirement("A1")
 def test_the_constructed_sink_head_is_found_and_a_uniform_head_has_the_closed_form(rotary_sink):
-    prompts = [words("<bos>", *np.roll(KEYS, turn)) for turn in range(4)]
-    prompts = [ids + ids[1:] * 6 for ids in prompts]
-    prompts = [ids[:64] for ids in prompts]
+    prompts = [words("<bos>", *(list(np.roll(KEYS, turn)) * 7)[:63]) for turn in range(4)]
     result = sinks.run(capture(rotary_sink, prompts, stats=("received",)))
     np.testing.assert_allclose(result["sink"].values, [[1.0, UNIFORM]], atol=1e-3)
     assert round(UNIFORM, 4) == 0.0741
@@ -94,9 +91,3 @@ def test_prompts_of_different_lengths_do_not_mix():
     assert float(result["sink"].squeeze()) == 0.5
     assert result["key_share"].values[:13].tolist() == [1.0] * 13
     assert "T = 10 … 20" in result.attrs["convention"]
-
-
-def test_a_capture_without_received_is_refused():
-    capture_without = xr.Dataset({"entropy": ("query", [0.0])})
-    with pytest.raises(HeadscopeError, match="received"):
-        sinks.run(capture_without)

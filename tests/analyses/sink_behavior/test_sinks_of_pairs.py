@@ -1,8 +1,7 @@
 """Sinks where keys are not the tokens before a query: cross-attention and an encoder."""
 
-from pathlib import Path
-
 import numpy as np
+import pairs
 import pytest
 import torch
 
@@ -14,19 +13,14 @@ PAIRS = [Pair([3, 4, 5, 6], [0, 9, 8, 7, 6, 5]), Pair([9, 8], [0, 9])]
 
 
 @pytest.mark.parametrize("attention", ["cross", "encoder"])
-def test_sinks_are_means_over_all_queries(attention: str, paired_folder: Path) -> None:
+def test_sinks_are_means_over_all_queries(attention, paired_folder):
     model = load_model(paired_folder, attention=attention)
     found = sinks.run(capture(model, PAIRS), least_queries=1)
-    model.module.set_attn_implementation("eager")
     first, later, expected = [], [], []
     for one in PAIRS:
-        with torch.no_grad():
-            result = model.module(
-                input_ids=torch.tensor([one.source]),
-                decoder_input_ids=torch.tensor([one.target]),
-                output_attentions=True,
-            )
-        alpha = torch.cat(result[f"{attention}_attentions"]).double().numpy().mean(-2)
+        pair = Pair(torch.tensor([one.source]), torch.tensor([one.target]))
+        _, weights = pairs.eager(model.module, attention, pair)
+        alpha = torch.cat(weights).double().numpy().mean(-2)
         first.append(alpha[..., 0])
         later.append(alpha[..., 1:].max(-1))
         expected.append(alpha.mean((0, 1)))
@@ -38,9 +32,7 @@ def test_sinks_are_means_over_all_queries(attention: str, paired_folder: Path) -
     assert found.attrs["attention"] == attention
 
 
-def test_keys_that_too_few_queries_see_are_left_out_of_cross_attention(
-    paired_folder: Path,
-) -> None:
+def test_keys_that_too_few_queries_see_are_left_out_of_cross_attention(paired_folder):
     model = load_model(paired_folder, attention="cross")
     found = sinks.run(capture(model, PAIRS[:1]), least_queries=6)
     assert found["key_received"].notnull().all()
@@ -48,13 +40,11 @@ def test_keys_that_too_few_queries_see_are_left_out_of_cross_attention(
     assert few["key_received"].isnull().all()
 
 
-def test_rollout_refuses_what_is_not_one_text(paired_folder: Path) -> None:
+def test_rollout_refuses_what_is_not_one_text(paired_folder):
     cross = load_model(paired_folder, attention="cross")
     found = capture(cross, PAIRS, stats=("pattern", "lse"), keep=("q", "k"))
     for call in (lambda: rollout.rows(found), lambda: rollout.run(found, cross)):
-        with pytest.raises(
-            HeadscopeError, match="is the cross attention of an encoder–decoder model"
-        ):
+        with pytest.raises(HeadscopeError, match="is the cross attention of an encoder–decoder"):
             call()
     biased = capture(load_model(cross, attention="encoder"), [[3, 4]], stats=(), keep=("q", "k"))
     with pytest.raises(HeadscopeError, match="rows know no position bias"):

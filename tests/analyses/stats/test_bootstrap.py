@@ -3,7 +3,7 @@ import numpy as np
 from headscope.analyses._stats.bootstrap import bootstrap
 
 
-def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     generator = np.random.default_rng(0)
     samples = generator.normal(3.0, 2.0, size=(60, 400))
     _, lower, upper = bootstrap(samples, resamples=500)
@@ -11,7 +11,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     assert 0.90 < covered < 0.98
 
 
-def test_its_width_is_that_of_the_normal_theory() -> None:
+def test_its_width_is_that_of_the_normal_theory():
     samples = np.random.default_rng(1).normal(size=400)
     mean, lower, upper = bootstrap(samples, resamples=4000)
     half = 1.96 * samples.std() / np.sqrt(400)
@@ -19,7 +19,7 @@ def test_its_width_is_that_of_the_normal_theory() -> None:
     np.testing.assert_allclose([lower, upper], [mean - half, mean + half], atol=0.1 * half)
 
 
-def test_missing_values_are_left_out() -> None:
+def test_missing_values_are_left_out():
     samples = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
     mean, lower, upper = bootstrap(samples)
     assert mean[0] == 2.0
@@ -28,7 +28,7 @@ def test_missing_values_are_left_out() -> None:
     assert np.isnan([mean[1], lower[1], upper[1]]).all()
 
 
-def test_one_prompt_has_no_interval() -> None:
+def test_one_prompt_has_no_interval():
     mean, lower, upper = bootstrap(np.array([[0.5]]))
     assert mean[0] == 0.5
     assert np.isnan(lower[0])

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 from constructed import INDUCTION, UNIFORM
+from refusals import check_refusal
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups import _facts
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A19")
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +15,6 @@ def planted(circuit):
     return execute("distractors", circuit, n=4, options={"facts": "2,4,8", "best": 1})
 
 
-@pytest.mark.requirement("A19")
 def test_an_even_head_disperses_with_slope_one(planted):
     head = dict(zip(("layer", "head"), UNIFORM, strict=True))
     assert float(planted["dispersion"].sel(head)) == pytest.approx(1.0, abs=1e-4)
@@ -24,7 +25,6 @@ def test_an_even_head_disperses_with_slope_one(planted):
     np.testing.assert_allclose(planted["asked_mass"].sel(head), expected, rtol=1e-4)
 
 
-@pytest.mark.requirement("A19")
 def test_the_head_that_reads_the_asked_fact_keeps_its_eye_on_it(planted):
     head = dict(zip(("layer", "head"), INDUCTION, strict=True))
     np.testing.assert_allclose(planted["asked_mass"].sel(head), 1.0, atol=1e-2)
@@ -33,7 +33,6 @@ def test_the_head_that_reads_the_asked_fact_keeps_its_eye_on_it(planted):
     assert planted.attrs["heads_by_type"] == {"asked fact": ["L1H0"]}
 
 
-@pytest.mark.requirement("A19")
 def test_hiding_the_asked_fact_costs_the_answer_and_another_of_its_size_does_not(planted):
     right = planted["accuracy"]
     assert (right.sel(condition=["intact", "another fact hidden"]) == 1).all()
@@ -66,10 +65,7 @@ def test_masses_add_up_whatever_stands_between_the_facts(bundled):
 
 def test_what_cannot_grow_is_refused(bundled):
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2)
-    with pytest.raises(HeadscopeError, match="needle does not come with any number of facts"):
-        execute("distractors", bundled, task=task)
+    check_refusal("task", execute, "distractors", bundled, task=task)
     for facts in ("4", "1,2"):
-        with pytest.raises(HeadscopeError, match="two numbers or more"):
-            execute("distractors", bundled, n=2, options={"facts": facts})
-    with pytest.raises(HeadscopeError, match="leave fewer others"):
-        execute("distractors", bundled, n=2, options={"best": 17})
+        check_refusal("facts", execute, "distractors", bundled, n=2, options={"facts": facts})
+    check_refusal("best", execute, "distractors", bundled, n=2, options={"best": 17})

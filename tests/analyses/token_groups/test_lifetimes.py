@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
-import torch
+from architectures import eager_maps
 from constructed import INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
-from transformers import LlamaForCausalLM
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups._lifetime import received
 from headscope.kernels.errors import HeadscopeError
-from headscope.probes import capture
-from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.reading import read
+
+pytestmark = pytest.mark.requirement("A20")
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +17,10 @@ def lives(circuit):
     return execute("lifetimes", circuit, repeated(n=3, length=12), options={"window": 2})
 
 
-@pytest.mark.requirement("A20")
 def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
-    eager = LlamaForCausalLM.from_pretrained(
-        folder("headscope/bundled"), attn_implementation="eager"
-    ).eval()
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
-    ids = capture(bundled, task, stats=("lse",))["token_id"].values[0].tolist()
-    with torch.no_grad():
-        out = eager(torch.tensor([ids]), output_attentions=True)
-    maps = torch.stack(out.attentions)[:, 0].double().numpy()
+    (ids,) = read(bundled, task).ids
+    maps = eager_maps(bundled.module, ids).numpy()
     found = received(bundled, ids, 4, np.full(bundled.layers, np.nan))
     count = len(ids)
     back = np.subtract.outer(np.arange(count), np.arange(count))
@@ -41,7 +35,6 @@ def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
     np.testing.assert_array_equal(found.far[..., -4:], 0.0)
 
 
-@pytest.mark.requirement("A20")
 @pytest.mark.parametrize(
     ("head", "lifetime", "share"),
     [(PREVIOUS, "window", 1.0), (UNIFORM, "global", 1.0), (SINK, "window", 18 / 19)],
@@ -52,7 +45,6 @@ def test_planted_heads_give_tokens_the_life_that_follows(lives, head, lifetime, 
     assert float(found.sel(lifetime=lifetime)) == pytest.approx(share, abs=1e-6)
 
 
-@pytest.mark.requirement("A20")
 def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives):
     sink = lives["lifetime_mass"].sel(layer=SINK[0], head=SINK[1])
     assert float(sink.sel(lifetime="global")) > 0.99
@@ -66,7 +58,6 @@ def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives)
     assert float(lives["token_global"][0]) == pytest.approx(5 / 8)
 
 
-@pytest.mark.requirement("A20")
 def test_a_window_takes_nothing_from_heads_whose_tokens_are_window_tokens(lives):
     loss = lives["window_loss"]
     assert loss.attrs["heads"]["window heads limited"] == ["L0H0"]

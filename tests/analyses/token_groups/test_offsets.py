@@ -2,14 +2,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from architectures import eager_maps
 from constructed import PREVIOUS, encoder, encoder_tokenizer, repeated
+from refusals import check_refusal
 
 from headscope.analyses import offsets, similarity
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups._delimiters import is_punctuation, positions
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A11")
 
 TEXTS = [
     "note apple north . ask lemon",
@@ -35,16 +38,6 @@ def random_bert():
     return load_model(module, tokenizer=encoder_tokenizer())
 
 
-def maps(model, ids: list[int]) -> np.ndarray:
-    """The model's own maps, by its own eager attention (layer, head, query, key)."""
-    module = type(model.module)._from_config(model.module.config, attn_implementation="eager")
-    module.load_state_dict(model.module.state_dict())
-    with torch.no_grad():
-        found = module.eval()(torch.tensor([ids]), output_attentions=True).attentions
-    return torch.stack(found)[:, 0].double().numpy()
-
-
-@pytest.mark.requirement("A11")
 def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert):
     result = execute("offsets", bert, TEXTS)
     mass = result["mass_at"]
@@ -60,13 +53,12 @@ def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert)
     assert result.attrs["verdict"] == "disagreement"
 
 
-@pytest.mark.requirement("A11")
 def test_masses_are_those_of_the_models_own_maps(random_bert):
     result = execute("offsets", random_bert, TEXTS)
     shifts, kinds = ([] for _ in range(2))
     for text in TEXTS:
         ids = random_bert.encode(text)
-        whole, words = maps(random_bert, ids), text.split()
+        whole, words = eager_maps(random_bert.module, ids).numpy(), text.split()
         shifts.append([np.diagonal(whole, -one, 2, 3).mean(-1) for one in range(-2, 3)])
         places = [
             [0], [len(ids) - 1], [at + 1 for at, word in enumerate(words) if word in ".,"],
@@ -77,7 +69,6 @@ def test_masses_are_those_of_the_models_own_maps(random_bert):
     np.testing.assert_allclose(result["delimiter_mass"], np.mean(kinds, axis=0), atol=1e-5)
 
 
-@pytest.mark.requirement("A11")
 def test_heads_of_the_encoder_cluster_by_the_divergence_of_their_rows(bert):
     cap = capture(bert, TEXTS, stats=("lse",), keep=("q", "k", "z"))
     result = similarity.run(cap, bert, clusters=4, skip=1)
@@ -88,7 +79,6 @@ def test_heads_of_the_encoder_cluster_by_the_divergence_of_their_rows(bert):
     assert len({*planted, *uniform}) == 4
 
 
-@pytest.mark.requirement("A11")
 def test_offset_heads_of_the_bundled_model_need_nothing_but_their_offset(bundled):
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=6)
     result = execute("offsets", bundled, task)
@@ -126,5 +116,4 @@ def test_prompts_without_delimiters_say_so(circuit):
 
 def test_bad_input_is_refused(circuit):
     cap = capture(circuit, [[0, 5, 6, 7]], stats=("offset_mass",), offsets=(0, 1))
-    with pytest.raises(HeadscopeError, match="needs the offsets"):
-        offsets.run(cap, circuit)
+    check_refusal("capture", offsets.run, cap, circuit)

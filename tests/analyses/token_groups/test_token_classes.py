@@ -1,15 +1,15 @@
 import constructed
 import numpy as np
 import pytest
-import torch
+from architectures import eager_maps
 from constructed import KEYS, SINK, UNIFORM, WORDS, repeated
-from transformers import LlamaForCausalLM
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups import _token_kinds
 from headscope.probes import capture, load_model
-from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
+
+pytestmark = pytest.mark.requirement("A20")
 
 
 def test_every_token_is_of_the_first_kind_that_fits():
@@ -26,17 +26,11 @@ def test_every_token_is_of_the_first_kind_that_fits():
     ]
 
 
-@pytest.mark.requirement("A20")
 def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
-    eager = LlamaForCausalLM.from_pretrained(
-        folder("headscope/bundled"), attn_implementation="eager"
-    ).eval()
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
     held = capture(bundled, task, stats=("lse",))
     ids, words = held["token_id"].values[0].tolist(), held["token"].values[0].tolist()
-    with torch.no_grad():
-        out = eager(torch.tensor([ids]), output_attentions=True)
-    maps = torch.stack(out.attentions)[:, 0].double().numpy()
+    maps = eager_maps(bundled.module, ids).numpy()
     result = execute("token_classes", bundled, [ids], options={"causal_prompts": 0})
     for name, marks in (
         ("first", [at == 0 for at in range(len(ids))]),
@@ -50,7 +44,6 @@ def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
         )
 
 
-@pytest.mark.requirement("A20")
 def test_an_even_head_favours_no_class_and_a_sink_the_first_token(circuit):
     ids = [[0, *(WORDS.index(word) for word in (*KEYS[:4], ".", "note", *KEYS[:3], "."))]] * 2
     result = execute("token_classes", circuit, ids, options={"causal_prompts": 0, "rare": 2})
@@ -64,7 +57,6 @@ def test_an_even_head_favours_no_class_and_a_sink_the_first_token(circuit):
     assert "L0H1" in result.attrs["heads_by_type"]["first"]
 
 
-@pytest.mark.requirement("A20")
 def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(circuit):
     # Twelve words are said twice and read; five before them never come back.
     prompt = repeated(n=1, length=6, seed=3).prompts[0]
@@ -80,7 +72,6 @@ def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(c
     assert "rare" in result.attrs["note"].partition("; less: ")[2]
 
 
-@pytest.mark.requirement("A20")
 def test_special_tokens_of_an_encoder_and_patches_of_an_image():
     model = load_model(constructed.encoder(), tokenizer=constructed.encoder_tokenizer())
     result = execute("token_classes", model, [[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 3]])

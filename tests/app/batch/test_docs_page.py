@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from headscope.app.batch import schema, table
@@ -17,9 +16,7 @@ def block(language: str) -> str:
     return str(found)
 
 
-def test_the_example_prints_what_the_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_prints_what_the_page_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("job.yaml").write_text(block("yaml"))
     commands = re.findall(r"^headscope (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
@@ -32,7 +29,7 @@ def test_the_example_prints_what_the_page_shows(
     assert capsys.readouterr().out == block("text")
 
 
-def test_every_field_and_column_is_on_the_page() -> None:
+def test_every_field_and_column_is_on_the_page():
     kinds = (schema.JobFields, schema.ModelSpec, schema.TaskSpec)
     for name in {name for kind in kinds for name in kind.model_fields} - {"model", "task"}:
         assert f"`{name}`" in PAGE or f"{name}: " in PAGE, name

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from headscope.app.batch import ray_engine
-from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
 from headscope.app.batch.schema import ModelSpec
 from headscope.app.batch.worker import Failure
@@ -66,9 +64,7 @@ def listening(process: subprocess.Popen[str]) -> set[str]:
 
 
 @pytest.mark.cluster
-def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
-    job: Callable[[str], Job], tmp_path: Path, digests: Callable[[Path], dict[str, str]]
-) -> None:
+def test_two_workers_of_which_one_is_killed_give_the_same_bytes(job, tmp_path, digests):
     asked = job(
         "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 5\nshard: 2\n"
         "analyses: [distractors, importance, entropy]\n"
@@ -95,9 +91,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(
 
 
 @pytest.mark.cluster
-def test_three_by_three_and_all_analyses_give_the_same_bytes(
-    three_by_three: Job, tmp_path: Path, digests: Callable[[Path], dict[str, str]]
-) -> None:
+def test_three_by_three_and_all_analyses_give_the_same_bytes(three_by_three, tmp_path, digests):
     process = start(tmp_path / "job.yaml", tmp_path / "ray")
     said, errors = process.communicate(timeout=1800)
     # Cells whose analysis does not suit the task are recorded as failed.
@@ -108,7 +102,7 @@ def test_three_by_three_and_all_analyses_give_the_same_bytes(
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
-def test_what_a_cluster_lacks_is_refused(job: Callable[[str], Job]) -> None:
+def test_what_a_cluster_lacks_is_refused(job):
     text = "models: [{model: headscope/bundled, device: cuda}]\ntasks: [ioi]\nanalyses: [sinks]\n"
     with pytest.raises(HeadscopeError, match="headscope/bundled asks for a GPU"):
         ray_engine._check(job(text), {"CPU": 2.0})
@@ -117,7 +111,7 @@ def test_what_a_cluster_lacks_is_refused(job: Callable[[str], Job]) -> None:
         ray_engine._check(job(text + "threads: 4\n"), {"CPU": 2.0, "GPU": 1.0})
 
 
-def test_a_task_asks_for_a_gpu_where_its_model_runs_on_one() -> None:
+def test_a_task_asks_for_a_gpu_where_its_model_runs_on_one():
     there = {"CPU": 2.0, "GPU": 4.0}
     models = [ModelSpec(model="m", device=device) for device in (None, "cuda", "cpu")]
     assert [ray_engine.gpus(model, there) for model in models] == [1, 1, 0]
@@ -132,9 +126,7 @@ def test_a_task_asks_for_a_gpu_where_its_model_runs_on_one() -> None:
         (("--engine", "ray", "--workers", "2", "--address", "x:1"), "has its own"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
-    job: Callable[[str], Job], tmp_path: Path, more: tuple[str, ...], words: str
-) -> None:
+def test_options_that_do_not_go_together_are_refused(job, tmp_path, more, words):
     job("models: [headscope/bundled]\ntasks: [ioi]\nanalyses: [sinks]\n")
     arguments = ["batch", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out"), *more]
     done = CliRunner().invoke(app, arguments)
@@ -144,7 +136,7 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.cluster
-def test_a_worker_that_is_lost_for_good_is_the_reason_of_its_cell() -> None:
+def test_a_worker_that_is_lost_for_good_is_the_reason_of_its_cell():
     import ray
 
     def lost(_):
@@ -155,7 +147,7 @@ def test_a_worker_that_is_lost_for_good_is_the_reason_of_its_cell() -> None:
     assert outcome.reason.startswith("its worker was lost: The worker died unexpectedly")
 
 
-def test_usage_statistics_and_the_network_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usage_statistics_and_the_network_are_off(monkeypatch):
     for name in (*ray_engine.QUIET, *ray_engine.ALONE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "ray", json)

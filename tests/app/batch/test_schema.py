@@ -78,9 +78,7 @@ def faults(folder: Path, text: str) -> list[str]:
     return caught.value.lines
 
 
-def test_every_error_is_told_with_its_place_and_nothing_is_written(
-    tmp_path: Path, headscope
-) -> None:
+def test_every_error_is_told_with_its_place_and_nothing_is_written(tmp_path, headscope):
     (tmp_path / "mine.txt").write_text("a text\n")
     file = write(tmp_path, BAD)
     before = sorted(tmp_path.iterdir())
@@ -118,24 +116,24 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
         ("models: [!!python/name:os.system x]\ntasks: [ioi]\nanalyses: [sinks]\n", "1:10: "),
     ],
 )
-def test_one_error_is_told_with_its_place(text: str, line: str, tmp_path: Path) -> None:
+def test_one_error_is_told_with_its_place(text, line, tmp_path):
     assert any(f"job.yaml:{line}" in one for one in faults(tmp_path, text))
 
 
-def test_a_model_of_the_hub_out_of_reach(tmp_path: Path) -> None:
+def test_a_model_of_the_hub_out_of_reach(tmp_path):
     lines = faults(tmp_path, "models: [gpt2]\ntasks: [ioi]\nanalyses: [sinks]\n")
     assert len(lines) == 1
     assert "1:10: model: 'gpt2' is no folder and not in the local cache" in lines[0]
 
 
-def test_checkpoints_are_looked_up(tmp_path: Path) -> None:
+def test_checkpoints_are_looked_up(tmp_path):
     text = "tasks: [ioi]\nanalyses: [sinks]\nmodels:\n  - headscope/induction@step400\n"
     assert read_job(write(tmp_path, text)).models[0].name == "headscope/induction@step400"
     (line,) = faults(tmp_path, text + "  - headscope/induction@step401\n")
     assert "5:5: model: headscope/induction has no checkpoint 'step401'" in line
 
 
-def test_a_job_is_read_with_its_defaults(tmp_path: Path, bundled) -> None:
+def test_a_job_is_read_with_its_defaults(tmp_path, bundled):
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("one\ntwo\n")
@@ -163,7 +161,7 @@ def test_a_job_is_read_with_its_defaults(tmp_path: Path, bundled) -> None:
     assert str(tmp_path) not in str(job.identity()), "results do not depend on the place"
 
 
-def test_attention_of_an_encoder_and_decoder_needs_pairs(tmp_path: Path, paired_folder) -> None:
+def test_attention_of_an_encoder_and_decoder_needs_pairs(tmp_path, paired_folder):
     (tmp_path / "pairs.jsonl").write_text('{"source": "w1 w2", "target": "w3"}\n')
     lines = faults(
         tmp_path,

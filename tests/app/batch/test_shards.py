@@ -1,6 +1,5 @@
 """Parts of a prompt set, captured apart and put together, are the capture of all."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ def agree(model: Any, prompts: Any, size: int, **options: Any) -> xr.Dataset:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_every_statistic_of_prompts_of_different_lengths(bundled, size: int) -> None:
+def test_every_statistic_of_prompts_of_different_lengths(bundled, size):
     prompts = [[5 + (7 * at + length) % 90 for at in range(length)] for length in LENGTHS]
     # Which keys come first is a matter of rounding where two are as large.
     stats = [one for one in statistics.names() if one not in ("topk_key", "span_mass")]
@@ -45,13 +44,13 @@ def test_every_statistic_of_prompts_of_different_lengths(bundled, size: int) -> 
     assert merged.sizes["prompt"] == len(LENGTHS)
 
 
-def test_a_task_with_its_roles(bundled) -> None:
+def test_a_task_with_its_roles(bundled):
     task = tasks.make("recall", bundled.tokenizer, n=5, seed=3, pairs=3)
     agree(bundled, task, 2, stats=("span_mass", "target_mass"))
 
 
 @pytest.mark.parametrize("attention", ["cross", "decoder"])
-def test_pairs_of_an_encoder_and_decoder(paired_folder: Path, attention: str) -> None:
+def test_pairs_of_an_encoder_and_decoder(paired_folder, attention):
     model = load_model(paired_folder, attention=attention)
     pairs = [
         Pair(" ".join(f"w{at}" for at in range(source)), " ".join(f"w{at}" for at in range(target)))

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +20,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def test_ratios_are_printed_and_kept(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_ratios_are_printed_and_kept(monkeypatch, capsys, tmp_path):
     file = tmp_path / "result.json"
     assert call(monkeypatch, *TINY, "--length", 64, "--out", file) == 0
     shown = capsys.readouterr().out
@@ -39,12 +36,7 @@ def test_ratios_are_printed_and_kept(
 
 
 @pytest.mark.parametrize("output", ["entropy", "topk"])
-def test_wrong_numbers_are_not_measured(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    output: str,
-) -> None:
+def test_wrong_numbers_are_not_measured(monkeypatch, capsys, tmp_path, output):
     right = api.attend
 
     def wrong(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
@@ -58,7 +50,7 @@ def test_wrong_numbers_are_not_measured(
     assert not list(tmp_path.iterdir())
 
 
-def test_eager_attention_is_left_out_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_attention_is_left_out_where_it_cannot_fit(monkeypatch):
     monkeypatch.setattr(api.memory, "available", lambda: 10**6)
     assert tuple(bench._prepare(512, 2)[0]) == bench.CALLS[:-1]
 
@@ -67,11 +59,6 @@ def test_eager_attention_is_left_out_where_it_cannot_fit(monkeypatch: pytest.Mon
     ("arguments", "message"),
     [(("--out", "no/result.json"), "--out"), (("--flex",), "benchmarks/cpu.py")],
 )
-def test_what_cannot_be_done_is_refused_before_the_minute(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
+def test_what_cannot_be_done_is_refused_before_the_minute(monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err

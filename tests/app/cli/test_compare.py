@@ -19,11 +19,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.requirement("D6")
-def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path) -> None:
+def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path):
     file = tmp_path / "differences.json"
-    code, out, _ = headscope(
-        "compare", runs[0], runs[0], "--score", "capture.entropy", "--out", file
-    )
+    given = ("--score", "capture.entropy", "--out", file)
+    code, out, _ = headscope("compare", runs[0], runs[0], *given)
     assert code == 0
     assert "0 of 32 intervals leave out 0 (paired by prompt)" in out
     [score] = json.loads(file.read_text())["scores"]
@@ -31,7 +30,7 @@ def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path) -> None:
     assert {one["difference"] for one in score["heads"]} == {0.0}
 
 
-def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope) -> None:
+def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope):
     code, out, _ = headscope("compare", *runs)
     assert code == 0
     assert "sinks.sink" in out
@@ -39,11 +38,10 @@ def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope) 
 
 
 @pytest.mark.requirement("D6")
-def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, tmp_path) -> None:
+def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, tmp_path):
     file = tmp_path / "differences.json"
-    code, out, _ = headscope(
-        "compare", *runs, "--task", "ioi", "--number", 2, "--top", 3, "--out", file
-    )
+    given = ("--task", "ioi", "--number", 2, "--top", 3, "--out", file)
+    code, out, _ = headscope("compare", *runs, *given)
     assert code == 0
     assert "paired by prompt" in out
     [score] = json.loads(file.read_text())["scores"]
@@ -53,7 +51,7 @@ def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, 
     assert max(abs(one["difference"]) for one in score["heads"]) < 1e-6
 
 
-def test_what_is_not_there_is_refused_in_one_line(runs, headscope) -> None:
+def test_what_is_not_there_is_refused_in_one_line(runs, headscope):
     for words, line in (
         ((*runs, "--score", "importance.zero_ablation"), "error: --score: "),
         ((*runs, "--score", "sinks.sink", "--across", "colour"), "error: across: 'colour' is not"),

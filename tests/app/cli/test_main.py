@@ -1,7 +1,5 @@
 """The command line lists what the registries hold and explains itself."""
 
-from pathlib import Path
-
 import pytest
 from typer.testing import CliRunner
 
@@ -24,7 +22,7 @@ def said(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_comes_from_the_docstring(command: str) -> None:
+def test_help_comes_from_the_docstring(command):
     (callback,) = (
         one.callback
         for one in app.registered_commands
@@ -35,7 +33,7 @@ def test_help_comes_from_the_docstring(command: str) -> None:
     assert first.rstrip(".") in " ".join(said(command, "--help").split())
 
 
-def test_every_analysis_is_listed_and_shown_with_its_options() -> None:
+def test_every_analysis_is_listed_and_shown_with_its_options():
     listed = said("analyses")
     for name in analyses.names():
         assert analyses.summary(name) in listed
@@ -43,18 +41,18 @@ def test_every_analysis_is_listed_and_shown_with_its_options() -> None:
         assert all(f"{name}.{option}=" in shown for option in analyses.options(name))
 
 
-def test_every_statistic_is_listed_with_its_formula() -> None:
+def test_every_statistic_is_listed_with_its_formula():
     listed = said("statistics")
     for name in statistics.names():
         assert statistics.load(name).formula in listed
 
 
-def test_the_bundled_models_are_listed() -> None:
+def test_the_bundled_models_are_listed():
     for name in BUNDLED:
         assert f"{name} " in said("models")
 
 
-def test_a_dry_run_says_what_it_would_need_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_says_what_it_would_need_and_writes_nothing(tmp_path):
     told = said(
         "capture", "headscope/bundled", "--task", "story", "--number", "2",
         "--out", str(tmp_path / "run"), "--dry-run",

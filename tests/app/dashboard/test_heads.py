@@ -25,7 +25,7 @@ def title(app: AppTest) -> str:
     return app.main.subheader[1].value
 
 
-def test_a_link_opens_the_same_view(screen) -> None:
+def test_a_link_opens_the_same_view(screen):
     app = screen(by="head_types.induction", layer="2", head="5", prompt="1")
     assert title(app) == "L2H5"
     assert "Attention to the token after an earlier copy" in app.main.subheader[0].value
@@ -35,7 +35,7 @@ def test_a_link_opens_the_same_view(screen) -> None:
     assert not app.warning
 
 
-def test_what_a_link_asks_for_in_vain_is_said(screen) -> None:
+def test_what_a_link_asks_for_in_vain_is_said(screen):
     app = screen(by="sinks.nothing", layer="99", head="1", prompt="77")
     assert title(app) == "L0H1"
     said = " ".join(warning.value for warning in app.warning)
@@ -44,7 +44,7 @@ def test_what_a_link_asks_for_in_vain_is_said(screen) -> None:
     assert "'77'" in said
 
 
-def test_arrows_move_between_heads_and_stop_at_the_edge(screen) -> None:
+def test_arrows_move_between_heads_and_stop_at_the_edge(screen):
     app = screen(layer="0", head="6")
     for key, expected in (("Right", "L0H7"), ("Right", "L0H7"), ("Down", "L1H7"), ("Left", "L1H6")):
         app.button(key=f"go_{key}").click().run()
@@ -52,7 +52,7 @@ def test_arrows_move_between_heads_and_stop_at_the_edge(screen) -> None:
     assert app.query_params["head"] in ("6", ["6"])
 
 
-def test_scores_have_ranks_and_the_causal_ones_come_first(screen) -> None:
+def test_scores_have_ranks_and_the_causal_ones_come_first(screen):
     app = screen(layer="1", head="1")
     causal, correlational = app.main.table[0].value, app.main.table[1].value
     assert any("set to zero" in title for title in causal["score"])
@@ -60,7 +60,7 @@ def test_scores_have_ranks_and_the_causal_ones_come_first(screen) -> None:
     assert any("first token" in title for title in correlational["score"])
 
 
-def test_own_text_replaces_the_prompt(screen) -> None:
+def test_own_text_replaces_the_prompt(screen):
     app = screen()
     words = app.main.caption[-1].value.split()[:3]
     app.text_area(key="text").set_value(" ".join(words)).run()
@@ -71,7 +71,7 @@ def test_own_text_replaces_the_prompt(screen) -> None:
 @pytest.mark.parametrize(
     ("text", "said"), [("zebra xylophone", "'zebra', 'xylophone'"), ("the " * 2000, "tokens")]
 )
-def test_own_text_that_cannot_be_read_is_refused(screen, text: str, said: str) -> None:
+def test_own_text_that_cannot_be_read_is_refused(screen, text, said):
     app = screen()
     app.text_area(key="text").set_value(text).run()
     assert not app.exception
@@ -102,9 +102,7 @@ def values(array: Any) -> np.ndarray[Any, Any]:
     return flat.reshape([int(one) for one in str(array.get("shape", len(flat))).split(",")])
 
 
-def test_a_long_text_has_an_overview_and_an_exact_window(
-    screen, bundled: Model, long_text: str
-) -> None:
+def test_a_long_text_has_an_overview_and_an_exact_window(screen, bundled, long_text):
     app = screen(layer="1", head="3", side="128", queries="700", keys="640", text=long_text)
     assert not app.warning
     ids = bundled.encode(long_text)
@@ -130,9 +128,7 @@ def test_a_long_text_has_an_overview_and_an_exact_window(
     assert all(part in shown for part in ("side=128", "queries=700", "keys=640"))
 
 
-def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(
-    screen, bundled: Model, long_text: str
-) -> None:
+def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(screen, bundled, long_text):
     app = screen(text=long_text)
     assert "0: &lt;bos&gt;" in drawn(app, "pattern_chart")["data"][0]["y"][0]
     app.slider(key="queries").set_value(750).run()
@@ -153,7 +149,7 @@ def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(
     assert not app.get("slider")
 
 
-def test_a_window_outside_the_text_is_said(screen, long_text: str) -> None:
+def test_a_window_outside_the_text_is_said(screen, long_text):
     app = screen(text=long_text, queries="5000", side="77", map="nothing")
     said = " ".join(warning.value for warning in app.warning)
     assert all(one in said for one in ("'5000'", "'77'", "'nothing'"))
@@ -161,7 +157,7 @@ def test_a_window_outside_the_text_is_said(screen, long_text: str) -> None:
 
 
 @pytest.mark.requirement("A13")
-def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -> None:
+def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run):
     named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]
     app = screen(view="table", stage="latent reasoning")
     assert sorted(app.main.dataframe[0].value["name"]) == sorted(named["induction"])
@@ -174,7 +170,7 @@ def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run: Path) -
 
 
 @pytest.mark.requirement("A13")
-def test_heads_are_filtered_by_evidence(screen, demo_run: Path) -> None:
+def test_heads_are_filtered_by_evidence(screen, demo_run):
     result = run_folder.open(demo_run).results()["importance"]
     app = screen(view="table", evidence="causal")
     shown = set(app.main.dataframe[0].value["name"])
@@ -188,7 +184,7 @@ def test_heads_are_filtered_by_evidence(screen, demo_run: Path) -> None:
     assert len(app.main.dataframe[0].value) == 32 - len(shown)
 
 
-def test_the_grid_fades_the_heads_that_are_filtered_out(screen) -> None:
+def test_the_grid_fades_the_heads_that_are_filtered_out(screen):
     app = screen(type="induction")
     veil = next(each for each in drawn(app, "grid_chart")["data"] if each.get("name") == "veil")
     kept = np.isnan(values(veil["z"]))
@@ -196,18 +192,18 @@ def test_the_grid_fades_the_heads_that_are_filtered_out(screen) -> None:
     assert f"{kept.sum()} of 32 heads" in " ".join(one.value for one in app.sidebar.caption)
 
 
-def test_a_filter_that_the_run_lacks_is_said(screen) -> None:
+def test_a_filter_that_the_run_lacks_is_said(screen):
     app = screen(type="mover")
     assert "'mover'" in " ".join(warning.value for warning in app.warning)
     assert app.multiselect(key="type").value == []
 
 
-def test_an_empty_dashboard_says_what_to_do(tmp_path: Path, dashboard) -> None:
+def test_an_empty_dashboard_says_what_to_do(tmp_path, dashboard):
     app = dashboard(tmp_path / "nothing")
     assert "headscope demo" in app.info[0].value
 
 
-def test_table_and_scatter_show_every_head(screen) -> None:
+def test_table_and_scatter_show_every_head(screen):
     table = screen(view="table").main.dataframe[0].value
     assert len(table) == 32
     assert table["name"].iloc[-1] == "L3H7"

@@ -2,9 +2,6 @@
 
 import importlib
 import sys
-from pathlib import Path
-
-import pytest
 
 from headscope.app.dashboard import screens
 
@@ -24,9 +21,7 @@ def draw():
 '''
 
 
-def test_a_file_in_the_folder_is_a_screen(
-    tmp_path: Path, dashboard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_in_the_folder_is_a_screen(tmp_path, dashboard, monkeypatch):
     (tmp_path / "screens").mkdir()
     (tmp_path / "screens" / "mine.py").write_text(SCREEN)
     monkeypatch.setattr(screens, "__path__", [*screens.__path__, str(tmp_path / "screens")])
@@ -41,7 +36,7 @@ def test_a_file_in_the_folder_is_a_screen(
         sys.modules.pop(f"{screens.__name__}.mine", None)
 
 
-def test_every_screen_says_what_the_navigation_shows() -> None:
+def test_every_screen_says_what_the_navigation_shows():
     for name in screens.names():
         screen = screens.load(name)
         assert screen.TITLE

@@ -11,18 +11,8 @@ from streamlit.testing.v1 import AppTest
 from headscope.analyses._interventions.ablation import mean_z
 from headscope.analyses.comparison import what_if
 from headscope.app.dashboard.components import edit_form
-from headscope.probes import Model, capture, tasks
-from headscope.probes.interventions import (
-    Ablate,
-    Gate,
-    Inject,
-    KnockOut,
-    Offset,
-    Replace,
-    ScaleKeys,
-    Temperature,
-    Window,
-)
+from headscope.probes import capture, tasks
+from headscope.probes import interventions as edits
 from headscope.probes.interventions.base import KINDS
 from headscope.probes.storage import run_folder
 
@@ -43,9 +33,7 @@ def ask(app: AppTest, kind: str) -> AppTest:
 
 
 @pytest.mark.requirement("D5")
-def test_every_edit_of_heads_has_a_form_whose_answer_is_that_of_the_function(
-    screen: AppTest, demo_run: Path, bundled: Model
-) -> None:
+def test_every_edit_of_heads_has_a_form_with_the_answer_of_the_function(screen, demo_run, bundled):
     recorded = run_folder.open(demo_run).capture
     ids = [int(one) for one in recorded["token_id"].values[0, : int(recorded["length"][0])]]
     heads = ((0, 5),)
@@ -53,15 +41,15 @@ def test_every_edit_of_heads_has_a_form_whose_answer_is_that_of_the_function(
     gates = torch.ones(bundled.layers, bundled.heads)
     gates[0, 5] = 0.0
     expected = [
-        Ablate(heads),
-        Gate(gates),
-        Inject(heads, "previous"),
-        KnockOut(heads, keys=(0,)),
-        Offset(heads, mean),
-        Replace(heads, mean),
-        ScaleKeys(heads, keys=(0,), factor=0.5),
-        Temperature(heads, 2.0),
-        Window(heads, recent=4),
+        edits.Ablate(heads),
+        edits.Gate(gates),
+        edits.Inject(heads, "previous"),
+        edits.KnockOut(heads, keys=(0,)),
+        edits.Offset(heads, mean),
+        edits.Replace(heads, mean),
+        edits.ScaleKeys(heads, keys=(0,), factor=0.5),
+        edits.Temperature(heads, 2.0),
+        edits.Window(heads, recent=4),
     ]
     kinds = edit_form.kinds()
     assert next(iter(kinds)) == "Ablate"
@@ -78,9 +66,9 @@ def test_every_edit_of_heads_has_a_form_whose_answer_is_that_of_the_function(
         assert float(answer["change"]) != 0.0
 
 
-def test_a_new_edit_has_a_form(screen: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_edit_has_a_form(screen, monkeypatch):
     @dataclass(frozen=True)
-    class Soften(Temperature):
+    class Soften(edits.Temperature):
         """Soften the attention of some heads.
 
         Attributes
@@ -101,7 +89,7 @@ def test_a_new_edit_has_a_form(screen: AppTest, monkeypatch: pytest.MonkeyPatch)
     assert [field.name for field in fields(Soften)] == ["heads", "value", "strength"]
 
 
-def test_own_text_and_tasks_are_asked_too(screen: AppTest, first_words: str) -> None:
+def test_own_text_and_tasks_are_asked_too(screen, first_words):
     screen.text_area(key="text").set_value(first_words).run()
     app = ask(screen, "Replace")
     answer = app.session_state[ANSWER]["answer"]
@@ -114,7 +102,7 @@ def test_own_text_and_tasks_are_asked_too(screen: AppTest, first_words: str) -> 
     assert tasks.load("ioi").METRIC.replace("_", " ") in answer["score"].attrs["convention"]
 
 
-def test_another_picked_head_is_offered_and_bad_tokens_are_refused(screen: AppTest) -> None:
+def test_another_picked_head_is_offered_and_bad_tokens_are_refused(screen):
     screen.button(key="go_Right").click().run()
     assert screen.multiselect(key="what_if_heads_L0H6").value == ["L0H6"]
     screen.selectbox(key="what_if_edit").set_value("KnockOut").run()

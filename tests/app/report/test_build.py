@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope import analyses, viz
 from headscope.app.report import build, docstrings
@@ -65,20 +66,20 @@ def page(written: Path) -> Reader:
     return read(written)
 
 
-def test_the_page_loads_nothing_but_the_files_beside_it(page: Reader) -> None:
+def test_the_page_loads_nothing_but_the_files_beside_it(page):
     inner = {link for link in page.loads if link.startswith("#")}
     assert set(page.loads) - inner == {"heads.csv", "heads.parquet", "report.json"}
     assert {link[1:] for link in inner} <= set(page.ids)
 
 
-def test_plotly_is_inlined_once(written: Path, page: Reader) -> None:
+def test_plotly_is_inlined_once(written, page):
     text = written.read_text(encoding="utf-8")
     assert text.count("plotly.js v") == 1
     assert page.scripts == 2
     assert len(text) < 6_500_000
 
 
-def test_every_variable_is_shown_in_the_order_of_the_analyses(page: Reader, demo_run: Path) -> None:
+def test_every_variable_is_shown_in_the_order_of_the_analyses(page, demo_run):
     results = run_folder.open(demo_run).results()
     sections = [each for each in page.ids if each in analyses.names()]
     assert sections == [name for name in analyses.names() if name in results]
@@ -90,7 +91,7 @@ def test_every_variable_is_shown_in_the_order_of_the_analyses(page: Reader, demo
     assert len(page.figures) == len(expected)
 
 
-def test_text_findings_and_provenance_are_there(page: Reader, demo_run: Path) -> None:
+def test_text_findings_and_provenance_are_there(page, demo_run):
     run = run_folder.open(demo_run)
     text = " ".join(page.text.split())
     assert analyses.summary("sinks").rstrip(".") in text
@@ -106,7 +107,7 @@ def test_text_findings_and_provenance_are_there(page: Reader, demo_run: Path) ->
     assert first.group(1) == f"L{layer}H{head}"
 
 
-def test_tables_hold_the_results(written: Path, demo_run: Path) -> None:
+def test_tables_hold_the_results(written, demo_run):
     results = run_folder.open(demo_run).results()
     parquet = pd.read_parquet(written.with_name("heads.parquet"))
     csv = pd.read_csv(written.with_name("heads.csv"))
@@ -129,7 +130,7 @@ def fake(tmp_path: Path, result: xr.Dataset, monkeypatch: pytest.MonkeyPatch) ->
     return Run(tmp_path, manifest)
 
 
-def test_nothing_is_written_where_a_file_cannot_be(tmp_path: Path, monkeypatch) -> None:
+def test_nothing_is_written_where_a_file_cannot_be(tmp_path, monkeypatch):
     run = fake(tmp_path, xr.Dataset({"x": xr.DataArray(1.0)}), monkeypatch)
     (tmp_path / "heads.parquet").mkdir()
     with pytest.raises(HeadscopeError, match=r"heads\.parquet cannot be written"):
@@ -141,13 +142,12 @@ def test_nothing_is_written_where_a_file_cannot_be(tmp_path: Path, monkeypatch) 
     assert not (tmp_path / "no such folder").exists()
 
 
-def test_a_run_without_results_is_refused(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(HeadscopeError, match="has no results; headscope analyze"):
-        build.write_report(fake(tmp_path, xr.Dataset(), monkeypatch))
+def test_a_run_without_results_is_refused(tmp_path, monkeypatch):
+    check_refusal("run", build.write_report, fake(tmp_path, xr.Dataset(), monkeypatch))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_of_others_cannot_become_code(tmp_path: Path, monkeypatch) -> None:
+def test_names_of_others_cannot_become_code(tmp_path, monkeypatch):
     evil = "</script><script>alert(2)</script>"
     array = xr.DataArray(
         [0.5, 0.2], dims="condition", coords={"condition": [evil, "b"]},
@@ -159,7 +159,7 @@ def test_names_of_others_cannot_become_code(tmp_path: Path, monkeypatch) -> None
     assert len(page.figures) == 1
 
 
-def test_what_is_missing_is_said_and_null_in_json(tmp_path: Path, monkeypatch) -> None:
+def test_what_is_missing_is_said_and_null_in_json(tmp_path, monkeypatch):
     grid = xr.DataArray([[0.5, np.nan]], dims=("layer", "head"), attrs={"units": "share"})
     notes = {"verdict": "disagreement", "note": "The two differ.", "skipped": "no tokenizer"}
     result = xr.Dataset({"x": grid}, attrs=notes)
@@ -170,7 +170,7 @@ def test_what_is_missing_is_said_and_null_in_json(tmp_path: Path, monkeypatch) -
     assert stored["analyses"]["mine"]["variables"]["x"]["values"] == [[0.5, None]]
 
 
-def test_docstrings_become_prose() -> None:
+def test_docstrings_become_prose():
     summary, text = docstrings.render(
         """Summary on
         two lines.

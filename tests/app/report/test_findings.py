@@ -22,7 +22,7 @@ def score(values: list[list[float]], **attrs: object) -> xr.DataArray:
     return xr.DataArray(values, dims=GRID, coords=coords, attrs=attrs)
 
 
-def test_one_row_a_head_one_column_a_score() -> None:
+def test_one_row_a_head_one_column_a_score():
     found = results(sink=score([[0.1, 0.2], [0.3, np.nan]]), other=score([[1, 2], [3, 4]]))
     table = heads_table(found)
     assert table["name"].tolist() == ["L0H0", "L0H1", "L1H0", "L1H1"]
@@ -30,7 +30,7 @@ def test_one_row_a_head_one_column_a_score() -> None:
     assert np.isnan(table["sinks.sink"].iloc[3])
 
 
-def test_dims_in_another_order_and_further_dims_keep_their_values() -> None:
+def test_dims_in_another_order_and_further_dims_keep_their_values():
     array = xr.DataArray(
         np.arange(12.0).reshape(2, 3, 2),
         dims=("head", "layer", "kind"),
@@ -41,7 +41,7 @@ def test_dims_in_another_order_and_further_dims_keep_their_values() -> None:
     assert table.loc["L2H1", "sinks.mass[b]"] == array.values[1, 2, 1]
 
 
-def test_curves_matrices_and_empty_entries_make_no_columns() -> None:
+def test_curves_matrices_and_empty_entries_make_no_columns():
     wide = xr.DataArray(np.ones((2, 2, 9)), dims=(*GRID, "depth"))
     matrix = xr.DataArray(np.ones((2, 2, 2, 2)), dims=(*GRID, "from", "to"))
     half = xr.DataArray(np.full((2, 2, 2), np.nan), dims=(*GRID, "kind"))
@@ -50,7 +50,7 @@ def test_curves_matrices_and_empty_entries_make_no_columns() -> None:
     assert table.columns.tolist() == ["name", *GRID, "sinks.half[kind 1]"]
 
 
-def test_analyses_of_different_layers_meet_in_one_table() -> None:
+def test_analyses_of_different_layers_meet_in_one_table():
     late = score([[5.0, 6.0]]).assign_coords(layer=[1])
     table = heads_table(results(sink=score([[1, 2], [3, 4]])) | {"late": xr.Dataset({"x": late})})
     table = table.set_index("name")
@@ -58,13 +58,13 @@ def test_analyses_of_different_layers_meet_in_one_table() -> None:
     assert np.isnan(table.loc["L0H0", "late.x"])
 
 
-def test_other_variables_make_no_columns() -> None:
+def test_other_variables_make_no_columns():
     found = results(rate=xr.DataArray(0.5), lane=xr.DataArray([1.0], dims="key"))
     assert heads_table(found).columns.tolist() == ["name", *GRID]
     assert findings(found) == []
 
 
-def test_findings_are_the_first_heads_with_value_rank_and_interval() -> None:
+def test_findings_are_the_first_heads_with_value_rank_and_interval():
     sink = score([[0.1, 0.9], [np.nan, 0.4]], long_name="Sink.", units="share", evidence="causal")
     low = (sink - 0.05).assign_attrs(interval_of="sink")
     high = (sink + 0.05).assign_attrs(interval_of="sink")
@@ -78,29 +78,29 @@ def test_findings_are_the_first_heads_with_value_rank_and_interval() -> None:
     assert (best.value, best.lower, best.upper) == pytest.approx((0.9, 0.85, 0.95))
 
 
-def test_diverging_scores_are_ranked_by_size() -> None:
+def test_diverging_scores_are_ranked_by_size():
     found = findings(results(effect=score([[1.0, -3.0], [2.0, 0.0]], scale="diverging")))
     assert [each.name for each in found] == ["L0H1", "L1H0", "L0H0"]
     assert found[0].value == -3
     assert found[0].evidence == "correlational"
 
 
-def test_heads_without_a_score_do_not_stand_out() -> None:
+def test_heads_without_a_score_do_not_stand_out():
     assert findings(results(flat=score([[0.0, 0.0]]), empty=score([[np.nan, np.nan]]))) == []
 
 
-def test_equal_heads_share_a_rank_and_are_counted() -> None:
+def test_equal_heads_share_a_rank_and_are_counted():
     found = findings(results(flag=score([[1.0, 1.0], [0.0, 1.0]])), top=2)
     assert [(each.rank, each.tied) for each in found] == [(1, 3), (1, 3)]
 
 
-def test_records_hold_no_nan() -> None:
+def test_records_hold_no_nan():
     [record] = records(findings(results(sink=score([[0.5]])), top=1))
     assert record["lower"] is None
     assert record["value"] == 0.5
 
 
-def test_the_terminal_table_names_heads_and_keeps_brackets() -> None:
+def test_the_terminal_table_names_heads_and_keeps_brackets():
     console = Console(width=80)
     with console.capture() as printed:
         console.print(findings_table(results(sink=score([[0.1, 0.9]], long_name="Share [bold]"))))
@@ -108,7 +108,7 @@ def test_the_terminal_table_names_heads_and_keeps_brackets() -> None:
     assert "Share [bold]" in printed.get()
 
 
-def test_tables_survive_files(tmp_path) -> None:
+def test_tables_survive_files(tmp_path):
     table = heads_table(results(sink=score([[0.1, np.nan]])))
     table.to_parquet(tmp_path / "heads.parquet", index=False)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "heads.parquet"), table)

@@ -4,15 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import VARIANTS, spec
+from attention_inputs import VARIANTS, check_same, spec
 from torch import Tensor
 
-from headscope.kernels.attention import attend
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_dense
 from headscope.kernels.errors import ResourceLimit
 from headscope.kernels.panels.row_panels import Panels
-from headscope.kernels.request import Request
 from headscope.kernels.statistics import load
 from headscope.kernels.triton import first_pass, sdpa
 from headscope.kernels.triton.configuration import Configuration
@@ -20,7 +17,6 @@ from headscope.kernels.triton.engine import TritonEngine
 from headscope.kernels.triton.forward import attend_queries
 from headscope.kernels.triton.launch import LOG2E, Launch, Terms
 from headscope.kernels.triton.plan import ways
-from headscope.kernels.weight_edits import WeightEdits
 
 ROWS = ("lse", "max_weight", "entropy", "learned_sink_mass")
 REQUEST = Request(stats=ROWS)
@@ -68,14 +64,11 @@ def result_of(inputs: Any, options: AttentionSpec, request: Request = REQUEST) -
     [(name, length) for name in VARIANTS for length in (1, 100)]
     + [(name, 63) for name in ("causal", "window", "padded left and right", "packed", "bfloat16")],
 )
-def test_forward_agrees_with_dense_float64(name: str, length: int, draw: Any) -> None:
+def test_forward_agrees_with_dense_float64(name, length, draw):
     inputs = draw(**spec(name, length))
     options = AttentionSpec(**inputs.options)
-    check(
-        result_of(inputs, options),
-        expected_of(inputs, options),
-        rounding=ROUNDING[inputs.q.dtype],
-    )
+    expected = expected_of(inputs, options)
+    check(result_of(inputs, options), expected, rounding=ROUNDING[inputs.q.dtype])
 
 
 LAYOUTS = ("tokens before heads", "every second channel")
@@ -96,7 +89,7 @@ def spread(tensor: Tensor, layout: str) -> Tensor:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["causal", "padded left and right"])
-def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
+def test_any_layout_is_read_in_place(name, layout, draw):
     # Head sizes that are no powers of two, and a value size of its own, as in MLA.
     inputs = draw(**spec(name, 100) | {"size": 24, "value_size": 40, "dtype": torch.float16})
     options = AttentionSpec(**inputs.options)
@@ -107,7 +100,7 @@ def test_any_layout_is_read_in_place(name: str, layout: str, draw: Any) -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
-def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
+def test_what_padding_holds_does_not_matter(poison, draw):
     inputs = draw(**spec("padded left and right", 63))
     options = AttentionSpec(**inputs.options)
     dense = expected_of(inputs, options)
@@ -126,9 +119,7 @@ TILES = [
 
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("name", ["causal", "window", "packed", "fewer queries than keys", "sinks"])
-def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(
-    name: str, tiles: Configuration, draw: Any
-) -> None:
+def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(name, tiles, draw):
     inputs = draw(**spec(name, 100) | {"batch": 1, "heads": 2, "kv_heads": 1})
     inputs.options = {
         key: value[:2] if key == "sinks" else value for key, value in inputs.options.items()
@@ -158,7 +149,7 @@ def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_stock_forward_pass_gives_the_same(causal: bool, dtype: torch.dtype, draw: Any) -> None:
+def test_the_stock_forward_pass_gives_the_same(causal, dtype, draw):
     inputs = draw(100, dtype=dtype)
     options = AttentionSpec(causal=causal)
     panels = Panels(inputs.q, inputs.k, inputs.v, options.fit(inputs.q, inputs.k), REQUEST)
@@ -169,7 +160,7 @@ def test_the_stock_forward_pass_gives_the_same(causal: bool, dtype: torch.dtype,
     check(got, dense, rounding=2 * ROUNDING[dtype], slack=1e-4)
 
 
-def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
+def test_normalisers_of_other_weights_are_noticed(draw):
     inputs = draw(100)
     fitted = AttentionSpec().fit(inputs.q, inputs.k)
     launch = Launch(inputs.q, inputs.k, inputs.v, fitted)
@@ -179,7 +170,7 @@ def test_normalisers_of_other_weights_are_noticed(draw: Any) -> None:
     assert 5e-3 < sdpa.norm_residual(launch, lse) < 1e-2
 
 
-def test_a_fixed_pattern_takes_the_place_of_the_weights(draw: Any) -> None:
+def test_a_fixed_pattern_takes_the_place_of_the_weights(draw):
     length = 100
     inputs = draw(**spec("padded left and right", length))
     fixed = torch.rand(1, 4, length, length).tril() + torch.eye(length)
@@ -202,7 +193,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_terms_are_noticed(mutant, draw, monkeypatch):
     field, step, name = MUTANTS[mutant]
     inputs = draw(**spec(name, 63))
     options = AttentionSpec(**inputs.options)
@@ -218,19 +209,18 @@ def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.Mon
         check(result_of(inputs, options), dense)
 
 
-def test_results_are_the_same_twice(draw: Any) -> None:
+def test_results_are_the_same_twice(draw):
     inputs = draw(100)
-    once, twice = result_of(inputs, AttentionSpec()), result_of(inputs, AttentionSpec())
-    assert all(torch.equal(once[name], twice[name]) for name in once)
+    check_same(result_of(inputs, AttentionSpec()), result_of(inputs, AttentionSpec()))
 
 
-def test_heads_that_do_not_fit_are_refused(draw: Any) -> None:
+def test_heads_that_do_not_fit_are_refused(draw):
     inputs = draw(3, size=129)
     with pytest.raises(ResourceLimit, match=r"q: head size 129.*engine='panels'"):
         result_of(inputs, AttentionSpec())
 
 
-def test_statistics_without_a_kernel_come_from_the_panels(draw: Any) -> None:
+def test_statistics_without_a_kernel_come_from_the_panels(draw):
     inputs = draw(40)
     wanted = Request(stats=("entropy", "column_norm", "topk"))
     assert ways(wanted.stats) == {"entropy": "forward", "column_norm": "panels", "topk": "topk"}

@@ -6,20 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import CHOICES, noise, spec
+from attention_inputs import CHOICES, check_same, noise, spec
 from torch import Tensor
 
 from headscope.kernels import statistics
-from headscope.kernels.attention_spec import AttentionSpec
-from headscope.kernels.dense import attend_dense
-from headscope.kernels.request import Request
+from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend_dense
 from headscope.kernels.triton import bands, cells, column_pass, gather_pass, row_pass, topk_pass
 from headscope.kernels.triton.columns import reduce_columns
 from headscope.kernels.triton.configuration import Configuration
 from headscope.kernels.triton.launch import DEAD, Launch, Terms
 from headscope.kernels.triton.plan import declared
 from headscope.kernels.triton.rows import reduce_rows
-from headscope.kernels.weight_edits import WeightEdits
 
 PASSES = {"columns": column_pass, "rows": row_pass, "gathers": gather_pass, "topk": topk_pass}
 SLOW = frozenset({"effective_span"})
@@ -34,9 +31,7 @@ class Case:
         self.inputs = draw(**options)
         self.spec = AttentionSpec(**self.inputs.options)
         if self.spec.sigmoid:
-            names = frozenset(
-                name for name in names if not statistics.load(name).distribution
-            )  # fmt: skip
+            names = frozenset(name for name in names if not statistics.load(name).distribution)
         self.names = names
         q, k, v, asked = self.inputs
         extra = ("pattern", "topk") if self.spec.sigmoid else ("pattern", "topk", "lse")
@@ -107,13 +102,13 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_later_passes_agree_with_dense_float64(name: str, draw: Any) -> None:
+def test_later_passes_agree_with_dense_float64(name, draw):
     case = Case(draw, ALL - SLOW, **spec(name, 100) | SHORT[name])
     case.check(case.run())
 
 
 @pytest.mark.parametrize("name", ["window", "bidirectional"])
-def test_effective_span_agrees_with_dense_float64(name: str, draw: Any) -> None:
+def test_effective_span_agrees_with_dense_float64(name, draw):
     case = Case(draw, SLOW, **spec(name, 100) | FEWER)
     case.check(case.run())
 
@@ -147,7 +142,7 @@ LONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_texts_of_several_tiles(name: str, draw: Any) -> None:
+def test_texts_of_several_tiles(name, draw):
     options = {"queries": 300, "batch": 1, "heads": 1, "kv_heads": 1, "size": 24, **LONG[name]}
     case = Case(draw, ALL - SLOW, **options)
     case.check(case.run())
@@ -158,13 +153,13 @@ TILES = [Configuration(32, 64, warps=4, stages=1), Configuration(64, 32, warps=4
 
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("tile", [1, 7, 16, 64, 100])
-def test_the_cut_into_tiles_does_not_matter(tile: int, tiles: Configuration, draw: Any) -> None:
+def test_the_cut_into_tiles_does_not_matter(tile, tiles, draw):
     names = column_pass.DENSE if tile < 100 else (ALL - SLOW - declared("gathers"))
     case = Case(draw, names, queries=100, batch=1, heads=1, kv_heads=1, request={"tile": tile})
     case.check(case.run(tiles))
 
 
-def test_cells_hold_every_token_once() -> None:
+def test_cells_hold_every_token_once():
     for tile in (*range(1, 70), 96, 100, 127, 128, 129, 131, 200, 256, 300):
         cut = cells.cells_of(tile, 64)
         assert cut.slots <= 64
@@ -181,7 +176,7 @@ def test_cells_hold_every_token_once() -> None:
         assert starts[1:] == ends[:-1]
 
 
-def test_memory_outside_the_outputs_is_not_touched(draw: Any) -> None:
+def test_memory_outside_the_outputs_is_not_touched(draw):
     case = Case(draw, column_pass.DENSE, queries=70, batch=1, heads=2, request={"tile": 7})
     tiles = Configuration(32, 64, warps=4, stages=1)
     named, outputs, _ = column_pass.arguments(case.launch, case.lse, case.names, 7, tiles)
@@ -212,7 +207,7 @@ def test_memory_outside_the_outputs_is_not_touched(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
+def test_what_padding_holds_does_not_matter(poison, draw):
     options = spec("padded left and right", 63)
     case = Case(draw, ALL - SLOW, **options)
     padding = ~case.spec.key_mask
@@ -221,7 +216,7 @@ def test_what_padding_holds_does_not_matter(poison: float, draw: Any) -> None:
     case.check(case.run())
 
 
-def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
+def test_crowded_rows_are_ranked_in_full(draw):
     # 31 slots of every tile hold larger logits than the 32nd largest group: 93 candidates.
     options = {"queries": 3, "keys": 400, "batch": 1, "heads": 2, "kv_heads": 1}
     case = Case(draw, declared("topk"), **options, request={"k": 32})
@@ -237,7 +232,7 @@ def test_crowded_rows_are_ranked_in_full(draw: Any) -> None:
     case.check(case.run())
 
 
-def test_equal_weights_are_no_crowd(draw: Any) -> None:
+def test_equal_weights_are_no_crowd(draw):
     case = Case(draw, declared("topk"), queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
     tiles = Configuration(128, 128, warps=4, stages=1)
     named = topk_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
@@ -247,11 +242,9 @@ def test_equal_weights_are_no_crowd(draw: Any) -> None:
     case.check(case.run())
 
 
-def test_results_are_the_same_twice(draw: Any) -> None:
+def test_results_are_the_same_twice(draw):
     case = Case(draw, ALL - SLOW, queries=100, batch=1, heads=2)
-    once, twice = case.run(), case.run()
-    for name in once:
-        torch.testing.assert_close(once[name], twice[name], rtol=0, atol=0, equal_nan=True)
+    check_same(case.run(), case.run())
 
 
 WIDELY = ("received", "pooled_mean", "distance_hist", "value_mass", "span_mass", "topk")
@@ -264,7 +257,7 @@ MUTANTS: dict[str, tuple[str, int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_wrong_terms_are_noticed(mutant: str, draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_terms_are_noticed(mutant, draw, monkeypatch):
     field, step, noticing = MUTANTS[mutant]
     right = Launch.terms.func  # type: ignore[attr-defined]
 
@@ -289,15 +282,12 @@ def with_room(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_tiles_that_are_cut_but_taken_for_whole_are_noticed(
-    draw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiles_that_are_cut_but_taken_for_whole_are_noticed(draw, monkeypatch):
     names = frozenset({"received", "distance"})
     case = Case(draw, names, queries=300, batch=1, heads=1, kv_heads=1)
     # The mutants read behind the last query and key: there must be numbers of ours.
-    case.launch = replace(
-        case.launch, **{name: with_room(getattr(case.launch, name)) for name in "qkv"}
-    )
+    roomy = {name: with_room(getattr(case.launch, name)) for name in "qkv"}
+    case.launch = replace(case.launch, **roomy)
     case.lse = with_room(case.lse)
     case.check(case.run())
     columns, rows = column_pass.bound_queries, Launch.bounds
@@ -321,7 +311,7 @@ def test_tiles_that_are_cut_but_taken_for_whole_are_noticed(
             case.check({name: found[name]})
 
 
-def test_rows_sum_to_one_and_a_band_is_part_of_them(draw: Any) -> None:
+def test_rows_sum_to_one_and_a_band_is_part_of_them(draw):
     case = Case(draw, frozenset({"recent_mass"}), queries=100, batch=1, heads=2)
     mass = row_pass.run(case.launch, case.lse, (row_pass.MASS,), case.request)[row_pass.MASS]
     torch.testing.assert_close(mass, torch.ones(1, 2, 100), rtol=0, atol=1e-6)
@@ -332,7 +322,7 @@ def test_rows_sum_to_one_and_a_band_is_part_of_them(draw: Any) -> None:
         case.check({"recent_mass": mass})
 
 
-def test_three_bfloat16_pieces_make_a_float32() -> None:
+def test_three_bfloat16_pieces_make_a_float32():
     # What the kernel for spans relies on, where the interpreter takes another way.
     p = torch.cat((torch.rand(10000), torch.logspace(-30, 0, 1000)))
     top = p.bfloat16()

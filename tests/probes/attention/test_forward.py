@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from refusals import check_refusal
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
@@ -14,15 +14,13 @@ def model(folder) -> Model:
     return load_model(folder)
 
 
-def test_ids_must_be_a_batch(model: Model) -> None:
+def test_ids_must_be_a_batch(model):
     for given in (torch.tensor([1, 2]), torch.zeros(1, 0, dtype=torch.long)):
-        with pytest.raises(HeadscopeError, match=r"^ids: "):
-            logits(model, given)
-    with pytest.raises(HeadscopeError, match=r"129 tokens, but the context of .* is 128"):
-        logits(model, torch.ones(1, 129, dtype=torch.long))
+        check_refusal("ids", logits, model, given)
+    check_refusal("prompts", logits, model, torch.ones(1, 129, dtype=torch.long))
 
 
-def test_logits_at_some_positions_are_those_of_all(model: Model) -> None:
+def test_logits_at_some_positions_are_those_of_all(model):
     ids, positions = torch.arange(12).reshape(2, 6), torch.tensor([[5, 1], [0, 0]])
     with torch.no_grad():
         whole, some = logits(model, ids), logits(model, ids, (), positions)

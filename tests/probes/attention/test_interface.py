@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import check_refusal, refusal
 from transformers import AttentionInterface
 
 from headscope.kernels.errors import HeadscopeError
@@ -17,7 +18,7 @@ def fail(call: Any) -> torch.Tensor:
     raise RuntimeError("broken receiver")
 
 
-def test_the_model_is_restored(tiny: Any, ids: Any) -> None:
+def test_the_model_is_restored(tiny, ids):
     module = tiny("llama").train()
     module.model.layers[1].eval()
     flags = [part.training for part in module.modules()]
@@ -35,13 +36,10 @@ def test_the_model_is_restored(tiny: Any, ids: Any) -> None:
         assert torch.equal(module(torch.tensor([ids(9)])).logits, own)
 
 
-def test_the_model_is_restored_after_an_error(tiny: Any, ids: Any) -> None:
+def test_the_model_is_restored_after_an_error(tiny, ids):
     module = tiny("llama").train()
     model = load_model(module)
-    with (
-        pytest.raises(RuntimeError, match=r"broken receiver"),
-        intercept_attention(model, fail),
-    ):
+    with pytest.raises(RuntimeError, match=r"broken receiver"), intercept_attention(model, fail):
         module(torch.tensor([ids(5)]))
     assert module.config._attn_implementation == "sdpa"
     assert all(part.training for part in module.modules())
@@ -49,7 +47,7 @@ def test_the_model_is_restored_after_an_error(tiny: Any, ids: Any) -> None:
         assert torch.isfinite(module(torch.tensor([ids(5)])).logits).all()
 
 
-def test_a_config_that_asks_for_more_changes_nothing(tiny: Any, ids: Any) -> None:
+def test_a_config_that_asks_for_more_changes_nothing(tiny, ids):
     expected = capture(load_model(tiny("llama")), [ids(9)])
     module = tiny("llama")
     module.set_attn_implementation("eager")
@@ -59,21 +57,20 @@ def test_a_config_that_asks_for_more_changes_nothing(tiny: Any, ids: Any) -> Non
     assert capture(load_model(module), [ids(9)]).identical(expected)
 
 
-def test_an_eager_model_stays_eager(tiny: Any, ids: Any) -> None:
+def test_an_eager_model_stays_eager(tiny, ids):
     module = tiny("gemma2")
     module.set_attn_implementation("eager")
     capture(load_model(module), [ids(9)])
     assert module.config._attn_implementation == "eager"
 
 
-def test_our_attention_refuses_to_run_outside_a_capture(tiny: Any, ids: Any) -> None:
+def test_our_attention_refuses_to_run_outside_a_capture(tiny, ids):
     module = tiny("llama")
     module.set_attn_implementation(NAME)
-    with pytest.raises(HeadscopeError, match=r"^attention: .* outside a capture"):
-        module(torch.tensor([ids(5)]))
+    check_refusal("attention", module, torch.tensor([ids(5)]))
 
 
-def test_threads_take_turns(tiny: Any, ids: Any) -> None:
+def test_threads_take_turns(tiny, ids):
     model = load_model(tiny("llama"))
     prompts = [[ids(30, seed=at)] for at in range(6)]
     expected = [capture(model, one, stats=("entropy",)) for one in prompts]
@@ -94,7 +91,7 @@ def test_threads_take_turns(tiny: Any, ids: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["alibi", "rotary_bias", "something_new"])
-def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
+def test_an_unknown_field_is_refused_by_name(field, tiny):
     layer = tiny("llama").model.layers[1].self_attn
     tensors = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
     attention = AttentionInterface()[NAME]
@@ -110,14 +107,9 @@ def test_an_unknown_field_is_refused_by_name(field: str, tiny: Any) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "mask", "start"),
-    [
-        ({"dropout": 0.1}, None, "dropout: "),
-        ({}, torch.zeros(1, 1, 3, 3), "attention_mask: "),
-    ],
+    [({"dropout": 0.1}, None, "dropout: "), ({}, torch.zeros(1, 1, 3, 3), "attention_mask: ")],
 )
-def test_dropout_and_dense_masks_are_refused(
-    fields: dict[str, Any], mask: Any, start: str, tiny: Any
-) -> None:
+def test_dropout_and_dense_masks_are_refused(fields, mask, start, tiny):
     layer = tiny("llama").model.layers[0].self_attn
     tensors = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
     attention = AttentionInterface()[NAME]
@@ -128,21 +120,20 @@ def test_dropout_and_dense_masks_are_refused(
         attention(layer, *tensors, mask, **fields)
 
 
-def test_a_model_outside_the_interface_is_refused_at_an_unknown_step(tiny: Any) -> None:
+def test_a_model_outside_the_interface_is_refused_at_an_unknown_step(tiny):
     module = tiny("gptj")
     module.transformer.h[0].attn.attn_dropout.forward = lambda weights: weights * 0.5
-    with pytest.raises(
-        HeadscopeError, match=r"^model: GPTJAttention is outside .* at mul: its weights"
-    ):
-        load_model(module)
+    line = str(refusal(load_model, module))
+    assert line.startswith("model: GPTJAttention is outside ")
+    assert " at mul: its weights" in line
 
 
-def test_chunked_attention_is_refused(tiny: Any) -> None:
+def test_chunked_attention_is_refused(tiny):
     with pytest.raises(HeadscopeError, match=r"^attention_mask: .*chunked"):
-        load_model(tiny("llama4"))
+        load_model(tiny("llama4_text"))
 
 
-def test_a_layer_that_forgets_its_window_is_refused(tiny: Any, ids: Any) -> None:
+def test_a_layer_that_forgets_its_window_is_refused(tiny, ids):
     """The mask has a window of 7 and the layers say nothing of it: silently wrong without this."""
     module = tiny("mistral")
     model = load_model(module)
@@ -154,23 +145,19 @@ def test_a_layer_that_forgets_its_window_is_refused(tiny: Any, ids: Any) -> None
 
     AttentionInterface.register(NAME, forgetful)
     try:
-        with pytest.raises(HeadscopeError, match=r"^sliding_window: layer 0 says .* window=None"):
-            capture(model, [ids(20)])
+        check_refusal("sliding_window", capture, model, [ids(20)])
     finally:
         AttentionInterface.register(NAME, known)
 
 
-def test_every_layer_must_arrive_once(tiny: Any, ids: Any) -> None:
+def test_every_layer_must_arrive_once(tiny, ids):
     module = tiny("llama")
     model = load_model(module)
     module.model.layers = module.model.layers[:1]
-    with pytest.raises(
-        HeadscopeError, match=r"^model: layers \[0\] of .* expected each of \[0, 1\] once"
-    ):
-        capture(model, [ids(5)])
+    assert "expected each of [0, 1] once" in str(refusal(capture, model, [ids(5)]))
 
 
-def test_results_that_are_not_numbers_are_refused(tiny: Any, ids: Any) -> None:
+def test_results_that_are_not_numbers_are_refused(tiny, ids):
     module = tiny("llama")
     model = load_model(module)
     with torch.no_grad():
@@ -178,16 +165,14 @@ def test_results_that_are_not_numbers_are_refused(tiny: Any, ids: Any) -> None:
     prompt = torch.tensor([ids(5)])
     with torch.no_grad():
         for work in (lambda: capture(model, [ids(5)]), lambda: logits(model, prompt)):
-            with pytest.raises(HeadscopeError, match=r"^model: .* NaN or infinite"):
-                work()
+            assert "NaN or infinite" in str(refusal(work))
 
 
-def test_run_checks_edits_before_the_model(tiny: Any, ids: Any) -> None:
+def test_run_checks_edits_before_the_model(tiny, ids):
     from headscope.kernels.api import Request
     from headscope.probes.interventions import Ablate
 
     model = load_model(tiny("llama"))
     reader = Reader(Request(stats=()), (Ablate(((9, 9),)),))
-    with pytest.raises(HeadscopeError, match=r"^Ablate.heads: no layer 9"):
-        run(model, torch.tensor([ids(5)]), reader, head=False)
+    check_refusal("Ablate.heads", run, model, torch.tensor([ids(5)]), reader, head=False)
     assert reader.layers == []

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import check_refusal, refusal
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
 from headscope.probes.attention import load_check, load_check_cache
 from headscope.probes.models.model import Model
@@ -51,7 +51,7 @@ def kept(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").rglob("checks/*.json"))
 
 
-def test_the_second_load_runs_no_forward_pass(load: Load, own: Path, tmp_path: Path) -> None:
+def test_the_second_load_runs_no_forward_pass(load, own, tmp_path):
     first, passed = load(own)
     assert passed > 0
     assert len(kept(tmp_path)) == 1
@@ -61,16 +61,15 @@ def test_the_second_load_runs_no_forward_pass(load: Load, own: Path, tmp_path: P
     assert second.geometry.heads == 4
 
 
-def test_a_user_can_ask_for_the_check(load: Load, own: Path, monkeypatch: Any) -> None:
+def test_a_user_can_ask_for_the_check(load, own, monkeypatch):
     load(own)
     monkeypatch.setenv(load_check_cache.VARIABLE, "always")
     assert load(own)[1] > 0
     monkeypatch.setenv(load_check_cache.VARIABLE, "never")
-    with pytest.raises(HeadscopeError, match=r"^HEADSCOPE_CHECK: 'never'; unset it"):
-        load(own)
+    check_refusal("HEADSCOPE_CHECK", load, own)
 
 
-def test_objects_are_always_checked(load: Load, own: Path, tmp_path: Path) -> None:
+def test_objects_are_always_checked(load, own, tmp_path):
     module = load(own)[0].module
     assert load(module)[1] > 0
     assert load(module)[1] > 0
@@ -119,39 +118,35 @@ def change_our_source(own: Path, monkeypatch: Any) -> None:
     "change",
     [change_a_weight, change_the_config, change_the_code, change_a_version, change_our_source],
 )
-def test_whatever_changes_the_outcome_checks_again(
-    change: Callable[[Path, Any], None], load: Load, own: Path, monkeypatch: Any
-) -> None:
+def test_whatever_changes_the_outcome_checks_again(change, load, own, monkeypatch):
     load(own)
     assert load(own)[1] == 0
     change(own, monkeypatch)
     assert load(own)[1] > 0
 
 
-def test_another_number_format_is_checked_by_itself(load: Load, own: Path) -> None:
+def test_another_number_format_is_checked_by_itself(load, own):
     load(own)
     assert load(own, dtype="bfloat16")[1] > 0
     assert load(own, dtype="bfloat16")[1] == 0
     assert load(own)[1] == 0
 
 
-def test_a_refused_model_is_refused_again(load: Load, own: Path, tmp_path: Path) -> None:
+def test_a_refused_model_is_refused_again(load, own, tmp_path):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(own / "model.safetensors")
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
     for _ in range(2):
-        with pytest.raises(HeadscopeError, match="holds NaN"):
-            load(own)
+        assert "holds NaN" in str(refusal(load, own))
     assert kept(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", '{"identity": {}}', "\x00\xff", '{"identity": 3}'],
+    "text", ["", "{", "[]", "null", '{"identity": {}}', "\x00\xff", '{"identity": 3}']
 )
-def test_a_broken_file_is_no_pass(text: str, load: Load, own: Path, tmp_path: Path) -> None:
+def test_a_broken_file_is_no_pass(text, load, own, tmp_path):
     whole, _ = load(own)
     (file,) = kept(tmp_path)
     before = file.read_text()
@@ -165,7 +160,7 @@ def test_a_broken_file_is_no_pass(text: str, load: Load, own: Path, tmp_path: Pa
         assert load(own)[1] > 0
 
 
-def test_a_pass_of_another_model_is_not_taken(load: Load, own: Path, tmp_path: Path) -> None:
+def test_a_pass_of_another_model_is_not_taken(load, own, tmp_path):
     load(own)
     (file,) = kept(tmp_path)
     other = json.loads(file.read_text())
@@ -175,17 +170,13 @@ def test_a_pass_of_another_model_is_not_taken(load: Load, own: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("home", ["/dev/null/cache", "/proc/cache"])
-def test_a_cache_that_cannot_be_written_only_costs_time(
-    home: str, load: Load, own: Path, monkeypatch: Any
-) -> None:
+def test_a_cache_that_cannot_be_written_only_costs_time(home, load, own, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     assert load(own)[1] > 0
     assert load(own)[1] > 0
 
 
-def test_what_the_file_cannot_hold_is_not_kept(
-    load: Load, own: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_what_the_file_cannot_hold_is_not_kept(load, own, tmp_path, monkeypatch):
     plain = load_check.inspect
     monkeypatch.setattr(
         load_check, "inspect", lambda model: replace(plain(model), name="found out")

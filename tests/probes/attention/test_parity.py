@@ -8,7 +8,6 @@ import torch
 
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
-from headscope.probes.attention.forward import logits
 
 TOLERANCE = 5e-5
 OPTIONS: dict[str, Any] = {
@@ -30,7 +29,7 @@ def spans(*lengths: int) -> dict[str, list[list[int]]]:
 WINDOWS = {
     "llama": (None, None),
     "gpt2": (None, None),
-    "neox": (None, None),
+    "gpt_neox": (None, None),
     "mistral": (7, 7),
     "gemma2": (7, None),
     "gpt_oss": (7, None),
@@ -39,9 +38,7 @@ WINDOWS = {
 
 @pytest.mark.parametrize("family", WINDOWS)
 @pytest.mark.parametrize("length", [1, 33])
-def test_every_statistic_equals_eager_attention(
-    family: str, length: int, tiny: Any, ids: Any, eager: Any, recompute: Any, choose: Any
-) -> None:
+def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recompute, choose):
     module = tiny(family)
     prompt = [token % 9 for token in ids(length)]
     found = capture(
@@ -90,18 +87,7 @@ def _check_lse(one: Any, weights: Any) -> None:
     np.testing.assert_allclose(lse, score - np.log(largest), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", WINDOWS)
-def test_logits_equal_the_models_own(family: str, tiny: Any, ids: Any) -> None:
-    module = tiny(family)
-    prompt = torch.tensor([ids(40), ids(40, seed=1)])
-    with torch.no_grad():
-        own = module(prompt).logits
-        ours = logits(load_model(module), prompt)
-    assert own.std() > 0.01
-    torch.testing.assert_close(ours, own, rtol=0, atol=TOLERANCE)
-
-
-def test_the_last_boundary_is_the_output_of_the_last_block(tiny: Any, ids: Any) -> None:
+def test_the_last_boundary_is_the_output_of_the_last_block(tiny, ids):
     module = tiny("llama")
     seen: list[torch.Tensor] = []
     handle = module.model.norm.register_forward_pre_hook(lambda part, given: seen.append(given[0]))
@@ -114,7 +100,7 @@ def test_the_last_boundary_is_the_output_of_the_last_block(tiny: Any, ids: Any) 
     np.testing.assert_allclose(found["resid"].values[0, -1], seen[0][0], rtol=0, atol=TOLERANCE)
 
 
-def test_weights_are_peaked_enough_for_parity_to_mean_something(tiny: Any, ids: Any) -> None:
+def test_weights_are_peaked_enough_for_parity_to_mean_something(tiny, ids):
     for family in WINDOWS:
         largest = capture(load_model(tiny(family)), [ids(33)], stats=("max_weight",))["max_weight"]
         assert float(largest.isel(query=slice(8, None)).mean()) > 0.2, family
@@ -122,7 +108,7 @@ def test_weights_are_peaked_enough_for_parity_to_mean_something(tiny: Any, ids: 
 
 @pytest.mark.requirement("F6")
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_prompts_of_unequal_length_equal_single_ones(family: str, tiny: Any, ids: Any) -> None:
+def test_prompts_of_unequal_length_equal_single_ones(family, tiny, ids):
     model = load_model(tiny(family))
     prompts = [ids(17), ids(5, seed=1), ids(17, seed=2), ids(1, seed=3), ids(30, seed=4)]
     settings: dict[str, Any] = {
@@ -147,7 +133,7 @@ def test_prompts_of_unequal_length_equal_single_ones(family: str, tiny: Any, ids
         assert (together["token_id"].values[row, len(prompt) :] == -1).all()
 
 
-def test_half_precision_is_stored_in_float32_and_close(tiny: Any, ids: Any) -> None:
+def test_half_precision_is_stored_in_float32_and_close(tiny, ids):
     prompt = ids(24)
     exact = capture(load_model(tiny("llama")), [prompt], stats=("entropy",), keep=("q",))
     module = tiny("llama").to(torch.bfloat16)

@@ -1,16 +1,16 @@
 """Projections and rotations read from models, against the tensors that transformers documents."""
 
 import copy
-import warnings
 from typing import Any
 
 import architectures
 import numpy as np
 import pytest
 import torch
+from bridges import bridge_of
+from refusals import check_refusal, refusal
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention import projections, rotary
 
@@ -65,7 +65,7 @@ def named(family: str, module: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bert", "phi3", "llama", "qwen2", "qwen3"])
-def test_every_projection_is_the_named_one(family: str) -> None:
+def test_every_projection_is_the_named_one(family):
     module = built(family)
     found = projections.read(load_model(module))
     assert found.normalised == (family == "qwen3")
@@ -76,7 +76,7 @@ def test_every_projection_is_the_named_one(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["olmo2", "gemma3_text", "gpt_oss", "opt", "distilbert", "lfm2"])
-def test_other_families_give_the_directions_that_arrive(family: str) -> None:
+def test_other_families_give_the_directions_that_arrive(family):
     # What enters the projection, by a hook of the test; position 0 is not turned.
     model = load_model(built(family))
     found = projections.read(model)
@@ -107,17 +107,18 @@ def test_other_families_give_the_directions_that_arrive(family: str) -> None:
             torch.testing.assert_close(made, arrived, rtol=1e-4, atol=1e-5)
 
 
-def test_compressed_keys_are_refused() -> None:
-    with pytest.raises(HeadscopeError, match="no linear layer of layer 0 gives the queries"):
-        projections.read(load_model(architectures.build("deepseek_v3")))
+def test_compressed_keys_are_refused():
+    model = load_model(architectures.build("deepseek_v3"))
+    line = "no linear layer of layer 0 gives the queries"
+    assert line in str(refusal(projections.read, model))
 
 
-def test_a_gated_output_is_refused() -> None:
-    with pytest.raises(HeadscopeError, match="gives the head outputs"):
-        projections.read(load_model(architectures.build("qwen3_next")), ("o",))
+def test_a_gated_output_is_refused():
+    model = load_model(architectures.build("qwen3_next"))
+    assert "gives the head outputs" in str(refusal(projections.read, model, ("o",)))
 
 
-def test_weights_that_make_nothing_on_any_token_are_read_too() -> None:
+def test_weights_that_make_nothing_on_any_token_are_read_too():
     module = architectures.build("llama")
     attention = module.model.layers[0].self_attn
     with torch.no_grad():
@@ -130,28 +131,22 @@ def test_weights_that_make_nothing_on_any_token_are_read_too() -> None:
         torch.testing.assert_close(found.of(0, part), expected)
 
 
-def test_an_unknown_part_is_refused(bundled) -> None:
-    with pytest.raises(HeadscopeError, match="parts: no 'query'"):
-        projections.read(bundled, ("query",))
+def test_an_unknown_part_is_refused(bundled):
+    check_refusal("parts", projections.read, bundled, ("query",))
 
 
+@pytest.mark.filterwarnings("ignore")  # TransformerLens warns about its own dependencies
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_bridge_has_the_weights_of_its_model(family: str, words: Any) -> None:
+def test_a_bridge_has_the_weights_of_its_model(family, words):
     module = built(family)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TransformerLens warns about its own dependencies
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridge = TransformerBridge.boot_transformers(
-            "random", hf_model=copy.deepcopy(module), tokenizer=words, dtype=torch.float32
-        )
+    bridge = bridge_of(copy.deepcopy(module), words)
     plain, wrapped = projections.read(load_model(module)), projections.read(load_model(bridge))
     for part in projections.PARTS:
         torch.testing.assert_close(wrapped.of(1, part), plain.of(1, part))
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gpt_neox", "qwen3", "gpt_oss"])
-def test_turning_back_gives_what_stood_before_the_rotation(family: str) -> None:
+def test_turning_back_gives_what_stood_before_the_rotation(family):
     module = built(family)
     model = load_model(module)
     before: list[torch.Tensor] = []
@@ -179,12 +174,12 @@ def test_turning_back_gives_what_stood_before_the_rotation(family: str) -> None:
     np.testing.assert_allclose(found.apply(undone), found.apply(expected), atol=2e-5)
 
 
-def test_models_without_a_rotation_have_no_pairs() -> None:
+def test_models_without_a_rotation_have_no_pairs():
     found = rotary.read(load_model(architectures.build("gpt2")))
     assert [len(one.pairs) for one in found.values()] == [0, 0]
 
 
-def test_the_product_of_turned_vectors_depends_on_the_distance_alone() -> None:
+def test_the_product_of_turned_vectors_depends_on_the_distance_alone():
     found = rotary.Rotation(np.array([[0, 2], [1, 3]]), np.array([1.0, 0.1]))
     q, k = np.random.default_rng(0).normal(size=(2, 4))
     turned = found.apply(np.tile(q, (9, 1))) @ found.apply(np.tile(k, (9, 1))).T
@@ -192,12 +187,11 @@ def test_the_product_of_turned_vectors_depends_on_the_distance_alone() -> None:
     np.testing.assert_allclose(found.wavelengths, [2 * np.pi, 20 * np.pi])
 
 
-def test_frequencies_that_change_with_the_length_are_refused_beyond_it() -> None:
+def test_frequencies_that_change_with_the_length_are_refused_beyond_it():
     config = LlamaConfig(
         **architectures.SHAPE,
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
     )
     model = load_model(LlamaForCausalLM(config).eval())
     assert len(rotary.read(model, 64)[0].pairs) == 4
-    with pytest.raises(HeadscopeError, match=r"dynamic frequencies .* beyond 64"):
-        rotary.read(model, 65)
+    check_refusal("rope_parameters", rotary.read, model, 65)

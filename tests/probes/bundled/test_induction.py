@@ -16,7 +16,7 @@ CARD = json.loads((FOLDER / "card.json").read_text())
 TEXT = (FOLDER / "README.md").read_text()
 
 
-def test_files_are_there_and_small() -> None:
+def test_files_are_there_and_small():
     files = list(FOLDER.glob("model.*.safetensors"))
     assert len(files) >= 8
     assert {file.name for file in files} == {f"model.step{one}.safetensors" for one in STEPS}
@@ -26,7 +26,7 @@ def test_files_are_there_and_small() -> None:
 
 
 @pytest.mark.parametrize("step", ["0", "400", str(STEPS[-1])])
-def test_the_card_is_what_is_measured(step: str) -> None:
+def test_the_card_is_what_is_measured(step):
     found = evaluation.measure(evaluation.load(FOLDER, f"step{step}"))
     assert found["text"] == pytest.approx(CARD[step]["text"], abs=2e-3)
     assert found["first_time"] == pytest.approx(CARD[step]["first_time"], abs=5e-3)
@@ -42,11 +42,11 @@ def test_the_card_is_what_is_measured(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", CARD)
-def test_the_card_tells_every_step(step: str) -> None:
+def test_the_card_tells_every_step(step):
     assert evaluation.table_row(step, CARD[step]) in TEXT
 
 
-def test_the_first_checkpoint_is_the_initialisation_that_the_recipe_draws() -> None:
+def test_the_first_checkpoint_is_the_initialisation_that_the_recipe_draws():
     torch.manual_seed(RECIPE.seed)
     drawn = RECIPE.build().state_dict()
     for name, tensor in load_file(FOLDER / "model.step0.safetensors").items():

@@ -23,12 +23,12 @@ def evaluation() -> Evaluation:
     return Evaluation(model, AutoTokenizer.from_pretrained(FOLDER), 60)
 
 
-def test_files_are_there_and_small() -> None:
+def test_files_are_there_and_small():
     assert all((FOLDER / name).is_file() for name in SHIPPED)
     assert sum(file.stat().st_size for file in FOLDER.iterdir() if file.is_file()) <= 12_000_000
 
 
-def test_shape_is_the_one_promised(evaluation: Evaluation) -> None:
+def test_shape_is_the_one_promised(evaluation):
     config = evaluation.model.config
     assert (config.num_hidden_layers, config.num_attention_heads) == (4, 8)
     assert (config.num_key_value_heads, config.max_position_embeddings) == (4, 1024)
@@ -36,7 +36,7 @@ def test_shape_is_the_one_promised(evaluation: Evaluation) -> None:
     assert isinstance(evaluation.model, LlamaForCausalLM)
 
 
-def test_tokens_are_words_behind_a_bos(evaluation: Evaluation) -> None:
+def test_tokens_are_words_behind_a_bos(evaluation):
     ids = evaluation.tokenizer("When Mary, in 1732, saw ([")["input_ids"]
     assert evaluation.tokenizer.convert_ids_to_tokens(ids) == [
         "<bos>", "When", "Mary", ",", "in", "17", "32", ",", "saw", "(", "[",
@@ -44,7 +44,7 @@ def test_tokens_are_words_behind_a_bos(evaluation: Evaluation) -> None:
     assert ids[0] == evaluation.tokenizer.bos_token_id
 
 
-def test_every_task_word_is_a_token(evaluation: Evaluation) -> None:
+def test_every_task_word_is_a_token(evaluation):
     known = evaluation.tokenizer.get_vocab()
     assert {word for kind in KINDS.values() for word in kind} <= known.keys()
     assert known == vocabulary()
@@ -53,37 +53,37 @@ def test_every_task_word_is_a_token(evaluation: Evaluation) -> None:
 
 class TestHeldOut:
     @pytest.mark.parametrize("length", [16, 64, 128, 256])
-    def test_induction(self, evaluation: Evaluation, length: int) -> None:
+    def test_induction(self, evaluation, length):
         assert evaluation.accuracy("induction", 4, length=length) >= 0.95
 
-    def test_recall_at_512_at_every_depth(self, evaluation: Evaluation) -> None:
+    def test_recall_at_512_at_every_depth(self, evaluation):
         found = Evaluation(evaluation.model, evaluation.tokenizer, 25).recall(512, 8)
         assert found["all"] >= 0.95
         assert len(found["by_depth"]) == 5
         assert min(found["by_depth"].values()) >= 0.9
 
-    def test_needle_at_512_at_every_depth(self, evaluation: Evaluation) -> None:
+    def test_needle_at_512_at_every_depth(self, evaluation):
         found = Evaluation(evaluation.model, evaluation.tokenizer, 20).needle(512)
         assert found["all"] >= 0.95
         assert min(found["by_depth"].values()) >= 0.8
 
     @pytest.mark.parametrize("order", ["ABBA", "BABA"])
-    def test_indirect_object(self, evaluation: Evaluation, order: str) -> None:
+    def test_indirect_object(self, evaluation, order):
         assert evaluation.indirect_object("ioi", order=order)["above_zero"] >= 0.95
 
-    def test_story(self, evaluation: Evaluation) -> None:
+    def test_story(self, evaluation):
         assert evaluation.indirect_object("story")["above_zero"] >= 0.95
 
-    def test_greater_than(self, evaluation: Evaluation) -> None:
+    def test_greater_than(self, evaluation):
         found = evaluation.greater_than()
         assert found["mean"] >= 0.5
         assert found["lowest"] > 0
 
-    def test_brackets(self, evaluation: Evaluation) -> None:
+    def test_brackets(self, evaluation):
         assert evaluation.accuracy("brackets", length=12) >= 0.8
 
 
-def test_card_tells_the_measured_numbers() -> None:
+def test_card_tells_the_measured_numbers():
     numbers = json.loads((FOLDER / "card.json").read_text())
     card = (FOLDER / "README.md").read_text()
     for path in (

@@ -9,7 +9,7 @@ import xarray as xr
 
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
-from headscope.probes.capturing.batching import takes_padding
+from headscope.probes.capturing.recorder import takes_padding
 from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import batches
@@ -36,7 +36,7 @@ def alone(model: Model, given: list[list[int]], row: int) -> xr.Dataset:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_oss"])
-def test_every_number_is_that_of_the_prompt_alone(family: str, tiny: Any, ids: Any) -> None:
+def test_every_number_is_that_of_the_prompt_alone(family, tiny, ids):
     model = load_model(tiny(family))
     given = [ids(length, seed=length) for length in LENGTHS]
     together = capture(model, given, **options(given))
@@ -59,7 +59,7 @@ def test_every_number_is_that_of_the_prompt_alone(family: str, tiny: Any, ids: A
     assert compared == len(given) * len(single.data_vars)
 
 
-def test_batches_hold_at_most_a_tenth_of_padding() -> None:
+def test_batches_hold_at_most_a_tenth_of_padding():
     draw = np.random.default_rng(0)
     given = [[0] * int(length) for length in draw.integers(20, 201, 200)]
     found = list(batches(given, 1500, waste=0.1))
@@ -72,9 +72,7 @@ def test_batches_hold_at_most_a_tenth_of_padding() -> None:
     assert len(found) < len(list(batches(given, 1500))) / 2
 
 
-def test_a_model_whose_numbers_change_is_not_padded(
-    tiny: Any, ids: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_whose_numbers_change_is_not_padded(tiny, ids, monkeypatch):
     module = tiny("llama")
     model = load_model(module)
     embed = type(module.model.embed_tokens).forward
@@ -95,7 +93,7 @@ def test_a_model_whose_numbers_change_is_not_padded(
     )
 
 
-def test_edits_are_not_padded(tiny: Any, ids: Any) -> None:
+def test_edits_are_not_padded(tiny, ids):
     given = [ids(30), ids(29, seed=1)]
     edited = capture(load_model(tiny("llama")), given, edits=(Ablate(heads=((0, 0),)),))
     assert edited.attrs["padding"] == "none"

@@ -1,6 +1,5 @@
 """Statistics in bins: what binning every token's number gives, and what is refused."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,7 @@ from headscope.probes import capture, load_model, plan
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 
-STATS = tuple(
-    name for name in statistics.names() if name not in ("z", "pattern", "topk", "topk_key")
-)
+STATS = tuple(sorted(set(statistics.names()) - {"z", "pattern", "topk", "topk_key"}))
 OPTIONS: dict[str, Any] = {
     "stats": STATS, "tile": 4, "offsets": (0, 1, 5), "spans": {"a": [[0, 1], [2]]},
 }  # fmt: skip
@@ -36,7 +33,7 @@ def binned(native: xr.DataArray, dim: str, width: int, name: str) -> np.ndarray[
     return found.rename(part=dim).transpose(*native.dims).values
 
 
-def test_bins_are_bins_of_the_native_numbers(model: Model, ids: Any) -> None:
+def test_bins_are_bins_of_the_native_numbers(model, ids):
     given = [ids(41), ids(23, seed=1)]
     native = capture(model, given, **OPTIONS)
     found = capture(model, given, bins=10, **OPTIONS)
@@ -51,7 +48,7 @@ def test_bins_are_bins_of_the_native_numbers(model: Model, ids: Any) -> None:
         np.testing.assert_allclose(found[name].values, expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def test_memory_follows_the_bins(model: Model, ids: Any) -> None:
+def test_memory_follows_the_bins(model, ids):
     stats = ("entropy", "received")
     few = plan(model, [ids(120)], stats, bins=10)
     assert plan(model, [ids(60)], stats, bins=10).statistics == few.statistics
@@ -60,13 +57,13 @@ def test_memory_follows_the_bins(model: Model, ids: Any) -> None:
     assert found["entropy"].nbytes + found["received"].nbytes == few.statistics
 
 
-def test_short_texts_keep_every_token(model: Model, ids: Any) -> None:
+def test_short_texts_keep_every_token(model, ids):
     stats = ("entropy", "received")
     found = capture(model, [ids(20)], stats, bins=20)
     xr.testing.assert_equal(found, capture(model, [ids(20)], stats))
 
 
-def test_a_file_holds_the_same(model: Model, ids: Any, tmp_path: Path) -> None:
+def test_a_file_holds_the_same(model, ids, tmp_path):
     given = [ids(41), ids(23, seed=1)]
     memory = capture(model, given, bins=10, **OPTIONS)
     file = capture(model, given, bins=10, out=tmp_path / "a.safetensors", **OPTIONS)
@@ -82,9 +79,7 @@ def test_a_file_holds_the_same(model: Model, ids: Any, tmp_path: Path) -> None:
         ({"keep": ("z",)}, "bins: z keep"),
     ],
 )
-def test_what_has_no_bins_is_refused(
-    model: Model, ids: Any, more: dict[str, Any], message: str
-) -> None:
+def test_what_has_no_bins_is_refused(model, ids, more, message):
     with pytest.raises(HeadscopeError, match=message) as caught:
         capture(model, [ids(20)], **{"bins": 4, **more})
     assert "\n" not in str(caught.value)
@@ -93,7 +88,7 @@ def test_what_has_no_bins_is_refused(
 @pytest.mark.parametrize(
     "name", [one for one in analyses.names() if "capture" in inputs.positionals(one)]
 )
-def test_analyses_refuse_bins_in_one_line(name: str, bundled: Model) -> None:
+def test_analyses_refuse_bins_in_one_line(name, bundled):
     module = analyses.load(name)
     task = tasks.make(getattr(module, "TASK", None) or "story", tokenizer=bundled.tokenizer, n=2)
     stats = tuple(one for one in module.NEEDS if one not in ("pattern", "topk", "topk_key"))

@@ -1,6 +1,5 @@
 """The bundled model at 1024 tokens: every statistic against eager attention, memory linear."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_1024_tokens_agree_with_eager_attention(
-    bundled: Model, ids: Any, eager: Any, recompute: Any, choose: Any
-) -> None:
+def test_1024_tokens_agree_with_eager_attention(bundled, ids, eager, recompute, choose):
     # Half of the prompt repeats the other half, so that induction has something to find.
     half = ids(511, vocabulary=bundled.vocabulary)
     prompt = [bundled.tokenizer.bos_token_id, *half, *half, half[0]]
@@ -68,18 +65,14 @@ def measured(model: Model, length: int) -> PeakTensorBytes:
 
 
 @pytest.fixture
-def small_panels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, the only one that a meter sees, and panels of one head, that growth may show."""
+def small_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels of one head, that growth may show in the one thread that a meter sees."""
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 12)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
-def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
+def test_memory_grows_linearly_on_the_bundled_model(bundled):
     half, full = measured(bundled, 512), measured(bundled, 1024)
     assert full.peak < 2.2 * half.peak
     assert full.largest <= 2.2 * half.largest
@@ -89,7 +82,7 @@ def test_memory_grows_linearly_on_the_bundled_model(bundled: Model) -> None:
 
 @pytest.mark.requirement("F1")
 @pytest.mark.usefixtures("small_panels")
-def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny: Any) -> None:
+def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny):
     model = load_model(tiny("llama", max_position_embeddings=4096))
     half, full = measured(model, 2048), measured(model, 4096)
     assert full.peak < 2.2 * half.peak
@@ -97,7 +90,7 @@ def test_memory_grows_linearly_where_a_map_would_dwarf_the_rest(tiny: Any) -> No
     assert full.largest < 4096 * 4096 / 4  # a quarter of one head's map
 
 
-def test_the_meter_sees_a_map() -> None:
+def test_the_meter_sees_a_map():
     with PeakTensorBytes() as meter:
         query = torch.randn(300, 8)
         weights = (query @ query.T).softmax(-1)

@@ -1,8 +1,7 @@
 """Target keys, against the definition read off the prompt by hand."""
 
-import pytest
+from refusals import check_refusal
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.capturing.targets import find, pack, rules
 from headscope.probes.prompts.tokens import EncodedQuestion
 
@@ -10,21 +9,21 @@ from headscope.probes.prompts.tokens import EncodedQuestion
 IDS = [9, 5, 6, 5, 5, 6, 9]
 
 
-def test_duplicates_are_earlier_occurrences() -> None:
+def test_duplicates_are_earlier_occurrences():
     assert find("duplicate", IDS) == [[], [], [], [1], [1, 3], [2], [0]]
 
 
-def test_induction_keys_follow_earlier_occurrences_and_precede_the_query() -> None:
+def test_induction_keys_follow_earlier_occurrences_and_precede_the_query():
     assert find("induction", IDS) == [[], [], [], [2], [2], [3], [1]]
 
 
-def test_the_latest_occurrences_count() -> None:
+def test_the_latest_occurrences_count():
     assert find("duplicate", [3] * 12)[11] == [3, 4, 5, 6, 7, 8, 9, 10]
     assert find("duplicate", [3] * 12, occurrences=2)[11] == [9, 10]
     assert find("induction", [3] * 12, occurrences=2)[11] == [9, 10]
 
 
-def test_evidence_stands_at_the_questions() -> None:
+def test_evidence_stands_at_the_questions():
     asked = [
         EncodedQuestion(at=4, answer_ids=(1,), wrong_ids=(2,), evidence=(2, 1)),
         EncodedQuestion(at=4, answer_ids=(1,), wrong_ids=(2,), evidence=(3, 1)),
@@ -32,14 +31,13 @@ def test_evidence_stands_at_the_questions() -> None:
     assert find("evidence", IDS, asked) == [[], [], [], [], [1, 2, 3], [], []]
 
 
-def test_keys_are_packed_with_minus_one() -> None:
+def test_keys_are_packed_with_minus_one():
     packed = pack([[[[], [0, 1]], [[0], []]]])
     assert packed.tolist() == [[[[-1, -1], [0, 1]], [[0, -1], [-1, -1]]]]
 
 
-def test_rules_are_known_by_name() -> None:
+def test_rules_are_known_by_name():
     for rule in rules():
         asked = [EncodedQuestion(1, (1,), (), (0,))]
         assert len(find(rule, IDS, asked)) == len(IDS)
-    with pytest.raises(HeadscopeError, match=r"^targets: no rule 'next'; choose from duplicate,"):
-        find("next", IDS)
+    check_refusal("targets", find, "next", IDS)

@@ -35,7 +35,7 @@ def with_columns(module: Any, prompt: torch.Tensor, change: Any) -> torch.Tensor
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_ablation_equals_zeroed_columns(family: str, tiny: Any, ids: Any) -> None:
+def test_ablation_equals_zeroed_columns(family, tiny, ids):
     module = tiny(family)
     prompt = torch.tensor([ids(21), ids(21, seed=1)])
 
@@ -51,7 +51,7 @@ def test_ablation_equals_zeroed_columns(family: str, tiny: Any, ids: Any) -> Non
     assert (intact - expected).abs().max() > 1e-2
 
 
-def test_mean_replacement_equals_overwritten_columns(tiny: Any, ids: Any) -> None:
+def test_mean_replacement_equals_overwritten_columns(tiny, ids):
     module = tiny("llama")
     model = load_model(module)
     reference = capture(model, [ids(20, seed=at) for at in range(4)], stats=(), keep=("z",))
@@ -70,7 +70,7 @@ def test_mean_replacement_equals_overwritten_columns(tiny: Any, ids: Any) -> Non
     assert (zeroed - expected).abs().max() > 1e-3
 
 
-def test_edits_compose_in_the_order_given(tiny: Any, ids: Any) -> None:
+def test_edits_compose_in_the_order_given(tiny, ids):
     module = tiny("llama")
     model = load_model(module)
     prompt = torch.tensor([ids(21)])
@@ -93,7 +93,7 @@ def test_edits_compose_in_the_order_given(tiny: Any, ids: Any) -> None:
             torch.testing.assert_close(logits(model, prompt, edits), expected, rtol=0, atol=5e-5)
 
 
-def test_a_capture_sees_the_edit_downstream_and_keeps_z_after_it(tiny: Any, ids: Any) -> None:
+def test_a_capture_sees_the_edit_downstream_and_keeps_z_after_it(tiny, ids):
     model = load_model(tiny("llama"))
     prompt = ids(21)
     intact = capture(model, [prompt], keep=("z",))
@@ -106,7 +106,7 @@ def test_a_capture_sees_the_edit_downstream_and_keeps_z_after_it(tiny: Any, ids:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2"])
-def test_the_gradient_of_a_gate_equals_finite_differences(family: str, tiny: Any, ids: Any) -> None:
+def test_the_gradient_of_a_gate_equals_finite_differences(family, tiny, ids):
     module = tiny(family).requires_grad_(False)
     model = load_model(module)
     prompt = torch.tensor([ids(13)])
@@ -132,7 +132,7 @@ def test_the_gradient_of_a_gate_equals_finite_differences(family: str, tiny: Any
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_logits_with_gradients_equal_logits_without(family: str, tiny: Any, ids: Any) -> None:
+def test_logits_with_gradients_equal_logits_without(family, tiny, ids):
     model = load_model(tiny(family))
     prompt = torch.tensor([ids(13)])
     gate = torch.ones(2, 4, requires_grad=True)
@@ -158,7 +158,7 @@ def test_logits_with_gradients_equal_logits_without(family: str, tiny: Any, ids:
         ),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(edit: Any, start: str, tiny: Any) -> None:
+def test_edits_that_do_not_fit_are_refused(edit, start, tiny):
     model = load_model(tiny("llama"))
     with pytest.raises(HeadscopeError) as caught:
         capture(model, [[1, 2, 3]], edits=(edit,))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from bridges import bridge_of
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate, Edit
 
-FAMILIES = ["llama", "gpt2", "neox", "gemma2"]
+FAMILIES = ["llama", "gpt2", "gpt_neox", "gemma2"]
 STATS = ("lse", "entropy", "first_mass", "received", "pooled_mean")
 
 
@@ -22,11 +23,7 @@ def wrap(tiny: Any, words: Any) -> Any:
     """Boot a bridge around a tiny model of a family."""
 
     def boot(family: str) -> Any:
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridge = TransformerBridge.boot_transformers(
-            "tiny", hf_model=tiny(family), tokenizer=words, dtype=torch.float32
-        )
+        bridge = bridge_of(tiny(family), words)
         with torch.no_grad():
             bridge(torch.tensor([[0, 2, 3]]))  # its first pass installs hooks of its own, for good
         return bridge
@@ -52,9 +49,7 @@ def snapshot(bridge: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bridge_gives_the_dataset_of_its_model(
-    family: str, wrap: Any, tiny: Any, words: Any, ids: Any
-) -> None:
+def test_a_bridge_gives_the_dataset_of_its_model(family, wrap, tiny, words, ids):
     prompts = [ids(19), ids(7, seed=1)]
     keep = ("q", "k", "v", "z", "resid")
     plain = capture(load_model(tiny(family), tokenizer=words), prompts, stats=STATS, keep=keep)
@@ -68,7 +63,7 @@ def test_a_bridge_gives_the_dataset_of_its_model(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_the_bridges_own_attention(family: str, wrap: Any, ids: Any) -> None:
+def test_logits_equal_the_bridges_own_attention(family, wrap, ids):
     bridge = wrap(family)
     prompt = torch.tensor([ids(19)])
     with torch.no_grad():
@@ -80,7 +75,7 @@ def test_logits_equal_the_bridges_own_attention(family: str, wrap: Any, ids: Any
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hook_z_fires_and_its_ablation_equals_ours(family: str, wrap: Any, ids: Any) -> None:
+def test_hook_z_fires_and_its_ablation_equals_ours(family, wrap, ids):
     bridge = wrap(family)
     model = load_model(bridge)
     prompt = torch.tensor([ids(19)])
@@ -103,20 +98,14 @@ def test_hook_z_fires_and_its_ablation_equals_ours(family: str, wrap: Any, ids: 
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
 
 
-def test_other_hooks_see_what_they_see_without_us(wrap: Any, ids: Any) -> None:
+def test_other_hooks_see_what_they_see_without_us(wrap, ids):
     bridge = wrap("llama")
     model = load_model(bridge)
     prompt = torch.tensor([ids(19)])
     names = [
-        "blocks.1.hook_resid_pre",
-        "blocks.0.hook_resid_post",
-        "blocks.1.hook_attn_out",
-        "blocks.1.attn.hook_in",
-        "blocks.0.hook_mlp_out",
-        "blocks.1.attn.hook_q",
-        "blocks.1.attn.hook_k",
-        "blocks.1.attn.hook_v",
-    ]
+        "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre",
+        "blocks.1.hook_attn_out", *(f"blocks.1.attn.hook_{name}" for name in ("in", "q", "k", "v")),
+    ]  # fmt: skip
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def watch(name: str) -> tuple[str, Any]:
@@ -130,7 +119,7 @@ def test_other_hooks_see_what_they_see_without_us(wrap: Any, ids: Any) -> None:
         torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-5)
 
 
-def test_a_hook_that_cannot_fire_is_refused_by_name(wrap: Any, ids: Any) -> None:
+def test_a_hook_that_cannot_fire_is_refused_by_name(wrap, ids):
     bridge = wrap("llama")
     model = load_model(bridge)
     before = snapshot(bridge)
@@ -144,7 +133,7 @@ def test_a_hook_that_cannot_fire_is_refused_by_name(wrap: Any, ids: Any) -> None
     assert capture(model, [ids(5)]).sizes["layer"] == 2
 
 
-def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
+def test_a_bridge_is_restored_after_an_error(wrap, ids):
     bridge = wrap("gpt2")
     model = load_model(bridge)
     before = snapshot(bridge)
@@ -158,15 +147,13 @@ def test_a_bridge_is_restored_after_an_error(wrap: Any, ids: Any) -> None:
     assert snapshot(bridge) == before
 
 
-def test_text_goes_through_the_tokenizer_of_the_bridge(wrap: Any) -> None:
+def test_text_goes_through_the_tokenizer_of_the_bridge(wrap):
     found = capture(load_model(wrap("llama")), "w1 w2 w1", stats=("entropy",))
     assert found["token"].values[0].tolist() == ["<bos>", "w1", "w2", "w1"]
     assert np.isfinite(found["entropy"].values).all()
 
 
-def test_transformer_lens_is_not_imported_for_a_plain_model(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformer_lens_is_not_imported_for_a_plain_model(tiny, monkeypatch):
     for name in [one for one in sys.modules if one.partition(".")[0] == "transformer_lens"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformer_lens", None)  # importing it now fails

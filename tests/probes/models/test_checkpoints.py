@@ -1,5 +1,6 @@
 """Checkpoints by name: shipped ones, folders, revisions of the hub."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
+from refusals import check_refusal, refusal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headscope.kernels.errors import HeadscopeError
@@ -38,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_shipped_series_is_listed_in_order_and_its_last_is_the_default() -> None:
+def test_the_shipped_series_is_listed_in_order_and_its_last_is_the_default():
     names = checkpoints(SERIES)
     steps = [int(name.removeprefix(f"{SERIES}@step")) for name in names]
     assert steps == sorted(steps)
@@ -48,7 +50,7 @@ def test_the_shipped_series_is_listed_in_order_and_its_last_is_the_default() -> 
     assert model.revision == load_model(names[-1]).revision
 
 
-def test_provenance_names_the_step_and_each_has_weights_of_its_own() -> None:
+def test_provenance_names_the_step_and_each_has_weights_of_its_own():
     first, last = (load_model(name) for name in (checkpoints(SERIES)[0], checkpoints(SERIES)[-1]))
     assert first.revision != last.revision
     attrs = capture(first, [[0, 5, 6, 7]], stats=("entropy",)).attrs
@@ -69,38 +71,34 @@ def test_provenance_names_the_step_and_each_has_weights_of_its_own() -> None:
         ("./no/where@step7", r"^model: there is no folder ./no/where@step7"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(source: str, said: str) -> None:
-    with pytest.raises(HeadscopeError, match=said):
-        load_model(source)
+def test_what_is_not_there_is_refused_by_name(source, said):
+    assert re.search(said, str(refusal(load_model, source)))
 
 
-def test_folders_of_a_trainer_are_found_in_order_of_step(trained: Path) -> None:
+def test_folders_of_a_trainer_are_found_in_order_of_step(trained):
     found = checkpoints(trained)
     assert found == [str(trained / "checkpoint-20"), str(trained / "checkpoint-100")]
     weight = load_model(found[1]).module.state_dict()["lm_head.weight"]
     torch.testing.assert_close(weight, tiny(100).lm_head.weight.detach())
     for empty in (trained / "runs", "headscope/bundled"):
-        with pytest.raises(
-            HeadscopeError, match=r"has no checkpoints; they are named by their step"
-        ):
+        with pytest.raises(HeadscopeError, match="has no checkpoints; they are named by their"):
             checkpoints(empty)
     with pytest.raises(HeadscopeError, match="there is no folder"):
         checkpoints(trained / "gone")
 
 
-def test_variants_that_transformers_wrote_lie_side_by_side(tmp_path: Path) -> None:
+def test_variants_that_transformers_wrote_lie_side_by_side(tmp_path):
     for step in (5, 30):
         tiny(step).save_pretrained(tmp_path, variant=f"step{step}")
     assert checkpoints(tmp_path) == [f"{tmp_path}@step5", f"{tmp_path}@step30"]
     for step, source in ((5, f"{tmp_path}@step5"), (30, tmp_path)):
         found = load_model(source)
         assert found.name == f"{tmp_path}@step{step}"
-        torch.testing.assert_close(
-            found.module.lm_head.weight.detach(), tiny(step).lm_head.weight.detach()
-        )
+        weight = found.module.lm_head.weight.detach()
+        torch.testing.assert_close(weight, tiny(step).lm_head.weight.detach())
 
 
-def test_a_stamp_changes_with_its_own_checkpoint_alone(tmp_path: Path) -> None:
+def test_a_stamp_changes_with_its_own_checkpoint_alone(tmp_path):
     for step in (5, 30):
         tiny(step).save_pretrained(tmp_path, variant=f"step{step}")
     before = [stamp(name) for name in checkpoints(tmp_path)]
@@ -125,7 +123,7 @@ class TestHub:
             (place / "refs" / revision).write_text(commit)
         return commits
 
-    def test_a_revision_is_loaded_and_named_by_its_commit(self, commits: dict[str, str]) -> None:
+    def test_a_revision_is_loaded_and_named_by_its_commit(self, commits):
         for seed, (revision, commit) in enumerate(commits.items()):
             model = load_model(f"someone/small@{revision}")
             assert (model.name, model.revision) == (f"someone/small@{revision}", commit)
@@ -134,21 +132,17 @@ class TestHub:
             )
         assert load_model("someone/small").revision == commits["main"]
 
-    def test_revisions_named_by_a_step_are_the_checkpoints(self, commits: dict[str, str]) -> None:
+    def test_revisions_named_by_a_step_are_the_checkpoints(self, commits):
         assert checkpoints("someone/small") == ["someone/small@step10", "someone/small@step200"]
         assert stamp("someone/small@step10") == f"step10 {commits['step10']}"
 
-    def test_a_revision_that_is_not_there_is_refused(self, commits: dict[str, str]) -> None:
-        with pytest.raises(
-            HeadscopeError, match=r"'someone/small@step11' .* the hub cannot be reached"
-        ):
+    def test_a_revision_that_is_not_there_is_refused(self, commits):
+        with pytest.raises(HeadscopeError, match=r"'someone/small@step11' .* cannot be reached"):
             load_model("someone/small@step11")
         with pytest.raises(HeadscopeError, match="the local cache has no revision of it"):
             checkpoints("someone/else")
 
-    def test_the_hub_s_own_revisions_are_named_in_the_refusal(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_hub_s_own_revisions_are_named_in_the_refusal(self, monkeypatch):
         def refs(api: object, name: str) -> SimpleNamespace:
             branches = [SimpleNamespace(name=one) for one in ("main", "step0", "step512")]
             return SimpleNamespace(branches=branches, tags=[SimpleNamespace(name="v1")])
@@ -161,14 +155,12 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
         assert checkpoints("someone/online") == ["someone/online@step0", "someone/online@step512"]
         said = "someone/online has no revision 'step3' on the hub; it has main, step0, step512, v1"
-        with pytest.raises(HeadscopeError, match=said):
-            load_model("someone/online@step3")
+        assert said in str(refusal(load_model, "someone/online@step3"))
 
 
-def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_with_an_at_sign_is_a_folder(tmp_path):
     place = tmp_path / "me@home"
     tiny(1).save_pretrained(place)
     assert locate(place).name == str(place)
     shutil.rmtree(place)
-    with pytest.raises(HeadscopeError, match="there is no folder"):
-        locate(place)
+    check_refusal("model", locate, place)

@@ -1,16 +1,16 @@
 """Pairs: what an encoder–decoder model is given, and what a capture of each attention holds."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pairs
 import pytest
 import torch
+from refusals import check_refusal, refusal
 
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.kernels import statistics
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import Model, Pair, capture, load_model, pattern
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.generation import generate
@@ -35,38 +35,19 @@ def models(paired_folder: Path) -> dict[str, Model]:
 
 def eager(module: Any, source: list[int], target: list[int]) -> dict[str, np.ndarray[Any, Any]]:
     """The model's own weights of each attention, dims layer, head, query, key, in float64."""
-    module.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            result = module(
-                input_ids=torch.tensor([source]),
-                decoder_input_ids=torch.tensor([target]),
-                output_attentions=True,
-            )
-    finally:
-        module.set_attn_implementation("sdpa")
-    return {
-        name: torch.cat(result[f"{name}_attentions"]).double().numpy()
-        for name in ("encoder", "decoder", "cross")
-    }
+    pair = Pair(torch.tensor([source]), torch.tensor([target]))
+    weights = {name: torch.cat(pairs.eager(module, name, pair)[1]) for name in pairs.KINDS}
+    return {name: one.double().numpy() for name, one in weights.items()}
 
 
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(HeadscopeError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_a_model_is_asked_again_for_another_attention(models: dict[str, Model]) -> None:
+def test_a_model_is_asked_again_for_another_attention(models):
     assert [models[name].layers for name in ("encoder", "decoder", "cross")] == [2, 3, 3]
     assert len({id(one.module) for one in models.values()}) == 1
     assert load_model(models["cross"]) is models["cross"]
-    line = refusal(lambda: load_model("headscope/bundled", attention="cross"))
-    assert line.startswith("attention: LlamaForCausalLM has no encoder and decoder")
+    check_refusal("attention", load_model, "headscope/bundled", attention="cross")
 
 
-def test_cross_attention_runs_from_target_to_source(models: dict[str, Model]) -> None:
+def test_cross_attention_runs_from_target_to_source(models):
     found = capture(models["cross"], PAIRS, stats=CROSSED, tile=4)
     assert (found.sizes["query"], found.sizes["key"]) == (5, 7)
     assert (found.sizes["query_tile"], found.sizes["key_tile"]) == (2, 2)
@@ -92,7 +73,7 @@ def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("attention", ["encoder", "decoder", "cross"])
-def test_a_window_of_the_map_follows_from_q_and_k(attention: str, models: dict[str, Model]) -> None:
+def test_a_window_of_the_map_follows_from_q_and_k(attention, models):
     model = models[attention]
     given = list(SOURCES) if attention == "encoder" else PAIRS
     found = capture(model, given, stats=("lse",), keep=("q", "k"))
@@ -106,25 +87,23 @@ def test_a_window_of_the_map_follows_from_q_and_k(attention: str, models: dict[s
         assert whole["key_token"].values.tolist() == words
 
 
-def test_statistics_of_places_are_refused_by_name_and_left_out(models: dict[str, Model]) -> None:
+def test_statistics_of_places_are_refused_by_name_and_left_out(models):
     positional = [name for name in statistics.names() if statistics.load(name).positional]
     assert {"distance", "offset_mass", "recent_mass", "received_later"} <= set(positional)
     for name in positional:
-        line = refusal(lambda name=name: capture(models["cross"], PAIRS, stats=(name,)))
+        line = str(refusal(capture, models["cross"], PAIRS, stats=(name,)))
         assert line.startswith(f"stats: {name} compares the places of query and key")
     assert not set(capture(models["cross"], PAIRS).data_vars) & set(positional)
     assert "distance" in capture(models["decoder"], PAIRS)
-    line = refusal(lambda: capture(models["cross"], PAIRS, stats=("target_mass",)))
-    assert line.startswith("targets: rules compare tokens of one text")
-    line = refusal(lambda: logits(models["cross"], pair(), (Window(((0, 0),), 2),)))
-    assert line.startswith("Window: cross-attention has no last keys")
+    check_refusal("targets", capture, models["cross"], PAIRS, stats=("target_mass",))
+    check_refusal("Window", logits, models["cross"], pair(), (Window(((0, 0),), 2),))
 
 
 def pair() -> Pair:
     return Pair(torch.tensor([SOURCES[0]]), torch.tensor([TARGETS[0]]))
 
 
-def test_targets_and_spans_are_tokens_of_the_source(models: dict[str, Model]) -> None:
+def test_targets_and_spans_are_tokens_of_the_source(models):
     found = capture(
         models["cross"],
         PAIRS,
@@ -137,13 +116,11 @@ def test_targets_and_spans_are_tokens_of_the_source(models: dict[str, Model]) ->
         one = found.isel(prompt=row, query=slice(0, len(target)))
         close(one["target_mass"].values[..., 0], own[..., -1])
         close(one["span_mass"].values[..., 0], own[..., 0] + own[..., -1])
-    line = refusal(
-        lambda: capture(models["cross"], PAIRS, stats=("span_mass",), spans={"a": [[0], [3]]})
-    )
-    assert "outside prompt 2" in line
+    outside = {"stats": ("span_mass",), "spans": {"a": [[0], [3]]}}
+    assert "outside prompt 2" in str(refusal(capture, models["cross"], PAIRS, **outside))
 
 
-def test_a_target_text_becomes_what_the_decoder_reads(models: dict[str, Model]) -> None:
+def test_a_target_text_becomes_what_the_decoder_reads(models):
     found = read(models["cross"], Pair("w1 w2 w3", "w4 w5"))
     assert found.sources == ((4, 5, 6),)
     labels = torch.tensor([[7, 8, 1]])  # the words and the token that ends them
@@ -153,7 +130,7 @@ def test_a_target_text_becomes_what_the_decoder_reads(models: dict[str, Model]) 
     assert found.digest() != read(models["decoder"], Pair("w1 w2 w3", "w4")).digest()
 
 
-def test_one_text_is_enough_for_the_encoder_alone(models: dict[str, Model]) -> None:
+def test_one_text_is_enough_for_the_encoder_alone(models):
     alone = capture(models["encoder"], "w1 w2 w3", stats=("entropy",))["entropy"].values
     both = capture(models["encoder"], Pair("w1 w2 w3", "w9"), stats=("entropy",))["entropy"].values
     assert np.array_equal(alone, both)
@@ -163,42 +140,37 @@ def test_one_text_is_enough_for_the_encoder_alone(models: dict[str, Model]) -> N
 
 
 @pytest.mark.parametrize("attention", ["decoder", "cross"])
-def test_half_a_pair_is_refused(attention: str, models: dict[str, Model], bundled: Model) -> None:
+def test_half_a_pair_is_refused(attention, models, bundled):
     model = models[attention]
     expected = f"prompt 1 is one text, and the {attention} attention of "
-    line = refusal(lambda: capture(model, "w1 w2"))
+    line = str(refusal(capture, model, "w1 w2"))
     assert expected in line
     assert "Pair(source=..., target=...)" in line
-    assert "needs source and target" in refusal(lambda: logits(model, pair().source))
-    assert refusal(lambda: capture(bundled, PAIRS)).startswith("prompts: prompt 1 is a Pair")
-    assert refusal(lambda: logits(bundled, pair())).startswith("ids: a Pair")
-    assert "is empty" in refusal(lambda: capture(model, Pair([], [0])))
-    assert "outside the vocabulary" in refusal(lambda: capture(model, Pair([3], [99])))
-    task = make("induction", n=1, seed=0)
-    assert refusal(lambda: evaluate(model, task)).startswith("task: its prompts are single texts")
-    line = refusal(lambda: generate(model, PAIRS))
-    assert line.endswith("has an encoder and a decoder; use capture with a Pair")
+    assert "needs source and target" in str(refusal(logits, model, pair().source))
+    assert "prompt 1 is a Pair" in str(refusal(capture, bundled, PAIRS))
+    check_refusal("ids", logits, bundled, pair())
+    assert "is empty" in str(refusal(capture, model, Pair([], [0])))
+    assert "outside the vocabulary" in str(refusal(capture, model, Pair([3], [99])))
+    check_refusal("task", evaluate, model, make("induction", n=1, seed=0))
+    assert str(refusal(generate, model, PAIRS)).endswith("use capture with a Pair")
 
 
-def test_a_target_needs_a_start_token(paired_folder: Path) -> None:
+def test_a_target_needs_a_start_token(paired_folder):
     model = load_model(paired_folder, attention="cross")
     model.module.config.decoder_start_token_id = None
-    assert "decoder_start_token_id" in refusal(lambda: capture(model, Pair("w1", "w2")))
+    assert "decoder_start_token_id" in str(refusal(capture, model, Pair("w1", "w2")))
     assert capture(model, Pair([4], [0, 5]), stats=("entropy",)).sizes["query"] == 2
 
 
 @pytest.mark.parametrize("attention", ["encoder", "decoder", "cross"])
-def test_batches_and_files_hold_the_same_numbers(
-    attention: str, models: dict[str, Model], tmp_path: Path
-) -> None:
+def test_batches_and_files_hold_the_same_numbers(attention, models, tmp_path):
     model = models[attention]
     three = [*PAIRS, Pair(SOURCES[0], TARGETS[1]), Pair(SOURCES[0][::-1], TARGETS[0])]
     given = [one.source for one in three] if attention == "encoder" else three
     keep = ("q", "k", "resid")
     together = capture(model, given, stats=("entropy", "lse"), keep=keep)
-    streamed = capture(
-        model, given, stats=("entropy", "lse"), keep=keep, out=tmp_path / "c.safetensors"
-    )
+    out = tmp_path / "c.safetensors"
+    streamed = capture(model, given, stats=("entropy", "lse"), keep=keep, out=out)
     assert set(streamed.coords) == set(together.coords)
     for name in ("entropy", "q", "k", "resid"):
         np.testing.assert_allclose(streamed[name], together[name], rtol=0, atol=1e-6)
@@ -210,9 +182,7 @@ def test_batches_and_files_hold_the_same_numbers(
 
 
 @pytest.mark.parametrize("attention", ["encoder", "decoder"])
-def test_the_residual_stream_is_that_of_the_chosen_stack(
-    attention: str, models: dict[str, Model]
-) -> None:
+def test_the_residual_stream_is_that_of_the_chosen_stack(attention, models):
     model = models[attention]
     found = capture(model, PAIRS[:1], stats=("entropy",), keep=("resid",))["resid"].values[0]
     with torch.no_grad():
@@ -225,7 +195,7 @@ def test_the_residual_stream_is_that_of_the_chosen_stack(
         close(ours, own[0].numpy())
 
 
-def test_other_attentions_of_the_model_are_not_edited(models: dict[str, Model]) -> None:
+def test_other_attentions_of_the_model_are_not_edited(models):
     from headscope.probes.interventions import Ablate
 
     seen = {name: logits(one, pair(), (Ablate(((0, 1),)),)) for name, one in models.items()}

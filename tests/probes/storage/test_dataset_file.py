@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from refusals import check_refusal
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
@@ -50,7 +51,7 @@ def bare(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir())
 
 
-def test_a_round_trip_is_exact(mixed: xr.Dataset, tmp_path: Path) -> None:
+def test_a_round_trip_is_exact(mixed, tmp_path):
     dataset_file.save(mixed, tmp_path / "a.safetensors")
     found = dataset_file.load(tmp_path / "a.safetensors")
     xr.testing.assert_identical(found, mixed)
@@ -61,7 +62,7 @@ def test_a_round_trip_is_exact(mixed: xr.Dataset, tmp_path: Path) -> None:
     assert bare(tmp_path) == ["a.safetensors"]
 
 
-def test_a_capture_round_trips(folder: Path, tmp_path: Path) -> None:
+def test_a_capture_round_trips(folder, tmp_path):
     found = capture(load_model(folder), ["w1 w2 w1 w3", "w1"], keep=("q", "k", "resid"))
     dataset_file.save(found, tmp_path / "capture.safetensors")
     loaded = dataset_file.load(tmp_path / "capture.safetensors")
@@ -69,13 +70,13 @@ def test_a_capture_round_trips(folder: Path, tmp_path: Path) -> None:
     assert loaded.attrs == found.attrs
 
 
-def test_numpy_values_in_attrs_become_plain(tmp_path: Path) -> None:
+def test_numpy_values_in_attrs_become_plain(tmp_path):
     given = xr.Dataset(attrs={"one": np.float32(0.5), "many": np.arange(2)})
     dataset_file.save(given, tmp_path / "a.safetensors")
     assert dataset_file.load(tmp_path / "a.safetensors").attrs == {"one": 0.5, "many": [0, 1]}
 
 
-def test_values_without_a_place_are_refused(tmp_path: Path) -> None:
+def test_values_without_a_place_are_refused(tmp_path):
     for values in (np.array([object()]), np.array(["2020-01-01"], dtype="datetime64[D]")):
         with pytest.raises(HeadscopeError, match=r"^bad: "):
             dataset_file.save(xr.Dataset({"bad": ("x", values)}), tmp_path / "a.safetensors")
@@ -84,7 +85,7 @@ def test_values_without_a_place_are_refused(tmp_path: Path) -> None:
     assert bare(tmp_path) == []
 
 
-def test_files_that_are_no_dataset_are_refused(mixed: xr.Dataset, tmp_path: Path) -> None:
+def test_files_that_are_no_dataset_are_refused(mixed, tmp_path):
     from safetensors.numpy import save_file
 
     with pytest.raises(HeadscopeError, match=r"^path: there is no file "):
@@ -116,7 +117,7 @@ def full_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_leaves_the_old_file(mixed: xr.Dataset, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(mixed, tmp_path):
     path = tmp_path / "a.safetensors"
     dataset_file.save(mixed, path)
     large = xr.Dataset({"large": ("x", np.ones(100_000))})
@@ -133,18 +134,15 @@ def test_a_full_disk_leaves_the_old_file(mixed: xr.Dataset, tmp_path: Path) -> N
     assert bare(tmp_path) == ["a.safetensors"]
 
 
-def test_folders_that_cannot_be_written_are_refused(mixed: xr.Dataset, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_written_are_refused(mixed, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "a", tmp_path / "none" / "a", "/proc/self/a.safetensors"):
-        with pytest.raises(HeadscopeError, match=r"^path: .* cannot be written"):
-            dataset_file.save(mixed, path)
+        check_refusal("path", dataset_file.save, mixed, path)
     assert bare(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
-def test_an_interrupted_write_leaves_nothing(
-    error: type[BaseException], mixed: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_write_leaves_nothing(error, mixed, tmp_path, monkeypatch):
     def interrupted(fd: int) -> None:
         raise error
 
@@ -154,7 +152,7 @@ def test_an_interrupted_write_leaves_nothing(
     assert bare(tmp_path) == []
 
 
-def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
+def test_a_killed_writer_never_leaves_half_a_file(tmp_path):
     code = (
         "import sys, numpy as np, xarray as xr\n"
         "from headscope.probes.storage import dataset_file\n"
@@ -164,9 +162,8 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
         "    for one in data: dataset_file.save(one, sys.argv[1])\n"
     )
     path = tmp_path / "a.safetensors"
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(path)], stdout=subprocess.PIPE
-    ) as writer:
+    command = [sys.executable, "-P", "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
         whole = 0
@@ -182,7 +179,7 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
     assert values.min() == values.max()
 
 
-def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_dataset_gives_the_same_bytes(tmp_path):
     dataset = xr.Dataset({"a": ("layer", np.ones(2))}, attrs={"note": 'a "quoted" ü'})
     written = set()
     for _ in range(20):
