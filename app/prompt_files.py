@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.models.pair import Pair
@@ -13,35 +15,45 @@ from headscope.probes.models.pair import Pair
 if TYPE_CHECKING:
     from headscope.probes.prompts.task import Task
 
+FIELDS = ("text", "prompt", "messages", "input_ids", "source")
+TABLES = {".csv": ",", ".tsv": "\t"}
+LINES = (".jsonl", ".ndjson")
 
-def read_prompts(path: Path) -> list[str] | list[Pair] | Task:
-    """Read a prompt file: a prompt a line, or JSONL of texts, pairs or a task."""
+
+def read_prompts(path: Path) -> list[Any] | Task:
+    """Read a prompt file by its ending: text, JSON, a table, or a task.
+
+    ``.jsonl``, ``.ndjson`` and ``.json`` (a list) hold strings or objects with one of ``text``,
+    ``prompt``, ``messages`` (a chat), ``input_ids``, or ``source`` and ``target``; objects with
+    ``clean`` in ``.jsonl`` are a task. ``.csv`` and ``.tsv`` have a column ``text`` or ``prompt``.
+    Any other ending is text, a prompt a line.
+
+    Raises
+    ------
+    InvalidInput
+        For a missing or unreadable file, an empty prompt (with its line), a malformed line.
+    """
     from headscope.probes.prompts import tasks
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Only a line feed ends a line: a text may hold any other separator.
+        content = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InvalidInput(f"prompts: {path} cannot be read: {reason}") from error
-    if path.suffix != ".jsonl":
-        texts = lines
-    elif _holds("text", lines):
-        texts = [_field(path, at, line, "text") for at, line in enumerate(lines, 1)]
-    elif _holds("source", lines):
-        return [
-            Pair(_field(path, at, line, "source"), _field(path, at, line, "target"))
-            for at, line in enumerate(lines, 1)
-        ]
-    else:
+    ending = path.suffix.lower()
+    if ending in LINES and _is_task(content):
         return tasks.make(path)
-    for at, text in enumerate(texts, 1):
-        if not text.strip():
-            raise InvalidInput(
-                f"prompts: {path}:{at} is empty; write a prompt there or drop the line"
-            )
-    if not texts:
+    if ending in TABLES:
+        entries = _table_rows(path, content, TABLES[ending])
+    elif ending == ".json":
+        entries = _json_list(path, content)
+    else:
+        entries = _lines(path, content, is_json=ending in LINES)
+    prompts = [_prompt(f"{path}:{at}", entry) for at, entry in entries]
+    if not prompts:
         raise InvalidInput(f"prompts: {path} is empty; write one prompt a line")
-    return texts
+    return prompts
 
 
 def write_texts(file: Path, number: int, tokens: int) -> None:
@@ -54,23 +66,72 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
         file.write_text("".join(lines), encoding="utf-8")
 
 
-def _holds(name: str, lines: Sequence[str]) -> bool:
-    """Tell what a file holds by its first line that can be read; others are reported later."""
-    for line in lines:
+def _is_task(content: str) -> bool:
+    """Tell whether the first line that can be read is of a task; others are reported later."""
+    for line in content.split("\n"):
         try:
-            return name in json.loads(line)
+            return "clean" in json.loads(line)
         except (json.JSONDecodeError, TypeError):
             continue
     return False
 
 
-def _field(path: Path, at: int, line: str, name: str) -> str:
+def _lines(path: Path, content: str, *, is_json: bool) -> Iterator[tuple[int, Any]]:
+    for at, line in enumerate(content.removesuffix("\n").split("\n") if content else (), 1):
+        if not is_json:
+            yield at, line
+        elif line.strip():
+            try:
+                yield at, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InvalidInput(f"prompts: {path}:{at} is not JSON: {error.msg}") from error
+
+
+def _json_list(path: Path, content: str) -> Iterator[tuple[int, Any]]:
     try:
-        text = json.loads(line)[name]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InvalidInput(f'prompts: {path}:{at} is not an object {{"{name}": "..."}}') from error
+        entries = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"prompts: {path}:{error.lineno} is not JSON: {error.msg}") from error
+    if not isinstance(entries, list):
+        raise InvalidInput(f'prompts: {path} holds no list; write [{{"text": "..."}}, ...]')
+    yield from enumerate(entries, 1)
+
+
+def _table_rows(path: Path, content: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+    rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter)
+    columns = [name for name in rows.fieldnames or () if name in ("text", "prompt")]
+    if len(columns) != 1:
+        raise InvalidInput(
+            f"prompts: {path} has the columns {', '.join(rows.fieldnames or ())}; one of them must "
+            "be text or prompt"
+        )
+    for row in rows:
+        yield rows.line_num, row[columns[0]] or ""
+
+
+def _prompt(where: str, entry: Any) -> Any:
+    """Turn what a line holds into what `capture` takes."""
+    if isinstance(entry, Mapping):
+        known = [name for name in FIELDS if name in entry]
+        if len(known) != 1:
+            raise InvalidInput(
+                f"prompts: {where} has {' and '.join(known) or 'none of them'}; an object needs "
+                f"one of {', '.join(FIELDS)}"
+            )
+        if known == ["source"]:
+            return Pair(_text(where, entry, "source"), _text(where, entry, "target"))
+        if known[0] in ("messages", "input_ids"):
+            if not isinstance(entry[known[0]], Sequence) or not entry[known[0]]:
+                raise InvalidInput(f"prompts: {where}: {known[0]} is no list")
+            return entry[known[0]]
+        return _text(where, entry, known[0])
+    return _text(where, {"prompt": entry}, "prompt")
+
+
+def _text(where: str, entry: Mapping[str, Any], name: str) -> str:
+    text = entry.get(name)
     if not isinstance(text, str):
-        raise InvalidInput(f"prompts: {path}:{at}: {name} is a {type(text).__name__}, not a string")
+        raise InvalidInput(f"prompts: {where}: {name} is a {type(text).__name__}, not a string")
     if not text.strip():
-        raise InvalidInput(f"prompts: {path}:{at} is empty; write a {name} there or drop the line")
+        raise InvalidInput(f"prompts: {where} is empty; write a {name} there or drop the line")
     return text

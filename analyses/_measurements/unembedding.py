@@ -37,7 +37,7 @@ def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[T
 
 def final_norm(model: Model) -> nn.Module:
     """Find the norm after the last block."""
-    base: Any = model.module.base_model
+    base: Any = model.base
     for part in (base, getattr(base, "decoder", None)):
         for name in NORMS:
             norm = getattr(part, name, None)

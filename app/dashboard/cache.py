@@ -53,7 +53,7 @@ def neighbours(path: Path) -> dict[str, Path]:
 
 def run_key(path: Path) -> RunKey:
     """Return the key of a run."""
-    files = [path / "manifest.json", *sorted((path / "results").glob("*.safetensors"))]
+    files = [path / "manifest.json", *sorted((path / "results").glob("[!.]*.safetensors"))]
     times = (f"{file.name}:{file.stat().st_mtime_ns}" for file in files if file.exists())
     return RunKey(str(path), "|".join(times))
 

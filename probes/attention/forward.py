@@ -120,7 +120,7 @@ def call(
     elif head:
         result = model.module(input_ids=ids, **padding, **PLAIN).logits
     else:
-        result = model.module.base_model(input_ids=ids, **padding, **PLAIN).last_hidden_state
+        result = model.base(input_ids=ids, **padding, **PLAIN).last_hidden_state
     return result
 
 

@@ -217,7 +217,7 @@ def _own(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
         stack.enter_context(using(model.module, implementation))
         if not options:
             return call(model, ids, head=False)
-        result = model.module.base_model(input_ids=ids, **{**PLAIN, **options})
+        result = model.base(input_ids=ids, **{**PLAIN, **options})
         hidden: Tensor = result.last_hidden_state
     return hidden
 

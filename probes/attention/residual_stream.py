@@ -62,7 +62,7 @@ def blocks(model: Model) -> list[nn.Module]:
                 by_layer.setdefault(layers.pop(), block)
     if not by_layer:
         # Encoders of images do not number their attention.
-        by_layer = dict(enumerate(encoder_decoder.outermost(model.module.base_model)))
+        by_layer = dict(enumerate(encoder_decoder.outermost(model.base)))
     if sorted(by_layer) != list(range(model.layers)):
         raise UnsupportedModel(
             f"keep: the blocks of {model.name} are not found, so not its residual stream"

@@ -31,6 +31,25 @@ if TYPE_CHECKING:
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "topk_key")
 
 Array = npt.NDArray[np.float32]
+# Options of Hugging Face's ``generate`` that would make rows of several texts, of another pass or
+# of another cache, and the values that leave them off.
+UNFOLLOWED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "guidance_scale": (1, 1.0),
+    "cache_implementation": (),
+    "use_cache": (True,),
+    "penalty_alpha": (0, 0.0),
+    "dola_layers": (),
+    "prompt_lookup_num_tokens": (),
+    "assistant_model": (),
+    "assistant_early_exit": (),
+    "return_dict_in_generate": (False,),
+    "past_key_values": (),
+    "inputs_embeds": (),
+    "attention_mask": (),
+}
 
 
 def generate(
@@ -110,6 +129,7 @@ def generate(
     names = _names(stats)
     batch = read(loaded, prompts)
     _refuse_unfit(loaded, batch, new_tokens, prefix)
+    _refuse_unfollowed(loaded, options or {})
     for edit in edits:
         edit.check(loaded.geometry)
     resolved = resolve_options(
@@ -274,3 +294,27 @@ def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) 
             "its cache drops keys; generate first, then capture the finished text"
         )
     model.check_lengths([len(ids) + new_tokens for ids in prompts.ids])
+    switch = model.rope_switch
+    for at, ids in enumerate(prompts.ids):
+        if switch is not None and len(ids) <= switch < len(ids) + new_tokens:
+            raise NotApplicable(
+                f"new_tokens: prompt {at + 1} would grow from {len(ids)} to "
+                f"{len(ids) + new_tokens} tokens, and {model.name} turns its keys by other "
+                f"frequencies beyond {switch}; what is cached would be wrong. Ask for "
+                f"{switch - len(ids)} tokens at most, or capture the finished text"
+            )
+
+
+def _refuse_unfollowed(model: Model, options: Mapping[str, Any]) -> None:
+    """Refuse what the call or the model's generation_config asks for and no row can follow."""
+    config = model.module.generation_config
+    for name, neutral in UNFOLLOWED.items():
+        for value, place in (
+            (options.get(name), "options"),
+            (getattr(config, name, None), "generation_config"),
+        ):
+            if value is not None and value not in neutral:
+                raise InvalidInput(
+                    f"{place}: {name}={value!r} cannot be followed while attention is recorded; "
+                    "leave it out, or generate first and capture the finished text"
+                )

@@ -175,7 +175,11 @@ def grouped(
     Lengths in a batch differ where the model takes padding, unless they are to be alike.
     """
     ids = prompts.ids
-    mixed = len({len(prompt) for prompt in ids}) > 1 and not alike and model.attention == "self"
+    lengths = {len(prompt) for prompt in ids}
+    mixed = len(lengths) > 1 and not alike and model.attention == "self"
+    switch = model.rope_switch if mixed else None
+    # Padded beyond the switch, a short prompt would be read with the frequencies of long ones.
+    mixed = mixed and (switch is None or max(lengths) <= switch)
     waste = WASTE if mixed and takes_padding(model) else 0.0
     groups = list(batches(ids, tokens, prompts.sources, waste))
     shared = any(len({len(ids[row]) for row in rows}) > 1 for rows in groups)

@@ -143,6 +143,37 @@ class Model:
         return input_kind(self.module)
 
     @property
+    def base(self) -> Any:
+        """The part without a language-model head, whose output is the last hidden state."""
+        base: Any = self.module.base_model
+        if base is not self.module or self.module.get_output_embeddings() is None:
+            return base
+        # A class whose base_model_prefix names none of its attributes, such as Llama 4's.
+        inner = [part for part in self.module.children() if hasattr(part, "get_input_embeddings")]
+        if len(inner) != 1:
+            raise UnsupportedModel(
+                f"model: {self.architecture} has a language-model head and {len(inner)} inner "
+                "models, not one; give the model inside it"
+            )
+        return inner[0]
+
+    @property
+    def rope_switch(self) -> int | None:
+        """Length beyond which rotary frequencies change (LongRoPE, dynamic NTK), or None."""
+        config = self.module.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
+        for kind in kinds:
+            if kind.get("rope_type") in ("longrope", "dynamic"):
+                original = kind.get("original_max_position_embeddings")
+                return int(
+                    original
+                    or getattr(config, "original_max_position_embeddings", None)
+                    or config.max_position_embeddings
+                )
+        return None
+
+    @property
     def architecture(self) -> str:
         """Class of the Hugging Face model."""
         return type(self.module).__name__

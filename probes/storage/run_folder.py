@@ -70,7 +70,7 @@ class Run:
 
     def results(self) -> dict[str, xr.Dataset]:
         """Read every result in the folder, by the name of its analysis, in order of name."""
-        files = sorted((self.path / RESULTS).glob("*.safetensors"))
+        files = sorted((self.path / RESULTS).glob("[!.]*.safetensors"))
         return {file.stem: dataset_file.load(file) for file in files}
 
 
