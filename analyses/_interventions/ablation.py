@@ -83,7 +83,7 @@ def evaluate(
     Raises
     ------
     HeadscopeError
-        For an unknown metric, a task whose words the tokenizer splits, prompts that are too
+        For an unknown metric, a task that the tokenizer does not allow, prompts that are too
         long, edits that do not fit, a model that predicts no next token.
 
     Examples

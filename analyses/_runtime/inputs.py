@@ -112,9 +112,10 @@ class PromptSets:
     def _make(self, task: str, count: int) -> Task:
         from headscope.probes.prompts import tasks
 
-        if self.model.tokenizer is None:
-            raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
-        return tasks.make(task, tokenizer=self.model.tokenizer, n=count, seed=self.seed)
+        vocabulary, tokenizer = self.model.vocabulary, self.model.tokenizer
+        return tasks.make(
+            task, tokenizer=tokenizer, n=count, seed=self.seed, vocab_size=vocabulary or None
+        )
 
     def _capture(self, key: Any, name: str) -> xr.Dataset:
         needs = self._needs[key]

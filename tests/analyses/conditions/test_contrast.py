@@ -5,13 +5,15 @@ import pytest
 import torch
 from constructed import HEADS, INDUCTION, KEYS, NAMES, SIZE, TOKEN, VALUES, WORDS, repeated
 from scipy.stats import ttest_ind, ttest_rel
+from word_prompts import Asked, word_prompt
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats import effect_size
 from headscope.analyses.conditions._rare_tokens import expected, rarest
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.writing import split
 
 COPYING = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
 
@@ -109,8 +111,8 @@ def common_and_rare(n: int = 6) -> Task:
     for number in range(n):
         words = [NAMES[at % 2] for at in range(12)]
         words[3 + number] = [*KEYS, *VALUES][number]
-        asked = Question(11, (NAMES[0],), (NAMES[1],), (3 + number,))
-        prompts.append(Prompt(tuple(words), tuple(words), (asked,)))
+        asked = Asked(11, (NAMES[0],), (NAMES[1],), (3 + number,))
+        prompts.append(word_prompt(words, words, [asked]))
     return Task("common", tuple(prompts), "accuracy", 0, "One rare word.")
 
 
@@ -150,7 +152,7 @@ def test_bad_input_is_refused(bundled, circuit):
     with pytest.raises(HeadscopeError, match="task: 'nothing' is unknown"):
         execute("contrast", bundled, n=4, options={"other": "nothing"})
     bare = tuple(
-        Prompt(each.words, each.corrupted, (Question(3, (KEYS[0],)),))
+        word_prompt(split(each.clean), split(each.corrupted), [Asked(3, (KEYS[0],))])
         for each in repeated(n=4, length=4).prompts
     )
     with pytest.raises(HeadscopeError, match="name no evidence"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from constructed import NAMES, WORDS, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
+from word_prompts import Asked, word_prompt
 
 from headscope.analyses import head_types, vocabulary
 from headscope.analyses._interventions.ablation import evaluate
@@ -15,7 +16,7 @@ from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.interventions import Ablate
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
 
 SIZE, MARK = 64, 63
 MOVER, SUPPRESSOR, SUBJECT, IDLE = (0, 0), (0, 1), (0, 2), (0, 3)
@@ -28,7 +29,7 @@ def task():
     for at in range(4):
         answer, wrong = NAMES[at], NAMES[at + 4]
         words = ("note", answer, "ask", wrong, ".")
-        prompts.append(Prompt(words, words, (Question(4, (answer,), (wrong,), (1,)),)))
+        prompts.append(word_prompt(words, words, [Asked(4, (answer,), (wrong,), (1,))]))
     return Task("pairs", tuple(prompts), "logit_difference", 0, "Two names.")
 
 
