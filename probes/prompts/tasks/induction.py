@@ -86,8 +86,8 @@ def _write_text(half: Sequence[str], other: Sequence[str], wrong: Sequence[str])
     """Say the words of a half twice; `wrong` are for its words but the first."""
     clean, spans = place((*half, *half))
     corrupted, places = place((*other, *half))
-    last = len(half) - 1
-    change = ((0, spans[last][1]), (0, places[last][1]))
+    # With the space before the second half, which stands between digits in one of the two alone.
+    change = ((0, spans[len(half)][0]), (0, places[len(half)][0]))
     right, false = (
         tuple(continuation(before, word) for before, word in zip(half, side, strict=False))
         for side in (half[1:], wrong)
