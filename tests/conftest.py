@@ -107,8 +107,10 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_words(bundled: Model) -> str:
     """A few words that the bundled model knows."""
     from headscope.probes.prompts import tasks
+    from headscope.probes.prompts.writing import split
 
-    return " ".join(tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts[0].words[:4])
+    (prompt,) = tasks.make("story", tokenizer=bundled.tokenizer, n=1).prompts
+    return " ".join(split(prompt.clean)[:4])
 
 
 @pytest.fixture(scope="session")

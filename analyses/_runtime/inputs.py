@@ -102,10 +102,10 @@ class PromptSets:
         if key == ("given",):
             return self.task
         if key not in self._prompts:
-            if self.model.tokenizer is None:
-                raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
-            task, count = key
-            self._prompts[key] = tasks.make(task, self.model.tokenizer, count, self.seed)
+            (task, count), model = key, self.model
+            self._prompts[key] = tasks.make(
+                task, model.tokenizer, count, self.seed, vocab_size=model.vocabulary or None
+            )
         return self._prompts[key]
 
     def _capture(self, key: Any, name: str) -> xr.Dataset:

@@ -1,14 +1,17 @@
 """Documents moved over slots: prompts with the asked fact, or a dummy, in every slot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture
 from headscope.probes.models.model import Model
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts import writing
+from headscope.probes.prompts.task import Prompt, Task
+from headscope.probes.prompts.tasks._absent_facts import stated
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 from headscope.probes.prompts.tokens import encode
 
@@ -19,55 +22,59 @@ Array = NDArray[np.float64]
 class Moved:
     """One prompt of facts, rewritten: the asked fact, and the dummy instead, in slot 0, 1, …
 
-    A slot is the word positions of a key and its value.
+    A slot is the tokens of a key and its value.
     """
 
     asked: tuple[Prompt, ...]
     dummy: tuple[Prompt, ...]
-    slots: tuple[tuple[int, int], ...]
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return len(self.asked)
 
 
 def move(task: Task, model: Model) -> list[Moved]:
-    """Rewrite every prompt of a task whose role ``value`` names stated values behind their keys.
+    """Rewrite every prompt of a task whose roles ``key`` and ``value`` name stated facts.
 
     The first question is asked; the other facts keep their order around the moved one.
     """
-    words = Vocabulary(model.tokenizer)
+    words = Vocabulary(model.tokenizer, register=task.register or None)
     spare = (words.take("keys"), words.take("values"))
-    moved = [_moved(prompt, *spare) for prompt in task.prompts]
-    if len({len(prompt.slots) for prompt in moved}) > 1:
+    moved = [_moved(prompt, *spare) for prompt in stated(task).prompts]
+    if len({prompt.slots for prompt in moved}) > 1:
         raise NotApplicable("task: prompts state different numbers of facts; give each as many")
     return moved
 
 
 def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Moved:
-    positions = sorted(prompt.roles.get("value", ()))
-    question = min(prompt.questions, key=lambda candidate: candidate.at)
-    if len(positions) < 3 or not question.evidence or question.evidence[0] not in positions:
+    spans = list(zip(prompt.roles.get("key", ()), prompt.roles.get("value", ()), strict=False))
+    question = prompt.questions[0]
+    stands = [value for _, value in spans]
+    if len(spans) < 3 or not question.evidence or question.evidence[0] not in stands:
         raise NotApplicable(
             "task: position_bias needs prompts with three stated facts or more, the role 'value' "
-            "at their values and one of them as evidence, such as the task recall"
+            "at their values, 'key' at their keys and one value as evidence, such as the task "
+            "recall with pairs=3"
         )
-    others = [(prompt.words[place - 1], prompt.words[place]) for place in positions]
-    asked = others.pop(positions.index(question.evidence[0]))
-    free = [[word for word in kind if word not in prompt.words] for kind in (keys, values)]
+    others = [(str(prompt.part(key)), str(prompt.part(value))) for key, value in spans]
+    asked = others.pop(stands.index(question.evidence[0]))
+    free = [[word for word in kind if word not in prompt.clean] for kind in (keys, values)]
     if not all(free):
         raise NotApplicable("task: every known key or value is in the prompt; state fewer facts")
 
     def write(slot: int, fact: tuple[str, str]) -> Prompt:
-        words = list(prompt.words[: question.at + 1])
         facts = [*others[:slot], fact, *others[slot:]]
-        for place, pair in zip(positions, facts, strict=True):
-            words[place - 1 : place + 1] = pair
-        answered = Question(question.at, (asked[1],), (), (positions[slot],))
-        return Prompt(tuple(words), tuple(words), (answered,))
+        moved = replace(prompt, questions=(replace(question, evidence=(stands[slot],)),))
+        texts = {}
+        for (key, value), fact_there in zip(spans, facts, strict=True):
+            texts[key], texts[value] = fact_there
+        return writing.replace(moved, texts)
 
-    count = range(len(positions))
+    count = range(len(spans))
     dummy = (free[0][0], free[1][0])
     return Moved(
-        tuple(write(slot, asked) for slot in count),
-        tuple(write(slot, dummy) for slot in count),
-        tuple((place - 1, place) for place in positions),
+        tuple(write(slot, asked) for slot in count), tuple(write(slot, dummy) for slot in count)
     )
 
 
@@ -78,13 +85,14 @@ def masses(model: Model, moved: Moved) -> tuple[Array, Array, dict[str, object]]
     the capture.
     """
     both = Task("slots", (*moved.asked, *moved.dummy), "accuracy", 0, "A document in every slot.")
-    offset = int(encode(both, model.tokenizer).offset)
+    encoded = encode(both, model.tokenizer)
     spans = {
-        f"slot {number}": [[place + offset for place in slot]] * len(both)
-        for number, slot in enumerate(moved.slots, 1)
+        f"slot {slot + 1}": [[*row["key"][slot], *row["value"][slot]] for row in encoded.spans]
+        for slot in range(moved.slots)
     }
     captured = capture(model, both, stats=("span_mass",), spans=spans)
-    last = captured["span_mass"].isel(query=-1).transpose("prompt", "layer", "head", "span")
+    asking = xr.DataArray([questions[0].at for questions in encoded.questions], dims="prompt")
+    last = captured["span_mass"].isel(query=asking).transpose("prompt", "layer", "head", "span")
     values = last.values.astype(np.float64)
     return values[: len(moved.asked)], values[len(moved.asked) :], dict(captured.attrs)
 

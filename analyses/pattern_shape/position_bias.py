@@ -12,7 +12,7 @@ Sources: Found in the Middle (calibration by dummy documents); Fortify the Short
 (waveform); Attention Sorting.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -29,12 +29,14 @@ from headscope.analyses.pattern_shape import _slots
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.writing import split
 
 NEEDS = ()
 QUICK = {"draws": 1}
 SUPPORTS = {"hybrid"}
 TASK = "recall"
 PROMPTS = 8
+SLOTS = 4
 
 SOURCE = "Found in the Middle"
 SHARES = ("slot", "document", "both together")
@@ -78,9 +80,14 @@ def run(
     share of documents that get the most attention, mean over heads), ``slot_accuracy`` (slot) and
     ``relevance_accuracy`` (ablation, the causal number), with 95 % intervals over prompts.
     """
-    if length:
+    few = task.name == TASK and len(task.prompts[0].roles["key"]) < 3
+    if length or few:
+        # In natural register recall states two facts, too few for a curve over slots.
+        words: dict[str, Any] = ({"length": length} if length else {}) | (
+            {"pairs": SLOTS} if few else {}
+        )
         task = tasks.make(
-            TASK, tokenizer=model.tokenizer, n=len(task), seed=task.seed, length=length, queries=1
+            TASK, tokenizer=model.tokenizer, n=len(task), seed=task.seed, queries=1, **words
         )
     moved = _slots.move(task, model)
     parts = [_slots.masses(model, prompt) for prompt in moved]
@@ -97,7 +104,7 @@ def run(
 
     convention = (
         f"mass of the last query on key and value of a fact; {len(moved)} prompts of {task.name}, "
-        f"{count} slots, {len(moved[0].asked[0].words)} words"
+        f"{count} slots, {len(split(str(moved[0].asked[0].clean)))} words"
     )
     source = _source(model, parts[0][2] | {"task": task.name, "seed": task.seed}, len(facts))
     results = Results(source, seed=seed, convention=convention, source=SOURCE)

@@ -1,5 +1,6 @@
 """Documents of a context, and what a question's attention to them adds to a null question's."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,14 +13,14 @@ Array = NDArray[np.float64]
 DROPPED = 2.0
 
 
-def documents(words: Sequence[str], end: int) -> list[range]:
-    """Split the first ``end`` words into sentences; the last may lack its full stop."""
-    stops = [at + 1 for at in range(end) if words[at] == "."]
-    cuts = [0, *stops, *([end] if not stops or stops[-1] < end else [])]
-    return [range(start, stop) for start, stop in pairwise(cuts)]
+def documents(text: str) -> list[tuple[int, int]]:
+    """Split a text into sentences, as spans of characters; the last may lack its full stop."""
+    stops = [found.end() for found in re.finditer(r"\.(?=\s|$)", text)]
+    cuts = [0, *stops, *([len(text)] if not stops or text[stops[-1] :].strip() else [])]
+    return list(pairwise(cuts))
 
 
-def document_scores(weights: Array, positions: Sequence[range]) -> Array:
+def document_scores(weights: Array, positions: Sequence[Sequence[int]]) -> Array:
     """Sum the attention of every head over each document, without its low outliers.
 
     ``weights`` (layer, head, key) come from the question's tokens, ``positions`` are the token
@@ -30,7 +31,7 @@ def document_scores(weights: Array, positions: Sequence[range]) -> Array:
     """
     scores = []
     for place in positions:
-        part = weights[..., place.start : place.stop]
+        part = weights[..., list(place)]
         if len(place) < 2:
             scores.append(part.sum(-1))
             continue

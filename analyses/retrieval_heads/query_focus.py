@@ -28,6 +28,7 @@ from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tokenized_text import tokenize
 from headscope.probes.prompts.tokens import EncodedTask, encode
 
 NEEDS = ()
@@ -46,7 +47,7 @@ def run(
     task: Task,
     *,
     null_query: str = "N/A",
-    query_words: Annotated[int, AtLeast(1)] = 2,
+    query_words: Annotated[int, AtLeast(0)] = 0,
     best: Annotated[int, AtLeast(1)] = 5,
     draws: Annotated[int, AtLeast(1)] = 5,
     seed: int = 0,
@@ -61,7 +62,8 @@ def run(
     null_query
         Text without content that stands in the question's place.
     query_words
-        Last words of the prompt that are the question.
+        Last tokens of the prompt that are the question; 0 takes all behind the last full stop (of
+        the longest question).
     best
         Number of heads that rank the documents and are ablated; half of all at most.
     draws
@@ -83,10 +85,14 @@ def run(
         raise InvalidInput("null_query: it has no tokens; give a text such as N/A")
     cut = stated(task)
     encoded = encode(cut, model.tokenizer)
-    contexts = [[*ids[: len(ids) - query_words], *null] for ids in encoded.ids]
-    question = capture(model, cut, stats=("received_last",), last=query_words)
+    sentences = _sentences(cut, model)
+    asked = query_words or max(len(row[-1]) for row in sentences)
+    contexts = [[*ids[: len(ids) - asked], *null] for ids in encoded.ids]
+    question = capture(model, cut, stats=("received_last",), last=asked)
     blank = capture(model, contexts, stats=("received_last",), last=len(null))
-    prompts = [_score(cut, encoded, row, query_words, question, blank) for row in range(len(cut))]
+    prompts = [
+        _score(cut, encoded, row, sentences[row], asked, question, blank) for row in range(len(cut))
+    ]
     scores = np.stack([prompt.scores[prompt.gold].sum(0) for prompt in prompts])
 
     order = np.random.default_rng(seed).permutation(len(cut))
@@ -108,7 +114,7 @@ def run(
 
     unknown = null.count(getattr(model.tokenizer, "unk_token_id", None))
     convention = (
-        f"question: last {query_words} words; null question: {null_query!r}, {len(null)} tokens"
+        f"question: last {asked} tokens; null question: {null_query!r}, {len(null)} tokens"
         f"{f', {unknown} of them unknown to the tokenizer' if unknown else ''}; documents: the "
         f"sentences of {len(cut)} prompts of {task.name}"
     )
@@ -160,20 +166,33 @@ class _Prompt:
     gold: NDArray[np.bool_]
 
 
+def _sentences(task: Task, model: Model) -> list[list[tuple[int, ...]]]:
+    """Return the token positions of every sentence of every prompt."""
+    texts = [prompt.clean for prompt in task.prompts if isinstance(prompt.clean, str)]
+    if len(texts) < len(task):
+        raise NotApplicable(
+            f"task: the prompts of {task.name} are tokens without sentences; use recall or needle"
+        )
+    made = tokenize(model.tokenizer, texts)
+    return [
+        [text.positions(span) for span in documents(written)]
+        for written, text in zip(texts, made, strict=True)
+    ]
+
+
 def _score(
     task: Task,
     encoded: EncodedTask,
     row: int,
-    query_words: int,
+    sentences: Sequence[Sequence[int]],
+    asked: int,
     question: xr.Dataset,
     blank: xr.Dataset,
 ) -> _Prompt:
     """Score the documents of one prompt in every head."""
-    words = task.prompts[row].words
-    positions = [
-        range(document.start + encoded.offset, document.stop + encoded.offset)
-        for document in documents(words, len(words) - query_words)
-    ]
+    end = len(encoded.ids[row]) - asked
+    kept = [[at for at in document if at < end] for document in sentences]
+    positions = [document for document in kept if document]
     evidence = set(encoded.questions[row][0].evidence)
     gold = np.array([bool(evidence & set(place)) for place in positions])
     if not gold.any() or len(positions) < 2:
@@ -181,7 +200,6 @@ def _score(
             f"evidence: prompt {row + 1} of {task.name} needs two sentences or more, one of "
             "them with the answer; use recall or needle"
         )
-    end = len(encoded.ids[row]) - query_words
     order = ("layer", "head", "key")
     weights, null_weights = (
         captured["received_last"].isel(prompt=row).transpose(*order).values[..., :end].astype(float)

@@ -31,23 +31,23 @@ class Facts:
         self.encoded: EncodedTask = prompts.encoded
         # Which of the facts of each prompt is asked for.
         self.asked = [
-            roles["value"].index(questions[0].evidence[0])
-            for roles, questions in zip(self.encoded.roles, self.encoded.questions, strict=True)
+            spans["value"].index(questions[0].evidence)
+            for spans, questions in zip(self.encoded.spans, self.encoded.questions, strict=True)
         ]
 
     def fact(self, row: int, number: int) -> list[int]:
         """Return the tokens of a fact: its key and its value."""
-        roles = self.encoded.roles[row]
-        return [roles["key"][number], roles["value"][number]]
+        spans = self.encoded.spans[row]
+        return [*spans["key"][number], *spans["value"][number]]
 
     def masses(self, row: int) -> Array:
         """Return the asking token's mass on each fact, its question, elsewhere (layer, head, …)."""
-        roles, ids = self.encoded.roles[row], self.ids[row]
+        spans, ids = self.encoded.spans[row], self.ids[row]
         at = self.encoded.questions[row][0].at
-        count = len(roles["value"])
+        count = len(spans["value"])
         numbers = np.full(len(ids), count + 1)
         # The word before the asked key belongs to the question.
-        numbers[at - 1 : at + 1] = count
+        numbers[spans["query"][0][0] - 1 : at + 1] = count
         for number in range(count):
             numbers[self.fact(row, number)] = number
         return np.asarray(masses(self.model, ids, numbers, count + 2, [np.array([at])])[:, :, 0])

@@ -13,7 +13,7 @@ Sources: Focused Transformer (distraction); OpAmp (relevant against irrelevant d
 Large Language Models are Stable Many-Shot Learners (dispersion over shots).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -95,7 +95,7 @@ def run(
     if 2 * best > len(pool):
         raise NotApplicable(f"best: {best} of {len(pool)} heads leave fewer others; take fewer")
 
-    words = {"length": length} if length else {}
+    words: dict[str, Any] = {"length": length} if length else {}
     drawn = [
         tasks.make(TASK, model.tokenizer, len(task), task.seed, pairs=count, queries=1, **words)
         for count in counts
@@ -201,7 +201,7 @@ def _hide(
     """Hide facts from heads: is the answer right, and its loss (number, prompt, condition)."""
     numbers = np.empty((2, len(prompts.ids), len(CONDITIONS)))
     for row, asked in enumerate(prompts.asked):
-        count = len(prompts.encoded.roles[row]["value"])
+        count = len(prompts.encoded.spans[row]["value"])
         other = int(generator.choice([fact for fact in range(count) if fact != asked]))
         hiding = ((asked, pool), (other, pool), (asked, chosen), (asked, random))
         edits = [(), *(prompts.hidden(row, fact, heads) for fact, heads in hiding)]

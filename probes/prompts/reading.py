@@ -42,8 +42,6 @@ def read(model: Model, prompts: Given) -> Prompts:
                 f"task: its prompts are single texts, and the {model.attention} attention of "
                 f"{model.name} needs Pair(source=..., target=...)"
             )
-        if model.tokenizer is None:
-            raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
         encoded = encode(prompts, model.tokenizer)
         result = Prompts(
             ids=tuple(tuple(map(int, ids)) for ids in encoded.ids),

@@ -1,7 +1,7 @@
 """Tasks: prompts with questions whose answers are known.
 
-Every position counts WORDS, 0 being the first word of the prompt; `tokens.encode` turns
-them into token positions of one tokenizer (one later where a BOS stands first).
+A prompt is text, and every position in it counts CHARACTERS; `tokens.encode` turns them into token
+positions of one tokenizer. A prompt of random tokens holds token ids instead, and counts those.
 """
 
 from collections.abc import Mapping
@@ -11,98 +11,126 @@ from headscope.kernels.errors import InvalidInput
 
 METRICS = ("logit_difference", "probability_difference", "accuracy")
 
+# First position, and the one behind the last.
+Span = tuple[int, int]
+Content = str | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Question:
-    """One place of a prompt where the next word is known.
+    """One place of a prompt where the continuation is known.
 
     Parameters
     ----------
     at
-        Word position whose next-word prediction is scored.
+        Position whose continuation is scored: what comes after ``text[:at]``.
     answers
-        Right next words; any of them counts.
+        Right continuations, with their leading space where they have one; any of them counts. Of a
+        prompt of token ids, token ids.
     wrong
-        Wrong next words that are held against the answers.
+        Wrong continuations that are held against the answers.
     evidence
-        Word positions that hold the answer (or the facts that decide it).
+        Spans that hold the answer (or the facts that decide it).
 
     Raises
     ------
     InvalidInput
-        If there is no answer, or a word is both right and wrong.
+        If there is no answer, or a continuation is both right and wrong.
 
     Examples
     --------
-    >>> Question(at=1, answers=("Mary",), wrong=("John",)).answers
-    ('Mary',)
+    >>> Question(at=22, answers=(" Mary",), wrong=(" John",)).answers
+    (' Mary',)
     """
 
     at: int
-    answers: tuple[str, ...]
-    wrong: tuple[str, ...] = ()
-    evidence: tuple[int, ...] = ()
+    answers: tuple[str, ...] | tuple[int, ...]
+    wrong: tuple[str, ...] | tuple[int, ...] = ()
+    evidence: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.answers:
-            raise InvalidInput("answers: a question needs at least one answer word")
-        both = set(self.answers) & set(self.wrong)
+            raise InvalidInput("answers: a question needs at least one answer")
+        if "" in (*self.answers, *self.wrong):
+            raise InvalidInput("answers: an empty text continues nothing; leave it out")
+        both = [answer for answer in self.answers if answer in self.wrong]
         if both:
-            raise InvalidInput(f"wrong: {sorted(both)[0]!r} is also an answer; list it once")
+            raise InvalidInput(f"wrong: {both[0]!r} is also an answer; list it once")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Words, a corrupted twin of the same length, and the questions asked about them.
+    """A text, its corrupted twin, and the questions asked about it.
 
     Parameters
     ----------
-    words
-        The clean prompt.
+    clean
+        The clean text; or token ids, which no tokenizer has to know.
     corrupted
-        The same prompt with the decisive words changed; same number of words.
+        The same with the decisive words changed. It must give as many tokens.
     questions
         Questions about the clean prompt, at least one.
     roles
-        Role name to word positions (e.g. ``{"S2": (9,)}``).
+        Role name to spans of the clean prompt (e.g. ``{"S2": ((38, 42),)}``).
+    changes
+        Where the two differ: pairs of a span of the clean and one of the corrupted prompt, in
+        order. Without them, all between the first and the last difference is one change.
 
     Raises
     ------
     InvalidInput
-        If the lengths differ, there is no question, or a position is outside the prompt.
+        If there is no text or question, or a position is outside the prompt.
 
     Examples
     --------
-    >>> ask = Question(at=1, answers=("b",), evidence=(0,))
-    >>> len(Prompt(("b", "a"), ("c", "a"), (ask,)).words)
-    2
+    >>> ask = Question(at=11, answers=(" north",), evidence=((5, 10),))
+    >>> Prompt("note north.", "note south.", (ask,)).corrupted_position(11)
+    11
     """
 
-    words: tuple[str, ...]
-    corrupted: tuple[str, ...]
+    clean: Content
+    corrupted: Content
     questions: tuple[Question, ...]
-    roles: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    roles: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    changes: tuple[tuple[Span, Span], ...] = ()
 
     def __post_init__(self) -> None:
-        length = len(self.words)
-        if not length:
-            raise InvalidInput("words: the prompt is empty; give at least one word")
-        if len(self.corrupted) != length:
+        length = len(self.clean)
+        if not (self.clean.strip() if isinstance(self.clean, str) else self.clean):
+            raise InvalidInput("clean: the prompt is empty; give at least one word")
+        if isinstance(self.clean, str) is not isinstance(self.corrupted, str):
+            raise InvalidInput("corrupted: give two texts, or token ids twice")
+        if not isinstance(self.clean, str) and len(self.corrupted) != length:
             raise InvalidInput(
-                f"corrupted: {len(self.corrupted)} words where the clean prompt has {length}; "
+                f"corrupted: {len(self.corrupted)} tokens where the clean prompt has {length}; "
                 "make both the same length"
             )
         if not self.questions:
             raise InvalidInput("questions: a prompt needs at least one question")
+        unit = "characters" if isinstance(self.clean, str) else "tokens"
         for question in self.questions:
-            for place in (question.at, *question.evidence):
-                if not 0 <= place < length:
+            if not 0 < question.at <= length:
+                raise InvalidInput(
+                    f"at: position {question.at} is outside the prompt of {length} {unit}"
+                )
+        evidence = [span for question in self.questions for span in question.evidence]
+        for name, spans in {"evidence": evidence, **self.roles}.items():
+            for start, stop in spans:
+                if not 0 <= start < stop <= length:
                     raise InvalidInput(
-                        f"at: position {place} is outside the prompt of {length} words"
+                        f"roles: {name} at {start} to {stop} points outside the prompt of "
+                        f"{length} {unit}"
                     )
-        for role, places in self.roles.items():
-            if any(not 0 <= place < length for place in places):
-                raise InvalidInput(f"roles: {role} points outside the prompt of {length} words")
+        if not self.changes and self.clean != self.corrupted:
+            object.__setattr__(self, "changes", (_difference(self.clean, self.corrupted),))
+
+    def part(self, span: Span) -> Content:
+        """Return what stands at a span of the clean prompt."""
+        return self.clean[span[0] : span[1]]
+
+    def corrupted_position(self, position: int) -> int:
+        """Return where a position of the clean prompt lies in the corrupted one."""
+        return move(position, self.changes)
 
 
 @dataclass(frozen=True)
@@ -118,11 +146,15 @@ class Task:
     metric
         ``logit_difference`` (mean answer logit minus mean wrong logit),
         ``probability_difference`` (summed answer minus summed wrong probability, -1 to 1) or
-        ``accuracy`` (share of questions whose most likely next word is an answer, 0 to 1).
+        ``accuracy`` (share of questions whose most likely next token begins an answer, 0 to 1).
     seed
         Seed the prompts were drawn with.
     doc
         What the task asks, one line.
+    redrawn
+        Draws that the tokenizer did not allow, so that others were drawn in their place.
+    register
+        Wording: ``plain`` (the words of the bundled models) or ``natural``; "" for a user's own.
 
     Raises
     ------
@@ -141,6 +173,8 @@ class Task:
     metric: str
     seed: int
     doc: str
+    redrawn: int = 0
+    register: str = ""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -152,3 +186,31 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+def move(position: int, changes: tuple[tuple[Span, Span], ...]) -> int:
+    """Return where a position lies after changes of a text, given as (span before, span after).
+
+    >>> move(9, (((0, 4), (0, 6)),))
+    11
+    """
+    moved = position
+    for before, after in changes:
+        if before[1] <= position:
+            moved = position + after[1] - before[1]
+    return moved
+
+
+def _difference(clean: Content, corrupted: Content) -> tuple[Span, Span]:
+    """Return what lies between the first and the last difference, of a text in whole words."""
+    shorter = min(len(clean), len(corrupted))
+    start = next((at for at in range(shorter) if clean[at] != corrupted[at]), shorter)
+    same = 0
+    while same < shorter - start and clean[-1 - same] == corrupted[-1 - same]:
+        same += 1
+    if isinstance(clean, str):
+        while start and not clean[start - 1].isspace():
+            start -= 1
+        while same and not clean[-same].isspace():
+            same -= 1
+    return (start, len(clean) - same), (start, len(corrupted) - same)

@@ -1,60 +1,75 @@
-"""Encode the words of a task as tokens of a model."""
+"""Encode the text of a task as tokens of a model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import NotApplicable
-from headscope.probes.prompts.task import Prompt, Task
+from headscope.probes.prompts.tokenized_text import TokenizedText, Unfit, special_ends, tokenize
 
-GLUED = frozenset(",.?!:;")
+if TYPE_CHECKING:
+    from headscope.probes.prompts.task import Prompt, Question, Span, Task
+    from headscope.probes.prompts.tokenized_text import Positions, Tokenizer
+
+    _Encoded = tuple[
+        Positions, Positions, tuple["EncodedQuestion", ...], dict[str, tuple[Positions, ...]]
+    ]
 
 
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that tasks need."""
-
-    bos_token_id: int | None
-    unk_token_id: int | None
-
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
-        """Token ids of a text."""
-        ...
+class Misaligned(Unfit):
+    """A corrupted prompt whose tokens do not stand where those of the clean one do."""
 
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question in token positions: `at`, `evidence`; and in token ids: the words."""
+    """A question in token positions: `at`, `evidence`; and in token ids: the continuations."""
 
     at: int
-    answer_ids: tuple[int, ...]
-    wrong_ids: tuple[int, ...]
-    evidence: tuple[int, ...]
+    answer_ids: Positions
+    wrong_ids: Positions
+    evidence: Positions
 
 
 @dataclass(frozen=True)
 class EncodedTask:
     """A task in the tokens of one tokenizer.
 
-    `offset` is 1 where a BOS or [CLS] stands before the first word, else 0: token position = word
-    position + offset. One entry a prompt in `ids`, `corrupted_ids`, `questions` and `roles`.
+    One entry a prompt in `ids`, `corrupted_ids`, `questions`, `roles` and `spans`. A role holds all
+    tokens of its spans; `spans` holds them span by span, so that ``spans[row]["key"][2][-1]`` is
+    the last token of the third key. Where corrupted prompts have other tokens at the places of the
+    clean ones, `misaligned` says why, and `corrupted_ids` are refused.
     """
 
     name: str
     metric: str
-    ids: tuple[tuple[int, ...], ...]
-    corrupted_ids: tuple[tuple[int, ...], ...]
-    offset: int
+    ids: tuple[Positions, ...]
+    twins: tuple[Positions, ...]
     questions: tuple[tuple[EncodedQuestion, ...], ...]
-    roles: tuple[dict[str, tuple[int, ...]], ...]
+    roles: tuple[dict[str, Positions], ...]
+    spans: tuple[dict[str, tuple[Positions, ...]], ...]
+    redrawn: int = 0
+    misaligned: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def asked(self) -> tuple[tuple[int, ...], ...]:
+    def corrupted_ids(self) -> tuple[Positions, ...]:
+        """Ids of the corrupted prompts, each as long as its clean one.
+
+        Raises
+        ------
+        NotApplicable
+            Where they differ in length, so that no position means the same in both.
+        """
+        if self.misaligned:
+            raise NotApplicable(self.misaligned)
+        return self.twins
+
+    @property
+    def asked(self) -> tuple[Positions, ...]:
         """Positions whose next token is asked for, rising, prompt by prompt."""
         return tuple(tuple(sorted({question.at for question in row})) for row in self.questions)
 
@@ -65,87 +80,21 @@ class EncodedTask:
     def part(self, prompts: slice) -> EncodedTask:
         """Take some of the prompts."""
         return replace(
-            self, ids=self.ids[prompts], corrupted_ids=self.corrupted_ids[prompts],
+            self, ids=self.ids[prompts], twins=self.twins[prompts],
             questions=self.questions[prompts], roles=self.roles[prompts],
+            spans=self.spans[prompts],
         )  # fmt: skip
 
 
-def is_glued(before: str, word: str) -> bool:
-    """Whether `word` stands right after `before`, without a space (punctuation, year digits).
-
-    >>> is_glued("store", ","), is_glued("17", "32"), is_glued("the", "17")
-    (True, True, False)
-    """
-    return word in GLUED or (before.isdigit() and word.isdigit())
-
-
-def join(words: tuple[str, ...]) -> str:
-    """The text of some words.
-
-    >>> join(("In", "17", "32", ",", "it"))
-    'In 1732, it'
-    """
-    pieces = list(words[:1])
-    for before, word in pairwise(words):
-        pieces.append(word if is_glued(before, word) else f" {word}")
-    return "".join(pieces)
-
-
-def _pieces(tokenizer: Tokenizer, word: str, before: str | None) -> list[int]:
-    # A stand-in word before the word: SentencePiece marks the start of a text like a space, so the
-    # ids of a word inside a sentence can only be read behind another word.
-    if before is None:
-        return list(tokenizer.encode(word, add_special_tokens=False))
-    glued = is_glued(before, word)
-    lead = "." if glued and word.isdigit() else "a"
-    head = list(tokenizer.encode(lead, add_special_tokens=False))
-    text = lead + word if glued else f"{lead} {word}"
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
-    return ids[len(head) :] if ids[: len(head)] == head else []
-
-
-def is_single(tokenizer: Tokenizer, word: str) -> bool:
-    """Whether a word inside a sentence is one known token.
-
-    Parameters
-    ----------
-    tokenizer
-        A Hugging Face tokenizer, or anything with its `encode`.
-    word
-        A word without spaces.
-
-    Examples
-    --------
-    >>> class Letters:
-    ...     bos_token_id = unk_token_id = None
-    ...     def encode(self, text, *, add_special_tokens=True):
-    ...         return [ord(letter) for letter in text if letter != " "]
-    >>> is_single(Letters(), "x"), is_single(Letters(), "xy")
-    (True, False)
-    """
-    ids = _pieces(tokenizer, word, "the")
-    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
-
-
-def _ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Say what stands around a text: BOS before it, or an encoder's [CLS] and [SEP]."""
-    first, last = (getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id"))
-    if first is not None and last is not None:
-        return (int(first),), (int(last),)
-    return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
-
-
-def encode(task: Task, tokenizer: Tokenizer) -> EncodedTask:
-    """Encode a task: one token a word, BOS first where the tokenizer has one.
-
-    Of an encoder's tokenizer, [CLS] stands first and [SEP] last, as around any of its texts.
+def encode(task: Task, tokenizer: Tokenizer | None) -> EncodedTask:
+    """Encode a task: every text in one call of the tokenizer, with its own special tokens.
 
     Parameters
     ----------
     task
-        Prompts in words.
+        Prompts as text or token ids.
     tokenizer
-        Tokenizer of the model.
+        Tokenizer of the model; prompts of token ids do without.
 
     Returns
     -------
@@ -155,65 +104,183 @@ def encode(task: Task, tokenizer: Tokenizer) -> EncodedTask:
     Raises
     ------
     NotApplicable
-        If a word is not exactly one token (names the word).
+        Without a tokenizer, for words that it does not know, or where right and wrong continuations
+        begin with the same token.
 
     Examples
     --------
-    >>> from headscope.probes import tasks
-    >>> class Words:
-    ...     bos_token_id, unk_token_id = 0, None
-    ...     def encode(self, text, *, add_special_tokens=True):
-    ...         return [1 + hash(w) % 999983 for w in text.replace(",", " ,").split()]
-    >>> encode(tasks.make("ioi", n=1), Words()).offset
-    1
+    >>> from headscope.probes import load_model, tasks
+    >>> tokenizer = load_model("headscope/bundled").tokenizer
+    >>> encoded = encode(tasks.make("ioi", tokenizer, n=1), tokenizer)
+    >>> encoded.questions[0][0].at == len(encoded.ids[0]) - 1
+    True
     """
-
-    @cache
-    def token_of(word: str, before: str | None) -> int:
-        ids = _pieces(tokenizer, word, before)
-        if len(ids) != 1:
-            raise NotApplicable(
-                f"words: {word!r} is not one token of this tokenizer ({len(ids)} pieces); "
-                "use another word or tokenizer"
-            )
-        if ids[0] == tokenizer.unk_token_id:
-            raise NotApplicable(f"words: this tokenizer does not know {word!r}; use another word")
-        return ids[0]
-
-    # Only whether the word is glued to the one before matters, so two stand-ins serve the cache.
-    def at_place(words: tuple[str, ...], place: int, word: str) -> int:
-        if not place:
-            return token_of(word, None)
-        before = words[place - 1]
-        return token_of(word, ("17" if before.isdigit() else "the"))
-
-    lead, trail = _ends(tokenizer)
-    offset = len(lead)
-
-    def ids_of(words: tuple[str, ...]) -> tuple[int, ...]:
-        inside = tuple(at_place(words, place, word) for place, word in enumerate(words))
-        return lead + inside + trail
-
-    def questions_of(prompt: Prompt) -> tuple[EncodedQuestion, ...]:
-        return tuple(
-            EncodedQuestion(
-                question.at + offset,
-                tuple(at_place(prompt.words, question.at + 1, word) for word in question.answers),
-                tuple(at_place(prompt.words, question.at + 1, word) for word in question.wrong),
-                tuple(place + offset for place in question.evidence),
-            )
-            for question in prompt.questions
-        )
-
+    rows = []
+    misaligned = ""
+    for number, prompt in enumerate(task.prompts, 1):
+        try:
+            try:
+                rows.append(encode_prompt(prompt, tokenizer))
+            except Misaligned as error:
+                rows.append(encode_prompt(prompt, tokenizer, aligned=False))
+                misaligned = misaligned or f"prompt {number} of {task.name}: {error}"
+        except Unfit as error:
+            raise NotApplicable(f"prompt {number} of {task.name}: {error}") from None
+    ids, corrupted, questions, spans = zip(*rows, strict=True)
     return EncodedTask(
         name=task.name,
         metric=task.metric,
-        ids=tuple(ids_of(prompt.words) for prompt in task.prompts),
-        corrupted_ids=tuple(ids_of(prompt.corrupted) for prompt in task.prompts),
-        offset=offset,
-        questions=tuple(questions_of(prompt) for prompt in task.prompts),
+        ids=ids,
+        twins=corrupted,
+        questions=questions,
         roles=tuple(
-            {role: tuple(place + offset for place in places) for role, places in p.roles.items()}
-            for p in task.prompts
+            {
+                role: tuple(dict.fromkeys(at for span in places for at in span))
+                for role, places in row.items()
+            }
+            for row in spans
         ),
+        spans=spans,
+        redrawn=task.redrawn,
+        misaligned=misaligned,
+    )
+
+
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, aligned: bool = True) -> _Encoded:
+    """Encode one prompt: ids, corrupted ids, questions, and roles span by span.
+
+    Without `aligned`, the corrupted prompt may have other tokens at the places of the clean one.
+
+    Raises
+    ------
+    Unfit
+        When the tokenizer does not allow the prompt.
+    """
+    if not isinstance(prompt.clean, str):
+        return _encode_ids(prompt, tokenizer)
+    if tokenizer is None:
+        raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
+    assert isinstance(prompt.corrupted, str)
+    continued = [
+        prompt.clean[: question.at] + str(continuation)
+        for question in prompt.questions
+        for continuation in (*question.answers, *question.wrong)
+    ]
+    clean, corrupted, *rest = tokenize(tokenizer, [prompt.clean, prompt.corrupted, *continued])
+    for text, made in zip(
+        (prompt.clean, prompt.corrupted, *continued), (clean, corrupted, *rest), strict=True
+    ):
+        _refuse_unknown(tokenizer, text, made)
+    if aligned:
+        _check_alignment(prompt, clean, corrupted)
+    following = iter(rest)
+    questions = []
+    for question in prompt.questions:
+        at = clean.before(question.at)
+        right, wrong = (
+            [_first(next(following), clean, at) for _ in side]
+            for side in (question.answers, question.wrong)
+        )
+        questions.append(
+            EncodedQuestion(
+                at,
+                *_told_apart(question, right, wrong),
+                tuple(
+                    dict.fromkeys(
+                        place for span in question.evidence for place in clean.positions(span)
+                    )
+                ),
+            )
+        )
+    spans = {
+        role: tuple(clean.positions(span) for span in places)
+        for role, places in prompt.roles.items()
+    }
+    return clean.ids, corrupted.ids, tuple(questions), spans
+
+
+def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> _Encoded:
+    """Put the special tokens of a text around token ids."""
+    lead, trail = special_ends(tokenizer)
+    shift = len(lead)
+
+    def positions(span: Span) -> Positions:
+        return tuple(range(span[0] + shift, span[1] + shift))
+
+    questions = tuple(
+        EncodedQuestion(
+            question.at - 1 + shift,
+            tuple(map(int, question.answers)),
+            tuple(map(int, question.wrong)),
+            tuple(place for span in question.evidence for place in positions(span)),
+        )
+        for question in prompt.questions
+    )
+    ids, corrupted = (
+        (*lead, *map(int, content), *trail) for content in (prompt.clean, prompt.corrupted)
+    )
+    spans = {role: tuple(map(positions, places)) for role, places in prompt.roles.items()}
+    return ids, corrupted, questions, spans
+
+
+def _first(continued: TokenizedText, clean: TokenizedText, at: int) -> int:
+    """Return the first token of a continuation, behind tokens that it must not change."""
+    behind = at + 1
+    if continued.ids[:behind] != clean.ids[:behind] or continued.stop <= behind:
+        raise Unfit("answers: a continuation changes the tokens before it; ask elsewhere")
+    return continued.ids[behind]
+
+
+def _told_apart(
+    question: Question, right: Sequence[int], wrong: Sequence[int]
+) -> tuple[Positions, Positions]:
+    """Return the first tokens of right and wrong continuations without those of both sides."""
+    sides = tuple(
+        tuple(dict.fromkeys(token for token in side if token not in other))
+        for side, other in ((right, wrong), (wrong, right))
+    )
+    if not sides[0] or (wrong and not sides[1]):
+        raise Unfit(
+            f"answers: {question.answers[0]!r} and {question.wrong[0]!r} begin with the same "
+            "token; ask behind what they share"
+        )
+    return sides[0], sides[1]
+
+
+def _check_alignment(prompt: Prompt, clean: TokenizedText, corrupted: TokenizedText) -> None:
+    """Refuse twins of which a position does not mean the same in both."""
+    if len(clean.ids) != len(corrupted.ids):
+        raise Misaligned(
+            f"corrupted: {len(corrupted.ids)} tokens where the clean prompt has "
+            f"{len(clean.ids)}; use words of as many tokens"
+        )
+    for before, after in prompt.changes:
+        if clean.positions(before) != corrupted.positions(after):
+            raise Misaligned(
+                f"corrupted: {prompt.part(before)!r} and what stands there instead have different "
+                "tokens; use words of as many tokens"
+            )
+    for question in prompt.questions:
+        at = prompt.corrupted_position(question.at)
+        if corrupted.before(at) != clean.before(question.at):
+            raise Misaligned(
+                "corrupted: a question stands at another token than in the clean prompt"
+            )
+
+
+def _refuse_unknown(tokenizer: Tokenizer, text: str, made: TokenizedText) -> None:
+    """Refuse words that would all become the same unknown token, and name them."""
+    unknown = tokenizer.unk_token_id
+    # Tokenizers without such a token often name the end-of-text token in its place.
+    special = {tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None)}
+    if unknown is None or unknown in special or unknown not in made.ids:
+        return
+    words = [
+        text[start:stop]
+        for token, (start, stop) in zip(made.ids, made.offsets, strict=True)
+        if token == unknown
+    ]
+    raise Unfit(
+        f"words: this tokenizer does not know {', '.join(map(repr, dict.fromkeys(words)))}; "
+        "use another word"
     )

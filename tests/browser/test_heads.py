@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from headscope.app.dashboard.launch import command
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.writing import split
 
 pytestmark = pytest.mark.browser
 WAIT = 60_000
@@ -142,7 +143,7 @@ def edges(page: Page) -> list[str]:
 
 def test_a_click_and_a_box_move_the_window_of_a_long_text(page, address, bundled):
     told = tasks.make("story", tokenizer=bundled.tokenizer, n=30, seed=3).prompts
-    text = " ".join([word for prompt in told for word in prompt.words][:900])
+    text = " ".join([word for prompt in told for word in split(prompt.clean)][:900])
     words = bundled.words(bundled.encode(text))
     page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': text})}")
     settled(page)

@@ -22,10 +22,11 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+from word_prompts import Asked, word_prompt
 
 from headscope.probes import load_model
 from headscope.probes.models.model import Model
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._words import KINDS
 
 KEYS = [
@@ -53,10 +54,13 @@ INDUCTION = (1, 0)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, `<bos>` added by nobody: `Model.encode` puts it first."""
+    """One token a word, `<bos>` first."""
     numbers = {word: number for number, word in enumerate(WORDS)}
     inner = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
 
 
@@ -177,10 +181,10 @@ def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
         half = rng.sample([*KEYS, *VALUES, *NAMES], length)
         other = rng.sample([*KEYS, *VALUES, *NAMES], length)
         asked = [
-            Question(length + at, (half[at + 1],), (half[at - 1],), (at + 1,))
+            Asked(length + at, (half[at + 1],), (half[at - 1],), (at + 1,))
             for at in range(length - 1)
         ]
-        prompts.append(Prompt((*half, *half), (*other, *half), tuple(asked)))
+        prompts.append(word_prompt((*half, *half), (*other, *half), asked))
     return Task("repeated", tuple(prompts), "accuracy", seed, "Random words said twice.")
 
 
@@ -194,10 +198,10 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
         words = (*hay[:4], key, *values, *hay[4:], key, *values[:-1])
         start = len(words) - len(values)
         asked = [
-            Question(start + step, (value,), (), (5 + step,)) for step, value in enumerate(values)
+            Asked(start + step, (value,), (), (5 + step,)) for step, value in enumerate(values)
         ]
         corrupted = tuple("west" if word in values else word for word in words)
-        prompts.append(Prompt(words, corrupted, tuple(asked)))
+        prompts.append(word_prompt(words, corrupted, asked))
     return Task("needle", tuple(prompts), "accuracy", seed, "One fact in a haystack.")
 
 

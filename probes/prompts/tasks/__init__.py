@@ -10,7 +10,7 @@ from typing import Any
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
-from headscope.probes.prompts.tokens import Tokenizer
+from headscope.probes.prompts.tokenized_text import Tokenizer
 
 
 def names() -> list[str]:
@@ -49,6 +49,9 @@ def make(
     tokenizer: Tokenizer | None = None,
     n: int = 64,
     seed: int = 0,
+    *,
+    register: str | None = None,
+    vocab_size: int | None = None,
     **options: Any,
 ) -> Task:
     """Draw a task: `n` prompts with known answers.
@@ -58,23 +61,31 @@ def make(
     name
         A name of the registry, or the path of a ``.jsonl`` file of your own prompts.
     tokenizer
-        Keep only words that are one token of it; None uses every word.
+        Tokenizer of the model; prompts that it does not allow are drawn again, and the task says
+        how many (`redrawn`). None allows every prompt.
     n
         Number of prompts (a file gives all of its lines, and `n` and `seed` are not used).
     seed
         Seed of the draw; equal seeds give equal prompts.
+    register
+        Wording: ``plain`` (few short words, as the bundled models know them) or ``natural``
+        (English). None takes plain where the tokenizer knows whole words only, else natural.
+    vocab_size
+        Number of token ids of a model without tokenizer, for tasks of random tokens.
     options
         Options of the task's own `generate`.
 
     Raises
     ------
     InvalidInput
-        If the task or an option is unknown, `n` < 1, or too few words are single tokens.
+        If the task or an option is unknown, or `n` < 1.
+    NotApplicable
+        If the tokenizer knows too few words, or allows none of many draws.
 
     Examples
     --------
-    >>> make("induction", n=2, length=5).prompts[0].words[0] == (
-    ...     make("induction", n=2, length=5).prompts[0].words[5])
+    >>> words = make("induction", n=2, length=5).prompts[0].clean.split()
+    >>> words[0] == words[5]
     True
     """
     if os.fspath(name).endswith(".jsonl"):
@@ -95,6 +106,7 @@ def make(
                 f"{option}: not an option of task {module.__name__.rpartition('.')[2]}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-    prompts = tuple(module.generate(n, seed, Vocabulary(tokenizer), **options))
+    words = Vocabulary(tokenizer, vocab_size, register)
+    prompts = tuple(module.generate(n, seed, words, **options))
     doc = (module.__doc__ or "").strip().splitlines()[0]
-    return Task(os.fspath(name), prompts, module.METRIC, seed, doc)
+    return Task(os.fspath(name), prompts, module.METRIC, seed, doc, words.redrawn, words.register)

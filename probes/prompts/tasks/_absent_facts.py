@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import NotApplicable
+from headscope.probes.prompts import writing
+from headscope.probes.prompts.task import Prompt
 
 if TYPE_CHECKING:
-    from headscope.probes.prompts.task import Prompt, Task
-    from headscope.probes.prompts.tokens import Tokenizer
+    from headscope.probes.prompts.task import Task
+    from headscope.probes.prompts.tokenized_text import Tokenizer
 
-KEY = "key"
+KEY, QUERY = "key", "query"
 
 
 def stated(task: Task) -> Task:
@@ -23,63 +26,76 @@ def stated(task: Task) -> Task:
 def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     """Put another key in the place of the asked one wherever the context states it.
 
-    The twin has the same words otherwise, the same question and the same stated values, so whatever
-    the model answers is not supported.
+    The twin has as many tokens, the same question and the same stated values, so whatever the model
+    answers is not supported.
 
     Parameters
     ----------
     task
-        Prompts of one question each, with the role ``key``.
+        Prompts of one question each, with the roles ``key`` and ``query``.
     tokenizer
-        Keeps other keys that are one token.
+        Tokenizer of the model.
     seed
         Seed of the draw of other keys.
 
     Raises
     ------
     NotApplicable
-        When the role is missing or the asked word is no stated key.
+        When a role is missing, the asked word is no stated key, or no other has as many tokens.
 
     Examples
     --------
     >>> from headscope.probes import load_model, tasks
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> known = stated(tasks.make("recall", tokenizer, n=1))
-    >>> asked = known.prompts[0].words[-1]
-    >>> known.prompts[0].words.count(asked), (
-    ...     absent(known, tokenizer).prompts[0].words.count(asked))
+    >>> asked = known.prompts[0].clean.split()[-1]
+    >>> known.prompts[0].clean.count(asked), (
+    ...     absent(known, tokenizer).prompts[0].clean.count(asked))
     (2, 1)
     """
     from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 
     rng = random.Random(f"absent {seed}")
-    keys = Vocabulary(tokenizer).take("keys")
-    prompts = []
-    for prompt in task.prompts:
-        key = prompt.words[prompt.questions[0].at]
-        places = [at for at in prompt.roles.get(KEY, ()) if prompt.words[at] == key]
-        if not places:
-            raise NotApplicable(
-                f"roles: task {task.name} does not say where the context states {key!r}; "
-                "use recall or needle"
-            )
-        other = rng.choice([key for key in keys if key not in prompt.words])
-        words = [other if at in places else word for at, word in enumerate(prompt.words)]
-        prompts.append(replace(prompt, words=tuple(words)))
-    return replace(task, name=f"{task.name}, fact absent", prompts=tuple(prompts))
+    keys = Vocabulary(tokenizer, register=task.register or None).take("keys")
+    prompts = tuple(_without(prompt, keys, rng, tokenizer, task.name) for prompt in task.prompts)
+    return replace(task, name=f"{task.name}, fact absent", prompts=prompts)
+
+
+def _without(
+    prompt: Prompt, keys: tuple[str, ...], rng: random.Random, tokenizer: Tokenizer, name: str
+) -> Prompt:
+    from headscope.probes.prompts.tokenized_text import tokenize
+
+    queries = prompt.roles.get(QUERY, ())
+    key = prompt.part(queries[0]) if queries else ""
+    places = [span for span in prompt.roles.get(KEY, ()) if key and prompt.part(span) == key]
+    if not places or not isinstance(prompt.clean, str):
+        raise NotApplicable(
+            f"roles: task {name} does not say where the context states {key!r}; "
+            "use recall or needle"
+        )
+    others = [key for key in keys if not re.search(rf"\b{re.escape(key)}\b", prompt.clean)]
+    while others:
+        other = rng.choice(others)
+        changed = writing.replace(prompt, dict.fromkeys(places, other))
+        assert isinstance(changed.clean, str)
+        before, after = tokenize(tokenizer, [prompt.clean, changed.clean])
+        if len(before.ids) == len(after.ids):
+            return changed
+        others.remove(other)
+    raise NotApplicable(f"words: no other key has as many tokens as {key!r}; use another seed")
 
 
 def _first(prompt: Prompt) -> Prompt:
     question = prompt.questions[0]
-    end = question.at + 1
-    roles = {
-        role: tuple(place for place in places if place < end)
-        for role, places in prompt.roles.items()
-    }
-    return replace(
-        prompt,
-        words=prompt.words[:end],
-        corrupted=prompt.corrupted[:end],
-        questions=(question,),
-        roles=roles,
+    end = question.at
+    return Prompt(
+        prompt.clean[:end],
+        prompt.corrupted[: prompt.corrupted_position(end)],
+        (question,),
+        {
+            role: tuple(span for span in spans if span[1] <= end)
+            for role, spans in prompt.roles.items()
+        },
+        tuple(change for change in prompt.changes if change[0][1] <= end),
     )

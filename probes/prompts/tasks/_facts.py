@@ -1,33 +1,78 @@
-"""Facts laid out in a text: note KEY VALUE, with sentences between them."""
+"""Facts laid out in a text, with sentences between them."""
+
+from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.prompts.tasks._sentences import filler, sentences
-from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.tasks._sentences import Filler
+from headscope.probes.prompts.writing import split
 
-# note KEY VALUE .
-SIZE = 4
+if TYPE_CHECKING:
+    from headscope.probes.prompts.task import Span
+    from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+    from headscope.probes.prompts.writing import Writer
+
+# Key, value, and the value that the corrupted prompt states.
+Fact = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a fact is stated and asked for, and what follows an answer."""
+
+    fact: str
+    ask: str
+    then: str = "."
+
+    @property
+    def size(self) -> int:
+        """Words of a fact."""
+        return count(self.fact)
+
+
+PLAIN = Wording("note {key} {value}.", "ask {key}")
+BARE = Wording("{key} {value}", "{key}", "")
+NATURAL = Wording(
+    "The special object of {key} is the {value}.", "The special object of {key} is the"
+)
+
+
+def count(template: str) -> int:
+    """Number of words and signs of a template, a field being one word.
+
+    >>> count("note {key} {value}.")
+    4
+    """
+    return len(split(template.replace("{", "").replace("}", "")))
 
 
 def lay(
+    writer: Writer,
     rng: random.Random,
     words: Vocabulary,
-    facts: Sequence[tuple[str, str]],
+    wording: Wording,
+    facts: Sequence[Fact],
     length: int | None,
     tail: int,
-) -> tuple[list[str], list[int]]:
-    """State facts in their order; return the words, and where each value stands.
+) -> list[dict[str, Span]]:
+    """State facts in their order; return where key and value of each stand.
 
     Parameters
     ----------
+    writer
+        Text to write to.
     rng
         Draws the sentences and where the facts stand between them.
     words
         Words to use.
+    wording
+        How a fact is stated.
     facts
-        Pairs of key and value.
+        Key, value and corrupted value of each.
     length
         Words in the whole prompt; None uses facts only.
     tail
@@ -40,21 +85,23 @@ def lay(
 
     Examples
     --------
-    >>> lay(random.Random(0), Vocabulary(), [("dog", "north")], None, 2)
-    (['note', 'dog', 'north', '.'], [2])
+    >>> from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+    >>> from headscope.probes.prompts.writing import Writer
+    >>> writer, facts = Writer(), [("dog", "north", "south")]
+    >>> lay(writer, random.Random(0), Vocabulary(), PLAIN, facts, None, 2)[0]["value"]
+    (9, 14)
     """
-    least = SIZE * len(facts) + tail
+    least = wording.size * len(facts) + tail
     if length is not None and length < least:
         raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     spare = 0 if length is None else length - least
     cuts = sorted(rng.randint(0, spare) for _ in facts)
-    stream = sentences(rng, words)
-    text: list[str] = []
-    places = []
-    for (key, value), gap in zip(
+    filler = Filler(rng, words)
+    spans = []
+    for (key, value, changed), gap in zip(
         facts, [here - there for here, there in zip(cuts, [0, *cuts], strict=False)], strict=True
     ):
-        text += filler(stream, gap)
-        places.append(len(text) + 2)
-        text += ["note", key, value, "."]
-    return text + filler(stream, spare - cuts[-1]), places
+        writer.write(filler.text(gap))
+        spans.append(writer.write(wording.fact, key=key, value=(value, changed)))
+    writer.write(filler.text(spare - cuts[-1]))
+    return spans

@@ -3,38 +3,92 @@
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from headscope.kernels.errors import HeadscopeError, InvalidInput
-from headscope.probes.prompts.task import METRICS, Prompt, Question, Task
-from headscope.probes.prompts.tokens import GLUED
+from headscope.probes.prompts.task import METRICS, Prompt, Question, Span, Task
+from headscope.probes.prompts.writing import GLUED, place
 
 REQUIRED = ("clean", "corrupted", "answers", "wrong")
-OPTIONAL = ("at", "evidence")
+OPTIONAL = ("at", "evidence", "exact")
 _SIGNS = re.escape("".join(sorted(GLUED)))
 _WORD = re.compile(rf"[^\s{_SIGNS}](?:\S*[^\s{_SIGNS}])?|[{_SIGNS}]")
 
 
-def _words(name: str, value: Any) -> tuple[str, ...]:
+def _text(name: str, value: Any) -> tuple[str, tuple[Span, ...]]:
+    """Return a text as it stands, and where its words do."""
     if isinstance(value, str):
-        return tuple(_WORD.findall(value))
+        return value, tuple(found.span() for found in _WORD.finditer(value))
     if isinstance(value, list) and all(isinstance(word, str) and word for word in value):
-        return tuple(value)
+        return place(value)
     raise InvalidInput(f"{name}: give a text or a list of words")
 
 
-def _places(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, list) and all(type(place) is int for place in value):
-        return tuple(value)
-    raise InvalidInput(f"{name}: give a list of word positions, 0 being the first word")
+def _span(position: Any, words: tuple[Span, ...]) -> Span:
+    if type(position) is not int:
+        raise InvalidInput("at: give one word position, 0 being the first word")
+    if not 0 <= position < len(words):
+        raise InvalidInput(f"at: position {position} is outside the prompt of {len(words)} words")
+    return words[position]
 
 
-def _choices(name: str, value: Any) -> tuple[str, ...]:
+def _choices(name: str, value: Any) -> list[str]:
     listed = [value] if isinstance(value, str) else value
     if isinstance(listed, list) and all(isinstance(word, str) and word for word in listed):
-        return tuple(listed)
-    raise InvalidInput(f"{name}: give a word or a list of words")
+        return listed
+    raise InvalidInput(f"{name}: give a text or a list of texts")
+
+
+def spaced(before: str, continuation: str) -> str:
+    """Put a space before a continuation that brings none, where one belongs between words.
+
+    None belongs at the start or behind a space, before a sign, between digits, behind an opening
+    bracket, or beside the letters of a script that is written without spaces.
+
+    >>> spaced("the dog is", "small"), spaced("the dog is", " small"), spaced("in 17", "32")
+    (' small', ' small', '32')
+    >>> spaced("the dog", "."), spaced("法国的首都是", "巴黎"), spaced("A:\\n", "yes")
+    ('.', '巴黎', 'yes')
+    """
+    last, first = before[-1:], continuation[:1]
+    joined = (
+        not last
+        or last.isspace()
+        or first.isspace()
+        or last in "([{'\"“‘"
+        or first in ",.?!:;)]}'’”%"
+        or (last.isdigit() and first.isdigit())
+        or _runs_on(last)
+        or _runs_on(first)
+    )
+    return continuation if joined else f" {continuation}"
+
+
+def _runs_on(sign: str) -> bool:
+    """Whether a sign belongs to a script without spaces between words."""
+    names = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+    wide = unicodedata.east_asian_width(sign) in "WF"
+    return wide or unicodedata.name(sign, "").startswith(names)
+
+
+def _changes(
+    texts: tuple[str, str], words: tuple[tuple[Span, ...], tuple[Span, ...]]
+) -> tuple[tuple[Span, Span], ...]:
+    """Return the words that differ, where the two texts are alike but for some words."""
+    between = []
+    for text, spans in zip(texts, words, strict=True):
+        ends = [0, *(stop for _, stop in spans)]
+        starts = [*(start for start, _ in spans), len(text)]
+        between.append([text[end:start] for end, start in zip(ends, starts, strict=True)])
+    if between[0] != between[1]:
+        return ()
+    return tuple(
+        (here, there)
+        for here, there in zip(*words, strict=True)
+        if texts[0][slice(*here)] != texts[1][slice(*there)]
+    )
 
 
 def _prompt(line: str) -> Prompt:
@@ -50,26 +104,35 @@ def _prompt(line: str) -> Prompt:
     for name in entry:
         if name not in (*REQUIRED, *OPTIONAL):
             raise InvalidInput(f"{name}: unknown; known are {', '.join((*REQUIRED, *OPTIONAL))}")
-    clean = _words("clean", entry["clean"])
-    at = entry.get("at", len(clean) - 1)
-    if type(at) is not int:
-        raise InvalidInput("at: give one word position, 0 being the first word")
-    question = Question(
-        at,
-        _choices("answers", entry["answers"]),
-        _choices("wrong", entry["wrong"]),
-        _places("evidence", entry.get("evidence", [])),
+    clean, words = _text("clean", entry["clean"])
+    corrupted, others = _text("corrupted", entry["corrupted"])
+    at = _span(entry["at"], words)[1] if "at" in entry else len(clean)
+    evidence = entry.get("evidence", [])
+    if not isinstance(evidence, list):
+        raise InvalidInput("evidence: give a list of word positions, 0 being the first word")
+    exact = entry.get("exact", False)
+    if type(exact) is not bool:
+        raise InvalidInput("exact: give true where answers bring the space before them, or false")
+    answers, wrong = (
+        tuple(text if exact else spaced(clean[:at], text) for text in _choices(name, entry[name]))
+        for name in ("answers", "wrong")
     )
-    return Prompt(clean, _words("corrupted", entry["corrupted"]), (question,))
+    question = Question(at, answers, wrong, tuple(_span(one, words) for one in evidence))
+    return Prompt(
+        clean, corrupted, (question,), changes=_changes((clean, corrupted), (words, others))
+    )
 
 
 def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> Task:
     """Read a task from JSONL.
 
-    A line is ``{"clean": text, "corrupted": text, "answers": [word], "wrong": [word]}``, with
-    optional ``"at"`` (word position of the question, by default the last word) and ``"evidence"``
-    (word positions of what decides it). A text is split into words at spaces and around
-    ``, . ? ! : ;``; a list of words is taken as it stands. Blank lines are passed over.
+    A line is ``{"clean": text, "corrupted": text, "answers": [text], "wrong": [text]}``. Texts are
+    kept as they stand, line feeds and quotes too; a list of words is joined. An answer may be of
+    any length and is scored by its first token that the wrong ones do not share. It gets a space
+    before it where one belongs there, unless the line has ``"exact": true``. Optional are ``"at"``
+    (position of the word behind which the question stands, by default the end of the text) and
+    ``"evidence"`` (positions of the words that decide it), counted from 0 with words split at
+    spaces and around ``, . ? ! : ;``. Blank lines are passed over.
 
     Parameters
     ----------
@@ -91,14 +154,14 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
     >>> line = '{"clean": "a b", "corrupted": "a c", "answers": "d", "wrong": "e"}'
     >>> _ = file.write_text(line)
     >>> read(file).prompts[0].questions[0].at
-    1
+    3
     >>> folder.cleanup()
     """
     if metric not in METRICS:
         raise InvalidInput(f"metric: {metric!r} is unknown; choose one of {', '.join(METRICS)}")
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise InvalidInput(f"{file}: no such file; give the path of a .jsonl of prompts") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,9 +1,11 @@
-"""Small English: short sentences of names, places and things."""
+"""Sentences that fill a prompt: of names, places and things, or English prose."""
 
 import random
 from collections.abc import Iterator
 
+from headscope.probes.prompts.tasks._natural_words import PROSE
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import join
 
 TEMPLATES = tuple(
     tuple(line.split())
@@ -24,11 +26,20 @@ SLOTS = ("names", "places", "things", "adjectives")
 
 
 def sentences(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, ...]]:
-    """Endless random sentences, each ending in a full stop.
+    """Endless random sentences in words: small English, or prose in the natural register.
 
     >>> next(sentences(random.Random(0), Vocabulary()))[-1]
     '.'
     """
+    if words.plain:
+        yield from small_english(rng, words)
+    while True:
+        for line in rng.sample(PROSE, len(PROSE)):
+            yield tuple(line.split(" "))
+
+
+def small_english(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, ...]]:
+    """Endless random sentences of names, places and things, each ending in a full stop."""
     fill = {slot: words.take(slot, least=4) for slot in SLOTS}
     while True:
         yield tuple(
@@ -37,13 +48,32 @@ def sentences(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, ...]
         )
 
 
-def filler(stream: Iterator[tuple[str, ...]], length: int) -> list[str]:
-    """Exactly `length` words of running sentences; the last sentence may be cut short.
+class Filler:
+    """Running sentences of a number of words.
 
-    >>> len(filler(sentences(random.Random(0), Vocabulary()), 17))
+    Examples
+    --------
+    >>> filler = Filler(random.Random(0), Vocabulary())
+    >>> len(split(filler.text(17)))
     17
     """
-    text: list[str] = []
-    while len(text) < length:
-        text.extend(next(stream))
-    return text[:length]
+
+    def __init__(self, rng: random.Random, words: Vocabulary) -> None:
+        self._stream = sentences(rng, words)
+        self._plain = words.plain
+        self._held: tuple[str, ...] = ()
+
+    def text(self, length: int) -> str:
+        """Return sentences of exactly so many words, the last cut short; of prose, whole ones."""
+        text: list[str] = []
+        if self._plain:
+            while len(text) < length:
+                text.extend(next(self._stream))
+            return join(text[:length])
+        while True:
+            line = self._held or next(self._stream)
+            if len(text) + len(line) > length:
+                self._held = line
+                return " ".join(text)
+            self._held = ()
+            text.extend(line)

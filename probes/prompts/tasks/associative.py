@@ -1,12 +1,18 @@
-"""Associative: a fact is asked for by a word that goes with its key, not by the key itself."""
+"""Associative: a fact is asked for by a word that goes with its key, not by the key itself.
+
+SmolLM2-135M answers 35 % of 20 prompts of 2 facts in natural register, and 55 % of the literal
+control: it does not solve the task.
+"""
 
 import random
 from collections.abc import Iterator
 
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.prompts.task import Prompt, Question
-from headscope.probes.prompts.tasks._facts import lay
+from headscope.probes.prompts.tasks._facts import NATURAL, PLAIN, count, lay
+from headscope.probes.prompts.tasks._natural_words import CAPITALS
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import Writer
 
 METRIC = "accuracy"
 PARTNERS = (
@@ -24,14 +30,16 @@ def generate(
     seed: int,
     words: Vocabulary,
     *,
-    pairs: int = 4,
+    pairs: int | None = None,
     length: int | None = None,
     literal: bool = False,
 ) -> Iterator[Prompt]:
     """Draw facts ``note KEY VALUE .`` and end in ``ask PARTNER`` of one KEY (NoLiMa).
 
-    The asked word occurs nowhere else, and neither do the partners of the other keys, so matching
-    words do not lead to the fact. The corrupted prompt states other values.
+    In natural register a fact is ``The special object of Paris is the hammer.``, and the partner of
+    Paris ``the capital of France``. The asked word occurs nowhere else, and neither do the partners
+    of the other keys, so matching words do not lead to the fact. The corrupted prompt states other
+    values.
 
     Parameters
     ----------
@@ -42,54 +50,58 @@ def generate(
     words
         Words to use.
     pairs
-        Facts in a prompt, 2 or more: one alone could be answered without knowing its key.
+        Facts in a prompt, 2 or more: one alone could be answered without knowing its key. None
+        states 4, in natural register 2.
     length
-        Words in a prompt; small-English sentences stand between the facts to reach it. None uses
-        facts only.
+        Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     literal
         Ask by the key itself: the control, with the same facts.
 
     Raises
     ------
     HeadscopeError
-        If `pairs` < 2, `length` is too short, or too few words are single tokens.
+        If `pairs` < 2, `length` is too short, or too few words are known.
 
     Examples
     --------
-    >>> prompt = next(generate(1, 0, Vocabulary()))
-    >>> prompt.words.count(prompt.words[-1])
-    1
+    >>> next(generate(1, 0, Vocabulary())).clean.split()[-2]
+    'ask'
     """
+    pairs = (4 if words.plain else 2) if pairs is None else pairs
     if pairs < 2:
         raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
-    keys = set(words.take("keys"))
-    known = [pair for pair in PARTNERS if keys.issuperset(pair)]
+    wording, known = NATURAL, list(CAPITALS)
+    if words.plain:
+        keys = set(words.take("keys"))
+        wording, known = PLAIN, [pair for pair in PARTNERS if keys.issuperset(pair)]
     if len(known) < pairs:
         raise NotApplicable(
-            f"pairs: {len(known)} pairs of partners are single tokens of this tokenizer, the task "
+            f"pairs: {len(known)} pairs of partners are known to this tokenizer, the task "
             f"needs {pairs}; ask for less or use another tokenizer"
         )
     values = words.take("values", least=2 * pairs)
     rng = random.Random(f"associative {seed}")
-    for _ in range(n):
+
+    def draw(_: int) -> Prompt:
         chosen = [rng.sample(pair, 2) for pair in rng.sample(known, pairs)]
         drawn = rng.sample(values, 2 * pairs)
         stated, changed = drawn[:pairs], drawn[pairs:]
-        facts = [(key, value) for (key, _), value in zip(chosen, stated, strict=True)]
-        clean, places = lay(rng, words, facts, length, 2)
-        corrupted = list(clean)
-        for place, value in zip(places, changed, strict=True):
-            corrupted[place] = value
+        facts = [
+            (key, value, other)
+            for (key, _), value, other in zip(chosen, stated, changed, strict=True)
+        ]
+        writer = Writer()
+        spans = lay(writer, rng, words, wording, facts, length, count(wording.ask))
         fact = rng.randrange(pairs)
-        end = ["ask", chosen[fact][0 if literal else 1]]
+        query = writer.write(wording.ask, key=chosen[fact][0 if literal else 1])["key"]
         others = [value for at, value in enumerate(stated) if at != fact]
-        yield Prompt(
-            (*clean, *end),
-            (*corrupted, *end),
-            (Question(len(clean) + 1, (stated[fact],), (changed[fact], *others), (places[fact],)),),
-            {
-                "key": tuple(place - 1 for place in places),
-                "value": tuple(places),
-                "query": (len(clean) + 1,),
-            },
+        question = Question(
+            writer.end,
+            (f" {stated[fact]}",),
+            tuple(f" {value}" for value in (changed[fact], *others)),
+            (spans[fact]["value"],),
         )
+        roles = {role: [span[role] for span in spans] for role in ("key", "value")}
+        return writer.prompt([question], {**roles, "query": [query]})
+
+    return words.accept(n, draw)

@@ -1,4 +1,7 @@
-"""Brackets: close the innermost bracket that is still open."""
+"""Brackets: close the innermost bracket that is still open.
+
+SmolLM2-135M closes the right bracket in 70 % of 10 prompts of 16 brackets, natural register.
+"""
 
 import random
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.prompts.task import Prompt, Question
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import Writer
 
 METRIC = "accuracy"
 PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -16,7 +20,8 @@ def generate(
 ) -> Iterator[Prompt]:
     """Draw nested brackets of three kinds, then ``close``: which bracket closes first?
 
-    The evidence is the innermost open bracket; the corrupted prompt opens another kind there.
+    In natural register nothing stands between the brackets and the one that is asked for. The
+    evidence is the innermost open bracket; the corrupted prompt opens another kind there.
 
     Parameters
     ----------
@@ -27,7 +32,7 @@ def generate(
     words
         Words to use.
     length
-        Brackets before ``close``, 1 or more.
+        Brackets before the question, 1 or more.
     depth
         Most brackets open at once, 1 or more.
 
@@ -35,12 +40,12 @@ def generate(
     ------
     InvalidInput
         If `length` or `depth` < 1, `length` is even with a depth of 1 (nothing stays open), or a
-        bracket is not a single token.
+        bracket is not known.
 
     Examples
     --------
     >>> prompt = next(generate(1, 0, Vocabulary(), length=1))
-    >>> prompt.words[1], PAIRS[prompt.words[0]] == prompt.questions[0].answers[0]
+    >>> prompt.clean[2:], f" {PAIRS[prompt.clean[0]]}" == prompt.questions[0].answers[0]
     ('close', True)
     """
     if length < 1 or depth < 1:
@@ -49,10 +54,12 @@ def generate(
         raise InvalidInput(
             f"length: {length} brackets at depth 1 leave none open; use an odd length"
         )
-    words.take("brackets", least=6)
+    if words.plain:
+        words.take("brackets", least=6)
     rng = random.Random(f"brackets {seed}")
     kinds = tuple(PAIRS)
-    for _ in range(n):
+
+    def draw(_: int) -> list[Prompt]:
         text: list[str] = []
         stack: list[int] = []
         while len(text) < length:
@@ -63,14 +70,29 @@ def generate(
                 text.append(kinds[rng.randrange(3)])
             else:
                 text.append(PAIRS[text[stack.pop()]])
-        top = stack[-1]
-        right = text[top]
-        other = rng.choice([kind for kind in kinds if kind != right])
-        corrupted = [*text[:top], other, *text[top + 1 :]]
-        wrong = [PAIRS[other], *(PAIRS[kind] for kind in kinds if kind not in (right, other))]
-        yield Prompt(
-            (*text, "close"),
-            (*corrupted, "close"),
-            (Question(length, (PAIRS[right],), tuple(wrong), (top,)),),
-            {"open": tuple(stack), "top": (top,), "END": (length,)},
-        )
+        other = rng.choice([kind for kind in kinds if kind != text[stack[-1]]])
+        # Behind a space of its own where the tokenizer has no token for a bracket with its space.
+        return [_write(text, stack, other, close, words.plain) for close in (" {}", "{}")]
+
+    return words.accept(n, draw)
+
+
+def _write(text: list[str], stack: list[int], other: str, close: str, plain: bool) -> Prompt:
+    top, right = stack[-1], text[stack[-1]]
+    writer = Writer()
+    spans = [
+        writer.write("{sign}", sign=(sign, other if at == top else sign))["sign"]
+        for at, sign in enumerate(text)
+    ]
+    end = writer.write("close")["whole"] if plain else spans[-1]
+    if not close[0].isspace():
+        writer.write(" ")
+    wrong = [PAIRS[other], *(PAIRS[kind] for kind in PAIRS if kind not in (right, other))]
+    question = Question(
+        writer.end,
+        (close.format(PAIRS[right]),),
+        tuple(close.format(sign) for sign in wrong),
+        (spans[top],),
+    )
+    roles = {"open": [spans[at] for at in stack], "top": [spans[top]], "END": [end]}
+    return writer.prompt([question], roles)

@@ -1,11 +1,17 @@
-"""Induction: a random sequence of words is said twice; the second time is predictable."""
+"""Induction: a random sequence of tokens is said twice; the second time is predictable.
+
+SmolLM2-135M predicts 80 % of the repeated tokens of 24 prompts (of 32 tokens, said twice).
+"""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.prompts.task import Prompt, Question
+from headscope.probes.prompts.task import Prompt, Question, Span
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import continuation, place
 
 METRIC = "accuracy"
 CONTENT = ("names", "places", "things", "adjectives", "events", "keys", "values")
@@ -16,8 +22,10 @@ def generate(
 ) -> Iterator[Prompt]:
     """Draw repeated random sequences (Elhage et al. 2021; Olsson et al. 2022).
 
-    Every word of the second half but the last is asked; the evidence is the word that followed
-    the earlier occurrence. In the corrupted prompt the first half is another random sequence.
+    Every token of the second half but the last is asked; the evidence is the token that followed
+    the earlier occurrence. In the corrupted prompt the first half is another random sequence. In
+    natural register the tokens are ids of whole words of the model's vocabulary, or of all its
+    ordinary tokens where it holds too few, so that the task runs on any model.
 
     Parameters
     ----------
@@ -28,11 +36,10 @@ def generate(
     words
         Words to use.
     length
-        Words in one half, 2 or more.
+        Tokens in one half, 2 or more.
     distinct
-        Draw content words without repeats inside a half; otherwise draw from all words,
-        punctuation and numbers too, with repeats. Where the tokenizer holds too few of them as
-        one token, the words are its own.
+        Draw without repeats inside a half, of the plain register content words alone; otherwise
+        with repeats, and of the plain register punctuation and numbers too.
 
     Raises
     ------
@@ -41,29 +48,61 @@ def generate(
 
     Examples
     --------
-    >>> prompt = next(generate(1, 0, Vocabulary(), length=4))
-    >>> prompt.words[:4] == prompt.words[4:]
+    >>> words = next(generate(1, 0, Vocabulary(), length=4)).clean.split()
+    >>> words[:4] == words[4:]
     True
     """
     if length < 2:
         raise InvalidInput(f"length: {length} words repeat nothing to predict; use 2 or more")
     rng = random.Random(f"induction {seed}")
-    pool = words.take_any(*CONTENT, least=length + 1) if distinct else words.take(least=2)
-    for _ in range(n):
+    pool: tuple[Any, ...]
+    if not words.plain:
+        pool = words.ids(least=length + 1 if distinct else 2)
+    else:
+        pool = words.take(*CONTENT, least=length + 1) if distinct else words.take(least=2)
+
+    def draw(_: int) -> Prompt:
         half, other = (
-            tuple(rng.sample(pool, length) if distinct else rng.choices(pool, k=length))
+            tuple[Any, ...](rng.sample(pool, length) if distinct else rng.choices(pool, k=length))
             for _ in range(2)
         )
-        questions = []
-        for at in range(length, 2 * length - 1):
-            answer = half[at + 1 - length]
-            wrong = half[rng.randrange(length)]
-            while wrong == answer:
-                wrong = pool[rng.randrange(len(pool))]
-            questions.append(Question(at, (answer,), (wrong,), (at + 1 - length,)))
-        yield Prompt(
-            half + half,
-            other + half,
-            tuple(questions),
-            {"first": tuple(range(length)), "second": tuple(range(length, 2 * length))},
+        wrong: list[Any] = []
+        for answer in half[1:]:
+            wrong.append(half[rng.randrange(length)])
+            while wrong[-1] == answer:
+                wrong[-1] = pool[rng.randrange(len(pool))]
+        if words.plain:
+            return _write_text(half, other, wrong)
+        clean, corrupted = (
+            (words.at_start(first[0]), *first[1:], *half) for first in (half, other)
         )
+        spans = tuple((at, at + 1) for at in range(2 * length))
+        return _ask(clean, corrupted, spans, half[1:], wrong)
+
+    return words.accept(n, draw)
+
+
+def _write_text(half: Sequence[str], other: Sequence[str], wrong: Sequence[str]) -> Prompt:
+    """Say the words of a half twice; `wrong` are for its words but the first."""
+    clean, spans = place((*half, *half))
+    corrupted, places = place((*other, *half))
+    # With the space before the second half, which stands between digits in one of the two alone.
+    change = ((0, spans[len(half)][0]), (0, places[len(half)][0]))
+    right, false = (
+        tuple(continuation(before, word) for before, word in zip(half, side, strict=False))
+        for side in (half[1:], wrong)
+    )
+    return replace(_ask(clean, corrupted, spans, right, false), changes=(change,))
+
+
+def _ask(
+    clean: Any, corrupted: Any, spans: Sequence[Span], right: Sequence[Any], wrong: Sequence[Any]
+) -> Prompt:
+    """Ask every token of the second half but the last for the next one."""
+    length = len(spans) // 2
+    questions = tuple(
+        Question(spans[length + at][1], (right[at],), (wrong[at],), (spans[at + 1],))
+        for at in range(length - 1)
+    )
+    roles = {"first": tuple(spans[:length]), "second": tuple(spans[length:])}
+    return Prompt(clean, corrupted, questions, roles)

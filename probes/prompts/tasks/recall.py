@@ -1,12 +1,17 @@
-"""Recall: many facts are stated, then asked for in another order (multi-query recall)."""
+"""Recall: many facts are stated, then asked for in another order (multi-query recall).
+
+SmolLM2-135M answers 80 % of the questions about 2 facts and 55 % of those about 3 (20 prompts each,
+natural register), so it holds 2.
+"""
 
 import random
 from collections.abc import Iterator
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.prompts.task import Prompt, Question
-from headscope.probes.prompts.tasks._sentences import filler, sentences
+from headscope.probes.prompts.tasks._facts import BARE, NATURAL, PLAIN, count, lay
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import Writer
 
 METRIC = "accuracy"
 
@@ -16,15 +21,16 @@ def generate(
     seed: int,
     words: Vocabulary,
     *,
-    pairs: int = 8,
+    pairs: int | None = None,
     queries: int | None = None,
     length: int | None = None,
     bare: bool = False,
 ) -> Iterator[Prompt]:
     """Draw facts ``note KEY VALUE .`` and questions ``ask KEY`` (Arora et al. 2023).
 
-    The evidence of a question is the stated value. In the corrupted prompt every stated value is
-    another one, drawn anew; the first wrong answer of a question is what the corrupted facts say.
+    In natural register a fact is ``The special object of Paris is the hammer.``. The evidence of a
+    question is the stated value. In the corrupted prompt every stated value is another one, drawn
+    anew; the first wrong answer of a question is what the corrupted facts say.
 
     Parameters
     ----------
@@ -35,12 +41,12 @@ def generate(
     words
         Words to use.
     pairs
-        Facts in a prompt, 2 or more; keys are distinct, and so are values.
+        Facts in a prompt, 2 or more; keys are distinct, and so are values. None states 8, in
+        natural register 2: small models hold no more.
     queries
         Questions in a prompt; None asks for every fact once.
     length
-        Words in a prompt; small-English sentences stand between the facts to reach it. None uses
-        facts only.
+        Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     bare
         State and ask without the words around key and value.
 
@@ -48,31 +54,32 @@ def generate(
     ------
     InvalidInput
         If `pairs` < 2, `queries` is outside 1 to `pairs`, `length` is too short for the facts, or
-        too few keys or values are single tokens.
+        too few keys or values are known.
 
     Examples
     --------
     >>> prompt = next(generate(1, 0, Vocabulary(), pairs=3))
     >>> question = prompt.questions[0]
-    >>> prompt.words[question.evidence[0]] == question.answers[0]
+    >>> f" {prompt.part(question.evidence[0])}" == question.answers[0]
     True
     """
-    count = pairs if queries is None else queries
+    pairs = (8 if words.plain else 2) if pairs is None else pairs
+    queries = pairs if queries is None else queries
     if pairs < 2:
         raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
-    if not 1 <= count <= pairs:
-        raise InvalidInput(f"queries: {count} questions about {pairs} facts; use 1 to {pairs}")
-    before, after = ((), ()) if bare else (("note",), (".",))
-    lead = () if bare else ("ask",)
-    size = len(before) + 2 + len(after)
-    least = pairs * size + count * (len(lead) + 2 + len(after)) - 1 - len(after)
+    if not 1 <= queries <= pairs:
+        raise InvalidInput(f"queries: {queries} questions about {pairs} facts; use 1 to {pairs}")
+    wording = BARE if bare else PLAIN if words.plain else NATURAL
+    # The last answer and what follows it are not written.
+    tail = queries * (count(wording.ask) + 1 + len(wording.then)) - 1 - len(wording.then)
+    least = pairs * wording.size + tail
     if length is not None and length < least:
         raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     rng = random.Random(f"recall {seed}")
     keys = words.take("keys", least=pairs)
     values = words.take("values", least=pairs + 1)
-    stream = sentences(rng, words) if length is not None else None
-    for _ in range(n):
+
+    def draw(_: int) -> Prompt:
         chosen = rng.sample(keys, pairs)
         stated = rng.sample(values, pairs)
         changed = [
@@ -81,39 +88,22 @@ def generate(
                 zip(rng.sample(values, pairs), stated, strict=True)
             )
         ]
-        spare = 0 if length is None else length - least
-        cuts = sorted(rng.randint(0, spare) for _ in range(pairs))
-        gaps = [here - there for here, there in zip(cuts, [0, *cuts], strict=False)]
-        clean: list[str] = []
-        places = []
-        for key, value, gap in zip(chosen, stated, gaps, strict=True):
-            if stream is not None:
-                clean += filler(stream, gap)
-            places.append(len(clean) + len(before) + 1)
-            clean += [*before, key, value, *after]
-        if stream is not None:
-            clean += filler(stream, spare - cuts[-1])
-        corrupted = list(clean)
-        for place, value in zip(places, changed, strict=True):
-            corrupted[place] = value
-        questions = []
-        for fact in rng.sample(range(pairs), count):
-            clean += [*lead, chosen[fact]]
-            corrupted += [*lead, chosen[fact]]
-            others = [value for value in stated if value not in (stated[fact], changed[fact])]
-            questions.append(
-                Question(len(clean) - 1, (stated[fact],), (changed[fact], *others), (places[fact],))
-            )
-            clean += [stated[fact], *after]
-            corrupted += [changed[fact], *after]
-        end = questions[-1].at + 1
-        yield Prompt(
-            tuple(clean[:end]),
-            tuple(corrupted[:end]),
-            tuple(questions),
-            {
-                "key": tuple(place - 1 for place in places),
-                "value": tuple(places),
-                "query": tuple(question.at for question in questions),
-            },
-        )
+        answer = ("", "")
+        writer = Writer()
+        facts = list(zip(chosen, stated, changed, strict=True))
+        spans = lay(writer, rng, words, wording, facts, length, tail)
+        questions: list[Question] = []
+        asked = []
+        for fact in rng.sample(range(pairs), queries):
+            if questions:
+                writer.write("{value}" + wording.then, value=answer)
+            asked.append(writer.write(wording.ask, key=chosen[fact])["key"])
+            answer = (stated[fact], changed[fact])
+            others = [value for value in stated if value not in answer]
+            wrong = tuple(f" {value}" for value in (changed[fact], *others))
+            evidence = (spans[fact]["value"],)
+            questions.append(Question(writer.end, (f" {stated[fact]}",), wrong, evidence))
+        roles = {role: [span[role] for span in spans] for role in ("key", "value")}
+        return writer.prompt(questions, roles | {"query": asked})
+
+    return words.accept(n, draw)

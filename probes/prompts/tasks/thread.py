@@ -1,14 +1,22 @@
-"""Thread: each fact names the key of the next one; the end of the thread is asked for."""
+"""Thread: each fact names the key of the next one; the end of the thread is asked for.
+
+SmolLM2-135M answers 45 % of 20 prompts of 2 threads of 2 facts in natural register.
+"""
 
 import random
 from collections.abc import Iterator
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.prompts.task import Prompt, Question
-from headscope.probes.prompts.tasks._facts import lay
+from headscope.probes.prompts.tasks._facts import PLAIN, Wording, count, lay
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import Writer
 
 METRIC = "accuracy"
+ROADS = Wording("The road from {key} leads to {value}.", "The road from {key} leads to")
+# What asks for the end, and what leads from one step to the next where every step is asked.
+ENDS = {"plain": "ask {key}", "natural": "The last stop of the road from {key} is"}
+STEPS = {"plain": "", "natural": ". The road from {key} leads to"}
 
 
 def generate(
@@ -23,8 +31,10 @@ def generate(
 ) -> Iterator[Prompt]:
     """Draw threads ``note KEY KEY2 . note KEY2 VALUE .`` and end in ``ask KEY`` of one.
 
-    After Needle Threading. The facts stand in random order. The wrong answers are what one step
-    gives, the ends of the other threads, and what the corrupted prompt states as the end.
+    After Needle Threading. In natural register a fact is ``The road from Paris leads to London.``,
+    and the question ``The last stop of the road from Paris is``. The facts stand in random order.
+    The wrong answers are what one step gives, the ends of the other threads, and what the corrupted
+    prompt states as the end.
 
     Parameters
     ----------
@@ -39,68 +49,72 @@ def generate(
     threads
         Threads in a prompt, 2 or more.
     length
-        Words in a prompt; small-English sentences stand between the facts to reach it. None uses
-        facts only.
+        Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     spelled
         Ask for every step in turn, after the right ones before it, instead of for the end alone.
 
     Raises
     ------
     InvalidInput
-        If `hops` < 1, `threads` < 2, `length` is too short, or too few words are single tokens.
+        If `hops` < 1, `threads` < 2, `length` is too short, or too few words are known.
 
     Examples
     --------
     >>> prompt = next(generate(1, 0, Vocabulary()))
-    >>> prompt.words[prompt.questions[0].evidence[0]] == prompt.questions[0].answers[0]
+    >>> f" {prompt.part(prompt.questions[0].evidence[0])}" == prompt.questions[0].answers[0]
     True
     """
     if hops < 1:
         raise InvalidInput(f"hops: {hops} steps; use 1 or more")
     if threads < 2:
         raise InvalidInput(f"threads: {threads} leave nothing to confuse; use 2 or more")
+    wording = PLAIN if words.plain else ROADS
+    ask = wording.ask if spelled else ENDS[words.register]
+    step = STEPS[words.register]
+    tail = count(ask) + ((hops - 1) * (1 + count(step)) if spelled else 0)
     keys = words.take("keys", least=hops * threads)
-    values = words.take("values", least=2 * threads)
+    values = words.take("values" if words.plain else "towns", least=2 * threads)
     rng = random.Random(f"thread {seed}")
-    for _ in range(n):
+
+    def draw(_: int) -> Prompt:
         drawn, ends = rng.sample(keys, hops * threads), rng.sample(values, 2 * threads)
         chains = [
             [*drawn[number * hops : (number + 1) * hops], ends[number]] for number in range(threads)
         ]
-        steps = [(chain, hop) for chain in range(threads) for hop in range(hops)]
-        rng.shuffle(steps)
-        facts = [(chains[chain][hop], chains[chain][hop + 1]) for chain, hop in steps]
-        target = rng.randrange(threads)
-        walk = chains[target][1:-1] if spelled else []
-        clean, stated = lay(rng, words, facts, length, 2 + len(walk))
-        place = dict(zip(steps, stated, strict=True))
-        corrupted = list(clean)
-        for chain in range(threads):
-            corrupted[place[chain, hops - 1]] = ends[threads + chain]
-        others = [chain[-1] for at, chain in enumerate(chains) if at != target]
-        start = len(clean) + 1
-        last = ends[threads + target]
-        if spelled:
-            questions = tuple(
-                Question(
-                    start + hop,
-                    (chains[target][hop + 1],),
-                    (last, *others) if hop == hops - 1 else tuple(others),
-                    (place[target, hop],),
-                )
-                for hop in range(hops)
+        order = [(chain, hop) for chain in range(threads) for hop in range(hops)]
+        rng.shuffle(order)
+        facts = [
+            (
+                chains[chain][hop],
+                chains[chain][hop + 1],
+                ends[threads + chain] if hop == hops - 1 else chains[chain][hop + 1],
             )
+            for chain, hop in order
+        ]
+        target = rng.randrange(threads)
+        chain, last = chains[target], ends[threads + target]
+        writer = Writer()
+        spans = lay(writer, rng, words, wording, facts, length, tail)
+        stated = {fact: span["value"] for fact, span in zip(order, spans, strict=True)}
+        others = [other[-1] for at, other in enumerate(chains) if at != target]
+        asked = [writer.write(ask, key=chain[0])["key"]]
+        if not spelled:
+            near = [chain[1]] if hops > 1 else []
+            questions = [_ask(writer, chain[-1], [last, *near, *others], stated[target, hops - 1])]
         else:
-            near = [chains[target][1]] if hops > 1 else []
-            evidence = (place[target, hops - 1],)
-            questions = (Question(start, (chains[target][-1],), (last, *near, *others), evidence),)
-        end = ["ask", chains[target][0], *walk]
-        yield Prompt(
-            (*clean, *end),
-            (*corrupted, *end),
-            questions,
-            {
-                "thread": tuple(place[target, hop] for hop in range(hops)),
-                "query": tuple(question.at for question in questions),
-            },
-        )
+            questions = []
+            for hop in range(hops):
+                if hop:
+                    place = writer.write("{key}", key=chain[hop])["key"]
+                    asked.append(writer.write(step, key=chain[hop]).get("key", place))
+                wrong = [last, *others] if hop == hops - 1 else others
+                questions.append(_ask(writer, chain[hop + 1], wrong, stated[target, hop]))
+        walk = [stated[target, hop] for hop in range(hops)]
+        return writer.prompt(questions, {"thread": walk, "query": asked})
+
+    return words.accept(n, draw)
+
+
+def _ask(writer: Writer, answer: str, wrong: list[str], evidence: tuple[int, int]) -> Question:
+    others = tuple(f" {word}" for word in wrong)
+    return Question(writer.end, (f" {answer}",), others, (evidence,))

@@ -118,7 +118,7 @@ def test_edits_that_break_are_undone_by_the_own_pattern(circuit):
 
 @pytest.mark.requirement("D6")
 def test_two_models_differ_where_one_was_changed(circuit, forgetful, task):
-    texts = [" ".join(prompt.words) for prompt in task.prompts]
+    texts = [prompt.clean for prompt in task.prompts]
     stats = ("entropy", "max_weight", "lse")
     seen = [capture(model, texts, stats=stats) for model in (circuit, forgetful)]
     result = compare(*seen, ["entropy", "max_weight"])

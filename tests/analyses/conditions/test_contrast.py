@@ -6,13 +6,15 @@ import torch
 from constructed import HEADS, INDUCTION, KEYS, NAMES, SIZE, TOKEN, VALUES, WORDS, repeated
 from refusals import check_refusal
 from scipy.stats import ttest_ind, ttest_rel
+from word_prompts import Asked, word_prompt
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats import effect_size
 from headscope.analyses.conditions._rare_tokens import expected, rarest
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.writing import split
 
 COPYING = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
 
@@ -108,8 +110,8 @@ def common_and_rare(n: int = 6) -> Task:
     for number in range(n):
         words = [NAMES[at % 2] for at in range(12)]
         words[3 + number] = [*KEYS, *VALUES][number]
-        asked = Question(11, (NAMES[0],), (NAMES[1],), (3 + number,))
-        prompts.append(Prompt(tuple(words), tuple(words), (asked,)))
+        asked = Asked(11, (NAMES[0],), (NAMES[1],), (3 + number,))
+        prompts.append(word_prompt(words, words, [asked]))
     return Task("common", tuple(prompts), "accuracy", 0, "One rare word.")
 
 
@@ -147,7 +149,7 @@ def test_bad_input_is_refused(bundled, circuit):
     check_refusal("n", execute, "contrast", bundled, n=2)
     check_refusal("task", execute, "contrast", bundled, n=4, options={"other": "nothing"})
     bare = tuple(
-        Prompt(each.words, each.corrupted, (Question(3, (KEYS[0],)),))
+        word_prompt(split(each.clean), split(each.corrupted), [Asked(3, (KEYS[0],))])
         for each in repeated(n=4, length=4).prompts
     )
     with pytest.raises(HeadscopeError, match="name no evidence"):

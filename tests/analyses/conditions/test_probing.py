@@ -6,6 +6,7 @@ import torch
 from architectures import eager_maps
 from constructed import ENCODER_WORDS, INDUCTION, encoder, encoder_tokenizer, repeated
 from refusals import check_refusal
+from word_prompts import Asked, word_prompt
 
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.conditions import _linked_pairs
@@ -14,8 +15,9 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._words import KINDS
+from headscope.probes.prompts.writing import split
 
 DEPENDENTS, GOVERNORS = KINDS["adjectives"][:12], KINDS["things"][:12]
 
@@ -33,8 +35,8 @@ def sentences(n: int = 12, asked: str = "dependent") -> Task:
         for one in pairs:
             places = words.index(DEPENDENTS[one]), words.index(GOVERNORS[one])
             at, to = places if asked == "dependent" else places[::-1]
-            questions.append(Question(at, ("apple",), ("rice",), (to,)))
-        prompts.append(Prompt(tuple(words), tuple(words), tuple(questions)))
+            questions.append(Asked(at, ("apple",), ("rice",), (to,)))
+        prompts.append(word_prompt(words, words, questions))
     return Task("sentences", tuple(prompts), "accuracy", 0, "Which thing has which property.")
 
 
@@ -147,7 +149,9 @@ def test_a_long_prompt_has_a_limited_number_of_candidates(bundled):
 def test_bad_input_is_refused(bundled):
     check_refusal("n", execute, "probing", bundled, n=3)
     silent = sentences(4)
-    asked = (Question(1, ("apple",)),)
-    bare = tuple(Prompt(each.words, each.corrupted, asked) for each in silent.prompts)
+    bare = tuple(
+        word_prompt(split(each.clean), split(each.clean), [Asked(1, ("apple",))])
+        for each in silent.prompts
+    )
     with pytest.raises(HeadscopeError, match="whose questions name evidence"):
         execute("probing", bundled, task=Task("silent", bare, "accuracy", 0, "No evidence."))

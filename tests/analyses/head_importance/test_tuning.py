@@ -42,7 +42,7 @@ def speakers():
 def constant(name: str, word: str, other: str) -> Task:
     """Ask for the same word everywhere, whatever the prompt."""
     prompts = [
-        Prompt(each.words, each.words, (Question(len(each.words) - 1, (word,), (other,)),))
+        Prompt(each.clean, each.clean, (Question(len(each.clean), (f" {word}",), (f" {other}",)),))
         for each in repeated(n=8, length=4).prompts
     ]
     return Task(name, tuple(prompts), "accuracy", 0, "One word for everything.")

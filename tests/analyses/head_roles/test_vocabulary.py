@@ -6,6 +6,7 @@ import torch
 from constructed import NAMES, WORDS, tokenizer
 from refusals import check_refusal
 from transformers import GPT2Config, GPT2LMHeadModel
+from word_prompts import Asked, word_prompt
 
 from headscope.analyses import head_types, vocabulary
 from headscope.analyses._interventions.ablation import evaluate
@@ -15,7 +16,7 @@ from headscope.analyses._runtime.runner import execute
 from headscope.analyses.head_roles import _candidates
 from headscope.probes import capture, load_model
 from headscope.probes.interventions import Ablate
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
 
 pytestmark = pytest.mark.requirement("A13")
 
@@ -30,7 +31,7 @@ def task():
     for at in range(4):
         answer, wrong = NAMES[at], NAMES[at + 4]
         words = ("note", answer, "ask", wrong, ".")
-        prompts.append(Prompt(words, words, (Question(4, (answer,), (wrong,), (1,)),)))
+        prompts.append(word_prompt(words, words, [Asked(4, (answer,), (wrong,), (1,))]))
     return Task("pairs", tuple(prompts), "logit_difference", 0, "Two names.")
 
 

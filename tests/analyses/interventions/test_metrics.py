@@ -7,13 +7,14 @@ import pytest
 import torch
 from constructed import WORDS
 from refusals import check_refusal
+from word_prompts import Asked, word_prompt
 
 from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.metrics import UNITS, score
 from headscope.probes import load_model
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate
-from headscope.probes.prompts.task import Prompt, Question, Task
+from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedQuestion
 
 LOGITS = torch.tensor(
@@ -69,14 +70,14 @@ def test_what_cannot_be_scored_is_refused():
 def task() -> Task:
     """Prompts of two lengths with one and two questions."""
     short, long = tuple(WORDS[5:8]), tuple(WORDS[8:13])
-    one = Question(at=2, answers=(WORDS[13],), wrong=(WORDS[12], WORDS[11]))
-    two = Question(at=4, answers=(WORDS[5], WORDS[6]), wrong=(WORDS[7],))
+    one = Asked(at=2, answers=(WORDS[13],), wrong=(WORDS[12], WORDS[11]))
+    two = Asked(at=4, answers=(WORDS[5], WORDS[6]), wrong=(WORDS[7],))
     return Task(
         name="by hand",
         prompts=(
-            Prompt(words=short, corrupted=short, questions=(one,)),
-            Prompt(words=long, corrupted=long, questions=(two, one)),
-            Prompt(words=short[::-1], corrupted=short, questions=(one,)),
+            word_prompt(short, short, [one]),
+            word_prompt(long, long, [two, one]),
+            word_prompt(short[::-1], short, [one]),
         ),
         metric="logit_difference",
         seed=0,
@@ -90,11 +91,11 @@ def test_a_task_is_scored_prompt_by_prompt(random_llama, task):
         expected = []
         with torch.no_grad():
             for prompt in task.prompts:
-                ids = random_llama.encode(" ".join(prompt.words))
+                ids = random_llama.encode(prompt.clean)
                 rows = logits(random_llama, torch.tensor([ids]), given)[0]
                 values = []
                 for question in prompt.questions:
-                    row = rows[question.at + 1]  # <bos> stands first
+                    row = rows[len(random_llama.encode(prompt.clean[: question.at])) - 1]
                     right = [float(row[random_llama.encode(word)[1]]) for word in question.answers]
                     wrong = [float(row[random_llama.encode(word)[1]]) for word in question.wrong]
                     values.append(np.mean(right) - np.mean(wrong))

@@ -6,6 +6,7 @@ from refusals import check_refusal
 from headscope.analyses import position_bias
 from headscope.analyses.pattern_shape import _slots
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.writing import split
 
 pytestmark = pytest.mark.requirement("A14")
 
@@ -88,17 +89,15 @@ def test_variance_is_split_exactly():
 
 def test_the_other_facts_keep_their_order_and_the_dummy_is_nobody(circuit, facts):
     moved = _slots.move(facts, circuit)[0]
-    key = moved.asked[0].words[-1]
-    rest = [
-        [prompt.words[a] for a, _ in moved.slots if prompt.words[a] != key]
-        for prompt in moved.asked
-    ]
+    key = split(moved.asked[0].clean)[-1]
+    stated = [[prompt.part(span) for span in prompt.roles["key"]] for prompt in moved.asked]
+    rest = [[one for one in keys if one != key] for keys in stated]
     assert all(one == rest[0] for one in rest)
     for slot, prompt in enumerate(moved.asked):
-        assert prompt.words[moved.slots[slot][0]] == key
-        assert prompt.words[moved.slots[slot][1]] == prompt.questions[0].answers[0]
+        assert stated[slot][slot] == key
+        assert f" {prompt.part(prompt.roles['value'][slot])}" == prompt.questions[0].answers[0]
     for prompt in moved.dummy:
-        assert key not in prompt.words[:-1]
+        assert key not in split(prompt.clean)[:-1]
 
 
 def test_facts_may_stand_far_apart(bundled):

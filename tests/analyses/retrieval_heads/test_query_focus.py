@@ -22,8 +22,9 @@ def test_low_outliers_of_a_document_are_left_out_of_its_sum():
 
 
 def test_sentences_are_documents():
-    assert documents(("a", "b", "."), 3) == [range(3)]
-    assert documents(("a", "b"), 2) == [range(2)]
+    assert documents("a b.") == [(0, 4)]
+    assert documents("a b") == [(0, 3)]
+    assert documents("pi is 3.14. yes") == [(0, 11), (11, 15)]
 
 
 def test_the_planted_head_follows_the_question(circuit):

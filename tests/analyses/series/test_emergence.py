@@ -132,7 +132,7 @@ def test_scores_are_those_of_eager_maps(types):
     assert evaluate_task(model, task, (), "accuracy").mean() == pytest.approx(
         float(types["induction_accuracy"].sel(checkpoint="step400", condition="intact"))
     )
-    rows = torch.tensor([model.encode(" ".join(one.words)) for one in task.prompts])
+    rows = torch.tensor([model.encode(one.clean) for one in task.prompts])
     assert rows.shape[1] == 2 * evaluation.PERIOD + 1
     expected = head_scores(evaluation.load(folder(SERIES), "step400"), rows)
     found = types["induction"].sel(checkpoint="step400")

@@ -8,6 +8,7 @@ from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups import _token_kinds
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.writing import split
 
 pytestmark = pytest.mark.requirement("A20")
 
@@ -60,8 +61,8 @@ def test_an_even_head_favours_no_class_and_a_sink_the_first_token(circuit):
 def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(circuit):
     # Twelve words are said twice and read; five before them never come back.
     prompt = repeated(n=1, length=6, seed=3).prompts[0]
-    spare = [word for word in WORDS[5:] if word not in prompt.words][:5]
-    ids = [0, *map(WORDS.index, (*spare, ".", *prompt.words))]
+    spare = [word for word in WORDS[5:] if word not in split(prompt.clean)][:5]
+    ids = [0, *map(WORDS.index, (*spare, ".", *split(prompt.clean)))]
     result = execute("token_classes", circuit, [ids] * 3, options={"rare": 3, "draws": 4})
     effect = result["hiding_effect"]
     hidden, others = effect.sel(token_class="rare").values

@@ -215,7 +215,7 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(two_by_two, headscop
 
     assert f"{format_bytes(planned.memory)} beyond the model at the peak" in lines[0]
     assert lines[-1].endswith(f"the results would go to {tmp_path / 'out'}")
-    assert f"{3 * len(model.encode(' '.join(given.prompts[0].words)))} tokens" in lines[0]
+    assert f"{3 * len(model.encode(given.prompts[0].clean))} tokens" in lines[0]
 
 
 def test_a_folder_that_does_not_take_the_job_is_one_line(two_by_two, headscope, tmp_path):

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from headscope.probes import Model, capture, pattern
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.writing import split
 from headscope.probes.storage import run_folder
 
 
@@ -82,7 +83,7 @@ def test_own_text_that_cannot_be_read_is_refused(screen, text, said):
 def long_text(bundled: Model) -> str:
     """Some 900 words that the bundled model knows."""
     told = tasks.make("story", tokenizer=bundled.tokenizer, n=30, seed=3).prompts
-    words = [word for prompt in told for word in prompt.words]
+    words = [word for prompt in told for word in split(prompt.clean)]
     return " ".join(words[:900])
 
 

@@ -168,10 +168,9 @@ class TestHeads:
 
 def test_induction_takes_the_tokenizer_s_own_words(python):
     drawn = tasks.make("induction", python.tokenizer, n=2, length=32)
-    words = set(drawn.prompts[0].words)
-    assert len(words) == 32
-    assert all(f"Ġ{word}" in python.tokenizer.get_vocab() for word in words)
-    check_refusal("words", tasks.make, "story", python.tokenizer, n=1)
+    words = python.tokenizer.convert_ids_to_tokens(drawn.prompts[0].clean[32:])
+    assert len(set(words)) == 32
+    assert all(word[0] == "Ġ" and word[1:].isalpha() for word in words)
 
 
 @pytest.mark.parametrize("tokens", [64, 512, 1024])

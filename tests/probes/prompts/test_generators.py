@@ -4,16 +4,22 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from word_prompts import InWords, in_words
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.task import Prompt
 from headscope.probes.prompts.tasks._words import KINDS
 from headscope.probes.prompts.tasks.associative import PARTNERS
 
 N = 40
+
+
+def drawn(name: str, **options: Any) -> list[InWords]:
+    """Prompts of a task, their positions counted in words."""
+    return [in_words(prompt) for prompt in tasks.make(name, **options).prompts]
 
 
 def facts(words: tuple[str, ...], pattern: str) -> dict[str, str]:
@@ -43,27 +49,28 @@ class TestEveryTask:
         assert tasks.make(name, n=5, seed=4).prompts != first.prompts
 
     def test_as_many_prompts_as_asked_and_few_twice(self, name: str) -> None:
-        drawn = tasks.make(name, n=N, seed=1)
-        assert len(drawn) == N
-        assert len({prompt.words for prompt in drawn.prompts}) > 0.9 * N
-        assert drawn.name == name
-        assert drawn.doc.endswith(".")
+        task = tasks.make(name, n=N, seed=1)
+        assert len(task) == N
+        assert len({prompt.clean for prompt in task.prompts}) > 0.9 * N
+        assert task.name == name
+        assert task.doc.endswith(".")
+        assert (task.register, task.redrawn) == ("plain", 0)
 
     def test_corrupted_prompt_differs_but_has_the_same_length(self, name: str) -> None:
-        for prompt in tasks.make(name, n=N).prompts:
+        for prompt in drawn(name, n=N):
             assert len(prompt.words) == len(prompt.corrupted)
             assert prompt.words != prompt.corrupted
 
     def test_words_come_from_the_lists(self, name: str) -> None:
         known = {word for kind in KINDS.values() for word in kind}
-        for prompt in tasks.make(name, n=N).prompts:
+        for prompt in drawn(name, n=N):
             said = {*prompt.words, *prompt.corrupted}
             for question in prompt.questions:
                 said |= {*question.answers, *question.wrong}
             assert said <= known
 
     def test_every_question_has_an_answer_a_wrong_word_and_evidence(self, name: str) -> None:
-        for prompt in tasks.make(name, n=N).prompts:
+        for prompt in drawn(name, n=N):
             for question in prompt.questions:
                 assert question.answers
                 assert question.wrong
@@ -71,7 +78,7 @@ class TestEveryTask:
                 assert all(place < question.at for place in question.evidence)
 
     def test_the_word_in_the_text_after_a_question_is_an_answer(self, name: str) -> None:
-        for prompt in tasks.make(name, n=N).prompts:
+        for prompt in drawn(name, n=N):
             for question in prompt.questions:
                 following = prompt.words[question.at + 1 : question.at + 2]
                 assert set(following) <= set(question.answers)
@@ -85,7 +92,7 @@ class TestEveryTask:
 
 @pytest.mark.parametrize("distinct", [True, False])
 def test_induction_answer_followed_the_same_word_before(distinct: bool) -> None:
-    for prompt in tasks.make("induction", n=N, length=12, distinct=distinct).prompts:
+    for prompt in drawn("induction", n=N, length=12, distinct=distinct):
         assert prompt.words[:12] == prompt.words[12:]
         assert prompt.corrupted[12:] == prompt.words[12:]
         assert [question.at for question in prompt.questions] == list(range(12, 23))
@@ -106,7 +113,7 @@ def test_induction_answer_followed_the_same_word_before(distinct: bool) -> None:
     ],
 )
 def test_recall_answer_is_the_stated_value(options: dict[str, int], pattern: str) -> None:
-    for prompt in tasks.make("recall", n=N, **options).prompts:
+    for prompt in drawn("recall", n=N, **options):
         stated, changed = facts(prompt.words, pattern), facts(prompt.corrupted, pattern)
         assert stated.keys() == changed.keys()
         assert len(stated) == 6
@@ -122,7 +129,7 @@ def test_recall_answer_is_the_stated_value(options: dict[str, int], pattern: str
 
 
 def test_bare_recall_is_keys_and_values_only() -> None:
-    for prompt in tasks.make("recall", n=N, pairs=5, bare=True).prompts:
+    for prompt in drawn("recall", n=N, pairs=5, bare=True):
         assert len(prompt.words) == 2 * 5 + 2 * 5 - 1
         stated = dict(zip(prompt.words[:10:2], prompt.words[1:10:2], strict=True))
         for question in prompt.questions:
@@ -131,7 +138,7 @@ def test_bare_recall_is_keys_and_values_only() -> None:
 
 @pytest.mark.parametrize("span", [1, 3])
 def test_needle_is_said_once_and_asked_at_the_end(span: int) -> None:
-    for prompt in tasks.make("needle", n=N, length=80, span=span).prompts:
+    for prompt in drawn("needle", n=N, length=80, span=span):
         assert len(prompt.words) == 80
         start = prompt.words.index("note")
         key, value = prompt.words[start + 1], prompt.words[start + 2 : start + 2 + span]
@@ -146,13 +153,13 @@ def test_needle_is_said_once_and_asked_at_the_end(span: int) -> None:
 
 def test_needle_depth_moves_the_fact() -> None:
     for depth, expected in ((0.0, 0), (0.5, 47), (1.0, 94)):
-        prompt = tasks.make("needle", n=1, length=100, depth=depth).prompts[0]
+        prompt = drawn("needle", n=1, length=100, depth=depth)[0]
         assert prompt.words.index("note") == expected
-    spread = [p.words.index("note") for p in tasks.make("needle", n=5, length=100).prompts]
+    spread = [p.words.index("note") for p in drawn("needle", n=5, length=100)]
     assert spread == [0, 24, 47, 70, 94]
 
 
-def last_sentences(prompt: Prompt) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def last_sentences(prompt: InWords) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The part of clean and corrupted text from the first asked name on."""
     start = min(prompt.roles["IO"][0], prompt.roles["S1"][0])
     return prompt.words[start:], prompt.corrupted[start:]
@@ -160,7 +167,7 @@ def last_sentences(prompt: Prompt) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @pytest.mark.parametrize("name", ["ioi", "story"])
 def test_indirect_object_is_the_name_said_once(name: str) -> None:
-    for prompt in tasks.make(name, n=N).prompts:
+    for prompt in drawn(name, n=N):
         clean, corrupted = last_sentences(prompt)
         once, twice = twice_named(clean)
         (question,) = prompt.questions
@@ -173,7 +180,7 @@ def test_indirect_object_is_the_name_said_once(name: str) -> None:
 
 def test_indirect_object_orders_and_swap() -> None:
     for order, first in (("ABBA", "IO"), ("BABA", "S1")):
-        for prompt in tasks.make("ioi", n=N, order=order, corruption="swap").prompts:
+        for prompt in drawn("ioi", n=N, order=order, corruption="swap"):
             named = [at for at, word in enumerate(prompt.words) if word in KINDS["names"]]
             assert named[0] == prompt.roles[first][0]
             once, twice = twice_named(prompt.corrupted)
@@ -181,14 +188,14 @@ def test_indirect_object_orders_and_swap() -> None:
                 set(prompt.questions[0].wrong),
                 set(prompt.questions[0].answers),
             )
-    both = [p.roles["IO"] < p.roles["S1"] for p in tasks.make("ioi", n=200).prompts]
+    both = [p.roles["IO"] < p.roles["S1"] for p in drawn("ioi", n=200)]
     assert 0.35 < sum(both) / len(both) < 0.65
     # No rule of turns that a model could count.
     assert 0.35 < sum(a == b for a, b in pairwise(both)) / 199 < 0.65
 
 
 def test_greater_than_splits_the_century_at_the_start_year() -> None:
-    for prompt in tasks.make("greater_than", n=N).prompts:
+    for prompt in drawn("greater_than", n=N):
         text = " ".join(prompt.words)
         found = re.search(r"year (\d\d) (\d\d) to the year (\d\d)$", text)
         assert found is not None
@@ -203,7 +210,7 @@ def test_greater_than_splits_the_century_at_the_start_year() -> None:
 @pytest.mark.parametrize(("length", "depth"), [(1, 1), (7, 1), (8, 2), (9, 4), (20, 5)])
 def test_brackets_answer_closes_the_innermost_open(length: int, depth: int) -> None:
     closes = {"(": ")", "[": "]", "{": "}"}
-    for prompt in tasks.make("brackets", n=N, length=length, depth=depth).prompts:
+    for prompt in drawn("brackets", n=N, length=length, depth=depth):
         (question,) = prompt.questions
         assert len(prompt.words) == length + 1
         assert prompt.words[-1] == "close"
@@ -247,16 +254,16 @@ def test_options_out_of_range_are_refused(
 
 
 def test_shortest_needle_and_recall_fit_exactly() -> None:
-    (needle,) = tasks.make("needle", n=1, length=6).prompts
+    (needle,) = drawn("needle", n=1, length=6)
     assert needle.words[0] == "note"
-    (recall,) = tasks.make("recall", n=1, pairs=2, length=14).prompts
+    (recall,) = drawn("recall", n=1, pairs=2, length=14)
     assert len(recall.words) == 14
 
 
 def test_associative_question_has_one_partner_among_the_keys() -> None:
     partner = {one: other for pair in PARTNERS for one, other in (pair, pair[::-1])}
     for literal in (False, True):
-        for prompt in tasks.make("associative", n=N, pairs=3, length=40, literal=literal).prompts:
+        for prompt in drawn("associative", n=N, pairs=3, length=40, literal=literal):
             stated = facts(prompt.words, r"note (\w+) (\w+) \.")
             asked = prompt.words[-1]
             assert len(prompt.words) == 40
@@ -274,7 +281,7 @@ def test_associative_question_has_one_partner_among_the_keys() -> None:
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
 def test_thread_answer_is_reached_by_following_the_facts(hops: int) -> None:
-    for prompt in tasks.make("thread", n=N, hops=hops, threads=3, length=60).prompts:
+    for prompt in drawn("thread", n=N, hops=hops, threads=3, length=60):
         stated = facts(prompt.words, r"note (\w+) (\w+) \.")
         assert len(prompt.words) == 60
         walk = [prompt.words[-1]]
@@ -289,7 +296,7 @@ def test_thread_answer_is_reached_by_following_the_facts(hops: int) -> None:
 
 
 def test_spelled_thread_asks_every_step() -> None:
-    for prompt in tasks.make("thread", n=N, hops=3, spelled=True).prompts:
+    for prompt in drawn("thread", n=N, hops=3, spelled=True):
         stated = facts(prompt.words, r"note (\w+) (\w+) \.")
         assert len(prompt.questions) == 3
         for question in prompt.questions:

@@ -20,7 +20,8 @@ LINE: dict[str, Any] = {
 def write(path: Path, *lines: Any) -> Path:
     file = path / "mine.jsonl"
     file.write_text(
-        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+        encoding="utf-8",
     )
     return file
 
@@ -31,20 +32,62 @@ def test_a_line_is_a_prompt(tmp_path: Path) -> None:
     assert task.metric == "logit_difference"
     assert len(task) == 2
     first, second = task.prompts
-    assert first.words == (
-        "When", "Mary", "and", "John", "met", ",", "John", "gave", "a", "book", "to",
-    )  # fmt: skip
-    assert first.corrupted[6] == "Anna"
-    assert first.questions[0].at == 10
-    assert (second.questions[0].at, second.questions[0].evidence) == (3, (1,))
+    assert first.clean == LINE["clean"]
+    assert first.corrupted == LINE["corrupted"]
+    assert [first.part(before) for before, _ in first.changes] == ["John"]
+    assert first.questions[0].at == len(LINE["clean"])
+    assert first.questions[0].answers == (" Mary",)
+    assert second.clean[: second.questions[0].at] == "When Mary and John"
+    assert [second.part(span) for span in second.questions[0].evidence] == ["Mary"]
 
 
 def test_words_may_be_a_list_and_answers_one_word(tmp_path: Path) -> None:
     line = {"clean": ["a", "b."], "corrupted": ["a", "c"], "answers": "d", "wrong": "e"}
     task = tasks.make(write(tmp_path, line), metric="accuracy")
-    assert task.prompts[0].words == ("a", "b.")
-    assert task.prompts[0].questions[0].answers == ("d",)
+    assert task.prompts[0].clean == "a b."
+    assert task.prompts[0].questions[0].answers == (" d",)
     assert task.metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: the dog?\nA:",
+        '"the dog',
+        "line\u2028the dog",
+        "the dog's  two  spaces\t",
+        "狗是dog",
+    ],
+)
+def test_texts_are_kept_as_they_stand(tmp_path: Path, text: str) -> None:
+    line = {**LINE, "clean": text, "corrupted": text.replace("dog", "cat")}
+    file = write(tmp_path, json.dumps(line, ensure_ascii=False))
+    (prompt,) = tasks.make(file).prompts
+    assert prompt.clean == text
+    assert prompt.corrupted == text.replace("dog", "cat")
+
+
+@pytest.mark.parametrize(
+    ("before", "answer", "kept"),
+    [
+        ("the dog is", "small", " small"),
+        ("the dog is", " small", " small"),
+        ("the dog is", "\nsmall", "\nsmall"),
+        ("the dog", "?", "?"),
+        ("the year 17", "32", "32"),
+        ("the year", "1732", " 1732"),
+        ("A:\n", "yes", "yes"),
+        ("法国的首都是", "巴黎", "巴黎"),
+    ],
+)
+def test_answers_get_the_space_that_belongs_before_them(
+    tmp_path: Path, before: str, answer: str, kept: str
+) -> None:
+    line = {"clean": before, "corrupted": before, "answers": answer, "wrong": []}
+    (prompt,) = tasks.make(write(tmp_path, line)).prompts
+    assert prompt.questions[0].answers == (kept,)
+    (prompt,) = tasks.make(write(tmp_path, {**line, "exact": True})).prompts
+    assert prompt.questions[0].answers == (answer,)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +97,15 @@ def test_words_may_be_a_list_and_answers_one_word(tmp_path: Path) -> None:
         ("[1]", "not a JSON object"),
         ({k: v for k, v in LINE.items() if k != "wrong"}, "wrong: missing"),
         ({**LINE, "weight": 2}, "weight: unknown"),
-        ({**LINE, "clean": ""}, "words: the prompt is empty"),
+        ({**LINE, "clean": ""}, "clean: the prompt is empty"),
         ({**LINE, "clean": 5}, "clean: give a text"),
-        ({**LINE, "corrupted": "too short"}, "corrupted: 2 words where the clean prompt has 11"),
         ({**LINE, "answers": []}, "answers: a question needs"),
-        ({**LINE, "answers": [3]}, "answers: give a word"),
-        ({**LINE, "wrong": ["Mary"]}, "wrong: 'Mary' is also an answer"),
+        ({**LINE, "answers": [3]}, "answers: give a text"),
+        ({**LINE, "wrong": ["Mary"]}, "wrong: ' Mary' is also an answer"),
         ({**LINE, "at": 11}, "at: position 11 is outside"),
         ({**LINE, "at": "last"}, "at: give one word position"),
         ({**LINE, "evidence": 3}, "evidence: give a list"),
+        ({**LINE, "exact": 1}, "exact: give true"),
     ],
 )
 def test_malformed_line_is_refused_by_file_and_line(

@@ -1,17 +1,18 @@
-"""Words to tokens, held against tokenizers built here and their own encoding of the text."""
+"""Texts to tokens, held against tokenizers built here and their own encoding of the text."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers_of_text import KINDS_OF_TOKENIZER
 from transformers import PreTrainedTokenizerFast
+from word_prompts import in_words
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Prompt, Question, Task
-from headscope.probes.prompts.tasks._words import KINDS
-from headscope.probes.prompts.tokens import encode, is_single, join
+from headscope.probes.prompts.tokens import EncodedTask, encode
 
 
 @pytest.fixture(scope="module")
@@ -19,27 +20,20 @@ def word_level() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder("headscope/bundled"))
 
 
-@pytest.fixture(scope="module")
-def byte_pairs() -> PreTrainedTokenizerFast:
-    """A GPT-2 kind of tokenizer without BOS that knows most, not all, of the words."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    rare = {"thunder", "Sophie"}
-    known = [word for kind in KINDS.values() for word in kind if word not in rare]
-    text = [f"{word} {word} {word}" for word in known]
-    trainer = trainers.BpeTrainer(vocab_size=4000, show_progress=False)
-    tokenizer.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+@pytest.fixture(scope="module", params=list(KINDS_OF_TOKENIZER))
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return KINDS_OF_TOKENIZER[request.param]()
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_bos_shifts_every_position_by_one(name: str, word_level: PreTrainedTokenizerFast) -> None:
+def test_a_word_is_a_token_of_the_bundled_tokenizer(
+    name: str, word_level: PreTrainedTokenizerFast
+) -> None:
     task = tasks.make(name, word_level, n=5)
+    assert task.register == "plain"
     encoded = encode(task, word_level)
-    assert encoded.offset == 1
     table = word_level.get_vocab()
-    for number, prompt in enumerate(task.prompts):
+    for number, prompt in enumerate(map(in_words, task.prompts)):
         assert list(encoded.ids[number]) == [0, *(table[word] for word in prompt.words)]
         assert list(encoded.corrupted_ids[number]) == [0, *(table[w] for w in prompt.corrupted)]
         for asked, found in zip(prompt.questions, encoded.questions[number], strict=True):
@@ -51,67 +45,152 @@ def test_bos_shifts_every_position_by_one(name: str, word_level: PreTrainedToken
             assert encoded.roles[number][role] == tuple(place + 1 for place in places)
 
 
-@pytest.mark.parametrize("name", ["ioi", "recall", "needle", "induction", "brackets", "story"])
-def test_ids_are_those_of_the_joined_text(name: str, byte_pairs: PreTrainedTokenizerFast) -> None:
-    task = tasks.make(name, byte_pairs, n=8)
-    encoded = encode(task, byte_pairs)
-    assert encoded.offset == 0
+def check(task: Task, encoded: EncodedTask, tokenizer: Any) -> None:
+    """Hold an encoded task of texts against the tokenizer's own ids and text."""
     for number, prompt in enumerate(task.prompts):
-        own = byte_pairs.encode(join(prompt.words), add_special_tokens=False)
-        assert list(encoded.ids[number]) == own
-        assert encoded.questions[number][0].at == prompt.questions[0].at
+        ids = list(encoded.ids[number])
+        assert ids == tokenizer(prompt.clean)["input_ids"]
+        assert list(encoded.corrupted_ids[number]) == tokenizer(prompt.corrupted)["input_ids"]
+        for role, spans in prompt.roles.items():
+            for span, places in zip(spans, encoded.spans[number][role], strict=True):
+                part = str(prompt.part(span)).replace(" ", "").lower()
+                text = tokenizer.decode([ids[place] for place in places])
+                assert part in text.replace(" ", "").lower()
+        for asked, found in zip(prompt.questions, encoded.questions[number], strict=True):
+            # What the model has read when it answers is the text up to the question.
+            head = tokenizer(prompt.clean[: asked.at])["input_ids"]
+            assert ids[: found.at + 1] == head[: found.at + 1]
+            whole = [
+                tokenizer(prompt.clean[: asked.at] + one)["input_ids"] for one in asked.answers
+            ]
+            assert set(found.answer_ids) <= {row[found.at + 1] for row in whole}
+            assert not set(found.answer_ids) & set(found.wrong_ids)
 
 
-def test_years_are_one_number_in_the_text(word_level: PreTrainedTokenizerFast) -> None:
-    task = tasks.make("greater_than", word_level, n=4, low=32, high=32)
-    text = join(task.prompts[0].words)
-    assert "32 to the year" in text
-    assert " 32 " not in text
-    assert list(encode(task, word_level).ids[0]) == word_level.encode(text)
-
-
-def test_answers_are_spelled_as_they_would_continue_the_text(
-    byte_pairs: PreTrainedTokenizerFast,
+@pytest.mark.parametrize("name", [name for name in tasks.names() if name != "induction"])
+def test_every_task_runs_on_every_kind_of_tokenizer(
+    name: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    task = tasks.make("ioi", byte_pairs, n=3)
-    encoded = encode(task, byte_pairs)
+    task = tasks.make(name, tokenizer, n=3)
+    assert task.register == "natural"
+    check(task, encode(task, tokenizer), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["ioi", "recall", "needle"])
+def test_the_plain_register_runs_on_every_kind_of_tokenizer(
+    name: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options = {"length": 40} if name == "needle" else {"pairs": 2} if name == "recall" else {}
+    task = tasks.make(name, tokenizer, n=3, register="plain", **options)
+    check(task, encode(task, tokenizer), tokenizer)
+
+
+def test_random_tokens_are_ordinary_ones(tokenizer: PreTrainedTokenizerFast) -> None:
+    for options in ({"length": 6}, {"length": 700}):
+        task = tasks.make("induction", tokenizer, n=2, **options)
+        length = options["length"]
+        encoded = encode(task, tokenizer)
+        before = encoded.questions[0][0].at - length
+        first = encoded.ids[0][before : before + length]
+        second = encoded.ids[0][before + length : before + 2 * length]
+        assert first[1:] == second[1:]
+        assert len(set(second)) == length
+        for token in second:
+            name = tokenizer.convert_ids_to_tokens(token)
+            assert token not in tokenizer.all_special_ids
+            assert not name.startswith(("<0x", "<unused"))
+            assert name.strip("Ġ▁")
+        assert encoded.questions[0][0].answer_ids == (second[1],)
+        assert list(encoded.ids[0][:before]) == tokenizer("")["input_ids"][:before]
+
+
+def test_random_tokens_need_no_tokenizer() -> None:
+    task = tasks.make("induction", n=2, length=5, vocab_size=50)
+    encoded = encode(task, None)
+    assert encoded.ids[0] == (*encoded.ids[0][:5], *encoded.ids[0][:5])
+    assert max(encoded.ids[0]) < 50
+    assert encoded.questions[0][0].at == 5
+    assert encoded.questions[0][0].evidence == (1,)
+    with pytest.raises(HeadscopeError, match=r"^tokenizer: a task needs one"):
+        encode(tasks.make("ioi", n=1, vocab_size=50), None)
+
+
+def test_years_after_the_start_are_right_however_numbers_are_cut(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    task = tasks.make("greater_than", tokenizer, n=6)
+    encoded = encode(task, tokenizer)
     for number, prompt in enumerate(task.prompts):
-        text = join((*prompt.words, prompt.questions[0].answers[0]))
-        assert byte_pairs.encode(text)[-1] == encoded.questions[number][0].answer_ids[0]
+        assert isinstance(prompt.clean, str)
+        century, start = (str(prompt.part(prompt.roles[role][0])) for role in ("century", "start"))
+        (asked,), (found,) = prompt.questions, encoded.questions[number]
+        right, wrong = set(), set()
+        for year in range(100):
+            shown = prompt.clean[: asked.at].rpartition("year")[2]
+            whole = f" {century}{year:02d}"
+            if whole.startswith(shown):
+                ids = tokenizer(prompt.clean[: asked.at] + whole[len(shown) :])["input_ids"]
+                (right if year > int(start) else wrong).add(ids[found.at + 1])
+        assert set(found.answer_ids) == right - wrong
+        assert set(found.wrong_ids) == wrong - right
 
 
-def test_words_that_are_not_one_token_are_left_out(byte_pairs: PreTrainedTokenizerFast) -> None:
-    assert not is_single(byte_pairs, "Sophie")
-    assert is_single(byte_pairs, "Mary")
-    said = {
-        word
-        for seed in range(4)
-        for prompt in tasks.make("induction", byte_pairs, n=20, seed=seed).prompts
-        for word in prompt.words
-    }
-    assert not said & {"thunder", "Sophie"}
-    assert len(said) > 200
+def test_what_a_tokenizer_does_not_allow_is_drawn_again_and_counted() -> None:
+    tokenizer = KINDS_OF_TOKENIZER["byte level"](700)
+    task = tasks.make("recall", tokenizer, n=6, pairs=3)
+    assert task.redrawn > 0
+    encoded = encode(task, tokenizer)
+    assert encoded.redrawn == task.redrawn
+    assert [len(ids) for ids in encoded.ids] == [len(ids) for ids in encoded.corrupted_ids]
 
 
-def test_word_that_is_not_one_token_is_refused_by_name(
-    byte_pairs: PreTrainedTokenizerFast, word_level: PreTrainedTokenizerFast
+def one(clean: str, corrupted: str, answers: str, wrong: str) -> Task:
+    ask = Question(len(clean), (answers,), (wrong,))
+    return Task("mine", (Prompt(clean, corrupted, (ask,)),), "accuracy", 0, "")
+
+
+def test_continuations_with_one_beginning_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(HeadscopeError, match=r"^prompt 1 of mine: answers: ' 1' and ' 1 2' begin"):
+        encode(one("the dog", "the dog", " 1", " 1 2"), tokenizer)
+    with pytest.raises(HeadscopeError, match="answers: a continuation changes the tokens"):
+        encode(one("the gar", "the gar", "den", "age"), tokenizer)
+
+
+def test_twins_of_other_lengths_are_refused_where_they_are_asked_for(
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    prompt = Prompt(("the", "Sophie"), ("the", "Mary"), (Question(1, ("and",), ("to",)),))
-    with pytest.raises(HeadscopeError, match=r"^words: 'Sophie' is not one token"):
-        encode(Task("mine", (prompt,), "accuracy", 0, ""), byte_pairs)
-    prompt = Prompt(("the", "Mary"), ("the", "zebra"), (Question(1, ("and",), ("to",)),))
-    with pytest.raises(HeadscopeError, match=r"^words: this tokenizer does not know 'zebra'"):
-        encode(Task("mine", (prompt,), "accuracy", 0, ""), word_level)
+    encoded = encode(one("the red dog", "the dog", " and", " of"), tokenizer)
+    assert list(encoded.ids[0]) == tokenizer("the red dog")["input_ids"]
+    with pytest.raises(HeadscopeError, match=r"^prompt 1 of mine: corrupted: "):
+        encoded.corrupted()
 
 
-def test_task_is_refused_when_too_few_words_remain(tmp_path: Path) -> None:
+def test_words_that_a_tokenizer_does_not_know_are_refused_by_name(
+    word_level: PreTrainedTokenizerFast,
+) -> None:
+    with pytest.raises(HeadscopeError, match=r"words: this tokenizer does not know 'zebra'"):
+        encode(one("the zebra", "the Mary", " and", " to"), word_level)
+    with pytest.raises(HeadscopeError, match=r"words: this tokenizer does not know 'zebra'"):
+        encode(one("the Mary", "the Mary", " zebra", " to"), word_level)
+
+
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    class Slow:
+        bos_token_id = unk_token_id = None
+        is_fast = False
+
+    with pytest.raises(HeadscopeError, match=r"^tokenizer: Slow does not say where .* fast"):
+        encode(one("the dog", "the cat", " and", " to"), Slow())  # type: ignore[arg-type]
+
+
+def test_task_is_refused_when_too_few_words_remain() -> None:
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "the": 2, "Mary": 3}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     small = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    with pytest.raises(HeadscopeError, match=r"^words: 1 of kind names are one token .* needs 3"):
+    with pytest.raises(HeadscopeError, match=r"^words: 1 of kind names are known .* needs 3"):
         tasks.make("ioi", small)
 
 
-def test_join_glues_signs_and_years() -> None:
-    words = ("In", "17", "32", ",", "the", "cat", ".", "(", "[", "17")
-    assert join(words) == "In 1732, the cat. ( [ 17"
+def test_an_unknown_register_is_refused() -> None:
+    with pytest.raises(HeadscopeError, match=r"^register: 'loud' is unknown"):
+        tasks.make("ioi", register="loud")

@@ -10,6 +10,7 @@ from headscope.probes.prompts.tasks import load
 from headscope.probes.prompts.tasks._sentences import sentences
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 from headscope.probes.prompts.tasks.brackets import PAIRS
+from headscope.probes.prompts.writing import split
 from headscope_training.words import vocabulary
 
 FILL = "fill"
@@ -35,15 +36,16 @@ def _weighted_words(
     rng: random.Random, prompt: Prompt, answer: float, text: float
 ) -> tuple[list[str], list[float]]:
     """The words of a prompt with its answers, and the weight of predicting behind each word."""
-    words = list(prompt.words)
+    assert isinstance(prompt.clean, str)
+    words = split(prompt.clean)
     weights = [text] * len(words)
     for question in prompt.questions:
-        weights[question.at] = answer
-        if question.at + 1 == len(words):
-            words.append(rng.choice(question.answers))
+        weights[len(split(prompt.clean[: question.at])) - 1] = answer
+        if question.at == len(prompt.clean):
+            words.append(str(rng.choice(question.answers)).strip())
     if "top" in prompt.roles:
         # The other open brackets are as predictable as the innermost one.
-        rest = [PAIRS[words[position]] for position in reversed(prompt.roles["open"][:-1])]
+        rest = [PAIRS[str(prompt.part(span))] for span in reversed(prompt.roles["open"][:-1])]
         words += rest
         weights += [answer] * len(rest)
     weights += [text] * (len(words) - len(weights))

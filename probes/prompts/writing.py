@@ -1,0 +1,196 @@
+"""Write a prompt piece by piece, clean and corrupted side by side, and keep where things stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from string import Formatter
+from typing import TYPE_CHECKING
+
+from headscope.probes.prompts.task import Prompt, Question, move
+
+if TYPE_CHECKING:
+    from headscope.probes.prompts.task import Span
+
+GLUED = frozenset(",.?!:;")
+WHOLE = "whole"
+_WORD = re.compile(r"\d{2}|[^\W\d_]+|[^\w\s]|\S")
+
+
+class Writer:
+    """A text that grows; every piece says where it stands.
+
+    Examples
+    --------
+    >>> writer = Writer()
+    >>> writer.write("note {key} {value}.", key="dog", value=("north", "south"))["value"]
+    (9, 14)
+    >>> writer.clean, writer.corrupted
+    ('note dog north.', 'note dog south.')
+    """
+
+    def __init__(self) -> None:
+        self.clean = self.corrupted = ""
+        self._start = 0
+        self._changes: list[tuple[Span, Span]] = []
+
+    @property
+    def end(self) -> int:
+        """Position behind what is written."""
+        return len(self.clean)
+
+    def write(self, template: str, **fills: str | tuple[str, str]) -> dict[str, Span]:
+        """Append a template behind a space, unless it begins with a sign or a space of its own.
+
+        Parameters
+        ----------
+        template
+            Text with fields in braces.
+        fills
+            What stands in each field: a text, or a pair of the clean and the corrupted one.
+
+        Returns
+        -------
+        Where each field stands, and the piece itself as ``whole``.
+        """
+        spans: dict[str, Span] = {}
+        if template and self.clean and not self.clean[-1].isspace() and _wants_space(template):
+            self._append(" ", " ")
+        start = self._start = self.end
+        for text, name, _, _ in Formatter().parse(template):
+            self._append(text, text)
+            if name is not None:
+                fill = fills[name]
+                pair = (fill, fill) if isinstance(fill, str) else fill
+                spans[name] = self._append(*pair)
+        return spans | {WHOLE: (start, self.end)}
+
+    @property
+    def first_word(self) -> Span:
+        """Where the first word of the last piece stands."""
+        return self.word_after((0, self._start))
+
+    def word_after(self, span: Span) -> Span:
+        """Return where the word behind a span stands."""
+        found = re.compile(r"\w+|[^\w\s]+").search(self.clean, span[1])
+        assert found is not None
+        return found.span()
+
+    def prompt(
+        self, questions: Iterable[Question], roles: Mapping[str, Iterable[Span]] | None = None
+    ) -> Prompt:
+        """Return what is written, with its questions and roles."""
+        return Prompt(
+            self.clean,
+            self.corrupted,
+            tuple(questions),
+            {role: tuple(spans) for role, spans in (roles or {}).items()},
+            tuple(self._changes),
+        )
+
+    def _append(self, clean: str, corrupted: str) -> Span:
+        here, there = len(self.clean), len(self.corrupted)
+        self.clean += clean
+        self.corrupted += corrupted
+        span = (here, len(self.clean))
+        if clean != corrupted:
+            self._changes.append((span, (there, len(self.corrupted))))
+        return span
+
+
+def _wants_space(piece: str) -> bool:
+    return piece[:1] not in GLUED and not piece[:1].isspace()
+
+
+def is_glued(before: str, word: str) -> bool:
+    """Whether `word` stands right after `before`, without a space (punctuation, year digits).
+
+    >>> is_glued("store", ","), is_glued("17", "32"), is_glued("the", "17")
+    (True, True, False)
+    """
+    return word in GLUED or (before.isdigit() and word.isdigit())
+
+
+def continuation(before: str, word: str) -> str:
+    """What a word adds to a text that ends in another, with its space.
+
+    >>> continuation("the", "cat"), continuation("17", "32")
+    (' cat', '32')
+    """
+    return word if is_glued(before, word) else f" {word}"
+
+
+def place(words: Iterable[str]) -> tuple[str, tuple[Span, ...]]:
+    """Join words to a text, and say where each stands.
+
+    >>> place(("In", "17", "32", ",", "it"))
+    ('In 1732, it', ((0, 2), (3, 5), (5, 7), (7, 8), (9, 11)))
+    """
+    text, spans, before = "", [], ""
+    for word in words:
+        if text and not is_glued(before, word):
+            text += " "
+        spans.append((len(text), len(text) + len(word)))
+        text += word
+        before = word
+    return text, tuple(spans)
+
+
+def join(words: Iterable[str]) -> str:
+    """The text of some words.
+
+    >>> join(("In", "17", "32", ",", "it"))
+    'In 1732, it'
+    """
+    return place(words)[0]
+
+
+def split(text: str) -> list[str]:
+    """The words and signs of a text, digits in pairs; the other way round than `join`.
+
+    >>> split("In 1732, it")
+    ['In', '17', '32', ',', 'it']
+    """
+    return _WORD.findall(text)
+
+
+def replace(prompt: Prompt, texts: Mapping[Span, str]) -> Prompt:
+    """Write other texts over spans of a clean prompt; questions and roles move along.
+
+    What comes out has no corrupted side of its own.
+
+    >>> ask = Question(at=19, answers=(" north",), evidence=((9, 14),))
+    >>> other = replace(Prompt("note dog north. ask", "note dog south. ask", (ask,)), {(5, 8): "a"})
+    >>> other.clean, other.questions[0].at, other.questions[0].evidence
+    ('note a north. ask', 17, ((7, 12),))
+    """
+    assert isinstance(prompt.clean, str)
+    text, last, changes = "", 0, []
+    for (start, stop), new in sorted(texts.items()):
+        text += prompt.clean[last:start]
+        changes.append(((start, stop), (len(text), len(text) + len(new))))
+        text += new
+        last = stop
+    text += prompt.clean[last:]
+    moved = tuple(changes)
+
+    def place_of(span: Span) -> Span:
+        for before, after in moved:
+            if before == span:
+                return after
+        return move(span[0], moved), move(span[1], moved)
+
+    return Prompt(
+        text,
+        text,
+        tuple(
+            Question(
+                move(question.at, moved),
+                question.answers,
+                question.wrong,
+                tuple(place_of(span) for span in question.evidence),
+            )
+            for question in prompt.questions
+        ),
+        {role: tuple(map(place_of, spans)) for role, spans in prompt.roles.items()},
+    )
