@@ -85,7 +85,7 @@ def masses(model: Model, moved: Moved) -> tuple[Array, Array, dict[str, object]]
     the capture.
     """
     both = Task("slots", (*moved.asked, *moved.dummy), "accuracy", 0, "A document in every slot.")
-    encoded = encode(both, model.tokenizer)
+    encoded = encode(both, model.tokenizer, model.bos)
     spans = {
         f"slot {slot + 1}": [[*row["key"][slot], *row["value"][slot]] for row in encoded.spans]
         for slot in range(moved.slots)

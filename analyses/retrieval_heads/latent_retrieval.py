@@ -175,7 +175,7 @@ def _subjects(model: Model, task: Task, pairs: int, hops: int) -> dict[str, Task
 
 def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:
     """Return the share of answers that are each mistake (prompt, mistake)."""
-    encoded = encode(task, model.tokenizer)
+    encoded = encode(task, model.tokenizer, model.bos)
     shares = []
     for ids, questions, places in zip(encoded.ids, encoded.questions, encoded.spans, strict=True):
         _, answers = decode_steps(model, ids, questions)

@@ -211,7 +211,7 @@ def _generate(
         options={"eos_token_id": None},
     )  # fmt: skip
     wrong, borrowed = [], []
-    for row, (question, *_) in enumerate(encode(task, model.tokenizer).questions):
+    for row, (question, *_) in enumerate(encode(task, model.tokenizer, model.bos).questions):
         token = int(generated["token_id"].values[row, question.at + 1])
         right = token in question.answer_ids
         wrong.append(not (answered and right))

@@ -84,7 +84,7 @@ def run(
     if not null:
         raise InvalidInput("null_query: it has no tokens; give a text such as N/A")
     cut = stated(task)
-    encoded = encode(cut, model.tokenizer)
+    encoded = encode(cut, model.tokenizer, model.bos)
     sentences = _sentences(cut, model)
     asked = query_words or max(len(row[-1]) for row in sentences)
     contexts = [[*ids[: len(ids) - asked], *null] for ids in encoded.ids]
@@ -173,7 +173,7 @@ def _sentences(task: Task, model: Model) -> list[list[tuple[int, ...]]]:
         raise NotApplicable(
             f"task: the prompts of {task.name} are tokens without sentences; use recall or needle"
         )
-    made = tokenize(model.tokenizer, texts)
+    made = tokenize(model.tokenizer, texts, model.bos)
     return [
         [text.positions(span) for span in documents(written)]
         for written, text in zip(texts, made, strict=True)

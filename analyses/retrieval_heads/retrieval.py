@@ -161,7 +161,7 @@ def run(
 def _score(capture: xr.Dataset, model: Model, task: Task) -> tuple[Array, Array, Array]:
     """Return what heads copy at the decode steps: set and multiset scores, share recalled."""
     model.check_predicts()
-    encoded = encode(task, model.tokenizer)
+    encoded = encode(task, model.tokenizer, model.bos)
     require_prompts(capture, len(encoded.ids))
     if not all(any(question.evidence for question in row) for row in encoded.questions):
         raise NotApplicable("evidence: a prompt names none; give the positions of the answer")

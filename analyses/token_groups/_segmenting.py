@@ -143,7 +143,7 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
         if attrs.get("task", "") not in tasks.names():
             raise NotApplicable("by: roles are those of a task, and these prompts come from none")
         task = tasks.make(attrs["task"], model.tokenizer, n=len(ids), seed=int(attrs["seed"]))
-    encoded = encode(task, model.tokenizer)
+    encoded = encode(task, model.tokenizer, model.bos)
     if [list(row) for row in encoded.ids] != ids:
         raise NotApplicable(
             f"by: the captured prompts are not those of task {task.name}, so its roles do not fit; "

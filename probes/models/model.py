@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.errors import InvalidInput, NotApplicable, UnsupportedModel
 from headscope.probes.models.devices import input_device
+from headscope.probes.prompts.tokenized_text import opening
 
 if TYPE_CHECKING:
     import torch
@@ -211,14 +212,8 @@ class Model:
                 "tokenizer: text needs one; load_model(..., tokenizer=...) or give ids"
             )
         ids = [int(token) for token in self.tokenizer(text, verbose=False)["input_ids"]]
-        first = self.tokenizer.bos_token_id
-        if first is None:
-            return ids
-        written = text.startswith(str(self.tokenizer.bos_token))
-        wanted = written or (ids[:1] == [first] if self.bos is None else self.bos)
-        while ids[:1] == [first]:
-            del ids[0]
-        return [int(first), *ids] if wanted else ids
+        drop, put = opening(self.tokenizer, text, ids, self.bos)
+        return [*put, *ids[drop:]]
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -42,7 +42,7 @@ def read(model: Model, prompts: Given) -> Prompts:
                 f"task: its prompts are single texts, and the {model.attention} attention of "
                 f"{model.name} needs Pair(source=..., target=...)"
             )
-        encoded = encode(prompts, model.tokenizer)
+        encoded = encode(prompts, model.tokenizer, model.bos)
         result = Prompts(
             ids=tuple(tuple(map(int, ids)) for ids in encoded.ids),
             task=prompts.name,
@@ -50,7 +50,7 @@ def read(model: Model, prompts: Given) -> Prompts:
             encoded=encoded,
         )
     else:
-        texts = [prompts] if isinstance(prompts, str | Pair) else list(prompts)
+        texts = _listed(model, prompts)
         pairs = [_pair(model, at, given) for at, given in enumerate(texts)]
         if decoding:
             result = Prompts(
@@ -107,14 +107,97 @@ def _pair(model: Model, at: int, given: Any) -> tuple[tuple[int, ...], tuple[int
     return source, target
 
 
+def _listed(model: Model, prompts: Any) -> list[Any]:
+    """List the prompts; what a tokenizer returned is its rows, without their padding."""
+    if isinstance(prompts, str | Pair):
+        return [prompts]
+    if not isinstance(prompts, Mapping):
+        rows = list(prompts)
+        for at, row in enumerate(rows):
+            _refuse_padding(model, at, row)
+        return rows
+    if "input_ids" not in prompts:
+        raise InvalidInput(
+            f"prompts: a mapping of {', '.join(map(str, prompts))}; give texts, token ids, or what "
+            "a tokenizer returns (input_ids, attention_mask)"
+        )
+    rows = [_plain(row) for row in prompts["input_ids"]]
+    if rows and isinstance(rows[0], int):
+        rows = [rows]
+    if "attention_mask" not in prompts:
+        return rows
+    masks = [_plain(row) for row in prompts["attention_mask"]]
+    return [
+        _unpadded(at, row, mask)
+        for at, (row, mask) in enumerate(
+            zip(rows, masks if len(masks) == len(rows) else [masks], strict=True)
+        )
+    ]
+
+
+def _plain(row: Any) -> Any:
+    return row.tolist() if hasattr(row, "tolist") else row
+
+
+def _unpadded(at: int, row: Sequence[int], mask: Sequence[int]) -> list[int]:
+    kept = [place for place, real in enumerate(mask) if real]
+    if len(mask) != len(row) or not kept or kept != list(range(kept[0], kept[-1] + 1)):
+        raise InvalidInput(
+            f"attention_mask: that of prompt {at + 1} has holes, or another length than its ids; "
+            "only padding at the ends can be left out"
+        )
+    return list(row[kept[0] : kept[-1] + 1])
+
+
+def _refuse_padding(model: Model, at: int, row: Any) -> None:
+    """Refuse token ids that begin or end with padding, which would count as text."""
+    pad = getattr(model.tokenizer, "pad_token_id", None)
+    ids = _plain(row)
+    if pad is None or not isinstance(ids, Sequence) or isinstance(ids, str) or len(ids) < 2:
+        return
+    # One such token may be the beginning or the end of the text, where they are the same.
+    ends = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
+    for side, token, beside, end in (
+        ("begins", ids[0], ids[1], ends[0]),
+        ("ends", ids[-1], ids[-2], ends[1]),
+    ):
+        if token == pad and (beside == pad or pad != end):
+            raise InvalidInput(
+                f"prompts: prompt {at + 1} {side} with padding (token {pad}); give what the "
+                "tokenizer returns with its attention_mask, or the ids without padding"
+            )
+
+
+def _chat(model: Model, at: int, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Write messages as the tokenizer's chat template does, ready for the next answer."""
+    if getattr(model.tokenizer, "chat_template", None) is None:
+        raise InvalidInput(
+            f"prompts: prompt {at + 1} is a chat, and the tokenizer of {model.name} has no chat "
+            "template; give a text"
+        )
+    asks = messages[-1].get("role") != "assistant"
+    text: str = model.tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=asks
+    )
+    return text
+
+
 def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
+    if isinstance(given, Sequence) and given and all(isinstance(part, Mapping) for part in given):
+        given = _chat(model, at, given)
     if isinstance(given, str):
         if not given.strip():
             raise InvalidInput(f"prompts: prompt {at + 1} is empty; give it at least one token")
+        half = next((place for place, mark in enumerate(given) if "\ud800" <= mark <= "\udfff"), -1)
+        if half >= 0:
+            raise InvalidInput(
+                f"prompts: prompt {at + 1} holds half of a surrogate pair at character {half + 1}, "
+                "which is no text; read the file as UTF-8"
+            )
         ids = tuple(model.encode(given))
         _refuse_unknown(model, at, given, ids)
         return ids
-    ids = given.tolist() if hasattr(given, "tolist") else given
+    ids = _plain(given)
     if not isinstance(ids, Sequence) or not all(
         issubclass(kind, int) for kind in set(map(type, ids))
     ):

@@ -65,8 +65,29 @@ class TokenizedText:
         return ends[-1]
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[TokenizedText]:
+def opening(
+    tokenizer: Tokenizer, text: str, ids: Sequence[int], bos: bool | None = None
+) -> tuple[int, Positions]:
+    """Say how many ids to drop from the start of a text, and what to put there instead.
+
+    ``bos`` asks for the beginning-of-sequence token, or for none; None follows the tokenizer. A
+    text that has it already, as chat templates write it, does not get a second one.
+    """
+    first = tokenizer.bos_token_id
+    if first is None:
+        return 0, ()
+    there = next((at for at, token in enumerate(ids) if token != first), len(ids))
+    written = text.startswith(str(getattr(tokenizer, "bos_token", "")) or "\0")
+    wanted = written or (there > 0 if bos is None else bos)
+    return there, (int(first),) * wanted
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[str], bos: bool | None = None
+) -> list[TokenizedText]:
     """Turn texts into tokens, with the special tokens that the tokenizer adds by itself.
+
+    ``bos`` is that of `opening`.
 
     Raises
     ------
@@ -90,13 +111,19 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[TokenizedText]:
     encoded = tokenizer(
         list(texts), return_offsets_mapping=True, padding=False, truncation=False, verbose=False
     )
-    return [
-        TokenizedText(tuple(map(int, ids)), tuple((int(start), int(stop)) for start, stop in spans))
-        for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+    made = []
+    for text, ids, spans in zip(
+        texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        drop, put = opening(tokenizer, text, ids, bos)
+        offsets = ((0, 0),) * len(put) + tuple((int(at), int(stop)) for at, stop in spans[drop:])
+        made.append(TokenizedText((*put, *map(int, ids[drop:])), offsets))
+    return made
 
 
-def special_ends(tokenizer: Tokenizer | None) -> tuple[Positions, Positions]:
+def special_ends(
+    tokenizer: Tokenizer | None, bos: bool | None = None
+) -> tuple[Positions, Positions]:
     """Return the special tokens that a tokenizer puts before and after a text.
 
     >>> from headscope.probes import load_model
@@ -105,7 +132,7 @@ def special_ends(tokenizer: Tokenizer | None) -> tuple[Positions, Positions]:
     """
     if tokenizer is None:
         return (), ()
-    empty, text = tokenize(tokenizer, ["", "a"])
+    empty, text = tokenize(tokenizer, ["", "a"], bos)
     first = next((at for at, (start, stop) in enumerate(text.offsets) if stop > start), 0)
     # SentencePiece writes the space before a text as a token of no characters.
     first = min(first, len(empty.ids))

@@ -86,7 +86,7 @@ class EncodedTask:
         )  # fmt: skip
 
 
-def encode(task: Task, tokenizer: Tokenizer | None) -> EncodedTask:
+def encode(task: Task, tokenizer: Tokenizer | None, bos: bool | None = None) -> EncodedTask:
     """Encode a task: every text in one call of the tokenizer, with its own special tokens.
 
     Parameters
@@ -95,6 +95,8 @@ def encode(task: Task, tokenizer: Tokenizer | None) -> EncodedTask:
         Prompts as text or token ids.
     tokenizer
         Tokenizer of the model; prompts of token ids do without.
+    bos
+        Whether texts begin with the beginning-of-sequence token; None follows the tokenizer.
 
     Returns
     -------
@@ -120,9 +122,9 @@ def encode(task: Task, tokenizer: Tokenizer | None) -> EncodedTask:
     for number, prompt in enumerate(task.prompts, 1):
         try:
             try:
-                rows.append(encode_prompt(prompt, tokenizer))
+                rows.append(encode_prompt(prompt, tokenizer, bos))
             except Misaligned as error:
-                rows.append(encode_prompt(prompt, tokenizer, aligned=False))
+                rows.append(encode_prompt(prompt, tokenizer, bos, aligned=False))
                 misaligned = misaligned or f"prompt {number} of {task.name}: {error}"
         except Unfit as error:
             raise NotApplicable(f"prompt {number} of {task.name}: {error}") from None
@@ -146,7 +148,9 @@ def encode(task: Task, tokenizer: Tokenizer | None) -> EncodedTask:
     )
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, aligned: bool = True) -> _Encoded:
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, bos: bool | None = None, *, aligned: bool = True
+) -> _Encoded:
     """Encode one prompt: ids, corrupted ids, questions, and roles span by span.
 
     Without `aligned`, the corrupted prompt may have other tokens at the places of the clean one.
@@ -157,7 +161,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, aligned: bool 
         When the tokenizer does not allow the prompt.
     """
     if not isinstance(prompt.clean, str):
-        return _encode_ids(prompt, tokenizer)
+        return _encode_ids(prompt, tokenizer, bos)
     if tokenizer is None:
         raise NotApplicable("tokenizer: a task needs one; load_model(..., tokenizer=...)")
     assert isinstance(prompt.corrupted, str)
@@ -166,10 +170,9 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, aligned: bool 
         for question in prompt.questions
         for continuation in (*question.answers, *question.wrong)
     ]
-    clean, corrupted, *rest = tokenize(tokenizer, [prompt.clean, prompt.corrupted, *continued])
-    for text, made in zip(
-        (prompt.clean, prompt.corrupted, *continued), (clean, corrupted, *rest), strict=True
-    ):
+    texts = [prompt.clean, prompt.corrupted, *continued]
+    clean, corrupted, *rest = tokenize(tokenizer, texts, bos)
+    for text, made in zip(texts, (clean, corrupted, *rest), strict=True):
         _refuse_unknown(tokenizer, text, made)
     if aligned:
         _check_alignment(prompt, clean, corrupted)
@@ -199,9 +202,9 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, aligned: bool 
     return clean.ids, corrupted.ids, tuple(questions), spans
 
 
-def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> _Encoded:
+def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None, bos: bool | None) -> _Encoded:
     """Put the special tokens of a text around token ids."""
-    lead, trail = special_ends(tokenizer)
+    lead, trail = special_ends(tokenizer, bos)
     shift = len(lead)
 
     def positions(span: Span) -> Positions:
