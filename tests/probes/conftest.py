@@ -61,11 +61,14 @@ def tiny() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tokenizer of 64 words, <bos> first, loaded from a folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     vocabulary = {"<bos>": 0, "<unk>": 1, **{f"w{at}": at + 2 for at in range(62)}}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
     folder = tmp_path_factory.mktemp("words")
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>"

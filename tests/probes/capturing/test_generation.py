@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 import xarray as xr
 from refusals import check_refusal
 
@@ -119,3 +120,47 @@ def test_what_needs_the_whole_text_is_refused(tiny, ids):
         check_refusal("stats", generate, model, [ids(5)], (name,))
     check_refusal("new_tokens", generate, model, [ids(5)], new_tokens=0)
     check_refusal("prompts", generate, model, [ids(100)], new_tokens=40)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"num_beams": 3}, {"num_return_sequences": 2}, {"guidance_scale": 2.0}, {"use_cache": False},
+     {"cache_implementation": "static"}, {"return_dict_in_generate": True}],
+    ids=str,
+)  # fmt: skip
+def test_what_no_row_can_follow_is_refused_by_name(option, tiny):
+    model = tiny("llama")
+    check_refusal("options", generate, model, [[0, 5]], options=option)
+    name, value = next(iter(option.items()))
+    setattr(model.generation_config, name, value)
+    check_refusal("generation_config", generate, model, [[0, 5]])
+
+
+def test_text_that_would_outgrow_the_frequencies_of_its_keys_is_refused(long_rope):
+    check_refusal("new_tokens", generate, long_rope, [[0] * 30], new_tokens=4)
+    assert generate(long_rope, [[0] * 30], new_tokens=2).sizes["query"] == 32
+
+
+def test_prompts_on_both_sides_of_a_change_of_frequencies_are_not_padded_together(long_rope):
+    prompts = [[0, *range(1, 31)], [0, *range(1, 33)]]
+    alone, together = (
+        capture(long_rope, given, stats=("max_weight",))["max_weight"].values[0, :, :, :31]
+        for given in (prompts[:1], prompts)
+    )
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+
+
+@pytest.fixture
+def long_rope():
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 3.0, 2.0, 8.0], "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.3, bos_token_id=0, eos_token_id=None, pad_token_id=0,
+        original_max_position_embeddings=32, rope_parameters=rope,
+    )  # fmt: skip
+    return load_model(transformers.Phi3ForCausalLM(config).eval())

@@ -1,5 +1,6 @@
 """Loading: the real path, the check at load, and every refusal."""
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import architectures
 import pytest
 import torch
 from refusals import check_refusal, refusal
+from tokenizers import processors
 
 from headscope.probes import Model, capture, load_model
 from headscope.probes.attention import interface
@@ -55,6 +57,19 @@ def test_bos_comes_first_once(folder):
     assert model.encode("<bos> w1 w2") == [0, 3, 4]
     assert model.words([0, 3, 4]) == ["<bos>", "w1", "w2"]
     assert load_model(model.module).words([5]) == ["5"]
+
+
+def test_special_tokens_are_those_of_the_tokenizer_unless_the_user_says_otherwise(tiny, words):
+    plain = copy.deepcopy(words)
+    plain.backend_tokenizer.post_processor = processors.Sequence([])
+    task = tasks.make("induction", plain, n=1, length=4)
+    for tokenizer, own in ((words, [0]), (plain, [])):
+        for bos, first in ((None, own), (True, [0]), (False, [])):
+            model = load_model(tiny("llama"), tokenizer=tokenizer, bos=bos)
+            assert model.encode("w1 w2") == [*first, 3, 4]
+            captured = capture(model, task, stats=("entropy",))["token_id"].values[0]
+            assert captured.tolist()[: len(first) + 1] == [*first, task.prompts[0].clean[0]]
+    check_refusal("bos", load_model, tiny("llama"), bos=True)
 
 
 def test_words_keep_the_spaces_of_byte_level_tokens(tiny):
