@@ -11,7 +11,7 @@ import torch
 from refusals import check_refusal, refusal
 from tokenizers import processors
 
-from headscope.probes import Model, capture, load_model
+from headscope.probes import Model, capture, load_model, tasks
 from headscope.probes.attention import interface
 from headscope.probes.prompts.reading import read
 
