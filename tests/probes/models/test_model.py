@@ -62,7 +62,7 @@ def test_bos_comes_first_once(folder):
 def test_special_tokens_are_those_of_the_tokenizer_unless_the_user_says_otherwise(tiny, words):
     plain = copy.deepcopy(words)
     plain.backend_tokenizer.post_processor = processors.Sequence([])
-    task = tasks.make("induction", plain, n=1, length=4)
+    task = tasks.make("induction", plain, n=1, length=4, register="natural")
     for tokenizer, own in ((words, [0]), (plain, [])):
         for bos, first in ((None, own), (True, [0]), (False, [])):
             model = load_model(tiny("llama"), tokenizer=tokenizer, bos=bos)
