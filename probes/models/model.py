@@ -194,11 +194,6 @@ class Model:
         ``bos`` of the model says otherwise. A text that has the beginning-of-sequence token
         already, as chat templates write it, does not get a second one.
 
-        Raises
-        ------
-        InvalidInput
-            Without a tokenizer.
-
         Examples
         --------
         >>> from headscope.probes import load_model
@@ -273,13 +268,7 @@ class Model:
 
 
 def input_kind(module: Any) -> str:
-    """Say what a model reads: ``tokens`` or ``images``.
-
-    Raises
-    ------
-    UnsupportedModel
-        For anything else, by the name of the input.
-    """
+    """Say what a model reads: ``tokens`` or ``images``."""
     name = getattr(module, "main_input_name", "input_ids")
     if name not in INPUTS:
         raise UnsupportedModel(

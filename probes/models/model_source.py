@@ -53,11 +53,6 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
 
     Of a folder that holds checkpoints alone, the last is meant unless one is named.
 
-    Raises
-    ------
-    InvalidInput
-        When there is no such folder, name or checkpoint.
-
     Examples
     --------
     >>> locate("EleutherAI/pythia-70m@step1000").revision

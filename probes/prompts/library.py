@@ -95,11 +95,6 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
     tokenizer
         What to count in: the tokenizer of your model; default: that of `headscope/bundled-python`.
 
-    Raises
-    ------
-    InvalidInput
-        When fewer files are that long, with their number.
-
     Examples
     --------
     >>> text = openings(number=1, tokens=64)[0]

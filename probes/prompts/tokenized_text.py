@@ -52,13 +52,7 @@ class TokenizedText:
         )
 
     def before(self, at: int) -> int:
-        """Return the last token that ends at or before a character position.
-
-        Raises
-        ------
-        Unfit
-            When a token lies across the position, or none lies before it.
-        """
+        """Return the last token that ends at or before a character; `Unfit` across a token."""
         ends = [place for place, (start, stop) in enumerate(self.offsets) if start < stop <= at]
         if not ends or any(start < at < stop for start, stop in self.offsets):
             raise Unfit(f"at: no token ends at character {at}; ask at the end of a word")
@@ -67,11 +61,6 @@ class TokenizedText:
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[TokenizedText]:
     """Turn texts into tokens, with the special tokens that the tokenizer adds by itself.
-
-    Raises
-    ------
-    NotApplicable
-        Of a tokenizer that does not say which characters its tokens stand for.
 
     Examples
     --------

@@ -42,16 +42,8 @@ class Writer:
     def write(self, template: str, **fills: str | tuple[str, str]) -> dict[str, Span]:
         """Append a template behind a space, unless it begins with a sign or a space of its own.
 
-        Parameters
-        ----------
-        template
-            Text with fields in braces.
-        fills
-            What stands in each field: a text, or a pair of the clean and the corrupted one.
-
-        Returns
-        -------
-        Where each field stands, and the piece itself as ``whole``.
+        A field in braces is filled by a text, or a pair of the clean and the corrupted one. Returns
+        where each field stands, and the piece itself as ``whole``.
         """
         spans: dict[str, Span] = {}
         if template and self.clean and not self.clean[-1].isspace() and _wants_space(template):

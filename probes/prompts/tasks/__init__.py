@@ -27,13 +27,6 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """The module of a task.
 
-    Raises
-    ------
-    InvalidInput
-        If there is no such task.
-
-    Examples
-    --------
     >>> load("ioi").METRIC
     'logit_difference'
     """
@@ -62,7 +55,7 @@ def make(
         A name of the registry, or the path of a ``.jsonl`` file of your own prompts.
     tokenizer
         Tokenizer of the model; prompts that it does not allow are drawn again, and the task says
-        how many (`redrawn`). None allows every prompt.
+        how many (`redrawn`). None allows every prompt. One that knows too few words is refused.
     n
         Number of prompts (a file gives all of its lines, and `n` and `seed` are not used).
     seed
@@ -74,13 +67,6 @@ def make(
         Number of token ids of a model without tokenizer, for tasks of random tokens.
     options
         Options of the task's own `generate`.
-
-    Raises
-    ------
-    InvalidInput
-        If the task or an option is unknown, or `n` < 1.
-    NotApplicable
-        If the tokenizer knows too few words, or allows none of many draws.
 
     Examples
     --------

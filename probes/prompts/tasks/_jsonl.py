@@ -141,11 +141,6 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
     metric
         Metric of the task, one of `headscope.probes.prompts.task.METRICS`.
 
-    Raises
-    ------
-    InvalidInput
-        If the file is missing or empty, or a line is malformed (names file and line).
-
     Examples
     --------
     >>> import tempfile, pathlib

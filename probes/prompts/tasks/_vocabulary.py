@@ -81,18 +81,7 @@ class Vocabulary:
 
         Of a tokenizer of whole words, those that it knows. Of another one, those of one token, or
         of any other number that enough words have, so that few prompts are drawn again; else all.
-
-        Parameters
-        ----------
-        kinds
-            Names of kinds; none means every kind.
-        least
-            How many words the task needs.
-
-        Raises
-        ------
-        HeadscopeError
-            If a kind is unknown or fewer than `least` words remain.
+        No kind means every kind; fewer than ``least`` words are refused.
 
         Examples
         --------
@@ -160,13 +149,6 @@ class Vocabulary:
 
         No special, added, unused, byte or whitespace token is among them.
 
-        Raises
-        ------
-        NotApplicable
-            If fewer than `least` remain, or neither tokenizer nor size is known.
-
-        Examples
-        --------
         >>> Vocabulary(size=5).ids(least=3)
         (0, 1, 2, 3, 4)
         """
@@ -188,17 +170,8 @@ class Vocabulary:
     def accept(self, n: int, draw: Callable[[int], Prompt | Sequence[Prompt]]) -> Iterator[Prompt]:
         """Draw prompts until `n` fit the tokenizer, and count in `redrawn` those that did not.
 
-        Parameters
-        ----------
-        n
-            Number of prompts.
-        draw
-            Draws the prompt of a number; or forms of it, of which the first that fits is taken.
-
-        Raises
-        ------
-        NotApplicable
-            Where no draw of a prompt fits.
+        ``draw`` makes the prompt of a number, or forms of it, of which the first that fits is
+        taken. A tokenizer that allows none of many draws is refused.
         """
         for number in range(n):
             for _ in range(ATTEMPTS):
@@ -214,17 +187,15 @@ class Vocabulary:
                 )
 
     def _fitting(self, drawn: Prompt | Sequence[Prompt]) -> tuple[Prompt | None, str]:
-        forms = [drawn] if isinstance(drawn, Prompt) else drawn
+        """Return the first form that the tokenizer allows, or why it does not allow the last."""
         reason = ""
-        for prompt in forms:
-            if self._tokenizer is None:
-                return prompt, ""
+        for prompt in [drawn] if isinstance(drawn, Prompt) else drawn:
             try:
-                encode_prompt(prompt, self._tokenizer)
+                if self._tokenizer is not None:
+                    encode_prompt(prompt, self._tokenizer)
+                return prompt, ""
             except Unfit as error:
                 reason = str(error)
-            else:
-                return prompt, ""
         return None, reason
 
 

@@ -43,12 +43,8 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     pairs
         Facts in a prompt, 2 or more: one alone could be answered without knowing its key. None
         states 4, in natural register 2.
@@ -56,11 +52,6 @@ def generate(
         Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     literal
         Ask by the key itself: the control, with the same facts.
-
-    Raises
-    ------
-    HeadscopeError
-        If `pairs` < 2, `length` is too short, or too few words are known.
 
     Examples
     --------

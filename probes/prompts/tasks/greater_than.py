@@ -32,19 +32,10 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     low, high
         First and last start year, 2 to 98.
-
-    Raises
-    ------
-    InvalidInput
-        If the years are out of range, or are not all known.
 
     Examples
     --------
