@@ -145,12 +145,8 @@ class Plan:
         if self.streamed:
             rows.append(("file", self.disk, ""))
         title = f"{prompts} prompts of up to {longest} tokens, {layers} layers × {heads} heads"
-        return "\n".join(
-            [
-                title,
-                *(f"{name:24}{format_bytes(number):>10}  {note}" for name, number, note in rows),
-            ]
-        )
+        lines = [f"{name:24}{format_bytes(number):>10}  {note}" for name, number, note in rows]
+        return "\n".join([title, *lines])
 
 
 def estimate_memory(recorder: Recorder, batch_tokens: int | None, *, streamed: bool) -> Plan:
@@ -254,8 +250,6 @@ def _layer_bytes(recorder: Recorder, rows: Sequence[int]) -> int:
 def format_bytes(count: int) -> str:
     """Write a number of bytes.
 
-    Examples
-    --------
     >>> format_bytes(1_240_000_000), format_bytes(36_000)
     ('1.24 GB', '0.036 MB')
     """

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from headscope.kernels.errors import InvalidInput
 
@@ -44,11 +45,8 @@ class Spans:
 
     def pack(self, rows: Sequence[int]) -> Tensor:
         """Stack the numbers of some prompts: dims batch, key, -1 beyond the end of one."""
-        longest = max(len(self.numbers[row]) for row in rows)
-        packed = np.full((len(rows), longest), NONE, dtype=np.int64)
-        for at, row in enumerate(rows):
-            packed[at, : len(self.numbers[row])] = self.numbers[row]
-        return torch.from_numpy(packed)
+        numbers = [torch.from_numpy(self.numbers[row]) for row in rows]
+        return pad_sequence(numbers, batch_first=True, padding_value=NONE)
 
     def add(self, rows: Sequence[int], mass: Tensor) -> Tensor:
         """Add the masses of combinations to masses of spans, NaN where a prompt lacks a span."""

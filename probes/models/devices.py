@@ -10,14 +10,7 @@ from headscope.kernels.errors import InvalidInput
 
 
 def input_device(module: nn.Module) -> torch.device:
-    """Find where a model takes its tokens: the device of its input embedding.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> input_device(load_model("headscope/bundled").module).type in ("cpu", "cuda")
-    True
-    """
+    """Find where a model takes its tokens: the device of its input embedding."""
     whole: Any = module
     part = whole
     if hasattr(whole, "get_input_embeddings"):

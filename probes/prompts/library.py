@@ -84,8 +84,6 @@ def read_library(held_out: bool) -> list[LibraryFile]:
 def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[str]:
     """Cut held-out files of the running Python's library to their first `tokens` tokens.
 
-    Each ends at the end of a line.
-
     Parameters
     ----------
     number
@@ -108,11 +106,8 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
     if tokenizer is None:
         tokenizer = fetch_tokenizer(folder("headscope/bundled-python"))
     files = sorted(read_library(held_out=True), key=lambda file: (-len(file.text), file.path))
-    texts = []
-    for file in files[:number]:
-        text = _cut(file.text, tokens, tokenizer)
-        if text is not None:
-            texts.append(text)
+    cut = (_cut(file.text, tokens, tokenizer) for file in files[:number])
+    texts = [text for text in cut if text is not None]
     if len(texts) < number:
         raise InvalidInput(
             f"number: {len(texts)} held-out files of this Python's library have {tokens} tokens; "

@@ -31,11 +31,6 @@ class Question:
         Wrong continuations that are held against the answers.
     evidence
         Spans that hold the answer (or the facts that decide it).
-
-    Examples
-    --------
-    >>> Question(at=22, answers=(" Mary",), wrong=(" John",)).answers
-    (' Mary',)
     """
 
     at: int
@@ -145,12 +140,6 @@ class Task:
         Draws that the tokenizer did not allow, so that others were drawn in their place.
     register
         Wording: ``plain`` (the words of the bundled models) or ``natural``; "" for a user's own.
-
-    Examples
-    --------
-    >>> from headscope.probes import tasks
-    >>> tasks.make("ioi", n=3, seed=1).metric
-    'logit_difference'
     """
 
     name: str

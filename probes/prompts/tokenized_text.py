@@ -62,8 +62,6 @@ class TokenizedText:
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[TokenizedText]:
     """Turn texts into tokens, with the special tokens that the tokenizer adds by itself.
 
-    Examples
-    --------
     >>> from headscope.probes import load_model
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> text = tokenize(tokenizer, ["note dog north."])[0]

@@ -144,19 +144,19 @@ class Scores(SymbolicTensor):
     def do_mul(self, left: Any, other: Any) -> Scores:
         """Multiply by a number."""
         self._refuse_weights("mul")
-        return self._next(self.attention.times(_number(other if self.same(left) else left)))
+        return self._next(self.attention.times(_number(other if left is self else left)))
 
     def do_div(self, left: Any, other: Any) -> Scores:
         """Divide by a number."""
         self._refuse_weights("div")
-        if not self.same(left):
+        if left is not self:
             raise Unknown("div: something is divided by its scores, which is not known")
         return self._next(self.attention.times(1.0 / _number(other)))
 
     def do_add(self, left: Any, other: Any) -> Scores:
         """Add a mask or a bias."""
         self._refuse_weights("add")
-        term = other if self.same(left) else left
+        term = other if left is self else left
         if isinstance(term, Mask) and term.form == "added":
             masked = self.attention.masked_by(term.rule)
             return self._next(masked if term.bias is None else masked.plus(term.bias))
@@ -171,7 +171,7 @@ class Scores(SymbolicTensor):
         """Keep the scores where a key is seen."""
         self._refuse_weights("where")
         check_least(least, self.dtype)
-        if not self.same(scores):
+        if scores is not self:
             raise Unknown("where: its scores are chosen in a way that is not known")
         return self._next(self.attention.masked_by(_rule(seen, "seen")))
 
@@ -200,7 +200,7 @@ class Scores(SymbolicTensor):
 
     def do_to(self, scores: Any, *kinds: Any, **options: Any) -> Scores:
         """Change the type; our weights are float32 whatever it is."""
-        if not self.same(scores):
+        if scores is not self:
             raise Unknown("to: a tensor takes the type of its scores, which is not known")
         dtype = dtype_of(*kinds, **options)
         return self if dtype in (None, self.dtype) else self._next(dtype=dtype)
@@ -221,7 +221,7 @@ class Scores(SymbolicTensor):
         """Make a product whose entries are picked: of positions, on their way to a bias."""
         attention = self.attention
         touched = attention.bias is not None or attention.rule is not UNSEEN or self.softened
-        if touched or not self.same(product):
+        if touched or product is not self:
             raise Unknown(f"gather: {self.kind} are picked from, which is not known")
         made = (attention.query @ attention.key.transpose(-1, -2)) * attention.scale
         return made.gather(dim, index)
@@ -251,7 +251,7 @@ class Scores(SymbolicTensor):
 
     def do_matmul(self, weights: Any, values: Any) -> Tensor:
         """Multiply with the values: the attention is complete."""
-        if not self.same(weights) or not self.softened or isinstance(values, SymbolicTensor):
+        if weights is not self or not self.softened or isinstance(values, SymbolicTensor):
             raise Unknown("matmul: its scores are multiplied in a way that is not known")
         return self.through(values)
 

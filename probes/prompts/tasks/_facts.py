@@ -64,14 +64,6 @@ def lay(
 
     Sentences stand between them so that the whole prompt, with ``tail`` words that will follow,
     has ``length`` words; None uses facts only.
-
-    Examples
-    --------
-    >>> from headscope.probes.prompts.tasks._vocabulary import Vocabulary
-    >>> from headscope.probes.prompts.writing import Writer
-    >>> writer, facts = Writer(), [("dog", "north", "south")]
-    >>> lay(writer, random.Random(0), Vocabulary(), PLAIN, facts, None, 2)[0]["value"]
-    (9, 14)
     """
     least = wording.size * len(facts) + tail
     if length is not None and length < least:

@@ -51,8 +51,6 @@ def small_english(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, 
 class Filler:
     """Running sentences of a number of words.
 
-    Examples
-    --------
     >>> filler = Filler(random.Random(0), Vocabulary())
     >>> len(split(filler.text(17)))
     17

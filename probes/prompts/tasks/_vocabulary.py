@@ -28,10 +28,6 @@ def knows_only_words(tokenizer: Any) -> bool:
 
     The bundled models of generated text have such a one: they know the words of the plain register
     and nothing else.
-
-    >>> from headscope.probes import load_model
-    >>> knows_only_words(load_model("headscope/bundled").tokenizer)
-    True
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return type(getattr(backend, "model", None)).__name__ == "WordLevel"
@@ -49,11 +45,6 @@ class Vocabulary:
     register
         ``plain`` or ``natural``; by default plain where the tokenizer knows whole words only (or
         there is nothing to go by), else natural.
-
-    Examples
-    --------
-    >>> "Mary" in Vocabulary().take("names", least=2)
-    True
     """
 
     def __init__(
@@ -83,8 +74,6 @@ class Vocabulary:
         of any other number that enough words have, so that few prompts are drawn again; else all.
         No kind means every kind; fewer than ``least`` words are refused.
 
-        Examples
-        --------
         >>> Vocabulary().take("brackets")
         ('(', ')', '[', ']', '{', '}')
         """
@@ -133,11 +122,7 @@ class Vocabulary:
         return sizes
 
     def at_start(self, token: int) -> int:
-        """Return the id of the same word at the start of a text, where no space stands before it.
-
-        >>> Vocabulary(size=5).at_start(3)
-        3
-        """
+        """Return the id of the same word at the start of a text, where no space stands before."""
         if self._tokenizer is None:
             return token
         tokenizer: Any = self._tokenizer
@@ -220,10 +205,7 @@ def _readable(tokenizer: Any, table: dict[str, int]) -> tuple[int, ...]:
 def _whole_words(table: dict[str, int]) -> tuple[int, ...]:
     """Return the ids of words of letters that stand in a table with and without a space."""
     marked = [raw for raw in table if raw[0] in MARKS]
-    words = {
-        raw.lstrip("".join(MARKS)): token
-        for raw, token in ((raw, table[raw]) for raw in (marked or table))
-    }
+    words = {raw.lstrip("".join(MARKS)): table[raw] for raw in marked or table}
     return tuple(
         words[word]
         for word in sorted(words)

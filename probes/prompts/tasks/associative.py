@@ -77,10 +77,7 @@ def generate(
         chosen = [rng.sample(pair, 2) for pair in rng.sample(known, pairs)]
         drawn = rng.sample(values, 2 * pairs)
         stated, changed = drawn[:pairs], drawn[pairs:]
-        facts = [
-            (key, value, other)
-            for (key, _), value, other in zip(chosen, stated, changed, strict=True)
-        ]
+        facts = list(zip([key for key, _ in chosen], stated, changed, strict=True))
         writer = Writer()
         spans = lay(writer, rng, words, wording, facts, length, count(wording.ask))
         fact = rng.randrange(pairs)

@@ -62,9 +62,6 @@ def generate(
     wording = BARE if bare else PLAIN if words.plain else NATURAL
     # The last answer and what follows it are not written.
     tail = queries * (count(wording.ask) + 1 + len(wording.then)) - 1 - len(wording.then)
-    least = pairs * wording.size + tail
-    if length is not None and length < least:
-        raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     rng = random.Random(f"recall {seed}")
     keys = words.take("keys", least=pairs)
     values = words.take("values", least=pairs + 1)
@@ -72,11 +69,10 @@ def generate(
     def draw(_: int) -> Prompt:
         chosen = rng.sample(keys, pairs)
         stated = rng.sample(values, pairs)
+        others = zip(rng.sample(values, pairs), stated, strict=True)
         changed = [
             value if value != old else stated[place - 1]
-            for place, (value, old) in enumerate(
-                zip(rng.sample(values, pairs), stated, strict=True)
-            )
+            for place, (value, old) in enumerate(others)
         ]
         answer = ("", "")
         writer = Writer()
