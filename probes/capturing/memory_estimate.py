@@ -101,10 +101,8 @@ class Plan:
 
     def fits(self, share: float = 1.0) -> bool:
         """Whether a share of the available memory is enough."""
-        return (
-            self.memory <= share * self.available
-            and self.device_memory <= share * self.device_available
-        )
+        on_device = self.device_memory <= share * self.device_available
+        return on_device and self.memory <= share * self.available
 
     def check(self) -> None:
         """Refuse what cannot fit, with the numbers."""

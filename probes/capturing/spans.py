@@ -65,8 +65,6 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
     They are given as token positions by name and then per prompt, or as names of roles of the task;
     None stands for every role of the task.
 
-    Examples
-    --------
     >>> from headscope.probes.prompts.prompt_batch import Prompts
     >>> found = collect({"start": [[0, 1]], "first": [[0]]}, Prompts(ids=((5, 6, 7),)))
     >>> found.numbers[0].tolist(), found.members.astype(int).tolist()
@@ -86,15 +84,11 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
         for span, positions in enumerate(places):
             for position in positions[row]:
                 inside[position].append(span)
-        numbers.append(
-            np.array(
-                [
-                    combinations.setdefault(tuple(spans), len(combinations)) if spans else NONE
-                    for spans in inside
-                ],
-                dtype=np.int64,
-            )
-        )
+        of_keys = [
+            combinations.setdefault(tuple(spans), len(combinations)) if spans else NONE
+            for spans in inside
+        ]
+        numbers.append(np.array(of_keys, dtype=np.int64))
     members = np.zeros((len(combinations), len(names)), dtype=bool)
     for spans, number in combinations.items():
         members[number, list(spans)] = True

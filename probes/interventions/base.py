@@ -86,10 +86,7 @@ class HeadEdit(Edit):
 
 @dataclass(frozen=True)
 class VectorEdit(HeadEdit):
-    """An edit of some heads with a vector for each.
-
-    ``values`` has dims layer, head, size; only the rows of ``heads`` are read.
-    """
+    """An edit of some heads with a vector for each, in ``values``."""
 
     values: Float[Tensor, "layer head size"]
 

@@ -1,6 +1,7 @@
 """Input device and weights of a model, also where accelerate has spread or offloaded it."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,10 +15,8 @@ def input_device(module: nn.Module) -> torch.device:
     whole: Any = module
     part = whole
     if hasattr(whole, "get_input_embeddings"):
-        try:
+        with suppress(NotImplementedError):
             part = whole.get_input_embeddings() or whole
-        except NotImplementedError:
-            part = whole
     for hook in _hooks(part):
         # An offloaded weight lies nowhere; it is brought to this device when it is needed.
         device = getattr(hook, "execution_device", None)

@@ -43,9 +43,8 @@ def fetch(
     spread = device == "auto"
     wanted = None if spread else device
     target = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = _dtype(dtype) if dtype is not None else None
-    if kind is None and target.type == "cpu":
-        kind = torch.float32
+    default = torch.float32 if target.type == "cpu" else "auto"
+    kind = default if dtype is None else _dtype(dtype)
     local = Path(place).is_dir() or bool(commit(place, revision))
     if not local:
         _reach(place, revision=revision)
@@ -65,7 +64,7 @@ def fetch(
             module, report = _class(config).from_pretrained(
                 place,
                 **chosen,
-                dtype=kind if kind is not None else "auto",
+                dtype=kind,
                 use_safetensors=True,
                 local_files_only=local,
                 output_loading_info=True,

@@ -83,8 +83,6 @@ def encode(task: Task, tokenizer: Tokenizer | None) -> EncodedTask:
 
     Prompts of token ids do without a tokenizer.
 
-    Examples
-    --------
     >>> from headscope.probes import load_model, tasks
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> encoded = encode(tasks.make("ioi", tokenizer, n=1), tokenizer)

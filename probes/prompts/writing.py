@@ -124,11 +124,7 @@ def place(words: Iterable[str]) -> tuple[str, tuple[Span, ...]]:
 
 
 def join(words: Iterable[str]) -> str:
-    """The text of some words.
-
-    >>> join(("In", "17", "32", ",", "it"))
-    'In 1732, it'
-    """
+    """The text of some words."""
     return place(words)[0]
 
 

@@ -142,8 +142,7 @@ class Mask(SymbolicTensor):
 
     def do_bool(self, mask: Any) -> Mask:
         """Turn into a boolean."""
-        turned: Mask = self.do_to(self, torch.bool)
-        return turned
+        return self.do_to(self, torch.bool)
 
     def do_invert(self, mask: Any) -> Mask:
         """Turn hidden into seen, and back."""

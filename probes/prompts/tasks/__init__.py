@@ -14,22 +14,14 @@ from headscope.probes.prompts.tokenized_text import Tokenizer
 
 
 def names() -> list[str]:
-    """Names of the tasks, without importing them.
-
-    >>> "ioi" in names()
-    True
-    """
+    """Names of the tasks, without importing them."""
     return sorted(
         module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
     )
 
 
 def load(name: str) -> ModuleType:
-    """The module of a task.
-
-    >>> load("ioi").METRIC
-    'logit_difference'
-    """
+    """The module of a task."""
     if name not in names():
         raise InvalidInput(
             f"task: {name!r} is unknown; choose one of {', '.join(names())}, or a .jsonl"

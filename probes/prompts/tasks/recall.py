@@ -62,6 +62,9 @@ def generate(
     wording = BARE if bare else PLAIN if words.plain else NATURAL
     # The last answer and what follows it are not written.
     tail = queries * (count(wording.ask) + 1 + len(wording.then)) - 1 - len(wording.then)
+    least = pairs * wording.size + tail
+    if length is not None and length < least:
+        raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     rng = random.Random(f"recall {seed}")
     keys = words.take("keys", least=pairs)
     values = words.take("values", least=pairs + 1)
