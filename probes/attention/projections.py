@@ -93,8 +93,6 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
 
     ``parts`` says which: ``q``, ``k``, ``v`` and ``o`` (output).
 
-    Examples
-    --------
     >>> from headscope.probes import load_model
     >>> weights = read(load_model("headscope/bundled"))
     >>> tuple(weights.of(0, "q").shape), tuple(weights.of(0, "k").shape)

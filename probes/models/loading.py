@@ -71,11 +71,11 @@ def load_model(
     >>> model.heads, model.kv_heads
     (8, 4)
     """
+    if isinstance(source, Model) and bos is not None:
+        source = replace(source, bos=_bos(source.tokenizer, bos))
+    if isinstance(source, Model) and attention in ("self", source.attention):
+        return source
     if isinstance(source, Model):
-        if bos is not None:
-            source = replace(source, bos=_bos(source.tokenizer, bos))
-        if attention in ("self", source.attention):
-            return source
         return inspect(replace(source, attention=choose(source.module, attention)))
 
     bridge = None

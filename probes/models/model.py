@@ -194,8 +194,6 @@ class Model:
         ``bos`` of the model says otherwise. A text that has the beginning-of-sequence token
         already, as chat templates write it, does not get a second one.
 
-        Examples
-        --------
         >>> from headscope.probes import load_model
         >>> model = load_model("headscope/bundled")
         >>> model.encode("")[0] == model.tokenizer.bos_token_id
@@ -218,8 +216,6 @@ class Model:
     def words(self, ids: Sequence[int]) -> list[str]:
         """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.
 
-        Examples
-        --------
         >>> from headscope.probes import load_model
         >>> model = load_model("headscope/bundled")
         >>> model.words([model.tokenizer.bos_token_id])

@@ -142,7 +142,8 @@ class Mask(SymbolicTensor):
 
     def do_bool(self, mask: Any) -> Mask:
         """Turn into a boolean."""
-        return self.do_to(self, torch.bool)
+        turned: Mask = self.do_to(self, torch.bool)
+        return turned
 
     def do_invert(self, mask: Any) -> Mask:
         """Turn hidden into seen, and back."""
@@ -152,7 +153,7 @@ class Mask(SymbolicTensor):
 
     def do_lt(self, mask: Any, bound: Any) -> Mask:
         """Compare with a number between a bias and the least number."""
-        if mask is not self or self.form != "added" or self.bias is not None or not bound <= 0:
+        if not self.same(mask) or self.form != "added" or self.bias is not None or not bound <= 0:
             raise Unknown("lt: a mask is compared in a way that is not known")
         return self._turned("hidden")
 
@@ -172,7 +173,7 @@ class Mask(SymbolicTensor):
 
     def do_masked_fill(self, target: Any, mask: Any, value: Any) -> Mask:
         """Put the least number in place of a bias, at hidden keys."""
-        if mask is not self or isinstance(target, SymbolicTensor) or self.form != "hidden":
+        if not self.same(mask) or isinstance(target, SymbolicTensor) or self.form != "hidden":
             raise Unknown("masked_fill: a mask is filled in a way that is not known")
         check_least(value, target.dtype)
         shape = np.broadcast_shapes(self.shape, target.shape)

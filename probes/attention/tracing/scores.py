@@ -112,9 +112,8 @@ class Scores(SymbolicTensor):
 
     def _next(self, attention: Attention | None = None, **changes: Any) -> Scores:
         attention = self.attention if attention is None else attention
-        same = {"shape": tuple(self.shape), "dtype": self.dtype, "softened": self.softened}
-        changes = same | changes
-        return Scores.of(attention, self.receive, **changes)
+        same = {name: getattr(self, name) for name in ("shape", "dtype", "softened")}
+        return Scores.of(attention, self.receive, **(same | changes))
 
     def become(self, other: SymbolicTensor) -> Scores:
         """Change in place, which no other view of the same scores would see."""
@@ -135,19 +134,19 @@ class Scores(SymbolicTensor):
     def do_mul(self, left: Any, other: Any) -> Scores:
         """Multiply by a number."""
         self._refuse_weights("mul")
-        return self._next(self.attention.times(_number(other if left is self else left)))
+        return self._next(self.attention.times(_number(other if self.same(left) else left)))
 
     def do_div(self, left: Any, other: Any) -> Scores:
         """Divide by a number."""
         self._refuse_weights("div")
-        if left is not self:
+        if not self.same(left):
             raise Unknown("div: something is divided by its scores, which is not known")
         return self._next(self.attention.times(1.0 / _number(other)))
 
     def do_add(self, left: Any, other: Any) -> Scores:
         """Add a mask or a bias."""
         self._refuse_weights("add")
-        term = other if left is self else left
+        term = other if self.same(left) else left
         if isinstance(term, Mask) and term.form == "added":
             masked = self.attention.masked_by(term.rule)
             return self._next(masked if term.bias is None else masked.plus(term.bias))
@@ -162,7 +161,7 @@ class Scores(SymbolicTensor):
         """Keep the scores where a key is seen."""
         self._refuse_weights("where")
         check_least(least, self.dtype)
-        if scores is not self:
+        if not self.same(scores):
             raise Unknown("where: its scores are chosen in a way that is not known")
         return self._next(self.attention.masked_by(_rule(seen, "seen")))
 
@@ -191,7 +190,7 @@ class Scores(SymbolicTensor):
 
     def do_to(self, scores: Any, *kinds: Any, **options: Any) -> Scores:
         """Change the type; our weights are float32 whatever it is."""
-        if scores is not self:
+        if not self.same(scores):
             raise Unknown("to: a tensor takes the type of its scores, which is not known")
         dtype = dtype_of(*kinds, **options)
         return self if dtype in (None, self.dtype) else self._next(dtype=dtype)
@@ -212,7 +211,7 @@ class Scores(SymbolicTensor):
         """Make a product whose entries are picked: of positions, on their way to a bias."""
         attention = self.attention
         touched = attention.bias is not None or attention.rule is not UNSEEN or self.softened
-        if touched or product is not self:
+        if touched or not self.same(product):
             raise Unknown(f"gather: {self.kind} are picked from, which is not known")
         made = (attention.query @ attention.key.transpose(-1, -2)) * attention.scale
         return made.gather(dim, index)
@@ -242,7 +241,7 @@ class Scores(SymbolicTensor):
 
     def do_matmul(self, weights: Any, values: Any) -> Tensor:
         """Multiply with the values: the attention is complete."""
-        if weights is not self or not self.softened or isinstance(values, SymbolicTensor):
+        if not self.same(weights) or not self.softened or isinstance(values, SymbolicTensor):
             raise Unknown("matmul: its scores are multiplied in a way that is not known")
         return self.through(values)
 

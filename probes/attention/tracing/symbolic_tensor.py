@@ -88,6 +88,10 @@ class SymbolicTensor(Tensor):
         kind = tensors[0].kind if tensors else "a list of its masks or scores"
         raise Unknown(f"{name}: {kind} go through a step that is not known")
 
+    def same(self, tensor: object) -> bool:
+        """Say whether an argument is this one."""
+        return tensor is self
+
     def become(self, other: SymbolicTensor) -> SymbolicTensor:
         """Take the place of the result of a step that changes a tensor itself."""
         raise Unknown(f"{self.kind} are changed in place, which is not known")

@@ -72,10 +72,10 @@ def generate(
     def draw(_: int) -> Prompt:
         chosen = rng.sample(keys, pairs)
         stated = rng.sample(values, pairs)
-        others = zip(rng.sample(values, pairs), stated, strict=True)
+        pairs_of_values = zip(rng.sample(values, pairs), stated, strict=True)
         changed = [
             value if value != old else stated[place - 1]
-            for place, (value, old) in enumerate(others)
+            for place, (value, old) in enumerate(pairs_of_values)
         ]
         answer = ("", "")
         writer = Writer()
