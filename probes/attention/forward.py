@@ -155,7 +155,7 @@ def logits(
     edits: Sequence[Edit] = (),
     positions: Int[Tensor, "batch asked"] | None = None,
 ) -> Float[Tensor, "batch position vocab"]:
-    """Compute the next-token logits of a model, with its heads edited.
+    """Compute the next-token logits of a model, with its heads edited, in the model's dtype.
 
     Differentiable with respect to the values of a `Gate` when gradients are enabled.
 
@@ -167,10 +167,6 @@ def logits(
         Edits on the heads, applied in order.
     positions
         Positions whose logits are wanted, as many in every row; all without them.
-
-    Returns
-    -------
-    Logits with dims batch, position, vocabulary, in the model's dtype.
     """
     if model.reads == "images":
         raise NotApplicable(

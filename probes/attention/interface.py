@@ -38,20 +38,10 @@ if TYPE_CHECKING:
 NAME = "headscope"
 
 # Fields that transformers passes along and that change nothing in the attention itself.
-HARMLESS = frozenset(
-    {
-        "cache_position",
-        "deterministic",
-        "layer_idx",
-        "num_items_in_batch",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_ids",
-        "return_dict",
-        "use_cache",
-    }
-)
+HARMLESS = {
+    "cache_position", "deterministic", "layer_idx", "num_items_in_batch", "output_attentions",
+    "output_hidden_states", "output_router_logits", "position_ids", "return_dict", "use_cache",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,18 +78,9 @@ class AttentionCall:
         query_mask = self.key_mask if same else None
         if self.kind == "cross" and query_mask is not None:
             query_mask = torch.ones_like(query_mask)
-        return AttentionSpec(
-            query_mask=query_mask,
-            scale=self.scale,
-            causal=self.causal,
-            window=self.window,
-            softcap=self.softcap,
-            key_mask=self.key_mask,
-            sinks=self.sinks,
-            slopes=self.slopes,
-            bias=self.bias,
-            edits=edits,
-        )
+        names = ("scale", "causal", "window", "softcap", "key_mask", "sinks", "slopes", "bias")
+        shared = {name: getattr(self, name) for name in names}
+        return AttentionSpec(query_mask=query_mask, edits=edits, **shared)
 
 
 Receiver = Callable[[AttentionCall], Tensor]

@@ -46,22 +46,18 @@ class Layer:
         Positions of queries and keys are given each once and in ascending order.
         """
         places = (torch.from_numpy(rows), torch.from_numpy(columns))
-        return head_weights(*self._call, head, *places, self.spec).cpu().numpy()
+        return head_weights(self.call.query, self.call.key, head, *places, self.spec).cpu().numpy()
 
     def pooled(self, head: int, tile: int) -> dict[str, Array]:
         """Pool one head's map into tiles of so many tokens: ``pooled_mean`` and ``pooled_max``."""
         request = Request(stats=POOLED, tile=tile)
-        results = head_statistics(*self._call, head, request, self.spec)
+        results = head_statistics(self.call.query, self.call.key, head, request, self.spec)
         return {name: result.cpu().numpy() for name, result in results.items()}
 
     @property
     def spec(self) -> AttentionSpec:
         """How the layer's scores become weights, edits included."""
         return self.call.variant(self.edits)
-
-    @property
-    def _call(self) -> tuple[Tensor, Tensor]:
-        return self.call.query, self.call.key
 
 
 @torch.no_grad()
@@ -72,8 +68,6 @@ def run_until_layer(
 
     What is returned holds the layer's queries and keys: memory linear in the prompt.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> from headscope.probes import load_model
     >>> again = run_until_layer(load_model("headscope/bundled"), [0, 5, 6, 5], layer=2)

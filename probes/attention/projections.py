@@ -4,7 +4,7 @@ Random numbers are put in place of what every linear layer makes. Tokens that st
 position 0 are not turned by a rotary embedding, so the projection of the queries is the layer whose
 random output, cut into heads in one of the known ways, arrives at the attention; likewise for keys
 and values, fused or not. The projection of the output is the one that takes the heads' outputs.
-What fits nothing is refused.
+What fits nothing, such as the compressed keys of MLA, is refused.
 """
 
 from __future__ import annotations
@@ -59,15 +59,6 @@ class Projection:
         """Cut the output of the module into heads, with the gain, in float64."""
         return output[..., self.rows].double() * self.gain
 
-    def inwards(self) -> Float[Tensor, "head residual size"]:
-        """Return the weights from the residual stream to every head, in float64."""
-        weight = _matrix(self.module)[:, self.rows].double() * self.gain
-        return weight.permute(1, 0, 2)
-
-    def outwards(self) -> Float[Tensor, "head size residual"]:
-        """Return the weights from every head to the residual stream, in float64."""
-        return _matrix(self.module)[self.rows].double()
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -86,7 +77,10 @@ class Weights:
         the residual stream after its norm, whose gain is not part of the weights.
         """
         projection = self.projections[layer, part]
-        return projection.outwards() if part == "o" else projection.inwards()
+        weight = _matrix(projection.module)
+        if part == "o":
+            return weight[projection.rows].double()
+        return (weight[:, projection.rows].double() * projection.gain).permute(1, 0, 2)
 
     @property
     def normalised(self) -> bool:
@@ -99,14 +93,6 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
 
     ``parts`` says which: ``q``, ``k``, ``v`` and ``o`` (output).
 
-    Raises
-    ------
-    HeadscopeError
-        Where no linear layer, cut into heads in a known way, makes what arrives at the attention,
-        such as the compressed keys of MLA.
-
-    Examples
-    --------
     >>> from headscope.probes import load_model
     >>> weights = read(load_model("headscope/bundled"))
     >>> tuple(weights.of(0, "q").shape), tuple(weights.of(0, "k").shape)
@@ -149,7 +135,14 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
                 for module in near
                 for fit in _fits(module, *flow[module], target, part, call.module, model.dtype)
             ]
-            projections[layer, part] = _only(fits, model, layer, part)
+            if not fits:
+                raise UnsupportedModel(
+                    f"model: no linear layer of layer {layer} gives the {WHAT[part]} of "
+                    f"{model.name} ({model.architecture}) in a way that is known, so its weights "
+                    "cannot be read"
+                )
+            # There is one at most, since its numbers are random.
+            projections[layer, part] = fits[0]
     return Weights(projections)
 
 
@@ -191,16 +184,6 @@ def _fits(
                 factor, normalised = fit
                 yield Projection(module, rows, gain * factor, normalised)
                 break
-
-
-def _only(fits: list[Projection], model: Model, layer: int, part: str) -> Projection:
-    """Return the projection that fits; there is one at most, since its numbers are random."""
-    if not fits:
-        raise UnsupportedModel(
-            f"model: no linear layer of layer {layer} gives the {WHAT[part]} of {model.name} "
-            f"({model.architecture}) in a way that is known, so its weights cannot be read"
-        )
-    return fits[0]
 
 
 def _cuts(width: int, heads: int, size: int, part: str) -> Iterator[Tensor]:

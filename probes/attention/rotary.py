@@ -64,13 +64,10 @@ class Rotation:
 
     def undo(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
         """Turn vectors back; their last dims are position, from 0, and channel."""
-        return self._turn(vectors, -1.0)
+        return self.apply(vectors, -1.0)
 
-    def apply(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        """Turn vectors; their last dims are position, from 0, and channel."""
-        return self._turn(vectors, 1.0)
-
-    def _turn(self, vectors: NDArray[Any], sign: float) -> NDArray[np.float64]:
+    def apply(self, vectors: NDArray[Any], sign: float = 1.0) -> NDArray[np.float64]:
+        """Turn vectors, or with sign -1 back; their last dims are position, from 0, and channel."""
         turned = np.array(vectors, dtype=np.float64)
         angles = sign * np.arange(turned.shape[-2])[:, None] * self.frequencies
         cos, sin = np.cos(angles), np.sin(angles)
@@ -86,17 +83,12 @@ NONE = Rotation(np.zeros((0, 2), dtype=np.int64), np.zeros(0))
 def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     """Find the rotation of every layer with an attention map, and check it on a short prompt.
 
-    ``length`` is that of the longest text that it is meant for, in tokens.
+    ``length`` is that of the longest text that it is meant for, in tokens; frequencies that have
+    changed at this length are refused.
 
     Returns
     -------
     By layer; without pairs where positions do not turn the queries and keys.
-
-    Raises
-    ------
-    HeadscopeError
-        Where the projections cannot be read (`projections.read`), no known rotation makes what
-        arrives at the attention, or the frequencies change at this length.
 
     Examples
     --------

@@ -123,8 +123,6 @@ class ArrayWriter:
 def width_of(bins: int | None, longest: int) -> int:
     """Say how many tokens a bin holds; 1 where none are wanted or the text has no more tokens.
 
-    Examples
-    --------
     >>> width_of(100, 1000), width_of(100, 1001), width_of(100, 50), width_of(None, 1000)
     (10, 11, 1, 1)
     """
@@ -159,8 +157,6 @@ def collect(
     The mean of the tokens that have a number; the largest for a statistic that is a largest over
     queries. NaN where no token of a bin has one.
 
-    Examples
-    --------
     >>> collect("entropy", np.array([1.0, 3.0, np.nan, 4.0, 6.0]), ("query",), 2).tolist()
     [2.0, 4.0, 6.0]
     """

@@ -46,10 +46,11 @@ def pattern(
     prompt
         Row of the prompt.
     queries, keys
-        Window of positions; the whole prompt without them. In cross-attention queries are of the
-        target and keys of the source.
+        Window of positions, at most 2048 × 2048; the whole prompt without them. In cross-attention
+        queries are of the target and keys of the source.
     model
-        The model that was captured, where the capture does not keep what is needed.
+        The model that was captured, where the capture does not keep what is needed or its weights
+        were edited.
     edits
         The edits that the capture was made with, for the model to make them again.
 
@@ -57,13 +58,6 @@ def pattern(
     -------
     The weights, dims query, key, between 0 and 1; 0 where a query cannot see a key. Coords:
     query and key positions, token (query) and key_token (key).
-
-    Raises
-    ------
-    HeadscopeError
-        Where q, k or lse are missing or weights were edited and there is no model, the model or
-        the edits are not those of the capture, the head or prompt does not exist, the layer has
-        no attention map, the window is empty or larger than 2048 × 2048.
 
     Examples
     --------
@@ -93,7 +87,8 @@ def pattern(
         raise ResourceLimit(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
         )
-    if model is None or (_keeps(capture) and not capture.attrs.get("reweighted")):
+    kept = all(name in capture for name in KEPT)
+    if model is None or (kept and not capture.attrs.get("reweighted")):
         weights = _from_kept(capture, read, rows, columns)
     else:
         weights = _from_model(model, edits, read, rows, columns)
@@ -122,10 +117,6 @@ def pattern(
     )
 
 
-def _keeps(capture: xr.Dataset) -> bool:
-    return all(name in capture for name in KEPT)
-
-
 def _refuse_unkept(capture: xr.Dataset) -> None:
     for name in KEPT:
         if name not in capture:
@@ -149,10 +140,8 @@ def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, colum
     if not np.isnan(softcap):
         logits = softcap * np.tanh(logits / softcap)
     if "position_bias" in capture.coords:
-        farthest = capture.sizes["relative"] // 2
-        logits += read("position_bias")[columns[None, :] - rows[:, None] + farthest].astype(
-            np.float64
-        )
+        relative = columns[None, :] - rows[:, None] + capture.sizes["relative"] // 2
+        logits += read("position_bias")[relative].astype(np.float64)
     if "alibi_slope" in capture.coords:
         logits -= float(read("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
     weights = np.exp(logits - read("lse")[rows].astype(np.float64)[:, None])
@@ -207,20 +196,17 @@ def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) ->
 
 def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
     """Return a function that reads one variable for one head and prompt."""
+    place = {"prompt": prompt}
     for name, value in (("layer", layer), ("head", head)):
-        if value not in capture[name].values:
-            raise InvalidInput(
-                f"{name}: no {value} in this capture; it has {_range(capture[name])}"
-            )
+        known = capture[name].values
+        if value not in known:
+            there = f"{int(known.min())} to {int(known.max())}"
+            raise InvalidInput(f"{name}: no {value} in this capture; it has {there}")
+        place[name] = int(np.flatnonzero(known == value)[0])
     if not 0 <= prompt < capture.sizes["prompt"]:
         raise InvalidInput(
             f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}"
         )
-    place = {
-        "prompt": prompt,
-        "layer": int(np.flatnonzero(capture["layer"].values == layer)[0]),
-        "head": int(np.flatnonzero(capture["head"].values == head)[0]),
-    }
     if "attention_map" in capture.coords and not capture["attention_map"].values[place["layer"]]:
         known = capture["layer"].values[capture["attention_map"].values]
         raise InvalidInput(
@@ -235,10 +221,6 @@ def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[
         return capture.variables[name].isel(place, missing_dims="ignore").values
 
     return read
-
-
-def _range(coordinate: Any) -> str:
-    return f"{int(coordinate.min())} to {int(coordinate.max())}"
 
 
 def _positions(field: str, window: slice | None, length: int) -> Any:

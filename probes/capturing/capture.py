@@ -53,7 +53,7 @@ def capture(
     Prompts of similar lengths share a batch, at most 10 % of it padding, where a test of the model
     shows that this changes no number beyond rounding, and where there are no edits. Padding enters
     no statistic; in the Dataset prompts start together at position 0 and hold NaN beyond their
-    length.
+    length. What does not fit into memory is refused, with the numbers.
 
     Parameters
     ----------
@@ -128,20 +128,12 @@ def capture(
     (layer, head), by which a token of distance lowers a logit. A model with other layers, such as
     Mamba's, has ``attention_map`` (layer), False where there is none and every number is NaN. The
     tokens of an image are [CLS] and the like and its patches, r0c0, r0c1, ... row by row;
-    ``pixels`` (prompt,
-    colour, height, width) is what the model read. In
-    cross-attention ``query`` runs over the target and ``key`` over the source, with key_token and
-    key_token_id (prompt, key) and key_length (prompt); a decoder's self-attention has the source's
-    source_token_id (prompt, source) and source_length (prompt). Where q and k are kept of a model
-    with a relative position bias, position_bias (layer, head, relative) holds it, relative being
-    key - query. Attrs carry the provenance.
-
-    Raises
-    ------
-    HeadscopeError
-        For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
-        fit, a model that is refused at load or gives NaN, a file that cannot be written, and, with
-        the numbers, what does not fit into memory.
+    ``pixels`` (prompt, colour, height, width) is what the model read. In cross-attention ``query``
+    runs over the target and ``key`` over the source, with key_token and key_token_id (prompt, key)
+    and key_length (prompt); a decoder's self-attention has the source's source_token_id (prompt,
+    source) and source_length (prompt). Where q and k are kept of a model with a relative position
+    bias, position_bias (layer, head, relative) holds it, relative being key - query. Attrs carry
+    the provenance.
 
     Examples
     --------
@@ -220,8 +212,7 @@ def _recorder(
     """Load the model, read the prompts and resolve the options."""
     loaded = load_model(model)
     batch = read(loaded, prompts)
-    longest = max(batch.longest)
-    resolved = resolve_options(loaded, longest, stats, keep, edits, **options)
+    resolved = resolve_options(loaded, max(batch.longest), stats, keep, edits, **options)
     return Recorder(loaded, batch, resolved)
 
 

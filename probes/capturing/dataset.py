@@ -121,7 +121,7 @@ def token_coords(model: Model, prompts: Prompts) -> dict[str, Any]:
     coords: dict[str, Any] = {
         "token": (("prompt", "query"), token),
         "token_id": (("prompt", "query"), token_id),
-        "length": ("prompt", length),
+        "length": (("prompt",), length),
     }
     if prompts.pixels is not None:
         # A run is shown again later, and its images may have moved away.
@@ -132,7 +132,7 @@ def token_coords(model: Model, prompts: Prompts) -> dict[str, Any]:
         if prompts.crossed:
             coords["key_token"] = (("prompt", "key"), token)
         coords[f"{name}_token_id"] = (("prompt", name), token_id)
-        coords[f"{name}_length"] = ("prompt", length)
+        coords[f"{name}_length"] = (("prompt",), length)
     return coords
 
 
@@ -226,8 +226,7 @@ def position_coords(coords: Mapping[str, Any], width: int) -> dict[str, Any]:
     """Move coords of single tokens from the dim query to position, where queries are in bins."""
     if width == 1:
         return dict(coords)
-    moved = {}
-    for name, (dims, values) in coords.items():
-        places = (dims,) if isinstance(dims, str) else tuple(dims)
-        moved[name] = (tuple("position" if dim == "query" else dim for dim in places), values)
-    return moved
+    return {
+        name: (tuple("position" if dim == "query" else dim for dim in dims), values)
+        for name, (dims, values) in coords.items()
+    }

@@ -107,12 +107,6 @@ def generate(
     As `capture` of the finished texts, with the coordinate ``generated`` (prompt, query): True at
     tokens that the model wrote.
 
-    Raises
-    ------
-    NotApplicable
-        For a statistic that needs the whole text at once, a prompt that would outgrow the context,
-        a model that does not generate, edits that do not fit.
-
     Examples
     --------
     >>> from headscope.probes import load_model
@@ -152,7 +146,11 @@ def generate(
         if progress is not None:
             progress(done + 1, len(batch.ids))
     finished = Prompts(tuple(steps.ids for steps in runs), batch.task, batch.seed)
-    recorder = Recorder(loaded, finished, replace(resolved, spans=_spans(runs)))
+    spans = {
+        "prompt": [list(range(steps.start)) for steps in runs],
+        "generated": [list(range(steps.start, len(steps.ids))) for steps in runs],
+    }
+    recorder = Recorder(loaded, finished, replace(resolved, spans=spans))
     recorder.writer.allocate()
     for row, steps in enumerate(runs):
         for call in steps.layers.values():
@@ -254,13 +252,6 @@ def _seers(call: AttentionCall) -> npt.NDArray[np.float64]:
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)
     counted: npt.NDArray[np.float64] = visibility.query_counts[0].cpu().double().numpy()
     return counted
-
-
-def _spans(runs: Sequence[Steps]) -> dict[str, list[list[int]]]:
-    return {
-        "prompt": [list(range(steps.start)) for steps in runs],
-        "generated": [list(range(steps.start, len(steps.ids))) for steps in runs],
-    }
 
 
 def _names(stats: Sequence[str]) -> tuple[str, ...]:

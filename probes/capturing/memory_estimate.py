@@ -101,10 +101,8 @@ class Plan:
 
     def fits(self, share: float = 1.0) -> bool:
         """Whether a share of the available memory is enough."""
-        return (
-            self.memory <= share * self.available
-            and self.device_memory <= share * self.device_available
-        )
+        on_device = self.device_memory <= share * self.device_available
+        return on_device and self.memory <= share * self.available
 
     def check(self) -> None:
         """Refuse what cannot fit, with the numbers."""
@@ -145,12 +143,8 @@ class Plan:
         if self.streamed:
             rows.append(("file", self.disk, ""))
         title = f"{prompts} prompts of up to {longest} tokens, {layers} layers × {heads} heads"
-        return "\n".join(
-            [
-                title,
-                *(f"{name:24}{format_bytes(number):>10}  {note}" for name, number, note in rows),
-            ]
-        )
+        lines = [f"{name:24}{format_bytes(number):>10}  {note}" for name, number, note in rows]
+        return "\n".join([title, *lines])
 
 
 def estimate_memory(recorder: Recorder, batch_tokens: int | None, *, streamed: bool) -> Plan:
@@ -254,8 +248,6 @@ def _layer_bytes(recorder: Recorder, rows: Sequence[int]) -> int:
 def format_bytes(count: int) -> str:
     """Write a number of bytes.
 
-    Examples
-    --------
     >>> format_bytes(1_240_000_000), format_bytes(36_000)
     ('1.24 GB', '0.036 MB')
     """

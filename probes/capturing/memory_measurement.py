@@ -33,8 +33,6 @@ class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ``now`` and ``peak`` are the bytes alive now, and the most at once; ``largest`` the elements of
     the largest tensor made, four bytes being one.
 
-    Examples
-    --------
     >>> with PeakTensorBytes() as memory:
     ...     made = torch.zeros(1000)
     >>> memory.peak

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from headscope.kernels.errors import InvalidInput
 
@@ -44,11 +45,8 @@ class Spans:
 
     def pack(self, rows: Sequence[int]) -> Tensor:
         """Stack the numbers of some prompts: dims batch, key, -1 beyond the end of one."""
-        longest = max(len(self.numbers[row]) for row in rows)
-        packed = np.full((len(rows), longest), NONE, dtype=np.int64)
-        for at, row in enumerate(rows):
-            packed[at, : len(self.numbers[row])] = self.numbers[row]
-        return torch.from_numpy(packed)
+        numbers = [torch.from_numpy(self.numbers[row]) for row in rows]
+        return pad_sequence(numbers, batch_first=True, padding_value=NONE)
 
     def add(self, rows: Sequence[int], mass: Tensor) -> Tensor:
         """Add the masses of combinations to masses of spans, NaN where a prompt lacks a span."""
@@ -67,8 +65,6 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
     They are given as token positions by name and then per prompt, or as names of roles of the task;
     None stands for every role of the task.
 
-    Examples
-    --------
     >>> from headscope.probes.prompts.prompt_batch import Prompts
     >>> found = collect({"start": [[0, 1]], "first": [[0]]}, Prompts(ids=((5, 6, 7),)))
     >>> found.numbers[0].tolist(), found.members.astype(int).tolist()
@@ -88,15 +84,11 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
         for span, positions in enumerate(places):
             for position in positions[row]:
                 inside[position].append(span)
-        numbers.append(
-            np.array(
-                [
-                    combinations.setdefault(tuple(spans), len(combinations)) if spans else NONE
-                    for spans in inside
-                ],
-                dtype=np.int64,
-            )
-        )
+        of_keys = [
+            combinations.setdefault(tuple(spans), len(combinations)) if spans else NONE
+            for spans in inside
+        ]
+        numbers.append(np.array(of_keys, dtype=np.int64))
     members = np.zeros((len(combinations), len(names)), dtype=bool)
     for spans, number in combinations.items():
         members[number, list(spans)] = True

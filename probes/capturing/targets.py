@@ -37,10 +37,8 @@ def find(
         ``induction``: the keys right after those, where copying would look (Olsson et al. 2022);
         never the query itself.
         ``evidence``: at the queries that a task asks at, the tokens that hold the answer.
-    ids
-        Token ids of the prompt.
-    questions
-        The prompt's questions, in token positions; needed by ``evidence``.
+    ids, questions
+        Token ids of the prompt, and its questions in token positions, which ``evidence`` needs.
     occurrences
         How many earlier occurrences count, latest first.
 

@@ -33,11 +33,6 @@ class ScaleKeys(HeadEdit):
         Positions of the keys in tokens; -1 is the last.
     factor
         What each weight is multiplied by, 0 or more; 0 is `KnockOut`.
-
-    Examples
-    --------
-    >>> ScaleKeys(heads=((0, 1),), keys=(0,), factor=0.5).describe()["factor"]
-    0.5
     """
 
     keys: Sequence[int]
@@ -71,11 +66,6 @@ class KnockOut(HeadEdit):
         Positions of the keys in tokens; -1 is the last.
     queries
         Positions of the queries; None is all.
-
-    Examples
-    --------
-    >>> KnockOut(heads=((0, 1),), keys=(3, 4), queries=(-1,)).describe()["keys"]
-    [3, 4]
     """
 
     keys: Sequence[int]

@@ -32,13 +32,6 @@ class Blocks(Edit):
         Number of the block of every position, from 0.
     seen
         Which blocks of keys the queries of each block see, for every head.
-
-    Examples
-    --------
-    >>> import torch
-    >>> alone = torch.eye(2, dtype=torch.bool).expand(4, 8, 2, 2)
-    >>> Blocks(members=(0, 0, 1, 1), seen=alone).describe()["blocks"]
-    2
     """
 
     members: Sequence[int]

@@ -47,12 +47,7 @@ class Gate(Edit):
 
 @dataclass(frozen=True)
 class Ablate(HeadEdit):
-    """Set the output of some heads to zero.
-
-    Attributes
-    ----------
-    heads
-        The heads, as (layer, head) pairs.
+    """Set the output of some heads, given as (layer, head) pairs, to zero.
 
     Examples
     --------
@@ -71,12 +66,8 @@ class Ablate(HeadEdit):
 class Replace(VectorEdit):
     """Put a fixed vector in place of the output of some heads, at every position.
 
-    With the mean of ``z`` over a reference set this is mean ablation.
-
-    Attributes
-    ----------
-    values
-        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
+    With the mean of ``z`` over a reference set this is mean ablation. The vectors, ``values``, have
+    dims layer, head, size; only the rows of ``heads`` are read.
 
     Examples
     --------
@@ -95,12 +86,8 @@ class Replace(VectorEdit):
 class Offset(VectorEdit):
     """Add a fixed vector to the output of some heads, at every position.
 
-    What LoFiT learns for a few heads (Yin et al. 2024), and steering head by head.
-
-    Attributes
-    ----------
-    values
-        The vectors, dims layer, head, size; only the rows of ``heads`` are read.
+    What LoFiT learns for a few heads (Yin et al. 2024), and steering head by head. The vectors are
+    given as for `Replace`.
     """
 
     def change(self, z: HeadOutputs, vectors: Float[Tensor, "head 1 size"]) -> HeadOutputs:

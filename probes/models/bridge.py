@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from headscope.kernels.errors import InvalidInput
 
@@ -37,7 +38,8 @@ def unwrapped(bridge: Any) -> Iterator[None]:
             stack.callback(parent._modules.__setitem__, name, before)
             parent._modules[name] = after
         for part in parts:
-            stack.callback(_carry_hooks(part))
+            for handle in _carry_hooks(part):
+                stack.enter_context(handle)
         yield
 
 
@@ -55,7 +57,7 @@ def _projections(part: Any) -> list[tuple[nn.Module, str, Any, Any]]:
     wraps = {
         id(wrapper.original_component): wrapper
         for wrapper in part.submodules.values()
-        if _wraps(wrapper)
+        if getattr(wrapper, "original_component", None) is not None
     }
     return [
         (parent, name, raw, wraps[id(raw)])
@@ -66,11 +68,7 @@ def _projections(part: Any) -> list[tuple[nn.Module, str, Any, Any]]:
     ]
 
 
-def _wraps(part: Any) -> bool:
-    return getattr(part, "original_component", None) is not None
-
-
-def _carry_hooks(part: Any) -> Callable[[], None]:
+def _carry_hooks(part: Any) -> tuple[RemovableHandle, ...]:
     """Let what goes into the attention, and comes out of it, pass the hooks of the bridge."""
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -82,16 +80,10 @@ def _carry_hooks(part: Any) -> Callable[[], None]:
         return (part.hook_out(result[0]), *result[1:])
 
     inner = part.original_component
-    handles = (
+    return (
         inner.register_forward_pre_hook(enter, with_kwargs=True),
         inner.register_forward_hook(leave),
     )
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return remove
 
 
 def _is_attention(part: nn.Module | None) -> bool:

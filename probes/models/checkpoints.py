@@ -17,11 +17,6 @@ def checkpoints(source: str | os.PathLike[str]) -> list[str]:
         ``"headscope/induction"``; a folder with files ``model.step400.safetensors`` or with folders
         ``checkpoint-400``; or a name on the hub, whose branches and tags are named by a step.
 
-    Raises
-    ------
-    InvalidInput
-        When nothing of that name is there, or it has no checkpoints.
-
     Examples
     --------
     >>> checkpoints("headscope/induction")[0]
@@ -44,13 +39,7 @@ def checkpoints(source: str | os.PathLike[str]) -> list[str]:
 
 
 def stamp(source: str | os.PathLike[str]) -> str:
-    """Return a key that changes when the files of a checkpoint do: sizes and times, or a commit.
-
-    Raises
-    ------
-    HeadscopeError
-        As `headscope.probes.load_model`, for what is not there.
-    """
+    """Return a key that changes when the files of a checkpoint do: sizes and times, or a commit."""
     place = locate(source)
     folder = Path(place.path)
     if not folder.is_dir():

@@ -1,6 +1,7 @@
 """Input device and weights of a model, also where accelerate has spread or offloaded it."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,21 +11,12 @@ from headscope.kernels.errors import InvalidInput
 
 
 def input_device(module: nn.Module) -> torch.device:
-    """Find where a model takes its tokens: the device of its input embedding.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> input_device(load_model("headscope/bundled").module).type in ("cpu", "cuda")
-    True
-    """
+    """Find where a model takes its tokens: the device of its input embedding."""
     whole: Any = module
     part = whole
     if hasattr(whole, "get_input_embeddings"):
-        try:
+        with suppress(NotImplementedError):
             part = whole.get_input_embeddings() or whole
-        except NotImplementedError:
-            part = whole
     for hook in _hooks(part):
         # An offloaded weight lies nowhere; it is brought to this device when it is needed.
         device = getattr(hook, "execution_device", None)

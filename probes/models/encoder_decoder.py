@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,19 +78,15 @@ class AttentionIndex:
     @contextmanager
     def track_cross_attention(self) -> Iterator[None]:
         """Note, for as long as this lasts, which calls are handed the encoder's states."""
-        handles = []
-        for part in self.module.modules():
-            if self.stacks.get(id(part), ("", 0))[0] != "decoder":
-                continue
-            signature = inspect.signature(part.forward)
-            if not signature.parameters.keys().isdisjoint(STATES):
-                hook = self._noting(signature)
-                handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
+        with ExitStack() as stack:
+            for part in self.module.modules():
+                if self.stacks.get(id(part), ("", 0))[0] != "decoder":
+                    continue
+                signature = inspect.signature(part.forward)
+                if not signature.parameters.keys().isdisjoint(STATES):
+                    hook = self._noting(signature)
+                    stack.enter_context(part.register_forward_pre_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _noting(self, signature: inspect.Signature) -> Callable[..., None]:
         def hook(part: nn.Module, args: Any, kwargs: Any) -> None:

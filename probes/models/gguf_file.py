@@ -25,13 +25,7 @@ def converted_folder(file: Path) -> Path:
 
 
 def convert(file: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file to float32 and save it with its tokenizer, if that is not done yet.
-
-    Raises
-    ------
-    InvalidInput
-        When the package ``gguf`` is not installed, or transformers cannot read the file.
-    """
+    """Dequantise a GGUF file to float32 and save it with its tokenizer, if that is not done yet."""
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:

@@ -30,7 +30,9 @@ def load_model(
     """Load a model, by name, folder or object, and check that headscope reads it right.
 
     The check runs a short prompt: the logits and the statistics of every head must agree with
-    the model's own eager attention, and an edit must change the output. Disagreement is refused.
+    the model's own eager attention, and an edit must change the output. Disagreement is refused,
+    as is attention that neither goes through transformers' attention interface nor can be followed
+    step by step, a variant of it that the engine does not know, and NaN.
     A model loaded by name or folder that has passed is not checked again until its files, the code
     or a version change; ``HEADSCOPE_CHECK=always`` in the environment checks it every time.
 
@@ -63,14 +65,6 @@ def load_model(
     -------
     The model, in evaluation mode when loaded here; an object given is never changed.
 
-    Raises
-    ------
-    InvalidInput
-        For a model that is missing, whose attention neither goes through transformers' attention
-        interface nor can be followed step by step, that uses a variant of attention that the
-        engine does not know, holds NaN, or fails the check; for an attention that it does not
-        have, and without one for an encoder–decoder model.
-
     Examples
     --------
     >>> model = load_model("headscope/bundled")
@@ -84,9 +78,9 @@ def load_model(
     if isinstance(source, Model):
         return inspect(replace(source, attention=choose(source.module, attention)))
 
+    bridge = None
     if isinstance(source, str | PathLike):
         module, reader, name, revision = fetch(source, device, dtype, tokenizer)
-        bridge = None
     elif is_bridge(source):
         bridge, module = source, source.original_model
         reader = tokenizer if tokenizer is not None else source.tokenizer
@@ -95,7 +89,6 @@ def load_model(
         refuse_moving(module, device, dtype)
         bos = getattr(source.cfg, "default_prepend_bos", None) if bos is None else bos
     else:
-        bridge = None
         module, reader = unwrap(source, tokenizer)
         name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
         revision = fingerprint(module)
@@ -104,8 +97,7 @@ def load_model(
         reader = fetch_tokenizer(reader, images=input_kind(module) == IMAGES)
     chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
-    pictures = input_kind(module) == IMAGES
-    words, processor = (None, reader) if pictures else (reader, None)
+    words, processor = (None, reader) if input_kind(module) == IMAGES else (reader, None)
     model = Model(module, words, name, revision, bridge, empty, chosen, processor, _bos(words, bos))
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)
 

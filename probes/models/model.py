@@ -195,13 +195,6 @@ class Model:
         ``bos`` of the model says otherwise. A text that has the beginning-of-sequence token
         already, as chat templates write it, does not get a second one.
 
-        Raises
-        ------
-        InvalidInput
-            Without a tokenizer.
-
-        Examples
-        --------
         >>> from headscope.probes import load_model
         >>> model = load_model("headscope/bundled")
         >>> model.encode("")[0] == model.tokenizer.bos_token_id
@@ -218,8 +211,6 @@ class Model:
     def words(self, ids: Sequence[int]) -> list[str]:
         """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.
 
-        Examples
-        --------
         >>> from headscope.probes import load_model
         >>> model = load_model("headscope/bundled")
         >>> model.words([model.tokenizer.bos_token_id])
@@ -268,13 +259,7 @@ class Model:
 
 
 def input_kind(module: Any) -> str:
-    """Say what a model reads: ``tokens`` or ``images``.
-
-    Raises
-    ------
-    UnsupportedModel
-        For anything else, by the name of the input.
-    """
+    """Say what a model reads: ``tokens`` or ``images``."""
     name = getattr(module, "main_input_name", "input_ids")
     if name not in INPUTS:
         raise UnsupportedModel(

@@ -53,13 +53,6 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
 
     Of a folder that holds checkpoints alone, the last is meant unless one is named.
 
-    Raises
-    ------
-    InvalidInput
-        When there is no such folder, name or checkpoint.
-
-    Examples
-    --------
     >>> locate("EleutherAI/pythia-70m@step1000").revision
     'step1000'
     """
@@ -132,8 +125,9 @@ def _contents(folder: Path) -> str:
 
 def variants(folder: Path) -> list[str]:
     """List the checkpoints that lie side by side in a folder, by step."""
-    names = [file.name.split(".")[1] for file in folder.glob("model.*.safetensors")]
-    return sorted({variant for variant in names if step_of(variant) is not None}, key=_by_step)
+    names = {file.name.split(".")[1] for file in folder.glob("model.*.safetensors")}
+    steps = {name: step for name in names if (step := step_of(name)) is not None}
+    return sorted(steps, key=lambda name: (steps[name], name))
 
 
 def step_of(name: str) -> int | None:
@@ -150,10 +144,6 @@ def listed(names: Sequence[str]) -> str:
     """Join names for a refusal, the first ones where there are many."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _by_step(name: str) -> tuple[int, str]:
-    return step_of(name) or 0, name
 
 
 def _whole(folder: Path) -> bool:

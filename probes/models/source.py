@@ -41,13 +41,11 @@ def fetch(
     if gguf is not None:
         convert(gguf, Path(place))
     spread = device == "auto"
-    if spread:
-        device = None
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = _dtype(dtype) if dtype is not None else None
-    if kind is None and target.type == "cpu":
-        kind = torch.float32
-    local = Path(place).is_dir() or _cached(place, revision)
+    wanted = None if spread else device
+    target = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    default = torch.float32 if target.type == "cpu" else "auto"
+    kind = default if dtype is None else _dtype(dtype)
+    local = Path(place).is_dir() or bool(commit(place, revision))
     if not local:
         _reach(place, revision=revision)
     chosen: dict[str, Any] = {} if revision is None else {"revision": revision}
@@ -66,7 +64,7 @@ def fetch(
             module, report = _class(config).from_pretrained(
                 place,
                 **chosen,
-                dtype=kind if kind is not None else "auto",
+                dtype=kind,
                 use_safetensors=True,
                 local_files_only=local,
                 output_loading_info=True,
@@ -94,11 +92,10 @@ def fetch(
     for name in unsaved:
         # Not left as they were drawn: the same files are the same model.
         module.get_parameter(name).zero_()
-    reader = tokenizer
-    if reader is None:
-        reader = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
+    if tokenizer is None:
+        tokenizer = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
     known = "" if Path(place).is_dir() else commit(place, revision)
-    return module, reader, name, known or fingerprint(module)
+    return module, tokenizer, name, known or fingerprint(module)
 
 
 def _class(config: Any) -> Any:
@@ -121,7 +118,7 @@ def fetch_tokenizer(
     """Load a tokenizer, or an image processor, from a folder or the hub; None where none is."""
     if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
         raise InvalidInput(f"tokenizer: there is no folder {place}")
-    local = Path(place).is_dir() or _cached(str(place), revision)
+    local = Path(place).is_dir() or bool(commit(str(place), revision))
     if not local:
         _reach(str(place), "tokenizer", revision)
     try:
@@ -170,10 +167,6 @@ def fingerprint(module: nn.Module) -> str:
         data = flat.cpu().float().contiguous().numpy().tobytes()
         digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).hexdigest())
     return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
-
-
-def _cached(name: str, revision: str | None) -> bool:
-    return bool(commit(name, revision))
 
 
 def _reach(name: str, field: str = "model", revision: str | None = None) -> None:

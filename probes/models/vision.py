@@ -88,9 +88,8 @@ def check(model: Model, image: Float[Tensor, "1 channel height width"], length: 
 
 def read(model: Model, given: Any) -> Prompts:
     """Read images: arrays of floats (channel, height, width), files or PIL images."""
-    single = isinstance(given, str | os.PathLike) or _is_picture(given)
-    if not single and getattr(given, "ndim", 0) == 3:
-        single = True
+    file_or_picture = isinstance(given, str | os.PathLike) or _is_picture(given)
+    single = file_or_picture or getattr(given, "ndim", 0) == 3
     listed = [given] if single else list(given)
     if not listed:
         raise InvalidInput("prompts: there are none; give at least one image")

@@ -14,11 +14,6 @@ def unwrap(source: Any, tokenizer: Any = None) -> tuple[PreTrainedModel, Any]:
     Wrappers are a transformers pipeline (whose tokenizer is used where none is given),
     ``torch.compile``, ``DataParallel`` and its distributed form, and a PEFT model whose adapter
     lies inside the layers, such as LoRA: it then stays in force.
-
-    Raises
-    ------
-    InvalidInput
-        For anything else, and an adapter that changes the prompt.
     """
     if isinstance(source, PreTrainedModel):
         return source, tokenizer

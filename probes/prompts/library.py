@@ -46,13 +46,7 @@ def is_held_out(path: PurePosixPath) -> bool:
 
 
 def is_written_source(path: PurePosixPath) -> bool:
-    """Whether a file of the library counts as written source.
-
-    >>> is_written_source(PurePosixPath("json/decoder.py"))
-    True
-    >>> is_written_source(PurePosixPath("test/test_json.py"))
-    False
-    """
+    """Whether a file of the library counts as written source."""
     return not EXCLUDED_FOLDERS.intersection(path.parts) and not EXCLUDED_FILES.search(str(path))
 
 
@@ -84,8 +78,6 @@ def read_library(held_out: bool) -> list[LibraryFile]:
 def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[str]:
     """Cut held-out files of the running Python's library to their first `tokens` tokens.
 
-    Each ends at the end of a line.
-
     Parameters
     ----------
     number
@@ -94,11 +86,6 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
         Length of a prompt in tokens with the one before the text, at least 16; cut to whole lines.
     tokenizer
         What to count in: the tokenizer of your model; default: that of `headscope/bundled-python`.
-
-    Raises
-    ------
-    InvalidInput
-        When fewer files are that long, with their number.
 
     Examples
     --------
@@ -113,11 +100,8 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
     if tokenizer is None:
         tokenizer = fetch_tokenizer(folder("headscope/bundled-python"))
     files = sorted(read_library(held_out=True), key=lambda file: (-len(file.text), file.path))
-    texts = []
-    for file in files[:number]:
-        text = _cut(file.text, tokens, tokenizer)
-        if text is not None:
-            texts.append(text)
+    cut = (_cut(file.text, tokens, tokenizer) for file in files[:number])
+    texts = [text for text in cut if text is not None]
     if len(texts) < number:
         raise InvalidInput(
             f"number: {len(texts)} held-out files of this Python's library have {tokens} tokens; "

@@ -97,8 +97,6 @@ def batches(
     At most a share ``waste`` of a batch is padding: of one length where it is 0. Sources in a batch
     are of one length.
 
-    Examples
-    --------
     >>> list(batches([[5] * 10, [5] * 9, [5] * 3], 100, waste=0.1))
     [[2], [1, 0]]
     """

@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 
 
 def read(model: Model, prompts: Given) -> Prompts:
-    """Turn what a user gives into token ids, and refuse what the model cannot take.
-
-    Raises
-    ------
-    HeadscopeError
-        For no prompts, an empty prompt, a prompt longer than the context (with both numbers), one
-        text where a `Pair` is needed or the other way round, words that the tokenizer does not
-        know, token ids outside the vocabulary, text without a tokenizer, what is no image for a
-        model that reads images.
-    """
+    """Turn what a user gives into token ids, and refuse what the model cannot take."""
     if model.reads == "images":
         if isinstance(prompts, Task):
             raise NotApplicable(

@@ -31,16 +31,6 @@ class Question:
         Wrong continuations that are held against the answers.
     evidence
         Spans that hold the answer (or the facts that decide it).
-
-    Raises
-    ------
-    InvalidInput
-        If there is no answer, or a continuation is both right and wrong.
-
-    Examples
-    --------
-    >>> Question(at=22, answers=(" Mary",), wrong=(" John",)).answers
-    (' Mary',)
     """
 
     at: int
@@ -75,11 +65,6 @@ class Prompt:
     changes
         Where the two differ: pairs of a span of the clean and one of the corrupted prompt, in
         order. Without them, all between the first and the last difference is one change.
-
-    Raises
-    ------
-    InvalidInput
-        If there is no text or question, or a position is outside the prompt.
 
     Examples
     --------
@@ -155,17 +140,6 @@ class Task:
         Draws that the tokenizer did not allow, so that others were drawn in their place.
     register
         Wording: ``plain`` (the words of the bundled models) or ``natural``; "" for a user's own.
-
-    Raises
-    ------
-    InvalidInput
-        If the metric is unknown or there is no prompt.
-
-    Examples
-    --------
-    >>> from headscope.probes import tasks
-    >>> tasks.make("ioi", n=3, seed=1).metric
-    'logit_difference'
     """
 
     name: str

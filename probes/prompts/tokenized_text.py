@@ -52,13 +52,7 @@ class TokenizedText:
         )
 
     def before(self, at: int) -> int:
-        """Return the last token that ends at or before a character position.
-
-        Raises
-        ------
-        Unfit
-            When a token lies across the position, or none lies before it.
-        """
+        """Return the last token that ends at or before a character; `Unfit` across a token."""
         ends = [place for place, (start, stop) in enumerate(self.offsets) if start < stop <= at]
         if not ends or any(start < at < stop for start, stop in self.offsets):
             raise Unfit(f"at: no token ends at character {at}; ask at the end of a word")
@@ -89,13 +83,6 @@ def tokenize(
 
     ``bos`` is that of `opening`.
 
-    Raises
-    ------
-    NotApplicable
-        Of a tokenizer that does not say which characters its tokens stand for.
-
-    Examples
-    --------
     >>> from headscope.probes import load_model
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> text = tokenize(tokenizer, ["note dog north."])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import NotApplicable
@@ -57,13 +58,7 @@ class EncodedTask:
 
     @property
     def corrupted_ids(self) -> tuple[Positions, ...]:
-        """Ids of the corrupted prompts, each as long as its clean one.
-
-        Raises
-        ------
-        NotApplicable
-            Where they differ in length, so that no position means the same in both.
-        """
+        """Ids of the corrupted prompts, each as long as its clean one."""
         if self.misaligned:
             raise NotApplicable(self.misaligned)
         return self.twins
@@ -79,38 +74,16 @@ class EncodedTask:
 
     def part(self, prompts: slice) -> EncodedTask:
         """Take some of the prompts."""
-        return replace(
-            self, ids=self.ids[prompts], twins=self.twins[prompts],
-            questions=self.questions[prompts], roles=self.roles[prompts],
-            spans=self.spans[prompts],
-        )  # fmt: skip
+        fields = ("ids", "twins", "questions", "roles", "spans")
+        return replace(self, **{name: getattr(self, name)[prompts] for name in fields})
 
 
 def encode(task: Task, tokenizer: Tokenizer | None, bos: bool | None = None) -> EncodedTask:
     """Encode a task: every text in one call of the tokenizer, with its own special tokens.
 
-    Parameters
-    ----------
-    task
-        Prompts as text or token ids.
-    tokenizer
-        Tokenizer of the model; prompts of token ids do without.
-    bos
-        Whether texts begin with the beginning-of-sequence token; None follows the tokenizer.
+    Prompts of token ids do without a tokenizer. ``bos`` says whether texts begin with the
+    beginning-of-sequence token; None follows the tokenizer.
 
-    Returns
-    -------
-    EncodedTask
-        Ids, corrupted ids and questions in token positions.
-
-    Raises
-    ------
-    NotApplicable
-        Without a tokenizer, for words that it does not know, or where right and wrong continuations
-        begin with the same token.
-
-    Examples
-    --------
     >>> from headscope.probes import load_model, tasks
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> encoded = encode(tasks.make("ioi", tokenizer, n=1), tokenizer)
@@ -128,23 +101,13 @@ def encode(task: Task, tokenizer: Tokenizer | None, bos: bool | None = None) -> 
                 misaligned = misaligned or f"prompt {number} of {task.name}: {error}"
         except Unfit as error:
             raise NotApplicable(f"prompt {number} of {task.name}: {error}") from None
-    ids, corrupted, questions, spans = zip(*rows, strict=True)
+    ids, twins, questions, spans = zip(*rows, strict=True)
+    roles = tuple(
+        {role: tuple(dict.fromkeys(chain.from_iterable(places))) for role, places in row.items()}
+        for row in spans
+    )
     return EncodedTask(
-        name=task.name,
-        metric=task.metric,
-        ids=ids,
-        twins=corrupted,
-        questions=questions,
-        roles=tuple(
-            {
-                role: tuple(dict.fromkeys(at for span in places for at in span))
-                for role, places in row.items()
-            }
-            for row in spans
-        ),
-        spans=spans,
-        redrawn=task.redrawn,
-        misaligned=misaligned,
+        task.name, task.metric, ids, twins, questions, roles, spans, task.redrawn, misaligned
     )
 
 
@@ -154,11 +117,7 @@ def encode_prompt(
     """Encode one prompt: ids, corrupted ids, questions, and roles span by span.
 
     Without `aligned`, the corrupted prompt may have other tokens at the places of the clean one.
-
-    Raises
-    ------
-    Unfit
-        When the tokenizer does not allow the prompt.
+    `Unfit` where the tokenizer does not allow the prompt.
     """
     if not isinstance(prompt.clean, str):
         return _encode_ids(prompt, tokenizer, bos)
@@ -171,8 +130,8 @@ def encode_prompt(
         for continuation in (*question.answers, *question.wrong)
     ]
     texts = [prompt.clean, prompt.corrupted, *continued]
-    clean, corrupted, *rest = tokenize(tokenizer, texts, bos)
-    for text, made in zip(texts, (clean, corrupted, *rest), strict=True):
+    clean, corrupted, *rest = encoded = tokenize(tokenizer, texts, bos)
+    for text, made in zip(texts, encoded, strict=True):
         _refuse_unknown(tokenizer, text, made)
     if aligned:
         _check_alignment(prompt, clean, corrupted)
@@ -184,17 +143,9 @@ def encode_prompt(
             [_first(next(following), clean, at) for _ in side]
             for side in (question.answers, question.wrong)
         )
-        questions.append(
-            EncodedQuestion(
-                at,
-                *_told_apart(question, right, wrong),
-                tuple(
-                    dict.fromkeys(
-                        place for span in question.evidence for place in clean.positions(span)
-                    )
-                ),
-            )
-        )
+        evidence = dict.fromkeys(at for span in question.evidence for at in clean.positions(span))
+        sides = _told_apart(question, right, wrong)
+        questions.append(EncodedQuestion(at, *sides, tuple(evidence)))
     spans = {
         role: tuple(clean.positions(span) for span in places)
         for role, places in prompt.roles.items()

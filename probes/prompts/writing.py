@@ -20,8 +20,6 @@ _WORD = re.compile(r"\d{2}|[^\W\d_]+|[^\w\s]|\S")
 class Writer:
     """A text that grows; every piece says where it stands.
 
-    Examples
-    --------
     >>> writer = Writer()
     >>> writer.write("note {key} {value}.", key="dog", value=("north", "south"))["value"]
     (9, 14)
@@ -42,19 +40,12 @@ class Writer:
     def write(self, template: str, **fills: str | tuple[str, str]) -> dict[str, Span]:
         """Append a template behind a space, unless it begins with a sign or a space of its own.
 
-        Parameters
-        ----------
-        template
-            Text with fields in braces.
-        fills
-            What stands in each field: a text, or a pair of the clean and the corrupted one.
-
-        Returns
-        -------
-        Where each field stands, and the piece itself as ``whole``.
+        A field in braces is filled by a text, or a pair of the clean and the corrupted one. Returns
+        where each field stands, and the piece itself as ``whole``.
         """
         spans: dict[str, Span] = {}
-        if template and self.clean and not self.clean[-1].isspace() and _wants_space(template):
+        apart = self.clean[-1:].isspace() or template[:1].isspace() or template[:1] in GLUED
+        if template and self.clean and not apart:
             self._append(" ", " ")
         start = self._start = self.end
         for text, name, _, _ in Formatter().parse(template):
@@ -98,10 +89,6 @@ class Writer:
         return span
 
 
-def _wants_space(piece: str) -> bool:
-    return piece[:1] not in GLUED and not piece[:1].isspace()
-
-
 def is_glued(before: str, word: str) -> bool:
     """Whether `word` stands right after `before`, without a space (punctuation, year digits).
 
@@ -137,11 +124,7 @@ def place(words: Iterable[str]) -> tuple[str, tuple[Span, ...]]:
 
 
 def join(words: Iterable[str]) -> str:
-    """The text of some words.
-
-    >>> join(("In", "17", "32", ",", "it"))
-    'In 1732, it'
-    """
+    """The text of some words."""
     return place(words)[0]
 
 
@@ -165,20 +148,17 @@ def replace(prompt: Prompt, texts: Mapping[Span, str]) -> Prompt:
     ('note a north. ask', 17, ((7, 12),))
     """
     assert isinstance(prompt.clean, str)
-    text, last, changes = "", 0, []
+    text, last, written = "", 0, {}
     for (start, stop), new in sorted(texts.items()):
         text += prompt.clean[last:start]
-        changes.append(((start, stop), (len(text), len(text) + len(new))))
+        written[start, stop] = (len(text), len(text) + len(new))
         text += new
         last = stop
     text += prompt.clean[last:]
-    moved = tuple(changes)
+    moved = tuple(written.items())
 
     def place_of(span: Span) -> Span:
-        for before, after in moved:
-            if before == span:
-                return after
-        return move(span[0], moved), move(span[1], moved)
+        return written.get(span, (move(span[0], moved), move(span[1], moved)))
 
     return Prompt(
         text,

@@ -23,8 +23,6 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
     hold, in the header. The file appears under its name, in a folder that exists, only when it is
     complete on disk. The same Dataset gives the same bytes.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(xr.Dataset({"a": ("layer", np.ones(2))}), f"{folder}/a.safetensors")

@@ -69,11 +69,8 @@ class Attention:
         def part(tensor: Tensor) -> Tensor:
             if tensor.shape[0] not in (1, batch * heads):
                 raise Unknown(f"view: a bias of shape {tuple(tensor.shape)} is not known")
-            return (
-                tensor[None]
-                if tensor.shape[0] == 1
-                else tensor.reshape(batch, heads, *tensor.shape[1:])
-            )
+            alike = tensor.shape[0] == 1
+            return tensor[None] if alike else tensor.reshape(batch, heads, *tensor.shape[1:])
 
         bias = None if self.bias is None else part(self.bias[(None,) * (3 - self.bias.ndim)])
         query, key = (
@@ -114,16 +111,9 @@ class Scores(SymbolicTensor):
         return "its weights" if self.softened else "its scores"
 
     def _next(self, attention: Attention | None = None, **changes: Any) -> Scores:
-        return Scores.of(
-            self.attention if attention is None else attention,
-            self.receive,
-            **{
-                "shape": tuple(self.shape),
-                "dtype": self.dtype,
-                "softened": self.softened,
-                **changes,
-            },
-        )
+        attention = self.attention if attention is None else attention
+        same = {name: getattr(self, name) for name in ("shape", "dtype", "softened")}
+        return Scores.of(attention, self.receive, **(same | changes))
 
     def become(self, other: SymbolicTensor) -> Scores:
         """Change in place, which no other view of the same scores would see."""

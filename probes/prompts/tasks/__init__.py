@@ -14,29 +14,14 @@ from headscope.probes.prompts.tokenized_text import Tokenizer
 
 
 def names() -> list[str]:
-    """Names of the tasks, without importing them.
-
-    >>> "ioi" in names()
-    True
-    """
+    """Names of the tasks, without importing them."""
     return sorted(
         module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
     )
 
 
 def load(name: str) -> ModuleType:
-    """The module of a task.
-
-    Raises
-    ------
-    InvalidInput
-        If there is no such task.
-
-    Examples
-    --------
-    >>> load("ioi").METRIC
-    'logit_difference'
-    """
+    """The module of a task."""
     if name not in names():
         raise InvalidInput(
             f"task: {name!r} is unknown; choose one of {', '.join(names())}, or a .jsonl"
@@ -62,7 +47,7 @@ def make(
         A name of the registry, or the path of a ``.jsonl`` file of your own prompts.
     tokenizer
         Tokenizer of the model; prompts that it does not allow are drawn again, and the task says
-        how many (`redrawn`). None allows every prompt.
+        how many (`redrawn`). None allows every prompt. One that knows too few words is refused.
     n
         Number of prompts (a file gives all of its lines, and `n` and `seed` are not used).
     seed
@@ -74,13 +59,6 @@ def make(
         Number of token ids of a model without tokenizer, for tasks of random tokens.
     options
         Options of the task's own `generate`.
-
-    Raises
-    ------
-    InvalidInput
-        If the task or an option is unknown, or `n` < 1.
-    NotApplicable
-        If the tokenizer knows too few words, or allows none of many draws.
 
     Examples
     --------

@@ -27,21 +27,8 @@ def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     """Put another key in the place of the asked one wherever the context states it.
 
     The twin has as many tokens, the same question and the same stated values, so whatever the model
-    answers is not supported.
-
-    Parameters
-    ----------
-    task
-        Prompts of one question each, with the roles ``key`` and ``query``.
-    tokenizer
-        Tokenizer of the model.
-    seed
-        Seed of the draw of other keys.
-
-    Raises
-    ------
-    NotApplicable
-        When a role is missing, the asked word is no stated key, or no other has as many tokens.
+    answers is not supported. The prompts have one question each, and the roles ``key`` and
+    ``query``.
 
     Examples
     --------
@@ -49,9 +36,8 @@ def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> known = stated(tasks.make("recall", tokenizer, n=1))
     >>> asked = known.prompts[0].clean.split()[-1]
-    >>> known.prompts[0].clean.count(asked), (
-    ...     absent(known, tokenizer).prompts[0].clean.count(asked))
-    (2, 1)
+    >>> [task.prompts[0].clean.count(asked) for task in (known, absent(known, tokenizer))]
+    [2, 1]
     """
     from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 

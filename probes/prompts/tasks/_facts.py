@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import InvalidInput
@@ -42,11 +43,7 @@ NATURAL = Wording(
 
 
 def count(template: str) -> int:
-    """Number of words and signs of a template, a field being one word.
-
-    >>> count("note {key} {value}.")
-    4
-    """
+    """Number of words and signs of a template, a field being one word."""
     return len(split(template.replace("{", "").replace("}", "")))
 
 
@@ -61,35 +58,8 @@ def lay(
 ) -> list[dict[str, Span]]:
     """State facts in their order; return where key and value of each stand.
 
-    Parameters
-    ----------
-    writer
-        Text to write to.
-    rng
-        Draws the sentences and where the facts stand between them.
-    words
-        Words to use.
-    wording
-        How a fact is stated.
-    facts
-        Key, value and corrupted value of each.
-    length
-        Words in the whole prompt; None uses facts only.
-    tail
-        Words that will follow.
-
-    Raises
-    ------
-    InvalidInput
-        If `length` does not hold the facts.
-
-    Examples
-    --------
-    >>> from headscope.probes.prompts.tasks._vocabulary import Vocabulary
-    >>> from headscope.probes.prompts.writing import Writer
-    >>> writer, facts = Writer(), [("dog", "north", "south")]
-    >>> lay(writer, random.Random(0), Vocabulary(), PLAIN, facts, None, 2)[0]["value"]
-    (9, 14)
+    Sentences stand between them so that the whole prompt, with ``tail`` words that will follow,
+    has ``length`` words; None uses facts only.
     """
     least = wording.size * len(facts) + tail
     if length is not None and length < least:
@@ -98,10 +68,8 @@ def lay(
     cuts = sorted(rng.randint(0, spare) for _ in facts)
     filler = Filler(rng, words)
     spans = []
-    for (key, value, changed), gap in zip(
-        facts, [here - there for here, there in zip(cuts, [0, *cuts], strict=False)], strict=True
-    ):
-        writer.write(filler.text(gap))
+    for (key, value, changed), (last, cut) in zip(facts, pairwise([0, *cuts]), strict=True):
+        writer.write(filler.text(cut - last))
         spans.append(writer.write(wording.fact, key=key, value=(value, changed)))
     writer.write(filler.text(spare - cuts[-1]))
     return spans

@@ -141,21 +141,14 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
     metric
         Metric of the task, one of `headscope.probes.prompts.task.METRICS`.
 
-    Raises
-    ------
-    InvalidInput
-        If the file is missing or empty, or a line is malformed (names file and line).
-
     Examples
     --------
     >>> import tempfile, pathlib
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> file = pathlib.Path(folder.name, "mine.jsonl")
     >>> line = '{"clean": "a b", "corrupted": "a c", "answers": "d", "wrong": "e"}'
-    >>> _ = file.write_text(line)
-    >>> read(file).prompts[0].questions[0].at
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "mine.jsonl").write_text(line)
+    ...     read(f"{folder}/mine.jsonl").prompts[0].questions[0].at
     3
-    >>> folder.cleanup()
     """
     if metric not in METRICS:
         raise InvalidInput(f"metric: {metric!r} is unknown; choose one of {', '.join(METRICS)}")

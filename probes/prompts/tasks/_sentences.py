@@ -26,11 +26,7 @@ SLOTS = ("names", "places", "things", "adjectives")
 
 
 def sentences(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, ...]]:
-    """Endless random sentences in words: small English, or prose in the natural register.
-
-    >>> next(sentences(random.Random(0), Vocabulary()))[-1]
-    '.'
-    """
+    """Endless random sentences in words: small English, or prose in the natural register."""
     if words.plain:
         yield from small_english(rng, words)
     while True:
@@ -51,8 +47,7 @@ def small_english(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, 
 class Filler:
     """Running sentences of a number of words.
 
-    Examples
-    --------
+    >>> from headscope.probes.prompts.writing import split
     >>> filler = Filler(random.Random(0), Vocabulary())
     >>> len(split(filler.text(17)))
     17

@@ -28,10 +28,6 @@ def knows_only_words(tokenizer: Any) -> bool:
 
     The bundled models of generated text have such a one: they know the words of the plain register
     and nothing else.
-
-    >>> from headscope.probes import load_model
-    >>> knows_only_words(load_model("headscope/bundled").tokenizer)
-    True
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return type(getattr(backend, "model", None)).__name__ == "WordLevel"
@@ -49,11 +45,6 @@ class Vocabulary:
     register
         ``plain`` or ``natural``; by default plain where the tokenizer knows whole words only (or
         there is nothing to go by), else natural.
-
-    Examples
-    --------
-    >>> "Mary" in Vocabulary().take("names", least=2)
-    True
     """
 
     def __init__(
@@ -81,21 +72,8 @@ class Vocabulary:
 
         Of a tokenizer of whole words, those that it knows. Of another one, those of one token, or
         of any other number that enough words have, so that few prompts are drawn again; else all.
+        No kind means every kind; fewer than ``least`` words are refused.
 
-        Parameters
-        ----------
-        kinds
-            Names of kinds; none means every kind.
-        least
-            How many words the task needs.
-
-        Raises
-        ------
-        HeadscopeError
-            If a kind is unknown or fewer than `least` words remain.
-
-        Examples
-        --------
         >>> Vocabulary().take("brackets")
         ('(', ')', '[', ']', '{', '}')
         """
@@ -144,11 +122,7 @@ class Vocabulary:
         return sizes
 
     def at_start(self, token: int) -> int:
-        """Return the id of the same word at the start of a text, where no space stands before it.
-
-        >>> Vocabulary(size=5).at_start(3)
-        3
-        """
+        """Return the id of the same word at the start of a text, where no space stands before."""
         if self._tokenizer is None:
             return token
         tokenizer: Any = self._tokenizer
@@ -160,13 +134,6 @@ class Vocabulary:
 
         No special, added, unused, byte or whitespace token is among them.
 
-        Raises
-        ------
-        NotApplicable
-            If fewer than `least` remain, or neither tokenizer nor size is known.
-
-        Examples
-        --------
         >>> Vocabulary(size=5).ids(least=3)
         (0, 1, 2, 3, 4)
         """
@@ -188,17 +155,8 @@ class Vocabulary:
     def accept(self, n: int, draw: Callable[[int], Prompt | Sequence[Prompt]]) -> Iterator[Prompt]:
         """Draw prompts until `n` fit the tokenizer, and count in `redrawn` those that did not.
 
-        Parameters
-        ----------
-        n
-            Number of prompts.
-        draw
-            Draws the prompt of a number; or forms of it, of which the first that fits is taken.
-
-        Raises
-        ------
-        NotApplicable
-            Where no draw of a prompt fits.
+        ``draw`` makes the prompt of a number, or forms of it, of which the first that fits is
+        taken. A tokenizer that allows none of many draws is refused.
         """
         for number in range(n):
             for _ in range(ATTEMPTS):
@@ -214,17 +172,15 @@ class Vocabulary:
                 )
 
     def _fitting(self, drawn: Prompt | Sequence[Prompt]) -> tuple[Prompt | None, str]:
-        forms = [drawn] if isinstance(drawn, Prompt) else drawn
+        """Return the first form that the tokenizer allows, or why it does not allow the last."""
         reason = ""
-        for prompt in forms:
-            if self._tokenizer is None:
-                return prompt, ""
+        for prompt in [drawn] if isinstance(drawn, Prompt) else drawn:
             try:
-                encode_prompt(prompt, self._tokenizer)
+                if self._tokenizer is not None:
+                    encode_prompt(prompt, self._tokenizer)
+                return prompt, ""
             except Unfit as error:
                 reason = str(error)
-            else:
-                return prompt, ""
         return None, reason
 
 
@@ -249,10 +205,7 @@ def _readable(tokenizer: Any, table: dict[str, int]) -> tuple[int, ...]:
 def _whole_words(table: dict[str, int]) -> tuple[int, ...]:
     """Return the ids of words of letters that stand in a table with and without a space."""
     marked = [raw for raw in table if raw[0] in MARKS]
-    words = {
-        raw.lstrip("".join(MARKS)): token
-        for raw, token in ((raw, table[raw]) for raw in (marked or table))
-    }
+    words = {raw.lstrip("".join(MARKS)): table[raw] for raw in marked or table}
     return tuple(
         words[word]
         for word in sorted(words)

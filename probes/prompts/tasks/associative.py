@@ -43,12 +43,8 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     pairs
         Facts in a prompt, 2 or more: one alone could be answered without knowing its key. None
         states 4, in natural register 2.
@@ -56,11 +52,6 @@ def generate(
         Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     literal
         Ask by the key itself: the control, with the same facts.
-
-    Raises
-    ------
-    HeadscopeError
-        If `pairs` < 2, `length` is too short, or too few words are known.
 
     Examples
     --------
@@ -86,10 +77,7 @@ def generate(
         chosen = [rng.sample(pair, 2) for pair in rng.sample(known, pairs)]
         drawn = rng.sample(values, 2 * pairs)
         stated, changed = drawn[:pairs], drawn[pairs:]
-        facts = [
-            (key, value, other)
-            for (key, _), value, other in zip(chosen, stated, changed, strict=True)
-        ]
+        facts = list(zip([key for key, _ in chosen], stated, changed, strict=True))
         writer = Writer()
         spans = lay(writer, rng, words, wording, facts, length, count(wording.ask))
         fact = rng.randrange(pairs)

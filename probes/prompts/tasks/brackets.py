@@ -25,22 +25,12 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     length
-        Brackets before the question, 1 or more.
+        Brackets before the question, 1 or more; an odd number where `depth` is 1.
     depth
         Most brackets open at once, 1 or more.
-
-    Raises
-    ------
-    InvalidInput
-        If `length` or `depth` < 1, `length` is even with a depth of 1 (nothing stays open), or a
-        bracket is not known.
 
     Examples
     --------

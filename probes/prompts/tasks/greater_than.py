@@ -32,19 +32,10 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     low, high
         First and last start year, 2 to 98.
-
-    Raises
-    ------
-    InvalidInput
-        If the years are out of range, or are not all known.
 
     Examples
     --------
@@ -76,18 +67,17 @@ def _write(event: str, century: str, start: int, years: tuple[str, ...], shown: 
     )  # fmt: skip
     end = spans["end"]
     known = shown.format(century=century, decade=years[start][0])
-    if known.strip():
-        end = writer.write(known)["whole"]
-    elif known:
-        writer.write(known)
-    within = [year for year in years if f"{century}{year}".startswith(known.strip())]
-    begun = len(known.strip())
+    digits = known.strip()
+    if known:
+        written = writer.write(known)["whole"]
+        end = written if digits else end
     lead = "" if known else " "
     sides: tuple[list[str], list[str]] = ([], [])
-    for year in within:
-        sides[int(year) <= start].append(lead + f"{century}{year}"[begun:])
-    later, earlier = sides
-    question = Question(writer.end, tuple(later), tuple(earlier), (spans["start"],))
+    for year in years:
+        if f"{century}{year}".startswith(digits):
+            sides[int(year) <= start].append(lead + f"{century}{year}".removeprefix(digits))
+    later, earlier = map(tuple, sides)
+    question = Question(writer.end, later, earlier, (spans["start"],))
     return writer.prompt(
         [question],
         {role: [spans[role]] for role in ("event", "century", "start")} | {"END": [end]},

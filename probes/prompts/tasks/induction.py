@@ -29,22 +29,13 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     length
         Tokens in one half, 2 or more.
     distinct
         Draw without repeats inside a half, of the plain register content words alone; otherwise
         with repeats, and of the plain register punctuation and numbers too.
-
-    Raises
-    ------
-    InvalidInput
-        If `length` < 2, or fewer words than `length` remain.
 
     Examples
     --------

@@ -44,22 +44,13 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     order
         ``ABBA`` (IO named first), ``BABA`` (S named first), or ``both`` at random.
     corruption
         ``third``: the second mention of S becomes a third person, so nothing tells IO from S;
         ``swap``: it becomes IO, so the answer turns round.
-
-    Raises
-    ------
-    InvalidInput
-        If an option is unknown, or fewer than 3 names are known.
 
     Examples
     --------

@@ -32,23 +32,14 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     length
         Words and signs in a prompt; of prose, which is not cut inside a sentence, at most so many.
     depth
         Where the fact stands, 0 (start) to 1 (end); None spreads the prompts evenly over 0 to 1.
     span
-        Words in the value; each is asked in turn, after the right ones before it.
-
-    Raises
-    ------
-    InvalidInput
-        If `depth` is outside 0 to 1, `span` < 1, `length` too short, or too few words remain.
+        Words in the value, 1 or more; each is asked in turn, after the right ones before it.
 
     Examples
     --------

@@ -34,27 +34,17 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     pairs
         Facts in a prompt, 2 or more; keys are distinct, and so are values. None states 8, in
         natural register 2: small models hold no more.
     queries
-        Questions in a prompt; None asks for every fact once.
+        Questions in a prompt, 1 to `pairs`; None asks for every fact once.
     length
         Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     bare
         State and ask without the words around key and value.
-
-    Raises
-    ------
-    InvalidInput
-        If `pairs` < 2, `queries` is outside 1 to `pairs`, `length` is too short for the facts, or
-        too few keys or values are known.
 
     Examples
     --------
@@ -82,11 +72,10 @@ def generate(
     def draw(_: int) -> Prompt:
         chosen = rng.sample(keys, pairs)
         stated = rng.sample(values, pairs)
+        pairs_of_values = zip(rng.sample(values, pairs), stated, strict=True)
         changed = [
             value if value != old else stated[place - 1]
-            for place, (value, old) in enumerate(
-                zip(rng.sample(values, pairs), stated, strict=True)
-            )
+            for place, (value, old) in enumerate(pairs_of_values)
         ]
         answer = ("", "")
         writer = Writer()

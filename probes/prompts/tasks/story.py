@@ -23,19 +23,10 @@ def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterato
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     lines
         Sentences before the last, 1 or more.
-
-    Raises
-    ------
-    InvalidInput
-        If `lines` < 1, or too few words are known.
 
     Examples
     --------

@@ -38,12 +38,8 @@ def generate(
 
     Parameters
     ----------
-    n
-        Number of prompts.
-    seed
-        Seed of the draw.
-    words
-        Words to use.
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
     hops
         Facts in a thread, 1 or more; with 1 it is plain recall.
     threads
@@ -52,11 +48,6 @@ def generate(
         Words in a prompt; sentences stand between the facts to reach it. None uses facts only.
     spelled
         Ask for every step in turn, after the right ones before it, instead of for the end alone.
-
-    Raises
-    ------
-    InvalidInput
-        If `hops` < 1, `threads` < 2, `length` is too short, or too few words are known.
 
     Examples
     --------
