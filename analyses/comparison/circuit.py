@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.ablation import Head
+from headscope.analyses._interventions.ablation import Array, Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import label, top
@@ -24,7 +23,6 @@ from headscope.probes.prompts.task import Task
 from headscope.probes.storage.dataset_file import write_text
 
 FORMAT = "headscope-circuit-1"
-Array = NDArray[np.float64]
 # What of a result says where its scores come from.
 KEPT = (
     "model", "revision", "dtype", "task", "prompts_sha256", "n_prompts", "seed", "headscope",

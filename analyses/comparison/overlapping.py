@@ -7,12 +7,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label
-from headscope.analyses._stats.bootstrap import draws, percentiles
+from headscope.analyses._stats.bootstrap import Array, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.comparison.circuit import Circuit
 from headscope.kernels.errors import InvalidInput
 
-Array = NDArray[np.float64]
 RESAMPLES = 1000
 SOURCE = "Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models"
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import encode_task, evaluate
+from headscope.analyses._interventions.ablation import Array, encode_task, evaluate
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.next_token_loss import check_memory
 from headscope.analyses._runtime.options import OneOf
@@ -23,7 +22,6 @@ from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 
-Array = NDArray[np.float64]
 CONDITIONS = ("without edits", "with edits")
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import Head, evaluate
+from headscope.analyses._interventions.ablation import Array, Head, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import AtLeast, OneOf
@@ -26,7 +25,6 @@ from headscope.probes.interventions.named_patterns import PATTERNS
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
-Array = NDArray[np.float64]
 OWN = "own"
 
 

@@ -14,7 +14,6 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._measurements.head_outputs import output_weights
@@ -22,6 +21,7 @@ from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.conditions._span_knockout import distances, outputs
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture
@@ -40,7 +40,6 @@ SUPPORTS = {"hybrid"}
 SOURCE = "Cracking the Code of Hallucination (VHD)"
 SPACES = {"residual": "z W_O in the residual stream", "z": "z before the output projection"}
 RATIO = "‖a − b‖ / (‖a‖ + ‖b‖)"
-Array = NDArray[np.float64]
 
 
 def run(

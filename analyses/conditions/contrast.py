@@ -15,7 +15,6 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
@@ -23,7 +22,7 @@ from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats import effect_size
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.conditions import _conditions, _rare_tokens
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
@@ -41,7 +40,6 @@ ABLATED = ("heads that stand out in A", "random other heads")
 LEAST_NATS = 0.01
 # What float64 still tells from 0.
 SMALLEST_P = 1e-300
-Array = NDArray[np.float64]
 
 
 def run(

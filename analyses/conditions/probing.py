@@ -32,7 +32,7 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.conditions import _linked_pairs
 from headscope.analyses.conditions._link_probe import LinkProbe, fixed_offset, head_hits, shuffled
 from headscope.analyses.conditions._linked_pairs import RELATIONS, Link
@@ -54,7 +54,6 @@ DIRECTIONS = ("from the query", "to the query")
 CONDITIONS = ("link cut in probe heads", "link cut in random other heads")
 # What moves below this is no effect to speak of.
 LEAST_NATS = 0.01
-Array = NDArray[np.float64]
 
 
 def run(

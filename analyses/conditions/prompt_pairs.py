@@ -34,7 +34,7 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.capture import capture as capture_again
 from headscope.probes.models.model import Model
@@ -52,7 +52,6 @@ SOURCE = "Instruction-Aligned Visual Attention"
 CONDITIONS = ("pattern of B in the heads that differ most", "pattern of B in random other heads")
 # What is lost below this is no effect to speak of.
 LEAST_NATS = 0.01
-Array = NDArray[np.float64]
 Head = tuple[int, int]
 
 

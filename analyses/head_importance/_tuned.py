@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions.ablation import (
@@ -19,14 +18,13 @@ from headscope.analyses._interventions.ablation import (
 )
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._runtime import progress
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit, Gate, Offset
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
-
-Array = NDArray[np.float64]
 
 
 def aimed(task: Task, goal: str) -> Task:

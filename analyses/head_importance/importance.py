@@ -22,7 +22,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
@@ -31,6 +30,7 @@ from headscope.analyses._runtime.options import Between, OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
 from headscope.probes.models.model import Model
@@ -46,7 +46,6 @@ SUPPORTS = {"hybrid"}
 SOURCE = "Michel et al. 1905.10650"
 INTEGRAL = "Michel et al. 1905.10650; Sundararajan et al. 1703.01365"
 INTEGRATED = "Integrated gate gradient against zero ablation"
-Array = NDArray[np.float64]
 # By variable: what stands in for the head, and how it is measured.
 ABLATIONS = {
     "zero_ablation": ("set to zero", "intact − ablated"),

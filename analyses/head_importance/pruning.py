@@ -15,9 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import encode_task, mean_z
+from headscope.analyses._interventions.ablation import Array, encode_task, mean_z
 from headscope.analyses._interventions.head_gradients import gate_gradient
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
@@ -41,7 +40,6 @@ ABLATIONS = {
     "zero": "outputs set to zero",
     "mean": "outputs set to their mean over positions and prompts",
 }
-Array = NDArray[np.float64]
 
 
 def run(

@@ -16,10 +16,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._interventions.ablation import evaluate
+from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
 from headscope.analyses._runtime.verdict import Verdict
@@ -40,7 +39,6 @@ SLOTS = 4
 
 SOURCE = "Found in the Middle"
 SHARES = ("slot", "document", "both together")
-Array = NDArray[np.float64]
 
 
 def run(

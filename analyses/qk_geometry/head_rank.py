@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import Results, attending, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections, rotary
@@ -33,7 +33,6 @@ NEEDS = ()
 SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "resid")
 
-Array = NDArray[np.float64]
 NORMS = {"frobenius": "Frobenius norm", "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper"}
 BOTTLENECK = "Low-Rank Bottleneck; On the Benefits of Rank"
 COLLAPSE = "Attention is Not All You Need: Pure Attention Loses Rank"

@@ -21,6 +21,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.classification import auroc
 from headscope.analyses.retrieval_heads._detector import Detector, log_odds, ratios, windowed
 from headscope.kernels.errors import NotApplicable
@@ -44,7 +45,6 @@ FEATURES = ("ratio, answer", "ratio, window", "log odds, answer", "log odds, win
 BEST = FEATURES[2]
 ALONG = FEATURES[3]
 SPLITS = ("train", "test")
-Array = NDArray[np.float64]
 
 
 def run(

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, numbers
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _head_masking
 from headscope.analyses.retrieval_heads._needle_steps import FORMS, decode_steps, right, score
 from headscope.kernels.errors import NotApplicable
@@ -36,7 +36,6 @@ PROMPTS = 8
 
 SOURCE = "Wu et al. 2404.15574"
 GRID = ("length", "depth")
-Array = NDArray[np.float64]
 
 
 def run(

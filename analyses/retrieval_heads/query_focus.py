@@ -21,7 +21,7 @@ from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap, crossed
+from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
 from headscope.analyses.retrieval_heads._documents import document_scores, documents
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes import capture
@@ -39,7 +39,6 @@ PROMPTS = 16
 
 SOURCE = "QRHead 2506.09944"
 RANKERS = ("best heads", "all heads", "random other heads")
-Array = NDArray[np.float64]
 
 
 def run(

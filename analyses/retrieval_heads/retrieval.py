@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between
@@ -33,6 +32,7 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -49,7 +49,6 @@ PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
 UNSCORED = "The model recalls none of the needles, so no head can be scored on them."
-Array = NDArray[np.float64]
 
 
 def run(

@@ -17,7 +17,6 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._measurements.received import token_axis
@@ -47,7 +46,6 @@ KINDS = ("window", "local", "global")
 CONDITIONS = ("intact", "window heads limited", "as many others limited")
 # Text beyond the window that a token needs behind it, in windows, to be judged.
 BEHIND = 2
-Array = NDArray[np.float64]
 
 
 def run(
