@@ -16,6 +16,8 @@ from headscope.kernels.errors import NotApplicable
 # Units, scale and bounds of a share, and what follows other units of a share.
 ZERO_TO_ONE = ("sequential", 0, 1)
 SHARE = ("share", *ZERO_TO_ONE)
+# Dims of one number a head.
+GRID = ("layer", "head")
 
 
 class Results:

@@ -19,7 +19,7 @@ from headscope.analyses._interventions import causal_check
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.conditions._span_knockout import distances, outputs
@@ -95,24 +95,23 @@ def run(
         )
         known = capture(model, cut, stats=("lse",))
         results = Results(known, seed=seed, source=SOURCE, evidence="causal")
-        grid = ("layer", "head")
         everywhere = "hidden in all layers at once"
         results.add_mean(
-            "reliance", grid, total, "Output that hangs on the span", *SHARE,
+            "reliance", GRID, total, "Output that hangs on the span", *SHARE,
             convention=f"{RATIO}; {everywhere}; {convention}",
         )  # fmt: skip
         results.add_mean(
-            "direct", grid, direct, "Output that the head itself reads from the span", *SHARE,
+            "direct", GRID, direct, "Output that the head itself reads from the span", *SHARE,
             convention=f"{RATIO}; hidden in the head's layer alone; {convention}",
         )  # fmt: skip
         results.add_mean(
-            "beyond_control", grid, direct - control, "Read from the span beyond other tokens",
+            "beyond_control", GRID, direct - control, "Read from the span beyond other tokens",
             "share", "diverging", -1, 1,
             convention=f"direct − the same with as many random other tokens hidden (mean of "
             f"{controls}); {convention}",
         )  # fmt: skip
         results.add_mean(
-            "divergence", grid, far, "Divergence with and without the span", "norm of the output",
+            "divergence", GRID, far, "Divergence with and without the span", "norm of the output",
             "sequential", 0, convention=f"Euclidean distance; {everywhere}; {convention}",
         )  # fmt: skip
 

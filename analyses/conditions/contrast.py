@@ -19,7 +19,7 @@ import xarray as xr
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats import effect_size
 from headscope.analyses._stats.bootstrap import Array, bootstrap
@@ -114,15 +114,14 @@ def run(
         f"A: {both[0].name}, B: {both[1].name}; {len(task)} prompts each, read where they ask"
     )
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
-    grid = ("layer", "head")
     definitions = "; ".join(f"{name}: {_conditions.STATISTICS[name][2]}" for name in names)
     results.add_interval(
-        "effect", ("statistic", *grid), ends, "Effect of the condition, A − B", "Cohen's d",
+        "effect", ("statistic", *GRID), ends, "Effect of the condition, A − B", "Cohen's d",
         "diverging", convention=f"{'paired, d_z' if paired else 'pooled spread'}; a spread below "
         f"{least_spread:g} counts as that; {definitions}; {convention}",
     )  # fmt: skip
     results.add(
-        "significance", ("statistic", *grid), -np.log10(np.maximum(p, SMALLEST_P)),
+        "significance", ("statistic", *GRID), -np.log10(np.maximum(p, SMALLEST_P)),
         "Significance of the effect", "−log10 adjusted p", "sequential", 0,
         source="Benjamini and Hochberg 1995",
         convention=f"two-sided t test, {'of pairs' if paired else 'of two samples'}, adjusted over "
@@ -133,14 +132,14 @@ def run(
         "most; first position left out"
     )
     results.add_mean(
-        "rare_mass", grid, first["rare"], "Weight on rare tokens", *SHARE,
+        "rare_mass", GRID, first["rare"], "Weight on rare tokens", *SHARE,
         convention=f"{rarity}; {both[0].name}",
     )  # fmt: skip
     uniform = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
     with np.errstate(invalid="ignore", divide="ignore"):
         times = np.where(uniform > 0, 1 / uniform, np.nan)[:, None, None] * first["rare"]
     results.add_mean(
-        "rare_enrichment", grid, times, "Weight on rare tokens, against a uniform head",
+        "rare_enrichment", GRID, times, "Weight on rare tokens, against a uniform head",
         "times uniform", "sequential", 0,
         convention=f"{rarity}; 1: as a uniform head; {both[0].name}",
     )  # fmt: skip

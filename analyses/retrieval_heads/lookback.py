@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.classification import auroc
@@ -127,17 +127,16 @@ def run(
         f"{len(task)} prompts of {task.name} and their counterfactuals without the asked fact; "
         f"context = prompt but its last {prefix} tokens"
     )
-    grid = ("layer", "head")
     results.add_mean(
-        "lookback", ("fact", *grid), np.moveaxis(means, 0, 1), "Lookback ratio of the answer",
+        "lookback", ("fact", *GRID), np.moveaxis(means, 0, 1), "Lookback ratio of the answer",
         *SHARE, convention=f"c / (c + n), mean weights of a position; {convention}",
     )  # fmt: skip
     results.add_mean(
-        "difference", grid, means[0] - means[1], "Lookback ratio, fact stated − absent",
+        "difference", GRID, means[0] - means[1], "Lookback ratio, fact stated − absent",
         "share", "diverging", -1, 1, convention=f"mean over the pairs; {convention}",
     )  # fmt: skip
     results.add_interval(
-        "head_auroc", grid, alone, "AUROC of the head's lookback ratio alone", "AUROC",
+        "head_auroc", GRID, alone, "AUROC of the head's lookback ratio alone", "AUROC",
         *ZERO_TO_ONE,
         convention=f"low ratio = hallucinated; 0.5 is chance; nothing is trained; {convention}",
     )  # fmt: skip
@@ -149,7 +148,7 @@ def run(
         "in the paper; log odds: log c / n, standardized",
     )  # fmt: skip
     results.add(
-        "weight", grid, detectors[BEST].weights, "Weight of the head in the detector",
+        "weight", GRID, detectors[BEST].weights, "Weight of the head in the detector",
         "log odds per spread", "diverging",
         convention=f"{BEST}; positive: looking back is suspicious",
     )  # fmt: skip

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
 from headscope.analyses.retrieval_heads._documents import document_scores, documents
@@ -118,14 +118,13 @@ def run(
         f"sentences of {len(cut)} prompts of {task.name}"
     )
     rule = "Σ over the gold document, tokens at or below mean − 2 std (ddof 1) left out"
-    grid = ("layer", "head")
     results = Results(question, seed=seed, source=SOURCE)
     results.add_mean(
-        "qr_score", grid, scores, "Query-focused retrieval score (QRHead)", "share", "diverging",
+        "qr_score", GRID, scores, "Query-focused retrieval score (QRHead)", "share", "diverging",
         -1, 1, convention=f"{rule}, null question subtracted; {convention}",
     )  # fmt: skip
     results.add_mean(
-        "qr_plain", grid, np.stack([prompt.plain for prompt in prompts]),
+        "qr_plain", GRID, np.stack([prompt.plain for prompt in prompts]),
         "Weight of the question on its document", *SHARE,
         convention=f"{rule}, nothing subtracted; {convention}",
     )  # fmt: skip

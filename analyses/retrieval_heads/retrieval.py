@@ -21,6 +21,7 @@ from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
+    GRID,
     SHARE,
     Results,
     above,
@@ -99,19 +100,18 @@ def run(
         f"the needle generated count ({int(counted.sum())} of {len(counted)})"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    grid = ("layer", "head")
     forms = _needle_steps.FORMS.items()
     for (form, (high, formula)), scores in zip(forms, (sets, multisets), strict=True):
         kept = np.where(counted[:, None, None], scores, np.nan)
         results.add_mean(
-            f"retrieval_{form}", grid, kept, f"Retrieval score ({form})", "share of the needle",
+            f"retrieval_{form}", GRID, kept, f"Retrieval score ({form})", "share of the needle",
             "sequential", 0, high, convention=f"{formula}; {convention}",
         )  # fmt: skip
 
     recall_task = tasks.make("recall", tokenizer=model.tokenizer, n=recall_prompts, seed=task.seed)
     captured = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
     results.add_mean(
-        "recall", grid, _needle_steps.evidence_weight(captured),
+        "recall", GRID, _needle_steps.evidence_weight(captured),
         "Weight on the stated value when it is asked for", *SHARE, source="Zoology 2312.04927",
         convention=f"mean over the questions of {recall_prompts} prompts of multi-query recall",
     )  # fmt: skip

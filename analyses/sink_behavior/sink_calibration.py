@@ -28,7 +28,7 @@ from headscope.analyses._interventions.next_token_loss import (
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, label, marked, require
+from headscope.analyses._runtime.results import GRID, Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -93,13 +93,12 @@ def run(
     sinks = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     single, joint = _sweep(model, ids, sinks, factors)
 
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, evidence="causal")
     keys_of = {"first": "the first token", "sinks": "all its sinks"}
     for number, (name, keys) in enumerate(keys_of.items()):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
-                f"{name}_{end}", grid, single[:, number, place],
+                f"{name}_{end}", GRID, single[:, number, place],
                 f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
                 convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
                 f"normalised again, minus the loss as it is; {len(ids)} prompts; positive: worse",
@@ -113,7 +112,7 @@ def run(
     mean = single[:, 0].mean(0)
     best = np.where(mean.min(0) < -least_change, np.asarray(factors)[mean.argmin(0)], 1.0)
     results.add(
-        "best_gamma", grid, best, "Factor of least loss on the first token", "γ",
+        "best_gamma", GRID, best, "Factor of least loss on the first token", "γ",
         "sequential", 0, source=SOURCES[0],
         convention=f"of {gammas} and 1, mean over {len(ids)} prompts; one head at a time",
     )  # fmt: skip
@@ -121,7 +120,7 @@ def run(
     signs = np.where((lower > 0) & (change > least_change), 1, 0)
     signs = np.where((upper < 0) & (change < -least_change), -1, signs)
     results.add(
-        "verdict", grid, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
+        "verdict", GRID, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
         "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
         source=SOURCES[1],
         convention="sign of sinks_less where its 95 % interval leaves out 0 and it is larger than "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, require
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, require
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.sink_behavior._position_encoding import positional_encoding
 from headscope.probes.models.model import Model
@@ -82,7 +82,6 @@ def run(
     first, last, elsewhere = _ends(alpha, lengths)
 
     convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_mean(
         "topology_share", ("kind",), counted, "Sink topology of the prompts",
@@ -107,7 +106,7 @@ def run(
     ):
         if name != "at_last" or not np.isnan(values).all():
             title = f"Weight parked on {place}"
-            results.add_mean(name, grid, values, title, *SHARE, convention=rule, source=ALPHA)
+            results.add_mean(name, GRID, values, title, *SHARE, convention=rule, source=ALPHA)
     topology, count = Counter(kinds).most_common(1)[0]
     encoding = positional_encoding(capture, model)
     return results.dataset(

@@ -21,7 +21,7 @@ import xarray as xr
 from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, numbers
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import Array, mean, slope
@@ -124,22 +124,21 @@ def run(
         + (f", {length} words" if length else ", nothing between them")
     )
     convention = f"mass of the asking token on key and value of a fact; {prompts_words}"
-    grid = ("layer", "head")
     results = Results(
         capture(model, drawn[-1], stats=("lse",)), seed=seed, source=SOURCE, convention=convention
     )
-    results.add_mean("asked_mass", (*grid, "facts"), on_asked, "Mass on the asked fact", *SHARE)
+    results.add_mean("asked_mass", (*GRID, "facts"), on_asked, "Mass on the asked fact", *SHARE)
     results.add_mean(
-        "fact_entropy", (*grid, "facts"), entropies, "Entropy of the mass over facts",
+        "fact_entropy", (*GRID, "facts"), entropies, "Entropy of the mass over facts",
         "share of log(facts)", *ZERO_TO_ONE,
     )  # fmt: skip
     results.add_mean(
-        "relevance", grid, relevance, "Relevance: asked fact against another one", "log2 ratio",
+        "relevance", GRID, relevance, "Relevance: asked fact against another one", "log2 ratio",
         "diverging", convention=f"among {counts[-1]} facts; masses below {LEAST:g} count as that; "
         f"{convention}",
     )  # fmt: skip
     results.add_mean(
-        "dispersion", grid, dispersion, "Dispersion over distracting facts", "slope", "diverging",
+        "dispersion", GRID, dispersion, "Dispersion over distracting facts", "slope", "diverging",
         convention=f"−d log(asked fact's share of the facts' mass) / d log(facts): 0 keeps its "
         f"eye on it, 1 looks at all alike; {convention}",
     )  # fmt: skip

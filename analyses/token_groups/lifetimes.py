@@ -23,6 +23,7 @@ from headscope.analyses._measurements.received import token_axis
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
+    GRID,
     SHARE,
     ZERO_TO_ONE,
     Results,
@@ -120,18 +121,17 @@ def run(
             f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens "
             f"with {behind} or more behind them; {len(prompts)} prompt(s)"
         )
-        grid = ("layer", "head")
         results = Results(capture, seed=seed, source=SOURCE, convention=convention)
         for name, samples, title, units in (
             ("lifetime_tokens", shares, "Tokens by lifetime", "share of tokens"),
             ("lifetime_mass", masses, "Weight by lifetime of the token", "share"),
         ):
             results.add_mean(
-                name, (*grid, "lifetime"), np.clip(np.stack(samples), 0, 1), title, units,
+                name, (*GRID, "lifetime"), np.clip(np.stack(samples), 0, 1), title, units,
                 *ZERO_TO_ONE,
             )  # fmt: skip
         results.add_mean(
-            "near_mass", grid, np.stack(near), "Weight within the window", *SHARE,
+            "near_mass", GRID, np.stack(near), "Weight within the window", *SHARE,
             convention=f"window of {window} tokens, the query's own included; {len(prompts)} "
             "prompt(s)",
         )  # fmt: skip
