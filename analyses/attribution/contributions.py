@@ -74,19 +74,14 @@ def run(
 
     what = f"mean over tokens of {capture.sizes['prompt']} prompts"
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "norm_share", GRID, norm_share, "Share of the norms that a layer's heads write",
-        *SHARE, convention=f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}",
-    )  # fmt: skip
-    results.add_mean(
-        "output_share", GRID, output_share, "Share of the layer's output", "share",
-        "diverging", source="Kobayashi et al. 2004.10102",
-        convention="⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
-        f"others; {what}",
-    )  # fmt: skip
-    results.add_mean(
-        "head_balance", ("layer",), balance, "How evenly heads share a token", *SHARE,
-        convention=f"entropy of the norm shares over log(heads); 1 is even; {what}",
+    results.add_means(
+        ("norm_share", GRID, norm_share, "Share of the norms that a layer's heads write", SHARE,
+         f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}"),
+        ("output_share", GRID, output_share, "Share of the layer's output", ("share", "diverging"),
+         "⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
+         f"others; {what}", "Kobayashi et al. 2004.10102"),
+        ("head_balance", ("layer",), balance, "How evenly heads share a token", SHARE,
+         f"entropy of the norm shares over log(heads); 1 is even; {what}"),
     )  # fmt: skip
     results.add(
         "token_norm", (*GRID, "query"), first, "What a head writes at each token",

@@ -75,17 +75,13 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
         axis=1,
     )
     results = Results(capture, seed=seed, source=SOURCE, convention=frozen)
-    results.add_mean(
-        "direct_logit", ("layer", "head"), parts.heads,
-        f"Direct logits for the answer of {task.name}", "logits", "diverging",
-    )  # fmt: skip
-    results.add_mean(
-        "component_logit", ("component",), sums, "Direct logits by component", "logits",
-        "diverging", convention=f"they sum to the difference within {gap:.2g}; {frozen}",
-    )  # fmt: skip
-    results.add_mean(
-        "logit_difference", (), parts.logit, "What the components sum to", "logits", "diverging",
-        convention=what,
+    results.add_means(
+        ("direct_logit", ("layer", "head"), parts.heads,
+         f"Direct logits for the answer of {task.name}", ("logits", "diverging")),
+        ("component_logit", ("component",), sums, "Direct logits by component",
+         ("logits", "diverging"), f"they sum to the difference within {gap:.2g}; {frozen}"),
+        ("logit_difference", (), parts.logit, "What the components sum to", ("logits", "diverging"),
+         what),
     )  # fmt: skip
     ends = agreement(parts.heads, lost, seed)
     results.add_interval(

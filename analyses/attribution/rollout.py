@@ -98,15 +98,13 @@ def run(
         ("raw_attention", shown.raw, "Raw attention of the last layer", "mean over heads"),
     ):
         results.add(name, ("query", "key"), values, title, *SHARE, convention=convention)
-    results.add(
-        "ablation_effect", ("query",), shown.effect,
-        "Change of the prediction when the token is replaced", "nats", "sequential", 0,
-        convention=f"mean |Δ log p| of the predicted token over {substitutes} random substitutes",
-    )  # fmt: skip
-    results.add(
-        "input_gradient", ("query",), shown.gradient,
-        "Gradient of the prediction in the token's embedding", "nats per unit", "sequential", 0,
-        convention="L2 norm over the embedding dimensions",
+    results.add_all(
+        ("ablation_effect", ("query",), shown.effect,
+         "Change of the prediction when the token is replaced", ("nats", "sequential", 0),
+         f"mean |Δ log p| of the predicted token over {substitutes} random substitutes"),
+        ("input_gradient", ("query",), shown.gradient,
+         "Gradient of the prediction in the token's embedding", ("nats per unit", "sequential", 0),
+         "L2 norm over the embedding dimensions"),
     )  # fmt: skip
     for index, (name, truth) in enumerate(TRUTHS.items()):
         results.add_mean(

@@ -78,18 +78,14 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     for number, circuit in ((1, first), (2, second)):
         for head in circuit.heads:
             member[head] += number
-    results.add("shared", (), float(len(shared)), "Shared heads", "heads", "sequential", 0)
-    results.add(
-        "expected", (), expected, "Heads that random sets share", "heads", "sequential", 0,
-        convention=what,
-    )  # fmt: skip
-    results.add(
-        "p_value", (), p_value, "Chance of sharing as many at random", "probability", *ZERO_TO_ONE,
-        convention=f"hypergeometric, one-sided; {what}",
-    )  # fmt: skip
-    results.add(
-        "member", ("layer", "head"), member, "Circuit that holds the head",
-        "1 first, 2 second, 3 both", "sequential", 0, 3,
+    results.add_all(
+        ("shared", (), float(len(shared)), "Shared heads", ("heads", "sequential", 0)),
+        ("expected", (), expected, "Heads that random sets share", ("heads", "sequential", 0),
+         what),
+        ("p_value", (), p_value, "Chance of sharing as many at random",
+         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {what}"),
+        ("member", ("layer", "head"), member, "Circuit that holds the head",
+         ("1 first, 2 second, 3 both", "sequential", 0, 3)),
     )  # fmt: skip
     return xr.Dataset(
         results.variables,

@@ -96,23 +96,18 @@ def run(
         known = capture(model, cut, stats=("lse",))
         results = Results(known, seed=seed, source=SOURCE, evidence="causal")
         everywhere = "hidden in all layers at once"
-        results.add_mean(
-            "reliance", GRID, total, "Output that hangs on the span", *SHARE,
-            convention=f"{RATIO}; {everywhere}; {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            "direct", GRID, direct, "Output that the head itself reads from the span", *SHARE,
-            convention=f"{RATIO}; hidden in the head's layer alone; {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            "beyond_control", GRID, direct - control, "Read from the span beyond other tokens",
-            "share", "diverging", -1, 1,
-            convention=f"direct − the same with as many random other tokens hidden (mean of "
-            f"{controls}); {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            "divergence", GRID, far, "Divergence with and without the span", "norm of the output",
-            "sequential", 0, convention=f"Euclidean distance; {everywhere}; {convention}",
+        results.add_means(
+            ("reliance", GRID, total, "Output that hangs on the span", SHARE,
+             f"{RATIO}; {everywhere}; {convention}"),
+            ("direct", GRID, direct, "Output that the head itself reads from the span", SHARE,
+             f"{RATIO}; hidden in the head's layer alone; {convention}"),
+            ("beyond_control", GRID, direct - control, "Read from the span beyond other tokens",
+             ("share", "diverging", -1, 1),
+             f"direct − the same with as many random other tokens hidden (mean of "
+             f"{controls}); {convention}"),
+            ("divergence", GRID, far, "Divergence with and without the span",
+             ("norm of the output", "sequential", 0),
+             f"Euclidean distance; {everywhere}; {convention}"),
         )  # fmt: skip
 
         pool = heads(known)

@@ -42,13 +42,10 @@ class Smallest(NamedTuple):
         if self.heads is not None:
             mask = head_sets(work.model, [self.heads])[0].numpy().astype(float)
             size = float(len(self.heads))
-        results.add(
-            "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
-            convention=rule,
-        )  # fmt: skip
-        results.add(
-            "size", (), size, "Heads in the smallest set", "heads", "sequential", 0,
-            convention=rule,
+        results.add_all(
+            ("kept", ("layer", "head"), mask, "In the smallest set", ("1 kept", "sequential", 0, 1),
+             rule),
+            ("size", (), size, "Heads in the smallest set", ("heads", "sequential", 0), rule),
         )  # fmt: skip
         results.add_interval(
             "kept_share", (), self.share, "Share of the metric that the smallest set keeps",

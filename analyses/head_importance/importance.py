@@ -144,23 +144,19 @@ def run(
             convention=f"mean ablation of {model.heads // model.kv_heads} query heads at once; "
             f"{what}",
         )  # fmt: skip
-    results.add_mean(
-        "gate_gradient", grid, _normalized(gate) if normalize else gate,
-        f"Gate-gradient importance on {task.name}",
-        "share of the layer's norm" if normalize else UNITS[smooth], "sequential", 0,
-        convention=f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}",
+    results.add_means(
+        ("gate_gradient", grid, _normalized(gate) if normalize else gate,
+         f"Gate-gradient importance on {task.name}",
+         ("share of the layer's norm" if normalize else UNITS[smooth], "sequential", 0),
+         f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}"),
+        ("first_order", grid, slope, f"First-order estimate on {task.name}",
+         (UNITS[smooth], "diverging"), f"E ∂m/∂ξ at ξ = 1; m: {smooth}"),
+        ("integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
+         (UNITS[smooth], "diverging"),
+         "∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
+         f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}", INTEGRAL),
+        ("intact", (), clean, f"Intact {name.replace('_', ' ')}", (units, "diverging")),
     )  # fmt: skip
-    results.add_mean(
-        "first_order", grid, slope, f"First-order estimate on {task.name}", UNITS[smooth],
-        "diverging", convention=f"E ∂m/∂ξ at ξ = 1; m: {smooth}",
-    )  # fmt: skip
-    results.add_mean(
-        "integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
-        UNITS[smooth], "diverging", source=INTEGRAL,
-        convention="∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
-        f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}",
-    )  # fmt: skip
-    results.add_mean("intact", (), clean, f"Intact {name.replace('_', ' ')}", units, "diverging")
     least = threshold(null, seed)
     results.add(
         "null_ablation", (), least, "What a head must lose to be called important", units,

@@ -37,19 +37,11 @@ SOURCE = "Heimersheim & Nanda 2404.15255"
 LINEAR = "Nanda 2023, attribution patching"
 # Variable, title, how it is measured, and the prompt whose gradient estimates it.
 PATCHES = (
-    (
-        "noising",
-        "Lost with the head's corrupted output (noising)",
-        "clean − patched: clean prompt, z of the corrupted one at all positions",
-        "clean",
-    ),
-    (
-        "denoising",
-        "Won back with the head's clean output (denoising)",
-        "patched − corrupted: corrupted prompt, z of the clean one at all positions",
-        "corrupted",
-    ),
-)
+    ("noising", "Lost with the head's corrupted output (noising)",
+     "clean − patched: clean prompt, z of the corrupted one at all positions", "clean"),
+    ("denoising", "Won back with the head's clean output (denoising)",
+     "patched − corrupted: corrupted prompt, z of the clean one at all positions", "corrupted"),
+)  # fmt: skip
 
 
 def run(
@@ -104,9 +96,8 @@ def run(
             f"positions; m: {smooth}; {what}",
         )  # fmt: skip
     for side, values in levels.items():
-        results.add_mean(
-            side, (), values, f"{words.capitalize()} on the {side} prompt", units, "diverging"
-        )  # fmt: skip
+        title = f"{words.capitalize()} on the {side} prompt"
+        results.add_mean(side, (), values, title, units, "diverging")
     noising, denoising, linear, linear_back = *effects.values(), *estimates.values()
     for key, title, first, second in (
         ("noising_agreement", "Noising against its linear estimate", noising, linear),

@@ -140,13 +140,12 @@ def run(
     both = ("learned", "whose")
     before = evaluate(model, unseen, (), "log_probability")
     results = Results(capture, seed=seed, source=SOURCE, convention=what)
-    results.add(
-        "weight", ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}",
-        "factor", "sequential", convention=f"1: left alone; penalty {penalty:g}; {what}",
-    )  # fmt: skip
-    results.add(
-        "offset", ("layer", "head"), norm, "Learned offset", "share of the head's output",
-        "sequential", 0, convention=f"norm over that of a typical output; {what}",
+    results.add_all(
+        ("weight", ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}",
+         ("factor", "sequential"), f"1: left alone; penalty {penalty:g}; {what}"),
+        ("offset", ("layer", "head"), norm, "Learned offset",
+         ("share of the head's output", "sequential", 0),
+         f"norm over that of a typical output; {what}"),
     )  # fmt: skip
     nats, given = ("nats", "diverging"), ("share of answers", *ZERO_TO_ONE)
     advantage = chance[:, :, :1] - chance[:, :, 1:]

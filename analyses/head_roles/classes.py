@@ -176,16 +176,14 @@ def run(
             "window": results["window_cost"].values >= least_cost,
         }
         votes = np.sum([full[name] for name in DETECTORS[:3]], axis=0)
-        results.add(
-            "full_votes", GRID, np.where(known, votes, np.nan), "Detectors that call the head full",
-            "detectors", "sequential", 0, 3,
-            convention="of mass, echo and gate; a streaming head has 0 or 1",
-        )  # fmt: skip
-        results.add(
-            "agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
-            "Agreement of detectors on which heads are full", "Cohen's κ", "diverging", -1, 1,
-            convention=f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
-            f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats",
+        results.add_all(
+            ("full_votes", GRID, np.where(known, votes, np.nan),
+             "Detectors that call the head full", ("detectors", "sequential", 0, 3),
+             "of mass, echo and gate; a streaming head has 0 or 1"),
+            ("agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
+             "Agreement of detectors on which heads are full", ("Cohen's κ", "diverging", -1, 1),
+             f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
+             f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats"),
         )  # fmt: skip
 
         kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])

@@ -20,7 +20,15 @@ import xarray as xr
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
+from headscope.analyses._runtime.results import (
+    GRID,
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    above,
+    marked,
+    named,
+)
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resamples
 from headscope.analyses._stats.bootstrap import percentiles
@@ -160,23 +168,19 @@ def _source(model: Model, provenance: dict[str, object], prompts: int) -> xr.Dat
 
 def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     """Add bias and relevance of every head (prompt, layer, head, slot)."""
-    convention, grid = results.about["convention"], ("layer", "head")
-    for name, values, title in (
-        ("asked_mass", on_asked, "Mass on the asked fact by slot"),
-        ("bias", on_dummy, "Mass on a dummy by slot: positional bias"),
-    ):
-        results.add_mean(name, (*grid, "slot"), values, title, *SHARE)
+    convention, signed = results.about["convention"], ("share", "diverging")
     difference, (tilt, bend) = (on_asked - on_dummy).mean(-1), _slots.curve(on_dummy)
     fit = "a + b x + c x² over slots"
-    for name, values, title, rule, *bounds in (
-        ("relevance", difference, "Relevance: asked fact against dummy",
-         "Attn(asked, slot) − Attn(dummy, slot), mean over slots", -1, 1),
-        ("tilt", tilt, "Tilt of the bias towards the end", f"b of {fit}, x from −1 to 1"),
-        ("u_shape", bend, "U shape of the bias",
-         f"c of {fit}; above 0 both ends get more than the middle"),
-    ):  # fmt: skip
-        about = f"{rule}; {convention}"
-        results.add_mean(name, grid, values, title, "share", "diverging", *bounds, convention=about)
+    results.add_means(
+        ("asked_mass", (*GRID, "slot"), on_asked, "Mass on the asked fact by slot", SHARE),
+        ("bias", (*GRID, "slot"), on_dummy, "Mass on a dummy by slot: positional bias", SHARE),
+        ("relevance", GRID, difference, "Relevance: asked fact against dummy", (*signed, -1, 1),
+         f"Attn(asked, slot) − Attn(dummy, slot), mean over slots; {convention}"),
+        ("tilt", GRID, tilt, "Tilt of the bias towards the end", signed,
+         f"b of {fit}, x from −1 to 1; {convention}"),
+        ("u_shape", GRID, bend, "U shape of the bias", signed,
+         f"c of {fit}; above 0 both ends get more than the middle; {convention}"),
+    )  # fmt: skip
     _add_wave(results, on_dummy)
     by_prompt = [_slots.explained(*pair) for pair in zip(on_asked, on_dummy, strict=True)]
     results.add_mean(
@@ -187,7 +191,7 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     )  # fmt: skip
     by_slot, _, _ = _slots.explained(on_asked.mean(0), on_dummy.mean(0))
     results.add(
-        "bias_share", grid, by_slot, "Variance of the mass by the slot alone", "share of variance",
+        "bias_share", GRID, by_slot, "Variance of the mass by the slot alone", "share of variance",
         *ZERO_TO_ONE, convention=f"two-way over the mean of the prompts; {convention}",
     )  # fmt: skip
     documents = np.stack([on_asked.mean((1, 2)), on_dummy.mean((1, 2))], axis=1)

@@ -90,14 +90,12 @@ def run(
         f"of a row with itself; {count} prompts"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "positionality", ("layer", "head"), (shared / own.mean(0)).mean(-1),
-        "Same rows whatever the prompt", *SHARE, convention=convention,
-    )  # fmt: skip
-    results.add_mean(
-        "variance", ("layer", "head"), (own - shared).mean(-1),
-        "Variance of the weights across prompts", "share²", "sequential",
-        convention="Σ_j Var A[i, j] over prompts (unbiased), averaged over queries",
+    results.add_means(
+        ("positionality", ("layer", "head"), (shared / own.mean(0)).mean(-1),
+         "Same rows whatever the prompt", SHARE, convention),
+        ("variance", ("layer", "head"), (own - shared).mean(-1),
+         "Variance of the weights across prompts", ("share²", "sequential"),
+         "Σ_j Var A[i, j] over prompts (unbiased), averaged over queries"),
     )  # fmt: skip
     scores = results["positionality"].values
     ranked = top(scores, int(np.isfinite(scores).sum()))

@@ -95,31 +95,22 @@ def run(
     written = f"cosine of z W_O in the residual stream, {convention}"
     bits, cosine = ("bits", "sequential", 0, 1), ("cosine", "diverging", -1, 1)
     results = Results(capture, seed=seed)
-    results.add(
-        "pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
-        "Divergence of the rows of two heads", *bits, convention=pooled, source=CLARK,
+    results.add_all(
+        ("pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
+         "Divergence of the rows of two heads", bits, pooled, CLARK),
+        ("output_similarity", ("one", "other"), alike[np.ix_(order, order)],
+         "Cosine of the outputs of two heads", cosine, written, "EfficientViT"),
+        ("cluster", ("layer", "head"), grid, "Group of the head",
+         ("number of the group", "sequential", 1, clusters),
+         f"average linkage of the divergences, {clusters} groups, numbered by size"),
+        ("silhouette", (), silhouette, "Silhouette of the groups", ("share", "diverging", -1, 1),
+         "mean over heads; near 0 there are no groups to speak of"),
     )  # fmt: skip
-    results.add(
-        "output_similarity", ("one", "other"), alike[np.ix_(order, order)],
-        "Cosine of the outputs of two heads", *cosine, convention=written, source="EfficientViT",
-    )  # fmt: skip
-    results.add(
-        "cluster", ("layer", "head"), grid, "Group of the head", "number of the group",
-        "sequential", 1, clusters,
-        convention=f"average linkage of the divergences, {clusters} groups, numbered by size",
-    )  # fmt: skip
-    results.add(
-        "silhouette", (), silhouette, "Silhouette of the groups", "share", "diverging", -1, 1,
-        convention="mean over heads; near 0 there are no groups to speak of",
-    )  # fmt: skip
-    results.add_mean(
-        "nearest_in_layer", ("layer", "head"), _within_layers(capture, names, far, np.min),
-        "Divergence from the nearest head of the layer", *bits, convention=pooled, source=CLARK,
-    )  # fmt: skip
-    results.add_mean(
-        "alike_in_layer", ("layer", "head"), _within_layers(capture, names, near, np.max),
-        "Cosine with the most similar head of the layer", *cosine, convention=written,
-        source="EfficientViT",
+    results.add_means(
+        ("nearest_in_layer", ("layer", "head"), _within_layers(capture, names, far, np.min),
+         "Divergence from the nearest head of the layer", bits, pooled, CLARK),
+        ("alike_in_layer", ("layer", "head"), _within_layers(capture, names, near, np.max),
+         "Cosine with the most similar head of the layer", cosine, written, "EfficientViT"),
     )  # fmt: skip
     ordered = [label(names[at]) for at in order]
     coords: dict[str, Any] = {"one": ordered, "other": ordered}

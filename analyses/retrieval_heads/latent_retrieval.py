@@ -140,13 +140,11 @@ def run(
         "names",
     )  # fmt: skip
     grid = ("kind", "layer", "head")
-    results.add_mean(
-        "evidence", grid, scored, "Weight on the fact that decides, where it is answered", *SHARE,
-        convention=f"{convention}; {solved}",
-    )  # fmt: skip
-    results.add_mean(
-        "looked_at", grid, weights, "Weight on the fact that decides, answered or not", *SHARE,
-        convention=f"{convention}; no retrieval score where the kind is not solved",
+    results.add_means(
+        ("evidence", grid, scored, "Weight on the fact that decides, where it is answered", SHARE,
+         f"{convention}; {solved}"),
+        ("looked_at", grid, weights, "Weight on the fact that decides, answered or not", SHARE,
+         f"{convention}; no retrieval score where the kind is not solved"),
     )  # fmt: skip
     return results.dataset(
         {

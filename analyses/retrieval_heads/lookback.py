@@ -127,13 +127,11 @@ def run(
         f"{len(task)} prompts of {task.name} and their counterfactuals without the asked fact; "
         f"context = prompt but its last {prefix} tokens"
     )
-    results.add_mean(
-        "lookback", ("fact", *GRID), np.moveaxis(means, 0, 1), "Lookback ratio of the answer",
-        *SHARE, convention=f"c / (c + n), mean weights of a position; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "difference", GRID, means[0] - means[1], "Lookback ratio, fact stated − absent",
-        "share", "diverging", -1, 1, convention=f"mean over the pairs; {convention}",
+    results.add_means(
+        ("lookback", ("fact", *GRID), np.moveaxis(means, 0, 1), "Lookback ratio of the answer",
+         SHARE, f"c / (c + n), mean weights of a position; {convention}"),
+        ("difference", GRID, means[0] - means[1], "Lookback ratio, fact stated − absent",
+         ("share", "diverging", -1, 1), f"mean over the pairs; {convention}"),
     )  # fmt: skip
     results.add_interval(
         "head_auroc", GRID, alone, "AUROC of the head's lookback ratio alone", "AUROC",

@@ -119,14 +119,12 @@ def run(
     )
     rule = "Σ over the gold document, tokens at or below mean − 2 std (ddof 1) left out"
     results = Results(question, seed=seed, source=SOURCE)
-    results.add_mean(
-        "qr_score", GRID, scores, "Query-focused retrieval score (QRHead)", "share", "diverging",
-        -1, 1, convention=f"{rule}, null question subtracted; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "qr_plain", GRID, np.stack([prompt.plain for prompt in prompts]),
-        "Weight of the question on its document", *SHARE,
-        convention=f"{rule}, nothing subtracted; {convention}",
+    results.add_means(
+        ("qr_score", GRID, scores, "Query-focused retrieval score (QRHead)",
+         ("share", "diverging", -1, 1), f"{rule}, null question subtracted; {convention}"),
+        ("qr_plain", GRID, np.stack([prompt.plain for prompt in prompts]),
+         "Weight of the question on its document", SHARE,
+         f"{rule}, nothing subtracted; {convention}"),
     )  # fmt: skip
     chance = np.mean([1 / len(prompt.gold) for prompt in prompts])
     results.add_interval(

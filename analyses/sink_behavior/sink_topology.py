@@ -83,21 +83,17 @@ def run(
 
     convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "topology_share", ("kind",), counted, "Sink topology of the prompts",
-        "share of prompts", *ZERO_TO_ONE,
-        convention=f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
-        f"bidirectional: first and last together, neither alone; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
-        "share of sink weight", *ZERO_TO_ONE,
-        convention=f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink",
-    )  # fmt: skip
-    results.add_mean(
-        "reference_points", (), _points(held), "Effective number of reference points", "tokens",
-        "sequential", 0,
-        convention=f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}",
+    results.add_means(
+        ("topology_share", ("kind",), counted, "Sink topology of the prompts",
+         ("share of prompts", *ZERO_TO_ONE),
+         f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
+         f"bidirectional: first and last together, neither alone; {convention}"),
+        ("sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
+         ("share of sink weight", *ZERO_TO_ONE),
+         f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink"),
+        ("reference_points", (), _points(held), "Effective number of reference points",
+         ("tokens", "sequential", 0),
+         f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}"),
     )  # fmt: skip
     for name, values, place, rule in (
         ("at_first", first, "the first token", f"α_1; {convention}"),

@@ -98,15 +98,12 @@ def run(
         source="ACT; Gu et al. 2410.10781",
     )  # fmt: skip
     rate = mean(_above(first, epsilon), (1, 2)) * 100
-    results.add_mean("sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100)
-    results.add_mean(
-        "key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
-        "share of heads", *ZERO_TO_ONE,
-    )  # fmt: skip
-    results.add_mean(
-        "key_received", ("key",), mean(steady, (1, 2)),
-        "Mean weight that a key position receives", *SHARE,
-        convention="mean of α_k over heads and prompts", source="ACT",
+    results.add_means(
+        ("sink_rate", (), rate, "Sink rate", ("%", "sequential", 0, 100)),
+        ("key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
+         ("share of heads", *ZERO_TO_ONE)),
+        ("key_received", ("key",), mean(steady, (1, 2)), "Mean weight that a key position receives",
+         SHARE, "mean of α_k over heads and prompts", "ACT"),
     )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
     for name, values, title, units in (
