@@ -92,13 +92,13 @@ def run(
     agreement = np.stack([each.agreement() for each in prompts])
 
     results = Results(capture, seed=seed, source=SOURCE)
-    for name, values, title, convention in (
-        ("rollout", shown.rollout, "Attention rollout", PRODUCT),
-        ("flow", shown.flow, "Attention flow", "max-flow with capacities Â, rows normalised"),
-        ("raw_attention", shown.raw, "Raw attention of the last layer", "mean over heads"),
-    ):
-        results.add(name, ("query", "key"), values, title, *SHARE, convention=convention)
+    pair = ("query", "key")
     results.add_all(
+        ("rollout", pair, shown.rollout, "Attention rollout", SHARE, PRODUCT),
+        ("flow", pair, shown.flow, "Attention flow", SHARE,
+         "max-flow with capacities Â, rows normalised"),
+        ("raw_attention", pair, shown.raw, "Raw attention of the last layer", SHARE,
+         "mean over heads"),
         ("ablation_effect", ("query",), shown.effect,
          "Change of the prediction when the token is replaced", ("nats", "sequential", 0),
          f"mean |Δ log p| of the predicted token over {substitutes} random substitutes"),

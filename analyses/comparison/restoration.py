@@ -168,12 +168,12 @@ def restore(
     gain = columns["chosen heads repaired"] - columns["broken"]
     over = columns["chosen heads repaired"] - columns["random other heads repaired"]
     results = Results(xr.Dataset(), seed=seed, convention=what, evidence="causal")
-    for key, dims, values, title in (
-        ("score", ("condition",), samples, f"{task.name} before and after repair"),
-        ("gain", (), gain, "Gain by the repair, same prompts"),
-        ("gain_over_random", (), over, "Gain over a repair of random other heads"),
-    ):
-        results.add_mean(key, dims, values, title, UNITS[name], "diverging")
+    units = (UNITS[name], "diverging")
+    results.add_means(
+        ("score", ("condition",), samples, f"{task.name} before and after repair", units),
+        ("gain", (), gain, "Gain by the repair, same prompts", units),
+        ("gain_over_random", (), over, "Gain over a repair of random other heads", units),
+    )
     if whole is not None:
         results.add_interval(
             "recovered", (), _share(gain, columns["whole"] - columns["broken"], seed),

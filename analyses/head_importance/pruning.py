@@ -137,11 +137,11 @@ def run(
             f"{task.name} with whole KV groups taken out", units_of_metric, "diverging",
             convention=f"groups of {len(grouped[0])} query heads; {what}; {random}",
         )  # fmt: skip
-    for key, dims, samples, title in (
-        ("only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone"),
-        ("whole_layer", ("layer",), whole, "Lost without any head of the layer"),
-    ):
-        results.add_mean(key, dims, samples, title, units_of_metric, "diverging")
+    signed = (units_of_metric, "diverging")
+    results.add_means(
+        ("only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone", signed),
+        ("whole_layer", ("layer",), whole, "Lost without any head of the layer", signed),
+    )
     place = np.full((model.layers, model.heads), np.nan)
     for number, [head] in enumerate(order, start=1):
         place[head] = number

@@ -149,13 +149,13 @@ def run(
     )  # fmt: skip
     nats, given = ("nats", "diverging"), ("share of answers", *ZERO_TO_ONE)
     advantage = chance[:, :, :1] - chance[:, :, 1:]
-    for name, dims, samples, title, meaning in (
+    results.add_means(
         ("before", (), before, f"Log-probability of the {aim} before", nats),
         ("tuned", both, chance, f"Log-probability of the {aim}, heads tuned", nats),
         ("tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned", given),
         ("advantage", ("learned", "against"), advantage, ADVANTAGE, nats),
-    ):
-        results.add_mean(name, dims, samples, title, *meaning, evidence="causal")
+        evidence="causal",
+    )
     named = {whose: [label(head) for head in chosen] for whose, chosen in sets.items()}
     return results.dataset(
         {"learned": list(LEARNED), "whose": list(WHOSE), "against": list(WHOSE[1:])},

@@ -158,14 +158,14 @@ def run(
         convention=f"detector on {ALONG}; test prompts",
     )  # fmt: skip
     borrowed = np.stack([half.borrowed for half in answers])
-    for name, flags, title in (
-        ("supported", ~truth, "Answers that the context supports"),
-        ("borrowed", borrowed, "Answers that are the value of another key"),
-    ):
-        results.add_mean(
-            name, ("fact",), flags.T.astype(float), title, "share of answers", *ZERO_TO_ONE,
-            convention=f"first generated token; {convention}",
-        )  # fmt: skip
+    of_answers = ("share of answers", *ZERO_TO_ONE)
+    results.add_means(
+        ("supported", ("fact",), (~truth).T.astype(float), "Answers that the context supports",
+         of_answers),
+        ("borrowed", ("fact",), borrowed.T.astype(float),
+         "Answers that are the value of another key", of_answers),
+        convention=f"first generated token; {convention}",
+    )  # fmt: skip
     results.variables |= checked
     area, low, high = areas[FEATURES.index(BEST), 1]
     note = (

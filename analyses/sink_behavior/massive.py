@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
 from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.sink_behavior._outliers import (
@@ -101,24 +101,20 @@ def run(
     first, parked = _norms(capture, stream.norms, alpha)
 
     results = Results(capture, seed=seed, source=SOURCE)
-    norm_units = "times the mean of the others"
-    for name, dims, values, title, units, source, convention in (
+    times = ("times the mean of the others", "sequential", 0)
+    results.add_means(
         ("magnitude", ("size", "boundary"), stream.sizes.transpose(0, 2, 1),
-         "Magnitudes in the residual stream", "activation", SOURCE,
+         "Magnitudes in the residual stream", ("activation", "sequential", 0),
          "boundary b is before block b, the last after all"),
-        ("first_value_norm", ("layer", "head"), first, "Norm of the value at the first token",
-         norm_units, SINKS,
-         "‖v_1‖ over the mean ‖v_j‖ of the other keys, before the output projection"),
-        ("sink_value_norm", ("layer", "head"), parked,
-         "Norm of the value where a head parks most weight", norm_units, SINKS,
+        ("first_value_norm", GRID, first, "Norm of the value at the first token", times,
+         "‖v_1‖ over the mean ‖v_j‖ of the other keys, before the output projection", SINKS),
+        ("sink_value_norm", GRID, parked, "Norm of the value where a head parks most weight", times,
          f"key k of largest α_k among keys seen by ≥ {least_queries} queries (the first where none "
-         "is); ‖v_k‖ over the mean of the other keys"),
+         "is); ‖v_k‖ over the mean of the other keys", SINKS),
         ("tokens", ("group",), counts, "Tokens with massive activations and sink tokens",
-         "tokens a prompt", SOURCE, f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head"),
-    ):  # fmt: skip
-        results.add_mean(
-            name, dims, values, title, units, "sequential", 0, convention=convention, source=source
-        )
+         ("tokens a prompt", "sequential", 0),
+         f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head"),
+    )  # fmt: skip
     results.add(
         "token_magnitude", ("query",), stream.first, "Largest magnitude at a token", "activation",
         "sequential", 0, convention="first prompt; largest over channels and boundaries",
