@@ -79,7 +79,7 @@ def run(
     what = f"mean over tokens of {len(prompts)} prompts of up to {causal_tokens} tokens"
     ablated = f"all heads of the layer at zero, its MLP stays; {what}"
     cosine, causal = ("1 − cos", "sequential", 0, 2), {"evidence": "causal"}
-    results = Results(capture, seed=seed, source=SOURCE)
+    results = Results(capture, seed=seed, source=SOURCE, convention=what)
     results.add_mean(
         "block_influence", ("block",), influence, "Block influence", *cosine,
         source="ShortGPT 2403.03853",
@@ -100,7 +100,6 @@ def run(
     if not predicting:
         return results.dataset(
             coords,
-            convention=what,
             note=f"The block that turns its input least is {int(np.argmin(turned))}. No loss "
             "stands beside it: the model predicts no next token.",
         )
@@ -118,7 +117,7 @@ def run(
         "Spearman ρ", "diverging", -1, 1,
         convention=f"over {len(turned)} blocks; no interval, blocks are few",
     )  # fmt: skip
-    return results.dataset(coords, _verdict(rho, turned, lost), convention=what)
+    return results.dataset(coords, _verdict(rho, turned, lost))
 
 
 def _verdict(rho: float, turned: np.ndarray, lost: np.ndarray) -> Verdict:

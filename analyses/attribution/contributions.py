@@ -20,7 +20,7 @@ from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.attribution import _head_writing
 from headscope.probes.models.model import Model
@@ -131,16 +131,10 @@ def _note(capture: xr.Dataset, results: Results) -> str:
 
 def _verdict(ends: tuple[float, float, float], share: Any, lost: Any) -> Verdict:
     rho, lower, _ = ends
-    if np.isnan(lower):
-        return Verdict(
-            "too_few", "One prompt has no interval for the rank correlation with the loss."
-        )
-    if lower > 0:
-        return Verdict(
-            "supported", f"Heads that write more cost more to lose (Spearman ρ {rho:.2f})."
-        )
-    return Verdict(
-        "disagreement",
+    return interval_verdict(
+        lower,
+        f"Heads that write more cost more to lose (Spearman ρ {rho:.2f}).",
         f"Heads that write more do not cost more to lose (Spearman ρ {rho:.2f}); furthest apart, "
         f"by norm and by loss: {', '.join(parting(share, lost))}.",
+        "One prompt has no interval for the rank correlation with the loss.",
     )

@@ -140,12 +140,6 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     Dataset with ``rollout`` (query, key; share, rows sum to one); coordinates query, key, token
     (query) and key_token (key).
 
-    Raises
-    ------
-    HeadscopeError
-        When q or k are missing, a position or prompt is outside, edits changed the weights, or a
-        layer has no attention map.
-
     Examples
     --------
     >>> from headscope.probes import capture, load_model

@@ -166,12 +166,12 @@ def run(
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
     node = on_grid(np.mean([softmax(codes) for codes in nodes[:, 0]], axis=0))
-    results = Results(capture, source=SOURCE)
+    results = Results(capture, source=SOURCE, convention=convention)
     results.add_all(
         ("node", GRID, node, "Circuit score of the head", SHARE,
          f"softmax over heads of the unique codes; {convention}"),
         ("unique_codes", GRID, on_grid(nodes[:, 0].mean(0)), "Codes seen only with the task",
-         ("share of codes" if per_union else "codes", "sequential", 0), convention),
+         ("share of codes" if per_union else "codes", "sequential", 0)),
         ("edge_score", ("edge",), shown[best], "Circuit score of the edge", SHARE,
          f"softmax over {len(pairs)} edges; {convention}"),
     )  # fmt: skip
@@ -206,7 +206,6 @@ def run(
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
         _verdict(aucs["node_auc"], len(circuit), len(names)),
-        convention=convention,
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )

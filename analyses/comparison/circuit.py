@@ -46,12 +46,6 @@ class Circuit:
         The scores prompt by prompt (prompt, layer, head), or None; with them overlaps of circuits
         have intervals over prompts.
 
-    Raises
-    ------
-    InvalidInput
-        For no head, a head named twice, without a score or outside of the scores, and samples of
-        another shape.
-
     Examples
     --------
     >>> import numpy as np
@@ -211,13 +205,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Circuit:
-    """Read a circuit that `save` has written.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or holds no circuit.
-    """
+    """Read a circuit that `save` has written."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:

@@ -37,11 +37,6 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     correlation have 95 % intervals: prompts are resampled (together where they are the same), and
     each circuit is chosen anew as its highest scores.
 
-    Raises
-    ------
-    InvalidInput
-        When the numbers of layers or heads differ, or the heads with a score do.
-
     Examples
     --------
     >>> import numpy as np

@@ -95,12 +95,6 @@ def restore(
     ``gain`` (what the repair brings) and ``gain_over_random``, paired by prompt, and ``recovered``
     (gain as a share of what was broken; with a whole model only), with 95 % intervals over prompts.
 
-    Raises
-    ------
-    InvalidInput
-        For heads that the model does not have, too many to leave as many others, an unknown
-        pattern, or ``own`` with nothing to take it from.
-
     Examples
     --------
     >>> from headscope.probes import load_model, tasks

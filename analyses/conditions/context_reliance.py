@@ -64,8 +64,7 @@ def run(
     space
         ``residual`` (after the head's slice of the output projection) or ``z`` (before it).
     controls
-        Random spans of as many other tokens; the first token and the question are never among
-        them.
+        Random spans of as many other tokens; the first token and the question are never among them.
     best
         Heads with the largest direct distance beyond the control, ablated in the causal check;
         half of all at most.
@@ -94,7 +93,7 @@ def run(
             f"prompts of {task.name}; {SPACES[space]}"
         )
         known = capture(model, cut, stats=("lse",))
-        results = Results(known, seed=seed, source=SOURCE, evidence="causal")
+        results = Results(known, seed=seed, source=SOURCE, evidence="causal", convention=convention)
         everywhere = "hidden in all layers at once"
         results.add_means(
             ("reliance", GRID, total, "Output that hangs on the span", SHARE,
@@ -120,7 +119,6 @@ def run(
     results.variables |= checked
     return results.dataset(
         {"condition": conditions},
-        convention=convention,
         heads_by_type={"context-reliant": [label(head) for head in chosen]},
         causal={"context-reliant": record},
         verdict=Verdict(record["verdict"], record["note"]),

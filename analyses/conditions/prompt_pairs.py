@@ -33,7 +33,7 @@ from headscope.analyses._runtime.results import (
     require_prompts,
     top,
 )
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.capture import capture as capture_again
@@ -209,9 +209,5 @@ def _verdict(samples: Array, size: int, seed: int) -> Verdict:
     if len(samples) < 2:
         return Verdict("too_few", f"One prompt has no interval: {text}.")
     lower = float(bootstrap(samples[:, 0] - samples[:, 1], seed=seed)[1])
-    if own > LEAST_NATS and lower > 0:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}; the difference is correlational here.",
-    )
+    remark = "; the difference is correlational here"
+    return causal_verdict(own > LEAST_NATS and lower > 0, text, remark)

@@ -123,7 +123,7 @@ def run(
         bars[:, place] = levels.get(key, np.nan)
     table = matrix(methods, seed)
     retest = np.array([split_half(samples, seed) for samples in methods.values()]).T
-    results = Results(capture, seed=seed, source=SANITY)
+    results = Results(capture, seed=seed, source=SANITY, convention=what)
     results.add_interval(
         "rank_agreement", ("one", "other"), table, "Agreement of methods on the heads",
         "Spearman ρ", "diverging", -1, 1, source=SOURCE, convention=f"{OVER_HEADS}; {what}",
@@ -168,7 +168,6 @@ def run(
         {**coords, "condition": list(CONDITIONS)},
         _verdict(methods, table[0], retest[0], heads),
         " ".join(notes),
-        convention=what,
         top_heads=[label(head) for head in top(mean, 5)],
         important_heads=heads,
     )

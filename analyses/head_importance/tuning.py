@@ -160,7 +160,6 @@ def run(
     return results.dataset(
         {"learned": list(LEARNED), "whose": list(WHOSE), "against": list(WHOSE[1:])},
         _verdict(results, named, other),
-        convention=what,
         tuned_heads=named,
     )
 

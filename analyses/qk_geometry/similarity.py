@@ -94,7 +94,7 @@ def run(
     pooled = f"Jensen–Shannon divergence, {convention}; {_signatures.WHAT}"
     written = f"cosine of z W_O in the residual stream, {convention}"
     bits, cosine = ("bits", "sequential", 0, 1), ("cosine", "diverging", -1, 1)
-    results = Results(capture, seed=seed)
+    results = Results(capture, seed=seed, convention=convention)
     results.add_all(
         ("pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
          "Divergence of the rows of two heads", bits, pooled, CLARK),
@@ -130,7 +130,6 @@ def run(
     }
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type=members,
         note=f"No causal check: {reason}." if reason else "",
         verdict=verdict,

@@ -125,7 +125,7 @@ def run(
         f"{hops} facts; step by step: every step is asked, after the right ones before it"
     )
     solved = f"missing where accuracy is below {least_solved:g}"
-    results = Results(captures["associative"], seed=seed, source=SOURCE)
+    results = Results(captures["associative"], seed=seed, source=SOURCE, convention=convention)
     results.add_interval(
         "accuracy", ("kind", "condition"), np.moveaxis(accuracy, -1, 0),
         "Accuracy by how the fact is asked for", "share of answers", *ZERO_TO_ONE,
@@ -152,7 +152,6 @@ def run(
             "condition": ["intact", "best heads ablated", "random other heads ablated"],
             "mistake": list(MISTAKES),
         },
-        convention=convention,
         heads_by_type=named,
         causal=records,
         note=" ".join(notes),

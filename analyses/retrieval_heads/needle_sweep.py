@@ -79,8 +79,7 @@ def run(
     least_recalled
         Prompts count only when the model generates more than this share of the needle's tokens.
     counts
-        Numbers K of heads masked in the curve, separated by commas; each at most half of
-        the heads.
+        Numbers K of heads masked in the curve, separated by commas; each at most half of the heads.
     masking
         ``zero`` (the heads' outputs are zero) or ``uniform`` (they attend everywhere alike, as in
         the released code).

@@ -118,7 +118,7 @@ def run(
         f"sentences of {len(cut)} prompts of {task.name}"
     )
     rule = "Σ over the gold document, tokens at or below mean − 2 std (ddof 1) left out"
-    results = Results(question, seed=seed, source=SOURCE)
+    results = Results(question, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
         ("qr_score", GRID, scores, "Query-focused retrieval score (QRHead)",
          ("share", "diverging", -1, 1), f"{rule}, null question subtracted; {convention}"),
@@ -140,7 +140,6 @@ def run(
     results.variables |= checked
     return results.dataset(
         {"ranker": list(RANKERS), "condition": conditions},
-        convention=convention,
         heads_by_type={"query-focused": [label(head) for head in focused]},
         causal={"query-focused": record},
         note=f"The {best} best heads find the document of {shares[0][0]:.0%} of the test "

@@ -82,7 +82,7 @@ def run(
     first, last, elsewhere = _ends(alpha, lengths)
 
     convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
-    results = Results(capture, seed=seed, source=SOURCE)
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
         ("topology_share", ("kind",), counted, "Sink topology of the prompts",
          ("share of prompts", *ZERO_TO_ONE),
@@ -110,7 +110,6 @@ def run(
         topology=topology,
         positional_encoding=encoding,
         reference_tokens=_named(capture, held),
-        convention=convention,
         note=f"Sink topology: {topology} in {count} of {len(kinds)} prompts; positions: "
         f"{encoding}. A statistic of the pattern; what the sinks do: `sink_calibration`.",
     )
