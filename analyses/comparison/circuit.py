@@ -124,15 +124,7 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
 
 
 def find(model: Model, task: Task, count: int, *, metric: str = "task", seed: int = 0) -> Circuit:
-    """Find the ``count`` heads that a task loses most without, one at a time, as in `removed`.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model, tasks
-    >>> model = load_model("headscope/bundled")
-    >>> len(find(model, tasks.make("ioi", model.tokenizer, n=2), count=3).heads)
-    3
-    """
+    """Find the ``count`` heads that a task loses most without, one at a time, as in `removed`."""
     return from_result(removed(model, task, metric=metric, seed=seed), "lost", count)
 
 

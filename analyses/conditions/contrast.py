@@ -131,17 +131,14 @@ def run(
         f"the {rarest} tokens of a prompt that are rarest among {len(task)} prompts, half of it at "
         "most; first position left out"
     )
-    results.add_mean(
-        "rare_mass", GRID, first["rare"], "Weight on rare tokens", *SHARE,
-        convention=f"{rarity}; {both[0].name}",
-    )  # fmt: skip
     uniform = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
     with np.errstate(invalid="ignore", divide="ignore"):
         times = np.where(uniform > 0, 1 / uniform, np.nan)[:, None, None] * first["rare"]
-    results.add_mean(
-        "rare_enrichment", GRID, times, "Weight on rare tokens, against a uniform head",
-        "times uniform", "sequential", 0,
-        convention=f"{rarity}; 1: as a uniform head; {both[0].name}",
+    results.add_means(
+        ("rare_mass", GRID, first["rare"], "Weight on rare tokens", SHARE,
+         f"{rarity}; {both[0].name}"),
+        ("rare_enrichment", GRID, times, "Weight on rare tokens, against a uniform head",
+         ("times uniform", "sequential", 0), f"{rarity}; 1: as a uniform head; {both[0].name}"),
     )  # fmt: skip
 
     pool = heads(capture)

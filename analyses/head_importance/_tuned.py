@@ -9,13 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import (
-    TOKENS,
-    Head,
-    asked_batches,
-    encode_task,
-    head_sets,
-)
+from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._runtime import progress
 from headscope.analyses._stats.bootstrap import Array
@@ -53,7 +47,7 @@ def head_weights(
     steps: int,
     rate: float,
     penalty: float = 0.0,
-    heads: Sequence[Head] | None = None,
+    heads: Sequence[ablation.Head] | None = None,
 ) -> Array:
     """Learn a factor for the output of every head that makes the answers likely (layer, head).
 
@@ -64,7 +58,7 @@ def head_weights(
     change = torch.zeros(model.layers, model.heads, device=model.device)
     mask = torch.ones_like(change)
     if heads is not None:
-        mask = head_sets(model, [heads])[0].to(change)
+        mask = ablation.head_sets(model, [heads])[0].to(change)
 
     _descend(model, task, change, lambda: Gate(1 + mask * change), steps, rate, penalty)
     factors = (1 + mask * change.detach()).double().cpu().numpy()
@@ -75,7 +69,7 @@ def head_weights(
 def offsets(
     model: Model,
     task: Task | EncodedTask,
-    heads: Sequence[Head],
+    heads: Sequence[ablation.Head],
     sizes: Float[Tensor, "layer head"],
     *,
     steps: int,
@@ -110,13 +104,15 @@ def _descend(
     penalty: float,
 ) -> None:
     """Move ``change``, in place, to where the answers are most likely."""
-    encoded = encode_task(model, task)
+    encoded = ablation.encode_task(model, task)
     change.requires_grad_(True)
     optimizer = torch.optim.Adam([change], lr=rate)
     with progress.steps(steps) as step:
         for _ in range(steps):
             slope = torch.zeros_like(change)
-            for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+            for prompts, ids, positions in ablation.asked_batches(
+                model, encoded.ids, encoded.asked, ablation.TOKENS
+            ):
                 questions = [encoded.questions[prompt] for prompt in prompts]
                 with torch.enable_grad():
                     output = logits(model, ids, (edit(),), positions)

@@ -20,15 +20,7 @@ import xarray as xr
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import (
-    GRID,
-    SHARE,
-    ZERO_TO_ONE,
-    Results,
-    above,
-    marked,
-    named,
-)
+from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resamples
 from headscope.analyses._stats.bootstrap import percentiles
@@ -169,16 +161,17 @@ def _source(model: Model, provenance: dict[str, object], prompts: int) -> xr.Dat
 def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     """Add bias and relevance of every head (prompt, layer, head, slot)."""
     convention, signed = results.about["convention"], ("share", "diverging")
+    grid = ("layer", "head")
     difference, (tilt, bend) = (on_asked - on_dummy).mean(-1), _slots.curve(on_dummy)
     fit = "a + b x + c x² over slots"
     results.add_means(
-        ("asked_mass", (*GRID, "slot"), on_asked, "Mass on the asked fact by slot", SHARE),
-        ("bias", (*GRID, "slot"), on_dummy, "Mass on a dummy by slot: positional bias", SHARE),
-        ("relevance", GRID, difference, "Relevance: asked fact against dummy", (*signed, -1, 1),
+        ("asked_mass", (*grid, "slot"), on_asked, "Mass on the asked fact by slot", SHARE),
+        ("bias", (*grid, "slot"), on_dummy, "Mass on a dummy by slot: positional bias", SHARE),
+        ("relevance", grid, difference, "Relevance: asked fact against dummy", (*signed, -1, 1),
          f"Attn(asked, slot) − Attn(dummy, slot), mean over slots; {convention}"),
-        ("tilt", GRID, tilt, "Tilt of the bias towards the end", signed,
+        ("tilt", grid, tilt, "Tilt of the bias towards the end", signed,
          f"b of {fit}, x from −1 to 1; {convention}"),
-        ("u_shape", GRID, bend, "U shape of the bias", signed,
+        ("u_shape", grid, bend, "U shape of the bias", signed,
          f"c of {fit}; above 0 both ends get more than the middle; {convention}"),
     )  # fmt: skip
     _add_wave(results, on_dummy)
@@ -191,7 +184,7 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     )  # fmt: skip
     by_slot, _, _ = _slots.explained(on_asked.mean(0), on_dummy.mean(0))
     results.add(
-        "bias_share", GRID, by_slot, "Variance of the mass by the slot alone", "share of variance",
+        "bias_share", grid, by_slot, "Variance of the mass by the slot alone", "share of variance",
         *ZERO_TO_ONE, convention=f"two-way over the mean of the prompts; {convention}",
     )  # fmt: skip
     documents = np.stack([on_asked.mean((1, 2)), on_dummy.mean((1, 2))], axis=1)

@@ -109,16 +109,14 @@ def run(
         f"{edge} tokens"
     )
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-    results.add_mean(
-        "carried", ("pair", *GRID), shares[..., :-1].transpose(0, 3, 1, 2),
-        "Part of the logits that a pair of channels carries", "share", "diverging",
-    )  # fmt: skip
-    for band, (name, title) in BANDS.items():
-        carried = np.where(unknown, np.nan, sums[band])
-        results.add_mean(name, GRID, carried, title, "share", "diverging")
-    results.add_mean(
-        "spread", GRID, spread, "Spread of the logits of a row", "logits", "sequential", 0,
-        convention="root of the mean variance over the keys seen",
+    signed = ("share", "diverging")
+    results.add_means(
+        ("carried", ("pair", *GRID), shares[..., :-1].transpose(0, 3, 1, 2),
+         "Part of the logits that a pair of channels carries", signed),
+        *((name, GRID, np.where(unknown, np.nan, sums[band]), title, signed)
+          for band, (name, title) in BANDS.items()),
+        ("spread", GRID, spread, "Spread of the logits of a row", ("logits", "sequential", 0),
+         "root of the mean variance over the keys seen"),
     )  # fmt: skip
     coords: dict[str, Any] = {
         "pair": _names(turns, most),

@@ -133,14 +133,11 @@ def run(
         "largest weight on the deciding fact, or of as many random others (mean of "
         f"{draws} sets); {solved}",
     )  # fmt: skip
-    results.add_mean(
-        "mistakes", ("kind", "mistake"), np.stack(wrong, axis=1),
-        "Wrong answers, by what is said instead", "share of answers", *ZERO_TO_ONE,
-        convention=f"{convention}; one step too short: the key that the first fact of the thread "
-        "names",
-    )  # fmt: skip
     grid = ("kind", "layer", "head")
     results.add_means(
+        ("mistakes", ("kind", "mistake"), np.stack(wrong, axis=1),
+         "Wrong answers, by what is said instead", ("share of answers", *ZERO_TO_ONE),
+         f"{convention}; one step too short: the key that the first fact of the thread names"),
         ("evidence", grid, scored, "Weight on the fact that decides, where it is answered", SHARE,
          f"{convention}; {solved}"),
         ("looked_at", grid, weights, "Weight on the fact that decides, answered or not", SHARE,

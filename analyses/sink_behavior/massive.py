@@ -23,15 +23,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
-from headscope.analyses.sink_behavior._outliers import (
-    SIZES,
-    Activation,
-    Stream,
-    draw_others,
-    locate,
-    mean_values,
-    replaced,
-)
+from headscope.analyses.sink_behavior import _outliers
 from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
@@ -88,7 +80,7 @@ def run(
     require(capture, NEEDS, "massive", ("self",))
 
     ids = tokens(capture)
-    stream = locate(model, ids, least, ratio)
+    stream = _outliers.locate(model, ids, least, ratio)
     alpha = steady_weight(capture, least_queries)
     sinks = np.asarray((alpha > epsilon).any((1, 2)))
     massive = np.zeros_like(sinks)
@@ -126,7 +118,7 @@ def run(
         "is massive; others: as many other places of the same prompts and boundaries",
     )  # fmt: skip
     coords: dict[str, Any] = {
-        "size": list(SIZES),
+        "size": list(_outliers.SIZES),
         "boundary": np.arange(model.layers + 1),
         "group": list(GROUPS),
         "condition": list(CONDITIONS),
@@ -161,29 +153,33 @@ def _norms(capture: xr.Dataset, norms: Array, alpha: Array) -> tuple[Array, Arra
 
 
 def _losses(
-    capture: xr.Dataset, model: Model, ids: list[list[int]], massive: list[Activation], seed: int
+    capture: xr.Dataset,
+    model: Model,
+    ids: list[list[int]],
+    massive: list[_outliers.Activation],
+    seed: int,
 ) -> Array:
     """Return the loss of every prompt under every condition, NaN where there is none."""
     result = np.full((len(ids), len(CONDITIONS)), np.nan)
     if not predicts(capture):
         return result
-    mean = mean_values(massive)
+    mean = _outliers.mean_values(massive)
     width = model.module.config.get_text_config().hidden_size
-    plans: tuple[dict[Activation, float], ...] = (
+    plans: tuple[dict[_outliers.Activation, float], ...] = (
         dict.fromkeys(massive, 0.0),
         {place: mean[place.boundary, place.channel] for place in massive},
-        dict.fromkeys(draw_others(massive, ids, width, seed), 0.0),
+        dict.fromkeys(_outliers.draw_others(massive, ids, width, seed), 0.0),
     )
     for prompt, prompt_ids in enumerate(ids):
         result[prompt, 0] = mean_loss(model, prompt_ids)
         for column, values in enumerate(plans if massive else (), start=1):
-            with replaced(model, prompt, values):
+            with _outliers.replaced(model, prompt, values):
                 result[prompt, column] = mean_loss(model, prompt_ids)
     return result
 
 
 def _outcome(
-    capture: xr.Dataset, massive: list[Activation], loss: Array, seed: int
+    capture: xr.Dataset, massive: list[_outliers.Activation], loss: Array, seed: int
 ) -> tuple[Verdict | None, str]:
     """Conclude from the losses whether massive activations matter; no verdict without losses."""
     if not predicts(capture):
@@ -206,7 +202,7 @@ def _outcome(
 
 
 def _listed(
-    words: NDArray[Any] | None, stream: Stream, alpha: Array, sinks: NDArray[np.bool_]
+    words: NDArray[Any] | None, stream: _outliers.Stream, alpha: Array, sinks: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""
     result = []

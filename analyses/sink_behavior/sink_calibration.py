@@ -18,13 +18,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._interventions import next_token_loss
 from headscope.analyses._interventions.batched_edits import RowScale
-from headscope.analyses._interventions.next_token_loss import (
-    mean_loss,
-    predicts,
-    sweep_losses,
-    tokens,
-)
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
@@ -83,13 +78,13 @@ def run(
     sinks of the head are helpful, -1 harmful, 0 neither).
     """
     require(capture, NEEDS, "sink_calibration", ("self",))
-    if not predicts(capture):
+    if not next_token_loss.predicts(capture):
         raise NotApplicable(
             "model: sink_calibration measures the loss on the next token, which a model without "
             "causal order does not predict; see sink_topology"
         )
     factors = _parse(gammas)
-    ids = tokens(capture)[:prompts]
+    ids = next_token_loss.tokens(capture)[:prompts]
     sinks = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     single, joint = _sweep(model, ids, sinks, factors)
 
@@ -193,7 +188,9 @@ def _sweep_prompt(
             rows.append(_factors(sets[number], gammas[gamma], layer, head))
         return RowScale(torch.stack(rows))
 
-    changes = sweep_losses(model, [prompt], starts, edit)[0] - mean_loss(model, prompt)
+    changes = next_token_loss.sweep_losses(model, [prompt], starts, edit)[
+        0
+    ] - next_token_loss.mean_loss(model, prompt)
     for (number, gamma, layer, head), change in zip(jobs, changes, strict=True):
         if layer < 0:
             joint[number, gamma] = change

@@ -90,15 +90,13 @@ def run(
         f"{_opening(capture)}{order}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    results.add_mean("sink", ("layer", "head"), first, "Weight parked on the first token", *SHARE)
-    results.add_mean(
-        "later_sink", ("layer", "head"), largest(steady[..., 1:]),
-        "Weight parked on one later token", *SHARE,
-        convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
-        source="ACT; Gu et al. 2410.10781",
-    )  # fmt: skip
     rate = mean(_above(first, epsilon), (1, 2)) * 100
     results.add_means(
+        ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE),
+        ("later_sink", ("layer", "head"), largest(steady[..., 1:]),
+         "Weight parked on one later token", SHARE,
+         f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
+         "ACT; Gu et al. 2410.10781"),
         ("sink_rate", (), rate, "Sink rate", ("%", "sequential", 0, 100)),
         ("key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
          ("share of heads", *ZERO_TO_ONE)),
@@ -106,14 +104,13 @@ def run(
          SHARE, "mean of α_k over heads and prompts", "ACT"),
     )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
-    for name, values, title, units in (
-        ("token_share", above, "Heads that sink into a token", "share of heads"),
-        ("token_received", steady, "Mean weight that a token receives", "share"),
-    ):
-        results.add(
-            name, ("query",), mean(values[0], (0, 1))[:length], title, units, *ZERO_TO_ONE,
-            convention="first prompt; the axis names the token that receives",
-        )  # fmt: skip
+    results.add_all(
+        ("token_share", ("query",), mean(above[0], (0, 1))[:length], "Heads that sink into a token",
+         ("share of heads", *ZERO_TO_ONE)),
+        ("token_received", ("query",), mean(steady[0], (0, 1))[:length],
+         "Mean weight that a token receives", SHARE),
+        convention="first prompt; the axis names the token that receives",
+    )  # fmt: skip
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(
         {"key": np.arange(received.shape[-1]), **token_axis(capture, length)},

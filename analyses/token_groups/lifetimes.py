@@ -122,18 +122,13 @@ def run(
             f"with {behind} or more behind them; {len(prompts)} prompt(s)"
         )
         results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-        for name, samples, title, units in (
-            ("lifetime_tokens", shares, "Tokens by lifetime", "share of tokens"),
-            ("lifetime_mass", masses, "Weight by lifetime of the token", "share"),
-        ):
-            results.add_mean(
-                name, (*GRID, "lifetime"), np.clip(np.stack(samples), 0, 1), title, units,
-                *ZERO_TO_ONE,
-            )  # fmt: skip
-        results.add_mean(
-            "near_mass", GRID, np.stack(near), "Weight within the window", *SHARE,
-            convention=f"window of {window} tokens, the query's own included; {len(prompts)} "
-            "prompt(s)",
+        results.add_means(
+            ("lifetime_tokens", (*GRID, "lifetime"), np.clip(np.stack(shares), 0, 1),
+             "Tokens by lifetime", ("share of tokens", *ZERO_TO_ONE)),
+            ("lifetime_mass", (*GRID, "lifetime"), np.clip(np.stack(masses), 0, 1),
+             "Weight by lifetime of the token", SHARE),
+            ("near_mass", GRID, np.stack(near), "Weight within the window", SHARE,
+             f"window of {window} tokens, the query's own included; {len(prompts)} prompt(s)"),
         )  # fmt: skip
         first = kinds[0][attending(capture)]
         for name in ("global", "local"):
