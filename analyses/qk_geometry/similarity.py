@@ -22,7 +22,7 @@ from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import Results, heads, label, marked, require
+from headscope.analyses._runtime.results import Results, heads, label, labels, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
@@ -85,7 +85,7 @@ def run(
     count = capture.sizes["prompt"]
     rows = max(2, -(-queries // count))
     far, near = _compare(capture, model, names, rows, skip)
-    apart, alike = _average(far), _average(near)
+    apart, alike = (np.asarray(sum(each / count for each in values)) for values in (far, near))
     groups, silhouette = _group(apart, clusters)
     order = np.argsort(groups, kind="stable")
     grid = np.full((capture.sizes["layer"], capture.sizes["head"]), np.nan)
@@ -124,10 +124,7 @@ def run(
         pattern_substitution.add_moved(results, moved, title, rule)
         coords["condition"] = list(CONDITIONS)
         verdict = _verdict(results["moved"].values)
-    members = {
-        f"group {group}": [label(head) for head in marked(grid == group)]
-        for group in range(1, clusters + 1)
-    }
+    members = {f"group {group}": labels(grid == group) for group in range(1, clusters + 1)}
     return results.dataset(
         coords,
         heads_by_type=members,
@@ -156,14 +153,6 @@ def _compare(
     return np.stack(far), np.stack(near)
 
 
-def _average(values: Array) -> Array:
-    """Average over prompts, one after the other."""
-    total = np.zeros(values.shape[1:])
-    for prompt in values:
-        total = total + prompt / len(values)
-    return total
-
-
 def _within_layers(
     capture: xr.Dataset, names: list[Head], values: Array, reduce: Callable[..., Any]
 ) -> Array:
@@ -189,11 +178,11 @@ def _group(apart: Array, clusters: int) -> tuple[NDArray[np.int64], float]:
     from sklearn.metrics import silhouette_score
 
     clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
-    labels = clustering.fit(apart).labels_
-    sizes = np.bincount(labels, minlength=clusters)
+    found = clustering.fit(apart).labels_
+    sizes = np.bincount(found, minlength=clusters)
     number = np.empty(clusters, dtype=np.int64)
     number[np.argsort(-sizes, kind="stable")] = np.arange(1, clusters + 1)
-    return number[labels], float(silhouette_score(apart, labels, metric="precomputed"))
+    return number[found], float(silhouette_score(apart, found, metric="precomputed"))
 
 
 def _pairs(apart: Array, count: int, seed: int) -> list[list[tuple[int, int]]]:

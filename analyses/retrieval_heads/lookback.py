@@ -9,7 +9,6 @@ A logistic regression on all heads learns to separate the two and is judged on o
 Source: Chuang et al., Lookback Lens (2407.07071).
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -105,8 +104,7 @@ def run(
             step()
         reference = capture(model, present, stats=("lse",))
         results = Results(reference, seed=seed, source=SOURCE)
-        ratio = np.stack([half.ratios for half in answers])
-        truth = np.stack([half.wrong for half in answers])
+        ratio, truth, borrowed = map(np.stack, zip(*answers, strict=True))
         means = ratio[:, :, :answer].mean(2)
         split = np.random.default_rng(seed).permutation(len(task))
         sides = {"train": split[: len(task) // 2], "test": split[len(task) // 2 :]}
@@ -157,7 +155,6 @@ def run(
         "Probability of hallucination along the generation", "probability", *ZERO_TO_ONE,
         convention=f"detector on {ALONG}; test prompts",
     )  # fmt: skip
-    borrowed = np.stack([half.borrowed for half in answers])
     of_answers = ("share of answers", *ZERO_TO_ONE)
     results.add_means(
         ("supported", ("fact",), (~truth).T.astype(float), "Answers that the context supports",
@@ -189,19 +186,13 @@ def run(
     )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """Lookback ratios (prompt, step, layer, head), and which answers are wrong or borrowed."""
-
-    ratios: Array
-    wrong: NDArray[np.bool_]
-    borrowed: NDArray[np.bool_]
-
-
 def _generate(
     model: Model, task: Task, new_tokens: int, prefix: int, *, answered: bool
-) -> _Answers:
-    """Generate an answer to every prompt; all are wrong where no fact is stated (``answered``)."""
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Generate an answer to every prompt; all are wrong where no fact is stated (``answered``).
+
+    Lookback ratios (prompt, step, layer, head), and which answers are wrong, and borrowed.
+    """
     generated = generate(
         model, task, ("span_mass",), new_tokens=new_tokens, prefix=prefix,
         # The end of a text would leave steps of different number.
@@ -213,7 +204,7 @@ def _generate(
         right = token in question.answer_ids
         wrong.append(not (answered and right))
         borrowed.append(token in question.wrong_ids or (right and not answered))
-    return _Answers(ratios(generated, prefix), np.array(wrong), np.array(borrowed))
+    return ratios(generated, prefix), np.array(wrong), np.array(borrowed)
 
 
 def _features(ratio: Array, answer: int, window: int) -> dict[str, Array]:
