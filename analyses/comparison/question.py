@@ -130,18 +130,16 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
         "higher is worse"
     )
     results = _contrast(samples, title, "nats a token", convention, seed)
-    results.add(
-        "loss", ("condition", "query"), np.concatenate([np.full((1, 2), np.nan), samples]).T,
-        "Loss on each token", "nats", "sequential", 0, convention="−log p of the token",
-    )  # fmt: skip
     chances = np.stack([chance for _, chance in sides])
     best = dict.fromkeys(
         int(word) for row in chances for word in np.argsort(-row, kind="stable")[:words]
     )
-    results.add(
-        "next_probability", ("condition", "word"), chances[:, list(best)],
-        "Most likely next words", "probability", "sequential", 0, 1,
-        convention=f"the {words} most likely ones of either side",
+    results.add_all(
+        ("loss", ("condition", "query"), np.concatenate([np.full((1, 2), np.nan), samples]).T,
+         "Loss on each token", ("nats", "sequential", 0), "−log p of the token"),
+        ("next_probability", ("condition", "word"), chances[:, list(best)],
+         "Most likely next words", ("probability", "sequential", 0, 1),
+         f"the {words} most likely ones of either side"),
     )  # fmt: skip
     coords = {
         "query": np.arange(len(ids)),
