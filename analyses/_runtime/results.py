@@ -99,14 +99,14 @@ class Results:
         convention and source; ``attrs`` are those of all rows.
         """
         for name, dims, values, long_name, meaning, *own in rows:
-            about = dict(zip(OWN, own, strict=False))
-            self.add(name, dims, values, long_name, *meaning, **attrs, **about)
+            about = attrs | dict(zip(OWN, own, strict=False))
+            self.add(name, dims, values, long_name, *meaning, **about)
 
     def add_means(self, *rows: tuple[Any, ...], **attrs: Any) -> None:
         """Add the means of several variables; rows are as in `add_all`, with samples as values."""
         for name, dims, samples, long_name, meaning, *own in rows:
-            about = dict(zip(OWN, own, strict=False))
-            self.add_mean(name, dims, samples, long_name, *meaning, **attrs, **about)
+            about = attrs | dict(zip(OWN, own, strict=False))
+            self.add_mean(name, dims, samples, long_name, *meaning, **about)
 
     def dataset(
         self,

@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
@@ -52,7 +52,6 @@ SOURCE = "Instruction-Aligned Visual Attention"
 CONDITIONS = ("pattern of B in the heads that differ most", "pattern of B in random other heads")
 # What is lost below this is no effect to speak of.
 LEAST_NATS = 0.01
-Head = tuple[int, int]
 
 
 def run(

@@ -150,13 +150,11 @@ def run(
     )  # fmt: skip
     tested = inputs[ALONG][:, sides["test"]]
     risk = detectors[ALONG].probability(tested.reshape(-1, *tested.shape[3:]))
-    results.add_mean(
-        "risk", ("step", "fact"), risk.reshape(tested.shape[:3]).transpose(1, 2, 0),
-        "Probability of hallucination along the generation", "probability", *ZERO_TO_ONE,
-        convention=f"detector on {ALONG}; test prompts",
-    )  # fmt: skip
     of_answers = ("share of answers", *ZERO_TO_ONE)
     results.add_means(
+        ("risk", ("step", "fact"), risk.reshape(tested.shape[:3]).transpose(1, 2, 0),
+         "Probability of hallucination along the generation", ("probability", *ZERO_TO_ONE),
+         f"detector on {ALONG}; test prompts"),
         ("supported", ("fact",), (~truth).T.astype(float), "Answers that the context supports",
          of_answers),
         ("borrowed", ("fact",), borrowed.T.astype(float),
