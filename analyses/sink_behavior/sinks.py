@@ -17,15 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._measurements.received import (
-    causal,
-    largest,
-    lengths_of,
-    steady_weight,
-    token_axis,
-    weight,
-    words_of,
-)
+from headscope.analyses._measurements import received
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, named, require
 from headscope.analyses._stats.length_trend import Array, mean
@@ -78,13 +70,13 @@ def run(
     """
     require(capture, NEEDS, "sinks")
 
-    received = weight(capture)
-    lengths = lengths_of(capture)
-    first = received[..., 0]
-    steady = steady_weight(capture, least_queries)
+    alpha = received.weight(capture)
+    lengths = received.lengths_of(capture)
+    first = alpha[..., 0]
+    steady = received.steady_weight(capture, least_queries)
     above = _above(steady, epsilon)
 
-    order = "" if causal(capture).all() else "; no causal order: α_k is over all queries"
+    order = "" if received.causal(capture).all() else "; no causal order: α_k is over all queries"
     convention = (
         f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
         f"{_opening(capture)}{order}"
@@ -93,7 +85,7 @@ def run(
     rate = mean(_above(first, epsilon), (1, 2)) * 100
     results.add_means(
         ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE),
-        ("later_sink", ("layer", "head"), largest(steady[..., 1:]),
+        ("later_sink", ("layer", "head"), received.largest(steady[..., 1:]),
          "Weight parked on one later token", SHARE,
          f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
          "ACT; Gu et al. 2410.10781"),
@@ -113,9 +105,9 @@ def run(
     )  # fmt: skip
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(
-        {"key": np.arange(received.shape[-1]), **token_axis(capture, length)},
+        {"key": np.arange(alpha.shape[-1]), **received.token_axis(capture, length)},
         heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
-        sink_tokens=_tokens(words_of(capture), above),
+        sink_tokens=_tokens(received.words_of(capture), above),
         note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
     )
 
@@ -146,7 +138,7 @@ def _stated(lengths: NDArray[np.int64]) -> str:
 
 
 def _opening(capture: xr.Dataset) -> str:
-    tokens = words_of(capture)
+    tokens = received.words_of(capture)
     if tokens is None:
         return "opening token not recorded"
     openings = sorted({str(token) for token in tokens[:, 0]})
