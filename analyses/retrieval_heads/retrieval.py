@@ -27,10 +27,9 @@ from headscope.analyses._runtime.results import (
     above,
     attending,
     heads,
-    label,
+    named,
     require,
     require_prompts,
-    top,
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
@@ -148,8 +147,8 @@ def run(
         {"condition": conditions},
         convention=convention,
         heads_by_type={
-            "retrieval": [label(head) for head in top(score, int(passed.sum()))],
-            "recall": [label(head) for head in top(weight, int((weight > threshold).sum()))],
+            "retrieval": named(score, passed),
+            "recall": named(weight, weight > threshold),
         },
         causal=records,
         note="" if scored else UNSCORED,

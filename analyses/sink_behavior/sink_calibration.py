@@ -23,7 +23,7 @@ from headscope.analyses._interventions.batched_edits import RowScale
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import GRID, Results, label, marked, require
+from headscope.analyses._runtime.results import GRID, Results, labels, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -122,8 +122,7 @@ def run(
         f"{least_change:g} nats, else 0; every head is a test of its own",
     )  # fmt: skip
     named = {
-        name: [label(head) for head in marked(signs == sign)]
-        for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
+        name: labels(signs == sign) for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
     }
     listed = "; ".join(f"{name}: {', '.join(heads) or 'none'}" for name, heads in named.items())
     unsure = Verdict("too_few", "One prompt has no interval, so no head has a verdict.")
