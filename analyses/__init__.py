@@ -71,13 +71,7 @@ def heading(family: str) -> str:
 
 
 def current(name: str) -> str:
-    """Return the name of an analysis, given that or an earlier one, which warns.
-
-    Raises
-    ------
-    InvalidInput
-        When no analysis has this name.
-    """
+    """Return the name of an analysis, given that or an earlier one, which warns."""
     if name in RENAMED and name not in _modules():
         warnings.warn(
             f"the analysis {name!r} is called {RENAMED[name]!r} now; the old name goes with the "

@@ -60,14 +60,6 @@ def evaluate(
     Logits are computed at the asked positions alone, of as many prompts at a time as the vocabulary
     allows. ``edits`` are applied in order; ``metric`` is one of `metrics.UNITS`, the task's own
     without it.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model
-    >>> from headscope.probes.prompts.tasks import make
-    >>> task = make("induction", n=2, seed=0)
-    >>> evaluate(load_model("headscope/bundled"), task, metric="accuracy").shape
-    (2,)
     """
     encoded = encode_task(model, task)
     answers = AnswerMetric(metric or encoded.metric, encoded.questions)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headscope.analyses._interventions.ablation import encode_task
+from headscope.analyses._interventions.ablation import Array, encode_task
 from headscope.analyses._measurements.unembedding import final_norm
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.tokens import EncodedTask
 
 TOKENS = 8192
-Array = NDArray[np.float64]
 # Shares of the largest number that rounding may make.
 TOLERANCE = 1e-3
 

@@ -16,6 +16,10 @@ from headscope.kernels.errors import NotApplicable
 # Units, scale and bounds of a share, and what follows other units of a share.
 ZERO_TO_ONE = ("sequential", 0, 1)
 SHARE = ("share", *ZERO_TO_ONE)
+# Dims of one number a head.
+GRID = ("layer", "head")
+# What a row of `Results.add_all` may say last.
+OWN = ("convention", "source")
 
 
 class Results:
@@ -87,6 +91,22 @@ class Results:
             title = f"{long_name}, {end} end of the {LEVEL:.0%} interval"
             companions.add(f"{name}_{end}", dims, values, title, units, *meaning)
         self.variables |= companions.variables
+
+    def add_all(self, *rows: tuple[Any, ...], **attrs: Any) -> None:
+        """Add several variables.
+
+        A row is name, dims, values, title, (units, scale and bounds), and where it has its own,
+        convention and source; ``attrs`` are those of all rows.
+        """
+        for name, dims, values, long_name, meaning, *own in rows:
+            about = attrs | dict(zip(OWN, own, strict=False))
+            self.add(name, dims, values, long_name, *meaning, **about)
+
+    def add_means(self, *rows: tuple[Any, ...], **attrs: Any) -> None:
+        """Add the means of several variables; rows are as in `add_all`, with samples as values."""
+        for name, dims, samples, long_name, meaning, *own in rows:
+            about = attrs | dict(zip(OWN, own, strict=False))
+            self.add_mean(name, dims, samples, long_name, *meaning, **about)
 
     def dataset(
         self,

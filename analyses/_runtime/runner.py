@@ -64,11 +64,6 @@ def execute(
     The result of the analysis; its attributes carry the provenance of the capture and
     ``analysis``, ``title`` and ``options`` (JSON).
 
-    Raises
-    ------
-    HeadscopeError
-        For an unknown analysis or option, a bad value, or when there are no prompts to run on.
-
     Examples
     --------
     >>> from headscope.probes import load_model

@@ -47,6 +47,13 @@ def causal_verdict(agrees: bool, text: str, remark: str = "") -> Verdict:
     return Verdict("disagreement", f"Causal check does not agree: {text}{remark}.")
 
 
+def interval_verdict(lower: float, above: str, not_above: str, unknown: str = "") -> Verdict:
+    """Conclude from the lower end of an interval whether a number lies above 0."""
+    if np.isnan(lower):
+        return Verdict("too_few", unknown or not_above)
+    return Verdict("supported", above) if lower > 0 else Verdict("disagreement", not_above)
+
+
 def compare_losses(
     less: NDArray[np.float64], more: NDArray[np.float64], seed: int, text: str
 ) -> Verdict:

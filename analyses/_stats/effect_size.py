@@ -1,11 +1,9 @@
 """Effect sizes of two conditions, with their intervals, and what is significant among many."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headscope.analyses._stats.bootstrap import draws, percentiles
+from headscope.analyses._stats.bootstrap import Array, draws, percentiles
 
-Array = NDArray[np.float64]
 RESAMPLES = 500
 
 

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import labels
-from headscope.analyses._stats.bootstrap import draws, percentiles
+from headscope.analyses._stats.bootstrap import Array, draws, percentiles
 
-Array = NDArray[np.float64]
 RESAMPLES = 300
 HALVES = 50
 # What `agreement` measures, as results state it.

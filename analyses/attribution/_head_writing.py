@@ -6,14 +6,13 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions import ablation, next_token_loss
 from headscope.analyses._interventions.batched_edits import ablate_rows
+from headscope.analyses._stats.bootstrap import Array
 from headscope.probes.models.model import Model
 
-Array = NDArray[np.float64]
 # Tokens whose outputs are in the residual stream's width at once.
 CHUNK = 1024
 

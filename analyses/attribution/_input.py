@@ -4,10 +4,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
-
-Array = NDArray[np.float64]
 
 
 def predicted(model: Model, ids: list[int]) -> int:

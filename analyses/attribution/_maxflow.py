@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from headscope.analyses._stats.bootstrap import Array
 
 
 def mix(maps: Array) -> Array:

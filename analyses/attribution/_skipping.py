@@ -6,18 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions.batched_edits import ablate_rows
 from headscope.analyses._runtime.progress import steps
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.residual_stream import watching
 from headscope.probes.models.model import Model
 
-Array = NDArray[np.float64]
 MOST = 2**31
 
 

@@ -78,39 +78,34 @@ def run(
 
     what = f"mean over tokens of {len(prompts)} prompts of up to {causal_tokens} tokens"
     ablated = f"all heads of the layer at zero, its MLP stays; {what}"
-    cosine, causal = ("1 − cos", "sequential", 0, 2), {"evidence": "causal"}
-    results = Results(capture, seed=seed, source=SOURCE)
+    cosine = ("1 − cos", "sequential", 0, 2)
+    results = Results(capture, seed=seed, source=SOURCE, convention=what)
     results.add_mean(
         "block_influence", ("block",), influence, "Block influence", *cosine,
         source="ShortGPT 2403.03853",
         convention=f"1 − cos of the residual stream before and after the block; {what}",
     )  # fmt: skip
-    results.add_mean(
-        "final_change", ("block",), final, "Turn of the last stream without the block",
-        *cosine, **causal,
-        convention=f"1 − cos of the stream after the last block, with and without it; {what}",
-    )  # fmt: skip
-    results.add_mean(
-        "attention_change", ("layer",), final_heads,
-        "Turn of the last stream without the layer's heads", *cosine, **causal,
-        convention=ablated,
+    results.add_means(
+        ("final_change", ("block",), final, "Turn of the last stream without the block", cosine,
+         f"1 − cos of the stream after the last block, with and without it; {what}"),
+        ("attention_change", ("layer",), final_heads,
+         "Turn of the last stream without the layer's heads", cosine, ablated),
+        evidence="causal",
     )  # fmt: skip
     coords = {"block": [str(number) for number in range(model.layers)]}
     turned, lost = influence.mean(0), loss.mean(0)
     if not predicting:
         return results.dataset(
             coords,
-            convention=what,
             note=f"The block that turns its input least is {int(np.argmin(turned))}. No loss "
             "stands beside it: the model predicts no next token.",
         )
-    results.add_mean(
-        "skip_loss", ("block",), loss, "Loss added by skipping the block", "nats",
-        "diverging", **causal, convention=f"skipped − intact, −log p a token; {what}",
-    )  # fmt: skip
-    results.add_mean(
-        "attention_loss", ("layer",), loss_heads, "Loss added without the layer's heads",
-        "nats", "diverging", **causal, convention=ablated,
+    results.add_means(
+        ("skip_loss", ("block",), loss, "Loss added by skipping the block", ("nats", "diverging"),
+         f"skipped − intact, −log p a token; {what}"),
+        ("attention_loss", ("layer",), loss_heads, "Loss added without the layer's heads",
+         ("nats", "diverging"), ablated),
+        evidence="causal",
     )  # fmt: skip
     rho = ranked(turned, lost)
     results.add(
@@ -118,7 +113,7 @@ def run(
         "Spearman ρ", "diverging", -1, 1,
         convention=f"over {len(turned)} blocks; no interval, blocks are few",
     )  # fmt: skip
-    return results.dataset(coords, _verdict(rho, turned, lost), convention=what)
+    return results.dataset(coords, _verdict(rho, turned, lost))
 
 
 def _verdict(rho: float, turned: np.ndarray, lost: np.ndarray) -> Verdict:

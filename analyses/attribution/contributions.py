@@ -19,8 +19,8 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
-from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.attribution import _head_writing
 from headscope.probes.models.model import Model
@@ -73,24 +73,18 @@ def run(
     )
 
     what = f"mean over tokens of {capture.sizes['prompt']} prompts"
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "norm_share", grid, norm_share, "Share of the norms that a layer's heads write",
-        *SHARE, convention=f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}",
-    )  # fmt: skip
-    results.add_mean(
-        "output_share", grid, output_share, "Share of the layer's output", "share",
-        "diverging", source="Kobayashi et al. 2004.10102",
-        convention="⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
-        f"others; {what}",
-    )  # fmt: skip
-    results.add_mean(
-        "head_balance", ("layer",), balance, "How evenly heads share a token", *SHARE,
-        convention=f"entropy of the norm shares over log(heads); 1 is even; {what}",
+    results.add_means(
+        ("norm_share", GRID, norm_share, "Share of the norms that a layer's heads write", SHARE,
+         f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}"),
+        ("output_share", GRID, output_share, "Share of the layer's output", ("share", "diverging"),
+         "⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
+         f"others; {what}", "Kobayashi et al. 2004.10102"),
+        ("head_balance", ("layer",), balance, "How evenly heads share a token", SHARE,
+         f"entropy of the norm shares over log(heads); 1 is even; {what}"),
     )  # fmt: skip
     results.add(
-        "token_norm", (*grid, "query"), first, "What a head writes at each token",
+        "token_norm", (*GRID, "query"), first, "What a head writes at each token",
         "residual-stream units", "sequential", 0, convention="‖z_h W_O‖ on the first prompt",
     )  # fmt: skip
     verdict, note = None, _note(capture, results)
@@ -99,7 +93,7 @@ def run(
         rows = [row for row, ids in enumerate(whole) if len(ids) > 1]
         lost = _head_writing.loss_without(model, [whole[row] for row in rows])
         results.add_mean(
-            "loss_ablation", grid, lost, "Loss added by setting the head to zero", "nats",
+            "loss_ablation", GRID, lost, "Loss added by setting the head to zero", "nats",
             "diverging", source="Michel et al. 1905.10650", evidence="causal",
             convention=f"ablated − intact, −log p a token, {len(rows)} prompts of up to "
             f"{causal_tokens} tokens",
@@ -137,16 +131,10 @@ def _note(capture: xr.Dataset, results: Results) -> str:
 
 def _verdict(ends: tuple[float, float, float], share: Any, lost: Any) -> Verdict:
     rho, lower, _ = ends
-    if np.isnan(lower):
-        return Verdict(
-            "too_few", "One prompt has no interval for the rank correlation with the loss."
-        )
-    if lower > 0:
-        return Verdict(
-            "supported", f"Heads that write more cost more to lose (Spearman ρ {rho:.2f})."
-        )
-    return Verdict(
-        "disagreement",
+    return interval_verdict(
+        lower,
+        f"Heads that write more cost more to lose (Spearman ρ {rho:.2f}).",
         f"Heads that write more do not cost more to lose (Spearman ρ {rho:.2f}); furthest apart, "
         f"by norm and by loss: {', '.join(parting(share, lost))}.",
+        "One prompt has no interval for the rank correlation with the loss.",
     )

@@ -16,7 +16,7 @@ import xarray as xr
 from headscope.analyses._interventions import ablation
 from headscope.analyses._measurements import direct_logit_attribution
 from headscope.analyses._runtime.results import Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -51,11 +51,8 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
     correlation over heads of absolute direct logits and the logit difference lost under mean
     ablation), with 95 % intervals over prompts.
 
-    Raises
-    ------
-    HeadscopeError
-        When the capture lacks ``z``, heads do not write straight into the residual stream, or the
-        logits are no linear read-out of it (a soft cap), so that nothing sums.
+    Models whose heads do not write straight into the residual stream, or whose logits are no linear
+    read-out of it (a soft cap), are refused: there, nothing sums.
     """
     require(capture, KEEP, "logit_attribution")
     encoded = ablation.encode_task(model, task)
@@ -75,17 +72,13 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
         axis=1,
     )
     results = Results(capture, seed=seed, source=SOURCE, convention=frozen)
-    results.add_mean(
-        "direct_logit", ("layer", "head"), parts.heads,
-        f"Direct logits for the answer of {task.name}", "logits", "diverging",
-    )  # fmt: skip
-    results.add_mean(
-        "component_logit", ("component",), sums, "Direct logits by component", "logits",
-        "diverging", convention=f"they sum to the difference within {gap:.2g}; {frozen}",
-    )  # fmt: skip
-    results.add_mean(
-        "logit_difference", (), parts.logit, "What the components sum to", "logits", "diverging",
-        convention=what,
+    results.add_means(
+        ("direct_logit", ("layer", "head"), parts.heads,
+         f"Direct logits for the answer of {task.name}", ("logits", "diverging")),
+        ("component_logit", ("component",), sums, "Direct logits by component",
+         ("logits", "diverging"), f"they sum to the difference within {gap:.2g}; {frozen}"),
+        ("logit_difference", (), parts.logit, "What the components sum to", ("logits", "diverging"),
+         what),
     )  # fmt: skip
     ends = agreement(parts.heads, lost, seed)
     results.add_interval(
@@ -109,8 +102,9 @@ def _verdict(ends: tuple[float, float, float], furthest: list[str]) -> Verdict:
         f"(Spearman ρ {rho:.2f}); they part most at {', '.join(furthest)}, by direct logits and by "
         "ablation: a head that works through later layers writes little to the answer itself."
     )
-    if np.isnan(lower):
-        return Verdict("too_few", f"One prompt has no interval for the rank correlation {apart}")
-    if lower > 0:
-        return Verdict("supported", f"Direct logits rank heads like mean ablation does {apart}")
-    return Verdict("disagreement", f"Direct logits do not rank heads like mean ablation {apart}")
+    return interval_verdict(
+        lower,
+        f"Direct logits rank heads like mean ablation does {apart}",
+        f"Direct logits do not rank heads like mean ablation {apart}",
+        f"One prompt has no interval for the rank correlation {apart}",
+    )

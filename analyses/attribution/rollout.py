@@ -92,21 +92,19 @@ def run(
     agreement = np.stack([each.agreement() for each in prompts])
 
     results = Results(capture, seed=seed, source=SOURCE)
-    for name, values, title, convention in (
-        ("rollout", shown.rollout, "Attention rollout", PRODUCT),
-        ("flow", shown.flow, "Attention flow", "max-flow with capacities Â, rows normalised"),
-        ("raw_attention", shown.raw, "Raw attention of the last layer", "mean over heads"),
-    ):
-        results.add(name, ("query", "key"), values, title, *SHARE, convention=convention)
-    results.add(
-        "ablation_effect", ("query",), shown.effect,
-        "Change of the prediction when the token is replaced", "nats", "sequential", 0,
-        convention=f"mean |Δ log p| of the predicted token over {substitutes} random substitutes",
-    )  # fmt: skip
-    results.add(
-        "input_gradient", ("query",), shown.gradient,
-        "Gradient of the prediction in the token's embedding", "nats per unit", "sequential", 0,
-        convention="L2 norm over the embedding dimensions",
+    pair = ("query", "key")
+    results.add_all(
+        ("rollout", pair, shown.rollout, "Attention rollout", SHARE, PRODUCT),
+        ("flow", pair, shown.flow, "Attention flow", SHARE,
+         "max-flow with capacities Â, rows normalised"),
+        ("raw_attention", pair, shown.raw, "Raw attention of the last layer", SHARE,
+         "mean over heads"),
+        ("ablation_effect", ("query",), shown.effect,
+         "Change of the prediction when the token is replaced", ("nats", "sequential", 0),
+         f"mean |Δ log p| of the predicted token over {substitutes} random substitutes"),
+        ("input_gradient", ("query",), shown.gradient,
+         "Gradient of the prediction in the token's embedding", ("nats per unit", "sequential", 0),
+         "L2 norm over the embedding dimensions"),
     )  # fmt: skip
     for index, (name, truth) in enumerate(TRUTHS.items()):
         results.add_mean(
@@ -141,12 +139,6 @@ def rows(capture: xr.Dataset, positions: Sequence[int] = (-1,), *, prompt: int =
     -------
     Dataset with ``rollout`` (query, key; share, rows sum to one); coordinates query, key, token
     (query) and key_token (key).
-
-    Raises
-    ------
-    HeadscopeError
-        When q or k are missing, a position or prompt is outside, edits changed the weights, or a
-        layer has no attention map.
 
     Examples
     --------

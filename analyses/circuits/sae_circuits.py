@@ -26,6 +26,7 @@ from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
+    GRID,
     SHARE,
     ZERO_TO_ONE,
     Results,
@@ -165,29 +166,23 @@ def run(
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
     node = on_grid(np.mean([softmax(codes) for codes in nodes[:, 0]], axis=0))
-    grid = ("layer", "head")
-    results = Results(capture, source=SOURCE)
-    results.add(
-        "node", grid, node, "Circuit score of the head", *SHARE,
-        convention=f"softmax over heads of the unique codes; {convention}",
+    results = Results(capture, source=SOURCE, convention=convention)
+    results.add_all(
+        ("node", GRID, node, "Circuit score of the head", SHARE,
+         f"softmax over heads of the unique codes; {convention}"),
+        ("unique_codes", GRID, on_grid(nodes[:, 0].mean(0)), "Codes seen only with the task",
+         ("share of codes" if per_union else "codes", "sequential", 0)),
+        ("edge_score", ("edge",), shown[best], "Circuit score of the edge", SHARE,
+         f"softmax over {len(pairs)} edges; {convention}"),
     )  # fmt: skip
-    results.add(
-        "unique_codes", grid, on_grid(nodes[:, 0].mean(0)), "Codes seen only with the task",
-        "share of codes" if per_union else "codes", "sequential", 0, convention=convention,
-    )  # fmt: skip
-    results.add(
-        "edge_score", ("edge",), shown[best], "Circuit score of the edge", *SHARE,
-        convention=f"softmax over {len(pairs)} edges; {convention}",
-    )  # fmt: skip
-    results.add(
-        "ablation", grid, moved, f"Effect on {task.name} of its output on the corrupted prompt",
-        task.metric.replace("_", " "), "diverging", evidence="causal",
-        convention=f"intact − patched, {len(some)} prompts of {task.name}",
-    )  # fmt: skip
-    results.add(
-        "ground_truth", grid, on_grid(wanted_nodes.astype(float)),
-        "Head of the circuit by ablation", "indicator", *ZERO_TO_ONE, evidence="causal",
-        convention=f"1 where {criterion}, else 0",
+    results.add_all(
+        ("ablation", GRID, moved, f"Effect on {task.name} of its output on the corrupted prompt",
+         (task.metric.replace("_", " "), "diverging"),
+         f"intact − patched, {len(some)} prompts of {task.name}"),
+        ("ground_truth", GRID, on_grid(wanted_nodes.astype(float)),
+         "Head of the circuit by ablation", ("indicator", *ZERO_TO_ONE),
+         f"1 where {criterion}, else 0"),
+        evidence="causal",
     )  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}
     for name, values, wanted, what in (
@@ -211,7 +206,6 @@ def run(
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
         _verdict(aucs["node_auc"], len(circuit), len(names)),
-        convention=convention,
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.ablation import Head
+from headscope.analyses._interventions.ablation import Array, Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import label, top
@@ -24,7 +23,6 @@ from headscope.probes.prompts.task import Task
 from headscope.probes.storage.dataset_file import write_text
 
 FORMAT = "headscope-circuit-1"
-Array = NDArray[np.float64]
 # What of a result says where its scores come from.
 KEPT = (
     "model", "revision", "dtype", "task", "prompts_sha256", "n_prompts", "seed", "headscope",
@@ -47,12 +45,6 @@ class Circuit:
     samples
         The scores prompt by prompt (prompt, layer, head), or None; with them overlaps of circuits
         have intervals over prompts.
-
-    Raises
-    ------
-    InvalidInput
-        For no head, a head named twice, without a score or outside of the scores, and samples of
-        another shape.
 
     Examples
     --------
@@ -132,15 +124,7 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
 
 
 def find(model: Model, task: Task, count: int, *, metric: str = "task", seed: int = 0) -> Circuit:
-    """Find the ``count`` heads that a task loses most without, one at a time, as in `removed`.
-
-    Examples
-    --------
-    >>> from headscope.probes import load_model, tasks
-    >>> model = load_model("headscope/bundled")
-    >>> len(find(model, tasks.make("ioi", model.tokenizer, n=2), count=3).heads)
-    3
-    """
+    """Find the ``count`` heads that a task loses most without, one at a time, as in `removed`."""
     return from_result(removed(model, task, metric=metric, seed=seed), "lost", count)
 
 
@@ -213,13 +197,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Circuit:
-    """Read a circuit that `save` has written.
-
-    Raises
-    ------
-    InvalidInput
-        For a file that is missing, broken, or holds no circuit.
-    """
+    """Read a circuit that `save` has written."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:

@@ -5,14 +5,12 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import Results, labels
-from headscope.analyses._stats.bootstrap import bootstrap, draws, percentiles
+from headscope.analyses._stats.bootstrap import Array, bootstrap, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.kernels.errors import InvalidInput
 
-Array = NDArray[np.float64]
 # What of a score must be the same for a difference to have a meaning.
 FIELDS = ("units", "convention", "options")
 RESAMPLES = 1000

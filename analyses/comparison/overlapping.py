@@ -7,12 +7,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label
-from headscope.analyses._stats.bootstrap import draws, percentiles
+from headscope.analyses._stats.bootstrap import Array, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.comparison.circuit import Circuit
 from headscope.kernels.errors import InvalidInput
 
-Array = NDArray[np.float64]
 RESAMPLES = 1000
 SOURCE = "Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models"
 
@@ -37,11 +36,6 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     first, 2 in the second, 3 in both). Where both circuits have samples, the first two and the
     correlation have 95 % intervals: prompts are resampled (together where they are the same), and
     each circuit is chosen anew as its highest scores.
-
-    Raises
-    ------
-    InvalidInput
-        When the numbers of layers or heads differ, or the heads with a score do.
 
     Examples
     --------
@@ -79,18 +73,14 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     for number, circuit in ((1, first), (2, second)):
         for head in circuit.heads:
             member[head] += number
-    results.add("shared", (), float(len(shared)), "Shared heads", "heads", "sequential", 0)
-    results.add(
-        "expected", (), expected, "Heads that random sets share", "heads", "sequential", 0,
-        convention=what,
-    )  # fmt: skip
-    results.add(
-        "p_value", (), p_value, "Chance of sharing as many at random", "probability", *ZERO_TO_ONE,
-        convention=f"hypergeometric, one-sided; {what}",
-    )  # fmt: skip
-    results.add(
-        "member", ("layer", "head"), member, "Circuit that holds the head",
-        "1 first, 2 second, 3 both", "sequential", 0, 3,
+    results.add_all(
+        ("shared", (), float(len(shared)), "Shared heads", ("heads", "sequential", 0)),
+        ("expected", (), expected, "Heads that random sets share", ("heads", "sequential", 0),
+         what),
+        ("p_value", (), p_value, "Chance of sharing as many at random",
+         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {what}"),
+        ("member", ("layer", "head"), member, "Circuit that holds the head",
+         ("1 first, 2 second, 3 both", "sequential", 0, 3)),
     )  # fmt: skip
     return xr.Dataset(
         results.variables,

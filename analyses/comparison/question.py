@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import encode_task, evaluate
+from headscope.analyses._interventions.ablation import Array, encode_task, evaluate
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.next_token_loss import check_memory
 from headscope.analyses._runtime.options import OneOf
@@ -23,7 +22,6 @@ from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 
-Array = NDArray[np.float64]
 CONDITIONS = ("without edits", "with edits")
 
 
@@ -132,18 +130,16 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
         "higher is worse"
     )
     results = _contrast(samples, title, "nats a token", convention, seed)
-    results.add(
-        "loss", ("condition", "query"), np.concatenate([np.full((1, 2), np.nan), samples]).T,
-        "Loss on each token", "nats", "sequential", 0, convention="−log p of the token",
-    )  # fmt: skip
     chances = np.stack([chance for _, chance in sides])
     best = dict.fromkeys(
         int(word) for row in chances for word in np.argsort(-row, kind="stable")[:words]
     )
-    results.add(
-        "next_probability", ("condition", "word"), chances[:, list(best)],
-        "Most likely next words", "probability", "sequential", 0, 1,
-        convention=f"the {words} most likely ones of either side",
+    results.add_all(
+        ("loss", ("condition", "query"), np.concatenate([np.full((1, 2), np.nan), samples]).T,
+         "Loss on each token", ("nats", "sequential", 0), "−log p of the token"),
+        ("next_probability", ("condition", "word"), chances[:, list(best)],
+         "Most likely next words", ("probability", "sequential", 0, 1),
+         f"the {words} most likely ones of either side"),
     )  # fmt: skip
     coords = {
         "query": np.arange(len(ids)),

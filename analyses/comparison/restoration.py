@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import Head, evaluate
+from headscope.analyses._interventions.ablation import Array, Head, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import AtLeast, OneOf
@@ -26,7 +25,6 @@ from headscope.probes.interventions.named_patterns import PATTERNS
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
-Array = NDArray[np.float64]
 OWN = "own"
 
 
@@ -97,12 +95,6 @@ def restore(
     ``gain`` (what the repair brings) and ``gain_over_random``, paired by prompt, and ``recovered``
     (gain as a share of what was broken; with a whole model only), with 95 % intervals over prompts.
 
-    Raises
-    ------
-    InvalidInput
-        For heads that the model does not have, too many to leave as many others, an unknown
-        pattern, or ``own`` with nothing to take it from.
-
     Examples
     --------
     >>> from headscope.probes import load_model, tasks
@@ -170,12 +162,12 @@ def restore(
     gain = columns["chosen heads repaired"] - columns["broken"]
     over = columns["chosen heads repaired"] - columns["random other heads repaired"]
     results = Results(xr.Dataset(), seed=seed, convention=what, evidence="causal")
-    for key, dims, values, title in (
-        ("score", ("condition",), samples, f"{task.name} before and after repair"),
-        ("gain", (), gain, "Gain by the repair, same prompts"),
-        ("gain_over_random", (), over, "Gain over a repair of random other heads"),
-    ):
-        results.add_mean(key, dims, values, title, UNITS[name], "diverging")
+    units = (UNITS[name], "diverging")
+    results.add_means(
+        ("score", ("condition",), samples, f"{task.name} before and after repair", units),
+        ("gain", (), gain, "Gain by the repair, same prompts", units),
+        ("gain_over_random", (), over, "Gain over a repair of random other heads", units),
+    )
     if whole is not None:
         results.add_interval(
             "recovered", (), _share(gain, columns["whole"] - columns["broken"], seed),

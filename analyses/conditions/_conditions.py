@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import Head, encode_task
+from headscope.analyses._interventions.ablation import Array, Head, encode_task
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses.conditions import _rare_tokens
 from headscope.kernels.errors import NotApplicable
@@ -19,8 +18,6 @@ from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
-
-Array = NDArray[np.float64]
 
 CORRUPTED = "corrupted"
 # By name: the statistic of the capture, its unit, and what it is.

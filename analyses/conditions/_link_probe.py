@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from headscope.analyses._stats.bootstrap import Array
+
 Right = NDArray[np.bool_]
 
 

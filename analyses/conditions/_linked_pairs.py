@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.results import attending
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing import targets
@@ -18,7 +19,6 @@ from headscope.probes.interventions import KnockOut
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import Prompts
 
-Array = NDArray[np.float64]
 # The right key of a query is found among so many at most: all of a short prompt.
 CANDIDATES = 256
 RELATIONS = ("evidence", "duplicate")

@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from headscope.analyses._stats.bootstrap import Array
 
 
 def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:

@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.interventions import KnockOut
 from headscope.probes.models.model import Model
-
-Array = NDArray[np.float64]
 
 
 class _Direct(Reader):

@@ -14,14 +14,14 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.conditions._span_knockout import distances, outputs
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture
@@ -40,7 +40,6 @@ SUPPORTS = {"hybrid"}
 SOURCE = "Cracking the Code of Hallucination (VHD)"
 SPACES = {"residual": "z W_O in the residual stream", "z": "z before the output projection"}
 RATIO = "‖a − b‖ / (‖a‖ + ‖b‖)"
-Array = NDArray[np.float64]
 
 
 def run(
@@ -65,8 +64,7 @@ def run(
     space
         ``residual`` (after the head's slice of the output projection) or ``z`` (before it).
     controls
-        Random spans of as many other tokens; the first token and the question are never among
-        them.
+        Random spans of as many other tokens; the first token and the question are never among them.
     best
         Heads with the largest direct distance beyond the control, ablated in the causal check;
         half of all at most.
@@ -95,26 +93,20 @@ def run(
             f"prompts of {task.name}; {SPACES[space]}"
         )
         known = capture(model, cut, stats=("lse",))
-        results = Results(known, seed=seed, source=SOURCE, evidence="causal")
-        grid = ("layer", "head")
+        results = Results(known, seed=seed, source=SOURCE, evidence="causal", convention=convention)
         everywhere = "hidden in all layers at once"
-        results.add_mean(
-            "reliance", grid, total, "Output that hangs on the span", *SHARE,
-            convention=f"{RATIO}; {everywhere}; {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            "direct", grid, direct, "Output that the head itself reads from the span", *SHARE,
-            convention=f"{RATIO}; hidden in the head's layer alone; {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            "beyond_control", grid, direct - control, "Read from the span beyond other tokens",
-            "share", "diverging", -1, 1,
-            convention=f"direct − the same with as many random other tokens hidden (mean of "
-            f"{controls}); {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            "divergence", grid, far, "Divergence with and without the span", "norm of the output",
-            "sequential", 0, convention=f"Euclidean distance; {everywhere}; {convention}",
+        results.add_means(
+            ("reliance", GRID, total, "Output that hangs on the span", SHARE,
+             f"{RATIO}; {everywhere}; {convention}"),
+            ("direct", GRID, direct, "Output that the head itself reads from the span", SHARE,
+             f"{RATIO}; hidden in the head's layer alone; {convention}"),
+            ("beyond_control", GRID, direct - control, "Read from the span beyond other tokens",
+             ("share", "diverging", -1, 1),
+             f"direct − the same with as many random other tokens hidden (mean of "
+             f"{controls}); {convention}"),
+            ("divergence", GRID, far, "Divergence with and without the span",
+             ("norm of the output", "sequential", 0),
+             f"Euclidean distance; {everywhere}; {convention}"),
         )  # fmt: skip
 
         pool = heads(known)
@@ -127,7 +119,6 @@ def run(
     results.variables |= checked
     return results.dataset(
         {"condition": conditions},
-        convention=convention,
         heads_by_type={"context-reliant": [label(head) for head in chosen]},
         causal={"context-reliant": record},
         verdict=Verdict(record["verdict"], record["note"]),

@@ -15,15 +15,14 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats import effect_size
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.conditions import _conditions, _rare_tokens
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
@@ -41,7 +40,6 @@ ABLATED = ("heads that stand out in A", "random other heads")
 LEAST_NATS = 0.01
 # What float64 still tells from 0.
 SMALLEST_P = 1e-300
-Array = NDArray[np.float64]
 
 
 def run(
@@ -116,15 +114,14 @@ def run(
         f"A: {both[0].name}, B: {both[1].name}; {len(task)} prompts each, read where they ask"
     )
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
-    grid = ("layer", "head")
     definitions = "; ".join(f"{name}: {_conditions.STATISTICS[name][2]}" for name in names)
     results.add_interval(
-        "effect", ("statistic", *grid), ends, "Effect of the condition, A − B", "Cohen's d",
+        "effect", ("statistic", *GRID), ends, "Effect of the condition, A − B", "Cohen's d",
         "diverging", convention=f"{'paired, d_z' if paired else 'pooled spread'}; a spread below "
         f"{least_spread:g} counts as that; {definitions}; {convention}",
     )  # fmt: skip
     results.add(
-        "significance", ("statistic", *grid), -np.log10(np.maximum(p, SMALLEST_P)),
+        "significance", ("statistic", *GRID), -np.log10(np.maximum(p, SMALLEST_P)),
         "Significance of the effect", "−log10 adjusted p", "sequential", 0,
         source="Benjamini and Hochberg 1995",
         convention=f"two-sided t test, {'of pairs' if paired else 'of two samples'}, adjusted over "
@@ -134,17 +131,14 @@ def run(
         f"the {rarest} tokens of a prompt that are rarest among {len(task)} prompts, half of it at "
         "most; first position left out"
     )
-    results.add_mean(
-        "rare_mass", grid, first["rare"], "Weight on rare tokens", *SHARE,
-        convention=f"{rarity}; {both[0].name}",
-    )  # fmt: skip
     uniform = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
     with np.errstate(invalid="ignore", divide="ignore"):
         times = np.where(uniform > 0, 1 / uniform, np.nan)[:, None, None] * first["rare"]
-    results.add_mean(
-        "rare_enrichment", grid, times, "Weight on rare tokens, against a uniform head",
-        "times uniform", "sequential", 0,
-        convention=f"{rarity}; 1: as a uniform head; {both[0].name}",
+    results.add_means(
+        ("rare_mass", GRID, first["rare"], "Weight on rare tokens", SHARE,
+         f"{rarity}; {both[0].name}"),
+        ("rare_enrichment", GRID, times, "Weight on rare tokens, against a uniform head",
+         ("times uniform", "sequential", 0), f"{rarity}; 1: as a uniform head; {both[0].name}"),
     )  # fmt: skip
 
     pool = heads(capture)

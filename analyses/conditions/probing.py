@@ -31,8 +31,8 @@ from headscope.analyses._runtime.results import (
     require_prompts,
     top,
 )
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.conditions import _linked_pairs
 from headscope.analyses.conditions._link_probe import LinkProbe, fixed_offset, head_hits, shuffled
 from headscope.analyses.conditions._linked_pairs import RELATIONS, Link
@@ -54,7 +54,6 @@ DIRECTIONS = ("from the query", "to the query")
 CONDITIONS = ("link cut in probe heads", "link cut in random other heads")
 # What moves below this is no effect to speak of.
 LEAST_NATS = 0.01
-Array = NDArray[np.float64]
 
 
 def run(
@@ -264,16 +263,10 @@ def _causal_verdict(moved: Array, seed: int) -> Verdict:
         f"cutting the link in the probe's heads moves the output by {own:.3f} nats, in as many "
         f"random others by {other:.3f}"
     )
+    remark = "; the coefficients are correlational here"
     if not (moved > 1e-9).any():
-        return Verdict(
-            "too_few", f"No causal evidence: {text}; the coefficients are correlational here."
-        )
+        return Verdict("too_few", f"No causal evidence: {text}{remark}.")
     if len(moved) < 2:
         return Verdict("too_few", f"One link has no interval: {text}.")
     lower = float(bootstrap(moved[:, 0] - moved[:, 1], seed=seed)[1])
-    if own > LEAST_NATS and lower > 0:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}; the coefficients are correlational here.",
-    )
+    return causal_verdict(own > LEAST_NATS and lower > 0, text, remark)

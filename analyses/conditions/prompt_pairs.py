@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
-from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
@@ -33,8 +33,8 @@ from headscope.analyses._runtime.results import (
     require_prompts,
     top,
 )
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.capture import capture as capture_again
 from headscope.probes.models.model import Model
@@ -52,8 +52,6 @@ SOURCE = "Instruction-Aligned Visual Attention"
 CONDITIONS = ("pattern of B in the heads that differ most", "pattern of B in random other heads")
 # What is lost below this is no effect to speak of.
 LEAST_NATS = 0.01
-Array = NDArray[np.float64]
-Head = tuple[int, int]
 
 
 def run(
@@ -210,9 +208,5 @@ def _verdict(samples: Array, size: int, seed: int) -> Verdict:
     if len(samples) < 2:
         return Verdict("too_few", f"One prompt has no interval: {text}.")
     lower = float(bootstrap(samples[:, 0] - samples[:, 1], seed=seed)[1])
-    if own > LEAST_NATS and lower > 0:
-        return Verdict("supported", f"Causal check agrees: {text}.")
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: {text}; the difference is correlational here.",
-    )
+    remark = "; the difference is correlational here"
+    return causal_verdict(own > LEAST_NATS and lower > 0, text, remark)

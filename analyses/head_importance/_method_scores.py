@@ -2,18 +2,17 @@
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import direct_logit_attribution
 from headscope.analyses._runtime.progress import steps
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
 
-Array = NDArray[np.float64]
 # What integrals may miss: ranks of heads need no more.
 ROUGH = 0.25
 

@@ -6,12 +6,10 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import label, top
-from headscope.analyses._stats.bootstrap import draws
+from headscope.analyses._stats.bootstrap import Array, draws
 
-Array = NDArray[np.float64]
 RESAMPLES = 1000
 
 

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate, head_sets
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results
-from headscope.analyses._stats.bootstrap import bootstrap, crossed, draws, percentiles
+from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed, draws, percentiles
 from headscope.analyses.head_importance._removal_order import Unit, flat, prefixes, smallest
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.tokens import EncodedTask
 
 SOURCE = "Michel et al. 1905.10650"
-Array = NDArray[np.float64]
 MISSING: tuple[float, ...] = (float("nan"),) * 3
 
 
@@ -44,13 +42,10 @@ class Smallest(NamedTuple):
         if self.heads is not None:
             mask = head_sets(work.model, [self.heads])[0].numpy().astype(float)
             size = float(len(self.heads))
-        results.add(
-            "kept", ("layer", "head"), mask, "In the smallest set", "1 kept", "sequential", 0, 1,
-            convention=rule,
-        )  # fmt: skip
-        results.add(
-            "size", (), size, "Heads in the smallest set", "heads", "sequential", 0,
-            convention=rule,
+        results.add_all(
+            ("kept", ("layer", "head"), mask, "In the smallest set", ("1 kept", "sequential", 0, 1),
+             rule),
+            ("size", (), size, "Heads in the smallest set", ("heads", "sequential", 0), rule),
         )  # fmt: skip
         results.add_interval(
             "kept_share", (), self.share, "Share of the metric that the smallest set keeps",

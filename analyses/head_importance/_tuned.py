@@ -7,26 +7,18 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import (
-    TOKENS,
-    Head,
-    asked_batches,
-    encode_task,
-    head_sets,
-)
+from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._runtime import progress
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit, Gate, Offset
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
-
-Array = NDArray[np.float64]
 
 
 def aimed(task: Task, goal: str) -> Task:
@@ -55,7 +47,7 @@ def head_weights(
     steps: int,
     rate: float,
     penalty: float = 0.0,
-    heads: Sequence[Head] | None = None,
+    heads: Sequence[ablation.Head] | None = None,
 ) -> Array:
     """Learn a factor for the output of every head that makes the answers likely (layer, head).
 
@@ -66,7 +58,7 @@ def head_weights(
     change = torch.zeros(model.layers, model.heads, device=model.device)
     mask = torch.ones_like(change)
     if heads is not None:
-        mask = head_sets(model, [heads])[0].to(change)
+        mask = ablation.head_sets(model, [heads])[0].to(change)
 
     _descend(model, task, change, lambda: Gate(1 + mask * change), steps, rate, penalty)
     factors = (1 + mask * change.detach()).double().cpu().numpy()
@@ -77,7 +69,7 @@ def head_weights(
 def offsets(
     model: Model,
     task: Task | EncodedTask,
-    heads: Sequence[Head],
+    heads: Sequence[ablation.Head],
     sizes: Float[Tensor, "layer head"],
     *,
     steps: int,
@@ -112,13 +104,15 @@ def _descend(
     penalty: float,
 ) -> None:
     """Move ``change``, in place, to where the answers are most likely."""
-    encoded = encode_task(model, task)
+    encoded = ablation.encode_task(model, task)
     change.requires_grad_(True)
     optimizer = torch.optim.Adam([change], lr=rate)
     with progress.steps(steps) as step:
         for _ in range(steps):
             slope = torch.zeros_like(change)
-            for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+            for prompts, ids, positions in ablation.asked_batches(
+                model, encoded.ids, encoded.asked, ablation.TOKENS
+            ):
                 questions = [encoded.questions[prompt] for prompt in prompts]
                 with torch.enable_grad():
                     output = logits(model, ids, (edit(),), positions)

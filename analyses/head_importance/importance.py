@@ -22,7 +22,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
@@ -31,6 +30,7 @@ from headscope.analyses._runtime.options import Between, OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
 from headscope.probes.models.model import Model
@@ -46,7 +46,6 @@ SUPPORTS = {"hybrid"}
 SOURCE = "Michel et al. 1905.10650"
 INTEGRAL = "Michel et al. 1905.10650; Sundararajan et al. 1703.01365"
 INTEGRATED = "Integrated gate gradient against zero ablation"
-Array = NDArray[np.float64]
 # By variable: what stands in for the head, and how it is measured.
 ABLATIONS = {
     "zero_ablation": ("set to zero", "intact − ablated"),
@@ -145,23 +144,19 @@ def run(
             convention=f"mean ablation of {model.heads // model.kv_heads} query heads at once; "
             f"{what}",
         )  # fmt: skip
-    results.add_mean(
-        "gate_gradient", grid, _normalized(gate) if normalize else gate,
-        f"Gate-gradient importance on {task.name}",
-        "share of the layer's norm" if normalize else UNITS[smooth], "sequential", 0,
-        convention=f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}",
+    results.add_means(
+        ("gate_gradient", grid, _normalized(gate) if normalize else gate,
+         f"Gate-gradient importance on {task.name}",
+         ("share of the layer's norm" if normalize else UNITS[smooth], "sequential", 0),
+         f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}"),
+        ("first_order", grid, slope, f"First-order estimate on {task.name}",
+         (UNITS[smooth], "diverging"), f"E ∂m/∂ξ at ξ = 1; m: {smooth}"),
+        ("integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
+         (UNITS[smooth], "diverging"),
+         "∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
+         f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}", INTEGRAL),
+        ("intact", (), clean, f"Intact {name.replace('_', ' ')}", (units, "diverging")),
     )  # fmt: skip
-    results.add_mean(
-        "first_order", grid, slope, f"First-order estimate on {task.name}", UNITS[smooth],
-        "diverging", convention=f"E ∂m/∂ξ at ξ = 1; m: {smooth}",
-    )  # fmt: skip
-    results.add_mean(
-        "integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",
-        UNITS[smooth], "diverging", source=INTEGRAL,
-        convention="∫ ∂m/∂ξ dξ with all gates from 0 to 1, adaptive Gauss–Legendre; over heads "
-        f"it sums to m(1) − m(0) of every prompt within {gap:.2g}; m: {smooth}",
-    )  # fmt: skip
-    results.add_mean("intact", (), clean, f"Intact {name.replace('_', ' ')}", units, "diverging")
     least = threshold(null, seed)
     results.add(
         "null_ablation", (), least, "What a head must lose to be called important", units,

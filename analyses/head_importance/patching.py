@@ -21,7 +21,7 @@ from headscope.analyses._interventions.ablation import encode_task
 from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_importance._method_scores import patch_both_ways
 from headscope.probes.models.model import Model
@@ -37,19 +37,11 @@ SOURCE = "Heimersheim & Nanda 2404.15255"
 LINEAR = "Nanda 2023, attribution patching"
 # Variable, title, how it is measured, and the prompt whose gradient estimates it.
 PATCHES = (
-    (
-        "noising",
-        "Lost with the head's corrupted output (noising)",
-        "clean − patched: clean prompt, z of the corrupted one at all positions",
-        "clean",
-    ),
-    (
-        "denoising",
-        "Won back with the head's clean output (denoising)",
-        "patched − corrupted: corrupted prompt, z of the clean one at all positions",
-        "corrupted",
-    ),
-)
+    ("noising", "Lost with the head's corrupted output (noising)",
+     "clean − patched: clean prompt, z of the corrupted one at all positions", "clean"),
+    ("denoising", "Won back with the head's clean output (denoising)",
+     "patched − corrupted: corrupted prompt, z of the clean one at all positions", "corrupted"),
+)  # fmt: skip
 
 
 def run(
@@ -104,9 +96,8 @@ def run(
             f"positions; m: {smooth}; {what}",
         )  # fmt: skip
     for side, values in levels.items():
-        results.add_mean(
-            side, (), values, f"{words.capitalize()} on the {side} prompt", units, "diverging"
-        )  # fmt: skip
+        title = f"{words.capitalize()} on the {side} prompt"
+        results.add_mean(side, (), values, title, units, "diverging")
     noising, denoising, linear, linear_back = *effects.values(), *estimates.values()
     for key, title, first, second in (
         ("noising_agreement", "Noising against its linear estimate", noising, linear),
@@ -119,7 +110,6 @@ def run(
         )  # fmt: skip
     return results.dataset(
         verdict=_verdict(results, levels),
-        convention=what,
         top_heads=[label(head) for head in top(results["denoising"].values, 5)],
     )
 
@@ -140,16 +130,11 @@ def _verdict(results: Results, levels: dict[str, np.ndarray]) -> Verdict:
     for key in ("noising", "denoising"):
         rho, lower = (float(results[f"{key}_agreement{end}"].values) for end in ("", "_lower"))
         pair = parting(results[key].values, results[f"{key}_attribution"].values, 2)
-        if lower > 0:
-            verdict &= Verdict(
-                "supported",
-                f"Attribution ranks heads like {key} does (Spearman ρ {rho:.2f}), least so "
-                f"{' and '.join(pair)}.",
-            )
-        else:
-            verdict &= Verdict(
-                "too_few" if np.isnan(lower) else "disagreement",
-                f"Attribution does not rank heads like {key} (Spearman ρ {rho:.2f}); trust the "
-                "patches.",
-            )
+        verdict &= interval_verdict(
+            lower,
+            f"Attribution ranks heads like {key} does (Spearman ρ {rho:.2f}), least so "
+            f"{' and '.join(pair)}.",
+            f"Attribution does not rank heads like {key} (Spearman ρ {rho:.2f}); trust the "
+            "patches.",
+        )
     return verdict

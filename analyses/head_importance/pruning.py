@@ -15,9 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from headscope.analyses._interventions.ablation import encode_task, mean_z
+from headscope.analyses._interventions.ablation import Array, encode_task, mean_z
 from headscope.analyses._interventions.head_gradients import gate_gradient
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
@@ -41,7 +40,6 @@ ABLATIONS = {
     "zero": "outputs set to zero",
     "mean": "outputs set to their mean over positions and prompts",
 }
-Array = NDArray[np.float64]
 
 
 def run(
@@ -139,11 +137,11 @@ def run(
             f"{task.name} with whole KV groups taken out", units_of_metric, "diverging",
             convention=f"groups of {len(grouped[0])} query heads; {what}; {random}",
         )  # fmt: skip
-    for key, dims, samples, title in (
-        ("only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone"),
-        ("whole_layer", ("layer",), whole, "Lost without any head of the layer"),
-    ):
-        results.add_mean(key, dims, samples, title, units_of_metric, "diverging")
+    signed = (units_of_metric, "diverging")
+    results.add_means(
+        ("only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone", signed),
+        ("whole_layer", ("layer",), whole, "Lost without any head of the layer", signed),
+    )
     place = np.full((model.layers, model.heads), np.nan)
     for number, [head] in enumerate(order, start=1):
         place[head] = number

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope import probes
 from headscope.analyses._interventions import ablation
@@ -26,7 +25,7 @@ from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.rank_correlation import (
     OVER_HEADS,
     agreement,
@@ -50,7 +49,6 @@ SOURCE = "Michel et al. 1905.10650"
 RETEST = "Spearman 1910; Brown 1910"
 SANITY = "Adebayo et al. 1810.03292"
 CONDITIONS = ("largest head", "shuffled answers", "random weights")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -125,7 +123,7 @@ def run(
         bars[:, place] = levels.get(key, np.nan)
     table = matrix(methods, seed)
     retest = np.array([split_half(samples, seed) for samples in methods.values()]).T
-    results = Results(capture, seed=seed, source=SANITY)
+    results = Results(capture, seed=seed, source=SANITY, convention=what)
     results.add_interval(
         "rank_agreement", ("one", "other"), table, "Agreement of methods on the heads",
         "Spearman ρ", "diverging", -1, 1, source=SOURCE, convention=f"{OVER_HEADS}; {what}",
@@ -170,7 +168,6 @@ def run(
         {**coords, "condition": list(CONDITIONS)},
         _verdict(methods, table[0], retest[0], heads),
         " ".join(notes),
-        convention=what,
         top_heads=[label(head) for head in top(mean, 5)],
         important_heads=heads,
     )

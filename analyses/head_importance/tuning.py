@@ -140,28 +140,26 @@ def run(
     both = ("learned", "whose")
     before = evaluate(model, unseen, (), "log_probability")
     results = Results(capture, seed=seed, source=SOURCE, convention=what)
-    results.add(
-        "weight", ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}",
-        "factor", "sequential", convention=f"1: left alone; penalty {penalty:g}; {what}",
-    )  # fmt: skip
-    results.add(
-        "offset", ("layer", "head"), norm, "Learned offset", "share of the head's output",
-        "sequential", 0, convention=f"norm over that of a typical output; {what}",
+    results.add_all(
+        ("weight", ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}",
+         ("factor", "sequential"), f"1: left alone; penalty {penalty:g}; {what}"),
+        ("offset", ("layer", "head"), norm, "Learned offset",
+         ("share of the head's output", "sequential", 0),
+         f"norm over that of a typical output; {what}"),
     )  # fmt: skip
     nats, given = ("nats", "diverging"), ("share of answers", *ZERO_TO_ONE)
     advantage = chance[:, :, :1] - chance[:, :, 1:]
-    for name, dims, samples, title, meaning in (
+    results.add_means(
         ("before", (), before, f"Log-probability of the {aim} before", nats),
         ("tuned", both, chance, f"Log-probability of the {aim}, heads tuned", nats),
         ("tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned", given),
         ("advantage", ("learned", "against"), advantage, ADVANTAGE, nats),
-    ):
-        results.add_mean(name, dims, samples, title, *meaning, evidence="causal")
+        evidence="causal",
+    )
     named = {whose: [label(head) for head in chosen] for whose, chosen in sets.items()}
     return results.dataset(
         {"learned": list(LEARNED), "whose": list(WHOSE), "against": list(WHOSE[1:])},
         _verdict(results, named, other),
-        convention=what,
         tuned_heads=named,
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._measurements.unembedding import read_out
+from headscope.analyses._runtime.results import require_prompts
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -37,11 +38,7 @@ def read_task(capture: xr.Dataset, model: Model, task: Task) -> EncodedTask:
     """Return the task in tokens; refuse a capture that is not of its prompts."""
     encoded = read(model, task).encoded
     assert encoded is not None
-    if len(encoded.ids) != capture.sizes["prompt"]:
-        raise NotApplicable(
-            f"capture: it holds {capture.sizes['prompt']} prompts and the task has "
-            f"{len(encoded.ids)}; capture this task"
-        )
+    require_prompts(capture, len(encoded.ids))
     return encoded
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, label, marked, require
+from headscope.analyses._runtime.results import GRID, SHARE, Results, label, marked, require
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.head_roles import _window_gates
 from headscope.analyses.head_roles._answered import Answered
@@ -134,13 +134,12 @@ def run(
         cost = _window_gates.window_cost(model, measured, loss_of, first, recent, step)
         gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
 
-        grid = ("layer", "head")
         window = f"first {first} and last {recent} keys"
         results = Results(capture, seed=seed)
         for row, mask in enumerate(MASKS):
             name, title = MASSES[mask]
             results.add_mean(
-                name, grid, masses[:, row], title, *SHARE, source="FastGen",
+                name, GRID, masses[:, row], title, *SHARE, source="FastGen",
                 convention=f"mean over queries from {first + recent} on; {window}; special: "
                 f"special tokens of the tokenizer; heavy hitters: the {frequent:.0%} of keys with "
                 "most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
@@ -150,19 +149,19 @@ def run(
             ("induction", "Attention to the token after an earlier copy", "induction"),
         ):
             results.add_mean(
-                name, grid, weights[name], title, *SHARE, source="RazorAttention",
+                name, GRID, weights[name], title, *SHARE, source="RazorAttention",
                 convention="mean over the queries that have a target",
                 **taxonomy.attributes(kind, "scoring"),
             )  # fmt: skip
         results.add(
-            "gate", grid, gate, "Learned gate: 1 needs full attention", *SHARE,
+            "gate", GRID, gate, "Learned gate: 1 needs full attention", *SHARE,
             source="DuoAttention 2410.10819",
             convention=f"one a KV head; out = α·full + (1−α)·streaming ({window}); {gate_steps} "
             f"steps; relative squared error of the last hidden states + {gate_weight:g} · mean α",
             **taxonomy.attributes("retrieval", "learned"),
         )  # fmt: skip
         results.add_mean(
-            "window_cost", grid, cost, "Cost of giving the head a window", "nats an answer",
+            "window_cost", GRID, cost, "Cost of giving the head a window", "nats an answer",
             "diverging", convention=f"−log p of the answers with {window}, minus intact",
             **taxonomy.attributes("streaming", "window"),
         )  # fmt: skip
@@ -177,16 +176,14 @@ def run(
             "window": results["window_cost"].values >= least_cost,
         }
         votes = np.sum([full[name] for name in DETECTORS[:3]], axis=0)
-        results.add(
-            "full_votes", grid, np.where(known, votes, np.nan), "Detectors that call the head full",
-            "detectors", "sequential", 0, 3,
-            convention="of mass, echo and gate; a streaming head has 0 or 1",
-        )  # fmt: skip
-        results.add(
-            "agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
-            "Agreement of detectors on which heads are full", "Cohen's κ", "diverging", -1, 1,
-            convention=f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
-            f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats",
+        results.add_all(
+            ("full_votes", GRID, np.where(known, votes, np.nan),
+             "Detectors that call the head full", ("detectors", "sequential", 0, 3),
+             "of mass, echo and gate; a streaming head has 0 or 1"),
+            ("agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
+             "Agreement of detectors on which heads are full", ("Cohen's κ", "diverging", -1, 1),
+             f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
+             f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats"),
         )  # fmt: skip
 
         kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture
 from headscope.probes.models.model import Model
@@ -14,8 +14,6 @@ from headscope.probes.prompts.task import Prompt, Task
 from headscope.probes.prompts.tasks._absent_facts import stated
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 from headscope.probes.prompts.tokens import encode
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import losses, tokens
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._stats.bootstrap import Array
 from headscope.probes.interventions.block_mask import Blocks
 from headscope.probes.models.model import Model
-
-Array = NDArray[np.float64]
 
 # Rows are sums of float32: a row that holds all of its mass may miss 1 by this much.
 SLACK = 1e-5

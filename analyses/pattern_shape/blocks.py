@@ -18,8 +18,8 @@ import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, Results, label, require, top
-from headscope.analyses._stats.length_trend import Array, mean, stated
+from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
+from headscope.analyses._stats.length_trend import mean, stated
 from headscope.analyses.pattern_shape import _tiles
 from headscope.probes.models.model import Model
 
@@ -93,27 +93,20 @@ def run(
     split = f"window of {window}, then {stripes} stripes with the most of the rest; {convention}"
     number, share = _tiles.average(needed, weights), _tiles.average(needed / visible, weights)
     outside = np.maximum(1 - near - stripe, 0)
-    rows: tuple[tuple[str, Array, str, str, int | None, str, str], ...] = (
-        ("blocks_needed", number, f"Blocks that hold {mass:.0%} of the mass", "blocks", None,
-         fewest, SOURCE),
-        ("block_density", share, "Needed share of the visible blocks", "share of blocks", 1,
-         fewest, SOURCE),
-        ("window_share", near, "Mass inside the window", "share", 1, split, STRIPES),
-        ("stripe_share", stripe, "Mass on the column stripes", "share", 1, split, STRIPES),
-        ("rest_share", outside, "Mass outside window and stripes", "share", 1, split, STRIPES),
-        ("stripes_needed", count, f"Stripes that reach {mass:.0%} with the window",
-         "columns of blocks", None, split, STRIPES),
-    )  # fmt: skip
     results = Results(capture, seed=seed, source=SOURCE)
-    for name, values, title, units, high, rule, source in rows:
-        results.add_mean(
-            name, ("layer", "head"), values, title, units, "sequential", 0, high,
-            convention=rule, source=source,
-        )  # fmt: skip
-    results.add_mean(
-        "mass_in_blocks", ("layer", "head", "blocks"), _tiles.average(held, weights[..., None]),
-        "Mass in the best blocks of each row", *SHARE,
-        convention=f"best blocks of each row of blocks; {convention}",
+    results.add_means(
+        ("blocks_needed", GRID, number, f"Blocks that hold {mass:.0%} of the mass",
+         ("blocks", "sequential", 0), fewest),
+        ("block_density", GRID, share, "Needed share of the visible blocks",
+         ("share of blocks", "sequential", 0, 1), fewest),
+        ("window_share", GRID, near, "Mass inside the window", SHARE, split, STRIPES),
+        ("stripe_share", GRID, stripe, "Mass on the column stripes", SHARE, split, STRIPES),
+        ("rest_share", GRID, outside, "Mass outside window and stripes", SHARE, split, STRIPES),
+        ("stripes_needed", GRID, count, f"Stripes that reach {mass:.0%} with the window",
+         ("columns of blocks", "sequential", 0), split, STRIPES),
+        ("mass_in_blocks", (*GRID, "blocks"), _tiles.average(held, weights[..., None]),
+         "Mass in the best blocks of each row", SHARE,
+         f"best blocks of each row of blocks; {convention}"),
     )  # fmt: skip
     coords: dict[str, Any] = {"blocks": [f"best {budget}" for budget in budgets]}
     density = results["block_density"].values

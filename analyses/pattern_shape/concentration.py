@@ -22,7 +22,7 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._measurements.received import largest
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
 from headscope.analyses._runtime.verdict import compare_losses
 from headscope.analyses._stats.length_trend import (
     Array,
@@ -103,45 +103,37 @@ def run(
 
     lengths = f"prompts of {stated(capture)}"
     left_out = f"first {skip_keys} keys left out; {lengths}"
-    rows: tuple[tuple[str, Array, str, str, str, float | None, float | None, str, str], ...] = (
-        ("concentration", mean(full), f"Mass of the {count} largest weights", "share", "sequential",
-         0, 1, f"queries that see more than {count} keys; {lengths}", "Selective Attention"),
-        ("spikiness", spikiness, "Spikiness of the weights", "share", "sequential",
-         0, 1, f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine"),
-        ("dilution", dilution, "Dilution of the largest weight with length", "slope", "diverging",
-         None, None, f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
-         "The Devil in Linear Transformer"),
-        ("inverse_temperature", sigma, "Effective inverse temperature", "σ of the logits",
-         "sequential", 0, None,
-         f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}", LOG_NORMAL),
-        ("column_hardness", columns, "Column hardness α", "tokens", "sequential", 0, None,
-         f"n · max_k Σ_i P_ik², {left_out}", "HyperAttention"),
-        ("column_share", share, "Column hardness against its largest value", "share", "sequential",
-         0, 1, f"α / n², {left_out}", "HyperAttention"),
-    )  # fmt: skip
     results = Results(capture, seed=seed)
-    for name, values, title, units, scale, low, high, convention, source in rows:
-        results.add_mean(
-            name, ("layer", "head"), values, title, units, scale, low, high,
-            convention=convention, source=source,
-        )  # fmt: skip
+    results.add_means(
+        ("concentration", GRID, mean(full), f"Mass of the {count} largest weights", SHARE,
+         f"queries that see more than {count} keys; {lengths}", "Selective Attention"),
+        ("spikiness", GRID, spikiness, "Spikiness of the weights", SHARE,
+         f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine"),
+        ("dilution", GRID, dilution, "Dilution of the largest weight with length",
+         ("slope", "diverging"),
+         f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
+         "The Devil in Linear Transformer"),
+        ("inverse_temperature", GRID, sigma, "Effective inverse temperature",
+         ("σ of the logits", "sequential", 0),
+         f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}", LOG_NORMAL),
+        ("column_hardness", GRID, columns, "Column hardness α", ("tokens", "sequential", 0),
+         f"n · max_k Σ_i P_ik², {left_out}", "HyperAttention"),
+        ("column_share", GRID, share, "Column hardness against its largest value", SHARE,
+         f"α / n², {left_out}", "HyperAttention"),
+    )  # fmt: skip
     # Missing where logits are all equal; the ends of the interval change places.
     sigmas = [results[f"inverse_temperature{end}"].values for end in ("", "_upper", "_lower")]
     results.add_interval(
-        "temperature", ("layer", "head"),
-        [1 / np.where(value > 0, value, np.nan) for value in sigmas], "Effective temperature",
-        "1 / σ of the logits", "sequential", 0,
+        "temperature", GRID, [1 / np.where(value > 0, value, np.nan) for value in sigmas],
+        "Effective temperature", "1 / σ of the logits", "sequential", 0, source=LOG_NORMAL,
         convention="τ = 1/σ of the mean σ; missing where the rows are even",
-        source=LOG_NORMAL,
     )  # fmt: skip
     sets = _extremes(results["spikiness"].values, heads)
     kinds = zip(("spiky", "least_spiky"), sets, strict=True)
     named = {kind: [label(head) for head in chosen] for kind, chosen in kinds}
     note = f"Spikiest heads: {', '.join(named['spiky'][:8])}."
-    about: dict[str, Any] = {
-        "convention": f"means over the queries; {lengths}",
-        "heads_by_type": named,
-    }
+    about: dict[str, Any] = {"convention": f"means over the queries; {lengths}"}
+    about["heads_by_type"] = named
     if not (predicts(capture) and causal_prompts):
         note += " No loss is measured: the model is not causal, or causal_prompts is 0."
         return results.dataset(note=note, **about)

@@ -19,7 +19,7 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, Results, require
+from headscope.analyses._runtime.results import GRID, SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.length_trend import Array, mean, stated
 from headscope.analyses.pattern_shape import _slots
@@ -83,14 +83,14 @@ def run(
     over = mean(np.moveaxis(mass.reshape(len(mass), -1, parts), 1, 2))
     fit = "a + b x + c x² over the parts, x from −1 to 1"
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    results.add_mean("depth_mass", ("layer", "head", "depth"), mass, "Mass by depth", *SHARE)
-    for name, values, title, *scale in (
-        ("tilt", tilt, f"Tilt towards the question: b of {fit}", "diverging"),
-        ("u_shape", bend, f"U shape: c of {fit}", "diverging"),
-        ("depth_wave", _slots.wave(mass), "Wave: what the parabola leaves", "sequential", 0),
-    ):
-        results.add_mean(name, ("layer", "head"), values, title, "share", *scale)
-    results.add_mean("mean_mass", ("depth",), over, "Mass by depth, mean over heads", *SHARE)
+    results.add_means(
+        ("depth_mass", (*GRID, "depth"), mass, "Mass by depth", SHARE),
+        ("tilt", GRID, tilt, f"Tilt towards the question: b of {fit}", ("share", "diverging")),
+        ("u_shape", GRID, bend, f"U shape: c of {fit}", ("share", "diverging")),
+        ("depth_wave", GRID, _slots.wave(mass), "Wave: what the parabola leaves",
+         ("share", "sequential", 0)),
+        ("mean_mass", ("depth",), over, "Mass by depth, mean over heads", SHARE),
+    )  # fmt: skip
     results.add_mean(
         "depth_loss", ("depth",), cost, "Loss that hiding a part costs the question", "nats",
         "diverging", evidence="causal",

@@ -61,23 +61,15 @@ def run(
     convention = f"mean over the queries that see more than one key; prompts of {stated(capture)}"
     over = mean(np.moveaxis(share.reshape(len(share), -1, share.shape[-1]), 1, 2))
     results = Results(capture, seed=seed, source=SOURCE, convention=f"H / log n; {convention}")
-    results.add_mean(
-        "entropy", ("layer", "head"), mean(raw), "Attention entropy", "nats", "sequential", 0,
-        convention=f"raw; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "entropy_share", ("layer", "head"), mean(share),
-        "Attention entropy against log(visible keys)", "share of log n", *ZERO_TO_ONE,
-    )  # fmt: skip
-    results.add_mean(
-        "layer_entropy_share", ("layer",), mean(mean(share)),
-        "Entropy of a layer's heads against log(visible keys)", "share of log n",
-        *ZERO_TO_ONE,
-    )  # fmt: skip
-    results.add_mean(
-        "query_entropy_share", ("query",), over,
-        "Entropy at each query against log(visible keys)", "share of log n", *ZERO_TO_ONE,
-        convention="H / log n; mean over heads and prompts",
+    results.add_means(
+        ("entropy", ("layer", "head"), mean(raw), "Attention entropy", ("nats", "sequential", 0),
+         f"raw; {convention}"),
+        ("entropy_share", ("layer", "head"), mean(share),
+         "Attention entropy against log(visible keys)", ("share of log n", *ZERO_TO_ONE)),
+        ("layer_entropy_share", ("layer",), mean(mean(share)),
+         "Entropy of a layer's heads against log(visible keys)", ("share of log n", *ZERO_TO_ONE)),
+        ("query_entropy_share", ("query",), over, "Entropy at each query against log(visible keys)",
+         ("share of log n", *ZERO_TO_ONE), "H / log n; mean over heads and prompts"),
     )  # fmt: skip
     scores = results["entropy_share"].values
     kinds = {"sharp": named(-scores, scores < sharp), "broad": named(scores, scores > broad)}

@@ -18,7 +18,7 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import observed, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import Array, mean
@@ -82,17 +82,14 @@ def run(
         f"{len(ids)} prompts; positions as in the text"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    grid, entropy_of = ("layer", "head"), "Entropy that"
-    for name, dims, values, title, rule, *scale in (
-        ("entropy_rise", grid, rise, f"{entropy_of} parallel blocks add", "blocks − whole",
-         "diverging"),
-        ("prefix_effect", grid, effect, f"{entropy_of} a shared prefix adds",
-         "with − without prefix", "diverging"),
+    results.add_means(
+        ("entropy_rise", GRID, rise, "Entropy that parallel blocks add", ("nats", "diverging"),
+         f"blocks − whole; {convention}"),
+        ("prefix_effect", GRID, effect, "Entropy that a shared prefix adds", ("nats", "diverging"),
+         f"with − without prefix; {convention}"),
         ("question_entropy", ("condition",), spread, "Entropy of the question's rows",
-         "mean over heads", "sequential", 0),
-    ):  # fmt: skip
-        about = f"{rule}; {convention}"
-        results.add_mean(name, dims, values, title, "nats", *scale, convention=about)
+         ("nats", "sequential", 0), f"mean over heads; {convention}"),
+    )  # fmt: skip
     results.add_mean(
         "question_loss", ("condition",), loss, "Loss on the question", "nats", "sequential", 0,
         convention=f"−log p of its tokens; {convention}", evidence="causal",

@@ -16,10 +16,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._interventions.ablation import evaluate
+from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
 from headscope.analyses._runtime.verdict import Verdict
@@ -40,7 +39,6 @@ SLOTS = 4
 
 SOURCE = "Found in the Middle"
 SHARES = ("slot", "document", "both together")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -162,23 +160,20 @@ def _source(model: Model, provenance: dict[str, object], prompts: int) -> xr.Dat
 
 def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
     """Add bias and relevance of every head (prompt, layer, head, slot)."""
-    convention, grid = results.about["convention"], ("layer", "head")
-    for name, values, title in (
-        ("asked_mass", on_asked, "Mass on the asked fact by slot"),
-        ("bias", on_dummy, "Mass on a dummy by slot: positional bias"),
-    ):
-        results.add_mean(name, (*grid, "slot"), values, title, *SHARE)
+    convention, signed = results.about["convention"], ("share", "diverging")
+    grid = ("layer", "head")
     difference, (tilt, bend) = (on_asked - on_dummy).mean(-1), _slots.curve(on_dummy)
     fit = "a + b x + c x² over slots"
-    for name, values, title, rule, *bounds in (
-        ("relevance", difference, "Relevance: asked fact against dummy",
-         "Attn(asked, slot) − Attn(dummy, slot), mean over slots", -1, 1),
-        ("tilt", tilt, "Tilt of the bias towards the end", f"b of {fit}, x from −1 to 1"),
-        ("u_shape", bend, "U shape of the bias",
-         f"c of {fit}; above 0 both ends get more than the middle"),
-    ):  # fmt: skip
-        about = f"{rule}; {convention}"
-        results.add_mean(name, grid, values, title, "share", "diverging", *bounds, convention=about)
+    results.add_means(
+        ("asked_mass", (*grid, "slot"), on_asked, "Mass on the asked fact by slot", SHARE),
+        ("bias", (*grid, "slot"), on_dummy, "Mass on a dummy by slot: positional bias", SHARE),
+        ("relevance", grid, difference, "Relevance: asked fact against dummy", (*signed, -1, 1),
+         f"Attn(asked, slot) − Attn(dummy, slot), mean over slots; {convention}"),
+        ("tilt", grid, tilt, "Tilt of the bias towards the end", signed,
+         f"b of {fit}, x from −1 to 1; {convention}"),
+        ("u_shape", grid, bend, "U shape of the bias", signed,
+         f"c of {fit}; above 0 both ends get more than the middle; {convention}"),
+    )  # fmt: skip
     _add_wave(results, on_dummy)
     by_prompt = [_slots.explained(*pair) for pair in zip(on_asked, on_dummy, strict=True)]
     results.add_mean(

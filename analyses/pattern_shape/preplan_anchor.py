@@ -12,7 +12,7 @@ others.
 Source: Attention Illuminates LLM Reasoning: The Preplan-and-Anchor Rhythm (Li et al.).
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
@@ -129,29 +129,25 @@ def run(
         f"peaks: top {peaks:.0%} of tokens after the first {skip}; prompts of {stated(capture)}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    rows: tuple[tuple[Any, ...], ...] = (
-        ("distance", distance, "Mean distance looked back", "tokens", "sequential", 0),
-        ("waad_head", mean(reach), "Windowed attention distance (WAAD)", "tokens", "sequential", 0,
-         window),
-        ("anchor_mass", at_anchors, "Mean weight that anchors get from later queries", *SHARE),
-    )  # fmt: skip
-    for name, *row in rows:
-        results.add_mean(name, ("layer", "head"), *row)
-    results.add_mean(
-        "coupling", ("lag",), coupling, "WAAD peaks with an FAI peak at a lag",
-        "share of WAAD peaks", *ZERO_TO_ONE,
+    results.add_means(
+        ("distance", ("layer", "head"), distance, "Mean distance looked back",
+         ("tokens", "sequential", 0)),
+        ("waad_head", ("layer", "head"), mean(reach), "Windowed attention distance (WAAD)",
+         ("tokens", "sequential", 0, window)),
+        ("anchor_mass", ("layer", "head"), at_anchors,
+         "Mean weight that anchors get from later queries", SHARE),
+        ("coupling", ("lag",), coupling, "WAAD peaks with an FAI peak at a lag",
+         ("share of WAAD peaks", *ZERO_TO_ONE)),
     )  # fmt: skip
     lag_names = np.arange(-lags, lags + 1)
     verdict = _add_lag(results, coupling, null, lag_names)
     first = int(lengths[0])
-    for name, values, title, units in (
-        ("waad", waad, "WAAD of local heads", "tokens"),
-        ("fai", fai, "FAI of global heads: mean weight from later queries", "share"),
-    ):
-        results.add(
-            name, ("query",), values[0, :first], title, units, "sequential", 0,
-            convention=f"first prompt; {convention}",
-        )  # fmt: skip
+    results.add_all(
+        ("waad", ("query",), waad[0, :first], "WAAD of local heads", ("tokens", "sequential", 0)),
+        ("fai", ("query",), fai[0, :first], "FAI of global heads: mean weight from later queries",
+         ("share", "sequential", 0)),
+        convention=f"first prompt; {convention}",
+    )  # fmt: skip
     coords = token_axis(capture, first) | {"lag": [f"{lag:+d}" for lag in lag_names]}
     if causal_prompts:
         loss = _hidden(model, tokens(capture)[:causal_prompts], anchors, far, skip, seed)

@@ -19,7 +19,7 @@ import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, label, marked, require
+from headscope.analyses._runtime.results import GRID, Results, label, marked, require
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.length_trend import (
     Array,
@@ -98,20 +98,16 @@ def run(
         f"shortest distance with {share:.0%} of the mass; octaves of the tokens so far, from "
         f"{shortest}; prompts of {stated(capture)}"
     )
-    rows: tuple[tuple[Any, ...], ...] = (
-        ("span", longest, "Effective span", "tokens", "sequential", 0),
-        ("span_share", longest / _last(seen), "Effective span against the text so far",
-         "share of text", "sequential", 0),
-        ("growth", growth, "Growth of the span with length", "slope", "diverging"),
-        ("elastic_rate", rate, "Elastic rate β of the span", "tokens a token", "diverging"),
-        ("offset", offset, "Span α without any length", "tokens", "diverging"),
-    )  # fmt: skip
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    for name, values, title, units, *scale in rows:
-        results.add_mean(name, ("layer", "head"), values, title, units, *scale)
-    results.add_mean(
-        "span_by_length", ("layer", "head", "length"), spans, "Effective span by tokens so far",
-        "tokens", "sequential", 0,
+    results.add_means(
+        ("span", GRID, longest, "Effective span", ("tokens", "sequential", 0)),
+        ("span_share", GRID, longest / _last(seen), "Effective span against the text so far",
+         ("share of text", "sequential", 0)),
+        ("growth", GRID, growth, "Growth of the span with length", ("slope", "diverging")),
+        ("elastic_rate", GRID, rate, "Elastic rate β of the span", ("tokens a token", "diverging")),
+        ("offset", GRID, offset, "Span α without any length", ("tokens", "diverging")),
+        ("span_by_length", (*GRID, "length"), spans, "Effective span by tokens so far",
+         ("tokens", "sequential", 0)),
     )  # fmt: skip
     kinds = _kinds(results, boundary)
     note = (

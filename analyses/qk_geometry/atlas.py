@@ -140,18 +140,16 @@ def run(
         for metric, name in zip(METRICS, samples, strict=True)
     }
     ranks = (rankdata(np.stack(list(scores.values())), axis=-1) - 1) / (len(names) - 1)
-    results.add(
-        "atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
-        "Rank of the head by what its removal costs", "share of heads below", "sequential", 0, 1,
-        convention="rank of the absolute mean over prompts; 1: the most important; "
-        f"the two components show {shown:.0%} of the variance of the patterns",
-    )  # fmt: skip
     compared = {**scores, "distance": distance, "largest weight": strongest}
-    results.add(
-        "agreement", ("one", "other"),
-        [[ranked(one, other) for other in compared.values()] for one in compared.values()],
-        "Agreement of two rankings of heads", "Spearman ρ", "diverging", -1, 1,
-        convention=f"rank correlation over {len(names)} heads",
+    results.add_all(
+        ("atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
+         "Rank of the head by what its removal costs", ("share of heads below", "sequential", 0, 1),
+         "rank of the absolute mean over prompts; 1: the most important; "
+         f"the two components show {shown:.0%} of the variance of the patterns"),
+        ("agreement", ("one", "other"),
+         [[ranked(one, other) for other in compared.values()] for one in compared.values()],
+         "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
+         f"rank correlation over {len(names)} heads"),
     )  # fmt: skip
     coords: dict[str, Any] = {
         "bin": capture["bin"].values,

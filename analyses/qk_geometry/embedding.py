@@ -104,7 +104,7 @@ def run(
         "keys moved onto the centroid of the queries, queries / c and keys · c; "
         f"{SCALINGS[scaling]}"
     )
-    results = Results(capture, seed=seed, source=SOURCE)
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_mean(
         "gap", ("layer", "head"), gap, "Queries away from the distribution of keys", "ratio",
         "sequential", 0, source="RetrievalAttention",
@@ -124,7 +124,6 @@ def run(
     results.add(
         "embedding", ("plane", "point"), np.broadcast_to(np.tile(tokens, 2), cloud.shape[:2]),
         "Queries and keys of a head; colour: position in the text", "tokens", "sequential", 0,
-        convention=convention,
     )  # fmt: skip
     return results.dataset(
         {
@@ -134,7 +133,6 @@ def run(
             "kind": ("point", ["query"] * len(tokens) + ["key"] * len(tokens)),
             "label": ("point", _labels(capture, tokens)),
         },
-        convention=convention,
         note="A picture of the weights as they are: moving and scaling change none of them. Read "
         "nearness in it only where closeness goes with the logits (`plane_fidelity` near 1).",
     )

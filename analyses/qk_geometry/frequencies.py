@@ -22,7 +22,7 @@ from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import GRID, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import rotary
@@ -108,18 +108,15 @@ def run(
         f"keys seen, up to {queries} queries a prompt; shares sum to 1; high: wavelength below "
         f"{edge} tokens"
     )
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-    results.add_mean(
-        "carried", ("pair", *grid), shares[..., :-1].transpose(0, 3, 1, 2),
-        "Part of the logits that a pair of channels carries", "share", "diverging",
-    )  # fmt: skip
-    for band, (name, title) in BANDS.items():
-        carried = np.where(unknown, np.nan, sums[band])
-        results.add_mean(name, grid, carried, title, "share", "diverging")
-    results.add_mean(
-        "spread", grid, spread, "Spread of the logits of a row", "logits", "sequential", 0,
-        convention="root of the mean variance over the keys seen",
+    signed = ("share", "diverging")
+    results.add_means(
+        ("carried", ("pair", *GRID), shares[..., :-1].transpose(0, 3, 1, 2),
+         "Part of the logits that a pair of channels carries", signed),
+        *((name, GRID, np.where(unknown, np.nan, sums[band]), title, signed)
+          for band, (name, title) in BANDS.items()),
+        ("spread", GRID, spread, "Spread of the logits of a row", ("logits", "sequential", 0),
+         "root of the mean variance over the keys seen"),
     )  # fmt: skip
     coords: dict[str, Any] = {
         "pair": _names(turns, most),

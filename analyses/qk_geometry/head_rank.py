@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import Results, attending, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections, rotary
@@ -33,7 +33,6 @@ NEEDS = ()
 SUPPORTS = {"encoder", "hybrid"}
 KEEP = ("q", "k", "resid")
 
-Array = NDArray[np.float64]
 NORMS = {"frobenius": "Frobenius norm", "composite": "√(‖·‖₁ ‖·‖_∞), the norm of the paper"}
 BOTTLENECK = "Low-Rank Bottleneck; On the Benefits of Rank"
 COLLAPSE = "Attention is Not All You Need: Pure Attention Loses Rank"
@@ -100,26 +99,22 @@ def run(
                 source=BOTTLENECK, convention=f"{formula}; {convention}",
             )  # fmt: skip
     after, before = _key_pca.ranks(capture, turns, variance)
-    for name, counts, when in (
-        ("key_rank", after, "as they are compared"),
-        ("key_rank_before_rotation", before, "before their rotation"),
-    ):
-        results.add(
-            name, ("layer", "kv_head"), counts, f"Key rank, {when}", "components", *meaning,
-            source="Loki", convention=f"principal components that hold {variance:.0%} of the "
-            f"variance of {tokens} keys; head size {head_size}",
-        )  # fmt: skip
+    groups, components = ("layer", "kv_head"), ("components", *meaning)
+    results.add_all(
+        ("key_rank", groups, after, "Key rank, as they are compared", components),
+        ("key_rank_before_rotation", groups, before, "Key rank, before their rotation", components),
+        source="Loki", convention=f"principal components that hold {variance:.0%} of the variance "
+        f"of {tokens} keys; head size {head_size}",
+    )  # fmt: skip
     from_equal, from_one = _stream(capture, norm)
-    for name, values, matrix, high, convention in (
-        ("to_equal_rows", from_equal, "equal rows", None,
-         f"‖X − 1 mean(X)ᵀ‖ / ‖X‖, {NORMS[norm]}"),
-        ("to_rank_one", from_one, "rank one", 1,
+    results.add_means(
+        ("to_equal_rows", ("boundary",), from_equal, "Residual stream away from equal rows",
+         ("share of its norm", "sequential", 0), f"‖X − 1 mean(X)ᵀ‖ / ‖X‖, {NORMS[norm]}"),
+        ("to_rank_one", ("boundary",), from_one, "Residual stream away from rank one",
+         ("share of its norm", "sequential", 0, 1),
          "√(1 − σ₁² / Σσ²): the nearest matrix of rank one, Frobenius norm"),
-    ):  # fmt: skip
-        results.add_mean(
-            name, ("boundary",), values, f"Residual stream away from {matrix}",
-            "share of its norm", "sequential", 0, high, source=COLLAPSE, convention=convention,
-        )  # fmt: skip
+        source=COLLAPSE,
+    )  # fmt: skip
     coords: dict[str, Any] = {
         "kv_head": np.arange(capture.sizes["kv_head"]),
         "boundary": ["input", *(f"after L{layer}" for layer in range(capture.sizes["layer"]))],

@@ -89,15 +89,13 @@ def run(
         f"mean over {len(positions)} queries of the overlap of two prompts' rows over the overlap "
         f"of a row with itself; {count} prompts"
     )
-    results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "positionality", ("layer", "head"), (shared / own.mean(0)).mean(-1),
-        "Same rows whatever the prompt", *SHARE, convention=convention,
-    )  # fmt: skip
-    results.add_mean(
-        "variance", ("layer", "head"), (own - shared).mean(-1),
-        "Variance of the weights across prompts", "share²", "sequential",
-        convention="Σ_j Var A[i, j] over prompts (unbiased), averaged over queries",
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
+    results.add_means(
+        ("positionality", ("layer", "head"), (shared / own.mean(0)).mean(-1),
+         "Same rows whatever the prompt", SHARE),
+        ("variance", ("layer", "head"), (own - shared).mean(-1),
+         "Variance of the weights across prompts", ("share²", "sequential"),
+         "Σ_j Var A[i, j] over prompts (unbiased), averaged over queries"),
     )  # fmt: skip
     scores = results["positionality"].values
     ranked = top(scores, int(np.isfinite(scores).sum()))
@@ -121,7 +119,6 @@ def run(
     checks = f"No causal check: {reason}. " if reason else ""
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type={name: [label(head) for head in heads] for name, heads in groups.items()},
         note=f"{checks}Prompts made from one template make every head look positional.",
         verdict=verdict,

@@ -22,7 +22,7 @@ from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import Results, heads, label, marked, require
+from headscope.analyses._runtime.results import Results, heads, label, labels, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
@@ -85,7 +85,7 @@ def run(
     count = capture.sizes["prompt"]
     rows = max(2, -(-queries // count))
     far, near = _compare(capture, model, names, rows, skip)
-    apart, alike = _average(far), _average(near)
+    apart, alike = (np.asarray(sum(each / count for each in values)) for values in (far, near))
     groups, silhouette = _group(apart, clusters)
     order = np.argsort(groups, kind="stable")
     grid = np.full((capture.sizes["layer"], capture.sizes["head"]), np.nan)
@@ -94,32 +94,23 @@ def run(
     pooled = f"Jensen–Shannon divergence, {convention}; {_signatures.WHAT}"
     written = f"cosine of z W_O in the residual stream, {convention}"
     bits, cosine = ("bits", "sequential", 0, 1), ("cosine", "diverging", -1, 1)
-    results = Results(capture, seed=seed)
-    results.add(
-        "pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
-        "Divergence of the rows of two heads", *bits, convention=pooled, source=CLARK,
+    results = Results(capture, seed=seed, convention=convention)
+    results.add_all(
+        ("pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
+         "Divergence of the rows of two heads", bits, pooled, CLARK),
+        ("output_similarity", ("one", "other"), alike[np.ix_(order, order)],
+         "Cosine of the outputs of two heads", cosine, written, "EfficientViT"),
+        ("cluster", ("layer", "head"), grid, "Group of the head",
+         ("number of the group", "sequential", 1, clusters),
+         f"average linkage of the divergences, {clusters} groups, numbered by size"),
+        ("silhouette", (), silhouette, "Silhouette of the groups", ("share", "diverging", -1, 1),
+         "mean over heads; near 0 there are no groups to speak of"),
     )  # fmt: skip
-    results.add(
-        "output_similarity", ("one", "other"), alike[np.ix_(order, order)],
-        "Cosine of the outputs of two heads", *cosine, convention=written, source="EfficientViT",
-    )  # fmt: skip
-    results.add(
-        "cluster", ("layer", "head"), grid, "Group of the head", "number of the group",
-        "sequential", 1, clusters,
-        convention=f"average linkage of the divergences, {clusters} groups, numbered by size",
-    )  # fmt: skip
-    results.add(
-        "silhouette", (), silhouette, "Silhouette of the groups", "share", "diverging", -1, 1,
-        convention="mean over heads; near 0 there are no groups to speak of",
-    )  # fmt: skip
-    results.add_mean(
-        "nearest_in_layer", ("layer", "head"), _within_layers(capture, names, far, np.min),
-        "Divergence from the nearest head of the layer", *bits, convention=pooled, source=CLARK,
-    )  # fmt: skip
-    results.add_mean(
-        "alike_in_layer", ("layer", "head"), _within_layers(capture, names, near, np.max),
-        "Cosine with the most similar head of the layer", *cosine, convention=written,
-        source="EfficientViT",
+    results.add_means(
+        ("nearest_in_layer", ("layer", "head"), _within_layers(capture, names, far, np.min),
+         "Divergence from the nearest head of the layer", bits, pooled, CLARK),
+        ("alike_in_layer", ("layer", "head"), _within_layers(capture, names, near, np.max),
+         "Cosine with the most similar head of the layer", cosine, written, "EfficientViT"),
     )  # fmt: skip
     ordered = [label(names[at]) for at in order]
     coords: dict[str, Any] = {"one": ordered, "other": ordered}
@@ -133,13 +124,9 @@ def run(
         pattern_substitution.add_moved(results, moved, title, rule)
         coords["condition"] = list(CONDITIONS)
         verdict = _verdict(results["moved"].values)
-    members = {
-        f"group {group}": [label(head) for head in marked(grid == group)]
-        for group in range(1, clusters + 1)
-    }
+    members = {f"group {group}": labels(grid == group) for group in range(1, clusters + 1)}
     return results.dataset(
         coords,
-        convention=convention,
         heads_by_type=members,
         note=f"No causal check: {reason}." if reason else "",
         verdict=verdict,
@@ -164,14 +151,6 @@ def _compare(
         ]
         near.append(_cosines(np.stack(outputs)))
     return np.stack(far), np.stack(near)
-
-
-def _average(values: Array) -> Array:
-    """Average over prompts, one after the other."""
-    total = np.zeros(values.shape[1:])
-    for prompt in values:
-        total = total + prompt / len(values)
-    return total
 
 
 def _within_layers(
@@ -199,11 +178,11 @@ def _group(apart: Array, clusters: int) -> tuple[NDArray[np.int64], float]:
     from sklearn.metrics import silhouette_score
 
     clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
-    labels = clustering.fit(apart).labels_
-    sizes = np.bincount(labels, minlength=clusters)
+    found = clustering.fit(apart).labels_
+    sizes = np.bincount(found, minlength=clusters)
     number = np.empty(clusters, dtype=np.int64)
     number[np.argsort(-sizes, kind="stable")] = np.arange(1, clusters + 1)
-    return number[labels], float(silhouette_score(apart, labels, metric="precomputed"))
+    return number[found], float(silhouette_score(apart, found, metric="precomputed"))
 
 
 def _pairs(apart: Array, count: int, seed: int) -> list[list[tuple[int, int]]]:

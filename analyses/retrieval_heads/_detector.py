@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from headscope.analyses._stats.bootstrap import Array
 
 
 def ratios(generated: xr.Dataset, prefix: int) -> Array:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from headscope.analyses._stats.bootstrap import Array
 
 # A token this many standard deviations below its document's mean is left out of the sum.
 DROPPED = 2.0

@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap, crossed
+from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions import Ablate, Temperature
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
-Array = NDArray[np.float64]
 MASKINGS = {
     "zero": "the heads' outputs set to zero",
     "uniform": "the heads' attention made uniform, as zeroed queries do in the released code",

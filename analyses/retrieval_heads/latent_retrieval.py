@@ -125,7 +125,7 @@ def run(
         f"{hops} facts; step by step: every step is asked, after the right ones before it"
     )
     solved = f"missing where accuracy is below {least_solved:g}"
-    results = Results(captures["associative"], seed=seed, source=SOURCE)
+    results = Results(captures["associative"], seed=seed, source=SOURCE, convention=convention)
     results.add_interval(
         "accuracy", ("kind", "condition"), np.moveaxis(accuracy, -1, 0),
         "Accuracy by how the fact is asked for", "share of answers", *ZERO_TO_ONE,
@@ -133,20 +133,15 @@ def run(
         "largest weight on the deciding fact, or of as many random others (mean of "
         f"{draws} sets); {solved}",
     )  # fmt: skip
-    results.add_mean(
-        "mistakes", ("kind", "mistake"), np.stack(wrong, axis=1),
-        "Wrong answers, by what is said instead", "share of answers", *ZERO_TO_ONE,
-        convention=f"{convention}; one step too short: the key that the first fact of the thread "
-        "names",
-    )  # fmt: skip
     grid = ("kind", "layer", "head")
-    results.add_mean(
-        "evidence", grid, scored, "Weight on the fact that decides, where it is answered", *SHARE,
-        convention=f"{convention}; {solved}",
-    )  # fmt: skip
-    results.add_mean(
-        "looked_at", grid, weights, "Weight on the fact that decides, answered or not", *SHARE,
-        convention=f"{convention}; no retrieval score where the kind is not solved",
+    results.add_means(
+        ("mistakes", ("kind", "mistake"), np.stack(wrong, axis=1),
+         "Wrong answers, by what is said instead", ("share of answers", *ZERO_TO_ONE),
+         f"{convention}; one step too short: the key that the first fact of the thread names"),
+        ("evidence", grid, scored, "Weight on the fact that decides, where it is answered", SHARE,
+         f"{convention}; {solved}"),
+        ("looked_at", grid, weights, "Weight on the fact that decides, answered or not", SHARE,
+         f"{convention}; no retrieval score where the kind is not solved"),
     )  # fmt: skip
     return results.dataset(
         {
@@ -154,7 +149,6 @@ def run(
             "condition": ["intact", "best heads ablated", "random other heads ablated"],
             "mistake": list(MISTAKES),
         },
-        convention=convention,
         heads_by_type=named,
         causal=records,
         note=" ".join(notes),

@@ -9,7 +9,6 @@ A logistic regression on all heads learns to separate the two and is judged on o
 Source: Chuang et al., Lookback Lens (2407.07071).
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.classification import auroc
 from headscope.analyses.retrieval_heads._detector import Detector, log_odds, ratios, windowed
 from headscope.kernels.errors import NotApplicable
@@ -44,7 +44,6 @@ FEATURES = ("ratio, answer", "ratio, window", "log odds, answer", "log odds, win
 BEST = FEATURES[2]
 ALONG = FEATURES[3]
 SPLITS = ("train", "test")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -105,8 +104,7 @@ def run(
             step()
         reference = capture(model, present, stats=("lse",))
         results = Results(reference, seed=seed, source=SOURCE)
-        ratio = np.stack([half.ratios for half in answers])
-        truth = np.stack([half.wrong for half in answers])
+        ratio, truth, borrowed = map(np.stack, zip(*answers, strict=True))
         means = ratio[:, :, :answer].mean(2)
         split = np.random.default_rng(seed).permutation(len(task))
         sides = {"train": split[: len(task) // 2], "test": split[len(task) // 2 :]}
@@ -127,17 +125,14 @@ def run(
         f"{len(task)} prompts of {task.name} and their counterfactuals without the asked fact; "
         f"context = prompt but its last {prefix} tokens"
     )
-    grid = ("layer", "head")
-    results.add_mean(
-        "lookback", ("fact", *grid), np.moveaxis(means, 0, 1), "Lookback ratio of the answer",
-        *SHARE, convention=f"c / (c + n), mean weights of a position; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "difference", grid, means[0] - means[1], "Lookback ratio, fact stated − absent",
-        "share", "diverging", -1, 1, convention=f"mean over the pairs; {convention}",
+    results.add_means(
+        ("lookback", ("fact", *GRID), np.moveaxis(means, 0, 1), "Lookback ratio of the answer",
+         SHARE, f"c / (c + n), mean weights of a position; {convention}"),
+        ("difference", GRID, means[0] - means[1], "Lookback ratio, fact stated − absent",
+         ("share", "diverging", -1, 1), f"mean over the pairs; {convention}"),
     )  # fmt: skip
     results.add_interval(
-        "head_auroc", grid, alone, "AUROC of the head's lookback ratio alone", "AUROC",
+        "head_auroc", GRID, alone, "AUROC of the head's lookback ratio alone", "AUROC",
         *ZERO_TO_ONE,
         convention=f"low ratio = hallucinated; 0.5 is chance; nothing is trained; {convention}",
     )  # fmt: skip
@@ -149,26 +144,23 @@ def run(
         "in the paper; log odds: log c / n, standardized",
     )  # fmt: skip
     results.add(
-        "weight", grid, detectors[BEST].weights, "Weight of the head in the detector",
+        "weight", GRID, detectors[BEST].weights, "Weight of the head in the detector",
         "log odds per spread", "diverging",
         convention=f"{BEST}; positive: looking back is suspicious",
     )  # fmt: skip
     tested = inputs[ALONG][:, sides["test"]]
     risk = detectors[ALONG].probability(tested.reshape(-1, *tested.shape[3:]))
-    results.add_mean(
-        "risk", ("step", "fact"), risk.reshape(tested.shape[:3]).transpose(1, 2, 0),
-        "Probability of hallucination along the generation", "probability", *ZERO_TO_ONE,
-        convention=f"detector on {ALONG}; test prompts",
+    of_answers = ("share of answers", *ZERO_TO_ONE)
+    results.add_means(
+        ("risk", ("step", "fact"), risk.reshape(tested.shape[:3]).transpose(1, 2, 0),
+         "Probability of hallucination along the generation", ("probability", *ZERO_TO_ONE),
+         f"detector on {ALONG}; test prompts"),
+        ("supported", ("fact",), (~truth).T.astype(float), "Answers that the context supports",
+         of_answers),
+        ("borrowed", ("fact",), borrowed.T.astype(float),
+         "Answers that are the value of another key", of_answers),
+        convention=f"first generated token; {convention}",
     )  # fmt: skip
-    borrowed = np.stack([half.borrowed for half in answers])
-    for name, flags, title in (
-        ("supported", ~truth, "Answers that the context supports"),
-        ("borrowed", borrowed, "Answers that are the value of another key"),
-    ):
-        results.add_mean(
-            name, ("fact",), flags.T.astype(float), title, "share of answers", *ZERO_TO_ONE,
-            convention=f"first generated token; {convention}",
-        )  # fmt: skip
     results.variables |= checked
     area, low, high = areas[FEATURES.index(BEST), 1]
     note = (
@@ -192,19 +184,13 @@ def run(
     )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """Lookback ratios (prompt, step, layer, head), and which answers are wrong or borrowed."""
-
-    ratios: Array
-    wrong: NDArray[np.bool_]
-    borrowed: NDArray[np.bool_]
-
-
 def _generate(
     model: Model, task: Task, new_tokens: int, prefix: int, *, answered: bool
-) -> _Answers:
-    """Generate an answer to every prompt; all are wrong where no fact is stated (``answered``)."""
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Generate an answer to every prompt; all are wrong where no fact is stated (``answered``).
+
+    Lookback ratios (prompt, step, layer, head), and which answers are wrong, and borrowed.
+    """
     generated = generate(
         model, task, ("span_mass",), new_tokens=new_tokens, prefix=prefix,
         # The end of a text would leave steps of different number.
@@ -216,7 +202,7 @@ def _generate(
         right = token in question.answer_ids
         wrong.append(not (answered and right))
         borrowed.append(token in question.wrong_ids or (right and not answered))
-    return _Answers(ratios(generated, prefix), np.array(wrong), np.array(borrowed))
+    return ratios(generated, prefix), np.array(wrong), np.array(borrowed)
 
 
 def _features(ratio: Array, answer: int, window: int) -> dict[str, Array]:

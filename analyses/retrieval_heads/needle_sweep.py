@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, numbers
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _head_masking
 from headscope.analyses.retrieval_heads._needle_steps import FORMS, decode_steps, right, score
 from headscope.kernels.errors import NotApplicable
@@ -36,7 +36,6 @@ PROMPTS = 8
 
 SOURCE = "Wu et al. 2404.15574"
 GRID = ("length", "depth")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -80,8 +79,7 @@ def run(
     least_recalled
         Prompts count only when the model generates more than this share of the needle's tokens.
     counts
-        Numbers K of heads masked in the curve, separated by commas; each at most half of
-        the heads.
+        Numbers K of heads masked in the curve, separated by commas; each at most half of the heads.
     masking
         ``zero`` (the heads' outputs are zero) or ``uniform`` (they attend everywhere alike, as in
         the released code).
@@ -119,42 +117,33 @@ def run(
     )
     results = Results(capture(model, cells[0][0], stats=("lse",)), seed=seed, source=SOURCE)
     grid = ("layer", "head")
-    results.add_mean(
-        "accuracy", GRID, np.moveaxis(recalled, 2, 0), "Needle tokens that the model generates",
-        *SHARE,
-        convention=f"{cell_prompts} needles of {span} words in each cell, teacher-forced",
-    )  # fmt: skip
-    results.add_mean(
-        "looked", grid, matched.reshape(-1, *matched.shape[3:]),
-        "Decode steps with the largest weight on the right word", "share of steps", *ZERO_TO_ONE,
-        convention="whatever is generated; every prompt counts",
+    results.add_means(
+        ("accuracy", GRID, np.moveaxis(recalled, 2, 0), "Needle tokens that the model generates",
+         SHARE, f"{cell_prompts} needles of {span} words in each cell, teacher-forced"),
+        ("looked", grid, matched.reshape(-1, *matched.shape[3:]),
+         "Decode steps with the largest weight on the right word", ("share of steps", *ZERO_TO_ONE),
+         "whatever is generated; every prompt counts"),
     )  # fmt: skip
     for (form, (high, formula)), scores in zip(FORMS.items(), (sets, multisets), strict=True):
         kept = np.where(counted[..., None, None], scores, np.nan)
         meaning = ("share of the needle", "sequential", 0, high)
-        results.add_mean(
-            f"retrieval_{form}", (*GRID, *grid), np.moveaxis(kept, 2, 0),
-            f"Retrieval score ({form}) by length and depth", *meaning,
-            convention=f"{formula}; {convention}",
-        )  # fmt: skip
-        results.add_mean(
-            f"mean_{form}", grid, kept.reshape(-1, *kept.shape[3:]),
-            f"Retrieval score ({form}), mean of all prompts", *meaning,
-            convention=f"{formula}; {convention}",
+        results.add_means(
+            (f"retrieval_{form}", (*GRID, *grid), np.moveaxis(kept, 2, 0),
+             f"Retrieval score ({form}) by length and depth", meaning, f"{formula}; {convention}"),
+            (f"mean_{form}", grid, kept.reshape(-1, *kept.shape[3:]),
+             f"Retrieval score ({form}), mean of all prompts", meaning, f"{formula}; {convention}"),
         )  # fmt: skip
     on, known = _always_on(results["retrieval_set"].values, threshold)
     rule = (
         f"share of the {known} cells with a recalled needle where the mean set score "
         f"exceeds {threshold:g}"
     )
-    results.add(
-        "always_on", grid, on, "Cells in which the head retrieves", "share of cells", *ZERO_TO_ONE,
-        convention=rule,
-    )  # fmt: skip
-    results.add(
-        "always_on_share", (), (on[~np.isnan(on)] >= always).mean() * 100 if known else np.nan,
-        "Heads that are always on", "%", "sequential", 0, 100,
-        convention=f"{rule}, in at least {always:.0%} of them",
+    results.add_all(
+        ("always_on", grid, on, "Cells in which the head retrieves",
+         ("share of cells", *ZERO_TO_ONE), rule),
+        ("always_on_share", (), (on[~np.isnan(on)] >= always).mean() * 100 if known else np.nan,
+         "Heads that are always on", ("%", "sequential", 0, 100),
+         f"{rule}, in at least {always:.0%} of them"),
     )  # fmt: skip
 
     coords: dict[str, Any] = {"length": [*words], "depth": [*fractions]}

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap, crossed
+from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
 from headscope.analyses.retrieval_heads._documents import document_scores, documents
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes import capture
@@ -39,7 +39,6 @@ PROMPTS = 16
 
 SOURCE = "QRHead 2506.09944"
 RANKERS = ("best heads", "all heads", "random other heads")
-Array = NDArray[np.float64]
 
 
 def run(
@@ -119,16 +118,13 @@ def run(
         f"sentences of {len(cut)} prompts of {task.name}"
     )
     rule = "Σ over the gold document, tokens at or below mean − 2 std (ddof 1) left out"
-    grid = ("layer", "head")
-    results = Results(question, seed=seed, source=SOURCE)
-    results.add_mean(
-        "qr_score", grid, scores, "Query-focused retrieval score (QRHead)", "share", "diverging",
-        -1, 1, convention=f"{rule}, null question subtracted; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "qr_plain", grid, np.stack([prompt.plain for prompt in prompts]),
-        "Weight of the question on its document", *SHARE,
-        convention=f"{rule}, nothing subtracted; {convention}",
+    results = Results(question, seed=seed, source=SOURCE, convention=convention)
+    results.add_means(
+        ("qr_score", GRID, scores, "Query-focused retrieval score (QRHead)",
+         ("share", "diverging", -1, 1), f"{rule}, null question subtracted; {convention}"),
+        ("qr_plain", GRID, np.stack([prompt.plain for prompt in prompts]),
+         "Weight of the question on its document", SHARE,
+         f"{rule}, nothing subtracted; {convention}"),
     )  # fmt: skip
     chance = np.mean([1 / len(prompt.gold) for prompt in prompts])
     results.add_interval(
@@ -144,7 +140,6 @@ def run(
     results.variables |= checked
     return results.dataset(
         {"ranker": list(RANKERS), "condition": conditions},
-        convention=convention,
         heads_by_type={"query-focused": [label(head) for head in focused]},
         causal={"query-focused": record},
         note=f"The {best} best heads find the document of {shares[0][0]:.0%} of the test "

@@ -16,23 +16,23 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
+    GRID,
     SHARE,
     Results,
     above,
     attending,
     heads,
-    label,
+    named,
     require,
     require_prompts,
-    top,
 )
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
@@ -49,7 +49,6 @@ PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
 UNSCORED = "The model recalls none of the needles, so no head can be scored on them."
-Array = NDArray[np.float64]
 
 
 def run(
@@ -100,19 +99,18 @@ def run(
         f"the needle generated count ({int(counted.sum())} of {len(counted)})"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    grid = ("layer", "head")
     forms = _needle_steps.FORMS.items()
     for (form, (high, formula)), scores in zip(forms, (sets, multisets), strict=True):
         kept = np.where(counted[:, None, None], scores, np.nan)
         results.add_mean(
-            f"retrieval_{form}", grid, kept, f"Retrieval score ({form})", "share of the needle",
+            f"retrieval_{form}", GRID, kept, f"Retrieval score ({form})", "share of the needle",
             "sequential", 0, high, convention=f"{formula}; {convention}",
         )  # fmt: skip
 
     recall_task = tasks.make("recall", tokenizer=model.tokenizer, n=recall_prompts, seed=task.seed)
     captured = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
     results.add_mean(
-        "recall", grid, _needle_steps.evidence_weight(captured),
+        "recall", GRID, _needle_steps.evidence_weight(captured),
         "Weight on the stated value when it is asked for", *SHARE, source="Zoology 2312.04927",
         convention=f"mean over the questions of {recall_prompts} prompts of multi-query recall",
     )  # fmt: skip
@@ -149,8 +147,8 @@ def run(
         {"condition": conditions},
         convention=convention,
         heads_by_type={
-            "retrieval": [label(head) for head in top(score, int(passed.sum()))],
-            "recall": [label(head) for head in top(weight, int((weight > threshold).sum()))],
+            "retrieval": named(score, passed),
+            "recall": named(weight, weight > threshold),
         },
         causal=records,
         note="" if scored else UNSCORED,

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._runtime import options
 from headscope.analyses._runtime.results import Results, label
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.series.joined import DIM
 from headscope.kernels.errors import InvalidInput
-
-Array = NDArray[np.float64]
 
 # What of the provenance of a timeline goes with its emergence.
 KEPT = ("analysis", "model", "options", "task", "seed", "n_prompts", "prompts_sha256", "headscope")

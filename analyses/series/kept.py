@@ -56,14 +56,7 @@ class Kept:
 def prepare(
     path: str | os.PathLike[str], identity: Mapping[str, Any], *, overwrite: bool = False
 ) -> Kept:
-    """Make the folder of a timeline, or take up one with the same identity.
-
-    Raises
-    ------
-    InvalidInput
-        When the folder holds another timeline (without ``overwrite``) or other files, or cannot be
-        written.
-    """
+    """Make the folder of a timeline, or take up one with the same identity."""
     folder = Path(path)
     manifest = folder / MANIFEST
     if manifest.is_file():

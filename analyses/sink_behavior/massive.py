@@ -20,18 +20,10 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
 from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, require
+from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
-from headscope.analyses.sink_behavior._outliers import (
-    SIZES,
-    Activation,
-    Stream,
-    draw_others,
-    locate,
-    mean_values,
-    replaced,
-)
+from headscope.analyses.sink_behavior import _outliers
 from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
@@ -88,7 +80,7 @@ def run(
     require(capture, NEEDS, "massive", ("self",))
 
     ids = tokens(capture)
-    stream = locate(model, ids, least, ratio)
+    stream = _outliers.locate(model, ids, least, ratio)
     alpha = steady_weight(capture, least_queries)
     sinks = np.asarray((alpha > epsilon).any((1, 2)))
     massive = np.zeros_like(sinks)
@@ -101,24 +93,20 @@ def run(
     first, parked = _norms(capture, stream.norms, alpha)
 
     results = Results(capture, seed=seed, source=SOURCE)
-    norm_units = "times the mean of the others"
-    for name, dims, values, title, units, source, convention in (
+    times = ("times the mean of the others", "sequential", 0)
+    results.add_means(
         ("magnitude", ("size", "boundary"), stream.sizes.transpose(0, 2, 1),
-         "Magnitudes in the residual stream", "activation", SOURCE,
+         "Magnitudes in the residual stream", ("activation", "sequential", 0),
          "boundary b is before block b, the last after all"),
-        ("first_value_norm", ("layer", "head"), first, "Norm of the value at the first token",
-         norm_units, SINKS,
-         "‖v_1‖ over the mean ‖v_j‖ of the other keys, before the output projection"),
-        ("sink_value_norm", ("layer", "head"), parked,
-         "Norm of the value where a head parks most weight", norm_units, SINKS,
+        ("first_value_norm", GRID, first, "Norm of the value at the first token", times,
+         "‖v_1‖ over the mean ‖v_j‖ of the other keys, before the output projection", SINKS),
+        ("sink_value_norm", GRID, parked, "Norm of the value where a head parks most weight", times,
          f"key k of largest α_k among keys seen by ≥ {least_queries} queries (the first where none "
-         "is); ‖v_k‖ over the mean of the other keys"),
+         "is); ‖v_k‖ over the mean of the other keys", SINKS),
         ("tokens", ("group",), counts, "Tokens with massive activations and sink tokens",
-         "tokens a prompt", SOURCE, f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head"),
-    ):  # fmt: skip
-        results.add_mean(
-            name, dims, values, title, units, "sequential", 0, convention=convention, source=source
-        )
+         ("tokens a prompt", "sequential", 0),
+         f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head"),
+    )  # fmt: skip
     results.add(
         "token_magnitude", ("query",), stream.first, "Largest magnitude at a token", "activation",
         "sequential", 0, convention="first prompt; largest over channels and boundaries",
@@ -130,7 +118,7 @@ def run(
         "is massive; others: as many other places of the same prompts and boundaries",
     )  # fmt: skip
     coords: dict[str, Any] = {
-        "size": list(SIZES),
+        "size": list(_outliers.SIZES),
         "boundary": np.arange(model.layers + 1),
         "group": list(GROUPS),
         "condition": list(CONDITIONS),
@@ -165,29 +153,33 @@ def _norms(capture: xr.Dataset, norms: Array, alpha: Array) -> tuple[Array, Arra
 
 
 def _losses(
-    capture: xr.Dataset, model: Model, ids: list[list[int]], massive: list[Activation], seed: int
+    capture: xr.Dataset,
+    model: Model,
+    ids: list[list[int]],
+    massive: list[_outliers.Activation],
+    seed: int,
 ) -> Array:
     """Return the loss of every prompt under every condition, NaN where there is none."""
     result = np.full((len(ids), len(CONDITIONS)), np.nan)
     if not predicts(capture):
         return result
-    mean = mean_values(massive)
+    mean = _outliers.mean_values(massive)
     width = model.module.config.get_text_config().hidden_size
-    plans: tuple[dict[Activation, float], ...] = (
+    plans: tuple[dict[_outliers.Activation, float], ...] = (
         dict.fromkeys(massive, 0.0),
         {place: mean[place.boundary, place.channel] for place in massive},
-        dict.fromkeys(draw_others(massive, ids, width, seed), 0.0),
+        dict.fromkeys(_outliers.draw_others(massive, ids, width, seed), 0.0),
     )
     for prompt, prompt_ids in enumerate(ids):
         result[prompt, 0] = mean_loss(model, prompt_ids)
         for column, values in enumerate(plans if massive else (), start=1):
-            with replaced(model, prompt, values):
+            with _outliers.replaced(model, prompt, values):
                 result[prompt, column] = mean_loss(model, prompt_ids)
     return result
 
 
 def _outcome(
-    capture: xr.Dataset, massive: list[Activation], loss: Array, seed: int
+    capture: xr.Dataset, massive: list[_outliers.Activation], loss: Array, seed: int
 ) -> tuple[Verdict | None, str]:
     """Conclude from the losses whether massive activations matter; no verdict without losses."""
     if not predicts(capture):
@@ -210,7 +202,7 @@ def _outcome(
 
 
 def _listed(
-    words: NDArray[Any] | None, stream: Stream, alpha: Array, sinks: NDArray[np.bool_]
+    words: NDArray[Any] | None, stream: _outliers.Stream, alpha: Array, sinks: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""
     result = []

@@ -18,17 +18,12 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headscope.analyses._interventions import next_token_loss
 from headscope.analyses._interventions.batched_edits import RowScale
-from headscope.analyses._interventions.next_token_loss import (
-    mean_loss,
-    predicts,
-    sweep_losses,
-    tokens,
-)
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, label, marked, require
+from headscope.analyses._runtime.results import GRID, Results, labels, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -83,23 +78,22 @@ def run(
     sinks of the head are helpful, -1 harmful, 0 neither).
     """
     require(capture, NEEDS, "sink_calibration", ("self",))
-    if not predicts(capture):
+    if not next_token_loss.predicts(capture):
         raise NotApplicable(
             "model: sink_calibration measures the loss on the next token, which a model without "
             "causal order does not predict; see sink_topology"
         )
     factors = _parse(gammas)
-    ids = tokens(capture)[:prompts]
+    ids = next_token_loss.tokens(capture)[:prompts]
     sinks = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     single, joint = _sweep(model, ids, sinks, factors)
 
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, evidence="causal")
     keys_of = {"first": "the first token", "sinks": "all its sinks"}
     for number, (name, keys) in enumerate(keys_of.items()):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
-                f"{name}_{end}", grid, single[:, number, place],
+                f"{name}_{end}", GRID, single[:, number, place],
                 f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
                 convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
                 f"normalised again, minus the loss as it is; {len(ids)} prompts; positive: worse",
@@ -113,7 +107,7 @@ def run(
     mean = single[:, 0].mean(0)
     best = np.where(mean.min(0) < -least_change, np.asarray(factors)[mean.argmin(0)], 1.0)
     results.add(
-        "best_gamma", grid, best, "Factor of least loss on the first token", "γ",
+        "best_gamma", GRID, best, "Factor of least loss on the first token", "γ",
         "sequential", 0, source=SOURCES[0],
         convention=f"of {gammas} and 1, mean over {len(ids)} prompts; one head at a time",
     )  # fmt: skip
@@ -121,15 +115,14 @@ def run(
     signs = np.where((lower > 0) & (change > least_change), 1, 0)
     signs = np.where((upper < 0) & (change < -least_change), -1, signs)
     results.add(
-        "verdict", grid, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
+        "verdict", GRID, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
         "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
         source=SOURCES[1],
         convention="sign of sinks_less where its 95 % interval leaves out 0 and it is larger than "
         f"{least_change:g} nats, else 0; every head is a test of its own",
     )  # fmt: skip
     named = {
-        name: [label(head) for head in marked(signs == sign)]
-        for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
+        name: labels(signs == sign) for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
     }
     listed = "; ".join(f"{name}: {', '.join(heads) or 'none'}" for name, heads in named.items())
     unsure = Verdict("too_few", "One prompt has no interval, so no head has a verdict.")
@@ -194,7 +187,9 @@ def _sweep_prompt(
             rows.append(_factors(sets[number], gammas[gamma], layer, head))
         return RowScale(torch.stack(rows))
 
-    changes = sweep_losses(model, [prompt], starts, edit)[0] - mean_loss(model, prompt)
+    changes = next_token_loss.sweep_losses(model, [prompt], starts, edit)[
+        0
+    ] - next_token_loss.mean_loss(model, prompt)
     for (number, gamma, layer, head), change in zip(jobs, changes, strict=True):
         if layer < 0:
             joint[number, gamma] = change

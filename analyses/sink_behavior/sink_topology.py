@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, require
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, require
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.sink_behavior._position_encoding import positional_encoding
 from headscope.probes.models.model import Model
@@ -82,23 +82,18 @@ def run(
     first, last, elsewhere = _ends(alpha, lengths)
 
     convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
-    grid = ("layer", "head")
-    results = Results(capture, seed=seed, source=SOURCE)
-    results.add_mean(
-        "topology_share", ("kind",), counted, "Sink topology of the prompts",
-        "share of prompts", *ZERO_TO_ONE,
-        convention=f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
-        f"bidirectional: first and last together, neither alone; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
-        "share of sink weight", *ZERO_TO_ONE,
-        convention=f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink",
-    )  # fmt: skip
-    results.add_mean(
-        "reference_points", (), _points(held), "Effective number of reference points", "tokens",
-        "sequential", 0,
-        convention=f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}",
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
+    results.add_means(
+        ("topology_share", ("kind",), counted, "Sink topology of the prompts",
+         ("share of prompts", *ZERO_TO_ONE),
+         f"centralised: one token holds ≥ {most:g} of the weight of sinks; "
+         f"bidirectional: first and last together, neither alone; {convention}"),
+        ("sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
+         ("share of sink weight", *ZERO_TO_ONE),
+         f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink"),
+        ("reference_points", (), _points(held), "Effective number of reference points",
+         ("tokens", "sequential", 0),
+         f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}"),
     )  # fmt: skip
     for name, values, place, rule in (
         ("at_first", first, "the first token", f"α_1; {convention}"),
@@ -107,7 +102,7 @@ def run(
     ):
         if name != "at_last" or not np.isnan(values).all():
             title = f"Weight parked on {place}"
-            results.add_mean(name, grid, values, title, *SHARE, convention=rule, source=ALPHA)
+            results.add_mean(name, GRID, values, title, *SHARE, convention=rule, source=ALPHA)
     topology, count = Counter(kinds).most_common(1)[0]
     encoding = positional_encoding(capture, model)
     return results.dataset(
@@ -115,7 +110,6 @@ def run(
         topology=topology,
         positional_encoding=encoding,
         reference_tokens=_named(capture, held),
-        convention=convention,
         note=f"Sink topology: {topology} in {count} of {len(kinds)} prompts; positions: "
         f"{encoding}. A statistic of the pattern; what the sinks do: `sink_calibration`.",
     )

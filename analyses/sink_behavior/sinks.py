@@ -17,15 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._measurements.received import (
-    causal,
-    largest,
-    lengths_of,
-    steady_weight,
-    token_axis,
-    weight,
-    words_of,
-)
+from headscope.analyses._measurements import received
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, named, require
 from headscope.analyses._stats.length_trend import Array, mean
@@ -78,50 +70,44 @@ def run(
     """
     require(capture, NEEDS, "sinks")
 
-    received = weight(capture)
-    lengths = lengths_of(capture)
-    first = received[..., 0]
-    steady = steady_weight(capture, least_queries)
+    alpha = received.weight(capture)
+    lengths = received.lengths_of(capture)
+    first = alpha[..., 0]
+    steady = received.steady_weight(capture, least_queries)
     above = _above(steady, epsilon)
 
-    order = "" if causal(capture).all() else "; no causal order: α_k is over all queries"
+    order = "" if received.causal(capture).all() else "; no causal order: α_k is over all queries"
     convention = (
         f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
         f"{_opening(capture)}{order}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
-    results.add_mean("sink", ("layer", "head"), first, "Weight parked on the first token", *SHARE)
-    results.add_mean(
-        "later_sink", ("layer", "head"), largest(steady[..., 1:]),
-        "Weight parked on one later token", *SHARE,
-        convention=f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
-        source="ACT; Gu et al. 2410.10781",
-    )  # fmt: skip
     rate = mean(_above(first, epsilon), (1, 2)) * 100
-    results.add_mean("sink_rate", (), rate, "Sink rate", "%", "sequential", 0, 100)
-    results.add_mean(
-        "key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
-        "share of heads", *ZERO_TO_ONE,
-    )  # fmt: skip
-    results.add_mean(
-        "key_received", ("key",), mean(steady, (1, 2)),
-        "Mean weight that a key position receives", *SHARE,
-        convention="mean of α_k over heads and prompts", source="ACT",
+    results.add_means(
+        ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE),
+        ("later_sink", ("layer", "head"), received.largest(steady[..., 1:]),
+         "Weight parked on one later token", SHARE,
+         f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
+         "ACT; Gu et al. 2410.10781"),
+        ("sink_rate", (), rate, "Sink rate", ("%", "sequential", 0, 100)),
+        ("key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
+         ("share of heads", *ZERO_TO_ONE)),
+        ("key_received", ("key",), mean(steady, (1, 2)), "Mean weight that a key position receives",
+         SHARE, "mean of α_k over heads and prompts", "ACT"),
     )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
-    for name, values, title, units in (
-        ("token_share", above, "Heads that sink into a token", "share of heads"),
-        ("token_received", steady, "Mean weight that a token receives", "share"),
-    ):
-        results.add(
-            name, ("query",), mean(values[0], (0, 1))[:length], title, units, *ZERO_TO_ONE,
-            convention="first prompt; the axis names the token that receives",
-        )  # fmt: skip
+    results.add_all(
+        ("token_share", ("query",), mean(above[0], (0, 1))[:length], "Heads that sink into a token",
+         ("share of heads", *ZERO_TO_ONE)),
+        ("token_received", ("query",), mean(steady[0], (0, 1))[:length],
+         "Mean weight that a token receives", SHARE),
+        convention="first prompt; the axis names the token that receives",
+    )  # fmt: skip
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(
-        {"key": np.arange(received.shape[-1]), **token_axis(capture, length)},
+        {"key": np.arange(alpha.shape[-1]), **received.token_axis(capture, length)},
         heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
-        sink_tokens=_tokens(words_of(capture), above),
+        sink_tokens=_tokens(received.words_of(capture), above),
         note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
     )
 
@@ -152,7 +138,7 @@ def _stated(lengths: NDArray[np.int64]) -> str:
 
 
 def _opening(capture: xr.Dataset) -> str:
-    tokens = words_of(capture)
+    tokens = received.words_of(capture)
     if tokens is None:
         return "opening token not recorded"
     openings = sorted({str(token) for token in tokens[:, 0]})

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.token_groups._segment_mass import masses
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import KnockOut
@@ -15,7 +15,6 @@ from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
 
-Array = NDArray[np.float64]
 Head = tuple[int, int]
 
 GROUPS = ("asked fact", "other facts", "question", "elsewhere")

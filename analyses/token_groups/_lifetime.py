@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.models.model import Model
-
-Array = NDArray[np.float64]
 
 STATS = ("received", "received_later", "received_last")
 
@@ -32,7 +31,7 @@ class Received:
     end: Array
 
 
-def received(model: Model, ids: Sequence[int], window: int, reach: NDArray[np.float64]) -> Received:
+def received(model: Model, ids: Sequence[int], window: int, reach: Array) -> Received:
     """Read what every key of a causal prompt receives.
 
     ``window`` includes the query's own token; ``reach`` is the number of keys that a query of each

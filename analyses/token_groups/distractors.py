@@ -21,7 +21,7 @@ import xarray as xr
 from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, numbers
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
+from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import Array, mean, slope
@@ -124,42 +124,34 @@ def run(
         + (f", {length} words" if length else ", nothing between them")
     )
     convention = f"mass of the asking token on key and value of a fact; {prompts_words}"
-    grid = ("layer", "head")
     results = Results(
         capture(model, drawn[-1], stats=("lse",)), seed=seed, source=SOURCE, convention=convention
     )
-    results.add_mean("asked_mass", (*grid, "facts"), on_asked, "Mass on the asked fact", *SHARE)
-    results.add_mean(
-        "fact_entropy", (*grid, "facts"), entropies, "Entropy of the mass over facts",
-        "share of log(facts)", *ZERO_TO_ONE,
+    results.add_means(
+        ("asked_mass", (*GRID, "facts"), on_asked, "Mass on the asked fact", SHARE),
+        ("fact_entropy", (*GRID, "facts"), entropies, "Entropy of the mass over facts",
+         ("share of log(facts)", *ZERO_TO_ONE)),
+        ("relevance", GRID, relevance, "Relevance: asked fact against another one",
+         ("log2 ratio", "diverging"),
+         f"among {counts[-1]} facts; masses below {LEAST:g} count as that; {convention}"),
+        ("dispersion", GRID, dispersion, "Dispersion over distracting facts",
+         ("slope", "diverging"),
+         f"−d log(asked fact's share of the facts' mass) / d log(facts): 0 keeps its "
+         f"eye on it, 1 looks at all alike; {convention}"),
+        ("group_mass", ("facts", "group"), groups, "Mass of the asking token, mean of heads",
+         SHARE),
     )  # fmt: skip
-    results.add_mean(
-        "relevance", grid, relevance, "Relevance: asked fact against another one", "log2 ratio",
-        "diverging", convention=f"among {counts[-1]} facts; masses below {LEAST:g} count as that; "
-        f"{convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "dispersion", grid, dispersion, "Dispersion over distracting facts", "slope", "diverging",
-        convention=f"−d log(asked fact's share of the facts' mass) / d log(facts): 0 keeps its "
-        f"eye on it, 1 looks at all alike; {convention}",
-    )  # fmt: skip
-    results.add_mean(
-        "group_mass", ("facts", "group"), groups, "Mass of the asking token, mean of heads", *SHARE
-    )
     verdict = _verdict(counts, right, nats, chosen, dispersion, seed)
     names = [label(head) for head in chosen]
     hiding = (
         f"hidden from all tokens after the fact; {best} heads with most asked mass; {prompts_words}"
     )
-    results.add_mean(
-        "accuracy", ("condition", "facts"), right, "Accuracy among distracting facts",
-        "share of answers", *ZERO_TO_ONE, convention=hiding, evidence="causal",
-        note=verdict.text, heads=names,
-    )  # fmt: skip
-    results.add_mean(
-        "answer_loss", ("condition", "facts"), nats, "Loss of the answer among distracting facts",
-        "nats an answer", "sequential", 0, convention=f"−log p; {hiding}", evidence="causal",
-        note=verdict.text, heads=names,
+    results.add_means(
+        ("accuracy", ("condition", "facts"), right, "Accuracy among distracting facts",
+         ("share of answers", *ZERO_TO_ONE), hiding),
+        ("answer_loss", ("condition", "facts"), nats, "Loss of the answer among distracting facts",
+         ("nats an answer", "sequential", 0), f"−log p; {hiding}"),
+        evidence="causal", note=verdict.text, heads=names,
     )  # fmt: skip
     result = results.dataset(
         {"facts": list(counts), "group": list(GROUPS), "condition": list(CONDITIONS)},

@@ -17,13 +17,13 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._measurements.received import token_axis
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
+    GRID,
     SHARE,
     ZERO_TO_ONE,
     Results,
@@ -47,7 +47,6 @@ KINDS = ("window", "local", "global")
 CONDITIONS = ("intact", "window heads limited", "as many others limited")
 # Text beyond the window that a token needs behind it, in windows, to be judged.
 BEHIND = 2
-Array = NDArray[np.float64]
 
 
 def run(
@@ -122,20 +121,14 @@ def run(
             f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens "
             f"with {behind} or more behind them; {len(prompts)} prompt(s)"
         )
-        grid = ("layer", "head")
         results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-        for name, samples, title, units in (
-            ("lifetime_tokens", shares, "Tokens by lifetime", "share of tokens"),
-            ("lifetime_mass", masses, "Weight by lifetime of the token", "share"),
-        ):
-            results.add_mean(
-                name, (*grid, "lifetime"), np.clip(np.stack(samples), 0, 1), title, units,
-                *ZERO_TO_ONE,
-            )  # fmt: skip
-        results.add_mean(
-            "near_mass", grid, np.stack(near), "Weight within the window", *SHARE,
-            convention=f"window of {window} tokens, the query's own included; {len(prompts)} "
-            "prompt(s)",
+        results.add_means(
+            ("lifetime_tokens", (*GRID, "lifetime"), np.clip(np.stack(shares), 0, 1),
+             "Tokens by lifetime", ("share of tokens", *ZERO_TO_ONE)),
+            ("lifetime_mass", (*GRID, "lifetime"), np.clip(np.stack(masses), 0, 1),
+             "Weight by lifetime of the token", SHARE),
+            ("near_mass", GRID, np.stack(near), "Weight within the window", SHARE,
+             f"window of {window} tokens, the query's own included; {len(prompts)} prompt(s)"),
         )  # fmt: skip
         first = kinds[0][attending(capture)]
         for name in ("global", "local"):

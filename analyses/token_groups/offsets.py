@@ -18,7 +18,7 @@ from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, Results, label, require, top
+from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.token_groups._delimiters import positions
@@ -90,10 +90,9 @@ def run(
     ids = tokens(capture)
     shifts = [offset for offset in OFFSETS if offset >= 0 or not predicts(capture)]
     convention = f"mean over the queries that have such a key; {len(ids)} prompts"
-    grid = ("layer", "head")
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
     results.add_mean(
-        "mass_at", ("shift", *grid), _by_prompt(capture["offset_mass"].sel(offset=shifts)),
+        "mass_at", ("shift", *GRID), _by_prompt(capture["offset_mass"].sel(offset=shifts)),
         "Weight at a fixed offset", *SHARE,
         convention=f"shift: tokens before the query, −1 is the next one; {convention}",
     )  # fmt: skip
@@ -111,7 +110,7 @@ def run(
     if kinds:
         captured = capture_prompts(model, ids, stats=("span_mass",), spans=kinds)
         results.add_mean(
-            "delimiter_mass", ("delimiter", *grid),
+            "delimiter_mass", ("delimiter", *GRID),
             _by_prompt(captured["span_mass"].sel(span=list(kinds))), "Weight on delimiters", *SHARE,
             convention=f"mean over queries, sum over the delimiters; {len(ids)} prompts; "
             "separator: a special token after the first position",

@@ -106,22 +106,16 @@ def run(
     links, pairs = ("layer", "head", "from", "to"), ("one", "other")
     times = ("× the even share", "sequential", 0)
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-    results.add_mean(
-        "own_mass", ("layer", "head"), own, "Mass within the query's own segment", *SHARE,
-        convention=f"mean over queries; {kinds_text}",
-    )  # fmt: skip
-    results.add_mean("segment_mass", links, mass, "Mass from segment to segment", *SHARE)
-    results.add_mean(
-        "enrichment", links, enrichment, "Enrichment from segment to segment", *times,
-        convention=against_even,
-    )  # fmt: skip
-    results.add_mean(
-        "mean_mass", pairs, mean(mass, (1, 2)), "Mass from segment to segment, mean of heads",
-        *SHARE,
-    )  # fmt: skip
-    results.add_mean(
-        "mean_enrichment", pairs, mean(enrichment, (1, 2)),
-        "Enrichment from segment to segment, mean of heads", *times, convention=against_even,
+    results.add_means(
+        ("own_mass", ("layer", "head"), own, "Mass within the query's own segment", SHARE,
+         f"mean over queries; {kinds_text}"),
+        ("segment_mass", links, mass, "Mass from segment to segment", SHARE),
+        ("enrichment", links, enrichment, "Enrichment from segment to segment", times,
+         against_even),
+        ("mean_mass", pairs, mean(mass, (1, 2)), "Mass from segment to segment, mean of heads",
+         SHARE),
+        ("mean_enrichment", pairs, mean(enrichment, (1, 2)),
+         "Enrichment from segment to segment, mean of heads", times, against_even),
     )  # fmt: skip
     verdict = None
     if cut:

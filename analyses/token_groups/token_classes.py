@@ -80,19 +80,15 @@ def run(
     convention = f"{made.said}; mean over all queries of {len(prompts)} prompt(s)"
     grid = ("layer", "head", "token_class")
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-    results.add_mean("class_mass", grid, mass, "Mass on a class of tokens", *SHARE)
-    results.add_mean(
-        "class_enrichment", grid, enrichment, "Enrichment of a class of tokens",
-        "× the even share", "sequential", 0,
-        convention=f"mass over the share of the visible keys; 1 is even; {convention}",
+    results.add_means(
+        ("class_mass", grid, mass, "Mass on a class of tokens", SHARE),
+        ("class_enrichment", grid, enrichment, "Enrichment of a class of tokens",
+         ("× the even share", "sequential", 0),
+         f"mass over the share of the visible keys; 1 is even; {convention}"),
+        ("mean_mass", ("token_class",), known_mean(mass, (1, 2)),
+         "Mass on a class of tokens, mean of heads", SHARE),
+        ("token_share", ("token_class",), shares, "Share of the tokens", SHARE, made.said),
     )  # fmt: skip
-    results.add_mean(
-        "mean_mass", ("token_class",), known_mean(mass, (1, 2)),
-        "Mass on a class of tokens, mean of heads", *SHARE,
-    )  # fmt: skip
-    results.add_mean(
-        "token_share", ("token_class",), shares, "Share of the tokens", *SHARE, convention=made.said
-    )
     coords: dict[str, Any] = {"token_class": names}
     verdict = None
     if causal_prompts:
