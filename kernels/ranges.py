@@ -6,8 +6,6 @@ from collections.abc import Iterator
 def split_range(start: int, stop: int, step: int) -> Iterator[slice]:
     """Split a range into consecutive slices of at most ``step``.
 
-    Examples
-    --------
     >>> list(split_range(0, 5, 2))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """

@@ -12,9 +12,8 @@ from headscope.viz._frame import (
     Bound,
     cell_axis,
     clickable,
-    colour_bar,
-    coloured,
     frame,
+    heatmap,
     holes,
     menu,
     missing,
@@ -34,7 +33,7 @@ from headscope.viz._labels import (
     title,
     units,
 )
-from headscope.viz._scale import Array, finite, ranks, scale
+from headscope.viz._scale import Array, finite, ranks
 
 # Up to this many heads a layer the numbers fit into the cells.
 WRITTEN = 16
@@ -98,19 +97,9 @@ def figure(
         showlegend=False,
     )
     values, written, hover = drawn[0]
-    fig.add_trace(missing(values))
-    fig.add_trace(
-        go.Heatmap(
-            z=values,
-            text=written,
-            texttemplate="%{text}" if len(heads) <= WRITTEN else None,
-            hoverinfo="skip",
-            xgap=1,
-            ygap=1,
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit)),
-        )
-    )
+    template = "%{text}" if len(heads) <= WRITTEN else None
+    looks = {"texttemplate": template, "hoverinfo": "skip", "xgap": 1, "ygap": 1}
+    fig.add_traces([missing(values), heatmap(array, values, fit, "", text=written, **looks)])
     rows, columns = np.indices(values.shape)
     fig.add_trace(
         go.Scatter(

@@ -119,8 +119,6 @@ def versions() -> dict[str, str]:
 def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
     """Say why an analysis cannot run on a model and a task; "" where nothing is known against it.
 
-    Examples
-    --------
     >>> unsuited("importance", ModelSpec(model="m"), TaskSpec(texts=["a text"], name="mine"))
     'importance needs answers, and mine holds plain prompts'
     """

@@ -154,8 +154,6 @@ def _field(at: Location) -> str:
 def near(name: str, known: Collection[str]) -> str:
     """Name what was probably meant, or all that there is.
 
-    Examples
-    --------
     >>> near("sinkz", ("sinks", "span"))
     '; did you mean sinks?'
     >>> near("zebra", ("sinks", "span"))

@@ -27,8 +27,6 @@ def sheared(
     Where a rectangle begins before its row, it reads the end of the row before, whose keys are
     hidden by the order and have no weight.
 
-    Examples
-    --------
     >>> weights = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.5, 0.25]])
     >>> sheared(weights[None, None], distance_bins(3))
     tensor([[[[0.2500, 0.7500, 0.0000],
@@ -62,8 +60,6 @@ def sheared(
 def memberships(bins: int) -> Float[Tensor, "key bin"]:
     """Which of the first bins each key is in, from the farthest key to the query itself.
 
-    Examples
-    --------
     >>> memberships(3)
     tensor([[0., 0., 1.],
             [0., 0., 1.],
@@ -80,8 +76,6 @@ def select_topk(
 ) -> Int[Tensor, "batch head query rank"]:
     """Find the columns of the largest logits of each row, in order, -1 where it sees fewer.
 
-    Examples
-    --------
     >>> select_topk(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()
     [1, 3, 0, -1]
     """

@@ -106,8 +106,6 @@ def row(key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], query: i
 def tile_size(length: int) -> int:
     """Choose the tokens of a tile: a power of two that leaves few enough tiles.
 
-    Examples
-    --------
     >>> tile_size(1000), tile_size(32768)
     (16, 512)
     """
