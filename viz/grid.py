@@ -98,8 +98,8 @@ def figure(
     )
     values, written, hover = drawn[0]
     template = "%{text}" if len(heads) <= WRITTEN else None
-    looks = {"texttemplate": template, "hoverinfo": "skip", "xgap": 1, "ygap": 1}
-    fig.add_traces([missing(values), heatmap(array, values, fit, "", text=written, **looks)])
+    looks: dict[str, Any] = {"texttemplate": template, "hoverinfo": "skip", "xgap": 1, "ygap": 1}
+    fig.add_traces([missing(values), heatmap(array, values, fit, text=written, **looks)])
     rows, columns = np.indices(values.shape)
     fig.add_trace(
         go.Scatter(
