@@ -10,7 +10,7 @@ from torch import Tensor
 import triton
 from headscope.kernels.triton.configuration import Configuration, architecture, forward, padded
 from headscope.kernels.triton.forward import attend_queries
-from headscope.kernels.triton.launch import Launch
+from headscope.kernels.triton.launch import Launch, PerQuery
 
 
 def _room(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -35,9 +35,9 @@ class FirstPass:
     """
 
     z: Float[Tensor, "batch head query value_size"]
-    lse: Float[Tensor, "batch head query"]
-    max_weight: Float[Tensor, "batch head query"] | None
-    entropy: Float[Tensor, "batch head query"] | None
+    lse: PerQuery
+    max_weight: PerQuery | None
+    entropy: PerQuery | None
 
 
 def arguments(

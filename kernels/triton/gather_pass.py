@@ -12,7 +12,7 @@ from headscope.kernels.request import NO_KEY, Request
 from headscope.kernels.triton import row_pass
 from headscope.kernels.triton.configuration import padded
 from headscope.kernels.triton.gathers import gather_weights
-from headscope.kernels.triton.launch import Launch, Operand
+from headscope.kernels.triton.launch import Launch, Operand, PerQuery
 
 CHANNELS = 8192
 """Channels of all queries of a program: more would not fit in the registers."""
@@ -22,9 +22,7 @@ LARGEST_COUNT = 64
 
 
 def arguments(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    keys: Int[Tensor, "#batch #query choice occurrence"],
+    launch: Launch, lse: PerQuery, keys: Int[Tensor, "#batch #query choice occurrence"]
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel, with its output, not yet written."""
     batch, heads, queries, size = launch.q.shape
@@ -49,9 +47,7 @@ def queries_of(size: int) -> int:
 
 
 def weights_at(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    keys: Int[Tensor, "#batch #query choice occurrence"],
+    launch: Launch, lse: PerQuery, keys: Int[Tensor, "#batch #query choice occurrence"]
 ) -> Float[Tensor, "batch head query choice"]:
     """Add up the weights at the occurrences of each choice: 0 at hidden keys and at -1."""
     batch, heads, queries, _ = launch.q.shape
@@ -62,7 +58,7 @@ def weights_at(
 
 
 def run(
-    launch: Launch, lse: Float[Tensor, "batch head query"], names: Collection[str], request: Request
+    launch: Launch, lse: PerQuery, names: Collection[str], request: Request
 ) -> dict[str, Tensor]:
     """Gather the weights of statistics of a few keys."""
     outputs = {}

@@ -35,6 +35,10 @@ LARGEST_STRIDE = 1 << 22
 """Largest stride of a token or channel, so that offsets inside a tile fit in 32 bits."""
 
 
+PerQuery = Float[Tensor, "batch head query"]
+"""A number for each query of each head, as ``lse`` is."""
+
+
 class Terms(NamedTuple):
     """What turns q·k into logits, as kernel arguments; a term that is None costs nothing."""
 
