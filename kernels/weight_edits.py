@@ -46,10 +46,7 @@ class WeightEdits:
 
     Examples
     --------
-    >>> import torch
-    >>> from headscope.kernels.attention import attend
-    >>> from headscope.kernels.request import Request
-    >>> from headscope.kernels.attention_spec import AttentionSpec
+    >>> from headscope.kernels.api import AttentionSpec, Request, attend
     >>> q = torch.zeros(1, 1, 3, 4)
     >>> halved = WeightEdits(key_bias=torch.tensor([0.5, 1.0, 1.0]).log().view(1, 1, 3))
     >>> attend(q, q, q, Request(stats=("first_mass",)), AttentionSpec(edits=halved))["first_mass"]
