@@ -64,14 +64,9 @@ def figure(
     Every cell carries an invisible marker with the hover text and ``customdata``
     ``[layer index, head index]``, because heatmaps report no clicks to Streamlit.
 
-    Parameters
-    ----------
-    array
-        Dims layer and head (or kv_head); a menu chooses among the entries of any other dim.
-    picked
-        Indices (layer, head) of the cell to outline.
-    among
-        Which heads (layer, head) to look at; the others fade. None is all.
+    The array has the dims layer and head (or kv_head); a menu chooses among the entries of any
+    other dim. ``picked`` are the indices (layer, head) of the cell to outline. ``among`` tells
+    which heads (layer, head) to look at; the others fade, and None is all.
     """
     column = "head" if "head" in array.dims else "kv_head"
     rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))

@@ -55,21 +55,11 @@ REDUCTIONS = frozenset(
 class Sweep:
     """The sweep with what stays the same in all panels of some sequences and heads.
 
-    Parameters
-    ----------
-    valid_queries
-        Which rows have a result; None when all have.
-    sinks
-        Logits of the heads' learned sinks, contiguous, if any.
-    wanted
-        Which reductions to fill in, of ``REDUCTIONS``, and ``weights``. What is left to torch, such
-        as more than 64 leaders, is made from the weights.
-    operands
-        What to multiply; None where the logits are there.
-    scratch
-        Memory for a few rows, and for what they are reduced to.
-    output
-        Where the averaged values of all queries go; None: into the scratch.
+    ``valid_queries`` are the rows with a result, None when all have one. ``sinks`` are contiguous.
+    ``wanted`` names reductions to fill in, of ``REDUCTIONS``, and ``weights``; what is left to
+    torch, such as more than 64 leaders, is made from the weights. ``operands`` are what to
+    multiply, None where the logits are there. ``scratch`` is memory for a few rows, and for what
+    they are reduced to. The averaged values of all queries go into ``output``; None: the scratch.
     """
 
     run: Run

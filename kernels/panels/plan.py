@@ -63,25 +63,17 @@ class Part:
 class PanelPlan:
     """The plan of one attention call: its parts, its panels and their memory.
 
-    Parameters
-    ----------
-    q, k, v
-        Checked tensors of shape (batch, head, token, size).
-    spec
-        A variant that fits them.
-    request
-        Parameters of statistics; panels keep to its tiles.
-    wanted
-        Queries that matter: panels without any of them are left out. None is all.
-    reductions
-        Properties of a panel that are read. The sweep fills them in; only where ``weights`` is
-        among them, or torch makes one of the others, does it keep the weights. Torch writes weights
-        over the logits unless ``logits`` or the leaders are among them.
-    engine
-        ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
-        sweep where there is one for this call.
-    output
-        Where the averaged values may be written at once: float32, rows side by side.
+    ``q``, ``k`` and ``v`` (batch, head, token, size) have been checked, and ``spec`` fits them.
+    Panels keep to the tiles of ``request``, and those without any of the ``wanted`` queries (None
+    is all) are left out.
+
+    ``reductions`` are the properties of a panel that are read. The sweep fills them in; only where
+    ``weights`` is among them, or torch makes one of the others, does it keep the weights. Torch
+    writes weights over the logits unless ``logits`` or the leaders are among them.
+
+    The ``engine`` ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto``
+    takes the sweep where there is one for this call. The averaged values may be written into
+    ``output`` at once: float32, rows side by side.
     """
 
     q: Tensor
