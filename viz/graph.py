@@ -129,18 +129,13 @@ Node = tuple[int, int, int, str]
 def _ends(array: xr.DataArray, side: str) -> list[Node]:
     count = array.sizes["edge"]
 
-    def column(part: str) -> list[int]:
-        name = f"{side}_{part}"
-        if name not in array.coords:
-            return [-1] * count
-        return [int(value) for value in array.coords[name].values.tolist()]
+    def column(name: str, absent: object) -> list[Any]:
+        return array.coords[name].values.tolist() if name in array.coords else [absent] * count
 
-    words = array.coords[side].values.tolist() if side in array.coords else [""] * count
+    numbers = (column(f"{side}_{part}", -1) for part in ("layer", "head", "feature"))
     return [
-        (layer, head, feature, str(word))
-        for layer, head, feature, word in zip(
-            column("layer"), column("head"), column("feature"), words, strict=True
-        )
+        (int(layer), int(head), int(feature), str(word))
+        for layer, head, feature, word in zip(*numbers, column(side, ""), strict=True)
     ]
 
 
