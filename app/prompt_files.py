@@ -26,12 +26,8 @@ def read_prompts(path: Path) -> list[Any] | Task:
     ``.jsonl``, ``.ndjson`` and ``.json`` (a list) hold strings or objects with one of ``text``,
     ``prompt``, ``messages`` (a chat), ``input_ids``, or ``source`` and ``target``; objects with
     ``clean`` in ``.jsonl`` are a task. ``.csv`` and ``.tsv`` have a column ``text`` or ``prompt``.
-    Any other ending is text, a prompt a line.
-
-    Raises
-    ------
-    InvalidInput
-        For a missing or unreadable file, an empty prompt (with its line), a malformed line.
+    Any other ending is text, a prompt a line. An empty prompt or a malformed line is refused with
+    its number.
     """
     from headscope.probes.prompts import tasks
 

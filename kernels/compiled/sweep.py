@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.kernels.compiled.operands import Operands
-from headscope.kernels.compiled.sweep_call import QUERY, Call, Run, at
+from headscope.kernels.compiled.sweep_call import COLUMNS, QUERY, ROWS, Call, Run, at
 from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, PanelResult
 from headscope.kernels.panels.reductions import distance_bins
 from headscope.kernels.panels.scratch import Scratch
@@ -31,22 +31,7 @@ ENDLESS = 1 << 62
 
 ALWAYS = frozenset({"max_logit", "max_prob", "lse_minus_max"})
 REDUCTIONS = frozenset(
-    {
-        "max_prob",
-        "lse_minus_max",
-        "entropy",
-        "first_sum",
-        "mean_distance",
-        "distance_variance",
-        "distance_hist",
-        "topk_index",
-        "topk_weights",
-        "attn_output",
-        "key_sum",
-        "key_max",
-        "tile_sum",
-        "tile_max",
-    }
+    {*ROWS, *COLUMNS, "distance_hist", "topk_index", "topk_weights", "attn_output"} - {"max_logit"}
 )
 """Properties of a panel that a sweep fills in when they are asked for."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import triton
 from headscope.kernels.request import NO_KEY, Request
+from headscope.kernels.statistics.offset_mass import keys_at
 from headscope.kernels.triton import row_pass
 from headscope.kernels.triton.configuration import padded
 from headscope.kernels.triton.gathers import gather_weights
@@ -70,7 +71,7 @@ def run(
         else:
             outputs["first_mass"] = row_pass.mass_of(launch, lse, is_first(launch, count))
     if "offset_mass" in names:
-        keys = offsets_of(launch, request.offsets)
+        keys = keys_at(launch.visibility, request.offsets)
         exists = (keys != NO_KEY)[:, None]
         mass = weights_at(launch, lse, keys[..., None])
         outputs["offset_mass"] = mass.masked_fill_(~exists, float("nan"))
@@ -93,15 +94,3 @@ def is_first(launch: Launch, count: int) -> Bool[Tensor, "batch key"]:
     if visibility.lengths is not None:
         before = before - before[:, visibility.begin]
     return (real & (before < count)).expand(launch.q.shape[0], -1)
-
-
-def offsets_of(launch: Launch, offsets: tuple[int, ...]) -> Int[Tensor, "#batch query offset"]:
-    """Find the key at each offset before each query, -1 where there is none."""
-    visibility = launch.visibility
-    keys = visibility.positions[:, None] - torch.tensor(offsets, device=launch.q.device)
-    exists = (keys >= visibility.begin[:, None]) & (keys < visibility.end[:, None])
-    if visibility.key_mask is None:
-        exists = exists[None]
-    else:
-        exists = exists & visibility.key_mask[:, keys.clamp(0, visibility.keys - 1)]
-    return torch.where(exists, keys, NO_KEY)
