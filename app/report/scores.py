@@ -94,11 +94,7 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         return pd.DataFrame(columns=["name", *GRID])
     table = pd.concat(columns, axis=1).sort_index()
     places = table.index.to_frame(index=False)
-    names = [
-        viz.head_name(layer, head)
-        for layer, head in zip(places["layer"], places["head"], strict=True)
-    ]
-    named = pd.DataFrame({"name": names})
+    named = pd.DataFrame({"name": list(map(viz.head_name, places["layer"], places["head"]))})
     return pd.concat([named, places, table.reset_index(drop=True)], axis=1)
 
 

@@ -58,14 +58,7 @@ def sheared(
 
 @cache
 def memberships(bins: int) -> Float[Tensor, "key bin"]:
-    """Which of the first bins each key is in, from the farthest key to the query itself.
-
-    >>> memberships(3)
-    tensor([[0., 0., 1.],
-            [0., 0., 1.],
-            [0., 1., 0.],
-            [1., 0., 0.]])
-    """
+    """Which of the first bins each key is in, from the farthest key to the query itself."""
     distances = reversed(range(1 << (bins - 1)))
     numbers = torch.tensor([distance.bit_length() for distance in distances])
     return torch.nn.functional.one_hot(numbers, bins).float()

@@ -69,10 +69,8 @@ def _scatter(
     shown = np.ones(across.array.shape, dtype=bool) if among is None else among
     rows, columns = np.nonzero(shown)
     right, height = across.array.values[shown], up.array.values[shown]
-    labels = [
-        f"L{across.array['layer'].values[row]}H{across.array['head'].values[column]}"
-        for row, column in zip(rows, columns, strict=True)
-    ]
+    layers, heads = (across.array[dim].values for dim in ("layer", "head"))
+    labels = list(map(viz.head_name, layers[rows], heads[columns]))
     here = (rows == at[0]) & (columns == at[1])
     named = here | _extreme(right) | _extreme(height)
     figure = go.Figure(
