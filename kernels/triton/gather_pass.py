@@ -38,13 +38,8 @@ def arguments(
         "choices": choices,
         "occurrences": occurrences,
         "SIGMOID": launch.spec.sigmoid,
-        "QUERIES": queries_of(size),
+        "QUERIES": min(CHANNELS // padded(size), 128),
     }
-
-
-def queries_of(size: int) -> int:
-    """Choose the number of queries of a program by head size."""
-    return min(CHANNELS // padded(size), 128)
 
 
 def weights_at(
