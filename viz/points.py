@@ -8,7 +8,7 @@ import xarray as xr
 
 from headscope.viz._frame import PANELS, Bound, colour_bar, frame, marked, menu
 from headscope.viz._labels import combinations, described, entries, visible
-from headscope.viz._scale import Array, finite, scale
+from headscope.viz._scale import finite, scale
 
 # Kinds differ by their shape, as colour says the value.
 SHAPES = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star", "pentagon")
@@ -104,11 +104,8 @@ def _cloud(
         described(array, f"<b>{names[place]}</b>", value, ends)
         for place, value, *ends in zip(members, values, *bounds, strict=True)
     ]
-    return {"x": _place(here, "x"), "y": _place(here, "y"), "values": values, "hover": hover}
-
-
-def _place(array: xr.DataArray, side: str) -> Array:
-    return np.asarray(array.coords[side].values, dtype=np.float64)
+    x, y = (np.asarray(here.coords[side].values, dtype=np.float64) for side in ("x", "y"))
+    return {"x": x, "y": y, "values": values, "hover": hover}
 
 
 def _column(array: xr.DataArray, name: str) -> list[str]:

@@ -86,7 +86,6 @@ class MarkedFile:
         return values
 
     def _scalar(self, node: yaml.Node) -> Any:
-        """Turn a scalar into its value."""
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_object(node)  # type: ignore[no-untyped-call, unused-ignore]

@@ -165,7 +165,6 @@ def _compared(
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """Lay a score out as cells of the table."""
     cells = ["" if row["agreement"] is None else f"{row['agreement']:.2f}", "", ""]
     if "top" in row:
         cells[1:] = str(len(row["top"]["shared"])), f"{row['top']['p_value']:.2g}"
@@ -178,7 +177,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _short(number: float | None, sign: str = "") -> str:
-    """Write a number shortly."""
     return "nan" if number is None else f"{number:{sign}.3g}"
 
 

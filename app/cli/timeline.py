@@ -83,7 +83,6 @@ def _order(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _numbers(steps: str | None) -> list[float] | None:
-    """Read the training steps."""
     if steps is None:
         return None
     try:

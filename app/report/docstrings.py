@@ -54,5 +54,4 @@ def _block(block: str) -> Markup:
 
 
 def _joined(text: str) -> Markup:
-    """Put text on one line."""
     return inline(" ".join(text.split()))

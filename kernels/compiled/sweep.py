@@ -67,16 +67,12 @@ class Sweep:
             filled -= {"attn_output"}
         return filled
 
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether somebody reads the weights."""
-        return not self.wanted <= self.filled
-
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
         """Turn the logits of a block into weights."""
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
-        weights = buffers.panel if self.keeps_weights else buffers.none()
+        # Whatever the sweep does not fill in is made from the weights.
+        weights = buffers.none() if self.wanted <= self.filled else buffers.panel
         filled = self.room(block, shape)
         prepared = None
         if not self.operands.scores:

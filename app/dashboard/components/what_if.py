@@ -74,7 +74,6 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
 
 
 def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
-    """Run the model with and without the edit."""
     from headscope.analyses.comparison import what_if
 
     bar = st.progress(0.0, "Running the model …")
