@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,8 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
 def _is_task(content: str) -> bool:
     """Tell whether the first line that can be read is of a task; others are reported later."""
     for line in content.split("\n"):
-        try:
+        with suppress(json.JSONDecodeError, TypeError):
             return "clean" in json.loads(line)
-        except (json.JSONDecodeError, TypeError):
-            continue
     return False
 
 

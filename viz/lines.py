@@ -37,11 +37,6 @@ def figure(
 
     The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
     it, checkpoints stand at equal distances.
-
-    >>> grown = xr.DataArray([[[0.1, 0.2]], [[0.1, 0.9]]], dims=("checkpoint", "layer", "head"),
-    ...                      coords={"step": ("checkpoint", [0, 400])}, name="induction")
-    >>> figure(grown).data[0].name, figure(grown).data[1].x
-    ('L0H0', (0.0, 400.0))
     """
     rest = tuple(str(dim) for dim in array.dims if dim != "checkpoint")
     lines = combinations(array, rest)

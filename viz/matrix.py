@@ -34,12 +34,6 @@ def figure(
 
     The coordinates of the dims one and other name the entries. Above 512 entries the cells are
     coarsened to the strongest of each block, and the figure says so.
-
-    >>> heads = ["L0H0", "L0H1"]
-    >>> alike = xr.DataArray([[1.0, 0.2], [0.2, 1.0]], dims=("one", "other"),
-    ...                      coords={"one": heads, "other": heads}, name="likeness")
-    >>> figure(alike).data[0].x
-    ('L0H0', 'L0H1')
     """
     drawn = array.transpose(*DIMS)
     values = finite(drawn)

@@ -125,8 +125,7 @@ def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
 
 def mismatched(model: ModelSpec, task: TaskSpec) -> str:
     """Say why a task has no prompts for a model; "" where nothing is known against it."""
-    decoding = model.attention in ("decoder", "cross")
-    if decoding and not task.paired:
+    if model.attention in ("decoder", "cross") and not task.paired:
         return (
             f"{task.label} holds single texts, and the {model.attention} attention of "
             f"{model.name} reads pairs (JSONL lines of source and target)"

@@ -26,11 +26,11 @@ def draw_scores(scores: Mapping[str, Score], capture: xr.Dataset, layer: int, he
     for is_causal, title in titles.items():
         members = [score for score in scores.values() if score.is_causal == is_causal]
         st.markdown(f"**L{layer}H{head}: {title}**")
-        if not members:
+        if members:
+            st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
+        else:
             how = "; `headscope analyze RUN importance` measures them"
             st.info(f"None in this run{how if _predicts(capture) else ''}.")
-            continue
-        st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
     with st.expander("What the scores mean", icon=":material/help:"):
         for key, score in scores.items():
             st.markdown(f"`{key}`: {_escaped(score.tooltip)}")
