@@ -40,9 +40,8 @@ def figure(
     """
     weights = finite(array)
     strength = np.abs(np.nan_to_num(weights))
-    order = [
-        int(index) for index in np.argsort(-strength, kind="stable") if np.isfinite(weights[index])
-    ]
+    ranked = np.argsort(-strength, kind="stable")
+    order = ranked[np.isfinite(weights[ranked])].tolist()
     notes = ["negative edges are dotted"] if np.nanmin(weights, initial=0.0) < 0 else []
     if len(order) > EDGES:
         notes.append(f"strongest {EDGES} of {len(order)} edges")

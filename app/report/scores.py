@@ -61,10 +61,8 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
     for analysis, result in results.items():
         for name in viz.variables(result):
             if set(result[name].dims) == set(GRID):
-                sides = (
-                    None if side is None else side.transpose(*GRID)
-                    for side in viz.interval(result, name)
-                )
+                ends = viz.interval(result, name)
+                sides = (None if end is None else end.transpose(*GRID) for end in ends)
                 key = f"{analysis}.{name}"
                 scores[key] = Score(key, result[name].transpose(*GRID), *sides)
     return scores

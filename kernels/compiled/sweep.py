@@ -123,10 +123,9 @@ class Sweep:
         """
         visibility, queries, keys = self.visibility, block.queries, block.keys
         low, high = block.low.contiguous(), block.high.contiguous()
-        real = visibility.key_mask
-        real = None if real is None else real[:, keys].contiguous()
-        valid_queries = (
-            None if self.valid_queries is None else self.valid_queries[:, queries].contiguous()
+        real, valid_queries = (
+            None if mask is None else mask[:, place].contiguous()
+            for mask, place in ((visibility.key_mask, keys), (self.valid_queries, queries))
         )
         first = None
         if visibility.key_mask is not None and "first_sum" in filled:

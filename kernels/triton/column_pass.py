@@ -109,5 +109,4 @@ def reduce(
 
 def choose(launch: Launch, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
-    return later(arch, size, dtype, COLUMNS, heavy=launch.heavy)
+    return later(arch, padded(launch.q.shape[3]), launch.q.dtype, COLUMNS, heavy=launch.heavy)

@@ -197,10 +197,9 @@ def effective_span(
 
 def choose(launch: Launch, wanted: Wanted, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
     kept = (wanted.bins, wanted.spans, wanted.spread)
     usual = ROWS if all(output is None for output in kept) else ROWS_KEPT
-    chosen = later(arch, size, dtype, usual, heavy=launch.heavy)
+    chosen = later(arch, padded(launch.q.shape[3]), launch.q.dtype, usual, heavy=launch.heavy)
     if wanted.spans is not None and chosen == LATER_FLOAT32[80, 128]:
         return SPANS_FLOAT32
     return chosen

@@ -138,5 +138,4 @@ def rank_panels(launch: Launch, values: Ranks, keys: Ranks) -> None:
 
 def choose(launch: Launch, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
-    return later(arch, size, dtype, ROWS, heavy=launch.heavy)
+    return later(arch, padded(launch.q.shape[3]), launch.q.dtype, ROWS, heavy=launch.heavy)

@@ -38,9 +38,8 @@ def draw(
         other = st.selectbox(
             "Against", list(scores), format_func=lambda key: scores[key].title, key="against"
         )
-        _clickable(
-            _scatter(chosen, scores[other], at, among), "scatter_chart", f"{name}-{chosen.key}"
-        )
+        figure = _scatter(chosen, scores[other], at, among)
+        _clickable(figure, "scatter_chart", f"{name}-{chosen.key}")
     elif view == "table":
         rows = table if among is None else table[among.ravel()]
         st.dataframe(rows[["name", *scores]], hide_index=True, height=420)
