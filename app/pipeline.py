@@ -234,8 +234,6 @@ def finished(run: Run) -> list[str]:
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
     """Read NAME.OPTION=VALUE into options by analysis.
 
-    Examples
-    --------
     >>> parse_settings(["sinks.epsilon=0.8"])
     {'sinks': {'epsilon': '0.8'}}
     """

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,8 @@ def read_prompts(path: Path) -> list[Any] | Task:
     ``.jsonl``, ``.ndjson`` and ``.json`` (a list) hold strings or objects with one of ``text``,
     ``prompt``, ``messages`` (a chat), ``input_ids``, or ``source`` and ``target``; objects with
     ``clean`` in ``.jsonl`` are a task. ``.csv`` and ``.tsv`` have a column ``text`` or ``prompt``.
-    Any other ending is text, a prompt a line.
-
-    Raises
-    ------
-    InvalidInput
-        For a missing or unreadable file, an empty prompt (with its line), a malformed line.
+    Any other ending is text, a prompt a line. An empty prompt or a malformed line is refused with
+    its number.
     """
     from headscope.probes.prompts import tasks
 
@@ -69,10 +66,8 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
 def _is_task(content: str) -> bool:
     """Tell whether the first line that can be read is of a task; others are reported later."""
     for line in content.split("\n"):
-        try:
+        with suppress(json.JSONDecodeError, TypeError):
             return "clean" in json.loads(line)
-        except (json.JSONDecodeError, TypeError):
-            continue
     return False
 
 

@@ -62,12 +62,6 @@ def attend(
     in float32. At a query that is padding or sees no key, ``z`` is 0, ``lse`` is -inf, and
     statistics are NaN; it adds nothing to statistics of keys and tiles.
 
-    Raises
-    ------
-    InvalidInput
-        When tensors, spec or request do not fit, when q, k or v need a gradient, or when the
-        engine cannot be had.
-
     References
     ----------
     Self-attention Does Not Need O(n²) Memory (Rabe and Staats 2021).

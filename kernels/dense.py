@@ -120,14 +120,13 @@ def add_biases(scores: Tensor, spec: AttentionSpec, distances: Tensor) -> Tensor
         scores = scores / edits.temperature.cpu().double()[:, None, None]
     if edits.key_bias is not None:
         scores = scores + edits.key_bias.detach().cpu().double()[:, :, None]
-    if edits.span_bias is not None:
-        assert edits.query_spans is not None
-        assert edits.key_spans is not None
-        table = edits.span_bias.detach().cpu().double()
+    if edits.spans is not None:
+        table, query_spans, key_spans = (tensor.detach().cpu() for tensor in edits.spans)
+        table = table.double()
         for row in range(table.shape[1]):
             for column in range(table.shape[2]):
-                link = (edits.query_spans.cpu() == row)[:, None, :, None]
-                link = link & (edits.key_spans.cpu() == column)[:, None, None]
+                link = (query_spans == row)[:, None, :, None]
+                link = link & (key_spans == column)[:, None, None]
                 scores = torch.where(link, scores + table[:, row, column, None, None], scores)
     return scores
 

@@ -13,26 +13,11 @@ from headscope.kernels.request import Request
 class DenseAttention:
     """Every row of every head in float64, with nothing left to the panels.
 
-    Parameters
-    ----------
-    logits
-        Scaled scores, -inf at hidden keys.
-    weights
-        Softmax of the logits; rows without a visible key are zero.
-    values
-        Values, repeated for every query head; zero at padding.
-    sinks
-        Logits of the learned sinks, -inf where there is none.
-    visible
-        Which key each query may see, bias and edits aside.
-    sequence
-        Number of the sequence that each key belongs to.
-    real_keys
-        Which keys are no padding.
-    positions
-        Position of every query among the keys, in tokens.
-    request
-        Parameters of the statistics.
+    ``logits`` are -inf at hidden keys, and ``sinks``, those of the learned sinks, where there is
+    none. Rows of ``weights`` without a visible key are zero. ``values`` are repeated for every
+    query head, and zero at padding. ``visible`` is which key each query may see, bias and edits
+    aside; ``sequence`` the number of the sequence that each key belongs to; ``real_keys`` which
+    keys are no padding; ``positions`` the position of every query among the keys, in tokens.
     """
 
     logits: Float[Tensor, "batch head query key"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headscope.kernels import statistics
 from headscope.kernels.attention_spec import PLAIN, AttentionSpec
-from headscope.kernels.panels.engine import accumulate, allocate
+from headscope.kernels.panels.engine import accumulate, allocate, finish
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.panels.plan import Part
 from headscope.kernels.panels.row_panels import Panels
@@ -71,20 +71,15 @@ def head_statistics(
         if not part.heads.start <= head < part.heads.stop:
             return
         heads = length(part.heads)
-        totals = {name: allocate(statistics.load(name), panels, heads) for name in request.stats}
+        totals = {statistic.name: allocate(statistic, panels, heads) for statistic in chosen}
         for panel in filled:
             for statistic in chosen:
                 accumulate(statistic, panel, totals[statistic.name])
-        results.update(totals)
-        place[0] = head - part.heads.start
+        place = head - part.heads.start
+        results.update({name: total[:, [place]] for name, total in totals.items()})
 
-    place = [0]
     panels.for_each_part(run)
-    for statistic in chosen:
-        if statistic.finish is not None:
-            total = results[statistic.name]
-            results[statistic.name] = statistic.finish(total, panels.visibility, request)
-    return {name: result[0, place[0]] for name, result in results.items()}
+    return {name: result[0, 0] for name, result in finish(chosen, results, panels).items()}
 
 
 def _inside(positions: Tensor, window: slice) -> slice:

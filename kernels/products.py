@@ -153,7 +153,8 @@ def push(
     call = Product.of(q, k, spec, heads, gradient)
     valid_queries = call.panels.visibility.valid_queries
     r = call.take("r", r, "query", None if bool(valid_queries.all()) else valid_queries)
-    call = call.only((r != 0).any(dim=3).flatten(0, 1).any(dim=0))
+    wanted = (r != 0).any(dim=3).flatten(0, 1).any(dim=0)
+    call = replace(call, panels=replace(call.panels, wanted=wanted))
 
     def step(weights: Tensor, panel: Panel, r: Tensor) -> tuple[slice, Tensor]:
         return panel.keys, weights.mT @ r[:, :, panel.queries]
@@ -213,10 +214,6 @@ class Product:
         vectors = vectors.to(q.device, torch.float32)
         # 0 · NaN is NaN: what padding holds must not reach the product.
         return vectors if mask is None else vectors.masked_fill(~mask[:, None, :, None], 0.0)
-
-    def only(self, wanted: Tensor) -> "Product":
-        """Leave out the panels of all other queries."""
-        return replace(self, panels=replace(self.panels, wanted=wanted))
 
     def run(self, step: Step, vectors: Tensor, length: int) -> Tensor:
         """Take the step in every panel, and put the terms together."""

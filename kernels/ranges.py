@@ -4,13 +4,7 @@ from collections.abc import Iterator
 
 
 def split_range(start: int, stop: int, step: int) -> Iterator[slice]:
-    """Split a range into consecutive slices of at most ``step``.
-
-    Examples
-    --------
-    >>> list(split_range(0, 5, 2))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
+    """Split a range into consecutive slices of at most ``step``."""
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))
 

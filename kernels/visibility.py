@@ -21,8 +21,6 @@ class Visibility:
     ``device`` is where the attention runs, None the CPU. Where no mask is given, the batch
     dimension of every property is 1.
 
-    Examples
-    --------
     >>> Visibility(queries=3, keys=3, causal=True, window=2).key_counts
     tensor([[1, 2, 2]])
     """

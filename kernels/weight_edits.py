@@ -46,10 +46,7 @@ class WeightEdits:
 
     Examples
     --------
-    >>> import torch
-    >>> from headscope.kernels.attention import attend
-    >>> from headscope.kernels.request import Request
-    >>> from headscope.kernels.attention_spec import AttentionSpec
+    >>> from headscope.kernels.api import AttentionSpec, Request, attend
     >>> q = torch.zeros(1, 1, 3, 4)
     >>> halved = WeightEdits(key_bias=torch.tensor([0.5, 1.0, 1.0]).log().view(1, 1, 3))
     >>> attend(q, q, q, Request(stats=("first_mass",)), AttentionSpec(edits=halved))["first_mass"]
@@ -101,19 +98,26 @@ class WeightEdits:
         expect("recent", self.recent, ((heads,),))
         expect("temperature", self.temperature, ((heads,),))
         expect("pattern", self.pattern, ((1, batch), (1, heads), (queries,), (keys,)))
-        if self.span_bias is None or self.query_spans is None or self.key_spans is None:
+        if self.spans is None:
             return
-        if self.span_bias.ndim != 3 or self.span_bias.shape[0] not in (1, heads):
+        table, *sides = self.spans
+        if table.ndim != 3 or table.shape[0] not in (1, heads):
             raise InvalidInput(
-                f"span_bias: shape {tuple(self.span_bias.shape)}; "
+                f"span_bias: shape {tuple(table.shape)}; "
                 f"give (1 or head {heads}, query span, key span)"
             )
-        for name, spans, size in (
-            ("query_spans", self.query_spans, self.span_bias.shape[1]),
-            ("key_spans", self.key_spans, self.span_bias.shape[2]),
+        for name, spans, size in zip(
+            ("query_spans", "key_spans"), sides, table.shape[1:], strict=True
         ):
             if spans.is_floating_point() or int(spans.min()) < -1 or int(spans.max()) >= size:
                 raise InvalidInput(f"{name}: give integers from -1, for none, to {size - 1}")
+
+    @property
+    def spans(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The bias of links between spans, and the spans of queries and keys."""
+        if self.span_bias is None or self.query_spans is None or self.key_spans is None:
+            return None
+        return self.span_bias, self.query_spans, self.key_spans
 
     @property
     def hides(self) -> bool:
@@ -170,31 +174,21 @@ def _join_windows(earlier: WeightEdits, later: WeightEdits) -> dict[str, Tensor 
 
 def _join_spans(earlier: WeightEdits, later: WeightEdits) -> dict[str, Tensor | None]:
     """Number the pairs of spans, so that one table holds the sum of both."""
-    if earlier.span_bias is None or later.span_bias is None:
-        chosen = later if earlier.span_bias is None else earlier
+    if earlier.spans is None or later.spans is None:
+        chosen = later if earlier.spans is None else earlier
         return {name: getattr(chosen, name) for name in ("span_bias", "query_spans", "key_spans")}
-    assert earlier.query_spans is not None
-    assert earlier.key_spans is not None
-    assert later.query_spans is not None
-    assert later.key_spans is not None
     # A last row and column of zeros is the place of -1, no span.
     first, second = (
-        torch.nn.functional.pad(edits.span_bias, (0, 1, 0, 1))
-        for edits in (earlier, later)
-        if edits.span_bias is not None
+        torch.nn.functional.pad(edits[0], (0, 1, 0, 1)) for edits in (earlier.spans, later.spans)
     )
     joined = first[:, :, None, :, None] + second[:, None, :, None]
-    rows, columns = second.shape[1:]
-
-    def number(left: Tensor, right: Tensor, last: int, width: int) -> Tensor:
-        # -1 counts as the last one: the remainder of a negative number is positive.
-        return left.remainder(last) * width + right.remainder(width)
-
-    return {
-        "span_bias": joined.flatten(1, 2).flatten(2, 3),
-        "query_spans": number(earlier.query_spans, later.query_spans, first.shape[1], rows),
-        "key_spans": number(earlier.key_spans, later.key_spans, first.shape[2], columns),
-    }
+    # -1 counts as the last one: the remainder of a negative number is positive.
+    queries, keys = (
+        left.remainder(first.shape[side]) * second.shape[side] + right.remainder(second.shape[side])
+        for side, left, right in zip((1, 2), earlier.spans[1:], later.spans[1:], strict=True)
+    )
+    table = joined.flatten(1, 2).flatten(2, 3)
+    return {"span_bias": table, "query_spans": queries, "key_spans": keys}
 
 
 def expect(name: str, tensor: Tensor | None, sizes: tuple[tuple[int, ...], ...]) -> None:

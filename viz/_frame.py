@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._labels import title, units
-from headscope.viz._scale import GREY, Array, Scale
+from headscope.viz._scale import GREY, Array, Scale, scale
 
 Bound = xr.DataArray | None
 """One end of the intervals of a variable, where it has any."""
@@ -62,9 +62,20 @@ def colour_bar(array: xr.DataArray) -> dict[str, Any]:
     return {"title": {"text": units(array) or "value", "side": "right"}, "thickness": 14}
 
 
-def coloured(scale: Scale) -> dict[str, Any]:
-    """Describe a scale to a heatmap."""
-    return {"colorscale": scale.colours, "zmin": scale.low, "zmax": scale.high}
+def heatmap(array: xr.DataArray, values: Any, fit: bool, hover: str = "", **trace: Any) -> Any:
+    """Draw cells in the colours of a variable; ``hover`` says where a cell is, before its value."""
+    chosen = scale(array, fit)
+    if hover:
+        hover += f"<br>{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
+        trace["hovertemplate"] = hover
+    return go.Heatmap(
+        z=values,
+        colorbar=colour_bar(array),
+        colorscale=chosen.colours,
+        zmin=chosen.low,
+        zmax=chosen.high,
+        **trace,
+    )
 
 
 def marked(values: Any, scale: Scale) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -22,8 +23,6 @@ def head_name(layer: object, head: object, kind: str = "H") -> str:
 def visible(token: object, longest: int = LONGEST) -> str:
     """Make the whitespace of a token visible and keep plotly from reading it as markup.
 
-    Examples
-    --------
     >>> visible(" the"), visible("a\\n"), visible("<bos>"), visible("")
     ('·the', 'a⏎', '&lt;bos&gt;', '∅')
     """
@@ -36,8 +35,6 @@ def visible(token: object, longest: int = LONGEST) -> str:
 def amount(value: float) -> str:
     """Write a value shortly enough for a cell and exactly enough to compare.
 
-    Examples
-    --------
     >>> amount(0.25), amount(0.0), amount(0.000123), amount(float("nan")), amount(1234.5)
     ('0.250', '0', '1.23e-04', 'not measured', '1234')
     """
@@ -60,11 +57,17 @@ def interval_words(low: float, high: float) -> str:
     return f"95 % interval {amount(low)} to {amount(high)}"
 
 
+def described(array: xr.DataArray, name: str, value: float, ends: Sequence[float] = ()) -> str:
+    """Write the hover text of a value: its name, the value with its units, and its interval."""
+    words = [name, f"{title(array)}: {measured(value, units(array))}"]
+    if ends:
+        words.append(interval_words(*ends))
+    return "<br>".join(words)
+
+
 def absent(array: xr.DataArray) -> list[bool]:
     """Tell which layers of a variable have no attention map.
 
-    Examples
-    --------
     >>> kinds = {"attention_map": ("layer", [True, False])}
     >>> absent(xr.DataArray([0.1, float("nan")], dims="layer", coords=kinds))
     [False, True]

@@ -50,8 +50,6 @@ def scale(array: xr.DataArray, fit: bool = False) -> Scale:
     Sequential variables span ``low`` to ``high``, diverging ones are centred on 0. A bound that
     the variable does not declare is taken from its values, and so are all with `fit`.
 
-    Examples
-    --------
     >>> rate = xr.DataArray([0.2, 0.4], attrs={"scale": "sequential", "low": 0.0, "high": 1.0})
     >>> scale(rate).high, scale(rate, fit=True).high
     (1.0, 0.4)
@@ -78,8 +76,6 @@ def ranks(array: xr.DataArray) -> Array:
 
     Equal values share the better rank, missing ones have none (NaN).
 
-    Examples
-    --------
     >>> ranks(xr.DataArray([0.5, 0.9, 0.5, float("nan")])).tolist()
     [2.0, 1.0, 2.0, nan]
     """

@@ -7,15 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import Bound, frame, whiskers
-from headscope.viz._labels import (
-    POSITIONS,
-    combinations,
-    entries,
-    interval_words,
-    measured,
-    title,
-    units,
-)
+from headscope.viz._labels import POSITIONS, combinations, described, entries, measured, units
 from headscope.viz._scale import DISTINCT, Array, finite
 
 MOST = 40
@@ -93,13 +85,12 @@ def _bar(
     row: int,
     label: str,
 ) -> Any:
-    hover = []
-    for place, name in enumerate(names):
-        words = [f"<b>{name}</b>" + (f" · {label}" if label else "")]
-        words.append(f"{title(array)}: {measured(float(values[row, place]), units(array))}")
-        if bounds is not None:
-            words.append(interval_words(*(float(side[row, place]) for side in bounds)))
-        hover.append("<br>".join(words))
+    group = f" · {label}" if label else ""
+    ends = [side[row] for side in bounds or ()]
+    hover = [
+        described(array, f"<b>{name}</b>{group}", value, of_value)
+        for name, value, *of_value in zip(names, values[row], *ends, strict=True)
+    ]
     # With several groups the bars are too thin to write on.
     written = [measured(float(value), "") if np.isfinite(value) else "" for value in values[row]]
     return go.Bar(
@@ -107,7 +98,7 @@ def _bar(
         x=values[row],
         orientation="h",
         name=label,
-        error_x=None if bounds is None else whiskers(values[row], bounds[0][row], bounds[1][row]),
+        error_x=whiskers(values[row], *ends) if ends else None,
         marker={
             "color": DISTINCT[row % len(DISTINCT)],
             "pattern": {"shape": PATTERNS[row % len(PATTERNS)]},

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import Bound, colour_bar, frame, marked
-from headscope.viz._labels import head_name, interval_words, measured, title, units, visible
+from headscope.viz._labels import described, head_name, visible
 from headscope.viz._scale import GREY, NEGATIVE, POSITIVE, diverges, finite, scale
 
 EDGES = 60
@@ -33,8 +33,6 @@ def figure(
     ``source_feature`` and the same with ``target_`` name the ends; layer is needed, the others are
     used when present.
 
-    Examples
-    --------
     >>> ends = {"source_layer": ("edge", [0]), "source_head": ("edge", [1]),
     ...         "target_layer": ("edge", [1]), "target_head": ("edge", [2])}
     >>> figure(xr.DataArray([0.5], dims="edge", coords=ends, name="flow")).data[-1].text
@@ -42,16 +40,16 @@ def figure(
     """
     weights = finite(array)
     strength = np.abs(np.nan_to_num(weights))
-    order = [
-        int(index) for index in np.argsort(-strength, kind="stable") if np.isfinite(weights[index])
-    ]
+    ranked = np.argsort(-strength, kind="stable")
+    order = ranked[np.isfinite(weights[ranked])].tolist()
     notes = ["negative edges are dotted"] if np.nanmin(weights, initial=0.0) < 0 else []
     if len(order) > EDGES:
         notes.append(f"strongest {EDGES} of {len(order)} edges")
     order = order[:EDGES]
     ends = {side: _ends(array, side) for side in ("source", "target")}
     used = {ends[side][index] for side in ends for index in order}
-    place = _places(sorted(used))
+    nodes = sorted(used)
+    place = _places(nodes)
     layers = sorted({layer for layer, *_ in used})
     fig = frame(
         array,
@@ -69,6 +67,7 @@ def figure(
         showlegend=False,
     )
     largest = max((abs(float(weights[index])) for index in order), default=1.0) or 1.0
+    bounds = [] if lower is None or upper is None else [finite(lower), finite(upper)]
     middles: list[tuple[float, float, float, str]] = []
     for index in order:
         start, end = ends["source"][index], ends["target"][index]
@@ -87,10 +86,8 @@ def figure(
                 opacity=0.7,
             )
         )
-        words = f"{_name(start)} → {_name(end)}<br>{title(array)}: {measured(weight, units(array))}"
-        if lower is not None and upper is not None:
-            ends_of_weight = (float(finite(side)[index]) for side in (lower, upper))
-            words += f"<br>{interval_words(*ends_of_weight)}"
+        interval = [side[index] for side in bounds]
+        words = described(array, f"{_name(start)} → {_name(end)}", weight, interval)
         # Off the middle, where edges of heads below each other would share one spot.
         middles.append((x0 + 0.6 * (x1 - x0), y0 + 0.6 * (y1 - y0), weight, words))
     x, y, shown, hover = zip(*middles, strict=True) if middles else ((), (), (), ())
@@ -110,7 +107,6 @@ def figure(
             name="edges",
         )
     )
-    nodes = sorted(used)
     fig.add_trace(
         go.Scatter(
             x=[place[node][0] for node in nodes],
@@ -132,18 +128,13 @@ Node = tuple[int, int, int, str]
 def _ends(array: xr.DataArray, side: str) -> list[Node]:
     count = array.sizes["edge"]
 
-    def column(part: str) -> list[int]:
-        name = f"{side}_{part}"
-        if name not in array.coords:
-            return [-1] * count
-        return [int(value) for value in array.coords[name].values.tolist()]
+    def column(name: str, absent: object) -> list[Any]:
+        return array.coords[name].values.tolist() if name in array.coords else [absent] * count
 
-    words = array.coords[side].values.tolist() if side in array.coords else [""] * count
+    numbers = (column(f"{side}_{part}", -1) for part in ("layer", "head", "feature"))
     return [
-        (layer, head, feature, str(word))
-        for layer, head, feature, word in zip(
-            column("layer"), column("head"), column("feature"), words, strict=True
-        )
+        (int(layer), int(head), int(feature), str(word))
+        for layer, head, feature, word in zip(*numbers, column(side, ""), strict=True)
     ]
 
 

@@ -12,9 +12,8 @@ from headscope.viz._frame import (
     Bound,
     cell_axis,
     clickable,
-    colour_bar,
-    coloured,
     frame,
+    heatmap,
     holes,
     menu,
     missing,
@@ -34,7 +33,7 @@ from headscope.viz._labels import (
     title,
     units,
 )
-from headscope.viz._scale import Array, finite, ranks, scale
+from headscope.viz._scale import Array, finite, ranks
 
 # Up to this many heads a layer the numbers fit into the cells.
 WRITTEN = 16
@@ -65,14 +64,9 @@ def figure(
     Every cell carries an invisible marker with the hover text and ``customdata``
     ``[layer index, head index]``, because heatmaps report no clicks to Streamlit.
 
-    Parameters
-    ----------
-    array
-        Dims layer and head (or kv_head); a menu chooses among the entries of any other dim.
-    picked
-        Indices (layer, head) of the cell to outline.
-    among
-        Which heads (layer, head) to look at; the others fade. None is all.
+    The array has the dims layer and head (or kv_head); a menu chooses among the entries of any
+    other dim. ``picked`` are the indices (layer, head) of the cell to outline. ``among`` tells
+    which heads (layer, head) to look at; the others fade, and None is all.
     """
     column = "head" if "head" in array.dims else "kv_head"
     rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))
@@ -98,19 +92,9 @@ def figure(
         showlegend=False,
     )
     values, written, hover = drawn[0]
-    fig.add_trace(missing(values))
-    fig.add_trace(
-        go.Heatmap(
-            z=values,
-            text=written,
-            texttemplate="%{text}" if len(heads) <= WRITTEN else None,
-            hoverinfo="skip",
-            xgap=1,
-            ygap=1,
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit)),
-        )
-    )
+    template = "%{text}" if len(heads) <= WRITTEN else None
+    looks: dict[str, Any] = {"texttemplate": template, "hoverinfo": "skip", "xgap": 1, "ygap": 1}
+    fig.add_traces([missing(values), heatmap(array, values, fit, text=written, **looks)])
     rows, columns = np.indices(values.shape)
     fig.add_trace(
         go.Scatter(

@@ -13,24 +13,15 @@ from headscope.viz._frame import (
     blocks,
     cell_axis,
     colour_bar,
-    coloured,
     crowded,
     frame,
+    heatmap,
     marked,
     missing,
     thinned,
     whiskers,
 )
-from headscope.viz._labels import (
-    POSITIONS,
-    combinations,
-    interval_words,
-    measured,
-    positions,
-    title,
-    token_row,
-    units,
-)
+from headscope.viz._labels import POSITIONS, combinations, described, positions, token_row, units
 from headscope.viz._scale import GREY, Array, finite, scale
 
 TICKS = 48
@@ -94,18 +85,11 @@ def _bars(
     known = np.isfinite(values)
     if not known.all():
         notes = [*notes, "grey: not measured"]
+    bounds = [finite(side).ravel() for side in ranged or ()]
     hover = [
-        f"{label}<br>{title(array)}: {measured(value, units(array))}"
-        for label, value in zip(full, values.tolist(), strict=True)
+        described(array, label, value, ends)
+        for label, value, *ends in zip(full, values, *bounds, strict=True)
     ]
-    error = None
-    if ranged is not None:
-        low, high = (finite(side).ravel() for side in ranged)
-        error = whiskers(values, low, high)
-        hover = [
-            f"{text}<br>{interval_words(*ends)}"
-            for text, *ends in zip(hover, low.tolist(), high.tolist(), strict=True)
-        ]
     fig = frame(
         array,
         height=340,
@@ -119,7 +103,7 @@ def _bars(
         go.Bar(
             x=list(range(len(values))),
             y=values,
-            error_y=error,
+            error_y=whiskers(values, *bounds) if bounds else None,
             marker={
                 **marked(values, chosen),
                 "colorbar": colour_bar(array),
@@ -164,19 +148,9 @@ def _rows(
         },
         showlegend=False,
     )
-    fig.add_trace(missing(values, full, labels))
-    fig.add_trace(
-        go.Heatmap(
-            z=values.astype(np.float32),
-            x=full,
-            y=labels,
-            text=None if same else [place for place, _ in named],
-            hovertemplate=(
-                f"%{{y}}<br>{'%{x}' if same else '%{text}'}<br>"
-                f"{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
-            ),
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit)),
-        )
-    )
+    places = {"x": full, "y": labels}
+    hover = "%{y}<br>%{x}" if same else "%{y}<br>%{text}"
+    text = None if same else [place for place, _ in named]
+    cells = heatmap(array, values.astype(np.float32), fit, hover, text=text, **places)
+    fig.add_traces([missing(values, **places), cells])
     return fig

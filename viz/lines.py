@@ -7,15 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import Bound, frame
-from headscope.viz._labels import (
-    POSITIONS,
-    combinations,
-    entries,
-    interval_words,
-    measured,
-    title,
-    units,
-)
+from headscope.viz._labels import POSITIONS, combinations, described, entries, title, units
 from headscope.viz._scale import DISTINCT, Array, finite
 
 # Lines that can be told apart; of more, those that change most.
@@ -45,13 +37,6 @@ def figure(
 
     The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
     it, checkpoints stand at equal distances.
-
-    Examples
-    --------
-    >>> grown = xr.DataArray([[[0.1, 0.2]], [[0.1, 0.9]]], dims=("checkpoint", "layer", "head"),
-    ...                      coords={"step": ("checkpoint", [0, 400])}, name="induction")
-    >>> figure(grown).data[0].name, figure(grown).data[1].x
-    ('L0H0', (0.0, 400.0))
     """
     rest = tuple(str(dim) for dim in array.dims if dim != "checkpoint")
     lines = combinations(array, rest)
@@ -142,14 +127,10 @@ def _range(array: xr.DataArray, fit: bool) -> list[float] | None:
 def _hover(
     array: xr.DataArray, name: str, said: list[str], values: Array, ends: tuple[Array, Array] | None
 ) -> list[str]:
-    found = []
-    for place, value in enumerate(values.tolist()):
-        words = [f"<b>{name}</b>", said[place]]
-        words.append(f"{title(array)}: {measured(value, units(array))}")
-        if ends is not None and np.isfinite(value):
-            words.append(interval_words(*(float(end[place]) for end in ends)))
-        found.append("<br>".join(words))
-    return found
+    return [
+        described(array, f"<b>{name}</b><br>{step}", value, bounds if np.isfinite(value) else ())
+        for step, value, *bounds in zip(said, values, *(ends or ()), strict=True)
+    ]
 
 
 def _band(at: list[float], low: Array, high: Array, colour: str, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import (
@@ -10,15 +9,14 @@ from headscope.viz._frame import (
     Bound,
     block_size,
     coarse,
-    colour_bar,
-    coloured,
     crowded,
     frame,
+    heatmap,
     missing,
     thinned,
 )
-from headscope.viz._labels import entries, measured, title, units
-from headscope.viz._scale import finite, scale
+from headscope.viz._labels import described, entries
+from headscope.viz._scale import finite
 
 TICKS = 64
 DIMS = ("one", "other")
@@ -36,14 +34,6 @@ def figure(
 
     The coordinates of the dims one and other name the entries. Above 512 entries the cells are
     coarsened to the strongest of each block, and the figure says so.
-
-    Examples
-    --------
-    >>> heads = ["L0H0", "L0H1"]
-    >>> alike = xr.DataArray([[1.0, 0.2], [0.2, 1.0]], dims=("one", "other"),
-    ...                      coords={"one": heads, "other": heads}, name="likeness")
-    >>> figure(alike).data[0].x
-    ('L0H0', 'L0H1')
     """
     drawn = array.transpose(*DIMS)
     values = finite(drawn)
@@ -53,7 +43,6 @@ def figure(
     if max(steps) > 1:
         values = coarse(values, steps)
         notes.append(f"strongest of {steps[0]} × {steps[1]} in each cell, at most {CELLS}")
-    grey = missing(values, named[1], named[0])
     at, ticks = zip(*(thinned(names, TICKS) for names in named), strict=True)
     fig = frame(
         array,
@@ -64,22 +53,13 @@ def figure(
     )
     hover = [
         [
-            f"<b>{one} and {other}</b><br>{title(array)}: "
-            + measured(float(values[row, column]), units(array))
-            for column, other in enumerate(named[1])
+            described(array, f"<b>{one} and {other}</b>", value)
+            for other, value in zip(named[1], row, strict=True)
         ]
-        for row, one in enumerate(named[0])
+        for one, row in zip(named[0], values.tolist(), strict=True)
     ]
-    fig.add_trace(
-        go.Heatmap(
-            z=values,
-            x=named[1],
-            y=named[0],
-            hovertext=hover,
-            hovertemplate="%{hovertext}<extra></extra>",
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit)),
-        )
-    )
-    fig.add_trace(grey)
+    places: dict[str, Any] = {"x": named[1], "y": named[0]}
+    template = "%{hovertext}<extra></extra>"
+    cells = heatmap(array, values, fit, hovertext=hover, hovertemplate=template, **places)
+    fig.add_traces([cells, missing(values, **places)])
     return fig

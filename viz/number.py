@@ -18,8 +18,6 @@ def accepts(array: xr.DataArray) -> bool:
 def words(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
     """Write the value with its units and its interval.
 
-    Examples
-    --------
     >>> words(xr.DataArray(0.5, attrs={"units": "fraction"}))
     '0.500 fraction'
     """

@@ -4,12 +4,11 @@ import re
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import Bound, colour_bar, coloured, frame, missing
-from headscope.viz._labels import MISSING, measured, title, units
-from headscope.viz._scale import finite, scale
+from headscope.viz._frame import Bound, frame, heatmap, missing
+from headscope.viz._labels import MISSING, measured, units
+from headscope.viz._scale import finite
 
 PLACE = re.compile(r"r(\d+)c(\d+)")
 
@@ -25,25 +24,22 @@ def lay(array: xr.DataArray) -> xr.DataArray:
     The dims become row and column; the attr ``beside`` holds the values of tokens that are no
     patch.
 
-    Examples
-    --------
     >>> names = ["[CLS]", "r0c0", "r0c1"]
     >>> laid = lay(xr.DataArray([0.5, 0.2, 0.3], dims="key", coords={"token": ("key", names)}))
     >>> laid.values.tolist(), laid.attrs["beside"]
     ([[0.2, 0.3]], {'[CLS]': 0.5})
     """
     values = finite(array)
-    found = [PLACE.fullmatch(str(word)) for word in array["token"].values.tolist()]
-    places = [(int(one[1]), int(one[2])) if one else None for one in found]
-    known = [place for place in places if place is not None]
-    size = [1 + max(place[side] for place in known) for side in (0, 1)]
-    laid = np.full(size, np.nan)
+    places: dict[tuple[int, int], float] = {}
     beside: dict[str, float] = {}
-    for word, place, value in zip(array["token"].values, places, values.tolist(), strict=True):
-        if place is None:
-            beside[str(word)] = value
+    for word, value in zip(map(str, array["token"].values.tolist()), values.tolist(), strict=True):
+        found = PLACE.fullmatch(word)
+        if found is None:
+            beside[word] = value
         else:
-            laid[place] = value
+            places[int(found[1]), int(found[2])] = value
+    laid = np.full((np.max(list(places), axis=0) + 1).tolist(), np.nan)
+    laid[tuple(zip(*places, strict=True))] = list(places.values())
     return xr.DataArray(
         laid, dims=("row", "column"), name=array.name, attrs={**array.attrs, "beside": beside}
     )
@@ -72,17 +68,8 @@ def figure(
         yaxis={**_axis("row of patches", rows), "autorange": "reversed", "scaleanchor": "x"},
         showlegend=False,
     )
-    fig.add_trace(missing(values))
-    fig.add_trace(
-        go.Heatmap(
-            z=values.astype(np.float32),
-            hovertemplate=(
-                f"r%{{y}}c%{{x}}<br>{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
-            ),
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit)),
-        )
-    )
+    cells = heatmap(array, values.astype(np.float32), fit, "r%{y}c%{x}")
+    fig.add_traces([missing(values), cells])
     return fig
 
 

@@ -13,17 +13,16 @@ from headscope.viz._frame import (
     cell_axis,
     clickable,
     coarse,
-    colour_bar,
-    coloured,
     crowded,
     frame,
+    heatmap,
     holes,
     menu,
     missing,
     outline,
 )
 from headscope.viz._labels import POSITIONS, combinations, positions, title, token_row, units
-from headscope.viz._scale import finite, scale
+from headscope.viz._scale import finite
 
 TICKS = 48
 
@@ -78,19 +77,8 @@ def figure(
     # Of a single map the layer of missing cells is left out where none is missing: it is as large.
     if len(panels) > 1 or not np.isfinite(values).all():
         fig.add_trace(missing(values, columns, rows))
-    fig.add_trace(
-        go.Heatmap(
-            z=values.astype(np.float32),
-            x=columns,
-            y=rows,
-            hovertemplate=(
-                "%{y} looks at<br>%{x}<br>"
-                f"{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
-            ),
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit)),
-        )
-    )
+    hover = "%{y} looks at<br>%{x}"
+    fig.add_trace(heatmap(array, values.astype(np.float32), fit, hover, x=columns, y=rows))
     if len(panels) > 1:
         changes = [
             {"z": [holes(one), one.astype(np.float32)], "x": [across] * 2, "y": [down] * 2}
@@ -106,8 +94,6 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
     The map has the dims query_tile and key_tile, of so many tokens a tile. A click on a tile, or a
     box, selects invisible markers, whose x and y are token positions.
 
-    Examples
-    --------
     >>> pooled = xr.DataArray([[1.0, 0.0], [0.4, 0.6]], dims=("query_tile", "key_tile"))
     >>> overview(pooled, 8, (slice(0, 4), slice(0, 4))).data[1].x.tolist()
     [3.5, 3.5, 11.5]
@@ -129,20 +115,12 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
         hoverdistance=-1,
         showlegend=False,
     )
-    fig.add_trace(
-        go.Heatmap(
-            z=values,
-            x=starts[1] + middle,
-            y=starts[0] + middle,
-            hoverinfo="skip",
-            colorbar=colour_bar(array),
-            **coloured(scale(array, fit=True)),
-        )
-    )
+    centres: dict[str, Any] = {"x": starts[1] + middle, "y": starts[0] + middle}
+    fig.add_trace(heatmap(array, values, fit=True, hoverinfo="skip", **centres))
     fig.add_trace(
         go.Scatter(
-            x=starts[1][columns] + middle,
-            y=starts[0][rows] + middle,
+            x=centres["x"][columns],
+            y=centres["y"][rows],
             **clickable(6),
             customdata=np.stack(
                 [starts[0][rows], starts[1][columns], values[rows, columns]], axis=-1

@@ -7,16 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import PANELS, Bound, colour_bar, frame, marked, menu
-from headscope.viz._labels import (
-    combinations,
-    entries,
-    interval_words,
-    measured,
-    title,
-    units,
-    visible,
-)
-from headscope.viz._scale import Array, finite, scale
+from headscope.viz._labels import combinations, described, entries, visible
+from headscope.viz._scale import finite, scale
 
 # Kinds differ by their shape, as colour says the value.
 SHAPES = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star", "pentagon")
@@ -106,19 +98,14 @@ def _cloud(
     """Select the points of one kind in one panel."""
     here = array.isel({**at, "point": members})
     values = finite(here)
-    hover = []
-    for place, value in zip(members, values, strict=True):
-        words = [f"<b>{names[place]}</b>"]
-        words.append(f"{title(array)}: {measured(float(value), units(array))}")
-        if lower is not None and upper is not None:
-            ends = (float(side.isel({**at, "point": place})) for side in (lower, upper))
-            words.append(interval_words(*ends))
-        hover.append("<br>".join(words))
-    return {"x": _place(here, "x"), "y": _place(here, "y"), "values": values, "hover": hover}
-
-
-def _place(array: xr.DataArray, side: str) -> Array:
-    return np.asarray(array.coords[side].values, dtype=np.float64)
+    sides = () if lower is None or upper is None else (lower, upper)
+    bounds = [np.asarray(side.isel({**at, "point": members}), dtype=float) for side in sides]
+    hover = [
+        described(array, f"<b>{names[place]}</b>", value, ends)
+        for place, value, *ends in zip(members, values, *bounds, strict=True)
+    ]
+    x, y = (np.asarray(here.coords[side].values, dtype=np.float64) for side in ("x", "y"))
+    return {"x": x, "y": y, "values": values, "hover": hover}
 
 
 def _column(array: xr.DataArray, name: str) -> list[str]:

@@ -41,24 +41,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Job:
-    """Models × tasks × analyses × seeds.
+    """Models × tasks × analyses × seeds; analyses, and their options, in the order of the job file.
 
-    Attributes
-    ----------
-    title
-        Heading of the index.
-    models, tasks, analyses, seeds
-        What is combined; analyses in the order of the job file.
-    options
-        Options by analysis.
-    shard
-        Prompts of one capture, at most; 0 captures all prompts of a cell at once.
-    threads
-        Threads of torch in one cell; part of what makes numbers equal to the last bit.
-    batch_tokens
-        Tokens in one forward pass of a capture; likewise.
-    content
-        The bytes of the job file.
+    ``title`` is the heading of the index. ``shard`` are the prompts of one capture, at most; 0
+    captures all prompts of a cell at once. ``threads`` of torch in one cell and ``batch_tokens`` in
+    one forward pass of a capture are part of what makes numbers equal to the last bit. ``content``
+    are the bytes of the job file.
     """
 
     title: str
@@ -119,8 +107,6 @@ def versions() -> dict[str, str]:
 def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
     """Say why an analysis cannot run on a model and a task; "" where nothing is known against it.
 
-    Examples
-    --------
     >>> unsuited("importance", ModelSpec(model="m"), TaskSpec(texts=["a text"], name="mine"))
     'importance needs answers, and mine holds plain prompts'
     """
@@ -139,8 +125,7 @@ def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
 
 def mismatched(model: ModelSpec, task: TaskSpec) -> str:
     """Say why a task has no prompts for a model; "" where nothing is known against it."""
-    decoding = model.attention in ("decoder", "cross")
-    if decoding and not task.paired:
+    if model.attention in ("decoder", "cross") and not task.paired:
         return (
             f"{task.label} holds single texts, and the {model.attention} attention of "
             f"{model.name} reads pairs (JSONL lines of source and target)"

@@ -102,7 +102,6 @@ def _entries(
 
 
 def _task_options(file: MarkedFile, at: Location, task: TaskSpec) -> dict[str, Any]:
-    """Read the options of a built-in task."""
     if not task.options:
         return {}
     known = {
@@ -122,7 +121,6 @@ def _task_options(file: MarkedFile, at: Location, task: TaskSpec) -> dict[str, A
 def _options(
     file: MarkedFile, options: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Read the options of the analyses."""
     read = {}
     for name, values in options.items():
         at: Location = ("options", name)

@@ -7,11 +7,10 @@ from headscope.app.batch.worker import Outcome, analyze, capture_part, group_sli
 from headscope.app.pipeline import Progress
 
 Todo = Sequence[tuple[Group, Sequence[str]]]
+Outcomes = Iterator[tuple[Group, str, Outcome]]
 
 
-def run(
-    job: Job, todo: Todo, progress: Progress | None = None
-) -> Iterator[tuple[Group, str, Outcome]]:
+def run(job: Job, todo: Todo, progress: Progress | None = None) -> Outcomes:
     """Run the analyses that are left in each group; yield each outcome as it is ready."""
     for group, names in todo:
         parts = [capture_part(job, group, part, progress) for part in group_slices(job, group)]

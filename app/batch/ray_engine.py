@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.app.batch import worker
 from headscope.app.batch.job import Group, Job
-from headscope.app.batch.local_engine import Todo
+from headscope.app.batch.local_engine import Outcomes, Todo
 from headscope.app.batch.schema import ModelSpec
 from headscope.app.batch.worker import Failure, Outcome
 from headscope.app.pipeline import Progress
@@ -84,17 +84,11 @@ def _check(job: Job, resources: dict[str, float]) -> None:
 
 
 def gpus(model: ModelSpec, resources: dict[str, float]) -> int:
-    """Count the GPUs that a task on a model asks for: one where the model runs on one.
-
-    >>> [gpus(ModelSpec(model="m", device=name), {"GPU": 2.0}) for name in (None, "cpu")]
-    [1, 0]
-    """
+    """Count the GPUs that a task on a model asks for: one where the model runs on one."""
     return 1 if model.device != "cpu" and resources.get("GPU", 0) >= 1 else 0
 
 
-def run(
-    job: Job, todo: Todo, progress: Progress | None = None
-) -> Iterator[tuple[Group, str, Outcome]]:
+def run(job: Job, todo: Todo, progress: Progress | None = None) -> Outcomes:
     """Run the cells that are left as `local_engine.run` does; their steps are not reported."""
     ray = _ray()
     resources = ray.cluster_resources()

@@ -1,6 +1,6 @@
 """A job from its first cell to its index, on one engine or another."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage.dataset_file import make_folder, write_text
 from headscope.probes.storage.run_folder import REPORT
 
-Engine = Callable[[Job, local_engine.Todo, Progress | None], Iterator[tuple[Group, str, Outcome]]]
+Engine = Callable[[Job, local_engine.Todo, Progress | None], local_engine.Outcomes]
 CELLS, STEP = "cells", "this cell"
 
 

@@ -49,14 +49,9 @@ class Entry(BaseModel):
 
 
 class ModelSpec(Entry):
-    """A model of a job.
+    """A model of a job, as `load_model` takes it; a folder is named from where the job file lies.
 
-    Attributes
-    ----------
-    model, attention, device, dtype, tokenizer
-        As `load_model`; a folder is named from where the job file lies.
-    name
-        Its name in tables, reports and folders; without it, as the file writes the model.
+    ``name`` is its name in tables, reports and folders; without it, as the file writes the model.
     """
 
     name: Text = ""
@@ -109,14 +104,9 @@ class ModelSpec(Entry):
 class TaskSpec(Entry):
     """A task of a job: a task of the registry, or prompts of your own.
 
-    Attributes
-    ----------
-    task, number, options
-        Name of a built-in task, the prompts drawn from it, and its options.
-    prompts, texts
-        Instead, a file of prompts as `headscope capture --prompts` takes it, or the prompts.
-    name
-        Its name in tables, reports and folders.
+    ``task``, ``number`` and ``options`` are the name of a built-in task, the prompts drawn from it
+    and its options; instead, ``prompts`` is a file of prompts as `headscope capture --prompts`
+    takes it, and ``texts`` are the prompts. ``name`` is its name in tables, reports and folders.
     """
 
     task: Text = ""

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def slices(count: int, size: int) -> list[slice]:
-    """Cut a number of prompts into parts of at most ``size``; one part where it is 0.
-
-    Examples
-    --------
-    >>> slices(5, 2)
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
+    """Cut a number of prompts into parts of at most ``size``; one part where it is 0."""
     if not 0 < size < count:
         return [slice(0, count)]
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]

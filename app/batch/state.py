@@ -146,7 +146,6 @@ class BatchState:
             self.note(event="failed", place=group.place, analysis=analysis, trace=failure.trace)
 
     def _write(self, group: Group, analysis: str, record: Record) -> None:
-        """Write the record of a cell."""
         file = self._cell(CELLS, group, analysis)
         dataset_file.make_folder(file.parent)
         names = {

@@ -81,10 +81,7 @@ def rows(result: xr.Dataset, cell: str) -> pa.Table:
                 )
             )
     table = pd.concat([frame.reindex(columns=schema().names) for frame in frames[1:] or frames])
-    table["name"] = [
-        viz.head_name(layer, head)
-        for layer, head in zip(table["layer"], table["head"], strict=True)
-    ]
+    table["name"] = list(map(viz.head_name, table["layer"], table["head"]))
     arrays = [pa.array(table[kind.name], kind.type, from_pandas=True) for kind in schema()]
     return pa.table(arrays, schema=schema())
 

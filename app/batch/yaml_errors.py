@@ -86,7 +86,6 @@ class MarkedFile:
         return values
 
     def _scalar(self, node: yaml.Node) -> Any:
-        """Turn a scalar into its value."""
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_object(node)  # type: ignore[no-untyped-call, unused-ignore]
@@ -154,8 +153,6 @@ def _field(at: Location) -> str:
 def near(name: str, known: Collection[str]) -> str:
     """Name what was probably meant, or all that there is.
 
-    Examples
-    --------
     >>> near("sinkz", ("sinks", "span"))
     '; did you mean sinks?'
     >>> near("zebra", ("sinks", "span"))

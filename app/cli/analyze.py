@@ -27,13 +27,13 @@ def analyze(
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="task, or JSONL file, instead of the analyses' own")
+        str | None, typer.Option(help="task, or JSONL file, instead of the analyses' own")
     ] = None,
     number: Annotated[
-        int | None, typer.Option("--number", help="prompts drawn from the analyses' tasks")
+        int | None, typer.Option(help="prompts drawn from the analyses' tasks")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="where the model is now, if it was moved")
+        str | None, typer.Option(help="where the model is now, if it was moved")
     ] = None,
 ) -> None:
     """Run analyses on a captured run and keep their results in it."""

@@ -24,15 +24,11 @@ def batch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the cells and what they need, and stop")
     ] = False,
-    engine: Annotated[
-        str, typer.Option("--engine", help="local, or ray (needs headscope[ray])")
-    ] = "local",
+    engine: Annotated[str, typer.Option(help="local, or ray (needs headscope[ray])")] = "local",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="cells at once with ray; default: cores")
+        int | None, typer.Option(min=1, help="cells at once with ray; default: cores")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="a Ray cluster that runs already")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="a Ray cluster that runs already")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace what another job left in the folder")
     ] = False,

@@ -50,8 +50,8 @@ def bench(
         list[int] | None,
         typer.Option("--length", min=1, help="tokens, several; default: 1024, 2048, 4096"),
     ] = None,
-    heads: Annotated[int, typer.Option("--heads", min=1, help="heads of size 64")] = 12,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="calls that count")] = 5,
+    heads: Annotated[int, typer.Option(min=1, help="heads of size 64")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="calls that count")] = 5,
     flex: Annotated[
         bool, typer.Option("--flex", help=f"FlexAttention: measured by {SCRIPT}")
     ] = False,

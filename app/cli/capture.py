@@ -21,20 +21,15 @@ def capture(
     folder: Annotated[Path, typer.Option("--out", help="folder of the new run")],
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            "--prompts", help="text file (a prompt, or the path of an image, a line) or JSONL"
-        ),
+        typer.Option(help="text file (a prompt, or the path of an image, a line) or JSONL"),
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="name of a built-in task")] = None,
-    number: Annotated[int, typer.Option("--number", help="prompts drawn from the task")] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="seed of the task")] = 0,
+    task: Annotated[str | None, typer.Option(help="name of a built-in task")] = None,
+    number: Annotated[int, typer.Option(help="prompts drawn from the task")] = 32,
+    seed: Annotated[int, typer.Option(help="seed of the task")] = 0,
     attention: Annotated[
-        str,
-        typer.Option("--attention", help="encoder, decoder or cross of an encoder–decoder model"),
+        str, typer.Option(help="encoder, decoder or cross of an encoder–decoder model")
     ] = "self",
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="name or folder of a tokenizer")
-    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="name or folder of a tokenizer")] = None,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="begin texts with BOS; default: as the tokenizer does"),
@@ -69,10 +64,8 @@ def capture(
 
 def texts(
     file: Annotated[Path, typer.Option("--out", help="JSONL file to write, replaced if there")],
-    number: Annotated[int, typer.Option("--number", help="library files")] = 8,
-    tokens: Annotated[
-        int, typer.Option("--tokens", help="tokens of headscope/bundled-python")
-    ] = 512,
+    number: Annotated[int, typer.Option(help="library files")] = 8,
+    tokens: Annotated[int, typer.Option(help="tokens of headscope/bundled-python")] = 512,
 ) -> None:
     """Write prompts of real text: openings of Python library files, for capture --prompts."""
     from headscope.app.prompt_files import write_texts

@@ -35,14 +35,12 @@ def compare(
         ),
     ] = None,
     task: Annotated[
-        str | None,
-        typer.Option("--task", help="ablate every head of both models on this task, and compare"),
+        str | None, typer.Option(help="ablate every head of both models on this task, and compare")
     ] = None,
-    number: Annotated[int, typer.Option("--number", min=2, help="prompts of the task")] = 16,
-    top: Annotated[int, typer.Option("--top", min=1, help="heads of either circuit")] = 5,
+    number: Annotated[int, typer.Option(min=2, help="prompts of the task")] = 16,
+    top: Annotated[int, typer.Option(min=1, help="heads of either circuit")] = 5,
     across: Annotated[
-        list[str] | None,
-        typer.Option("--across", help="field that may differ: units, convention, options"),
+        list[str] | None, typer.Option(help="field that may differ: units, convention, options")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--out", help="JSON file for all differences, replaced if there")
@@ -167,7 +165,6 @@ def _compared(
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """Lay a score out as cells of the table."""
     cells = ["" if row["agreement"] is None else f"{row['agreement']:.2f}", "", ""]
     if "top" in row:
         cells[1:] = str(len(row["top"]["shared"])), f"{row['top']['p_value']:.2g}"
@@ -180,7 +177,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _short(number: float | None, sign: str = "") -> str:
-    """Write a number shortly."""
     return "nan" if number is None else f"{number:{sign}.3g}"
 
 

@@ -9,7 +9,7 @@ import typer
 
 def dashboard(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")],
-    port: Annotated[int, typer.Option("--port", help="port on this machine")] = 8501,
+    port: Annotated[int, typer.Option(help="port on this machine")] = 8501,
 ) -> None:
     """Open the dashboard on a run, on this machine only."""
     from headscope.app.dashboard.launch import command, served

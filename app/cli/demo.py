@@ -20,8 +20,8 @@ STORY = (
 
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="folder of the run")] = Path("runs/demo"),
-    number: Annotated[int, typer.Option("--number", help="prompts to capture")] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="seed of the prompts")] = 0,
+    number: Annotated[int, typer.Option(help="prompts to capture")] = 32,
+    seed: Annotated[int, typer.Option(help="seed of the prompts")] = 0,
     every: Annotated[bool, typer.Option("--all", help="run every analysis, some minutes")] = False,
 ) -> None:
     """Run the main job on the bundled model: capture, the analyses of its story, report."""

@@ -22,26 +22,22 @@ def timeline(
             help="headscope/induction@*, a folder of checkpoints, or folders and NAME@REVISION",
         ),
     ],
-    analysis: Annotated[str, typer.Option("--analysis", help="name of the analysis")],
+    analysis: Annotated[str, typer.Option(help="name of the analysis")],
     folder: Annotated[Path, typer.Option("--out", help="folder of the timeline")],
     prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="text file (a prompt a line) or JSONL, for all checkpoints"),
+        Path | None, typer.Option(help="text file (a prompt a line) or JSONL, for all checkpoints")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="task, or JSONL file, instead of the analysis' own")
+        str | None, typer.Option(help="task, or JSONL file, instead of the analysis' own")
     ] = None,
-    number: Annotated[
-        int | None, typer.Option("--number", help="prompts drawn from the task")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="seed of the task")] = 0,
+    number: Annotated[int | None, typer.Option(help="prompts drawn from the task")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the task")] = 0,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="an option of the analysis"),
     ] = None,
     steps: Annotated[
-        str | None,
-        typer.Option("--steps", help="training steps, as 0,500,1000, where names do not say them"),
+        str | None, typer.Option(help="training steps, as 0,500,1000, where names do not say them")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace another timeline that the folder holds")
@@ -87,7 +83,6 @@ def _order(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _numbers(steps: str | None) -> list[float] | None:
-    """Read the training steps."""
     if steps is None:
         return None
     try:

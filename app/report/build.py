@@ -161,7 +161,9 @@ def _section(name: str, result: xr.Dataset) -> dict[str, Any]:
     if result.attrs.get("skipped"):
         notes.append((f"Not run: {result.attrs['skipped']}", True))
     variables = viz.variables(result)
-    section = {
+    made = {key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")}
+    hidden = "skipped" in result.attrs and not variables
+    return {
         "name": name,
         "title": title.rstrip("."),
         "short_title": own_title.split(":")[0],
@@ -170,10 +172,8 @@ def _section(name: str, result: xr.Dataset) -> dict[str, Any]:
         "cards": [_card(result, key) for key in variables if result[key].ndim == 0],
         "figures": [_figure(name, result, key) for key in variables if result[key].ndim],
         "options": json.loads(result.attrs.get("options") or "{}"),
+        "provenance": {} if hidden else made,
     }
-    made = {key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")}
-    hidden = "skipped" in result.attrs and not variables
-    return {**section, "provenance": {} if hidden else made}
 
 
 def _card(result: xr.Dataset, name: str) -> dict[str, str]:

@@ -15,8 +15,6 @@ def render(docstring: str) -> tuple[str, Markup]:
     Paragraphs, lists, ``literals`` and underlined sections are recognised; everything else stays
     text, whatever it contains.
 
-    Examples
-    --------
     >>> render("Attention sinks.\\n\\nWeight of ``k`` & co.\\n\\nSource: Gu et al.")[1]
     Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et al.</p>')
     """  # noqa: E501
@@ -28,8 +26,6 @@ def render(docstring: str) -> tuple[str, Markup]:
 def inline(text: str) -> Markup:
     """Escape text, and set ``literals`` and `names` as code.
 
-    Examples
-    --------
     >>> inline("``a<b`` and `importance`")
     Markup('<code>a&lt;b</code> and <code>importance</code>')
     """
@@ -58,5 +54,4 @@ def _block(block: str) -> Markup:
 
 
 def _joined(text: str) -> Markup:
-    """Put text on one line."""
     return inline(" ".join(text.split()))

@@ -61,10 +61,8 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
     for analysis, result in results.items():
         for name in viz.variables(result):
             if set(result[name].dims) == set(GRID):
-                sides = (
-                    None if side is None else side.transpose(*GRID)
-                    for side in viz.interval(result, name)
-                )
+                ends = viz.interval(result, name)
+                sides = (None if end is None else end.transpose(*GRID) for end in ends)
                 key = f"{analysis}.{name}"
                 scores[key] = Score(key, result[name].transpose(*GRID), *sides)
     return scores
@@ -94,11 +92,7 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         return pd.DataFrame(columns=["name", *GRID])
     table = pd.concat(columns, axis=1).sort_index()
     places = table.index.to_frame(index=False)
-    names = [
-        viz.head_name(layer, head)
-        for layer, head in zip(places["layer"], places["head"], strict=True)
-    ]
-    named = pd.DataFrame({"name": names})
+    named = pd.DataFrame({"name": list(map(viz.head_name, places["layer"], places["head"]))})
     return pd.concat([named, places, table.reset_index(drop=True)], axis=1)
 
 

@@ -1,5 +1,6 @@
 """The page of a timeline: every variable over training, and when heads emerge."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,9 @@ def drawn(timeline: xr.Dataset) -> list[str]:
     """List the variables of a timeline that there is a view for."""
     names = []
     for name in viz.variables(timeline):
-        try:
+        with suppress(HeadscopeError):
             viz.choose(timeline[name])
-        except HeadscopeError:
-            continue
-        names.append(name)
+            names.append(name)
     return names
 
 

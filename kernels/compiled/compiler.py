@@ -79,10 +79,8 @@ def cache_key(source: Path, compiler: Path) -> str:
         repr((status.st_size, status.st_mtime_ns)).encode(),
         processor().encode(),
     )
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()[:20]
+    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(digests).hexdigest()[:20]
 
 
 def processor() -> str:

@@ -99,12 +99,7 @@ class Operands:
 
 def packed_size(terms: int, columns: int, parts: int) -> int:
     """Count the bfloat16 numbers of one packed matrix."""
-    return ceil_div(terms, TERMS) * ceil_div(columns, 2 * EDGE) * 2 * parts * AMX_TILE
-
-
-def ceil_div(number: int, size: int) -> int:
-    """Divide and round up."""
-    return -(-number // size)
+    return -(-terms // TERMS) * -(-columns // (2 * EDGE)) * 2 * parts * AMX_TILE
 
 
 def packer(library: ctypes.CDLL) -> Pack | None:
@@ -117,9 +112,7 @@ def packer(library: ctypes.CDLL) -> Pack | None:
 
     def pack(matrices: Tensor, parts: int, by_column: bool, place: int) -> None:
         terms, columns = matrices.shape[1:]
-        step, edge = (
-            (1, ceil_div(terms, TERMS)) if by_column else (ceil_div(columns, 2 * EDGE) * 2, 1)
-        )
+        step, edge = (1, -(-terms // TERMS)) if by_column else (-(-columns // (2 * EDGE)) * 2, 1)
         for matrix in matrices:
             shape = (terms, columns, *matrix.stride())
             function(matrix.data_ptr(), *shape, parts, step, edge, place)

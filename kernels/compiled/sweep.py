@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.kernels.compiled.operands import Operands
-from headscope.kernels.compiled.sweep_call import QUERY, Call, Run, at
+from headscope.kernels.compiled.sweep_call import COLUMNS, QUERY, ROWS, Call, Run, at
 from headscope.kernels.panels.logits import EXACT_ROWS, SHARP, Buffers, PanelResult
 from headscope.kernels.panels.reductions import distance_bins
 from headscope.kernels.panels.scratch import Scratch
@@ -31,22 +31,7 @@ ENDLESS = 1 << 62
 
 ALWAYS = frozenset({"max_logit", "max_prob", "lse_minus_max"})
 REDUCTIONS = frozenset(
-    {
-        "max_prob",
-        "lse_minus_max",
-        "entropy",
-        "first_sum",
-        "mean_distance",
-        "distance_variance",
-        "distance_hist",
-        "topk_index",
-        "topk_weights",
-        "attn_output",
-        "key_sum",
-        "key_max",
-        "tile_sum",
-        "tile_max",
-    }
+    {*ROWS, *COLUMNS, "distance_hist", "topk_index", "topk_weights", "attn_output"} - {"max_logit"}
 )
 """Properties of a panel that a sweep fills in when they are asked for."""
 
@@ -55,21 +40,11 @@ REDUCTIONS = frozenset(
 class Sweep:
     """The sweep with what stays the same in all panels of some sequences and heads.
 
-    Parameters
-    ----------
-    valid_queries
-        Which rows have a result; None when all have.
-    sinks
-        Logits of the heads' learned sinks, contiguous, if any.
-    wanted
-        Which reductions to fill in, of ``REDUCTIONS``, and ``weights``. What is left to torch, such
-        as more than 64 leaders, is made from the weights.
-    operands
-        What to multiply; None where the logits are there.
-    scratch
-        Memory for a few rows, and for what they are reduced to.
-    output
-        Where the averaged values of all queries go; None: into the scratch.
+    ``valid_queries`` are the rows with a result, None when all have one. ``sinks`` are contiguous.
+    ``wanted`` names reductions to fill in, of ``REDUCTIONS``, and ``weights``; what is left to
+    torch, such as more than 64 leaders, is made from the weights. ``operands`` are what to
+    multiply, None where the logits are there. ``scratch`` is memory for a few rows, and for what
+    they are reduced to. The averaged values of all queries go into ``output``; None: the scratch.
     """
 
     run: Run
@@ -92,16 +67,12 @@ class Sweep:
             filled -= {"attn_output"}
         return filled
 
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether somebody reads the weights."""
-        return not self.wanted <= self.filled
-
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
         """Turn the logits of a block into weights."""
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
-        weights = buffers.panel if self.keeps_weights else buffers.none()
+        # Whatever the sweep does not fill in is made from the weights.
+        weights = buffers.none() if self.wanted <= self.filled else buffers.panel
         filled = self.room(block, shape)
         prepared = None
         if not self.operands.scores:
@@ -152,10 +123,9 @@ class Sweep:
         """
         visibility, queries, keys = self.visibility, block.queries, block.keys
         low, high = block.low.contiguous(), block.high.contiguous()
-        real = visibility.key_mask
-        real = None if real is None else real[:, keys].contiguous()
-        valid_queries = (
-            None if self.valid_queries is None else self.valid_queries[:, queries].contiguous()
+        real, valid_queries = (
+            None if mask is None else mask[:, place].contiguous()
+            for mask, place in ((visibility.key_mask, keys), (self.valid_queries, queries))
         )
         first = None
         if visibility.key_mask is not None and "first_sum" in filled:

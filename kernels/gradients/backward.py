@@ -31,8 +31,9 @@ def differentiate(
 
     FlashAttention, algorithm 4 (Dao et al. 2022), to which ``lse``, entropy and masses add terms.
     """
+    # What is missing in a result is a constant.
     gradients = {
-        name: gradient if name == "z" else readable(gradient, results[name])
+        name: gradient if name == "z" else torch.where(results[name].isfinite(), gradient, 0.0)
         for name, gradient in upstream.items()
     }
     gradients["delta"] = balance(results, gradients)
@@ -77,11 +78,6 @@ def differentiate(
     if panels.spec.sinks is not None:
         grads["sinks"] = (grad_sinks.sum(dim=0)[:, None, None] / temperatures(panels)).flatten()
     return grads
-
-
-def readable(gradient: Tensor, result: Tensor) -> Tensor:
-    """Drop gradients at results that are missing: what is there is a constant."""
-    return torch.where(result.isfinite(), gradient, 0.0)
 
 
 def balance(

@@ -30,12 +30,20 @@ class PanelEngine:
                     accumulate(statistic, panel, outputs[statistic.name])
 
         replace(self.panels, output=results.get("z")).for_each_part(capture)
-        for statistic in chosen:
-            if statistic.finish is not None:
-                results[statistic.name] = statistic.finish(
-                    results[statistic.name], self.panels.visibility, self.panels.request
-                )
-        return results
+        return finish(chosen, results, self.panels)
+
+
+def finish(
+    chosen: list[Statistic], totals: dict[str, Tensor], plan: PanelPlan
+) -> dict[str, Tensor]:
+    """Turn what the panels gave together into the statistics."""
+    finished = {}
+    for statistic in chosen:
+        total = totals[statistic.name]
+        if statistic.finish is not None:
+            total = statistic.finish(total, plan.visibility, plan.request)
+        finished[statistic.name] = total
+    return finished
 
 
 def allocate(statistic: Statistic, plan: PanelPlan, heads: int | None = None) -> Tensor:

@@ -21,36 +21,14 @@ class Panel:
     tensors are reused for the next panel: a statistic returns new tensors or views, keeps none, and
     writes to ``scratch`` only.
 
-    Parameters
-    ----------
-    compute_logits
-        Computes the logits, where something asks for them.
-    max_logit
-        Largest logit of each row.
-    weights
-        Weights of the keys; rows without a visible key are zero. Without data where the sweep kept
-        none, so that reading them fails.
-    scratch
-        Memory of the same shape for intermediate results.
-    values
-        Values of the panel's keys, one for each KV head.
-    queries, keys
-        Which queries and keys these are; ``queries`` is whole tiles or a part of one tile, and
-        ``keys`` starts at a tile.
-    targets
-        Target keys of these queries, -1 for none; None where the request has none.
-    spans
-        Span of each of these keys, -1 for none; None where the request has none.
-    invalid_rows
-        Queries that are padding or see no key; None where there is none.
-    sinks
-        Logits of the learned sinks, an outcome besides the keys; None where there is none.
-    visibility
-        Which keys each query may see, for the sequences of this panel.
-    request
-        Parameters of the statistics.
-    computed
-        Properties that were computed together with the weights, by name.
+    ``weights`` are zero in rows without a visible key, and without data where the sweep kept none,
+    so that reading them fails; ``scratch`` is memory of their shape for intermediate results.
+    ``values`` are those of the panel's keys, one for each KV head. ``queries`` is whole tiles or a
+    part of one tile, and ``keys`` starts at a tile. ``targets`` are the target keys of these
+    queries and ``spans`` the span of each of these keys, -1 for none, or None where the request has
+    none. ``invalid_rows`` are queries that are padding or see no key, and ``sinks`` the logits of
+    the learned sinks, an outcome besides the keys; either is None where there is none. ``computed``
+    holds properties that were computed together with the weights, by name.
     """
 
     compute_logits: Callable[[], Float[Tensor, "batch head query key"]]

@@ -58,30 +58,27 @@ class Part:
         first = self.kv.start * self.shared + self.group.start
         return slice(first, (self.kv.stop - 1) * self.shared + self.group.stop)
 
+    @property
+    def size(self) -> int:
+        """Number of query heads, those of every sequence."""
+        return length(self.batch) * length(self.heads)
+
 
 @dataclass(frozen=True, eq=False)
 class PanelPlan:
     """The plan of one attention call: its parts, its panels and their memory.
 
-    Parameters
-    ----------
-    q, k, v
-        Checked tensors of shape (batch, head, token, size).
-    spec
-        A variant that fits them.
-    request
-        Parameters of statistics; panels keep to its tiles.
-    wanted
-        Queries that matter: panels without any of them are left out. None is all.
-    reductions
-        Properties of a panel that are read. The sweep fills them in; only where ``weights`` is
-        among them, or torch makes one of the others, does it keep the weights. Torch writes weights
-        over the logits unless ``logits`` or the leaders are among them.
-    engine
-        ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto`` takes the
-        sweep where there is one for this call.
-    output
-        Where the averaged values may be written at once: float32, rows side by side.
+    ``q``, ``k`` and ``v`` (batch, head, token, size) have been checked, and ``spec`` fits them.
+    Panels keep to the tiles of ``request``, and those without any of the ``wanted`` queries (None
+    is all) are left out.
+
+    ``reductions`` are the properties of a panel that are read. The sweep fills them in; only where
+    ``weights`` is among them, or torch makes one of the others, does it keep the weights. Torch
+    writes weights over the logits unless ``logits`` or the leaders are among them.
+
+    The ``engine`` ``compiled`` makes weights in one compiled sweep, ``panels`` on torch; ``auto``
+    takes the sweep where there is one for this call. The averaged values may be written into
+    ``output`` at once: float32, rows side by side.
     """
 
     q: Tensor
@@ -178,28 +175,20 @@ class PanelPlan:
     @cached_property
     def panel_elements(self) -> int:
         """Elements of the largest panel of the largest part."""
-        return max(length(part.batch) * length(part.heads) for part in self.parts()) * self.largest
+        return max(part.size for part in self.parts()) * self.largest
 
     @cached_property
     def worker_bytes(self) -> int:
         """Bytes that a worker takes: panels, or keys, values, rows and results of the sweep."""
         panel = self.panel_elements * self.precision.itemsize
-        part = max(
-            self.parts(), key=lambda candidate: length(candidate.batch) * length(candidate.heads)
-        )
-        heads, shared = (
-            length(part.batch) * length(part.heads),
-            length(part.batch) * length(part.kv),
-        )
+        part = max(self.parts(), key=lambda part: part.size)
+        heads, shared = part.size, length(part.batch) * length(part.kv)
         keys = max(length(block.keys) for block in self.blocks)
         exact = 12 * heads * min(EXACT_ROWS, self.rows) * keys
         if self.sweep is None:
             # One for statistics that need room, and the keys once more.
-            return (
-                (3 if self.keeps_logits else 2) * panel
-                + 4 * shared * keys * self.q.shape[3]
-                + exact
-            )
+            panels = 3 if self.keeps_logits else 2
+            return panels * panel + 4 * shared * keys * self.q.shape[3] + exact
         sizes = (self.q.shape[3], self.v.shape[3])
         parts = PARTS[self.q.dtype]
         operands = sum(4 * keys * width for width in sizes)

@@ -27,8 +27,6 @@ def sheared(
     Where a rectangle begins before its row, it reads the end of the row before, whose keys are
     hidden by the order and have no weight.
 
-    Examples
-    --------
     >>> weights = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.5, 0.25]])
     >>> sheared(weights[None, None], distance_bins(3))
     tensor([[[[0.2500, 0.7500, 0.0000],
@@ -60,16 +58,7 @@ def sheared(
 
 @cache
 def memberships(bins: int) -> Float[Tensor, "key bin"]:
-    """Which of the first bins each key is in, from the farthest key to the query itself.
-
-    Examples
-    --------
-    >>> memberships(3)
-    tensor([[0., 0., 1.],
-            [0., 0., 1.],
-            [0., 1., 0.],
-            [1., 0., 0.]])
-    """
+    """Which of the first bins each key is in, from the farthest key to the query itself."""
     distances = reversed(range(1 << (bins - 1)))
     numbers = torch.tensor([distance.bit_length() for distance in distances])
     return torch.nn.functional.one_hot(numbers, bins).float()
@@ -80,8 +69,6 @@ def select_topk(
 ) -> Int[Tensor, "batch head query rank"]:
     """Find the columns of the largest logits of each row, in order, -1 where it sees fewer.
 
-    Examples
-    --------
     >>> select_topk(torch.tensor([3.0, 5.0, -1e30, 4.0]).view(1, 1, 1, 4), 4).flatten().tolist()
     [1, 3, 0, -1]
     """

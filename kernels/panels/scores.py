@@ -31,7 +31,8 @@ class Scores:
 
     def compose(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
         """Turn scaled products into logits; those out of order, window and padding stay."""
-        self.cap(logits)
+        if self.spec.softcap is not None:
+            logits.div_(self.spec.softcap).tanh_().mul_(self.spec.softcap)
         if self.spec.slopes is not None:
             distance = self._distance(block).abs()
             logits.sub_(self._by_head(self.spec.slopes) * distance)
@@ -46,11 +47,6 @@ class Scores:
             logits.add_(finite(bias))
         if edits is not None:
             self._edit(logits, block)
-
-    def cap(self, logits: Tensor) -> None:
-        """Apply the soft cap."""
-        if self.spec.softcap is not None:
-            logits.div_(self.spec.softcap).tanh_().mul_(self.spec.softcap)
 
     @property
     def sinks(self) -> Float[Tensor, "head 1"] | None:
@@ -69,13 +65,12 @@ class Scores:
         if edits.key_bias is not None:
             bias = narrow(edits.key_bias, self.batch, self.heads, block.keys)
             logits.add_(finite(bias)[:, :, None])
-        if edits.span_bias is not None:
-            assert edits.query_spans is not None
-            assert edits.key_spans is not None
+        if edits.spans is not None:
+            table, query_spans, key_spans = edits.spans
             # A last row and column of zeros is the place of -1, no span.
-            table = torch.nn.functional.pad(edits.span_bias, (0, 1, 0, 1))
-            rows = edits.query_spans[self.batch, block.queries].long()
-            columns = edits.key_spans[self.batch, block.keys].long()
+            table = torch.nn.functional.pad(table, (0, 1, 0, 1))
+            rows = query_spans[self.batch, block.queries].long()
+            columns = key_spans[self.batch, block.keys].long()
             chosen = narrow(table, self.heads)[:, rows[:, :, None], columns[:, None]]
             logits.add_(finite(chosen.transpose(0, 1)))
         if edits.first is not None and edits.recent is not None:

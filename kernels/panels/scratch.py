@@ -26,8 +26,6 @@ class Scratch:
 
     Fresh memory has to be cleared by the system page by page, which takes as long as some products.
 
-    Examples
-    --------
     >>> scratch = Scratch()
     >>> place = scratch.take("rows", 1000).data_ptr()
     >>> place % 64, scratch.take("rows", 500).data_ptr() == place

@@ -25,18 +25,9 @@ NEED_LOGITS = frozenset({"logits", "topk_index", "topk_weights"})
 class Softmax:
     """Softmax of the panels of some sequences and heads, with by-products such as the row maximum.
 
-    Parameters
-    ----------
-    scratch
-        Memory for logits of float64.
-    sigmoid
-        Whether each weight is the sigmoid of its logit.
-    sinks
-        Logits of the heads' learned sinks, if any.
-    wanted
-        Which properties of the panels are read.
-    exact
-        Whether the next panel is made in float64 at once: all of the one before was too coarse.
+    ``scratch`` holds logits of float64, ``wanted`` names the properties of panels that are read.
+    ``exact`` tells that the next panel is made in float64 at once: all of the one before was too
+    coarse.
     """
 
     logits: Logits

@@ -5,26 +5,33 @@ key: before the start, after the end, or padding. 0 where the key exists but is 
 """
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.panels.panel import Panel
 from headscope.kernels.request import NO_KEY
 from headscope.kernels.statistic import Statistic
+from headscope.kernels.visibility import Visibility
+
+
+def keys_at(
+    visibility: Visibility, offsets: tuple[int, ...], queries: slice = slice(None)
+) -> Int[Tensor, "#batch query offset"]:
+    """Find the key at each offset before some queries, -1 where there is none."""
+    positions = visibility.positions[queries]
+    keys = (positions[:, None] - torch.tensor(offsets, device=positions.device))[None]
+    begin, end = (edge[queries, None] for edge in (visibility.begin, visibility.end))
+    exists = (keys >= begin) & (keys < end)
+    if visibility.key_mask is not None:
+        exists = exists & visibility.key_mask[:, keys[0].clamp(0, visibility.keys - 1)]
+    return torch.where(exists, keys, NO_KEY)
 
 
 def from_panel(panel: Panel) -> Tensor:
     """Gather one weight for each query and offset."""
-    visibility = panel.visibility
-    positions = visibility.positions[panel.queries]
-    offsets = torch.tensor(panel.request.offsets, device=positions.device)
-    keys = (positions[:, None] - offsets)[None]
-    begin, end = (edge[panel.queries, None] for edge in (visibility.begin, visibility.end))
-    exists = (keys >= begin) & (keys < end)
-    if visibility.key_mask is not None:
-        exists = exists & visibility.key_mask[:, keys[0].clamp(0, visibility.keys - 1)]
-    weights = panel.at(torch.where(exists, keys, NO_KEY))
-    return weights.masked_fill(~exists[:, None], float("nan"))
+    keys = keys_at(panel.visibility, panel.request.offsets, panel.queries)
+    return panel.at(keys).masked_fill((keys == NO_KEY)[:, None], float("nan"))
 
 
 def from_dense(dense: DenseAttention) -> Tensor:

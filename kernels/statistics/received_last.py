@@ -4,6 +4,8 @@ What the end of a text, usually the question, attends to: the ``last`` last real
 the key. NaN at a key that none of them can see.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -36,15 +38,8 @@ def from_panel(panel: Panel) -> Tensor:
 
 def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Divide by the number of these queries that see the key; 0 / 0 is NaN."""
-    chosen = ending(visibility, request.last)
-    before = torch.nn.functional.pad(chosen.long().cumsum(dim=-1), (1, 0))
-    key = torch.arange(visibility.keys, device=total.device)
-    start = torch.searchsorted(visibility.high, key, right=True)
-    stop = torch.maximum(torch.searchsorted(visibility.low, key, right=True), start)
-    counts = before[:, stop] - before[:, start]
-    if visibility.key_mask is not None:
-        counts = counts * visibility.key_mask
-    return total / counts[:, None]
+    chosen = replace(visibility, query_mask=ending(visibility, request.last))
+    return total / chosen.query_counts[:, None]
 
 
 def from_dense(dense: DenseAttention) -> Tensor:

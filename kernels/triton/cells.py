@@ -46,10 +46,6 @@ class Cells(NamedTuple):
 def cells_of(tile: int, block: int) -> Cells:
     """Cut request tiles into cells that fit a kernel's tile.
 
-    Examples
-    --------
-    >>> cells_of(7, 128)
-    Cells(tile=7, parts=1, step=7, slots=8)
     >>> cells_of(200, 128)
     Cells(tile=200, parts=2, step=100, slots=128)
     """

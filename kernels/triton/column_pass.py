@@ -4,7 +4,6 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from headscope.kernels.request import Request
@@ -19,7 +18,7 @@ from headscope.kernels.triton.configuration import (
     later,
     padded,
 )
-from headscope.kernels.triton.launch import DEAD, Launch
+from headscope.kernels.triton.launch import DEAD, Launch, PerQuery
 
 DENSE = frozenset({"received", "received_max", "pooled_mean", "pooled_max"})
 """Statistics that one launch computes together."""
@@ -35,11 +34,7 @@ class Pooled(NamedTuple):
 
 
 def arguments(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    names: Collection[str],
-    tile: int,
-    chosen: Configuration,
+    launch: Launch, lse: PerQuery, names: Collection[str], tile: int, chosen: Configuration
 ) -> tuple[dict[str, Any], dict[str, Tensor], Cells]:
     """Collect the kernel's arguments for names of ``DENSE``, and its outputs, maps in cells."""
     q, k = launch.q, launch.k
@@ -72,7 +67,7 @@ def arguments(
 
 def run(
     launch: Launch,
-    lse: Float[Tensor, "batch head query"],
+    lse: PerQuery,
     names: Collection[str],
     request: Request,
     configuration: Configuration | None = None,
@@ -97,11 +92,7 @@ def run(
 
 
 def reduce(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    names: Collection[str],
-    tile: int,
-    chosen: Configuration,
+    launch: Launch, lse: PerQuery, names: Collection[str], tile: int, chosen: Configuration
 ) -> dict[str, Tensor]:
     """Run the kernel, and put the cells of each tile together."""
     named, outputs, cells = arguments(launch, lse, names, tile, chosen)
@@ -118,5 +109,4 @@ def reduce(
 
 def choose(launch: Launch, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
-    return later(arch, size, dtype, COLUMNS, heavy=launch.heavy)
+    return later(arch, padded(launch.q.shape[3]), launch.q.dtype, COLUMNS, heavy=launch.heavy)

@@ -33,18 +33,10 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Compiled:
     """What a compiled kernel takes of the machine.
 
-    Parameters
-    ----------
-    registers
-        Registers of a thread, at most 255.
-    stack
-        Bytes of a thread that did not fit in registers; 0 when nothing spills.
-    shared
-        Bytes of shared memory of a program.
-    product
-        Instruction of the tensor cores that the loop uses; empty for none.
-    instructions
-        Instructions for each element of a tile of logits, in the loop over unmasked tiles.
+    A thread has at most 255 ``registers``; ``stack`` counts its bytes that did not fit there, 0
+    when nothing spills, and ``shared`` the bytes of shared memory of a program. ``product`` is the
+    instruction of the tensor cores in the loop over unmasked tiles, empty for none;
+    ``instructions`` counts those of this loop for each element of a tile of logits.
     """
 
     registers: int

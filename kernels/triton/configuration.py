@@ -9,16 +9,9 @@ import torch
 class Configuration:
     """How one kernel is cut into tiles and scheduled.
 
-    Parameters
-    ----------
-    queries, keys
-        Queries and keys of a tile.
-    warps
-        Warps of 32 threads that share a tile.
-    stages
-        Tiles in flight from memory.
-    tma
-        Whether the hardware of sm_90 computes the addresses of tiles, where the layout allows it.
+    A tile has so many ``queries`` and ``keys``, shared by ``warps`` of 32 threads; ``stages`` tiles
+    are in flight from memory. With ``tma`` the hardware of sm_90 computes the addresses of tiles,
+    where the layout allows it.
     """
 
     queries: int

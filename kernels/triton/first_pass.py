@@ -10,7 +10,7 @@ from torch import Tensor
 import triton
 from headscope.kernels.triton.configuration import Configuration, architecture, forward, padded
 from headscope.kernels.triton.forward import attend_queries
-from headscope.kernels.triton.launch import Launch
+from headscope.kernels.triton.launch import Launch, PerQuery
 
 
 def _room(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -22,22 +22,15 @@ def _room(size: int, alignment: int, stream: int | None) -> Tensor:
 class FirstPass:
     """What the forward pass leaves for the statistics and for later passes.
 
-    Parameters
-    ----------
-    z
-        Output of every head.
-    lse
-        Normaliser of every row in base 2, 1e30 at rows without keys; 0 for sigmoid weights.
-    max_weight
-        Largest weight of every row, NaN at rows without keys; None where not asked for.
-    entropy
-        Entropy of every row in nats, NaN at rows without keys; None where not asked for.
+    ``lse`` is the normaliser of every row in base 2, 1e30 at rows without keys; 0 for sigmoid
+    weights. The largest weight and the entropy, in nats, of every row are NaN at rows without keys,
+    and None where not asked for.
     """
 
     z: Float[Tensor, "batch head query value_size"]
-    lse: Float[Tensor, "batch head query"]
-    max_weight: Float[Tensor, "batch head query"] | None
-    entropy: Float[Tensor, "batch head query"] | None
+    lse: PerQuery
+    max_weight: PerQuery | None
+    entropy: PerQuery | None
 
 
 def arguments(

@@ -9,10 +9,11 @@ from torch import Tensor
 
 import triton
 from headscope.kernels.request import NO_KEY, Request
+from headscope.kernels.statistics.offset_mass import keys_at
 from headscope.kernels.triton import row_pass
 from headscope.kernels.triton.configuration import padded
 from headscope.kernels.triton.gathers import gather_weights
-from headscope.kernels.triton.launch import Launch, Operand
+from headscope.kernels.triton.launch import Launch, Operand, PerQuery
 
 CHANNELS = 8192
 """Channels of all queries of a program: more would not fit in the registers."""
@@ -22,9 +23,7 @@ LARGEST_COUNT = 64
 
 
 def arguments(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    keys: Int[Tensor, "#batch #query choice occurrence"],
+    launch: Launch, lse: PerQuery, keys: Int[Tensor, "#batch #query choice occurrence"]
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel, with its output, not yet written."""
     batch, heads, queries, size = launch.q.shape
@@ -39,19 +38,12 @@ def arguments(
         "choices": choices,
         "occurrences": occurrences,
         "SIGMOID": launch.spec.sigmoid,
-        "QUERIES": queries_of(size),
+        "QUERIES": min(CHANNELS // padded(size), 128),
     }
 
 
-def queries_of(size: int) -> int:
-    """Choose the number of queries of a program by head size."""
-    return min(CHANNELS // padded(size), 128)
-
-
 def weights_at(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    keys: Int[Tensor, "#batch #query choice occurrence"],
+    launch: Launch, lse: PerQuery, keys: Int[Tensor, "#batch #query choice occurrence"]
 ) -> Float[Tensor, "batch head query choice"]:
     """Add up the weights at the occurrences of each choice: 0 at hidden keys and at -1."""
     batch, heads, queries, _ = launch.q.shape
@@ -62,7 +54,7 @@ def weights_at(
 
 
 def run(
-    launch: Launch, lse: Float[Tensor, "batch head query"], names: Collection[str], request: Request
+    launch: Launch, lse: PerQuery, names: Collection[str], request: Request
 ) -> dict[str, Tensor]:
     """Gather the weights of statistics of a few keys."""
     outputs = {}
@@ -74,7 +66,7 @@ def run(
         else:
             outputs["first_mass"] = row_pass.mass_of(launch, lse, is_first(launch, count))
     if "offset_mass" in names:
-        keys = offsets_of(launch, request.offsets)
+        keys = keys_at(launch.visibility, request.offsets)
         exists = (keys != NO_KEY)[:, None]
         mass = weights_at(launch, lse, keys[..., None])
         outputs["offset_mass"] = mass.masked_fill_(~exists, float("nan"))
@@ -97,15 +89,3 @@ def is_first(launch: Launch, count: int) -> Bool[Tensor, "batch key"]:
     if visibility.lengths is not None:
         before = before - before[:, visibility.begin]
     return (real & (before < count)).expand(launch.q.shape[0], -1)
-
-
-def offsets_of(launch: Launch, offsets: tuple[int, ...]) -> Int[Tensor, "#batch query offset"]:
-    """Find the key at each offset before each query, -1 where there is none."""
-    visibility = launch.visibility
-    keys = visibility.positions[:, None] - torch.tensor(offsets, device=launch.q.device)
-    exists = (keys >= visibility.begin[:, None]) & (keys < visibility.end[:, None])
-    if visibility.key_mask is None:
-        exists = exists[None]
-    else:
-        exists = exists & visibility.key_mask[:, keys.clamp(0, visibility.keys - 1)]
-    return torch.where(exists, keys, NO_KEY)

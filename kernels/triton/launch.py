@@ -20,6 +20,7 @@ from headscope.kernels.triton.operand import LOG2E as LOG2E
 from headscope.kernels.triton.operand import Operand as Operand
 from headscope.kernels.triton.operand import by_head, by_token, table
 from headscope.kernels.visibility import Visibility
+from headscope.kernels.weight_edits import WeightEdits
 
 CUT = -6e29
 """Bias of a key that an edit knocks out: it weighs 0, but unlike padding may be read."""
@@ -33,6 +34,10 @@ PRECISION = "tf32x3"
 """Products of float32: three of TF32, which leave 1e-6; one would leave 3e-4."""
 LARGEST_STRIDE = 1 << 22
 """Largest stride of a token or channel, so that offsets inside a tile fit in 32 bits."""
+
+
+PerQuery = Float[Tensor, "batch head query"]
+"""A number for each query of each head, as ``lse`` is."""
 
 
 class Terms(NamedTuple):
@@ -159,13 +164,13 @@ class Launch:
     @cached_property
     def terms(self) -> Terms:
         """Everything between q·k and the logits."""
-        spec, visibility, edits = self.spec, self.visibility, self.spec.edits
+        spec, visibility = self.spec, self.visibility
+        edits = spec.edits or WeightEdits()
         batch, heads = self.q.shape[:2]
         queries, keys = visibility.queries, visibility.keys
         scale, cap = spec.scale, spec.softcap
         assert scale is not None
         first_stop, recent = self._limits()
-        span_bias = None if edits is None else edits.span_bias
         return Terms(
             queries=queries,
             keys=keys,
@@ -176,22 +181,16 @@ class Launch:
             high=visibility.high.to(torch.int32),
             query_mask=by_token(visibility.query_mask, batch, queries, torch.uint8),
             slopes=by_head(spec.slopes, LOG2E),
-            bias=Operand(None) if spec.bias is None else self.operand(
-                spec.bias.expand(batch, heads, queries, keys)
-            ).inner(),
-            temperature=by_head(None if edits is None else edits.temperature, 1.0),
+            bias=self._pairs(spec.bias),
+            temperature=by_head(edits.temperature, 1.0),
             key_bias=self._key_bias(),
-            span_bias=table(span_bias, heads),
-            query_spans=by_token(
-                None if edits is None else edits.query_spans, batch, queries, torch.int32
-            ),
-            key_spans=by_token(
-                None if edits is None else edits.key_spans, batch, keys, torch.int32
-            ),
+            span_bias=table(edits.span_bias, heads),
+            query_spans=by_token(edits.query_spans, batch, queries, torch.int32),
+            key_spans=by_token(edits.key_spans, batch, keys, torch.int32),
             first_stop=first_stop,
             recent=recent,
             pattern=self._pattern(),
-        )  # fmt: skip
+        )
 
     @cached_property
     def sinks(self) -> Float[Tensor, " head"] | None:
@@ -225,8 +224,14 @@ class Launch:
         fixed = edits.pattern.float().log2().clamp_min(HIDDEN)
         if mask is not None:
             fixed = torch.where(mask[:, None, None] | fixed.isnan(), fixed, HIDDEN)
+        return self._pairs(fixed)
+
+    def _pairs(self, values: Tensor | None) -> Operand:
+        """Describe numbers of pairs of a query and a key, or of all alike, to a kernel."""
+        if values is None:
+            return Operand(None)
         shape = (*self.q.shape[:2], self.visibility.queries, self.visibility.keys)
-        return self.operand(fixed.expand(shape)).inner()
+        return self.operand(values.expand(shape)).inner()
 
     def _limits(self) -> tuple[Operand, Tensor | None]:
         """First and last keys that limited heads see."""

@@ -35,8 +35,6 @@ MEASURED = Path(__file__).with_name("measured.json")
 def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
     """Choose the pass that computes each statistic, from its declaration.
 
-    Examples
-    --------
     >>> ways(("entropy", "received", "column_norm"))
     {'entropy': 'forward', 'received': 'columns', 'column_norm': 'panels'}
     """

@@ -23,7 +23,7 @@ from headscope.kernels.triton.configuration import (
     later,
     padded,
 )
-from headscope.kernels.triton.launch import Launch
+from headscope.kernels.triton.launch import Launch, PerQuery
 from headscope.kernels.triton.rows import reduce_rows
 
 MASS = "mass"
@@ -56,7 +56,7 @@ class Wanted(NamedTuple):
 
 
 def arguments(
-    launch: Launch, lse: Float[Tensor, "batch head query"], wanted: Wanted, chosen: Configuration
+    launch: Launch, lse: PerQuery, wanted: Wanted, chosen: Configuration
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel."""
     spans = min(wanted.span_count - wanted.first_span, SPAN_CHUNK)
@@ -71,10 +71,7 @@ def arguments(
 
 
 def launch_rows(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    wanted: Wanted,
-    configuration: Configuration | None = None,
+    launch: Launch, lse: PerQuery, wanted: Wanted, configuration: Configuration | None = None
 ) -> None:
     """Fill the outputs of ``wanted``."""
     chosen = configuration or choose(launch, wanted, architecture(launch.q.device))
@@ -86,7 +83,7 @@ def launch_rows(
 
 def run(
     launch: Launch,
-    lse: Float[Tensor, "batch head query"],
+    lse: PerQuery,
     names: Collection[str],
     request: Request,
     configuration: Configuration | None = None,
@@ -151,9 +148,7 @@ def plan(
     return outputs, [part for part in wanted if any(isinstance(value, Tensor) for value in part)]
 
 
-def mass_of(
-    launch: Launch, lse: Float[Tensor, "batch head query"], chosen: Bool[Tensor, "batch key"]
-) -> Float[Tensor, "batch head query"]:
+def mass_of(launch: Launch, lse: PerQuery, chosen: Bool[Tensor, "batch key"]) -> PerQuery:
     """Add the weights of the chosen keys."""
     mass = torch.empty(*launch.q.shape[:3], 1, dtype=torch.float32, device=launch.q.device)
     ids = torch.where(chosen, 0, -1).to(torch.int32)
@@ -170,10 +165,10 @@ def norms_of(launch: Launch) -> Float[Tensor, "batch kv_head key"]:
 
 def within(
     launch: Launch,
-    lse: Float[Tensor, "batch head query"],
+    lse: PerQuery,
     reach: Int[Tensor, "batch head query"],
     configuration: Configuration | None = None,
-) -> Float[Tensor, "batch head query"]:
+) -> PerQuery:
     """Add the weights of the keys at a distance below ``reach``, to either side."""
     mass = torch.empty(launch.q.shape[:3], dtype=torch.float32, device=launch.q.device)
     wanted = Wanted(mass=mass, reach=reach.to(torch.int32).contiguous())
@@ -182,11 +177,8 @@ def within(
 
 
 def effective_span(
-    launch: Launch,
-    lse: Float[Tensor, "batch head query"],
-    share: float,
-    configuration: Configuration | None = None,
-) -> Float[Tensor, "batch head query"]:
+    launch: Launch, lse: PerQuery, share: float, configuration: Configuration | None = None
+) -> PerQuery:
     """Halve the interval that the shortest distance with enough mass lies in, pass by pass.
 
     One pass over the keys inside the interval for each binary digit of the longest distance.
@@ -205,10 +197,9 @@ def effective_span(
 
 def choose(launch: Launch, wanted: Wanted, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
     kept = (wanted.bins, wanted.spans, wanted.spread)
     usual = ROWS if all(output is None for output in kept) else ROWS_KEPT
-    chosen = later(arch, size, dtype, usual, heavy=launch.heavy)
+    chosen = later(arch, padded(launch.q.shape[3]), launch.q.dtype, usual, heavy=launch.heavy)
     if wanted.spans is not None and chosen == LATER_FLOAT32[80, 128]:
         return SPANS_FLOAT32
     return chosen

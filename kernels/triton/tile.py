@@ -4,18 +4,9 @@ Logits are in base 2 (natural logits times log2 e), hidden keys at the finite ``
 takes ``Operand`` and ``Terms`` (see ``launch``) as arguments; a term that the variant lacks is None
 there, and its code is left out when the kernel is compiled, so the plain case costs nothing.
 
-A kernel with queries along the rows of its tile reads as follows; one with keys along the rows
-(``TRANSPOSED=True``) swaps the operands of the product and reads ``query_terms`` inside its loop::
-
-    rows = query_terms(terms, batch, head, query, query < terms.queries)
-    q_tile = load_tokens(q, batch, head, tile_start, real_queries(...), ...)
-    for start in range(...):                       # EDGE: order, window and the end are masked
-        key = start + tl.arange(0, KEYS)
-        columns = key_terms(terms, batch, head, key, key < terms.keys, EDGE)
-        k_tile = load_tokens(k, batch, kv_head, start, ...)
-        scores = product(q_tile, tl.trans(k_tile), PRECISION)
-        x = logits(scores, query, key, rows, columns, terms, batch, head, EDGE, False)
-        p = tl.exp2(x - lse[:, None])
+``tile_logits`` of ``topk_rows`` is a kernel with queries along the rows of its tile, ``visit`` of
+``columns`` one with keys along the rows: it swaps the operands of the product (``TRANSPOSED=True``)
+and reads ``query_terms`` inside its loop.
 """
 
 import triton

@@ -6,14 +6,14 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 import triton
 from headscope.kernels.request import Request
 from headscope.kernels.triton.configuration import ROWS, Configuration, architecture, later, padded
 from headscope.kernels.triton.gathers import write_lines, write_panel
-from headscope.kernels.triton.launch import HIDDEN, Launch
+from headscope.kernels.triton.launch import HIDDEN, Launch, PerQuery
 from headscope.kernels.triton.topk_rows import lead_rows
 
 LARGEST_COUNT = 32
@@ -24,6 +24,10 @@ PANEL = 64
 """Queries and keys of a tile of rows that are ranked in full."""
 SCRATCH = 1 << 25
 """Elements of scratch memory: 256 MB of candidates, or 128 MB of whole rows."""
+
+
+Ranks = Shaped[Tensor, "batch head query rank"]
+"""Logits of the largest weights of each query, or their keys, in order."""
 
 
 def arguments(
@@ -47,7 +51,7 @@ def arguments(
 
 def run(
     launch: Launch,
-    lse: Float[Tensor, "batch head query"],
+    lse: PerQuery,
     names: Collection[str],
     request: Request,
     configuration: Configuration | None = None,
@@ -80,12 +84,7 @@ def run(
 
 
 def rank(
-    launch: Launch,
-    batch: int,
-    heads: slice,
-    chosen: Configuration,
-    values: Float[Tensor, "batch head query rank"],
-    keys: Int[Tensor, "batch head query rank"],
+    launch: Launch, batch: int, heads: slice, chosen: Configuration, values: Ranks, keys: Ranks
 ) -> Int[Tensor, " row"]:
     """Rank the candidates of some heads, in place; return the rows that have too many."""
     queries, count = values.shape[2:]
@@ -100,12 +99,7 @@ def rank(
     return crowded
 
 
-def rank_lines(
-    launch: Launch,
-    lines: Int[Tensor, " row"],
-    values: Float[Tensor, "batch head query rank"],
-    keys: Int[Tensor, "batch head query rank"],
-) -> None:
+def rank_lines(launch: Launch, lines: Int[Tensor, " row"], values: Ranks, keys: Ranks) -> None:
     """Rank all keys of some rows, in place, a chunk of rows at a time."""
     width = launch.k.shape[2]
     count = min(values.shape[3], width)
@@ -121,11 +115,7 @@ def rank_lines(
         keys.view(-1, keys.shape[3])[part, :count] = place
 
 
-def rank_panels(
-    launch: Launch,
-    values: Float[Tensor, "batch head query rank"],
-    keys: Int[Tensor, "batch head query rank"],
-) -> None:
+def rank_panels(launch: Launch, values: Ranks, keys: Ranks) -> None:
     """Rank all keys of all rows, in place, some queries of a head at a time."""
     batch, heads, queries, _ = launch.q.shape
     width = launch.k.shape[2]
@@ -148,5 +138,4 @@ def rank_panels(
 
 def choose(launch: Launch, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    size, dtype = padded(launch.q.shape[3]), launch.q.dtype
-    return later(arch, size, dtype, ROWS, heavy=launch.heavy)
+    return later(arch, padded(launch.q.shape[3]), launch.q.dtype, ROWS, heavy=launch.heavy)

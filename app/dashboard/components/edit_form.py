@@ -28,11 +28,12 @@ def kinds() -> dict[str, type[Edit]]:
     """
     from headscope.probes.interventions.base import KINDS
 
-    known = {
-        name: kind
-        for name, kind in KINDS.items()
-        if all(_kind_of(hint) for hint in _hints(kind).values()) and _of_heads(kind)
-    }
+    known = {}
+    for name, kind in KINDS.items():
+        widgets = [_kind_of(hint) for hint in _hints(kind).values()]
+        # An edit of some heads names them, or has a number for each.
+        if all(widgets) and (_names_heads(kind) or GATES in widgets):
+            known[name] = kind
     return dict(sorted(known.items(), key=lambda item: (len(_hints(item[1])), item[0])))
 
 
@@ -86,11 +87,6 @@ def _names_heads(kind: type[Edit]) -> bool:
     return "heads" in get_type_hints(kind)
 
 
-def _of_heads(kind: type[Edit]) -> bool:
-    """Tell whether an edit is of some heads: it names them, or has a number for each."""
-    return _names_heads(kind) or GATES in map(_kind_of, _hints(kind).values())
-
-
 def _kind_of(hint: Any) -> str:
     """Name the widget for a type; "" where there is none."""
     simple = {float: "float", int: "int", str: "str"}
@@ -101,7 +97,6 @@ def _kind_of(hint: Any) -> str:
 
 
 def _widget(kind: type[Edit], field: dataclasses.Field[Any], hint: Any) -> Any:
-    """Draw the widget of one field."""
     text = _text(kind, field.name)
     label, key = text.split(";")[0].rstrip("."), f"{KEY}_{kind.__name__}_{field.name}"
     missing = field.default is dataclasses.MISSING

@@ -22,19 +22,15 @@ def draw_scores(scores: Mapping[str, Score], capture: xr.Dataset, layer: int, he
     if all(viz.absent(score.array)[layer] for score in scores.values()):
         st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
         return
-    groups = {
-        "what happens without it (causal)": [score for score in scores.values() if score.is_causal],
-        "what it looks like (correlational)": [
-            score for score in scores.values() if not score.is_causal
-        ],
-    }
-    for title, members in groups.items():
+    titles = {True: "what happens without it (causal)", False: "what it looks like (correlational)"}
+    for is_causal, title in titles.items():
+        members = [score for score in scores.values() if score.is_causal == is_causal]
         st.markdown(f"**L{layer}H{head}: {title}**")
-        if not members:
+        if members:
+            st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
+        else:
             how = "; `headscope analyze RUN importance` measures them"
             st.info(f"None in this run{how if _predicts(capture) else ''}.")
-            continue
-        st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
     with st.expander("What the scores mean", icon=":material/help:"):
         for key, score in scores.items():
             st.markdown(f"`{key}`: {_escaped(score.tooltip)}")
@@ -133,8 +129,9 @@ def draw_pattern(
 def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     """Return the ids of the prompt in view: the user's own text or pair, or one of the run."""
     image = "pixels" in capture.coords
-    paired = "key_length" in capture.coords or "source_length" in capture.coords
-    own = None if image else _own(paired=paired)
+    # What a pair is captured with besides the target: the keys of cross-attention, or the source.
+    side = next((name for name in ("key", "source") if f"{name}_length" in capture.coords), None)
+    own = None if image else _own(paired=side is not None)
     state.warn_bad_param("prompt", range(capture.sizes["prompt"]))
     number = st.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
@@ -146,13 +143,9 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     if image:
         cache.check_length(int(capture["length"][number]), cache.WHOLE)
         return int(number)
-    paired = any(f"{name}_length" in capture.coords for name in ("key", "source"))
-    limit = cache.WHOLE if paired else cache.LONGEST
-    ids = _ids(capture, "token_id", "length", number, limit)
-    for name in ("key", "source"):
-        if f"{name}_length" in capture.coords:
-            return Pair(_ids(capture, f"{name}_token_id", f"{name}_length", number, limit), ids)
-    return ids
+    limit = cache.LONGEST if side is None else cache.WHOLE
+    ids = _ids(capture, "", number, limit)
+    return ids if side is None else Pair(_ids(capture, f"{side}_", number, limit), ids)
 
 
 def _own(*, paired: bool) -> str | Pair | None:
@@ -168,15 +161,14 @@ def _own(*, paired: bool) -> str | Pair | None:
         "Your own target", key="target", bind="query-params",
         placeholder="what the decoder reads; needed with a source of your own", height=68,
     )  # fmt: skip
-    if not all(part and part.strip() for part in (text, target)):
-        return None
-    return Pair(text, target)
+    filled = all(part and part.strip() for part in (text, target))
+    return Pair(text, target) if filled else None
 
 
-def _ids(capture: xr.Dataset, name: str, length: str, at: int, limit: int) -> tuple[int, ...]:
-    count = int(capture[length][at])
+def _ids(capture: xr.Dataset, prefix: str, at: int, limit: int) -> tuple[int, ...]:
+    count = int(capture[f"{prefix}length"][at])
     cache.check_length(count, limit)
-    return tuple(capture[name].values[at, :count].tolist())
+    return tuple(capture[f"{prefix}token_id"].values[at, :count].tolist())
 
 
 def _start(capture: xr.Dataset, at: int) -> str:
@@ -184,10 +176,10 @@ def _start(capture: xr.Dataset, at: int) -> str:
     if "pixels" in capture.coords:
         height, width = (capture.sizes[side] for side in ("height", "width"))
         return f"image of {height} × {width} pixels ({int(capture['length'][at])} tokens)"
-    if "key_token" in capture.coords:
-        source = _words(capture["key_token"][at], int(capture["key_length"][at]), 0)
-        return f"{source} → {_words(capture['token'][at], int(capture['length'][at]), 1)}"
-    return _words(capture["token"][at], int(capture["length"][at]), 1)
+    words = _words(capture["token"][at], int(capture["length"][at]), 1)
+    if "key_token" not in capture.coords:
+        return words
+    return f"{_words(capture['key_token'][at], int(capture['key_length'][at]), 0)} → {words}"
 
 
 def _words(tokens: xr.DataArray, length: int, start: int) -> str:

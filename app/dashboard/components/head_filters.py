@@ -69,9 +69,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
     stages = [stage for stage in STAGES if any(kind.stage == stage for kind in kinds.values())]
     with st.expander("Filter the heads", icon=":material/filter_alt:"):
         types = _ask("Head type", "type", list(kinds), "Named so by an analysis of this run.")
-        served = _ask(
-            "Stage", "stage", stages, "Attention Heads of Large Language Models: A Survey"
-        )
+        served = _ask("Stage", "stage", stages, SURVEY)
         state.warn_bad_param("evidence", list(EVIDENCE))
         evidence = st.segmented_control(
             "Evidence", list(EVIDENCE), key="evidence", bind="query-params",
@@ -102,5 +100,5 @@ def _ask(title: str, key: str, options: list[str], what: str) -> list[str]:
     """Ask for some of the options; those of the link that are not there are named."""
     state.warn_bad_param(key, options)
     return st.multiselect(
-        title, options, key=key, bind="query-params", help=what, placeholder="any",
-    )  # fmt: skip
+        title, options, key=key, bind="query-params", help=what, placeholder="any"
+    )

@@ -38,9 +38,8 @@ def draw(
         other = st.selectbox(
             "Against", list(scores), format_func=lambda key: scores[key].title, key="against"
         )
-        _clickable(
-            _scatter(chosen, scores[other], at, among), "scatter_chart", f"{name}-{chosen.key}"
-        )
+        figure = _scatter(chosen, scores[other], at, among)
+        _clickable(figure, "scatter_chart", f"{name}-{chosen.key}")
     elif view == "table":
         rows = table if among is None else table[among.ravel()]
         st.dataframe(rows[["name", *scores]], hide_index=True, height=420)
@@ -69,10 +68,8 @@ def _scatter(
     shown = np.ones(across.array.shape, dtype=bool) if among is None else among
     rows, columns = np.nonzero(shown)
     right, height = across.array.values[shown], up.array.values[shown]
-    labels = [
-        f"L{across.array['layer'].values[row]}H{across.array['head'].values[column]}"
-        for row, column in zip(rows, columns, strict=True)
-    ]
+    layers, heads = (across.array[dim].values for dim in ("layer", "head"))
+    labels = list(map(viz.head_name, layers[rows], heads[columns]))
     here = (rows == at[0]) & (columns == at[1])
     named = here | _extreme(right) | _extreme(height)
     figure = go.Figure(

@@ -19,6 +19,7 @@ MAPS = {
     "pooled_max": ("largest weight", "Largest attention weight of each tile", "weight"),
     "pooled_mean": ("mean mass", "Attention mass that each tile sends to each tile", "share"),
 }
+WEIGHT = {"units": "probability", "scale": "sequential", "low": 0.0, "high": 1.0}
 CHART = "overview_chart"
 
 
@@ -85,13 +86,7 @@ def compute(
             "token": ("query", words[queries]),
             "key_token": ("key", words[keys]),
         },
-        attrs={
-            "long_name": f"Attention of L{head[0]}H{head[1]}, exact",
-            "units": "probability",
-            "scale": "sequential",
-            "low": 0.0,
-            "high": 1.0,
-        },
+        attrs={"long_name": f"Attention of L{head[0]}H{head[1]}, exact", **WEIGHT},
     )
 
 
@@ -99,15 +94,12 @@ def row(key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], query: i
     """Compute where one query looks, over the whole prompt."""
     words = cache.model(key).words(ids)
     values = cache.window(key, ids, *head, (query, query + 1), (0, len(ids)))[0]
-    attrs = {"units": "probability", "scale": "sequential", "low": 0.0, "high": 1.0}
-    return xr.DataArray(values, dims="key", coords={"token": ("key", words)}, attrs=attrs)
+    return xr.DataArray(values, dims="key", coords={"token": ("key", words)}, attrs=WEIGHT)
 
 
 def tile_size(length: int) -> int:
     """Choose the tokens of a tile: a power of two that leaves few enough tiles.
 
-    Examples
-    --------
     >>> tile_size(1000), tile_size(32768)
     (16, 512)
     """

@@ -10,8 +10,7 @@ import xarray as xr
 from headscope import viz
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._runtime.progress import reporting
-from headscope.analyses._runtime.results import heads as known_heads
-from headscope.analyses._runtime.results import label
+from headscope.analyses._runtime.results import heads, label
 from headscope.app.dashboard import cache
 from headscope.app.dashboard.components import edit_form
 from headscope.app.report.scores import interval_text
@@ -42,7 +41,7 @@ def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
 
 def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
     """Draw the form, and run the model when it is sent."""
-    among = {label(place): place for place in known_heads(capture)}
+    among = {label(place): place for place in heads(capture)}
     picked = label((layer, head))
     names = st.multiselect(
         "Heads", list(among), default=[picked] if picked in among else [],
@@ -64,11 +63,10 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
         return
     st.session_state.pop(ANSWER, None)
     model = cache.model(key)
-    prompts: Any = (
-        [_ids(key, capture)]
-        if on == VIEW
-        else tasks.make(on, tokenizer=model.tokenizer, n=TASK_PROMPTS)
-    )
+    if on == VIEW:
+        prompts: Any = [_ids(key, capture)]
+    else:
+        prompts = tasks.make(on, tokenizer=model.tokenizer, n=TASK_PROMPTS)
     edit = edit_form.build(kinds[name], [among[name] for name in names], values, model, prompts)
     question = f"{', '.join(names)}: {edit_form.title(kinds[name])}{_listed(values)}, on {on}"
     answer = _answer(model, prompts, edit)
@@ -76,7 +74,6 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
 
 
 def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
-    """Run the model with and without the edit."""
     from headscope.analyses.comparison import what_if
 
     bar = st.progress(0.0, "Running the model …")
@@ -92,9 +89,8 @@ def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
 
 def _listed(values: Mapping[str, Any]) -> str:
     """List the fields of an edit that the user has filled in."""
-    known = ", ".join(
-        f"{name} {value}" for name, value in values.items() if value not in (None, "")
-    )
+    given = ((name, value) for name, value in values.items() if value not in (None, ""))
+    known = ", ".join(f"{name} {value}" for name, value in given)
     return f" ({known})" if known else ""
 
 

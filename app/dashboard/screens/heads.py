@@ -11,13 +11,8 @@ import xarray as xr
 
 from headscope import viz
 from headscope.app.dashboard import cache, state
-from headscope.app.dashboard.components import (
-    head_detail,
-    head_filters,
-    head_grid,
-    pattern_window,
-    what_if,
-)
+from headscope.app.dashboard.components import head_detail, head_filters, head_grid, what_if
+from headscope.app.dashboard.components.pattern_window import Window
 from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import HeadscopeError
 
@@ -89,11 +84,11 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
         "Score (analysis.variable)", list(scores), key="by", bind="query-params",
         help="Colours the heads. The definition stands below the grid.",
     )  # fmt: skip
-    for name, size in (("layer", layers), ("head", heads)):
-        state.warn_bad_param(name, range(size))
-        if name == "layer":
-            state.start_at_layer(viz.absent(scores[by].array).index(False))
-        st.selectbox(name.capitalize(), range(size), key=name, bind="query-params")
+    state.warn_bad_param("layer", range(layers))
+    state.warn_bad_param("head", range(heads))
+    state.start_at_layer(viz.absent(scores[by].array).index(False))
+    st.selectbox("Layer", range(layers), key="layer", bind="query-params")
+    st.selectbox("Head", range(heads), key="head", bind="query-params")
     st.caption("Arrow keys move between heads; a click in the grid picks one.")
     columns = [*st.columns(2), *st.columns(2)]
     for column, (key, by_step) in zip(columns, state.MOVES.items(), strict=True):
@@ -105,10 +100,10 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
 
 
 def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) -> None:
-    notes = {name: _note(result) for name, result in results.items() if _note(result)}
     with st.expander("What the analyses say", icon=":material/notes:"):
-        for name, note in notes.items():
-            st.markdown(f"**{name}**: {note}")
+        for name, result in results.items():
+            if note := _note(result):
+                st.markdown(f"**{name}**: {note}")
     with st.expander("Provenance", icon=":material/fingerprint:"):
         st.json(dict(manifest), expanded=1)
 
@@ -137,7 +132,7 @@ def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -
         )  # fmt: skip
 
 
-def _share(path: Path, layer: int, head: int, window: pattern_window.Window | None) -> None:
+def _share(path: Path, layer: int, head: int, window: Window | None) -> None:
     st.markdown("**This view again**")
     st.code(state.link(), language=None, wrap_lines=True)
     text, target = (st.session_state.get(name) or "" for name in ("text", "target"))

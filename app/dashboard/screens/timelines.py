@@ -62,13 +62,11 @@ def _show(whole: xr.Dataset, chosen: str) -> None:
     state.warn_bad_param("score", shown)
     # Not by their titles: the link would carry these.
     score = st.selectbox("Score", shown, key="score", bind="query-params")
+    name = f"{chosen}-{score}"
     st.plotly_chart(
         viz.draw(whole, score),
         key="lines",
-        config={
-            "displaylogo": False,
-            "toImageButtonOptions": {"filename": f"{chosen}-{score}", "scale": 2},
-        },
+        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
         alt="The chosen score over the training of the model, a line for each head.",
     )
     attrs = whole[score].attrs
@@ -81,7 +79,7 @@ def _show(whole: xr.Dataset, chosen: str) -> None:
         st.caption(order["convention"])
     table = whole[[score]].to_dataframe().reset_index()
     st.download_button(
-        "CSV", table.to_csv(index=False), f"{chosen}-{score}.csv", "text/csv",
+        "CSV", table.to_csv(index=False), f"{name}.csv", "text/csv",
         key="download_timeline", icon=":material/download:", on_click="ignore",
     )  # fmt: skip
     with st.expander("By checkpoint", icon=":material/fingerprint:"):
