@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers_of_text import word_level
 
 Array = np.ndarray[Any, Any]
 
@@ -61,15 +62,9 @@ def tiny() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tokenizer of 64 words, <bos> first, loaded from a folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {"<bos>": 0, "<unk>": 1, **{f"w{at}": at + 2 for at in range(62)}}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vocabulary = ["<bos>", "<unk>", *(f"w{at}" for at in range(62))]
     folder = tmp_path_factory.mktemp("words")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    word_level(vocabulary, bos_token="<bos>", unk_token="<unk>").save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, needle
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats.bootstrap import crossed
 from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tokens import encode
 
@@ -108,6 +107,5 @@ def test_bad_options_are_refused(bundled):
         ({"lengths": "4000"}, "1024"),
         ({"counts": "20", "lengths": "16", "depths": 1, "cell_prompts": 1}, "counts: 20 of 32"),
     ):
-        with pytest.raises(HeadscopeError, match=message):
-            execute("needle_sweep", bundled, n=2, options=given)
+        check_message(message, execute, "needle_sweep", bundled, n=2, options=given)
     check_refusal("task", execute, "needle_sweep", bundled, task=task)

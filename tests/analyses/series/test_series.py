@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, SINK, SIZE, repeated
-from refusals import check_refusal, refusal
+from refusals import check_message, check_refusal, refusal
 
 from headscope.analyses._runtime import runner
 from headscope.analyses.series import emergence, joined, kept, timeline
@@ -169,8 +169,7 @@ def test_other_options_do_not_mix_with_what_is_kept(grown, tmp_path):
     assert json.loads(again.attrs["options"])["epsilon"] == 0.5
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(HeadscopeError, match="holds other files"):
-        timeline("sinks", sources, prompts, out=tmp_path / "full")
+    check_message("holds other files", timeline, "sinks", sources, prompts, out=tmp_path / "full")
 
 
 def test_a_broken_checkpoint_is_named_and_the_others_go_on(grown, random_llama, tmp_path):
@@ -225,8 +224,7 @@ def test_models_of_other_shape_fail_by_name(circuit):
     ],
 )
 def test_series_that_make_no_sense_are_refused(sources, steps, said):
-    with pytest.raises(HeadscopeError, match=said):
-        states(sources, steps)
+    check_message(said, states, sources, steps)
 
 
 def test_requests_are_refused_before_a_model_is_loaded():

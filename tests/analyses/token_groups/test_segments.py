@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from architectures import eager_maps
 from constructed import INDUCTION, SINK, UNIFORM, repeated
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.analyses import segments
 from headscope.analyses._runtime.runner import execute
@@ -86,24 +86,21 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
     held = capture(bundled, task, stats=("lse",))
     options = {"by": "roles", "causal_prompts": 2}
     given = segments.run(held, bundled, task, **options)
-    with pytest.raises(HeadscopeError, match="give the task itself"):
-        segments.run(held, bundled, None, **options)
+    check_message("give the task itself", segments.run, held, bundled, None, **options)
     assert {"needle", "key", "value", "query"} <= set(given["to"].values.tolist())
     # The question stands at the end of the prompt; its loss is that of the known answer.
     effect = given["link_effect"].sel(one="query")
     assert str(effect["other"].values[effect.fillna(-1).argmax("other")]) in {"value", "query"}
     assert float(effect.sel(other="value")) > 1.0
     other = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
-    with pytest.raises(HeadscopeError, match="not those of task needle"):
-        segments.run(held, bundled, other, **options)
+    check_message("not those of task needle", segments.run, held, bundled, other, **options)
     story = tasks.make("story", tokenizer=bundled.tokenizer, n=2, seed=1)
     told = capture(bundled, story, stats=("lse",))
     options["causal_prompts"] = 0
     again = segments.run(told, bundled, None, **options)
     assert again.identical(segments.run(told, bundled, story, **options))
     plain = capture(bundled, [held["token_id"].values[0].tolist()], stats=("lse",))
-    with pytest.raises(HeadscopeError, match="come from none"):
-        segments.run(plain, bundled, None, by="roles")
+    check_message("come from none", segments.run, plain, bundled, None, by="roles")
 
 
 def test_two_texts_of_an_encoder_look_at_each_other():

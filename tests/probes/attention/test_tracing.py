@@ -11,7 +11,7 @@ import torch
 import transformers
 from bridges import bridge_of
 from largest_tensor import LargestTensor
-from refusals import check_refusal, refusal
+from refusals import check_message, check_refusal, refusal
 from torch import Tensor
 
 from headscope.kernels.api import Request
@@ -230,16 +230,14 @@ def test_steps_that_nobody_notices_are_refused():
         weights = soft(torch.einsum("bhqd,bhkd->bhqk", query, key))
         return torch.einsum("bhqk,bhkd->bhqd", weights, value), None
 
-    with pytest.raises(HeadscopeError, match=r"layers \[1\] of .* do no attention that can be"):
-        load_model(gptj(attend))
+    check_message(r"layers \[1\] of .* do no attention that can be", load_model, gptj(attend))
 
 
 def test_attention_taken_twice_is_refused():
     def twice(scores: Tensor, value: Tensor) -> Tensor:
         return soft(scores) @ value + soft(scores) @ value
 
-    with pytest.raises(HeadscopeError, match=r"layer 1 of .* asks for attention twice"):
-        load_model(gptj(attention(twice)))
+    check_message(r"layer 1 of .* asks for attention twice", load_model, gptj(attention(twice)))
 
 
 def test_a_module_that_tells_us_something_else_is_refused():
@@ -259,11 +257,9 @@ def test_a_module_that_tells_us_something_else_is_refused():
         return own(query if plain else query * 1.5, key, value, mask)
 
     part._attn = types.MethodType(once, part)
-    with pytest.raises(HeadscopeError, match=r"differs from its eager attention|of L1H"):
-        load_model(module)
+    check_message(r"differs from its eager attention|of L1H", load_model, module)
     part._attn = types.MethodType(deceive, part)
-    with pytest.raises(HeadscopeError, match="asks for attention twice"):
-        load_model(module)
+    check_message("asks for attention twice", load_model, module)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "xglm"])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
@@ -88,12 +88,10 @@ def test_values_without_a_place_are_refused(tmp_path):
 def test_files_that_are_no_dataset_are_refused(mixed, tmp_path):
     from safetensors.numpy import save_file
 
-    with pytest.raises(HeadscopeError, match=r"^path: there is no file "):
-        dataset_file.load(tmp_path / "none.safetensors")
+    check_message(r"^path: there is no file ", dataset_file.load, tmp_path / "none.safetensors")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": np.ones(2)}, foreign)
-    with pytest.raises(HeadscopeError, match=r"foreign\.safetensors was not written by headscope"):
-        dataset_file.load(foreign)
+    check_message(r"foreign\.safetensors was not written by headscope", dataset_file.load, foreign)
     dataset_file.save(mixed, tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     broken = tmp_path / "broken.safetensors"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes import capture, load_model
@@ -59,8 +59,7 @@ def test_a_run_is_not_replaced_unasked(captured, tmp_path):
 
 def test_files_of_others_are_never_touched(captured, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(HeadscopeError, match=r"^out: .* holds other files"):
-        run_folder.create(tmp_path, captured)
+    check_message(r"^out: .* holds other files", run_folder.create, tmp_path, captured)
     with pytest.raises(HeadscopeError, match=r"^out: .* holds other files"):
         run_folder.create(tmp_path, captured, replace=True)
     assert everything(tmp_path) == ["thesis.tex"]
