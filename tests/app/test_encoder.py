@@ -42,13 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     constructed.encoder().save_pretrained(place / "model")
     constructed.encoder_tokenizer().save_pretrained(place / "model")
     (place / "prompts.txt").write_text("\n".join(TEXTS))
-    for words in (
-        ("capture", place / "model", "--prompts", place / "prompts.txt", "--out", place / "run"),
-        ("analyze", place / "run", "--number", 4),
-        ("report", place / "run"),
-    ):
-        run_command(*words)
-    return place / "run"
+    run = place / "run"
+    run_command("capture", place / "model", "--prompts", place / "prompts.txt", "--out", run)
+    run_command("analyze", run, "--number", 4)
+    run_command("report", run)
+    return run
 
 
 def test_the_planted_heads_are_found(folder):

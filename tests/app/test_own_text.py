@@ -54,6 +54,5 @@ def test_the_dashboard_takes_any_text(captured, dashboard):
 
 
 def test_texts_refuse_a_folder_that_is_not_there(tmp_path, headscope):
-    code, _, (line,) = headscope("texts", "--out", tmp_path / "no" / "texts.jsonl")
-    assert code == 2
+    line = headscope("texts", "--out", tmp_path / "no" / "texts.jsonl").refusal()
     assert line.startswith("error: --out: ")

@@ -224,14 +224,12 @@ def test_a_folder_that_does_not_take_the_job_is_one_line(two_by_two, headscope, 
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     for out, words in ((file / "out", "is a file"), (tmp_path / "taken", "holds other files")):
         for more in ((), ("--overwrite",), ("--dry-run",)):
-            code, _, errors = headscope("batch", file, "--out", out, *more)
-            assert (code, len(errors)) == (2, 1)
-            assert errors[0].startswith("error: out: ")
-            assert words in errors[0]
+            line = headscope("batch", file, "--out", out, *more).refusal()
+            assert line.startswith("error: out: ")
+            assert words in line
     assert [one.name for one in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
-    code, _, errors = headscope("batch", tmp_path / "none.yaml")
-    assert (code, len(errors)) == (2, 1)
-    assert "none.yaml cannot be read" in errors[0]
+    line = headscope("batch", tmp_path / "none.yaml").refusal()
+    assert "none.yaml cannot be read" in line
 
 
 def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
@@ -252,8 +250,7 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
     assert [line for line in errors if line.startswith("error: ")] == errors[-1:]
     assert "No space left on device" in errors[-1]
     assert not [one for one in out.rglob("*") if one.name.endswith(".tmp")]
-    code, said, _ = headscope("batch", tmp_path / "job.yaml", "--out", out)
-    assert code == 0
+    said = headscope("batch", tmp_path / "job.yaml", "--out", out).printed()
     assert "8 of 8 cells have a result, 2 of them known before" in said
     run(two_by_two, tmp_path / "whole")
     assert digests(out) == digests(tmp_path / "whole")
