@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusals import check_message
+from refusals import check_message, refusal
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 
 LINE: dict[str, Any] = {
@@ -52,13 +51,7 @@ def test_words_may_be_a_list_and_answers_one_word(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "Q: the dog?\nA:",
-        '"the dog',
-        "line\u2028the dog",
-        "the dog's  two  spaces\t",
-        "狗是dog",
-    ],
+    ["Q: the dog?\nA:", '"the dog', "line\u2028the dog", "the dog's  two  spaces\t", "狗是dog"],
 )
 def test_texts_are_kept_as_they_stand(tmp_path, text):
     line = {**LINE, "clean": text, "corrupted": text.replace("dog", "cat")}
@@ -109,10 +102,7 @@ def test_answers_get_the_space_that_belongs_before_them(tmp_path, before, answer
 )
 def test_malformed_line_is_refused_by_file_and_line(tmp_path, line, message):
     file = write(tmp_path, LINE, line)
-    with pytest.raises(HeadscopeError) as error:
-        tasks.make(file)
-    assert str(error.value).startswith(f"{file}:2: {message}")
-    assert "\n" not in str(error.value)
+    assert str(refusal(tasks.make, file)).startswith(f"{file}:2: {message}")
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):
