@@ -178,9 +178,8 @@ def test_without_a_device_it_says_so_and_writes_nothing(tmp_path):
         f"sys.argv = ['gpu.py', '--out', {str(tmp_path)!r}]\n"
         f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", program], capture_output=True, text=True
-    )
+    command = [sys.executable, "-P", "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert re.fullmatch("error: device: .*no CUDA device.*\n", done.stderr)
     assert not list(tmp_path.iterdir())

@@ -112,9 +112,7 @@ class Call:
         if "window" in options:
             sees = sees & ((place - key).abs() < options["window"])
         if "lengths" in options:
-            document = torch.arange(len(options["lengths"])).repeat_interleave(
-                torch.tensor(options["lengths"])
-            )
+            document = torch.repeat_interleave(torch.tensor(options["lengths"]))
             sees = sees & (document[:, None] == document)
         sees = sees.expand(2, HEADS, queries, keys)
         real = options.get("key_mask", torch.ones(2, keys, dtype=torch.bool))

@@ -61,9 +61,8 @@ def test_bounds_and_sums(shape, draw):
     assert (result["max_weight"][0, :, valid_queries] >= 1 / seen[valid_queries] - 1e-6).all()
     weights = result["pattern"][0]
     assert (weights[:, ~visible].nan_to_num() == 0).all()
-    torch.testing.assert_close(
-        weights[:, valid_queries].sum(dim=-1), torch.ones(4, int(valid_queries.sum()))
-    )
+    sums = weights[:, valid_queries].sum(dim=-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
     total = (result["received"][0].nan_to_num() * query_counts).sum(dim=-1)
     expected = torch.full((4,), float(valid_queries.sum()))
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)

@@ -71,14 +71,9 @@ def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
 
 
 def test_progress_names_the_step(circuit):
-    steps = []
-    runner.execute(
-        "head_types",
-        circuit,
-        task=repeated(n=2, length=5),
-        options={"draws": 1},
-        progress=lambda *step: steps.append(step),
-    )
+    steps, task = [], repeated(n=2, length=5)
+    given = {"options": {"draws": 1}, "progress": lambda *step: steps.append(step)}
+    runner.execute("head_types", circuit, task=task, **given)
     assert ("head_types: capture", 2, 2) in steps
     # The bar of the analysis moves forward only, and ends where its total is.
     done = [(count, total) for name, count, total in steps if name == "head_types"]

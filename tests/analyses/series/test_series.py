@@ -63,9 +63,8 @@ def test_the_planted_order_of_emergence_is_found(found):
     for score, head in (("bos", SINK), ("previous_token", PREVIOUS), ("induction", INDUCTION)):
         when = emergence(found, score, least=0.9)
         assert [row["name"] for row in when.attrs["order"]] == [f"L{head[0]}H{head[1]}"]
-        step, low, high = (
-            float(at(when[f"emergence_step{end}"], head)) for end in ("", "_lower", "_upper")
-        )
+        ends = (when[f"emergence_step{end}"] for end in ("", "_lower", "_upper"))
+        step, low, high = (float(at(end, head)) for end in ends)
         assert (low, high) == (PLANTED[head] - 100, PLANTED[head])
         assert low < step < high
     accuracy = found["induction_accuracy"].sel(condition="intact").values

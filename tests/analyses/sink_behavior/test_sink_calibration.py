@@ -40,9 +40,8 @@ def planted(harmful: bool):
 
 
 def run(model, prompts, **options):
-    return sink_calibration.run(
-        capture(model, prompts, stats=("received",)), model, **{**OPTIONS, **options}
-    )
+    captured = capture(model, prompts, stats=("received",))
+    return sink_calibration.run(captured, model, **{**OPTIONS, **options})
 
 
 @pytest.mark.requirement("A5")

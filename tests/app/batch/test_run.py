@@ -48,9 +48,8 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     assert [step for step in steps if step[0] == "cells"] == [("cells", n, 8) for n in range(9)]
     found = table(tmp_path / "out")
     assert len(found) == sum(one["rows"] for one in done.cells)
-    assert not found.duplicated(
-        ["model", "task", "analysis", "seed", "layer", "head", "metric", "entry"]
-    ).any()
+    key = ["model", "task", "analysis", "seed", "layer", "head", "metric", "entry"]
+    assert not found.duplicated(key).any()
     task = tasks.make("ioi", bundled.tokenizer, n=3)
     expected = runner.execute("sinks", bundled, task, options={"least_queries": 1})
     rows = found[(found["model"] == "headscope/bundled") & (found["task"] == "ioi")]
@@ -59,12 +58,8 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     for _, row in rows.iterrows():
         place = {"layer": row["layer"], "head": row["head"]}
         assert row["name"] == f"L{row['layer']}H{row['head']}"
-        for column, variable in (
-            ("value", "sink"),
-            ("lower", "sink_lower"),
-            ("upper", "sink_upper"),
-        ):
-            assert row[column] == float(expected[variable].sel(place))
+        for column, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper")):
+            assert row[column] == float(expected[f"sink{end}"].sel(place))
     one = rows.iloc[0]
     assert one["units"] == expected["sink"].attrs["units"]
     own = expected["sink"].attrs.get("convention", expected.attrs["convention"])
@@ -91,11 +86,8 @@ def test_the_index_leads_to_every_report(two_by_two, tmp_path):
     reports = {out / unquote(link.partition("#")[0]) for link in links if "report" in link}
     assert reports == set(out.glob("reports/*/*/*/report.html"))
     assert len(reports) == 4
-    assert {link.partition("#")[2] for link in links if "report" in link} == {
-        "",
-        "sinks",
-        "entropy",
-    }
+    anchors = {link.partition("#")[2] for link in links if "report" in link}
+    assert anchors == {"", "sinks", "entropy"}
     page = next(iter(reports))
     links.clear()
     Links().feed(page.read_text())

@@ -183,9 +183,8 @@ def test_memory_outside_the_outputs_is_not_touched(draw):
         inside.copy_(output)
         outputs[name] = inside
     named["sums_out"], named["peaks_out"] = outputs["received"], outputs["received_max"]
-    named["pooled"] = named["pooled"]._replace(
-        sums=outputs["pooled_mean"], peaks=outputs["pooled_max"]
-    )
+    pooled = {"sums": outputs["pooled_mean"], "peaks": outputs["pooled_max"]}
+    named["pooled"] = named["pooled"]._replace(**pooled)
     reduce_columns[(named["bounds"].shape[1], 2, 1)](**named)
     case.check(outputs)
 

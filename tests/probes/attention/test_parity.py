@@ -27,12 +27,9 @@ def spans(*lengths: int) -> dict[str, list[list[int]]]:
 
 # Layer -> window; gemma 2 alternates, starting with a window.
 WINDOWS = {
-    "llama": (None, None),
-    "gpt2": (None, None),
-    "gpt_neox": (None, None),
+    **dict.fromkeys(("llama", "gpt2", "gpt_neox"), (None, None)),
     "mistral": (7, 7),
-    "gemma2": (7, None),
-    "gpt_oss": (7, None),
+    **dict.fromkeys(("gemma2", "gpt_oss"), (7, None)),
 }
 
 
@@ -67,9 +64,8 @@ def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recomput
         np.testing.assert_allclose(z, mixed[layer], rtol=0, atol=TOLERANCE)
         _check_lse(one, weights[layer])
     for boundary in range(2):
-        np.testing.assert_allclose(
-            found["resid"].values[0, boundary], stream[boundary], rtol=0, atol=TOLERANCE
-        )
+        resid = found["resid"].values[0, boundary]
+        np.testing.assert_allclose(resid, stream[boundary], rtol=0, atol=TOLERANCE)
 
 
 def _check_lse(one: Any, weights: Any) -> None:

@@ -125,9 +125,8 @@ class TestHub:
         for seed, (revision, commit) in enumerate(commits.items()):
             model = load_model(f"someone/small@{revision}")
             assert (model.name, model.revision) == (f"someone/small@{revision}", commit)
-            torch.testing.assert_close(
-                model.module.lm_head.weight.detach(), tiny(seed).lm_head.weight.detach()
-            )
+            weights = (one.lm_head.weight.detach() for one in (model.module, tiny(seed)))
+            torch.testing.assert_close(*weights)
         assert load_model("someone/small").revision == commits["main"]
 
     def test_revisions_named_by_a_step_are_the_checkpoints(self, commits):

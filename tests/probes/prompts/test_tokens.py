@@ -57,11 +57,9 @@ def check(task: Task, encoded: EncodedTask, tokenizer: Any) -> None:
                 assert part in text.replace(" ", "").lower()
         for asked, found in zip(prompt.questions, encoded.questions[number], strict=True):
             # What the model has read when it answers is the text up to the question.
-            head = tokenizer(prompt.clean[: asked.at])["input_ids"]
-            assert ids[: found.at + 1] == head[: found.at + 1]
-            whole = [
-                tokenizer(prompt.clean[: asked.at] + one)["input_ids"] for one in asked.answers
-            ]
+            read = prompt.clean[: asked.at]
+            assert ids[: found.at + 1] == tokenizer(read)["input_ids"][: found.at + 1]
+            whole = [tokenizer(read + one)["input_ids"] for one in asked.answers]
             assert set(found.answer_ids) <= {row[found.at + 1] for row in whole}
             assert not set(found.answer_ids) & set(found.wrong_ids)
 
