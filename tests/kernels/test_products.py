@@ -95,9 +95,8 @@ class Case:
                 setattr(self, name, getattr(self, name).masked_fill(hidden, torch.nan))
             self.k = self.k.masked_fill(hidden, torch.nan)
             if queries == keys:
-                self.q, self.r, self.dz = (
-                    each.masked_fill(hidden, torch.nan) for each in (self.q, self.r, self.dz)
-                )
+                for name in ("q", "r", "dz"):
+                    setattr(self, name, getattr(self, name).masked_fill(hidden, torch.nan))
                 self.clean["r"] = self.clean["r"].masked_fill(hidden, 0.0)
 
     @property

@@ -48,6 +48,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
+def silent_gpt2(**shape: int) -> transformers.GPT2LMHeadModel:
+    """A GPT-2 for `tokenizer` whose weights are zero, those of its norms apart."""
+    config = transformers.GPT2Config(
+        **shape, vocab_size=len(WORDS), n_inner=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    module = transformers.GPT2LMHeadModel(config).eval()
+    for name, weight in module.named_parameters():
+        if "ln_" not in name:
+            weight.zero_()
+    return module
+
+
+@torch.no_grad()
 def circuit() -> Model:
     """Two layers of GPT-2 with five heads that do something, and three that are uniform.
 
@@ -56,15 +70,7 @@ def circuit() -> Model:
     token after an earlier copy (at the first token where there is none) and copies it into the
     logits. Only L0H0 and L1H0 write anything.
     """
-    config = transformers.GPT2Config(
-        vocab_size=len(WORDS), n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS,
-        n_inner=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    module = transformers.GPT2LMHeadModel(config).eval()
-    for name, weight in module.named_parameters():
-        if "ln_" not in name:
-            weight.zero_()
+    module = silent_gpt2(n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS)
     words, places = torch.arange(len(WORDS)), torch.arange(PLACES)
     module.transformer.wte.weight[words, TOKEN + words] = 1.0
     module.transformer.wpe.weight[places, PLACE + places] = 1.0

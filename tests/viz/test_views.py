@@ -266,9 +266,8 @@ def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn():
     few = grown(("condition", 2))
     figure = viz.choose(few).figure(few, lower=few - 0.1, upper=few + 0.1)
     assert [trace.fill for trace in figure.data] == [None, None, "toself", "toself"]
-    assert figure.data[2].y == pytest.approx(
-        [*(few[:, 0] + 0.1).values, *(few[::-1, 0] - 0.1).values]
-    )
+    band = [*(few[:, 0] + 0.1).values, *(few[::-1, 0] - 0.1).values]
+    assert figure.data[2].y == pytest.approx(band)
     many = grown(("layer", 6), ("head", 8)) * 0 + 0.5
     many[2, 4, 7] = 0.9
     figure = viz.choose(many).figure(many)
@@ -332,9 +331,8 @@ def test_a_window_names_the_words_of_its_keys():
 
 
 def test_an_overview_says_which_tokens_a_click_means():
-    pooled = xr.DataArray(
-        [[0.9, 0.0], [0.25, 0.75]], dims=("query_tile", "key_tile"), attrs={"units": "share"}
-    )
+    weights, dims = [[0.9, 0.0], [0.25, 0.75]], ("query_tile", "key_tile")
+    pooled = xr.DataArray(weights, dims=dims, attrs={"units": "share"})
     figure = viz.load("pattern").overview(pooled, 32, (slice(10, 20), slice(3, 9)))
     cells, marks = figure.data
     assert list(cells.x) == list(cells.y) == [15.5, 47.5]
@@ -376,6 +374,5 @@ def test_top_lists_heads_by_score_with_what_stands_beside():
     check_message("top: rate has dims", viz.top, found.assign(rate=array()), "score", "rate")
     check_message("top: no variable 'scare'", viz.top, found, "scare")
     keys = xr.Dataset({"rank": array(LAYERS, ("kv_head", 2))})
-    assert set(viz.top(keys, "rank", number=9).index) == {
-        f"L{layer}KV{head}" for layer in range(3) for head in range(2)
-    }
+    names = {f"L{layer}KV{head}" for layer in range(3) for head in range(2)}
+    assert set(viz.top(keys, "rank", number=9).index) == names

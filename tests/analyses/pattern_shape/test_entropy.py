@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from constructed import KEYS, WORDS, tokenizer
+from constructed import KEYS, WORDS, silent_gpt2, tokenizer
 from refusals import check_refusal
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from headscope.analyses import entropy, parallel_context
 from headscope.analyses._runtime.runner import execute
@@ -72,17 +71,9 @@ def starts():
     other), L1H0 looks at the tokens that looked at themselves: at every start of a text.
     """
     token, place, here, looked, out, size = 0, 36, 77, 78, 80, 128
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=LENGTH, n_embd=size, n_layer=2, n_head=1, n_inner=4,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    module = GPT2LMHeadModel(config).eval()
+    module = silent_gpt2(n_positions=LENGTH, n_embd=size, n_layer=2, n_head=1)
     words, places = torch.arange(len(WORDS)), torch.arange(LENGTH)
     with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if "ln_" not in name:
-                weight.zero_()
         module.transformer.wte.weight[words, token + words] = 1.0
         module.transformer.wpe.weight[places, place + places] = 1.0
         # A position in so small a unit that it does not change the norm of the residual stream.

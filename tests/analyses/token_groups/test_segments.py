@@ -10,7 +10,6 @@ from refusals import check_message, check_refusal
 from headscope.analyses import segments
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups import _segment_mass
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
@@ -147,16 +146,15 @@ def test_an_even_share_under_a_window(random_llama):
 
 def test_bad_groupings_are_refused(circuit, tmp_path):
     prompts = [[0, 5, 6, 7], [0, 5, 6]]
-    bad = {
-        "names for each": ([["a"] * 4], "one list for each of 2"),
-        "short": ([["a"] * 4, ["a"]], "prompt 2 has 3 tokens"),
-        "empty": ([[""] * 4, [""] * 3], "no token has one"),
-    }
-    for rows, said in bad.values():
-        with pytest.raises(HeadscopeError, match=said):
-            execute("segments", circuit, prompts, options={"labels": label(tmp_path, rows)})
-    with pytest.raises(HeadscopeError, match="cannot be read"):
-        execute("segments", circuit, prompts, options={"labels": str(tmp_path / "none.json")})
+    for rows, said in (
+        ([["a"] * 4], "one list for each of 2"),
+        ([["a"] * 4, ["a"]], "prompt 2 has 3 tokens"),
+        ([[""] * 4, [""] * 3], "no token has one"),
+    ):
+        options = {"labels": label(tmp_path, rows)}
+        check_message(said, execute, "segments", circuit, prompts, options=options)
+    options = {"labels": str(tmp_path / "none.json")}
+    check_message("cannot be read", execute, "segments", circuit, prompts, options=options)
     check_refusal("pieces", execute, "segments", circuit, prompts)
     options = {"labels": label(tmp_path, [[str(at) for at in range(15)]])}
     check_refusal("by", execute, "segments", circuit, [[0, *range(5, 19)]], options=options)

@@ -31,13 +31,8 @@ def start(file: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     Ray puts that folder on the path of its workers, where transformers would find our kernels.
     """
     arguments = ["batch", str(file), "--out", str(out), "--engine", "ray", "--workers", "2", *more]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", COMMAND, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command, pipe = [sys.executable, "-P", "-c", COMMAND, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 def workers(process: subprocess.Popen[str], doing: str) -> list[psutil.Process]:

@@ -113,14 +113,10 @@ def edits() -> WeightEdits:
     gone[..., 7] = -torch.inf
     spans = torch.arange(300).div(40, rounding_mode="floor")[None] % 4 - 1
     return WeightEdits(
-        key_bias=gone,
-        span_bias=noise(2, 3, 3),
-        query_spans=spans,
-        key_spans=spans,
-        first=torch.tensor([2, 5]),
-        recent=torch.tensor([30, 0]),
+        key_bias=gone, span_bias=noise(2, 3, 3), query_spans=spans, key_spans=spans,
+        first=torch.tensor([2, 5]), recent=torch.tensor([30, 0]),
         temperature=torch.tensor([0.5, 2.0]),
-    )
+    )  # fmt: skip
 
 
 # Several tiles of the kernels, so that some are whole; cells of every kind.

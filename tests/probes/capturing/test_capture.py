@@ -48,10 +48,8 @@ def test_the_schema(model):
     assert found["k"].dims == ("prompt", "layer", "kv_head", "key", "size")
     assert found["z"].dims == ("prompt", "layer", "head", "query", "size")
     assert found["kv_group"].values.tolist() == [0, 0, 1, 1]
-    assert found["token"].values.tolist() == [
-        ["<bos>", "w1", "w2", "w3", "w1", "w2"],
-        ["<bos>", "w5", "", "", "", ""],
-    ]
+    words = [["<bos>", "w1", "w2", "w3", "w1", "w2"], ["<bos>", "w5", "", "", "", ""]]
+    assert found["token"].values.tolist() == words
     assert found["token_id"].values[1].tolist() == [0, 7, -1, -1, -1, -1]
     assert found["offset"].values.tolist() == [0, 2]
     assert found["target"].values.tolist() == ["duplicate", "induction"]
