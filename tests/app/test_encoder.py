@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
 def test_the_planted_heads_are_found(folder):
     results = run_folder.open(folder).results()
     found = results["head_types"].attrs["heads_by_type"]
-    nowhere = dict.fromkeys(("duplicate_token", "induction", "bos"), [])
+    nowhere = {name: [] for name in ("duplicate_token", "induction", "bos")}
     assert found == {"previous_token": ["L0H3"], "next_token": ["L0H0"], **nowhere}
     scores = heads_table(results).set_index("name")
     assert scores.loc["L0H0", "head_types.next_token"] > 0.999

@@ -202,11 +202,8 @@ def trial(module: Any, even: Any, words: Any) -> dict[str, str]:
     for kind in KINDS:
         model = load_model(module, attention=kind)
         notes[kind] = try_capture(model, module)
-        found = {
-            "padding": try_padding(model, module),
-            "gradients": try_gradients(model, module),
-            "edits": try_edits(model, module),
-        }
+        trials = {"padding": try_padding, "gradients": try_gradients, "edits": try_edits}
+        found = {name: each(model, module) for name, each in trials.items()}
         assert not cells or found == cells, kind
         cells = found
     said = ", ".join(f"{kind} ({note})" if note else kind for kind, note in notes.items())

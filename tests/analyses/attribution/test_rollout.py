@@ -44,10 +44,8 @@ def test_replacing_tokens_finds_what_the_prediction_rests_on(circuit, captured):
     assert set(np.argsort(-effect)[:3]) == {4, 5, 8}
     assert effect[[1, 2, 3, 6, 7]].max() < 0.1 * effect[[4, 5, 8]].min()
     assert str(result.attrs["predicted"]) == str(result["token"].values[5])
-    better = [
-        (result[name].values[1:] > result[name].values[0]).all()
-        for name in ("ablation_correlation", "gradient_correlation")
-    ]
+    found = (result[f"{name}_correlation"].values for name in ("ablation", "gradient"))
+    better = [(each[1:] > each[0]).all() for each in found]
     assert result.attrs["verdict"] == ("supported" if all(better) else "disagreement")
 
 

@@ -49,18 +49,11 @@ def test_a_bidirectional_model_sees_all_keys_from_every_query():
 def test_a_layer_without_a_map_is_missing_and_a_learned_sink_is_an_outcome():
     raw = np.full((2, 2, 1, 4), np.log(5.0))
     raw[:, 1] = np.nan
-    given = xr.Dataset(
-        {"entropy": (("prompt", "layer", "head", "query"), raw)},
-        coords={
-            "layer": [0, 1],
-            "head": [0],
-            "length": ("prompt", [4, 4]),
-            "causal": ("layer", [False, False]),
-            "window": ("layer", [np.nan, np.nan]),
-            "sink_logit": (("layer", "head"), [[0.0], [np.nan]]),
-        },
-    )
-    result = entropy.run(given)
+    order = {"causal": ("layer", [False, False]), "window": ("layer", [np.nan, np.nan])}
+    sinks = {"sink_logit": (("layer", "head"), [[0.0], [np.nan]])}
+    places = {"layer": [0, 1], "head": [0], "length": ("prompt", [4, 4])}
+    data = {"entropy": (("prompt", "layer", "head", "query"), raw)}
+    result = entropy.run(xr.Dataset(data, {**places, **order, **sinks}))
     assert float(result["entropy_share"][0, 0]) == 1
     assert np.isnan(result["entropy_share"].values[1, 0])
 
