@@ -34,10 +34,8 @@ def test_texts_of_any_kind_are_captured_whole(captured):
 
 
 def test_analyses_run_or_say_which_words_they_lack(captured):
-    options = {"head_types": {"draws": 1}}
-    outcome = analyze_run(
-        run_folder.open(captured), ("sinks", "head_types", "retrieval"), number=4, options=options
-    )
+    run, names = run_folder.open(captured), ("sinks", "head_types", "retrieval")
+    outcome = analyze_run(run, names, number=4, options={"head_types": {"draws": 1}})
     assert outcome["sinks"]["sink"].shape == (6, 6)
     assert outcome["head_types"]["induction"].argmax(...)["layer"] == 5
     assert isinstance(outcome["retrieval"], HeadscopeError)

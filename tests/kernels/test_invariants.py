@@ -122,9 +122,8 @@ def test_z_equals_torch(causal, window, draw):
     for queries, keys in ((100, 100), (60, 130)):
         inputs = draw(queries, keys, value_size=12)
         mask = visible_mask(queries, keys, causal, window, None)
-        expected = torch.nn.functional.scaled_dot_product_attention(
-            inputs.q, inputs.k, inputs.v, attn_mask=mask, enable_gqa=True
-        )
+        qkv, sdpa = (inputs.q, inputs.k, inputs.v), torch.nn.functional.scaled_dot_product_attention
+        expected = sdpa(*qkv, attn_mask=mask, enable_gqa=True)
         expected = expected.masked_fill(~mask.any(dim=1)[:, None], 0.0)
         z = attend(*inputs, AttentionSpec(causal=causal, window=window))["z"]
         torch.testing.assert_close(z, expected, rtol=1e-5, atol=2e-6)

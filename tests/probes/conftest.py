@@ -203,9 +203,8 @@ def _recompute(
         result = np.zeros((heads, tiles, tiles))
         for row in range(tiles):
             for column in range(tiles):
-                part = weights[
-                    :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile
-                ]
+                rows, columns = (slice(at * tile, (at + 1) * tile) for at in (row, column))
+                part = weights[:, rows, columns]
                 pooled = part.max((1, 2)) if name == "pooled_max" else part.sum(-1).mean(-1)
                 result[:, row, column] = pooled
         return result

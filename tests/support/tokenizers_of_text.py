@@ -49,12 +49,9 @@ def sentence_piece(size: int = 2500) -> PreTrainedTokenizerFast:
     """A tokenizer as of Gemma: ▁ for spaces, single digits, <bos> before a text."""
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     made.normalizer = normalizers.Replace(" ", "▁")
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("▁", "merged_with_next"),
-            pre_tokenizers.Digits(individual_digits=True),
-        ]
-    )
+    words = pre_tokenizers.Split("▁", "merged_with_next")
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, digits])
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     special = ["<bos>", "<unk>", "<unused0>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(

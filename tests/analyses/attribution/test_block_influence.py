@@ -60,9 +60,8 @@ def test_influence_and_losses_are_those_of_the_model_with_the_block_cut_out(rand
 
 
 def test_the_note_says_which_block_the_loss_would_skip(bundled):
-    result = block_influence.run(
-        capture(bundled, [list(range(5, 45)), list(range(50, 90))], stats=("lse",)), bundled
-    )
+    texts = [list(range(5, 45)), list(range(50, 90))]
+    result = block_influence.run(capture(bundled, texts, stats=("lse",)), bundled)
     cheapest = int(result["skip_loss"].values.argmin())
     assert f"the cheapest block to skip is {cheapest} " in result.attrs["note"]
     agrees = float(result["influence_vs_loss"]) > 0

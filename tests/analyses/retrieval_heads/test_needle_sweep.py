@@ -64,10 +64,8 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
 def test_the_curve_of_a_known_circuit(circuit, masking):
     task = needle(("north", "south"), n=3)
     ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
-    results = Results(xr.Dataset())
-    coords, record, verdict = _head_masking.curve(
-        results, circuit, task, ranked, (1, 4), masking=masking, draws=6
-    )
+    results, given = Results(xr.Dataset()), (circuit, task, ranked, (1, 4))
+    coords, record, verdict = _head_masking.curve(results, *given, masking=masking, draws=6)
     mean = results["masking"].values
     assert verdict.state == "supported"
     assert coords["count"] == [0, 1, 4]

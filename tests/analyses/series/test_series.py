@@ -270,10 +270,8 @@ class TestEmergence:
 
     def test_order_and_ties(self):
         values = np.array([[0, 0, 0, 0], [0, 1, 1, 0.1], [1, 1, 1, 0.1]], dtype=float)
-        grown = xr.Dataset(
-            {"y": (("checkpoint", "layer", "head"), values[:, None])},
-            {"step": ("checkpoint", [0, 10, 20])},
-        )
+        data = {"y": (("checkpoint", "layer", "head"), values[:, None])}
+        grown = xr.Dataset(data, {"step": ("checkpoint", [0, 10, 20])})
         found = emergence(grown, "y")
         np.testing.assert_array_equal(found["emergence_order"].values, [[3, 1, 1, np.nan]])
         assert [row["name"] for row in found.attrs["order"]] == ["L0H1", "L0H2", "L0H0"]
