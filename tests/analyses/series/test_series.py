@@ -114,10 +114,8 @@ def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(grown, found):
 def test_the_most_severe_verdict_of_the_checkpoints_counts():
     verdicts = {"step0": "too_few", "step1": "disagreement", "step2": "supported"}
     series = [State(name, name, name, at) for at, name in enumerate(verdicts)]
-    results = {
-        name: xr.Dataset({"y": ("layer", [0.0])}, attrs={"verdict": verdict, "note": "A note."})
-        for name, verdict in verdicts.items()
-    }
+    bare = xr.Dataset({"y": ("layer", [0.0])}, attrs={"note": "A note."})
+    results = {name: bare.assign_attrs(verdict=said) for name, said in verdicts.items()}
     whole = joined.join(series, results, {})
     assert whole.attrs["verdict"] == "disagreement"
     assert "Disagreement at step1. Too few to tell at step0." in whole.attrs["note"]

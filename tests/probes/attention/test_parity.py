@@ -38,15 +38,9 @@ WINDOWS = {
 def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recompute, choose):
     module = tiny(family)
     prompt = [token % 9 for token in ids(length)]
-    found = capture(
-        load_model(module),
-        [prompt],
-        stats=statistics.names(),
-        keep=("q", "k", "v", "z", "resid"),
-        targets=("duplicate", "induction"),
-        spans=spans(length),
-        **OPTIONS,
-    )
+    keep, targets = ("q", "k", "v", "z", "resid"), ("duplicate", "induction")
+    options = {"keep": keep, "targets": targets, "spans": spans(length), **OPTIONS}
+    found = capture(load_model(module), [prompt], stats=statistics.names(), **options)
     weights, mixed, stream = eager(module, prompt)
     assert set(found.data_vars) == {*statistics.names(), "q", "k", "v", "resid"}
     for layer, window in enumerate(WINDOWS[family]):
@@ -57,9 +51,8 @@ def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recomput
                 continue
             cut = {span: at[0] for span, at in spans(length).items()}
             expected = recompute(weights[layer], name, prompt, window, spans=cut, **OPTIONS)
-            np.testing.assert_allclose(
-                one[name].values, expected, rtol=0, atol=TOLERANCE, err_msg=f"{name} L{layer}"
-            )
+            near = {"rtol": 0, "atol": TOLERANCE, "err_msg": f"{name} L{layer}"}
+            np.testing.assert_allclose(one[name].values, expected, **near)
         z = one["z"].transpose("query", "head", "size").values.reshape(length, -1)
         np.testing.assert_allclose(z, mixed[layer], rtol=0, atol=TOLERANCE)
         _check_lse(one, weights[layer])

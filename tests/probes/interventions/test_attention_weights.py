@@ -200,17 +200,10 @@ def test_edits_come_back_from_a_file(tmp_path, tiny, ids):
     model = load_model(tiny("llama"))
     draw = torch.Generator().manual_seed(1)
     values = torch.randn(2, 4, 8, generator=draw)
-    edits = (
-        SCALE,
-        KNOCK,
-        WINDOW,
-        HEAT,
-        FixPattern(head=(0, 0), values=UNIFORM),
-        Gate(torch.rand(2, 4, generator=draw)),
-        Offset(heads=((0, 2),), values=values),
-        Replace(heads=((1, 1),), values=values),
-        Ablate(heads=((0, 3),)),
-    )
+    weights = (SCALE, KNOCK, WINDOW, HEAT, FixPattern(head=(0, 0), values=UNIFORM))
+    put = Offset(heads=((0, 2),), values=values), Replace(heads=((1, 1),), values=values)
+    gates = Gate(torch.rand(2, 4, generator=draw))
+    edits = (*weights, gates, *put, Ablate(heads=((0, 3),)))
     save(edits, tmp_path / "edits.safetensors")
     back = load(tmp_path / "edits.safetensors")
     assert [one.describe() for one in back] == [one.describe() for one in edits]
