@@ -64,7 +64,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tokenizer of 64 words, <bos> first, loaded from a folder."""
     vocabulary = ["<bos>", "<unk>", *(f"w{at}" for at in range(62))]
     folder = tmp_path_factory.mktemp("words")
-    word_level(vocabulary, bos_token="<bos>", unk_token="<unk>").save_pretrained(folder)
+    made = word_level(vocabulary, "<bos> $A", bos_token="<bos>", unk_token="<unk>")
+    made.save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
