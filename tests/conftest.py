@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write", action="store_true", help="write the tables that tests make")
-    parser.addoption(
-        "--requirements", action="store_true", help="print required row -> passing tests"
-    )
+    parser.addoption("--requirements", action="store_true", help="print row -> passing tests")
 
 
 class RequirementTable:
@@ -118,11 +116,10 @@ def paired_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny T5 with random weights and a tokenizer of 60 words, saved as any user would."""
     import architectures
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers_of_text import word_level
 
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{f"w{at}": at + 3 for at in range(61)}}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vocabulary = ["<pad>", "</s>", "<unk>", *(f"w{at}" for at in range(61))]
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     torch.manual_seed(3)
     module = transformers.T5ForConditionalGeneration(transformers.T5Config(**architectures.T5))
     with torch.no_grad():
@@ -132,9 +129,7 @@ def paired_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 weight.mul_(4.0)
     folder = tmp_path_factory.mktemp("paired")
     module.save_pretrained(folder)
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    word_level(vocabulary, **special).save_pretrained(folder)
     return folder
 
 

@@ -21,6 +21,16 @@ class Ended(NamedTuple):
     out: str
     err: list[str]
 
+    def printed(self) -> str:
+        """The output of a command that has to succeed."""
+        assert self.code == 0, self.err
+        return self.out
+
+    def refusal(self) -> str:
+        """The one line of error of a command that has to be refused."""
+        assert (self.code, len(self.err)) == (2, 1), self.err
+        return self.err[0]
+
 
 @pytest.fixture
 def headscope(

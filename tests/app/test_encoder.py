@@ -42,24 +42,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     constructed.encoder().save_pretrained(place / "model")
     constructed.encoder_tokenizer().save_pretrained(place / "model")
     (place / "prompts.txt").write_text("\n".join(TEXTS))
-    for words in (
-        ("capture", place / "model", "--prompts", place / "prompts.txt", "--out", place / "run"),
-        ("analyze", place / "run", "--number", 4),
-        ("report", place / "run"),
-    ):
-        run_command(*words)
-    return place / "run"
+    run = place / "run"
+    run_command("capture", place / "model", "--prompts", place / "prompts.txt", "--out", run)
+    run_command("analyze", run, "--number", 4)
+    run_command("report", run)
+    return run
 
 
 def test_the_planted_heads_are_found(folder):
     results = run_folder.open(folder).results()
-    assert results["head_types"].attrs["heads_by_type"] == {
-        "previous_token": ["L0H3"],
-        "duplicate_token": [],
-        "induction": [],
-        "bos": [],
-        "next_token": ["L0H0"],
-    }
+    found = results["head_types"].attrs["heads_by_type"]
+    nowhere = {name: [] for name in ("duplicate_token", "induction", "bos")}
+    assert found == {"previous_token": ["L0H3"], "next_token": ["L0H0"], **nowhere}
     scores = heads_table(results).set_index("name")
     assert scores.loc["L0H0", "head_types.next_token"] > 0.999
     assert scores.loc["L0H3", "head_types.previous_token"] > 0.999

@@ -34,10 +34,8 @@ def test_texts_of_any_kind_are_captured_whole(captured):
 
 
 def test_analyses_run_or_say_which_words_they_lack(captured):
-    options = {"head_types": {"draws": 1}}
-    outcome = analyze_run(
-        run_folder.open(captured), ("sinks", "head_types", "retrieval"), number=4, options=options
-    )
+    run, names = run_folder.open(captured), ("sinks", "head_types", "retrieval")
+    outcome = analyze_run(run, names, number=4, options={"head_types": {"draws": 1}})
     assert outcome["sinks"]["sink"].shape == (6, 6)
     assert outcome["head_types"]["induction"].argmax(...)["layer"] == 5
     assert isinstance(outcome["retrieval"], HeadscopeError)
@@ -54,6 +52,5 @@ def test_the_dashboard_takes_any_text(captured, dashboard):
 
 
 def test_texts_refuse_a_folder_that_is_not_there(tmp_path, headscope):
-    code, _, (line,) = headscope("texts", "--out", tmp_path / "no" / "texts.jsonl")
-    assert code == 2
+    line = headscope("texts", "--out", tmp_path / "no" / "texts.jsonl").refusal()
     assert line.startswith("error: --out: ")

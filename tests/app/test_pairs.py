@@ -38,9 +38,7 @@ def test_what_does_not_fit_is_one_line(line, attention, said, paired_folder, tmp
     prompts = tmp_path / "pairs.jsonl"
     prompts.write_text(line + "\n")
     options = ("--prompts", prompts, "--attention", attention, "--out", tmp_path / "run")
-    code, _, (error,) = headscope("capture", paired_folder, *options)
-    assert code == 2
-    assert said in error
+    assert said in headscope("capture", paired_folder, *options).refusal()
     assert not (tmp_path / "run").exists()
 
 

@@ -27,15 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
         pixels = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / f"{number}.png")
     (place / "images.txt").write_text(f"{place / '0.png'}\n{place / '1.png'}\n")
-    for words in (
-        ("capture", place / "model", "--prompts", place / "images.txt", "--out", place / "run"),
-        ("analyze", place / "run"),
-        ("report", place / "run"),
-    ):
-        run_command(*words)
+    run = place / "run"
+    run_command("capture", place / "model", "--prompts", place / "images.txt", "--out", run)
+    run_command("analyze", run)
+    run_command("report", run)
     for number in range(2):
         (place / f"{number}.png").unlink()  # a run needs its images no longer
-    return place / "run"
+    return run
 
 
 def test_the_planted_heads_are_found_among_the_patches(folder):

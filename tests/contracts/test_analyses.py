@@ -33,11 +33,9 @@ def given(name: str, bundled) -> tuple[Task, xr.Dataset | None]:
     task = tasks.make(prompts, tokenizer=bundled.tokenizer, n=PROMPTS, seed=1)
     if "capture" not in inputs.positionals(name):
         return task, None
-    options = {
-        "offsets": getattr(module, "OFFSETS", (0, 1)),
-        "targets": getattr(module, "TARGETS", ()),
-    }
-    held = capture(bundled, task, stats=module.NEEDS, keep=getattr(module, "KEEP", ()), **options)
+    declared = {"keep": (), "offsets": (0, 1), "targets": ()}
+    options = {one: getattr(module, one.upper(), usual) for one, usual in declared.items()}
+    held = capture(bundled, task, stats=module.NEEDS, **options)
     return task, held
 
 

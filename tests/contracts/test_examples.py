@@ -28,9 +28,8 @@ def module_names() -> list[str]:
 @pytest.mark.parametrize("name", module_names())
 def test_docstring_examples(name):
     module = importlib.import_module(name)
-    result = doctest.testmod(
-        module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
-    )
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    result = doctest.testmod(module, optionflags=flags, verbose=False)
     assert result.failed == 0
     assert result.attempted > 0
 

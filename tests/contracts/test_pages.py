@@ -10,9 +10,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def check(script: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", script, "--check"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-P", script, "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_generated_pages_are_up_to_date():

@@ -17,11 +17,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     # setuptools keeps what an earlier build left there, files that are gone included.
     shutil.rmtree(ROOT / "build", ignore_errors=True)
-    subprocess.run(
-        [sys.executable, "-P", "-m", "build", "--wheel", "--outdir", folder, ROOT],
-        check=True,
-        capture_output=True,
-    )
+    build = [sys.executable, "-P", "-m", "build", "--wheel", "--outdir", folder, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     site = folder / "site"
     install = (sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import CHOICES, VARIANTS, Inputs, check_same, spec
+from attention_inputs import CHOICES, VARIANTS, Inputs, check_same, check_within, spec
 from torch import Tensor
 
 from headscope.kernels.api import AttentionSpec, attend_dense
@@ -36,13 +36,7 @@ def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
         if name in CHOICES:
             CHOICES[name](found, dense, inputs, near)
             continue
-        finite = expected.isfinite()
-        assert torch.equal(found[~finite].nan_to_num(), expected[~finite].float().nan_to_num())
-        if finite.any():
-            error = (found[finite].double() - expected[finite]).abs().max().item()
-            largest = max(expected[finite].abs().max().item(), 1.0)
-            bound = (near + ROUNDING[inputs.q.dtype] * (name == "z")) * largest
-            assert error <= bound, f"{name}: off by {error:.2g}, allowed {bound:.2g}"
+        check_within(name, found, expected, near + ROUNDING[inputs.q.dtype] * (name == "z"))
 
 
 @pytest.mark.parametrize("length", [1, 63, 100, 300])

@@ -10,10 +10,9 @@ from headscope.kernels.api import AttentionSpec, Request, attend
 
 
 def close(got: Tensor, expected: Tensor | float, tolerance: float = 1e-6) -> None:
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(
-        got.double(), expected.expand_as(got), rtol=tolerance, atol=tolerance, equal_nan=True
-    )
+    expected = torch.as_tensor(expected, dtype=torch.float64).expand_as(got)
+    near = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(got.double(), expected, **near, equal_nan=True)
 
 
 def zeros(length: int, size: int = 4) -> Tensor:

@@ -129,14 +129,9 @@ def test_processes_that_build_at_once_share_one_library(cache, tmp_path):
         "ctypes.CDLL(str(built.path)).sweep; print(built.path)"
     )
     environment = {**os.environ, compiler.VARIABLE: slow}
+    command, pipe = [sys.executable, "-P", "-c", program], subprocess.PIPE
     running = [
-        subprocess.Popen(
-            [sys.executable, "-P", "-c", program],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
         for _ in range(3)
     ]
     outcomes = [process.communicate(timeout=60) for process in running]

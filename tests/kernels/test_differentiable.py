@@ -152,9 +152,8 @@ def test_long_gradients_equal_those_of_fused_attention():
     got = torch.autograd.grad(tuple(results.values()), (q, k, v), upstream)
 
     def fused(values: Tensor) -> Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, values, is_causal=True, enable_gqa=True
-        )
+        options = {"is_causal": True, "enable_gqa": True}
+        return torch.nn.functional.scaled_dot_product_attention(q, k, values, **options)
 
     # lse - entropy = Σ_j P_ij s_ij is attention with the keys as values; so is the gradient of lse.
     belongs = (spans[..., None] == torch.arange(16)).float()[:, None]

@@ -97,14 +97,12 @@ def test_statistics_agree_with_the_whole_matrix(case, rows, draw, monkeypatch):
         if statistic.by_query:
             rows_seen = seen.view(*seen.shape, *[1] * (expected.ndim - 3))
             expected = torch.where(rows_seen, expected, torch.nan)
-        torch.testing.assert_close(
-            got[name].double(), expected, rtol=2e-6, atol=5e-6, equal_nan=True, msg=name
-        )
+        near = {"rtol": 2e-6, "atol": 5e-6, "equal_nan": True}
+        torch.testing.assert_close(got[name].double(), expected, **near, msg=name)
     if z is not None:
-        identity = torch.where(seen, (dz * z).sum(dim=-1), torch.nan)
-        torch.testing.assert_close(
-            got["attribution"], identity.float(), rtol=1e-5, atol=1e-5, equal_nan=True
-        )
+        identity = torch.where(seen, (dz * z).sum(dim=-1), torch.nan).float()
+        near = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+        torch.testing.assert_close(got["attribution"], identity, **near)
 
 
 def test_a_long_text_keeps_the_identity_and_the_columns_of_fused_attention():

@@ -95,9 +95,8 @@ class Call:
     def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute every result, in the order of ``leaves``; missing values are 0."""
         leaves = dict(zip(self.leaves, tensors, strict=True))
-        results = attend_differentiable(
-            *tensors[:3], Request(stats=self.stats, spans=self.spans), self.spec(leaves)
-        )
+        request = Request(stats=self.stats, spans=self.spans)
+        results = attend_differentiable(*tensors[:3], request, self.spec(leaves))
         return tuple(known(result) for result in results.values())
 
     def dense(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -112,9 +111,7 @@ class Call:
         if "window" in options:
             sees = sees & ((place - key).abs() < options["window"])
         if "lengths" in options:
-            document = torch.arange(len(options["lengths"])).repeat_interleave(
-                torch.tensor(options["lengths"])
-            )
+            document = torch.repeat_interleave(torch.tensor(options["lengths"]))
             sees = sees & (document[:, None] == document)
         sees = sees.expand(2, HEADS, queries, keys)
         real = options.get("key_mask", torch.ones(2, keys, dtype=torch.bool))

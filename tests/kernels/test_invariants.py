@@ -61,9 +61,8 @@ def test_bounds_and_sums(shape, draw):
     assert (result["max_weight"][0, :, valid_queries] >= 1 / seen[valid_queries] - 1e-6).all()
     weights = result["pattern"][0]
     assert (weights[:, ~visible].nan_to_num() == 0).all()
-    torch.testing.assert_close(
-        weights[:, valid_queries].sum(dim=-1), torch.ones(4, int(valid_queries.sum()))
-    )
+    sums = weights[:, valid_queries].sum(dim=-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
     total = (result["received"][0].nan_to_num() * query_counts).sum(dim=-1)
     expected = torch.full((4,), float(valid_queries.sum()))
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
@@ -123,9 +122,8 @@ def test_z_equals_torch(causal, window, draw):
     for queries, keys in ((100, 100), (60, 130)):
         inputs = draw(queries, keys, value_size=12)
         mask = visible_mask(queries, keys, causal, window, None)
-        expected = torch.nn.functional.scaled_dot_product_attention(
-            inputs.q, inputs.k, inputs.v, attn_mask=mask, enable_gqa=True
-        )
+        qkv, sdpa = (inputs.q, inputs.k, inputs.v), torch.nn.functional.scaled_dot_product_attention
+        expected = sdpa(*qkv, attn_mask=mask, enable_gqa=True)
         expected = expected.masked_fill(~mask.any(dim=1)[:, None], 0.0)
         z = attend(*inputs, AttentionSpec(causal=causal, window=window))["z"]
         torch.testing.assert_close(z, expected, rtol=1e-5, atol=2e-6)

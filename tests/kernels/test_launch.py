@@ -50,9 +50,8 @@ def test_tiles_hold_all_that_is_visible_and_are_masked_where_they_must(name, row
         sequence = torch.repeat_interleave(torch.tensor(spec.lengths))
     visible = visible_keys(spec, position, everything if mask is None else mask, sequence)[:, 0]
     # Order and window alone: what an unmasked tile takes for granted.
-    ordered = visible_keys(
-        AttentionSpec(**{**options, "key_mask": None}), position, everything, sequence
-    )[:, 0]
+    unmasked = AttentionSpec(**{**options, "key_mask": None})
+    ordered = visible_keys(unmasked, position, everything, sequence)[:, 0]
     bounds = launch.bounds(rows, columns)
     assert bounds.shape == (2, -(-queries // rows), 4)
     for batch in range(2):

@@ -95,9 +95,8 @@ class Case:
                 setattr(self, name, getattr(self, name).masked_fill(hidden, torch.nan))
             self.k = self.k.masked_fill(hidden, torch.nan)
             if queries == keys:
-                self.q, self.r, self.dz = (
-                    each.masked_fill(hidden, torch.nan) for each in (self.q, self.r, self.dz)
-                )
+                for name in ("q", "r", "dz"):
+                    setattr(self, name, getattr(self, name).masked_fill(hidden, torch.nan))
                 self.clean["r"] = self.clean["r"].masked_fill(hidden, 0.0)
 
     @property
@@ -340,9 +339,8 @@ def test_16k_tokens_as_torch_in_linear_memory():
     # Three buffers of a panel of 256 queries, on large pages of 2 MB.
     assert mode.elements <= 3 * 256 * length + (1 << 19)
     x.requires_grad_(True)
-    z = torch.nn.functional.scaled_dot_product_attention(
-        q, *(each.expand(-1, 2, -1, -1) for each in (k, x)), is_causal=True
-    )
+    shared = (each.expand(-1, 2, -1, -1) for each in (k, x))
+    z = torch.nn.functional.scaled_dot_product_attention(q, *shared, is_causal=True)
     torch.testing.assert_close(pulled, z, rtol=1e-5, atol=3e-6)
     torch.testing.assert_close(pushed, torch.autograd.grad(z, x, r)[0], rtol=1e-4, atol=3e-5)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 
 from headscope.kernels import statistics
 from headscope.kernels.api import AttentionSpec, Request, attend, attend_dense
@@ -45,11 +46,9 @@ ATTENTION: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention_refuses(case, engine):
     qkv, options, field = ATTENTION[case]
-    with pytest.raises(InvalidInput) as refusal:
-        engine(*qkv, REQUEST, AttentionSpec(**options))
-    assert refusal.value.field == field
-    assert refusal.value.fix or "cast" in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    error = refusal(lambda: engine(*qkv, REQUEST, AttentionSpec(**options)))
+    assert (type(error), error.field) == (InvalidInput, field)
+    assert error.fix or "cast" in str(error)
 
 
 TARGETS = torch.zeros(2, 1, 6, 1, dtype=torch.long)
@@ -85,10 +84,8 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_request_is_refused(case):
     fields, field = REQUESTS[case]
-    with pytest.raises(InvalidInput) as refusal:
-        attend(*tensors(*GOOD), Request(**fields))
-    assert refusal.value.field == field
-    assert "\n" not in str(refusal.value)
+    error = refusal(lambda: attend(*tensors(*GOOD), Request(**fields)))
+    assert (type(error), error.field) == (InvalidInput, field)
 
 
 def test_the_pattern_of_a_long_text_is_refused():
@@ -109,9 +106,9 @@ def test_a_file_must_be_named_like_its_statistic(tmp_path, monkeypatch):
 
 
 def test_a_refusal_is_a_value_error_with_field_and_fix():
-    with pytest.raises(ValueError, match="tile") as refusal:
+    with pytest.raises(ValueError, match="tile") as caught:
         Request(stats=(), tile=-1)
-    error = pickle.loads(pickle.dumps(refusal.value))
+    error = pickle.loads(pickle.dumps(caught.value))
     assert type(error) is InvalidInput
     assert (error.field, error.fix) == ("tile", "give 1 or more")
     assert str(error) == "tile: -1 tokens a tile; give 1 or more"

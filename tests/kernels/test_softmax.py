@@ -101,13 +101,12 @@ def test_logits_that_were_overwritten_are_made_again(spec, sigma, draw):
     assert [one.keeps_logits for one in (panels, kept)] == [False, True]
     seen: list[list[Tensor]] = [[], []]
     for one, found in zip((panels, kept), seen, strict=True):
-        one.for_each_part(
-            lambda part, filled, found=found: found.extend(
-                part
-                for panel in filled
-                for part in (panel.weights.clone(), panel.max_logit, panel.logits.clone())
-            )
-        )
+
+        def keep(part: Any, filled: Any, found: list[Tensor] = found) -> None:
+            for panel in filled:
+                found += [panel.weights.clone(), panel.max_logit, panel.logits.clone()]
+
+        one.for_each_part(keep)
     assert len(seen[0]) == 2 * 3
     assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers_of_text import word_level
 
 Array = np.ndarray[Any, Any]
 
@@ -61,18 +62,10 @@ def tiny() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tokenizer of 64 words, <bos> first, loaded from a folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {"<bos>": 0, "<unk>": 1, **{f"w{at}": at + 2 for at in range(62)}}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 0)]
-    )
+    vocabulary = ["<bos>", "<unk>", *(f"w{at}" for at in range(62))]
     folder = tmp_path_factory.mktemp("words")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    made = word_level(vocabulary, "<bos> $A", bos_token="<bos>", unk_token="<unk>")
+    made.save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -211,9 +204,8 @@ def _recompute(
         result = np.zeros((heads, tiles, tiles))
         for row in range(tiles):
             for column in range(tiles):
-                part = weights[
-                    :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile
-                ]
+                rows, columns = (slice(at * tile, (at + 1) * tile) for at in (row, column))
+                part = weights[:, rows, columns]
                 pooled = part.max((1, 2)) if name == "pooled_max" else part.sum(-1).mean(-1)
                 result[:, row, column] = pooled
         return result

@@ -8,20 +8,9 @@ than 0.999 of the weight.
 import random
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    ViTConfig,
-    ViTModel,
-)
+import transformers
+from tokenizers_of_text import BERT_TOKENS, word_level
+from transformers import PreTrainedTokenizerFast
 from word_prompts import Asked, word_prompt
 
 from headscope.probes import load_model
@@ -55,13 +44,21 @@ INDUCTION = (1, 0)
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `<bos>` first."""
-    numbers = {word: number for number, word in enumerate(WORDS)}
-    inner = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>")
+    return word_level(WORDS, "<bos> $A", bos_token="<bos>", unk_token="<unk>")
+
+
+@torch.no_grad()
+def silent_gpt2(**shape: int) -> transformers.GPT2LMHeadModel:
+    """A GPT-2 for `tokenizer` whose weights are zero, those of its norms apart."""
+    config = transformers.GPT2Config(
+        **shape, vocab_size=len(WORDS), n_inner=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    module = transformers.GPT2LMHeadModel(config).eval()
+    for name, weight in module.named_parameters():
+        if "ln_" not in name:
+            weight.zero_()
+    return module
 
 
 @torch.no_grad()
@@ -73,15 +70,7 @@ def circuit() -> Model:
     token after an earlier copy (at the first token where there is none) and copies it into the
     logits. Only L0H0 and L1H0 write anything.
     """
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS,
-        n_inner=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    module = GPT2LMHeadModel(config).eval()
-    for name, weight in module.named_parameters():
-        if "ln_" not in name:
-            weight.zero_()
+    module = silent_gpt2(n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS)
     words, places = torch.arange(len(WORDS)), torch.arange(PLACES)
     module.transformer.wte.weight[words, TOKEN + words] = 1.0
     module.transformer.wpe.weight[places, PLACE + places] = 1.0
@@ -129,13 +118,13 @@ def rotary_sink() -> Model:
     The sink is in the content of `<bos>`, read through a pair of dimensions that RoPE hardly turns.
     """
     size, width = 16, 48
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=len(WORDS), hidden_size=width, intermediate_size=4, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, head_dim=size, max_position_embeddings=256,
         rope_parameters={"rope_type": "default", "rope_theta": 1e12}, tie_word_embeddings=False,
         bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-6,
     )  # fmt: skip
-    module = LlamaForCausalLM(config).eval()
+    module = transformers.LlamaForCausalLM(config).eval()
     for name, weight in module.named_parameters():
         if "norm" not in name:
             weight.zero_()
@@ -154,23 +143,23 @@ def rotary_sink() -> Model:
 def random_llama(seed: int = 0, layers: int = 2, places: int = 256) -> Model:
     """A Llama as it comes out of its initialiser."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=places,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    return load_model(LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
+    return load_model(transformers.LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
 
 
-def hybrid(vocabulary: int) -> Lfm2ForCausalLM:
+def hybrid(vocabulary: int) -> transformers.Lfm2ForCausalLM:
     """Four layers with random weights, of which 0 and 2 have no attention map."""
     torch.manual_seed(3)
-    config = Lfm2Config(
+    config = transformers.Lfm2Config(
         vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, block_ff_dim=48,
         layer_types=["conv", "full_attention", "conv", "full_attention"], block_multiple_of=8,
     )  # fmt: skip
-    return Lfm2ForCausalLM(config).eval()
+    return transformers.Lfm2ForCausalLM(config).eval()
 
 
 def repeated(n: int = 4, length: int = 12, seed: int = 0) -> Task:
@@ -197,9 +186,7 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
         key = KEYS[number]
         words = (*hay[:4], key, *values, *hay[4:], key, *values[:-1])
         start = len(words) - len(values)
-        asked = [
-            Asked(start + step, (value,), (), (5 + step,)) for step, value in enumerate(values)
-        ]
+        asked = [Asked(start + at, (value,), (), (5 + at,)) for at, value in enumerate(values)]
         corrupted = tuple("west" if word in values else word for word in words)
         prompts.append(word_prompt(words, corrupted, asked))
     return Task("needle", tuple(prompts), "accuracy", seed, "One fact in a haystack.")
@@ -207,32 +194,23 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
 
 def encoder_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `[CLS]` before and `[SEP]` after every text."""
-    numbers = {word: number for number, word in enumerate(ENCODER_WORDS)}
-    inner = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", mask_token="[MASK]",
-    )  # fmt: skip
+    return word_level(ENCODER_WORDS, "[CLS] $A [SEP]", **BERT_TOKENS)
 
 
 @torch.no_grad()
-def encoder() -> BertForMaskedLM:
+def encoder() -> transformers.BertForMaskedLM:
     """Two layers of BERT: one head each for the next token, `[SEP]`, and the token before.
 
     L0H0 looks at the token after, L0H1 at `[SEP]`, L0H3 at the token before; L0H2 and layer 1 are
     uniform. Only L0H2 writes, a little, into a place that nothing reads.
     """
     count, size, place, out = len(ENCODER_WORDS), 256, 512, 640
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=count, hidden_size=HEADS * size, num_hidden_layers=2,
         num_attention_heads=HEADS, intermediate_size=4, max_position_embeddings=PLACES,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=False,
     )  # fmt: skip
-    module = BertForMaskedLM(config).eval()
+    module = transformers.BertForMaskedLM(config).eval()
     for name, weight in module.named_parameters():
         if "LayerNorm" not in name:
             weight.zero_()
@@ -255,19 +233,19 @@ def encoder() -> BertForMaskedLM:
 
 
 @torch.no_grad()
-def vision() -> ViTModel:
+def vision() -> transformers.ViTModel:
     """One layer of ViT on 4 × 4 patches: a head for the next token, one for `[CLS]`.
 
     L0H0 looks at the patch after (from `[CLS]` at r0c0), L0H1 at `[CLS]`; L0H2 and L0H3 are
     uniform, and L0H2 writes what the patches show.
     """
     size, places = 32, torch.arange(17)
-    config = ViTConfig(
+    config = transformers.ViTConfig(
         hidden_size=HEADS * size, intermediate_size=4, num_hidden_layers=1,
         num_attention_heads=HEADS, image_size=16, patch_size=4,
     )  # fmt: skip
     torch.manual_seed(0)
-    module = ViTModel(config, add_pooling_layer=False).eval()
+    module = transformers.ViTModel(config, add_pooling_layer=False).eval()
     for name, weight in module.named_parameters():
         if "layernorm" not in name and "patch_embeddings" not in name:
             weight.zero_()

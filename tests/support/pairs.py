@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from bridges import bridge_of
+from bridges import bridge_if_known
 from torch import Tensor
 
 from headscope.kernels.api import Request
@@ -77,8 +77,8 @@ def try_capture(model: Model, module: Any) -> str:
     return "N×N bias" if "position_bias" in kept.coords else ""
 
 
-def through(model: Model, pair: Pair, **masks: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """Run padded pairs through the seam: the logits, and every layer's entropy."""
+def through(model: Model, **inputs: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run padded prompts through the seam: the output, and every layer's entropy."""
     found: dict[int, Tensor] = {}
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
@@ -86,8 +86,8 @@ def through(model: Model, pair: Pair, **masks: Tensor) -> tuple[Tensor, dict[int
 
     reader = Reader(Request(stats=("entropy",)), take=take)
     with torch.no_grad(), intercept_attention(model, reader):
-        output = model.module(input_ids=pair.source, decoder_input_ids=pair.target, **masks)
-    return output.logits, found
+        output = model.module(**inputs)[0]
+    return output, found
 
 
 def try_padding(model: Model, module: Any) -> str:
@@ -100,7 +100,8 @@ def try_padding(model: Model, module: Any) -> str:
         for kept in (torch.arange(21) >= 6, torch.arange(21) < 15):
             mask = torch.ones_like(pair.source)
             mask[0] = kept.long()
-            output, found = through(model, pair, **{field: mask})
+            ids = {"input_ids": pair.source, "decoder_input_ids": pair.target}
+            output, found = through(model, **ids, **{field: mask})
             own, weights = eager(module, model.attention, pair, **{field: mask})
             every = torch.ones_like(mask).bool()
             targets = mask.bool() if field.startswith("decoder") else every
@@ -181,11 +182,8 @@ def ablated(model: Model, module: Any, pair: Pair, *, layer: int, head: int) -> 
 
 def try_bridge(module: Any, words: Any) -> str:
     """Boot a TransformerBridge around a model with stacks of one depth, which is refused."""
-    try:
-        bridge = bridge_of(module, words)
-    except ValueError as error:
-        if "Could not determine supported architecture" not in str(error):
-            raise
+    bridge = bridge_if_known(module, words)
+    if bridge is None:
         return "no: TransformerLens does not know it"
     try:
         load_model(bridge, attention="cross")
@@ -204,11 +202,8 @@ def trial(module: Any, even: Any, words: Any) -> dict[str, str]:
     for kind in KINDS:
         model = load_model(module, attention=kind)
         notes[kind] = try_capture(model, module)
-        found = {
-            "padding": try_padding(model, module),
-            "gradients": try_gradients(model, module),
-            "edits": try_edits(model, module),
-        }
+        trials = {"padding": try_padding, "gradients": try_gradients, "edits": try_edits}
+        found = {name: each(model, module) for name, each in trials.items()}
         assert not cells or found == cells, kind
         cells = found
     said = ", ".join(f"{kind} ({note})" if note else kind for kind, note in notes.items())

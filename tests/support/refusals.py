@@ -1,5 +1,6 @@
 """What is refused: in one line, that begins with the name of the field that is wrong."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,3 +21,11 @@ def check_refusal(field: str, call: Callable[..., Any], /, *arguments: Any, **op
     """Fail unless a call is refused for this field."""
     error = refusal(call, *arguments, **options)
     assert error.field == field, error
+
+
+def check_message(
+    pattern: str, call: Callable[..., Any], /, *arguments: Any, **options: Any
+) -> None:
+    """Fail unless a call is refused in words that this regular expression finds."""
+    line = str(refusal(call, *arguments, **options))
+    assert re.search(pattern, line), line

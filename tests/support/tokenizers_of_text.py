@@ -1,4 +1,6 @@
-"""Tokenizers of the kinds that models have, trained on a few lines."""
+"""Tokenizers of the kinds that models have, trained on a few lines, and tokenizers of words."""
+
+from collections.abc import Sequence
 
 from tokenizers import (
     Tokenizer,
@@ -14,6 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from headscope.probes.prompts.tasks._natural_words import NATURAL, PROSE
 from headscope.probes.prompts.tasks._words import KINDS
 
+BERT_TOKENS = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
 # Some words of every kind are left out, so that they become several tokens.
 LINES = [
     *(" ".join(("the", word, "and", word)) for kind in KINDS.values() for word in kind[::2]),
@@ -43,12 +49,9 @@ def sentence_piece(size: int = 2500) -> PreTrainedTokenizerFast:
     """A tokenizer as of Gemma: ▁ for spaces, single digits, <bos> before a text."""
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     made.normalizer = normalizers.Replace(" ", "▁")
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("▁", "merged_with_next"),
-            pre_tokenizers.Digits(individual_digits=True),
-        ]
-    )
+    words = pre_tokenizers.Split("▁", "merged_with_next")
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, digits])
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     special = ["<bos>", "<unk>", "<unused0>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(
@@ -77,10 +80,18 @@ def word_piece(size: int = 2500) -> PreTrainedTokenizerFast:
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        pad_token="[PAD]", mask_token="[MASK]",
-    )  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=made, **BERT_TOKENS)
+
+
+def word_level(words: Sequence[str], around: str = "$A", **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of one token a word, with the special tokens that stand around a text."""
+    numbers = {word: number for number, word in enumerate(words)}
+    made = Tokenizer(models.WordLevel(numbers, unk_token=special["unk_token"]))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if around != "$A":
+        named = [(token, numbers[token]) for token in around.split() if token != "$A"]
+        made.post_processor = processors.TemplateProcessing(single=around, special_tokens=named)
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 
 KINDS_OF_TOKENIZER = {

@@ -22,22 +22,18 @@ def word_prompt(
     """Join words to a prompt with its questions."""
     text, spans = place(words)
     twin, places = place(corrupted)
-    changes = [pair for pair, *same in zip(zip(spans, places, strict=True), words, corrupted,
-               strict=True) if same[0] != same[1]]  # fmt: skip
-    return Prompt(
-        text,
-        twin,
-        tuple(
-            Question(
-                spans[asked.at][1],
-                tuple(continuation(words[asked.at], word) for word in asked.answers),
-                tuple(continuation(words[asked.at], word) for word in asked.wrong),
-                tuple(spans[at] for at in asked.evidence),
-            )
-            for asked in questions
-        ),
-        changes=tuple(changes),
+    pairs = zip(spans, places, words, corrupted, strict=True)
+    changes = tuple((one, other) for one, other, word, changed in pairs if word != changed)
+    asked = tuple(
+        Question(
+            spans[each.at][1],
+            tuple(continuation(words[each.at], word) for word in each.answers),
+            tuple(continuation(words[each.at], word) for word in each.wrong),
+            tuple(spans[at] for at in each.evidence),
+        )
+        for each in questions
     )
+    return Prompt(text, twin, asked, changes=changes)
 
 
 class InWords(NamedTuple):
@@ -62,17 +58,14 @@ def in_words(prompt: Prompt) -> InWords:
             for number in range(len(split(text[:start])), len(split(text[:stop])))
         )
 
-    return InWords(
-        tuple(split(text)),
-        tuple(split(prompt.corrupted)),
-        tuple(
-            Asked(
-                len(split(text[: question.at])) - 1,
-                tuple(str(answer).strip() for answer in question.answers),
-                tuple(str(answer).strip() for answer in question.wrong),
-                numbers(question.evidence),
-            )
-            for question in prompt.questions
-        ),
-        {role: numbers(spans) for role, spans in prompt.roles.items()},
+    asked = tuple(
+        Asked(
+            len(split(text[: question.at])) - 1,
+            tuple(str(answer).strip() for answer in question.answers),
+            tuple(str(answer).strip() for answer in question.wrong),
+            numbers(question.evidence),
+        )
+        for question in prompt.questions
     )
+    roles = {role: numbers(spans) for role, spans in prompt.roles.items()}
+    return InWords(tuple(split(text)), tuple(split(prompt.corrupted)), asked, roles)

@@ -40,9 +40,8 @@ def test_influence_and_losses_are_those_of_the_model_with_the_block_cut_out(rand
     module = random_llama.module
     turned, lost, without = [], [], []
     for ids in PROMPTS:
-        hidden = module(
-            input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False
-        ).hidden_states
+        given = {"input_ids": torch.tensor([ids]), "use_cache": False}
+        hidden = module(**given, output_hidden_states=True).hidden_states
         # The last of these is behind the norm, so the first block alone is read here.
         cosine = torch.nn.functional.cosine_similarity(hidden[0][0], hidden[1][0], dim=-1)
         turned.append(float((1 - cosine).mean()))
@@ -61,9 +60,8 @@ def test_influence_and_losses_are_those_of_the_model_with_the_block_cut_out(rand
 
 
 def test_the_note_says_which_block_the_loss_would_skip(bundled):
-    result = block_influence.run(
-        capture(bundled, [list(range(5, 45)), list(range(50, 90))], stats=("lse",)), bundled
-    )
+    texts = [list(range(5, 45)), list(range(50, 90))]
+    result = block_influence.run(capture(bundled, texts, stats=("lse",)), bundled)
     cheapest = int(result["skip_loss"].values.argmin())
     assert f"the cheapest block to skip is {cheapest} " in result.attrs["note"]
     agrees = float(result["influence_vs_loss"]) > 0

@@ -60,10 +60,9 @@ def test_a_difference_that_changes_no_answer_is_flagged(bundled):
 
 def test_equal_prompts_do_not_differ(bundled):
     task = tasks.make("ioi", bundled.tokenizer, 3)
-    same = replace(
-        task, prompts=tuple(replace(one, corrupted=one.clean, changes=()) for one in task.prompts)
-    )
-    result = execute("prompt_pairs", bundled, task=same, options={"draws": 1})
+    same = tuple(replace(one, corrupted=one.clean, changes=()) for one in task.prompts)
+    given = replace(task, prompts=same)
+    result = execute("prompt_pairs", bundled, task=given, options={"draws": 1})
     assert float(result["difference"].max()) == 0.0
 
 

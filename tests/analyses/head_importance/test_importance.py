@@ -63,17 +63,12 @@ def test_resampling_puts_the_heads_corrupted_output_in_place(random_llama, task,
         return rows
 
     def score(rows, asked):
-        return np.mean(
-            [
-                float(rows[each.at, each.answer_ids[0]] - rows[each.at, each.wrong_ids[0]])
-                for each in asked
-            ]
-        )
+        places = [(each.at, each.answer_ids[0], each.wrong_ids[0]) for each in asked]
+        return np.mean([float(rows[at, answer] - rows[at, wrong]) for at, answer, wrong in places])
 
     lost = []
-    for ids, other, asked in zip(
-        encoded.ids, encoded.corrupted_ids, encoded.questions, strict=True
-    ):
+    given = zip(encoded.ids, encoded.corrupted_ids, encoded.questions, strict=True)
+    for ids, other, asked in given:
         kept = []
         run(other, partial(keep, kept))
         patched = score(run(ids, partial(patch, kept, part)), asked)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, repeated
+from refusals import check_message
 
 from headscope.analyses import injection
 from headscope.analyses._interventions.ablation import evaluate
@@ -101,8 +102,7 @@ def test_injected_patterns_are_kept_in_a_file(tmp_path):
 
 
 def test_bad_input_is_refused(circuit):
-    with pytest.raises(HeadscopeError, match=r"Inject.pattern: no 'next'; choose one of previous"):
-        Inject(((0, 0),), "next")
+    check_message(r"Inject.pattern: no 'next'; choose one of previous", Inject, ((0, 0),), "next")
     with pytest.raises(HeadscopeError, match="needs 20000 × 20000 weights for each of 4 heads"):
         Inject(((0, 0),), "first").inside(0, (1, 4, 20000, 20000))
     with pytest.raises(HeadscopeError, match=r"Inject.heads: no layer 7"):

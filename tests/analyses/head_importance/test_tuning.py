@@ -50,10 +50,8 @@ def constant(name: str, word: str, other: str) -> Task:
 
 @pytest.mark.requirement("D3")
 def test_heads_selected_for_a_task_beat_those_of_another(speakers):
-    said = {
-        "keys": constant("keys", "lemon", "east"),
-        "values": constant("values", "east", "lemon"),
-    }
+    said = {"keys": ("lemon", "east"), "values": ("east", "lemon")}
+    said = {name: constant(name, *words) for name, words in said.items()}
     sizes = torch.ones(2, 4)
     best = {}
     for name, task in said.items():
@@ -131,11 +129,9 @@ def test_bad_input_is_refused(circuit):
     check_refusal("count", tuning.run, captured, circuit, task, count=3)
     check_refusal("other", tuning.run, captured, circuit, task, other="repeated")
     check_refusal("task", tuning.run, captured, circuit, repeated(n=3, length=5))
-    open_ended = replace(
-        task,
-        prompts=tuple(
-            replace(each, questions=tuple(replace(one, wrong=()) for one in each.questions))
-            for each in task.prompts
-        ),
+    open_ended = tuple(
+        replace(each, questions=tuple(replace(one, wrong=()) for one in each.questions))
+        for each in task.prompts
     )
-    check_refusal("goal", tuning.run, captured, circuit, open_ended, count=1)
+    other = replace(task, prompts=open_ended)
+    check_refusal("goal", tuning.run, captured, circuit, other, count=1)

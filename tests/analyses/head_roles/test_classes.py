@@ -90,9 +90,8 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled):
 
     def measure(output, rows):
         wanted = torch.tensor([ids[row][1:] for row in rows])
-        return torch.nn.functional.cross_entropy(
-            output[:, :-1].transpose(1, 2), wanted, reduction="none"
-        ).mean(1)
+        said = output[:, :-1].transpose(1, 2)
+        return torch.nn.functional.cross_entropy(said, wanted, reduction="none").mean(1)
 
     found = _window_gates.window_cost(bundled, ids, measure, 2, 5, lambda count: None)
     given = torch.tensor(ids)

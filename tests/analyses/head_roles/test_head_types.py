@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, repeated
+from refusals import check_message
 
 from headscope.analyses import head_types
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 
 STATS = (*head_types.NEEDS, "pattern")
@@ -83,10 +83,8 @@ def test_scores_agree_with_the_pattern(circuit, task, captured, convention):
 
 
 def test_bad_input_is_refused(circuit, task, captured):
-    with pytest.raises(HeadscopeError, match="induction"):
-        head_types.run(captured.sel(target=["duplicate"]), circuit, task)
-    with pytest.raises(HeadscopeError, match="offset 1"):
-        head_types.run(captured.sel(offset=[0]), circuit, task)
+    check_message("induction", head_types.run, captured.sel(target=["duplicate"]), circuit, task)
+    check_message("offset 1", head_types.run, captured.sel(offset=[0]), circuit, task)
 
 
 def test_a_model_that_cannot_do_the_task_gives_no_verdict(random_llama, task):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from constructed import NAMES, WORDS, tokenizer
+from constructed import NAMES, WORDS, silent_gpt2, tokenizer
 from refusals import check_refusal
-from transformers import GPT2Config, GPT2LMHeadModel
 from word_prompts import Asked, word_prompt
 
 from headscope.analyses import head_types, vocabulary
@@ -42,17 +41,9 @@ def model():
     Head 0 copies what it sees, heads 1 and 2 write its negative, head 3 nothing.
     """
     width = 4 * SIZE
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=16, n_embd=width, n_layer=1, n_head=4, n_inner=4,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    module = GPT2LMHeadModel(config).eval()
+    module = silent_gpt2(n_positions=16, n_embd=width, n_layer=1, n_head=4)
     words = torch.arange(len(WORDS))
     with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if "ln_" not in name:
-                weight.zero_()
         module.transformer.wte.weight[words, words] = 1.0
         places = torch.arange(16)
         module.transformer.wpe.weight[places, 100 + places] = 1.0
@@ -82,9 +73,8 @@ def test_movers_and_suppressors_are_told_apart(result):
     assert float(result["copy_suppression"][SUBJECT]) > 0.99
     assert float(result["copying"][MOVER]) == 1.0
     assert float(result["suppression"][SUPPRESSOR]) == 1.0
-    assert result["head_type"].values.tolist() == [
-        ["name-mover-like", "copy-suppression", "copy-suppression", ""]
-    ]
+    types = ["name-mover-like", "copy-suppression", "copy-suppression", ""]
+    assert result["head_type"].values.tolist() == [types]
 
 
 def test_the_causal_column_is_the_ablation_and_agrees(result, model, task):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from constructed import WORDS, repeated
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_tensor import LargestTensor
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import evaluate
@@ -25,22 +25,17 @@ def task():
 
 def deep(kind, tokenizer):
     torch.manual_seed(1)
-    names = {
-        "gpt2": lambda: transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=len(WORDS), n_positions=80, n_embd=32, n_layer=3, n_head=4,
-                bos_token_id=0, eos_token_id=0,
-            )
-        ),
-        "gemma2": lambda: transformers.Gemma2ForCausalLM(
-            transformers.Gemma2Config(
-                vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=3,
-                num_attention_heads=4, num_key_value_heads=2, head_dim=8, bos_token_id=0,
-                eos_token_id=0, max_position_embeddings=80,
-            )
-        ),
+    shapes = {
+        "gpt2": {"n_positions": 80, "n_embd": 32, "n_layer": 3, "n_head": 4},
+        "gemma2": {
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 80,
+        },
     }  # fmt: skip
-    return load_model(names[kind]().eval(), tokenizer=tokenizer)
+    shared = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.AutoConfig.for_model(kind, **shapes[kind], **shared)
+    module = transformers.AutoModelForCausalLM.from_config(config)
+    return load_model(module.eval(), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
@@ -114,19 +109,6 @@ def test_a_kv_group_is_all_its_query_heads_at_once(random_llama, task):
     np.testing.assert_allclose(left[:, 3], evaluate(random_llama, task, (edit,)), atol=1e-5)
 
 
-class Largest(TorchDispatchMode):
-    """Numbers in the largest tensor that an operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.numbers = max(self.numbers, value.numel())
-        return result
-
-
 def test_a_large_vocabulary_is_computed_at_the_asked_positions_alone(random_llama, monkeypatch):
     vocabulary = 2**18
     config = transformers.LlamaConfig(
@@ -139,13 +121,13 @@ def test_a_large_vocabulary_is_computed_at_the_asked_positions_alone(random_llam
     last = [replace(one, questions=one.questions[-1:]) for one in asked.prompts]
     asked = replace(asked, prompts=last)
     for run in (ablation.evaluate, partial(ablation.ablate_each_head, metric="accuracy")):
-        with Largest() as largest:
+        with LargestTensor() as largest:
             whole = run(model, asked)
         # One position a prompt; the logits of all positions are 17 times as many.
-        assert 40 * vocabulary <= largest.numbers <= 2 * 40 * vocabulary
+        assert 40 * vocabulary <= largest.elements <= 2 * 40 * vocabulary
         with monkeypatch.context() as patch:
             patch.setattr(ablation, "NUMBERS", 8 * vocabulary)
-            with Largest() as largest:
+            with LargestTensor() as largest:
                 parts = run(model, asked)
-        assert largest.numbers <= 8 * vocabulary
+        assert largest.elements <= 8 * vocabulary
         np.testing.assert_allclose(parts, whole, atol=1e-6)

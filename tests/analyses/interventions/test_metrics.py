@@ -72,17 +72,12 @@ def task() -> Task:
     short, long = tuple(WORDS[5:8]), tuple(WORDS[8:13])
     one = Asked(at=2, answers=(WORDS[13],), wrong=(WORDS[12], WORDS[11]))
     two = Asked(at=4, answers=(WORDS[5], WORDS[6]), wrong=(WORDS[7],))
-    return Task(
-        name="by hand",
-        prompts=(
-            word_prompt(short, short, [one]),
-            word_prompt(long, long, [two, one]),
-            word_prompt(short[::-1], short, [one]),
-        ),
-        metric="logit_difference",
-        seed=0,
-        doc="Nothing.",
+    prompts = (
+        word_prompt(short, short, [one]),
+        word_prompt(long, long, [two, one]),
+        word_prompt(short[::-1], short, [one]),
     )
+    return Task("by hand", prompts, "logit_difference", 0, "Nothing.")
 
 
 def test_a_task_is_scored_prompt_by_prompt(random_llama, task):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from constructed import KEYS, NAMES, PREVIOUS, SINK, UNIFORM, VALUES, WORDS
+from refusals import check_message
 
 from headscope.analyses import blocks
 from headscope.analyses._runtime.runner import execute
@@ -108,11 +109,9 @@ def test_the_edit_hides_blocks_as_a_dense_mask_does(bundled, tmp_path):
 
 def test_bad_input_is_refused(bundled):
     alone = torch.eye(2, dtype=torch.bool).expand(bundled.layers, bundled.heads, 2, 2)
-    with pytest.raises(HeadscopeError, match=r"Blocks.members: give every position"):
-        Blocks((0, 2), alone)
+    check_message(r"Blocks.members: give every position", Blocks, (0, 2), alone)
     with pytest.raises(HeadscopeError, match=r"Blocks.members: 2 positions"):
         logits(bundled, torch.tensor([[0, 5, 6]]), (Blocks((0, 1), alone),))
     with pytest.raises(HeadscopeError, match=r"Blocks.seen: shape"):
         logits(bundled, torch.tensor([[0, 5]]), (Blocks((0, 1), alone[:1]),))
-    with pytest.raises(HeadscopeError, match=r"Blocks.seen: .*give True and False"):
-        Blocks((0, 1), alone.float())
+    check_message(r"Blocks.seen: .*give True and False", Blocks, (0, 1), alone.float())

@@ -87,9 +87,8 @@ def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
 def test_a_sink_is_left_out_of_the_columns_on_request(circuit):
     ids = [[WORDS.index("<bos>"), *[WORDS.index("apple")] * 31]] * 2
     captured = capture(circuit, ids, stats=STATS)
-    results = [
-        concentration.run(captured, circuit, skip_keys=skip, causal_prompts=0) for skip in (0, 1)
-    ]
+    options = [{"skip_keys": skip, "causal_prompts": 0} for skip in (0, 1)]
+    results = [concentration.run(captured, circuit, **each) for each in options]
     whole, rest = (result["column_hardness"].values for result in results)
     assert rest[SINK] < 1e-2 < whole[SINK]
     np.testing.assert_allclose(rest[PREVIOUS], 32, rtol=2e-3)

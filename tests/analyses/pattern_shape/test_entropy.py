@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from constructed import KEYS, WORDS, tokenizer
+from constructed import KEYS, WORDS, silent_gpt2, tokenizer
 from refusals import check_refusal
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from headscope.analyses import entropy, parallel_context
 from headscope.analyses._runtime.runner import execute
@@ -50,18 +49,11 @@ def test_a_bidirectional_model_sees_all_keys_from_every_query():
 def test_a_layer_without_a_map_is_missing_and_a_learned_sink_is_an_outcome():
     raw = np.full((2, 2, 1, 4), np.log(5.0))
     raw[:, 1] = np.nan
-    given = xr.Dataset(
-        {"entropy": (("prompt", "layer", "head", "query"), raw)},
-        coords={
-            "layer": [0, 1],
-            "head": [0],
-            "length": ("prompt", [4, 4]),
-            "causal": ("layer", [False, False]),
-            "window": ("layer", [np.nan, np.nan]),
-            "sink_logit": (("layer", "head"), [[0.0], [np.nan]]),
-        },
-    )
-    result = entropy.run(given)
+    order = {"causal": ("layer", [False, False]), "window": ("layer", [np.nan, np.nan])}
+    sinks = {"sink_logit": (("layer", "head"), [[0.0], [np.nan]])}
+    places = {"layer": [0, 1], "head": [0], "length": ("prompt", [4, 4])}
+    data = {"entropy": (("prompt", "layer", "head", "query"), raw)}
+    result = entropy.run(xr.Dataset(data, {**places, **order, **sinks}))
     assert float(result["entropy_share"][0, 0]) == 1
     assert np.isnan(result["entropy_share"].values[1, 0])
 
@@ -72,17 +64,9 @@ def starts():
     other), L1H0 looks at the tokens that looked at themselves: at every start of a text.
     """
     token, place, here, looked, out, size = 0, 36, 77, 78, 80, 128
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=LENGTH, n_embd=size, n_layer=2, n_head=1, n_inner=4,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    module = GPT2LMHeadModel(config).eval()
+    module = silent_gpt2(n_positions=LENGTH, n_embd=size, n_layer=2, n_head=1)
     words, places = torch.arange(len(WORDS)), torch.arange(LENGTH)
     with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if "ln_" not in name:
-                weight.zero_()
         module.transformer.wte.weight[words, token + words] = 1.0
         module.transformer.wpe.weight[places, place + places] = 1.0
         # A position in so small a unit that it does not change the norm of the residual stream.

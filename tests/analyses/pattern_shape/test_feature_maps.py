@@ -53,9 +53,8 @@ def test_weights_of_every_map_agree_with_torch(result):
         spiky = (1 - entropy / torch.log(torch.arange(13.0, 25.0).double())).mean(-1)
         distance = ((rows - own).abs().sum(-1) / 2)[..., places].mean(-1)
         for own_name, expected in (("map_spikiness", spiky), ("map_distance", distance)):
-            np.testing.assert_allclose(
-                found[own_name].values[..., number], expected.mean(0), atol=1e-4, err_msg=name
-            )
+            one = found[own_name].values[..., number]
+            np.testing.assert_allclose(one, expected.mean(0), atol=1e-4, err_msg=name)
 
 
 def test_an_even_head_stays_even_under_every_map(circuit):

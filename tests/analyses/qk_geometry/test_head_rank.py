@@ -43,10 +43,8 @@ def planted(random_llama):
 def test_ranks_are_those_of_the_whole_matrices(random_llama):
     result = head_rank.run(captured(random_llama), random_llama)
     attention = random_llama.module.model.layers[1].self_attn
-    q, k, v = (
-        getattr(attention, f"{name}_proj").weight.detach().double().numpy() for name in "qkv"
-    )
-    o = attention.o_proj.weight.detach().double().numpy()
+    parts = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
+    q, k, v, o = (weight.detach().double().numpy() for weight in parts)
     for head in range(4):
         mine, group = slice(8 * head, 8 * head + 8), slice(8 * (head // 2), 8 * (head // 2) + 8)
         forms = {"qk": q[mine].T @ k[group], "ov": (o[:, mine] @ v[group]).T}

@@ -39,10 +39,9 @@ def test_a_uniform_head_has_ratio_one_half():
         seen = query + 1
         sums[0, 0, query], sums[1, 0, query] = min(seen, 4) / seen, max(seen - 4, 0) / seen
     generated = np.arange(8)[None] >= 5
-    recording = xr.Dataset(
-        {"span_mass": (("span", "prompt", "query", "layer", "head"), sums)},
-        {"span": ["prompt", "generated"], "generated": (("prompt", "query"), generated)},
-    )
+    data = {"span_mass": (("span", "prompt", "query", "layer", "head"), sums)}
+    written = {"generated": (("prompt", "query"), generated)}
+    recording = xr.Dataset(data, {"span": ["prompt", "generated"], **written})
     np.testing.assert_allclose(ratios(recording, 1), 0.5)
 
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, needle
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._stats.bootstrap import crossed
 from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.tokens import encode
 
@@ -65,10 +64,8 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
 def test_the_curve_of_a_known_circuit(circuit, masking):
     task = needle(("north", "south"), n=3)
     ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
-    results = Results(xr.Dataset())
-    coords, record, verdict = _head_masking.curve(
-        results, circuit, task, ranked, (1, 4), masking=masking, draws=6
-    )
+    results, given = Results(xr.Dataset()), (circuit, task, ranked, (1, 4))
+    coords, record, verdict = _head_masking.curve(results, *given, masking=masking, draws=6)
     mean = results["masking"].values
     assert verdict.state == "supported"
     assert coords["count"] == [0, 1, 4]
@@ -108,6 +105,5 @@ def test_bad_options_are_refused(bundled):
         ({"lengths": "4000"}, "1024"),
         ({"counts": "20", "lengths": "16", "depths": 1, "cell_prompts": 1}, "counts: 20 of 32"),
     ):
-        with pytest.raises(HeadscopeError, match=message):
-            execute("needle_sweep", bundled, n=2, options=given)
+        check_message(message, execute, "needle_sweep", bundled, n=2, options=given)
     check_refusal("task", execute, "needle_sweep", bundled, task=task)

@@ -1,9 +1,8 @@
 import pytest
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope import analyses
 from headscope.analyses._runtime import options
-from headscope.kernels.errors import HeadscopeError
 
 
 def test_the_six_families_are_there():
@@ -26,8 +25,7 @@ def test_an_unknown_analysis_is_refused_by_name():
     ],
 )
 def test_bad_option_values_are_refused(given, message):
-    with pytest.raises(HeadscopeError, match=message):
-        options.parse("sinks", analyses.options("sinks"), given)
+    check_message(message, options.parse, "sinks", analyses.options("sinks"), given)
 
 
 def test_text_becomes_the_type_of_the_default():

@@ -60,10 +60,8 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
 
 
 def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
-    results = [
-        runner.execute("head_types", circuit, task="recall", n=2, seed=seed, options={"draws": 1})
-        for seed in (0, 0, 1)
-    ]
+    given = {"task": "recall", "n": 2, "options": {"draws": 1}}
+    results = [runner.execute("head_types", circuit, seed=seed, **given) for seed in (0, 0, 1)]
     digests = [each.attrs["prompts_sha256"] for each in results]
     assert digests[0] == digests[1] != digests[2]
     assert [json.loads(each.attrs["options"])["seed"] for each in results] == [0, 0, 1]
@@ -71,14 +69,9 @@ def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
 
 
 def test_progress_names_the_step(circuit):
-    steps = []
-    runner.execute(
-        "head_types",
-        circuit,
-        task=repeated(n=2, length=5),
-        options={"draws": 1},
-        progress=lambda *step: steps.append(step),
-    )
+    steps, task = [], repeated(n=2, length=5)
+    given = {"options": {"draws": 1}, "progress": lambda *step: steps.append(step)}
+    runner.execute("head_types", circuit, task=task, **given)
     assert ("head_types: capture", 2, 2) in steps
     # The bar of the analysis moves forward only, and ends where its total is.
     done = [(count, total) for name, count, total in steps if name == "head_types"]

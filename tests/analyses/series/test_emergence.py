@@ -111,9 +111,8 @@ def test_a_sink_on_the_first_token_forms_after_induction(types):
     np.testing.assert_allclose(found["at_first"][0], uniform, atol=2e-3)
     sink = emergence(found, "at_first", least=0.3).attrs["order"]
     assert [row["name"] for row in sink] == ["L0H1"]
-    assert sink[0]["lower"] >= max(
-        row["step"] for row in emergence(types, "induction", least=0.4).attrs["order"]
-    )
+    induction = emergence(types, "induction", least=0.4).attrs["order"]
+    assert sink[0]["lower"] >= max(row["step"] for row in induction)
     assert found.attrs["positional_encoding"] == "rotary (default)"
 
 
@@ -129,9 +128,9 @@ def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(types):
 def test_scores_are_those_of_eager_maps(types):
     model = load_model(f"{SERIES}@step400")
     task = tasks.make("induction", model.tokenizer, n=8, seed=5)
-    assert evaluate_task(model, task, (), "accuracy").mean() == pytest.approx(
-        float(types["induction_accuracy"].sel(checkpoint="step400", condition="intact"))
-    )
+    intact = types["induction_accuracy"].sel(checkpoint="step400", condition="intact")
+    accuracy = evaluate_task(model, task, (), "accuracy").mean()
+    assert accuracy == pytest.approx(float(intact))
     rows = torch.tensor([model.encode(one.clean) for one in task.prompts])
     assert rows.shape[1] == 2 * evaluation.PERIOD + 1
     expected = head_scores(evaluation.load(folder(SERIES), "step400"), rows)

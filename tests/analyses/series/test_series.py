@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from constructed import INDUCTION, PREVIOUS, SINK, SIZE, repeated
-from refusals import check_refusal, refusal
+from refusals import check_message, check_refusal, refusal
 
 from headscope.analyses._runtime import runner
 from headscope.analyses.series import emergence, joined, kept, timeline
@@ -63,9 +63,8 @@ def test_the_planted_order_of_emergence_is_found(found):
     for score, head in (("bos", SINK), ("previous_token", PREVIOUS), ("induction", INDUCTION)):
         when = emergence(found, score, least=0.9)
         assert [row["name"] for row in when.attrs["order"]] == [f"L{head[0]}H{head[1]}"]
-        step, low, high = (
-            float(at(when[f"emergence_step{end}"], head)) for end in ("", "_lower", "_upper")
-        )
+        ends = (when[f"emergence_step{end}"] for end in ("", "_lower", "_upper"))
+        step, low, high = (float(at(end, head)) for end in ends)
         assert (low, high) == (PLANTED[head] - 100, PLANTED[head])
         assert low < step < high
     accuracy = found["induction_accuracy"].sel(condition="intact").values
@@ -115,10 +114,8 @@ def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(grown, found):
 def test_the_most_severe_verdict_of_the_checkpoints_counts():
     verdicts = {"step0": "too_few", "step1": "disagreement", "step2": "supported"}
     series = [State(name, name, name, at) for at, name in enumerate(verdicts)]
-    results = {
-        name: xr.Dataset({"y": ("layer", [0.0])}, attrs={"verdict": verdict, "note": "A note."})
-        for name, verdict in verdicts.items()
-    }
+    bare = xr.Dataset({"y": ("layer", [0.0])}, attrs={"note": "A note."})
+    results = {name: bare.assign_attrs(verdict=said) for name, said in verdicts.items()}
     whole = joined.join(series, results, {})
     assert whole.attrs["verdict"] == "disagreement"
     assert "Disagreement at step1. Too few to tell at step0." in whole.attrs["note"]
@@ -169,8 +166,7 @@ def test_other_options_do_not_mix_with_what_is_kept(grown, tmp_path):
     assert json.loads(again.attrs["options"])["epsilon"] == 0.5
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(HeadscopeError, match="holds other files"):
-        timeline("sinks", sources, prompts, out=tmp_path / "full")
+    check_message("holds other files", timeline, "sinks", sources, prompts, out=tmp_path / "full")
 
 
 def test_a_broken_checkpoint_is_named_and_the_others_go_on(grown, random_llama, tmp_path):
@@ -225,8 +221,7 @@ def test_models_of_other_shape_fail_by_name(circuit):
     ],
 )
 def test_series_that_make_no_sense_are_refused(sources, steps, said):
-    with pytest.raises(HeadscopeError, match=said):
-        states(sources, steps)
+    check_message(said, states, sources, steps)
 
 
 def test_requests_are_refused_before_a_model_is_loaded():
@@ -273,10 +268,8 @@ class TestEmergence:
 
     def test_order_and_ties(self):
         values = np.array([[0, 0, 0, 0], [0, 1, 1, 0.1], [1, 1, 1, 0.1]], dtype=float)
-        grown = xr.Dataset(
-            {"y": (("checkpoint", "layer", "head"), values[:, None])},
-            {"step": ("checkpoint", [0, 10, 20])},
-        )
+        data = {"y": (("checkpoint", "layer", "head"), values[:, None])}
+        grown = xr.Dataset(data, {"step": ("checkpoint", [0, 10, 20])})
         found = emergence(grown, "y")
         np.testing.assert_array_equal(found["emergence_order"].values, [[3, 1, 1, np.nan]])
         assert [row["name"] for row in found.attrs["order"]] == ["L0H1", "L0H2", "L0H0"]

@@ -1,6 +1,7 @@
 """Massive activations: planted ones are found, joined to the sink and set; oracles are weights."""
 
 import copy
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -41,10 +42,8 @@ def found():
 @pytest.mark.requirement("A4")
 def test_the_planted_activations_are_located(found):
     _, _, result = found
-    places = {
-        (one["prompt"], one["boundary"], one["position"], one["channel"])
-        for one in result.attrs["massive"]
-    }
+    place = itemgetter("prompt", "boundary", "position", "channel")
+    places = set(map(place, result.attrs["massive"]))
     assert places == {(0, 0, 0, 7), (1, 0, 0, 7), (1, 0, 11, 7), (2, 0, 0, 7)}
     assert {one["token"] for one in result.attrs["massive"]} == {"<bos>"}
     largest = result["magnitude"].sel(size="largest")

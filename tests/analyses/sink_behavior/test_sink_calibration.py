@@ -40,9 +40,8 @@ def planted(harmful: bool):
 
 
 def run(model, prompts, **options):
-    return sink_calibration.run(
-        capture(model, prompts, stats=("received",)), model, **{**OPTIONS, **options}
-    )
+    captured = capture(model, prompts, stats=("received",))
+    return sink_calibration.run(captured, model, **{**OPTIONS, **options})
 
 
 @pytest.mark.requirement("A5")
@@ -79,20 +78,15 @@ def planted_middle():
 def test_weights_follow_the_closed_form(bundled, gamma):
     ids = [[0, *range(20, 50)]]
     edit = ScaleKeys(heads=((1, 3),), keys=(0,), factor=gamma)
-    before, after = (
-        capture(bundled, ids, stats=("pattern",), edits=edits)["pattern"]
-        .values[0, 1, 3]
-        .astype(float)
-        for edits in ((), (edit,))
-    )
+    seen = (capture(bundled, ids, stats=("pattern",), edits=some) for some in ((), (edit,)))
+    before, after = (each["pattern"].values[0, 1, 3].astype(float) for each in seen)
     scale = np.where(np.arange(len(ids[0])) == 0, gamma, 1.0)
     expected = before * scale / (before * scale).sum(-1, keepdims=True)
     np.testing.assert_allclose(after, expected, atol=1e-6)
     # The ratios of the other weights stay: each is the same multiple of what it was.
     row, first = slice(1, 26), float(before[25, 0])
-    np.testing.assert_allclose(
-        after[25, row], before[25, row] / (1 + (gamma - 1) * first), rtol=1e-4, atol=1e-9
-    )
+    others = before[25, row] / (1 + (gamma - 1) * first)
+    np.testing.assert_allclose(after[25, row], others, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.requirement("A5")

@@ -28,10 +28,8 @@ def test_sinks_need_content_in_a_rotary_model(result):
 @pytest.mark.requirement("A1")
 def test_repeated_tokens_agree_with_eager_attention(result, bundled):
     # One repeated token: which token it is changes the map, so all of the drawn ones are run.
-    drawn = np.random.default_rng(7).choice(
-        np.setdiff1d(np.arange(bundled.vocabulary), bundled.tokenizer.all_special_ids),
-        size=(PROMPTS, TOKENS),
-    )
+    plain = np.setdiff1d(np.arange(bundled.vocabulary), bundled.tokenizer.all_special_ids)
+    drawn = np.random.default_rng(7).choice(plain, size=(PROMPTS, TOKENS))
     ids = torch.tensor(np.repeat(drawn[:, :1], TOKENS, axis=1))
     _, maps = architectures.eager(bundled.module, ids)
     first = torch.stack(maps).double()[..., 0].mean(-1)  # layer, prompt, head

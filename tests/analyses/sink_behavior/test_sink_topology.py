@@ -21,15 +21,9 @@ def received(columns: dict[int, float], *, causal: bool) -> xr.Dataset:
     alpha = np.full((2, 1, 1, SIZE), 0.01)
     for key, value in columns.items():
         alpha[..., key] = value
-    return xr.Dataset(
-        {"received": (("prompt", "layer", "head", "key"), alpha)},
-        coords={
-            "layer": [0],
-            "head": [0],
-            "length": ("prompt", [SIZE, SIZE]),
-            "causal": ("layer", [causal]),
-        },
-    )
+    coords = {"length": ("prompt", [SIZE, SIZE]), "causal": ("layer", [causal])}
+    data = {"received": (("prompt", "layer", "head", "key"), alpha)}
+    return xr.Dataset(data, {"layer": [0], "head": [0], **coords})
 
 
 @pytest.mark.parametrize(

@@ -63,14 +63,9 @@ def test_only_the_sink_heads_of_the_circuit_pass(circuit):
 
 
 def received(alpha: np.ndarray, lengths: list[int]) -> xr.Dataset:
-    return xr.Dataset(
-        {"received": (("prompt", "layer", "head", "key"), alpha)},
-        coords={
-            "layer": np.arange(alpha.shape[1]),
-            "head": np.arange(alpha.shape[2]),
-            "length": ("prompt", lengths),
-        },
-    )
+    coords = {"layer": np.arange(alpha.shape[1]), "head": np.arange(alpha.shape[2])}
+    data = {"received": (("prompt", "layer", "head", "key"), alpha)}
+    return xr.Dataset(data, {**coords, "length": ("prompt", lengths)})
 
 
 def test_keys_that_few_queries_see_do_not_count():

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from architectures import eager_maps
 from constructed import INDUCTION, SINK, UNIFORM, repeated
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.analyses import segments
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.token_groups import _segment_mass
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
@@ -86,24 +85,21 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
     held = capture(bundled, task, stats=("lse",))
     options = {"by": "roles", "causal_prompts": 2}
     given = segments.run(held, bundled, task, **options)
-    with pytest.raises(HeadscopeError, match="give the task itself"):
-        segments.run(held, bundled, None, **options)
+    check_message("give the task itself", segments.run, held, bundled, None, **options)
     assert {"needle", "key", "value", "query"} <= set(given["to"].values.tolist())
     # The question stands at the end of the prompt; its loss is that of the known answer.
     effect = given["link_effect"].sel(one="query")
     assert str(effect["other"].values[effect.fillna(-1).argmax("other")]) in {"value", "query"}
     assert float(effect.sel(other="value")) > 1.0
     other = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
-    with pytest.raises(HeadscopeError, match="not those of task needle"):
-        segments.run(held, bundled, other, **options)
+    check_message("not those of task needle", segments.run, held, bundled, other, **options)
     story = tasks.make("story", tokenizer=bundled.tokenizer, n=2, seed=1)
     told = capture(bundled, story, stats=("lse",))
     options["causal_prompts"] = 0
     again = segments.run(told, bundled, None, **options)
     assert again.identical(segments.run(told, bundled, story, **options))
     plain = capture(bundled, [held["token_id"].values[0].tolist()], stats=("lse",))
-    with pytest.raises(HeadscopeError, match="come from none"):
-        segments.run(plain, bundled, None, by="roles")
+    check_message("come from none", segments.run, plain, bundled, None, by="roles")
 
 
 def test_two_texts_of_an_encoder_look_at_each_other():
@@ -150,16 +146,15 @@ def test_an_even_share_under_a_window(random_llama):
 
 def test_bad_groupings_are_refused(circuit, tmp_path):
     prompts = [[0, 5, 6, 7], [0, 5, 6]]
-    bad = {
-        "names for each": ([["a"] * 4], "one list for each of 2"),
-        "short": ([["a"] * 4, ["a"]], "prompt 2 has 3 tokens"),
-        "empty": ([[""] * 4, [""] * 3], "no token has one"),
-    }
-    for rows, said in bad.values():
-        with pytest.raises(HeadscopeError, match=said):
-            execute("segments", circuit, prompts, options={"labels": label(tmp_path, rows)})
-    with pytest.raises(HeadscopeError, match="cannot be read"):
-        execute("segments", circuit, prompts, options={"labels": str(tmp_path / "none.json")})
+    for rows, said in (
+        ([["a"] * 4], "one list for each of 2"),
+        ([["a"] * 4, ["a"]], "prompt 2 has 3 tokens"),
+        ([[""] * 4, [""] * 3], "no token has one"),
+    ):
+        options = {"labels": label(tmp_path, rows)}
+        check_message(said, execute, "segments", circuit, prompts, options=options)
+    options = {"labels": str(tmp_path / "none.json")}
+    check_message("cannot be read", execute, "segments", circuit, prompts, options=options)
     check_refusal("pieces", execute, "segments", circuit, prompts)
     options = {"labels": label(tmp_path, [[str(at) for at in range(15)]])}
     check_refusal("by", execute, "segments", circuit, [[0, *range(5, 19)]], options=options)

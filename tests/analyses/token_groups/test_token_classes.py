@@ -21,10 +21,8 @@ def test_every_token_is_of_the_first_kind_that_fits():
          "special", "rare"],
     ]  # fmt: skip
     # Rarity counts over all prompts, and the first token is the first, whatever it is.
-    assert _token_kinds.of_texts([[1, 5], [1, 5]], [["a", "b"]] * 2, set(), 1) == [
-        ["first", "other"],
-        ["first", "other"],
-    ]
+    kinds = _token_kinds.of_texts([[1, 5], [1, 5]], [["a", "b"]] * 2, set(), 1)
+    assert kinds == [["first", "other"]] * 2
 
 
 def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
@@ -40,9 +38,8 @@ def test_the_mass_of_a_class_is_that_of_the_models_own_maps(bundled):
         expected = maps[..., np.array(marks)].sum(-1).mean(-1)
         np.testing.assert_allclose(result["class_mass"].sel(token_class=name), expected, atol=1e-5)
         even = np.mean([np.mean(marks[: at + 1]) for at in range(len(ids))])
-        np.testing.assert_allclose(
-            result["class_enrichment"].sel(token_class=name), expected / even, atol=1e-4
-        )
+        enriched = result["class_enrichment"].sel(token_class=name)
+        np.testing.assert_allclose(enriched, expected / even, atol=1e-4)
 
 
 def test_an_even_head_favours_no_class_and_a_sink_the_first_token(circuit):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from refusals import check_message
 from typer.testing import CliRunner
 
 from headscope.app.batch import ray_engine
@@ -30,13 +31,8 @@ def start(file: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     Ray puts that folder on the path of its workers, where transformers would find our kernels.
     """
     arguments = ["batch", str(file), "--out", str(out), "--engine", "ray", "--workers", "2", *more]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", COMMAND, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command, pipe = [sys.executable, "-P", "-c", COMMAND, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 def workers(process: subprocess.Popen[str], doing: str) -> list[psutil.Process]:
@@ -104,8 +100,7 @@ def test_three_by_three_and_all_analyses_give_the_same_bytes(three_by_three, tmp
 
 def test_what_a_cluster_lacks_is_refused(job):
     text = "models: [{model: headscope/bundled, device: cuda}]\ntasks: [ioi]\nanalyses: [sinks]\n"
-    with pytest.raises(HeadscopeError, match="headscope/bundled asks for a GPU"):
-        ray_engine._check(job(text), {"CPU": 2.0})
+    check_message("headscope/bundled asks for a GPU", ray_engine._check, job(text), {"CPU": 2.0})
     ray_engine._check(job(text), {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(HeadscopeError, match=r"threads: a cell asks for 4, the cluster has 2\.0"):
         ray_engine._check(job(text + "threads: 4\n"), {"CPU": 2.0, "GPU": 1.0})
@@ -155,7 +150,6 @@ def test_usage_statistics_and_the_network_are_off(monkeypatch):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(HeadscopeError, match=r"pip install 'headscope\[ray\]'"):
-        ray_engine._ray(alone=True)
+    check_message(r"pip install 'headscope\[ray\]'", ray_engine._ray, alone=True)
     for name in (*ray_engine.QUIET, *ray_engine.ALONE):
         monkeypatch.delenv(name, raising=False)

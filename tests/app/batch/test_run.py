@@ -48,9 +48,8 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     assert [step for step in steps if step[0] == "cells"] == [("cells", n, 8) for n in range(9)]
     found = table(tmp_path / "out")
     assert len(found) == sum(one["rows"] for one in done.cells)
-    assert not found.duplicated(
-        ["model", "task", "analysis", "seed", "layer", "head", "metric", "entry"]
-    ).any()
+    key = ["model", "task", "analysis", "seed", "layer", "head", "metric", "entry"]
+    assert not found.duplicated(key).any()
     task = tasks.make("ioi", bundled.tokenizer, n=3)
     expected = runner.execute("sinks", bundled, task, options={"least_queries": 1})
     rows = found[(found["model"] == "headscope/bundled") & (found["task"] == "ioi")]
@@ -59,12 +58,8 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     for _, row in rows.iterrows():
         place = {"layer": row["layer"], "head": row["head"]}
         assert row["name"] == f"L{row['layer']}H{row['head']}"
-        for column, variable in (
-            ("value", "sink"),
-            ("lower", "sink_lower"),
-            ("upper", "sink_upper"),
-        ):
-            assert row[column] == float(expected[variable].sel(place))
+        for column, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper")):
+            assert row[column] == float(expected[f"sink{end}"].sel(place))
     one = rows.iloc[0]
     assert one["units"] == expected["sink"].attrs["units"]
     own = expected["sink"].attrs.get("convention", expected.attrs["convention"])
@@ -91,11 +86,8 @@ def test_the_index_leads_to_every_report(two_by_two, tmp_path):
     reports = {out / unquote(link.partition("#")[0]) for link in links if "report" in link}
     assert reports == set(out.glob("reports/*/*/*/report.html"))
     assert len(reports) == 4
-    assert {link.partition("#")[2] for link in links if "report" in link} == {
-        "",
-        "sinks",
-        "entropy",
-    }
+    anchors = {link.partition("#")[2] for link in links if "report" in link}
+    assert anchors == {"", "sinks", "entropy"}
     page = next(iter(reports))
     links.clear()
     Links().feed(page.read_text())
@@ -224,14 +216,12 @@ def test_a_folder_that_does_not_take_the_job_is_one_line(two_by_two, headscope, 
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     for out, words in ((file / "out", "is a file"), (tmp_path / "taken", "holds other files")):
         for more in ((), ("--overwrite",), ("--dry-run",)):
-            code, _, errors = headscope("batch", file, "--out", out, *more)
-            assert (code, len(errors)) == (2, 1)
-            assert errors[0].startswith("error: out: ")
-            assert words in errors[0]
+            line = headscope("batch", file, "--out", out, *more).refusal()
+            assert line.startswith("error: out: ")
+            assert words in line
     assert [one.name for one in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
-    code, _, errors = headscope("batch", tmp_path / "none.yaml")
-    assert (code, len(errors)) == (2, 1)
-    assert "none.yaml cannot be read" in errors[0]
+    line = headscope("batch", tmp_path / "none.yaml").refusal()
+    assert "none.yaml cannot be read" in line
 
 
 def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
@@ -252,8 +242,7 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
     assert [line for line in errors if line.startswith("error: ")] == errors[-1:]
     assert "No space left on device" in errors[-1]
     assert not [one for one in out.rglob("*") if one.name.endswith(".tmp")]
-    code, said, _ = headscope("batch", tmp_path / "job.yaml", "--out", out)
-    assert code == 0
+    said = headscope("batch", tmp_path / "job.yaml", "--out", out).printed()
     assert "8 of 8 cells have a result, 2 of them known before" in said
     run(two_by_two, tmp_path / "whole")
     assert digests(out) == digests(tmp_path / "whole")

@@ -7,12 +7,10 @@ import pytest
 
 
 def refused(outcome, *words: str) -> None:
-    code, _, lines = outcome
-    assert code == 2
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
+    line = outcome.refusal()
+    assert line.startswith("error: ")
     for word in words:
-        assert word in lines[0]
+        assert word in line
 
 
 @pytest.mark.parametrize("model", ["no/such-model", "gpt2"], ids=["nowhere", "only on a hub"])
@@ -67,11 +65,10 @@ def test_run_that_exists_is_not_replaced_unasked(headscope, demo_run):
 
 
 def test_neither_task_nor_prompts(headscope, tmp_path):
-    outcome = headscope("capture", "headscope/bundled", "--out", tmp_path / "run")
-    refused(outcome, "--task", "--prompts")
+    given = ("capture", "headscope/bundled", "--out", tmp_path / "run")
+    refused(headscope(*given), "--task", "--prompts")
 
 
 def test_option_value_out_of_range(headscope, demo_run):
-    code, _, lines = headscope("analyze", demo_run, "sinks", "--set", "sinks.epsilon=2")
-    assert code == 2
-    assert lines == ["error: epsilon: 2.0 is outside 0 … 1"]
+    outcome = headscope("analyze", demo_run, "sinks", "--set", "sinks.epsilon=2")
+    assert outcome.refusal() == "error: epsilon: 2.0 is outside 0 … 1"

@@ -1,29 +1,20 @@
 """`headscope bench`: ratios of this machine, and none of wrong numbers."""
 
 import json
-import sys
 from typing import Any
 
 import pytest
 import torch
 
-from headscope.app.cli import bench, main
+from headscope.app.cli import bench
 from headscope.kernels import api
 
 TINY = ("--length", "128", "--heads", "2", "--rounds", "2")
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["headscope", "bench", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
-def test_ratios_are_printed_and_kept(monkeypatch, capsys, tmp_path):
+def test_ratios_are_printed_and_kept(headscope, tmp_path):
     file = tmp_path / "result.json"
-    assert call(monkeypatch, *TINY, "--length", 64, "--out", file) == 0
-    shown = capsys.readouterr().out
+    shown = headscope("bench", *TINY, "--length", 64, "--out", file).printed()
     assert "SDPA" in shown
     assert "benchmarks/cpu.py" in shown
     result = json.loads(file.read_text())
@@ -36,7 +27,7 @@ def test_ratios_are_printed_and_kept(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["entropy", "topk"])
-def test_wrong_numbers_are_not_measured(monkeypatch, capsys, tmp_path, output):
+def test_wrong_numbers_are_not_measured(headscope, monkeypatch, tmp_path, output):
     right = api.attend
 
     def wrong(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
@@ -45,8 +36,8 @@ def test_wrong_numbers_are_not_measured(monkeypatch, capsys, tmp_path, output):
 
     monkeypatch.setattr(api, "attend", wrong)
     monkeypatch.setattr(bench, "_time", lambda *arguments: pytest.fail("measured"))
-    assert call(monkeypatch, *TINY, "--out", tmp_path / "result.json") == 2
-    assert f"error: {output}: headscope" in capsys.readouterr().err
+    line = headscope("bench", *TINY, "--out", tmp_path / "result.json").refusal()
+    assert line.startswith(f"error: {output}: headscope")
     assert not list(tmp_path.iterdir())
 
 
@@ -59,6 +50,5 @@ def test_eager_attention_is_left_out_where_it_cannot_fit(monkeypatch):
     ("arguments", "message"),
     [(("--out", "no/result.json"), "--out"), (("--flex",), "benchmarks/cpu.py")],
 )
-def test_what_cannot_be_done_is_refused_before_the_minute(monkeypatch, capsys, arguments, message):
-    assert call(monkeypatch, *arguments) == 2
-    assert message in capsys.readouterr().err
+def test_what_cannot_be_done_is_refused_before_the_minute(headscope, arguments, message):
+    assert message in headscope("bench", *arguments).refusal()

@@ -22,8 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path):
     file = tmp_path / "differences.json"
     given = ("--score", "capture.entropy", "--out", file)
-    code, out, _ = headscope("compare", runs[0], runs[0], *given)
-    assert code == 0
+    out = headscope("compare", runs[0], runs[0], *given).printed()
     assert "0 of 32 intervals leave out 0 (paired by prompt)" in out
     [score] = json.loads(file.read_text())["scores"]
     assert score["agreement"] == pytest.approx(1.0)
@@ -31,8 +30,7 @@ def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path):
 
 
 def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope):
-    code, out, _ = headscope("compare", *runs)
-    assert code == 0
+    out = headscope("compare", *runs).printed()
     assert "sinks.sink" in out
     assert "unpaired, from the intervals of both means" in out
 
@@ -41,9 +39,7 @@ def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope):
 def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, tmp_path):
     file = tmp_path / "differences.json"
     given = ("--task", "ioi", "--number", 2, "--top", 3, "--out", file)
-    code, out, _ = headscope("compare", *runs, *given)
-    assert code == 0
-    assert "paired by prompt" in out
+    assert "paired by prompt" in headscope("compare", *runs, *given).printed()
     [score] = json.loads(file.read_text())["scores"]
     assert score["units"] == "logits"
     # The same model on the same prompts: every head agrees, and so do the three best.
@@ -57,7 +53,4 @@ def test_what_is_not_there_is_refused_in_one_line(runs, headscope):
         ((*runs, "--score", "sinks.sink", "--across", "colour"), "error: across: 'colour' is not"),
         ((runs[0], runs[1].parent / "3"), "error: "),
     ):
-        code, _, err = headscope("compare", *words)
-        assert code == 2
-        assert len(err) == 1
-        assert err[0].startswith(line)
+        assert headscope("compare", *words).refusal().startswith(line)

@@ -8,11 +8,11 @@ from headscope.app.cli import app
 from headscope.kernels import statistics
 from headscope.probes.bundled import BUNDLED
 
-COMMANDS = sorted(
-    command.name or command.callback.__name__
+COMMANDS = {
+    command.name or command.callback.__name__: command.callback
     for command in app.registered_commands
     if command.callback
-)
+}
 
 
 def said(*arguments: str) -> str:
@@ -23,12 +23,7 @@ def said(*arguments: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_comes_from_the_docstring(command):
-    (callback,) = (
-        one.callback
-        for one in app.registered_commands
-        if one.callback and command in (one.name, one.callback.__name__)
-    )
-    first = (callback.__doc__ or "").splitlines()[0]
+    first = (COMMANDS[command].__doc__ or "").splitlines()[0]
     assert first
     assert first.rstrip(".") in " ".join(said(command, "--help").split())
 

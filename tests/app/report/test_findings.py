@@ -31,11 +31,8 @@ def test_one_row_a_head_one_column_a_score():
 
 
 def test_dims_in_another_order_and_further_dims_keep_their_values():
-    array = xr.DataArray(
-        np.arange(12.0).reshape(2, 3, 2),
-        dims=("head", "layer", "kind"),
-        coords={"kind": ["a", "b"]},
-    )
+    values, dims = np.arange(12.0).reshape(2, 3, 2), ("head", "layer", "kind")
+    array = xr.DataArray(values, dims=dims, coords={"kind": ["a", "b"]})
     table = heads_table(results(mass=array)).set_index("name")
     assert set(table.columns) == {"layer", "head", "sinks.mass[a]", "sinks.mass[b]"}
     assert table.loc["L2H1", "sinks.mass[b]"] == array.values[1, 2, 1]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_inputs import VARIANTS, check_same, spec
+from attention_inputs import VARIANTS, check_same, check_within, spec
 from torch import Tensor
 
 from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_dense
@@ -37,16 +37,8 @@ def check(
     if "lse" in dense and dense["lse"].isfinite().any():
         logit = max(dense["lse"][dense["lse"].isfinite()].abs().max().item(), 1.0)
     for name, expected in dense.items():
-        found = got[name]
-        assert found.dtype == torch.float32
-        assert torch.equal(found.isnan(), expected.isnan()), f"{name}: NaN elsewhere"
-        finite = expected.isfinite()
-        assert torch.equal(found[~finite].nan_to_num(), expected[~finite].float().nan_to_num())
-        if finite.any():
-            error = (found[finite].double() - expected[finite]).abs().max().item()
-            largest = max(expected[finite].abs().max().item(), 1.0)
-            bound = (1e-6 + slack + logit * 2**-22 + rounding * (name == "z")) * largest
-            assert error <= bound, f"{name}: off by {error:.2g}, allowed {bound:.2g}"
+        near = 1e-6 + slack + logit * 2**-22 + rounding * (name == "z")
+        check_within(name, got[name], expected, near)
 
 
 def expected_of(

@@ -10,7 +10,7 @@ import pairs
 import pytest
 import torch
 import xarray as xr
-from bridges import bridge_of
+from bridges import bridge_if_known
 from pairs import close
 from refusals import check_refusal
 from torch import Tensor
@@ -19,7 +19,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import Reader, logits
-from headscope.probes.attention.interface import AttentionCall, follows, intercept_attention
+from headscope.probes.attention.interface import follows, intercept_attention
 from headscope.probes.interventions import Ablate, FixPattern, Gate, KnockOut
 from headscope.probes.models.model import Model
 
@@ -137,19 +137,6 @@ def by_layer(model: Model, weights: tuple[Tensor | None, ...]) -> list[tuple[int
     return list(zip(model.geometry.attending, maps, strict=True))
 
 
-def through(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """Run padded prompts through the seam: the output, and every layer's entropy."""
-    found: dict[int, Tensor] = {}
-
-    def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
-        found[call.layer] = outputs["entropy"]
-
-    reader = Reader(Request(stats=("entropy",)), take=take)
-    with torch.no_grad(), intercept_attention(model, reader):
-        output = model.module(input_ids=ids, attention_mask=mask)[0]
-    return output, found
-
-
 def try_padding(model: Model, module: Any) -> str:
     """Compare padded prompts with eager attention, at the tokens that are real."""
     if model.reads == "images":
@@ -159,7 +146,7 @@ def try_padding(model: Model, module: Any) -> str:
     for side, kept in sides.items():
         mask = torch.ones_like(ids)
         mask[0] = kept.long()
-        output, found = through(model, ids, mask)
+        output, found = pairs.through(model, input_ids=ids, attention_mask=mask)
         own, weights = architectures.eager(module, ids, mask)
         real = mask.bool()
         close(output[real], own[real])
@@ -219,11 +206,8 @@ def try_bridge(model: Model, module: Any, words: Any) -> str:
     """Boot a TransformerBridge around the model, and capture through it."""
     ids = prompts(module, 9)
     plain = capture(model, ids.tolist(), stats=("entropy",))["entropy"].values
-    try:
-        bridge = bridge_of(module, words)
-    except ValueError as error:
-        if "Could not determine supported architecture" not in str(error):
-            raise
+    bridge = bridge_if_known(module, words)
+    if bridge is None:
         return "no: TransformerLens does not know it"
     try:
         found = capture(load_model(bridge), ids.tolist(), stats=("entropy",))["entropy"].values

@@ -98,9 +98,7 @@ def change_the_code(own: Path, monkeypatch: Any) -> None:
     from transformers.models.llama import modeling_llama
 
     plain = modeling_llama.apply_rotary_pos_emb
-    monkeypatch.setattr(
-        modeling_llama, "apply_rotary_pos_emb", lambda q, k, *rest: plain(q, k, *rest)
-    )
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda *given: plain(*given))
 
 
 def change_a_version(own: Path, monkeypatch: Any) -> None:
@@ -178,9 +176,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(home, load, own, monkeyp
 
 def test_what_the_file_cannot_hold_is_not_kept(load, own, tmp_path, monkeypatch):
     plain = load_check.inspect
-    monkeypatch.setattr(
-        load_check, "inspect", lambda model: replace(plain(model), name="found out")
-    )
+    monkeypatch.setattr(load_check, "inspect", lambda one: replace(plain(one), name="found out"))
     assert load(own)[0].name == "found out"
     assert kept(tmp_path) == []
     assert load(own)[0].name == "found out"

@@ -27,12 +27,9 @@ def spans(*lengths: int) -> dict[str, list[list[int]]]:
 
 # Layer -> window; gemma 2 alternates, starting with a window.
 WINDOWS = {
-    "llama": (None, None),
-    "gpt2": (None, None),
-    "gpt_neox": (None, None),
+    **dict.fromkeys(("llama", "gpt2", "gpt_neox"), (None, None)),
     "mistral": (7, 7),
-    "gemma2": (7, None),
-    "gpt_oss": (7, None),
+    **dict.fromkeys(("gemma2", "gpt_oss"), (7, None)),
 }
 
 
@@ -41,15 +38,9 @@ WINDOWS = {
 def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recompute, choose):
     module = tiny(family)
     prompt = [token % 9 for token in ids(length)]
-    found = capture(
-        load_model(module),
-        [prompt],
-        stats=statistics.names(),
-        keep=("q", "k", "v", "z", "resid"),
-        targets=("duplicate", "induction"),
-        spans=spans(length),
-        **OPTIONS,
-    )
+    keep, targets = ("q", "k", "v", "z", "resid"), ("duplicate", "induction")
+    options = {"keep": keep, "targets": targets, "spans": spans(length), **OPTIONS}
+    found = capture(load_model(module), [prompt], stats=statistics.names(), **options)
     weights, mixed, stream = eager(module, prompt)
     assert set(found.data_vars) == {*statistics.names(), "q", "k", "v", "resid"}
     for layer, window in enumerate(WINDOWS[family]):
@@ -60,16 +51,14 @@ def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recomput
                 continue
             cut = {span: at[0] for span, at in spans(length).items()}
             expected = recompute(weights[layer], name, prompt, window, spans=cut, **OPTIONS)
-            np.testing.assert_allclose(
-                one[name].values, expected, rtol=0, atol=TOLERANCE, err_msg=f"{name} L{layer}"
-            )
+            near = {"rtol": 0, "atol": TOLERANCE, "err_msg": f"{name} L{layer}"}
+            np.testing.assert_allclose(one[name].values, expected, **near)
         z = one["z"].transpose("query", "head", "size").values.reshape(length, -1)
         np.testing.assert_allclose(z, mixed[layer], rtol=0, atol=TOLERANCE)
         _check_lse(one, weights[layer])
     for boundary in range(2):
-        np.testing.assert_allclose(
-            found["resid"].values[0, boundary], stream[boundary], rtol=0, atol=TOLERANCE
-        )
+        resid = found["resid"].values[0, boundary]
+        np.testing.assert_allclose(resid, stream[boundary], rtol=0, atol=TOLERANCE)
 
 
 def _check_lse(one: Any, weights: Any) -> None:

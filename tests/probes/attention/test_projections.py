@@ -92,18 +92,14 @@ def test_other_families_give_the_directions_that_arrive(family):
     for handle in handles:
         handle.remove()
     for part in "qkv":
-        module = found.projections[layer, part].module
-        bias = (
-            torch.zeros(1)
-            if module.bias is None
-            else module.bias[found.projections[layer, part].rows]
-        )
+        one = found.projections[layer, part]
+        bias = torch.zeros(1) if one.module.bias is None else one.module.bias[one.rows]
         made = torch.einsum("r,hrs->hs", entered[part], found.of(layer, part))
-        made = made + bias.detach() * found.projections[layer, part].gain
+        made = made + bias.detach() * one.gain
         arrived = torch.from_numpy(cap[part].values[:, 0]).double()
         cosine = torch.nn.functional.cosine_similarity(made, arrived, dim=-1)
         torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=0, atol=1e-5)
-        if not found.projections[layer, part].normalised:
+        if not one.normalised:
             torch.testing.assert_close(made, arrived, rtol=1e-4, atol=1e-5)
 
 

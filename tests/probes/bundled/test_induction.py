@@ -36,9 +36,8 @@ def test_the_card_is_what_is_measured(step):
     ):
         assert ours == pytest.approx(theirs, abs=5e-3)
     for name, value in CARD[step]["heads"].items():
-        torch.testing.assert_close(
-            torch.tensor(found["heads"][name]), torch.tensor(value), atol=5e-3, rtol=0
-        )
+        heads = torch.tensor(found["heads"][name])
+        torch.testing.assert_close(heads, torch.tensor(value), atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("step", CARD)

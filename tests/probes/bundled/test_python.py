@@ -127,10 +127,8 @@ class TestHeldOutFiles:
 
     def test_next_tokens_beat_a_bigram_table(self, python, eager):
         rows = evaluation.windows(python.tokenizer, read_library(held_out=True))[::24]
-        table = evaluation.BigramModel(
-            evaluation.windows(python.tokenizer, read_library(held_out=False)[::8]),
-            python.vocabulary,
-        ).score(rows)
+        trained = evaluation.windows(python.tokenizer, read_library(held_out=False)[::8])
+        table = evaluation.BigramModel(trained, python.vocabulary).score(rows)
         found = evaluation.held_out(eager, rows)
         assert found["tokens"] > 5_000
         assert found["accuracy"] > table["bigram"]["accuracy"] + 0.12

@@ -20,16 +20,10 @@ def model(folder: Any) -> Model:
 
 
 def test_the_schema(model):
-    found = capture(
-        model,
-        ["w1 w2 w3 w1 w2", "w5"],
-        stats=statistics.names(),
-        keep=("q", "k", "v", "z", "resid"),
-        offsets=(0, 2),
-        tile=4,
-        k=3,
-        spans={"start": [[0, 1], [0]], "end": [[5], []]},
-    )
+    given, keep = ["w1 w2 w3 w1 w2", "w5"], ("q", "k", "v", "z", "resid")
+    spans = {"start": [[0, 1], [0]], "end": [[5], []]}
+    options = {"offsets": (0, 2), "tile": 4, "k": 3, "spans": spans}
+    found = capture(model, given, stats=statistics.names(), keep=keep, **options)
     assert dict(found.sizes) == {
         "prompt": 2, "layer": 2, "head": 4, "kv_head": 2, "query": 6, "key": 6, "size": 8,
         "query_tile": 2, "key_tile": 2, "offset": 2, "target": 2, "boundary": 3, "channel": 32,
@@ -48,10 +42,8 @@ def test_the_schema(model):
     assert found["k"].dims == ("prompt", "layer", "kv_head", "key", "size")
     assert found["z"].dims == ("prompt", "layer", "head", "query", "size")
     assert found["kv_group"].values.tolist() == [0, 0, 1, 1]
-    assert found["token"].values.tolist() == [
-        ["<bos>", "w1", "w2", "w3", "w1", "w2"],
-        ["<bos>", "w5", "", "", "", ""],
-    ]
+    words = [["<bos>", "w1", "w2", "w3", "w1", "w2"], ["<bos>", "w5", "", "", "", ""]]
+    assert found["token"].values.tolist() == words
     assert found["token_id"].values[1].tolist() == [0, 7, -1, -1, -1, -1]
     assert found["offset"].values.tolist() == [0, 2]
     assert found["target"].values.tolist() == ["duplicate", "induction"]

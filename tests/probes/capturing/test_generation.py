@@ -55,20 +55,15 @@ def test_rows_of_steps_are_rows_of_the_text(family, tiny, ids):
             same = (found[name].values == expected[name].values) | found[name].isnull().values
             assert same.mean() > 0.99, name
             continue
-        np.testing.assert_allclose(
-            found[name].values, expected[name].values, rtol=1e-4, atol=2e-5, err_msg=name
-        )
+        np.testing.assert_allclose(found[name], expected[name], 1e-4, 2e-5, err_msg=name)
 
 
 def test_the_greedy_text_is_the_models_own(tiny, ids):
     module = tiny("llama")
-    prompt = ids(7)
-    own = module.generate(
-        torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id=0
-    )
-    found = generate(
-        load_model(module), [prompt], ("entropy",), new_tokens=6, options={"eos_token_id": None}
-    )
+    prompt, endless = ids(7), {"eos_token_id": None}
+    greedy = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, **endless}
+    own = module.generate(torch.tensor([prompt]), **greedy)
+    found = generate(load_model(module), [prompt], ("entropy",), new_tokens=6, options=endless)
     assert written(found) == own.tolist()
 
 
@@ -88,12 +83,10 @@ def test_edits_hold_at_every_step(tiny, ids):
 def test_draws_repeat_with_their_seed(tiny, ids):
     model = load_model(tiny("llama"))
     options = {"eos_token_id": None, "temperature": 2.0}
+    given: dict[str, Any] = {"new_tokens": 8, "sample": True, "options": options}
     state = torch.get_rng_state()
     one, same, other = (
-        generate(
-            model, [ids(7)], ("entropy",), new_tokens=8, sample=True, seed=seed, options=options
-        )
-        for seed in (1, 1, 2)
+        generate(model, [ids(7)], ("entropy",), seed=seed, **given) for seed in (1, 1, 2)
     )
     assert written(one) == written(same)
     assert written(one) != written(other)

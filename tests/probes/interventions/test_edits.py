@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refusal
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate, Gate, Replace
@@ -152,15 +152,9 @@ def test_logits_with_gradients_equal_logits_without(family, tiny, ids):
         (Gate(torch.ones(4, 2)), "Gate.values: shape (4, 2)"),
         (Replace(((0, 0),), torch.ones(2, 4, 7)), "Replace.values: shape (2, 4, 7)"),
         (Replace(((0, 5),), torch.ones(2, 4, 8)), "Replace.heads: no head 5"),
-        (
-            Replace(((1, 2),), torch.full((2, 4, 8), torch.nan)),
-            "Replace.values: L1H2 holds NaN or infinity",
-        ),
+        (Replace(((1, 2),), torch.full((2, 4, 8), torch.nan)), "Replace.values: L1H2 holds NaN or"),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(edit, start, tiny):
     model = load_model(tiny("llama"))
-    with pytest.raises(HeadscopeError) as caught:
-        capture(model, [[1, 2, 3]], edits=(edit,))
-    assert start in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert start in str(refusal(capture, model, [[1, 2, 3]], edits=(edit,)))

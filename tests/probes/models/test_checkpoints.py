@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
-from refusals import check_refusal, refusal
+from refusals import check_message, check_refusal, refusal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headscope.kernels.errors import HeadscopeError
@@ -81,10 +81,8 @@ def test_folders_of_a_trainer_are_found_in_order_of_step(trained):
     weight = load_model(found[1]).module.state_dict()["lm_head.weight"]
     torch.testing.assert_close(weight, tiny(100).lm_head.weight.detach())
     for empty in (trained / "runs", "headscope/bundled"):
-        with pytest.raises(HeadscopeError, match="has no checkpoints; they are named by their"):
-            checkpoints(empty)
-    with pytest.raises(HeadscopeError, match="there is no folder"):
-        checkpoints(trained / "gone")
+        check_message("has no checkpoints; they are named by their", checkpoints, empty)
+    check_message("there is no folder", checkpoints, trained / "gone")
 
 
 def test_variants_that_transformers_wrote_lie_side_by_side(tmp_path):
@@ -127,9 +125,8 @@ class TestHub:
         for seed, (revision, commit) in enumerate(commits.items()):
             model = load_model(f"someone/small@{revision}")
             assert (model.name, model.revision) == (f"someone/small@{revision}", commit)
-            torch.testing.assert_close(
-                model.module.lm_head.weight.detach(), tiny(seed).lm_head.weight.detach()
-            )
+            weights = (one.lm_head.weight.detach() for one in (model.module, tiny(seed)))
+            torch.testing.assert_close(*weights)
         assert load_model("someone/small").revision == commits["main"]
 
     def test_revisions_named_by_a_step_are_the_checkpoints(self, commits):
@@ -139,8 +136,7 @@ class TestHub:
     def test_a_revision_that_is_not_there_is_refused(self, commits):
         with pytest.raises(HeadscopeError, match=r"'someone/small@step11' .* cannot be reached"):
             load_model("someone/small@step11")
-        with pytest.raises(HeadscopeError, match="the local cache has no revision of it"):
-            checkpoints("someone/else")
+        check_message("the local cache has no revision of it", checkpoints, "someone/else")
 
     def test_the_hub_s_own_revisions_are_named_in_the_refusal(self, monkeypatch):
         def refs(api: object, name: str) -> SimpleNamespace:

@@ -36,9 +36,8 @@ def split(module: Any, folder: Path) -> Any:
         for name, part in module.named_modules()
         if not list(part.children())
     }
-    return accelerate.dispatch_model(
-        module, places, main_device="cpu", offload_dir=str(folder), force_hooks=True
-    )
+    options = {"main_device": "cpu", "offload_dir": str(folder), "force_hooks": True}
+    return accelerate.dispatch_model(module, places, **options)
 
 
 @pytest.mark.parametrize("way", [offloaded, on_disk, split])

@@ -104,13 +104,8 @@ def pair() -> Pair:
 
 
 def test_targets_and_spans_are_tokens_of_the_source(models):
-    found = capture(
-        models["cross"],
-        PAIRS,
-        stats=("target_mass", "span_mass"),
-        targets={"last": [[[6]] * 3, [[2]] * 5]},
-        spans={"ends": [[0, 6], [0, 2]]},
-    )
+    marked = {"targets": {"last": [[[6]] * 3, [[2]] * 5]}, "spans": {"ends": [[0, 6], [0, 2]]}}
+    found = capture(models["cross"], PAIRS, stats=("target_mass", "span_mass"), **marked)
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         own = eager(models["cross"].module, source, target)["cross"]
         one = found.isel(prompt=row, query=slice(0, len(target)))
@@ -186,9 +181,8 @@ def test_the_residual_stream_is_that_of_the_chosen_stack(attention, models):
     model = models[attention]
     found = capture(model, PAIRS[:1], stats=("entropy",), keep=("resid",))["resid"].values[0]
     with torch.no_grad():
-        result = model.module(
-            input_ids=pair().source, decoder_input_ids=pair().target, output_hidden_states=True
-        )
+        given = {"input_ids": pair().source, "decoder_input_ids": pair().target}
+        result = model.module(**given, output_hidden_states=True)
     states = result[f"{attention}_hidden_states"]
     assert len(found) == len(states) == model.layers + 1
     for ours, own in zip(found[:-1], states[:-1], strict=True):

@@ -54,16 +54,13 @@ def test_all_ways_to_give_the_same_image_agree(vit, processor, tmp_path):
 
 def test_names_and_numbers_of_patches(vit):
     found = capture(vit, images(2, 3, 16, 16), stats=("entropy",), keep=("resid",))
-    assert found["token"].values[1].tolist() == [
-        "[CLS]",
-        *(f"r{row}c{column}" for row in range(4) for column in range(4)),
-    ]
+    patches = [f"r{row}c{column}" for row in range(4) for column in range(4)]
+    assert found["token"].values[1].tolist() == ["[CLS]", *patches]
     assert found["token_id"].values[0].tolist() == list(range(17))
     own = vit.module(images(2, 3, 16, 16), output_hidden_states=True).hidden_states
     for boundary in range(3):
-        np.testing.assert_allclose(
-            found["resid"].isel(boundary=boundary).values, own[boundary].numpy(), atol=5e-5
-        )
+        resid = found["resid"].isel(boundary=boundary).values
+        np.testing.assert_allclose(resid, own[boundary].numpy(), atol=5e-5)
     assert (vit.context, vit.vocabulary, vit.reads) == (None, 0, "images")
 
 

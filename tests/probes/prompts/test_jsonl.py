@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import check_message, refusal
 
-from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
 
 LINE: dict[str, Any] = {
@@ -26,7 +26,7 @@ def write(path: Path, *lines: Any) -> Path:
     return file
 
 
-def test_a_line_is_a_prompt(tmp_path: Path) -> None:
+def test_a_line_is_a_prompt(tmp_path):
     task = tasks.make(write(tmp_path, LINE, "", {**LINE, "at": 3, "evidence": [1]}))
     assert task.name == "mine"
     assert task.metric == "logit_difference"
@@ -41,7 +41,7 @@ def test_a_line_is_a_prompt(tmp_path: Path) -> None:
     assert [second.part(span) for span in second.questions[0].evidence] == ["Mary"]
 
 
-def test_words_may_be_a_list_and_answers_one_word(tmp_path: Path) -> None:
+def test_words_may_be_a_list_and_answers_one_word(tmp_path):
     line = {"clean": ["a", "b."], "corrupted": ["a", "c"], "answers": "d", "wrong": "e"}
     task = tasks.make(write(tmp_path, line), metric="accuracy")
     assert task.prompts[0].clean == "a b."
@@ -51,15 +51,9 @@ def test_words_may_be_a_list_and_answers_one_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "Q: the dog?\nA:",
-        '"the dog',
-        "line\u2028the dog",
-        "the dog's  two  spaces\t",
-        "狗是dog",
-    ],
+    ["Q: the dog?\nA:", '"the dog', "line\u2028the dog", "the dog's  two  spaces\t", "狗是dog"],
 )
-def test_texts_are_kept_as_they_stand(tmp_path: Path, text: str) -> None:
+def test_texts_are_kept_as_they_stand(tmp_path, text):
     line = {**LINE, "clean": text, "corrupted": text.replace("dog", "cat")}
     file = write(tmp_path, json.dumps(line, ensure_ascii=False))
     (prompt,) = tasks.make(file).prompts
@@ -80,9 +74,7 @@ def test_texts_are_kept_as_they_stand(tmp_path: Path, text: str) -> None:
         ("法国的首都是", "巴黎", "巴黎"),
     ],
 )
-def test_answers_get_the_space_that_belongs_before_them(
-    tmp_path: Path, before: str, answer: str, kept: str
-) -> None:
+def test_answers_get_the_space_that_belongs_before_them(tmp_path, before, answer, kept):
     line = {"clean": before, "corrupted": before, "answers": answer, "wrong": []}
     (prompt,) = tasks.make(write(tmp_path, line)).prompts
     assert prompt.questions[0].answers == (kept,)
@@ -108,26 +100,17 @@ def test_answers_get_the_space_that_belongs_before_them(
         ({**LINE, "exact": 1}, "exact: give true"),
     ],
 )
-def test_malformed_line_is_refused_by_file_and_line(
-    tmp_path: Path, line: Any, message: str
-) -> None:
+def test_malformed_line_is_refused_by_file_and_line(tmp_path, line, message):
     file = write(tmp_path, LINE, line)
-    with pytest.raises(HeadscopeError) as error:
-        tasks.make(file)
-    assert str(error.value).startswith(f"{file}:2: {message}")
-    assert "\n" not in str(error.value)
+    assert str(refusal(tasks.make, file)).startswith(f"{file}:2: {message}")
 
 
-def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(HeadscopeError, match=r"none\.jsonl: no such file"):
-        tasks.make(tmp_path / "none.jsonl")
-    with pytest.raises(HeadscopeError, match=r"mine\.jsonl: no prompts"):
-        tasks.make(write(tmp_path, "", ""))
+def test_missing_and_empty_files_are_refused(tmp_path):
+    check_message(r"none\.jsonl: no such file", tasks.make, tmp_path / "none.jsonl")
+    check_message(r"mine\.jsonl: no prompts", tasks.make, write(tmp_path, "", ""))
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(HeadscopeError, match=r"bytes\.jsonl: cannot be read as UTF-8"):
-        tasks.make(tmp_path / "bytes.jsonl")
+    check_message(r"bytes\.jsonl: cannot be read as UTF-8", tasks.make, tmp_path / "bytes.jsonl")
 
 
-def test_unknown_metric_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HeadscopeError, match=r"^metric: 'loss' is unknown"):
-        tasks.make(write(tmp_path, LINE), metric="loss")
+def test_unknown_metric_is_refused(tmp_path):
+    check_message(r"^metric: 'loss' is unknown", tasks.make, write(tmp_path, LINE), metric="loss")

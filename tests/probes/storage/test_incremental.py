@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
-from refusals import check_refusal
+from refusals import check_message, check_refusal
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
@@ -125,8 +125,7 @@ def test_half_a_capture_of_something_else_is_kept(tmp_path, tiny, ids):
         capture(model, other, out=out, **options(other))
     found = capture(model, other, out=out, overwrite=True, **options(other))
     assert found.sizes["prompt"] == 29
-    with pytest.raises(HeadscopeError, match=r"out: .* exists"):
-        capture(model, other, out=out, **options(other))
+    check_message(r"out: .* exists", capture, model, other, out=out, **options(other))
 
 
 @pytest.mark.parametrize("changed", ["spans", "targets"])
