@@ -59,6 +59,13 @@ def pattern(
     The weights, dims query, key, between 0 and 1; 0 where a query cannot see a key. Coords:
     query and key positions, token (query) and key_token (key).
 
+    Raises
+    ------
+    HeadscopeError
+        Where q, k or lse are missing or weights were edited and there is no model, the model or
+        the edits are not those of the capture, the head or prompt does not exist, the layer has
+        no attention map, the window is empty or larger than 2048 × 2048.
+
     Examples
     --------
     >>> from headscope.probes import capture, load_model

@@ -135,6 +135,13 @@ def capture(
     bias, position_bias (layer, head, relative) holds it, relative being key - query. Attrs carry
     the provenance.
 
+    Raises
+    ------
+    HeadscopeError
+        For an unknown statistic, an empty or too long prompt, targets, spans or edits that do not
+        fit, a model that is refused at load or gives NaN, a file that cannot be written, and, with
+        the numbers, what does not fit into memory.
+
     Examples
     --------
     >>> from headscope.probes import capture, load_model

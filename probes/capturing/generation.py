@@ -107,6 +107,12 @@ def generate(
     As `capture` of the finished texts, with the coordinate ``generated`` (prompt, query): True at
     tokens that the model wrote.
 
+    Raises
+    ------
+    NotApplicable
+        For a statistic that needs the whole text at once, a prompt that would outgrow the context,
+        a model that does not generate, edits that do not fit.
+
     Examples
     --------
     >>> from headscope.probes import load_model

@@ -65,6 +65,14 @@ def load_model(
     -------
     The model, in evaluation mode when loaded here; an object given is never changed.
 
+    Raises
+    ------
+    InvalidInput
+        For a model that is missing, whose attention neither goes through transformers' attention
+        interface nor can be followed step by step, that uses a variant of attention that the
+        engine does not know, holds NaN, or fails the check; for an attention that it does not
+        have, and without one for an encoder–decoder model.
+
     Examples
     --------
     >>> model = load_model("headscope/bundled")
