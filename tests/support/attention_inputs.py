@@ -82,7 +82,7 @@ def check_agreement(name: str, got: Tensor, expected: Tensor, *, logit: float = 
     if name == "entropy":
         check_within(name, got, expected, 1e-5, largest=1.0)
     else:
-        check_within(name, got, expected, 1e-6 + logit * 2**-24)
+        check_within(name, got, expected, 1e-6 + logit * 2**-23)
 
 
 def check_same(
