@@ -96,6 +96,7 @@ def provenance(writer: ArrayWriter, padding: str) -> dict[str, Any]:
         "seed": prompts.seed,
         "n_prompts": len(prompts.ids),
         "prompts_sha256": prompts.digest(),
+        "special_tokens": {None: "of the tokenizer", True: "BOS", False: "no BOS"}[model.bos],
         "stats": list(options.stats),
         "first": request.first,
         "tile": request.tile,

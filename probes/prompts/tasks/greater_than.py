@@ -1,6 +1,6 @@
 """Greater-than: a span of years must end later than it began.
 
-SmolLM2-135M, whose digits are single tokens, gives later decades more probability than earlier
+SmolLM2-135M, whose digits are single tokens, gives later decades a higher mean logit than earlier
 ones in all of 24 prompts; its likeliest token is a later decade in 46 %.
 """
 
