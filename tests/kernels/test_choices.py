@@ -171,8 +171,7 @@ def test_a_span_of_padding_is_missing(draw):
     inputs = draw(40, batch=1)
     real = torch.ones(1, 40, dtype=torch.bool)
     real[0, :10] = False
-    spans = (torch.arange(40) >= 10).long()[None]
-    request = Request(("span_mass",), spans=spans)
+    request = Request(("span_mass",), spans=(torch.arange(40) >= 10).long()[None])
     mass = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(key_mask=real))["span_mass"]
     assert mass[..., 0].isnan().all()
     torch.testing.assert_close(mass[:, :, 10:, 1], torch.ones(1, 4, 30))

@@ -130,8 +130,7 @@ def test_the_largest_are_weights_times_their_gradient(draw):
     got = capture_gradient(inputs.q, inputs.k, inputs.v, dz, request)
     weights = attend(inputs.q, inputs.k, inputs.v, Request(stats=("pattern",)))["pattern"]
     weights.requires_grad_()
-    loss = ((weights @ inputs.v) * dz).sum()
-    (slope,) = torch.autograd.grad(loss, weights)
+    (slope,) = torch.autograd.grad(((weights @ inputs.v) * dz).sum(), weights)
     keys = got["attribution_topk_key"]
     expected = (weights * slope).gather(3, keys.nan_to_num().long())
     shown = keys.isfinite()

@@ -147,8 +147,7 @@ def test_a_capture_shows_the_edited_weights(tiny, ids):
     both = chosen["recent_mass"] + chosen["first_mass"]
     np.testing.assert_allclose(both.values[0, 6:], 1.0, atol=1e-6)
     assert (chosen["pattern"].values[0, 20, 2:17] == 0).all()
-    other = found.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17]
-    assert (other > 0).all()
+    assert (found.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17] > 0).all()
     assert '"edit": "Window"' in found.attrs["edits"]
     kept = capture(model, [ids(9)], keep=("q", "k"), edits=(WINDOW,))
     check_refusal("edits", pattern, kept, layer=0, head=0)
