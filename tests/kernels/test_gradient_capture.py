@@ -159,8 +159,7 @@ def test_it_takes_the_gradient_that_a_loss_left_in_z(draw):
     spec = AttentionSpec(softcap=3.0, edits=edits)
     z = attend_differentiable(q, k, v, spec=spec)["z"]
     dz, by_gate = torch.autograd.grad(z.square().sum(), (z, edits.gate))
-    request = Request(stats=("attribution",))
-    sums = capture_gradient(q, k, v, dz, request, spec)["attribution"]
+    sums = capture_gradient(q, k, v, dz, Request(stats=("attribution",)), spec)["attribution"]
     assert not sums.requires_grad
     # At a gate of 1 the gate's gradient is the sum of all attributions of its head.
     torch.testing.assert_close(sums.sum(dim=(0, 2))[None], by_gate, rtol=1e-5, atol=1e-5)

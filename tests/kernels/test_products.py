@@ -232,8 +232,7 @@ def test_one_direction_is_the_adjoint_of_the_other(shape, draw):
 
 def test_sums_of_rows_and_columns_are_those_of_the_capture(case):
     one = case("sinks")
-    request = Request(stats=("learned_sink_mass", "received"))
-    found = attend(one.q, one.k, one.v, request, one.spec)
+    found = attend(one.q, one.k, one.v, Request(stats=("learned_sink_mass", "received")), one.spec)
     ones = torch.ones(2, 1, 63, 1)
     rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
     torch.testing.assert_close(rows, 1 - found["learned_sink_mass"], rtol=1e-5, atol=1e-6)
@@ -321,8 +320,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(case, monkeypatch):
     row[0, 3, 130, 2] = -1.0
     pushed = push(row, *one.call)
     assert {queries.start for queries in done} == {32, 128}
-    expected = one.maps.mT @ row.double()
-    torch.testing.assert_close(pushed.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pushed.double(), one.maps.mT @ row.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.requirement("F1")

@@ -17,8 +17,7 @@ from headscope.probes.prompts.tokens import encode
 
 
 def run(model, task, **options):
-    cap = capture(model, task, stats=(), keep=("z",))
-    return reliability.run(cap, model, task, **options)
+    return reliability.run(capture(model, task, stats=(), keep=("z",)), model, task, **options)
 
 
 @pytest.fixture(scope="module")

@@ -115,5 +115,4 @@ def test_an_encoded_task_is_its_prompts_and_parts_of_them(random_llama, task):
     assert encoded.asked == ((3,), (3, 5), (3,))
     whole = evaluate(random_llama, task)
     np.testing.assert_allclose(evaluate(random_llama, encoded.part(slice(1, 3))), whole[1:], 1e-5)
-    last = evaluate(random_llama, encoded.corrupted())[2]
-    assert last == pytest.approx(whole[0], abs=1e-5)
+    assert evaluate(random_llama, encoded.corrupted())[2] == pytest.approx(whole[0], abs=1e-5)

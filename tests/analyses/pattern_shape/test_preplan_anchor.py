@@ -121,7 +121,6 @@ def test_bad_input_is_refused(circuit):
     needed = {"stats": preplan_anchor.NEEDS, "offsets": preplan_anchor.OFFSETS}
     cap = capture(circuit, [[0, 5, 6, 7]], **needed)
     check_refusal("prompts", preplan_anchor.run, cap, circuit)
-    few = planted(0).isel(offset=slice(0, 4))
-    check_refusal("capture", preplan_anchor.run, few, circuit)
+    check_refusal("capture", preplan_anchor.run, planted(0).isel(offset=slice(0, 4)), circuit)
     with pytest.raises(HeadscopeError, match="causal"):
         preplan_anchor.run(planted(0).assign_coords(causal=("layer", [False])), circuit)

@@ -136,8 +136,7 @@ def test_chunked_attention_is_refused(tiny):
 def test_a_layer_that_forgets_its_window_is_refused(tiny, ids):
     """The mask has a window of 7 and the layers say nothing of it: silently wrong without this."""
     model = load_model(tiny("mistral"))
-    interface = AttentionInterface()
-    known = interface[NAME]
+    known = AttentionInterface()[NAME]
 
     def forgetful(*tensors: Any, **fields: Any) -> Any:
         return known(*tensors, **{**fields, "sliding_window": None})

@@ -201,8 +201,7 @@ def test_edits_come_back_from_a_file(tmp_path, tiny, ids):
     values = torch.randn(2, 4, 8, generator=draw)
     weights = (SCALE, KNOCK, WINDOW, HEAT, FixPattern(head=(0, 0), values=UNIFORM))
     put = Offset(heads=((0, 2),), values=values), Replace(heads=((1, 1),), values=values)
-    gates = Gate(torch.rand(2, 4, generator=draw))
-    edits = (*weights, gates, *put, Ablate(heads=((0, 3),)))
+    edits = (*weights, Gate(torch.rand(2, 4, generator=draw)), *put, Ablate(heads=((0, 3),)))
     save(edits, tmp_path / "edits.safetensors")
     back = load(tmp_path / "edits.safetensors")
     assert [one.describe() for one in back] == [one.describe() for one in edits]
