@@ -79,8 +79,7 @@ def test_every_query_counts_where_every_query_sees(folder):
 
 
 def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder):
-    opened = run_folder.open(folder)
-    results = opened.results()
+    results = run_folder.open(folder).results()
     assert set(results) == set(analyses.names())
     skipped = {name: one.attrs.get("skipped") for name, one in results.items()}
     refused = {name: said for name, said in skipped.items() if said}

@@ -12,7 +12,7 @@ from headscope.app.pipeline import analyze_run, capture_run
 from headscope.app.report import build
 from headscope.app.report.findings import findings
 from headscope.app.report.scores import heads_table
-from headscope.probes import load_model
+from headscope.probes import capture, load_model, pattern
 from headscope.probes.storage import run_folder
 
 
@@ -41,8 +41,7 @@ def test_files_have_no_number_where_there_is_no_attention(folder):
 
 
 def test_the_grid_says_what_is_absent(folder):
-    result = run_folder.open(folder).results()["importance"]
-    figure = viz.draw(result, "zero_ablation")
+    figure = viz.draw(run_folder.open(folder).results()["importance"], "zero_ablation")
     hover = figure.data[-1].text
     assert sum("no attention map in this layer" in text for text in hover) == 8
     assert all("rank" in text for text in hover[4:8])
@@ -69,13 +68,10 @@ def test_the_dashboard_opens_at_a_layer_with_heads(folder, dashboard):
     said = [one.value for one in app.main.info]
     assert [one.partition(",")[0] for one in said] == [f"L2H0: {viz.ABSENT}"] * 2
     for view in ("scatter", "table"):
-        shown = dashboard(folder, view=view, layer="0")
-        assert shown.main.subheader[1].value == "L0H0"
+        assert dashboard(folder, view=view, layer="0").main.subheader[1].value == "L0H0"
 
 
 def test_a_pattern_of_a_layer_without_one_is_refused(folder):
-    from headscope.probes import capture, pattern
-
     model = load_model(run_folder.open(folder).manifest["options"]["source"])
     found = capture(model, run_folder.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
     assert pattern(found, layer=1, head=0).sizes["query"] == found.sizes["query"]

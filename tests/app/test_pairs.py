@@ -72,8 +72,7 @@ def test_the_screen_shows_targets_down_and_sources_across(attention, paired_runs
     crossed = attention == "cross"
     assert down["title"]["text"] == ("looks (target token)" if crossed else "looks (query)")
     assert across["title"]["text"] == ("looked at (source token)" if crossed else "looked at (key)")
-    shown = app.main.code[1].value
-    assert "opened.prompts()[1]" in shown
+    assert "opened.prompts()[1]" in app.main.code[1].value
 
 
 def words(start: int, stop: int) -> list[str]:

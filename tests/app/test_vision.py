@@ -37,8 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
 
 
 def test_the_planted_heads_are_found_among_the_patches(folder):
-    opened = run_folder.open(folder)
-    results = opened.results()
+    results = run_folder.open(folder).results()
     sinks = results["sinks"]
     assert sinks.attrs["heads_by_type"]["sink"] == ["L0H1"]
     assert float(sinks["sink"].sel(layer=0, head=1)) > 0.999

@@ -44,7 +44,6 @@ def test_a_cache_that_cannot_fit_is_named_and_left_out(monkeypatch):
 
 def test_the_target_is_judged_from_the_result():
     row = {"length": 16384, "extra_bytes": {"capture": 2e9, "bridge_cache": 8e9}, "not_run": {}}
-    result = {"rows": [row], "setup": {"layers": 4, "heads": 8, "size": 64}}
-    (table,) = context_tables(result)
+    (table,) = context_tables({"rows": [row], "setup": {"layers": 4, "heads": 8, "size": 64}})
     assert table.rows == (("16384", "2000", "8000", "4.0×"),)
     assert "not met" in table.caption

@@ -35,8 +35,7 @@ def check_schema(result: dict[str, Any], lengths: list[int]) -> None:
             assert low <= row["median_ms"][name] <= high
             apart = row.get("apart", {"names": []})
             base = apart["ratio_to_ms"] if name in apart["names"] else row["median_ms"]["sdpa"]
-            expected = row["median_ms"][name] / base
-            assert ratio == pytest.approx(expected, rel=0.02, abs=0.001)
+            assert ratio == pytest.approx(row["median_ms"][name] / base, rel=0.02, abs=0.001)
     for row in result["model"]:
         assert set(baselines.MODEL) <= set(row["median_ms"]) | set(row["not_run"])
     assert [row["length"] for row in result["model"]] == lengths

@@ -35,8 +35,7 @@ def given(name: str, bundled) -> tuple[Task, xr.Dataset | None]:
         return task, None
     declared = {"keep": (), "offsets": (0, 1), "targets": ()}
     options = {one: getattr(module, one.upper(), usual) for one, usual in declared.items()}
-    held = capture(bundled, task, stats=module.NEEDS, **options)
-    return task, held
+    return task, capture(bundled, task, stats=module.NEEDS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,7 @@ def test_every_variable_says_what_it_is_and_has_a_view(result):
         assert array.attrs["long_name"], variable
         assert "units" in array.attrs, variable
         assert array.attrs["scale"] in SCALES, variable
-        figure = viz.draw(result, variable)
-        assert figure.data, variable
+        assert viz.draw(result, variable).data, variable
         if "low" in array.attrs:
             assert float(array.min()) >= array.attrs["low"] - 1e-6, variable
         if "high" in array.attrs:

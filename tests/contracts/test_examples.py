@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +36,6 @@ def test_docstring_examples(name):
 
 
 def test_the_notebook_examples_of_the_readme(monkeypatch):
-    import plotly.graph_objects as go
-
     shown: list[go.Figure] = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

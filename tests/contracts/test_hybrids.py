@@ -10,9 +10,12 @@ import pytest
 import xarray as xr
 
 from headscope import analyses, viz
+from headscope.analyses import sinks
+from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime import runner
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
+from headscope.probes.interventions import Ablate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 
@@ -87,8 +90,6 @@ def test_no_head_of_such_a_layer_is_named(outcome):
 def test_shares_are_of_the_heads_that_attend(hybrid):
     # ε = 0: every head that has a number is above it, so a share counts nothing else or is below 1.
     found = capture(hybrid, [[0, *range(5, 40)]], stats=("received", "lse"), keep=("q", "k"))
-    from headscope.analyses import sinks
-
     result = sinks.run(found, epsilon=0.0)
     assert float(result["sink_rate"]) == 100.0
     assert float(result["key_share"].max()) == float(result["token_share"].max()) == 1.0
@@ -100,9 +101,6 @@ def test_shares_are_of_the_heads_that_attend(hybrid):
 
 
 def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid):
-    from headscope.analyses._interventions.ablation import evaluate
-    from headscope.probes.interventions import Ablate
-
     result = runner.execute("importance", hybrid, n=PROMPTS, seed=1)
     task = tasks.make("ioi", tokenizer=hybrid.tokenizer, n=PROMPTS, seed=1)
     intact = evaluate(hybrid, task)

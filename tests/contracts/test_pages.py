@@ -36,8 +36,7 @@ def test_an_old_page_is_named_with_the_command(tmp_path):
 def test_every_statistic_has_its_row_and_the_readme_leads_there():
     page = (ROOT / "docs" / "statistics.md").read_text()
     for name in statistics.names():
-        one = statistics.load(name)
-        assert f"| `{name}` | {one.title} |" in page
+        assert f"| `{name}` | {statistics.load(name).title} |" in page
         assert page.count(f"`{name}`") >= 3
     readme = (ROOT / "README.md").read_text()
     assert "(docs/statistics.md)" in readme

@@ -13,7 +13,9 @@ import xarray as xr
 
 from headscope import analyses, viz
 from headscope.analyses import pattern_shape
+from headscope.analyses._runtime.runner import execute
 from headscope.kernels import statistics
+from headscope.probes import capture
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 FOLDERS = {"pattern_shape": pattern_shape, "statistics": statistics, "viz": viz}
@@ -53,8 +55,6 @@ def drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]
 
 
 def test_analysis_recipe(drop_in, bundled):
-    from headscope.analyses._runtime.runner import execute
-
     name = drop_in("analyses/pattern_shape/flatness.py")
     assert name in analyses.names()
     result = execute(name, bundled, [bundled.encode("the")[:1] * 6], options={"skip": "2"})
@@ -66,8 +66,6 @@ def test_analysis_recipe(drop_in, bundled):
 
 
 def test_statistic_recipe(drop_in, bundled):
-    from headscope.probes import capture
-
     name = drop_in("kernels/statistics/mean_position.py")
     assert name in statistics.names()
     ids = list(range(3, 25))

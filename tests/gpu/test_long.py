@@ -67,8 +67,7 @@ def extra_of(request: Request, tensors: list[Tensor]) -> tuple[int, int]:
 
 def test_memory_is_that_of_the_results(device):
     tensors = draw(65_536, 8, device, 128)
-    rows = Request(stats=("lse", "max_weight", "entropy"))
-    results, peak = extra_of(rows, tensors)
+    results, peak = extra_of(Request(stats=("lse", "max_weight", "entropy")), tensors)
     # The normaliser in base 2 is kept beside the results, and bounds of every tile.
     assert peak <= 1.05 * results + 4 * 8 * 65_536 + (1 << 22)
 

@@ -135,8 +135,7 @@ def test_ranks_beyond_the_visible_keys_are_missing():
 @pytest.mark.parametrize("k", [1, 8, 31])
 def test_ranks_equal_torch(k, draw):
     inputs = draw(600, batch=1, sigma=2.0)
-    request = Request(("topk", "topk_key", "pattern"), k=k)
-    result = attend(inputs.q, inputs.k, inputs.v, request)
+    result = attend(inputs.q, inputs.k, inputs.v, Request(("topk", "topk_key", "pattern"), k=k))
     values, keys = result["pattern"].topk(k, dim=-1)
     full = slice(k, None)
     torch.testing.assert_close(result["topk"][:, :, full], values[:, :, full], rtol=0, atol=0)
@@ -171,8 +170,7 @@ def test_a_span_of_padding_is_missing(draw):
     inputs = draw(40, batch=1)
     real = torch.ones(1, 40, dtype=torch.bool)
     real[0, :10] = False
-    spans = (torch.arange(40) >= 10).long()[None]
-    request = Request(("span_mass",), spans=spans)
+    request = Request(("span_mass",), spans=(torch.arange(40) >= 10).long()[None])
     mass = attend(inputs.q, inputs.k, inputs.v, request, AttentionSpec(key_mask=real))["span_mass"]
     assert mass[..., 0].isnan().all()
     torch.testing.assert_close(mass[:, :, 10:, 1], torch.ones(1, 4, 30))

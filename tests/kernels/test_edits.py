@@ -66,8 +66,7 @@ def test_cut_spans_hide_one_group_of_keys_from_one_group_of_queries(draw):
     keys = ((torch.arange(LENGTH) >= 20) & (torch.arange(LENGTH) < 30)).long().expand(2, -1)
     table = torch.tensor([[[0.0, 0.0], [0.0, -math.inf]]])
     weights = edited(inputs, span_bias=table, query_spans=queries, key_spans=keys)["pattern"]
-    before = plain(inputs).float()
-    torch.testing.assert_close(weights[:, :, :60], before[:, :, :60])
+    torch.testing.assert_close(weights[:, :, :60], plain(inputs).float()[:, :, :60])
     assert (weights[:, :, 60:, 20:30] == 0).all()
     torch.testing.assert_close(weights[:, :, 60:].sum(dim=-1), torch.ones(2, 4, 30))
 
@@ -240,16 +239,14 @@ def test_a_fixed_pattern_takes_the_place_of_the_weights(draw):
     before = attend(inputs.q, inputs.k, inputs.v, PATTERN)["pattern"]
     expected = torch.where(own, before, fixed)
     torch.testing.assert_close(result["pattern"], expected)
-    values = inputs.v.repeat_interleave(2, dim=1)
-    torch.testing.assert_close(result["z"], expected @ values)
+    torch.testing.assert_close(result["z"], expected @ inputs.v.repeat_interleave(2, dim=1))
 
 
 def test_edits_combine(draw):
     inputs = draw(LENGTH)
     keys = torch.randn(1, 1, LENGTH)
     spans = torch.arange(LENGTH).expand(2, -1)
-    table = torch.randn(1, 2, 3)
-    shared = {"key_bias": keys, "span_bias": table}
+    shared = {"key_bias": keys, "span_bias": torch.randn(1, 2, 3)}
     one = WeightEdits(
         **shared, gate=torch.rand(1, 4), query_spans=spans % 2, key_spans=spans % 4 - 1,
         first=torch.tensor([1, 0, 0, 0]), recent=torch.tensor([9, 0, 0, 0]),

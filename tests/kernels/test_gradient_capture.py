@@ -130,8 +130,7 @@ def test_the_largest_are_weights_times_their_gradient(draw):
     got = capture_gradient(inputs.q, inputs.k, inputs.v, dz, request)
     weights = attend(inputs.q, inputs.k, inputs.v, Request(stats=("pattern",)))["pattern"]
     weights.requires_grad_()
-    loss = ((weights @ inputs.v) * dz).sum()
-    (slope,) = torch.autograd.grad(loss, weights)
+    (slope,) = torch.autograd.grad(((weights @ inputs.v) * dz).sum(), weights)
     keys = got["attribution_topk_key"]
     expected = (weights * slope).gather(3, keys.nan_to_num().long())
     shown = keys.isfinite()
@@ -160,8 +159,7 @@ def test_it_takes_the_gradient_that_a_loss_left_in_z(draw):
     spec = AttentionSpec(softcap=3.0, edits=edits)
     z = attend_differentiable(q, k, v, spec=spec)["z"]
     dz, by_gate = torch.autograd.grad(z.square().sum(), (z, edits.gate))
-    request = Request(stats=("attribution",))
-    sums = capture_gradient(q, k, v, dz, request, spec)["attribution"]
+    sums = capture_gradient(q, k, v, dz, Request(stats=("attribution",)), spec)["attribution"]
     assert not sums.requires_grad
     # At a gate of 1 the gate's gradient is the sum of all attributions of its head.
     torch.testing.assert_close(sums.sum(dim=(0, 2))[None], by_gate, rtol=1e-5, atol=1e-5)

@@ -58,8 +58,7 @@ def test_key_splits_merge(name, draw):
     near = torch.arange(length).expand(2, length) % 5 < 2
     whole = attend(*inputs)
     specs = [AttentionSpec(key_mask=mask, query_mask=real) for mask in (near, ~near)]
-    parts = [attend(*inputs, spec) for spec in specs]
-    merged = merge(name, parts, whole)
+    merged = merge(name, [attend(*inputs, spec) for spec in specs], whole)
     # No part says more than "no such key" where the whole says so.
     expected = whole[name].nan_to_num() if name in ("offset_mass", "target_mass") else whole[name]
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5, equal_nan=True)

@@ -75,8 +75,7 @@ class Case:
     """A call, its dense matrices in float64, and vectors on both sides; padding is NaN."""
 
     def __init__(self, draw: Any, name: str, length: int, vectors: int = 3) -> None:
-        given = {"queries": length, "value_size": 5, **variants(length)[name]}
-        inputs = draw(**given)
+        inputs = draw(**{"queries": length, "value_size": 5, **variants(length)[name]})
         self.q, self.k, self.v, _ = inputs
         self.spec = AttentionSpec(**inputs.options)
         self.maps = attend_dense(self.q, self.k, self.v, PATTERN, self.spec)["pattern"]
@@ -150,8 +149,7 @@ def slopes_of(one: Case) -> Tensor:
     edits = one.spec.edits
     gate = torch.ones(1, 4) if edits is None or edits.gate is None else edits.gate
     z = (weights @ values) * gate.double()[..., None, None]
-    loss = (z * one.dz.double().nan_to_num()).sum()
-    return torch.autograd.grad(loss, weights)[0]
+    return torch.autograd.grad((z * one.dz.double().nan_to_num()).sum(), weights)[0]
 
 
 @pytest.mark.parametrize("positive", [True, False])
@@ -229,14 +227,12 @@ def test_one_direction_is_the_adjoint_of_the_other(shape, draw):
     # Rows sum to one wherever a query sees a key.
     sums = pull(torch.ones(2, 1, keys, 1), *call)[..., 0]
     lse = attend(inputs.q, inputs.k, inputs.v, Request(stats=("lse",)), spec)["lse"]
-    valid_queries = lse.isfinite()
-    torch.testing.assert_close(sums, valid_queries.float(), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(sums, lse.isfinite().float(), rtol=1e-6, atol=2e-6)
 
 
 def test_sums_of_rows_and_columns_are_those_of_the_capture(case):
     one = case("sinks")
-    request = Request(stats=("learned_sink_mass", "received"))
-    found = attend(one.q, one.k, one.v, request, one.spec)
+    found = attend(one.q, one.k, one.v, Request(stats=("learned_sink_mass", "received")), one.spec)
     ones = torch.ones(2, 1, 63, 1)
     rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
     torch.testing.assert_close(rows, 1 - found["learned_sink_mass"], rtol=1e-5, atol=1e-6)
@@ -324,8 +320,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(case, monkeypatch):
     row[0, 3, 130, 2] = -1.0
     pushed = push(row, *one.call)
     assert {queries.start for queries in done} == {32, 128}
-    expected = one.maps.mT @ row.double()
-    torch.testing.assert_close(pushed.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pushed.double(), one.maps.mT @ row.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.requirement("F1")

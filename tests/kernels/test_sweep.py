@@ -32,6 +32,7 @@ def rebuilt() -> Iterator[None]:
 # A processor without a matrix unit has one way only.
 WAYS = ("unit", "blas") if library.library().pack else ("blas",)
 LEAST = {"unit": 1, "blas": 1 << 30}
+SWEEP_ONLY = tuple(name for name in statistics.names() if statistics.load(name).reductions)
 
 
 @pytest.fixture(params=WAYS)
@@ -81,16 +82,12 @@ def test_nothing_that_the_sweep_fills_in_is_computed_again(draw, monkeypatch):
     def fail(self: Panel) -> Tensor:
         raise ZeroDivisionError("computed on torch")
 
-    inputs = draw(100, request={"stats": tuple(sweep_only())})
+    inputs = draw(100, request={"stats": SWEEP_ONLY})
     for name in sweep.REDUCTIONS:
         monkeypatch.setattr(Panel.__dict__[name], "func", fail)
     attend(*inputs, engine="compiled")
     with pytest.raises(ZeroDivisionError):
         attend(*inputs, engine="panels")
-
-
-def sweep_only() -> list[str]:
-    return [name for name in statistics.names() if statistics.load(name).reductions]
 
 
 @pytest.mark.parametrize("length", [2, 15, 16, 17, 31, 127, 128, 129, 300])
@@ -112,7 +109,7 @@ def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(tile, draw, agree, w
         spec = AttentionSpec(**options)
         dense = attend_dense(*inputs, spec)
         largest = float(dense["lse"].abs().max())
-        for stats in (few, tuple(sweep_only())):
+        for stats in (few, SWEEP_ONLY):
             inputs.request = replace(inputs.request, stats=stats)
             swept = attend(*inputs, spec, engine="compiled")
             for name in CHECKED:
@@ -247,7 +244,7 @@ def test_the_sweep_writes_inside_its_memory(draw, monkeypatch, way):
 
     monkeypatch.setattr(Scratch, "take", piece)
     for length in (1, 13, 100, 257):
-        for stats in (tuple(statistics.names()), tuple(sweep_only())):
+        for stats in (tuple(statistics.names()), SWEEP_ONLY):
             inputs = draw(length, request={"stats": stats})
             attend(*inputs, engine="compiled")
             attend(*inputs, AttentionSpec(window=9), engine="compiled")
@@ -272,7 +269,7 @@ def test_memory_is_used_again_and_never_by_two_calls_at_once():
 
 def test_statistics_read_no_more_than_they_declare(draw):
     # Weights that nobody asked for have no data, and reading them fails.
-    for name in sweep_only():
+    for name in SWEEP_ONLY:
         attend(*draw(100, request={"stats": (name,)}), engine="compiled")
 
 

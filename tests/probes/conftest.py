@@ -83,8 +83,7 @@ def ids() -> Callable[..., list[int]]:
     """Draw token ids with repetitions, so that duplicates and induction occur."""
 
     def draw(length: int, seed: int = 0, vocabulary: int = 64) -> list[int]:
-        drawn = np.random.default_rng(seed).integers(0, vocabulary, length)
-        return [int(one) for one in drawn]
+        return [int(one) for one in np.random.default_rng(seed).integers(0, vocabulary, length)]
 
     return draw
 

@@ -57,7 +57,6 @@ def test_every_phase_draws_rows_that_teach(number):
     assert ids.shape == (weights.shape[0], weights.shape[1] + 1)
     assert set(kinds) <= {*tasks.names(), "text"}
     assert bool((weights.sum(1) > 0).all())
-    again = RECIPE.draw(step)
-    assert torch.equal(ids, again.ids)
+    assert torch.equal(ids, RECIPE.draw(step).ids)
     assert int(ids.max()) < len(vocabulary())
     assert bool((ids[:, 0] == 0).all())

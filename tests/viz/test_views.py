@@ -274,8 +274,7 @@ def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn():
     assert len(figure.data) == 24
     assert "L4H7" in {trace.name for trace in figure.data}
     assert "24 of 48: those that change most" in figure.layout.title.subtitle.text
-    looks = {(trace.line.color, trace.line.dash) for trace in figure.data}
-    assert len(looks) == 24
+    assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 24
 
 
 def test_negative_edges_differ_by_more_than_colour():
@@ -287,8 +286,7 @@ def test_negative_edges_differ_by_more_than_colour():
 
 def test_text_of_others_cannot_become_markup():
     each = array(("key", 2), long_name="<img src=x onerror=alert(1)>", units="<b>")
-    figure = viz.choose(each).figure(each)
-    assert "<img" not in figure.to_json().replace("&lt;img", "")
+    assert "<img" not in viz.choose(each).figure(each).to_json().replace("&lt;img", "")
 
 
 @pytest.mark.parametrize(

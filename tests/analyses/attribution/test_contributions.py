@@ -4,6 +4,7 @@ import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 
 from headscope.analyses import contributions
+from headscope.analyses._interventions.next_token_loss import losses
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses.attribution import _head_writing
 from headscope.probes import capture
@@ -66,8 +67,6 @@ def test_the_heads_that_write_hold_all_of_their_layer(circuit, progress):
 
 
 def test_the_loss_is_that_of_one_edit_at_a_time(random_llama):
-    from headscope.analyses._interventions.next_token_loss import losses
-
     ids = [[0, 5, 6, 7, 8, 5], [0, 9, 10, 11]]
     lost = _head_writing.loss_without(random_llama, ids)
     for row, one in enumerate(ids):

@@ -93,8 +93,7 @@ def test_heads_are_those_of_transformer_lens(random_llama, task, tmp_path):
 
 def test_only_the_head_that_copies_writes_to_the_answer(circuit):
     task = repeated(n=3, length=6)
-    cap = capture(circuit, task, stats=(), keep=("z",))
-    result = logit_attribution.run(cap, circuit, task)
+    result = logit_attribution.run(capture(circuit, task, stats=(), keep=("z",)), circuit, task)
     found = result["direct_logit"].values
     assert found[INDUCTION] > 1
     others = found.copy()

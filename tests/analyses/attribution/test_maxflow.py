@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 from headscope.analyses.attribution import _maxflow
 
@@ -48,8 +49,6 @@ def test_chosen_rows_are_those_of_the_whole():
 
 
 def test_three_layer_flow_agrees_with_a_linear_program():
-    from scipy.optimize import linprog
-
     size, layers = 4, 3
     mixed = _maxflow.mix(maps(layers, 1, size))
     edges = [(layer, i, j) for layer in range(layers) for i in range(size) for j in range(size)]

@@ -32,8 +32,7 @@ def test_maps_are_those_of_the_pattern(circuit, captured):
     np.testing.assert_allclose(result["rollout"].values, mixed[1] @ mixed[0], atol=1e-6)
     np.testing.assert_allclose(result["flow"].values, _maxflow.flow(np.stack(mixed)), atol=1e-6)
     np.testing.assert_allclose(result["raw_attention"].values, maps[1].mean(0), atol=1e-6)
-    tokens = captured["token"].values[1]
-    assert result["token"].values.tolist() == tokens.tolist()
+    assert result["token"].values.tolist() == captured["token"].values[1].tolist()
 
 
 def test_replacing_tokens_finds_what_the_prediction_rests_on(circuit, captured):

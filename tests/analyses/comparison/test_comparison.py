@@ -170,10 +170,8 @@ def test_means_with_intervals_are_compared_by_them():
 @pytest.mark.requirement("D6")
 def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
     one = removed(circuit, task)
-    deep = removed(random_llama(layers=3), task, metric="accuracy")
-    check_refusal("layer", compare, one, deep)
-    units = removed(circuit, task, metric="logit_difference")
-    check_refusal("units", compare, one, units)
+    check_refusal("layer", compare, one, removed(random_llama(layers=3), task, metric="accuracy"))
+    check_refusal("units", compare, one, removed(circuit, task, metric="logit_difference"))
     other = removed(circuit, replace(task, name="other"))
     check_refusal("convention", compare, one, other)
     assert not compare(one, other, across=("convention",))["lost"].values.any()

@@ -10,6 +10,8 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.interventions import KnockOut
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.reading import read
+from headscope.probes.prompts.tasks._absent_facts import stated
 
 pytestmark = pytest.mark.requirement("B5")
 
@@ -69,8 +71,7 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
 
 @pytest.mark.parametrize("space", ["residual", "z"])
 def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space):
-    options = {"draws": 2, "space": space}
-    result = execute("context_reliance", bundled, n=8, options=options)
+    result = execute("context_reliance", bundled, n=8, options={"draws": 2, "space": space})
     assert sorted(result.attrs["heads_by_type"]["context-reliant"]) == list(COPYING)
     direct = result["direct"].values[3]
     others = [2, 3, 6]
@@ -82,9 +83,6 @@ def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space)
 
 def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
     """The claim behind the score, by another intervention: only the fact, only in these heads."""
-    from headscope.probes.prompts.reading import read
-    from headscope.probes.prompts.tasks._absent_facts import stated
-
     task = stated(tasks.make("recall", bundled.tokenizer, 1))
     question = read(bundled, task).encoded.questions[0][0]
     reliant = tuple((3, int(name[3])) for name in COPYING)

@@ -79,10 +79,8 @@ def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flag
 @pytest.mark.requirement("B6")
 @pytest.mark.parametrize(("task", "other"), [("recall", "brackets"), ("induction", "corrupted")])
 def test_heads_of_one_condition_hurt_it_more_than_the_other_does(bundled, task, other):
-    options = {"other": other, "checked": 6}
-    result = execute("contrast", bundled, task=task, n=8, options=options)
-    found = set(result.attrs["heads_by_type"]["more evidence in A"])
-    assert len(found & COPYING) >= 4
+    result = execute("contrast", bundled, task=task, n=8, options={"other": other, "checked": 6})
+    assert len(set(result.attrs["heads_by_type"]["more evidence in A"]) & COPYING) >= 4
     (own, random), (foreign, _) = result["lost"].values
     assert own > 1.5
     assert own - foreign > 1.0

@@ -29,8 +29,7 @@ def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
 
 
 def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(circuit):
-    task = repeated(n=6, length=8)
-    result = execute("prompt_pairs", circuit, task=task, options={"best": 1})
+    result = execute("prompt_pairs", circuit, task=repeated(n=6, length=8), options={"best": 1})
     assert result.attrs["heads_by_type"]["differ between the prompts"] == ["L1H0"]
     assert result["difference"].values[INDUCTION] > 0.9
     # Under A it leaves the first token, where it rests under B.

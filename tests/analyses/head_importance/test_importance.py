@@ -116,8 +116,7 @@ def test_normalized_layers_have_norm_one(random_llama, task, captured):
 @pytest.mark.requirement("D1")
 def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit, progress):
     task = repeated(n=3, length=6)
-    cap = capture(circuit, task, stats=(), keep=("z",))
-    result = importance.run(cap, circuit, task)
+    result = importance.run(capture(circuit, task, stats=(), keep=("z",)), circuit, task)
     assert result.attrs["convention"] == "accuracy on 3 prompts of repeated"
     expected = np.zeros((2, 4))
     expected[PREVIOUS] = expected[INDUCTION] = 1.0
@@ -199,16 +198,14 @@ def test_kv_groups_are_reported_apart_from_query_heads(random_llama, task, captu
 
 def test_one_prompt_calls_no_head_important(circuit):
     task = repeated(n=1, length=6)
-    cap = capture(circuit, task, stats=(), keep=("z",))
-    result = importance.run(cap, circuit, task)
+    result = importance.run(capture(circuit, task, stats=(), keep=("z",)), circuit, task)
     assert result.attrs["important_heads"] == []
     assert result.attrs["verdict"] == "too_few"
     assert "One prompt has no interval" in result.attrs["note"]
 
 
 def test_log_probability_sums_over_the_right_answers(circuit):
-    task = repeated(n=1, length=4)
-    asked = encode(task, circuit.tokenizer).questions
+    asked = encode(repeated(n=1, length=4), circuit.tokenizer).questions
     output = torch.randn(1, 9, 35)
     logs = [output[0, each.at].log_softmax(-1)[each.answer_ids[0]] for each in asked[0]]
     expected = float(torch.stack(logs).mean())

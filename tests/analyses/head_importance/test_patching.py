@@ -5,14 +5,16 @@ import transformers
 from constructed import INDUCTION, PREVIOUS, WORDS, repeated
 
 from headscope.analyses import importance, patching
-from headscope.analyses._interventions import head_gradients
+from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.batched_edits import RowReplace
+from headscope.analyses._interventions.metrics import score
 from headscope.analyses._runtime import runner
 from headscope.probes import capture, load_model
+from headscope.probes.attention.forward import logits
 
 
 def run(model, task, **options):
-    cap = capture(model, task, stats=(), keep=("z",))
-    return patching.run(cap, model, task, **options)
+    return patching.run(capture(model, task, stats=(), keep=("z",)), model, task, **options)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +71,8 @@ def test_gates_of_a_linear_model_are_its_ablations(linear):
 
 def test_the_estimate_is_the_derivative_of_a_partial_patch(random_llama):
     # A small step towards the corrupted output, by an edit that was not written for gradients.
-    from headscope.analyses._interventions import ablation
-    from headscope.analyses._interventions.batched_edits import RowReplace
-    from headscope.analyses._interventions.metrics import score
-    from headscope.probes.attention.forward import logits
-
     task = repeated(n=1, length=5)
-    cap = capture(random_llama, task, stats=(), keep=("z",))
-    clean = ablation.kept_z(cap)
+    clean = ablation.kept_z(capture(random_llama, task, stats=(), keep=("z",)))
     other = ablation.kept_z(ablation.capture_corrupted(random_llama, task))
     encoded = ablation.encode_task(random_llama, task)
     ids, asked = encoded.ids, encoded.questions

@@ -17,8 +17,7 @@ from headscope.probes.prompts.tokens import encode
 
 
 def run(model, task, **options):
-    cap = capture(model, task, stats=(), keep=("z",))
-    return reliability.run(cap, model, task, **options)
+    return reliability.run(capture(model, task, stats=(), keep=("z",)), model, task, **options)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +59,7 @@ def test_every_method_is_held_against_every_other(found):
     assert {"mean ablation", "gate gradient", "denoising", "direct logits"} <= set(names)
     np.testing.assert_allclose(np.diag(table), 1)
     np.testing.assert_allclose(table.values, table.values.T)
-    inside = (found["rank_agreement_lower"] <= found["rank_agreement_upper"]).values
-    assert inside.all()
+    assert (found["rank_agreement_lower"] <= found["rank_agreement_upper"]).values.all()
     # Attribution patching is a good estimate here; the note names the pair that agrees least.
     assert float(table.sel(one="noising", other="noising attribution")) > 0.8
     flat = np.where(np.eye(len(names), dtype=bool), 9, table.values)
@@ -115,8 +113,7 @@ def test_agreement_is_scipys_with_an_interval():
 
 
 def test_shuffled_questions_keep_their_places_and_lose_their_answers(circuit):
-    task = repeated(n=5, length=6)
-    asked = encode(task, circuit.tokenizer).questions
+    asked = encode(repeated(n=5, length=6), circuit.tokenizer).questions
     other = _nulls.shuffled(asked, seed=3)
     rows = [tuple(one.answer_ids for one in each) for each in asked]
     for before, after in zip(asked, other, strict=True):
@@ -141,8 +138,7 @@ def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(c
 
 def test_one_prompt_calls_no_head_important(circuit):
     task = repeated(n=2, length=5)
-    one = replace(task, prompts=task.prompts[:1])
-    result = run(circuit, one, random_weights=False)
+    result = run(circuit, replace(task, prompts=task.prompts[:1]), random_weights=False)
     assert result.attrs["important_heads"] == []
     assert result.attrs["verdict"] in ("too_few", "disagreement")
     assert result["margin"].isnull().all()

@@ -83,8 +83,7 @@ def test_on_the_bundled_model_the_own_heads_learn_what_others_do_not(bundled):
         weight = _tuned.head_weights(bundled, selecting, penalty=1.0, **how)
         heads = top(np.abs(weight - 1), 4)
         factor = _tuned.head_weights(bundled, learned_from, heads=heads, **how)
-        moved = {(int(one), int(two)) for one, two in np.argwhere(factor != 1)}
-        assert moved == set(heads)
+        assert {(int(one), int(two)) for one, two in np.argwhere(factor != 1)} == set(heads)
         edit = (Gate(torch.from_numpy(factor).float()),)
         said.append(evaluate(bundled, unseen, edit, "log_probability"))
     before = evaluate(bundled, unseen, (), "log_probability")

@@ -95,8 +95,7 @@ def test_the_model_is_left_as_it_was(random_llama, task):
     blocks = random_llama.module.model.layers
     ablation.ablate_each_head(random_llama, task, "logit_difference")
     assert all("forward" not in part.__dict__ for part in blocks)
-    head = random_llama.module.get_output_embeddings()
-    assert not head._forward_pre_hooks
+    assert not random_llama.module.get_output_embeddings()._forward_pre_hooks
 
 
 def test_a_kv_group_is_all_its_query_heads_at_once(random_llama, task):

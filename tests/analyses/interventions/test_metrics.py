@@ -46,8 +46,7 @@ def test_probability_differences_by_hand():
     tall = math.exp(5) + 3
     second = (1 - (math.exp(5) + 2)) / tall
     expected = torch.tensor([(first + second) / 2, (4 - 2 - 1) / 8], dtype=torch.float32)
-    found = score(LOGITS, ASKED, "probability_difference")
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(score(LOGITS, ASKED, "probability_difference"), expected)
 
 
 def test_scores_have_gradients():
@@ -102,8 +101,7 @@ def test_a_task_is_scored_prompt_by_prompt(random_llama, task):
 
 
 def test_the_metric_can_be_chosen(random_llama, task):
-    found = evaluate(random_llama, task, metric="accuracy")
-    assert set(found.tolist()) <= {0.0, 0.5, 1.0}
+    assert set(evaluate(random_llama, task, metric="accuracy").tolist()) <= {0.0, 0.5, 1.0}
     check_refusal("metric", evaluate, random_llama, task, metric="loss")
 
 
@@ -117,5 +115,4 @@ def test_an_encoded_task_is_its_prompts_and_parts_of_them(random_llama, task):
     assert encoded.asked == ((3,), (3, 5), (3,))
     whole = evaluate(random_llama, task)
     np.testing.assert_allclose(evaluate(random_llama, encoded.part(slice(1, 3))), whole[1:], 1e-5)
-    last = evaluate(random_llama, encoded.corrupted())[2]
-    assert last == pytest.approx(whole[0], abs=1e-5)
+    assert evaluate(random_llama, encoded.corrupted())[2] == pytest.approx(whole[0], abs=1e-5)

@@ -32,8 +32,7 @@ def result(captured, circuit):
 
 def rows(weights: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Pool one map by hand: queries of each row of blocks, and its shares."""
-    size = len(weights)
-    starts = range(0, size, TILE)
+    starts = range(0, len(weights), TILE)
     found = []
     for start in starts:
         part = weights[start : start + TILE]
@@ -88,8 +87,7 @@ def test_the_needed_blocks_are_enough_for_the_bundled_model_and_random_ones_are_
 
 def test_the_edit_hides_blocks_as_a_dense_mask_does(bundled, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    shape = (bundled.layers, bundled.heads, 3, 3)
-    seen = torch.rand(shape, generator=generator) > 0.4
+    seen = torch.rand((bundled.layers, bundled.heads, 3, 3), generator=generator) > 0.4
     seen |= torch.eye(3, dtype=torch.bool)
     ids = torch.randint(2, 400, (1, 12), generator=generator)
     members = (0,) * 4 + (1,) * 4 + (2,) * 4

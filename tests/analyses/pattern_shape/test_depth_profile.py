@@ -48,8 +48,7 @@ def test_an_induction_head_is_tilted_to_where_the_copy_stands(circuit):
 def test_the_part_with_the_needle_is_the_dearest_to_hide(bundled):
     for at, expected in ((0.1, 0), (0.6, 2)):
         task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=5, length=90, depth=at)
-        options = {"question": 0.05, "parts": 4}
-        result = execute("depth_profile", bundled, task, options=options)
+        result = execute("depth_profile", bundled, task, options={"question": 0.05, "parts": 4})
         assert int(result["depth_loss"].values.argmax()) == expected
 
 

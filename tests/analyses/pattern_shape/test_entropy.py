@@ -20,8 +20,7 @@ LENGTH, BLOCKS = 40, 4
 def test_a_uniform_head_reaches_log_n_and_a_saturated_one_nothing(rotary_sink):
     ids = [[WORDS.index(word) for word in ("<bos>", *KEYS)]] * 2
     result = entropy.run(capture(rotary_sink, ids, stats=("entropy",)))
-    count = len(ids[0])
-    even = np.log(np.arange(2, count + 1)).mean()
+    even = np.log(np.arange(2, len(ids[0]) + 1)).mean()
     np.testing.assert_allclose(result["entropy"].values, [[0, even]], atol=1e-3)
     np.testing.assert_allclose(result["entropy_share"].values, [[0, 1]], atol=1e-3)
     np.testing.assert_allclose(result["query_entropy_share"].values[1:], 0.5, atol=1e-3)

@@ -66,9 +66,7 @@ def test_an_even_head_stays_even_under_every_map(circuit):
 
 
 def test_bad_input_is_refused(circuit):
-    short = capture(circuit, [[0, 5, 6]], **OPTIONS)
-    check_refusal("prompts", feature_maps.run, short)
+    check_refusal("prompts", feature_maps.run, capture(circuit, [[0, 5, 6]], **OPTIONS))
     ids = [[0, *range(5, 20)]]
-    heads = ((0, 0),)
-    edited = capture(circuit, ids, edits=(Temperature(heads=heads, value=3.0),), **OPTIONS)
+    edited = capture(circuit, ids, edits=(Temperature(heads=((0, 0),), value=3.0),), **OPTIONS)
     check_refusal("capture", feature_maps.run, edited)

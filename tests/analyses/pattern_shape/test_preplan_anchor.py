@@ -114,15 +114,13 @@ def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled)
 def test_coupling_leaves_out_partners_outside_the_text():
     found = _peaks.coupled([np.array([0, 9])], [np.array([1])], [10], 1, 0)
     assert found.tolist() == [[0.0, 0.0, 1.0]]
-    outside = _peaks.coupled([np.array([9])], [np.array([1])], [10], 1, 0)
-    assert np.isnan(outside[0, 2])
+    assert np.isnan(_peaks.coupled([np.array([9])], [np.array([1])], [10], 1, 0)[0, 2])
 
 
 def test_bad_input_is_refused(circuit):
     needed = {"stats": preplan_anchor.NEEDS, "offsets": preplan_anchor.OFFSETS}
     cap = capture(circuit, [[0, 5, 6, 7]], **needed)
     check_refusal("prompts", preplan_anchor.run, cap, circuit)
-    few = planted(0).isel(offset=slice(0, 4))
-    check_refusal("capture", preplan_anchor.run, few, circuit)
+    check_refusal("capture", preplan_anchor.run, planted(0).isel(offset=slice(0, 4)), circuit)
     with pytest.raises(HeadscopeError, match="causal"):
         preplan_anchor.run(planted(0).assign_coords(causal=("layer", [False])), circuit)

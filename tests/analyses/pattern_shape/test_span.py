@@ -108,5 +108,4 @@ def test_octaves_slopes_and_missing_values():
 
 
 def test_bad_input_is_refused(circuit):
-    captured = capture(circuit, [words(0, 4)], stats=STATS)
-    check_refusal("prompts", span.run, captured, circuit)
+    check_refusal("prompts", span.run, capture(circuit, [words(0, 4)], stats=STATS), circuit)

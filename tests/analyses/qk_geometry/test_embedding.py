@@ -95,8 +95,7 @@ def test_the_gap_is_one_for_queries_like_keys_and_grows_with_their_distance():
     chi = np.sqrt(2) * 3.323351 / 2
     far = rng.normal(size=(100000, 6))
     far[:, 0] += 5.0
-    expected = np.linalg.norm(far, axis=-1).mean()
-    assert moved == pytest.approx(expected / chi, rel=0.04)
+    assert moved == pytest.approx(np.linalg.norm(far, axis=-1).mean() / chi, rel=0.04)
     assert wide == pytest.approx(3.0, rel=0.04)
 
 
@@ -110,5 +109,4 @@ def test_queries_of_a_trained_model_lie_outside_its_keys_and_the_picture_has_a_v
     tokens = story["token"].values[0]
     for at, (position, name) in enumerate(zip(positions, result["label"].values, strict=True)):
         assert name == f"{result['kind'].values[at]} {int(position)}: {tokens[int(position)]}"
-    figure = viz.draw(result, "embedding")
-    assert len(figure.layout.updatemenus[0].buttons) == 32
+    assert len(viz.draw(result, "embedding").layout.updatemenus[0].buttons) == 32

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import check_refusal
+from sklearn.decomposition import PCA
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -85,8 +86,6 @@ def test_keys_have_a_lower_rank_before_their_rotation(planted, bundled, trained)
 
 
 def test_components_are_those_of_scikit_learn():
-    from sklearn.decomposition import PCA
-
     vectors = np.random.default_rng(2).normal(size=(60, 9)) * np.linspace(0.1, 3, 9)
     share = np.cumsum(PCA().fit(vectors).explained_variance_ratio_)
     for variance in (0.5, 0.9, 0.99):
@@ -96,8 +95,7 @@ def test_components_are_those_of_scikit_learn():
 
 def test_keys_in_their_components_do_what_whole_keys_do(planted, trained):
     # One prompt of one word: its keys are few, so all of their variance is all of their effect.
-    whole = head_rank.run(captured(planted), planted, variance=1.0)
-    assert whole["moved"].values[0] < 1e-9
+    assert head_rank.run(captured(planted), planted, variance=1.0)["moved"].values[0] < 1e-9
     own, random = trained["moved"].values
     assert own < 0.3 * random
     assert trained.attrs["verdict"] == "supported"

@@ -108,5 +108,4 @@ def test_the_order_of_the_matrix_is_that_of_the_groups(circuit):
 
 
 def test_bad_input_is_refused(random_llama):
-    cap = captured(random_llama)
-    check_refusal("clusters", similarity.run, cap, random_llama, clusters=9)
+    check_refusal("clusters", similarity.run, captured(random_llama), random_llama, clusters=9)

@@ -99,8 +99,7 @@ def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
 
 
 def test_absent_facts_show_in_the_copying_heads_of_the_bundled_model(bundled):
-    options = {"new_tokens": 1, "draws": 2}
-    result = execute("lookback", bundled, n=12, options=options)
+    result = execute("lookback", bundled, n=12, options={"new_tokens": 1, "draws": 2})
     assert result["supported"].values.tolist() == [1.0, 0.0]
     alone = result["head_auroc_lower"].values
     assert min(alone[3, head] for head in (0, 1, 4, 5, 7)) > 0.5

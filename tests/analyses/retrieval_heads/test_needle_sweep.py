@@ -88,8 +88,7 @@ def test_heads_without_a_part_leave_a_disagreement(circuit):
 
 
 def test_the_crossed_interval_covers_prompts_and_draws():
-    generator = np.random.default_rng(0)
-    by_draw = np.repeat(generator.random((30, 1)), 40, axis=1)
+    by_draw = np.repeat(np.random.default_rng(0).random((30, 1)), 40, axis=1)
     mean, lower, upper = crossed(by_draw)
     # Forty prompts that agree do not narrow what thirty draws leave open.
     spread = 1.96 * by_draw[:, 0].std() / np.sqrt(30)

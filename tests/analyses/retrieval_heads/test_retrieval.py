@@ -27,9 +27,8 @@ def test_a_perfect_copier_scores_one_and_a_sink_zero():
 
 
 def test_looking_at_the_needle_is_no_copy_unless_the_token_is_generated():
-    ids = [HAY, A, B, A]
     # Step 1: another token comes out. Step 2: the token stands there too, but outside the needle.
-    assert not copies([1, 3], [B, A], ids, (1, 2)).any()
+    assert not copies([1, 3], [B, A], [HAY, A, B, A], (1, 2)).any()
 
 
 @pytest.mark.requirement("B1")
@@ -82,8 +81,7 @@ def test_taking_the_copier_out_breaks_both_tasks(result):
 
 @pytest.mark.requirement("B2")
 def test_the_recall_heads_of_the_bundled_model_are_the_copying_heads_of_its_card(bundled):
-    options = {"draws": 3, "recall_prompts": 4}
-    result = execute("retrieval", bundled, n=2, options=options)
+    result = execute("retrieval", bundled, n=2, options={"draws": 3, "recall_prompts": 4})
     assert set(result.attrs["heads_by_type"]["recall"]) >= {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
     intact, without, others = result["recall_accuracy"].values
     assert intact == 1.0

@@ -96,8 +96,7 @@ def test_joined_verdicts_keep_the_more_severe_state():
 )
 def test_a_verdict_on_two_losses_ends_the_note_of_the_result(less, state):
     verdict = compare_losses(np.array(less), np.array([2.0, 2.1])[: len(less)], 0, "1 and 2 nats.")
-    capture = xr.Dataset(coords={"layer": [0]})
-    result = Results(capture).dataset(verdict=verdict, note="Two heads.")
+    result = Results(xr.Dataset(coords={"layer": [0]})).dataset(verdict=verdict, note="Two heads.")
     assert result.attrs["verdict"] == verdict.state == state
     assert result.attrs["note"].startswith("Two heads. ")
     assert result.attrs["note"].endswith(": 1 and 2 nats.")

@@ -43,8 +43,7 @@ def test_prompts_that_are_the_task_too_are_captured_once(circuit, captures):
     names = ("sinks", "head_types")
     results = dict(runner.execute_many(names, circuit, task, task=task, options=options))
     assert len([each for each in captures if each["prompts"] is task]) == 1
-    digests = {each.attrs["prompts_sha256"] for each in results.values()}
-    assert len(digests) == 1
+    assert len({each.attrs["prompts_sha256"] for each in results.values()}) == 1
 
 
 def test_a_capture_that_holds_the_need_is_used(circuit, captures):

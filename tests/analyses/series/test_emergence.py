@@ -8,7 +8,9 @@ import xarray as xr
 from headscope.analyses._interventions.ablation import evaluate as evaluate_task
 from headscope.analyses.series import emergence, timeline
 from headscope.probes import checkpoints, load_model
+from headscope.probes.attention.forward import logits
 from headscope.probes.bundled import folder
+from headscope.probes.interventions import Ablate
 from headscope.probes.prompts import tasks
 from headscope_training.evaluation import head_scores, predict_next, without
 from headscope_training.induction import evaluation
@@ -87,9 +89,6 @@ def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginnin
 
 def said_again(model, rows, taken) -> tuple[float, float]:
     """Loss and accuracy on the second time of words, with heads taken out."""
-    from headscope.probes.attention.forward import logits
-    from headscope.probes.interventions import Ablate
-
     edits = (Ablate(heads=tuple(taken)),) if taken else ()
     asked = logits(model, rows[:, :-1], edits)[:, evaluation.PERIOD + 1 :]
     answers = rows[:, evaluation.PERIOD + 2 :]
@@ -106,8 +105,7 @@ def test_a_sink_on_the_first_token_forms_after_induction(types):
     assert float(share[-1]) == 0
     assert float(found["sink_share"].sel(place="first token")[-1]) > 0.5
     # As it is drawn, every head looks everywhere alike: the first of T tokens gets H_T / T.
-    count = again.shape[1]
-    uniform = (1 / np.arange(1, count + 1)).mean()
+    uniform = (1 / np.arange(1, again.shape[1] + 1)).mean()
     np.testing.assert_allclose(found["at_first"][0], uniform, atol=2e-3)
     sink = emergence(found, "at_first", least=0.3).attrs["order"]
     assert [row["name"] for row in sink] == ["L0H1"]

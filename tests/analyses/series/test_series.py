@@ -196,8 +196,7 @@ def test_prompts_are_told_apart_whatever_they_are_made_of():
     others = pixels.copy()
     others[2, 60, 60] = 1e-3
     given = [["a"], ["b"], [[1, 2]], [[12]], [pixels], [others], repeated(seed=0), repeated(seed=1)]
-    digests = {kept.digest((one, None)) for one in given}
-    assert len(digests) == len(given)
+    assert len({kept.digest((one, None)) for one in given}) == len(given)
     assert kept.digest(([pixels], None)) == kept.digest(([pixels.copy()], None))
 
 
@@ -269,8 +268,7 @@ class TestEmergence:
     def test_order_and_ties(self):
         values = np.array([[0, 0, 0, 0], [0, 1, 1, 0.1], [1, 1, 1, 0.1]], dtype=float)
         data = {"y": (("checkpoint", "layer", "head"), values[:, None])}
-        grown = xr.Dataset(data, {"step": ("checkpoint", [0, 10, 20])})
-        found = emergence(grown, "y")
+        found = emergence(xr.Dataset(data, {"step": ("checkpoint", [0, 10, 20])}), "y")
         np.testing.assert_array_equal(found["emergence_order"].values, [[3, 1, 1, np.nan]])
         assert [row["name"] for row in found.attrs["order"]] == ["L0H1", "L0H2", "L0H0"]
         assert found.attrs["note"].startswith("y: L0H1 at step 5, L0H2 at step 5, L0H0 at step 15")

@@ -46,8 +46,7 @@ def test_the_planted_activations_are_located(found):
     places = set(map(place, result.attrs["massive"]))
     assert places == {(0, 0, 0, 7), (1, 0, 0, 7), (1, 0, 11, 7), (2, 0, 0, 7)}
     assert {one["token"] for one in result.attrs["massive"]} == {"<bos>"}
-    largest = result["magnitude"].sel(size="largest")
-    np.testing.assert_allclose(largest.values[0], HUGE)
+    np.testing.assert_allclose(result["magnitude"].sel(size="largest").values[0], HUGE)
     assert result["token_magnitude"].values.argmax() == 0
     assert result["tokens"].sel(group="massive").item() == pytest.approx(4 / 3)
 

@@ -71,8 +71,7 @@ def test_masses_are_those_of_the_models_own_maps(random_bert):
 
 def test_heads_of_the_encoder_cluster_by_the_divergence_of_their_rows(bert):
     cap = capture(bert, TEXTS, stats=("lse",), keep=("q", "k", "z"))
-    result = similarity.run(cap, bert, clusters=4, skip=1)
-    groups = result["cluster"].values
+    groups = similarity.run(cap, bert, clusters=4, skip=1)["cluster"].values
     uniform = {groups[0, 2], *groups[1]}
     planted = [groups[0, head] for head in (0, 1, 3)]
     assert len(uniform) == 1

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from headscope.app.batch.job import Job
 from headscope.app.batch.job_file import read_job
@@ -36,9 +38,6 @@ def digests() -> Callable[[Path], dict[str, str]]:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, bundled) -> Path:
     """A Llama of two layers with random weights and the words of the bundled model."""
-    import torch
-    import transformers
-
     config = transformers.LlamaConfig(
         vocab_size=bundled.module.config.vocab_size,
         hidden_size=32,

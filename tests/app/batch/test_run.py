@@ -5,14 +5,18 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow.dataset
 import pytest
 from refusals import check_refusal, refusal
+from safetensors.torch import load_file, save_file
 
 from headscope import analyses, probes
 from headscope.analyses._runtime import runner
@@ -21,6 +25,7 @@ from headscope.app.batch.job import Job
 from headscope.app.batch.run import run
 from headscope.app.batch.state import BatchState
 from headscope.kernels.errors import HeadscopeError
+from headscope.probes.capturing.memory_estimate import format_bytes
 from headscope.probes.prompts import tasks
 
 
@@ -71,9 +76,6 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
 
 
 def test_the_index_leads_to_every_report(two_by_two, tmp_path):
-    from html.parser import HTMLParser
-    from urllib.parse import unquote
-
     out = tmp_path / "out"
     run(two_by_two, out)
     links: list[str] = []
@@ -104,17 +106,13 @@ def count(folder: Path) -> int:
     return sum(not one.name.startswith(".") for one in folder.rglob("*") if one.is_file())
 
 
-def child(job: Job, out: Path) -> None:
-    run(job, out)
-
-
 def kill(job: Job, out: Path, files: int, times: int) -> None:
     """Start a batch again and again, and kill it when some more of its files are there."""
     draw = random.Random(0)
     # A fork shares the model that is loaded, and so is killed in the middle of its work.
     context = multiprocessing.get_context("fork")
     for number in range(times):
-        process = context.Process(target=child, args=(job, out))
+        process = context.Process(target=run, args=(job, out))
         process.start()
         while process.is_alive() and count(out) <= number * files // (times + 1):
             time.sleep(0.002)
@@ -133,11 +131,9 @@ def test_ten_kills_leave_no_mark(job, tmp_path, digests):
     expected = digests(tmp_path / "whole")
     out = tmp_path / "killed"
     kill(asked, out, len(expected), 10)
-    done = run(asked, out)
-    assert done.kept == 8, "the last kills came while reports were written"
+    assert run(asked, out).kept == 8, "the last kills came while reports were written"
     assert digests(out) == expected
-    again = run(asked, out)
-    assert again.kept == 8
+    assert run(asked, out).kept == 8
     assert digests(out) == expected
 
 
@@ -162,8 +158,7 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(job, tmp_path, small
     broken.__signature__ = __import__("inspect").Signature()
     out = tmp_path / "out"
     asked = job(BROKEN.format(empty=empty))
-    done = run(asked, out)
-    states = {(one["model"], one["analysis"]): one for one in done.cells}
+    states = {(one["model"], one["analysis"]): one for one in run(asked, out).cells}
     unsuited = "task: ioi does not come with any number of facts; use recall"
     assert states["headscope/bundled", "distractors"]["reason"] == unsuited
     assert states["headscope/bundled", "span"]["reason"] == "ZeroDivisionError: by nothing"
@@ -203,8 +198,6 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(two_by_two, headscop
     model = worker.load(group.model, 1)
     given = group.task.draw(model, 0)
     planned = probes.plan(model, given, stats=("received", "entropy"), batch_tokens=8192)
-    from headscope.probes.capturing.memory_estimate import format_bytes
-
     assert f"{format_bytes(planned.memory)} beyond the model at the peak" in lines[0]
     assert lines[-1].endswith(f"the results would go to {tmp_path / 'out'}")
     assert f"{3 * len(model.encode(given.prompts[0].clean))} tokens" in lines[0]
@@ -256,8 +249,7 @@ def test_a_folder_belongs_to_one_job(job, tmp_path, digests):
     other = job(text + "seeds: [3]\n")
     check_refusal("out", run, other, out)
     assert digests(out) == before
-    done = run(other, out, overwrite=True)
-    assert [one["seed"] for one in done.cells] == [3]
+    assert [one["seed"] for one in run(other, out, overwrite=True).cells] == [3]
     assert not list(out.glob("*/*/*/*/seed=0"))
     # A file that was changed by hand is made again.
     (rows,) = out.glob("heads/*/*/*/*/heads.parquet")
@@ -276,17 +268,12 @@ def test_two_batches_do_not_share_a_folder(two_by_two, tmp_path):
 
 
 def test_a_model_that_was_changed_is_not_mixed_with_the_old_one(job, tmp_path, small):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     mine = tmp_path / "mine"
     shutil.copytree(small, mine)
     asked = job("models: [mine]\ntasks: [ioi]\nnumber: 2\nanalyses: [entropy, atlas]\n")
     out = tmp_path / "out"
     run(asked, out)
-    folder = BatchState(out, asked)
-    folder.forget(asked.groups[0], "atlas")
+    BatchState(out, asked).forget(asked.groups[0], "atlas")
     weights = load_file(mine / "model.safetensors")
     weights["lm_head.weight"] += 1
     save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})

@@ -40,8 +40,7 @@ def test_every_statistic_of_prompts_of_different_lengths(bundled, size):
     # Which keys come first is a matter of rounding where two are as large.
     stats = [one for one in statistics.names() if one not in ("topk_key", "span_mass")]
     options = {"stats": stats, "keep": ("q", "k", "v", "z", "resid"), "batch_tokens": 40}
-    merged = agree(bundled, prompts, size, **options)
-    assert merged.sizes["prompt"] == len(LENGTHS)
+    assert agree(bundled, prompts, size, **options).sizes["prompt"] == len(LENGTHS)
 
 
 def test_a_task_with_its_roles(bundled):

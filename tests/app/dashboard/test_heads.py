@@ -200,8 +200,7 @@ def test_a_filter_that_the_run_lacks_is_said(screen):
 
 
 def test_an_empty_dashboard_says_what_to_do(tmp_path, dashboard):
-    app = dashboard(tmp_path / "nothing")
-    assert "headscope demo" in app.info[0].value
+    assert "headscope demo" in dashboard(tmp_path / "nothing").info[0].value
 
 
 def test_table_and_scatter_show_every_head(screen):

@@ -154,8 +154,7 @@ def test_the_stock_forward_pass_gives_the_same(causal, dtype, draw):
 
 def test_normalisers_of_other_weights_are_noticed(draw):
     inputs = draw(100)
-    fitted = AttentionSpec().fit(inputs.q, inputs.k)
-    launch = Launch(inputs.q, inputs.k, inputs.v, fitted)
+    launch = Launch(inputs.q, inputs.k, inputs.v, AttentionSpec().fit(inputs.q, inputs.k))
     lse = first_pass.run(launch).lse
     assert sdpa.norm_residual(launch, lse) < 1e-5
     lse[1, 2] += 0.01

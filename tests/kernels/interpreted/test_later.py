@@ -198,8 +198,7 @@ def test_memory_outside_the_outputs_is_not_touched(draw):
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_padding_holds_does_not_matter(poison, draw):
-    options = spec("padded left and right", 63)
-    case = Case(draw, ALL - SLOW, **options)
+    case = Case(draw, ALL - SLOW, **spec("padded left and right", 63))
     padding = ~case.spec.key_mask
     for tensor in (case.inputs.q, case.inputs.k, case.inputs.v):
         tensor.transpose(1, 2)[padding] = poison

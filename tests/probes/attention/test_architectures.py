@@ -30,8 +30,7 @@ COLUMNS = ("capture", *HALVES, "padding", "gradients", "edits", "TransformerBrid
 
 
 def draw(length: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, 62, (2, length), generator=generator)
+    return torch.randint(2, 62, (2, length), generator=torch.Generator().manual_seed(seed))
 
 
 def prompts(module: Any, length: int) -> Tensor:

@@ -8,10 +8,12 @@ import torch
 from refusals import check_message, check_refusal, refusal
 from transformers import AttentionInterface
 
+from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
 from headscope.probes.attention.forward import Reader, logits, run
 from headscope.probes.attention.interface import NAME, intercept_attention
+from headscope.probes.interventions import Ablate
 
 
 def fail(call: Any) -> torch.Tensor:
@@ -27,8 +29,7 @@ def test_the_model_is_restored(tiny, ids):
         own = module(torch.tensor([ids(9)])).logits
         for part, flag in zip(module.modules(), flags, strict=True):
             part.training = flag
-    model = load_model(module)
-    capture(model, [ids(9)])
+    capture(load_model(module), [ids(9)])
     assert module.config._attn_implementation == "sdpa"
     assert [part.training for part in module.modules()] == flags
     with torch.no_grad():
@@ -134,10 +135,8 @@ def test_chunked_attention_is_refused(tiny):
 
 def test_a_layer_that_forgets_its_window_is_refused(tiny, ids):
     """The mask has a window of 7 and the layers say nothing of it: silently wrong without this."""
-    module = tiny("mistral")
-    model = load_model(module)
-    interface = AttentionInterface()
-    known = interface[NAME]
+    model = load_model(tiny("mistral"))
+    known = AttentionInterface()[NAME]
 
     def forgetful(*tensors: Any, **fields: Any) -> Any:
         return known(*tensors, **{**fields, "sliding_window": None})
@@ -168,9 +167,6 @@ def test_results_that_are_not_numbers_are_refused(tiny, ids):
 
 
 def test_run_checks_edits_before_the_model(tiny, ids):
-    from headscope.kernels.api import Request
-    from headscope.probes.interventions import Ablate
-
     model = load_model(tiny("llama"))
     reader = Reader(Request(stats=()), (Ablate(((9, 9),)),))
     check_refusal("Ablate.heads", run, model, torch.tensor([ids(5)]), reader, head=False)

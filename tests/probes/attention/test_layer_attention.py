@@ -69,8 +69,7 @@ def close(found: Any, expected: Any) -> None:
 def test_a_pooled_map_is_that_of_the_capture(tiny, ids):
     model = load_model(tiny("gpt_oss", max_position_embeddings=1024))
     prompt = ids(700)
-    stats = ("pooled_mean", "pooled_max")
-    found = capture(model, [prompt], stats=stats, tile=24)
+    found = capture(model, [prompt], stats=("pooled_mean", "pooled_max"), tile=24)
     for layer in range(2):
         again = run_until_layer(model, prompt, layer)
         for head in (0, 3):
@@ -123,8 +122,7 @@ def test_edits_are_made_again_when_they_are_given(tiny, ids):
         for layer in range(2):
             for head in range(4):
                 expected = found["pattern"].values[0, layer, head]
-                one = pattern(kept, layer, head, model=model, edits=EDITS)
-                close(one, expected)
+                close(pattern(kept, layer, head, model=model, edits=EDITS), expected)
     assert (plain["pattern"] - found["pattern"]).isel(layer=1, head=0).max() > 1e-3
     for wrong in ((), EDITS[:-1], EDITS[::-1]):
         with pytest.raises(HeadscopeError, match=r"^edits: this capture was made with \[\{.* same"):
@@ -137,8 +135,7 @@ def test_edits_are_made_again_when_they_are_given(tiny, ids):
 
 
 def test_another_model_or_prompt_is_refused(tiny, ids):
-    module = tiny("llama")
-    model = load_model(module)
+    model = load_model(tiny("llama"))
     found = capture(model, [ids(9), ids(12, seed=1)], stats=("entropy",))
     other = tiny("llama")
     with torch.no_grad():
@@ -171,8 +168,7 @@ def overview_and_window(model: Any, prompt: list[int]) -> int:
         pooled = again.pooled(1, len(prompt) // 128)
         at = np.arange(len(prompt) - 256, len(prompt))
         window = again.weights(1, at, at)
-    sums = pooled["pooled_mean"].sum(-1)
-    np.testing.assert_allclose(sums, 1, atol=1e-4)
+    np.testing.assert_allclose(pooled["pooled_mean"].sum(-1), 1, atol=1e-4)
     # The last tiles of the overview say of the window what the window says.
     tile = len(prompt) // 128
     corner = window[-tile:, -tile:]

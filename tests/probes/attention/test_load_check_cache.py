@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from refusals import check_refusal, refusal
+from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.llama import modeling_llama
 
 from headscope.probes import load_model
 from headscope.probes.attention import load_check, load_check_cache
@@ -77,8 +79,6 @@ def test_objects_are_always_checked(load, own, tmp_path):
 
 
 def change_a_weight(own: Path, monkeypatch: Any) -> None:
-    from safetensors.torch import load_file, save_file
-
     file = own / "model.safetensors"
     before = file.stat()
     weights = load_file(file)
@@ -95,8 +95,6 @@ def change_the_config(own: Path, monkeypatch: Any) -> None:
 
 
 def change_the_code(own: Path, monkeypatch: Any) -> None:
-    from transformers.models.llama import modeling_llama
-
     plain = modeling_llama.apply_rotary_pos_emb
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda *given: plain(*given))
 
@@ -131,8 +129,6 @@ def test_another_number_format_is_checked_by_itself(load, own):
 
 
 def test_a_refused_model_is_refused_again(load, own, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(own / "model.safetensors")
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, own / "model.safetensors", metadata={"format": "pt"})

@@ -105,8 +105,7 @@ def test_other_families_give_the_directions_that_arrive(family):
 
 def test_compressed_keys_are_refused():
     model = load_model(architectures.build("deepseek_v3"))
-    line = "no linear layer of layer 0 gives the queries"
-    assert line in str(refusal(projections.read, model))
+    assert "no linear layer of layer 0 gives the queries" in str(refusal(projections.read, model))
 
 
 def test_a_gated_output_is_refused():

@@ -293,8 +293,7 @@ def test_a_model_without_a_limit_or_a_map_is_refused_in_words():
     shape = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": 64}
     config = transformers.AutoConfig.for_model("xlnet", **shape)
     module = transformers.AutoModelForCausalLM.from_config(config).eval()
-    line = "no layer of XLNetLMHeadModel asked for attention"
-    assert line in str(refusal(load_model, module))
+    assert "no layer of XLNetLMHeadModel asked for attention" in str(refusal(load_model, module))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,6 +12,7 @@ from bridges import bridge_of
 from refusals import check_refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
+from headscope.analyses._runtime.runner import execute
 from headscope.probes import capture, load_model, pattern
 from headscope.probes.attention.forward import logits
 from headscope.probes.bundled import folder
@@ -154,8 +155,6 @@ class TestHeads:
         torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-4)
 
     def test_head_types_rank_the_heads_that_eager_maps_rank(self, python):
-        from headscope.analyses._runtime.runner import execute
-
         result = execute("head_types", python, n=6, options={"draws": 1})
         for ours, theirs in (("induction", "induction"), ("previous_token", "previous")):
             best = next(iter(CARD["heads"][theirs]))

@@ -51,8 +51,7 @@ def test_a_head_is_found_by_its_label(tiny, ids):
 
 
 def test_what_is_missing_is_named(tiny, ids):
-    model = load_model(tiny("llama"))
-    whole = capture(model, [ids(9)], stats=("lse",), keep=("q", "k"))
+    whole = capture(load_model(tiny("llama")), [ids(9)], stats=("lse",), keep=("q", "k"))
     for name in ("q", "k", "lse"):
         check_refusal("capture", pattern, whole.drop_vars(name), 0, 0)
     check_refusal("prompt", pattern, whole, 0, 0, prompt=1)

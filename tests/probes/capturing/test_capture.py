@@ -12,6 +12,8 @@ from headscope.kernels import statistics
 from headscope.probes import capture, load_model
 from headscope.probes.capturing.options import DEFAULT
 from headscope.probes.models.model import Model
+from headscope.probes.prompts import tasks
+from headscope.probes.prompts.tokens import encode
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,6 @@ def test_the_provenance(model):
 
 
 def test_a_task_brings_its_name_seed_and_evidence(bundled):
-    from headscope.probes.prompts import tasks
-    from headscope.probes.prompts.tokens import encode
-
     task = tasks.make("recall", tokenizer=bundled.tokenizer, n=2, seed=5)
     found = capture(bundled, task, stats=("target_mass", "pattern"))
     assert (found.attrs["task"], found.attrs["seed"]) == ("recall", 5)
@@ -119,9 +118,6 @@ def test_spans_are_named_and_may_overlap(model):
 
 
 def test_a_task_brings_its_roles_as_spans(bundled):
-    from headscope.probes.prompts import tasks
-    from headscope.probes.prompts.tokens import encode
-
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
     encoded = encode(task, bundled.tokenizer)
     found = capture(bundled, task, stats=("span_mass", "pattern"))

@@ -106,13 +106,11 @@ def test_arrays_are_counted_to_the_byte(model, ids, tmp_path):
     assert planned.statistics == sum(one.nbytes for one in found.data_vars.values()) - kept
     assert not planned.streamed
     assert planned.disk == 0
-    file = tmp_path / "a.safetensors"
-    streamed = plan(model, given, ALL, out=file, **options)
+    streamed = plan(model, given, ALL, out=tmp_path / "a.safetensors", **options)
     assert streamed.statistics == planned.statistics
     assert streamed.disk > streamed.statistics + streamed.kept
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
-    weights = sum(one.numel() * 4 for one in model.module.parameters())
-    assert planned.weights == weights
+    assert planned.weights == sum(one.numel() * 4 for one in model.module.parameters())
 
 
 def test_the_table_has_the_numbers(model, ids):
@@ -164,8 +162,7 @@ def test_what_is_taken_up_keeps_its_batches(model, ids, tmp_path, monkeypatch):
         assert chosen < 8192
         with pytest.raises(KeyboardInterrupt):
             capture(model, given, out=out, progress=stop)
-    found = capture(model, given, out=out)
-    assert found.attrs["batch_tokens"] == chosen
+    assert capture(model, given, out=out).attrs["batch_tokens"] == chosen
     assert plan(model, given, out=out).batch_tokens == 8192
 
 

@@ -38,6 +38,5 @@ def test_keys_are_packed_with_minus_one():
 
 def test_rules_are_known_by_name():
     for rule in rules():
-        asked = [EncodedQuestion(1, (1,), (), (0,))]
-        assert len(find(rule, IDS, asked)) == len(IDS)
+        assert len(find(rule, IDS, [EncodedQuestion(1, (1,), (), (0,))])) == len(IDS)
     check_refusal("targets", find, "next", IDS)

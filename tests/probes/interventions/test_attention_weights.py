@@ -147,8 +147,7 @@ def test_a_capture_shows_the_edited_weights(tiny, ids):
     both = chosen["recent_mass"] + chosen["first_mass"]
     np.testing.assert_allclose(both.values[0, 6:], 1.0, atol=1e-6)
     assert (chosen["pattern"].values[0, 20, 2:17] == 0).all()
-    other = found.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17]
-    assert (other > 0).all()
+    assert (found.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17] > 0).all()
     assert '"edit": "Window"' in found.attrs["edits"]
     kept = capture(model, [ids(9)], keep=("q", "k"), edits=(WINDOW,))
     check_refusal("edits", pattern, kept, layer=0, head=0)
@@ -202,8 +201,7 @@ def test_edits_come_back_from_a_file(tmp_path, tiny, ids):
     values = torch.randn(2, 4, 8, generator=draw)
     weights = (SCALE, KNOCK, WINDOW, HEAT, FixPattern(head=(0, 0), values=UNIFORM))
     put = Offset(heads=((0, 2),), values=values), Replace(heads=((1, 1),), values=values)
-    gates = Gate(torch.rand(2, 4, generator=draw))
-    edits = (*weights, gates, *put, Ablate(heads=((0, 3),)))
+    edits = (*weights, Gate(torch.rand(2, 4, generator=draw)), *put, Ablate(heads=((0, 3),)))
     save(edits, tmp_path / "edits.safetensors")
     back = load(tmp_path / "edits.safetensors")
     assert [one.describe() for one in back] == [one.describe() for one in edits]

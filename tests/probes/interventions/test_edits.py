@@ -107,8 +107,7 @@ def test_a_capture_sees_the_edit_downstream_and_keeps_z_after_it(tiny, ids):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2"])
 def test_the_gradient_of_a_gate_equals_finite_differences(family, tiny, ids):
-    module = tiny(family).requires_grad_(False)
-    model = load_model(module)
+    model = load_model(tiny(family).requires_grad_(False))
     prompt = torch.tensor([ids(13)])
 
     def output(values: torch.Tensor) -> torch.Tensor:

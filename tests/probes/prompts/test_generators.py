@@ -184,8 +184,7 @@ def test_indirect_object_orders_and_swap():
 
 def test_greater_than_splits_the_century_at_the_start_year():
     for prompt in drawn("greater_than", n=N):
-        text = " ".join(prompt.words)
-        found = re.search(r"year (\d\d) (\d\d) to the year (\d\d)$", text)
+        found = re.search(r"year (\d\d) (\d\d) to the year (\d\d)$", " ".join(prompt.words))
         assert found is not None
         assert found[1] == found[3]
         (question,) = prompt.questions

@@ -55,8 +55,7 @@ def test_words_may_be_a_list_and_answers_one_word(tmp_path):
 )
 def test_texts_are_kept_as_they_stand(tmp_path, text):
     line = {**LINE, "clean": text, "corrupted": text.replace("dog", "cat")}
-    file = write(tmp_path, json.dumps(line, ensure_ascii=False))
-    (prompt,) = tasks.make(file).prompts
+    (prompt,) = tasks.make(write(tmp_path, json.dumps(line, ensure_ascii=False))).prompts
     assert prompt.clean == text
     assert prompt.corrupted == text.replace("dog", "cat")
 

@@ -98,8 +98,7 @@ def test_random_tokens_are_ordinary_ones(tokenizer):
 
 
 def test_random_tokens_need_no_tokenizer():
-    task = tasks.make("induction", n=2, length=5, vocab_size=50)
-    encoded = encode(task, None)
+    encoded = encode(tasks.make("induction", n=2, length=5, vocab_size=50), None)
     assert encoded.ids[0] == (*encoded.ids[0][:5], *encoded.ids[0][:5])
     assert max(encoded.ids[0]) < 50
     assert encoded.questions[0][0].at == 5

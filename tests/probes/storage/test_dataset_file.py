@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from refusals import check_message, check_refusal
+from safetensors.numpy import save_file
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
@@ -86,8 +87,6 @@ def test_values_without_a_place_are_refused(tmp_path):
 
 
 def test_files_that_are_no_dataset_are_refused(mixed, tmp_path):
-    from safetensors.numpy import save_file
-
     check_message(r"^path: there is no file ", dataset_file.load, tmp_path / "none.safetensors")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": np.ones(2)}, foreign)

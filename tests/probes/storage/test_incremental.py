@@ -111,8 +111,7 @@ def test_a_torn_journal_line_is_done_again(tmp_path, tiny, ids):
     journal.write_text("\n".join(done) + "\n9")
     begun: list[int] = []
     capture(model, given, out=out, progress=lambda n, total: begun.append(n), **options(given))
-    memory = capture(model, given, **options(given))
-    xr.testing.assert_equal(dataset_file.load(out), memory)
+    xr.testing.assert_equal(dataset_file.load(out), capture(model, given, **options(given)))
     assert begun[0] > 6, "what was done is not done again"
 
 
