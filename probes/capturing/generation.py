@@ -33,23 +33,13 @@ DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "t
 Array = npt.NDArray[np.float32]
 # Options of Hugging Face's ``generate`` that would make rows of several texts, of another pass or
 # of another cache, and the values that leave them off.
-UNFOLLOWED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "guidance_scale": (1, 1.0),
-    "cache_implementation": (),
-    "use_cache": (True,),
-    "penalty_alpha": (0, 0.0),
-    "dola_layers": (),
-    "prompt_lookup_num_tokens": (),
-    "assistant_model": (),
-    "assistant_early_exit": (),
-    "return_dict_in_generate": (False,),
-    "past_key_values": (),
-    "inputs_embeds": (),
-    "attention_mask": (),
-}
+OFF = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "guidance_scale": 1,
+    "use_cache": True, "return_dict_in_generate": False, "penalty_alpha": 0,
+    "cache_implementation": None, "dola_layers": None, "prompt_lookup_num_tokens": None,
+    "assistant_model": None, "assistant_early_exit": None, "past_key_values": None,
+    "inputs_embeds": None, "attention_mask": None,
+}  # fmt: skip
 
 
 def generate(
@@ -305,12 +295,12 @@ def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) 
 def _refuse_unfollowed(model: Model, options: Mapping[str, Any]) -> None:
     """Refuse what the call or the model's generation_config asks for and no row can follow."""
     config = model.module.generation_config
-    for name, neutral in UNFOLLOWED.items():
+    for name, off in OFF.items():
         for value, place in (
             (options.get(name), "options"),
             (getattr(config, name, None), "generation_config"),
         ):
-            if value is not None and value not in neutral:
+            if value is not None and (off is None or value != off):
                 raise InvalidInput(
                     f"{place}: {name}={value!r} cannot be followed while attention is recorded; "
                     "leave it out, or generate first and capture the finished text"

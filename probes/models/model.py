@@ -166,12 +166,9 @@ class Model:
         kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
         for kind in kinds:
             if kind.get("rope_type") in ("longrope", "dynamic"):
-                original = kind.get("original_max_position_embeddings")
-                return int(
-                    original
-                    or getattr(config, "original_max_position_embeddings", None)
-                    or config.max_position_embeddings
-                )
+                name = "original_max_position_embeddings"
+                original = kind.get(name) or getattr(config, name, None)
+                return int(original or config.max_position_embeddings)
         return None
 
     @property

