@@ -46,6 +46,7 @@ def check_schema(result: dict[str, Any], lengths: list[int]) -> None:
     assert result["bars"] == judge_cpu(result["gate"], result["attention"], result["memory"])
 
 
+@pytest.mark.long
 def test_tiny_run_has_the_schema_and_can_be_laid_out():
     threads = torch.get_num_threads()
     result = json.loads(json.dumps(runner.run_cpu((256,), heads=2, rounds=2)))

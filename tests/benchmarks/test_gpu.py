@@ -73,6 +73,7 @@ def test_a_row_has_every_contender_or_the_reason_why_not(measured):
         assert rate == pytest.approx(expected, abs=0.06, rel=0.01)
 
 
+@pytest.mark.long
 def test_the_gate_passes_right_numbers_and_stops_at_wrong_ones():
     rows = gpu_rows.check("cpu", stand_in)
     assert {row["contender"] for row in rows} == {*GPU_CAPTURES, "sdpa", "eager"}
@@ -197,6 +198,7 @@ print(sorted(baselines.make("second/columns", q, k, v)()))
 """
 
 
+@pytest.mark.long
 def test_our_passes_are_called_as_they_want_to_be():
     command = [sys.executable, "-P", "-W", "ignore", "-c", INTERPRETED]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -140,6 +140,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
 
 
 @each_notebook
+@pytest.mark.long
 def test_notebooks_run_and_their_checks_hold(path, shell):
     notebook = read(path)
     figures = 0

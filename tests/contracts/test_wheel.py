@@ -54,6 +54,7 @@ def run(site: Path, folder: Path, program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_demo_runs_from_the_wheel(site, tmp_path):
     program = (
         "import headscope.app.cli as cli; print(cli.__file__)\n"

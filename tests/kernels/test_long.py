@@ -80,6 +80,7 @@ def compare(text: Text, agree: Any, **options: Any) -> None:
 
 
 @pytest.mark.requirement("F1")
+@pytest.mark.long
 def test_16k_tokens(agree):
     compare(Text(16384, TOLD), agree)
 

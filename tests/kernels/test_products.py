@@ -324,6 +324,7 @@ def test_panels_of_queries_that_hold_nothing_are_left_out(case, monkeypatch):
 
 
 @pytest.mark.requirement("F1")
+@pytest.mark.long
 def test_16k_tokens_as_torch_in_linear_memory():
     """Forward, vectors are values of fused attention; backward, its gradient in the values."""
     length = 16384

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent / "interpreted"
 
 @pytest.mark.requirement("F4")
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
+@pytest.mark.long
 def test_kernels_in_the_interpreter(name):
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "interpreter", FOLDER / name]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

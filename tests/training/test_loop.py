@@ -48,6 +48,7 @@ RECIPES = {"story": SmallStory, "python": SmallPython, "induction": ShortInducti
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.long
 def test_training_in_pieces_is_training_at_once_and_its_files_load(name, tmp_path):
     at_once, pieces, shipped = (tmp_path / part for part in ("at_once", "pieces", "shipped"))
     train(RECIPES[name](), at_once, steps=3)

@@ -126,6 +126,7 @@ def deep(kind: type[LlamaDecoderLayer]) -> LlamaForCausalLM:
     return module
 
 
+@pytest.mark.long
 def test_attention_alone_loses_rank_with_depth_and_skip_connections_keep_it():
     found = {}
     for kind in (AttentionOnly, WithSkips):

@@ -78,6 +78,7 @@ def test_rollout_and_flow_track_replaced_tokens_better_than_raw_attention(bundle
 
 
 @pytest.mark.requirement("D1")
+@pytest.mark.long
 def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
     result = runner.execute("importance", bundled, n=12)
     assert float(result["intact"]) > 0
@@ -103,6 +104,7 @@ def test_repeating_one_token_leaves_nothing_to_sink_into(bundled):
 
 
 @pytest.mark.requirement("E1")
+@pytest.mark.long
 def test_the_discrete_codes_stand_beside_their_baselines(bundled):
     options = {"trials": 3, "truth_prompts": 16}
     result = runner.execute("sae_circuits", bundled, n=64, options=options)
@@ -113,6 +115,7 @@ def test_the_discrete_codes_stand_beside_their_baselines(bundled):
     assert result["edge_auc"].notnull().all()
 
 
+@pytest.mark.long
 def test_the_circuit_found_by_resampling_carries_the_task(bundled):
     result = runner.execute("importance", bundled, n=12)
     lost = result["resample_ablation"].values

@@ -122,6 +122,7 @@ def kill(job: Job, out: Path, files: int, times: int) -> None:
         process.join()
 
 
+@pytest.mark.long
 def test_ten_kills_leave_no_mark(job, tmp_path, digests):
     asked = job(
         "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 2\n"

@@ -75,6 +75,7 @@ def agree(planned: int, peak: int) -> None:
     assert 0.75 * peak <= planned <= 1.25 * peak, f"planned {planned / 1e6}, took {peak / 1e6} MB"
 
 
+@pytest.mark.long
 def test_what_is_planned_is_what_it_takes():
     # What the allocator keeps differs from run to run by tens of MB.
     options = {"stats": ("entropy", "received", "topk")}

@@ -55,6 +55,7 @@ def work(model: Any, given: list[list[int]], out: Path) -> None:
     capture(model, given, out=out, **options(given))
 
 
+@pytest.mark.long
 def test_ten_kills_leave_no_mark(tmp_path, tiny, ids):
     model = load_model(tiny("llama"))
     given = prompts(ids, 200)
