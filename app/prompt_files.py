@@ -124,7 +124,9 @@ def _prompt(where: str, entry: Any) -> Any:
 
 
 def _text(where: str, entry: Mapping[str, Any], name: str) -> str:
-    text = entry.get(name)
+    if name not in entry:
+        raise InvalidInput(f'prompts: {where} is not an object with {{"{name}": "..."}}')
+    text = entry[name]
     if not isinstance(text, str):
         raise InvalidInput(f"prompts: {where}: {name} is a {type(text).__name__}, not a string")
     if not text.strip():

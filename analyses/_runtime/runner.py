@@ -68,7 +68,7 @@ def execute(
     --------
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
-    >>> result = execute("sinks", model, [[1, 5, 6, 7, 8, 9, 10, 11]], options={"epsilon": "0.8"})
+    >>> result = execute("sinks", model, [[0, 5, 6, 7, 8, 9, 10, 11]], options={"epsilon": "0.8"})
     >>> result.attrs["analysis"], result.attrs["title"].split(":")[0]
     ('sinks', 'Attention sinks')
     """

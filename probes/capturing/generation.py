@@ -298,7 +298,8 @@ def _refuse_unfollowed(model: Model, options: Mapping[str, Any]) -> None:
     for name, off in OFF.items():
         for value, place in (
             (options.get(name), "options"),
-            (getattr(config, name, None), "generation_config"),
+            # Of the model's own, what the call sets anyway is not asked.
+            (None if name == "use_cache" else getattr(config, name, None), "generation_config"),
         ):
             if value is not None and (off is None or value != off):
                 raise InvalidInput(

@@ -95,7 +95,6 @@ def load_model(
         with unwrapped(bridge):  # without the bridge's own copies of the weights
             name, revision = str(source.cfg.model_name), fingerprint(module)
         refuse_moving(module, device, dtype)
-        bos = getattr(source.cfg, "default_prepend_bos", None) if bos is None else bos
     else:
         module, reader = unwrap(source, tokenizer)
         name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
@@ -106,6 +105,8 @@ def load_model(
     chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
     words, processor = (None, reader) if input_kind(module) == IMAGES else (reader, None)
+    if bridge is not None and bos is None and getattr(words, "bos_token_id", None) is not None:
+        bos = getattr(bridge.cfg, "default_prepend_bos", None)
     model = Model(module, words, name, revision, bridge, empty, chosen, processor, _bos(words, bos))
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)
 

@@ -163,8 +163,7 @@ class Model:
         """Length beyond which rotary frequencies change (LongRoPE, dynamic NTK), or None."""
         config = self.module.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
-        for kind in kinds:
+        for kind in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):
             if kind.get("rope_type") in ("longrope", "dynamic"):
                 name = "original_max_position_embeddings"
                 original = kind.get(name) or getattr(config, name, None)

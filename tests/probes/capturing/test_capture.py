@@ -132,7 +132,7 @@ def test_a_task_brings_its_roles_as_spans(bundled):
     assert one["span"].values.tolist() == ["needle"]
     np.testing.assert_allclose(one[..., 0], found["span_mass"].sel(span="needle"), atol=1e-6)
     line = str(refusal(capture, bundled, task, stats=("span_mass",), spans=("hay",)))
-    assert line.startswith("spans: no role 'hay'; choose from needle, key, value, query")
+    assert line.startswith("spans: no role 'hay'; choose from needle, key, query, value")
 
 
 def test_the_tile_keeps_the_map_small(bundled):
