@@ -111,6 +111,11 @@ def test_modules_are_nouns_and_short():
         ("import headscope.viz as v; v.names()", ("torch", "plotly", "transformers")),
         ("from headscope.probes import tasks; tasks.names()", ("torch", "plotly", "transformers")),
         ("from headscope.probes import load_model, capture", ("transformer_lens", "plotly")),
+        (
+            "from headscope.probes.models import model_source, packaged\n"
+            "model_source.locate('headscope/bundled'), packaged.is_fetched('headscope/smollm2')",
+            ("torch", "transformers"),
+        ),
     ],
 )
 def test_heavy_libraries_are_imported_where_they_are_used(statement, forbidden):
