@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -10,6 +11,7 @@ from headscope.probes.models import vision
 from headscope.probes.models.pair import Pair, encode_target
 from headscope.probes.prompts.prompt_batch import Prompts
 from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokenized_text import unknown_id
 from headscope.probes.prompts.tokens import encode
 
 if TYPE_CHECKING:
@@ -94,28 +96,30 @@ def _listed(model: Model, prompts: Any) -> list[Any]:
     """List the prompts; what a tokenizer returned is its rows, without their padding."""
     if isinstance(prompts, str | Pair):
         return [prompts]
-    if not isinstance(prompts, Mapping):
+    if isinstance(prompts, Mapping):
+        if "input_ids" not in prompts:
+            raise InvalidInput(
+                f"prompts: a mapping of {', '.join(map(str, prompts))}; give texts, token ids, or "
+                "what a tokenizer returns (input_ids, attention_mask)"
+            )
+        rows = _rows(prompts["input_ids"])
+        if "attention_mask" in prompts:
+            masks = _rows(prompts["attention_mask"])
+            return [
+                _unpadded(at, *both)
+                for at, both in enumerate(zip_longest(rows, masks, fillvalue=()))
+            ]
+    else:
         rows = list(prompts)
-        for at, row in enumerate(rows):
-            _refuse_padding(model, at, row)
-        return rows
-    if "input_ids" not in prompts:
-        raise InvalidInput(
-            f"prompts: a mapping of {', '.join(map(str, prompts))}; give texts, token ids, or what "
-            "a tokenizer returns (input_ids, attention_mask)"
-        )
-    rows = [_plain(row) for row in prompts["input_ids"]]
-    if rows and isinstance(rows[0], int):
-        rows = [rows]
-    if "attention_mask" not in prompts:
-        return rows
-    masks = [_plain(row) for row in prompts["attention_mask"]]
-    return [
-        _unpadded(at, row, mask)
-        for at, (row, mask) in enumerate(
-            zip(rows, masks if len(masks) == len(rows) else [masks], strict=True)
-        )
-    ]
+    for at, row in enumerate(rows):
+        _refuse_padding(model, at, row)
+    return rows
+
+
+def _rows(given: Any) -> list[Any]:
+    """List rows of numbers; one alone is a row, too."""
+    rows = [_plain(row) for row in given]
+    return [rows] if rows and isinstance(rows[0], int) else rows
 
 
 def _plain(row: Any) -> Any:
@@ -193,10 +197,8 @@ def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
 
 def _refuse_unknown(model: Model, at: int, text: str, ids: Sequence[int]) -> None:
     """Refuse words that would all become the same unknown token, and names them."""
-    unknown = model.tokenizer.unk_token_id
-    # Tokenizers without such a token often name the end-of-text token in its place.
-    special = {model.tokenizer.bos_token_id, model.tokenizer.eos_token_id}
-    if unknown is None or unknown in special or unknown not in ids:
+    unknown = unknown_id(model.tokenizer)
+    if unknown is None or unknown not in ids:
         return
     words = [word for word in dict.fromkeys(text.split()) if unknown in model.encode(word)]
     raise InvalidInput(

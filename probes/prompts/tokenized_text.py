@@ -59,6 +59,16 @@ class TokenizedText:
         return ends[-1]
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """Return the token that stands for unknown words, None where nothing is unknown.
+
+    Tokenizers without such a token often name the end-of-text token in its place.
+    """
+    unknown: int | None = tokenizer.unk_token_id
+    ends = (tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None))
+    return None if unknown in ends else unknown
+
+
 def opening(
     tokenizer: Tokenizer, text: str, ids: Sequence[int], bos: bool | None = None
 ) -> tuple[int, Positions]:

@@ -8,7 +8,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from headscope.kernels.errors import NotApplicable
-from headscope.probes.prompts.tokenized_text import TokenizedText, Unfit, special_ends, tokenize
+from headscope.probes.prompts.tokenized_text import (
+    TokenizedText,
+    Unfit,
+    special_ends,
+    tokenize,
+    unknown_id,
+)
 
 if TYPE_CHECKING:
     from headscope.probes.prompts.task import Prompt, Question, Span, Task
@@ -224,10 +230,8 @@ def _check_alignment(prompt: Prompt, clean: TokenizedText, corrupted: TokenizedT
 
 def _refuse_unknown(tokenizer: Tokenizer, text: str, made: TokenizedText) -> None:
     """Refuse words that would all become the same unknown token, and name them."""
-    unknown = tokenizer.unk_token_id
-    # Tokenizers without such a token often name the end-of-text token in its place.
-    special = {tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None)}
-    if unknown is None or unknown in special or unknown not in made.ids:
+    unknown = unknown_id(tokenizer)
+    if unknown is None or unknown not in made.ids:
         return
     words = [
         text[start:stop]

@@ -30,10 +30,12 @@ def test_what_a_tokenizer_returns_is_read_without_its_padding(side, tensors, mod
 def test_a_mask_with_holes_and_another_mapping_are_refused(model):
     rows = {"input_ids": [[0, 3, 4]], "attention_mask": [[1, 0, 1]]}
     check_refusal("attention_mask", read, model, rows)
+    check_refusal("attention_mask", read, model, {**rows, "attention_mask": [[1, 1, 1]] * 2})
     check_refusal("prompts", read, model, {"text": ["w1"]})
 
 
 def test_one_row_and_rows_without_a_mask_are_taken_as_they_stand(model):
+    check_refusal("prompts", read, model, {"input_ids": [[0, 3, model.tokenizer.pad_token_id]]})
     assert read(model, {"input_ids": [0, 3, 4]}).ids == ((0, 3, 4),)
     assert read(model, {"input_ids": torch.tensor([[0, 3], [0, 4]])}).ids == ((0, 3), (0, 4))
 
