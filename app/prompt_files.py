@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 FIELDS = ("text", "prompt", "messages", "input_ids", "source")
 TABLES = {".csv": ",", ".tsv": "\t"}
-LINES = (".jsonl", ".ndjson")
 
 
 def read_prompts(path: Path) -> list[Any] | Task:
@@ -39,14 +38,15 @@ def read_prompts(path: Path) -> list[Any] | Task:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InvalidInput(f"prompts: {path} cannot be read: {reason}") from error
     ending = path.suffix.lower()
-    if ending in LINES and _is_task(content):
+    is_json = ending in tasks.FILES
+    if is_json and _is_task(content):
         return tasks.make(path)
     if ending in TABLES:
         entries = _table_rows(path, content, TABLES[ending])
     elif ending == ".json":
         entries = _json_list(path, content)
     else:
-        entries = _lines(path, content, is_json=ending in LINES)
+        entries = _lines(path, content, is_json=is_json)
     prompts = [_prompt(f"{path}:{at}", entry) for at, entry in entries]
     if not prompts:
         raise InvalidInput(f"prompts: {path} is empty; write one prompt a line")

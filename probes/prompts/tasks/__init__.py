@@ -13,6 +13,10 @@ from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 from headscope.probes.prompts.tokenized_text import Tokenizer
 
 
+FILES = (".jsonl", ".ndjson")
+"""Endings of files that hold an object a line, of a user's own task too."""
+
+
 def names() -> list[str]:
     """Names of the tasks, without importing them."""
     return sorted(
@@ -66,7 +70,7 @@ def make(
     >>> words[0] == words[5]
     True
     """
-    if os.fspath(name).endswith(".jsonl"):
+    if os.fspath(name).lower().endswith(FILES):
         from headscope.probes.prompts.tasks._jsonl import read
 
         return read(name, **options)

@@ -154,7 +154,7 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
         raise InvalidInput(f"metric: {metric!r} is unknown; choose one of {', '.join(METRICS)}")
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InvalidInput(f"{file}: no such file; give the path of a .jsonl of prompts") from None
     except (OSError, UnicodeDecodeError) as error:

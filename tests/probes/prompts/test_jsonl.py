@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from refusals import check_message, refusal
 
+from headscope.app.prompt_files import read_prompts
 from headscope.probes.prompts import tasks
 
 LINE: dict[str, Any] = {
@@ -24,6 +25,14 @@ def write(path: Path, *lines: Any) -> Path:
         encoding="utf-8",
     )
     return file
+
+
+@pytest.mark.parametrize("name", ["mine.JSONL", "mine.ndjson"])
+def test_endings_and_a_byte_order_mark_are_those_of_prompt_files(name, tmp_path):
+    file = tmp_path / name
+    file.write_text(json.dumps(LINE) + "\r\n", encoding="utf-8-sig")
+    assert tasks.make(file).prompts == read_prompts(file).prompts
+    assert tasks.make(file).prompts[0].clean == LINE["clean"]
 
 
 def test_a_line_is_a_prompt(tmp_path):
