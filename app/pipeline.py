@@ -108,8 +108,11 @@ def _open(
 
 def _absolute(source: str) -> str:
     """Name a folder or file by its whole path, so that a run finds its model from anywhere."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    name, at, checkpoint = source.rpartition("@")
+    for path, rest in ((source, ""), (name, at + checkpoint)):
+        if path and Path(path).expanduser().exists():
+            return f"{Path(path).expanduser().resolve()}{rest}"
+    return source
 
 
 def needed(model: Model) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A run of several analyses goes on where one fails, and stops at what the user has to mend."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from headscope import analyses
 from headscope.app.pipeline import capture_run
 from headscope.kernels.errors import NotApplicable, ResourceLimit
+from headscope.probes import bundled
 from headscope.probes.storage import run_folder
 
 
@@ -65,3 +67,18 @@ def test_what_has_to_be_mended_first_stops_the_run(run, headscope, fail):
     code, _, lines = headscope("analyze", run.path, "sinks", "span", "entropy")
     assert (code, told(lines)) == (2, ["error: memory: 2 TB; give shorter prompts"])
     assert set(run.results()) == {"sinks"}, "what was finished before is kept"
+
+
+@pytest.mark.parametrize("checkpoint", ["", "@step400"])
+def test_a_run_finds_its_model_from_anywhere_and_is_told_where_it_was_moved(
+    checkpoint, tmp_path, monkeypatch, headscope
+):
+    shutil.copytree(bundled.folder("headscope/induction"), tmp_path / "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = capture_run(Path("run"), f"mine{checkpoint}", task="induction", number=2)
+    monkeypatch.chdir("elsewhere")
+    headscope("analyze", f"../{run.path}", "sinks").printed()
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    assert headscope("analyze", f"../{run.path}", "sinks").code == 2
+    headscope("analyze", f"../{run.path}", "sinks", "--model", f"../moved{checkpoint}").printed()
