@@ -12,11 +12,11 @@ help:  ## list the targets
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,gguf]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,gguf,dev]'
 	touch $@
 
 demo: .venv/installed  ## the main job on the bundled model: runs/demo/report.html, heads.parquet, heads.csv, report.json
@@ -50,7 +50,7 @@ test-slow: .venv/installed-dev  ## what is too long for the default suite: texts
 	$(BIN)/pytest -m slow
 
 .venv/installed-ray: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,gguf,dev,ray]'
 	touch $@
 
 test-cluster: .venv/installed-ray  ## batches on Ray, one with a worker that is killed, one of all analyses on checkpoints

@@ -12,6 +12,12 @@ from headscope.kernels.api import cache_folder
 from headscope.kernels.errors import InvalidInput
 
 
+def require_reader() -> None:
+    """Refuse GGUF files where the package that reads them is not installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InvalidInput("model: GGUF files need the package gguf; pip install 'headscope[gguf]'")
+
+
 def converted_folder(file: Path) -> Path:
     """Return the folder that a GGUF file was, or will be, converted to.
 
@@ -28,11 +34,7 @@ def convert(file: Path, folder: Path) -> Path:
     """Dequantise a GGUF file to float32 and save it with its tokenizer, if that is not done yet."""
     if (folder / "config.json").is_file():
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise InvalidInput(
-            f"model: {file.name} is a GGUF file, which needs the package gguf; "
-            "pip install 'headscope[gguf]'"
-        )
+    require_reader()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

