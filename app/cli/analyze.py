@@ -49,9 +49,14 @@ def analyze(
     wanted = named or [name for name in analyses.names() if name not in known or name in options]
     with bar(err) as progress:
         outcomes = analyze_run(
-            opened, wanted, task=task, number=number, options=options, source=model,
+            opened,
+            wanted,
+            task=task,
+            number=number,
+            options=options,
+            source=model,
             progress=progress,
-        )  # fmt: skip
+        )
     code = report_missing(opened, outcomes, {*named, *options})
     if code:
         raise typer.Exit(code)

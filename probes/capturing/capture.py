@@ -53,7 +53,7 @@ def capture(
     Prompts of similar lengths share a batch, at most 10 % of it padding, where a test of the model
     shows that this changes no number beyond rounding, and where there are no edits. Padding enters
     no statistic; in the Dataset prompts start together at position 0 and hold NaN beyond their
-    length. What does not fit into memory is refused, with the numbers.
+    length.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "t
 Array = npt.NDArray[np.float32]
 # Options of Hugging Face's ``generate`` that would make rows of several texts, of another pass or
 # of another cache, and the values that leave them off.
-OFF = {
+UNFOLLOWED = {
     "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "guidance_scale": 1,
     "use_cache": True, "return_dict_in_generate": False, "penalty_alpha": 0,
     "cache_implementation": None, "dola_layers": None, "prompt_lookup_num_tokens": None,
@@ -295,7 +295,7 @@ def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) 
 def _refuse_unfollowed(model: Model, options: Mapping[str, Any]) -> None:
     """Refuse what the call or the model's generation_config asks for and no row can follow."""
     config = model.module.generation_config
-    for name, off in OFF.items():
+    for name, off in UNFOLLOWED.items():
         for value, place in (
             (options.get(name), "options"),
             # Of the model's own, what the call sets anyway is not asked.

@@ -30,9 +30,7 @@ def load_model(
     """Load a model, by name, folder or object, and check that headscope reads it right.
 
     The check runs a short prompt: the logits and the statistics of every head must agree with
-    the model's own eager attention, and an edit must change the output. Disagreement is refused,
-    as is attention that neither goes through transformers' attention interface nor can be followed
-    step by step, a variant of it that the engine does not know, and NaN.
+    the model's own eager attention, and an edit must change the output. Disagreement is refused.
     A model loaded by name or folder that has passed is not checked again until its files, the code
     or a version change; ``HEADSCOPE_CHECK=always`` in the environment checks it every time.
 

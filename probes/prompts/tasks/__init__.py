@@ -12,7 +12,6 @@ from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 from headscope.probes.prompts.tokenized_text import Tokenizer
 
-
 FILES = (".jsonl", ".ndjson")
 """Endings of files that hold an object a line, of a user's own task too."""
 
