@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ class EncodedTask:
     """A task in the tokens of one tokenizer.
 
     One entry a prompt in `ids`, `corrupted_ids`, `questions`, `roles` and `spans`. A role holds all
-    tokens of its spans; `spans` holds them span by span, so that ``spans[row]["key"][2][-1]`` is
+    tokens of its spans; `spans` has them span by span, so that ``spans[row]["key"][2][-1]`` is
     the last token of the third key. Where corrupted prompts have other tokens at the places of the
     clean ones, `misaligned` says why, and `corrupted_ids` are refused.
     """
@@ -54,7 +55,6 @@ class EncodedTask:
     ids: tuple[Positions, ...]
     twins: tuple[Positions, ...]
     questions: tuple[tuple[EncodedQuestion, ...], ...]
-    roles: tuple[dict[str, Positions], ...]
     spans: tuple[dict[str, tuple[Positions, ...]], ...]
     redrawn: int = 0
     misaligned: str = ""
@@ -74,13 +74,21 @@ class EncodedTask:
         """Positions whose next token is asked for, rising, prompt by prompt."""
         return tuple(tuple(sorted({question.at for question in row})) for row in self.questions)
 
+    @cached_property
+    def roles(self) -> tuple[dict[str, Positions], ...]:
+        """All tokens of each role, prompt by prompt."""
+        return tuple(
+            {role: tuple(dict.fromkeys(chain.from_iterable(at))) for role, at in row.items()}
+            for row in self.spans
+        )
+
     def corrupted(self) -> EncodedTask:
         """Ask the questions of the clean prompts on the corrupted ones."""
         return replace(self, ids=self.corrupted_ids)
 
     def part(self, prompts: slice) -> EncodedTask:
         """Take some of the prompts."""
-        fields = ("ids", "twins", "questions", "roles", "spans")
+        fields = ("ids", "twins", "questions", "spans")
         return replace(self, **{name: getattr(self, name)[prompts] for name in fields})
 
 
@@ -108,12 +116,8 @@ def encode(task: Task, tokenizer: Tokenizer | None, bos: bool | None = None) -> 
         except Unfit as error:
             raise NotApplicable(f"prompt {number} of {task.name}: {error}") from None
     ids, twins, questions, spans = zip(*rows, strict=True)
-    roles = tuple(
-        {role: tuple(dict.fromkeys(chain.from_iterable(places))) for role, places in row.items()}
-        for row in spans
-    )
     return EncodedTask(
-        task.name, task.metric, ids, twins, questions, roles, spans, task.redrawn, misaligned
+        task.name, task.metric, ids, twins, questions, spans, task.redrawn, misaligned
     )
 
 

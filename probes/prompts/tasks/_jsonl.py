@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headscope.kernels.errors import HeadscopeError, InvalidInput
-from headscope.probes.prompts.task import METRICS, Prompt, Question, Span, Task
+from headscope.probes.prompts.task import Prompt, Question, Span, Task
 from headscope.probes.prompts.writing import GLUED, place
 
 REQUIRED = ("clean", "corrupted", "answers", "wrong")
@@ -150,8 +150,6 @@ def read(path: str | os.PathLike[str], *, metric: str = "logit_difference") -> T
     ...     read(f"{folder}/mine.jsonl").prompts[0].questions[0].at
     3
     """
-    if metric not in METRICS:
-        raise InvalidInput(f"metric: {metric!r} is unknown; choose one of {', '.join(METRICS)}")
     file = Path(path)
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
