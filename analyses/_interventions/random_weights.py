@@ -27,4 +27,5 @@ def untrained(model: Model, seed: int, option: str) -> Model:
                 f"{option}: {model.architecture} is not made from its config alone "
                 f"({str(error).splitlines()[0]}); give {option}=false"
             ) from error
-    return load_model(module.to(model.device, model.dtype), tokenizer=model.tokenizer)
+    placed = module.to(model.device, model.dtype)
+    return load_model(placed, tokenizer=model.tokenizer, bos=model.bos)

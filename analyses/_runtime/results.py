@@ -1,7 +1,7 @@
 """Results: variables with their meaning, companions for their intervals, provenance."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,15 +98,18 @@ class Results:
         A row is name, dims, values, title, (units, scale and bounds), and where it has its own,
         convention and source; ``attrs`` are those of all rows.
         """
-        for name, dims, values, long_name, meaning, *own in rows:
-            about = attrs | dict(zip(OWN, own, strict=False))
-            self.add(name, dims, values, long_name, *meaning, **about)
+        self._add_rows(self.add, rows, attrs)
 
     def add_means(self, *rows: tuple[Any, ...], **attrs: Any) -> None:
         """Add the means of several variables; rows are as in `add_all`, with samples as values."""
-        for name, dims, samples, long_name, meaning, *own in rows:
-            about = attrs | dict(zip(OWN, own, strict=False))
-            self.add_mean(name, dims, samples, long_name, *meaning, **about)
+        self._add_rows(self.add_mean, rows, attrs)
+
+    def _add_rows(
+        self, add: Callable[..., None], rows: Iterable[tuple[Any, ...]], attrs: Mapping[str, Any]
+    ) -> None:
+        for name, dims, values, long_name, meaning, *own in rows:
+            about = {**attrs, **dict(zip(OWN, own, strict=False))}
+            add(name, dims, values, long_name, *meaning, **about)
 
     def dataset(
         self,

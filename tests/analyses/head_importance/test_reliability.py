@@ -12,7 +12,7 @@ from headscope.analyses._interventions.random_weights import untrained
 from headscope.analyses._runtime import runner
 from headscope.analyses._stats import rank_correlation
 from headscope.analyses.head_importance import _nulls
-from headscope.probes import capture
+from headscope.probes import capture, load_model
 from headscope.probes.prompts.tokens import encode
 
 
@@ -134,6 +134,8 @@ def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(c
     weights = [each.module.state_dict()[name] for each in (one, again, circuit)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+    without = untrained(load_model(circuit, bos=False), 0, "random_weights")
+    assert without.encode("note") == circuit.encode("note")[1:]
 
 
 def test_one_prompt_calls_no_head_important(circuit):
