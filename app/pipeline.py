@@ -184,6 +184,7 @@ def analyze_run(
         n=number,
         seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
         progress=progress,
+        effects=run.effects,
     )
     results = {}
     for name, outcome in outcomes:

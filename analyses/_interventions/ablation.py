@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope import probes
+from headscope.analyses._interventions import effects
 from headscope.analyses._interventions.batched_edits import ablate_rows
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
@@ -78,15 +80,35 @@ def ablate_each_head(
     values: Float[Tensor, ...] | None = None,
     *,
     first: int = 0,
+    heads: Bool[Tensor, "layer head"] | None = None,
 ) -> Array:
     """Return the metric of every prompt with one head ablated at a time (prompt, layer, head).
 
-    NaN in layers without an attention map. The parameters are those of :func:`ablate_sets`.
+    NaN in layers without an attention map, and where ``heads`` leaves a head out. The other
+    parameters are those of :func:`ablate_sets`.
     """
     encoded = encode_task(model, task)
     answers = AnswerMetric(metric, encoded.questions)
-    scores = ablate_sets(model, encoded, [answers], every_head(model), values, first=first)
-    return fill_layers(model, scores[0])
+    return np.asarray(ablate_heads(model, encoded, [answers], values, first=first, heads=heads)[0])
+
+
+def ablate_heads(
+    model: Model,
+    task: EncodedTask,
+    measures: Sequence[Measure],
+    values: Float[Tensor, ...] | None = None,
+    *,
+    first: int = 0,
+    heads: Bool[Tensor, "layer head"] | None = None,
+) -> Array:
+    """Return all measures with one head ablated at a time (measure, prompt, layer, head)."""
+    sets = every_head(model)
+    kept = torch.ones(len(sets), dtype=torch.bool)
+    if heads is not None:
+        kept = (sets & heads).flatten(1).any(1)
+    result = np.full((len(measures), len(task), len(sets)), np.nan)
+    result[..., kept.numpy()] = ablate_sets(model, task, measures, sets[kept], values, first=first)
+    return fill_layers(model, result)
 
 
 def ablated_metric(
@@ -123,12 +145,23 @@ def ablate_sets(
     first
         First position that is edited; zero and vectors only.
     """
+    by_prompt = values is not None and values.ndim > 3
 
-    def edit(rows: Bool[Tensor, "batch layer head"], prompts: list[int]) -> Edit:
-        by_prompt = values is not None and values.ndim > 3
-        return ablate_rows(rows, values[prompts] if by_prompt else values, first)  # type: ignore[index]
+    def measure(prompts: list[int], some: list[int]) -> Array:
+        own = values[prompts] if by_prompt else values  # type: ignore[index]
 
-    return edit_sets(model, task, measures, sets, edit)
+        def edit(rows: Bool[Tensor, "batch layer head"], batch: list[int]) -> Edit:
+            return ablate_rows(rows, own[batch] if by_prompt else own, first)  # type: ignore[index]
+
+        part = [
+            replace(each, questions=[each.questions[prompt] for prompt in prompts])
+            if isinstance(each, AnswerMetric)
+            else each
+            for each in measures
+        ]
+        return edit_sets(model, task.part(prompts), part, sets[some], edit)
+
+    return effects.shared(model, task, measures, sets, values, first, measure)
 
 
 def edit_sets(

@@ -9,11 +9,13 @@ import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from headscope import analyses
+from headscope.analyses._interventions.effects import EffectsTable, sharing
 from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import Progress, PromptSets, positionals
 from headscope.analyses._runtime.progress import reporting
@@ -100,11 +102,13 @@ def execute_many(
     n: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    effects: Path | None = None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
     """Run several analyses with one capture per prompt set; yield each result as it is ready.
 
     Names and options are checked before anything runs. The parameters are those of
-    :func:`execute`, except that ``options`` is keyed by analysis.
+    :func:`execute`, except that ``options`` is keyed by analysis. Effects of ablations are measured
+    once for all of them; the folder ``effects`` keeps them for later.
 
     Yields
     ------
@@ -126,11 +130,14 @@ def execute_many(
     sets = PromptSets(model, prompts, capture, task, n, seed, progress)
     for each in wanted:
         sets.expect(each)
-    return _run(wanted, settings, sets)
+    return _run(wanted, settings, sets, EffectsTable(effects))
 
 
 def _run(
-    wanted: tuple[str, ...], settings: dict[str, dict[str, Any]], sets: PromptSets
+    wanted: tuple[str, ...],
+    settings: dict[str, dict[str, Any]],
+    sets: PromptSets,
+    table: EffectsTable,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
     for name in wanted:
         module = analyses.load(name)
@@ -139,7 +146,8 @@ def _run(
             arguments["progress"] = partial(sets.progress, name)
         try:
             supplied = [sets.supply(name, what) for what in positionals(name)]
-            with reporting(None if sets.progress is None else partial(sets.progress, name)):
+            report = None if sets.progress is None else partial(sets.progress, name)
+            with reporting(report), sharing(table):
                 result = module.run(*supplied, **arguments)
         except (InvalidInput, ResourceLimit):
             raise

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.screening import FIRST, screen
 from headscope.analyses._measurements import direct_logit_attribution
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
@@ -31,7 +32,9 @@ SOURCE = "Elhage et al. 2021; Wang et al. 2211.00593"
 COMPONENTS = ("embeddings", "all heads", "MLPs and biases", "last biases")
 
 
-def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.Dataset:
+def run(
+    capture: xr.Dataset, model: Model, task: Task, *, exhaustive: bool = False, seed: int = 0
+) -> xr.Dataset:
     """Split the logit difference of a task into what every head and layer writes directly.
 
     Parameters
@@ -40,8 +43,11 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
         Capture of the task whose answers are followed, with the kept ``z``, whose means take the
         heads' place in the ablation. Without wrong answers the mean logit of the vocabulary stands
         in their place.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -61,7 +67,10 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
     metric = "logit_difference" if paired else "log_probability"
     intact = ablation.evaluate(model, encoded, (), metric)
     mean = ablation.mean_z(capture)
-    lost = intact[:, None, None] - ablation.ablate_each_head(model, encoded, metric, mean)
+    most = top(np.abs(parts.heads.mean(0)), FIRST)
+    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
+    ablated = ablation.ablate_each_head(model, encoded, metric, mean, heads=chosen.heads)
+    lost = intact[:, None, None] - ablated
     gap = float(np.abs(parts.total() - parts.logit).max())
 
     against = "the wrong answers" if paired else "the mean of the vocabulary"
@@ -84,7 +93,8 @@ def run(capture: xr.Dataset, model: Model, task: Task, *, seed: int = 0) -> xr.D
     results.add_interval(
         "direct_vs_ablation", (), ends, "Direct logits against mean ablation", "Spearman ρ",
         "diverging", -1, 1,
-        convention=f"{OVER_HEADS}; ablation: {metric.replace('_', ' ')} lost, all paths",
+        convention=f"{OVER_HEADS}; ablation: {metric.replace('_', ' ')} lost, all paths, of "
+        f"{chosen.convention}",
     )  # fmt: skip
     direct = results["direct_logit"].values
     return results.dataset(

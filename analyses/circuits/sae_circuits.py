@@ -118,7 +118,7 @@ def run(
         )
     encoded = ablation.encode_task(model, task)
     negatives = ablation.capture_corrupted(model, encoded)
-    some = encoded.part(slice(truth_prompts))
+    some = encoded.part(range(len(task))[:truth_prompts])
     clean_metric = float(ablation.evaluate(model, some).mean())
     others = ablation.kept_z(negatives.isel(prompt=slice(truth_prompts)))
     moved = clean_metric - ablation.ablate_each_head(model, some, task.metric, others).mean(0)

@@ -76,12 +76,12 @@ class Pruned:
     @property
     def ranking(self) -> EncodedTask:
         """Every other prompt, for finding orders and sets."""
-        return self.task.part(slice(0, None, 2))
+        return self.task.part(range(0, len(self.task), 2))
 
     @property
     def measuring(self) -> EncodedTask:
         """The prompts that nothing was found on."""
-        return self.task.part(slice(1, None, 2))
+        return self.task.part(range(1, len(self.task), 2))
 
     def curves(
         self, named: dict[str, list[Unit]], pool: Sequence[Unit], counts: Sequence[int]

@@ -13,6 +13,9 @@ forward pass a head, absolute value per prompt, before the mean; and its integra
 A head is called important only where the interval of its mean ablation lies above what the largest
 head reaches when every prompt is asked for the answer of another one.
 
+In a model of many heads the ablations are of those that gradients rank first and of a random sample
+of the others, which says what that misses; gradients are of all heads.
+
 Sources: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650); Sundararajan et al.,
 Axiomatic Attribution for Deep Networks (1703.01365).
 """
@@ -26,6 +29,7 @@ from torch import Tensor
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric, differentiable
+from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import Between, OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
@@ -79,6 +83,7 @@ def run(
     metric: Annotated[str, OneOf(METRICS)] = "task",
     normalize: bool = False,
     tolerance: Annotated[float, Between(1e-4, 1)] = 0.05,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Ablate every head in turn, and compare gradients of its gate with what that does.
@@ -97,8 +102,11 @@ def run(
     tolerance
         What the integrated gate gradients may miss of m(1) − m(0), as a share of its mean size over
         prompts.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads,
+        ablations are missing for heads that no gradient ranks first, but for a random sample.
     seed
-        Seed of the bootstrap over prompts and of the shuffled answers.
+        Seed of the bootstrap over prompts, of the shuffled answers and of the sample of heads.
 
     Returns
     -------
@@ -119,7 +127,10 @@ def run(
 
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), name)
-    lost, null, groups = _losses(capture, model, encoded, name, clean, seed)
+    mean, corrupted = ablation.mean_z(capture), ablation.capture_corrupted(model, encoded)
+    stand_ins = (mean, ablation.kept_z(corrupted))
+    chosen = screen(model, encoded, name, stand_ins, exhaustive=exhaustive, seed=seed)
+    lost, null, groups = _losses(capture, model, encoded, name, clean, seed, stand_ins, chosen)
     slope = head_gradients.gate_gradient(model, encoded, smooth)
     integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
     gap = float(np.abs(np.nansum(integral, axis=(1, 2)) - whole).max())
@@ -132,7 +143,8 @@ def run(
     for key, (state, how) in ABLATIONS.items():
         results.add_mean(
             key, grid, lost[key], f"Lost on {task.name} without the head ({state})", units,
-            "diverging", **causal, convention=f"{how}, one query head at a time; {what}",
+            "diverging", **causal,
+            convention=f"{how}, one query head at a time, {chosen.convention}; {what}",
         )  # fmt: skip
     coords: dict[str, Any] = {}
     if groups is not None:
@@ -170,10 +182,12 @@ def run(
             key, (), agreement(scores[first], scores[second], seed), title, "Spearman ρ",
             "diverging", -1, 1, convention=OVER_HEADS,
         )  # fmt: skip
-    heads = important(results["mean_ablation_lower"].values, least)
+    lower = results["mean_ablation_lower"].values
+    heads = important(lower, least)
     return results.dataset(
         coords,
         _verdict(results, heads, count),
+        chosen.missed(lower > least),
         convention=what,
         top_heads=[label(head) for head in top(results["zero_ablation"].values, 5)],
         important_heads=heads,
@@ -182,15 +196,22 @@ def run(
 
 
 def _losses(
-    capture: xr.Dataset, model: Model, task: EncodedTask, name: str, clean: Array, seed: int
+    capture: xr.Dataset,
+    model: Model,
+    task: EncodedTask,
+    name: str,
+    clean: Array,
+    seed: int,
+    stand_ins: tuple[Tensor, Tensor],
+    chosen: Screen,
 ) -> tuple[dict[str, Array], Array, Array | None]:
     """Return what each ablation loses, the mean ablation under shuffled answers, and KV groups."""
-    mean, single = ablation.mean_z(capture), ablation.every_head(model)
+    mean, corrupted = stand_ins
     # What stands in for the heads, and from which position on.
-    stand_ins: dict[str, tuple[Tensor | None, int]] = {
+    ablations: dict[str, tuple[Tensor | None, int]] = {
         "zero_ablation": (None, 0),
         "mean_ablation": (mean, 0),
-        "resample_ablation": (ablation.kept_z(ablation.capture_corrupted(model, task)), 0),
+        "resample_ablation": (corrupted, 0),
         "sink_free_ablation": (ablation.mean_z(capture, first=1), 1),
     }
     other = replace(task, questions=shuffled(task.questions, seed))
@@ -199,19 +220,24 @@ def _losses(
     grouped = model.kv_heads < model.heads
     lost, intact = {}, clean[:, None, None]
     with steps(5 if grouped else 4) as step:
-        for key, (values, first) in stand_ins.items():
+        for key, (values, first) in ablations.items():
             measures = both if key == "mean_ablation" else both[:1]
-            scores = ablation.ablate_sets(model, task, measures, single, values, first=first)
-            lost[key] = intact - ablation.fill_layers(model, scores[0])
+            scores = ablation.ablate_heads(
+                model, task, measures, values, first=first, heads=chosen.heads
+            )
+            lost[key] = intact - scores[0]
             if key == "mean_ablation":
                 unrelated = ablation.evaluate(model, other, (), name)
-                null = ablation.fill_layers(model, unrelated[:, None] - scores[1])
+                null = unrelated[:, None, None] - scores[1]
             step()
         if not grouped:
             return lost, null, None
-        kept = ablation.ablate_sets(model, task, both[:1], ablation.every_group(model), mean)[0]
+        sets = ablation.every_group(model)
+        groups = (sets & chosen.heads).flatten(1).any(1)
+        kept = np.full((1, len(task), len(sets)), np.nan)
+        kept[..., groups.numpy()] = ablation.ablate_sets(model, task, both[:1], sets[groups], mean)
         step()
-    return lost, null, intact - ablation.fill_layers(model, kept)
+    return lost, null, intact - ablation.fill_layers(model, kept[0])
 
 
 def _normalized(gate: Array) -> Array:

@@ -23,9 +23,10 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import Head
 from headscope.analyses._interventions.batched_edits import RowInject
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
+from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import Results, heads, labels, require
+from headscope.analyses._runtime.results import Results, heads, labels, marked, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.comparison.restoration import own_patterns
 from headscope.probes.interventions import Inject, Window
@@ -62,6 +63,7 @@ def run(
     *,
     metric: Annotated[str, OneOf(METRICS)] = "task",
     recent: Annotated[int, AtLeast(1)] = 4,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Put fixed patterns into every head in turn, and measure what the task loses.
@@ -75,8 +77,11 @@ def run(
         ``log_probability`` or ``accuracy``.
     recent
         Keys that the window leaves, the query's own included; 1 or more.
+    exhaustive
+        Edit every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -94,14 +99,15 @@ def run(
     units, what = UNITS[name], f"{name.replace('_', ' ')} on {len(clean)} prompts of {task.name}"
     results = Results(capture, seed=seed, source=SOURCE, convention=what)
     pool = heads(capture)
+    chosen = screen(model, encoded, name, exhaustive=exhaustive, seed=seed)
     with steps(len(EDITS)) as step:
         for key, (title, how) in EDITS.items():
-            lost = clean[:, None, None] - _scores(model, encoded, name, key, recent, pool)
+            lost = clean[:, None, None] - _scores(model, encoded, name, key, recent, chosen)
             results.add_mean(
                 key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
                 evidence="causal", source=MASKS if key in ("window", "hidden_first") else SOURCE,
-                convention=f"intact − edited, {how.format(recent=recent)}, one head at a time; "
-                f"{what}",
+                convention=f"intact − edited, {how.format(recent=recent)}, one head at a time, "
+                f"{chosen.convention}; {what}",
             )  # fmt: skip
             step()
     results.add(
@@ -115,26 +121,28 @@ def run(
 
 
 def _scores(
-    model: Model, task: EncodedTask, metric: str, key: str, recent: int, pool: Sequence[Head]
+    model: Model, task: EncodedTask, metric: str, key: str, recent: int, chosen: Screen
 ) -> NDArray[np.float64]:
-    """Return the metric with each head edited in one way (prompt, layer, head)."""
+    """Return the metric with each of the chosen heads edited in one way (prompt, layer, head)."""
     if key == "removed":
-        return ablation.ablate_each_head(model, task, metric)
+        return ablation.ablate_each_head(model, task, metric, heads=chosen.heads)
+    result = np.full((len(task), model.layers, model.heads), np.nan)
+    pool = marked(chosen.heads.numpy())
     if key not in ("uniform", "window"):
         answers = AnswerMetric(metric, task.questions)
+        sets = ablation.head_sets(model, [[head] for head in pool])
         scores = ablation.edit_sets(
-            model, task, [answers], ablation.every_head(model),
-            lambda chosen, prompts: RowInject(chosen, key),
-        )  # fmt: skip
-        return ablation.fill_layers(model, scores[0])
-    columns = []
+            model, task, [answers], sets, lambda rows, prompts: RowInject(rows, key)
+        )
+        result[:, chosen.heads.numpy()] = scores[0]
+        return result
     with steps(len(pool)) as step:
-        for head in pool:
-            window = Window((head,), recent=recent, first=0)
-            edit = window if key == "window" else Inject((head,), key)
-            columns.append(ablation.evaluate(model, task, (edit,), metric))
+        for layer, head in pool:
+            window = Window(((layer, head),), recent=recent, first=0)
+            edit = window if key == "window" else Inject(((layer, head),), key)
+            result[:, layer, head] = ablation.evaluate(model, task, (edit,), metric)
             step()
-    return ablation.fill_layers(model, np.stack(columns, axis=1))
+    return result
 
 
 def _own(

@@ -50,6 +50,7 @@ def run(
     task: Task,
     *,
     metric: Annotated[str, OneOf(METRICS)] = "task",
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Patch every head both ways between clean and corrupted prompts, and estimate it linearly.
@@ -63,8 +64,11 @@ def run(
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Accuracy has no gradient; attribution then follows the
         log-probability of the answers.
+    exhaustive
+        Patch every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -79,7 +83,9 @@ def run(
     require(capture, KEEP, "patching")
     name = task.metric if metric == "task" else metric
     smooth, encoded = differentiable(name), encode_task(model, task)
-    levels, effects, estimates = patch_both_ways(model, encoded, capture, name)
+    levels, effects, estimates, chosen = patch_both_ways(
+        model, encoded, capture, name, exhaustive=exhaustive, seed=seed
+    )
 
     units, words = UNITS[name], name.replace("_", " ")
     what = f"{words} on {len(task)} prompts of {task.name}"
@@ -87,7 +93,7 @@ def run(
     for key, title, how, side in PATCHES:
         results.add_mean(
             key, ("layer", "head"), effects[key], title, units, "diverging", evidence="causal",
-            convention=f"{how}, one query head at a time; {what}",
+            convention=f"{how}, one query head at a time, {chosen.convention}; {what}",
         )  # fmt: skip
         results.add_mean(
             f"{key}_attribution", ("layer", "head"), estimates[key],

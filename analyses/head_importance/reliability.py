@@ -21,6 +21,7 @@ from headscope import probes
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.random_weights import untrained
+from headscope.analyses._interventions.screening import screen
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
@@ -59,6 +60,7 @@ def run(
     metric: Annotated[str, OneOf(METRICS)] = "task",
     paraphrase: bool = True,
     random_weights: bool = True,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Compare the methods that rank heads, with each other, with themselves and with nothing.
@@ -75,8 +77,12 @@ def run(
     random_weights
         Whether a model of the same config with random weights is measured; it needs as much memory
         as the model itself.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap, the splits, the shuffled answers and the random weights.
+        Seed of the bootstrap, the sample of heads, the splits, the shuffled answers and the random
+        weights.
 
     Returns
     -------
@@ -92,23 +98,24 @@ def run(
     name = task.metric if metric == "task" else metric
     again = paraphrase and task.name in tasks.names()
     second: dict[str, Array] = {}
+    how: Any = {"exhaustive": exhaustive, "seed": seed}
     with steps(2 + again + 2 * random_weights) as step:
-        methods, left_out = scores(model, task, capture, name)
+        methods, left_out, chosen = scores(model, task, capture, name, **how)
         step()
         answers = shuffled(ablation.encode_task(model, task).questions, seed)
-        levels = {"shuffled answers": _null(capture, model, task, name, answers, seed)}
+        levels = {"shuffled answers": _null(capture, model, task, name, answers, **how)}
         step()
         if again:
             drawn = tasks.make(task.name, model.tokenizer, n=len(task), seed=task.seed + 1)
             other = probes.capture(model, drawn, stats=(), keep=KEEP)
-            second, _ = scores(model, drawn, other, name)
+            second, _, _ = scores(model, drawn, other, name, **how)
             step()
         if random_weights:
             blank = untrained(model, seed, "random_weights")
             cap = probes.capture(blank, task, stats=(), keep=KEEP)
-            levels["random weights"] = _null(cap, blank, task, name, None, seed)
+            levels["random weights"] = _null(cap, blank, task, name, None, **how)
             step()
-            blank_agreement = agreement(*losses(blank, task, name), seed)
+            blank_agreement = agreement(*losses(blank, task, name, **how), seed)
             step()
 
     units, count = UNITS[name], len(task)
@@ -144,7 +151,7 @@ def run(
         "margin", ("layer", "head"), lower - least,
         "Lower end of the mean ablation over the nulls", units, "diverging", evidence="causal",
         convention=f"positive: important; null {least:.3g} {units}, the larger of "
-        f"{' and '.join(levels)}; {what}",
+        f"{' and '.join(levels)}; {chosen.convention}; {what}",
     )  # fmt: skip
     if again:
         ends = [agreement(methods[key], second[key], seed, paired=False) for key in methods]
@@ -161,7 +168,8 @@ def run(
             -1, 1, convention=f"same config, weights of the initialiser; {what}",
         )  # fmt: skip
     coords: dict[str, Any] = dict.fromkeys(("one", "other", "ranking"), methods_known)
-    notes = [f"Without direct logits: {left_out}"] if left_out else []
+    notes = [] if chosen.complete else [chosen.missed(lower > least)]
+    notes += [f"Without direct logits: {left_out}"] if left_out else []
     if paraphrase and not again:
         notes.append("A task of one's own cannot be drawn again, so there is no second draw.")
     return results.dataset(
@@ -174,15 +182,23 @@ def run(
 
 
 def _null(
-    capture: xr.Dataset, model: Model, task: Task, metric: str, answers: Any, seed: int
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    metric: str,
+    answers: Any,
+    *,
+    exhaustive: bool,
+    seed: int,
 ) -> float:
     """Return what the largest head's mean ablation reaches where there is nothing to find."""
-    encoded = ablation.encode_task(model, task)
+    encoded, mean = ablation.encode_task(model, task), ablation.mean_z(capture)
+    chosen = screen(model, encoded, metric, (mean,), exhaustive=exhaustive, seed=seed)
     if answers is not None:
         encoded = replace(encoded, questions=answers)
     clean = ablation.evaluate(model, encoded, (), metric)[:, None, None]
-    mean = ablation.mean_z(capture)
-    return threshold(clean - ablation.ablate_each_head(model, encoded, metric, mean), seed)
+    ablated = ablation.ablate_each_head(model, encoded, metric, mean, heads=chosen.heads)
+    return threshold(clean - ablated, seed)
 
 
 def _verdict(methods: dict[str, Array], table: Array, retest: Array, heads: list[str]) -> Verdict:

@@ -103,7 +103,7 @@ def run(
         raise NotApplicable(f"count: {count} of {len(pool)} heads; take {len(pool) // 3} or fewer")
     wanted = _tuned.aimed(task, goal)
     encoded = encode_task(model, wanted)
-    learned_from, unseen = (encoded.part(slice(start, None, 2)) for start in (0, 1))
+    learned_from, unseen = (encoded.part(range(start, len(task), 2)) for start in (0, 1))
     drawn = tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed)
     rival = encode_task(model, _tuned.aimed(drawn, goal))
     how: dict[str, Any] = {"steps": steps, "rate": rate}

@@ -19,6 +19,7 @@ import xarray as xr
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.causal_check import Head
+from headscope.analyses._interventions.screening import screen
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, label, marked, require, top
@@ -47,6 +48,7 @@ def run(
     k: Annotated[int, AtLeast(1)] = 1,
     least_score: Annotated[float, Between(0, 1)] = 0.2,
     least_change: Annotated[float, AtLeast(0)] = 0.05,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head as name mover and as copy suppressor, and ablate it.
@@ -65,8 +67,11 @@ def run(
         Score from which a head is named.
     least_change
         Logit difference below which an ablation says nothing.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that are named or that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -89,8 +94,12 @@ def run(
     metric = "logit_difference"
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), metric)
-    lost = clean[:, None, None] - ablation.ablate_each_head(model, encoded, metric)
-    lost[:, list(model.geometry.without)] = np.nan
+    also = [
+        head for each in (moved, answer + wrong) for head in marked(each.mean(0) >= least_score)
+    ]
+    screened = screen(model, encoded, metric, also=also, exhaustive=exhaustive, seed=seed)
+    ablated = ablation.ablate_each_head(model, encoded, metric, heads=screened.heads)
+    lost = clean[:, None, None] - ablated
 
     grid, count = ("layer", "head"), len(clean)
     prompts = f"{count} prompts of {task.name}"
@@ -117,7 +126,7 @@ def run(
         )  # fmt: skip
     results.add_mean(
         "lost", grid, lost, f"Lost on {task.name} without the head", "logits", "diverging",
-        convention=f"logit difference, intact − set to zero; {prompts}",
+        convention=f"logit difference, intact − set to zero, {screened.convention}; {prompts}",
         **taxonomy.attributes("name-mover-like", "ablation"),
     )  # fmt: skip
 

@@ -190,8 +190,7 @@ def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]
     names = (task.metric, "log_probability")
     measures: list[ablation.Measure] = [divergence]
     measures[:0] = [AnswerMetric(name, encoded.questions) for name in names]
-    found = ablation.ablate_sets(model, encoded, measures, ablation.every_head(model))
-    pruned = ablation.fill_layers(model, found)
+    pruned = ablation.ablate_heads(model, encoded, measures)
     whole = [ablation.evaluate(model, encoded, (), name) for name in names]
     samples = {
         "lost_metric": whole[0][:, None, None] - pruned[0],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.prompts.tokenized_text import (
@@ -86,10 +86,11 @@ class EncodedTask:
         """Ask the questions of the clean prompts on the corrupted ones."""
         return replace(self, ids=self.corrupted_ids)
 
-    def part(self, prompts: slice) -> EncodedTask:
+    def part(self, prompts: Sequence[int]) -> EncodedTask:
         """Take some of the prompts."""
-        fields = ("ids", "twins", "questions", "spans")
-        return replace(self, **{name: getattr(self, name)[prompts] for name in fields})
+        names = ("ids", "twins", "questions", "spans")
+        parts: Any = {name: tuple(getattr(self, name)[row] for row in prompts) for name in names}
+        return replace(self, **parts)
 
 
 def encode(task: Task, tokenizer: Tokenizer | None, bos: bool | None = None) -> EncodedTask:

@@ -20,6 +20,8 @@ CAPTURE = "capture.safetensors"
 GROWING = f".{CAPTURE}"
 """Name of the capture of a run that is not complete yet."""
 RESULTS = "results"
+# What ablations did, prompt by prompt and head by head.
+EFFECTS = "effects"
 # Ending of the traceback of an analysis that failed.
 ERROR = ".error.txt"
 # Written beside a run by its report, so they belong to it and go with it.
@@ -63,6 +65,11 @@ class Run:
         path = folder / f"{name}.safetensors"
         dataset_file.save(result, path)
         return path
+
+    @property
+    def effects(self) -> Path:
+        """Folder of the effects of ablations, which analyses share."""
+        return self.path / EFFECTS
 
     def error_file(self, name: str) -> Path:
         """Path of the traceback of an analysis that failed."""
@@ -165,14 +172,15 @@ def check_place(folder: Path) -> None:
 
 
 def _strangers(folder: Path) -> list[Path]:
-    ours = {CAPTURE, MANIFEST, RESULTS, *REPORT}
+    ours = {CAPTURE, MANIFEST, RESULTS, EFFECTS, *REPORT}
     return [file for file in folder.iterdir() if file.name not in ours and file.name[0] != "."]
 
 
 def _clear(folder: Path) -> None:
     """Take an earlier run apart, its manifest first; only files that runs are made of."""
     old = [folder / name for name in (MANIFEST, CAPTURE, *REPORT)]
-    old += [*(folder / RESULTS).glob("*.safetensors"), *(folder / RESULTS).glob(f"*{ERROR}")]
+    old += [file for name in (RESULTS, EFFECTS) for file in (folder / name).glob("*.safetensors")]
+    old += [*(folder / RESULTS).glob(f"*{ERROR}")]
     for file in old:
         file.unlink(missing_ok=True)
 

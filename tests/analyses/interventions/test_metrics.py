@@ -114,5 +114,5 @@ def test_an_encoded_task_is_its_prompts_and_parts_of_them(random_llama, task):
     assert encode_task(random_llama, encoded) is encoded
     assert encoded.asked == ((3,), (3, 5), (3,))
     whole = evaluate(random_llama, task)
-    np.testing.assert_allclose(evaluate(random_llama, encoded.part(slice(1, 3))), whole[1:], 1e-5)
+    np.testing.assert_allclose(evaluate(random_llama, encoded.part([1, 2])), whole[1:], 1e-5)
     assert evaluate(random_llama, encoded.corrupted())[2] == pytest.approx(whole[0], abs=1e-5)

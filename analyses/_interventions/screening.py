@@ -1,0 +1,117 @@
+"""Screening: where a model has many heads, which of them are worth an ablation.
+
+Gradients rank all heads in a few passes. Ablated are the heads that any of the rankings puts first
+or that an analysis singles out, and a random sample of the others, which says what the screening
+misses. A head that is not ablated
+is missing from the result, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headscope.analyses._interventions import head_gradients
+from headscope.analyses._interventions.ablation import Head
+from headscope.analyses._interventions.metrics import differentiable
+from headscope.analyses._runtime.results import top
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.tokens import EncodedTask
+
+# A model with no more heads than FEW has all of them ablated. Else the FIRST of every ranking, and
+# SAMPLE of the others.
+FEW, FIRST, SAMPLE = 64, 24, 16
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Which heads are ablated, and which of them were drawn at random from those ranked lower."""
+
+    heads: Bool[Tensor, "layer head"]
+    sample: Bool[Tensor, "layer head"]
+    total: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every head is ablated."""
+        return int(self.heads.sum()) == self.total
+
+    @property
+    def convention(self) -> str:
+        """Say which heads are ablated, as a part of a convention."""
+        ablated, drawn = int(self.heads.sum()), int(self.sample.sum())
+        if self.complete:
+            return f"all {self.total} heads"
+        return (
+            f"{ablated} of {self.total} heads: {ablated - drawn} that stand out or that a gradient "
+            f"ranks first, and {drawn} of the others, drawn at random"
+        )
+
+    def missed(self, above: NDArray[np.bool_]) -> str:
+        """Say how many heads the screening may have missed.
+
+        ``above`` marks the heads (layer, head) that the result singles out.
+        """
+        from scipy.stats import binomtest
+
+        if self.complete:
+            return ""
+        drawn = int(self.sample.sum())
+        count = int((above & self.sample.numpy()).sum())
+        rest = self.total - int(self.heads.sum())
+        upper = binomtest(count, drawn).proportion_ci().high
+        return (
+            f"Ablated were {self.convention}. {count or 'None'} of the {drawn} lie above the null, "
+            f"so that of the {rest} heads not ablated up to {upper:.0%} may, too (95 % interval); "
+            "exhaustive=true ablates all."
+        )
+
+
+def screen(
+    model: Model,
+    task: EncodedTask,
+    metric: str,
+    stand_ins: Sequence[Float[Tensor, ...]] = (),
+    *,
+    also: Sequence[Head] = (),
+    exhaustive: bool = False,
+    seed: int = 0,
+) -> Screen:
+    """Choose the heads to ablate on a task.
+
+    They are ranked by the gate gradient, and for each of ``stand_ins`` by the linear estimate of
+    putting it in place of the head's output: one vector a head (layer, head, size) or the outputs
+    on other prompts (prompt, layer, head, query, size). ``also`` are heads that the analysis itself
+    singles out. The sample is drawn with ``seed``.
+    """
+    attending = torch.zeros(model.layers, model.heads, dtype=torch.bool)
+    attending[model.geometry.attending] = True
+    total = int(attending.sum())
+    if exhaustive or total <= FEW:
+        return Screen(attending, torch.zeros_like(attending), total)
+    smooth = differentiable(metric)
+    rankings = [head_gradients.gate_gradient(model, task, smooth).mean(0)]
+    longest = max(map(len, task.ids))
+    for values in stand_ins:
+        if values.ndim == 3:
+            values = values[None, :, :, None].expand(len(task), -1, -1, longest, -1)
+        rankings.append(head_gradients.patch_gradient(model, task, smooth, values).mean(0))
+    chosen = torch.zeros_like(attending)
+    for layer, head in (*also, *(head for each in rankings for head in top(np.abs(each), FIRST))):
+        chosen[layer, head] = True
+    rest = (attending & ~chosen).nonzero()
+    drawn = np.random.default_rng(seed).permutation(len(rest))[:SAMPLE]
+    sample = torch.zeros_like(attending)
+    sample[tuple(rest[torch.from_numpy(np.sort(drawn))].T)] = True
+    return Screen(chosen | sample, sample, total)
