@@ -88,9 +88,11 @@ def scores(
     methods |= {
         **effects,
         "gate gradient": np.abs(head_gradients.gate_gradient(model, clean, smooth)),
-        "integrated gradient": head_gradients.integrated_gates(model, clean, smooth, ROUGH)[0],
         **{f"{direction} attribution": values for direction, values in estimates.items()},
     }
+    if chosen.complete:
+        integral, _ = head_gradients.integrated_gates(model, clean, smooth, ROUGH)
+        methods["integrated gradient"] = integral
     why = ""
     try:
         methods["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
