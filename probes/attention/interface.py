@@ -24,6 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface, flash_attention_m
 
 from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_differentiable
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
+from headscope.probes.attention import work
 from headscope.probes.attention.implementation import using
 from headscope.probes.attention.tracing import to_call
 from headscope.probes.attention.tracing.mask import Mask, MaskRule
@@ -120,6 +121,9 @@ class _Session:
 
     def dispatch(self, call: AttentionCall) -> Tensor:
         """Hand a call to the receiver, or compute it as it is where another kind is chosen."""
+        batch, _, queries, _ = call.query.shape
+        backward = torch.is_grad_enabled() and call.query.requires_grad
+        work.add(batch * queries, backward=backward)
         chosen = call.kind == self.attention
         return self.receive(call) if chosen else call.attend(Request(stats=()))["z"]
 
