@@ -1,0 +1,165 @@
+"""Cost of analyses before they run: passes of the model over their prompts, and seconds.
+
+Passes were counted on the bundled model (``benchmarks/passes.py``) and are scaled to the heads of
+another; seconds follow from a timed pass on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from headscope import analyses
+from headscope.analyses._interventions.screening import FEW, FIRST, SAMPLE
+from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+# Tokens of the timed pass.
+TIMED = 512
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an analysis is expected to take; None where it was not counted.
+
+    ``passes`` go over all ``tokens`` of its prompts; ``seconds`` are those of the passes alone.
+    """
+
+    analysis: str
+    passes: float | None
+    tokens: int
+    seconds: float | None
+
+    def __str__(self) -> str:
+        if self.passes is None or self.seconds is None:
+            return f"{self.analysis}: {self.tokens} tokens; its passes are not counted"
+        return (
+            f"{self.analysis}: {self.passes:.3g} passes over {self.tokens} tokens, "
+            f"about {duration(self.seconds)}"
+        )
+
+
+def estimate(
+    names: Sequence[str],
+    model: Model,
+    prompts: Any,
+    *,
+    task: Any = None,
+    n: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Cost]:
+    """Say what analyses will take; the parameters are those of `runner.execute_many`."""
+    speed: float | None = None
+    costs = []
+    for name in names:
+        drawn = drawn_prompts(name, model, prompts, task, n, seed)
+        count = len_tokens(model, drawn)
+        if speed is None:
+            speed = seconds_per_token(model, drawn)
+        number = passes(name, model, (options or {}).get(name, {}))
+        seconds = None if number is None else number * count * speed
+        costs.append(Cost(name, number, count, seconds))
+    return costs
+
+
+def passes(name: str, model: Model, options: Mapping[str, Any]) -> float | None:
+    """Return how often an analysis runs a model over its prompts; None where not counted."""
+    counted = _table().get(name, {})
+    if "fixed" not in counted:
+        return None
+    exhaustive = "exhaustive" not in analyses.options(name) or str(
+        options.get("exhaustive", False)
+    ).lower() in ("true", "1", "yes")
+    fixed, each = float(counted["fixed"]), float(counted["per_head"])
+    return fixed + of_heads(model, each, exhaustive=exhaustive)
+
+
+def of_heads(model: Model, each: float, *, exhaustive: bool) -> float:
+    """Return the passes of ``each`` ablations of every head that is ablated.
+
+    A pass with an edit begins at the layer of the edit.
+    """
+    layers = len(model.geometry.attending)
+    heads = layers * model.heads
+    if heads > FEW and not exhaustive:
+        heads = min(heads, 2 * FIRST + SAMPLE)
+    return each * heads * (layers + 1) / (2 * layers)
+
+
+def tokens(name: str, model: Model, prompts: Any) -> int:
+    """Return the tokens of the prompts that an analysis runs on by default."""
+    return len_tokens(model, drawn_prompts(name, model, prompts, None, None, 0))
+
+
+def drawn_prompts(
+    name: str, model: Model, prompts: Any, task: Any, n: int | None, seed: int
+) -> Any:
+    """Return the prompts of an analysis: its own task's, or those of the run."""
+    from headscope.probes.prompts import tasks
+
+    module = analyses.load(name)
+    own = getattr(module, "TASK", None)
+    if own is None:
+        return prompts
+    if task is not None and not isinstance(task, str):
+        return task
+    count = n or getattr(module, "PROMPTS", DEFAULT_PROMPTS)
+    return tasks.make(
+        task or own, model.tokenizer, count, seed, vocab_size=model.vocabulary or None
+    )
+
+
+def len_tokens(model: Model, prompts: Any) -> int:
+    """Return the number of tokens of prompts."""
+    from headscope.probes.prompts.reading import read
+
+    return sum(map(len, read(model, prompts).ids))
+
+
+def seconds_per_token(model: Model, prompts: Any) -> float:
+    """Time a pass over some of the prompts, the second of two, in seconds a token."""
+    import torch
+
+    from headscope.probes.attention.forward import logits
+    from headscope.probes.prompts.prompt_batch import batches
+    from headscope.probes.prompts.reading import read
+
+    ids = read(model, prompts).ids
+    some = next(iter(batches(ids, TIMED)))
+    batch = torch.tensor([ids[row] for row in some])
+    last = torch.full((len(some), 1), batch.shape[1] - 1)
+    with torch.no_grad():
+        for _ in range(2):
+            start = time.perf_counter()
+            logits(model, batch, (), last)
+    return (time.perf_counter() - start) / batch.numel()
+
+
+def duration(seconds: float) -> str:
+    """Say a duration in the unit that reads best.
+
+    >>> duration(0.4), duration(75), duration(7200)
+    ('1 s', '1 min 15 s', '2 h 0 min')
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads(
+        files("headscope.analyses._runtime").joinpath("passes.json").read_text(encoding="utf8")
+    )
+    return table

@@ -1,0 +1,68 @@
+"""Count the forward passes of every analysis on the bundled model, for the costs that are stated.
+
+``python -P benchmarks/passes.py`` runs every analysis with its default options and prompts, and
+writes ``analyses/_runtime/passes.json``: by analysis, passes over its prompts that do not depend on
+the number of heads (``fixed``), and ablations of each head (``per_head``). No time is measured.
+Names on the command line count these alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from headscope import analyses
+from headscope.analyses._interventions import ablation
+from headscope.analyses._runtime import cost
+from headscope.analyses._runtime.runner import execute
+from headscope.kernels.errors import NotApplicable
+from headscope.probes import load_model, tasks
+from headscope.probes.attention import work
+
+
+def main() -> None:
+    """Count, and write the table as it grows."""
+    file = Path(cost.__file__).with_name("passes.json")
+    table = json.loads(file.read_text()) if file.exists() else {}
+    model = load_model("headscope/bundled")
+    prompts = tasks.make("story", model.tokenizer)
+    for name in sys.argv[1:] or analyses.names():
+        table[name] = count(name, model, prompts)
+        print(name, table[name], flush=True)
+        lines = ",\n".join(f'"{name}": {json.dumps(table[name])}' for name in sorted(table))
+        file.write_text(f"{{\n{lines}\n}}\n")
+
+
+def count(name, model, prompts):
+    """Return what one analysis takes, in passes over its prompts."""
+    total, swept, inside = [0], [0], [False]
+    sweep = ablation.sweep
+
+    def counted(tokens):
+        total[0] += tokens
+        swept[0] += tokens * inside[0]
+
+    def marked(*arguments, **options):
+        inside[0] = True
+        try:
+            return sweep(*arguments, **options)
+        finally:
+            inside[0] = False
+
+    ablation.sweep = marked
+    try:
+        with work.counting(counted):
+            execute(name, model, prompts)
+    except NotApplicable as refusal:
+        return {"why": str(refusal)}
+    finally:
+        ablation.sweep = sweep
+    whole = model.layers * cost.tokens(name, model, prompts)
+    each = cost.of_heads(model, 1.0, exhaustive=True)
+    return {
+        "fixed": round((total[0] - swept[0]) / whole, 2),
+        "per_head": round(swept[0] / whole / each, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
