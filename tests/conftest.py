@@ -14,21 +14,21 @@ os.environ["HEADSCOPE_CHECK"] = "always"
 
 import pytest
 import torch
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
+from signatures import check_calls
 
 ROOT = Path(__file__).parents[1]
 
 # Shapes and types of every call inside kernels are checked against its signature. Triton compiles
 # the source of its kernels, which therefore cannot be wrapped.
-install_import_hook(
+check_calls(
     [
         f"headscope.kernels.{name}"
         for name in (
             *(module.stem for module in sorted((ROOT / "kernels").glob("*.py"))),
             *("compiled", "gradients", "panels", "statistics"),
         )
-    ],
-    "beartype.beartype",
+    ]
 )
 
 # OpenMP inside small operations collapses where two processes share two cores.

@@ -17,7 +17,7 @@ from headscope.probes.prompts.task import Task
 SCALES = {"sequential", "diverging"}
 FIELDS = {"model", "revision", "dtype", "prompts_sha256", "n_prompts", "seed", "headscope"}
 # Small enough for seconds; every option that costs time has its own tests with the analysis.
-PROMPTS = 6
+PROMPTS = 4
 
 
 @pytest.fixture(scope="module", params=analyses.names())

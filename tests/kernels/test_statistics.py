@@ -120,8 +120,9 @@ def test_a_wrong_mask_is_noticed(mutant, draw, agree, monkeypatch):
 
 
 @pytest.mark.requirement("F3")
-@pytest.mark.parametrize("rows", [16, 48, 257])
-@pytest.mark.parametrize("elements", [1, 12_000, 1 << 30])
+@pytest.mark.parametrize(
+    ("rows", "elements"), [(16, 1), (16, 1 << 30), (48, 12_000), (257, 1), (257, 12_000)]
+)
 @pytest.mark.parametrize("name", ["causal", "window", "padded left and right", "one KV head"])
 def test_the_cut_into_panels_does_not_matter(name, elements, rows, draw, both, monkeypatch):
     monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
