@@ -1,6 +1,5 @@
 """Massive activations: planted ones are found, joined to the sink and set; oracles are weights."""
 
-import copy
 from operator import itemgetter
 
 import numpy as np
@@ -19,16 +18,21 @@ PROMPTS = [[0, *range(3, 30)], [0, *range(20, 30), 0, *range(5, 14)], [0, *range
 
 
 @torch.no_grad()
-def planted(value: float):
+def planted(*values: float):
+    """A model whose first tokens have these numbers in one channel."""
     model = random_llama()
-    model.module.model.embed_tokens.weight[0, CHANNEL] = value
+    model.module.model.embed_tokens.weight[: len(values), CHANNEL] = torch.tensor(values)
     return load_model(model.module, tokenizer=model.tokenizer)
 
 
-def eager_loss(module, ids: list[int]) -> float:
+def eager_loss(module, ids: list[int], channel: dict[int, float] | None = None) -> float:
+    """Loss of a text, the channel of some tokens set to other numbers where they enter."""
     given = torch.tensor([ids])
     with torch.no_grad():
-        logits = module(input_ids=given).logits[0, :-1].double()
+        embedded = module.model.embed_tokens(given).clone()
+        for token, value in (channel or {}).items():
+            embedded[given == token, CHANNEL] = value
+        logits = module(inputs_embeds=embedded).logits[0, :-1].double()
     return float(torch.nn.functional.cross_entropy(logits, given[0, 1:]))
 
 
@@ -52,15 +56,28 @@ def test_the_planted_activations_are_located(found):
 
 
 @pytest.mark.requirement("A4")
-def test_zero_is_the_loss_of_the_model_without_it_and_the_mean_changes_nothing(found):
-    model, _, result = found
-    without = copy.deepcopy(model.module)
-    with torch.no_grad():
-        without.model.embed_tokens.weight[0, CHANNEL] = 0.0
+def test_zero_and_mean_of_unequal_values_are_the_losses_of_models_that_have_them():
+    values = (HUGE, 4 * HUGE, -4 * HUGE)
+    model = planted(*values)
+    # <bos> twice, the two others once: their mean is that of four activations.
+    prompts = [PROMPTS[0], [1, *PROMPTS[2][1:]], [2, *range(20, 30), 0, *range(5, 14)]]
+    result = massive.run(capture(model, prompts, stats=("received",)), model)
+    assert sorted(one["value"] for one in result.attrs["massive"]) == [-2000, 500, 500, 2000]
     loss = dict(zip(result["condition"].values.tolist(), result["loss"].values, strict=True))
-    for name, module in (("intact", model.module), ("massive set to zero", without)):
-        expected = np.mean([eager_loss(module, one) for one in PROMPTS])
+    for name, value in (("massive set to zero", 0.0), ("massive set to mean", HUGE / 2)):
+        tokens = dict.fromkeys(range(3), value)
+        expected = np.mean([eager_loss(model.module, ids, tokens) for ids in prompts])
         assert loss[name] == pytest.approx(expected, abs=1e-5)
+        assert abs(loss[name] - loss["intact"]) > 1e-4
+    intact = np.mean([eager_loss(model.module, ids) for ids in prompts])
+    assert loss["intact"] == pytest.approx(intact, abs=1e-5)
+    assert abs(loss["massive set to zero"] - loss["massive set to mean"]) > 1e-4
+
+
+@pytest.mark.requirement("A4")
+def test_a_constant_can_be_set_to_its_mean_without_harm(found):
+    _, _, result = found
+    loss = dict(zip(result["condition"].values.tolist(), result["loss"].values, strict=True))
     # The planted number is the same in every prompt, so its mean is itself.
     assert loss["massive set to mean"] == pytest.approx(loss["intact"], abs=1e-6)
     assert abs(loss["massive set to zero"] - loss["intact"]) > 1e-4
