@@ -22,8 +22,8 @@ from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import bootstrap, percentiles
 from headscope.analyses._stats.bootstrap import draws as resamples
-from headscope.analyses._stats.bootstrap import percentiles
 from headscope.analyses.pattern_shape import _slots
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -36,6 +36,8 @@ SUPPORTS = {"hybrid"}
 TASK = "recall"
 PROMPTS = 8
 SLOTS = 4
+# How much more mass both ends must get than the slots between where a bias is called U-shaped.
+LEAST_RISE = 0.01
 
 SOURCE = "Found in the Middle"
 SHARES = ("slot", "document", "both together")
@@ -128,7 +130,11 @@ def run(
         for name, array in accuracy.items()
     }
     best = named(scores, scores > least_relevance)[:8]
-    tilt, bend = (float(np.nanmean(results[name].values)) for name in ("tilt", "u_shape"))
+    tilt, bend = (results[name].values for name in ("tilt", "u_shape"))
+    # A curve that rises at one end alone is bent upwards, too.
+    ends = np.minimum(on_dummy[..., 0], on_dummy[..., -1]) - on_dummy[..., 1:-1].mean(-1)
+    rise, lower, _ = bootstrap(ends, seed=seed)
+    u_shaped = named(rise, lower > LEAST_RISE)
     return results.dataset(
         {
             "slot": [f"slot {number}" for number in range(1, count + 1)],
@@ -138,11 +144,12 @@ def run(
             "ablation": conditions,
         },
         Verdict(record["verdict"], record["note"]),
-        heads_by_type={"relevance": best},
+        heads_by_type={"relevance": best, "U-shaped": u_shaped},
         causal=record,
         note=(
             f"Heads that attend to the asked fact for its content: {', '.join(best) or 'none'}. "
-            f"Positional bias, mean over heads: tilt {tilt:+.3f}, U shape {bend:+.3f}."
+            f"Positional bias, mean over heads: tilt {np.nanmean(tilt):+.3f}, U shape "
+            f"{np.nanmean(bend):+.3f}; U-shaped heads: {', '.join(u_shaped) or 'none'}."
         ),
     )
 
@@ -172,7 +179,7 @@ def _add_scores(results: Results, on_asked: Array, on_dummy: Array) -> None:
         ("tilt", grid, tilt, "Tilt of the bias towards the end", signed,
          f"b of {fit}, x from −1 to 1; {convention}"),
         ("u_shape", grid, bend, "U shape of the bias", signed,
-         f"c of {fit}; above 0 both ends get more than the middle; {convention}"),
+         f"c of {fit}; above 0 it is bent upwards; {convention}"),
     )  # fmt: skip
     _add_wave(results, on_dummy)
     by_prompt = [_slots.explained(*pair) for pair in zip(on_asked, on_dummy, strict=True)]

@@ -1,10 +1,22 @@
 import numpy as np
 import pytest
-from constructed import DUPLICATE, INDUCTION, PREVIOUS, SINK, UNIFORM, repeated
+import torch
+from constructed import (
+    DUPLICATE,
+    INDUCTION,
+    PREVIOUS,
+    SINK,
+    UNIFORM,
+    WORDS,
+    repeated,
+    silent_gpt2,
+    tokenizer,
+)
 from refusals import check_refusal
 
 from headscope.analyses import position_bias
 from headscope.analyses.pattern_shape import _slots
+from headscope.probes import load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.writing import split
 
@@ -41,6 +53,51 @@ def test_planted_heads_are_split_into_relevance_and_position(result):
     assert set(result.attrs["heads_by_type"]["relevance"]) == {"L0H3", "L1H0"}
     np.testing.assert_allclose(result["found"].values, [1, 1, 1 / SLOTS])
     np.testing.assert_allclose(result["slot_accuracy"], 1)
+
+
+@torch.no_grad()
+def by_place(size: int, curves: list[np.ndarray]):
+    """A GPT-2 of one layer whose heads have logits that are curves over position alone."""
+    width = 64 * len(curves)
+    module = silent_gpt2(n_positions=size, n_embd=width, n_layer=1, n_head=len(curves))
+    module.transformer.wte.weight[:, : len(WORDS)] = torch.eye(len(WORDS))
+    attention = module.transformer.h[0].attn
+    spread = ((1 - 1 / width) / width + module.config.layer_norm_epsilon) ** 0.5
+    for head, curve in enumerate(curves):
+        # So small that the norm divides by the spread of the token alone; and its mean is 0.
+        places = torch.tensor(curve) * 1e-4
+        module.transformer.wpe.weight[:, 100 + head] = places
+        module.transformer.wpe.weight[:, 150 + head] = -places
+        attention.c_attn.bias[64 * head] = 1e4 * 8 * spread
+        attention.c_attn.weight[100 + head, width + 64 * head] = 1.0
+    # Something must be written for a model to be one.
+    words = torch.arange(len(WORDS))
+    attention.c_attn.weight[words, 2 * width + words] = 1.0
+    attention.c_proj.weight[words, 200 + words] = 1.0
+    return load_model(module, tokenizer=tokenizer())
+
+
+def test_a_planted_u_shape_is_found_and_no_other_curve_is_taken_for_one(facts):
+    size = 1 + 4 * SLOTS + 2
+    x = np.linspace(-1, 1, size)
+    # A U, its opposite, a slope, a rise that is bent up and has no second end, and no curve.
+    curves = [2 * x**2, -2 * x**2, x, np.maximum(3 * x, 0), 0 * x]
+    result = position_bias.run(by_place(size, curves), facts, draws=1)
+    assert result.attrs["heads_by_type"]["U-shaped"] == ["L0H0"]
+    assert "U-shaped heads: L0H0." in result.attrs["note"]
+    place = np.linspace(-1, 1, SLOTS)
+    for head, curve in enumerate(curves):
+        weights = np.exp(curve) / np.exp(curve).sum()
+        # A fact is four words, and its key and value are the second and third.
+        slots = np.array([weights[2 + 4 * slot : 4 + 4 * slot].sum() for slot in range(SLOTS)])
+        bend, tilt, _ = np.polyfit(place, slots, 2)
+        np.testing.assert_allclose(result["bias"].values[0, head], slots, atol=2e-4)
+        np.testing.assert_allclose(result["u_shape"].values[0, head], bend, atol=2e-4)
+        np.testing.assert_allclose(result["tilt"].values[0, head], tilt, atol=2e-4)
+    # The fourth is bent upwards, too, and more.
+    bends = result["u_shape"].values[0]
+    assert bends[3] > bends[0] > 0.01
+    assert bends[1] < -0.01
 
 
 def test_the_relevant_heads_carry_the_answers(result, bundled):
