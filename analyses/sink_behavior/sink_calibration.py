@@ -33,8 +33,9 @@ NEEDS = ("received",)
 QUICK = {"prompts": 2}
 SUPPORTS = {"hybrid"}
 
-SETS = ("first token", "all sinks")
-SOURCES = ("ZeroTuning", "ACT (Yu et al.)")
+SETS = ("first token", "all sinks", "hidden sinks")
+ACT = "ACT (Yu et al.)"
+SOURCES = ("ZeroTuning", ACT, ACT)
 
 
 def run(
@@ -70,10 +71,11 @@ def run(
 
     Returns
     -------
-    Dataset with ``first_less``, ``first_more``, ``sinks_less``, ``sinks_more`` (layer, head; change
-    of the loss in nats a token with the smallest and the largest γ on the first token, and on all
-    sinks of the head), ``sweep`` (scaled, gamma; all heads scaled together), each with
-    95 % intervals over prompts, ``best_gamma`` (layer, head; the γ of least loss on the first
+    Dataset with ``first_less``, ``first_more``, ``sinks_less``, ``sinks_more``, ``hidden_less``,
+    ``hidden_more`` (layer, head; change of the loss in nats a token with the smallest and the
+    largest γ on the first token, on all sinks of the head, and on its sinks after the first token),
+    ``sweep`` (scaled, gamma; all heads scaled together), each with 95 % intervals over prompts,
+    ``best_gamma`` (layer, head; the γ of least loss on the first
     token, 1 where none is better) and ``verdict`` (layer, head; 1 where the interval says that the
     sinks of the head are helpful, -1 harmful, 0 neither).
     """
@@ -89,7 +91,11 @@ def run(
     single, joint = _sweep(model, ids, sinks, factors)
 
     results = Results(capture, seed=seed, evidence="causal")
-    keys_of = {"first": "the first token", "sinks": "all its sinks"}
+    keys_of = {
+        "first": "the first token",
+        "sinks": "all its sinks",
+        "hidden": "its sinks after the first token",
+    }
     for number, (name, keys) in enumerate(keys_of.items()):
         for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
@@ -101,7 +107,7 @@ def run(
             )  # fmt: skip
     results.add_mean(
         "sweep", ("scaled", "gamma"), joint, "Loss change with the sinks of all heads scaled",
-        "nats a token", "diverging", source="; ".join(SOURCES),
+        "nats a token", "diverging", source="; ".join(SOURCES[:2]),
         convention="all heads at once; positive: worse",
     )  # fmt: skip
     mean = single[:, 0].mean(0)
@@ -130,7 +136,8 @@ def run(
         {"scaled": list(SETS), "gamma": factors},
         verdict=unsure if len(ids) == 1 else None,
         heads_by_type=named,
-        note=f"{int(sinks.any((0, -1)).sum())} heads have a sink. {listed}.",
+        note=f"{int(sinks.any((0, -1)).sum())} heads have a sink, "
+        f"{int(sinks[..., 1:].any((0, -1)).sum())} one after the first token. {listed}.",
     )
 
 
@@ -167,7 +174,7 @@ def _sweep_prompt(
     """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
     attending, first = model.geometry.attending, np.zeros_like(sinks)
     first[:, :, 0] = True
-    sets = (torch.from_numpy(first), torch.from_numpy(sinks))
+    sets = tuple(map(torch.from_numpy, (first, sinks, sinks & ~first)))
     single = np.full((len(SETS), len(gammas), model.layers, model.heads), np.nan)
     joint = np.zeros((len(SETS), len(gammas)))
     jobs: list[tuple[int, int, int, int]] = []

@@ -34,6 +34,7 @@ CONTROLS = (
     "its causal number is the ablation in `importance`. The rate depends on the prompts: "
     "`sink_controls` has it for random and repeated tokens."
 )
+PERCENT = ("%", "sequential", 0, 100)
 # How many sink tokens are named.
 TOKENS = 8
 
@@ -64,9 +65,10 @@ def run(
     -------
     Dataset with ``sink`` (layer, head; mean α_1, share of weight), ``later_sink`` (layer, head;
     mean over prompts of the largest α_k after the first key), ``sink_rate`` (percent of heads and
-    prompts with α_1 > ε), ``key_share`` (key; share of heads above ε), ``key_received`` (key; mean
-    α_k over heads and prompts), and ``token_share``, ``token_received`` (query; the same two over
-    the tokens of the first prompt). Means over prompts carry a 95 % interval.
+    prompts with α_1 > ε), ``later_sink_rate`` (percent with α_k > ε at any later key: hidden
+    sinks), ``key_share`` (key; share of heads above ε), ``key_received`` (key; mean α_k over heads
+    and prompts), and ``token_share``, ``token_received`` (query; the same two over the tokens of
+    the first prompt). Means over prompts carry a 95 % interval.
     """
     require(capture, NEEDS, "sinks")
 
@@ -83,13 +85,16 @@ def run(
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     rate = mean(_above(first, epsilon), (1, 2)) * 100
+    later = received.largest(steady[..., 1:])
+    later_rate = mean(_above(later, epsilon), (1, 2)) * 100
+    later_rule = f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries"
     results.add_means(
         ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE),
-        ("later_sink", ("layer", "head"), received.largest(steady[..., 1:]),
-         "Weight parked on one later token", SHARE,
-         f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries",
-         "ACT; Gu et al. 2410.10781"),
-        ("sink_rate", (), rate, "Sink rate", ("%", "sequential", 0, 100)),
+        ("later_sink", ("layer", "head"), later, "Weight parked on one later token", SHARE,
+         later_rule, "ACT; Gu et al. 2410.10781"),
+        ("sink_rate", (), rate, "Sink rate", PERCENT),
+        ("later_sink_rate", (), later_rate, "Sink rate of later tokens (hidden sinks)", PERCENT,
+         f"share of heads with {later_rule}, above ε = {epsilon:g}", "ACT; Gu et al. 2410.10781"),
         ("key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
          ("share of heads", *ZERO_TO_ONE)),
         ("key_received", ("key",), mean(steady, (1, 2)), "Mean weight that a key position receives",

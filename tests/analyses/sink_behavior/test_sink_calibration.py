@@ -73,6 +73,32 @@ def planted_middle():
     return run(planted(True), MIDDLE)
 
 
+@pytest.mark.requirement("A2")
+def test_hidden_sinks_are_scaled_alone_and_the_first_token_is_left(planted_middle):
+    def change(model, prompts):
+        """Scale <bos> in the middle, and no other key, in L0H0."""
+        changes = []
+        for ids in prompts:
+            edit = ScaleKeys(heads=((0, 0),), keys=(ids.index(0, 1),), factor=0.5)
+            changes.append(mean_loss(model, ids, (edit,)) - mean_loss(model, ids))
+        return np.mean(changes)
+
+    # The first token is a word, and in so short a text a sink by itself.
+    model = planted(True)
+    less = {name: float(planted_middle[f"{name}_less"][0, 0]) for name in ("sinks", "hidden")}
+    assert less["hidden"] == pytest.approx(change(model, MIDDLE), abs=2e-6)
+    assert less["sinks"] - less["hidden"] > 0.005
+    # <bos> at the start and in the middle.
+    prompts = [[0, *ids] for ids in MIDDLE]
+    result = run(model, prompts, epsilon=0.1)
+    assert float(result["hidden_less"][0, 0]) == pytest.approx(change(model, prompts), abs=2e-6)
+    assert abs(float(result["hidden_less"][0, 0] - result["sinks_less"][0, 0])) > 0.005
+    # Where the only sink stands first there is no hidden one to scale.
+    first = run(model, PROMPTS)
+    assert float(abs(first["hidden_less"]).max()) == 0.0
+    assert float(abs(first["sinks_less"]).max()) > 0.005
+
+
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("gamma", [0.25, 1.0, 3.0])
 def test_weights_follow_the_closed_form(bundled, gamma):

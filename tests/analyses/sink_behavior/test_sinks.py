@@ -20,6 +20,7 @@ def test_the_constructed_sink_head_is_found_and_a_uniform_head_has_the_closed_fo
     np.testing.assert_allclose(result["sink"].values, [[1.0, UNIFORM]], atol=1e-3)
     assert round(UNIFORM, 4) == 0.0741
     assert float(result["sink_rate"]) == 50.0
+    assert float(result["later_sink_rate"]) == 0.0
     assert "T = 64" in result.attrs["convention"]
     assert "'<bos>'" in result.attrs["convention"]
 
@@ -47,6 +48,8 @@ def test_a_sink_in_the_middle_of_the_prompt_is_found(rotary_sink):
     assert float(result["sink"].sel(layer=0, head=0)) < 0.2
     assert float(result["later_sink"].sel(layer=0, head=0)) > 0.999
     assert float(result["later_sink"].sel(layer=0, head=1)) < 0.2
+    # One of two heads has a hidden sink, none one at the first token.
+    assert (float(result["sink_rate"]), float(result["later_sink_rate"])) == (0.0, 50.0)
     share = result["token_share"]
     assert str(share["token"].values[int(share.argmax("query"))]) == "<bos>"
     assert float(share.max()) == 0.5
