@@ -87,11 +87,16 @@ def check_memory(model: Model, length: int) -> None:
 
 
 def observed(
-    model: Model, ids: Sequence[int], edits: Sequence[Any], stats: tuple[str, ...]
+    model: Model,
+    ids: Sequence[int],
+    edits: Sequence[Any],
+    stats: tuple[str, ...],
+    positions: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Return the losses of one prompt, and statistics by head from the same pass.
 
-    A statistic has the dims layer, head and its own; NaN in layers without an attention map.
+    ``positions`` stand in place of the tokens' own. A statistic has the dims layer, head and its
+    own; NaN in layers without an attention map.
     """
     import torch
 
@@ -108,8 +113,10 @@ def observed(
             whole[call.layer] = values
 
     given = torch.tensor([list(ids)])
+    reader = Reader(Request(stats=stats), tuple(edits), take)
+    places = None if positions is None else torch.tensor([list(positions)])
     with torch.no_grad():
-        logits = run(model, given, Reader(Request(stats=stats), tuple(edits), take), head=True)
+        logits = run(model, given, reader, head=True, positions=places)
     wanted = given[0, 1:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, reduction="none")
     return np.asarray(loss.cpu().numpy(), dtype=np.float64), found

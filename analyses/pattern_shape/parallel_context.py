@@ -4,9 +4,11 @@ The context of each prompt is cut into blocks that are encoded in parallel: a bl
 alone, and only the end of the prompt, the question, sees everything. Every block then begins like a
 text of its own, with a sink of its own, and the question spreads its attention over all of them:
 its entropy rises, and so does the loss of the model. A shared prefix that every block sees gives
-one sink to all and takes the rise back. Positions stay as they are in the text.
+one sink to all and takes the rise back. Positions stay as they are in the text, or start anew in
+each block (``restart``), as in the paper: then the blocks are encoded as texts of their own, all
+after the prefix where there is one, and the question stands after the longest.
 
-Source: Zhang et al., Attention Entropy is a Key Factor (there positions start anew in each block).
+Source: Zhang et al., Attention Entropy is a Key Factor.
 """
 
 from typing import Annotated
@@ -41,6 +43,7 @@ def run(
     blocks: Annotated[int, AtLeast(2)] = 4,
     prefix: Annotated[int, AtLeast(1)] = 1,
     question: Annotated[float, Between(0.05, 0.9)] = 0.25,
+    restart: bool = False,
     prompts: Annotated[int, AtLeast(1)] = 8,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -57,6 +60,8 @@ def run(
         Tokens at the start that every block sees in the third condition.
     question
         Share of the prompt, at its end, that sees everything and whose rows count.
+    restart
+        Let positions start anew in each block; else they stay as in the text.
     prompts
         Prompts that are run again, from the first on.
     seed
@@ -72,14 +77,16 @@ def run(
     require(capture, NEEDS, "parallel_context", ("self",))
     if not predicts(capture):
         raise NotApplicable("model: blocks before a question need causal order in every layer")
+    if restart and "alibi_slope" in capture.coords:
+        raise NotApplicable("restart: distances of ALiBi are those of the text; leave it out")
 
     ids = tokens(capture)[:prompts]
-    entropy, loss = _measured(model, ids, blocks, prefix, question)
+    entropy, loss = _measured(model, ids, blocks, prefix, question, restart)
     spread = mean(entropy.reshape(*entropy.shape[:2], -1))
     rise, effect = entropy[:, 1] - entropy[:, 0], entropy[:, 2] - entropy[:, 1]
     convention = (
         f"{blocks} blocks, prefix of {prefix} token(s); rows of the last {question:.0%} of "
-        f"{len(ids)} prompts; positions as in the text"
+        f"{len(ids)} prompts; positions {'anew in each block' if restart else 'as in the text'}"
     )
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_means(
@@ -99,7 +106,7 @@ def run(
 
 
 def _measured(
-    model: Model, ids: list[list[int]], blocks: int, prefix: int, question: float
+    model: Model, ids: list[list[int]], blocks: int, prefix: int, question: float, restart: bool
 ) -> tuple[Array, Array]:
     """Return entropy (prompt, condition, layer, head) and loss (prompt, condition)."""
     entropies, costs = [], []
@@ -107,9 +114,11 @@ def _measured(
         for number, prompt in enumerate(ids):
             start = len(prompt) - max(1, round(question * len(prompt)))
             members = _members(len(prompt), start, blocks, prefix, number)
-            apart, shared = (_edit(model, members, blocks, shared) for shared in (False, True))
-            passes = [observed(model, prompt, edits, ("entropy",))
-                      for edits in ((), (apart,), (shared,))]  # fmt: skip
+            passes = [observed(model, prompt, (), ("entropy",))]
+            for shared in (False, True):
+                edit = _edit(model, members, blocks, shared)
+                places = _positions(members, shared) if restart else None
+                passes.append(observed(model, prompt, (edit,), ("entropy",), places))
             entropies.append([mean(stats["entropy"][..., start:]) for _, stats in passes])
             costs.append([float(loss[start - 1 :].mean()) for loss, _ in passes])
             step()
@@ -131,6 +140,24 @@ def _members(length: int, start: int, blocks: int, prefix: int, number: int) -> 
     context = np.searchsorted(edges, np.arange(prefix, start), side="right")
     members = [*np.zeros(prefix, int), *context, *np.full(length - start, blocks + 1)]
     return tuple(map(int, members))
+
+
+def _positions(members: tuple[int, ...], shared: bool) -> list[int]:
+    """Give every token its position in its block; the question stands after the longest.
+
+    A shared prefix stands before every block, else before the first alone.
+
+    >>> _positions((0, 1, 1, 1, 2, 2, 3, 3), True), _positions((0, 1, 1, 1, 2, 2, 3, 3), False)
+    ([0, 1, 2, 3, 1, 2, 4, 5], [0, 1, 2, 3, 0, 1, 4, 5])
+    """
+    last, prefix = max(members), members.count(0)
+    ends = {block: prefix if shared or block < 2 else 0 for block in range(last)} | {0: 0}
+    places = []
+    for block in members:
+        place = ends.get(block, max(ends.values()))
+        places.append(place)
+        ends[block] = place + 1
+    return places
 
 
 def _edit(model: Model, members: tuple[int, ...], blocks: int, shared: bool) -> Blocks:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +71,7 @@ def run(
     *,
     head: bool,
     mask: Bool[Tensor, "batch position"] | None = None,
+    positions: Int[Tensor, "batch position"] | None = None,
 ) -> Tensor:
     """Run the model once, its attention intercepted; every layer must arrive exactly once.
 
@@ -77,13 +79,14 @@ def run(
     what it reads. A model of images is given pixels (batch, channel, height, width).
 
     Returns the logits, or with ``head=False`` the last hidden state, which spares the
-    vocabulary-sized matrix. ``mask`` is True at tokens that are no padding.
+    vocabulary-sized matrix. ``mask`` is True at tokens that are no padding; ``positions`` stand in
+    place of the tokens' own where the model takes some.
     """
     for edit in reader.edits:
         edit.check(model.geometry)
     before = len(reader.layers)
     with intercept_attention(model, reader):
-        result = call(model, ids, head=head, mask=mask)
+        result = call(model, ids, head=head, mask=mask, positions=positions)
     arrived = reader.layers[before:]
     if sorted(arrived) != model.geometry.attending:
         raise UnsupportedModel(
@@ -96,7 +99,12 @@ def run(
 
 
 def call(
-    model: Model, ids: Ids, *, head: bool, mask: Bool[Tensor, "batch position"] | None = None
+    model: Model,
+    ids: Ids,
+    *,
+    head: bool,
+    mask: Bool[Tensor, "batch position"] | None = None,
+    positions: Int[Tensor, "batch position"] | None = None,
 ) -> Tensor:
     """Call a model, whatever its attention is computed by: logits, or the last hidden state."""
     result: Tensor
@@ -115,6 +123,11 @@ def call(
             f"model: {model.architecture} reads {model.reads}, and this asks for tokens"
         )
     padding = {} if mask is None else {"attention_mask": mask.long().to(ids.device)}
+    if positions is not None:
+        _check_positions(model)
+        # Without a mask transformers takes positions that start anew for texts that were packed.
+        padding = {"attention_mask": torch.ones_like(ids), **padding}
+        padding["position_ids"] = positions.to(ids.device)
     if head and model.bridge is not None:
         result = model.bridge(ids, return_type="logits", **padding)
     elif head:
@@ -122,6 +135,16 @@ def call(
     else:
         result = model.base(input_ids=ids, **padding, **PLAIN).last_hidden_state
     return result
+
+
+def _check_positions(model: Model) -> None:
+    """Refuse a model whose positions cannot be chosen."""
+    module: Any = type(model.module)
+    if model.bridge is not None or "position_ids" not in signature(module.forward).parameters:
+        raise NotApplicable(
+            f"positions: {'a TransformerBridge' if model.bridge else model.architecture} takes no "
+            "positions of the caller's; leave them as they are in the text"
+        )
 
 
 def _run_vision(model: Model, pixels: Tensor) -> Tensor:

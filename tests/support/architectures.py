@@ -167,7 +167,7 @@ def fed(ids: Tensor) -> dict[str, Tensor]:
 
 
 def eager(
-    module: Any, ids: Tensor, mask: Tensor | None = None
+    module: Any, ids: Tensor, mask: Tensor | None = None, **given: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a model's own eager attention: its output and the weights of every layer."""
     before = module.config._attn_implementation
@@ -175,7 +175,7 @@ def eager(
     try:
         with torch.no_grad():
             masked = {} if mask is None else {"attention_mask": mask}
-            result = module(**fed(ids), **masked, output_attentions=True)
+            result = module(**fed(ids), **masked, **given, output_attentions=True)
     finally:
         switch(module, before)
     return result[0], result.attentions
