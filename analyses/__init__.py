@@ -95,7 +95,7 @@ def load(name: str) -> ModuleType:
     """
     module: Any = importlib.import_module(_modules()[current(name)][0])
     if not hasattr(module.run, "__wrapped__"):
-        module.run = checked(module.run)
+        module.run = checked(module.run, name, getattr(module, "SUPPORTS", ()))
     loaded: ModuleType = module
     return loaded
 

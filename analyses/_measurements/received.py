@@ -7,12 +7,31 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import attending
+from headscope.kernels.errors import NotApplicable
 
 
 def weight(capture: xr.Dataset) -> NDArray[np.float64]:
-    """Return α (prompt, layer, head, key): the mean weight of a key from queries that see it."""
-    received = capture["received"].transpose("prompt", "layer", "head", "key")
+    """Return α (prompt, layer, head, key): the mean weight of a key from queries that see it.
+
+    Rows of sigmoid attention do not sum to one, so there it is the mean share of their sums.
+    """
+    name = "received_share" if rule(capture) else "received"
+    if name not in capture:
+        raise NotApplicable(
+            f"capture: rows of sigmoid attention do not sum to one, so it must hold {name}; give "
+            f"capture(..., stats=('received', {name!r}))"
+        )
+    received = capture[name].transpose("prompt", "layer", "head", "key")
     return received.values.astype(np.float64)
+
+
+def rule(capture: xr.Dataset) -> str:
+    """Say by what weights are divided, for a convention; nothing where rows sum to one."""
+    return (
+        "; α of shares: each row of sigmoid weights is divided by its sum"
+        if capture.attrs.get("weights") == "sigmoid"
+        else ""
+    )
 
 
 def steady_weight(capture: xr.Dataset, least: int) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from headscope import analyses
+from headscope.analyses._runtime.options import rows_sum_to_one
 from headscope.analyses._runtime.requirements import Needs
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
@@ -61,10 +62,16 @@ class PromptSets:
         key = self._key(name)
         if key is None and self.prompts is None and None not in self._captures:
             raise NotApplicable(f"prompts: {name} runs on your own prompts; give some")
-        self._needs[key] = self._needs.get(key, Needs()) | Needs.of(analyses.load(name))
+        needs, sigmoid = Needs.of(analyses.load(name)), self.model.geometry.sigmoid
+        if sigmoid and "sigmoid" not in analyses.load(name).SUPPORTS:
+            return  # it will be refused, and the others do without what it needs
+        if sigmoid and "received" in needs.stats:
+            needs |= Needs(stats=("received_share",))
+        self._needs[key] = self._needs.get(key, Needs()) | needs
 
     def supply(self, name: str, what: str) -> Any:
         """Return one positional argument of an analysis."""
+        rows_sum_to_one(self.model, name, analyses.load(name).SUPPORTS)
         key = self._key(name)
         asks = hasattr(analyses.load(name), "TASK")
         if asks and self.model.reads == "images":

@@ -78,8 +78,10 @@ def bounds(run: Callable[..., Any]) -> dict[str, tuple[Bound, ...]]:
     }
 
 
-def checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``run`` with its options checked at every call."""
+def checked(
+    run: Callable[..., Any], analysis: str = "", supports: Collection[str] = ("sigmoid",)
+) -> Callable[..., Any]:
+    """Return ``run`` with its options, and the rows that it is given, checked at every call."""
     known = bounds(run)
 
     @functools.wraps(run)
@@ -87,9 +89,24 @@ def checked(run: Callable[..., Any]) -> Callable[..., Any]:
         for name in options.keys() & known.keys():
             for bound in known[name]:
                 bound.check(name, options[name])
+        for given in (*arguments, *options.values()):
+            rows_sum_to_one(given, analysis, supports)
         return run(*arguments, **options)
 
     return wrapped
+
+
+def rows_sum_to_one(given: Any, analysis: str, supports: Collection[str]) -> None:
+    """Refuse a capture or model of sigmoid attention where an analysis takes rows for shares."""
+    attrs, geometry = (getattr(given, name, None) for name in ("attrs", "geometry"))
+    if "sigmoid" not in supports and (
+        getattr(geometry, "sigmoid", False)
+        or (isinstance(attrs, dict) and attrs.get("weights") == "sigmoid")
+    ):
+        raise NotApplicable(
+            f"weights: {analysis} takes the weights of a row for shares of one whole, and those of "
+            "sigmoid attention do not sum to one; see sinks"
+        )
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
+from headscope.analyses._measurements.received import rule as row_rule
 from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, require
@@ -27,7 +28,7 @@ from headscope.analyses.sink_behavior import _outliers
 from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
-SUPPORTS = {"encoder", "hybrid"}
+SUPPORTS = {"encoder", "hybrid", "sigmoid"}
 
 SOURCE = "Sun et al. 2402.17762"
 SINKS = "Gu et al. 2410.10781"
@@ -105,7 +106,7 @@ def run(
          "is); ‖v_k‖ over the mean of the other keys", SINKS),
         ("tokens", ("group",), counts, "Tokens with massive activations and sink tokens",
          ("tokens a prompt", "sequential", 0),
-         f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head"),
+         f"massive: {rule}; sink: α_k > ε = {epsilon:g} in any head{row_rule(capture)}"),
     )  # fmt: skip
     results.add(
         "token_magnitude", ("query",), stream.first, "Largest magnitude at a token", "activation",

@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 import xarray as xr
 
+from headscope.analyses._measurements.received import rule
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, Results, named, require
 from headscope.analyses.sink_behavior import sinks
@@ -23,7 +24,7 @@ from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
 QUICK = {"prompts": 2, "tokens": 24}
-SUPPORTS = {"encoder", "hybrid"}
+SUPPORTS = {"encoder", "hybrid", "sigmoid"}
 
 SOURCE = "Gu et al. 2410.10781"
 ENDS = ("", "_lower", "_upper")
@@ -78,7 +79,8 @@ def run(
     if last is not None:
         random[:, -1] = last
     repeated = np.repeat(drawn[:, :1], tokens, axis=1)
-    controls = [capture_prompts(model, ids.tolist(), stats=NEEDS) for ids in (random, repeated)]
+    stats = (*NEEDS, *("received_share",) * model.geometry.sigmoid)
+    controls = [capture_prompts(model, ids.tolist(), stats=stats) for ids in (random, repeated)]
     own, on_random, on_repeated = (
         sinks.run(held, epsilon=epsilon, seed=seed) for held in (capture, *controls)
     )
@@ -87,7 +89,7 @@ def run(
         opening = "with BOS first" if last is None else "with [CLS] first and [SEP] last"
     convention = (
         f"share of heads with α_1 > ε = {epsilon:g}; controls: {prompts} prompts of T = {tokens}, "
-        f"random {opening}, repeated without"
+        f"random {opening}, repeated without{rule(capture)}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     for name, result, title in (

@@ -18,7 +18,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._measurements.received import largest, lengths_of, steady_weight, words_of
+from headscope.analyses._measurements.received import (
+    largest,
+    lengths_of,
+    rule,
+    steady_weight,
+    words_of,
+)
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, require
 from headscope.analyses._stats.bootstrap import Array
@@ -26,7 +32,7 @@ from headscope.analyses.sink_behavior._position_encoding import positional_encod
 from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
-SUPPORTS = {"encoder", "vision", "hybrid"}
+SUPPORTS = {"encoder", "vision", "hybrid", "sigmoid"}
 
 SOURCE = "What Are You Sinking? A Geometric Approach on Attention Sink"
 PLACES = ("first token", "last token", "strongest other", "rest")
@@ -81,7 +87,9 @@ def run(
     counted = np.array([[kind == name for name in KINDS] for kind in kinds], dtype=np.float64)
     first, last, elsewhere = _ends(alpha, lengths)
 
-    convention = f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries"
+    convention = (
+        f"keys with α_k > ε = {epsilon:g}, seen by ≥ {least_queries} queries{rule(capture)}"
+    )
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
         ("topology_share", ("kind",), counted, "Sink topology of the prompts",
@@ -95,14 +103,14 @@ def run(
          ("tokens", "sequential", 0),
          f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}"),
     )  # fmt: skip
-    for name, values, place, rule in (
+    for name, values, place, how in (
         ("at_first", first, "the first token", f"α_1; {convention}"),
         ("at_last", last, "the last token", LAST),
         ("elsewhere", elsewhere, "one token between the ends", f"{BETWEEN}; {convention}"),
     ):
         if name != "at_last" or not np.isnan(values).all():
             title = f"Weight parked on {place}"
-            results.add_mean(name, GRID, values, title, *SHARE, convention=rule, source=ALPHA)
+            results.add_mean(name, GRID, values, title, *SHARE, convention=how, source=ALPHA)
     topology, count = Counter(kinds).most_common(1)[0]
     encoding = positional_encoding(capture, model)
     return results.dataset(

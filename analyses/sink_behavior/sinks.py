@@ -5,7 +5,8 @@ weight that the key gets from the queries that can see it. A head sinks into k w
 sink rate is the share of heads that sink into the first token. It depends on T, on ε and on whether
 the prompt starts with a BOS token, so all three are stated with the result. Without causal order
 every query sees every key, and α_k is the mean over all queries; in cross-attention keys are tokens
-of the source, queries of the target.
+of the source, queries of the target. Rows of sigmoid attention do not sum to one: they are divided
+by their sums first, and the convention says so.
 
 Sources: Gu et al., When Attention Sink Emerges in Language Models (2410.10781); Yu et al.,
 Unveiling and Harnessing Hidden Attention Sinks (ACT), for sinks at every key position.
@@ -23,9 +24,10 @@ from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, nam
 from headscope.analyses._stats.length_trend import Array, mean
 
 NEEDS = ("received",)
-SUPPORTS = {"encoder", "cross", "vision", "hybrid"}
+SUPPORTS = {"encoder", "cross", "vision", "hybrid", "sigmoid"}
 
 SOURCE = "Gu et al. 2410.10781"
+HIDDEN = f"ACT; {SOURCE}"
 NOTE = (
     "Where attention goes, not what it does: a head that parks its weight may be idle or may use "
     "the sink as a default"
@@ -81,24 +83,25 @@ def run(
     order = "" if received.causal(capture).all() else "; no causal order: α_k is over all queries"
     convention = (
         f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
-        f"{_opening(capture)}{order}"
+        f"{_opening(capture)}{order}{received.rule(capture)}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     rate = mean(_above(first, epsilon), (1, 2)) * 100
     later = received.largest(steady[..., 1:])
     later_rate = mean(_above(later, epsilon), (1, 2)) * 100
     later_rule = f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries"
+    later_rule += received.rule(capture)
     results.add_means(
         ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE),
         ("later_sink", ("layer", "head"), later, "Weight parked on one later token", SHARE,
-         later_rule, "ACT; Gu et al. 2410.10781"),
+         later_rule, HIDDEN),
         ("sink_rate", (), rate, "Sink rate", PERCENT),
         ("later_sink_rate", (), later_rate, "Sink rate of later tokens (hidden sinks)", PERCENT,
-         f"share of heads with {later_rule}, above ε = {epsilon:g}", "ACT; Gu et al. 2410.10781"),
+         f"share of heads with α_k above ε = {epsilon:g}; {later_rule}", HIDDEN),
         ("key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
          ("share of heads", *ZERO_TO_ONE)),
         ("key_received", ("key",), mean(steady, (1, 2)), "Mean weight that a key position receives",
-         SHARE, "mean of α_k over heads and prompts", "ACT"),
+         SHARE, f"mean of α_k over heads and prompts{received.rule(capture)}", "ACT"),
     )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
     results.add_all(
@@ -106,7 +109,7 @@ def run(
          ("share of heads", *ZERO_TO_ONE)),
         ("token_received", ("query",), mean(steady[0], (0, 1))[:length],
          "Mean weight that a token receives", SHARE),
-        convention="first prompt; the axis names the token that receives",
+        convention="first prompt; the axis names the token that receives" + received.rule(capture),
     )  # fmt: skip
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(

@@ -62,6 +62,7 @@ class AttentionCall:
     sinks: Float[Tensor, " head"] | None = None
     slopes: Float[Tensor, " head"] | None = None
     bias: Float[Tensor, "_ _ _ _"] | None = None
+    sigmoid: bool = False
     kind: str = SELF
 
     def attend(self, request: Request, edits: WeightEdits | None = None) -> dict[str, Tensor]:
@@ -80,6 +81,7 @@ class AttentionCall:
         if self.kind == "cross" and query_mask is not None:
             query_mask = torch.ones_like(query_mask)
         names = ("scale", "causal", "window", "softcap", "key_mask", "sinks", "slopes", "bias")
+        names += ("sigmoid",)
         shared = {name: getattr(self, name) for name in names}
         return AttentionSpec(query_mask=query_mask, edits=edits, **shared)
 
@@ -146,7 +148,8 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
     with _lock, ExitStack() as stack:
         if model.bridge is not None:
             stack.enter_context(unwrapped(model.bridge))
-        stack.enter_context(using(model.module, NAME))
+        own = own_implementation(model.module)
+        stack.enter_context(using(model.module, own or NAME))
         index = None if model.attention == SELF else AttentionIndex(model.module)
         if index is not None:
             stack.enter_context(index.track_cross_attention())
@@ -154,7 +157,7 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
         session = _Session(receive, model.module, model.attention, index, outside)
         token = _session.set(session)
         stack.callback(_session.reset, token)
-        if session.outside:
+        if session.outside or own is not None:
             stack.enter_context(trace_attention(model.module, session.on_traced))
         yield
 
@@ -164,6 +167,19 @@ def follows(module: nn.Module) -> bool:
     # The bridge replaces the attention modules, so only the class of the model itself is asked.
     kind: Any = type(module)
     return bool(kind._can_set_attn_implementation())
+
+
+def own_implementation(module: nn.Module) -> str | None:
+    """Name the attention that a model is set to, where its user has registered it; else None.
+
+    Its steps are followed as those of a module outside the interface are: nothing else tells what
+    a function does with queries and keys.
+    """
+    name = getattr(module.config, "_attn_implementation", None)
+    function = AttentionInterface().get(name)
+    function = getattr(function, "func", function)  # a partial
+    home = getattr(function, "__module__", "transformers")
+    return None if home.partition(".")[0] == "transformers" or name == NAME else name
 
 
 def _attend(

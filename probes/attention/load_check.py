@@ -13,7 +13,13 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError, InvalidInput, UnsupportedModel
 from headscope.probes.attention.forward import PLAIN, Reader, call, paired, run
 from headscope.probes.attention.implementation import using
-from headscope.probes.attention.interface import NAME, AttentionCall, follows, intercept_attention
+from headscope.probes.attention.interface import (
+    NAME,
+    AttentionCall,
+    follows,
+    intercept_attention,
+    own_implementation,
+)
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models import vision
 from headscope.probes.models.bridge import unwrapped
@@ -25,7 +31,7 @@ from headscope.probes.models.pair import Pair
 if TYPE_CHECKING:
     from headscope.probes.models.pair import Ids
 
-STATISTICS = ("entropy", "max_weight", "first_mass", "received")
+STATISTICS = ("max_weight", "first_mass", "received")
 LENGTH = 24
 
 
@@ -52,12 +58,11 @@ def inspect(model: Model) -> Model:
 
     def take(layer_call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         calls.append(layer_call)
-        statistics[layer_call.layer] = {
-            name: outputs[name][0].double().cpu() for name in STATISTICS
-        }
+        statistics[layer_call.layer] = {name: outputs[name][0].double().cpu() for name in names}
 
     model = replace(model, geometry=_geometry(model, ids))
-    ours = run(model, ids, Reader(Request(stats=STATISTICS), take=take), head=False)
+    names = compared(model)
+    ours = run(model, ids, Reader(Request(stats=names), take=take), head=False)
     if isinstance(ids, Tensor) and model.reads == "images":
         vision.check(model, ids, calls[0].query.shape[2])
     own, weights = _eager(model, ids, calls)
@@ -75,6 +80,11 @@ def inspect(model: Model) -> Model:
             f"model: removing every head of {model.name} changes nothing; refused"
         )
     return model
+
+
+def compared(model: Model) -> tuple[str, ...]:
+    """Name the statistics to compare: rows of sigmoid attention have no entropy."""
+    return STATISTICS if model.geometry.sigmoid else ("entropy", *STATISTICS)
 
 
 def _refuse_unfit(model: Model) -> None:
@@ -125,6 +135,7 @@ def prompt(model: Model) -> Ids:
 def _geometry(model: Model, ids: Ids) -> Geometry:
     shapes: dict[int, Geometry] = {}
     causal: list[bool] = []
+    sigmoid: list[bool] = []
     crossed = model.attention == "cross"
 
     def measure(layer_call: AttentionCall) -> Tensor:
@@ -135,6 +146,7 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
                 f"model: layer {layer_call.layer} of {model.name} asks for attention twice"
             )
         causal.append(layer_call.causal)
+        sigmoid.append(layer_call.sigmoid)
         shapes[layer_call.layer] = Geometry(0, heads, kv_heads, size, value_size, crossed=crossed)
         return layer_call.query.new_zeros(*layer_call.query.shape[:3], value_size)
 
@@ -143,7 +155,8 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
             call(model, ids, head=False)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # Code outside the interface may ask a mask or scores for anything.
-        if isinstance(error, HeadscopeError) or follows(model.module):
+        followed = follows(model.module) and own_implementation(model.module) is None
+        if isinstance(error, HeadscopeError) or followed:
             raise
         raise UnsupportedModel(
             f"model: {model.architecture} is outside transformers' AttentionInterface and cannot "
@@ -173,7 +186,9 @@ def _geometry(model: Model, ids: Ids) -> Geometry:
             f"model: layers {list(without)} of {model.name} do no attention that can be followed; "
             "this model is refused"
         )
-    return replace(shapes[layers[0]], layers=total, without=without, causal=all(causal))
+    return replace(
+        shapes[layers[0]], layers=total, without=without, causal=all(causal), sigmoid=any(sigmoid)
+    )
 
 
 def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, list[Tensor]]:
@@ -196,7 +211,8 @@ def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, 
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(part.register_forward_hook(keep))
-        own = _own(model, ids, "eager")
+        implementation = own_implementation(model.module) or "eager"
+        own = _own(model, ids, implementation)
         if not weights and not follows(model.module):
             # Older code makes weights only where they are asked for. Not at first: to ask newer
             # code leaves hooks of transformers' own behind.
@@ -265,12 +281,12 @@ def _compare_statistics(
     rest = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
     shares = weights if layer_call.sinks is None else torch.cat((weights, rest), dim=-1)
     expected = {
-        "entropy": -(shares * shares.clamp_min(1e-300).log()).sum(-1),
+        "entropy": -torch.xlogy(shares, shares).sum(-1),
         "max_weight": weights.max(-1).values,
         "first_mass": weights[..., 0],
         "received": weights.sum(-2) / seen.sum(-2),
     }
-    for name in STATISTICS:
+    for name in ours:
         gap = (ours[name] - expected[name]).abs().amax(-1)
         head = int(gap.argmax())
         if not float(gap[head]) <= tolerance * max(1.0, float(expected[name].abs().max())):

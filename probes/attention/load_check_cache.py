@@ -123,9 +123,9 @@ def _read(file: Path, identity: dict[str, Any]) -> Geometry | None:
             return None
         numbers = dict(kept["geometry"])
         without = tuple(map(int, numbers.pop("without")))
-        crossed, causal = (bool(numbers.pop(name)) for name in ("crossed", "causal"))
+        flags = {name: bool(numbers.pop(name)) for name in ("crossed", "causal", "sigmoid")}
         sizes = {name: int(number) for name, number in numbers.items()}
-        return Geometry(**sizes, without=without, crossed=crossed, causal=causal)
+        return Geometry(**sizes, without=without, **flags)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -31,9 +31,12 @@ KEPT = {
     "z": "Output of every head, after the edits",
     "resid": "Residual stream before each block and after the last",
 }
+WEIGHTS = {
+    "softmax": "weights are the softmax over the keys a query can see",
+    "sigmoid": "weights are the sigmoid of each logit on its own, so rows do not sum to one",
+}
 CONVENTION = (
-    "weights are the softmax over the keys a query can see, position 0 is the first token "
-    "(<bos> where there is one), NaN beyond the length of a prompt"
+    "position 0 is the first token (<bos> where there is one), NaN beyond the length of a prompt"
 )
 
 
@@ -86,11 +89,13 @@ def provenance(writer: ArrayWriter, padding: str) -> dict[str, Any]:
     """Describe where a capture comes from, for its attrs."""
     model, prompts, options = writer.model, writer.prompts, writer.options
     request = options.request
+    weights = "sigmoid" if model.geometry.sigmoid else "softmax"
     return {
         "model": model.name,
         "revision": model.revision,
         "architecture": model.architecture,
         "attention": model.attention,
+        "weights": weights,
         "dtype": str(model.dtype).removeprefix("torch."),
         "task": prompts.task,
         "seed": prompts.seed,
@@ -111,7 +116,7 @@ def provenance(writer: ArrayWriter, padding: str) -> dict[str, Any]:
         "bins": "" if options.bins is None else options.bins,
         "bin_width": writer.width,
         "padding": padding,
-        "convention": CONVENTION,
+        "convention": f"{WEIGHTS[weights]}, {CONVENTION}",
         "headscope": version("headscope"),
     }
 

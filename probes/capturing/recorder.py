@@ -22,7 +22,7 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.interface import AttentionCall
-from headscope.probes.attention.load_check import STATISTICS, prompt
+from headscope.probes.attention.load_check import compared, prompt
 from headscope.probes.attention.residual_stream import watching
 from headscope.probes.capturing import spans as spans_module
 from headscope.probes.capturing import targets as targets_module
@@ -220,12 +220,13 @@ def _try(model: Model) -> bool:
 def _numbers(model: Model, prompts: Sequence[Sequence[int]], length: int) -> list[Tensor]:
     """Run prompts together; hidden states and statistics of the first."""
     numbers: list[Tensor] = []
+    names = compared(model)
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
-        numbers.extend(outputs[name][0, :, :length].double().cpu() for name in STATISTICS)
+        numbers.extend(outputs[name][0, :, :length].double().cpu() for name in names)
 
     ids, mask = pad(model, prompts)
-    reader = Reader(Request(stats=STATISTICS), (), take)
+    reader = Reader(Request(stats=names), (), take)
     hidden = run(model, ids, reader, head=False, mask=mask)
     return [hidden[0, :length].double().cpu(), *numbers]
 

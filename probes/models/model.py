@@ -38,6 +38,8 @@ class Geometry:
         Whether keys are of another text than the queries, as in cross-attention.
     causal
         Whether no query sees a later key, in any layer.
+    sigmoid
+        Whether weights of some layer are sigmoids, so that rows do not sum to one.
     """
 
     layers: int
@@ -48,6 +50,7 @@ class Geometry:
     without: tuple[int, ...] = ()
     crossed: bool = False
     causal: bool = True
+    sigmoid: bool = False
 
     @property
     def attending(self) -> list[int]:

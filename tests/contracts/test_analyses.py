@@ -100,7 +100,7 @@ def test_provenance(result, name):
 def test_what_is_declared_is_an_option_or_a_kind_of_model(name):
     module = analyses.load(name)
     assert set(getattr(module, "QUICK", {})) <= set(analyses.options(name))
-    assert getattr(module, "SUPPORTS", set()) <= {"encoder", "cross", "vision", "hybrid"}
+    assert getattr(module, "SUPPORTS", set()) <= {"encoder", "cross", "vision", "hybrid", "sigmoid"}
     assert module.NEEDS == () or "capture" in inputs.positionals(name)
 
 

@@ -164,6 +164,8 @@ def _recompute(
         return 1.0 - weights.sum(-1)
     counted = {
         "received": seen,
+        # Rows are shares here already.
+        "received_share": seen,
         "received_later": seen & (distance >= horizon[0]) & (distance <= horizon[1]),
         "received_last": seen & (at[:, None] >= length - last),
     }

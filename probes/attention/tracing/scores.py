@@ -27,6 +27,8 @@ UNSEEN = MaskRule()
 class Attention:
     """Traced attention: softmax(scale · q·k + bias) over allowed keys, times values.
 
+    Or, with ``sigmoid``, the sigmoid of each score on its own.
+
     Queries and keys are (batch, head, position, size), or (batch · head, position, size) until
     the scores are seen with four dims; so is the bias.
     """
@@ -37,6 +39,7 @@ class Attention:
     bias: Tensor | None = None
     rule: MaskRule = UNSEEN
     value: Tensor | None = None
+    sigmoid: bool = False
 
     def times(self, factor: float) -> Attention:
         """Scale all scores."""
@@ -150,12 +153,20 @@ class Scores(SymbolicTensor):
         if isinstance(term, Mask) and term.form == "added":
             masked = self.attention.masked_by(term.rule)
             return self._next(masked if term.bias is None else masked.plus(term.bias))
-        if not isinstance(term, Tensor) or isinstance(term, SymbolicTensor) or term.ndim == 0:
+        if isinstance(term, int | float):
+            term = torch.tensor(float(term), device=self.device)
+        if not isinstance(term, Tensor) or isinstance(term, SymbolicTensor):
             raise Unknown("add: its scores get a term that is not known")
         joined = self.ndim < self.attention.query.ndim
         if joined or np.broadcast_shapes(term.shape, self.shape) != self.shape:
             raise Unknown(f"add: a bias of shape {tuple(term.shape)} is not known")
         return self._next(self.attention.plus(term[(None,) * (self.ndim - term.ndim)]))
+
+    def do_sub(self, left: Any, other: Any) -> Scores:
+        """Take a number or a bias away."""
+        if not self.same(left) or isinstance(other, SymbolicTensor):
+            raise Unknown("sub: its scores are taken away, which is not known")
+        return self.do_add(self, -other)
 
     def do_where(self, seen: Any, scores: Any, least: Any) -> Scores:
         """Keep the scores where a key is seen."""
@@ -230,6 +241,11 @@ class Scores(SymbolicTensor):
         if dim not in (-1, self.ndim - 1):
             raise Unknown(f"softmax: over dim {dim} of its scores, which is not known")
         return self._next(softened=True, dtype=dtype or self.dtype)
+
+    def do_sigmoid(self, scores: Any) -> Scores:
+        """Become weights, each on its own."""
+        self._refuse_weights("sigmoid")
+        return self._next(replace(self.attention, sigmoid=True), softened=True)
 
     def do_dropout(
         self, weights: Any, p: float = 0.5, training: bool = True, inplace: bool = False

@@ -20,6 +20,7 @@ NAMES = {
     "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul", "multiply": "mul",
     "__truediv__": "div", "__itruediv__": "div", "true_divide": "div", "divide": "div",
     "__add__": "add", "__radd__": "add", "__iadd__": "add",
+    "__sub__": "sub", "__isub__": "sub", "subtract": "sub",
     "__matmul__": "matmul", "bmm": "matmul",
     "reshape": "view", "type_as": "to", "float": "to", "type": "to",
     "__invert__": "invert", "logical_not": "invert", "bitwise_not": "invert",

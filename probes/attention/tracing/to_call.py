@@ -30,6 +30,7 @@ def fields(traced: Attention, module: nn.Module) -> dict[str, Any]:
         "key_mask": None if mask is None else mask.expand(len(traced.query), -1),
         "slopes": slope,
         "bias": traced.bias if slope is None else None,
+        "sigmoid": traced.sigmoid,
     }
 
 
@@ -46,10 +47,11 @@ def slopes(attention: Attention) -> Tensor | None:
     """Read one slope a head from a bias that grows evenly from key to key, else nothing.
 
     In causal order a bias of slope · key and one of -slope · distance make the same weights; the
-    second is exact far from the start of a text, where float32 rounds the first.
+    second is exact far from the start of a text, where float32 rounds the first. Weights that are
+    sigmoids tell the two apart, so there a bias stays one.
     """
     bias, mask = attention.bias, attention.rule.key_mask
-    if bias is None or bias.shape[2] != 1 or not attention.rule.causal:
+    if bias is None or attention.sigmoid or bias.shape[2] != 1 or not attention.rule.causal:
         return None
     batch, heads, keys = *attention.query.shape[:2], bias.shape[3]
     rows = bias[:, :, 0].double().expand(batch, heads, keys)
