@@ -8,7 +8,7 @@ import streamlit as st
 # What a link may carry; widgets of these keys are bound to it.
 FIELDS = (
     "run", "by", "view", "layer", "head", "prompt", "text", "target",
-    "map", "side", "queries", "keys", "type", "stage", "evidence",
+    "map", "side", "queries", "keys", "type", "stage", "method", "evidence",
 )  # fmt: skip
 MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 

@@ -7,7 +7,7 @@ import xarray as xr
 from refusals import check_refusal
 
 from headscope import analyses, viz
-from headscope.analyses._runtime import inputs, runner
+from headscope.analyses._runtime import inputs, runner, taxonomy
 from headscope.kernels import statistics
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
@@ -86,6 +86,15 @@ def test_intervals_hold_their_estimate(result):
         assert bool((lower <= upper + 1e-9).where(known, True).all()), variable
         assert lower.attrs["interval_of"] == variable
         assert 0 < lower.attrs["level"] < 1
+
+
+@pytest.mark.requirement("A13")
+def test_every_head_type_has_a_stage_and_a_method(result, name):
+    for kind in result.attrs.get("heads_by_type", {}):
+        assert kind.replace("_", "-") in taxonomy.TERMS or name in taxonomy.NAMED_BY, kind
+        term = taxonomy.term(name, kind)
+        assert term.stage in (*taxonomy.STAGES, taxonomy.NO_STAGE), kind
+        assert term.way == taxonomy.METHODS[term.method][1], kind
 
 
 def test_provenance(result, name):

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope import viz
-from headscope.analyses._runtime.taxonomy import STAGES, TERMS
+from headscope.analyses._runtime.taxonomy import NO_STAGE, STAGES, TERMS, term
 from headscope.app.dashboard import state
 from headscope.app.report.scores import Score
 
@@ -24,10 +24,11 @@ EVIDENCE = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of head, its stage in the survey, if any, and the heads that a run names so."""
+    """A type of head, its stage and method, and the heads that a run names so."""
 
     name: str
     stage: str
+    method: str
     heads: frozenset[str]
 
 
@@ -37,19 +38,18 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
     Those of the survey come first, the others are called ``name (analysis)``.
 
     >>> result = xr.Dataset(attrs={"heads_by_type": {"induction": ["L3H0"], "sharp": ["L0H1"]}})
-    >>> [(kind.name, kind.stage) for kind in collect({"example": result}).values()]
-    [('induction', 'latent reasoning'), ('sharp (example)', '')]
+    >>> [(kind.name, kind.stage) for kind in collect({"entropy": result}).values()]
+    [('induction', 'latent reasoning'), ('sharp (entropy)', 'no single stage')]
     """
     found: dict[str, Kind] = {}
     for analysis, result in results.items():
         for key, heads in dict(result.attrs.get("heads_by_type", {})).items():
-            word = str(key).replace("_", "-")
-            term = TERMS.get(word)
-            name = word if term else f"{key} ({analysis})"
+            word, placed = str(key).replace("_", "-"), term(analysis, str(key))
+            name = word if word in TERMS else f"{key} ({analysis})"
             before = found[name].heads if name in found else frozenset()
             if heads:
-                found[name] = Kind(name, term.stage if term else "", before | frozenset(heads))
-    ordered = sorted(found.values(), key=lambda one: (not one.stage, one.stage, one.name))
+                found[name] = Kind(name, placed.stage, placed.way, before | frozenset(heads))
+    ordered = sorted(found.values(), key=lambda one: (one.name not in TERMS, one.stage, one.name))
     return {kind.name: kind for kind in ordered}
 
 
@@ -62,30 +62,40 @@ def causal(scores: Mapping[str, Score], shape: tuple[int, int]) -> NDArray[np.bo
     return known
 
 
+def evidence(scores: Mapping[str, Score], shape: tuple[int, int]) -> list[str]:
+    """List the kinds of evidence that some head has."""
+    changed = causal(scores, shape)
+    return [word for word, some in ((CAUSAL, changed), (LOOKS, ~changed)) if some.any()]
+
+
 def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> NDArray[Any] | None:
     """Ask which heads to look at; returns their grid, or None for all."""
     kinds = collect(results)
     grid = next(iter(scores.values())).array
-    stages = [stage for stage in STAGES if any(kind.stage == stage for kind in kinds.values())]
+    known = {kind.stage for kind in kinds.values()}
+    stages = [stage for stage in (*STAGES, NO_STAGE) if stage in known]
+    names = _names(grid)
+    offered = evidence(scores, (names.shape[0], names.shape[1]))
     with st.expander("Filter the heads", icon=":material/filter_alt:"):
         types = _ask("Head type", "type", list(kinds), "Named so by an analysis of this run.")
         served = _ask("Stage", "stage", stages, SURVEY)
-        state.warn_bad_param("evidence", list(EVIDENCE))
-        evidence = st.segmented_control(
-            "Evidence", list(EVIDENCE), key="evidence", bind="query-params",
+        methods = sorted({kind.method for kind in kinds.values()})
+        ways = _ask("Method", "method", methods, f"How the heads were named. {SURVEY}")
+        state.warn_bad_param("evidence", offered)
+        shown = st.segmented_control(
+            "Evidence", offered, key="evidence", bind="query-params",
             help="; ".join(f"{name}: {what}" for name, what in EVIDENCE.items()),
         )  # fmt: skip
-        if not (types or served or evidence):
+        if not (types or served or ways or shown):
             return None
-        names = _names(grid)
         among = np.ones(names.shape, dtype=bool)
-        for wanted, field in ((types, "name"), (served, "stage")):
+        for wanted, field in ((types, "name"), (served, "stage"), (ways, "method")):
             if wanted:
                 heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in wanted]
                 among &= np.isin(names, list(frozenset().union(*heads)))
-        if evidence:
+        if shown:
             changed = causal(scores, (names.shape[0], names.shape[1]))
-            among &= changed if evidence == CAUSAL else ~changed
+            among &= changed if shown == CAUSAL else ~changed
         listed = ", ".join(names[among]) or "no head is all of this"
         st.caption(f"{among.sum()} of {among.size} heads: {listed}")
     return among

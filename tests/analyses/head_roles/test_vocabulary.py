@@ -17,8 +17,6 @@ from headscope.probes import capture, load_model
 from headscope.probes.interventions import Ablate
 from headscope.probes.prompts.task import Task
 
-pytestmark = pytest.mark.requirement("A13")
-
 SIZE, MARK = 64, 63
 MOVER, SUPPRESSOR, SUBJECT, IDLE = (0, 0), (0, 1), (0, 2), (0, 3)
 
@@ -63,6 +61,7 @@ def result(model, task):
     return vocabulary.run(cap, model, task)
 
 
+@pytest.mark.requirement("A13")
 def test_movers_and_suppressors_are_told_apart(result):
     named = result.attrs["heads_by_type"]
     assert named["name-mover-like"] == ["L0H0"]
@@ -91,6 +90,7 @@ def test_the_causal_column_is_the_ablation_and_agrees(result, model, task):
     assert result.attrs["note"].count("Causal check agrees") == 2
 
 
+@pytest.mark.requirement("A13")
 def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled):
     assert vocabulary.types_of(result, head_type="copy-suppression") == [SUPPRESSOR, SUBJECT]
     assert vocabulary.types_of(result, stage="expression preparation", evidence="causal") == []

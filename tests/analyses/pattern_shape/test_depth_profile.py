@@ -11,11 +11,10 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.prompts import tasks
 
-pytestmark = pytest.mark.requirement("A14")
-
 PARTS, LENGTH = 4, 41
 
 
+@pytest.mark.requirement("A14")
 def test_planted_heads_have_flat_curves_of_known_height(circuit):
     ids = [[0, *[WORDS.index("apple")] * (LENGTH - 1)]] * 2
     result = depth_profile.run(capture(circuit, ids, stats=()), circuit, parts=PARTS, question=0.5)
@@ -33,6 +32,7 @@ def test_planted_heads_have_flat_curves_of_known_height(circuit):
     assert result["tilt"].values[PREVIOUS] > 0
 
 
+@pytest.mark.requirement("A14")
 def test_an_induction_head_is_tilted_to_where_the_copy_stands(circuit):
     names = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma"]
     early, late = ([0, *(WORDS.index(word) for word in (*text, "Lucy", "Mark"))] for text in (

@@ -20,8 +20,6 @@ from headscope.probes import load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.writing import split
 
-pytestmark = pytest.mark.requirement("A14")
-
 SLOTS = 5
 
 
@@ -35,6 +33,7 @@ def result(circuit, facts):
     return position_bias.run(circuit, facts, draws=4)
 
 
+@pytest.mark.requirement("A14")
 def test_planted_heads_are_split_into_relevance_and_position(result):
     relevance, bias = result["relevance"].values, result["bias"].values
     # <bos>, the facts of four words each, and the two words of the question.
@@ -77,6 +76,7 @@ def by_place(size: int, curves: list[np.ndarray]):
     return load_model(module, tokenizer=tokenizer())
 
 
+@pytest.mark.requirement("A14")
 def test_a_planted_u_shape_is_found_and_no_other_curve_is_taken_for_one(facts):
     size = 1 + 4 * SLOTS + 2
     x = np.linspace(-1, 1, size)
@@ -112,6 +112,7 @@ def test_the_relevant_heads_carry_the_answers(result, bundled):
     assert found.attrs["verdict"] == "supported"
 
 
+@pytest.mark.requirement("A14")
 def test_calibration_finds_what_a_bias_hides():
     count = 6
     bias = np.broadcast_to(np.linspace(-1, 1, count) ** 2, (4, 1, 1, count))
@@ -124,6 +125,7 @@ def test_calibration_finds_what_a_bias_hides():
     assert chance == 1 / count
 
 
+@pytest.mark.requirement("A14")
 def test_tilt_u_shape_and_wave_have_their_closed_forms():
     x = np.linspace(-1, 1, 9)
     ripple = np.cos(np.arange(9) * np.pi)
@@ -135,6 +137,7 @@ def test_tilt_u_shape_and_wave_have_their_closed_forms():
     np.testing.assert_allclose(_slots.wave(0.5 + 0.1 * ripple + x**2), 0.1 * left)
 
 
+@pytest.mark.requirement("A14")
 def test_variance_is_split_exactly():
     slot, document = np.array([0.1, 0.2, 0.6]), 0.5
     by_slot, by_document, both = _slots.explained(slot + document, slot)

@@ -12,8 +12,6 @@ from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate
 from headscope.probes.prompts.tokens import encode
 
-pytestmark = pytest.mark.requirement("A12")
-
 SHARED = {"stats": atlas.NEEDS, "keep": ("q", "k", "z")}
 
 
@@ -27,6 +25,7 @@ def result(circuit, task):
     return atlas.run(capture(circuit, task, **SHARED), circuit, task, skip=2)
 
 
+@pytest.mark.requirement("A12")
 def test_every_measure_finds_the_two_heads_of_the_circuit(result):
     for name in ("lost_metric", "lost_log_probability", "output_divergence"):
         values = np.abs(result[name].values)
@@ -41,6 +40,7 @@ def test_every_measure_finds_the_two_heads_of_the_circuit(result):
     assert {int(at) for row in ranks for at in np.argsort(-row)[:2]} == important
 
 
+@pytest.mark.requirement("A12")
 def test_the_measures_are_those_of_one_ablation_at_a_time(random_llama, task):
     cap = capture(random_llama, task, **SHARED)
     found = atlas.run(cap, random_llama, task, skip=2)
@@ -61,6 +61,7 @@ def test_the_measures_are_those_of_one_ablation_at_a_time(random_llama, task):
     assert float(found["agreement"].values[0, 2]) == pytest.approx(spearmanr(*pair).statistic)
 
 
+@pytest.mark.requirement("A12")
 def test_strength_stands_at_the_distance_where_a_head_looks(result):
     strength = result["strength"]
     np.testing.assert_allclose(strength.sum("bin").values, 1.0, atol=1e-4)
@@ -74,6 +75,7 @@ def test_strength_stands_at_the_distance_where_a_head_looks(result):
     assert y[place] > 0.99
 
 
+@pytest.mark.requirement("A12")
 def test_heads_that_look_alike_stand_together_on_the_map(result):
     x, y = result["x"].values[0], result["y"].values[0]
     heads = result["label"].values.tolist()

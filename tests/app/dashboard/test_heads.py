@@ -4,12 +4,16 @@ import base64
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from streamlit.testing.v1 import AppTest
 
+from headscope.analyses._runtime import taxonomy
+from headscope.app.dashboard.components import head_filters
 from headscope.probes import Model, capture, pattern
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.writing import split
@@ -183,6 +187,35 @@ def test_heads_are_filtered_by_evidence(screen, demo_run):
     assert 0 < len(shown) < 32
     app.segmented_control(key="evidence").set_value("correlational only").run()
     assert len(app.main.dataframe[0].value) == 32 - len(shown)
+
+
+@pytest.mark.requirement("A13")
+def test_no_filter_that_is_offered_is_empty(screen, demo_run):
+    kinds = head_filters.collect(run_folder.open(demo_run).results())
+    for kind in kinds.values():
+        assert kind.stage in (*taxonomy.STAGES, taxonomy.NO_STAGE)
+        assert kind.method in [way for _, way in taxonomy.METHODS.values()]
+    app = screen(view="table")
+    offered = {key: app.multiselect(key=key).options for key in ("type", "stage", "method")}
+    assert offered["type"] == list(kinds)
+    for key, options in offered.items():
+        assert options
+        for option in options:
+            shown = set(screen(view="table", **{key: option}).main.dataframe[0].value["name"])
+            field = "name" if key == "type" else key
+            heads = [kind.heads for kind in kinds.values() if getattr(kind, field) == option]
+            assert shown == set().union(*heads) != set()
+
+
+@pytest.mark.requirement("A13")
+def test_evidence_that_no_head_has_is_not_offered():
+    flat = xr.DataArray(np.ones((2, 2)), dims=("layer", "head"))
+    for lower, expected in ((1.0, {True}), (-1.0, {False})):
+        score = SimpleNamespace(is_causal=True, lower=flat * lower, upper=flat)
+        assert set(head_filters.causal({"one": score}, (2, 2)).ravel().tolist()) == expected
+        assert head_filters.evidence({"one": score}, (2, 2)) == (
+            ["causal"] if expected == {True} else ["correlational only"]
+        )
 
 
 def test_the_grid_fades_the_heads_that_are_filtered_out(screen):
