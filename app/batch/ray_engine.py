@@ -7,6 +7,7 @@ machine alone, without dashboard; usage statistics are off.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from headscope.app.batch import worker
-from headscope.app.batch.job import Group, Job
+from headscope.app.batch.job import Group, Job, versions
 from headscope.app.batch.local_engine import Outcomes, Todo
 from headscope.app.batch.schema import ModelSpec
 from headscope.app.batch.worker import Failure, Outcome
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 RETRIES = 3
 """Times that a task is run again after the death of its worker."""
 HOST = "127.0.0.1"
+CONNECT = 5.0
+"""Seconds that a running cluster has to answer."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # Without it Ray takes the address of this machine in its network, and listens there.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -42,7 +45,7 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
     """
     if address is not None and workers is not None:
         raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
-    ray = _ray(alone=address is None)
+    ray = _ray(alone=address is None or _listens_here_alone(address))
     here: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     if workers:
         here["num_cpus"] = job.threads * workers
@@ -52,8 +55,11 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
             logging_level="error", configure_logging=True, **here,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise InvalidInput(f"engine: Ray does not start: {Failure.of(error).reason}") from error
+        what = "start" if address is None else f"join {address}"
+        raise InvalidInput(f"engine: Ray does not {what}: {Failure.of(error).reason}") from error
     try:
+        if address is not None:
+            _check_versions(ray, address)
         if address is None and ray.util.get_node_ip_address() != HOST:
             raise InvalidInput("engine: Ray was imported before, and would listen on the network")
         _check(job, ray.cluster_resources())
@@ -71,6 +77,49 @@ def _ray(*, alone: bool = False) -> Any:
     except ImportError as error:
         raise InvalidInput("engine: Ray is not installed; pip install 'headscope[ray]'") from error
     return ray
+
+
+def _listens_here_alone(address: str) -> bool:
+    """Tell whether a cluster is to be reached at 127.0.0.1 alone; refuse one that does not answer.
+
+    Ray would try for minutes, and take the address of this machine in its network for 127.0.0.1.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InvalidInput(f"--address: {address!r} is not HOST:PORT, as ray start prints it")
+    if not _answers(host, int(port)):
+        raise InvalidInput(f"--address: nothing answers at {address}; start one: ray start --head")
+    if host not in (HOST, "localhost"):
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        try:
+            own.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return True
+        return not _answers(own.getsockname()[0], int(port))
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), CONNECT).close()
+    except OSError:
+        return False
+    return True
+
+
+def _check_versions(ray: Any, address: str) -> None:
+    """Refuse a cluster that would compute with something else than the manifest says."""
+    try:
+        there = ray.get(ray.remote(num_cpus=0)(_versions).remote(os.getcwd()))
+    except ray.exceptions.RayError as error:
+        reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+        raise InvalidInput(f"engine: {address} does not run headscope: {reason}") from error
+    for name, here in versions().items():
+        if there.get(name) != here:
+            raise InvalidInput(
+                f"engine: {address} has {name} {there.get(name)}, and this is {here}; install the "
+                "same on both"
+            )
 
 
 def _check(job: Job, resources: dict[str, float]) -> None:
@@ -128,6 +177,11 @@ def _fetched(ray: Any, ready: Any) -> Outcome:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         return Failure(f"its worker was lost: {lines[0] if lines else type(cause).__name__}")
     return outcome
+
+
+def _versions(root: str) -> dict[str, str]:
+    _leave(root)
+    return versions()
 
 
 def _capture(root: str, job: Job, group: Group, part: slice) -> Any:

@@ -28,7 +28,9 @@ def batch(
     workers: Annotated[
         int | None, typer.Option(min=1, help="cells at once with ray; default: cores")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="a Ray cluster that runs already")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster that runs already")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace what another job left in the folder")
     ] = False,

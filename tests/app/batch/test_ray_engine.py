@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,11 +29,12 @@ COMMAND = "from headscope.app.cli import main; main()"
 
 
 def start(file: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    """Start a batch on a cluster of its own, in the root of the repository.
+    """Start a batch in the root of the repository; without options, on a cluster of its own.
 
     Ray puts that folder on the path of its workers, where transformers would find our kernels.
     """
-    arguments = ["batch", str(file), "--out", str(out), "--engine", "ray", "--workers", "2", *more]
+    size = more or ("--workers", "2")
+    arguments = ["batch", str(file), "--out", str(out), "--engine", "ray", *size]
     command, pipe = [sys.executable, "-P", "-c", COMMAND, *arguments], subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
@@ -86,6 +90,77 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(job, tmp_path, d
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """A cluster of two cores on this machine, which somebody else has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    alone = {**os.environ, **ray_engine.QUIET, **ray_engine.ALONE}
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    place = ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
+    # Its sockets lie there, and their paths must be short.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *options, *place]
+        process = subprocess.Popen(
+            [*command, f"--temp-dir={folder}"], cwd=tmp_path, env=alone, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not ray_engine._answers(*split(address)) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            yield address
+            assert process.poll() is None, "a job that has joined leaves the cluster running"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+@pytest.mark.cluster
+def test_a_job_joins_a_running_cluster_and_gives_the_same_bytes(job, cluster, tmp_path, digests):
+    text = "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 3\nanalyses: [sinks, entropy]\n"
+    asked = job(text)
+    process = start(tmp_path / "job.yaml", tmp_path / "ray", "--address", cluster)
+    local = run(asked, tmp_path / "local")
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "2 of 2 cells have a result" in said
+    assert not local.failed
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+    # The driver of one job has gone, and another joins.
+    process = start(tmp_path / "job.yaml", tmp_path / "again", "--address", cluster)
+    assert process.communicate(timeout=300)[0].startswith("2 of 2 cells")
+
+
+@pytest.mark.cluster
+def test_a_cluster_of_other_versions_is_refused():
+    import ray
+
+    def cluster(answer):
+        remote = SimpleNamespace(remote=lambda _: answer)
+        return SimpleNamespace(
+            get=lambda ready: ready(),
+            exceptions=ray.exceptions,
+            remote=lambda **_: lambda _: remote,
+        )
+
+    check = ray_engine._check_versions
+    check(cluster(ray_engine.versions), "host:1")
+    older = {**ray_engine.versions(), "torch": "1.0"}
+    check_message("host:1 has torch 1.0, and this is", check, cluster(lambda: older), "host:1")
+
+    def lacking():
+        raise ray.exceptions.RaySystemError("No module named 'headscope'")
+
+    check_message("does not run headscope: .*No module", check, cluster(lacking), "host:1")
+
+
 @pytest.mark.cluster
 def test_three_by_three_and_all_analyses_give_the_same_bytes(three_by_three, tmp_path, digests):
     process = start(tmp_path / "job.yaml", tmp_path / "ray")
@@ -119,6 +194,8 @@ def test_a_task_asks_for_a_gpu_where_its_model_runs_on_one():
         (("--engine", "rey"), "--engine: no 'rey'; choose local or ray"),
         (("--workers", "2"), "only of --engine ray"),
         (("--engine", "ray", "--workers", "2", "--address", "x:1"), "has its own"),
+        (("--engine", "ray", "--address", "auto"), "'auto' is not HOST:PORT"),
+        (("--engine", "ray", "--address", "127.0.0.1:1"), "nothing answers at 127.0.0.1:1"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(job, tmp_path, more, words):
