@@ -49,7 +49,7 @@ def run(
         Capture of the prompts with the kept ``z``, which the output projections of its model turn
         into what heads write.
     causal_prompts
-        Prompts of the causal check, from the first on; 0 leaves it out.
+        Prompts of the causal check, the first of more than one token; 0 leaves it out.
     causal_tokens
         Tokens of each prompt in the causal check, from the first on.
     seed
@@ -88,9 +88,11 @@ def run(
         "residual-stream units", "sequential", 0, convention="‖z_h W_O‖ on the first prompt",
     )  # fmt: skip
     verdict, note = None, _note(capture, results)
+    whole: list[list[int]] = []
     if causal_prompts and model.reads == "tokens" and predicts(capture):
-        whole = [ids[:causal_tokens] for ids in tokens(capture)[:causal_prompts]]
-        rows = [row for row, ids in enumerate(whole) if len(ids) > 1]
+        whole = [ids[:causal_tokens] for ids in tokens(capture)]
+    rows = [row for row, ids in enumerate(whole) if len(ids) > 1][:causal_prompts]
+    if rows:
         lost = _head_writing.loss_without(model, [whole[row] for row in rows])
         results.add_mean(
             "loss_ablation", GRID, lost, "Loss added by setting the head to zero", "nats",
@@ -106,7 +108,10 @@ def run(
         )  # fmt: skip
         verdict = _verdict(ends, results["norm_share"].values, results["loss_ablation"].values)
     else:
-        note += " No loss stands beside it: the model is not causal, or causal_prompts is 0."
+        note += (
+            " No loss stands beside it: the model is not causal, no prompt has a next token, or "
+            "causal_prompts is 0."
+        )
     length = first.shape[-1]
     coords: dict[str, Any] = {"query": np.arange(length)}
     if "token" in capture.coords:

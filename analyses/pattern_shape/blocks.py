@@ -115,8 +115,12 @@ def run(
         f"{mass:.0%} of the mass lies in {float(mean(density.ravel())):.0%} of the visible blocks, "
         f"mean over heads; sparsest heads: {sparsest}."
     )
-    if not (predicts(capture) and causal_prompts):
-        note += " No loss is measured: the model is not causal, or causal_prompts is 0."
+    longest = int(capture["length"].max())
+    if not (predicts(capture) and causal_prompts and longest > 1):
+        note += (
+            " No loss is measured: the model is not causal, no prompt has a next token, or "
+            "causal_prompts is 0."
+        )
         return results.dataset(coords, convention=convention, note=note)
     loss, verdict = _tiles.sparse_loss(capture, model, maps, needed, causal_prompts, seed)
     results.add_mean(

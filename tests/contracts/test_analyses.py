@@ -1,7 +1,9 @@
 """What every analysis owes its users; a new file in analyses/ is checked here unasked."""
 
 import json
+from contextlib import suppress
 
+import constructed
 import pytest
 import xarray as xr
 from refusals import check_refusal
@@ -115,6 +117,13 @@ def test_what_is_declared_is_an_option_or_a_kind_of_model(name):
 
 def test_unknown_option_is_refused(name, bundled):
     check_refusal("no_such_option", runner.execute, name, bundled, options={"no_such_option": 1})
+
+
+def test_a_prompt_of_one_token_has_a_result_or_a_refusal(name):
+    if hasattr(analyses.load(name), "TASK"):
+        pytest.skip("it runs on the prompts of a task")
+    with suppress(HeadscopeError):
+        assert viz.variables(runner.execute(name, constructed.random_llama(), [[5]]))
 
 
 def test_what_a_capture_lacks_is_named(name, bundled, given):

@@ -66,6 +66,15 @@ def test_the_heads_that_write_hold_all_of_their_layer(circuit, progress):
     assert result.attrs["verdict"] == ("supported" if agrees else "disagreement")
 
 
+def test_the_loss_is_that_of_the_first_prompts_that_have_a_next_token(random_llama):
+    ids = [0, 5, 6, 7, 8, 5]
+    result, alone = (
+        contributions.run(capture(random_llama, given, keep=("z",)), random_llama, causal_prompts=1)
+        for given in ([[5], [6], ids], [ids])
+    )
+    np.testing.assert_array_equal(result["loss_ablation"], alone["loss_ablation"])
+
+
 def test_the_loss_is_that_of_one_edit_at_a_time(random_llama):
     ids = [[0, 5, 6, 7, 8, 5], [0, 9, 10, 11]]
     lost = _head_writing.loss_without(random_llama, ids)
