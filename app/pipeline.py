@@ -12,6 +12,7 @@ import xarray as xr
 
 from headscope import analyses, probes
 from headscope.analyses._runtime import runner
+from headscope.analyses._runtime.inputs import positionals
 from headscope.app.prompt_files import read_prompts
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.prompts import tasks
@@ -35,6 +36,7 @@ def capture_run(
     prompts: Path | None = None,
     number: int = 32,
     seed: int = 0,
+    register: str | None = None,
     attention: str = "self",
     tokenizer: str | None = None,
     bos: bool | None = None,
@@ -50,8 +52,9 @@ def capture_run(
         the same prompts goes on where it was.
     source, attention
         Model and its attention, as `load_model` takes them.
-    task, number, seed
-        A built-in task, the prompts drawn from it and their seed; its clean prompts are captured.
+    task, number, seed, register
+        A built-in task, the prompts drawn from it, their seed and their wording (as `tasks.make`
+        takes it); its clean prompts are captured.
     prompts
         Instead of a task, a text file with a prompt a line (for a model of images the path of an
         image), or a JSONL file: objects with ``text``, pairs (``source``, ``target``), or a task of
@@ -66,14 +69,17 @@ def capture_run(
     run_folder.check(folder, replace=overwrite)
     source, tokenizer = _absolute(source), tokenizer and _absolute(tokenizer)
     loading = {"attention": attention, "tokenizer": tokenizer, "bos": bos}
-    model, inputs = _open(source, task, prompts, number, seed, **loading)
+    model, inputs = _open(source, task, prompts, number, seed, register, **loading)
     report = None if progress is None else partial(progress, "capture")
+    if report is not None:
+        report(0, 1)
     growing = run_folder.prepare(folder, replace=overwrite)
     captured = probes.capture(
         model, inputs, stats=needed(model), out=growing, overwrite=overwrite, progress=report
     )
     origin = "" if prompts is None else str(prompts)
-    options = {"number": len(captured["prompt"]), "source": source, **loading}
+    count = len(captured["prompt"])
+    options = {"number": count, "register": register, "source": source, **loading}
     return run_folder.create(
         folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
     )
@@ -92,18 +98,22 @@ def _open(
     prompts: Path | None = None,
     number: int = 32,
     seed: int = 0,
+    register: str | None = None,
     **loading: Any,
 ) -> tuple[Model, Any]:
     """Load a model and its prompts; what can be refused without the model is refused first."""
     if (task is None) == (prompts is None):
         raise InvalidInput("prompts: give either --task NAME or --prompts FILE")
+    if task is None and register is not None:
+        raise InvalidInput("register: the wording of a built-in task; give --task, or leave it out")
     if task is not None:
         tasks.load(task)
     texts = None if prompts is None else read_prompts(prompts)
     model = probes.load_model(source, **loading)
     if task is None:
         return model, texts
-    return model, tasks.make(task, tokenizer=model.tokenizer, n=number, seed=seed)
+    made = tasks.make(task, model.tokenizer, number, seed, register=register)
+    return model, made
 
 
 def _absolute(source: str) -> str:
@@ -151,6 +161,7 @@ def analyze_run(
     number: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     source: str | None = None,
+    register: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Outcome]:
     """Run analyses on a captured run, keeping each result as soon as it is there.
@@ -164,6 +175,8 @@ def analyze_run(
         Options by analysis and name.
     source
         Where the model is now, if it is no longer where it was captured.
+    register
+        Wording of built-in tasks, as `tasks.make` takes it; the default is that of the run.
     progress
         Called with (step, done, total).
 
@@ -174,22 +187,32 @@ def analyze_run(
     `Run.error_file`. The report says it, too, unless the run holds an earlier result. Anything else
     that has to be mended first is raised; what was finished before is kept.
     """
-    outcomes = runner.execute_many(
-        names,
-        open_model(run, source),
-        run.prompts(),
-        capture=run.capture,
-        task=task,
-        options=options,
-        n=number,
-        seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
-        progress=progress,
-        effects=run.effects,
-    )
-    results = {}
-    for name, outcome in outcomes:
-        results[name] = outcome
-        _keep(run, name, outcome)
+    wanted, results = list(dict.fromkeys(names)), {}
+
+    def numbered(step: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{len(results) + 1}/{len(wanted)} {step}", done, total)
+
+    register = register or run.manifest["options"].get("register")
+    with tasks.wording(register):
+        outcomes = runner.execute_many(
+            wanted,
+            open_model(run, source),
+            run.prompts(),
+            capture=run.capture,
+            task=task,
+            options=options,
+            n=number,
+            seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
+            progress=numbered,
+            effects=run.effects,
+        )
+        for name in wanted:
+            numbered(name, 0, 1)
+            _, outcome = next(outcomes)
+            _keep(run, name, outcome)
+            numbered(name, 1, 1)
+            results[name] = outcome
     return results
 
 
@@ -233,6 +256,15 @@ def skipped(name: str, reason: str) -> xr.Dataset:
 def finished(run: Run) -> list[str]:
     """Name the analyses that have a result in a run; what was refused may be tried again."""
     return [name for name, result in run.results().items() if "skipped" not in result.attrs]
+
+
+def quick() -> list[str]:
+    """Name the analyses that need no more than a capture, or that declare `FEW_PASSES`."""
+    return [
+        name
+        for name in analyses.names()
+        if positionals(name) == ("capture",) or hasattr(analyses.load(name), "FEW_PASSES")
+    ]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:

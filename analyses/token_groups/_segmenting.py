@@ -142,7 +142,10 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
     if not isinstance(task, Task):
         if attrs.get("task", "") not in tasks.names():
             raise NotApplicable("by: roles are those of a task, and these prompts come from none")
-        task = tasks.make(attrs["task"], model.tokenizer, n=len(ids), seed=int(attrs["seed"]))
+        task = tasks.make(
+            attrs["task"], model.tokenizer, len(ids), int(attrs["seed"]),
+            register=attrs.get("register") or None,
+        )  # fmt: skip
     encoded = encode(task, model.tokenizer, model.bos)
     if [list(row) for row in encoded.ids] != ids:
         raise NotApplicable(

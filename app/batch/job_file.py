@@ -32,6 +32,7 @@ def read_job(path: Path) -> Job:
         at: task.model_copy(
             update={
                 "number": task.number or fields.number,
+                "wording": task.wording or fields.wording,
                 "options": _task_options(file, (*at, "options"), task),
             }
         )

@@ -139,7 +139,10 @@ def _report(batch: BatchState, group: Group, records: dict[str, Record]) -> None
         for name in group.analyses
     }
     attrs = results[done[0]].attrs
-    names = ("architecture", "revision", "attention", "n_prompts", "prompts_sha256", "headscope")
+    names = (
+        "architecture", "revision", "attention", "register", "redrawn", "n_prompts",
+        "prompts_sha256", "headscope",
+    )  # fmt: skip
     manifest = {
         "model": group.model.name,
         "task": group.task.label,

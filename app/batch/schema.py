@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 Count = Annotated[int, Field(ge=1)]
+# Models of pydantic have a `register` already.
+Register = Annotated[Literal["plain", "natural"] | None, Field(alias="register")]
 Items = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -104,9 +106,10 @@ class ModelSpec(Entry):
 class TaskSpec(Entry):
     """A task of a job: a task of the registry, or prompts of your own.
 
-    ``task``, ``number`` and ``options`` are the name of a built-in task, the prompts drawn from it
-    and its options; instead, ``prompts`` is a file of prompts as `headscope capture --prompts`
-    takes it, and ``texts`` are the prompts. ``name`` is its name in tables, reports and folders.
+    ``task``, ``number``, ``register`` and ``options`` are the name of a built-in task, the prompts
+    drawn from it, their wording and its options; instead, ``prompts`` is a file of prompts as
+    `headscope capture --prompts` takes it, and ``texts`` are the prompts. ``name`` is its name in
+    tables, reports and folders.
     """
 
     task: Text = ""
@@ -114,6 +117,7 @@ class TaskSpec(Entry):
     texts: Annotated[list[Text], Field(min_length=1)] = []
     name: Text = ""
     number: Count = 0
+    wording: Register = None
     options: dict[str, Any] = {}
     _own: Any = PrivateAttr(None)
 
@@ -139,12 +143,13 @@ class TaskSpec(Entry):
         read_prompts(_folder(info) / file)
         return file
 
-    @field_validator("number", "options")
+    @field_validator("number", "wording", "options")
     @classmethod
     def _is_of_a_task(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what own prompts have no use for."""
         if info.data.get("prompts") or info.data.get("texts"):
-            raise InvalidInput(f"{info.field_name}: only of a built-in task; prompts are all used")
+            name = "register" if info.field_name == "wording" else info.field_name
+            raise InvalidInput(f"{name}: only of a built-in task; prompts are all used")
         return value
 
     @model_validator(mode="after")
@@ -181,12 +186,16 @@ class TaskSpec(Entry):
             return self._own
         if model.tokenizer is None:
             raise InvalidInput("tokenizer: a task needs one; give the model a `tokenizer:`")
-        return tasks.make(self.task, model.tokenizer, n=self.number, seed=seed, **self.options)
+        return tasks.make(
+            self.task, model.tokenizer, self.number, seed, register=self.wording, **self.options
+        )
 
     def describe(self) -> dict[str, Any]:
         """Say what it is, own prompts by their digest."""
         if self.task:
-            return {"name": self.label, **self.model_dump(include={"task", "number", "options"})}
+            fields = {"task", "number", "wording", "options"}
+            known = self.model_dump(include=fields, exclude_none=True, by_alias=True)
+            return {"name": self.label, **known}
         digest = hashlib.sha256(repr(self._own).encode()).hexdigest()
         return {"name": self.label, "prompts_sha256": digest}
 
@@ -201,6 +210,7 @@ class JobFields(Entry):
     options: dict[str, Any] = {}
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0]
     number: Count = 32
+    wording: Register = None
     shard: Count = 0
     threads: Count = 1
     batch_tokens: Count = 8192

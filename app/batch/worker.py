@@ -22,6 +22,7 @@ from headscope.app.batch.job import Group, Job
 from headscope.app.batch.schema import ModelSpec
 from headscope.app.batch.shards import merge, slices, subset
 from headscope.app.pipeline import Progress, is_bug, reason
+from headscope.probes.prompts import tasks
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -131,10 +132,11 @@ def analyze(
                 return capture
             capture = None
         prompts = group.task.draw(model, group.seed)
-        return execute(
-            analysis, model, prompts, capture=capture, task=prompts,
-            options=job.options.get(analysis, {}), seed=group.seed, progress=progress,
-        )  # fmt: skip
+        with tasks.wording(group.task.wording):
+            return execute(
+                analysis, model, prompts, capture=capture, task=prompts,
+                options=job.options.get(analysis, {}), seed=group.seed, progress=progress,
+            )  # fmt: skip
     except Exception as error:
         return Failure.of(error, group.model)
 

@@ -112,10 +112,11 @@ class MarkedFile:
             node = self._nearest(where)
             raw = node.value if isinstance(node, yaml.ScalarNode) else ""
             unknown = detail["type"] == "extra_forbidden"
+            fields = [field.alias or name for name, field in kind.model_fields.items()]
             known = re.findall("'(.*?)'", str(context.get("expected", "")))
             text = MESSAGES.get(detail["type"], "{message}").format(
                 value=where[-1] if unknown else raw or detail["input"],
-                near=near(str(where[-1]), kind.model_fields) if unknown else near(raw, known),
+                near=near(str(where[-1]), fields) if unknown else near(raw, known),
                 quoted=f"; write it in quotes, '{raw}'" if raw else "",
                 message=detail["msg"],
                 **context,

@@ -1,12 +1,17 @@
 """``headscope capture``: a model on prompts, into a run folder; ``texts``: prompts for it."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import Register, err, say
 from headscope.app.cli.progress import bar
+
+if TYPE_CHECKING:
+    from headscope.probes.storage.run_folder import Run
 
 
 def capture(
@@ -26,6 +31,7 @@ def capture(
     task: Annotated[str | None, typer.Option(help="name of a built-in task")] = None,
     number: Annotated[int, typer.Option(help="prompts drawn from the task")] = 32,
     seed: Annotated[int, typer.Option(help="seed of the task")] = 0,
+    register: Register = None,
     attention: Annotated[
         str, typer.Option(help="encoder, decoder or cross of an encoder–decoder model")
     ] = "self",
@@ -49,6 +55,7 @@ def capture(
         "prompts": prompts,
         "number": number,
         "seed": seed,
+        "register": register,
         "attention": attention,
         "tokenizer": tokenizer,
         "bos": bos,
@@ -59,7 +66,18 @@ def capture(
         return
     with bar(err) as progress:
         run = capture_run(folder, model, **options, progress=progress)
-    say(f"captured into {run.path}; next: headscope analyze {run.path}")
+    say(f"captured {_prompts(run)} into {run.path}; next: headscope analyze {run.path}")
+
+
+def _prompts(run: Run) -> str:
+    """Say how many prompts a run has, and how its task is worded."""
+    count, task = run.manifest["n_prompts"], run.manifest["task"]
+    text = f"{count} prompt{'s' * (count != 1)}"
+    if not task:
+        return text
+    redrawn = run.manifest["redrawn"]
+    drawn = f", {redrawn} draws replaced that its tokenizer does not allow" if redrawn else ""
+    return f"{text} ({task}, {run.manifest['register'] or 'own'} register{drawn})"
 
 
 def texts(

@@ -1,9 +1,17 @@
 """The two consoles of the command line, and plain text on them."""
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
 
 out = Console()
 err = Console(stderr=True)
+
+Register = Annotated[
+    str | None,
+    typer.Option(help="wording of built-in tasks, plain or natural; default: as the tokenizer has"),
+]
 
 
 def say(text: object, console: Console = out) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from headscope.probes.storage.run_folder import Run
 
 PROVENANCE = (
-    "model", "revision", "architecture", "attention", "dtype", "task", "seed", "n_prompts",
-    "prompts_sha256", "stats", "convention", "headscope",
+    "model", "revision", "architecture", "attention", "dtype", "task", "seed", "register",
+    "redrawn", "n_prompts", "prompts_sha256", "stats", "convention", "headscope",
 )  # fmt: skip
 # Of more heads the table is read from the CSV file.
 LISTED = 300
@@ -140,6 +140,10 @@ def _plain(array: xr.DataArray) -> dict[str, Any]:
 def _made(manifest: Mapping[str, Any]) -> str:
     """Say what was captured, on which prompts, when."""
     prompts = manifest.get("task") or manifest.get("prompts") or "own prompts"
+    if manifest.get("register"):
+        prompts += f", {manifest['register']} register"
+    if manifest.get("redrawn"):
+        prompts += f", {manifest['redrawn']} others drawn that its tokenizer does not allow"
     attention = str(manifest.get("attention", "self"))
     which = "" if attention == "self" else f", {attention} attention"
     when = f" at {manifest['created']}" if "created" in manifest else ""

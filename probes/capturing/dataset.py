@@ -99,6 +99,8 @@ def provenance(writer: ArrayWriter, padding: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "task": prompts.task,
         "seed": prompts.seed,
+        "register": prompts.register,
+        "redrawn": prompts.redrawn,
         "n_prompts": len(prompts.ids),
         "prompts_sha256": prompts.digest(),
         "special_tokens": {None: "of the tokenizer", True: "BOS", False: "no BOS"}[model.bos],

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Prompts:
     """Prompts in the tokens of one model: ``ids`` of the queries, one tuple per prompt.
 
-    ``task`` and ``seed`` say where they come from ("" without a task), ``encoded`` has the task's
-    questions in token positions. Where a decoder is captured, ``sources`` are what its encoder
-    reads, and they are the keys if ``crossed``. A model of images reads ``pixels``; ids then are
-    the positions of the patches, and ``names`` their names.
+    ``task``, ``seed`` and ``register`` say where they come from ("" without a task), ``encoded``
+    has the task's questions in token positions. Where a decoder is captured, ``sources`` are what
+    its encoder reads, and they are the keys if ``crossed``. A model of images reads ``pixels``; ids
+    then are the positions of the patches, and ``names`` their names.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -36,6 +36,12 @@ class Prompts:
     crossed: bool = False
     pixels: Float[Tensor, "prompt channel height width"] | None = None
     names: tuple[str, ...] = ()
+    register: str = ""
+
+    @property
+    def redrawn(self) -> int:
+        """Draws of the task that the tokenizer did not allow."""
+        return 0 if self.encoded is None else self.encoded.redrawn
 
     @property
     def keys(self) -> tuple[tuple[int, ...], ...]:

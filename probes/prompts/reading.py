@@ -36,7 +36,8 @@ def read(model: Model, prompts: Given) -> Prompts:
                 f"{model.name} needs Pair(source=..., target=...)"
             )
         encoded = encode(prompts, model.tokenizer, model.bos)
-        result = Prompts(encoded.ids, prompts.name, prompts.seed, encoded)
+        origin = {"task": prompts.name, "seed": prompts.seed, "register": prompts.register}
+        result = Prompts(encoded.ids, encoded=encoded, **origin)
     else:
         texts = _listed(model, prompts)
         pairs = [_pair(model, at, given) for at, given in enumerate(texts)]

@@ -118,6 +118,8 @@ def create(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: attrs[name] for name in ("model", "revision", "architecture", "task", "seed")},
         "attention": attrs.get("attention", "self"),
+        "register": attrs.get("register", ""),
+        "redrawn": attrs.get("redrawn", 0),
         "n_prompts": attrs["n_prompts"],
         "prompts_sha256": attrs["prompts_sha256"],
         "prompts": prompts,

@@ -4,16 +4,21 @@ import importlib
 import inspect
 import os
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.tasks._vocabulary import REGISTERS, Vocabulary
 from headscope.probes.prompts.tokenized_text import Tokenizer
 
 FILES = (".jsonl", ".ndjson")
 """Endings of files that hold an object a line, of a user's own task too."""
+
+_REGISTER: ContextVar[str | None] = ContextVar("register", default=None)
 
 
 def names() -> list[str]:
@@ -30,6 +35,23 @@ def load(name: str) -> ModuleType:
             f"task: {name!r} is unknown; choose one of {', '.join(names())}, or a .jsonl"
         )
     return importlib.import_module(f"{__name__}.{name}")
+
+
+@contextmanager
+def wording(register: str | None) -> Iterator[None]:
+    """Set the register of the tasks that are made inside without one, also by analyses.
+
+    >>> with wording("natural"):
+    ...     make("ioi", n=1).register
+    'natural'
+    """
+    if register not in (None, *REGISTERS):
+        raise InvalidInput(f"register: {register!r} is unknown; choose {' or '.join(REGISTERS)}")
+    token = _REGISTER.set(register)
+    try:
+        yield
+    finally:
+        _REGISTER.reset(token)
 
 
 def make(
@@ -57,7 +79,8 @@ def make(
         Seed of the draw; equal seeds give equal prompts.
     register
         Wording: ``plain`` (few short words, as the bundled models know them) or ``natural``
-        (English). None takes plain where the tokenizer knows whole words only, else natural.
+        (English). None takes that of `wording`; outside it plain where the tokenizer knows whole
+        words only, else natural.
     vocab_size
         Number of token ids of a model without tokenizer, for tasks of random tokens.
     options
@@ -87,7 +110,7 @@ def make(
                 f"{option}: not an option of task {module.__name__.rpartition('.')[2]}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-    words = Vocabulary(tokenizer, vocab_size, register)
+    words = Vocabulary(tokenizer, vocab_size, register or _REGISTER.get())
     prompts = tuple(module.generate(n, seed, words, **options))
     doc = (module.__doc__ or "").strip().splitlines()[0]
     return Task(os.fspath(name), prompts, module.METRIC, seed, doc, words.redrawn, words.register)

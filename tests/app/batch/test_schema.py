@@ -161,6 +161,25 @@ def test_a_job_is_read_with_its_defaults(tmp_path, bundled):
     assert str(tmp_path) not in str(job.identity()), "results do not depend on the place"
 
 
+def test_tasks_have_the_register_of_the_job_or_their_own(tmp_path):
+    tail = "models: [headscope/bundled-python]\nanalyses: [sinks]\n"
+    text = "tasks: [ioi, {task: story, register: natural}]\n" + tail
+    usual, own = read_job(write(tmp_path, text)).tasks
+    assert (usual.wording, own.wording) == (None, "natural")
+    assert "register" not in usual.describe(), "cells of earlier jobs keep their names"
+    job = read_job(write(tmp_path, text + "register: plain\n"))
+    model = job.models[0].load()
+    assert [task.draw(model, 0).register for task in job.tasks] == ["plain", "natural"]
+    assert [task.describe()["register"] for task in job.tasks] == ["plain", "natural"]
+    assert usual.draw(model, 0).register == "natural", "as the tokenizer has"
+    (line,) = faults(tmp_path, text + "register: planar\n")
+    assert "4:11: register: no 'planar'; did you mean plain?" in line
+    (line,) = faults(tmp_path, "tasks: [{texts: [a], register: plain}]\n" + tail)
+    assert "register: only of a built-in task" in line
+    (line,) = faults(tmp_path, text + "registre: plain\n")
+    assert "did you mean register?" in line
+
+
 def test_attention_of_an_encoder_and_decoder_needs_pairs(tmp_path, paired_folder):
     (tmp_path / "pairs.jsonl").write_text('{"source": "w1 w2", "target": "w3"}\n')
     lines = faults(

@@ -106,6 +106,13 @@ def test_text_findings_and_provenance_are_there(page, demo_run):
     assert first.group(1) == f"L{layer}H{head}"
 
 
+def test_a_task_is_described_by_its_register_and_what_was_drawn_again(demo_run):
+    manifest = dict(run_folder.open(demo_run).manifest)
+    assert "3 prompts (story, plain register) at" in build._made(manifest)
+    again = build._made(manifest | {"redrawn": 2})
+    assert "(story, plain register, 2 others drawn that its tokenizer does not allow)" in again
+
+
 def test_tables_hold_the_results(written, demo_run):
     results = run_folder.open(demo_run).results()
     parquet = pd.read_parquet(written.with_name("heads.parquet"))

@@ -6,14 +6,16 @@ import pytest
 from refusals import check_message
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_of_text import KINDS_OF_TOKENIZER
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from word_prompts import in_words
 
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope.probes import capture, load_model
 from headscope.probes.bundled import folder
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Prompt, Question, Task
 from headscope.probes.prompts.tokens import EncodedTask, encode
+from headscope.probes.storage import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,32 @@ def test_what_a_tokenizer_does_not_allow_is_drawn_again_and_counted():
     encoded = encode(task, tokenizer)
     assert encoded.redrawn == task.redrawn
     assert [len(ids) for ids in encoded.ids] == [len(ids) for ids in encoded.corrupted_ids]
+
+
+def test_a_capture_says_how_its_task_is_worded_and_how_often_it_was_drawn_again(tmp_path):
+    tokenizer = KINDS_OF_TOKENIZER["byte level"](700)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    model = load_model(LlamaForCausalLM(config), tokenizer=tokenizer)
+    task = tasks.make("recall", tokenizer, n=6, pairs=3)
+    found = capture(model, task, stats=("lse",))
+    assert (found.attrs["register"], found.attrs["redrawn"]) == ("natural", task.redrawn)
+    run = run_folder.create(tmp_path / "run", found)
+    assert (run.manifest["register"], run.manifest["redrawn"]) == ("natural", task.redrawn)
+    own = capture(model, ["a text"], stats=("lse",))
+    assert (own.attrs["register"], own.attrs["redrawn"]) == ("", 0)
+
+
+def test_tasks_made_inside_have_its_wording_and_those_after_it_their_own():
+    tokenizer = KINDS_OF_TOKENIZER["byte level"](700)
+    with tasks.wording("plain"):
+        assert tasks.make("ioi", tokenizer, n=1).register == "plain"
+        assert tasks.make("ioi", tokenizer, n=1, register="natural").register == "natural"
+    assert tasks.make("ioi", tokenizer, n=1).register == "natural"
+    with pytest.raises(InvalidInput, match=r"^register: .*plain or natural"), tasks.wording("odd"):
+        pass
 
 
 def one(clean: str, corrupted: str, answers: str, wrong: str) -> Task:
