@@ -40,6 +40,7 @@ SUPPORTS = {"encoder", "hybrid"}
 OFFSETS = (-1, 0, 1)
 TARGETS = ("duplicate", "induction")
 TASK = "induction"
+FEW_PASSES = True  # one capture and a few ablations: runs where no analysis is named
 PROMPTS = 24
 
 CONVENTIONS = {

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope import analyses
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import Register, err, say
 from headscope.app.cli.progress import bar
+from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.app.pipeline import Outcome
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 def analyze(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="analyses; default: all missing")
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="analyses; default: the quick ones"),
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="run every analysis that is missing; minutes, or hours")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
@@ -32,21 +37,28 @@ def analyze(
     number: Annotated[
         int | None, typer.Option(help="prompts drawn from the analyses' tasks")
     ] = None,
+    register: Register = None,
     model: Annotated[
         str | None, typer.Option(help="where the model is now, if it was moved")
     ] = None,
 ) -> None:
-    """Run analyses on a captured run and keep their results in it."""
-    from headscope.app.pipeline import analyze_run, finished, parse_settings
+    """Run analyses on a captured run and keep their results in it.
+
+    Without names those run that need the capture alone, or few passes of the model.
+    """
+    from headscope.app.pipeline import analyze_run, finished, parse_settings, quick
     from headscope.probes.storage import run_folder
 
+    if every and names:
+        raise InvalidInput("--all: runs every analysis; leave out the option, or the names")
     options = {
         analyses.current(name): values for name, values in parse_settings(settings or []).items()
     }
     named = [analyses.current(name) for name in names or ()]
     opened = run_folder.open(run)
     known = finished(opened)
-    wanted = named or [name for name in analyses.names() if name not in known or name in options]
+    missing = [name for name in analyses.names() if name not in known or name in options]
+    wanted = named or [name for name in missing if every or name in options or name in quick()]
     with bar(err) as progress:
         outcomes = analyze_run(
             opened,
@@ -55,9 +67,16 @@ def analyze(
             number=number,
             options=options,
             source=model,
+            register=register,
             progress=progress,
         )
     code = report_missing(opened, outcomes, {*named, *options})
+    left = [] if named else [name for name in missing if name not in wanted]
+    if left:
+        say(
+            f"left, as they run the model many times: {', '.join(left)}; headscope analyze {run} "
+            f"NAME runs one, headscope analyze {run} --all runs them all"
+        )
     if code:
         raise typer.Exit(code)
     say(f"next: headscope report {run}")

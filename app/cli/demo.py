@@ -1,4 +1,4 @@
-"""``headscope demo``: the main job on the bundled model."""
+"""``headscope demo``: the main job on the bundled model, or on another one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from headscope import analyses
 from headscope.app.cli.analyze import report_missing
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import Register, err, say
 from headscope.app.cli.progress import bar
 from headscope.app.cli.report import print_report
 
@@ -19,21 +19,30 @@ STORY = (
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="folder of the run")] = Path("runs/demo"),
+    model: Annotated[
+        str, typer.Option(help="model, as headscope capture takes it")
+    ] = "headscope/bundled",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="folder of the run; default: runs/demo, or runs/demo-MODEL"),
+    ] = None,
     number: Annotated[int, typer.Option(help="prompts to capture")] = 32,
     seed: Annotated[int, typer.Option(help="seed of the prompts")] = 0,
+    register: Register = None,
     every: Annotated[bool, typer.Option("--all", help="run every analysis, some minutes")] = False,
 ) -> None:
-    """Run the main job on the bundled model: capture, the analyses of its story, report."""
+    """Run the main job on a model: capture a story, the analyses of the demo, report."""
     from headscope.app.pipeline import analyze_run, capture_run
 
+    own = "" if model == "headscope/bundled" else f"-{Path(model).name.replace('@', '-')}"
     with bar(err) as progress:
         run = capture_run(
-            folder,
-            "headscope/bundled",
+            folder or Path(f"runs/demo{own}"),
+            model,
             task="story",
             number=number,
             seed=seed,
+            register=register,
             overwrite=True,
             progress=progress,
         )

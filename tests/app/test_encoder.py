@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     (place / "prompts.txt").write_text("\n".join(TEXTS))
     run = place / "run"
     run_command("capture", place / "model", "--prompts", place / "prompts.txt", "--out", run)
-    run_command("analyze", run, "--number", 4)
+    run_command("analyze", run, "--all", "--number", 4)
     run_command("report", run)
     return run
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
     (place / "images.txt").write_text(f"{place / '0.png'}\n{place / '1.png'}\n")
     run = place / "run"
     run_command("capture", place / "model", "--prompts", place / "images.txt", "--out", run)
-    run_command("analyze", run)
+    run_command("analyze", run, "--all")
     run_command("report", run)
     for number in range(2):
         (place / f"{number}.png").unlink()  # a run needs its images no longer
