@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from rich.table import Table
 
 from headscope.app.cli.console import err, out, say
+from headscope.app.cli.progress import Report, bar
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
 if TYPE_CHECKING:
@@ -53,24 +55,30 @@ def compare(
     if file is not None and not file.parent.is_dir():
         raise InvalidInput(f"--out: there is no folder {file.parent}; make it first")
     if task is not None:
-        pairs = {"lost without the head": (*_ablated(runs, task, number), "lost")}
+        with bar(err) as progress:
+            pairs = {"lost without the head": (*_ablated(runs, task, number, progress), "lost")}
     else:
         pairs = _pairs(runs, scores)
     table = Table(title="second − first", title_justify="left")
     for title in ("score", "ranks agree (ρ)", f"top {top} shared", "by chance, p"):
         table.add_column(title)
     table.add_column("heads that changed most (difference, 95 % interval)")
-    rows = []
-    for score, pair in pairs.items():
-        try:
-            row = _compared(score, *pair, top, across or ())
-        except HeadscopeError as error:
-            if scores or task:
-                raise
-            say(f"not compared: {score}: {error}", err)
-            continue
-        rows.append(row)
-        table.add_row(score, *_cells(row))
+    rows, refused = [], []
+    with bar(err) as progress:
+        for at, (score, pair) in enumerate(pairs.items()):
+            progress("scores", at, len(pairs))
+            try:
+                row = _compared(score, *pair, top, across or ())
+            except HeadscopeError as error:
+                if scores or task:
+                    raise
+                refused.append(f"not compared: {score}: {error}")
+                continue
+            rows.append(row)
+            table.add_row(score, *_cells(row))
+        progress("scores", len(pairs), len(pairs))
+    for line in refused:
+        say(line, err)
     if not rows:
         raise InvalidInput("runs: they share no score that can be compared; analyze both alike")
     out.print(table)
@@ -83,17 +91,21 @@ def compare(
         say(f"differences: {file}")
 
 
-def _ablated(runs: tuple[Run, Run], task: str, number: int) -> tuple[xr.Dataset, xr.Dataset]:
+def _ablated(
+    runs: tuple[Run, Run], task: str, number: int, progress: Report
+) -> tuple[xr.Dataset, xr.Dataset]:
     """Ablate every head of both models on the same prompts."""
+    from headscope.analyses._runtime.progress import reporting
     from headscope.analyses.comparison import removed
     from headscope.app.pipeline import open_model
     from headscope.probes.prompts import tasks
 
-    models = [open_model(run) for run in runs]
-    first, second = (
-        removed(model, tasks.make(task, tokenizer=model.tokenizer, n=number)) for model in models
-    )
-    return first, second
+    lost = []
+    for at, model in enumerate([open_model(run) for run in runs], 1):
+        with reporting(partial(progress, f"{at}/2 {model.name} without each head")):
+            made = tasks.make(task, tokenizer=model.tokenizer, n=number)
+            lost.append(removed(model, made))
+    return lost[0], lost[1]
 
 
 def _pairs(
