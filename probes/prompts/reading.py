@@ -36,8 +36,9 @@ def read(model: Model, prompts: Given) -> Prompts:
                 f"{model.name} needs Pair(source=..., target=...)"
             )
         encoded = encode(prompts, model.tokenizer, model.bos)
-        origin = {"task": prompts.name, "seed": prompts.seed, "register": prompts.register}
-        result = Prompts(encoded.ids, encoded=encoded, **origin)
+        result = Prompts(
+            encoded.ids, prompts.name, prompts.seed, encoded, register=prompts.register
+        )
     else:
         texts = _listed(model, prompts)
         pairs = [_pair(model, at, given) for at, given in enumerate(texts)]
