@@ -187,7 +187,8 @@ def analyze_run(
     `Run.error_file`. The report says it, too, unless the run holds an earlier result. Anything else
     that has to be mended first is raised; what was finished before is kept.
     """
-    wanted, results = list(dict.fromkeys(names)), {}
+    wanted = list(dict.fromkeys(names))
+    results: dict[str, Outcome] = {}
 
     def numbered(step: str, done: int, total: int) -> None:
         if progress is not None:

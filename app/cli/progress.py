@@ -24,7 +24,7 @@ INTERVAL = 10.0
 # What still runs is never shown as complete: an analysis may do more than the steps that it counts.
 MOST = 0.99
 
-Report = Callable[[str, float, float], object]
+Report = Callable[[str, float, float], None]
 
 
 class Phase:
@@ -123,8 +123,12 @@ def _lines(console: Console) -> Iterator[Report]:
 
     teller = Thread(target=tell, daemon=True)
     teller.start()
+
+    def report(name: str, done: float, total: float) -> None:
+        phases.count(name, done, total)
+
     try:
-        yield phases.count
+        yield report
     finally:
         over.set()
         teller.join()
