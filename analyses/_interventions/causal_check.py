@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Head = tuple[int, int]
 Progress = Callable[[float, float], None]
+# Scores of every prompt with some heads ablated.
+Measure = Callable[[Sequence[Head]], NDArray[np.float64]]
 
 # Below this accuracy of the clean model an ablation has nothing to destroy.
 SOLVED = 0.5
@@ -35,24 +37,31 @@ def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[
     ]
 
 
-def compare(
-    model: Model, task: Task, groups: Mapping[str, Sequence[Sequence[Head]]], metric: str
-) -> NDArray[np.float64]:
-    """Score the clean model and each group of ablations to zero (prompt, condition).
-
-    A group is one or more sets of heads; its score is the mean over its sets, prompt by prompt.
-    The first condition is the clean model.
-    """
+def zero_ablation(model: Model, task: Task) -> Measure:
+    """Return what scores a task by its accuracy with some heads ablated to zero."""
     from headscope.analyses._interventions.ablation import encode_task, evaluate
     from headscope.probes.interventions import Ablate
 
     encoded = encode_task(model, task)
-    columns = [evaluate(model, encoded, (), metric)]
+    return lambda heads: evaluate(
+        model, encoded, (Ablate(tuple(heads)),) if heads else (), "accuracy"
+    )
+
+
+def compare(
+    measure: Measure, groups: Mapping[str, Sequence[Sequence[Head]]]
+) -> NDArray[np.float64]:
+    """Score the clean model and each group of ablations (prompt, condition).
+
+    A group is one or more sets of heads; its score is the mean over its sets, prompt by prompt.
+    The first condition is the clean model.
+    """
+    columns = [measure(())]
     with steps(sum(len(sets) for sets in groups.values())) as step:
         for sets in groups.values():
             scores = []
             for heads in sets:
-                scores.append(evaluate(model, encoded, (Ablate(tuple(heads)),), metric))
+                scores.append(measure(heads))
                 step()
             columns.append(np.mean(scores, axis=0))
     return np.stack(columns, axis=1)
@@ -70,12 +79,16 @@ def check(
     draws: int,
     seed: int,
     others: Mapping[str, Sequence[Head]] | None = None,
+    measure: Measure | None = None,
+    score: str = "accuracy",
+    how: str = "zero ablation",
 ) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
     """Compare the accuracy of the clean model with top heads and random other heads ablated.
 
     ``top`` are the heads under test, called ``kind`` (such as ``"induction"``) in the conditions;
     ``draws`` random sets of as many are drawn from the rest of ``pool``. ``others`` are more sets
-    to ablate, by name of the condition.
+    to ablate, by name of the condition. ``measure`` scores and masks in another way; ``score`` and
+    ``how`` are its names.
 
     Returns
     -------
@@ -93,7 +106,7 @@ def check(
         **{condition: [heads] for condition, heads in (others or {}).items()},
         "random other heads ablated": random_sets(rest, len(top), draws, seed),
     }
-    samples = compare(model, task, groups, "accuracy")
+    samples = compare(measure or zero_ablation(model, task), groups)
     mean, lower, upper = bootstrap(samples, seed=seed)
     conditions = ["intact", *groups]
     record: dict[str, Any] = {
@@ -103,9 +116,9 @@ def check(
         },
         "accuracy": dict(zip(conditions, mean.round(4).tolist(), strict=True)),
     }
-    outcome = verdict(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}")
+    outcome = verdict(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}", score)
     convention = (
-        f"accuracy on {len(samples)} prompts of {task.name}; zero ablation of the {len(top)} "
+        f"{score} on {len(samples)} prompts of {task.name}; {how} of the {len(top)} "
         f"{kind} heads, or of as many random others (mean of {draws} sets)"
     )
     results = Results(xr.Dataset(), evidence="causal")
@@ -118,24 +131,29 @@ def check(
 
 
 def verdict(
-    intact: float, without_top: float, top_upper: float, without_random: float, kind: str
+    intact: float,
+    without_top: float,
+    top_upper: float,
+    without_random: float,
+    kind: str,
+    score: str = "accuracy",
 ) -> Verdict:
     """Conclude in one sentence whether the ablation supports the score."""
     if intact < SOLVED:
         return Verdict(
             "too_few",
-            f"The clean model does not solve the task (accuracy {intact:.2f}), so ablation cannot "
+            f"The clean model does not solve the task ({score} {intact:.2f}), so ablation cannot "
             f"show what the {kind} heads do; their score is correlational here.",
         )
     if top_upper < without_random:
         return Verdict(
             "supported",
-            f"Causal check agrees: without the {kind} heads accuracy falls from {intact:.2f} "
+            f"Causal check agrees: without the {kind} heads {score} falls from {intact:.2f} "
             f"to {without_top:.2f}, without as many random others it is {without_random:.2f}.",
         )
     return Verdict(
         "disagreement",
-        f"Causal check does not agree: ablating the {kind} heads (accuracy {without_top:.2f}) does "
+        f"Causal check does not agree: ablating the {kind} heads ({score} {without_top:.2f}) does "
         f"no more harm than ablating as many random others ({without_random:.2f}; clean model "
         f"{intact:.2f}); the score is correlational here.",
     )

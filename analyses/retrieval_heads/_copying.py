@@ -1,5 +1,8 @@
 """Copy scores of heads at the decode steps of a planted needle."""
 
+from collections import Counter
+from collections.abc import Hashable, Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,3 +45,15 @@ def multiset_score(copies: NDArray[np.bool_], needle_ids: NDArray[np.int64]) -> 
     token is copied again.
     """
     return np.asarray(copies.sum(0) / len(needle_ids))
+
+
+def rouge_1_recall(reference: Iterable[Hashable], candidate: Iterable[Hashable]) -> float:
+    """Return the share of the reference's words that the candidate has, each as often as it does.
+
+    ROUGE-1 recall (Lin 2004), without stemming.
+
+    >>> rouge_1_recall("police killed the gunman".split(), "the gunman kill police".split())
+    0.75
+    """
+    wanted = Counter(reference)
+    return (wanted & Counter(candidate)).total() / wanted.total()

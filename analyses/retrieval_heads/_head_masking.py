@@ -1,6 +1,6 @@
 """Masking curves: accuracy against the number of ablated heads, best first or at random."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
+from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions import Ablate, Temperature
 from headscope.probes.interventions.base import Edit
@@ -18,9 +19,10 @@ from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
 MASKINGS = {
-    "zero": "the heads' outputs set to zero",
-    "uniform": "the heads' attention made uniform, as zeroed queries do in the released code",
+    "zero": "outputs set to zero",
+    "uniform": "attention made uniform, as zeroed queries do in the released code",
 }
+RECALL = "ROUGE-1 recall of the greedy answer"
 # Logits divided by this are equal to every digit that float32 holds of a weight.
 FLAT = 1e6
 CONDITIONS = ("top heads", "random other heads")
@@ -35,6 +37,33 @@ def masked(heads: Sequence[Head], masking: str) -> tuple[Edit, ...]:
     return (Temperature(tuple(heads), FLAT),)
 
 
+def measure(
+    model: Model, task: Task, masking: str, decoding: str, new_tokens: int
+) -> tuple[Callable[[Sequence[Head]], Array], str, str]:
+    """Return what scores a task with some heads masked (prompt,); its name, and how it masks.
+
+    Greedy answers are written with the heads masked from the last token of the prompt on, as in the
+    released code, and scored by their recall of the needle.
+    """
+    encoded = encode_task(model, task)
+    if decoding != "greedy":
+        return (
+            lambda heads: evaluate(model, encoded, masked(heads, masking), "accuracy"),
+            "accuracy",
+            MASKINGS[masking],
+        )
+
+    def recall(heads: Sequence[Head]) -> Array:
+        return np.array(
+            [
+                _needle_steps.recall(model, ids, asked, new_tokens, masked(heads, masking))
+                for ids, asked in zip(encoded.ids, encoded.questions, strict=True)
+            ]
+        )
+
+    return recall, RECALL, f"{MASKINGS[masking]}, while decoding,"
+
+
 def curve(
     results: Results,
     model: Model,
@@ -44,6 +73,8 @@ def curve(
     *,
     masking: str,
     draws: int,
+    decoding: str,
+    new_tokens: int,
 ) -> tuple[dict[str, list[Any]], dict[str, Any], Verdict]:
     """Add a task's accuracy without the K best heads and without K random others.
 
@@ -57,11 +88,7 @@ def curve(
             f"counts: {max(counts)} of {len(ranked)} heads leave fewer than as many random "
             f"others; take {len(ranked) // 2} or fewer"
         )
-    encoded = encode_task(model, task)
-
-    def accuracy(heads: Sequence[Head]) -> Array:
-        return evaluate(model, encoded, masked(heads, masking), "accuracy")
-
+    accuracy, scored, how = measure(model, task, masking, decoding, new_tokens)
     seed = results.seed
     whole = bootstrap(accuracy(()), seed=seed)
     rows: list[Any] = [(whole, whole)]
@@ -74,11 +101,11 @@ def curve(
             step()
     mean, lower, upper = np.moveaxis(np.asarray(rows, dtype=np.float64), -1, 0)
     axis = [0, *counts]
-    verdict = _verdict(axis, mean, lower, upper)
+    verdict = _verdict(axis, mean, lower, upper, scored)
     results.add_interval(
         "masking", ("count", "condition"), (mean, lower, upper),
         "Accuracy without the K best and K random heads", "share of answers", *ZERO_TO_ONE,
-        convention=f"accuracy on {len(task)} prompts of {task.name}; {MASKINGS[masking]}; random: "
+        convention=f"{scored} on {len(task)} prompts of {task.name}; the heads' {how}; random: "
         f"K of the heads that are not among the K best, {draws} draws",
         note=verdict.text, evidence="causal",
     )  # fmt: skip
@@ -87,12 +114,14 @@ def curve(
     return {"count": axis, "condition": list(CONDITIONS)}, record, verdict
 
 
-def _verdict(counts: Sequence[int], mean: Array, lower: Array, upper: Array) -> Verdict:
+def _verdict(
+    counts: Sequence[int], mean: Array, lower: Array, upper: Array, scored: str
+) -> Verdict:
     """Conclude from which K on the best heads matter more than random ones."""
     if mean[0, 0] < 0.5:
         return Verdict(
             "too_few",
-            f"The clean model does not solve the task (accuracy {mean[0, 0]:.2f}), so masking "
+            f"The clean model does not solve the task ({scored} {mean[0, 0]:.2f}), so masking "
             "cannot show what the heads do; their score is correlational here.",
         )
     apart = [row for row in range(1, len(counts)) if upper[row, 0] < lower[row, 1]]
@@ -105,7 +134,7 @@ def _verdict(counts: Sequence[int], mean: Array, lower: Array, upper: Array) -> 
     row = apart[-1]
     return Verdict(
         "supported",
-        f"Masking agrees: without the best {counts[row]} heads accuracy is {mean[row, 0]:.2f} "
+        f"Masking agrees: without the best {counts[row]} heads {scored} is {mean[row, 0]:.2f} "
         f"({lower[row, 0]:.2f} to {upper[row, 0]:.2f}), without {counts[row]} random others "
         f"{mean[row, 1]:.2f} ({lower[row, 1]:.2f} to {upper[row, 1]:.2f}), clean model "
         f"{mean[0, 0]:.2f}; they part from K = {counts[apart[0]]} on.",

@@ -1,5 +1,6 @@
 """Decode steps of planted needles: where each head looks, and what the model generates."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,19 +8,34 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from transformers import StoppingCriteriaList
 
-from headscope.analyses.retrieval_heads._copying import copied, multiset_score, set_score
+from headscope.analyses.retrieval_heads._copying import (
+    copied,
+    multiset_score,
+    rouge_1_recall,
+    set_score,
+)
 from headscope.kernels.api import Request
 from headscope.probes.attention.forward import Reader, run
+from headscope.probes.capturing.generation import generate
+from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.tokens import EncodedQuestion
 
 Questions = Sequence[EncodedQuestion]
-Scores = tuple[NDArray[np.float64], NDArray[np.float64], float]
+Scores = tuple[NDArray[np.float64], NDArray[np.float64], float, NDArray[np.float64]]
 # High end and formula of each form of the retrieval score.
 FORMS = {
     "set": (1, "|g ∩ k| / |k|, as in the paper"),
     "multiset": (None, "copying steps / needle length, as in the released code; can exceed 1"),
+}
+# What a decode step is, and which prompts count.
+DECODINGS = {
+    "teacher_forced": "decode step = question, teacher-forced; prompts with more than {least:.0%} "
+    "of the needle generated count",
+    "greedy": "decode step = token of the greedy answer, {new_tokens} at most, to the first "
+    "question; prompts whose answer has a ROUGE-1 recall of the needle above {least:.0%} count",
 }
 
 
@@ -52,30 +68,97 @@ def evidence_weight(captured: xr.Dataset) -> NDArray[np.float64]:
     return np.asarray(mass.values, dtype=np.float64)
 
 
-def score(
-    ids: Sequence[int], questions: Questions, looked: NDArray[Any], generated: NDArray[Any]
-) -> Scores:
-    """Return set score and multiset score (layer, head), and the share of the needle recalled.
+def greedy_steps(
+    model: Model,
+    ids: Sequence[int],
+    questions: Questions,
+    new_tokens: int,
+    edits: Sequence[Edit] = (),
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Let the model answer the first question, to the end of the line; return as `decode_steps`.
 
-    The needle is the evidence of all the questions; each question is one decode step. Layers that
-    look nowhere (-1) have no score.
+    As in the released code the edits hold while it decodes, from the last token of the prompt on.
     """
-    tokens = np.asarray(ids, dtype=np.int64)
-    needle = tuple(sorted({place for question in questions for place in question.evidence}))
-    copies = copied(looked, generated, tokens, needle)
-    right = [
-        token in question.answer_ids for token, question in zip(generated, questions, strict=True)
-    ]
-    needle_ids = tokens[list(needle)]
+    prompt = opening(ids, questions)
+
+    def ends(written: Any, scores: Any, **_: Any) -> Any:
+        line = model.tokenizer is not None and "\n" in model.tokenizer.decode(written[0, -1:])
+        return torch.full((1,), line, device=written.device)
+
+    found = generate(
+        model, [prompt], ("topk_key",), edits, new_tokens=new_tokens, k=1,
+        prefill_edited=False, options={"stopping_criteria": StoppingCriteriaList([ends])},
+    ).isel(prompt=0)  # fmt: skip
+    rows = found["topk_key"].sel(rank=1).transpose("query", "layer", "head").values
+    looked = np.nan_to_num(rows[len(prompt) - 1 : -1], nan=-1.0).astype(np.int64)
+    return looked, found["token_id"].values[len(prompt) :].astype(np.int64)
+
+
+def recall(
+    model: Model,
+    ids: Sequence[int],
+    questions: Questions,
+    new_tokens: int,
+    edits: Sequence[Edit] = (),
+) -> float:
+    """Return the ROUGE-1 recall of the needle in the model's greedy answer under edits."""
+    return _rouge(model, ids, questions, greedy_steps(model, ids, questions, new_tokens, edits)[1])
+
+
+def _rouge(
+    model: Model, ids: Sequence[int], questions: Questions, generated: NDArray[Any]
+) -> float:
+    needle = [ids[place] for place in evidence(questions)]
+    return rouge_1_recall(_words(model, needle), _words(model, generated))
+
+
+def _words(model: Model, ids: Sequence[int] | NDArray[Any]) -> list[str]:
+    """Return the words of some tokens, in small letters; the tokens where none knows words."""
+    if model.tokenizer is None:
+        return [str(token) for token in ids]
+    return re.findall(r"\w+", model.tokenizer.decode([int(token) for token in ids]).lower())
+
+
+def opening(ids: Sequence[int], questions: Questions) -> list[int]:
+    """Return a prompt up to its first question."""
+    return list(ids[: min(question.at for question in questions) + 1])
+
+
+def evidence(questions: Questions) -> list[int]:
+    """Return the positions of the needle: the evidence of all the questions."""
+    return sorted({place for question in questions for place in question.evidence})
+
+
+def score(
+    model: Model, ids: Sequence[int], questions: Questions, decoding: str, new_tokens: int
+) -> Scores:
+    """Score one prompt: set and multiset score, share recalled, share of steps that look right.
+
+    The scores and the last are by (layer, head); layers that look nowhere (-1) have none. Of the
+    needle, the evidence of all questions, the model generates the share recalled: questions that it
+    answers, or the ROUGE-1 recall of its greedy answer.
+    """
+    needle = evidence(questions)
+    if decoding == "greedy":
+        looked, generated = greedy_steps(model, ids, questions, new_tokens)
+        recalled = _rouge(model, ids, questions, generated)
+        places: Sequence[Sequence[int]] = [needle] * len(looked)
+        tokens = np.asarray([*opening(ids, questions), *generated], dtype=np.int64)
+    else:
+        looked, generated = decode_steps(model, ids, questions)
+        rows = zip(generated, questions, strict=True)
+        recalled = float(np.mean([token in question.answer_ids for token, question in rows]))
+        places = [question.evidence for question in questions]
+        tokens = np.asarray(ids, dtype=np.int64)
+    copies, needle_ids = copied(looked, generated, tokens, tuple(needle)), tokens[needle]
+    hits = [np.isin(rows, place) for rows, place in zip(looked, places, strict=True)]
     blind = (looked < 0).all(0)
-    sets = np.where(blind, np.nan, set_score(copies, generated, needle_ids))
-    multisets = np.where(blind, np.nan, multiset_score(copies, needle_ids))
-    return sets, multisets, float(np.mean(right))
-
-
-def right(questions: Questions, looked: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the share of steps whose largest weight lies on the evidence (layer, head)."""
-    hits = [
-        np.isin(rows, question.evidence) for rows, question in zip(looked, questions, strict=True)
-    ]
-    return np.where((looked < 0).all(0), np.nan, np.mean(hits, axis=0))
+    sets, multisets, matched = (
+        np.where(blind, np.nan, values)
+        for values in (
+            set_score(copies, generated, needle_ids),
+            multiset_score(copies, needle_ids),
+            np.mean(hits, axis=0),
+        )
+    )
+    return sets, multisets, recalled, matched

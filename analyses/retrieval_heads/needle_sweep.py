@@ -20,7 +20,7 @@ from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, lab
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _head_masking
-from headscope.analyses.retrieval_heads._needle_steps import FORMS, decode_steps, right, score
+from headscope.analyses.retrieval_heads._needle_steps import DECODINGS, FORMS, score
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture
 from headscope.probes.models.model import Model
@@ -42,6 +42,9 @@ def run(
     model: Model,
     task: Task,
     *,
+    decoding: Annotated[str, OneOf(tuple(DECODINGS))] = "teacher_forced",
+    new_tokens: Annotated[int, AtLeast(1)] = 16,
+    form: Annotated[str, OneOf(tuple(FORMS))] = "set",
     lengths: str = "64,128",
     depths: Annotated[int, AtLeast(1)] = 3,
     cell_prompts: Annotated[int, AtLeast(1)] = 2,
@@ -56,14 +59,22 @@ def run(
 ) -> xr.Dataset:
     """Plant needles over a grid of lengths and depths; score every head in every cell.
 
-    Each word of the needle is one decode step, read with the right words before it (teacher
-    forcing). Only the asked rows are read, so no map is built at any length.
+    Only the asked rows are kept, so no map is built at any length.
 
     Parameters
     ----------
     task
         The task ``needle``: its seed, and how many prompts the masking curve has. They are drawn
         at the shortest length, at depths spread from 0 to 1.
+    decoding
+        ``teacher_forced`` (each word of the needle is one decode step, read with the right words
+        before it) or ``greedy`` (the model answers on its own, as in the paper).
+    new_tokens
+        Tokens that the model writes greedily, to the end of the line at most; the released code
+        allows 50.
+    form
+        Score that says where a head retrieves and in which order heads are masked: ``set`` (the
+        paper's text) or ``multiset`` (its code).
     lengths
         Words in a prompt, separated by commas.
     depths
@@ -71,18 +82,19 @@ def run(
     cell_prompts
         Needles in each cell of the grid.
     span
-        Words in a needle's value, each one decode step.
+        Words in a needle's value.
     threshold
         Score above which a head retrieves.
     always
         Share of the cells in which an always-on head retrieves.
     least_recalled
-        Prompts count only when the model generates more than this share of the needle's tokens.
+        Prompts count only when the model generates more than this share of the needle: of its
+        tokens, or the ROUGE-1 recall of the greedy answer.
     counts
         Numbers K of heads masked in the curve, separated by commas; each at most half of the heads.
     masking
         ``zero`` (the heads' outputs are zero) or ``uniform`` (they attend everywhere alike, as in
-        the released code).
+        the released code); of greedy answers, only while they are written.
     draws
         Random sets of K other heads for each K.
     seed
@@ -108,42 +120,39 @@ def run(
         )
 
     cells = [[draw(cell_prompts, length, depth) for depth in fractions] for length in words]
-    sets, multisets, recalled, matched, digest = _read(model, cells)
+    sets, multisets, recalled, matched, digest = _read(model, cells, decoding, new_tokens)
     counted = recalled > least_recalled
-    convention = (
-        f"decode step = word of the needle, teacher-forced; prompts with more than "
-        f"{least_recalled:.0%} of the needle generated count ({int(counted.sum())} of "
-        f"{counted.size})"
-    )
+    rule = DECODINGS[decoding].format(least=least_recalled, new_tokens=new_tokens)
+    convention = f"{rule} ({int(counted.sum())} of {counted.size})"
     results = Results(capture(model, cells[0][0], stats=("lse",)), seed=seed, source=SOURCE)
     grid = ("layer", "head")
     results.add_means(
-        ("accuracy", GRID, np.moveaxis(recalled, 2, 0), "Needle tokens that the model generates",
-         SHARE, f"{cell_prompts} needles of {span} words in each cell, teacher-forced"),
+        ("accuracy", GRID, np.moveaxis(recalled, 2, 0), "Part of the needle that is generated",
+         SHARE, f"{cell_prompts} needles of {span} words in each cell; {decoding}"),
         ("looked", grid, matched.reshape(-1, *matched.shape[3:]),
-         "Decode steps with the largest weight on the right word", ("share of steps", *ZERO_TO_ONE),
+         "Decode steps with the largest weight on what is asked", ("share of steps", *ZERO_TO_ONE),
          "whatever is generated; every prompt counts"),
     )  # fmt: skip
-    for (form, (high, formula)), scores in zip(FORMS.items(), (sets, multisets), strict=True):
+    for (name, (high, formula)), scores in zip(FORMS.items(), (sets, multisets), strict=True):
         kept = np.where(counted[..., None, None], scores, np.nan)
         meaning = ("share of the needle", "sequential", 0, high)
         results.add_means(
-            (f"retrieval_{form}", (*GRID, *grid), np.moveaxis(kept, 2, 0),
-             f"Retrieval score ({form}) by length and depth", meaning, f"{formula}; {convention}"),
-            (f"mean_{form}", grid, kept.reshape(-1, *kept.shape[3:]),
-             f"Retrieval score ({form}), mean of all prompts", meaning, f"{formula}; {convention}"),
+            (f"retrieval_{name}", (*GRID, *grid), np.moveaxis(kept, 2, 0),
+             f"Retrieval score ({name}) by length and depth", meaning, f"{formula}; {convention}"),
+            (f"mean_{name}", grid, kept.reshape(-1, *kept.shape[3:]),
+             f"Retrieval score ({name}), mean of all prompts", meaning, f"{formula}; {convention}"),
         )  # fmt: skip
-    on, known = _always_on(results["retrieval_set"].values, threshold)
-    rule = (
-        f"share of the {known} cells with a recalled needle where the mean set score "
+    on, known = _always_on(results[f"retrieval_{form}"].values, threshold)
+    cell_rule = (
+        f"share of the {known} cells with a recalled needle where the mean {form} score "
         f"exceeds {threshold:g}"
     )
     results.add_all(
         ("always_on", grid, on, "Cells in which the head retrieves",
-         ("share of cells", *ZERO_TO_ONE), rule),
+         ("share of cells", *ZERO_TO_ONE), cell_rule),
         ("always_on_share", (), (on[~np.isnan(on)] >= always).mean() * 100 if known else np.nan,
          "Heads that are always on", ("%", "sequential", 0, 100),
-         f"{rule}, in at least {always:.0%} of them"),
+         f"{cell_rule}, in at least {always:.0%} of them"),
     )  # fmt: skip
 
     coords: dict[str, Any] = {"length": [*words], "depth": [*fractions]}
@@ -153,7 +162,8 @@ def run(
     if known:
         axes, record, verdict = _head_masking.curve(
             results, model, draw(len(task), min(words)),
-            top(results["mean_set"].values, on.size), masked_counts, masking=masking, draws=draws,
+            top(results[f"mean_{form}"].values, on.size), masked_counts, masking=masking,
+            draws=draws, decoding=decoding, new_tokens=new_tokens,
         )  # fmt: skip
         coords |= axes
         note = ""
@@ -179,7 +189,9 @@ def _always_on(scores: Array, threshold: float) -> tuple[Array, int]:
     return np.where(np.isnan(cells).all(0), np.nan, passing), int(known.sum())
 
 
-def _read(model: Model, cells: list[list[Task]]) -> tuple[Array, Array, Array, Array, str]:
+def _read(
+    model: Model, cells: list[list[Task]], decoding: str, new_tokens: int
+) -> tuple[Array, Array, Array, Array, str]:
     """Score every prompt of every cell (length, depth, prompt, ...), and digest their tokens."""
     digests, rows = [], []
     with steps(sum(len(row) for row in cells)) as step:
@@ -188,9 +200,7 @@ def _read(model: Model, cells: list[list[Task]]) -> tuple[Array, Array, Array, A
             assert prompts.encoded is not None
             digests.append(prompts.digest())
             for ids, questions in zip(prompts.ids, prompts.encoded.questions, strict=True):
-                looked, generated = decode_steps(model, ids, questions)
-                scores = score(ids, questions, looked, generated)
-                rows.append((*scores, right(questions, looked)))
+                rows.append(score(model, ids, questions, decoding, new_tokens))
             step()
     shape = (len(cells), len(cells[0]), -1)
     sets, multisets, recalled, matched = (

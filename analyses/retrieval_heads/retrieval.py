@@ -4,7 +4,9 @@ A needle (a fact stated once in a long text) is asked for at the end. At each de
 copies when the largest weight of its last row lies on the needle and the token there is the one
 that the model generates. The score is the share of the needle's distinct tokens copied (set, the
 paper's text) or the number of copying steps over the needle's length (multiset, its released
-code, which can exceed 1). The recall score is the mean weight that a head sends from each question
+code, which can exceed 1). Decode steps are the questions, with the right words before them (teacher
+forcing), or those of the model's own greedy answer, which then counts by its ROUGE-1 recall of the
+needle, as in the paper. The recall score is the mean weight that a head sends from each question
 of multi-query recall to the stated value. Beside each stands the causal check: the accuracy without
 the top heads, and without as many random others.
 
@@ -18,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import causal_check
-from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     GRID,
@@ -28,12 +30,11 @@ from headscope.analyses._runtime.results import (
     attending,
     heads,
     named,
-    require,
     require_prompts,
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses.retrieval_heads import _needle_steps
+from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
@@ -41,7 +42,7 @@ from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import encode
 
-NEEDS = ("topk_key",)
+NEEDS = ()
 QUICK = {"draws": 1, "recall_prompts": 2}
 SUPPORTS = {"hybrid"}
 TASK = "needle"
@@ -56,26 +57,42 @@ def run(
     model: Model,
     task: Task,
     *,
+    decoding: Annotated[str, OneOf(tuple(_needle_steps.DECODINGS))] = "teacher_forced",
+    new_tokens: Annotated[int, AtLeast(1)] = 16,
+    form: Annotated[str, OneOf(tuple(_needle_steps.FORMS))] = "set",
     threshold: Annotated[float, Between(0, 1)] = 0.1,
     least_recalled: Annotated[float, Between(0, 1)] = 0.5,
+    masking: Annotated[str, OneOf(tuple(_head_masking.MASKINGS))] = "zero",
     recall_prompts: Annotated[int, AtLeast(1)] = 12,
     draws: Annotated[int, AtLeast(1)] = 5,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by what it copies from a needle, and by its weight on recalled facts.
 
-    Each question of a prompt is one decode step, read with the prompt's own words before it
-    (teacher forcing); the needle is the evidence of all its questions.
+    The needle is the evidence of all questions of a prompt.
 
     Parameters
     ----------
     capture, model, task
-        Capture, with ``topk_key``, of planted needles: prompts whose questions name their evidence.
+        Capture, for its provenance alone, of planted needles: prompts whose questions name their
+        evidence.
+    decoding
+        ``teacher_forced`` (each question is one decode step, read with the prompt's own words
+        before it) or ``greedy`` (the model answers the first question on its own, as in the paper).
+    new_tokens
+        Tokens that the model writes greedily, to the end of the line at most; the released code
+        allows 50.
+    form
+        Score that makes a retrieval head: ``set`` (the paper's text) or ``multiset`` (its code).
     threshold
-        Mean set score above which a head is a retrieval head, and mean weight above which it is a
-        recall head. These heads (the best one where none is) are ablated in the causal checks.
+        Mean score above which a head is a retrieval head, and mean weight above which it is a
+        recall head. These heads (the best one where none is) are masked in the causal checks.
     least_recalled
-        Prompts count only when the model generates more than this share of the needle's tokens.
+        Prompts count only when the model generates more than this share of the needle: of its
+        tokens, or the ROUGE-1 recall of the greedy answer.
+    masking
+        Of the needle's check: ``zero`` (the heads' outputs are zero) or ``uniform`` (they attend
+        everywhere alike, as in the released code); of greedy answers, only while they are written.
     recall_prompts
         Number of prompts of multi-query recall, made with the task's seed.
     draws
@@ -88,22 +105,19 @@ def run(
     Dataset with ``retrieval_set`` (layer, head; 0 to 1), ``retrieval_multiset`` (layer, head; from
     0, may exceed 1), ``recall`` (layer, head; share of weight), each with 95 % intervals over
     prompts; ``retrieval_share`` (percent of heads above the threshold), ``recalled`` (share of
-    needle tokens that the model generates), ``needle_accuracy`` and ``recall_accuracy``
+    the needle that the model generates), ``needle_accuracy`` and ``recall_accuracy``
     (condition). The retrieval scores are missing where the model recalls no needle.
     """
-    require(capture, NEEDS, "retrieval")
-    sets, multisets, recalled = _score(capture, model, task)
+    sets, multisets, recalled = _score(capture, model, task, decoding, new_tokens)
     counted = recalled > least_recalled
-    convention = (
-        f"decode step = question, teacher-forced; prompts with more than {least_recalled:.0%} of "
-        f"the needle generated count ({int(counted.sum())} of {len(counted)})"
-    )
+    rule = _needle_steps.DECODINGS[decoding].format(least=least_recalled, new_tokens=new_tokens)
+    convention = f"{rule} ({int(counted.sum())} of {len(counted)})"
     results = Results(capture, seed=seed, source=SOURCE)
     forms = _needle_steps.FORMS.items()
-    for (form, (high, formula)), scores in zip(forms, (sets, multisets), strict=True):
+    for (name, (high, formula)), scores in zip(forms, (sets, multisets), strict=True):
         kept = np.where(counted[:, None, None], scores, np.nan)
         results.add_mean(
-            f"retrieval_{form}", GRID, kept, f"Retrieval score ({form})", "share of the needle",
+            f"retrieval_{name}", GRID, kept, f"Retrieval score ({name})", "share of the needle",
             "sequential", 0, high, convention=f"{formula}; {convention}",
         )  # fmt: skip
 
@@ -115,27 +129,35 @@ def run(
         convention=f"mean over the questions of {recall_prompts} prompts of multi-query recall",
     )  # fmt: skip
 
-    score, weight = results["retrieval_set"].values, results["recall"].values
+    score, weight = results[f"retrieval_{form}"].values, results["recall"].values
     passed = score > threshold
     scored = bool(counted.any())
     results.add(
         "retrieval_share", (), passed[attending(capture)].mean() * 100 if scored else np.nan,
         "Share of heads above the threshold", "%", "sequential", 0, 100,
-        convention=f"mean set score > {threshold:g}; {convention}",
+        convention=f"mean {form} score > {threshold:g}; {convention}",
     )  # fmt: skip
-    results.add_mean("recalled", (), recalled, "Needle tokens that the model generates", *SHARE)
+    results.add_mean(
+        "recalled", (), recalled, "Part of the needle that the model generates", *SHARE
+    )
 
     pool = heads(capture)
-    checks = {"needle": (task, score if scored else weight), "recall": (recall_task, weight)}
+    answered = _head_masking.measure(model, task, masking, decoding, new_tokens)
+    plain = _head_masking.measure(model, recall_task, "zero", "teacher_forced", new_tokens)
+    checks = {
+        "needle": (task, score if scored else weight, answered),
+        "recall": (recall_task, weight, plain),
+    }
     outcomes: list[Verdict] = []
     records: dict[str, Any] = {}
     with steps(len(checks)) as step:
-        for name, (subject, ranking) in checks.items():
+        for name, (subject, ranking, (measure, what, how)) in checks.items():
             checked, conditions, record = causal_check.check(
-                f"{name}_accuracy", f"Accuracy on {subject.name}", model, subject,
+                f"{name}_accuracy", f"{what[0].upper()}{what[1:]} on {subject.name}",
+                model, subject,
                 above(ranking, threshold, len(pool) // 2), pool,
                 kind="retrieval" if name == "needle" and scored else "recall",
-                draws=draws, seed=seed,
+                draws=draws, seed=seed, measure=measure, score=what, how=how,
             )  # fmt: skip
             results.variables |= checked
             records[name] = record
@@ -156,19 +178,18 @@ def run(
     )
 
 
-def _score(capture: xr.Dataset, model: Model, task: Task) -> tuple[Array, Array, Array]:
+def _score(
+    capture: xr.Dataset, model: Model, task: Task, decoding: str, new_tokens: int
+) -> tuple[Array, Array, Array]:
     """Return what heads copy at the decode steps: set and multiset scores, share recalled."""
     model.check_predicts()
     encoded = encode(task, model.tokenizer, model.bos)
     require_prompts(capture, len(encoded.ids))
     if not all(any(question.evidence for question in row) for row in encoded.questions):
         raise NotApplicable("evidence: a prompt names none; give the positions of the answer")
-    keys = capture["topk_key"].sel(rank=1).transpose("prompt", "query", "layer", "head")
-    scores = []
-    for prompt, (ids, row) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
-        best = keys.isel(prompt=prompt, query=[question.at for question in row]).values
-        looked = np.nan_to_num(best, nan=-1.0).astype(np.int64)
-        _, generated = _needle_steps.decode_steps(model, ids, row)
-        scores.append(_needle_steps.score(ids, row, looked, generated))
-    sets, multisets, recalled = zip(*scores, strict=True)
-    return np.stack(sets), np.stack(multisets), np.asarray(recalled, dtype=np.float64)
+    scores = [
+        _needle_steps.score(model, ids, row, decoding, new_tokens)
+        for ids, row in zip(encoded.ids, encoded.questions, strict=True)
+    ]
+    sets, multisets, recalled, _ = map(np.stack, zip(*scores, strict=True))
+    return sets, multisets, recalled

@@ -50,6 +50,7 @@ def generate(
     *,
     new_tokens: int = 32,
     prefix: int = 0,
+    prefill_edited: bool = True,
     sample: bool = False,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
@@ -76,11 +77,14 @@ def generate(
     stats
         Statistics with one result for every query, and ``received``.
     edits
-        Edits on the heads, at every step.
+        Edits on the heads, at the prompt and at every step.
     new_tokens
         Tokens to generate, at most; an end-of-text token ends a prompt earlier.
     prefix
         Last tokens of every prompt that begin the answer: ``span_mass`` counts them as generated.
+    prefill_edited
+        Whether the edits hold for the whole prompt; else from its last token on, which decides the
+        first new one, so that keys and values of the rest are the clean model's.
     sample
         Whether tokens are drawn by their probability; else the most probable is taken.
     seed
@@ -138,7 +142,8 @@ def generate(
     settings = {"do_sample": sample, "max_new_tokens": int(new_tokens), **(options or {})}
     runs = []
     for done, ids in enumerate(batch.ids):
-        runs.append(Steps(resolved, len(ids) - prefix).run(loaded, ids, settings, seed))
+        edited = 0 if prefill_edited else len(ids)
+        runs.append(Steps(resolved, len(ids) - prefix, edited).run(loaded, ids, settings, seed))
         if progress is not None:
             progress(done + 1, len(batch.ids))
     finished = Prompts(tuple(steps.ids for steps in runs), batch.task, batch.seed)
@@ -155,7 +160,9 @@ def generate(
             array = recorder.writer.arrays[name]
             array[row] = steps.joined(name, array.shape[1:])
     dataset = recorder.dataset()
-    dataset.attrs.update(sample=bool(sample), sampling_seed=int(seed))
+    dataset.attrs.update(
+        sample=bool(sample), sampling_seed=int(seed), prefill_edited=bool(prefill_edited)
+    )
     position = xr.DataArray(np.arange(dataset.sizes["query"]), dims="query")
     starts = xr.DataArray([len(ids) for ids in batch.ids], dims="prompt")
     generated = (position >= starts) & (position < dataset["length"])
@@ -166,11 +173,13 @@ def generate(
 class Steps:
     """The steps of one prompt: the rows that each gave, layer by layer.
 
-    ``start`` counts the tokens of the prompt before the answer begins.
+    ``start`` counts the tokens of the prompt before the answer begins. The edits hold for passes
+    that see ``edited`` keys or more; what comes before them is a pass of its own.
     """
 
     options: CaptureOptions
     start: int
+    edited: int = 0
     ids: tuple[int, ...] = ()
     layers: dict[int, AttentionCall] = field(default_factory=dict)
     rows: list[tuple[AttentionCall, dict[str, Array]]] = field(default_factory=list)
@@ -188,6 +197,8 @@ class Steps:
         filler = ends[0] if isinstance(ends, list) else ends
         with torch.no_grad(), torch.random.fork_rng(), intercept_attention(model, self.attend):
             torch.manual_seed(seed)
+            if self.edited > 1:
+                module(input_ids=given[:, : self.edited - 1], past_key_values=cache, use_cache=True)
             written = module.generate(
                 given,
                 attention_mask=torch.ones_like(given),
@@ -205,7 +216,8 @@ class Steps:
         keys = call.key.shape[2]
         spans = (torch.arange(keys) >= self.start).long()[None]
         request = self.options.request_for(None, spans)
-        return Reader(request, self.options.edits, self._take)(call)
+        edits = self.options.edits if keys >= self.edited else ()
+        return Reader(request, edits, self._take)(call)
 
     def _take(self, call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         self.layers[call.layer] = call

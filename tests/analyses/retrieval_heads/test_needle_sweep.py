@@ -15,6 +15,7 @@ from headscope.probes.prompts.tokens import encode
 
 # The five heads of the last layer that copy, by the model card's knock-outs.
 COPYING = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
+FORCED = {"decoding": "teacher_forced", "new_tokens": 1}
 EVERY = [(layer, head) for layer in range(2) for head in range(4)]
 
 
@@ -60,12 +61,31 @@ def test_masking_the_best_heads_breaks_recall_and_random_ones_do_not(result):
 
 
 @pytest.mark.requirement("B1")
+def test_greedy_answers_lose_the_needle_without_the_best_heads_alone(bundled):
+    options = {
+        "lengths": "40", "depths": 2, "span": 3, "counts": "5", "draws": 4, "new_tokens": 12,
+        "decoding": "greedy", "form": "multiset", "masking": "uniform",
+    }  # fmt: skip
+    result = execute("needle_sweep", bundled, n=4, options=options)
+    assert float(result["accuracy"].min()) == 1.0
+    # The needle is said again and again, and each time counts.
+    assert float(result["mean_multiset"].max()) > 1.5 > float(result["mean_set"].max())
+    curve = result["masking"].sel(count=5)
+    assert float(result["masking"].sel(count=0, condition="top heads")) == 1.0
+    assert float(curve.sel(condition="top heads")) < 0.2
+    assert float(curve.sel(condition="random other heads")) > 0.8
+    assert set(result.attrs["causal"]["masking"]["heads"]["5"]) == COPYING
+
+
+@pytest.mark.requirement("B1")
 @pytest.mark.parametrize("masking", ["zero", "uniform"])
 def test_the_curve_of_a_known_circuit(circuit, masking):
     task = needle(("north", "south"), n=3)
     ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
     results, given = Results(xr.Dataset()), (circuit, task, ranked, (1, 4))
-    coords, record, verdict = _head_masking.curve(results, *given, masking=masking, draws=6)
+    coords, record, verdict = _head_masking.curve(
+        results, *given, masking=masking, draws=6, **FORCED
+    )
     mean = results["masking"].values
     assert verdict.state == "supported"
     assert coords["count"] == [0, 1, 4]
@@ -82,7 +102,7 @@ def test_heads_without_a_part_leave_a_disagreement(circuit):
     task = needle(("north",), n=3)
     ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
     results = Results(xr.Dataset(), seed=1)
-    settings = {"masking": "zero", "draws": 4}
+    settings = {"masking": "zero", "draws": 4, **FORCED}
     _, _, verdict = _head_masking.curve(results, circuit, task, ranked, (1,), **settings)
     assert verdict.state == "disagreement"
 

@@ -80,6 +80,24 @@ def test_edits_hold_at_every_step(tiny, ids):
     assert found.attrs["reweighted"]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2"])
+def test_edits_can_begin_with_the_last_token_of_the_prompt(family, tiny, ids):
+    """The rows before it are those of the clean model, and its keys and values stay."""
+    model = load_model(tiny(family))
+    given: dict[str, Any] = {"new_tokens": 8, "options": {"eos_token_id": None}}
+    prompt, stats = ids(7), ("entropy", "max_weight")
+    plain = generate(model, [prompt], stats, **given)
+    same = generate(model, [prompt], stats, prefill_edited=False, **given)
+    assert written(same) == written(plain)
+    np.testing.assert_allclose(same["entropy"], plain["entropy"], atol=2e-5)
+    edits = (Ablate(heads=((0, 0), (0, 1), (0, 2))),)
+    edited = generate(model, [prompt], stats, edits, prefill_edited=False, **given)
+    rows = [each["entropy"].values[0] for each in (plain, edited)]
+    np.testing.assert_allclose(rows[0][..., :6], rows[1][..., :6], atol=2e-5)
+    # The last layer reads what the edited heads wrote, at the last token and not before it.
+    assert np.abs(rows[0][-1, :, 6] - rows[1][-1, :, 6]).max() > 1e-4
+
+
 def test_draws_repeat_with_their_seed(tiny, ids):
     model = load_model(tiny("llama"))
     options = {"eos_token_id": None, "temperature": 2.0}
