@@ -13,7 +13,8 @@ def auroc(
 
     The chance that a true sample scores above a false one, ties counting half; NaN where all are of
     one kind or a score is missing. Whole groups are resampled, so samples that belong together stay
-    together.
+    together; a group drawn twice meets itself, which is why the mean of the resamples is put where
+    the area is.
 
     >>> auroc([True, False, True, False], [3.0, 1.0, 2.0, 2.5], [0, 0, 1, 1])[0]
     0.75
@@ -32,5 +33,6 @@ def auroc(
     true, false = weights[:, owner[right]], weights[:, owner[~right]]
     pairs = true.sum(1) * false.sum(1)
     areas = np.einsum("rt,tf,rf->r", true, wins, false)[pairs > 0] / pairs[pairs > 0]
+    areas = np.clip(areas + wins.mean() - areas.mean(), 0, 1)
     lower, upper = np.quantile(areas, [TAIL, 1 - TAIL])
     return float(wins.mean()), float(lower), float(upper)
