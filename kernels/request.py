@@ -29,7 +29,8 @@ class Request:
     stats
         Names from ``headscope.kernels.statistics.names()``; ``z`` is always computed.
     first
-        Number of first keys whose mass is ``first_mass``, 1 or more.
+        Number of first keys whose mass is ``first_mass``, which ``span_without_first`` leaves out;
+        1 or more.
     offsets
         Relative offsets of ``offset_mass``: the mass at key = query - offset, in tokens; 0 is the
         token itself, 1 the previous token, -1 the next one.
@@ -43,7 +44,7 @@ class Request:
     spans
         For every key the number of its span in ``span_mass``, from 0; -1 means none.
     share
-        Share of the mass that ``effective_span`` holds, above 0 and below 1.
+        Share of the mass that ``effective_span`` and ``span_without_first`` hold, between 0 and 1.
     k
         Number of keys in ``topk`` and ``topk_key``, 1 or more.
     horizon

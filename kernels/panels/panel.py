@@ -180,23 +180,36 @@ class Panel:
     @cached_property
     def before(self) -> Float[Tensor, "batch head query boundary"]:
         """Mass on the keys before each key of the panel, and in the end on all."""
-        batch, heads, queries, keys = self.weights.shape
-        key_sum = self.weights.new_empty(batch, heads, queries, keys + 1)
-        key_sum[..., 0] = 0.0
-        torch.cumsum(self.weights, dim=-1, out=key_sum[..., 1:])
+        return self.sum_before(self.weights)
+
+    @staticmethod
+    def sum_before(
+        weights: Float[Tensor, "batch head query key"],
+    ) -> Float[Tensor, "batch head query boundary"]:
+        """Add the weights before each key, and in the end all."""
+        batch, heads, queries, keys = weights.shape
+        key_sum = weights.new_empty(batch, heads, queries, keys + 1)
+        key_sum[..., 0] = 0
+        torch.cumsum(weights, dim=-1, out=key_sum[..., 1:])
         return key_sum
 
     def within(
-        self, reach: Int[Tensor, "#batch #head #query choice"]
+        self,
+        reach: Int[Tensor, "#batch #head #query choice"],
+        before: Float[Tensor, "batch head query boundary"] | None = None,
     ) -> Float[Tensor, "batch head query choice"]:
-        """Add the weights of the keys at a distance below ``reach``, to either side."""
+        """Add the weights of the keys at a distance below ``reach``, to either side.
+
+        ``before`` are the sums before each key, where not all weights count.
+        """
+        before = self.before if before is None else before
         batch, heads, queries, keys = self.weights.shape
         position = self.visibility.positions[self.queries, None] - self.keys.start
         shape = (batch, heads, queries, -1)
         # In causal order nothing lies ahead, and the mass so far is that of the whole row.
         stop = (position + reach).clamp(0, keys).expand(shape)
         start = (position - reach + 1).clamp(0, keys).expand(shape)
-        return self.before.gather(3, stop) - self.before.gather(3, start)
+        return before.gather(3, stop) - before.gather(3, start)
 
     @cached_property
     def distances(self) -> Float[Tensor, "query key"]:

@@ -13,25 +13,35 @@ from headscope.kernels.statistic import Statistic
 
 
 def from_panel(panel: Panel) -> Tensor:
-    """Halve the interval that the answer lies in, from the prefix sums of each row."""
-    wanted = panel.request.share * panel.before[..., -1:]
+    """Read the span off the prefix sums of each row."""
+    # A learned sink may leave the keys with a mass that rounds to 0.
+    return shortest(panel, panel.before).clamp_min(1).float()
+
+
+def shortest(panel: Panel, before: Tensor) -> Tensor:
+    """Halve the interval that the shortest distance lies in, given the sums before each key."""
+    wanted = panel.request.share * before[..., -1:]
     longest = max(panel.visibility.queries, panel.visibility.keys)
     misses = torch.zeros(wanted.shape, dtype=torch.long, device=wanted.device)
     holds = misses + longest
     for _ in range((longest - 1).bit_length()):
         middle = (misses + holds) // 2
-        enough = panel.within(middle) >= wanted
+        enough = panel.within(middle, before) >= wanted
         holds = torch.where(enough, middle, holds)
         misses = torch.where(enough, misses, middle)
-    # A learned sink may leave the keys with a mass that rounds to 0.
-    return holds[..., 0].clamp_min(1).float()
+    return holds[..., 0]
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
     """Order the keys of each row by distance and add weights until they are enough."""
-    key = torch.arange(dense.weights.shape[-1])
+    return nearest(dense, dense.weights)
+
+
+def nearest(dense: DenseAttention, weights: Tensor) -> Tensor:
+    """Add weights by distance until they are enough."""
+    key = torch.arange(weights.shape[-1])
     distance, order = (dense.positions[:, None] - key).abs().sort(dim=-1)
-    mass = dense.weights.gather(3, order.expand_as(dense.weights)).cumsum(dim=-1)
+    mass = weights.gather(3, order.expand_as(weights)).cumsum(dim=-1)
     enough = mass >= dense.request.share * mass[..., -1:]
     place = enough.long().argmax(dim=-1, keepdim=True)
     return distance.expand_as(mass).gather(3, place)[..., 0].double() + 1

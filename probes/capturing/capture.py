@@ -76,7 +76,7 @@ def capture(
     edits
         Edits on the heads, applied in order (`headscope.probes.interventions`).
     first
-        Number of first keys in ``first_mass``.
+        Number of first keys in ``first_mass``, which ``span_without_first`` leaves out.
     offsets
         Distances in ``offset_mass``: the key at query - offset.
     targets
@@ -93,7 +93,7 @@ def capture(
         Tokens of ``span_mass``: a mapping from a name to lists of positions per prompt, or names
         of roles of the task. Without it every role of the task. Spans may overlap.
     share
-        Share of the mass that ``effective_span`` holds, between 0 and 1.
+        Share of the mass that ``effective_span`` and ``span_without_first`` hold, between 0 and 1.
     k
         Number of keys in ``topk`` and ``topk_key``.
     horizon

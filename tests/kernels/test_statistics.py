@@ -72,6 +72,8 @@ def test_values_stay_inside_the_declared_range(statistic, both):
     for name in VARIANTS:
         values = both(name, 100)[0][statistic]
         values = values[values.isfinite()]
+        if not values.numel():
+            continue
         if declared.low is not None:
             assert values.min() >= declared.low - 1e-6
         if declared.high is not None:

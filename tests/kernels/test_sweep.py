@@ -49,7 +49,7 @@ def check_same(inputs: Any, rtol: float = 2e-6) -> None:
     panels = attend(*inputs, options, engine="panels")
     assert set(swept) == {"z", *inputs.request.stats}
     for name, values in panels.items():
-        if name in ("topk_key", "effective_span"):
+        if name in ("topk_key", "effective_span", "span_without_first"):
             assert torch.equal(swept[name].isnan(), values.isnan())
             assert ((swept[name] - values).nan_to_num() != 0).float().mean() < 2e-3, name
         else:
@@ -101,7 +101,11 @@ def test_the_sweep_and_torch_agree_at_odd_lengths(length, tile, draw, way):
 
 @pytest.mark.parametrize("tile", [16, 40, 130])
 def test_sharp_logits_are_made_exactly_a_few_rows_at_a_time(tile, draw, agree, way):
-    few = tuple(name for name in statistics.names() if name not in ("topk_key", "effective_span"))
+    few = tuple(
+        name
+        for name in statistics.names()
+        if name not in ("topk_key", "effective_span", "span_without_first")
+    )
     for options in ({}, {"window": 50}, {"softcap": 200.0}):
         inputs = draw(300, request={"tile": tile, "stats": few})
         # Some rows of the later tiles, so that pieces with and without them take turns.

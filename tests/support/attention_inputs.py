@@ -226,7 +226,21 @@ def check_keys(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) 
 
 def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
     """Fail unless this many tokens hold the share, and one token less does not."""
-    weights = dense["pattern"]
+    _check_reach(got, dense["pattern"], inputs, near)
+
+
+def check_later_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float) -> None:
+    """Fail unless the same holds of the keys after the first ones."""
+    keys = dense["pattern"].shape[3]
+    mask = inputs.options.get("key_mask")
+    parts = (torch.ones(1, keys) if mask is None else mask.float()).split(
+        inputs.options.get("lengths") or keys, dim=1
+    )
+    others = torch.cat([part.cumsum(1) > inputs.request.first for part in parts], dim=1)
+    _check_reach(got, dense["pattern"] * others[:, None, None], inputs, near)
+
+
+def _check_reach(got: Tensor, weights: Tensor, inputs: Any, near: float) -> None:
     queries, keys = weights.shape[2:]
     shift = keys - queries if inputs.options.get("causal", True) else 0
     distance = (torch.arange(queries)[:, None] + shift - torch.arange(keys)).abs()
@@ -238,4 +252,6 @@ def check_reach(got: Tensor, dense: dict[str, Tensor], inputs: Any, near: float)
 
 # Rounding may swap two keys of nearly one weight, or move a sum across the share: what is checked
 # is that the choice is right within the rounding.
-CHOICES = {"topk_key": check_keys, "effective_span": check_reach}
+CHOICES = {
+    "topk_key": check_keys, "effective_span": check_reach, "span_without_first": check_later_reach,
+}  # fmt: skip

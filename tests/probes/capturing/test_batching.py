@@ -16,7 +16,7 @@ from headscope.probes.prompts.prompt_batch import batches
 
 LENGTHS = (30, 31, 29, 12, 13)
 # Where a choice hangs on the last bit of a weight, another key is as good.
-CHOICES = ("topk_key", "effective_span")
+CHOICES = ("topk_key", "effective_span", "span_without_first")
 
 
 def options(given: list[list[int]]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_rows_of_steps_are_rows_of_the_text(family, tiny, ids):
     assert [text[: len(prompt)] for text, prompt in zip(texts, prompts, strict=True)] == prompts
     expected = capture(model, texts, STATS, spans=spans(found), **options)
     for name in STATS:
-        if name in ("topk_key", "effective_span"):
+        if name in ("topk_key", "effective_span", "span_without_first"):
             same = (found[name].values == expected[name].values) | found[name].isnull().values
             assert same.mean() > 0.99, name
             continue
