@@ -8,9 +8,10 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
+from headscope.kernels.formatting import amount
+
 LONGEST = 18
 POSITIONS = ("query", "key", "query_tile", "key_tile")
-MISSING = "not measured"
 # What a hybrid model's other layers (Mamba, linear attention, convolution) lack.
 ABSENT = "no attention map in this layer"
 
@@ -30,21 +31,6 @@ def visible(token: object, longest: int = LONGEST) -> str:
     if len(text) > longest:
         text = text[: longest - 1] + "…"
     return html.escape(text, quote=False) or "∅"
-
-
-def amount(value: float) -> str:
-    """Write a value shortly enough for a cell and exactly enough to compare.
-
-    >>> amount(0.25), amount(0.0), amount(0.000123), amount(float("nan")), amount(1234.5)
-    ('0.250', '0', '1.23e-04', 'not measured', '1234')
-    """
-    if not math.isfinite(value):
-        return MISSING
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.2e}"
 
 
 def measured(value: float, units: str) -> str:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.kernels.formatting import MISSING
 from headscope.viz._frame import (
     PANELS,
     Bound,
@@ -22,7 +23,6 @@ from headscope.viz._frame import (
 )
 from headscope.viz._labels import (
     ABSENT,
-    MISSING,
     POSITIONS,
     absent,
     combinations,

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from headscope.kernels.formatting import MISSING
 from headscope.viz._frame import Bound, frame, heatmap, missing
-from headscope.viz._labels import MISSING, measured, units
+from headscope.viz._labels import measured, units
 from headscope.viz._scale import finite
 
 PLACE = re.compile(r"r(\d+)c(\d+)")

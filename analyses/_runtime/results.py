@@ -12,6 +12,7 @@ from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import percent
 
 # Units, scale and bounds of a share, and what follows other units of a share.
 ZERO_TO_ONE = ("sequential", 0, 1)
@@ -88,7 +89,7 @@ class Results:
         self.add(name, dims, mean, long_name, units, *meaning, **attrs)
         companions = Results(self.capture, interval_of=name, level=LEVEL)
         for end, values in zip(("lower", "upper"), sides, strict=True):
-            title = f"{long_name}, {end} end of the {LEVEL:.0%} interval"
+            title = f"{long_name}, {end} end of the {percent(LEVEL)} interval"
             companions.add(f"{name}_{end}", dims, values, title, units, *meaning)
         self.variables |= companions.variables
 

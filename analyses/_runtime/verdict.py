@@ -8,7 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.bootstrap import TAIL, bootstrap, draws
+from headscope.kernels.formatting import amount, percent
+
+# What moves the output by less, in nats, is no effect to speak of, and nothing is a share of it.
+LEAST_NATS = 0.01
 
 State = Literal["supported", "not_supported", "disagreement", "too_few"]
 # The state that counts where several are joined is the first of these.
@@ -62,3 +66,32 @@ def compare_losses(
         return Verdict("too_few", f"One prompt has no interval: {text}")
     lower = float(bootstrap(more - less, seed=seed)[1])
     return causal_verdict(lower > 0, text.removesuffix("."))
+
+
+def compare_shares(
+    moved: NDArray[np.float64], what: str, groups: tuple[str, str], seed: int
+) -> Verdict:
+    """Conclude whether an edit does less of what ablation does in one group than in another.
+
+    ``moved`` (prompt, 4) has nats of edit and ablation of the first group, then of the second. No
+    share is stated of an ablation whose interval reaches below `LEAST_NATS`: where it is that of
+    the second group, the edit of the first must move less than its ablation. ``what`` names the
+    edit, ``groups`` where it is made.
+    """
+    if len(moved) < 2:
+        return Verdict("too_few", f"One prompt has no interval: {what} is not compared.")
+    means, above = moved.mean(0), bootstrap(moved, seed=seed)[1] > LEAST_NATS
+    resampled = draws(len(moved), 1000, seed) / len(moved) @ moved
+    if above[1] and above[3]:
+        gap = resampled[:, 2] / resampled[:, 3] - resampled[:, 0] / resampled[:, 1]
+        first, second = (percent(means[at] / means[at + 1]) for at in (0, 2))
+        text = f"{what} does {first} of what ablation does in {groups[0]}, {second} in {groups[1]}"
+        return causal_verdict(float(np.quantile(gap, TAIL)) > 0, text)
+    text = "; ".join(
+        f"in {group} {what} moves the output by {amount(means[at])} nats, ablation by "
+        f"{amount(means[at + 1])}"
+        for group, at in zip(groups, (0, 2), strict=True)
+    )
+    if not above[1]:
+        return Verdict("too_few", f"Too little to take a share of: {text}.")
+    return causal_verdict(float(np.quantile(resampled[:, 1] - resampled[:, 0], TAIL)) > 0, text)

@@ -21,6 +21,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.attribution import _skipping
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ()
@@ -119,11 +120,11 @@ def run(
 def _verdict(rho: float, turned: np.ndarray, lost: np.ndarray) -> Verdict:
     least, cheapest = int(np.argmin(turned)), int(np.argmin(lost))
     text = (
-        f"Block {least} turns its input least; skipping it adds {lost[least]:.3g} nats a token, "
-        f"and the cheapest block to skip is {cheapest} ({lost[cheapest]:.3g})."
+        f"Block {least} turns its input least; skipping it adds {amount(lost[least])} nats a "
+        f"token, and the cheapest block to skip is {cheapest} ({amount(lost[cheapest])})."
     )
     if rho > 0:
-        ranking = f"Influence ranks blocks like the loss does (Spearman ρ {rho:.2f})."
+        ranking = f"Influence ranks blocks like the loss does (Spearman ρ {amount(rho)})."
         return Verdict("supported", f"{text} {ranking}")
-    ranking = f"Influence does not rank blocks like the loss (Spearman ρ {rho:.2f})"
+    ranking = f"Influence does not rank blocks like the loss (Spearman ρ {amount(rho)})"
     return Verdict("disagreement", f"{text} {ranking}; trust the loss.")

@@ -23,6 +23,7 @@ from headscope.analyses._runtime.results import GRID, SHARE, Results, attending,
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.attribution import _head_writing
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ()
@@ -127,7 +128,7 @@ def _largest(results: Results) -> list[str]:
 def _note(capture: xr.Dataset, results: Results) -> str:
     note = f"Heads that write most of their layer: {', '.join(_largest(results))}."
     uneven = [
-        f"layer {layer} ({value:.2f})"
+        f"layer {layer} ({amount(value)})"
         for layer, value in enumerate(results["head_balance"].values)
         if attending(capture)[layer] and value < 0.8
     ]
@@ -138,8 +139,8 @@ def _verdict(ends: tuple[float, float, float], share: Any, lost: Any) -> Verdict
     rho, lower, _ = ends
     return interval_verdict(
         lower,
-        f"Heads that write more cost more to lose (Spearman ρ {rho:.2f}).",
-        f"Heads that write more do not cost more to lose (Spearman ρ {rho:.2f}); furthest apart, "
-        f"by norm and by loss: {', '.join(parting(share, lost))}.",
+        f"Heads that write more cost more to lose (Spearman ρ {amount(rho)}).",
+        f"Heads that write more do not cost more to lose (Spearman ρ {amount(rho)}); furthest "
+        f"apart, by norm and by loss: {', '.join(parting(share, lost))}.",
         "One prompt has no interval for the rank correlation with the loss.",
     )

@@ -19,6 +19,7 @@ from headscope.analyses._measurements import direct_logit_attribution
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -109,8 +110,9 @@ def run(
 def _verdict(ends: tuple[float, float, float], furthest: list[str]) -> Verdict:
     rho, lower, _ = ends
     apart = (
-        f"(Spearman ρ {rho:.2f}); they part most at {', '.join(furthest)}, by direct logits and by "
-        "ablation: a head that works through later layers writes little to the answer itself."
+        f"(Spearman ρ {amount(rho)}); they part most at {', '.join(furthest)}, by direct logits "
+        "and by ablation: a head that works through later layers writes little to the answer "
+        "itself."
     )
     return interval_verdict(
         lower,

@@ -23,6 +23,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.attribution import _input, _maxflow, _rollout_rows
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ("pattern",)
@@ -243,8 +244,8 @@ def _verdict(results: Results) -> Verdict:
     for name, truth in TRUTHS.items():
         raw, rolled, flowed = results[name].values
         sentences.append(
-            f"Rank correlation with {truth}: raw {raw:.2f}, rollout {rolled:.2f}, "
-            f"flow {flowed:.2f}."
+            f"Rank correlation with {truth}: raw {amount(raw)}, rollout {amount(rolled)}, "
+            f"flow {amount(flowed)}."
         )
         for method, value in (("rollout", rolled), ("flow", flowed)):
             if not value > raw:

@@ -40,6 +40,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import t_interval
 from headscope.analyses.circuits._code_trials import Trials, auc
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -160,8 +161,8 @@ def run(
         f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
     )
     criterion = (
-        f"|resample ablation| > {threshold:.0%} of the intact {task.metric} ({clean_metric:.3g}), "
-        f"{len(some)} prompts"
+        f"|resample ablation| > {percent(threshold)} of the intact {task.metric} "
+        f"({amount(clean_metric)}), {len(some)} prompts"
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
@@ -220,7 +221,9 @@ def _verdict(scores: NDArray[np.float64], circuit: int, total: int) -> Verdict:
             f"move the threshold.",
         )
     mean = scores.mean(0)
-    numbers = ", ".join(f"{name} {value:.2f}" for name, value in zip(METHODS, mean, strict=True))
+    numbers = ", ".join(
+        f"{name} {amount(value)}" for name, value in zip(METHODS, mean, strict=True)
+    )
     _, lower, _ = t_interval(scores[:, 0] - scores[:, 2], low=-1)
     simpler = [METHODS[method] for method in (1, 3) if mean[method] >= mean[0]]
     more = f" No better than the simpler {' and '.join(simpler)}." if simpler else ""

@@ -10,6 +10,7 @@ from headscope.analyses._runtime.results import Results, labels
 from headscope.analyses._stats.bootstrap import Array, bootstrap, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.kernels.errors import InvalidInput
+from headscope.kernels.formatting import amount
 
 # What of a score must be the same for a difference to have a meaning.
 FIELDS = ("units", "convention", "options")
@@ -107,7 +108,7 @@ def compare(
             "first": _origin(first), "second": _origin(second), "seed": seed, "changed": changed,
             "note": "; ".join(f"{name}: {len(heads)} of {count} heads changed"
                               for name, heads in changed.items())
-            + f"; by chance {0.05 * count:.1f} intervals of {count} leave out 0.",
+            + f"; by chance {amount(0.05 * count)} intervals of {count} leave out 0.",
         },
     )  # fmt: skip
 

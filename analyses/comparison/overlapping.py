@@ -11,6 +11,7 @@ from headscope.analyses._stats.bootstrap import Array, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.comparison.circuit import Circuit
 from headscope.kernels.errors import InvalidInput
+from headscope.kernels.formatting import amount
 
 RESAMPLES = 1000
 SOURCE = "Merullo et al., Circuit Component Reuse Across Tasks in Transformer Language Models"
@@ -88,8 +89,8 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
         attrs={
             "first": dict(first.provenance), "second": dict(second.provenance), "seed": seed,
             "shared_heads": [label(head) for head in shared],
-            "note": f"{len(shared)} shared heads, {expected:.1f} expected of random sets "
-            f"(p = {p_value:.2g}); ranks of all heads agree with ρ {rho:.2f}.",
+            "note": f"{len(shared)} shared heads, {amount(expected)} expected of random sets "
+            f"(p = {p_value:.2g}); ranks of all heads agree with ρ {amount(rho)}.",
         },
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import draws as resample
 from headscope.analyses._stats.bootstrap import percentiles
 from headscope.kernels.errors import InvalidInput
+from headscope.kernels.formatting import amount
 from headscope.probes import capture
 from headscope.probes.capturing.attention_pattern import pattern as attention_pattern
 from headscope.probes.interventions import Edit, FixPattern, Inject
@@ -210,12 +211,12 @@ def _verdict(results: Results, metric: str) -> Verdict:
         (float(results[name].values), float(results[f"{name}_lower"].values))
         for name in ("gain", "gain_over_random")
     )
-    text = f"the repair changes the {metric.replace('_', ' ')} by {gain[0]:+.3g}"
+    text = f"the repair changes the {metric.replace('_', ' ')} by {amount(gain[0], '+')}"
     if not np.isfinite(gain[1]):
         return Verdict("too_few", f"One prompt has no interval; {text}.")
     if gain[1] > 0 and over[1] > 0:
-        text = f"The metric recovers: {text}, {over[0]:+.3g} more than with random other heads."
-        return Verdict("supported", text)
+        more = f"{amount(over[0], '+')} more than with random other heads"
+        return Verdict("supported", f"The metric recovers: {text}, {more}.")
     if gain[1] > 0:
         text = f"Not specific: {text}, but as many random other heads do as well."
         return Verdict("not_supported", text)

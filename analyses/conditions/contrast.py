@@ -25,6 +25,7 @@ from headscope.analyses._stats import effect_size
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.conditions import _conditions, _rare_tokens
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -220,8 +221,8 @@ def _verdict(costs: list[Array], size: int, name: str, paired: bool, seed: int) 
     here, there = costs
     own, random, foreign = here[:, 0].mean(), here[:, 1].mean(), there[:, 0].mean()
     text = (
-        f"without the {size} heads that have more {name} in A its answers lose {own:.3f} nats, "
-        f"those of B {foreign:.3f}; without as many random others A loses {random:.3f}"
+        f"without the {size} heads that have more {name} in A its answers lose {amount(own)} nats, "
+        f"those of B {amount(foreign)}; without as many random others A loses {amount(random)}"
     )
     over_b = effect_size.difference(here[:, 0], there[:, 0], paired=paired, seed=seed)[1]
     over_random = effect_size.difference(here[:, 0], here[:, 1], paired=True, seed=seed)[1]

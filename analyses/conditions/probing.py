@@ -37,6 +37,7 @@ from headscope.analyses.conditions import _linked_pairs
 from headscope.analyses.conditions._link_probe import LinkProbe, fixed_offset, head_hits, shuffled
 from headscope.analyses.conditions._linked_pairs import RELATIONS, Link
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.capturing.capture import capture as capture_again
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
@@ -247,9 +248,9 @@ def _probe_verdict(accuracy: dict[str, float]) -> Verdict:
     """Compare the probe with its baselines, the best single head aside."""
     probe, single = accuracy["all heads"], accuracy["best single head"]
     numbers = ", ".join(
-        f"{name} {value:.2f}" for name, value in accuracy.items() if name != "all heads"
+        f"{name} {amount(value)}" for name, value in accuracy.items() if name != "all heads"
     )
-    text = f"Links found by all heads: {probe:.2f} ({numbers})."
+    text = f"Links found by all heads: {amount(probe)} ({numbers})."
     if probe < single:
         text += " The probe finds fewer than one head alone: give it more links to train on."
     if probe > max(list(accuracy.values())[2:]):
@@ -260,8 +261,8 @@ def _probe_verdict(accuracy: dict[str, float]) -> Verdict:
 def _causal_verdict(moved: Array, seed: int) -> Verdict:
     own, other = moved.mean(0)
     text = (
-        f"cutting the link in the probe's heads moves the output by {own:.3f} nats, in as many "
-        f"random others by {other:.3f}"
+        f"cutting the link in the probe's heads moves the output by {amount(own)} nats, in as many "
+        f"random others by {amount(other)}"
     )
     remark = "; the coefficients are correlational here"
     if not (moved > 1e-9).any():

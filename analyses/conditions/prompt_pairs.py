@@ -35,6 +35,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.kernels.formatting import amount
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.capture import capture as capture_again
 from headscope.probes.models.model import Model
@@ -202,8 +203,8 @@ def _lost(
 def _verdict(samples: Array, size: int, seed: int) -> Verdict:
     own, random = samples.mean(0)
     text = (
-        f"with the pattern of B in the {size} heads that differ most the answers lose {own:.3f} "
-        f"nats, with it in as many random others {random:.3f}"
+        f"with the pattern of B in the {size} heads that differ most the answers lose "
+        f"{amount(own)} nats, with it in as many random others {amount(random)}"
     )
     if len(samples) < 2:
         return Verdict("too_few", f"One prompt has no interval: {text}.")

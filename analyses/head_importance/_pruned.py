@@ -148,7 +148,12 @@ class Pruned:
 
 
 def _ratio(part: Array, whole: Array, seed: int) -> tuple[float, float, float]:
-    """Return a ratio of means and its bootstrap interval over prompts."""
+    """Return a ratio of means and its bootstrap interval over prompts.
+
+    None where the interval of the whole reaches below 0: nothing is a share of that.
+    """
+    if bootstrap(whole, seed=seed)[1] <= 0:
+        return MISSING
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = float(part.mean() / whole.mean())
         if len(part) < 2:

@@ -22,8 +22,10 @@ from headscope.analyses._interventions.metrics import METRICS, UNITS, differenti
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
+from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_importance._method_scores import patch_both_ways
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -121,26 +123,31 @@ def run(
 
 
 def _verdict(results: Results, levels: dict[str, np.ndarray]) -> Verdict:
-    gap = float(levels["clean"].mean() - levels["corrupted"].mean())
+    rise = levels["clean"] - levels["corrupted"]
+    gap, lower = float(rise.mean()), float(bootstrap(rise, seed=results.seed)[1])
     if gap <= 0:
         return Verdict(
             "too_few",
             "The corrupted prompts do no worse than the clean ones, so there is nothing to carry "
             "over.",
         )
-    verdict = Verdict(
-        "supported",
-        f"From the corrupted to the clean prompt the metric rises by {gap:.3g}; the largest single "
-        f"head wins back {float(np.nanmax(results['denoising'].values)) / gap:.0%} of it.",
+    best = float(np.nanmax(results["denoising"].values))
+    text = f"From the corrupted to the clean prompt the metric rises by {amount(gap)}"
+    verdict = interval_verdict(
+        lower,
+        f"{text}; the largest single head wins back {percent(best / gap)} of it.",
+        f"{text}, which is not above 0 with its interval, and by {amount(best)} with the largest "
+        "single head.",
+        f"{text}, and by {amount(best)} with the largest single head.",
     )
     for key in ("noising", "denoising"):
         rho, lower = (float(results[f"{key}_agreement{end}"].values) for end in ("", "_lower"))
         pair = parting(results[key].values, results[f"{key}_attribution"].values, 2)
         verdict &= interval_verdict(
             lower,
-            f"Attribution ranks heads like {key} does (Spearman ρ {rho:.2f}), least so "
+            f"Attribution ranks heads like {key} does (Spearman ρ {amount(rho)}), least so "
             f"{' and '.join(pair)}.",
-            f"Attribution does not rank heads like {key} (Spearman ρ {rho:.2f}); trust the "
+            f"Attribution does not rank heads like {key} (Spearman ρ {amount(rho)}); trust the "
             "patches.",
         )
     return verdict

@@ -26,6 +26,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.head_importance._pruned import SOURCE, Pruned
 from headscope.analyses.head_importance._removal_order import greedy, spaced, units
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import percent
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -160,21 +161,21 @@ def run(
 
 
 def _verdict(results: Results, size: int, keep: float, only: Array) -> Verdict:
-    if not np.isfinite(float(results["size"].values)):
+    share, random = (float(results[f"{name}_share"].values) for name in ("kept", "random"))
+    if not np.isfinite(share):
         return Verdict(
             "too_few",
             "The metric of the whole model is not above 0, so no set of heads keeps a share of "
             "it; the curves stand.",
         )
-    share, random = (float(results[f"{name}_share"].values) for name in ("kept", "random"))
     best = np.nanmin(np.where(np.isnan(only.mean(0)), np.inf, only.mean(0)), axis=1)
     worst = int(np.argmax(np.where(np.isinf(best), -np.inf, best)))
     lower, upper = (float(results[f"kept_share_{end}"].values) for end in ("lower", "upper"))
-    ends = f" ({lower:.0%} to {upper:.0%})" if np.isfinite(lower) else ""
+    ends = f" ({percent(lower)} to {percent(upper)})" if np.isfinite(lower) else ""
     text = (
-        f"{size} heads keep {share:.0%}{ends} of the metric on other prompts (required: "
-        f"{keep:.0%}); random sets of {size} keep {random:.0%}. Layer {worst} is least able to do "
-        "with one head."
+        f"{size} heads keep {percent(share)}{ends} of the metric on other prompts (required: "
+        f"{percent(keep)}); random sets of {size} keep {percent(random)}. Layer {worst} is least "
+        "able to do with one head."
     )
     if upper < keep:
         return Verdict("disagreement", f"The set does not keep its share on other prompts. {text}")

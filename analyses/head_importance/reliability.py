@@ -36,6 +36,7 @@ from headscope.analyses._stats.rank_correlation import (
 )
 from headscope.analyses.head_importance._method_scores import losses, scores
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
@@ -150,7 +151,7 @@ def run(
     results.add(
         "margin", ("layer", "head"), lower - least,
         "Lower end of the mean ablation over the nulls", units, "diverging", evidence="causal",
-        convention=f"positive: important; null {least:.3g} {units}, the larger of "
+        convention=f"positive: important; null {amount(least)} {units}, the larger of "
         f"{' and '.join(levels)}; {chosen.convention}; {what}",
     )  # fmt: skip
     if again:
@@ -212,7 +213,7 @@ def _verdict(methods: dict[str, Array], table: Array, retest: Array, heads: list
         verdict = Verdict(
             "supported" if heads else "not_supported",
             f"Heads above both nulls: {len(heads)}{listed}. "
-            f"Least reliable: {names[weak]} ({retest[weak]:.2f} with {count} prompts).",
+            f"Least reliable: {names[weak]} ({amount(retest[weak])} with {count} prompts).",
         )
     pairs = [
         (table[row, column], names[row], names[column])
@@ -225,7 +226,7 @@ def _verdict(methods: dict[str, Array], table: Array, retest: Array, heads: list
     rho, first, second = min(pairs)
     ends = parting(methods[first].mean(0), methods[second].mean(0), 2)
     text = (
-        f"{first} and {second} agree least (Spearman ρ {rho:.2f}); furthest apart "
+        f"{first} and {second} agree least (Spearman ρ {amount(rho)}); furthest apart "
         f"{' and '.join(ends)}."
     )
     return verdict & Verdict("disagreement" if rho < 0.5 else "supported", text)

@@ -16,6 +16,7 @@ from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.head_roles._candidates import read_task
 from headscope.analyses.head_roles._masks import frequent, recovered
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Window
 from headscope.probes.models.model import Model
@@ -93,6 +94,7 @@ class Answered:
         change, _, _ = bootstrap(loss[:, 1:] - loss[:, :1], seed=seed)
         text = (
             f"with a window the {size} surest of {len(streaming)} streaming heads cost "
-            f"{change[0]:+.3f} nats an answer, {size} of {len(others)} others {change[1]:+.3f}."
+            f"{amount(change[0], '+')} nats an answer, {size} of {len(others)} others "
+            f"{amount(change[1], '+')}."
         )
         return loss, compare_losses(loss[:, 1], loss[:, 2], seed, text)

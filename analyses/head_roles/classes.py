@@ -27,6 +27,7 @@ from headscope.analyses.head_roles import _window_gates
 from headscope.analyses.head_roles._answered import Answered
 from headscope.analyses.head_roles._masks import MASKS
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import percent
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
@@ -141,7 +142,8 @@ def run(
             results.add_mean(
                 name, GRID, masses[:, row], title, *SHARE, source="FastGen",
                 convention=f"mean over queries from {first + recent} on; {window}; special: "
-                f"special tokens of the tokenizer; heavy hitters: the {frequent:.0%} of keys with "
+                f"special tokens of the tokenizer; heavy hitters: the {percent(frequent)} of keys "
+                f"with "
                 "most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
             )  # fmt: skip
         for name, title, kind in (

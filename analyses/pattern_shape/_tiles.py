@@ -9,6 +9,7 @@ from headscope.analyses._interventions.next_token_loss import losses, tokens
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import Array
+from headscope.kernels.formatting import amount
 from headscope.probes.interventions.block_mask import Blocks
 from headscope.probes.models.model import Model
 
@@ -112,7 +113,8 @@ def sparse_loss(
     loss = np.array(costs)
     mean = loss.mean(0)
     text = (
-        f"loss {mean[0]:.3f} nats with all blocks, {mean[1]:.3f} with the needed ones, "
-        f"{mean[2]:.3f} with as many random ones."
+        f"of a loss of {amount(mean[0])} nats, keeping the needed blocks alone changes "
+        f"{amount(mean[1] - mean[0], '+')}, keeping as many random ones "
+        f"{amount(mean[2] - mean[0], '+')}."
     )
     return loss, compare_losses(loss[:, 1], loss[:, 2], seed, text)

@@ -21,6 +21,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
 from headscope.analyses._stats.length_trend import mean, stated
 from headscope.analyses.pattern_shape import _tiles
+from headscope.kernels.formatting import percent
 from headscope.probes.models.model import Model
 
 NEEDS = ("pooled_mean",)
@@ -89,20 +90,20 @@ def run(
         f"blocks of {tile} × {tile} tokens; share of the mass on keys, mean over queries; prompts "
         f"of {stated(capture)}"
     )
-    fewest = f"fewest blocks with {mass:.0%} of a block row's mass; {convention}"
+    fewest = f"fewest blocks with {percent(mass)} of a block row's mass; {convention}"
     split = f"window of {window}, then {stripes} stripes with the most of the rest; {convention}"
     number, share = _tiles.average(needed, weights), _tiles.average(needed / visible, weights)
     outside = np.maximum(1 - near - stripe, 0)
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_means(
-        ("blocks_needed", GRID, number, f"Blocks that hold {mass:.0%} of the mass",
+        ("blocks_needed", GRID, number, f"Blocks that hold {percent(mass)} of the mass",
          ("blocks", "sequential", 0), fewest),
         ("block_density", GRID, share, "Needed share of the visible blocks",
          ("share of blocks", "sequential", 0, 1), fewest),
         ("window_share", GRID, near, "Mass inside the window", SHARE, split, STRIPES),
         ("stripe_share", GRID, stripe, "Mass on the column stripes", SHARE, split, STRIPES),
         ("rest_share", GRID, outside, "Mass outside window and stripes", SHARE, split, STRIPES),
-        ("stripes_needed", GRID, count, f"Stripes that reach {mass:.0%} with the window",
+        ("stripes_needed", GRID, count, f"Stripes that reach {percent(mass)} with the window",
          ("columns of blocks", "sequential", 0), split, STRIPES),
         ("mass_in_blocks", (*GRID, "blocks"), _tiles.average(held, weights[..., None]),
          "Mass in the best blocks of each row", SHARE,
@@ -112,8 +113,8 @@ def run(
     density = results["block_density"].values
     sparsest = ", ".join(label(head) for head in top(-density, 8))
     note = (
-        f"{mass:.0%} of the mass lies in {float(mean(density.ravel())):.0%} of the visible blocks, "
-        f"mean over heads; sparsest heads: {sparsest}."
+        f"{percent(mass)} of the mass lies in {percent(float(mean(density.ravel())))} of the "
+        f"visible blocks, mean over heads; sparsest heads: {sparsest}."
     )
     longest = int(capture["length"].max())
     if not (predicts(capture) and causal_prompts and longest > 1):

@@ -7,6 +7,8 @@ effective temperature is that of n Gaussian logits whose softmax has the same en
 ``H = log n − σ²/2``, so ``τ = 1/σ``; heads freeze onto a key as σ nears √(2 log n). Column hardness
 is ``α = n · max_k Σ_i P_ik²``, the largest squared column norm: small where no key gets attention
 from all queries, and then attention can be sampled; α / n² is 1 where all attend to one key. The
+Spikiness is there without the first token, too, of the weights renormalised over the other keys:
+where the first token has 25 % more of all mass than in even rows, it names the spiky heads. The
 causal number: what the loss becomes when the spikiest heads of each layer are spread out by a
 temperature, and when as many of its least spiky ones are.
 
@@ -20,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
+from headscope.analyses._measurements import without_first
 from headscope.analyses._measurements.received import largest
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
@@ -35,10 +38,11 @@ from headscope.analyses._stats.length_trend import (
     visible,
 )
 from headscope.analyses.pattern_shape.entropy import largest_entropy
+from headscope.kernels.formatting import amount
 from headscope.probes.interventions import Temperature
 from headscope.probes.models.model import Model
 
-NEEDS = ("entropy", "topk", "column_norm")
+NEEDS = ("entropy", "first_mass", "topk", "column_norm")
 QUICK = {"causal_prompts": 2}
 SUPPORTS = {"encoder", "vision", "hybrid"}
 
@@ -62,8 +66,8 @@ def run(
     Parameters
     ----------
     capture, model
-        Capture of the prompts with ``entropy``, ``topk`` and ``column_norm``, and its model, whose
-        heads are spread out for the causal check.
+        Capture of the prompts with ``entropy``, ``first_mass``, ``topk`` and ``column_norm``, and
+        its model, whose heads are spread out for the causal check.
     skip_keys
         First keys left out of the column norms, so that sinks do not hide the rest.
     shortest
@@ -80,7 +84,8 @@ def run(
 
     Returns
     -------
-    Dataset with ``concentration`` and ``spikiness`` (layer, head; share), ``dilution`` (layer,
+    Dataset with ``concentration``, ``spikiness`` and ``spikiness_without_first`` token (layer,
+    head; share), ``dilution`` (layer,
     head; slope), ``inverse_temperature`` (layer, head; σ), ``temperature`` (layer, head; τ = 1/σ of
     the mean), ``column_hardness`` (layer, head; α), ``column_share`` (layer, head; α / n², 0 to 1)
     and ``spread_loss`` (condition; nats a token, the causal number), with 95 % intervals over
@@ -98,17 +103,27 @@ def run(
         dilution = -slope(np.log(counts)[:, :, None], np.log(peaks))
     open_rows = np.where(most > 0, most, np.nan)
     spikiness = mean(np.clip(1 - raw / open_rows, 0, 1))
+    rest = without_first.entropy(raw, without_first.mass(capture))
+    most_of_rest = largest_entropy(capture, without_first.others)
+    spiky_rest = mean(np.clip(1 - rest / np.where(most_of_rest > 0, most_of_rest, np.nan), 0, 1))
+    leads = without_first.leads(capture)
     sigma = mean(np.sqrt(np.maximum(2 * (open_rows - raw), 0)))
     columns, share = _columns(capture, skip_keys)
 
     lengths = f"prompts of {stated(capture)}"
     left_out = f"first {skip_keys} keys left out; {lengths}"
     results = Results(capture, seed=seed)
-    results.add_means(
-        ("concentration", GRID, mean(full), f"Mass of the {count} largest weights", SHARE,
-         f"queries that see more than {count} keys; {lengths}", "Selective Attention"),
+    spiky = [
         ("spikiness", GRID, spikiness, "Spikiness of the weights", SHARE,
          f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine"),
+        (f"spikiness{without_first.SUFFIX}", GRID, spiky_rest,
+         f"Spikiness of the weights{without_first.TITLE}", SHARE,
+         f"1 − H / log n; {lengths}{without_first.RULE}", "The Hedgehog & the Porcupine"),
+    ]  # fmt: skip
+    results.add_means(
+        *(reversed(spiky) if leads else spiky),
+        ("concentration", GRID, mean(full), f"Mass of the {count} largest weights", SHARE,
+         f"queries that see more than {count} keys; {lengths}", "Selective Attention"),
         ("dilution", GRID, dilution, "Dilution of the largest weight with length",
          ("slope", "diverging"),
          f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
@@ -128,10 +143,10 @@ def run(
         "Effective temperature", "1 / σ of the logits", "sequential", 0, source=LOG_NORMAL,
         convention="τ = 1/σ of the mean σ; missing where the rows are even",
     )  # fmt: skip
-    sets = _extremes(results["spikiness"].values, heads)
+    sets = _extremes(results[spiky[leads][0]].values, heads)
     kinds = zip(("spiky", "least_spiky"), sets, strict=True)
     named = {kind: [label(head) for head in chosen] for kind, chosen in kinds}
-    note = f"Spikiest heads: {', '.join(named['spiky'][:8])}."
+    note = f"{without_first.remark(capture)}Spikiest heads: {', '.join(named['spiky'][:8])}."
     about: dict[str, Any] = {"convention": f"means over the queries; {lengths}"}
     about["heads_by_type"] = named
     if not (predicts(capture) and causal_prompts):
@@ -147,8 +162,9 @@ def run(
         f"of each layer, divided by {temperature:g}",
     )  # fmt: skip
     text = (
-        f"loss {costs[0]:.3f}, with the {size} spikiest heads spread out {costs[1]:.3f}, with the "
-        f"{len(sets[1])} least spiky ones {costs[2]:.3f} nats."
+        f"of a loss of {amount(costs[0])} nats, spreading out the {size} spikiest heads changes "
+        f"{amount(costs[1] - costs[0], '+')}, the {len(sets[1])} least spiky ones "
+        f"{amount(costs[2] - costs[0], '+')}."
     )
     verdict = compare_losses(loss[:, 2], loss[:, 1], seed, text)
     return results.dataset({"condition": list(CONDITIONS)}, verdict, note=note, **about)

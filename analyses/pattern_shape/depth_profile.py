@@ -24,6 +24,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.length_trend import Array, mean, stated
 from headscope.analyses.pattern_shape import _slots
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes import capture as capture_prompts
 from headscope.probes.interventions import KnockOut
 from headscope.probes.models.model import Model
@@ -76,8 +77,8 @@ def run(
     ids = tokens(capture)[:prompts]
     mass, cost = _measured(model, ids, parts, question, skip)
     convention = (
-        f"{parts} parts between the first {skip} and the last {question:.0%}, whose queries count; "
-        f"{len(ids)} prompts of {stated(capture)}"
+        f"{parts} parts between the first {skip} and the last {percent(question)}, whose queries "
+        f"count; {len(ids)} prompts of {stated(capture)}"
     )
     tilt, bend = _slots.curve(mass)
     over = mean(np.moveaxis(mass.reshape(len(mass), -1, parts), 1, 2))
@@ -162,8 +163,8 @@ def _agreement(mass: Array, cost: Array) -> Array:
 def _verdict(names: list[str], results: Results) -> Verdict:
     mass, cost = results["mean_mass"].values, results["depth_loss"].values
     text = (
-        f"Most attention: {names[int(mass.argmax())]} ({mass.max():.2f}); most costly to hide: "
-        f"{names[int(cost.argmax())]} ({cost.max():+.3f} nats)."
+        f"Most attention: {names[int(mass.argmax())]} ({amount(mass.max())}); most costly to hide: "
+        f"{names[int(cost.argmax())]} ({amount(cost.max(), '+')} nats)."
     )
     lower = float(results["agreement_lower"].values)
     if np.isnan(lower):

@@ -21,6 +21,7 @@ from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import Results, attending, label, require
 from headscope.analyses._stats.length_trend import Array, stated
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 
 NEEDS = ("lse",)
 KEEP = ("q", "k")
@@ -95,7 +96,7 @@ def run(
         results[name].values.tolist() for name in ("mean_spikiness", "mean_monotonicity")
     )
     means = "; ".join(
-        f"{name} {spikiness:.2f} and {monotonicity:.2f}"
+        f"{name} {amount(spikiness)} and {amount(monotonicity)}"
         for name, spikiness, monotonicity in zip(MAPS, spiky, ordered, strict=True)
     )
     return results.dataset(

@@ -25,6 +25,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.interventions.block_mask import Blocks
 from headscope.probes.models.model import Model
 
@@ -85,7 +86,7 @@ def run(
     spread = mean(entropy.reshape(*entropy.shape[:2], -1))
     rise, effect = entropy[:, 1] - entropy[:, 0], entropy[:, 2] - entropy[:, 1]
     convention = (
-        f"{blocks} blocks, prefix of {prefix} token(s); rows of the last {question:.0%} of "
+        f"{blocks} blocks, prefix of {prefix} token(s); rows of the last {percent(question)} of "
         f"{len(ids)} prompts; positions {'anew in each block' if restart else 'as in the text'}"
     )
     results = Results(capture, seed=seed, source=SOURCE)
@@ -174,9 +175,10 @@ def _verdict(spread: Array, cost: Array, seed: int) -> Verdict:
     """Conclude whether entropy and loss rise together, prompt by prompt."""
     entropy, loss = spread.mean(0), cost.mean(0)
     text = (
-        f"Entropy of the question: {entropy[0]:.3f} nats with the whole context, {entropy[1]:.3f} "
-        f"in parallel blocks, {entropy[2]:.3f} with a shared prefix; loss {loss[0]:.2f}, "
-        f"{loss[1]:.2f} and {loss[2]:.2f} nats."
+        f"Entropy of the question: {amount(entropy[0])} nats with the whole context, "
+        f"{amount(entropy[1] - entropy[0], '+')} in parallel blocks, "
+        f"{amount(entropy[2] - entropy[0], '+')} with a shared prefix; loss {amount(loss[0])} "
+        f"nats, {amount(loss[1] - loss[0], '+')} and {amount(loss[2] - loss[0], '+')}."
     )
     if len(spread) < 2:
         return Verdict("too_few", f"{text} One prompt has no interval.")

@@ -25,6 +25,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap, percentiles
 from headscope.analyses._stats.bootstrap import draws as resamples
 from headscope.analyses.pattern_shape import _slots
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
@@ -148,8 +149,8 @@ def run(
         causal=record,
         note=(
             f"Heads that attend to the asked fact for its content: {', '.join(best) or 'none'}. "
-            f"Positional bias, mean over heads: tilt {np.nanmean(tilt):+.3f}, U shape "
-            f"{np.nanmean(bend):+.3f}; U-shaped heads: {', '.join(u_shaped) or 'none'}."
+            f"Positional bias, mean over heads: tilt {amount(tilt, '+')}, U shape "
+            f"{amount(bend, '+')}; U-shaped heads: {', '.join(u_shaped) or 'none'}."
         ),
     )
 

@@ -4,7 +4,9 @@ Windowed average attention distance, ``WAAD_t = Σ_s P_ts min(t − s, W)`` aver
 peaks where a query reaches out of its neighbourhood (preplan). Future attention influence, the mean
 weight that a token gets from later queries inside a horizon, averaged over global heads, peaks at
 tokens that the text keeps coming back to (anchors). Local heads are those of the smallest mean
-distance, global ones of the largest. The coupling at a lag is the share of WAAD peaks with an FAI
+distance, global ones of the largest; where the first token has 25 % more of all mass than in even
+rows, distances are those of the weights renormalised over the other keys, so that a sink does not
+make a head global. The coupling at a lag is the share of WAAD peaks with an FAI
 peak that many tokens later; by chance it is what stays when each prompt's FAI is circularly
 shifted. The causal number: the loss with the anchors hidden from the global heads, and with as many
 others.
@@ -19,19 +21,29 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
+from headscope.analyses._measurements import without_first
 from headscope.analyses._measurements.received import token_axis
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.progress import steps
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, require, top
+from headscope.analyses._runtime.results import (
+    GRID,
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    label,
+    require,
+    top,
+)
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import percentiles
 from headscope.analyses._stats.length_trend import Array, mean, per_query, stated
 from headscope.analyses.pattern_shape import _peaks
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.interventions import KnockOut
 from headscope.probes.models.model import Model
 
-NEEDS = ("offset_mass", "received_later", "distance")
+NEEDS = ("offset_mass", "received_later", "distance", "first_mass")
 OFFSETS = tuple(range(10))
 QUICK = {"causal_prompts": 2}
 SUPPORTS = {"hybrid"}
@@ -82,7 +94,8 @@ def run(
 
     Returns
     -------
-    Dataset with ``distance`` and ``waad_head`` (layer, head; tokens), ``anchor_mass`` (layer, head;
+    Dataset with ``distance``, ``distance_without_first`` token and ``waad_head`` (layer, head;
+    tokens), ``anchor_mass`` (layer, head;
     mean weight that anchors get from later queries), ``waad`` and ``fai`` (query; first prompt),
     ``coupling`` and ``chance`` (lag; share of WAAD peaks), ``coupling_lag`` (tokens, of the
     largest coupling), ``chance_of_coupling`` (share of the draws with a coupling as large at any
@@ -103,7 +116,18 @@ def run(
         )
 
     reach = _windowed(capture, window)
-    distance = mean(per_query(capture, "distance"))
+    whole, first = per_query(capture, "distance"), without_first.mass(capture)
+    clip = float(capture.attrs.get("clip") or np.inf)
+    leads = without_first.leads(capture)
+    distances = [
+        ("distance", GRID, mean(whole), "Mean distance looked back", ("tokens", "sequential", 0)),
+        (f"distance{without_first.SUFFIX}", GRID,
+         mean(without_first.distance(whole, first, clip)),
+         f"Mean distance looked back{without_first.TITLE}", ("tokens", "sequential", 0)),
+    ]  # fmt: skip
+    distance = distances[leads][2]
+    if leads:
+        reach = without_first.distance(reach, first, window)
     influence = capture["received_later"].transpose("prompt", "layer", "head", "key").values
     influence = influence.astype(np.float64)
     size = max(int(extremes * np.isfinite(distance[0]).sum()), 1)
@@ -126,12 +150,12 @@ def run(
     nearest, last = capture.attrs["horizon"]
     convention = (
         f"W = {window}; horizon {nearest} to {last} tokens; {size} local and {size} global heads; "
-        f"peaks: top {peaks:.0%} of tokens after the first {skip}; prompts of {stated(capture)}"
+        f"peaks: top {percent(peaks)} of tokens after the first {skip}; prompts of "
+        f"{stated(capture)}{without_first.RULE if leads else ''}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     results.add_means(
-        ("distance", ("layer", "head"), distance, "Mean distance looked back",
-         ("tokens", "sequential", 0)),
+        *(reversed(distances) if leads else distances),
         ("waad_head", ("layer", "head"), mean(reach), "Windowed attention distance (WAAD)",
          ("tokens", "sequential", 0, window)),
         ("anchor_mass", ("layer", "head"), at_anchors,
@@ -162,11 +186,13 @@ def run(
             loss[:, 2],
             loss[:, 1],
             seed,
-            f"loss {costs[0]:.3f}, with the anchors hidden {costs[1]:.3f}, with as many other "
-            f"tokens hidden {costs[2]:.3f} nats.",
+            f"of a loss of {amount(costs[0])} nats, hiding the anchors changes "
+            f"{amount(costs[1] - costs[0], '+')}, hiding as many other tokens "
+            f"{amount(costs[2] - costs[0], '+')}.",
         )
     kinds = {"local": [label(head) for head in near], "global": [label(head) for head in far]}
-    return results.dataset(coords, verdict, heads_by_type=kinds)
+    note = without_first.remark(capture).strip()
+    return results.dataset(coords, verdict, note, heads_by_type=kinds)
 
 
 def _windowed(capture: xr.Dataset, window: int) -> Array:
@@ -216,7 +242,7 @@ def _add_lag(results: Results, coupling: Array, null: Array, lags: NDArray[np.in
         "share of draws", *ZERO_TO_ONE,
         convention=f"largest excess over all lags; {convention}",
     )  # fmt: skip
-    draws_text = f"({beaten:.1%} of the draws do as well)."
+    draws_text = f"({percent(beaten)} of the draws do as well)."
     if beaten < 0.05:
         text = f"FAI peaks stand {lags[best]:+.0f} tokens from WAAD peaks beyond chance"
         return Verdict("supported", f"{text} {draws_text}")

@@ -19,7 +19,7 @@ import xarray as xr
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import UNITS, AnswerMetric, differentiable
-from headscope.analyses._measurements import qk_rows
+from headscope.analyses._measurements import qk_rows, without_first
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
@@ -32,14 +32,16 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.length_trend import mean, per_query
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
-NEEDS = ("lse", "distance", "distance_hist", "max_weight")
+NEEDS = ("lse", "distance", "distance_hist", "first_mass", "max_weight")
 SUPPORTS = {"hybrid"}
 KEEP = ("q", "k")
 TASK = "story"
@@ -70,7 +72,7 @@ def run(
     ----------
     capture
         Capture of the task with the kept ``q`` and ``k`` and the statistics ``lse``, ``distance``,
-        ``distance_hist`` and ``max_weight``.
+        ``distance_hist``, ``first_mass`` and ``max_weight``.
     model
         Model that was captured; every head is set to zero in turn.
     task
@@ -130,10 +132,12 @@ def run(
 
     components, shown = _components(_features(capture, names, queries, skip))
     index = tuple(np.transpose(names))
-    distance, strongest = (
-        capture[name].mean(("prompt", "query")).transpose("layer", "head").values[index]
-        for name in ("distance", "max_weight")
-    )
+    distance, strongest = (per_query(capture, name) for name in ("distance", "max_weight"))
+    sinks = without_first.leads(capture)
+    if sinks:
+        clip = float(capture.attrs.get("clip") or np.inf)
+        distance = without_first.distance(distance, without_first.mass(capture), clip)
+    distance, strongest = (mean(mean(each), 0)[index] for each in (distance, strongest))
     points = np.stack([components, np.stack([np.log2(1 + distance), strongest], axis=1)])
     scores = {
         metric: np.abs(results[name].values[index])
@@ -145,7 +149,7 @@ def run(
         ("atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
          "Rank of the head by what its removal costs", ("share of heads below", "sequential", 0, 1),
          "rank of the absolute mean over prompts; 1: the most important; "
-         f"the two components show {shown:.0%} of the variance of the patterns"),
+         f"the two components show {percent(shown)} of the variance of the patterns"),
         ("agreement", ("one", "other"),
          [[ranked(one, other) for other in compared.values()] for one in compared.values()],
          "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
@@ -157,7 +161,11 @@ def run(
         "metric": list(METRICS),
         "one": list(compared),
         "other": list(compared),
-        "x": (("map", "point"), points[..., 0], {"long_name": AXES[0]}),
+        "x": (
+            ("map", "point"),
+            points[..., 0],
+            {"long_name": f"{AXES[0]}{without_first.TITLE if sinks else ''}"},
+        ),
         "y": (("map", "point"), points[..., 1], {"long_name": AXES[1]}),
         "label": ("point", [label(head) for head in names]),
     }
@@ -226,7 +234,7 @@ def _verdict(scores: dict[str, Array]) -> Verdict:
     rho = ranked(scores["task metric"], scores["output divergence"])
     text = (
         f"the task's metric and the whole output rank the heads "
-        f"{'alike' if rho > 0.5 else 'differently'} when they are pruned (Spearman ρ {rho:.2f})"
+        f"{'alike' if rho > 0.5 else 'differently'} when they are pruned (Spearman ρ {amount(rho)})"
     )
     if rho > 0.5:
         return Verdict("supported", f"Pruning measures agree: {text}.")

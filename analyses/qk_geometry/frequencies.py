@@ -25,6 +25,7 @@ from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import GRID, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.attention import rotary
 from headscope.probes.attention.rotary import Rotation
 from headscope.probes.models.model import Model
@@ -189,7 +190,7 @@ def _names(turns: dict[int, Rotation], most: int) -> list[str]:
     full = [turn for turn in turns.values() if len(turn.pairs) == most]
     same = all(np.allclose(turn.frequencies, full[0].frequencies) for turn in full)
     return [
-        f"channels {first} + {second}" + (f" ({wavelength:.3g} tokens)" if same else "")
+        f"channels {first} + {second}" + (f" ({amount(wavelength)} tokens)" if same else "")
         for (first, second), wavelength in zip(full[0].pairs, full[0].wavelengths, strict=True)
     ]
 
@@ -235,9 +236,10 @@ def _verdict(moved: Array) -> Verdict:
     """Conclude whether heads depend more on the band that carries them than on the other."""
     low_high, low_low, high_high, high_low = map(float, moved)
     text = (
-        f"low-frequency heads move the output by {low_low:.3f} nats without low and "
-        f"{low_high:.3f} without high frequencies; high-frequency heads by {high_high:.3f} without "
-        f"high and {high_low:.3f} without low"
+        f"low-frequency heads move the output by {amount(low_low)} nats without low and "
+        f"{amount(low_high)} without high frequencies; high-frequency heads by "
+        f"{amount(high_high)} without "
+        f"high and {amount(high_low)} without low"
     )
     agrees = low_low > low_high and high_high > high_low
     return causal_verdict(agrees, text, "; the share is correlational here")

@@ -25,6 +25,7 @@ from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.qk_geometry import _key_pca
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.attention import projections, rotary
 from headscope.probes.attention.projections import Weights
 from headscope.probes.models.model import Model
@@ -103,8 +104,8 @@ def run(
     results.add_all(
         ("key_rank", groups, after, "Key rank, as they are compared", components),
         ("key_rank_before_rotation", groups, before, "Key rank, before their rotation", components),
-        source="Loki", convention=f"principal components that hold {variance:.0%} of the variance "
-        f"of {tokens} keys; head size {head_size}",
+        source="Loki", convention=f"principal components that hold {percent(variance)} of the "
+        f"variance of {tokens} keys; head size {head_size}",
     )  # fmt: skip
     from_equal, from_one = _stream(capture, norm)
     results.add_means(
@@ -121,8 +122,8 @@ def run(
     }
     first, last = results["to_equal_rows"].values[[0, -1]]
     note = (
-        f"Away from equal rows: {first:.2f} of the norm of the stream at the input, {last:.2f} at "
-        "the end."
+        f"Away from equal rows: {amount(first)} of the norm of the stream at the input, "
+        f"{amount(last)} at the end."
     )
     if tokens < 4 * head_size:
         note += (
@@ -149,8 +150,8 @@ def _verdict(moved: Array) -> Verdict:
     """Conclude whether keys need their own components rather than any directions."""
     own, random = map(float, moved)
     text = (
-        f"with keys in their principal components alone the output moves by {own:.3f} nats, in "
-        f"as many random directions by {random:.3f}"
+        f"with keys in their principal components alone the output moves by {amount(own)} nats, in "
+        f"as many random directions by {amount(random)}"
     )
     return causal_verdict(own < random, text, "; the key rank is correlational here")
 

@@ -24,8 +24,7 @@ from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import SHARE, Results, attending, label, require, top
-from headscope.analyses._runtime.verdict import Verdict, causal_verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.verdict import compare_shares
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions import Ablate
 from headscope.probes.interventions.base import Edit
@@ -115,7 +114,8 @@ def run(
             coords["condition"] = [
                 f"{name} heads {how}" for name in groups for how in ("with the mean", "ablated")
             ]
-            verdict = _verdict(moved, seed, size)
+            compared = (f"the {size} most positional heads", f"the {size} least positional")
+            verdict = compare_shares(moved, "the mean pattern of other prompts", compared, seed)
     checks = f"No causal check: {reason}. " if reason else ""
     return results.dataset(
         coords,
@@ -171,21 +171,3 @@ def _mean(
             if at == layer:
                 patterns[at, head] += weights[head, :, :length] / len(prompts)
     return patterns
-
-
-def _verdict(moved: Array, seed: int, size: int) -> Verdict:
-    """Conclude whether a pattern from elsewhere does less harm to positional heads."""
-    # A head that does nothing loses nothing by any pattern: both against the head's ablation.
-    if not (moved[:, [1, 3]] > 0).all():
-        return Verdict(
-            "too_few", "Ablating the heads moves no output; the score is correlational here."
-        )
-    most = moved[:, 0] / moved[:, 1]
-    least = moved[:, 2] / moved[:, 3]
-    gap, lower, _ = bootstrap(least - most, seed=seed)
-    text = (
-        f"the mean pattern of other prompts does {most.mean():.0%} of what ablation does in the "
-        f"{size} most positional heads, {least.mean():.0%} in the {size} least positional"
-    )
-    remark = f" (difference {float(gap):.0%}); the score is correlational here"
-    return causal_verdict(float(lower) > 0, text, remark)

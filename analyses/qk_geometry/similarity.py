@@ -26,6 +26,7 @@ from headscope.analyses._runtime.results import Results, heads, label, labels, r
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.qk_geometry import _signatures
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.attention import projections
 from headscope.probes.models.model import Model
 
@@ -230,7 +231,7 @@ def _verdict(moved: Array) -> Verdict:
     """Conclude whether the nearest head's pattern does less harm than another one's."""
     near, random = map(float, moved)
     text = (
-        f"heads with the pattern of their nearest head move the output by {near:.3f} nats, with "
-        f"that of a random other head by {random:.3f}"
+        f"heads with the pattern of their nearest head move the output by {amount(near)} nats, "
+        f"with that of a random other head by {amount(random)}"
     )
     return causal_verdict(near < random, text, "; nearness is correlational here")

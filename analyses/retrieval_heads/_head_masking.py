@@ -13,6 +13,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
 from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.interventions import Ablate, Temperature
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
@@ -121,7 +122,7 @@ def _verdict(
     if mean[0, 0] < 0.5:
         return Verdict(
             "too_few",
-            f"The clean model does not solve the task ({scored} {mean[0, 0]:.2f}), so masking "
+            f"The clean model does not solve the task ({scored} {amount(mean[0, 0])}), so masking "
             "cannot show what the heads do; their score is correlational here.",
         )
     apart = [row for row in range(1, len(counts)) if upper[row, 0] < lower[row, 1]]
@@ -134,8 +135,8 @@ def _verdict(
     row = apart[-1]
     return Verdict(
         "supported",
-        f"Masking agrees: without the best {counts[row]} heads {scored} is {mean[row, 0]:.2f} "
-        f"({lower[row, 0]:.2f} to {upper[row, 0]:.2f}), without {counts[row]} random others "
-        f"{mean[row, 1]:.2f} ({lower[row, 1]:.2f} to {upper[row, 1]:.2f}), clean model "
-        f"{mean[0, 0]:.2f}; they part from K = {counts[apart[0]]} on.",
+        f"Masking agrees: without the best {counts[row]} heads {scored} is {amount(mean[row, 0])} "
+        f"({amount(lower[row, 0])} to {amount(upper[row, 0])}), without {counts[row]} random "
+        f"others {amount(mean[row, 1])} ({amount(lower[row, 1])} to {amount(upper[row, 1])}), "
+        f"clean model {amount(mean[0, 0])}; they part from K = {counts[apart[0]]} on.",
     )

@@ -23,6 +23,7 @@ from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, hea
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses.retrieval_heads._needle_steps import decode_steps, evidence_weight
+from headscope.kernels.formatting import amount
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -102,8 +103,8 @@ def run(
                 mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
                 accuracy[at, 0] = mean, low, high
                 notes.append(
-                    f"{kind}: not solved, accuracy {mean:.2f} ({low:.2f} to {high:.2f}), "
-                    "so no head is scored."
+                    f"{kind}: not solved, accuracy {amount(mean)} ({amount(low)} to "
+                    f"{amount(high)}), so no head is scored."
                 )
             else:
                 scored[:, at] = weights[:, at]

@@ -24,6 +24,7 @@ from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.classification import auroc
 from headscope.analyses.retrieval_heads._detector import Detector, log_odds, ratios, windowed
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes import capture
 from headscope.probes.capturing.generation import generate
 from headscope.probes.models.model import Model
@@ -164,7 +165,8 @@ def run(
     results.variables |= checked
     area, low, high = areas[FEATURES.index(BEST), 1]
     note = (
-        f"Hallucinations on test prompts ({BEST}): AUROC {area:.2f} ({low:.2f} to {high:.2f})."
+        f"Hallucinations on test prompts ({BEST}): AUROC {amount(area)} ({amount(low)} to "
+        f"{amount(high)})."
         if truth.any() and not truth.all()
         else "The model answers no stated fact, so there is nothing to tell hallucinations from."
     )

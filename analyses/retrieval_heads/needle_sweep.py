@@ -22,6 +22,7 @@ from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _head_masking
 from headscope.analyses.retrieval_heads._needle_steps import DECODINGS, FORMS, score
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import percent
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -152,7 +153,7 @@ def run(
          ("share of cells", *ZERO_TO_ONE), cell_rule),
         ("always_on_share", (), (on[~np.isnan(on)] >= always).mean() * 100 if known else np.nan,
          "Heads that are always on", ("%", "sequential", 0, 100),
-         f"{cell_rule}, in at least {always:.0%} of them"),
+         f"{cell_rule}, in at least {percent(always)} of them"),
     )  # fmt: skip
 
     coords: dict[str, Any] = {"length": [*words], "depth": [*fractions]}

@@ -24,6 +24,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
 from headscope.analyses.retrieval_heads._documents import document_scores, documents
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -130,7 +131,7 @@ def run(
     results.add_interval(
         "found", ("ranker",), shares, "Questions whose document ranks first", "share of prompts",
         *ZERO_TO_ONE, convention=f"summed scores of the heads; the {best} best chosen on "
-        f"{len(train)} prompts, tried on {len(test)} others; by chance {chance:.2f}",
+        f"{len(train)} prompts, tried on {len(test)} others; by chance {amount(chance)}",
     )  # fmt: skip
     focused = top(results["qr_score"].values, best)
     checked, conditions, record = causal_check.check(
@@ -142,8 +143,8 @@ def run(
         {"ranker": list(RANKERS), "condition": conditions},
         heads_by_type={"query-focused": [label(head) for head in focused]},
         causal={"query-focused": record},
-        note=f"The {best} best heads find the document of {shares[0][0]:.0%} of the test "
-        f"questions, random others of {shares[0][2]:.0%}.",
+        note=f"The {best} best heads find the document of {percent(shares[0][0])} of the test "
+        f"questions, random others of {percent(shares[0][2])}.",
         verdict=Verdict(record["verdict"], record["note"]),
     )
 

@@ -25,6 +25,7 @@ from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.sink_behavior import _outliers
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
@@ -127,7 +128,7 @@ def run(
     }
     note = (
         f"{len(stream.massive)} massive activations ({rule}) in {len(ids)} prompts; the largest "
-        f"magnitude is {float(np.nanmax(stream.sizes)):.4g}. {int(counts[:, 2].sum())} of "
+        f"magnitude is {amount(float(np.nanmax(stream.sizes)))}. {int(counts[:, 2].sum())} of "
         f"{int(counts[:, 0].sum())} tokens with massive activations are sinks, of "
         f"{int(counts[:, 1].sum())} sink tokens."
     )
@@ -189,8 +190,9 @@ def _outcome(
         return None, "There is nothing to set to zero or to the mean."
     change, lower, upper = bootstrap(loss[:, 1:] - loss[:, :1], seed=seed)
     text = (
-        f"Loss changes by {change[0]:+.3f} nats a token with them at zero, {change[1]:+.3f} at "
-        f"their mean, {change[2]:+.3f} with as many other activations at zero."
+        f"Loss changes by {amount(change[0], '+')} nats a token with them at zero, "
+        f"{amount(change[1], '+')} at "
+        f"their mean, {amount(change[2], '+')} with as many other activations at zero."
     )
     apart = lower[0] > 0 or upper[0] < 0
     if len(loss) < 2:

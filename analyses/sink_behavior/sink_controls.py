@@ -19,6 +19,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import SHARE, Results, named, require
 from headscope.analyses.sink_behavior import sinks
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
 
@@ -106,7 +107,7 @@ def run(
     parked = results["sink_random"].values
     sinking = named(parked, parked > epsilon)
     shares = ", ".join(
-        f"{name} {value:.1f} %" for name, value in zip(CONDITIONS, rates[0], strict=True)
+        f"{name} {amount(value)} %" for name, value in zip(CONDITIONS, rates[0], strict=True)
     )
     return results.dataset(
         {"condition": list(CONDITIONS)},

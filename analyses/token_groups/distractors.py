@@ -27,6 +27,7 @@ from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses._stats.length_trend import Array, mean, slope
 from headscope.analyses.token_groups._facts import GROUPS, Facts, entropy, split
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -213,9 +214,10 @@ def _verdict(
     accuracy, loss = right.mean(0), nats.mean(0)
     spread = mean(np.array([bootstrap(dispersion)[0][head] for head in chosen]))
     text = (
-        f"From {counts[0]} to {counts[-1]} facts accuracy goes from {accuracy[0, 0]:.2f} to "
-        f"{accuracy[0, -1]:.2f} and the loss of the answer from {loss[0, 0]:.2f} to "
-        f"{loss[0, -1]:.2f} nats; dispersion of {', '.join(map(label, chosen))}: {spread:.2f}."
+        f"From {counts[0]} to {counts[-1]} facts accuracy goes from {amount(accuracy[0, 0])} to "
+        f"{amount(accuracy[0, -1])} and the loss of the answer from {amount(loss[0, 0])} to "
+        f"{amount(loss[0, -1])} nats; dispersion of {', '.join(map(label, chosen))}: "
+        f"{amount(spread)}."
     )
     if accuracy[0, 0] < SOLVED:
         return Verdict("too_few", f"The model does not recall a fact among {counts[0]}. {text}")
@@ -223,9 +225,11 @@ def _verdict(
         return Verdict("too_few", f"One prompt has no interval. {text}")
     change = loss[1:, -1] - loss[0, -1]
     effects = (
-        f"with {counts[-1]} facts, hiding the asked one changes the loss by {change[0]:+.2f} nats, "
-        f"another one {change[1]:+.2f}; hiding it from these heads {change[2]:+.2f}, from as many "
-        f"others {change[3]:+.2f}"
+        f"with {counts[-1]} facts, hiding the asked one changes the loss by "
+        f"{amount(change[0], '+')} nats, "
+        f"another one {amount(change[1], '+')}; hiding it from these heads "
+        f"{amount(change[2], '+')}, from as many "
+        f"others {amount(change[3], '+')}"
     )
     fact_matters = float(bootstrap(nats[:, 1, -1] - nats[:, 2, -1], seed=seed)[1]) > 0
     heads_matter = float(bootstrap(nats[:, 3, -1] - nats[:, 4, -1], seed=seed)[1]) > 0

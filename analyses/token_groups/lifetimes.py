@@ -36,6 +36,7 @@ from headscope.analyses._runtime.results import (
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses.token_groups._lifetime import judge, received
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.interventions import Window
 from headscope.probes.models.model import Model
 
@@ -146,7 +147,7 @@ def run(
     by_kind = np.moveaxis(results["lifetime_mass"].values, -1, 0)
     by_type = {kind: named(mass, mass > 0.5) for kind, mass in zip(KINDS, by_kind, strict=True)}
     means = np.nanmean(results["lifetime_tokens"].values, axis=(0, 1))
-    listed = ", ".join(f"{share:.0%} {kind}" for kind, share in zip(KINDS, means, strict=True))
+    listed = ", ".join(f"{percent(share)} {kind}" for kind, share in zip(KINDS, means, strict=True))
     remark = "" if verdict else " No loss stands beside it: causal_prompts is 0."
     return results.dataset(
         coords,
@@ -177,17 +178,17 @@ def _limit(
             loss[:, 1], loss[:, 2], results.seed,
             f"limited to a window of {window}, the {size} heads with most weight in it "
             f"({', '.join(map(label, passing[: min(size, 4)]))}) change the loss by "
-            f"{costs[1]:+.4f} nats, the {size} with least {costs[2]:+.4f}.",
+            f"{amount(costs[1], '+')} nats, the {size} with least {amount(costs[2], '+')}.",
         )  # fmt: skip
     else:
         loss[:, 1:] = np.nan
         which = "Every head keeps" if passing else "No head keeps"
-        verdict = Verdict("too_few", f"{which} {least:.0%} of its weight within the window.")
+        verdict = Verdict("too_few", f"{which} {percent(least)} of its weight within the window.")
     results.add_mean(
         "window_loss", ("condition",), loss, "Loss with heads limited to the window",
         "nats a token", "sequential", 0, evidence="causal", note=verdict.text,
         heads={name: [label(head) for head in heads] for name, heads in sets.items()},
-        convention=f"heads with ≥ {least:.0%} of their weight within {window} tokens, and as many "
-        f"with least; {len(loss)} prompt(s)",
+        convention=f"heads with ≥ {percent(least)} of their weight within {window} tokens, and as "
+        f"many with least; {len(loss)} prompt(s)",
     )  # fmt: skip
     return verdict

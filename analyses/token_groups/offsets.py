@@ -19,10 +19,11 @@ from headscope.analyses._interventions.next_token_loss import predicts, tokens
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
-from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._runtime.verdict import LEAST_NATS, Verdict, causal_verdict, compare_shares
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.token_groups._delimiters import positions
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes import capture as capture_prompts
 from headscope.probes.interventions import Ablate, KnockOut
 from headscope.probes.models.model import Model
@@ -42,8 +43,6 @@ DELIMITER_CONDITIONS = (
     "delimiters hidden from delimiter heads",
     "other tokens hidden from delimiter heads",
 )
-# What moves below this is no effect to speak of.
-LEAST_NATS = 0.01
 Head = tuple[int, int]
 
 
@@ -207,32 +206,15 @@ def _shifted(length: int, shift: int) -> Array:
 
 def _verdict(moved: Array, size: int, seed: int) -> Verdict:
     """Conclude on offsets, and on delimiters where the prompts have any."""
-    verdict = _offset_verdict(moved, size, seed)
+    groups = (f"the {size} surest offset heads", f"the {size} least sure")
+    verdict = compare_shares(moved[:, :4], "their offset alone", groups, seed)
     if moved.shape[1] == len(OFFSET_CONDITIONS):
         return verdict
     hidden, other = moved[:, 4], moved[:, 5]
     text = (
         f"hiding the delimiters from the {size} heads that look at them most moves the output "
-        f"by {hidden.mean():.3f} nats, hiding as many other tokens by {other.mean():.3f}"
+        f"by {amount(hidden.mean())} nats, hiding as many other tokens by {amount(other.mean())}"
     )
     apart = float(bootstrap(hidden - other, seed=seed)[1])  # NaN for one prompt
     remark = ", so the weight on delimiters does not show what these heads do"
     return verdict & causal_verdict(hidden.mean() > LEAST_NATS and apart > 0, text, remark)
-
-
-def _offset_verdict(moved: Array, size: int, seed: int) -> Verdict:
-    """Conclude whether the surest heads need nothing but their offset."""
-    most, least = (moved[:, column] / np.maximum(moved[:, column + 1], 1e-12) for column in (0, 2))
-    if not (moved[:, [1, 3]] > 1e-9).all():
-        return Verdict(
-            "too_few",
-            "Ablating the offset heads or the least sure ones moves no output; offsets are "
-            "correlational here.",
-        )
-    if len(moved) < 2:
-        return Verdict("too_few", "One prompt has no interval: offsets are correlational here.")
-    text = (
-        f"their offset alone does {most.mean():.0%} of what ablation does in the {size} surest "
-        f"offset heads, {least.mean():.0%} in the {size} least sure"
-    )
-    return causal_verdict(float(bootstrap(least - most, seed=seed)[1]) > 0, text)

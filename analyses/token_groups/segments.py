@@ -27,6 +27,7 @@ from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import WAYS, Segments, segment
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ()
@@ -196,14 +197,14 @@ def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdic
     source, target = np.unravel_index(np.where(known, effect, -np.inf).argmax(), effect.shape)
     dearest = (
         f"the dearest link is {names[source]} → {names[target]} "
-        f"({effect[source, target]:+.3f} {units})"
+        f"({amount(effect[source, target], '+')} {units})"
     )
     if known.sum() < 4 or np.ptp(effect[known]) == 0 or np.ptp(mass[known]) == 0:
         return Verdict("too_few", f"Too few links that differ to compare with the mass; {dearest}.")
     rho = float(spearmanr(mass[known], effect[known]).statistic)
     text = (
         f"mass and effect of cutting {int(known.sum())} links rank alike with "
-        f"ρ = {rho:+.2f}; {dearest}"
+        f"ρ = {amount(rho, '+')}; {dearest}"
     )
     return causal_verdict(rho >= AGREES, text)
 

@@ -25,6 +25,7 @@ from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.length_trend import mean as known_mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import Segments, segment
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ("received",)
@@ -175,9 +176,9 @@ def _verdict(effect: Array, mass: Array, names: list[str], units: str, seed: int
         )
     best = compared[mass[compared].argmax()]
     text = (
-        f"{names[best]} tokens get {mass[best]:.2f} of the attention, the most of the classes that "
-        f"can be compared; hiding them changes {mean[0, best]:.3f} {units}, hiding as many others "
-        f"{mean[1, best]:.3f}."
+        f"{names[best]} tokens get {amount(mass[best])} of the attention, the most of the classes "
+        f"that can be compared; hiding them changes {amount(mean[0, best])} {units}, hiding as "
+        f"many others {amount(mean[1, best])}."
     )
     if len(effect) < 2:
         return Verdict("too_few", f"One prompt has no interval: {text}")

@@ -15,6 +15,7 @@ from rich.table import Table
 from headscope.app.cli.console import err, out, say
 from headscope.app.cli.progress import Report, bar
 from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope.kernels.formatting import amount
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -177,7 +178,7 @@ def _compared(
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    cells = ["" if row["agreement"] is None else f"{row['agreement']:.2f}", "", ""]
+    cells = ["" if row["agreement"] is None else f"{amount(row['agreement'])}", "", ""]
     if "top" in row:
         cells[1:] = str(len(row["top"]["shared"])), f"{row['top']['p_value']:.2g}"
     heads = (

@@ -11,6 +11,7 @@ from headscope.analyses.series import emergence, kept
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline
 from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.formatting import amount
 from headscope.probes.storage.dataset_file import write_text
 
 # Rows of the table of emergence.
@@ -60,7 +61,7 @@ def _variable(timeline: xr.Dataset, name: str) -> tuple[page.Figure, dict[str, A
         return figure, None
     order = emergence(timeline, name).attrs
     rows = [
-        (row["name"], f"{row['step']:g}", interval(row), f"{row['final']:.3f}")
+        (row["name"], f"{row['step']:g}", interval(row), f"{amount(row['final'])}")
         for row in order["order"][:SHOWN]
     ]
     return figure, {"rows": rows, "convention": order["convention"]}

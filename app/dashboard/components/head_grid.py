@@ -94,7 +94,7 @@ def _scatter(
                     "nticks": min(across.array.sizes["layer"], 8),
                 },
             },
-            hovertemplate="<b>%{hovertext}</b><br>%{x:.3f}, %{y:.3f}<extra></extra>",
+            hovertemplate="<b>%{hovertext}</b><br>%{x:.3r}, %{y:.3r}<extra></extra>",
         )
     )
     figure.update_layout(

@@ -131,4 +131,4 @@ def _show(question: str, answer: xr.Dataset) -> None:
             index=pd.Index([viz.visible(word) for word in chances["word"].values.tolist()],
                            name="next word"),
         )  # fmt: skip
-        st.table(table.map("{:.3f}".format), border="horizontal")
+        st.table(table.map(viz.amount), border="horizontal")

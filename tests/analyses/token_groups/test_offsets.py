@@ -49,7 +49,7 @@ def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert)
         "offset -1": ["L0H0"], "offset +1": ["L0H3"], "separator": ["L0H1"],
     }  # fmt: skip
     # Nothing but L0H2 writes, and nothing reads it: no head can be shown to matter.
-    assert result.attrs["note"].startswith("Ablating the offset heads or the least sure ones moves")
+    assert result.attrs["note"].startswith("Too little to take a share of: in the 3 surest")
     assert result.attrs["verdict"] == "disagreement"
 
 
