@@ -111,7 +111,7 @@ def drawn_prompts(
         return prompts
     if task is not None and not isinstance(task, str):
         return task
-    count = n or getattr(module, "PROMPTS", DEFAULT_PROMPTS)
+    count: int = n or getattr(module, "PROMPTS", DEFAULT_PROMPTS)
     return tasks.make(
         task or own, model.tokenizer, count, seed, vocab_size=model.vocabulary or None
     )

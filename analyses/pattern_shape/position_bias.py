@@ -131,7 +131,7 @@ def run(
         for name, array in accuracy.items()
     }
     best = named(scores, scores > least_relevance)[:8]
-    tilt, bend = (results[name].values for name in ("tilt", "u_shape"))
+    tilt, bend = (float(np.nanmean(results[name].values)) for name in ("tilt", "u_shape"))
     # A curve that rises at one end alone is bent upwards, too.
     ends = np.minimum(on_dummy[..., 0], on_dummy[..., -1]) - on_dummy[..., 1:-1].mean(-1)
     rise, lower, _ = bootstrap(ends, seed=seed)
