@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from headscope import analyses, probes
-from headscope.analyses._runtime import runner
+from headscope.analyses._runtime import cost, runner
 from headscope.analyses._runtime.inputs import positionals
 from headscope.app.prompt_files import read_prompts
 from headscope.kernels.errors import HeadscopeError, InvalidInput
@@ -20,6 +20,7 @@ from headscope.probes.storage import dataset_file, run_folder
 from headscope.probes.storage.run_folder import Run
 
 if TYPE_CHECKING:
+    from headscope.analyses._runtime.cost import Cost
     from headscope.probes.capturing.memory_estimate import Plan
     from headscope.probes.models.model import Model
 
@@ -162,6 +163,7 @@ def analyze_run(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     source: str | None = None,
     register: str | None = None,
+    announce: Callable[[Sequence[Cost]], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Outcome]:
     """Run analyses on a captured run, keeping each result as soon as it is there.
@@ -177,6 +179,8 @@ def analyze_run(
         Where the model is now, if it is no longer where it was captured.
     register
         Wording of built-in tasks, as `tasks.make` takes it; the default is that of the run.
+    announce
+        Called with what the analyses are expected to cost, before the first of them runs.
     progress
         Called with (step, done, total).
 
@@ -195,19 +199,21 @@ def analyze_run(
             progress(f"{len(results) + 1}/{len(wanted)} {step}", done, total)
 
     register = register or run.manifest["options"].get("register")
+    model, prompts = open_model(run, source), run.prompts()
+    given: dict[str, Any] = {"task": task, "options": options, "n": number}
+    given["seed"] = run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0
     with tasks.wording(register):
         outcomes = runner.execute_many(
             wanted,
-            open_model(run, source),
-            run.prompts(),
+            model,
+            prompts,
             capture=run.capture,
-            task=task,
-            options=options,
-            n=number,
-            seed=run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0,
             progress=numbered,
             effects=run.effects,
+            **given,
         )
+        if announce is not None:
+            announce(cost.estimate(wanted, model, prompts, **given))
         for name in wanted:
             numbered(name, 0, 1)
             _, outcome = next(outcomes)

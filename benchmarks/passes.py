@@ -2,8 +2,8 @@
 
 ``python -P benchmarks/passes.py`` runs every analysis with its default options and prompts, and
 writes ``analyses/_runtime/passes.json``: by analysis, passes over its prompts that do not depend on
-the number of heads (``fixed``), and ablations of each head (``per_head``). No time is measured.
-Names on the command line count these alone.
+the number of heads (``fixed``; ``screened`` where not all heads are ablated), and ablations of each
+head (``per_head``). No time is measured. Names on the command line count these alone.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from headscope import analyses
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, screening
 from headscope.analyses._runtime import cost
 from headscope.analyses._runtime.runner import execute
 from headscope.kernels.errors import NotApplicable
@@ -27,6 +27,10 @@ def main() -> None:
     prompts = tasks.make("story", model.tokenizer)
     for name in sys.argv[1:] or analyses.names():
         table[name] = count(name, model, prompts)
+        if "exhaustive" in analyses.options(name):
+            screening.FEW, usual = 0, screening.FEW
+            table[name]["screened"] = count(name, model, prompts)["fixed"]
+            screening.FEW = usual
         print(name, table[name], flush=True)
         lines = ",\n".join(f'"{name}": {json.dumps(table[name])}' for name in sorted(table))
         file.write_text(f"{{\n{lines}\n}}\n")

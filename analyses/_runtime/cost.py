@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope import analyses
 from headscope.analyses._interventions.screening import FEW, FIRST, SAMPLE
+from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ class Cost:
     seconds: float | None
 
     def __str__(self) -> str:
+        """Say it in one line."""
         if self.passes is None or self.seconds is None:
-            return f"{self.analysis}: {self.tokens} tokens; its passes are not counted"
-        return (
-            f"{self.analysis}: {self.passes:.3g} passes over {self.tokens} tokens, "
-            f"about {duration(self.seconds)}"
-        )
+            return f"{self.analysis}: how often it runs the model was not counted"
+        if not self.passes:
+            return f"{self.analysis}: reads the capture"
+        times = f"runs the model {self.passes:.3g} times over {self.tokens} tokens"
+        return f"{self.analysis}: {times}, about {duration(self.seconds)}"
 
 
 def estimate(
@@ -57,6 +59,8 @@ def estimate(
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Cost]:
     """Say what analyses will take; the parameters are those of `runner.execute_many`."""
+    if model.reads != "tokens" or model.attention != "self":
+        return [Cost(name, None, 0, None) for name in names]
     speed: float | None = None
     costs = []
     for name in names:
@@ -75,11 +79,13 @@ def passes(name: str, model: Model, options: Mapping[str, Any]) -> float | None:
     counted = _table().get(name, {})
     if "fixed" not in counted:
         return None
-    exhaustive = "exhaustive" not in analyses.options(name) or str(
-        options.get("exhaustive", False)
-    ).lower() in ("true", "1", "yes")
-    fixed, each = float(counted["fixed"]), float(counted["per_head"])
-    return fixed + of_heads(model, each, exhaustive=exhaustive)
+    asked = check.parse(name, analyses.options(name), options)
+    exhaustive = asked.get("exhaustive", "exhaustive" not in analyses.options(name))
+    # Counted with the capture, which a run holds for analyses of its own prompts.
+    captured = 0 if hasattr(analyses.load(name), "TASK") else 1
+    screened = not exhaustive and len(model.geometry.attending) * model.heads > FEW
+    fixed = max(float(counted["screened" if screened else "fixed"]) - captured, 0)
+    return fixed + of_heads(model, float(counted["per_head"]), exhaustive=exhaustive)
 
 
 def of_heads(model: Model, each: float, *, exhaustive: bool) -> float:
@@ -111,7 +117,7 @@ def drawn_prompts(
         return prompts
     if task is not None and not isinstance(task, str):
         return task
-    count: int = n or getattr(module, "PROMPTS", DEFAULT_PROMPTS)
+    count: Any = n or getattr(module, "PROMPTS", DEFAULT_PROMPTS)
     return tasks.make(
         task or own, model.tokenizer, count, seed, vocab_size=model.vocabulary or None
     )
@@ -128,18 +134,18 @@ def seconds_per_token(model: Model, prompts: Any) -> float:
     """Time a pass over some of the prompts, the second of two, in seconds a token."""
     import torch
 
-    from headscope.probes.attention.forward import logits
+    from headscope.kernels.api import Request
+    from headscope.probes.attention.forward import Reader, run
     from headscope.probes.prompts.prompt_batch import batches
     from headscope.probes.prompts.reading import read
 
     ids = read(model, prompts).ids
     some = next(iter(batches(ids, TIMED)))
     batch = torch.tensor([ids[row] for row in some])
-    last = torch.full((len(some), 1), batch.shape[1] - 1)
     with torch.no_grad():
         for _ in range(2):
             start = time.perf_counter()
-            logits(model, batch, (), last)
+            run(model, batch, Reader(Request(stats=())), head=False)
     return (time.perf_counter() - start) / batch.numel()
 
 

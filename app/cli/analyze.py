@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from headscope.app.cli.progress import bar
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from headscope.analyses._runtime.cost import Cost
     from headscope.app.pipeline import Outcome
     from headscope.probes.storage.run_folder import Run
 
@@ -68,6 +69,7 @@ def analyze(
             options=options,
             source=model,
             register=register,
+            announce=say_costs,
             progress=progress,
         )
     code = report_missing(opened, outcomes, {*named, *options})
@@ -80,6 +82,16 @@ def analyze(
     if code:
         raise typer.Exit(code)
     say(f"next: headscope report {run}")
+
+
+def say_costs(costs: Sequence[Cost]) -> None:
+    """Say on standard error what analyses are expected to take, the longest first."""
+    from headscope.analyses._runtime.cost import duration
+
+    for each in sorted(costs, key=lambda cost: -(cost.seconds or 0)):
+        say(str(each), err)
+    if len(costs) > 1:
+        say(f"together about {duration(sum(each.seconds or 0 for each in costs))}", err)
 
 
 def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[str] = ()) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from headscope import analyses
-from headscope.app.cli.analyze import report_missing
+from headscope.app.cli.analyze import report_missing, say_costs
 from headscope.app.cli.console import Register, err, say
 from headscope.app.cli.progress import bar
 from headscope.app.cli.report import print_report
@@ -46,7 +46,8 @@ def demo(
             overwrite=True,
             progress=progress,
         )
-        outcomes = analyze_run(run, analyses.names() if every else STORY, progress=progress)
+        names = analyses.names() if every else STORY
+        outcomes = analyze_run(run, names, announce=say_costs, progress=progress)
     code = report_missing(run, outcomes)
     print_report(run)
     say(f"open the dashboard: headscope app {run.path}")
