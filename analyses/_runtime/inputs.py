@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ def positionals(name: str) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.signature(analyses.load(name).run)
     return tuple(each.name for each in signature.parameters.values() if each.kind in kinds)
+
+
+def _supports(name: str) -> Collection[str]:
+    return getattr(analyses.load(name), "SUPPORTS", ())
 
 
 class PromptSets:
@@ -63,7 +67,7 @@ class PromptSets:
         if key is None and self.prompts is None and None not in self._captures:
             raise NotApplicable(f"prompts: {name} runs on your own prompts; give some")
         needs, sigmoid = Needs.of(analyses.load(name)), self.model.geometry.sigmoid
-        if sigmoid and "sigmoid" not in analyses.load(name).SUPPORTS:
+        if sigmoid and "sigmoid" not in _supports(name):
             return  # it will be refused, and the others do without what it needs
         if sigmoid and "received" in needs.stats:
             needs |= Needs(stats=("received_share",))
@@ -71,7 +75,7 @@ class PromptSets:
 
     def supply(self, name: str, what: str) -> Any:
         """Return one positional argument of an analysis."""
-        rows_sum_to_one(self.model, name, analyses.load(name).SUPPORTS)
+        rows_sum_to_one(self.model, name, _supports(name))
         key = self._key(name)
         asks = hasattr(analyses.load(name), "TASK")
         if asks and self.model.reads == "images":

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headscope.kernels.api import AttentionSpec, Request, WeightEdits, attend, attend_differentiable
 from headscope.kernels.errors import InvalidInput, UnsupportedModel
@@ -81,8 +82,7 @@ class AttentionCall:
         if self.kind == "cross" and query_mask is not None:
             query_mask = torch.ones_like(query_mask)
         names = ("scale", "causal", "window", "softcap", "key_mask", "sinks", "slopes", "bias")
-        names += ("sigmoid",)
-        shared = {name: getattr(self, name) for name in names}
+        shared = {name: getattr(self, name) for name in (*names, "sigmoid")}
         return AttentionSpec(query_mask=query_mask, edits=edits, **shared)
 
 
@@ -176,7 +176,8 @@ def own_implementation(module: nn.Module) -> str | None:
     a function does with queries and keys.
     """
     name = getattr(module.config, "_attn_implementation", None)
-    function = AttentionInterface().get(name)
+    registered: Any = ALL_ATTENTION_FUNCTIONS
+    function = registered.get(name)
     function = getattr(function, "func", function)  # a partial
     home = getattr(function, "__module__", "transformers")
     return None if home.partition(".")[0] == "transformers" or name == NAME else name

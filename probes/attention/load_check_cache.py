@@ -123,8 +123,8 @@ def _read(file: Path, identity: dict[str, Any]) -> Geometry | None:
             return None
         numbers = dict(kept["geometry"])
         without = tuple(map(int, numbers.pop("without")))
-        flags = {name: bool(numbers.pop(name)) for name in ("crossed", "causal", "sigmoid")}
-        sizes = {name: int(number) for name, number in numbers.items()}
+        flags: Any = {name: bool(numbers.pop(name)) for name in ("crossed", "causal", "sigmoid")}
+        sizes: Any = {name: int(number) for name, number in numbers.items()}
         return Geometry(**sizes, without=without, **flags)
     except (OSError, ValueError, KeyError, TypeError):
         return None
