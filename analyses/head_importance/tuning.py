@@ -8,8 +8,7 @@ own heads do no better, the selection says nothing about where the task is done.
 other prompt, measured on the rest. By default the wanted words are the task's wrong answers, since
 a model that does a task already has nothing to learn.
 
-Sources: Yin et al., LoFiT: Localized Fine-tuning on LLM Representations; Learning Task
-Representations from In-Context Learning.
+Source: Yin et al., LoFiT: Localized Fine-tuning on LLM Representations.
 """
 
 from collections.abc import Mapping, Sequence

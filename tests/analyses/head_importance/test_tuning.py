@@ -72,6 +72,27 @@ def test_heads_selected_for_a_task_beat_those_of_another(speakers):
 
 
 @pytest.mark.requirement("D3")
+def test_the_analysis_shows_that_the_tasks_own_heads_learn_it_and_no_others(speakers, monkeypatch):
+    """L1H1 alone can say a key: selected, tuned and measured on other prompts."""
+    task = constant("keys", "lemon", "east")
+    monkeypatch.setattr(tasks, "make", lambda *_, **__: constant("values", "east", "lemon"))
+    captured = capture(speakers, task, stats=(), keep=("z",))
+    options = {"goal": "answers", "other": "recall", "count": 1, "steps": 40, "rate": 0.5}
+    result = tuning.run(captured, speakers, task, **options)
+    assert result.attrs["tuned_heads"]["own heads"] == ["L1H1"]
+    assert result.attrs["tuned_heads"]["another task's heads"] == ["L1H2"]
+    assert np.unravel_index(np.abs(result["weight"].values - 1).argmax(), (2, 4)) == SPEAKS_KEYS
+    np.testing.assert_array_equal(np.argwhere(result["offset"].values), [SPEAKS_KEYS])
+    assert result["tuned_accuracy"].values.tolist() == [[1.0, 0.0, 0.0]] * 2
+    assert (result["advantage_lower"].values > 1).all()
+    # Heads that cannot say the word leave its probability where it was.
+    others = result["tuned"].values[:, 1:]
+    np.testing.assert_allclose(others, float(result["before"]), atol=0.3)
+    assert result.attrs["verdict"] == "supported"
+    assert "learned from 4 prompts in 40 steps, measured on 4" in result.attrs["convention"]
+
+
+@pytest.mark.requirement("D3")
 def test_on_the_bundled_model_the_own_heads_learn_what_others_do_not(bundled):
     task = _tuned.aimed(tasks.make("ioi", bundled.tokenizer, n=24, seed=0), "wrong")
     other = _tuned.aimed(tasks.make("greater_than", bundled.tokenizer, n=12, seed=0), "wrong")
