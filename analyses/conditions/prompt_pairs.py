@@ -2,8 +2,10 @@
 
 Two prompts that differ in a few words, such as two instructions about one text or a clean and a
 corrupted question, are compared position by position: the row of every head at the question in
-condition A, minus its row in condition B. The causal number: what the answers of A lose when the
-heads that differ most get the pattern of B, against as many other heads.
+condition A, minus its row in condition B. Instructions may be of different length: tokens that both
+prompts begin and end with are compared one by one, and what differs as a whole. The causal number:
+what the answers of A lose when the heads that differ most get the pattern of B, against as many
+other heads.
 
 Source: Instruction-Aligned Visual Attention (attention under two instructions, subtracted), for
 any two aligned prompts.
@@ -35,6 +37,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses.conditions._pair_alignment import Alignment, align
 from headscope.kernels.formatting import amount
 from headscope.probes.attention.forward import logits
 from headscope.probes.capturing.capture import capture as capture_again
@@ -71,7 +74,7 @@ def run(
     ----------
     capture, model, task
         Capture of condition A, the prompts of the task, with the kept ``q`` and ``k`` and ``lse``;
-        condition B are their counterfactuals, word for word of the same length.
+        condition B are their counterfactuals, of the same length or with the same end.
     best
         Heads that differ most, whose pattern is swapped; half of all at most.
     draws
@@ -93,17 +96,18 @@ def run(
     encoded = read(model, task).encoded
     assert encoded is not None
     require_prompts(capture, len(encoded.ids))
-    other = capture_again(
-        model, [list(ids) for ids in encoded.corrupted_ids], stats=NEEDS, keep=KEEP
-    )
+    other = capture_again(model, [list(ids) for ids in encoded.twins], stats=NEEDS, keep=KEEP)
+    pairs = [align(*pair) for pair in zip(encoded.ids, encoded.twins, strict=True)]
     queries = [
         np.unique([question.at for question in questions]) for questions in encoded.questions
     ]
-    moved, first = _differences(capture, other, queries)
+    moved, first = _differences(capture, other, queries, pairs)
 
     convention = (
         f"rows at the questions of {len(moved)} prompts of {task.name}; B: their counterfactuals"
     )
+    if any(len(pair.own) for pair in pairs):
+        convention += "; what differs, of other length in B, counts as one key"
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
     results.add_mean(
         "difference", ("layer", "head"), moved.clip(0, 1),
@@ -126,7 +130,7 @@ def run(
     verdict = None
     if not reason:
         sets = random_sets([head for head in pool if head not in chosen], size, draws, seed)
-        lost = _lost(model, task, other, (chosen, *sets), checked)
+        lost = _lost(model, capture, task, other, pairs, (chosen, *sets), checked)
         samples = np.stack([lost[:, 0], lost[:, 1:].mean(1)], axis=1)
         results.add_mean(
             "lost", ("condition",), samples, "Log-probability of A's answers lost", "nats",
@@ -146,7 +150,10 @@ def run(
 
 
 def _differences(
-    capture: xr.Dataset, other: xr.Dataset, queries: Sequence[NDArray[np.int64]]
+    capture: xr.Dataset,
+    other: xr.Dataset,
+    queries: Sequence[NDArray[np.int64]],
+    pairs: Sequence[Alignment],
 ) -> tuple[Array, Array]:
     """Return the weight that moves (prompt, layer, head), and A − B of the first prompt.
 
@@ -157,10 +164,10 @@ def _differences(
     first = np.full((*shape[1:], int(capture["length"].values[0])), np.nan)
     for prompt, places in enumerate(queries):
         for layer in map(int, np.flatnonzero(attending(capture))):
-            difference = np.subtract(
-                qk_rows.rows(capture, prompt, layer, places).weights(),
-                qk_rows.rows(other, prompt, layer, places).weights(),
-            )
+            rows = qk_rows.rows(capture, prompt, layer, places).weights()
+            there = pairs[prompt].queries(places)
+            others = qk_rows.rows(other, prompt, layer, there).weights()
+            difference = rows - pairs[prompt].onto(rows, others)
             moved[prompt, layer] = np.abs(difference).sum(-1).mean(-1) / 2
             if prompt == 0:
                 first[layer] = difference.mean(1)
@@ -175,9 +182,19 @@ def _unchecked(capture: xr.Dataset, model: Model) -> str:
 
 
 def _lost(
-    model: Model, task: Task, other: xr.Dataset, groups: Sequence[Sequence[Head]], checked: int
+    model: Model,
+    capture: xr.Dataset,
+    task: Task,
+    other: xr.Dataset,
+    pairs: Sequence[Alignment],
+    groups: Sequence[Sequence[Head]],
+    checked: int,
 ) -> Array:
-    """Give groups of heads the patterns of condition B (prompt, group): nats that answers lose."""
+    """Give groups of heads the patterns of condition B (prompt, group): nats that answers lose.
+
+    Of prompts of different length the rows of the tokens that both have, as `Alignment.onto` lays
+    them; the rows of the instruction stay (NaN).
+    """
     encoded = read(model, task).encoded
     assert encoded is not None
     losses = []
@@ -185,11 +202,13 @@ def _lost(
     with steps(total) as step, torch.no_grad():
         for prompt in range(total):
             ids, questions = torch.tensor([encoded.ids[prompt]]), [encoded.questions[prompt]]
-            positions = np.arange(ids.shape[1])
-            maps = {
-                layer: qk_rows.rows(other, prompt, layer, positions).weights()
-                for layer in {layer for group in groups for layer, _ in group}
-            }
+            pair = pairs[prompt]
+            maps = {}
+            for layer in {layer for group in groups for layer, _ in group}:
+                rows = qk_rows.rows(capture, prompt, layer, pair.here).weights()
+                others = qk_rows.rows(other, prompt, layer, pair.there).weights()
+                maps[layer] = np.full((len(rows), ids.shape[1], ids.shape[1]), np.nan)
+                maps[layer][:, pair.here] = pair.onto(rows, others)
             values = []
             for group in ((), *groups):
                 edits = pattern_substitution.fix({head: maps[head[0]][head[1]] for head in group})

@@ -18,7 +18,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "1", place / "2"
 
 
-@pytest.mark.requirement("D6")
 def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path):
     file = tmp_path / "differences.json"
     given = ("--score", "capture.entropy", "--out", file)
@@ -35,7 +34,6 @@ def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope):
     assert "unpaired, from the intervals of both means" in out
 
 
-@pytest.mark.requirement("D6")
 def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, tmp_path):
     file = tmp_path / "differences.json"
     given = ("--task", "ioi", "--number", 2, "--top", 3, "--out", file)
