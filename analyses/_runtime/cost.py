@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Tokens of the timed pass.
 TIMED = 512
+# Many analyses check their finding causally on the first few prompts alone.
+FIRST_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,18 @@ def estimate(
     costs = []
     for name in names:
         drawn = drawn_prompts(name, model, prompts, task, n, seed)
-        count = len_tokens(model, drawn)
+        lengths = prompt_lengths(model, drawn)
+        count = sum(lengths)
         if speed is None:
             speed = seconds_per_token(model, drawn)
-        number = passes(name, model, (options or {}).get(name, {}))
+        number = passes(name, model, len(lengths), (options or {}).get(name, {}))
         seconds = None if number is None else number * count * speed
         costs.append(Cost(name, number, count, seconds))
     return costs
 
 
-def passes(name: str, model: Model, options: Mapping[str, Any]) -> float | None:
-    """Return how often an analysis runs a model over its prompts; None where not counted."""
+def passes(name: str, model: Model, prompts: int, options: Mapping[str, Any]) -> float | None:
+    """Return how often an analysis runs a model over so many prompts; None where not counted."""
     counted = _table().get(name, {})
     if "fixed" not in counted:
         return None
@@ -85,6 +88,8 @@ def passes(name: str, model: Model, options: Mapping[str, Any]) -> float | None:
     captured = 0 if hasattr(analyses.load(name), "TASK") else 1
     screened = not exhaustive and len(model.geometry.attending) * model.heads > FEW
     fixed = max(float(counted["screened" if screened else "fixed"]) - captured, 0)
+    if not screened:
+        fixed += counted.get("first", 0) * min(FIRST_PROMPTS / prompts, 1)
     return fixed + of_heads(model, float(counted["per_head"]), exhaustive=exhaustive)
 
 
@@ -100,9 +105,9 @@ def of_heads(model: Model, each: float, *, exhaustive: bool) -> float:
     return each * heads * (layers + 1) / (2 * layers)
 
 
-def tokens(name: str, model: Model, prompts: Any) -> int:
-    """Return the tokens of the prompts that an analysis runs on by default."""
-    return len_tokens(model, drawn_prompts(name, model, prompts, None, None, 0))
+def tokens(name: str, model: Model, prompts: Any, n: int | None = None) -> int:
+    """Return the tokens of the prompts that an analysis runs on."""
+    return sum(prompt_lengths(model, drawn_prompts(name, model, prompts, None, n, 0)))
 
 
 def drawn_prompts(
@@ -123,11 +128,11 @@ def drawn_prompts(
     )
 
 
-def len_tokens(model: Model, prompts: Any) -> int:
-    """Return the number of tokens of prompts."""
+def prompt_lengths(model: Model, prompts: Any) -> list[int]:
+    """Return the tokens of every prompt."""
     from headscope.probes.prompts.reading import read
 
-    return sum(map(len, read(model, prompts).ids))
+    return list(map(len, read(model, prompts).ids))
 
 
 def seconds_per_token(model: Model, prompts: Any) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_from_zero
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import percent
 
@@ -75,8 +76,11 @@ class Results:
     ) -> None:  # fmt: skip
         """Add the mean over prompts, the first axis of ``samples``, with its 95 % interval.
 
-        Further arguments are those of `add`.
+        Further arguments are those of `add`. A causal number of every head says which heads have
+        an effect: ``effect_heads``, and in ``effect`` the state of that conclusion.
         """
+        if {**self.about, **attrs}.get("evidence") == "causal" and tuple(dims) == GRID:
+            attrs = {**effect(samples), **attrs}
         ends = bootstrap(samples, seed=self.seed)
         self.add_interval(name, dims, ends, long_name, units, *meaning, **attrs)
 
@@ -150,6 +154,14 @@ class Results:
         result.attrs = {**self.capture.attrs, **{key: it for key, it in attrs.items() if it != ""}}
         json.dumps(result.attrs)
         return result
+
+
+def effect(samples: NDArray[Any]) -> dict[str, str]:
+    """Say which heads have an effect (prompt, layer, head) that is told from 0, among all."""
+    if len(samples) < LEAST_PROMPTS:
+        return {"effect": "too_few", "effect_heads": ""}
+    told = labels(told_from_zero(np.asarray(samples, dtype=float)))
+    return {"effect": "supported" if told else "not_supported", "effect_heads": " ".join(told)}
 
 
 def require(

@@ -1,10 +1,13 @@
 """Effect sizes of two conditions, with their intervals, and what is significant among many."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from headscope.analyses._stats.bootstrap import Array, draws, percentiles
+from headscope.analyses._stats.bootstrap import LEVEL, Array, draws, percentiles
 
 RESAMPLES = 500
+# With fewer, a t test over prompts of hundreds of heads says little.
+LEAST_PROMPTS = 16
 
 
 def cohen(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
@@ -70,6 +73,19 @@ def adjusted(values: Array) -> Array:
     if known.any():
         result[known] = false_discovery_control(values[known])
     return result
+
+
+def told_from_zero(samples: Array) -> NDArray[np.bool_]:
+    """Mark the scores (...) whose mean over prompts (prompt, ...) is not 0.
+
+    A t test of each, adjusted over all of them, so that of those marked no more than 5 % are 0.
+    """
+    from scipy.stats import t
+
+    count, mean, off = len(samples), samples.mean(0), samples.std(0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        size = np.where(mean == 0, 0.0, np.abs(mean) / off * np.sqrt(count))
+    return np.asarray(adjusted(2 * t.sf(size, count - 1)) < 1 - LEVEL)
 
 
 def difference(one: Array, other: Array, *, paired: bool, seed: int) -> tuple[float, float, float]:

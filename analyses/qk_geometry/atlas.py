@@ -155,17 +155,14 @@ def run(
          "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
          f"rank correlation over {len(names)} heads"),
     )  # fmt: skip
+    across = f"{AXES[0]}{without_first.TITLE if sinks else ''}"
     coords: dict[str, Any] = {
         "bin": capture["bin"].values,
         "map": list(MAPS),
         "metric": list(METRICS),
         "one": list(compared),
         "other": list(compared),
-        "x": (
-            ("map", "point"),
-            points[..., 0],
-            {"long_name": f"{AXES[0]}{without_first.TITLE if sinks else ''}"},
-        ),
+        "x": (("map", "point"), points[..., 0], {"long_name": across}),
         "y": (("map", "point"), points[..., 1], {"long_name": AXES[1]}),
         "label": ("point", [label(head) for head in names]),
     }

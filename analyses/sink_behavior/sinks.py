@@ -81,27 +81,25 @@ def run(
     above = _above(steady, epsilon)
 
     order = "" if received.causal(capture).all() else "; no causal order: α_k is over all queries"
-    convention = (
-        f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {_stated(lengths)}; "
-        f"{_opening(capture)}{order}{received.rule(capture)}"
-    )
-    results = Results(capture, seed=seed, convention=convention, source=SOURCE)
+    prompts = f"{_stated(lengths)}; {_opening(capture)}{order}{received.rule(capture)}"
+    convention = f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {prompts}"
+    enough = f"over keys seen by ≥ {least_queries} queries; {prompts}"
+    results = Results(capture, seed=seed, source=SOURCE)
     rate = mean(_above(first, epsilon), (1, 2)) * 100
     later = received.largest(steady[..., 1:])
     later_rate = mean(_above(later, epsilon), (1, 2)) * 100
-    later_rule = f"largest α_k, k ≥ 2, over keys seen by ≥ {least_queries} queries"
-    later_rule += received.rule(capture)
     results.add_means(
-        ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE),
+        ("sink", ("layer", "head"), first, "Weight parked on the first token", SHARE,
+         f"α_1, the mean weight on key 1 of the queries that see it; {prompts}"),
         ("later_sink", ("layer", "head"), later, "Weight parked on one later token", SHARE,
-         later_rule, HIDDEN),
-        ("sink_rate", (), rate, "Sink rate", PERCENT),
+         f"largest α_k, k ≥ 2, {enough}", HIDDEN),
+        ("sink_rate", (), rate, "Sink rate", PERCENT, convention),
         ("later_sink_rate", (), later_rate, "Sink rate of later tokens (hidden sinks)", PERCENT,
-         f"share of heads with α_k above ε = {epsilon:g}; {later_rule}", HIDDEN),
+         f"share of heads with α_k above ε = {epsilon:g}; largest α_k, k ≥ 2, {enough}", HIDDEN),
         ("key_share", ("key",), mean(above, (1, 2)), "Heads that sink into a key position",
-         ("share of heads", *ZERO_TO_ONE)),
+         ("share of heads", *ZERO_TO_ONE), f"share of heads with α_k > {epsilon:g}, {enough}"),
         ("key_received", ("key",), mean(steady, (1, 2)), "Mean weight that a key position receives",
-         SHARE, f"mean of α_k over heads and prompts{received.rule(capture)}", "ACT"),
+         SHARE, f"mean of α_k over heads and prompts, {enough}", "ACT"),
     )  # fmt: skip
     length = int(capture["key_length"][0]) if "key_length" in capture.coords else int(lengths[0])
     results.add_all(
@@ -114,6 +112,7 @@ def run(
     scores = {name: results[name].values for name in ("sink", "later_sink")}
     return results.dataset(
         {"key": np.arange(alpha.shape[-1]), **received.token_axis(capture, length)},
+        convention=convention,
         heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
         sink_tokens=_tokens(received.words_of(capture), above),
         note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from headscope import viz
-from headscope.app.report.scores import Score, collect, indexed
+from headscope.app.report.scores import ABOVE, Score, collect, indexed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +23,9 @@ class Finding:
     """A head that stands out in a score, with the ends of its interval, NaN where it has none.
 
     ``evidence`` is ``"causal"`` where the number comes from an intervention, else
-    ``"correlational"``; ``rank`` is 1 for the largest ``of`` the heads with a value, and ``tied``
-    heads share it, this one included.
+    ``"correlational"``; ``effect`` says of an intervention whether the head's effect is above its
+    null, among all heads, or that the prompts are too few to tell. ``rank`` is 1 for the largest
+    ``of`` the heads with a value, and ``tied`` heads share it, this one included.
     """
 
     analysis: str
@@ -32,6 +33,7 @@ class Finding:
     title: str
     units: str
     evidence: str
+    effect: str
     rank: int
     of: int
     tied: int
@@ -65,7 +67,7 @@ def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title="Heads that stand out", title_justify="left")
-    table.add_column("score (* from an intervention)")
+    table.add_column("score (* from an intervention; ? not above its null, or too few prompts)")
     for place in range(top):
         table.add_column(f"#{place + 1}", no_wrap=True)
     analysis = ""
@@ -75,7 +77,11 @@ def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
             analysis = first.analysis
             table.add_row(f"[bold]{analysis}[/bold]")
         mark = "* " if first.evidence == "causal" else "  "
-        cells = [f"{finding.name} {viz.amount(finding.value)}" for finding in members]
+        cells = [
+            f"{finding.name}{'?' if finding.effect not in ('', ABOVE) else ''} "
+            f"{viz.amount(finding.value)}"
+            for finding in members
+        ]
         table.add_row(Padding(mark + escape(first.title), (0, 0, 0, 2)), *cells)
     return table
 
@@ -120,6 +126,7 @@ def _best(score: Score, top: int) -> list[Finding]:
                 variable=variable,
                 title=score.title.rstrip("."),
                 units=str(array.attrs.get("units", "")),
+                effect=score.effect(viz.head_name(layer, head)),
                 evidence="causal" if score.is_causal else "correlational",
                 rank=int(ranks[row, column]),
                 tied=int((ranks == ranks[row, column]).sum()),

@@ -13,6 +13,7 @@ import xarray as xr
 from headscope import viz
 
 GRID = ("layer", "head")
+ABOVE, TOO_FEW = "above its null", "too few prompts"
 ENTRIES = 8
 """Entries of a further dim that a row of the heads table has columns for."""
 
@@ -21,13 +22,15 @@ ENTRIES = 8
 class Score:
     """A variable of an analysis with dims layer and head, and the ends of its interval, if any.
 
-    ``key`` is ``analysis.variable``, as in links and files.
+    ``key`` is ``analysis.variable``, as in links and files; ``important`` the heads that the
+    analysis itself calls important, where it has a null of its own.
     """
 
     key: str
     array: xr.DataArray
     lower: xr.DataArray | None
     upper: xr.DataArray | None
+    important: frozenset[str] | None = None
 
     @property
     def title(self) -> str:
@@ -38,6 +41,28 @@ class Score:
     def is_causal(self) -> bool:
         """Whether the number comes from an intervention, not from looking."""
         return self.array.attrs.get("evidence") == "causal"
+
+    @property
+    def has_too_few(self) -> bool:
+        """Whether an intervention was made on too few prompts to tell heads with an effect."""
+        return self.is_causal and self.array.attrs.get("effect") == "too_few"
+
+    @property
+    def with_effect(self) -> frozenset[str]:
+        """Heads that an intervention shows to have an effect: above its null, among all heads."""
+        if not self.is_causal or self.has_too_few:
+            return frozenset()
+        if self.important is not None:
+            return self.important
+        return frozenset(str(self.array.attrs.get("effect_heads", "")).split())
+
+    def effect(self, name: str) -> str:
+        """Say whether a head has an effect; empty where no intervention was made."""
+        if not self.is_causal:
+            return ""
+        if self.has_too_few:
+            return TOO_FEW
+        return ABOVE if name in self.with_effect else "not above its null"
 
     @property
     def tooltip(self) -> str:
@@ -64,7 +89,9 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
                 ends = viz.interval(result, name)
                 sides = (None if end is None else end.transpose(*GRID) for end in ends)
                 key = f"{analysis}.{name}"
-                scores[key] = Score(key, result[name].transpose(*GRID), *sides)
+                own = result.attrs.get("important_heads")
+                named = None if own is None else frozenset(own)
+                scores[key] = Score(key, result[name].transpose(*GRID), *sides, named)
     return scores
 
 

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from headscope import viz
 from headscope.analyses._runtime.taxonomy import NO_STAGE, STAGES, TERMS, term
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS
 from headscope.app.dashboard import state
-from headscope.app.report.scores import Score
+from headscope.app.report.scores import TOO_FEW, Score
 
 SURVEY = "Attention Heads of Large Language Models: A Survey"
 CAUSAL, LOOKS = "causal", "correlational only"
 EVIDENCE = {
-    CAUSAL: "without it something changes: the interval of a causal score leaves out 0",
+    CAUSAL: "without it something changes: an effect above its null, among all heads",
     LOOKS: "no causal score of this run tells the head from one without effect",
 }
 
@@ -53,19 +54,15 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
     return {kind.name: kind for kind in ordered}
 
 
-def causal(scores: Mapping[str, Score], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Mark the heads (layer, head) for which the interval of some causal score leaves out 0."""
-    known = np.zeros(shape, dtype=bool)
-    for score in scores.values():
-        if score.is_causal and score.lower is not None and score.upper is not None:
-            known |= (score.lower.values > 0) | (score.upper.values < 0)
-    return known
+def causal(scores: Mapping[str, Score]) -> frozenset[str]:
+    """Name the heads that some intervention shows to have an effect."""
+    return frozenset().union(*(score.with_effect for score in scores.values()))
 
 
-def evidence(scores: Mapping[str, Score], shape: tuple[int, int]) -> list[str]:
-    """List the kinds of evidence that some head has."""
-    changed = causal(scores, shape)
-    return [word for word, some in ((CAUSAL, changed), (LOOKS, ~changed)) if some.any()]
+def evidence(scores: Mapping[str, Score], heads: int) -> list[str]:
+    """List the kinds of evidence that some of so many heads has."""
+    changed = len(causal(scores))
+    return [word for word, some in ((CAUSAL, changed), (LOOKS, heads - changed)) if some]
 
 
 def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> NDArray[Any] | None:
@@ -75,7 +72,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
     known = {kind.stage for kind in kinds.values()}
     stages = [stage for stage in (*STAGES, NO_STAGE) if stage in known]
     names = _names(grid)
-    offered = evidence(scores, (names.shape[0], names.shape[1]))
+    offered = evidence(scores, names.size)
     with st.expander("Filter the heads", icon=":material/filter_alt:"):
         types = _ask("Head type", "type", list(kinds), "Named so by an analysis of this run.")
         served = _ask("Stage", "stage", stages, SURVEY)
@@ -94,9 +91,12 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
                 heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in wanted]
                 among &= np.isin(names, list(frozenset().union(*heads)))
         if shown:
-            changed = causal(scores, (names.shape[0], names.shape[1]))
+            changed = np.isin(names, list(causal(scores)))
             among &= changed if shown == CAUSAL else ~changed
         listed = ", ".join(names[among]) or "no head is all of this"
+        few = [key for key, score in scores.items() if score.has_too_few]
+        if shown and few:
+            st.caption(f"{TOO_FEW} for {', '.join(few)}: {LEAST_PROMPTS} or more can tell")
         st.caption(f"{among.sum()} of {among.size} heads: {listed}")
     return among
 

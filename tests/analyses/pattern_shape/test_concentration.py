@@ -51,6 +51,7 @@ def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
     given = xr.Dataset(
         {
             "entropy": (("prompt", "layer", "head", "query"), entropies[:, None, None, None]),
+            "first_mass": (("prompt", "layer", "head", "query"), np.zeros((64, 1, 1, 1))),
             "topk": (("prompt", "layer", "head", "query", "rank"), np.ones((64, 1, 1, 1, 1))),
             "column_norm": (("prompt", "layer", "head", "key"), np.ones((64, 1, 1, 1))),
         },

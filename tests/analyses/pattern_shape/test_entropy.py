@@ -18,19 +18,21 @@ LENGTH, BLOCKS = 40, 4
 @pytest.mark.requirement("A6")
 def test_a_uniform_head_reaches_log_n_and_a_saturated_one_nothing(rotary_sink):
     ids = [[WORDS.index(word) for word in ("<bos>", *KEYS)]] * 2
-    result = entropy.run(capture(rotary_sink, ids, stats=("entropy",)))
+    result = entropy.run(capture(rotary_sink, ids, stats=entropy.NEEDS))
     even = np.log(np.arange(2, len(ids[0]) + 1)).mean()
     np.testing.assert_allclose(result["entropy"].values, [[0, even]], atol=1e-3)
     np.testing.assert_allclose(result["entropy_share"].values, [[0, 1]], atol=1e-3)
     np.testing.assert_allclose(result["query_entropy_share"].values[1:], 0.5, atol=1e-3)
     assert np.isnan(result["query_entropy_share"].values[0])
-    assert result.attrs["heads_by_type"] == {"sharp": ["L0H0"], "broad": ["L0H1"]}
+    # The saturated head leaves other tokens nothing, so it has no entropy without the first one.
+    np.testing.assert_allclose(result["entropy_share_without_first"], [[np.nan, 1]], atol=1e-3)
+    assert result.attrs["heads_by_type"] == {"sharp": [], "broad": ["L0H1"]}
 
 
 @pytest.mark.requirement("A6")
 def test_only_the_share_of_an_even_head_stays_when_the_text_grows(rotary_sink):
     texts = ([[WORDS.index("apple")] * size] for size in (16, 64))
-    short, long = (entropy.run(capture(rotary_sink, text, stats=("entropy",))) for text in texts)
+    short, long = (entropy.run(capture(rotary_sink, text, stats=entropy.NEEDS)) for text in texts)
     assert float(long["entropy"][0, 1]) > float(short["entropy"][0, 1]) + 1
     np.testing.assert_allclose(long["entropy_share"], short["entropy_share"], atol=1e-4)
 
@@ -41,7 +43,7 @@ def test_a_bidirectional_model_sees_all_keys_from_every_query():
     for weight in module.bert.encoder.layer[0].attention.self.query.parameters():
         torch.nn.init.zeros_(weight)
     model = load_model(module)
-    result = entropy.run(capture(model, [[1, 2, 3, 4, 5, 6], [7, 8, 9]], stats=("entropy",)))
+    result = entropy.run(capture(model, [[1, 2, 3, 4, 5, 6], [7, 8, 9]], stats=entropy.NEEDS))
     np.testing.assert_allclose(result["entropy"], (np.log(6) + np.log(3)) / 2, atol=1e-5)
     np.testing.assert_allclose(result["entropy_share"], 1, atol=1e-5)
 
@@ -53,7 +55,8 @@ def test_a_layer_without_a_map_is_missing_and_a_learned_sink_is_an_outcome():
     order = {"causal": ("layer", [False, False]), "window": ("layer", [np.nan, np.nan])}
     sinks = {"sink_logit": (("layer", "head"), [[0.0], [np.nan]])}
     places = {"layer": [0, 1], "head": [0], "length": ("prompt", [4, 4])}
-    data = {"entropy": (("prompt", "layer", "head", "query"), raw)}
+    dims = ("prompt", "layer", "head", "query")
+    data = {"entropy": (dims, raw), "first_mass": (dims, raw * 0 + 0.2)}
     result = entropy.run(xr.Dataset(data, {**places, **order, **sinks}))
     assert float(result["entropy_share"][0, 0]) == 1
     assert np.isnan(result["entropy_share"].values[1, 0])

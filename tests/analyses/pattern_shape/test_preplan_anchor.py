@@ -35,6 +35,7 @@ def planted(lag: int | None, seed: int = 0) -> xr.Dataset:
             "offset_mass": (("prompt", "layer", "head", "query", "offset"), near),
             "received_later": (("prompt", "layer", "head", "key"), later),
             "distance": (("prompt", "layer", "head", "query"), distance),
+            "first_mass": (("prompt", "layer", "head", "query"), np.zeros(distance.shape)),
         },
         coords={
             "layer": [0], "head": [0, 1], "offset": np.arange(WINDOW),

@@ -1,0 +1,104 @@
+"""Rows without their first token, against dense float64 rows that are renormalised."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from refusals import check_refusal
+
+from headscope.analyses import concentration, entropy, preplan_anchor, span
+from headscope.analyses._measurements import without_first
+from headscope.analyses._stats.length_trend import mean
+from headscope.kernels.errors import HeadscopeError
+from headscope.probes import capture
+from headscope.probes.prompts import tasks
+
+LEAST = 1e-3
+
+
+@pytest.fixture(scope="module")
+def held(bundled) -> xr.Dataset:
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=3, seed=4)
+    names = {*entropy.NEEDS, *span.NEEDS, *concentration.NEEDS, *preplan_anchor.NEEDS, "pattern"}
+    return capture(bundled, task, stats=tuple(sorted(names)), offsets=preplan_anchor.OFFSETS)
+
+
+def renormalised(held: xr.Dataset) -> np.ndarray:
+    """Weights over all keys but the first (prompt, layer, head, query, key), NaN left out."""
+    dims = ("prompt", "layer", "head", "query", "key")
+    weights = held["pattern"].transpose(*dims).values.astype(np.float64)
+    rest = np.where(np.arange(weights.shape[-1]) == 0, 0, np.nan_to_num(weights))
+    total = rest.sum(-1, keepdims=True)
+    inside = np.arange(weights.shape[-2]) < held["length"].values[:, None]
+    known = (total[..., 0] >= LEAST) & inside[:, None, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(known[..., None], rest / total, np.nan)
+
+
+def test_entropy_and_distance_are_those_of_renormalised_rows(held):
+    rows, first = renormalised(held), without_first.mass(held)
+    logs = np.log(np.where(rows > 0, rows, 1))
+    at = np.arange(rows.shape[-1])
+    expected = -(rows * logs).sum(-1), (rows * np.abs(at[:, None] - at)).sum(-1)
+    raw = [held[name].transpose("prompt", "layer", "head", "query").values.astype(np.float64)
+           for name in ("entropy", "distance")]  # fmt: skip
+    found = without_first.entropy(raw[0], first), without_first.distance(raw[1], first)
+    for one, other in zip(found, expected, strict=True):
+        assert np.isfinite(other).any()
+        # A row that leaves a thousandth loses three digits of float32.
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
+
+
+def test_results_are_means_over_such_rows(held, bundled):
+    rows = renormalised(held)
+    logs = np.log(np.where(rows > 0, rows, 1))
+    entropies = -(rows * logs).sum(-1)
+    places = np.arange(rows.shape[-2])
+    # Two visible keys leave one, which has no entropy.
+    entropies = np.where(places > 1, entropies, np.nan)
+    result = entropy.run(held)
+    found = result["entropy_without_first"].values
+    np.testing.assert_allclose(found, np.nanmean(mean(entropies), 0), atol=2e-3)
+    share = mean(entropies / np.log(np.maximum(places, 1.5)))
+    np.testing.assert_allclose(result["entropy_share_without_first"], mean(share, 0), atol=2e-3)
+    spiky = concentration.run(held, bundled, causal_prompts=0)["spikiness_without_first"]
+    np.testing.assert_allclose(spiky, 1 - mean(share, 0), atol=2e-3)
+
+
+def test_spans_hold_the_share_of_what_is_left(held, bundled):
+    rows = renormalised(held)
+    at = np.arange(rows.shape[-1])
+    distance = np.abs(at[:, None] - at)
+    mass = np.stack([np.where(distance < w, rows, 0).sum(-1) for w in range(1, len(at) + 1)], -1)
+    spans = np.where(np.isnan(rows).any(-1), np.nan, (mass >= 0.9).argmax(-1) + 1)
+    kept = held["span_without_first"].transpose("prompt", "layer", "head", "query").values
+    known = ~np.isnan(spans)
+    assert (kept[known] == spans[known]).mean() > 0.999
+    result = span.run(held, bundled, causal_prompts=0)
+    names = result["length"].values.tolist()
+    low, high = int(names[-1].split()[0]), int(names[-1].split()[2])
+    last = mean(spans[..., low - 1 : high])
+    np.testing.assert_allclose(result["span_without_first"], mean(last, 0), rtol=5e-3)
+
+
+def test_what_a_sink_hides_leads_where_there_is_one(circuit, held, bundled):
+    """Where half the heads are sinks, the numbers without the first token come first."""
+    rows = np.zeros((2, 1, 2, 40))
+    rows[:, :, 0, :] = np.log(np.arange(1, 41)) * 0.02
+    masses = np.ones((2, 1, 2, 40))
+    masses[..., 1:] = 0.8
+    places = {"layer": [0], "head": [0, 1], "length": ("prompt", [40, 40]),
+              "causal": ("layer", [True]), "window": ("layer", [np.nan])}  # fmt: skip
+    dims = ("prompt", "layer", "head", "query")
+    held_here = xr.Dataset({"entropy": (dims, rows), "first_mass": (dims, masses)}, places)
+    result = entropy.run(held_here)
+    assert next(iter(result)) == "entropy_without_first"
+    assert result.attrs["note"].startswith("80% of the attention lies on the first token")
+    low = held_here.assign(first_mass=(dims, np.full(masses.shape, 0.2)))
+    assert next(iter(entropy.run(low))) == "entropy"
+    assert "first token" not in entropy.run(low).attrs["note"]
+
+
+def test_more_than_one_first_key_is_refused(held):
+    check_refusal("capture", entropy.run, held.assign_attrs(first=4))
+    with pytest.raises(HeadscopeError, match="first=4"):
+        without_first.mass(held.assign_attrs(first=4))
