@@ -35,7 +35,7 @@ def main() -> None:
         table[name] = row = count(name, model, prompts, None)
         number = getattr(analyses.load(name), "PROMPTS", DEFAULT_PROMPTS)
         if number > cost.FIRST_PROMPTS and "fixed" in row:
-            few = count(name, model, prompts, cost.FIRST_PROMPTS)["fixed"]
+            few = count(name, model, prompts, cost.FIRST_PROMPTS).get("fixed", row["fixed"])
             first = max(0.0, few - row["fixed"]) / (1 - cost.FIRST_PROMPTS / number)
             row |= {"fixed": round(few - first, 2), "first": round(first, 2)}
         if "exhaustive" in analyses.options(name):

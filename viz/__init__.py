@@ -16,7 +16,8 @@ from typing import Any
 import xarray as xr
 
 from headscope.kernels.errors import InvalidInput
-from headscope.viz._labels import ABSENT, absent, amount, head_name, measured, visible
+from headscope.kernels.formatting import amount
+from headscope.viz._labels import ABSENT, absent, head_name, measured, visible
 from headscope.viz._scale import ranks
 from headscope.viz._table import top
 

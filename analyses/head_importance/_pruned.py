@@ -18,7 +18,7 @@ from headscope.probes.models.model import Model
 from headscope.probes.prompts.tokens import EncodedTask
 
 SOURCE = "Michel et al. 1905.10650"
-MISSING: tuple[float, ...] = (float("nan"),) * 3
+MISSING = (float("nan"), float("nan"), float("nan"))
 
 
 class Smallest(NamedTuple):

@@ -131,10 +131,17 @@ def run(
     mean, corrupted = ablation.mean_z(capture), ablation.capture_corrupted(model, encoded)
     stand_ins = (mean, ablation.kept_z(corrupted))
     chosen = screen(model, encoded, name, stand_ins, exhaustive=exhaustive, seed=seed)
-    lost, null, groups = _losses(capture, model, encoded, name, clean, seed, stand_ins, chosen)
-    slope = head_gradients.gate_gradient(model, encoded, smooth)
+    scores: dict[str, Array] = {}
+    with steps(1 + chosen.complete) as step:  # ablations, and integrals, which cost about the same
+        lost, null, groups = _losses(capture, model, encoded, name, clean, seed, stand_ins, chosen)
+        step()
+        slope = head_gradients.gate_gradient(model, encoded, smooth)
+        if chosen.complete:
+            integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
+            scores["integral"] = integral
+            step()
     gate = np.abs(slope)
-    scores = {**lost, "gate": gate}
+    scores |= {**lost, "gate": gate}
 
     units, count = UNITS[name], len(clean)
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
@@ -167,8 +174,7 @@ def run(
     )  # fmt: skip
     attrs: dict[str, Any] = {}
     if chosen.complete:
-        integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
-        scores["integral"], gap = integral, float(np.abs(np.nansum(integral, (1, 2)) - whole).max())
+        gap = float(np.abs(np.nansum(integral, axis=(1, 2)) - whole).max())
         attrs["completeness_gap"] = gap
         results.add_mean(
             "integrated_gradient", grid, integral, f"Integrated gate gradient on {task.name}",

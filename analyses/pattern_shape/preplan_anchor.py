@@ -165,14 +165,14 @@ def run(
     )  # fmt: skip
     lag_names = np.arange(-lags, lags + 1)
     verdict = _add_lag(results, coupling, null, lag_names)
-    first = int(lengths[0])
+    shown = int(lengths[0])
     results.add_all(
-        ("waad", ("query",), waad[0, :first], "WAAD of local heads", ("tokens", "sequential", 0)),
-        ("fai", ("query",), fai[0, :first], "FAI of global heads: mean weight from later queries",
+        ("waad", ("query",), waad[0, :shown], "WAAD of local heads", ("tokens", "sequential", 0)),
+        ("fai", ("query",), fai[0, :shown], "FAI of global heads: mean weight from later queries",
          ("share", "sequential", 0)),
         convention=f"first prompt; {convention}",
     )  # fmt: skip
-    coords = token_axis(capture, first) | {"lag": [f"{lag:+d}" for lag in lag_names]}
+    coords = token_axis(capture, shown) | {"lag": [f"{lag:+d}" for lag in lag_names]}
     if causal_prompts:
         loss = _hidden(model, tokens(capture)[:causal_prompts], anchors, far, skip, seed)
         costs = loss.mean(0)

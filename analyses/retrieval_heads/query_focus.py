@@ -127,7 +127,7 @@ def run(
          "Weight of the question on its document", SHARE,
          f"{rule}, nothing subtracted; {convention}"),
     )  # fmt: skip
-    chance = np.mean([1 / len(prompt.gold) for prompt in prompts])
+    chance = float(np.mean([1 / len(prompt.gold) for prompt in prompts]))
     results.add_interval(
         "found", ("ranker",), shares, "Questions whose document ranks first", "share of prompts",
         *ZERO_TO_ONE, convention=f"summed scores of the heads; the {best} best chosen on "

@@ -212,7 +212,7 @@ def _verdict(
 ) -> Verdict:
     """Conclude what distractors cost, and whether the answer depends on the asked fact."""
     accuracy, loss = right.mean(0), nats.mean(0)
-    spread = mean(np.array([bootstrap(dispersion)[0][head] for head in chosen]))
+    spread = float(np.mean([bootstrap(dispersion)[0][head] for head in chosen]))
     text = (
         f"From {counts[0]} to {counts[-1]} facts accuracy goes from {amount(accuracy[0, 0])} to "
         f"{amount(accuracy[0, -1])} and the loss of the answer from {amount(loss[0, 0])} to "

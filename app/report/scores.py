@@ -87,11 +87,11 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
         for name in viz.variables(result):
             if set(result[name].dims) == set(GRID):
                 ends = viz.interval(result, name)
-                sides = (None if end is None else end.transpose(*GRID) for end in ends)
+                lower, upper = (None if end is None else end.transpose(*GRID) for end in ends)
                 key = f"{analysis}.{name}"
                 own = result.attrs.get("important_heads")
                 named = None if own is None else frozenset(own)
-                scores[key] = Score(key, result[name].transpose(*GRID), *sides, named)
+                scores[key] = Score(key, result[name].transpose(*GRID), lower, upper, named)
     return scores
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xarray as xr
 from streamlit.testing.v1 import AppTest
 
 from headscope.analyses._runtime import taxonomy
@@ -204,13 +203,15 @@ def test_no_filter_that_is_offered_is_empty(screen, demo_run):
 
 @pytest.mark.requirement("A13")
 def test_evidence_that_no_head_has_is_not_offered():
-    flat = xr.DataArray(np.ones((2, 2)), dims=("layer", "head"))
-    for lower, expected in ((1.0, {True}), (-1.0, {False})):
-        score = SimpleNamespace(is_causal=True, lower=flat * lower, upper=flat)
-        assert set(head_filters.causal({"one": score}, (2, 2)).ravel().tolist()) == expected
-        assert head_filters.evidence({"one": score}, (2, 2)) == (
-            ["causal"] if expected == {True} else ["correlational only"]
-        )
+    every = frozenset({"L0H0", "L0H1", "L1H0", "L1H1"})
+    for found, offered in (
+        (every, ["causal"]),
+        (frozenset(), ["correlational only"]),
+        (frozenset({"L1H0"}), ["causal", "correlational only"]),
+    ):
+        scores = {"one": SimpleNamespace(with_effect=found)}
+        assert head_filters.causal(scores) == found
+        assert head_filters.evidence(scores, 4) == offered
 
 
 def test_the_grid_fades_the_heads_that_are_filtered_out(screen):
