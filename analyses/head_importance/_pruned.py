@@ -18,7 +18,8 @@ from headscope.probes.models.model import Model
 from headscope.probes.prompts.tokens import EncodedTask
 
 SOURCE = "Michel et al. 1905.10650"
-MISSING = (float("nan"), float("nan"), float("nan"))
+Interval = tuple[float, float, float]
+MISSING: Interval = (float("nan"), float("nan"), float("nan"))
 
 
 class Smallest(NamedTuple):
@@ -28,8 +29,8 @@ class Smallest(NamedTuple):
     """
 
     heads: list[Head] | None
-    share: tuple[float, ...]
-    random: tuple[float, ...]
+    share: Interval
+    random: Interval
 
     def add(self, results: Results, keep: float, work: Pruned) -> None:
         """Add the variables of the set."""
@@ -130,7 +131,7 @@ class Pruned:
 
     def _shares(
         self, kept: Sequence[Unit], order: Sequence[Unit], pool: Sequence[Unit]
-    ) -> tuple[tuple[float, ...], ...]:
+    ) -> tuple[Interval, Interval]:
         """Return the share of the metric that a set and random ones of its size keep."""
         generator = np.random.default_rng(self.seed)
         sets = [[], [unit for unit in order if unit not in set(kept)]]
@@ -147,7 +148,7 @@ class Pruned:
         return ablated_metric(self.model, self.measuring, self.metric, sets, self.values)
 
 
-def _ratio(part: Array, whole: Array, seed: int) -> tuple[float, float, float]:
+def _ratio(part: Array, whole: Array, seed: int) -> Interval:
     """Return a ratio of means and its bootstrap interval over prompts.
 
     None where the interval of the whole reaches below 0: nothing is a share of that.
