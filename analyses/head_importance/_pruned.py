@@ -139,9 +139,8 @@ class Pruned:
             chosen = generator.permutation(len(pool))[len(kept) :]
             sets.append([pool[at] for at in chosen])
         scores = self._measured([flat(units) for units in sets])
-        return tuple(
-            _ratio(part, scores[:, 0], self.seed) for part in (scores[:, 1], scores[:, 2:].mean(1))
-        )
+        whole, own, random = scores[:, 0], scores[:, 1], scores[:, 2:].mean(1)
+        return _ratio(own, whole, self.seed), _ratio(random, whole, self.seed)
 
     def _measured(self, sets: Sequence[Sequence[Head]]) -> Array:
         """Return the metric of the measuring prompts without each set (prompt, set)."""
