@@ -56,7 +56,11 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = "start" if address is None else f"join {address}"
-        raise InvalidInput(f"engine: Ray does not {what}: {Failure.of(error).reason}") from error
+        reason = Failure.of(error).reason
+        if address is not None:
+            # Ray sends its token to no address that was given, unless it is told to.
+            reason += "; a cluster that asks for a token is joined with RAY_AUTH_MODE=token"
+        raise InvalidInput(f"engine: Ray does not {what}: {reason}") from error
     try:
         if address is not None:
             _check_versions(ray, address)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,9 +27,11 @@ from headscope.kernels.errors import HeadscopeError
 
 ROOT = Path(__file__).parents[3]
 COMMAND = "from headscope.app.cli import main; main()"
+# A token of this run alone: otherwise Ray makes one, and leaves it in the home of the user.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def start(file: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(file: Path, out: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
     """Start a batch in the root of the repository; without options, on a cluster of its own.
 
     Ray puts that folder on the path of its workers, where transformers would find our kernels.
@@ -36,7 +39,10 @@ def start(file: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     size = more or ("--workers", "2")
     arguments = ["batch", str(file), "--out", str(out), "--engine", "ray", *size]
     command, pipe = [sys.executable, "-P", "-c", COMMAND, *arguments], subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    surroundings = {**os.environ, **TOKEN, **variables}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=surroundings, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def workers(process: subprocess.Popen[str], doing: str) -> list[psutil.Process]:
@@ -96,7 +102,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    alone = {**os.environ, **ray_engine.QUIET, **ray_engine.ALONE}
+    alone = {**os.environ, **TOKEN, **ray_engine.QUIET, **ray_engine.ALONE}
     options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
     place = ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
     # Its sockets lie there, and their paths must be short.
@@ -136,6 +142,17 @@ def test_a_job_joins_a_running_cluster_and_gives_the_same_bytes(job, cluster, tm
     # The driver of one job has gone, and another joins.
     process = start(tmp_path / "job.yaml", tmp_path / "again", "--address", cluster)
     assert process.communicate(timeout=300)[0].startswith("2 of 2 cells")
+
+
+@pytest.mark.cluster
+def test_a_job_without_the_token_of_a_cluster_is_refused(job, cluster, tmp_path):
+    job("models: [headscope/bundled]\ntasks: [ioi]\nanalyses: [sinks]\n")
+    options = ("--address", cluster)
+    process = start(tmp_path / "job.yaml", tmp_path / "out", *options, RAY_AUTH_MODE="disabled")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, errors
+    assert f"error: engine: Ray does not join {cluster}: " in errors
+    assert "is joined with RAY_AUTH_MODE=token" in errors
 
 
 @pytest.mark.cluster
