@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # A model with no more heads than FEW has all of them ablated. Else the FIRST of every ranking, and
 # SAMPLE of the others.
-FEW, FIRST, SAMPLE = 64, 20, 16
+FEW, FIRST, SAMPLE = 64, 16, 16
 
 
 @dataclass(frozen=True)
