@@ -11,6 +11,7 @@ from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import KnockOut
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
+from headscope.probes.prompts.few_shot import SHOT
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
@@ -21,35 +22,44 @@ GROUPS = ("asked fact", "other facts", "question", "elsewhere")
 
 
 class Facts:
-    """Prompts of as many facts each, one of which is asked for at the end."""
+    """Prompts of as many facts each, one of which is asked for at the end.
+
+    Behind shots (solved examples) the asked fact stands against them, each a whole.
+    """
 
     def __init__(self, model: Model, task: Task) -> None:
         prompts = read(model, task)
         assert prompts.encoded is not None
         self.model, self.ids = model, prompts.ids
         self.encoded: EncodedTask = prompts.encoded
-        # Which of the facts of each prompt is asked for.
-        self.asked = [
-            spans["value"].index(questions[0].evidence)
-            for spans, questions in zip(self.encoded.spans, self.encoded.questions, strict=True)
-        ]
-
-    def fact(self, row: int, number: int) -> list[int]:
-        """Return the tokens of a fact: its key and its value."""
-        spans = self.encoded.spans[row]
-        return [*spans["key"][number], *spans["value"][number]]
+        # What competes for the asking token, and which of it is the asked fact, by prompt.
+        self.units: list[list[list[int]]] = []
+        self.asked: list[int] = []
+        for spans, questions in zip(self.encoded.spans, self.encoded.questions, strict=True):
+            asked = spans["value"].index(questions[0].evidence)
+            facts = [
+                [*key, *value] for key, value in zip(spans["key"], spans["value"], strict=True)
+            ]
+            shots = [list(shot) for shot in spans.get(SHOT, ())]
+            self.units.append([facts[asked], *shots] if shots else facts)
+            self.asked.append(0 if shots else asked)
 
     def masses(self, row: int) -> Array:
         """Return the asking token's mass on each fact, its question, elsewhere (layer, head, …)."""
         spans, ids = self.encoded.spans[row], self.ids[row]
         at = self.encoded.questions[row][0].at
-        count = len(spans["value"])
+        count = len(self.units[row])
         numbers = np.full(len(ids), count + 1)
         # The word before the asked key belongs to the question.
         numbers[spans["query"][0][0] - 1 : at + 1] = count
-        for number in range(count):
-            numbers[self.fact(row, number)] = number
+        for number, unit in enumerate(self.units[row]):
+            numbers[unit] = number
         return np.asarray(masses(self.model, ids, numbers, count + 2, [np.array([at])])[:, :, 0])
+
+    def per_token(self, row: int, masses: Array) -> Array:
+        """Return masses as if every unit had as many tokens as the asked fact."""
+        sizes = np.array([len(unit) for unit in self.units[row]])
+        return np.asarray(masses * np.append(sizes[self.asked[row]] / sizes, (1, 1)))
 
     def answer(self, row: int, edits: Sequence[Edit] = ()) -> tuple[float, float]:
         """Return whether the likeliest next word is the answer, and −log p of the answer."""
@@ -61,8 +71,8 @@ class Facts:
         return float(int(chances.argmax()) in right), float(-chances[right].logsumexp(0))
 
     def hidden(self, row: int, number: int, heads: Sequence[Head]) -> tuple[Edit, ...]:
-        """Hide a fact from all that comes after it, in some heads."""
-        positions = self.fact(row, number)
+        """Hide a fact, or a shot, from all that comes after it, in some heads."""
+        positions = self.units[row][number]
         after = tuple(range(positions[-1] + 1, len(self.ids[row])))
         return (KnockOut(heads=tuple(heads), keys=tuple(positions), queries=after),)
 

@@ -4,8 +4,9 @@ Facts are stated and one of them is asked for; their number grows. For each numb
 asking token is read on the asked fact, on the others, on the question itself. The relevance of a
 head is the ratio of its mass on the asked fact to that on a mean other one; its dispersion is minus
 the slope of the log of the asked fact's share of the facts' mass over the log of their number: 0
-for a head that keeps its eye on it, 1 for one that looks at all facts alike. Examples given in a
-prompt (shots) spread attention in the same way. The causal numbers: the answer's accuracy and loss
+for a head that keeps its eye on it, 1 for one that looks at all facts alike. Solved examples before
+the prompt (shots) distract in the same way: then they grow in number, and each is held, per token,
+against the asked fact. The causal numbers: the answer's accuracy and loss
 as the facts grow, and with the asked fact hidden, another fact of the same size hidden, or the
 asked fact hidden from the heads that look at it most, and from as many others.
 
@@ -31,6 +32,7 @@ from headscope.kernels.formatting import amount
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.few_shot import few_shot
 from headscope.probes.prompts.task import Task
 
 NEEDS = ()
@@ -49,6 +51,8 @@ CONDITIONS = (
 )
 # Below this, float32 sums of weights are rounding.
 LEAST = 1e-7
+# Shots are taken from as many draws for each that is needed, since keys must not meet.
+SHOT_DRAWS = 16
 
 
 def run(
@@ -56,6 +60,7 @@ def run(
     task: Task,
     *,
     facts: str = "2,4,8,16",
+    shots: str = "",
     length: Annotated[int, AtLeast(0)] = 0,
     best: Annotated[int, AtLeast(1)] = 4,
     seed: int = 0,
@@ -70,6 +75,9 @@ def run(
         The task ``recall``: its seed, and how many prompts; they are drawn anew for every number.
     facts
         Numbers of facts, separated by commas; two numbers or more, each 2 or more.
+    shots
+        Numbers of shots, separated by commas, two or more: solved prompts before each prompt, of
+        two facts each and of other keys, that grow in number in place of the facts.
     length
         Words of a prompt, with sentences between the facts; 0 states the facts alone, so that the
         prompt grows with them.
@@ -85,22 +93,33 @@ def run(
     log2 of asked over mean other fact, at the largest number), ``dispersion`` (layer, head; slope),
     ``group_mass`` (facts, group; mean over heads), ``accuracy`` (condition, facts) and
     ``answer_loss`` (condition, facts; nats), the causal numbers, with 95 % intervals over prompts.
+    With shots the dim ``facts`` is ``shots``, and each shot is one of the others.
     """
     model.check_predicts()
     if task.name != TASK:
         raise NotApplicable(f"task: {task.name} does not come with any number of facts; use {TASK}")
-    counts = numbers("facts", facts)
-    if len(counts) < 2 or counts[0] < 2:
-        raise InvalidInput(f"facts: {facts!r}; give two numbers or more, each from 2")
+    axis, least = ("shots", 1) if shots else ("facts", 2)
+    counts = numbers(axis, shots or facts)
+    if len(counts) < 2 or counts[0] < least:
+        raise InvalidInput(f"{axis}: {shots or facts!r}; give two numbers or more, from {least}")
     pool = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
     if 2 * best > len(pool):
         raise NotApplicable(f"best: {best} of {len(pool)} heads leave fewer others; take fewer")
 
     words: dict[str, Any] = {"length": length} if length else {}
-    drawn = [
-        tasks.make(TASK, model.tokenizer, len(task), task.seed, pairs=count, queries=1, **words)
-        for count in counts
-    ]
+
+    def draw(number: int, pairs: int, start: int) -> Task:
+        return tasks.make(TASK, model.tokenizer, number, start, pairs=pairs, queries=1, **words)
+
+    if shots:
+        own, pool_of_shots = (
+            draw(len(task), 2, task.seed), draw(SHOT_DRAWS * counts[-1], 2, task.seed + 1)
+        )  # fmt: skip
+        drawn = [few_shot(own, count, pool_of_shots, seed=seed, apart="key") for count in counts]
+    else:
+        drawn = [draw(len(task), count, task.seed) for count in counts]
+    # What competes: the facts, or the shots and the asked fact.
+    units = np.array(counts, dtype=float) + bool(shots)
     sets = [Facts(model, prompts) for prompts in drawn]
     with steps(2 * len(sets)) as step:
         masses = []
@@ -108,9 +127,12 @@ def run(
             masses.append(np.stack([prompts.masses(row) for row in range(len(task))]))
             step()
         on_asked, entropies, groups, relevance = _summarize(sets, masses)
-        sums = np.stack([mass[..., :-2].sum(-1) for mass in masses], axis=-1)
+        sums = np.stack(
+            [_per_token(*each)[..., :-2].sum(-1) for each in zip(sets, masses, strict=True)],
+            axis=-1,
+        )
         share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
-        dispersion = -slope(np.log(np.array(counts, dtype=float)), np.log(share))
+        dispersion = -slope(np.log(units), np.log(share))
         chosen = top(bootstrap(on_asked[..., -1])[0], best)
         rest = [head for head in pool if head not in chosen]
         random = random_sets(rest, best, 1, seed)[0]
@@ -121,41 +143,44 @@ def run(
             step()
 
     prompts_words = (
-        f"{len(task)} prompts of {TASK} for each of {', '.join(map(str, counts))} facts"
+        f"{len(task)} prompts of {TASK} for each of {', '.join(map(str, counts))} {axis}"
         + (f", {length} words" if length else ", nothing between them")
     )
+    groups_named = [axis if shots and name == "other facts" else name for name in GROUPS]
+    competing = "shots and the fact" if shots else "facts"
     convention = f"mass of the asking token on key and value of a fact; {prompts_words}"
     results = Results(
         capture(model, drawn[-1], stats=("lse",)), seed=seed, source=SOURCE, convention=convention
     )
     results.add_means(
-        ("asked_mass", (*GRID, "facts"), on_asked, "Mass on the asked fact", SHARE),
-        ("fact_entropy", (*GRID, "facts"), entropies, "Entropy of the mass over facts",
-         ("share of log(facts)", *ZERO_TO_ONE)),
+        ("asked_mass", (*GRID, axis), on_asked, "Mass on the asked fact", SHARE),
+        ("fact_entropy", (*GRID, axis), entropies, "Entropy of the mass over facts",
+         (f"share of log({competing})", *ZERO_TO_ONE)),
         ("relevance", GRID, relevance, "Relevance: asked fact against another one",
          ("log2 ratio", "diverging"),
-         f"among {counts[-1]} facts; masses below {LEAST:g} count as that; {convention}"),
-        ("dispersion", GRID, dispersion, "Dispersion over distracting facts",
+         f"among {counts[-1]} {axis}, per token; masses below {LEAST:g} count as that; "
+         f"{convention}"),
+        ("dispersion", GRID, dispersion, f"Dispersion over distracting {axis}",
          ("slope", "diverging"),
-         f"−d log(asked fact's share of the facts' mass) / d log(facts): 0 keeps its "
+         f"−d log(asked fact's share of the mass per token) / d log({competing}): 0 keeps its "
          f"eye on it, 1 looks at all alike; {convention}"),
-        ("group_mass", ("facts", "group"), groups, "Mass of the asking token, mean of heads",
+        ("group_mass", (axis, "group"), groups, "Mass of the asking token, mean of heads",
          SHARE),
     )  # fmt: skip
-    verdict = _verdict(counts, right, nats, chosen, dispersion, seed)
+    verdict = _verdict(counts, axis, right, nats, chosen, dispersion, seed)
     names = [label(head) for head in chosen]
     hiding = (
         f"hidden from all tokens after the fact; {best} heads with most asked mass; {prompts_words}"
     )
     results.add_means(
-        ("accuracy", ("condition", "facts"), right, "Accuracy among distracting facts",
+        ("accuracy", ("condition", axis), right, f"Accuracy among distracting {axis}",
          ("share of answers", *ZERO_TO_ONE), hiding),
-        ("answer_loss", ("condition", "facts"), nats, "Loss of the answer among distracting facts",
+        ("answer_loss", ("condition", axis), nats, f"Loss of the answer among distracting {axis}",
          ("nats an answer", "sequential", 0), f"−log p; {hiding}"),
         evidence="causal", note=verdict.text, heads=names,
     )  # fmt: skip
     result = results.dataset(
-        {"facts": list(counts), "group": list(GROUPS), "condition": list(CONDITIONS)},
+        {axis: list(counts), "group": groups_named, "condition": list(CONDITIONS)},
         heads_by_type={"asked fact": names},
         verdict=verdict,
     )
@@ -170,18 +195,25 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
     """
     on_asked, entropies, groups = [], [], []
     for prompts, mass in zip(sets, masses, strict=True):
-        pairs = [split(row, asked) for row, asked in zip(mass, prompts.asked, strict=True)]
-        on_asked.append(np.stack([asked for asked, _ in pairs]))
-        others = np.stack([rest for _, rest in pairs])
-        parts = (on_asked[-1], others.sum(-1), mass[..., -2], mass[..., -1])
+        whole = [split(row, asked) for row, asked in zip(mass, prompts.asked, strict=True)]
+        others = np.stack([rest.sum(-1) for _, rest in whole])
+        on_asked.append(np.stack([asked for asked, _ in whole]))
+        parts = (on_asked[-1], others, mass[..., -2], mass[..., -1])
         groups.append(
             [[float(mean(part[row].ravel())) for part in parts] for row in range(len(mass))]
         )
-        entropies.append(entropy(mass[..., :-2]))
-    most = np.maximum(on_asked[-1], LEAST)
-    relevance = np.log2(most / np.maximum(others.mean(-1), LEAST))
+        even = _per_token(prompts, mass)
+        entropies.append(entropy(even[..., :-2]))
+    rest = np.stack(
+        [split(row, asked)[1].mean(-1) for row, asked in zip(even, prompts.asked, strict=True)]
+    )
+    relevance = np.log2(np.maximum(on_asked[-1], LEAST) / np.maximum(rest, LEAST))
     by_group = np.clip(np.stack([np.array(rows) for rows in groups], axis=1), 0, 1)
     return np.stack(on_asked, axis=-1), np.stack(entropies, axis=-1), by_group, relevance
+
+
+def _per_token(prompts: Facts, mass: Array) -> Array:
+    return np.stack([prompts.per_token(row, each) for row, each in enumerate(mass)])
 
 
 def _hide(
@@ -194,7 +226,7 @@ def _hide(
     """Hide facts from heads: is the answer right, and its loss (number, prompt, condition)."""
     numbers = np.empty((2, len(prompts.ids), len(CONDITIONS)))
     for row, asked in enumerate(prompts.asked):
-        count = len(prompts.encoded.spans[row]["value"])
+        count = len(prompts.units[row])
         other = int(generator.choice([fact for fact in range(count) if fact != asked]))
         hiding = ((asked, pool), (other, pool), (asked, chosen), (asked, random))
         edits = [(), *(prompts.hidden(row, fact, heads) for fact, heads in hiding)]
@@ -204,6 +236,7 @@ def _hide(
 
 def _verdict(
     counts: tuple[int, ...],
+    axis: str,
     right: Array,
     nats: Array,
     chosen: list[Head],
@@ -214,18 +247,20 @@ def _verdict(
     accuracy, loss = right.mean(0), nats.mean(0)
     spread = float(np.mean([bootstrap(dispersion)[0][head] for head in chosen]))
     text = (
-        f"From {counts[0]} to {counts[-1]} facts accuracy goes from {amount(accuracy[0, 0])} to "
+        f"From {counts[0]} to {counts[-1]} {axis} accuracy goes from {amount(accuracy[0, 0])} to "
         f"{amount(accuracy[0, -1])} and the loss of the answer from {amount(loss[0, 0])} to "
         f"{amount(loss[0, -1])} nats; dispersion of {', '.join(map(label, chosen))}: "
         f"{amount(spread)}."
     )
     if accuracy[0, 0] < SOLVED:
-        return Verdict("too_few", f"The model does not recall a fact among {counts[0]}. {text}")
+        return Verdict(
+            "too_few", f"The model does not recall a fact among {counts[0]} {axis}. {text}"
+        )
     if len(nats) < 2:
         return Verdict("too_few", f"One prompt has no interval. {text}")
     change = loss[1:, -1] - loss[0, -1]
     effects = (
-        f"with {counts[-1]} facts, hiding the asked one changes the loss by "
+        f"with {counts[-1]} {axis}, hiding the asked fact changes the loss by "
         f"{amount(change[0], '+')} nats, "
         f"another one {amount(change[1], '+')}; hiding it from these heads "
         f"{amount(change[2], '+')}, from as many "
