@@ -13,12 +13,11 @@ from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.tasks._absent_facts import stated
 
-pytestmark = pytest.mark.requirement("B5")
-
 COPYING = ("L3H0", "L3H1", "L3H4", "L3H5", "L3H7")
 IDS = [0, *np.random.default_rng(0).integers(5, 35, 20).tolist()]
 
 
+@pytest.mark.requirement("B5")
 def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(random_llama):
     """Closed form from the model's own maps: (z − Σ_span A v) / (1 − Σ_span A)."""
     span, query = [4, 5, 9], 17
@@ -47,6 +46,7 @@ def test_the_total_effect_is_that_of_the_edit_and_in_the_first_layer_the_direct_
     assert np.abs(total[1] - direct[1]).max() > 1e-5
 
 
+@pytest.mark.requirement("B5")
 def test_the_distance_is_a_share_of_the_two_norms():
     one, other = np.zeros((1, 4, 2)), np.zeros((1, 4, 2))
     one[0, 1], other[0, 2] = (3.0, 4.0), (1.0, 0.0)
@@ -56,6 +56,7 @@ def test_the_distance_is_a_share_of_the_two_norms():
     assert share[0].tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0])
 
 
+@pytest.mark.requirement("B5")
 def test_the_planted_head_alone_reads_the_fact(circuit):
     task = needle(("north",), n=3)
     result = execute("context_reliance", circuit, task=task, options={"best": 1, "draws": 2})
@@ -69,6 +70,7 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
     assert result.attrs["verdict"] == "supported"
 
 
+@pytest.mark.requirement("B5")
 @pytest.mark.parametrize("space", ["residual", "z"])
 def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space):
     result = execute("context_reliance", bundled, n=8, options={"draws": 2, "space": space})

@@ -16,9 +16,8 @@ from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.writing import place
 
-pytestmark = pytest.mark.requirement("B5")
 
-
+@pytest.mark.requirement("B5")
 def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
     task = tasks.make("recall", bundled.tokenizer, 2, pairs=3)
     result = execute("prompt_pairs", bundled, task=task, options={"draws": 1})
@@ -46,6 +45,7 @@ def two_instructions(n: int = 6, other: tuple[str, ...] = ("morning", "evening")
     return Task("instructions", tuple(prompts), "accuracy", 0, "Two instructions, one context.")
 
 
+@pytest.mark.requirement("B5")
 @pytest.mark.parametrize("other", [("ask",), ("ask", ".", "Tom", ".")])
 def test_instructions_of_different_length_are_compared_over_their_context(random_llama, other):
     """Against eager maps: shared tokens one by one, each instruction as one key."""
@@ -64,6 +64,7 @@ def test_instructions_of_different_length_are_compared_over_their_context(random
     assert "lost" in result
 
 
+@pytest.mark.requirement("B5")
 def test_an_instruction_that_moves_a_head_is_found_at_another_length(circuit):
     """B's instruction states another value for the asked key: the copier looks there, too."""
     prompts = []

@@ -13,8 +13,6 @@ from headscope.probes.attention.forward import logits
 from headscope.probes.prompts.few_shot import few_shot
 from headscope.probes.prompts.task import Task
 
-pytestmark = pytest.mark.requirement("D3")
-
 
 def said(word: str, n: int = 10) -> Task:
     """``note KEY ask`` is always answered by one word, which only shots tell."""
@@ -30,6 +28,7 @@ def result(circuit):
     return task_vectors.run(circuit, said("north"), shots=2, steps=30, rate=0.2, penalty=8.0)
 
 
+@pytest.mark.requirement("D3")
 def test_outputs_of_few_shot_prompts_do_without_the_shots(result):
     """The copier reads the shots' answer; its output alone, added, says the word."""
     conditions = result["condition"].values.tolist()
@@ -40,6 +39,7 @@ def test_outputs_of_few_shot_prompts_do_without_the_shots(result):
     assert result.attrs["heads_by_type"]["task vector"][0] == "L1H0"
 
 
+@pytest.mark.requirement("D3")
 def test_the_weight_lies_on_the_head_that_carries_the_task(result):
     weight = result["weight"].values
     rest = np.delete(weight.ravel(), INDUCTION[0] * 4 + INDUCTION[1])
@@ -47,6 +47,7 @@ def test_the_weight_lies_on_the_head_that_carries_the_task(result):
     assert np.abs(rest).max() < 0.1 * weight[INDUCTION]
 
 
+@pytest.mark.requirement("D3")
 def test_the_vector_of_another_task_says_another_word(circuit):
     """What is added is the task's own: each vector says its word, and never the other's."""
     weight = torch.zeros(2, 4)

@@ -14,8 +14,6 @@ from headscope.probes import capture, load_model
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 
-pytestmark = pytest.mark.requirement("A19")
-
 
 def label(tmp_path, rows):
     file = tmp_path / "labels.json"
@@ -31,6 +29,7 @@ def maps(bundled):
     return list(ids), eager_maps(bundled.module, ids).numpy()
 
 
+@pytest.mark.requirement("A19")
 def test_the_mass_between_any_two_groups_is_that_of_the_models_own_maps(bundled, maps, tmp_path):
     ids, weights = maps
     labels = ["ab"[at % 3 > 1] if at % 5 else "" for at in range(len(ids))]
@@ -48,6 +47,7 @@ def test_the_mass_between_any_two_groups_is_that_of_the_models_own_maps(bundled,
             np.testing.assert_allclose(enriched, expected / np.mean(seen), atol=1e-4)
 
 
+@pytest.mark.requirement("A19")
 def test_an_even_head_is_enriched_nowhere_and_a_sink_is_where_it_looks(circuit):
     result = execute("segments", circuit, repeated(n=3, length=9), options={"causal_prompts": 0})
     assert result["from"].values.tolist() == ["first", "piece 1", "piece 2", "piece 3"]
@@ -65,6 +65,7 @@ def test_an_even_head_is_enriched_nowhere_and_a_sink_is_where_it_looks(circuit):
     assert float(own.sel(layer=UNIFORM[0], head=UNIFORM[1])) == pytest.approx(np.mean(inside))
 
 
+@pytest.mark.requirement("A19")
 def test_the_link_that_the_circuit_reads_is_the_one_that_costs(circuit, tmp_path):
     task = repeated(n=3, length=9)
     rows = [["", *["one"] * 9, *["two"] * 9]] * 3
@@ -102,6 +103,7 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
     check_message("come from none", segments.run, plain, bundled, None, by="roles")
 
 
+@pytest.mark.requirement("A19")
 def test_two_texts_of_an_encoder_look_at_each_other():
     model = load_model(constructed.encoder(), tokenizer=constructed.encoder_tokenizer())
     start, end, word = 2, 3, 5
@@ -120,6 +122,7 @@ def test_two_texts_of_an_encoder_look_at_each_other():
     assert float(result["link_effect"].min()) > 0
 
 
+@pytest.mark.requirement("A19")
 def test_patches_and_the_class_token_are_segments_of_an_image():
     model = load_model(constructed.vision())
     images = [np.random.default_rng(at).normal(size=(3, 16, 16)).astype("float32") for at in (0, 1)]
