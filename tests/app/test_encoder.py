@@ -19,7 +19,7 @@ PREDICTING = {
     "atlas", "context_reliance", "contrast", "distractors", "importance", "latent_retrieval",
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
     "rollout", "sae_circuits", "position_bias",
-    "injection", "pruning", "tuning",
+    "injection", "pruning", "task_vectors", "tuning",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
