@@ -18,6 +18,7 @@ from headscope import analyses
 from headscope.analyses._interventions.screening import FEW, FIRST, SAMPLE
 from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -66,8 +67,12 @@ def estimate(
     speed: float | None = None
     costs = []
     for name in names:
-        drawn = drawn_prompts(name, model, prompts, task, n, seed)
-        lengths = prompt_lengths(model, drawn)
+        try:
+            drawn = drawn_prompts(name, model, prompts, task, n, seed)
+            lengths = prompt_lengths(model, drawn)
+        except HeadscopeError:  # the analysis itself says so when it runs
+            costs.append(Cost(name, None, 0, None))
+            continue
         count = sum(lengths)
         if speed is None:
             speed = seconds_per_token(model, drawn)

@@ -67,7 +67,8 @@ TERMS = {
 NAMED_BY = {
     **dict.fromkeys(
         ("classes", "distractors", "latent_retrieval", "lookback", "needle_sweep", "offsets",
-         "position_bias", "query_focus", "retrieval", "segments", "sinks", "token_classes"),
+         "position_bias", "query_focus", "retrieval", "segments", "sinks", "task_vectors",
+         "token_classes"),
         Term(STAGES[1], OURS),
     ),
     **dict.fromkeys(

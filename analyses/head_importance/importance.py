@@ -170,7 +170,8 @@ def run(
          f"E|∂m/∂ξ| at ξ = 1, absolute value per prompt; m: {smooth}"),
         ("first_order", grid, slope, f"First-order estimate on {task.name}",
          (UNITS[smooth], "diverging"), f"E ∂m/∂ξ at ξ = 1; m: {smooth}"),
-        ("intact", (), clean, f"Intact {name.replace('_', ' ')}", (units, "diverging")),
+        ("intact", (), clean, f"Intact {name.replace('_', ' ')}", (units, "diverging"),
+         f"the whole model; {what}"),
     )  # fmt: skip
     attrs: dict[str, Any] = {}
     if chosen.complete:

@@ -91,7 +91,7 @@ def test_query_splits_merge(name, draw):
         return
     # Means over queries: weight each part by the number of its queries.
     key = torch.arange(length)
-    if name == "received":
+    if name in ("received", "received_share"):
         counts = [(cut - key).clamp_min(0), length - key.clamp_min(cut)]
     elif name == "received_later":
         after = torch.arange(length)[:, None] - key

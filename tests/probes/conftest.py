@@ -164,11 +164,13 @@ def _recompute(
         return 1.0 - weights.sum(-1)
     counted = {
         "received": seen,
-        # Rows are shares here already.
         "received_share": seen,
         "received_later": seen & (distance >= horizon[0]) & (distance <= horizon[1]),
         "received_last": seen & (at[:, None] >= length - last),
     }
+    if name == "received_share":
+        # A learned sink takes a part of a row; the rest is shared out.
+        weights = weights / weights.sum(-1, keepdims=True)
     if name in counted:
         columns = [(weights[:, rows, key], rows.any()) for key, rows in enumerate(counted[name].T)]
         means = [rows.mean(-1) if some else [np.nan] * heads for rows, some in columns]

@@ -83,6 +83,9 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
             "Evidence", offered, key="evidence", bind="query-params",
             help="; ".join(f"{name}: {what}" for name, what in EVIDENCE.items()),
         )  # fmt: skip
+        few = [key for key, score in scores.items() if score.has_too_few]
+        if few:
+            st.caption(f"{TOO_FEW} for {', '.join(few)}: {LEAST_PROMPTS} or more can tell")
         if not (types or served or ways or shown):
             return None
         among = np.ones(names.shape, dtype=bool)
@@ -94,9 +97,6 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
             changed = np.isin(names, list(causal(scores)))
             among &= changed if shown == CAUSAL else ~changed
         listed = ", ".join(names[among]) or "no head is all of this"
-        few = [key for key, score in scores.items() if score.has_too_few]
-        if shown and few:
-            st.caption(f"{TOO_FEW} for {', '.join(few)}: {LEAST_PROMPTS} or more can tell")
         st.caption(f"{among.sum()} of {among.size} heads: {listed}")
     return among
 

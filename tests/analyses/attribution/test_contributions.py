@@ -57,7 +57,7 @@ def test_the_heads_that_write_hold_all_of_their_layer(circuit, progress):
         np.testing.assert_allclose(result[name].values, expected, atol=1e-6)
     # One head holds everything: nothing is shared.
     np.testing.assert_allclose(result["head_balance"].values, 0, atol=1e-6)
-    assert "Uneven layers: layer 0 (0.00), layer 1 (0.00)" in result.attrs["note"]
+    assert "Uneven layers: layer 0 (0), layer 1 (0)" in result.attrs["note"]
     silent = expected == 0
     np.testing.assert_allclose(result["loss_ablation"].values[silent], 0, atol=1e-6)
     assert (np.abs(result["loss_ablation"].values[~silent]) > 0.1).all()

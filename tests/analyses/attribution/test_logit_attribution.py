@@ -114,7 +114,7 @@ def test_direct_logits_stand_beside_ablation_on_the_bundled_model(bundled):
     result = runner.execute("logit_attribution", bundled, n=8)
     assert result.attrs["sum_gap"] < 1e-3
     rho = float(result["direct_vs_ablation"])
-    assert f"{rho:.2f}" in result.attrs["note"]
+    assert f"Spearman ρ {rho:#.3g}" in result.attrs["note"]
     agrees = float(result["direct_vs_ablation_lower"]) > 0
     assert result.attrs["verdict"] == ("supported" if agrees else "disagreement")
     assert -1 <= float(result["direct_vs_ablation_lower"]) <= rho + 0.3

@@ -46,7 +46,7 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     done = run(two_by_two, tmp_path / "out", progress=lambda *step: steps.append(step))
     assert [one["state"] for one in done.cells] == ["done"] * 8
     assert captures == [
-        (model, task, ("received", "entropy"))
+        (model, task, ("received", "entropy", "first_mass"))
         for model in ("headscope/bundled", "small")
         for task in ("induction", "ioi")
     ], "the analyses of one model, task and seed share a capture"

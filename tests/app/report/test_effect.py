@@ -25,14 +25,16 @@ def result(prompts: int, seed: int = 0, **attrs: object) -> dict[str, xr.Dataset
 
 
 def test_noise_of_270_heads_is_no_effect():
-    false = []
+    false, apart = [], []
     for seed in range(20):
         data = result(32, seed)
         lower, upper = (data["planted"][f"loss_{end}"].values for end in ("lower", "upper"))
-        assert ((lower > 0) | (upper < 0)).sum() > 10
+        apart.append(((lower > 0) | (upper < 0)).sum())
         named = causal(collect(data))
         assert named >= PLANTED
         false.append(len(named - PLANTED) / len(named))
+    # Intervals of single heads leave out 0 in one of twenty.
+    assert np.mean(apart) > 10
     # What the procedure promises on average over samples.
     assert np.mean(false) < 0.1
 
