@@ -85,14 +85,12 @@ def scores(
             ablated = ablation.ablate_each_head(model, clean, metric, values, heads=chosen.heads)
             methods[f"{name} ablation"] = levels["clean"][:, None, None] - ablated
             step()
-    methods |= {
-        **effects,
-        "gate gradient": np.abs(head_gradients.gate_gradient(model, clean, smooth)),
-        **{f"{direction} attribution": values for direction, values in estimates.items()},
-    }
+    methods |= effects
+    methods["gate gradient"] = np.abs(head_gradients.gate_gradient(model, clean, smooth))
     if chosen.complete:
         integral, _ = head_gradients.integrated_gates(model, clean, smooth, ROUGH)
         methods["integrated gradient"] = integral
+    methods |= {f"{direction} attribution": values for direction, values in estimates.items()}
     why = ""
     try:
         methods["direct logits"] = direct_logit_attribution.attribute(model, clean).heads
