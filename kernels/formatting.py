@@ -1,11 +1,12 @@
 """Numbers as people read them: three significant digits, in sentences, tables and figures alike."""
 
 import math
+from typing import SupportsFloat
 
 MISSING = "not measured"
 
 
-def amount(value: float, sign: str = "") -> str:
+def amount(value: SupportsFloat, sign: str = "") -> str:
     """Write a number with three significant digits; from 100 to a million, the whole number.
 
     ``sign`` is ``"+"`` where a rise and a fall should be told apart.
@@ -15,6 +16,7 @@ def amount(value: float, sign: str = "") -> str:
     >>> amount(13.603, "+"), amount(-1.9e-7), amount(99.96)
     ('+13.6', '-1.90e-07', '100')
     """
+    value = float(value)
     if not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -23,10 +25,11 @@ def amount(value: float, sign: str = "") -> str:
     return f"{value:{sign}.0f}" if whole else f"{value:{sign}#.3g}".removesuffix(".")
 
 
-def percent(share: float) -> str:
+def percent(share: SupportsFloat) -> str:
     """Write a share in percent, with no more than three significant digits.
 
     >>> percent(0.9), percent(0.99949), percent(2 / 3), percent(0.00012), percent(float("nan"))
     ('90%', '99.9%', '66.7%', '0.012%', 'not measured')
     """
+    share = float(share)
     return f"{100 * share:.3g}%" if math.isfinite(share) else MISSING

@@ -116,18 +116,18 @@ def run(
         )
 
     reach = _windowed(capture, window)
-    whole, first = per_query(capture, "distance"), without_first.mass(capture)
+    whole, sunk = per_query(capture, "distance"), without_first.mass(capture)
     clip = float(capture.attrs.get("clip") or np.inf)
     leads = without_first.leads(capture)
     distances = [
         ("distance", GRID, mean(whole), "Mean distance looked back", ("tokens", "sequential", 0)),
         (f"distance{without_first.SUFFIX}", GRID,
-         mean(without_first.distance(whole, first, clip)),
+         mean(without_first.distance(whole, sunk, clip)),
          f"Mean distance looked back{without_first.TITLE}", ("tokens", "sequential", 0)),
     ]  # fmt: skip
     distance = distances[leads][2]
     if leads:
-        reach = without_first.distance(reach, first, window)
+        reach = without_first.distance(reach, sunk, window)
     influence = capture["received_later"].transpose("prompt", "layer", "head", "key").values
     influence = influence.astype(np.float64)
     size = max(int(extremes * np.isfinite(distance[0]).sum()), 1)

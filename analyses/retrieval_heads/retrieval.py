@@ -138,13 +138,9 @@ def run(
         convention=f"mean {form} score > {threshold:g}; {convention}",
     )  # fmt: skip
     results.add_mean(
-        "recalled",
-        (),
-        recalled,
-        "Part of the needle that the model generates",
-        *SHARE,
+        "recalled", (), recalled, "Part of the needle that the model generates", *SHARE,
         convention=f"mean over all {len(recalled)} prompts; {rule}",
-    )
+    )  # fmt: skip
 
     pool = heads(capture)
     answered = _head_masking.measure(model, task, masking, decoding, new_tokens)
