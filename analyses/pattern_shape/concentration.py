@@ -143,10 +143,13 @@ def run(
         "Effective temperature", "1 / σ of the logits", "sequential", 0, source=LOG_NORMAL,
         convention="τ = 1/σ of the mean σ; missing where the rows are even",
     )  # fmt: skip
-    sets = _extremes(results[spiky[leads][0]].values, heads)
+    scores = results[spiky[leads][0]].values
+    sets = _extremes(scores, heads)
     kinds = zip(("spiky", "least_spiky"), sets, strict=True)
     named = {kind: [label(head) for head in chosen] for kind, chosen in kinds}
-    note = f"{without_first.remark(capture)}Spikiest heads: {', '.join(named['spiky'][:8])}."
+    # The sets take as many of each layer; the sentence names the spikiest of all.
+    best = ", ".join(map(label, top(scores, 8)))
+    note = f"{without_first.remark(capture)}Spikiest heads: {best}."
     about: dict[str, Any] = {"convention": f"means over the queries; {lengths}"}
     about["heads_by_type"] = named
     if not (predicts(capture) and causal_prompts):
