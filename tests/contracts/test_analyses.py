@@ -71,9 +71,7 @@ def test_every_variable_says_what_it_is_and_has_a_view(result):
         array = result[variable]
         assert array.attrs["long_name"], variable
         assert "units" in array.attrs, variable
-        # The metric of the whole model says all in its name.
-        if (result.attrs["analysis"], variable) != ("importance", "intact"):
-            assert array.attrs.get("convention"), f"{variable} does not say how it is measured"
+        assert array.attrs.get("convention"), f"{variable} does not say how it is measured"
         assert array.attrs["scale"] in SCALES, variable
         assert viz.draw(result, variable).data, variable
         if "low" in array.attrs:
