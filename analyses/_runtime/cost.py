@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from headscope import analyses
 from headscope.analyses._interventions.screening import FEW, FIRST, SAMPLE
 from headscope.analyses._runtime import options as check
-from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+from headscope.analyses._runtime.inputs import PromptSets
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
@@ -64,11 +64,12 @@ def estimate(
     """Say what analyses will take; the parameters are those of `runner.execute_many`."""
     if model.reads != "tokens" or model.attention != "self":
         return [Cost(name, None, 0, None) for name in names]
+    sets = PromptSets(model, prompts, None, task, n, seed, None)
     speed: float | None = None
     costs = []
     for name in names:
         try:
-            drawn = drawn_prompts(name, model, prompts, task, n, seed)
+            drawn = sets.drawn(name)
             lengths = prompt_lengths(model, drawn)
         except HeadscopeError:  # the analysis itself says so when it runs
             costs.append(Cost(name, None, 0, None))
@@ -112,25 +113,8 @@ def of_heads(model: Model, each: float, *, exhaustive: bool) -> float:
 
 def tokens(name: str, model: Model, prompts: Any, n: int | None = None) -> int:
     """Return the tokens of the prompts that an analysis runs on."""
-    return sum(prompt_lengths(model, drawn_prompts(name, model, prompts, None, n, 0)))
-
-
-def drawn_prompts(
-    name: str, model: Model, prompts: Any, task: Any, n: int | None, seed: int
-) -> Any:
-    """Return the prompts of an analysis: its own task's, or those of the run."""
-    from headscope.probes.prompts import tasks
-
-    module = analyses.load(name)
-    own = getattr(module, "TASK", None)
-    if own is None:
-        return prompts
-    if task is not None and not isinstance(task, str):
-        return task
-    count: Any = n or getattr(module, "PROMPTS", DEFAULT_PROMPTS)
-    return tasks.make(
-        task or own, model.tokenizer, count, seed, vocab_size=model.vocabulary or None
-    )
+    sets = PromptSets(model, prompts, None, None, n, 0, None)
+    return sum(prompt_lengths(model, sets.drawn(name)))
 
 
 def prompt_lengths(model: Model, prompts: Any) -> list[int]:

@@ -98,6 +98,10 @@ class PromptSets:
             raise NotApplicable(f"task: {name} needs answers; give a task, not plain prompts")
         return made
 
+    def drawn(self, name: str) -> Any:
+        """Return the prompts of an analysis: of its own task, or those of the run."""
+        return self._made(self._key(name))
+
     def _key(self, name: str) -> Any:
         module = analyses.load(name)
         own = getattr(module, "TASK", None)
