@@ -102,6 +102,7 @@ def run_cpu(
     finally:
         torch.set_num_threads(allowed)
     memory = cpu_rows.measure_memory(lengths, heads, counts[-1], progress)
+    unit = library().pack is not None
     return {
         "schema": 2,
         "headscope": version("headscope"),
@@ -115,7 +116,7 @@ def run_cpu(
             "columns": {name: list(added) for name, added in COLUMNS.items()},
             "engines": baselines.ENGINES,
             "compiled": baselines.compiled(),
-            "matrix_unit": library().pack is not None,
+            "matrix_unit": unit,
             "rounds": rounds,
             "rounds_long": min(rounds, cpu_rows.LONG_ROUNDS),
             **SETUP,
@@ -124,7 +125,7 @@ def run_cpu(
         "attention": rows["attention"],
         "memory": memory,
         "model": rows["model"],
-        "bars": judge_cpu(checked, rows["attention"], memory),
+        "bars": judge_cpu(checked, rows["attention"], memory, matrix_unit=unit),
     }
 
 
