@@ -107,3 +107,32 @@ def test_names_are_words_of_the_field(part):
             words = set(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r" \1", name).lower()))
             for word in words & METAPHORS.keys():
                 raise AssertionError(f"{path}: {name!r}; write {METAPHORS[word]!r}")
+
+
+def test_type_checkers_and_editors_know_every_analysis(request):
+    stub = ROOT / "analyses" / "__init__.pyi"
+    expected = ast.unparse(expected_stub())
+    if request.config.getoption("--write"):
+        stub.write_text(expected + "\n")
+    assert ast.unparse(ast.parse(stub.read_text())) == expected, "pytest --write this test"
+
+
+def expected_stub() -> ast.Module:
+    """What ``analyses/__init__.pyi`` must hold: the module's own functions, and the analyses."""
+    source = ast.parse((ROOT / "analyses" / "__init__.py").read_text())
+    kept: list[ast.stmt] = []
+    for node in source.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            node.body = [node.body[0], ast.Expr(ast.Constant(...))]
+            kept.append(node)
+        elif isinstance(node, ast.Assign):
+            kept.append(node)
+    imports = """
+from types import ModuleType
+from typing import Any
+from headscope.analyses._runtime.options import Option
+"""
+    for family, members in analyses.families().items():
+        for name in members:
+            imports += f"from headscope.analyses.{family} import {name} as {name}\n"
+    return ast.Module([*ast.parse(imports).body, *kept], [])
