@@ -88,17 +88,19 @@ def score(
         question.at if positions is None else positions[row].index(question.at)
         for row, question in flat
     ]
-    source = logits[owner, torch.tensor(at, device=device)].float()
+    asked = owner, torch.tensor(at, device=device)
     right, is_right = _padded([question.answer_ids for _, question in flat], device)
     if metric == "accuracy":
-        hits = (source.argmax(-1, keepdim=True) == right) & is_right
+        # Of all rows, which spares a copy of those that are asked.
+        hits = (logits.argmax(-1)[asked][:, None] == right) & is_right
         values = hits.any(-1).float()
     elif metric == "log_probability":
-        logs = source.log_softmax(-1).gather(1, right)
+        logs = logits[asked].float().log_softmax(-1).gather(1, right)
         values = logs.masked_fill(~is_right, -torch.inf).logsumexp(-1)
     else:
         wrong, is_wrong = _padded([question.wrong_ids for _, question in flat], device)
         summed = metric == "probability_difference"
+        source = logits[asked].float()
         source = source.softmax(-1) if summed else source
         values = _gathered(source, right, is_right, mean=not summed)
         values = values - _gathered(source, wrong, is_wrong, mean=not summed)

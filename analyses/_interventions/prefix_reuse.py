@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.kernels.api import Request
-from headscope.kernels.errors import InvalidInput, UnsupportedModel
-from headscope.probes.attention.forward import Reader, call, unembedding_at
+from headscope.kernels.errors import UnsupportedModel
+from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
 from headscope.probes.attention.interface import intercept_attention
 from headscope.probes.attention.residual_stream import blocks
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Passes from a layer on must agree with whole ones to this share of the largest logit.
 TOLERANCE = 1e-4
+# Models whose passes were seen to agree from every layer on.
+_AGREEING: WeakSet[nn.Module] = WeakSet()
 
 
 class PrefixReuse:
@@ -47,16 +50,19 @@ class PrefixReuse:
             self._parts = []
         self.resumes = bool(self._parts)
         with self._recording():
-            clean = self._run(0, (), 1, None)
-        self.resumes = self.resumes and self._agrees(clean[:1])
+            self.clean = self._run(0, (), 1, None)
+        self.resumes = self.resumes and self._agrees()
 
     def logits(
         self, layer: int, edits: Sequence[Edit], times: int
     ) -> Float[Tensor, "batch asked vocab"]:
         """Run the batch ``times`` over with edits that touch no layer before ``layer``.
 
-        Returns the logits at the asked positions; rows are those of the batch over and over.
+        Returns the logits at the asked positions; rows are those of the batch over and over. From
+        behind the last layer on there is nothing to run.
         """
+        if layer >= self.model.layers:
+            return self.clean.repeat(times, 1, 1)
         return self._run(layer if self.resumes else 0, edits, times, None)
 
     def _run(
@@ -83,10 +89,7 @@ class PrefixReuse:
                 f"model: layers {sorted(reader.layers)} of {model.name} asked for attention, "
                 f"expected each of {expected} once; this architecture is refused"
             )
-        if not bool(torch.isfinite(output).all()):
-            raise InvalidInput(
-                f"model: {model.name} gives NaN or infinite numbers; check its weights"
-            )
+        check_finite(model, output)
         return output
 
     @contextmanager
@@ -105,15 +108,24 @@ class PrefixReuse:
             for handle in handles:
                 handle.remove()
 
-    def _agrees(self, clean: Float[Tensor, "1 asked vocab"]) -> bool:
-        """Run the first prompt from every layer on: the clean logits must come out."""
+    def _agrees(self) -> bool:
+        """Run the first prompt from a layer on: the clean logits must come out.
+
+        From every layer on the first time that a model is met, then from the last one alone.
+        """
         if len(self._streams) != len(self._parts):
             return False
+        clean = self.clean[:1]
         bar = TOLERANCE * float(clean.abs().max())
         attending = [layer for layer in self.model.geometry.attending if layer]
-        return all(
-            float((self._run(layer, (), 1, 1) - clean).abs().max()) <= bar for layer in attending
+        met = self.model.module in _AGREEING
+        agrees = all(
+            float((self._run(layer, (), 1, 1) - clean).abs().max()) <= bar
+            for layer in (attending[-1:] if met else attending)
         )
+        if agrees:
+            _AGREEING.add(self.model.module)
+        return agrees
 
 
 @contextmanager

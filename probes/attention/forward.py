@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,9 +94,14 @@ def run(
             f"model: layers {sorted(arrived)} of {model.name} asked for attention, expected each "
             f"of {model.geometry.attending} once; this architecture is refused"
         )
-    if not bool(torch.isfinite(result).all()):
-        raise InvalidInput(f"model: {model.name} gives NaN or infinite numbers; check its weights")
+    check_finite(model, result)
     return result
+
+
+def check_finite(model: Model, output: Tensor) -> None:
+    """Refuse NaN and infinite numbers: both reach the ends of the range, which one pass finds."""
+    if not all(math.isfinite(end) for end in torch.aminmax(output.detach())):
+        raise InvalidInput(f"model: {model.name} gives NaN or infinite numbers; check its weights")
 
 
 def call(

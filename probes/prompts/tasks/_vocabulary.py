@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -127,7 +128,12 @@ class Vocabulary:
             return token
         tokenizer: Any = self._tokenizer
         name = str(tokenizer.convert_ids_to_tokens(token))
-        return int(tokenizer.get_vocab().get(name[1:], token)) if name[0] == MARKS[0] else token
+        return int(self._table.get(name[1:], token)) if name[0] == MARKS[0] else token
+
+    @cached_property
+    def _table(self) -> dict[str, int]:
+        tokenizer: Any = self._tokenizer
+        return dict(tokenizer.get_vocab())
 
     def ids(self, least: int) -> tuple[int, ...]:
         """Ids of whole words that the vocabulary holds, or of all ordinary tokens where it must.
