@@ -17,7 +17,7 @@ from headscope.analyses.retrieval_heads._copying import (
     set_score,
 )
 from headscope.kernels.api import Request
-from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.forward import Reader, run, unembedding_at
 from headscope.probes.capturing.generation import generate
 from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
@@ -56,8 +56,8 @@ def decode_steps(
         looked[:, call.layer] = np.nan_to_num(rows, nan=-1.0).T
 
     reader = Reader(Request(stats=("topk_key",), k=1), take=take)
-    with torch.no_grad():
-        logits = run(model, torch.tensor([list(ids)]), reader, head=True)[0, at]
+    with torch.no_grad(), unembedding_at(model, torch.tensor([at])) as finish:
+        logits = finish(run(model, torch.tensor([list(ids)]), reader, head=True))[0]
     return looked, np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)
 
 

@@ -102,10 +102,16 @@ class Recorder:
         progress: Callable[[int, int], None] | None,
         stream: Stream | None = None,
     ) -> None:
-        """Run all prompts, in batches of one length, and fill the arrays."""
+        """Run all prompts, in batches of one length, and fill the arrays.
+
+        Where there is nothing to fill, the layers alone are looked at.
+        """
         if stream is not None:
             self.writer.arrays = stream.arrays
         done, total = 0, len(self.prompts.ids)
+        options = self.options
+        if not (options.stats or options.keep or options.edits):
+            return self.scan_layers()
         with torch.no_grad():
             for number, rows in enumerate(self.batches(batch_tokens)):
                 done += len(rows)
