@@ -100,9 +100,13 @@ def ablate_heads(
     *,
     first: int = 0,
     heads: Bool[Tensor, "layer head"] | None = None,
+    grouped: bool = False,
 ) -> Array:
-    """Return all measures with one head ablated at a time (measure, prompt, layer, head)."""
-    sets = every_head(model)
+    """Return all measures with one head ablated at a time (measure, prompt, layer, head).
+
+    With ``grouped``, all query heads of a KV head at a time (measure, prompt, layer, kv_head).
+    """
+    sets = every_group(model) if grouped else every_head(model)
     kept = torch.ones(len(sets), dtype=torch.bool)
     if heads is not None:
         kept = (sets & heads).flatten(1).any(1)
@@ -180,8 +184,13 @@ def edit_sets(
     def of_rows(some: Int[Tensor, " set"], prompts: list[int]) -> Edit:
         return edit(sets[some].repeat_interleave(len(prompts), dim=0), prompts)
 
-    starts = sets.any(-1).int().argmax(-1)
-    return sweep(model, task.ids, task.asked, measures, starts, of_rows)
+    return sweep(model, task.ids, task.asked, measures, first_layers(sets), of_rows)
+
+
+def first_layers(sets: Bool[Tensor, "set layer head"]) -> Int[Tensor, " set"]:
+    """Return the first layer that each set has heads of; behind the last for a set of none."""
+    layers = sets.any(-1)
+    return torch.where(layers.any(-1), layers.int().argmax(-1), layers.shape[1])
 
 
 def sweep(
@@ -201,7 +210,8 @@ def sweep(
     measures
         As in :func:`ablate_sets`.
     starts
-        First layer that each variant changes; what comes before it is run once.
+        First layer that each variant changes; what comes before it is run once. A variant that
+        changes none starts behind the last.
     edit
         Makes the edit of some variants on some prompts; its rows are the prompts over and over,
         variant by variant.

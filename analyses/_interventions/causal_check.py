@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 Head = tuple[int, int]
 Progress = Callable[[float, float], None]
-# Scores of every prompt with some heads ablated.
-Measure = Callable[[Sequence[Head]], NDArray[np.float64]]
+# Scores of every prompt with each set of heads ablated (prompt, set).
+Measure = Callable[[Sequence[Sequence[Head]]], NDArray[np.float64]]
 
 # Below this accuracy of the clean model an ablation has nothing to destroy.
 SOLVED = 0.5
@@ -38,14 +37,11 @@ def random_sets(pool: Sequence[Head], size: int, draws: int, seed: int) -> list[
 
 
 def zero_ablation(model: Model, task: Task) -> Measure:
-    """Return what scores a task by its accuracy with some heads ablated to zero."""
-    from headscope.analyses._interventions.ablation import encode_task, evaluate
-    from headscope.probes.interventions import Ablate
+    """Return what scores a task by its accuracy with sets of heads ablated to zero."""
+    from headscope.analyses._interventions.ablation import ablated_metric, encode_task
 
     encoded = encode_task(model, task)
-    return lambda heads: evaluate(
-        model, encoded, (Ablate(tuple(heads)),) if heads else (), "accuracy"
-    )
+    return lambda sets: ablated_metric(model, encoded, "accuracy", sets)
 
 
 def compare(
@@ -56,15 +52,10 @@ def compare(
     A group is one or more sets of heads; its score is the mean over its sets, prompt by prompt.
     The first condition is the clean model.
     """
-    columns = [measure(())]
-    with steps(sum(len(sets) for sets in groups.values())) as step:
-        for sets in groups.values():
-            scores = []
-            for heads in sets:
-                scores.append(measure(heads))
-                step()
-            columns.append(np.mean(scores, axis=0))
-    return np.stack(columns, axis=1)
+    sizes = [1, *map(len, groups.values())]
+    scores = measure([(), *(heads for sets in groups.values() for heads in sets)])
+    parts = np.split(scores, np.cumsum(sizes)[:-1], axis=1)
+    return np.stack([part.mean(1) for part in parts], axis=1)
 
 
 def check(

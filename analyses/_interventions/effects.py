@@ -1,4 +1,4 @@
-"""Causal numbers measured once: the metric of a prompt with a set of heads ablated.
+"""Causal numbers measured once: the metric of a prompt with heads ablated, and its gradients.
 
 An effect is keyed by the model, the prompt with its questions, the metric, what stands in for the
 heads, and the heads. Analyses that ask for the same effect share it. A table with a folder keeps
@@ -53,11 +53,12 @@ class EffectsTable:
         prompts: Sequence[Sequence[str]],
         sets: Sequence[str],
         sweep: Sweep,
+        together: int,
     ) -> Array:
         """Return effects (kind, prompt, set), measuring those that are not known.
 
         ``kinds`` describe what is measured together by one sweep; ``prompts`` are digests of the
-        prompts, by kind.
+        prompts, by kind. A sweep has ``together`` sets at most.
         """
         tables = [self._load(kind) for kind in kinds]
         known: NDArray[np.bool_] = np.array([
@@ -65,7 +66,7 @@ class EffectsTable:
             for table, of_kind in zip(tables, prompts, strict=True)
         ])  # fmt: skip
         _, rows, columns = map(np.unique, (~known).nonzero())
-        parts = [columns[at : at + TOGETHER] for at in range(0, len(columns), TOGETHER)]
+        parts = [columns[at : at + together] for at in range(0, len(columns), together)]
         with steps(len(parts)) as step:
             for part in parts:
                 scores = sweep(rows.tolist(), part.tolist())
@@ -137,11 +138,13 @@ def shared(
     values: Float[Tensor, ...] | None,
     first: int,
     sweep: Sweep,
+    gradient: str = "",
 ) -> Array:
     """Return the measures of a sweep (measure, prompt, set), as far as known from the table.
 
-    The parameters are those of `ablation.ablate_sets`. What is not the metric of answers, and what
-    is measured outside `sharing`, is measured every time.
+    The parameters are those of `ablation.ablate_sets`; ``gradient`` names what is measured where it
+    is one, of all heads at once. What is not the metric of answers, and what is measured outside
+    `sharing`, is measured every time.
     """
     table, everything = _TABLE.get(), (list(range(len(task))), list(range(len(sets))))
     if table is None or not all(isinstance(each, AnswerMetric) for each in measures):
@@ -152,6 +155,7 @@ def shared(
         {
             "model": model.name, "revision": model.revision, "dtype": str(model.dtype),
             "metric": measure.name, "ablation": stand_in, "first": first,
+            **({"gradient": gradient} if gradient else {}),
         }
         for measure in measures
     ]  # fmt: skip
@@ -164,7 +168,7 @@ def shared(
         for measure in measures
     ]
     names = ["+".join(labels(chosen)) for chosen in sets.numpy()]
-    return table.complete(kinds, prompts, names, sweep)
+    return table.complete(kinds, prompts, names, sweep, len(names) if gradient else TOGETHER)
 
 
 def _digest(value: Any) -> str:

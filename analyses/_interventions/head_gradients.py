@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, effects
 from headscope.analyses._interventions.ablation import Array, Batch, encode_task
 from headscope.analyses._interventions.batched_edits import RowBlend, RowGate
 from headscope.analyses._interventions.metrics import AnswerMetric
@@ -33,8 +33,12 @@ def gate_gradient(model: Model, task: Task | EncodedTask, metric: str) -> Array:
     Prompts of a batch have gates of their own, so that one backward pass keeps them apart. NaN in
     layers without an attention map.
     """
-    rows = range(len(task))
-    return _gradients(model, encode_task(model, task), metric, rows, [1.0] * len(rows))
+    encoded = encode_task(model, task)
+
+    def slopes(rows: list[int]) -> Array:
+        return _gradients(model, encoded, metric, rows, [1.0] * len(rows))
+
+    return _shared(model, encoded, metric, None, "gate", slopes)
 
 
 def integrated_gates(
@@ -106,8 +110,32 @@ def patch_gradient(
 
     Source: Nanda, Attribution Patching (2023).
     """
-    rows = range(len(values))
-    return _gradients(model, encode_task(model, task), metric, rows, [0.0] * len(rows), values)
+    encoded = encode_task(model, task)
+
+    def slopes(rows: list[int]) -> Array:
+        return _gradients(model, encoded, metric, rows, [0.0] * len(rows), values)
+
+    return _shared(model, encoded, metric, values, "patch", slopes)
+
+
+def _shared(
+    model: Model,
+    task: EncodedTask,
+    metric: str,
+    values: Tensor | None,
+    name: str,
+    slopes: Callable[[list[int]], Array],
+) -> Array:
+    """Return gradients (prompt, layer, head), as far as known from the effects of the run."""
+    attending = model.geometry.attending
+
+    def sweep(rows: list[int], heads: list[int]) -> Array:
+        return slopes(rows)[None, :, attending].reshape(1, len(rows), -1)
+
+    answers = [AnswerMetric(metric, task.questions)]
+    sets = ablation.every_head(model)
+    found = effects.shared(model, task, answers, sets, values, 0, sweep, gradient=name)
+    return ablation.fill_layers(model, found[0])
 
 
 def _gradients(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import attending
 from headscope.kernels.errors import NotApplicable, ResourceLimit
+from headscope.probes.prompts.tokens import EncodedQuestion, EncodedTask
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -70,6 +71,22 @@ def sweep_losses(
 
     asked = [range(len(ids)) for ids in prompts]
     return np.asarray(sweep(model, prompts, asked, [mean], starts, edit)[0])
+
+
+def asking_all(prompts: Sequence[Sequence[int]]) -> EncodedTask:
+    """Return the task of predicting every next token: its log-probability is minus the mean loss.
+
+    >>> asking_all([[4, 5, 6]]).asked
+    ((0, 1),)
+    """
+    ids = tuple(map(tuple, prompts))
+    questions = tuple(
+        tuple(EncodedQuestion(at, (token,), (), ()) for at, token in enumerate(row[1:]))
+        for row in ids
+    )
+    return EncodedTask(
+        "next tokens", "log_probability", ids, ids, questions, tuple({} for _ in ids)
+    )
 
 
 def _check_next(ids: Sequence[int]) -> None:

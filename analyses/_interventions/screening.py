@@ -58,10 +58,21 @@ class Screen:
             f"ranks first, and {drawn} of the others, drawn at random"
         )
 
-    def missed(self, above: NDArray[np.bool_]) -> str:
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """How many heads each ablated one stands for (layer, head); NaN where none is ablated.
+
+        The sample stands for all heads that nothing ranks first.
+        """
+        drawn = int(self.sample.sum())
+        lower = self.total - int(self.heads.sum()) + drawn
+        weights = np.where(self.sample.numpy(), lower / max(drawn, 1), 1.0)
+        return np.where(self.heads.numpy(), weights, np.nan)
+
+    def missed(self, above: NDArray[np.bool_], bar: str = "the null") -> str:
         """Say how many heads the screening may have missed.
 
-        ``above`` marks the heads (layer, head) that the result singles out.
+        ``above`` marks the heads (layer, head) that the result singles out, those above ``bar``.
         """
         from scipy.stats import binomtest
 
@@ -72,7 +83,7 @@ class Screen:
         rest = self.total - int(self.heads.sum())
         upper = binomtest(count, drawn).proportion_ci().high
         return (
-            f"Ablated were {self.convention}. {count or 'None'} of the {drawn} lie above the null, "
+            f"Ablated were {self.convention}. {count or 'None'} of the {drawn} lie above {bar}, "
             f"so that of the {rest} heads not ablated up to {upper:.0%} may, too (95 % interval); "
             "exhaustive=true ablates all."
         )
@@ -110,8 +121,9 @@ def screen(
     chosen = torch.zeros_like(attending)
     for layer, head in (*also, *(head for each in rankings for head in top(np.abs(each), FIRST))):
         chosen[layer, head] = True
-    rest = (attending & ~chosen).nonzero()
-    drawn = np.random.default_rng(seed).permutation(len(rest))[:SAMPLE]
+    # In an order of all heads, so that screens of one model draw much the same.
+    order = np.random.default_rng(seed).permutation(chosen.numel())
+    drawn = [at for at in order.tolist() if bool((attending & ~chosen).flatten()[at])][:SAMPLE]
     sample = torch.zeros_like(attending)
-    sample[tuple(rest[torch.from_numpy(np.sort(drawn))].T)] = True
+    sample.view(-1)[drawn] = True
     return Screen(chosen | sample, sample, total)

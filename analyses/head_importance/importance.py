@@ -44,7 +44,7 @@ from headscope.probes.prompts.tokens import EncodedTask
 NEEDS = ()
 KEEP = ("z",)
 TASK = "ioi"
-PROMPTS = 32
+PROMPTS = 16
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Michel et al. 1905.10650"
@@ -247,12 +247,11 @@ def _losses(
             step()
         if not grouped:
             return lost, null, None
-        sets = ablation.every_group(model)
-        groups = (sets & chosen.heads).flatten(1).any(1)
-        kept = np.full((1, len(task), len(sets)), np.nan)
-        kept[..., groups.numpy()] = ablation.ablate_sets(model, task, both[:1], sets[groups], mean)
+        groups = ablation.ablate_heads(
+            model, task, both[:1], mean, heads=chosen.heads, grouped=True
+        )
         step()
-    return lost, null, intact - ablation.fill_layers(model, kept[0])
+    return lost, null, intact - groups[0]
 
 
 def _normalized(gate: Array) -> Array:

@@ -1,12 +1,12 @@
 """Masking curves: accuracy against the number of ablated heads, best first or at random."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from headscope.analyses._interventions.ablation import encode_task, evaluate
-from headscope.analyses._interventions.causal_check import Head, random_sets
+from headscope.analyses._interventions.ablation import ablated_metric, encode_task, evaluate
+from headscope.analyses._interventions.causal_check import Head, Measure, random_sets
 from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
@@ -40,29 +40,40 @@ def masked(heads: Sequence[Head], masking: str) -> tuple[Edit, ...]:
 
 def measure(
     model: Model, task: Task, masking: str, decoding: str, new_tokens: int
-) -> tuple[Callable[[Sequence[Head]], Array], str, str]:
-    """Return what scores a task with some heads masked (prompt,); its name, and how it masks.
+) -> tuple[Measure, str, str]:
+    """Return what scores a task with sets of heads masked; its name, and how it masks.
 
     Greedy answers are written with the heads masked from the last token of the prompt on, as in the
     released code, and scored by their recall of the needle.
     """
     encoded = encode_task(model, task)
-    if decoding != "greedy":
+    if decoding != "greedy" and masking == "zero":
         return (
-            lambda heads: evaluate(model, encoded, masked(heads, masking), "accuracy"),
+            lambda sets: ablated_metric(model, encoded, "accuracy", sets),
             "accuracy",
             MASKINGS[masking],
         )
 
-    def recall(heads: Sequence[Head]) -> Array:
+    def score(heads: Sequence[Head]) -> Array:
+        edits = masked(heads, masking)
+        if decoding != "greedy":
+            return evaluate(model, encoded, edits, "accuracy")
+        rows = zip(encoded.ids, encoded.questions, strict=True)
         return np.array(
-            [
-                _needle_steps.recall(model, ids, asked, new_tokens, masked(heads, masking))
-                for ids, asked in zip(encoded.ids, encoded.questions, strict=True)
-            ]
+            [_needle_steps.recall(model, ids, asked, new_tokens, edits) for ids, asked in rows]
         )
 
-    return recall, RECALL, f"{MASKINGS[masking]}, while decoding,"
+    def scores(sets: Sequence[Sequence[Head]]) -> Array:
+        columns = []
+        with steps(len(sets)) as step:
+            for heads in sets:
+                columns.append(score(heads))
+                step()
+        return np.stack(columns, axis=1)
+
+    if decoding != "greedy":
+        return scores, "accuracy", MASKINGS[masking]
+    return scores, RECALL, f"{MASKINGS[masking]}, while decoding,"
 
 
 def curve(
@@ -91,15 +102,14 @@ def curve(
         )
     accuracy, scored, how = measure(model, task, masking, decoding, new_tokens)
     seed = results.seed
-    whole = bootstrap(accuracy(()), seed=seed)
+    sets: list[Sequence[Head]] = [()]
+    for count in counts:
+        sets += [ranked[:count], *random_sets(ranked[count:], count, draws, seed + count)]
+    scores = accuracy(sets)
+    whole = bootstrap(scores[:, 0], seed=seed)
     rows: list[Any] = [(whole, whole)]
-    with steps(len(counts)) as step:
-        for count in counts:
-            sets = random_sets(ranked[count:], count, draws, seed + count)
-            others = np.stack([accuracy(heads) for heads in sets])
-            best = bootstrap(accuracy(ranked[:count]), seed=seed)
-            rows.append((best, crossed(others, seed=seed)))
-            step()
+    for part in np.split(scores[:, 1:], len(counts), axis=1):
+        rows.append((bootstrap(part[:, 0], seed=seed), crossed(part[:, 1:].T, seed=seed)))
     mean, lower, upper = np.moveaxis(np.asarray(rows, dtype=np.float64), -1, 0)
     axis = [0, *counts]
     verdict = _verdict(axis, mean, lower, upper, scored)
