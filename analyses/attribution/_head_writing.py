@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analyses._interventions import ablation, next_token_loss
 from headscope.analyses._interventions.batched_edits import ablate_rows
+from headscope.analyses._runtime.results import marked
 from headscope.analyses._stats.bootstrap import Array
 from headscope.probes.models.model import Model
 
@@ -70,15 +71,19 @@ def written(
     return torch.cat(norms, dim=1).numpy(), torch.cat(shares, dim=1).numpy()
 
 
-def loss_without(model: Model, ids: Sequence[Sequence[int]]) -> Array:
+def loss_without(
+    model: Model, ids: Sequence[Sequence[int]], heads: Bool[Tensor, "layer head"]
+) -> Array:
     """Return what the next-token loss gains with each head at zero (prompt, layer, head).
 
-    NaN in layers without an attention map.
+    NaN where ``heads`` leaves one out.
     """
-    sets = ablation.every_head(model)
+    sets = ablation.head_sets(model, [[head] for head in marked(heads.numpy())])
     clean = np.array([next_token_loss.mean_loss(model, prompt) for prompt in ids])
     ablated = next_token_loss.sweep_losses(
-        model, ids, sets.any(-1).int().argmax(-1),
+        model, ids, ablation.first_layers(sets),
         lambda some, prompts: ablate_rows(sets[some].repeat_interleave(len(prompts), dim=0)),
     )  # fmt: skip
-    return ablation.fill_layers(model, ablated - clean[:, None])
+    result = np.full((len(ids), model.layers, model.heads), np.nan)
+    result[:, heads.numpy()] = ablated - clean[:, None]
+    return result

@@ -4,7 +4,8 @@ The output of a layer's attention is the sum of its heads, ``o = Σ_h z_h W_O^h`
 token, ``‖z_h W_O^h‖`` says how much a head writes, and ``⟨z_h W_O^h, o⟩ / ‖o‖²`` what share of the
 sum that is: shares sum to 1, and are negative where a head writes against the others. In a mixture
 of attention heads these norms rank the heads that a token is routed to; how evenly they are spread
-is the load balance. Size is no importance, so the loss without the head stands beside it.
+is the load balance. Size is no importance, so the loss without the head stands beside it; in a
+model of many heads, of those that write most, that gradients rank first, and a random sample.
 
 Sources: Jin et al., MoH: Multi-Head Attention as Mixture-of-Head Attention (2410.11842); Zhang et
 al., Mixture of Attention Heads (2210.05144); Kobayashi et al., Attention is Not Only a Weight
@@ -16,7 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions.next_token_loss import predicts, tokens
+from headscope.analyses._interventions.next_token_loss import asking_all, predicts, tokens
+from headscope.analyses._interventions.screening import FIRST, screen
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
@@ -40,6 +42,7 @@ def run(
     *,
     causal_prompts: Annotated[int, AtLeast(0)] = 4,
     causal_tokens: Annotated[int, AtLeast(2)] = 128,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure what share of its layer's output every head writes, and what it costs to lose it.
@@ -53,8 +56,11 @@ def run(
         Prompts of the causal check, the first of more than one token; 0 leaves it out.
     causal_tokens
         Tokens of each prompt in the causal check, from the first on.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that write most or that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -94,12 +100,17 @@ def run(
         whole = [ids[:causal_tokens] for ids in tokens(capture)]
     rows = [row for row, ids in enumerate(whole) if len(ids) > 1][:causal_prompts]
     if rows:
-        lost = _head_writing.loss_without(model, [whole[row] for row in rows])
+        texts = [whole[row] for row in rows]
+        most = top(results["norm_share"].values, FIRST)
+        chosen = screen(
+            model, asking_all(texts), "log_probability", also=most, exhaustive=exhaustive, seed=seed
+        )
+        lost = _head_writing.loss_without(model, texts, chosen.heads)
         results.add_mean(
             "loss_ablation", GRID, lost, "Loss added by setting the head to zero", "nats",
             "diverging", source="Michel et al. 1905.10650", evidence="causal",
-            convention=f"ablated − intact, −log p a token, {len(rows)} prompts of up to "
-            f"{causal_tokens} tokens",
+            convention=f"ablated − intact, −log p a token, {chosen.convention}; {len(rows)} "
+            f"prompts of up to {causal_tokens} tokens",
         )  # fmt: skip
         ends = agreement(norm_share[rows], lost, seed)
         results.add_interval(

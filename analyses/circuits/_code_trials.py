@@ -63,10 +63,14 @@ class Trials:
         return nodes, unique_pairs(here, there, self.pairs, here.shape[1] ** 2 // 2)
 
 
-def auc(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
+def auc(
+    truth: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+) -> float:
     """Return the area under the ROC curve; NaN where the truth holds all or nothing."""
     if truth.all() or not truth.any():
         return float("nan")
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(truth, scores))
+    return float(roc_auc_score(truth, scores, sample_weight=weights))

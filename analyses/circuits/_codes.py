@@ -25,18 +25,40 @@ def unique_pairs(
 ) -> Array:
     """Count, for each edge, its pairs of codes that co-occur only on positive prompts (edge,).
 
-    Of all pairs of all edges, the ``keep`` that occur on most positive prompts are counted. Codes
-    are (prompt, head), edges pairs of heads, source first.
+    Of all pairs of all edges, the ``keep`` that occur on most positive prompts are counted, of
+    pairs that occur alike those of the first edges. Codes are (prompt, head), edges pairs of heads,
+    source first.
     """
-    width = int(max(positive.max(), negative.max())) + 1
+    both = np.concatenate((positive, negative))
+    heads, width = both.shape[1], int(both.max()) + 1
+    # All codes of all heads are numbered through.
+    names, numbers = np.unique(both + width * np.arange(heads), return_inverse=True)
+    numbers, ends = (
+        numbers.reshape(both.shape),
+        np.searchsorted(names, width * np.arange(heads + 1)),
+    )
     owners, totals = [], []
-    for number, (source, target) in enumerate(edges):
-        pairs, counts = np.unique(
-            positive[:, source] * width + positive[:, target], return_counts=True
+    place = np.zeros(heads, dtype=np.int64)
+    sources, targets = np.asarray(edges).T
+    for source in np.unique(sources):
+        own = np.flatnonzero(sources == source)
+        place[targets[own]] = own
+        low, high = ends[targets[own].min()], ends[targets[own].max() + 1]
+        shape = (ends[source + 1] - ends[source], high - low)
+        first = (numbers[:, source] - ends[source])[:, None] * shape[1]
+        pairs = first + numbers[:, targets[own]] - low
+        here, there = (
+            np.bincount(part.ravel(), minlength=shape[0] * shape[1])
+            for part in (pairs[: len(positive)], pairs[len(positive) :])
         )
-        only = ~np.isin(pairs, negative[:, source] * width + negative[:, target])
-        owners.append(np.full(int(only.sum()), number))
-        totals.append(counts[only])
+        only = np.flatnonzero((here > 0) & (there == 0))
+        owners.append(place[names[low + only % shape[1]] // width])
+        totals.append(here[only])
     owner, total = np.concatenate(owners), np.concatenate(totals)
-    best = np.argsort(-total, kind="stable")[:keep]
-    return np.bincount(owner[best], minlength=len(edges)).astype(float)
+    # The least total that counts, and how many of those that have it.
+    above = np.bincount(total, minlength=1)[::-1].cumsum()[::-1]
+    least = max(int((above >= keep).sum()) - 1, 0)
+    certain = np.bincount(owner[total > least], minlength=len(edges))
+    tied = np.bincount(owner[total == least], minlength=len(edges))
+    room = keep - int(certain.sum()) - (tied.cumsum() - tied)
+    return (certain + np.clip(room, 0, tied)).astype(float)

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+# Outputs in a training step.
+BATCH = 512
+
 
 class Dictionary(nn.Module):
     """One ReLU layer with unit-norm encoder and decoder rows and a bias tied between them."""
@@ -43,17 +46,21 @@ def fit(
     sparsity: float,
     generator: torch.Generator,
 ) -> Dictionary:
-    """Train a dictionary on head outputs, all of them in each of ``epochs`` steps of Adam.
+    """Train a dictionary on head outputs, in ``epochs`` steps of Adam.
 
-    The loss is ``MSE + λ · mean |f|``, λ being ``sparsity``. No epochs give the random directions,
-    drawn from ``generator``, that training starts from.
+    All outputs are in each step, of more than `BATCH` so many drawn at random. The loss is
+    ``MSE + λ · mean |f|``, λ being ``sparsity``. No epochs give the random directions, drawn from
+    ``generator``, that training starts from.
     """
     dictionary = Dictionary(outputs.shape[-1], features, generator)
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=rate)
+    batch = outputs
     with torch.enable_grad():
         for _ in range(epochs):
-            active = dictionary.encode(outputs)
-            loss = nn.functional.mse_loss(dictionary.decode(active), outputs)
+            if len(outputs) > BATCH:
+                batch = outputs[torch.randperm(len(outputs), generator=generator)[:BATCH]]
+            active = dictionary.encode(batch)
+            loss = nn.functional.mse_loss(dictionary.decode(active), batch)
             optimizer.zero_grad()
             (loss + sparsity * active.mean()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -4,9 +4,10 @@ A small sparse autoencoder is trained on the heads' outputs of ten prompts; the 
 prompt is its strongest feature. A head belongs to the circuit when it shows codes on the task's
 prompts that it never shows on corrupted ones, an edge when two heads' codes co-occur only there.
 The ground truth is causal: heads whose output on the corrupted prompt, put in place of their own,
-moves the task's metric; it takes away just what the codes are read for. Beside the result
-stand three baselines: the dictionary before training, the trained one with shuffled labels, and the
-plain difference of mean outputs.
+moves the task's metric; it takes away just what the codes are read for. In a model of many heads
+those that gradients rank first are patched, and a random sample of the others, which stands for all
+of them. Beside the result stand three baselines: the dictionary before training, the trained one
+with shuffled labels, and the plain difference of mean outputs.
 
 Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in
 Language Models (2405.12522).
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.screening import screen
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.progress import steps
@@ -70,6 +72,7 @@ def run(
     truth_prompts: Annotated[int, AtLeast(2)] = 32,
     threshold: Annotated[float, AtLeast(0)] = 0.05,
     edges: Annotated[int, AtLeast(1)] = 40,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score heads and edges by the codes that only the task brings out.
@@ -84,7 +87,7 @@ def run(
     examples
         Prompts that the dictionary is trained on, drawn anew in every trial.
     epochs
-        Training steps, all examples in each.
+        Training steps, with all head outputs of the examples in each, or 512 drawn from them.
     rate
         Learning rate of Adam.
     sparsity
@@ -100,8 +103,11 @@ def run(
         of the intact metric.
     edges
         Number of best edges that are returned.
+    exhaustive
+        Patch every head for the ground truth, whatever their number. Without it, in a model of more
+        than 64 heads: those that gradients rank first, and a random sample of the others.
     seed
-        Seed of the trials.
+        Seed of the trials, and of the sample of heads.
 
     Returns
     -------
@@ -122,7 +128,9 @@ def run(
     some = encoded.part(range(len(task))[:truth_prompts])
     clean_metric = float(ablation.evaluate(model, some).mean())
     others = ablation.kept_z(negatives.isel(prompt=slice(truth_prompts)))
-    moved = clean_metric - ablation.ablate_each_head(model, some, task.metric, others).mean(0)
+    screened = screen(model, some, task.metric, (others,), exhaustive=exhaustive, seed=seed)
+    patched = ablation.ablate_each_head(model, some, task.metric, others, heads=screened.heads)
+    moved = clean_metric - patched.mean(0)
     truth = np.abs(moved) > threshold * abs(clean_metric)
 
     names = heads(capture)
@@ -153,8 +161,10 @@ def run(
             scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
             step()
     nodes, links = map(np.stack, zip(*scores, strict=True))
-    wanted_nodes = truth[known]
-    wanted_links = np.array([wanted_nodes[one] and wanted_nodes[two] for one, two in pairs])
+    # A head that was not patched is in no truth, and what is drawn stands for the others.
+    wanted_nodes, stands_for = truth[known], screened.weights[known]
+    sides = np.array(pairs).T
+    wanted_links, links_for = wanted_nodes[sides].all(0), stands_for[sides].prod(0)
 
     convention = (
         f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
@@ -162,7 +172,7 @@ def run(
     )
     criterion = (
         f"|resample ablation| > {percent(threshold)} of the intact {task.metric} "
-        f"({amount(clean_metric)}), {len(some)} prompts"
+        f"({amount(clean_metric)}), {len(some)} prompts, {screened.convention}"
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
@@ -179,17 +189,21 @@ def run(
     results.add_all(
         ("ablation", GRID, moved, f"Effect on {task.name} of its output on the corrupted prompt",
          (task.metric.replace("_", " "), "diverging"),
-         f"intact − patched, {len(some)} prompts of {task.name}"),
-        ("ground_truth", GRID, on_grid(wanted_nodes.astype(float)),
+         f"intact − patched, {screened.convention}; {len(some)} prompts of {task.name}"),
+        ("ground_truth", GRID, np.where(np.isnan(moved), np.nan, truth),
          "Head of the circuit by ablation", ("indicator", *ZERO_TO_ONE),
          f"1 where {criterion}, else 0"),
         evidence="causal",
     )  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}
-    for name, values, wanted, what in (
-        ("node_auc", nodes, wanted_nodes, "heads"), ("edge_auc", links, wanted_links, "edges"),
-    ):  # fmt: skip
-        aucs[name] = np.array([[auc(wanted, one) for one in method] for method in values])
+    for name, values, wanted, weights, what in (
+        ("node_auc", nodes, wanted_nodes, stands_for, "heads"),
+        ("edge_auc", links, wanted_links, links_for, "edges"),
+    ):
+        tried = ~np.isnan(weights)
+        aucs[name] = np.array([
+            [auc(wanted[tried], one[tried], weights[tried]) for one in method] for method in values
+        ])  # fmt: skip
         ends = t_interval(aucs[name])
         results.add_interval(
             name, ("condition",), ends, f"AUC for the {what} of the circuit", "ROC AUC",
@@ -206,7 +220,8 @@ def run(
     circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
-        _verdict(aucs["node_auc"], len(circuit), len(names)),
+        _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum())),
+        screened.missed(truth, "the threshold"),
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )

@@ -5,7 +5,8 @@ with one way of looking stand together, and by how far they look against how str
 side by side, stands the rank of each head by several measures of what its removal costs: the task's
 metric, the log-probability of the answers, the divergence of the whole output distribution; and by
 the gate gradient, which removes nothing. The measures need not agree, so their rank correlations
-stand beside them.
+stand beside them. In a model of many heads those that gradients rank first are removed, and a
+random sample of the others; ranks are among these.
 
 Sources: How Does Attention Work in Vision Transformers? (importance by pruning, strength against
 distance, atlas of patterns); Michel et al. 1905.10650 for the gate gradient.
@@ -19,6 +20,7 @@ import xarray as xr
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import UNITS, AnswerMetric, differentiable
+from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._measurements import qk_rows, without_first
 from headscope.analyses._measurements.qk_rows import Array
 from headscope.analyses._runtime.options import AtLeast
@@ -64,6 +66,7 @@ def run(
     *,
     queries: Annotated[int, AtLeast(1)] = 16,
     skip: Annotated[int, AtLeast(1)] = 8,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Map all heads by their patterns, and prune each in turn.
@@ -74,15 +77,18 @@ def run(
         Capture of the task with the kept ``q`` and ``k`` and the statistics ``lse``, ``distance``,
         ``distance_hist``, ``first_mass`` and ``max_weight``.
     model
-        Model that was captured; every head is set to zero in turn.
+        Model that was captured; heads are set to zero in turn.
     task
         Task whose metric is followed.
     queries
         Queries of every prompt whose rows make the map, evenly over it.
     skip
         Queries left out at the start, where few keys can be seen.
+    exhaustive
+        Set every head to zero, whatever their number. Without it, in a model of more than 64 heads:
+        those that gradients rank first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -101,12 +107,12 @@ def run(
     names = heads(capture)
     if len(names) < 3:
         raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
-    samples, units = _prune(model, task)
+    samples, units, chosen = _prune(model, task, exhaustive, seed)
     for values in samples.values():
         values[:, ~known] = np.nan
 
     prompts = f"{capture.sizes['prompt']} prompts of {task.name}"
-    convention = f"head set to zero; {prompts}"
+    convention = f"head set to zero, {chosen.convention}; {prompts}"
     lost = f"intact − pruned; {convention}"
     results = Results(capture, seed=seed, source=SOURCE)
     for name, title, meaning, rule in (
@@ -143,7 +149,8 @@ def run(
         metric: np.abs(results[name].values[index])
         for metric, name in zip(METRICS, samples, strict=True)
     }
-    ranks = (rankdata(np.stack(list(scores.values())), axis=-1) - 1) / (len(names) - 1)
+    ranks = np.stack([rankdata(each, nan_policy="omit") - 1 for each in scores.values()])
+    ranks /= (~np.isnan(ranks)).sum(-1, keepdims=True) - 1
     compared = {**scores, "distance": distance, "largest weight": strongest}
     results.add_all(
         ("atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
@@ -151,9 +158,9 @@ def run(
          "rank of the absolute mean over prompts; 1: the most important; "
          f"the two components show {percent(shown)} of the variance of the patterns"),
         ("agreement", ("one", "other"),
-         [[ranked(one, other) for other in compared.values()] for one in compared.values()],
+         [[_ranked(one, other) for other in compared.values()] for one in compared.values()],
          "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
-         f"rank correlation over {len(names)} heads"),
+         f"rank correlation over {len(names)} heads, with pruning {chosen.convention}"),
     )  # fmt: skip
     across = f"{AXES[0]}{without_first.TITLE if sinks else ''}"
     coords: dict[str, Any] = {
@@ -172,10 +179,19 @@ def run(
     )
 
 
-def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]:
-    """Return what removing each head costs by every measure (prompt, layer, head)."""
+def _ranked(one: Array, other: Array) -> float:
+    """Return the rank correlation over the heads that both know."""
+    known = ~(np.isnan(one) | np.isnan(other))
+    return ranked(one[known], other[known])
+
+
+def _prune(
+    model: Model, task: Task, exhaustive: bool, seed: int
+) -> tuple[dict[str, Array], tuple[str, str], Screen]:
+    """Return what removing heads costs by every measure (prompt, layer, head), and which ones."""
     smooth = differentiable(task.metric)
     encoded = ablation.encode_task(model, task)
+    chosen = screen(model, encoded, task.metric, exhaustive=exhaustive, seed=seed)
     asked = [[question.at for question in questions] for questions in encoded.questions]
     with torch.no_grad():
         clean = [
@@ -195,7 +211,7 @@ def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]
     names = (task.metric, "log_probability")
     measures: list[ablation.Measure] = [divergence]
     measures[:0] = [AnswerMetric(name, encoded.questions) for name in names]
-    pruned = ablation.ablate_heads(model, encoded, measures)
+    pruned = ablation.ablate_heads(model, encoded, measures, heads=chosen.heads)
     whole = [ablation.evaluate(model, encoded, (), name) for name in names]
     samples = {
         "lost_metric": whole[0][:, None, None] - pruned[0],
@@ -203,7 +219,7 @@ def _prune(model: Model, task: Task) -> tuple[dict[str, Array], tuple[str, str]]
         "output_divergence": pruned[2],
         "gate_gradient": np.abs(head_gradients.gate_gradient(model, encoded, smooth)),
     }
-    return samples, (UNITS[task.metric], UNITS[smooth])
+    return samples, (UNITS[task.metric], UNITS[smooth]), chosen
 
 
 def _features(capture: xr.Dataset, names: list[tuple[int, int]], queries: int, skip: int) -> Array:
@@ -228,7 +244,7 @@ def _components(features: Array) -> tuple[Array, float]:
 
 def _verdict(scores: dict[str, Array]) -> Verdict:
     """Conclude whether two measures of pruning rank the heads alike."""
-    rho = ranked(scores["task metric"], scores["output divergence"])
+    rho = _ranked(scores["task metric"], scores["output divergence"])
     text = (
         f"the task's metric and the whole output rank the heads "
         f"{'alike' if rho > 0.5 else 'differently'} when they are pruned (Spearman ρ {amount(rho)})"
