@@ -41,7 +41,7 @@ OFFSETS = (-1, 0, 1)
 TARGETS = ("duplicate", "induction")
 TASK = "induction"
 FEW_PASSES = True  # one capture and a few ablations: runs where no analysis is named
-PROMPTS = 24
+PROMPTS = 16
 
 CONVENTIONS = {
     "headvis": "mean over the queries that have a target",
@@ -68,7 +68,7 @@ def run(
     *,
     convention: Annotated[str, OneOf(tuple(CONVENTIONS))] = "headvis",
     least_score: Annotated[float, Between(0, 1)] = 0.4,
-    draws: Annotated[int, AtLeast(1)] = 5,
+    draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head as previous-token, duplicate-token, induction and BOS head.

@@ -64,7 +64,7 @@ def run(
     least_recalled: Annotated[float, Between(0, 1)] = 0.5,
     masking: Annotated[str, OneOf(tuple(_head_masking.MASKINGS))] = "zero",
     recall_prompts: Annotated[int, AtLeast(1)] = 12,
-    draws: Annotated[int, AtLeast(1)] = 5,
+    draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by what it copies from a needle, and by its weight on recalled facts.
