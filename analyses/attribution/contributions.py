@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import xarray as xr
 
+from headscope.analyses._interventions import screening
 from headscope.analyses._interventions.next_token_loss import asking_all, predicts, tokens
-from headscope.analyses._interventions.screening import FIRST, screen
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
@@ -101,8 +101,8 @@ def run(
     rows = [row for row, ids in enumerate(whole) if len(ids) > 1][:causal_prompts]
     if rows:
         texts = [whole[row] for row in rows]
-        most = top(results["norm_share"].values, FIRST)
-        chosen = screen(
+        most = top(results["norm_share"].values, screening.FIRST)
+        chosen = screening.screen(
             model, asking_all(texts), "log_probability", also=most, exhaustive=exhaustive, seed=seed
         )
         lost = _head_writing.loss_without(model, texts, chosen.heads)

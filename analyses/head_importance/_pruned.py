@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
 
 from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate, head_sets
 from headscope.analyses._interventions.metrics import differentiable
@@ -34,7 +36,8 @@ class Smallest(NamedTuple):
 
     def add(self, results: Results, keep: float, work: Pruned) -> None:
         """Add the variables of the set."""
-        rule = f"greedy order, at least {keep:g} of the metric; no head of it can go as well"
+        tried = "no" if work.tries is None else f"none of {work.tries} that were tried"
+        rule = f"greedy order, at least {keep:g} of the metric; {tried} head of it can go as well"
         halves = (
             f"set found on {len(work.ranking)} prompts, measured on {len(work.measuring)} others"
         )
@@ -68,6 +71,7 @@ class Pruned:
     values: Any
     orders: int
     seed: int
+    tries: int | None = None
 
     @property
     def smooth(self) -> str:
@@ -101,18 +105,22 @@ class Pruned:
         mean, lower, upper = np.stack([*rows, np.array(ends).T], axis=1)
         return mean, lower, upper
 
-    def layers(self) -> tuple[Array, Array]:
-        """Return what is lost with one head a layer, and with none (prompt, layer[, head])."""
+    def layers(self, alone: Bool[Tensor, "layer head"]) -> tuple[Array, Array]:
+        """Return what is lost with one head a layer, and with none (prompt, layer[, head]).
+
+        ``alone`` are the heads that are left alone in turn.
+        """
         model, width = self.model, range(self.model.heads)
         clean = evaluate(model, self.task, (), self.metric)[:, None]
         only = np.full((len(self.task), model.layers, model.heads), np.nan)
         whole = np.full((len(self.task), model.layers), np.nan)
         with steps(len(model.geometry.attending)) as step:
             for layer in model.geometry.attending:
-                sets = [[(layer, other) for other in width if other != head] for head in width]
+                heads = alone[layer].nonzero().flatten().tolist()
+                sets = [[(layer, other) for other in width if other != head] for head in heads]
                 sets.append([(layer, head) for head in width])
                 lost = clean - ablated_metric(model, self.task, self.metric, sets, self.values)
-                only[:, layer], whole[:, layer] = lost[:, :-1], lost[:, -1]
+                only[:, layer, heads], whole[:, layer] = lost[:, :-1], lost[:, -1]
                 step()
         return only, whole
 
@@ -123,7 +131,9 @@ class Pruned:
         with steps(2) as step:
             if clean > 0:
                 least = keep * clean
-                kept = smallest(self.model, self.ranking, self.metric, order, least, self.values)
+                kept = smallest(
+                    self.model, self.ranking, self.metric, order, least, self.values, self.tries
+                )
             step()
             if kept is not None:
                 share, random = self._shares(kept, order, pool)

@@ -13,6 +13,8 @@ from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
 
 Unit = tuple[Head, ...]
+# Counts along an order between which the smallest set is looked for, where not all are measured.
+COARSE = 12
 
 
 def units(model: Model, *, grouped: bool = False) -> list[Unit]:
@@ -37,23 +39,27 @@ def greedy(
     pool: Sequence[Unit],
     share: float,
     values: Any = None,
+    extra: int | None = None,
 ) -> tuple[list[Unit], list[Unit]]:
     """Order units by what the task loses without them, ranked anew as others are gone.
 
-    A share of all units, one at least, goes between two rankings. Returned are the greedy order,
-    the dispensable first, and the order of the first ranking (one shot).
+    A share of all units, one at least, goes between two rankings. With ``extra``, a ranking is of
+    as many units as go and so many more, the first in the pool that are left; else of all. Returned
+    are the greedy order, the dispensable first, and the order of the first ranking (one shot), with
+    units that it leaves out behind, as they are in the pool.
     """
     together = max(1, round(share * len(pool)))
+    most = len(pool) if extra is None else together + extra
     left = list(pool)
     order: list[Unit] = []
     first: list[Unit] = []
     encoded = encode_task(model, task)
     with steps(len(pool)) as step:
         while left:
-            sets = [[*flat(order), *unit] for unit in left]
+            sets = [[*flat(order), *unit] for unit in left[:most]]
             scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
             ranked = [left[at] for at in np.argsort(-scores, kind="stable")]
-            first = first or ranked
+            first = first or [*ranked, *left[most:]]
             order += ranked[:together]
             left = [unit for unit in left if unit not in set(ranked[:together])]
             step(together)
@@ -72,30 +78,39 @@ def smallest(
     order: Sequence[Unit],
     least: float,
     values: Any = None,
+    tries: int | None = None,
 ) -> list[Unit] | None:
     """Return the units of the smallest set along an order whose mean metric is at least ``least``.
 
     The longest beginning of the order that may go is ablated; then every other unit, in order,
     that can still go alone. What is left cannot lose one more. None where the metric of the whole
-    model is below ``least``.
+    model is below ``least``. With ``tries``, so many units alone are tried, and the beginning is
+    looked for at a few counts and between two of them.
     """
     encoded = encode_task(model, task)
     kept: list[Unit] = []
+
+    def longest(counts: Sequence[int]) -> int | None:
+        sets = prefixes(order, counts)
+        fits = ablated_metric(model, encoded, metric, sets, values).mean(0) >= least
+        return max(np.asarray(counts)[fits].tolist()) if fits[0] else None
+
     with steps(2) as step:
-        sets = prefixes(order, range(len(order) + 1))
-        scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
+        every = range(len(order) + 1)
+        length = longest(every if tries is None else spaced(len(order), COARSE))
         step()
-        fits = np.flatnonzero(scores >= least)
-        if not len(fits) or scores[0] < least:
+        if length is None:
             return None
-        gone, rest = list(order[: fits[-1]]), order[fits[-1] :]
-        with steps(len(rest)) as inner:
-            for unit in rest:
+        if tries is not None:
+            length = longest(every[length : length + math.ceil(len(order) / COARSE)]) or length
+        gone, rest = list(order[:length]), order[length:]
+        with steps(len(rest[:tries])) as inner:
+            for unit in rest[:tries]:
                 sets = [flat([*gone, unit])]
                 score = ablated_metric(model, encoded, metric, sets, values).mean()
                 (gone if score >= least else kept).append(unit)
                 inner()
-    return kept
+    return kept if tries is None else [*kept, *rest[tries:]]
 
 
 def spaced(total: int, points: int) -> list[int]:

@@ -6,7 +6,8 @@ head alone), the gate gradient (ranked once, no ablation), and random orders as 
 are found on one half of the prompts and curves are measured on the other half, so no curve is
 better than it would be on new prompts. Beside the curves: every layer left with one head only,
 whole KV groups (the unit that saves cache), and the smallest set along the greedy order that keeps
-a given share of the metric.
+a given share of the metric. In a model of many heads a ranking is of those alone that the gate
+gradient calls most dispensable.
 
 Source: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650).
 """
@@ -14,8 +15,10 @@ Source: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650).
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 
+from headscope.analyses._interventions import screening
 from headscope.analyses._interventions.ablation import Array, encode_task, mean_z
 from headscope.analyses._interventions.head_gradients import gate_gradient
 from headscope.analyses._interventions.metrics import METRICS, UNITS
@@ -24,7 +27,7 @@ from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.head_importance._pruned import SOURCE, Pruned
-from headscope.analyses.head_importance._removal_order import greedy, spaced, units
+from headscope.analyses.head_importance._removal_order import Unit, greedy, spaced, units
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import percent
 from headscope.probes.models.model import Model
@@ -37,6 +40,8 @@ PROMPTS = 16
 SUPPORTS = {"hybrid"}
 QUICK = {"points": 4, "orders": 2}
 
+# Heads of a layer that are left alone, in a model of many heads.
+ALONE = 3
 ABLATIONS = {
     "zero": "outputs set to zero",
     "mean": "outputs set to their mean over positions and prompts",
@@ -54,6 +59,7 @@ def run(
     share: Annotated[float, Between(0, 1)] = 0.1,
     points: Annotated[int, AtLeast(1)] = 12,
     orders: Annotated[int, AtLeast(2)] = 4,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Ablate heads one after the other in several orders, and follow the metric of a task.
@@ -78,6 +84,10 @@ def run(
         Numbers of removed heads at which curves are measured, beside none.
     orders
         Number of random orders, 2 or more.
+    exhaustive
+        Rank all heads each time, whatever their number. Without it, in a model of more than 64
+        heads: as many as go and 16 more, those that are left with the smallest gate gradient in the
+        whole model. A layer is then left with one of the 3 heads of the largest gate gradient only.
     seed
         Seed of the random orders and of the bootstrap over prompts.
 
@@ -98,23 +108,35 @@ def run(
     name = task.metric if metric == "task" else metric
     values = mean_z(capture) if ablation == "mean" else None
     single, grouped = units(model), units(model, grouped=True)
-    work = Pruned(model, encoded, name, values, orders, seed)
+    screened = len(single) > screening.FEW and not exhaustive
+    extra = screening.FIRST if screened else None
+    work = Pruned(model, encoded, name, values, orders, seed, extra)
     slope = np.abs(gate_gradient(model, work.ranking, work.smooth)).mean(0)
-    gate = [single[at] for at in np.argsort([slope[unit[0]] for unit in single], kind="stable")]
+    alone = torch.ones(slope.shape, dtype=torch.bool)
+
+    def by_gradient(pool: list[Unit]) -> list[Unit]:
+        sizes = [sum(slope[head] for head in unit) for unit in pool]
+        return [pool[at] for at in np.argsort(sizes, kind="stable")]
+
+    gate = by_gradient(single)
+    if screened:
+        single, grouped = gate, by_gradient(grouped)
+        most = torch.from_numpy(slope).nan_to_num().topk(ALONE, dim=1).indices
+        alone = torch.zeros_like(alone).scatter(1, most, value=True)
     counts, places = spaced(len(single), points), spaced(len(grouped), points)
     has_groups = len(grouped) < len(single)
     with steps(6 if has_groups else 4) as step:
-        order, first = greedy(model, work.ranking, work.smooth, single, share, values)
+        order, first = greedy(model, work.ranking, work.smooth, single, share, values, extra)
         step()
         named = {"greedy": order, "one shot": first, "gate gradient": gate}
         curve = work.curves(named, single, counts)
         step()
-        only, whole = work.layers()
+        only, whole = work.layers(alone)
         step()
         smallest = work.smallest(order, single, keep)
         step()
         if has_groups:
-            by_group = greedy(model, work.ranking, work.smooth, grouped, share, values)[0]
+            by_group = greedy(model, work.ranking, work.smooth, grouped, share, values, extra)[0]
             step()
             group_curve = work.curves({"greedy": by_group}, grouped, places)
             step()
@@ -123,6 +145,11 @@ def run(
         f"{words} of {task.name}, {ABLATIONS[ablation]}; orders from {len(work.ranking)} prompts, "
         f"curves from {len(work.measuring)} others"
     )
+    if screened:
+        what += (
+            f"; ranked each time: those that go and {extra} more of {len(single)} heads, the ones "
+            "with the smallest gate gradients"
+        )
     random = f"random: {orders} orders, interval over orders and prompts"
     lost = f"intact − ablated; {words} on {len(task)} prompts of {task.name}"
     results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=lost)
@@ -140,7 +167,14 @@ def run(
         )  # fmt: skip
     signed = (units_of_metric, "diverging")
     results.add_means(
-        ("only_head", ("layer", "head"), only, "Lost when the layer keeps this head alone", signed),
+        (
+            "only_head",
+            ("layer", "head"),
+            only,
+            "Lost when the layer keeps this head alone",
+            signed,
+            f"{lost}; {int(alone.sum())} heads alone, {ALONE} of a layer" if screened else lost,
+        ),
         ("whole_layer", ("layer",), whole, "Lost without any head of the layer", signed),
     )
     place = np.full((model.layers, model.heads), np.nan)

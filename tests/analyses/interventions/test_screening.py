@@ -5,10 +5,12 @@ import pytest
 from constructed import INDUCTION, PREVIOUS, repeated
 from scipy.stats import beta
 
-from headscope.analyses import importance
-from headscope.analyses._interventions import screening
+from headscope.analyses import atlas, contributions, importance, pruning, sae_circuits
+from headscope.analyses._interventions import head_gradients, screening
 from headscope.analyses._interventions.ablation import encode_task
+from headscope.analyses._interventions.effects import EffectsTable, sharing
 from headscope.probes import capture
+from headscope.probes.attention import work
 
 
 @pytest.fixture
@@ -62,3 +64,65 @@ def test_a_small_model_has_all_heads_ablated(circuit):
     chosen = screening.screen(circuit, task, "logit_difference")
     assert chosen.complete
     assert chosen.missed(np.ones((2, 4), dtype=bool)) == ""
+
+
+@pytest.mark.usefixtures("few")
+def test_pruning_finds_the_circuit_without_ranking_every_head(circuit):
+    task = repeated(n=6, length=6)
+    captured = capture(circuit, task, stats=(), keep=("z",))
+    spent = []
+    for every in (False, True):
+        counted = []
+        with work.counting(counted.append):
+            result = pruning.run(captured, circuit, task, share=0.0, orders=2, exhaustive=every)
+        spent.append(sum(counted))
+        assert set(result.attrs["smallest_set"]) == {"L0H0", "L1H0"}
+        assert ("2 more of 8 heads" in result.attrs["convention"]) != every
+        assert np.isnan(result["only_head"].values).sum() == (0 if every else 2)
+    assert spent[0] < spent[1]
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("analysis", "name", "options"),
+    [
+        (atlas, "lost_metric", {}),
+        (contributions, "loss_ablation", {}),
+        (sae_circuits, "ablation", {"epochs": 2, "trials": 2, "threshold": 0.01}),
+    ],
+)
+def test_what_is_not_ablated_is_missing_and_the_rest_as_exhaustive(
+    random_llama, analysis, name, options
+):
+    task = repeated(n=4, length=6)
+    captured = capture(random_llama, task, stats=analysis.NEEDS, keep=analysis.KEEP)
+    given = (captured, random_llama, task)[: 2 if analysis is contributions else 3]
+    quick, whole = (analysis.run(*given, **options, exhaustive=each) for each in (False, True))
+    tried = ~np.isnan(quick[name].values)
+    assert 4 <= tried.sum() < 8
+    assert not np.isnan(whole[name].values).any()
+    assert np.allclose(quick[name].values[tried], whole[name].values[tried], atol=1e-5)
+    assert f"{tried.sum()} of 8 heads" in quick[name].attrs["convention"]
+    assert "all 8 heads" in whole[name].attrs["convention"]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_drawn_head_stands_for_those_that_are_not(circuit):
+    task = encode_task(circuit, repeated(n=4))
+    chosen = screening.screen(circuit, task, "logit_difference")
+    # Two heads stand out, and two stand for the six others.
+    assert sorted(chosen.weights[chosen.heads.numpy()].tolist()) == [1, 1, 3, 3]
+    assert np.isnan(chosen.weights[~chosen.heads.numpy()]).all()
+
+
+@pytest.mark.usefixtures("few")
+def test_the_screens_of_a_run_compute_a_gradient_once(circuit):
+    task = encode_task(circuit, repeated(n=4))
+    counted = []
+    with sharing(EffectsTable()), work.counting(counted.append):
+        screening.screen(circuit, task, "logit_difference")
+        tokens = sum(counted)
+        screening.screen(circuit, task.part([0, 2]), "logit_difference")
+        slope = head_gradients.gate_gradient(circuit, task, "logit_difference")
+    assert sum(counted) == tokens > 0
+    assert np.array_equal(slope, head_gradients.gate_gradient(circuit, task, "logit_difference"))
