@@ -2,7 +2,9 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headscope.analyses._stats.bootstrap import Array
 from headscope.probes.attention.forward import logits
@@ -13,7 +15,7 @@ def predicted(model: Model, ids: list[int]) -> int:
     """Return the token that the model predicts after ``ids``."""
     model.check_predicts()
     with torch.no_grad():
-        return int(logits(model, _tensor(model, [ids]))[0, -1].argmax())
+        return int(_last_logits(model, [ids])[0].argmax())
 
 
 def replacement_effect(
@@ -29,8 +31,9 @@ def replacement_effect(
     where = np.repeat(np.arange(size), count)
     rows[np.arange(len(rows)), where] = substitutes.ravel()
     with torch.no_grad():
-        intact = _log_probability(logits(model, _tensor(model, [ids])), answer)
-        changed = _log_probability(logits(model, _tensor(model, rows.tolist())), answer)
+        intact, changed = (
+            _log_probability(_last_logits(model, each), answer) for each in ([ids], rows.tolist())
+        )
     moved = (changed - intact).abs().double().cpu().numpy()
     return np.asarray(moved.reshape(size, count).mean(1))
 
@@ -44,12 +47,17 @@ def input_gradient(model: Model, ids: list[int], answer: int) -> Array:
     embedded = model.module.get_input_embeddings()(tokens).detach().requires_grad_(True)
     with torch.enable_grad():
         output = model.module(inputs_embeds=embedded, use_cache=False).logits
-        (gradient,) = torch.autograd.grad(_log_probability(output, answer).sum(), embedded)
+        (gradient,) = torch.autograd.grad(_log_probability(output[:, -1], answer).sum(), embedded)
     return np.asarray(gradient[0].double().norm(dim=-1).cpu().numpy())
 
 
-def _log_probability(logits: torch.Tensor, answer: int) -> torch.Tensor:
-    return logits[:, -1].float().log_softmax(-1)[:, answer]
+def _last_logits(model: Model, rows: list[list[int]]) -> Float[Tensor, "row vocab"]:
+    tokens = _tensor(model, rows)
+    return logits(model, tokens, (), torch.full((len(tokens), 1), tokens.shape[1] - 1))[:, 0]
+
+
+def _log_probability(logits: Float[Tensor, "row vocab"], answer: int) -> Float[Tensor, " row"]:
+    return logits.float().log_softmax(-1)[:, answer]
 
 
 def _tensor(model: Model, rows: list[list[int]]) -> torch.Tensor:
