@@ -69,7 +69,7 @@ def run(
     sparsity: Annotated[float, AtLeast(0)] = 0.02,
     per_union: bool = False,
     trials: Annotated[int, AtLeast(2)] = 5,
-    truth_prompts: Annotated[int, AtLeast(2)] = 32,
+    truth_prompts: Annotated[int, AtLeast(2)] = 16,
     threshold: Annotated[float, AtLeast(0)] = 0.05,
     edges: Annotated[int, AtLeast(1)] = 40,
     exhaustive: bool = False,
@@ -127,7 +127,8 @@ def run(
     negatives = ablation.capture_corrupted(model, encoded)
     some = encoded.part(range(len(task))[:truth_prompts])
     clean_metric = float(ablation.evaluate(model, some).mean())
-    others = ablation.kept_z(negatives.isel(prompt=slice(truth_prompts)))
+    # Of these prompts alone, as `importance` has them, so that their effects are the same.
+    others = ablation.kept_z(ablation.capture_corrupted(model, some))
     screened = screen(model, some, task.metric, (others,), exhaustive=exhaustive, seed=seed)
     patched = ablation.ablate_each_head(model, some, task.metric, others, heads=screened.heads)
     moved = clean_metric - patched.mean(0)
