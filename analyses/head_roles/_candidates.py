@@ -75,18 +75,19 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
                     continue
                 values = torch.from_numpy(value.values[row][:, group][:, :, positions]).float()
                 outputs = torch.einsum("lhps,lhsr->lhpr", values, projection)
+                logits = read_out(model, outputs)
                 words = torch.tensor([ids[at] for at in positions])
                 for result, sign in results:
-                    result[row] += _hits(model, outputs, words, k, sign) / len(questions)
+                    result[row] += _hits(sign * logits, words, k) / len(questions)
     for result in (copies, suppresses, suppresses_wrong):
         result[:, list(model.geometry.without)] = np.nan
     to_wrong = _wrong(model, task, wrong_positions)
     return Candidates(weight, to_wrong, copies, suppresses, suppresses_wrong)
 
 
-def _hits(model: Model, outputs: Tensor, words: Tensor, k: int, sign: int) -> Array:
+def _hits(logits: Tensor, words: Tensor, k: int) -> Array:
     """Return the share of words that are among the ``k`` best logits (layer, head)."""
-    best = (sign * read_out(model, outputs)).topk(k, dim=-1).indices
+    best = logits.topk(k, dim=-1).indices
     hit = (best == words[:, None]).any(-1).double().mean(-1)
     return np.asarray(hit.numpy())
 
