@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,37 @@ def test_pairs_are_counted_only_where_they_never_occur_on_negatives():
     assert _codes.unique_pairs(positive, negative, edges, 99).tolist() == [2.0, 2.0]
     assert _codes.unique_pairs(positive, negative, edges, 1).tolist() == [0.0, 1.0]
     assert _codes.unique_codes(positive, negative, per_union=True).tolist() == [0.0, 1 / 3, 0.5]
+
+
+def test_of_pairs_that_occur_alike_the_first_edges_count():
+    generator = np.random.default_rng(0)
+    positive, negative = generator.integers(0, 4, (2, 12, 6))
+    edges = [(source, target) for source in range(3) for target in range(3, 6)]
+    counts = []
+    for number, (source, target) in enumerate(edges):
+        here, there = (
+            Counter(zip(side[:, source].tolist(), side[:, target].tolist(), strict=True))
+            for side in (positive, negative)
+        )
+        counts += [(-here[pair], number) for pair in here.keys() - there.keys()]
+    for keep in (0, 1, 7, 20, len(counts), 999):
+        wanted = np.bincount([edge for _, edge in sorted(counts)[:keep]], minlength=len(edges))
+        assert _codes.unique_pairs(positive, negative, edges, keep).tolist() == wanted.tolist()
+
+
+def test_many_outputs_are_trained_on_some_at_a_time(monkeypatch):
+    outputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+
+    def error(known):
+        settings = {"features": 12, "rate": 1e-2, "sparsity": 0.02, "epochs": 200}
+        fitted = _sae.fit(known, **settings, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            return float((fitted.decode(fitted.encode(outputs)) - outputs).square().mean())
+
+    whole, few = error(outputs), error(outputs[:16])
+    monkeypatch.setattr(_sae, "BATCH", 16)
+    # Drawn anew each step, they teach about all outputs, unlike the same ones time and again.
+    assert whole < error(outputs) < 2 * whole < few
 
 
 @pytest.mark.parametrize("name", ["circuit", "random_llama"])

@@ -14,6 +14,7 @@ from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
 from headscope.probes import load_model
+from headscope.probes.attention import work
 from headscope.probes.interventions import Ablate
 
 
@@ -71,6 +72,30 @@ def test_blocks_that_hand_each_other_more_than_the_stream_are_run_whole(random_l
     left = ablation.ablate_each_head(model, task, "logit_difference")
     expected = evaluate(model, task, (Ablate(heads=((1, 2),)),))
     np.testing.assert_allclose(left[:, 1, 2], expected, atol=1e-5)
+
+
+def test_a_model_is_checked_from_every_layer_on_once(random_llama, task):
+    model = deep("gpt2", random_llama.tokenizer)
+    encoded = ablation.encode_task(model, task)
+    first, again = [], []
+    for tokens in (first, again):
+        with work.counting(tokens.append):
+            PrefixReuse(model, torch.tensor([encoded.ids[0]]), torch.tensor([encoded.asked[0]]))
+    # A whole pass, and one from layers 1 and 2 on; later from layer 2 on alone.
+    assert (len(first), len(again)) == (3 + 2 + 1, 3 + 1)
+
+
+def test_a_set_of_no_heads_is_the_clean_model_without_another_pass(random_llama, task):
+    sets = [(), ((0, 1), (1, 2)), ()]
+    counted = []
+    with work.counting(counted.append):
+        found = ablation.ablated_metric(random_llama, task, "accuracy", sets)
+    np.testing.assert_array_equal(found[:, 0], evaluate(random_llama, task, metric="accuracy"))
+    np.testing.assert_array_equal(found[:, 0], found[:, 2])
+    alone = []
+    with work.counting(alone.append):
+        ablation.ablated_metric(random_llama, task, "accuracy", sets[1:2])
+    assert len(counted) <= len(alone)
 
 
 def test_the_number_of_ablations_in_a_pass_changes_nothing(random_llama, task, monkeypatch):

@@ -10,6 +10,7 @@ from refusals import check_refusal, refusal
 
 from headscope.kernels import statistics
 from headscope.probes import capture, load_model
+from headscope.probes.attention import work
 from headscope.probes.capturing.options import DEFAULT
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -147,6 +148,17 @@ def test_progress_counts_prompts(model):
     prompts = [[1] * 4, [1] * 8, [1] * 4, [2] * 4]
     capture(model, prompts, batch_tokens=8, progress=lambda *now: seen.append(now))
     assert seen == [(2, 4), (3, 4), (4, 4)]
+
+
+def test_a_capture_of_nothing_runs_a_few_tokens_and_has_the_same_coordinates(model):
+    prompts, counted = [[3, 5] * 10] * 4, []
+    capture(model, prompts, stats=("entropy",))
+    with work.counting(counted.append):
+        bare = capture(model, prompts, stats=())
+    assert sum(counted) <= 2 * 8
+    whole = capture(model, prompts, stats=("entropy",)).drop_vars("entropy")
+    assert bare.identical(whole.assign_attrs(bare.attrs))
+    assert bare.attrs["prompts_sha256"] == whole.attrs["prompts_sha256"]
 
 
 def test_a_capture_needs_no_gradient(model):
