@@ -197,13 +197,13 @@ def run(
         evidence="causal",
     )  # fmt: skip
     aucs: dict[str, NDArray[np.float64]] = {}
-    for name, values, wanted, weights, what in (
+    for name, values, wanted, each_for, what in (
         ("node_auc", nodes, wanted_nodes, stands_for, "heads"),
         ("edge_auc", links, wanted_links, links_for, "edges"),
     ):
-        tried = ~np.isnan(weights)
+        tried = ~np.isnan(each_for)
         aucs[name] = np.array([
-            [auc(wanted[tried], one[tried], weights[tried]) for one in method] for method in values
+            [auc(wanted[tried], one[tried], each_for[tried]) for one in method] for method in values
         ])  # fmt: skip
         ends = t_interval(aucs[name])
         results.add_interval(
