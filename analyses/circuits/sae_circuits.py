@@ -196,6 +196,9 @@ def run(
          f"1 where {criterion}, else 0"),
         evidence="causal",
     )  # fmt: skip
+    against = f"against {criterion}"
+    if not screened.complete:
+        against += "; a drawn head counts for all that it stands for"
     aucs: dict[str, NDArray[np.float64]] = {}
     for name, values, wanted, each_for, what in (
         ("node_auc", nodes, wanted_nodes, stands_for, "heads"),
@@ -208,11 +211,11 @@ def run(
         ends = t_interval(aucs[name])
         results.add_interval(
             name, ("condition",), ends, f"AUC for the {what} of the circuit", "ROC AUC",
-            *ZERO_TO_ONE, convention=f"against {criterion}; t interval over {trials} trials",
+            *ZERO_TO_ONE, convention=f"{against}; t interval over {trials} trials",
         )  # fmt: skip
         results.add_interval(
             f"{name}_sae", (), [end[0] for end in ends], f"AUC for the {what}, trained SAE",
-            "ROC AUC", *ZERO_TO_ONE, convention=f"against {criterion}",
+            "ROC AUC", *ZERO_TO_ONE, convention=against,
         )  # fmt: skip
 
     placed = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
