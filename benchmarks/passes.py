@@ -11,12 +11,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 from headscope import analyses
-from headscope.analyses._interventions import ablation, screening
+from headscope.analyses._interventions import ablation, causal_check, screening
 from headscope.analyses._runtime import cost
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
 from headscope.analyses._runtime.runner import execute
+from headscope.analyses.retrieval_heads import _head_masking
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import load_model, tasks
 from headscope.probes.attention import work
@@ -51,7 +53,7 @@ def main() -> None:
 def count(name, model, prompts, number):
     """Return what one analysis takes, in passes over its prompts."""
     prompts = prompts if number is None else replace(prompts, prompts=prompts.prompts[:number])
-    total, swept, inside = [0], [0], [False]
+    total, swept, inside, checking = [0], [0], [False], [False]
     sweep = ablation.sweep
 
     def counted(tokens):
@@ -59,20 +61,33 @@ def count(name, model, prompts, number):
         swept[0] += tokens * inside[0]
 
     def marked(*arguments, **options):
-        inside[0] = True
+        # Sets of a causal check are as many in any model.
+        inside[0] = not checking[0]
         try:
             return sweep(*arguments, **options)
         finally:
             inside[0] = False
 
-    ablation.sweep = marked
+    def check_of(function):
+        def call(*arguments, **options):
+            checking[0] = True
+            try:
+                return function(*arguments, **options)
+            finally:
+                checking[0] = False
+
+        return call
+
     try:
-        with work.counting(counted):
+        with (
+            patch.object(causal_check, "compare", check_of(causal_check.compare)),
+            patch.object(_head_masking, "curve", check_of(_head_masking.curve)),
+            patch.object(ablation, "sweep", marked),
+            work.counting(counted),
+        ):
             execute(name, model, prompts, n=number)
     except NotApplicable as refusal:
         return {"why": str(refusal)}
-    finally:
-        ablation.sweep = sweep
     whole = model.layers * cost.tokens(name, model, prompts, number)
     each = cost.of_heads(model, 1.0, exhaustive=True)
     return {
