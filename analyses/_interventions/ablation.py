@@ -17,7 +17,6 @@ from headscope.analyses._interventions import effects
 from headscope.analyses._interventions.batched_edits import ablate_rows
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
-from headscope.analyses._runtime.progress import steps
 from headscope.probes.attention.forward import logits
 from headscope.probes.prompts.prompt_batch import batches
 from headscope.probes.prompts.reading import read
@@ -200,6 +199,7 @@ def sweep(
     measures: Sequence[Measure],
     starts: Int[Tensor, " variant"],
     edit: Callable[[Int[Tensor, " variant"], list[int]], Edit],
+    most: int | None = None,
 ) -> Array:
     """Run all prompts under every variant of an edit, many in one pass (measure, prompt, variant).
 
@@ -215,16 +215,18 @@ def sweep(
     edit
         Makes the edit of some variants on some prompts; its rows are the prompts over and over,
         variant by variant.
+    most
+        Variants that one edit can make at once; as many as fit without it.
     """
     result = np.full((len(measures), len(ids), len(starts)), np.nan)
     tokens = SWEEP_TOKENS if model.device.type == "cpu" else TOKENS
     width = int(model.module.config.get_text_config().hidden_size)
     room = max(1, min(SWEEP_TOKENS, KEPT // ((model.layers + 1) * width)))
-    with steps(len(ids) * len(starts)) as step, torch.no_grad():
+    with torch.no_grad():
         for prompts, batch, positions in asked_batches(model, ids, asked, room):
             prefix = PrefixReuse(model, batch, positions)
             numbers = NUMBERS // (positions.numel() * model.vocabulary)
-            together = max(1, min(tokens // batch.numel(), numbers))
+            together = most or max(1, min(tokens // batch.numel(), numbers))
             for layer in sorted(set(starts.tolist())):
                 for some in (starts == layer).nonzero().flatten().split(together):
                     times = len(some)
@@ -233,7 +235,6 @@ def sweep(
                         scores = measure(output, prompts * times, positions.tolist() * times)
                         values = scores.cpu().numpy().reshape(times, -1).T
                         result[number][np.ix_(prompts, some.numpy())] = values
-                    step(times * len(prompts))
     return result
 
 

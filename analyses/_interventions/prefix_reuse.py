@@ -7,10 +7,10 @@ given the asked positions alone. The numbers are those of whole passes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 # Passes from a layer on must agree with whole ones to this share of the largest logit.
 TOLERANCE = 1e-4
-# Models whose passes were seen to agree from every layer on.
-_AGREEING: WeakSet[nn.Module] = WeakSet()
+# Whether they do, by model and length of the prompts: what blocks hand on hangs on nothing else.
+_agreeing: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
+
+
+def checked(model: Model) -> set[int]:
+    """Return the lengths of prompts that passes from later layers on were compared on."""
+    return set(_agreeing.get(model.module, {}))
 
 
 class PrefixReuse:
@@ -51,7 +56,11 @@ class PrefixReuse:
         self.resumes = bool(self._parts)
         with self._recording():
             self.clean = self._run(0, (), 1, None)
-        self.resumes = self.resumes and self._agrees()
+        if self.resumes:
+            known, length = _agreeing.setdefault(model.module, {}), ids.shape[1]
+            if length not in known:
+                known[length] = self._agrees(met=bool(known))
+            self.resumes = known[length]
 
     def logits(
         self, layer: int, edits: Sequence[Edit], times: int
@@ -108,24 +117,20 @@ class PrefixReuse:
             for handle in handles:
                 handle.remove()
 
-    def _agrees(self) -> bool:
+    def _agrees(self, *, met: bool) -> bool:
         """Run the first prompt from a layer on: the clean logits must come out.
 
-        From every layer on the first time that a model is met, then from the last one alone.
+        From every layer on, of a model that was ``met`` from the last one alone.
         """
         if len(self._streams) != len(self._parts):
             return False
         clean = self.clean[:1]
         bar = TOLERANCE * float(clean.abs().max())
         attending = [layer for layer in self.model.geometry.attending if layer]
-        met = self.model.module in _AGREEING
-        agrees = all(
+        return all(
             float((self._run(layer, (), 1, 1) - clean).abs().max()) <= bar
             for layer in (attending[-1:] if met else attending)
         )
-        if agrees:
-            _AGREEING.add(self.model.module)
-        return agrees
 
 
 @contextmanager

@@ -16,8 +16,10 @@ from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import Head
@@ -25,11 +27,11 @@ from headscope.analyses._interventions.batched_edits import RowInject
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
 from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, heads, labels, marked, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.comparison.restoration import own_patterns
 from headscope.probes.interventions import Inject, Window
+from headscope.probes.interventions.base import Edit
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
@@ -100,16 +102,14 @@ def run(
     results = Results(capture, seed=seed, source=SOURCE, convention=what)
     pool = heads(capture)
     chosen = screen(model, encoded, name, exhaustive=exhaustive, seed=seed)
-    with steps(len(EDITS)) as step:
-        for key, (title, how) in EDITS.items():
-            lost = clean[:, None, None] - _scores(model, encoded, name, key, recent, chosen)
-            results.add_mean(
-                key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
-                evidence="causal", source=MASKS if key in ("window", "hidden_first") else SOURCE,
-                convention=f"intact − edited, {how.format(recent=recent)}, one head at a time, "
-                f"{chosen.convention}; {what}",
-            )  # fmt: skip
-            step()
+    for key, (title, how) in EDITS.items():
+        lost = clean[:, None, None] - _scores(model, encoded, name, key, recent, chosen)
+        results.add_mean(
+            key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
+            evidence="causal", source=MASKS if key in ("window", "hidden_first") else SOURCE,
+            convention=f"intact − edited, {how.format(recent=recent)}, one head at a time, "
+            f"{chosen.convention}; {what}",
+        )  # fmt: skip
     results.add(
         "own", (), _own(model, task, name, clean, pool),
         "Change with every head's own pattern put back", units, "sequential", 0, evidence="causal",
@@ -128,20 +128,21 @@ def _scores(
         return ablation.ablate_each_head(model, task, metric, heads=chosen.heads)
     result = np.full((len(task), model.layers, model.heads), np.nan)
     pool = marked(chosen.heads.numpy())
-    if key not in ("uniform", "window"):
-        answers = AnswerMetric(metric, task.questions)
+    answers = AnswerMetric(metric, task.questions)
+    if key in ("uniform", "window"):
+
+        def edit(some: Tensor, prompts: list[int]) -> Edit:
+            only = tuple(pool[at] for at in some)
+            return Window(only, recent=recent, first=0) if key == "window" else Inject(only, key)
+
+        starts = torch.tensor([layer for layer, _ in pool])
+        scores = ablation.sweep(model, task.ids, task.asked, [answers], starts, edit, most=1)
+    else:
         sets = ablation.head_sets(model, [[head] for head in pool])
         scores = ablation.edit_sets(
             model, task, [answers], sets, lambda rows, prompts: RowInject(rows, key)
         )
-        result[:, chosen.heads.numpy()] = scores[0]
-        return result
-    with steps(len(pool)) as step:
-        for layer, head in pool:
-            window = Window(((layer, head),), recent=recent, first=0)
-            edit = window if key == "window" else Inject(((layer, head),), key)
-            result[:, layer, head] = ablation.evaluate(model, task, (edit,), metric)
-            step()
+    result[:, chosen.heads.numpy()] = scores[0]
     return result
 
 
