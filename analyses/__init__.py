@@ -24,8 +24,6 @@ from headscope.analyses._runtime.options import Option, bounds, checked
 from headscope.analyses._runtime.requirements import Needs
 from headscope.kernels.errors import InvalidInput
 
-# Keyword-only parameters of ``run`` that the suite supplies and no user sets.
-RESERVED = ("progress",)
 # Packages beside the families that hold tools and no analyses.
 TOOLS = ("comparison", "series")
 # Earlier names of analyses, good for one release.
@@ -179,7 +177,7 @@ def options(name: str) -> dict[str, Option]:
             parameter.default, texts.get(parameter.name, ""), limits.get(parameter.name, ())
         )
         for parameter in inspect.signature(run).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in RESERVED
+        if parameter.kind is parameter.KEYWORD_ONLY
     }
 
 

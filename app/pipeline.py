@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from headscope.probes.capturing.memory_estimate import Plan
     from headscope.probes.models.model import Model
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, float], None]
 Outcome = xr.Dataset | Exception
 """A result, or why there is none: a refusal of headscope's, or a bug."""
 
@@ -194,7 +194,7 @@ def analyze_run(
     wanted = list(dict.fromkeys(names))
     results: dict[str, Outcome] = {}
 
-    def numbered(step: str, done: int, total: int) -> None:
+    def numbered(step: str, done: float, total: float) -> None:
         if progress is not None:
             progress(f"{len(results) + 1}/{len(wanted)} {step}", done, total)
 
@@ -213,12 +213,10 @@ def analyze_run(
             **given,
         )
         if announce is not None:
-            announce(cost.estimate(wanted, model, prompts, **given))
+            announce(cost.estimate(wanted, model, prompts, capture=run.capture, **given))
         for name in wanted:
-            numbered(name, 0, 1)
             _, outcome = next(outcomes)
             _keep(run, name, outcome)
-            numbered(name, 1, 1)
             results[name] = outcome
     return results
 

@@ -21,7 +21,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.metrics import AnswerMetric
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import labels
 from headscope.probes.storage import dataset_file
 
@@ -67,17 +66,13 @@ class EffectsTable:
         ])  # fmt: skip
         _, rows, columns = map(np.unique, (~known).nonzero())
         parts = [columns[at : at + together] for at in range(0, len(columns), together)]
-        with steps(len(parts)) as step:
-            for part in parts:
-                scores = sweep(rows.tolist(), part.tolist())
-                for kind, table, of_kind, values in zip(
-                    kinds, tables, prompts, scores, strict=True
-                ):
-                    for row, of_prompt in zip(rows, values, strict=True):
-                        names = [(of_kind[row], sets[column]) for column in part]
-                        table |= dict(zip(names, of_prompt.tolist(), strict=True))
-                    self._save(kind)
-                step()
+        for part in parts:
+            scores = sweep(rows.tolist(), part.tolist())
+            for kind, table, of_kind, values in zip(kinds, tables, prompts, scores, strict=True):
+                for row, of_prompt in zip(rows, values, strict=True):
+                    names = [(of_kind[row], sets[column]) for column in part]
+                    table |= dict(zip(names, of_prompt.tolist(), strict=True))
+                self._save(kind)
         return np.array([
             [[table[prompt, name] for name in sets] for prompt in of_kind]
             for table, of_kind in zip(tables, prompts, strict=True)

@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import attending
 from headscope.kernels.errors import NotApplicable, ResourceLimit
 from headscope.probes.prompts.tokens import EncodedQuestion, EncodedTask
@@ -149,10 +148,8 @@ def contrast(
             "prompts: all have one token, so there is none to predict; give longer ones"
         )
     found = np.empty((len(usable), len(sets)))
-    with steps(len(usable)) as step:
-        for number, ids in enumerate(usable):
-            found[number] = [mean_loss(model, ids, edits) for edits in sets]
-            step()
+    for number, ids in enumerate(usable):
+        found[number] = [mean_loss(model, ids, edits) for edits in sets]
     return found
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 SUPPLIED = ("capture", "model", "prompts", "task", "sae")
 DEFAULT_PROMPTS = 32
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, float], None]
 
 
 def positionals(name: str) -> tuple[str, ...]:
@@ -45,10 +44,9 @@ class PromptSets:
         task: Any,
         n: int | None,
         seed: int,
-        progress: Progress | None,
     ) -> None:
         self.model, self.prompts, self.seed = model, prompts, seed
-        self.task, self.n, self.progress = task, n, progress
+        self.task, self.n = task, n
         self._needs: dict[Any, Needs] = {}
         self._prompts: dict[Any, Any] = {None: prompts}
         self._captures: dict[Any, xr.Dataset] = {}
@@ -102,6 +100,20 @@ class PromptSets:
         """Return the prompts of an analysis: of its own task, or those of the run."""
         return self._made(self._key(name))
 
+    def ids(self, name: str) -> Sequence[Sequence[int]]:
+        """Return the token ids of every prompt of an analysis."""
+        from headscope.probes.prompts.reading import read
+
+        return read(self.model, self.drawn(name)).ids
+
+    def to_capture(self, name: str) -> Any:
+        """Return the key of the prompt set that an analysis has captured first; else None."""
+        if "capture" not in positionals(name):
+            return None
+        key = self._key(name)
+        held = self._captures.get(key)
+        return None if held is not None and self._needs.get(key, Needs()).held_by(held) else (key,)
+
     def _key(self, name: str) -> Any:
         module = analyses.load(name)
         own = getattr(module, "TASK", None)
@@ -139,8 +151,5 @@ class PromptSets:
             raise NotApplicable(
                 f"capture: {name} needs {missing}; give the prompts to capture again"
             )
-        arguments: dict[str, Any] = needs.arguments()
-        if self.progress is not None:
-            arguments["progress"] = partial(self.progress, f"{name}: capture")
-        self._captures[key] = capture(self.model, prompts, **arguments)
+        self._captures[key] = capture(self.model, prompts, **needs.arguments())
         return self._captures[key]

@@ -1,69 +1,57 @@
-"""Progress of long work, reported through a context instead of a parameter.
+"""Progress of long work, measured in the passes of the model that it makes.
 
-A caller that wants to know enters `reporting`; work that takes long enters `steps`. Steps inside a
-step count as parts of it, so that nested loops move one bar, once.
+Work counts nothing itself: the layers of attention that are computed move the bar, in the unit in
+which costs are stated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+
+from headscope.probes.attention import work
 
 Report = Callable[[float, float], None]
 
-
-class Steps:
-    """A counter of steps; call it after each."""
-
-    def __init__(self, total: int, outer: Steps | None, report: Report | None) -> None:
-        self.total, self.outer, self.report = max(total, 1), outer, report
-        self.done = 0
-
-    def __call__(self, count: int = 1) -> None:
-        """Count steps as done."""
-        self.done = min(self.done + count, self.total)
-        self._tell(0.0)
-
-    def _tell(self, part: float) -> None:
-        value = min(self.done + part, self.total)
-        if self.outer is not None:
-            self.outer._tell(value / self.total)
-        elif self.report is not None:
-            self.report(value, self.total)
-
-
-_REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
-_STEPS: ContextVar[Steps | None] = ContextVar("steps", default=None)
+# Reports of a whole; more would only cost time. What still runs is never reported as complete: work
+# beyond what was expected moves the total on.
+REPORTS, MOST = 1000, 0.95
 
 
 @contextmanager
-def reporting(report: Report | None) -> Iterator[None]:
-    """Report the steps of the work inside as (done, total) of the outermost ones."""
-    report_token, steps_token = _REPORT.set(report), _STEPS.set(None)
-    try:
-        yield
-    finally:
-        _STEPS.reset(steps_token)
-        _REPORT.reset(report_token)
+def reporting(report: Report | None, expected: float | None = None) -> Iterator[None]:
+    """Report the work inside as (done, total), in `work.weight` of its layers.
 
-
-@contextmanager
-def steps(total: int) -> Iterator[Steps]:
-    """Count ``total`` steps of equal cost.
+    ``expected`` is the work that is expected. Without it the total is 0, which stands for unknown,
+    until the end.
 
     Examples
     --------
-    >>> with reporting(lambda done, total: print(f"{done:g} of {total}")), steps(2) as step:
-    ...     with steps(2) as part:
-    ...         part()
-    ...     step()
-    0.5 of 2
-    1 of 2
+    >>> with reporting(lambda done, total: print(f"{done:g} of {total:g}"), 4):
+    ...     work.add(3, backward=False)
+    0 of 4
+    3 of 4
+    4 of 4
     """
-    counter = Steps(total, _STEPS.get(), _REPORT.get())
-    token = _STEPS.set(counter)
+    if report is None:
+        yield
+        return
+    done = told = 0
+    total = expected or 0.0
+
+    def count(tokens: int, backward: bool) -> None:
+        nonlocal done, told, total
+        done += work.weight(tokens, backward)
+        if total:
+            total = max(total, done / MOST)
+        if done - told >= total / REPORTS:
+            told = done
+            report(done, total)
+
+    report(0, total)
     try:
-        yield counter
+        with work.counting(count):
+            yield
     finally:
-        _STEPS.reset(token)
+        total = max(total, done, 1)
+        report(total, total)

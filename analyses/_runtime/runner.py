@@ -5,7 +5,6 @@ Analyses that run on the same prompts share one capture with the union of what t
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -59,7 +58,8 @@ def execute(
     seed
         Seed of the task and, unless ``options`` says otherwise, of the analysis.
     progress
-        Called with (name of the step, done, total).
+        Called with (name of the analysis, done, total), in tokens times layers; a total of 0 is
+        not known.
 
     Returns
     -------
@@ -127,10 +127,10 @@ def execute_many(
     if stray:
         raise InvalidInput(f"options: {stray[0]!r} is not among the analyses to run")
     settings = {each: _settings(each, given.get(each, {}), seed) for each in wanted}
-    sets = PromptSets(model, prompts, capture, task, n, seed, progress)
+    sets = PromptSets(model, prompts, capture, task, n, seed)
     for each in wanted:
         sets.expect(each)
-    return _run(wanted, settings, sets, EffectsTable(effects))
+    return _run(wanted, settings, sets, EffectsTable(effects), progress)
 
 
 def _run(
@@ -138,17 +138,19 @@ def _run(
     settings: dict[str, dict[str, Any]],
     sets: PromptSets,
     table: EffectsTable,
+    progress: Progress | None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
+    from headscope.analyses._runtime import cost, pass_costs
+
     for name in wanted:
         module = analyses.load(name)
-        arguments = dict(settings[name])
-        if "progress" in inspect.signature(module.run).parameters and sets.progress is not None:
-            arguments["progress"] = partial(sets.progress, name)
+        report = None if progress is None else partial(progress, name)
         try:
-            supplied = [sets.supply(name, what) for what in positionals(name)]
-            report = None if sets.progress is None else partial(sets.progress, name)
-            with reporting(report), sharing(table):
-                result = module.run(*supplied, **arguments)
+            expected = None if report is None else cost.expect(name, sets, settings[name])
+            total = None if expected is None else expected.total(pass_costs.known(sets.model))
+            with reporting(report, total), sharing(table):
+                supplied = [sets.supply(name, what) for what in positionals(name)]
+                result = module.run(*supplied, **settings[name])
         except (InvalidInput, ResourceLimit):
             raise
         except Exception as error:

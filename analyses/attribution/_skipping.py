@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analyses._interventions.batched_edits import ablate_rows
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
@@ -29,24 +28,22 @@ def measure(model: Model, prompts: Sequence[Sequence[int]], predicting: bool) ->
     the model predicts no next token there is no loss.
     """
     values = np.full((5, len(prompts), model.layers), np.nan)
-    with steps(len(prompts)) as step:
-        for row, ids in enumerate(prompts):
-            if predicting and len(ids) * model.vocabulary > MOST:
-                raise NotApplicable(
-                    f"causal_tokens: {len(ids)} tokens times {model.vocabulary} words are too many "
-                    f"logits for the loss; give at most {MOST // model.vocabulary}"
-                )
-            streams, clean = _pass(model, ids, predicting)
-            for layer in range(model.layers):
-                values[0, row, layer] = turn(streams[layer], streams[layer + 1])
-                other, loss = _pass(model, ids, predicting, skip=layer)
-                values[1:3, row, layer] = turn(streams[-1], other[-1]), loss - clean
-                if layer in model.geometry.attending:
-                    chosen = torch.zeros(1, model.layers, model.heads, dtype=torch.bool)
-                    chosen[:, layer] = True
-                    other, loss = _pass(model, ids, predicting, edits=(ablate_rows(chosen),))
-                    values[3:, row, layer] = turn(streams[-1], other[-1]), loss - clean
-            step()
+    for row, ids in enumerate(prompts):
+        if predicting and len(ids) * model.vocabulary > MOST:
+            raise NotApplicable(
+                f"causal_tokens: {len(ids)} tokens times {model.vocabulary} words are too many "
+                f"logits for the loss; give at most {MOST // model.vocabulary}"
+            )
+        streams, clean = _pass(model, ids, predicting)
+        for layer in range(model.layers):
+            values[0, row, layer] = turn(streams[layer], streams[layer + 1])
+            other, loss = _pass(model, ids, predicting, skip=layer)
+            values[1:3, row, layer] = turn(streams[-1], other[-1]), loss - clean
+            if layer in model.geometry.attending:
+                chosen = torch.zeros(1, model.layers, model.heads, dtype=torch.bool)
+                chosen[:, layer] = True
+                other, loss = _pass(model, ids, predicting, edits=(ablate_rows(chosen),))
+                values[3:, row, layer] = turn(streams[-1], other[-1]), loss - clean
     return values
 
 

@@ -17,7 +17,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.options import AtLeast, Between, one_text
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import ranked
@@ -84,11 +83,9 @@ def run(
     generator = np.random.default_rng(seed)
     texts = [_ids(capture, number) for number in range(capture.sizes["prompt"])]
     prompts = []
-    with steps(len(texts)) as step:
-        for number, ids in enumerate(texts):
-            others = _substitutes(ids, texts, substitutes, generator)
-            prompts.append(_Prompt(capture, model, number, ids, others, number == prompt))
-            step()
+    for number, ids in enumerate(texts):
+        others = _substitutes(ids, texts, substitutes, generator)
+        prompts.append(_Prompt(capture, model, number, ids, others, number == prompt))
     shown = prompts[prompt]
     agreement = np.stack([each.agreement() for each in prompts])
 

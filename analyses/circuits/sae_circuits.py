@@ -26,7 +26,6 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.screening import screen
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     GRID,
     SHARE,
@@ -157,10 +156,8 @@ def run(
     settings = {"features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity}
     trial = Trials(clean, corrupted, pairs, per_union, examples, settings)
     scores = []
-    with steps(trials) as step:
-        for number in range(trials):
-            scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
-            step()
+    for number in range(trials):
+        scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
     nodes, links = map(np.stack, zip(*scores, strict=True))
     # A head that was not patched is in no truth, and what is drawn stands for the others.
     wanted_nodes, stands_for = truth[known], screened.weights[known]

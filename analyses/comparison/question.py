@@ -12,7 +12,6 @@ from headscope.analyses._interventions.ablation import Array, encode_task, evalu
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.next_token_loss import check_memory
 from headscope.analyses._runtime.options import OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.kernels.errors import InvalidInput
@@ -97,10 +96,8 @@ def _of_task(model: Model, task: Task, edits: Sequence[Edit], metric: str, seed:
     OneOf(METRICS).check("metric", metric)
     name = task.metric if metric == "task" else metric
     encoded, sides = encode_task(model, task), []
-    with steps(2) as step:
-        for some in ((), tuple(edits)):
-            sides.append(evaluate(model, encoded, some, name))
-            step()
+    for some in ((), tuple(edits)):
+        sides.append(evaluate(model, encoded, some, name))
     words = name.replace("_", " ")
     convention = f"{words} on {len(task)} prompts of {task.name}"
     results = _contrast(np.stack(sides, axis=1), words.capitalize(), UNITS[name], convention, seed)
@@ -112,12 +109,10 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
     if any(len(ids) < 2 for ids in prompts.ids):
         raise InvalidInput("prompts: one of a single token has no next token; give longer ones")
     passes: list[list[tuple[Array, Array]]] = []
-    with steps(2 * len(prompts.ids)) as step:
-        for ids in prompts.ids:
-            passes.append([])
-            for some in ((), edits):
-                passes[-1].append(_pass(model, ids, some))
-                step()
+    for ids in prompts.ids:
+        passes.append([])
+        for some in ((), edits):
+            passes[-1].append(_pass(model, ids, some))
     title = "Loss on the next token"
     if len(passes) > 1:
         samples = np.array([[loss.mean() for loss, _ in sides] for sides in passes])

@@ -9,7 +9,6 @@ import torch
 import xarray as xr
 
 from headscope.analyses._interventions.ablation import Array, Head, encode_task
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses.conditions import _rare_tokens
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
@@ -134,7 +133,7 @@ def lost(
     """
     losses: list[list[float]] = []
     count = min(checked, len(condition.ids))
-    with steps(count) as step, torch.no_grad():
+    with torch.no_grad():
         for row in range(count):
             ids, queries = torch.tensor([condition.ids[row]]), list(condition.queries[row])
             clean = logits(model, ids)[0, queries].double().log_softmax(-1)
@@ -144,5 +143,4 @@ def lost(
                 ablated = logits(model, ids, (Ablate(tuple(heads)),))[0, queries]
                 chance = ablated.double().log_softmax(-1).gather(1, own)
                 losses[-1].append(float((clean.gather(1, own) - chance).mean()))
-            step()
     return np.asarray(losses)

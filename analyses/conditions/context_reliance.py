@@ -18,7 +18,6 @@ import xarray as xr
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._measurements.head_outputs import output_weights
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
@@ -82,40 +81,37 @@ def run(
     """
     model.check_predicts()
     cut = stated(task)
-    with steps(2) as step:
-        total, direct, control, far = _distances(
-            model, cut, span, space, controls, np.random.default_rng(seed)
-        )
-        step()
+    total, direct, control, far = _distances(
+        model, cut, span, space, controls, np.random.default_rng(seed)
+    )
 
-        convention = (
-            f"{span} hidden from all later queries, read at the first question of {len(total)} "
-            f"prompts of {task.name}; {SPACES[space]}"
-        )
-        known = capture(model, cut, stats=("lse",))
-        results = Results(known, seed=seed, source=SOURCE, evidence="causal", convention=convention)
-        everywhere = "hidden in all layers at once"
-        results.add_means(
-            ("reliance", GRID, total, "Output that hangs on the span", SHARE,
-             f"{RATIO}; {everywhere}; {convention}"),
-            ("direct", GRID, direct, "Output that the head itself reads from the span", SHARE,
-             f"{RATIO}; hidden in the head's layer alone; {convention}"),
-            ("beyond_control", GRID, direct - control, "Read from the span beyond other tokens",
-             ("share", "diverging", -1, 1),
-             f"direct − the same with as many random other tokens hidden (mean of "
-             f"{controls}); {convention}"),
-            ("divergence", GRID, far, "Divergence with and without the span",
-             ("norm of the output", "sequential", 0),
-             f"Euclidean distance; {everywhere}; {convention}"),
-        )  # fmt: skip
+    convention = (
+        f"{span} hidden from all later queries, read at the first question of {len(total)} "
+        f"prompts of {task.name}; {SPACES[space]}"
+    )
+    known = capture(model, cut, stats=("lse",))
+    results = Results(known, seed=seed, source=SOURCE, evidence="causal", convention=convention)
+    everywhere = "hidden in all layers at once"
+    results.add_means(
+        ("reliance", GRID, total, "Output that hangs on the span", SHARE,
+         f"{RATIO}; {everywhere}; {convention}"),
+        ("direct", GRID, direct, "Output that the head itself reads from the span", SHARE,
+         f"{RATIO}; hidden in the head's layer alone; {convention}"),
+        ("beyond_control", GRID, direct - control, "Read from the span beyond other tokens",
+         ("share", "diverging", -1, 1),
+         f"direct − the same with as many random other tokens hidden (mean of "
+         f"{controls}); {convention}"),
+        ("divergence", GRID, far, "Divergence with and without the span",
+         ("norm of the output", "sequential", 0),
+         f"Euclidean distance; {everywhere}; {convention}"),
+    )  # fmt: skip
 
-        pool = heads(known)
-        chosen = top(results["beyond_control"].values, min(best, len(pool) // 2))
-        checked, conditions, record = causal_check.check(
-            "accuracy", f"Accuracy on {task.name}", model, cut, chosen, pool,
-            kind="context-reliant", draws=draws, seed=seed,
-        )  # fmt: skip
-        step()
+    pool = heads(known)
+    chosen = top(results["beyond_control"].values, min(best, len(pool) // 2))
+    checked, conditions, record = causal_check.check(
+        "accuracy", f"Accuracy on {task.name}", model, cut, chosen, pool,
+        kind="context-reliant", draws=draws, seed=seed,
+    )  # fmt: skip
     results.variables |= checked
     return results.dataset(
         {"condition": conditions},
@@ -138,27 +134,24 @@ def _distances(
         return z if weights is None else np.einsum("lhs,lhsr->lhr", z, weights)
 
     rows = []
-    with steps(len(prompts.ids)) as step:
-        for row, ids in enumerate(prompts.ids):
-            question = prompts.encoded.questions[row][0]
-            query = question.at
-            keys = _span(span, question, prompts.encoded.roles[row], row, task.name)
-            spare = [at for at in range(1, query) if at not in set(keys)]
-            if len(spare) < len(keys):
-                raise NotApplicable(
-                    f"span: prompt {row + 1} has {len(spare)} other tokens to set against the "
-                    f"{len(keys)} of the span; choose a smaller one or longer prompts"
-                )
-            clean = written(ids, query, [], "total")
-            far, total = distances(clean, written(ids, query, keys, "total"))
-            _, direct = distances(clean, written(ids, query, keys, "direct"))
-            others = [
-                sorted(rng.choice(spare, len(keys), replace=False).tolist())
-                for _ in range(controls)
-            ]
-            control = [distances(clean, written(ids, query, it, "direct"))[1] for it in others]
-            rows.append(np.stack([total, direct, np.mean(control, axis=0), far]))
-            step()
+    for row, ids in enumerate(prompts.ids):
+        question = prompts.encoded.questions[row][0]
+        query = question.at
+        keys = _span(span, question, prompts.encoded.roles[row], row, task.name)
+        spare = [at for at in range(1, query) if at not in set(keys)]
+        if len(spare) < len(keys):
+            raise NotApplicable(
+                f"span: prompt {row + 1} has {len(spare)} other tokens to set against the "
+                f"{len(keys)} of the span; choose a smaller one or longer prompts"
+            )
+        clean = written(ids, query, [], "total")
+        far, total = distances(clean, written(ids, query, keys, "total"))
+        _, direct = distances(clean, written(ids, query, keys, "direct"))
+        others = [
+            sorted(rng.choice(spare, len(keys), replace=False).tolist()) for _ in range(controls)
+        ]
+        control = [distances(clean, written(ids, query, it, "direct"))[1] for it in others]
+        rows.append(np.stack([total, direct, np.mean(control, axis=0), far]))
     return np.stack(rows, axis=1)
 
 

@@ -18,7 +18,6 @@ import xarray as xr
 
 from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats import effect_size
@@ -208,11 +207,9 @@ def _costs(
 ) -> list[Array]:
     """Ablate the first group, and the others for comparison, per condition (prompt, ablated)."""
     costs = []
-    with steps(len(conditions)) as step:
-        for condition in conditions:
-            cost = _conditions.lost(model, condition, groups, checked)
-            costs.append(np.stack([cost[:, 0], cost[:, 1:].mean(1)], axis=1))
-            step()
+    for condition in conditions:
+        cost = _conditions.lost(model, condition, groups, checked)
+        costs.append(np.stack([cost[:, 0], cost[:, 1:].mean(1)], axis=1))
     return costs
 
 

@@ -24,7 +24,6 @@ from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     SHARE,
     Results,
@@ -199,7 +198,7 @@ def _lost(
     assert encoded is not None
     losses = []
     total = min(checked, len(encoded.ids))
-    with steps(total) as step, torch.no_grad():
+    with torch.no_grad():
         for prompt in range(total):
             ids, questions = torch.tensor([encoded.ids[prompt]]), [encoded.questions[prompt]]
             pair = pairs[prompt]
@@ -215,7 +214,6 @@ def _lost(
                 output = logits(model, ids, edits)
                 values.append(float(score(output, questions, "log_probability")))
             losses.append([values[0] - value for value in values[1:]])
-            step()
     return np.asarray(losses)
 
 

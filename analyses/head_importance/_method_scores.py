@@ -7,7 +7,6 @@ from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._interventions.screening import FIRST, Screen, screen
 from headscope.analyses._measurements import direct_logit_attribution
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import top
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import HeadscopeError
@@ -48,11 +47,8 @@ def patch_both_ways(
     also = [head for each in estimates.values() for head in top(np.abs(each.mean(0)), FIRST)]
     means = (ablation.mean_z(capture),)
     chosen = screen(model, clean, metric, means, also=also, exhaustive=exhaustive, seed=seed)
-    with steps(2) as step:
-        patched = ablation.ablate_each_head(model, clean, metric, corrupted_z, heads=chosen.heads)
-        step()
-        restored = ablation.ablate_each_head(model, corrupted, metric, clean_z, heads=chosen.heads)
-        step()
+    patched = ablation.ablate_each_head(model, clean, metric, corrupted_z, heads=chosen.heads)
+    restored = ablation.ablate_each_head(model, corrupted, metric, clean_z, heads=chosen.heads)
     effects = {
         "noising": levels["clean"][:, None, None] - patched,
         "denoising": restored - levels["corrupted"][:, None, None],
@@ -75,16 +71,13 @@ def scores(
     """
     smooth = differentiable(metric)
     clean = ablation.encode_task(model, task)
-    with steps(3) as step:
-        levels, effects, estimates, chosen = patch_both_ways(
-            model, clean, capture, metric, exhaustive=exhaustive, seed=seed
-        )
-        step()
-        methods = {}
-        for name, values in (("zero", None), ("mean", ablation.mean_z(capture))):
-            ablated = ablation.ablate_each_head(model, clean, metric, values, heads=chosen.heads)
-            methods[f"{name} ablation"] = levels["clean"][:, None, None] - ablated
-            step()
+    levels, effects, estimates, chosen = patch_both_ways(
+        model, clean, capture, metric, exhaustive=exhaustive, seed=seed
+    )
+    methods = {}
+    for name, values in (("zero", None), ("mean", ablation.mean_z(capture))):
+        ablated = ablation.ablate_each_head(model, clean, metric, values, heads=chosen.heads)
+        methods[f"{name} ablation"] = levels["clean"][:, None, None] - ablated
     methods |= effects
     methods["gate gradient"] = np.abs(head_gradients.gate_gradient(model, clean, smooth))
     if chosen.complete:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate, head_sets
 from headscope.analyses._interventions.metrics import differentiable
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed, draws, percentiles
 from headscope.analyses.head_importance._removal_order import Unit, flat, prefixes, smallest
@@ -95,10 +94,8 @@ class Pruned:
         generator = np.random.default_rng(self.seed)
         random = [[pool[at] for at in generator.permutation(len(pool))] for _ in range(self.orders)]
         scores = []
-        with steps(len(named) + len(random)) as step:
-            for order in (*named.values(), *random):
-                scores.append(self._measured(prefixes(order, counts)))
-                step()
+        for order in (*named.values(), *random):
+            scores.append(self._measured(prefixes(order, counts)))
         rows = [np.stack(bootstrap(score, seed=self.seed)) for score in scores[: len(named)]]
         drawn = np.stack(scores[len(named) :])
         ends = [crossed(drawn[:, :, at], seed=self.seed) for at in range(len(counts))]
@@ -114,29 +111,25 @@ class Pruned:
         clean = evaluate(model, self.task, (), self.metric)[:, None]
         only = np.full((len(self.task), model.layers, model.heads), np.nan)
         whole = np.full((len(self.task), model.layers), np.nan)
-        with steps(len(model.geometry.attending)) as step:
-            for layer in model.geometry.attending:
-                heads = alone[layer].nonzero().flatten().tolist()
-                sets = [[(layer, other) for other in width if other != head] for head in heads]
-                sets.append([(layer, head) for head in width])
-                lost = clean - ablated_metric(model, self.task, self.metric, sets, self.values)
-                only[:, layer, heads], whole[:, layer] = lost[:, :-1], lost[:, -1]
-                step()
+        for layer in model.geometry.attending:
+            heads = alone[layer].nonzero().flatten().tolist()
+            sets = [[(layer, other) for other in width if other != head] for head in heads]
+            sets.append([(layer, head) for head in width])
+            lost = clean - ablated_metric(model, self.task, self.metric, sets, self.values)
+            only[:, layer, heads], whole[:, layer] = lost[:, :-1], lost[:, -1]
         return only, whole
 
     def smallest(self, order: Sequence[Unit], pool: Sequence[Unit], keep: float) -> Smallest:
         """Find the smallest set along the greedy order, and what it keeps on other prompts."""
         clean = evaluate(self.model, self.ranking, (), self.metric).mean()
         kept, share, random = None, MISSING, MISSING
-        with steps(2) as step:
-            if clean > 0:
-                least = keep * clean
-                kept = smallest(
-                    self.model, self.ranking, self.metric, order, least, self.values, self.tries
-                )
-            step()
-            if kept is not None:
-                share, random = self._shares(kept, order, pool)
+        if clean > 0:
+            least = keep * clean
+            kept = smallest(
+                self.model, self.ranking, self.metric, order, least, self.values, self.tries
+            )
+        if kept is not None:
+            share, random = self._shares(kept, order, pool)
         return Smallest(None if kept is None else flat(kept), share, random)
 
     def _shares(

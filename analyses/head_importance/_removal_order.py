@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from headscope.analyses._interventions.ablation import Head, ablated_metric, encode_task
-from headscope.analyses._runtime.progress import steps
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
@@ -54,15 +53,13 @@ def greedy(
     order: list[Unit] = []
     first: list[Unit] = []
     encoded = encode_task(model, task)
-    with steps(len(pool)) as step:
-        while left:
-            sets = [[*flat(order), *unit] for unit in left[:most]]
-            scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
-            ranked = [left[at] for at in np.argsort(-scores, kind="stable")]
-            first = first or [*ranked, *left[most:]]
-            order += ranked[:together]
-            left = [unit for unit in left if unit not in set(ranked[:together])]
-            step(together)
+    while left:
+        sets = [[*flat(order), *unit] for unit in left[:most]]
+        scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
+        ranked = [left[at] for at in np.argsort(-scores, kind="stable")]
+        first = first or [*ranked, *left[most:]]
+        order += ranked[:together]
+        left = [unit for unit in left if unit not in set(ranked[:together])]
     return order, first
 
 
@@ -95,21 +92,17 @@ def smallest(
         fits = ablated_metric(model, encoded, metric, sets, values).mean(0) >= least
         return max(np.asarray(counts)[fits].tolist()) if fits[0] else None
 
-    with steps(2) as step:
-        every = range(len(order) + 1)
-        length = longest(every if tries is None else spaced(len(order), COARSE))
-        step()
-        if length is None:
-            return None
-        if tries is not None:
-            length = longest(every[length : length + math.ceil(len(order) / COARSE)]) or length
-        gone, rest = list(order[:length]), order[length:]
-        with steps(len(rest[:tries])) as inner:
-            for unit in rest[:tries]:
-                sets = [flat([*gone, unit])]
-                score = ablated_metric(model, encoded, metric, sets, values).mean()
-                (gone if score >= least else kept).append(unit)
-                inner()
+    every = range(len(order) + 1)
+    length = longest(every if tries is None else spaced(len(order), COARSE))
+    if length is None:
+        return None
+    if tries is not None:
+        length = longest(every[length : length + math.ceil(len(order) / COARSE)]) or length
+    gone, rest = list(order[:length]), order[length:]
+    for unit in rest[:tries]:
+        sets = [flat([*gone, unit])]
+        score = ablated_metric(model, encoded, metric, sets, values).mean()
+        (gone if score >= least else kept).append(unit)
     return kept if tries is None else [*kept, *rest[tries:]]
 
 

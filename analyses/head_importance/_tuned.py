@@ -11,7 +11,6 @@ from torch import Tensor
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import score
-from headscope.analyses._runtime import progress
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
@@ -127,20 +126,18 @@ def _descend(
     encoded = ablation.encode_task(model, task)
     change.requires_grad_(True)
     optimizer = torch.optim.Adam([change], lr=rate)
-    with progress.steps(steps) as step:
-        for _ in range(steps):
-            slope = torch.zeros_like(change)
-            for prompts, ids, positions in ablation.asked_batches(
-                model, encoded.ids, encoded.asked, ablation.TOKENS
-            ):
-                questions = [encoded.questions[prompt] for prompt in prompts]
-                with torch.enable_grad():
-                    output = logits(model, ids, (edit(),), positions)
-                    scores = score(output, questions, "log_probability", positions.tolist())
-                    # Gradients of this alone: the weights of the model get none.
-                    slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]
-            if penalty:
-                slope += penalty * torch.sign(change.detach()) / change.numel()
-            change.grad = slope
-            optimizer.step()
-            step()
+    for _ in range(steps):
+        slope = torch.zeros_like(change)
+        for prompts, ids, positions in ablation.asked_batches(
+            model, encoded.ids, encoded.asked, ablation.TOKENS
+        ):
+            questions = [encoded.questions[prompt] for prompt in prompts]
+            with torch.enable_grad():
+                output = logits(model, ids, (edit(),), positions)
+                scores = score(output, questions, "log_probability", positions.tolist())
+                # Gradients of this alone: the weights of the model get none.
+                slope += torch.autograd.grad(-scores.sum() / len(encoded), change)[0]
+        if penalty:
+            slope += penalty * torch.sign(change.detach()) / change.numel()
+        change.grad = slope
+        optimizer.step()

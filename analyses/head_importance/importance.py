@@ -31,7 +31,6 @@ from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric, differentiable
 from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import Between, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
@@ -132,14 +131,11 @@ def run(
     stand_ins = (mean, ablation.kept_z(corrupted))
     chosen = screen(model, encoded, name, stand_ins, exhaustive=exhaustive, seed=seed)
     scores: dict[str, Array] = {}
-    with steps(1 + chosen.complete) as step:  # ablations, and integrals, which cost about the same
-        lost, null, groups = _losses(capture, model, encoded, name, clean, seed, stand_ins, chosen)
-        step()
-        slope = head_gradients.gate_gradient(model, encoded, smooth)
-        if chosen.complete:
-            integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
-            scores["integral"] = integral
-            step()
+    lost, null, groups = _losses(capture, model, encoded, name, clean, seed, stand_ins, chosen)
+    slope = head_gradients.gate_gradient(model, encoded, smooth)
+    if chosen.complete:
+        integral, whole = head_gradients.integrated_gates(model, encoded, smooth, tolerance)
+        scores["integral"] = integral
     gate = np.abs(slope)
     scores |= {**lost, "gate": gate}
 
@@ -234,23 +230,18 @@ def _losses(
     both = [AnswerMetric(name, encoded.questions) for encoded in (task, other)]
     grouped = model.kv_heads < model.heads
     lost, intact = {}, clean[:, None, None]
-    with steps(5 if grouped else 4) as step:
-        for key, (values, first) in ablations.items():
-            measures = both if key == "mean_ablation" else both[:1]
-            scores = ablation.ablate_heads(
-                model, task, measures, values, first=first, heads=chosen.heads
-            )
-            lost[key] = intact - scores[0]
-            if key == "mean_ablation":
-                unrelated = ablation.evaluate(model, other, (), name)
-                null = unrelated[:, None, None] - scores[1]
-            step()
-        if not grouped:
-            return lost, null, None
-        groups = ablation.ablate_heads(
-            model, task, both[:1], mean, heads=chosen.heads, grouped=True
+    for key, (values, first) in ablations.items():
+        measures = both if key == "mean_ablation" else both[:1]
+        scores = ablation.ablate_heads(
+            model, task, measures, values, first=first, heads=chosen.heads
         )
-        step()
+        lost[key] = intact - scores[0]
+        if key == "mean_ablation":
+            unrelated = ablation.evaluate(model, other, (), name)
+            null = unrelated[:, None, None] - scores[1]
+    if not grouped:
+        return lost, null, None
+    groups = ablation.ablate_heads(model, task, both[:1], mean, heads=chosen.heads, grouped=True)
     return lost, null, intact - groups[0]
 
 

@@ -23,7 +23,6 @@ from headscope.analyses._interventions.ablation import Array, encode_task, mean_
 from headscope.analyses._interventions.head_gradients import gate_gradient
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses.head_importance._pruned import SOURCE, Pruned
@@ -125,21 +124,14 @@ def run(
         alone = torch.zeros_like(alone).scatter(1, most, value=True)
     counts, places = spaced(len(single), points), spaced(len(grouped), points)
     has_groups = len(grouped) < len(single)
-    with steps(6 if has_groups else 4) as step:
-        order, first = greedy(model, work.ranking, work.smooth, single, share, values, extra)
-        step()
-        named = {"greedy": order, "one shot": first, "gate gradient": gate}
-        curve = work.curves(named, single, counts)
-        step()
-        only, whole = work.layers(alone)
-        step()
-        smallest = work.smallest(order, single, keep)
-        step()
-        if has_groups:
-            by_group = greedy(model, work.ranking, work.smooth, grouped, share, values, extra)[0]
-            step()
-            group_curve = work.curves({"greedy": by_group}, grouped, places)
-            step()
+    order, first = greedy(model, work.ranking, work.smooth, single, share, values, extra)
+    named = {"greedy": order, "one shot": first, "gate gradient": gate}
+    curve = work.curves(named, single, counts)
+    only, whole = work.layers(alone)
+    smallest = work.smallest(order, single, keep)
+    if has_groups:
+        by_group = greedy(model, work.ranking, work.smooth, grouped, share, values, extra)[0]
+        group_curve = work.curves({"greedy": by_group}, grouped, places)
     units_of_metric, words = UNITS[name], name.replace("_", " ")
     what = (
         f"{words} of {task.name}, {ABLATIONS[ablation]}; orders from {len(work.ranking)} prompts, "

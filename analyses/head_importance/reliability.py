@@ -23,7 +23,6 @@ from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.random_weights import untrained
 from headscope.analyses._interventions.screening import screen
 from headscope.analyses._runtime.options import OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
@@ -100,24 +99,18 @@ def run(
     again = paraphrase and task.name in tasks.names()
     second: dict[str, Array] = {}
     how: Any = {"exhaustive": exhaustive, "seed": seed}
-    with steps(2 + again + 2 * random_weights) as step:
-        methods, left_out, chosen = scores(model, task, capture, name, **how)
-        step()
-        answers = shuffled(ablation.encode_task(model, task).questions, seed)
-        levels = {"shuffled answers": _null(capture, model, task, name, answers, **how)}
-        step()
-        if again:
-            drawn = tasks.make(task.name, model.tokenizer, n=len(task), seed=task.seed + 1)
-            other = probes.capture(model, drawn, stats=(), keep=KEEP)
-            second, _, _ = scores(model, drawn, other, name, **how)
-            step()
-        if random_weights:
-            blank = untrained(model, seed, "random_weights")
-            cap = probes.capture(blank, task, stats=(), keep=KEEP)
-            levels["random weights"] = _null(cap, blank, task, name, None, **how)
-            step()
-            blank_agreement = agreement(*losses(blank, task, name, **how), seed)
-            step()
+    methods, left_out, chosen = scores(model, task, capture, name, **how)
+    answers = shuffled(ablation.encode_task(model, task).questions, seed)
+    levels = {"shuffled answers": _null(capture, model, task, name, answers, **how)}
+    if again:
+        drawn = tasks.make(task.name, model.tokenizer, n=len(task), seed=task.seed + 1)
+        other = probes.capture(model, drawn, stats=(), keep=KEEP)
+        second, _, _ = scores(model, drawn, other, name, **how)
+    if random_weights:
+        blank = untrained(model, seed, "random_weights")
+        cap = probes.capture(blank, task, stats=(), keep=KEEP)
+        levels["random weights"] = _null(cap, blank, task, name, None, **how)
+        blank_agreement = agreement(*losses(blank, task, name, **how), seed)
 
     units, count = UNITS[name], len(task)
     what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"

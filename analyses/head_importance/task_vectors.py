@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analyses._interventions.ablation import encode_task, evaluate, kept_z
-from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import GRID, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
@@ -102,14 +101,11 @@ def run(
         )
     learned_from, unseen = (_at_end(model, half) for half in halves)
     solved, shown = (_at_end(model, few_shot(half, shots, halves[0], seed=seed)) for half in halves)
-    with progress.steps(2) as step:
-        outputs = last_outputs(model, solved)
-        step()
-        weight = _tuned.vector_weights(
-            model, learned_from, lambda change: AddLast(change[:, :, None] * outputs),
-            steps=steps, rate=rate, penalty=penalty,
-        )  # fmt: skip
-        step()
+    outputs = last_outputs(model, solved)
+    weight = _tuned.vector_weights(
+        model, learned_from, lambda change: AddLast(change[:, :, None] * outputs),
+        steps=steps, rate=rate, penalty=penalty,
+    )  # fmt: skip
     weights = torch.from_numpy(np.nan_to_num(weight)).float()
     generator = np.random.default_rng(seed)
     attending = list(model.geometry.attending)

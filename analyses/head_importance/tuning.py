@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.ablation import encode_task, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
-from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, heads, label, require, top
 from headscope.analyses._runtime.verdict import State, Verdict
@@ -109,27 +108,22 @@ def run(
     chance = np.empty((len(unseen), len(LEARNED), len(WHOSE)))
     right, norm = np.empty_like(chance), np.zeros((model.layers, model.heads))
     sizes = _tuned.output_sizes(capture)
-    with progress.steps(2 + len(LEARNED) * len(WHOSE)) as step:
-        weight = _tuned.head_weights(model, learned_from, penalty=penalty, **how)
-        step()
-        other_weight = _tuned.head_weights(model, rival, penalty=penalty, **how)
-        step()
-        own, theirs = (top(np.abs(factor - 1), count) for factor in (weight, other_weight))
-        rest = [head for head in pool if head not in {*own, *theirs}]
-        sets = dict(zip(WHOSE, (own, theirs, random_sets(rest, count, 1, seed)[0]), strict=True))
-        for column, (whose, chosen) in enumerate(sets.items()):
-            factor = _tuned.head_weights(model, learned_from, heads=chosen, **how)
-            step()
-            vector = _tuned.offsets(model, learned_from, chosen, sizes, **how)
-            step()
-            if whose == WHOSE[0]:
-                norm = _relative(vector.numpy(), sizes.numpy())
-            # 1 in layers without an attention map, which have no factor.
-            gate = Gate(torch.from_numpy(np.nan_to_num(factor, nan=1.0).astype(np.float32)))
-            edits: tuple[Edit, ...] = (gate, Offset(tuple(chosen), vector))
-            for row, edit in enumerate(edits):
-                chance[:, row, column] = evaluate(model, unseen, (edit,), "log_probability")
-                right[:, row, column] = evaluate(model, unseen, (edit,), "accuracy")
+    weight = _tuned.head_weights(model, learned_from, penalty=penalty, **how)
+    other_weight = _tuned.head_weights(model, rival, penalty=penalty, **how)
+    own, theirs = (top(np.abs(factor - 1), count) for factor in (weight, other_weight))
+    rest = [head for head in pool if head not in {*own, *theirs}]
+    sets = dict(zip(WHOSE, (own, theirs, random_sets(rest, count, 1, seed)[0]), strict=True))
+    for column, (whose, chosen) in enumerate(sets.items()):
+        factor = _tuned.head_weights(model, learned_from, heads=chosen, **how)
+        vector = _tuned.offsets(model, learned_from, chosen, sizes, **how)
+        if whose == WHOSE[0]:
+            norm = _relative(vector.numpy(), sizes.numpy())
+        # 1 in layers without an attention map, which have no factor.
+        gate = Gate(torch.from_numpy(np.nan_to_num(factor, nan=1.0).astype(np.float32)))
+        edits: tuple[Edit, ...] = (gate, Offset(tuple(chosen), vector))
+        for row, edit in enumerate(edits):
+            chance[:, row, column] = evaluate(model, unseen, (edit,), "log_probability")
+            right[:, row, column] = evaluate(model, unseen, (edit,), "accuracy")
 
     aim = "wrong answers" if goal == "wrong" else "answers"
     what = (

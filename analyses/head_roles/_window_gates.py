@@ -68,7 +68,6 @@ def learn(
     ids: Sequence[Sequence[int]],
     positions: Sequence[Sequence[int]],
     training: Training,
-    step: Callable[[], None],
 ) -> tuple[Array, list[float]]:
     """Learn one gate a KV head: 1 keeps full attention, 0 leaves a streaming head.
 
@@ -109,7 +108,6 @@ def learn(
         with torch.no_grad():
             gates.clamp_(0, 1)
         losses.append(float(loss.detach()))
-        step()
     result = gates.detach().double().cpu().numpy().copy()
     result[list(model.geometry.without)] = np.nan
     return result, losses
@@ -121,12 +119,10 @@ def window_cost(
     measure: Callable[[Tensor, Sequence[int]], Tensor],
     first: int,
     recent: int,
-    step: Callable[[int], None],
 ) -> Array:
     """Return what each head costs as a streaming head, all others full (prompt, layer, head).
 
-    ``measure`` turns logits and the prompts of their rows into one loss a row; ``step`` is called
-    with the number of heads times prompts done.
+    ``measure`` turns logits and the prompts of their rows into one loss a row.
     """
 
     def scored(rows: Sequence[int], shares: Tensor) -> Array:
@@ -147,7 +143,6 @@ def window_cost(
             values = scored(rows * len(some), shares)
             change = values.reshape(len(some), len(rows)) - clean
             result[rows, start : start + len(some)] = change.T
-            step(len(shares))
     grid = result.reshape(-1, model.layers, model.heads)
     grid[:, list(model.geometry.without)] = np.nan
     return grid

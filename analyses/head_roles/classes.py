@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, SHARE, Results, label, marked, require
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.analyses.head_roles import _window_gates
@@ -126,80 +125,77 @@ def run(
     masses = prompts.masses(frequent, first, recent)
     weights = {"echo": _weights(capture, "duplicate"), "induction": _weights(capture, "induction")}
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
-    total = gate_steps + model.layers * model.heads * len(single) + len(CONDITIONS)
-    with steps(total) as step:
-        positions = [[question.at for question in row] for row in prompts.questions[:half]]
-        gates, losses = _window_gates.learn(model, prompts.ids[:half], positions, training, step)
-        measured = [prompts.ids[row] for row in single]
-        loss_of = partial(prompts.loss, single)
-        cost = _window_gates.window_cost(model, measured, loss_of, first, recent, step)
-        gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
+    positions = [[question.at for question in row] for row in prompts.questions[:half]]
+    gates, losses = _window_gates.learn(model, prompts.ids[:half], positions, training)
+    measured = [prompts.ids[row] for row in single]
+    loss_of = partial(prompts.loss, single)
+    cost = _window_gates.window_cost(model, measured, loss_of, first, recent)
+    gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
 
-        window = f"first {first} and last {recent} keys"
-        results = Results(capture, seed=seed)
-        for row, mask in enumerate(MASKS):
-            name, title = MASSES[mask]
-            results.add_mean(
-                name, GRID, masses[:, row], title, *SHARE, source="FastGen",
-                convention=f"mean over queries from {first + recent} on; {window}; special: "
-                f"special tokens of the tokenizer; heavy hitters: the {percent(frequent)} of keys "
-                f"with "
-                "most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
-            )  # fmt: skip
-        for name, title, kind in (
-            ("echo", "Attention to earlier copies of the token", "duplicate-token"),
-            ("induction", "Attention to the token after an earlier copy", "induction"),
-        ):
-            results.add_mean(
-                name, GRID, weights[name], title, *SHARE, source="RazorAttention",
-                convention="mean over the queries that have a target",
-                **taxonomy.attributes(kind, "scoring"),
-            )  # fmt: skip
-        results.add(
-            "gate", GRID, gate, "Learned gate: 1 needs full attention", *SHARE,
-            source="DuoAttention 2410.10819",
-            convention=f"one a KV head; out = α·full + (1−α)·streaming ({window}); {gate_steps} "
-            f"steps; relative squared error of the last hidden states + {gate_weight:g} · mean α",
-            **taxonomy.attributes("retrieval", "learned"),
-        )  # fmt: skip
+    window = f"first {first} and last {recent} keys"
+    results = Results(capture, seed=seed)
+    for row, mask in enumerate(MASKS):
+        name, title = MASSES[mask]
         results.add_mean(
-            "window_cost", GRID, cost, "Cost of giving the head a window", "nats an answer",
-            "diverging", convention=f"−log p of the answers with {window}, minus intact",
-            **taxonomy.attributes("streaming", "window"),
+            name, GRID, masses[:, row], title, *SHARE, source="FastGen",
+            convention=f"mean over queries from {first + recent} on; {window}; special: "
+            f"special tokens of the tokenizer; heavy hitters: the {percent(frequent)} of keys "
+            f"with "
+            "most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
         )  # fmt: skip
-
-        known = ~np.isnan(gate)
-        streaming_mass = results["streaming_mass"].values
-        retrieving = np.maximum(results["echo"].values, results["induction"].values) >= least_score
-        full = {
-            "mass": streaming_mass < least_mass,
-            "echo": retrieving,
-            "gate": gate > 0.5,
-            "window": results["window_cost"].values >= least_cost,
-        }
-        votes = np.sum([full[name] for name in DETECTORS[:3]], axis=0)
-        results.add_all(
-            ("full_votes", GRID, np.where(known, votes, np.nan),
-             "Detectors that call the head full", ("detectors", "sequential", 0, 3),
-             "of mass, echo and gate; a streaming head has 0 or 1"),
-            ("agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
-             "Agreement of detectors on which heads are full", ("Cohen's κ", "diverging", -1, 1),
-             f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
-             f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats"),
+    for name, title, kind in (
+        ("echo", "Attention to earlier copies of the token", "duplicate-token"),
+        ("induction", "Attention to the token after an earlier copy", "induction"),
+    ):
+        results.add_mean(
+            name, GRID, weights[name], title, *SHARE, source="RazorAttention",
+            convention="mean over the queries that have a target",
+            **taxonomy.attributes(kind, "scoring"),
         )  # fmt: skip
+    results.add(
+        "gate", GRID, gate, "Learned gate: 1 needs full attention", *SHARE,
+        source="DuoAttention 2410.10819",
+        convention=f"one a KV head; out = α·full + (1−α)·streaming ({window}); {gate_steps} "
+        f"steps; relative squared error of the last hidden states + {gate_weight:g} · mean α",
+        **taxonomy.attributes("retrieval", "learned"),
+    )  # fmt: skip
+    results.add_mean(
+        "window_cost", GRID, cost, "Cost of giving the head a window", "nats an answer",
+        "diverging", convention=f"−log p of the answers with {window}, minus intact",
+        **taxonomy.attributes("streaming", "window"),
+    )  # fmt: skip
 
-        kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
-        # The cheapest mask that keeps enough.
-        kinds = np.select(
-            [~known, retrieving, *(kept >= least_mass)],
-            ["", "retrieval", *(CLASSES.get(mask, "broad") for mask in MASKS)],
-            "broad",
-        )
-        streaming = marked(known & (votes <= 1))
-        loss, verdict = prompts.windows(
-            tested, streaming, marked(known & (votes > 1)), streaming_mass, first, recent, seed
-        )
-        step(len(CONDITIONS))
+    known = ~np.isnan(gate)
+    streaming_mass = results["streaming_mass"].values
+    retrieving = np.maximum(results["echo"].values, results["induction"].values) >= least_score
+    full = {
+        "mass": streaming_mass < least_mass,
+        "echo": retrieving,
+        "gate": gate > 0.5,
+        "window": results["window_cost"].values >= least_cost,
+    }
+    votes = np.sum([full[name] for name in DETECTORS[:3]], axis=0)
+    results.add_all(
+        ("full_votes", GRID, np.where(known, votes, np.nan),
+         "Detectors that call the head full", ("detectors", "sequential", 0, 3),
+         "of mass, echo and gate; a streaming head has 0 or 1"),
+        ("agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
+         "Agreement of detectors on which heads are full", ("Cohen's κ", "diverging", -1, 1),
+         f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
+         f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats"),
+    )  # fmt: skip
+
+    kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
+    # The cheapest mask that keeps enough.
+    kinds = np.select(
+        [~known, retrieving, *(kept >= least_mass)],
+        ["", "retrieval", *(CLASSES.get(mask, "broad") for mask in MASKS)],
+        "broad",
+    )
+    streaming = marked(known & (votes <= 1))
+    loss, verdict = prompts.windows(
+        tested, streaming, marked(known & (votes > 1)), streaming_mass, first, recent, seed
+    )
     results.add_mean(
         "window_loss", ("condition",), loss, "Loss of the answers with heads windowed",
         "nats an answer", "sequential", 0, evidence="causal", note=verdict.text,

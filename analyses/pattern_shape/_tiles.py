@@ -6,7 +6,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, tokens
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.formatting import amount
@@ -98,18 +97,16 @@ def sparse_loss(
     lower, diagonal = place[:, None] >= place, place[:, None] == place
     costs = []
     usable = [(row, ids) for row, ids in enumerate(tokens(capture)) if len(ids) > 1][:prompts]
-    with steps(len(usable)) as step:
-        for row, ids in usable:
-            members = tuple(position // tile for position in range(len(ids)))
-            # Rows without a number belong to no prompt or no map: they stay whole.
-            whole = np.isnan(shares[row]).all(-1, keepdims=True)
-            best = _rank(shares[row]) < fewest[row][..., None]
-            best = (best & lower) | diagonal
-            random = np.where(diagonal, 2.0, generator.random(best.shape)) * lower
-            random = (_rank(random) < best.sum(-1, keepdims=True)) & lower
-            edits = [(Blocks(members, torch.from_numpy(keep | whole)),) for keep in (best, random)]
-            costs.append([float(losses(model, ids, edit).mean()) for edit in ((), *edits)])
-            step()
+    for row, ids in usable:
+        members = tuple(position // tile for position in range(len(ids)))
+        # Rows without a number belong to no prompt or no map: they stay whole.
+        whole = np.isnan(shares[row]).all(-1, keepdims=True)
+        best = _rank(shares[row]) < fewest[row][..., None]
+        best = (best & lower) | diagonal
+        random = np.where(diagonal, 2.0, generator.random(best.shape)) * lower
+        random = (_rank(random) < best.sum(-1, keepdims=True)) & lower
+        edits = [(Blocks(members, torch.from_numpy(keep | whole)),) for keep in (best, random)]
+        costs.append([float(losses(model, ids, edit).mean()) for edit in ((), *edits)])
     loss = np.array(costs)
     mean = loss.mean(0)
     text = (

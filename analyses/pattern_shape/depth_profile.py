@@ -18,7 +18,6 @@ import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.length_trend import Array, mean, stated
@@ -109,19 +108,17 @@ def _measured(
 ) -> tuple[Array, Array]:
     """Return mass (prompt, layer, head, part) and cost (prompt, part) of every part."""
     masses, costs = [], []
-    with steps(len(ids)) as step:
-        for number, prompt in enumerate(ids, 1):
-            start = len(prompt) - max(1, round(question * len(prompt)))
-            if start - skip < parts:
-                raise NotApplicable(
-                    f"parts: prompt {number} has {max(start - skip, 0)} tokens before its "
-                    f"question; give {parts} or more"
-                )
-            edges = np.linspace(skip, start, parts + 1).round().astype(int)
-            positions = [list(range(low, high)) for low, high in pairwise(edges)]
-            masses.append(_mass(model, prompt, positions, start))
-            costs.append(_cost(model, prompt, positions, start))
-            step()
+    for number, prompt in enumerate(ids, 1):
+        start = len(prompt) - max(1, round(question * len(prompt)))
+        if start - skip < parts:
+            raise NotApplicable(
+                f"parts: prompt {number} has {max(start - skip, 0)} tokens before its "
+                f"question; give {parts} or more"
+            )
+        edges = np.linspace(skip, start, parts + 1).round().astype(int)
+        positions = [list(range(low, high)) for low, high in pairwise(edges)]
+        masses.append(_mass(model, prompt, positions, start))
+        costs.append(_cost(model, prompt, positions, start))
     return np.stack(masses), np.stack(costs)
 
 

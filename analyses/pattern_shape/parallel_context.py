@@ -19,7 +19,6 @@ import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import observed, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -111,18 +110,16 @@ def _measured(
 ) -> tuple[Array, Array]:
     """Return entropy (prompt, condition, layer, head) and loss (prompt, condition)."""
     entropies, costs = [], []
-    with steps(len(ids)) as step:
-        for number, prompt in enumerate(ids):
-            start = len(prompt) - max(1, round(question * len(prompt)))
-            members = _members(len(prompt), start, blocks, prefix, number)
-            passes = [observed(model, prompt, (), ("entropy",))]
-            for shared in (False, True):
-                edit = _edit(model, members, blocks, shared)
-                places = _positions(members, shared) if restart else None
-                passes.append(observed(model, prompt, (edit,), ("entropy",), places))
-            entropies.append([mean(stats["entropy"][..., start:]) for _, stats in passes])
-            costs.append([float(loss[start - 1 :].mean()) for loss, _ in passes])
-            step()
+    for number, prompt in enumerate(ids):
+        start = len(prompt) - max(1, round(question * len(prompt)))
+        members = _members(len(prompt), start, blocks, prefix, number)
+        passes = [observed(model, prompt, (), ("entropy",))]
+        for shared in (False, True):
+            edit = _edit(model, members, blocks, shared)
+            places = _positions(members, shared) if restart else None
+            passes.append(observed(model, prompt, (edit,), ("entropy",), places))
+        entropies.append([mean(stats["entropy"][..., start:]) for _, stats in passes])
+        costs.append([float(loss[start - 1 :].mean()) for loss, _ in passes])
     return np.array(entropies), np.array(costs)
 
 

@@ -24,7 +24,6 @@ from headscope.analyses._interventions.next_token_loss import contrast, predicts
 from headscope.analyses._measurements import without_first
 from headscope.analyses._measurements.received import token_axis
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     GRID,
     SHARE,
@@ -260,14 +259,12 @@ def _hidden(
     """Measure the loss with anchors, and with other tokens, hidden from some heads."""
     generator = np.random.default_rng(seed)
     losses = []
-    with steps(len(ids)) as step:
-        for prompt, positions in zip(ids, anchors, strict=False):
-            rest = np.setdiff1d(np.arange(skip, len(prompt)), positions)
-            others = generator.permutation(rest)[: len(positions)]
-            hiding = [
-                (KnockOut(heads=tuple(heads), keys=tuple(map(int, keys))),)
-                for keys in (positions, others)
-            ]
-            losses.append(contrast(model, [prompt], [(), *hiding])[0])
-            step()
+    for prompt, positions in zip(ids, anchors, strict=False):
+        rest = np.setdiff1d(np.arange(skip, len(prompt)), positions)
+        others = generator.permutation(rest)[: len(positions)]
+        hiding = [
+            (KnockOut(heads=tuple(heads), keys=tuple(map(int, keys))),)
+            for keys in (positions, others)
+        ]
+        losses.append(contrast(model, [prompt], [(), *hiding])[0])
     return np.stack(losses)

@@ -7,7 +7,6 @@ import numpy as np
 
 from headscope.analyses._interventions.ablation import ablated_metric, encode_task, evaluate
 from headscope.analyses._interventions.causal_check import Head, Measure, random_sets
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
@@ -65,10 +64,8 @@ def measure(
 
     def scores(sets: Sequence[Sequence[Head]]) -> Array:
         columns = []
-        with steps(len(sets)) as step:
-            for heads in sets:
-                columns.append(score(heads))
-                step()
+        for heads in sets:
+            columns.append(score(heads))
         return np.stack(columns, axis=1)
 
     if decoding != "greedy":

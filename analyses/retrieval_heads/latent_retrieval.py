@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -96,30 +95,28 @@ def run(
     named: dict[str, list[str]] = {}
     notes: list[str] = []
     verdict: Verdict | None = None
-    with steps(len(KINDS)) as step:
-        for at, (kind, subject) in enumerate(subjects.items()):
-            reached = evaluate(model, subject, metric="accuracy")
-            if reached.mean() < least_solved:
-                mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
-                accuracy[at, 0] = mean, low, high
-                notes.append(
-                    f"{kind}: not solved, accuracy {amount(mean)} ({amount(low)} to "
-                    f"{amount(high)}), so no head is scored."
-                )
-            else:
-                scored[:, at] = weights[:, at]
-                ranked = top(weights[:, at].mean(0), best)
-                named[kind] = [label(head) for head in ranked]
-                checked, _, record = causal_check.check(
-                    "accuracy", kind, model, replace(subject, name=kind), ranked,
-                    heads(captures[kind]), kind=kind, draws=draws, seed=seed,
-                )  # fmt: skip
-                ends = [checked[f"accuracy{end}"].values for end in ("", "_lower", "_upper")]
-                accuracy[at] = np.stack(ends, axis=-1)
-                records[kind] = record
-                outcome = Verdict(record["verdict"], f"{kind}: {record['note']}")
-                verdict = outcome if verdict is None else verdict & outcome
-            step()
+    for at, (kind, subject) in enumerate(subjects.items()):
+        reached = evaluate(model, subject, metric="accuracy")
+        if reached.mean() < least_solved:
+            mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
+            accuracy[at, 0] = mean, low, high
+            notes.append(
+                f"{kind}: not solved, accuracy {amount(mean)} ({amount(low)} to "
+                f"{amount(high)}), so no head is scored."
+            )
+        else:
+            scored[:, at] = weights[:, at]
+            ranked = top(weights[:, at].mean(0), best)
+            named[kind] = [label(head) for head in ranked]
+            checked, _, record = causal_check.check(
+                "accuracy", kind, model, replace(subject, name=kind), ranked,
+                heads(captures[kind]), kind=kind, draws=draws, seed=seed,
+            )  # fmt: skip
+            ends = [checked[f"accuracy{end}"].values for end in ("", "_lower", "_upper")]
+            accuracy[at] = np.stack(ends, axis=-1)
+            records[kind] = record
+            outcome = Verdict(record["verdict"], f"{kind}: {record['note']}")
+            verdict = outcome if verdict is None else verdict & outcome
 
     convention = (
         f"{count} prompts of each kind; literal and associative: {pairs} facts, threads: two of "

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, heads, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
@@ -98,29 +97,27 @@ def run(
         raise NotApplicable(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
     present = stated(task)
     pair = (present, absent(present, model.tokenizer, seed))
-    with steps(len(pair) + 1) as step:
-        answers: list[Any] = []
-        for prompts in pair:
-            answers.append(_generate(model, prompts, new_tokens, prefix, answered=not answers))
-            step()
-        reference = capture(model, present, stats=("lse",))
-        results = Results(reference, seed=seed, source=SOURCE)
-        ratio, truth, borrowed = map(np.stack, zip(*answers, strict=True))
-        means = ratio[:, :, :answer].mean(2)
-        split = np.random.default_rng(seed).permutation(len(task))
-        sides = {"train": split[: len(task) // 2], "test": split[len(task) // 2 :]}
-        inputs = _features(ratio, answer, window)
-        areas, detectors = _detect(inputs, truth, sides, seed)
-        owner = np.tile(np.arange(len(task)), 2)
-        columns = means.reshape(truth.size, -1).T
-        alone = np.array([auroc(truth.ravel(), -ratio, owner, seed=seed) for ratio in columns])
-        alone = alone.T.reshape(3, *means.shape[2:])
-        pool = heads(reference)
-        telling = top(np.abs(alone[0] - 0.5), min(ablated, len(pool) // 2))
-        checked, conditions, record = causal_check.check(
-            "accuracy", "Accuracy where the fact is stated", model, present, telling, pool,
-            kind="lookback", draws=draws, seed=seed,
-        )  # fmt: skip
+    answers: list[Any] = []
+    for prompts in pair:
+        answers.append(_generate(model, prompts, new_tokens, prefix, answered=not answers))
+    reference = capture(model, present, stats=("lse",))
+    results = Results(reference, seed=seed, source=SOURCE)
+    ratio, truth, borrowed = map(np.stack, zip(*answers, strict=True))
+    means = ratio[:, :, :answer].mean(2)
+    split = np.random.default_rng(seed).permutation(len(task))
+    sides = {"train": split[: len(task) // 2], "test": split[len(task) // 2 :]}
+    inputs = _features(ratio, answer, window)
+    areas, detectors = _detect(inputs, truth, sides, seed)
+    owner = np.tile(np.arange(len(task)), 2)
+    columns = means.reshape(truth.size, -1).T
+    alone = np.array([auroc(truth.ravel(), -ratio, owner, seed=seed) for ratio in columns])
+    alone = alone.T.reshape(3, *means.shape[2:])
+    pool = heads(reference)
+    telling = top(np.abs(alone[0] - 0.5), min(ablated, len(pool) // 2))
+    checked, conditions, record = causal_check.check(
+        "accuracy", "Accuracy where the fact is stated", model, present, telling, pool,
+        kind="lookback", draws=draws, seed=seed,
+    )  # fmt: skip
 
     convention = (
         f"{len(task)} prompts of {task.name} and their counterfactuals without the asked fact; "

@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, numbers
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
@@ -195,14 +194,12 @@ def _read(
 ) -> tuple[Array, Array, Array, Array, str]:
     """Score every prompt of every cell (length, depth, prompt, ...), and digest their tokens."""
     digests, rows = [], []
-    with steps(sum(len(row) for row in cells)) as step:
-        for task in (task for row in cells for task in row):
-            prompts = read(model, task)
-            assert prompts.encoded is not None
-            digests.append(prompts.digest())
-            for ids, questions in zip(prompts.ids, prompts.encoded.questions, strict=True):
-                rows.append(score(model, ids, questions, decoding, new_tokens))
-            step()
+    for task in (task for row in cells for task in row):
+        prompts = read(model, task)
+        assert prompts.encoded is not None
+        digests.append(prompts.digest())
+        for ids, questions in zip(prompts.ids, prompts.encoded.questions, strict=True):
+            rows.append(score(model, ids, questions, decoding, new_tokens))
     shape = (len(cells), len(cells[0]), -1)
     sets, multisets, recalled, matched = (
         np.stack(part).reshape(*shape, *np.shape(part[0])) for part in zip(*rows, strict=True)

@@ -21,7 +21,6 @@ import xarray as xr
 
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     GRID,
     SHARE,
@@ -151,19 +150,17 @@ def run(
     }
     outcomes: list[Verdict] = []
     records: dict[str, Any] = {}
-    with steps(len(checks)) as step:
-        for name, (subject, ranking, (measure, what, how)) in checks.items():
-            checked, conditions, record = causal_check.check(
-                f"{name}_accuracy", f"{what[0].upper()}{what[1:]} on {subject.name}",
-                model, subject,
-                above(ranking, threshold, len(pool) // 2), pool,
-                kind="retrieval" if name == "needle" and scored else "recall",
-                draws=draws, seed=seed, measure=measure, score=what, how=how,
-            )  # fmt: skip
-            results.variables |= checked
-            records[name] = record
-            outcomes.append(Verdict(record["verdict"], f"{subject.name}: {record['note']}"))
-            step()
+    for name, (subject, ranking, (measure, what, how)) in checks.items():
+        checked, conditions, record = causal_check.check(
+            f"{name}_accuracy", f"{what[0].upper()}{what[1:]} on {subject.name}",
+            model, subject,
+            above(ranking, threshold, len(pool) // 2), pool,
+            kind="retrieval" if name == "needle" and scored else "recall",
+            draws=draws, seed=seed, measure=measure, score=what, how=how,
+        )  # fmt: skip
+        results.variables |= checked
+        records[name] = record
+        outcomes.append(Verdict(record["verdict"], f"{subject.name}: {record['note']}"))
     # Both checks share one axis, so their conditions carry the same names.
     conditions[1] = "top heads ablated"
     return results.dataset(

@@ -22,7 +22,6 @@ from headscope.analyses._interventions import next_token_loss
 from headscope.analyses._interventions.batched_edits import RowScale
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, Results, labels, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
@@ -160,10 +159,8 @@ def _sweep(
 ) -> tuple[Array, Array]:
     """Return the change of loss (prompt, keys, gamma, layer, head), and of all heads together."""
     changes = []
-    with steps(len(ids)) as step:
-        for prompt, keys in zip(ids, sinks, strict=True):
-            changes.append(_sweep_prompt(model, prompt, keys[..., : len(prompt)], gammas))
-            step()
+    for prompt, keys in zip(ids, sinks, strict=True):
+        changes.append(_sweep_prompt(model, prompt, keys[..., : len(prompt)], gammas))
     single, joint = zip(*changes, strict=True)
     return np.stack(single), np.stack(joint)
 

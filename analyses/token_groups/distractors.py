@@ -21,7 +21,6 @@ import xarray as xr
 
 from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, numbers
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -121,26 +120,23 @@ def run(
     # What competes: the facts, or the shots and the asked fact.
     units = np.array(counts, dtype=float) + bool(shots)
     sets = [Facts(model, prompts) for prompts in drawn]
-    with steps(2 * len(sets)) as step:
-        masses = []
-        for prompts in sets:
-            masses.append(np.stack([prompts.masses(row) for row in range(len(task))]))
-            step()
-        on_asked, entropies, groups, relevance = _summarize(sets, masses)
-        sums = np.stack(
-            [_per_token(*each)[..., :-2].sum(-1) for each in zip(sets, masses, strict=True)],
-            axis=-1,
-        )
-        share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
-        dispersion = -slope(np.log(units), np.log(share))
-        chosen = top(bootstrap(on_asked[..., -1])[0], best)
-        rest = [head for head in pool if head not in chosen]
-        random = random_sets(rest, best, 1, seed)[0]
-        generator = np.random.default_rng(seed)
-        right, nats = np.empty((2, len(task), len(CONDITIONS), len(sets)))
-        for column, prompts in enumerate(sets):
-            right[..., column], nats[..., column] = _hide(prompts, pool, chosen, random, generator)
-            step()
+    masses = []
+    for prompts in sets:
+        masses.append(np.stack([prompts.masses(row) for row in range(len(task))]))
+    on_asked, entropies, groups, relevance = _summarize(sets, masses)
+    sums = np.stack(
+        [_per_token(*each)[..., :-2].sum(-1) for each in zip(sets, masses, strict=True)],
+        axis=-1,
+    )
+    share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
+    dispersion = -slope(np.log(units), np.log(share))
+    chosen = top(bootstrap(on_asked[..., -1])[0], best)
+    rest = [head for head in pool if head not in chosen]
+    random = random_sets(rest, best, 1, seed)[0]
+    generator = np.random.default_rng(seed)
+    right, nats = np.empty((2, len(task), len(CONDITIONS), len(sets)))
+    for column, prompts in enumerate(sets):
+        right[..., column], nats[..., column] = _hide(prompts, pool, chosen, random, generator)
 
     prompts_words = (
         f"{len(task)} prompts of {TASK} for each of {', '.join(map(str, counts))} {axis}"

@@ -21,7 +21,6 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import contrast, predicts, tokens
 from headscope.analyses._measurements.received import token_axis
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import (
     GRID,
     SHARE,
@@ -105,45 +104,42 @@ def run(
     reach = capture["window"].values
     shares, masses, near, kinds = [], [], [], []
     checked = prompts[:causal_prompts]
-    with steps(len(prompts) + 1) as step:
-        for ids in prompts:
-            weights = received(model, ids, window, reach)
-            kind = judge(weights, alive)[..., : len(ids) - behind]
-            belongs = kind[..., None] == np.arange(len(KINDS))
-            mass = (weights.total[..., : len(ids) - behind, None] * belongs).sum(-2)
-            # A layer without an attention map has no judgement either.
-            shares.append(np.where(np.isnan(weights.total[..., :1]), np.nan, belongs.mean(-2)))
-            masses.append(mass / np.where(mass.sum(-1) > 0, mass.sum(-1), np.nan)[..., None])
-            near.append(np.clip(weights.near.sum(-1) / weights.total.sum(-1), 0, 1))
-            kinds.append(kind)
-            step()
+    for ids in prompts:
+        weights = received(model, ids, window, reach)
+        kind = judge(weights, alive)[..., : len(ids) - behind]
+        belongs = kind[..., None] == np.arange(len(KINDS))
+        mass = (weights.total[..., : len(ids) - behind, None] * belongs).sum(-2)
+        # A layer without an attention map has no judgement either.
+        shares.append(np.where(np.isnan(weights.total[..., :1]), np.nan, belongs.mean(-2)))
+        masses.append(mass / np.where(mass.sum(-1) > 0, mass.sum(-1), np.nan)[..., None])
+        near.append(np.clip(weights.near.sum(-1) / weights.total.sum(-1), 0, 1))
+        kinds.append(kind)
 
-        convention = (
-            f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens "
-            f"with {behind} or more behind them; {len(prompts)} prompt(s)"
-        )
-        results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-        results.add_means(
-            ("lifetime_tokens", (*GRID, "lifetime"), np.clip(np.stack(shares), 0, 1),
-             "Tokens by lifetime", ("share of tokens", *ZERO_TO_ONE)),
-            ("lifetime_mass", (*GRID, "lifetime"), np.clip(np.stack(masses), 0, 1),
-             "Weight by lifetime of the token", SHARE),
-            ("near_mass", GRID, np.stack(near), "Weight within the window", SHARE,
-             f"window of {window} tokens, the query's own included; {len(prompts)} prompt(s)"),
+    convention = (
+        f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens "
+        f"with {behind} or more behind them; {len(prompts)} prompt(s)"
+    )
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
+    results.add_means(
+        ("lifetime_tokens", (*GRID, "lifetime"), np.clip(np.stack(shares), 0, 1),
+         "Tokens by lifetime", ("share of tokens", *ZERO_TO_ONE)),
+        ("lifetime_mass", (*GRID, "lifetime"), np.clip(np.stack(masses), 0, 1),
+         "Weight by lifetime of the token", SHARE),
+        ("near_mass", GRID, np.stack(near), "Weight within the window", SHARE,
+         f"window of {window} tokens, the query's own included; {len(prompts)} prompt(s)"),
+    )  # fmt: skip
+    first = kinds[0][attending(capture)]
+    for name in ("global", "local"):
+        results.add(
+            f"token_{name}", ("query",), (first == KINDS.index(name)).mean((0, 1)),
+            f"Heads in which a token is {name}", "share of heads", *ZERO_TO_ONE,
+            convention=f"first prompt; {convention}",
         )  # fmt: skip
-        first = kinds[0][attending(capture)]
-        for name in ("global", "local"):
-            results.add(
-                f"token_{name}", ("query",), (first == KINDS.index(name)).mean((0, 1)),
-                f"Heads in which a token is {name}", "share of heads", *ZERO_TO_ONE,
-                convention=f"first prompt; {convention}",
-            )  # fmt: skip
-        coords = token_axis(capture, first.shape[-1]) | {"lifetime": list(KINDS)}
-        verdict = None
-        if checked:
-            verdict = _limit(results, model, checked, window, least_mass)
-            step()
-            coords["condition"] = list(CONDITIONS)
+    coords = token_axis(capture, first.shape[-1]) | {"lifetime": list(KINDS)}
+    verdict = None
+    if checked:
+        verdict = _limit(results, model, checked, window, least_mass)
+        coords["condition"] = list(CONDITIONS)
     by_kind = np.moveaxis(results["lifetime_mass"].values, -1, 0)
     by_type = {kind: named(mass, mass > 0.5) for kind, mass in zip(KINDS, by_kind, strict=True)}
     means = np.nanmean(results["lifetime_tokens"].values, axis=(0, 1))

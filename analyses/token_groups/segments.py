@@ -14,14 +14,12 @@ Sources: Understanding the Behaviors of BERT in Ranking (query and document); Wi
 Visual Perception in Language Models; A-VL (modalities); Attention knockout (Geva et al. 2023).
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.length_trend import Array, mean
@@ -94,11 +92,8 @@ def run(
     inputs = _segment_mass.inputs(capture)
     names = list(made.names)
     cut = inputs[:causal_prompts]
-    with steps(len(inputs) + len(cut) * len(names) ** 2) as step:
-        mass, even, own = _masses(capture, model, inputs, made, step)
-        effects = [
-            _cut(capture, model, prompt, made, number, step) for number, prompt in enumerate(cut)
-        ]
+    mass, even, own = _masses(capture, model, inputs, made)
+    effects = [_cut(capture, model, prompt, made, number) for number, prompt in enumerate(cut)]
     enrichment = mass / even
 
     kinds_text = f"{made.said}; {len(inputs)} prompt(s)"
@@ -141,7 +136,7 @@ def run(
 
 
 def _masses(
-    capture: xr.Dataset, model: Model, inputs: list[Any], made: Segments, step: Callable[[], None]
+    capture: xr.Dataset, model: Model, inputs: list[Any], made: Segments
 ) -> tuple[Array, Array, Array]:
     """Return mass and even share (prompt, layer, head, from, to), and the mass within."""
     masses, shares, own = [], [], []
@@ -156,7 +151,6 @@ def _masses(
         own.append((np.nan_to_num(np.einsum("lhss->lhs", mass)) * sizes).sum(-1))
         own[-1][~attending(capture)] = np.nan
         shares.append(np.broadcast_to(even, mass.shape))
-        step()
     return np.stack(masses), np.stack(shares), np.stack(own)
 
 
@@ -166,7 +160,6 @@ def _cut(
     prompt: Any,
     made: Segments,
     number: int,
-    step: Callable[[], None],
 ) -> Array:
     """Hide each segment from each in turn and read what that does to the queries (from, to)."""
     count = len(made.names)
@@ -183,7 +176,6 @@ def _cut(
         if not np.isnan(visible[:, source, target]).all():
             effect = hiding.effect(rows[target].tolist(), rows[source].tolist())
             effects[source, target] = _segment_mass.mean_of(effect, rows[source])
-        step()
     return effects
 
 

@@ -18,7 +18,6 @@ import xarray as xr
 
 from headscope.analyses._measurements.received import seers, weight
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.progress import steps
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
@@ -144,24 +143,22 @@ def _hide(
     """Hide every class, and as many random others (prompt, condition, token_class)."""
     generator = np.random.default_rng(seed)
     effects = np.full((len(prompts), len(CONDITIONS), len(made.names)), np.nan)
-    with steps(len(prompts)) as step:
-        for row, prompt in enumerate(prompts):
-            hiding = _segment_mass.Hiding(capture, model, prompt)
-            # The first query of a text sees itself alone, which says nothing of the class.
-            read = np.arange(1, len(made.numbers[row]))
-            for column, name in enumerate(made.names):
-                inside = made.positions(row, name)
-                rest = np.setdiff1d(read, inside)
-                if not inside or not len(rest):
-                    continue
-                effects[row, 0, column] = _segment_mass.mean_of(hiding.effect(inside), read)
-                if len(inside) >= len(rest):
-                    continue
-                sets = [generator.permutation(rest)[: len(inside)].tolist() for _ in range(draws)]
-                effects[row, 1, column] = np.mean(
-                    [_segment_mass.mean_of(hiding.effect(others), read) for others in sets]
-                )
-            step()
+    for row, prompt in enumerate(prompts):
+        hiding = _segment_mass.Hiding(capture, model, prompt)
+        # The first query of a text sees itself alone, which says nothing of the class.
+        read = np.arange(1, len(made.numbers[row]))
+        for column, name in enumerate(made.names):
+            inside = made.positions(row, name)
+            rest = np.setdiff1d(read, inside)
+            if not inside or not len(rest):
+                continue
+            effects[row, 0, column] = _segment_mass.mean_of(hiding.effect(inside), read)
+            if len(inside) >= len(rest):
+                continue
+            sets = [generator.permutation(rest)[: len(inside)].tolist() for _ in range(draws)]
+            effects[row, 1, column] = np.mean(
+                [_segment_mass.mean_of(hiding.effect(others), read) for others in sets]
+            )
     return effects
 
 

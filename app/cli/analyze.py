@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,8 @@ def analyze(
     known = finished(opened)
     missing = [name for name in analyses.names() if name not in known or name in options]
     wanted = named or [name for name in missing if every or name in options or name in quick()]
-    with bar(err) as progress:
+    stated: dict[str, float] = {}
+    with bar(err, stated) as progress:
         outcomes = analyze_run(
             opened,
             wanted,
@@ -69,7 +71,7 @@ def analyze(
             options=options,
             source=model,
             register=register,
-            announce=say_costs,
+            announce=partial(say_costs, stated=stated),
             progress=progress,
         )
     code = report_missing(opened, outcomes, {*named, *options})
@@ -84,12 +86,17 @@ def analyze(
     say(f"next: headscope report {run}")
 
 
-def say_costs(costs: Sequence[Cost]) -> None:
-    """Say on standard error what analyses are expected to take, the longest first."""
+def say_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
+    """Say on standard error what analyses are expected to take, the longest first.
+
+    Their seconds are written into ``stated``.
+    """
     from headscope.analyses._runtime.cost import duration
 
     for each in sorted(costs, key=lambda cost: -(cost.seconds or 0)):
         say(str(each), err)
+        if each.seconds is not None:
+            stated[each.analysis] = each.seconds
     if len(costs) > 1:
         say(f"together about {duration(sum(each.seconds or 0 for each in costs))}", err)
 

@@ -96,15 +96,20 @@ def _ablated(
     runs: tuple[Run, Run], task: str, number: int, progress: Report
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Ablate every head of both models on the same prompts."""
+    from headscope.analyses._runtime.cost import share
     from headscope.analyses._runtime.progress import reporting
     from headscope.analyses.comparison import removed
     from headscope.app.pipeline import open_model
     from headscope.probes.prompts import tasks
+    from headscope.probes.prompts.reading import read
 
     lost = []
     for at, model in enumerate([open_model(run) for run in runs], 1):
-        with reporting(partial(progress, f"{at}/2 {model.name} without each head")):
-            made = tasks.make(task, tokenizer=model.tokenizer, n=number)
+        made = tasks.make(task, tokenizer=model.tokenizer, n=number)
+        layers = len(model.geometry.attending)
+        tokens = sum(map(len, read(model, made).ids))
+        work = tokens * layers * (1 + layers * model.heads * share(layers))
+        with reporting(partial(progress, f"{at}/2 {model.name} without each head"), work):
             lost.append(removed(model, made))
     return lost[0], lost[1]
 

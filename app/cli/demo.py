@@ -1,5 +1,6 @@
 """``headscope demo``: the main job on the bundled model, or on another one."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,8 @@ def demo(
     from headscope.app.pipeline import analyze_run, capture_run
 
     own = "" if model == "headscope/bundled" else f"-{Path(model).name.replace('@', '-')}"
-    with bar(err) as progress:
+    stated: dict[str, float] = {}
+    with bar(err, stated) as progress:
         run = capture_run(
             folder or Path(f"runs/demo{own}"),
             model,
@@ -47,7 +49,8 @@ def demo(
             progress=progress,
         )
         names = analyses.names() if every else STORY
-        outcomes = analyze_run(run, names, announce=say_costs, progress=progress)
+        announce = partial(say_costs, stated=stated)
+        outcomes = analyze_run(run, names, announce=announce, progress=progress)
     code = report_missing(run, outcomes)
     print_report(run)
     say(f"open the dashboard: headscope app {run.path}")

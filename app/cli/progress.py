@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
 
@@ -11,62 +11,77 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from headscope.app.cli.console import say
 
 INTERVAL = 10.0
 """Seconds between two lines, where there is no terminal."""
-# What still runs is never shown as complete: an analysis may do more than the steps that it counts.
+# What still runs is never shown as complete.
 MOST = 0.99
+# Seconds, and share of the work, after which the rate so far says what is left; until then what was
+# stated says it.
+LEAST_TIME, LEAST_SHARE = 3.0, 0.05
 
 Report = Callable[[str, float, float], None]
 
 
 class Phase:
-    """A part of the work that counts its steps, ``done`` of ``total``, of about equal cost."""
+    """A part of the work: ``done`` of a ``total``, 0 where that is not known.
 
-    def __init__(self, name: str, now: float) -> None:
-        self.name, self.began = name, now
+    ``stated`` are the seconds that it was said to take.
+    """
+
+    def __init__(self, name: str, now: float, stated: float | None = None) -> None:
+        self.name, self.began, self.stated = name, now, stated
         self.done, self.total = 0.0, 0.0
         self.first = self.last = (now, 0.0)
 
     @property
     def complete(self) -> bool:
-        """Whether all steps are counted."""
-        return self.done >= self.total
+        """Whether all of it is done."""
+        return 0 < self.total <= self.done
 
     def count(self, done: float, total: float, now: float) -> None:
         """Take what is done; where it is less than before, the phase begins again."""
-        total = max(total, 1)
         if done < self.done:
             self.began = now
-        self.last = now, done / total
-        if done < self.done or total != self.total:
+        self.last = now, done / total if total else 0.0
+        if done < self.done or (not self.done and total != self.total):
             self.first = self.last
         self.done, self.total = done, total
 
-    def describe(self, now: float) -> str:
-        """Say the share that is done, the time that took, and what is left at its rate."""
-        text = f"{self.name}: {{}}{_clock(now - self.began)} elapsed"
+    def left(self, now: float) -> float | None:
+        """Return the seconds that are left, at the rate so far or as stated; None if unknown."""
         (start, before), (latest, share) = self.first, self.last
-        if self.complete:
-            return text.format("all steps counted, ")
-        if share <= before:
-            return text.format(f"{share:.0%} done, " if share else "")
-        left = (latest - start) * (1 - share) / (share - before) - (now - latest)
-        return f"{text.format(f'{share:.0%} done, ')}, about {_clock(max(left, 0))} left"
+        if latest - start >= LEAST_TIME and share - before >= LEAST_SHARE:
+            left = (latest - start) * (1 - share) / (share - before)
+        elif self.stated is not None:
+            left = self.stated * (1 - share)
+        else:
+            return None
+        return max(left - (now - latest), 0.0)
+
+    def describe(self, now: float) -> str:
+        """Say the share that is done, the time that took, and what is left."""
+        share, left = self.last[1], self.left(now)
+        done = f"{min(share, MOST):.0%} done, " if share else ""
+        text = f"{self.name}: {done}{_clock(now - self.began)} elapsed"
+        return text if left is None else f"{text}, about {_clock(left)} left"
 
 
 class Phases:
     """The phases that run now, the outermost first."""
 
-    def __init__(self) -> None:
+    def __init__(self, stated: Mapping[str, float] | None = None) -> None:
         self.began = time.monotonic()
+        self.stated = {} if stated is None else stated
         self.running: list[Phase] = []
 
     def count(self, name: str, done: float, total: float) -> list[Phase]:
@@ -80,7 +95,8 @@ class Phases:
         if name in names:
             kept = kept[: names.index(name) + 1]
         else:
-            kept = [phase for phase in kept if not phase.complete] + [Phase(name, now)]
+            stated = self.stated.get(name.rpartition(" ")[2])
+            kept = [phase for phase in kept if not phase.complete] + [Phase(name, now, stated)]
         kept[-1].count(done, total, now)
         whole = [*self.running, kept[-1]]
         if len(kept) > 1 and kept[-1].complete:
@@ -106,16 +122,20 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def bar(console: Console) -> Iterator[Report]:
-    """Show the phases that are reported as (name, done, total), from the first report on."""
-    with _bars(console) if console.is_terminal else _lines(console) as report:
+def bar(console: Console, stated: Mapping[str, float] | None = None) -> Iterator[Report]:
+    """Show the phases that are reported as (name, done, total), from the first report on.
+
+    ``stated`` are the seconds that the phases were said to take, by the last word of their names.
+    """
+    phases = Phases(stated)
+    with (_bars if console.is_terminal else _lines)(console, phases) as report:
         yield report
 
 
 @contextmanager
-def _lines(console: Console) -> Iterator[Report]:
+def _lines(console: Console, phases: Phases) -> Iterator[Report]:
     """Print one line every `INTERVAL` seconds, and nothing between."""
-    phases, over = Phases(), Event()
+    over = Event()
 
     def tell() -> None:
         while not over.wait(INTERVAL):
@@ -134,16 +154,32 @@ def _lines(console: Console) -> Iterator[Report]:
         teller.join()
 
 
+class _Left(ProgressColumn):
+    """The time that is left of a phase."""
+
+    def __init__(self, phases: Phases) -> None:
+        super().__init__()
+        self.phases = phases
+
+    def render(self, task: Task) -> Text:
+        """Write the time that is left, or that a phase took."""
+        now, running = time.monotonic(), {phase.name: phase for phase in self.phases.running}
+        if task.description not in running:
+            return Text(_clock(task.finished_time or 0), "progress.elapsed")
+        left = running[task.description].left(now)
+        return Text("-:--" if left is None else f"{_clock(left)} left", "progress.remaining")
+
+
 @contextmanager
-def _bars(console: Console) -> Iterator[Report]:
+def _bars(console: Console, phases: Phases) -> Iterator[Report]:
     """Draw a bar for every phase."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        _Left(phases),
     )
-    progress, phases = Progress(*columns, console=console), Phases()
+    progress = Progress(*columns, console=console)
     tasks: dict[str, TaskID] = {}
 
     def complete(ended: list[Phase]) -> None:
@@ -155,10 +191,11 @@ def _bars(console: Console) -> Iterator[Report]:
         # Not before: input that is refused at once prints its one line and nothing else.
         progress.start()
         if name not in tasks:
-            tasks[name] = progress.add_task(name)
+            tasks[name] = progress.add_task(name, total=None)
         elif progress.tasks[tasks[name]].completed > done:
             progress.reset(tasks[name])
-        progress.update(tasks[name], completed=min(done, MOST * total), total=total)
+        shown = min(done, MOST * total) if total else done
+        progress.update(tasks[name], completed=shown, total=total or None)
         complete(phases.count(name, done, total))
 
     try:

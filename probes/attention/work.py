@@ -6,25 +6,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_COUNT: ContextVar[Callable[[int], None] | None] = ContextVar("work", default=None)
+Count = Callable[[int, bool], None]
+
+_COUNTS: ContextVar[tuple[Count, ...]] = ContextVar("work", default=())
 
 
 @contextmanager
-def counting(count: Callable[[int], None]) -> Iterator[None]:
-    """Call ``count`` with the tokens of every layer of attention that is computed inside.
+def counting(count: Count) -> Iterator[None]:
+    """Call ``count`` for every layer of attention that is computed inside.
 
-    A layer that a gradient goes through counts three times: its backward pass costs about two
-    forward ones.
+    It is given the tokens, and whether a gradient goes through the layer. What is counted inside
+    another count is counted by both.
     """
-    token = _COUNT.set(count)
+    token = _COUNTS.set((*_COUNTS.get(), count))
     try:
         yield
     finally:
-        _COUNT.reset(token)
+        _COUNTS.reset(token)
 
 
 def add(tokens: int, *, backward: bool) -> None:
     """Count one layer of a pass over some tokens."""
-    count = _COUNT.get()
-    if count is not None:
-        count(3 * tokens if backward else tokens)
+    for count in _COUNTS.get():
+        count(tokens, backward)
+
+
+def weight(tokens: int, backward: bool) -> int:
+    """Return tokens in passes' worth: a backward pass costs about as much as two forward ones."""
+    return 3 * tokens if backward else tokens

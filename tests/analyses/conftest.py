@@ -3,8 +3,6 @@
 import constructed
 import pytest
 
-from headscope.analyses._runtime.progress import reporting
-
 
 @pytest.fixture(scope="session")
 def circuit():
@@ -19,11 +17,3 @@ def rotary_sink():
 @pytest.fixture(scope="session")
 def random_llama():
     return constructed.random_llama()
-
-
-@pytest.fixture
-def progress():
-    """What the analyses of a test report of their steps."""
-    calls = []
-    with reporting(lambda *step: calls.append(step)):
-        yield calls

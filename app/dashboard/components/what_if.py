@@ -16,6 +16,7 @@ from headscope.app.dashboard.components import edit_form
 from headscope.app.report.scores import interval_text
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.reading import read
 
 VIEW = "the text in view"
 TASK_PROMPTS = 16
@@ -79,9 +80,10 @@ def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
     bar = st.progress(0.0, "Running the model …")
 
     def report(done: float, total: float) -> None:
-        bar.progress(done / total, f"{done:g} of {total:g} passes")
+        bar.progress(done / total, f"{done / total:.0%} of two passes over the prompts")
 
-    with reporting(report):
+    tokens = sum(map(len, read(model, prompts).ids))
+    with reporting(report, 2 * tokens * len(model.geometry.attending)):
         answer = what_if(model, prompts, (edit,))
     bar.empty()
     return answer

@@ -9,7 +9,6 @@ from refusals import check_refusal
 
 from headscope.analyses import pruning
 from headscope.analyses._interventions.ablation import ablated_metric, evaluate
-from headscope.analyses._runtime.progress import reporting
 from headscope.analyses.head_importance import _removal_order
 from headscope.probes import capture
 from headscope.probes.interventions import Ablate, Replace
@@ -28,12 +27,7 @@ def task():
 @pytest.fixture(scope="module")
 def result(circuit, task):
     captured = capture(circuit, task, stats=(), keep=("z",))
-    calls = []
-    with reporting(lambda *step: calls.append(step)):
-        found = pruning.run(captured, circuit, task, share=0.0, orders=ORDERS)
-    assert calls[-1] == (4, 4)
-    assert calls == sorted(calls)
-    return found
+    return pruning.run(captured, circuit, task, share=0.0, orders=ORDERS)
 
 
 def test_the_planted_circuit_is_the_smallest_set_and_goes_last(result):

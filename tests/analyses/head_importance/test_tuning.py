@@ -128,13 +128,11 @@ def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
     assert all(each.grad is None for each in random_llama.module.parameters())
 
 
-def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit, progress):
+def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
     task = repeated(n=8, length=5)
     captured = capture(circuit, task, stats=(), keep=("z",))
     options = {"goal": "answers", "other": "thread", "count": 1, "steps": 3}
     result = tuning.run(captured, circuit, task, **options)
-    assert progress[-1] == (8, 8)
-    assert len([done for done, _ in progress if done % 1]) >= 16  # two inner steps of every three
     assert result["tuned"].shape == (2, 3)
     assert [len(each) for each in result.attrs["tuned_heads"].values()] == [1, 1, 1]
     assert "learned from 4 prompts in 3 steps, measured on 4 others" in result.attrs["convention"]

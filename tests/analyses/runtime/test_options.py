@@ -9,10 +9,11 @@ from refusals import check_refusal, refusal
 
 from headscope import analyses
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option, checked, parse
-from headscope.analyses._runtime.progress import reporting, steps
+from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.verdict import Verdict, compare_losses
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.attention import work
 
 
 def run(
@@ -70,18 +71,23 @@ def test_every_declared_bound_is_met_before_anything_runs(name, option, bound):
     assert (type(error), error.field) == (InvalidInput, option)
 
 
-def test_nested_steps_move_one_bar_and_never_back():
+def test_a_bar_moves_with_the_work_and_is_full_at_its_end_alone():
     seen: list[tuple[float, float]] = []
-    with reporting(lambda done, total: seen.append((done, total))), steps(2) as step:
-        for _ in range(2):
-            with steps(4) as part:
-                for _ in range(4):
-                    part()
-            step()
-    done = [value for value, _ in seen]
-    assert done == sorted(done)
-    assert seen[0] == (0.25, 2)
-    assert seen[-1] == (2, 2)
+    with reporting(lambda done, total: seen.append((done, total)), 20):
+        work.add(4, backward=False)
+        work.add(4, backward=True)
+        assert seen == [(0, 20), (4, 20), (16, 20)]
+        work.add(40, backward=False)  # more than was expected
+        assert seen[-1][0] == 56
+        assert seen[-1][0] / seen[-1][1] == pytest.approx(0.95)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_work_of_unknown_size_is_reported_without_a_total():
+    seen: list[tuple[float, float]] = []
+    with reporting(lambda done, total: seen.append((done, total))):
+        work.add(4, backward=False)
+    assert seen == [(0, 0), (4, 0), (4, 4)]
 
 
 def test_joined_verdicts_keep_the_more_severe_state():

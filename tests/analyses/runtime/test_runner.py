@@ -71,13 +71,10 @@ def test_progress_names_the_step(circuit):
     steps, task = [], repeated(n=2, length=5)
     given = {"options": {"draws": 1}, "progress": lambda *step: steps.append(step)}
     runner.execute("head_types", circuit, task=task, **given)
-    assert ("head_types: capture", 2, 2) in steps
-    # The bar of the analysis moves forward only, and ends where its total is.
-    done = [(count, total) for name, count, total in steps if name == "head_types"]
-    assert len(done) > 1
-    assert done == sorted(done)
-    assert done[-1][0] == done[-1][1]
-    assert len({total for _, total in done}) == 1
+    assert {name for name, _, _ in steps} == {"head_types"}
+    assert len(steps) > 2
+    assert steps == sorted(steps)
+    assert steps[-1][1] == steps[-1][2]
 
 
 def test_bad_requests_are_refused_before_anything_runs(circuit, captures):

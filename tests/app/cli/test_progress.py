@@ -47,11 +47,41 @@ def test_the_rate_is_that_of_the_steps_and_not_of_what_came_before_them(clock):
     assert phases.describe() == "1/1 retrieval: 50% done, 1:10 elapsed, about 0:20 left"
 
 
-def test_what_has_counted_its_steps_and_still_runs_is_not_called_done(clock):
+def test_what_was_stated_says_what_is_left_until_there_is_evidence(clock):
+    phases = Phases({"importance": 80.0})
+    phases.count("1/2 importance", 0, 100)
+    assert phases.describe() == "1/2 importance: 0:00 elapsed, about 1:20 left"
+    clock[0] += 20
+    phases.count("1/2 importance", 1, 100)  # 33 minutes at the rate so far
+    assert phases.describe() == "1/2 importance: 1% done, 0:20 elapsed, about 1:19 left"
+    clock[0] += 20
+    phases.count("1/2 importance", 10, 100)
+    assert phases.describe() == "1/2 importance: 10% done, 0:40 elapsed, about 6:00 left"
+
+
+def test_a_share_in_a_blink_is_no_evidence(clock):
+    phases = Phases()
+    phases.count("importance", 0, 4)
+    clock[0] += 1
+    phases.count("importance", 2, 4)
+    assert phases.describe() == "importance: 50% done, 0:01 elapsed"
+
+
+def test_work_of_unknown_size_says_its_time_alone(clock):
+    phases = Phases()
+    phases.count("mine", 0, 0)
+    phases.count("mine", 300, 0)
+    clock[0] += 61
+    assert phases.describe() == "mine: 1:01 elapsed"
+    phases.count("mine", 300, 300)
+    assert phases.running[0].complete
+
+
+def test_what_is_complete_and_still_runs_is_not_called_done(clock):
     phases = Phases()
     phases.count("importance", 4, 4)
     clock[0] += 61
-    assert phases.describe() == "importance: all steps counted, 1:01 elapsed"
+    assert phases.describe() == "importance: 99% done, 1:01 elapsed"
 
 
 def test_phases_inside_another_have_their_own_time_and_end_with_it(clock):
@@ -87,7 +117,7 @@ def test_lines_come_at_their_interval_and_nothing_between(monkeypatch):
             time.sleep(0.01)
     lines = console.file.getvalue().splitlines()
     assert 1 <= len(lines) <= 3
-    said = r"capture: \d+% done, 0:0\d elapsed, about 0:0\d left"
+    said = r"capture: \d+% done, 0:0\d elapsed"
     assert all(re.fullmatch(said, line) for line in lines), lines
     time.sleep(0.3)
     assert console.file.getvalue().splitlines() == lines, "nothing after the end"
