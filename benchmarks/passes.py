@@ -1,27 +1,37 @@
 """Count the forward passes of every analysis on the bundled model, for the costs that are stated.
 
 ``python -P benchmarks/passes.py`` runs every analysis with its default options and prompts, and
-writes ``analyses/_runtime/passes.json``: by analysis, passes over its prompts that do not depend on
-the number of heads (``fixed``; ``screened`` where not all heads are ablated), those over the first
-few alone (``first``), and ablations of each head (``per_head``). No time is measured. Names on the
-command line count these alone.
+writes ``analyses/_runtime/passes.json``, see `headscope.analyses._runtime.cost.Row`. Only the time
+beside the passes hangs on the machine; it is written in calls of a layer. Names on the command line
+count these alone.
 """
 
 import json
 import sys
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
+
 from headscope import analyses
-from headscope.analyses._interventions import ablation, causal_check, screening
-from headscope.analyses._runtime import cost
-from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+from headscope.analyses._interventions import ablation, screening
+from headscope.analyses._interventions.prefix_reuse import PrefixReuse
+from headscope.analyses._runtime import cost, pass_costs
+from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
-from headscope.analyses.retrieval_heads import _head_masking
+from headscope.analyses.attribution import logit_attribution
+from headscope.analyses.head_importance import _method_scores
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import load_model, tasks
 from headscope.probes.attention import work
+
+# Prompts of the counts beside the default one, and what is screened in place of all heads.
+FEW = (cost.FIRST_PROMPTS, cost.FIRST_PROMPTS // 2)
+FIRST, SAMPLE = 4, 2
 
 
 def main() -> None:
@@ -29,71 +39,114 @@ def main() -> None:
     file = Path(cost.__file__).with_name("passes.json")
     table = json.loads(file.read_text()) if file.exists() else {}
     model = load_model("headscope/bundled")
-    prompts = tasks.make("story", model.tokenizer)
-    execute(
-        "entropy", model, prompts
-    )  # the first capture checks the model, which is none of theirs
+    prompts = tasks.make("story", model.tokenizer, DEFAULT_PROMPTS)
+    execute("entropy", model, prompts)  # the first capture checks the model
     for name in sys.argv[1:] or analyses.names():
-        table[name] = row = count(name, model, prompts, None)
-        number = getattr(analyses.load(name), "PROMPTS", DEFAULT_PROMPTS)
-        if number > cost.FIRST_PROMPTS and "fixed" in row:
-            few = count(name, model, prompts, cost.FIRST_PROMPTS).get("fixed", row["fixed"])
-            first = max(0.0, few - row["fixed"]) / (1 - cost.FIRST_PROMPTS / number)
-            row |= {"fixed": round(few - first, 2), "first": round(first, 2)}
-        if "exhaustive" in analyses.options(name):
-            usual = screening.FEW, screening.FIRST, screening.SAMPLE
-            screening.FEW, screening.FIRST, screening.SAMPLE = 0, 4, 2
-            row["screened"] = count(name, model, prompts, None)["fixed"]
-            screening.FEW, screening.FIRST, screening.SAMPLE = usual
+        try:
+            table[name] = row(name, model, prompts)
+        except NotApplicable as refusal:
+            table[name] = {"why": str(refusal)}
+        else:
+            write(table, file)
+            table[name] |= rest(name, model, prompts)
+        write(table, file)
         print(name, table[name], flush=True)
-        lines = ",\n".join(f'"{name}": {json.dumps(table[name])}' for name in sorted(table))
-        file.write_text(f"{{\n{lines}\n}}\n")
+
+
+def write(table, file):
+    """Write the table, and have it read again."""
+    lines = ",\n".join(f'"{name}": {json.dumps(table[name])}' for name in sorted(table))
+    file.write_text(f"{{\n{lines}\n}}\n")
+    cost._rows.cache_clear()
+
+
+def rest(name, model, prompts):
+    """Return the time of an analysis beside its passes."""
+    with patch.object(pass_costs, "time", SimpleNamespace(perf_counter=time.process_time)):
+        [stated] = cost.estimate([name], model, prompts)
+        call = pass_costs.measure(model, []).call
+    start = time.process_time()
+    execute(name, model, prompts)
+    return {"rest": max(0, round((time.process_time() - start - stated.seconds) / call))}
+
+
+def row(name, model, prompts):
+    """Return the row of an analysis."""
+    number = getattr(analyses.load(name), "PROMPTS", DEFAULT_PROMPTS)
+    whole, swept, largest, read = count(name, model, prompts, None)
+    found = {"fixed": whole, "per_head": swept[0] / cost.share(model.layers) / heads(model)}
+    with suppress(NotApplicable):  # too few prompts for some
+        if number > FEW[0]:
+            few, fewer = (count(name, model, prompts, n)[0] for n in FEW)
+            part = (few - whole) / (1 - FEW[0] / number)
+            kind = "each" if fewer[0] - few[0] > part[0] / 2 > 0.02 else "first"
+            found |= {"fixed": few - part, kind: part}
+    if "exhaustive" in analyses.options(name):
+        with patch.multiple(screening, FEW=0, FIRST=FIRST, SAMPLE=SAMPLE), ExitStack() as stack:
+            for module in (_method_scores, logit_attribution):  # which have names of their own
+                stack.enter_context(patch.object(module, "FIRST", FIRST))
+            found["screened"], screened, *_ = count(name, model, prompts, None)
+        chosen = screened[0] / swept[0] * heads(model)
+        found["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
+    found |= {"most": largest, "head_asked": read / heads(model)}
+    if found["per_head"]:
+        # Passes as a share of those where every ablation runs alone.
+        alone = swept[2] / (found["per_head"] * heads(model) * cost.share(model.layers))
+        found["singles"] = np.clip((model.heads * alone - 1) / (model.heads - 1), 0, 1)
+        found["sweep_asked"] = swept[3] / found["per_head"] / heads(model)
+    return {key: np.round(value, 3).tolist() for key, value in found.items() if np.any(value)}
+
+
+def heads(model):
+    """Return the number of heads."""
+    return len(model.geometry.attending) * model.heads
 
 
 def count(name, model, prompts, number):
-    """Return what one analysis takes, in passes over its prompts."""
+    """Return work outside sweeps and in sweeps, the largest pass, and what no pass unembeds."""
     prompts = prompts if number is None else replace(prompts, prompts=prompts.prompts[:number])
-    total, swept, inside, checking = [0], [0], [False], [False]
-    sweep = ablation.sweep
+    sums, inside = {"": np.zeros(4), "sweep": np.zeros(4)}, [""]
+    largest, running, read = [0], [], [0]
 
-    def counted(tokens):
-        total[0] += tokens
-        swept[0] += tokens * inside[0]
+    def counted(tokens, backward):
+        if inside[-1] in sums:
+            sums[inside[-1]][:3] += work.weight(tokens, backward), tokens * backward, 1
+        if not inside[-1]:
+            largest[0] = max(largest[0], tokens)
 
-    def marked(*arguments, **options):
-        # Sets of a causal check are as many in any model.
-        inside[0] = not checking[0]
-        try:
-            return sweep(*arguments, **options)
-        finally:
-            inside[0] = False
+    def unembedded(part, given, logits):
+        if not running:
+            read[0] += logits.shape[:-1].numel()
+        elif inside[-1] in sums:
+            sums[inside[-1]][3] += logits.shape[:-1].numel()
 
-    def check_of(function):
+    def marked(function, mark):
         def call(*arguments, **options):
-            checking[0] = True
+            inside.append(mark)
             try:
                 return function(*arguments, **options)
             finally:
-                checking[0] = False
+                inside.pop()
 
         return call
 
-    try:
-        with (
-            patch.object(causal_check, "compare", check_of(causal_check.compare)),
-            patch.object(_head_masking, "curve", check_of(_head_masking.curve)),
-            patch.object(ablation, "sweep", marked),
-            work.counting(counted),
-        ):
-            execute(name, model, prompts, n=number)
-    except NotApplicable as refusal:
-        return {"why": str(refusal)}
-    whole = model.layers * cost.tokens(name, model, prompts, number)
-    each = cost.of_heads(model, 1.0, exhaustive=True)
-    return {
-        "fixed": round((total[0] - swept[0]) / whole, 2),
-        "per_head": round(swept[0] / whole / each, 3),
-    }
+    module = model.module
+    with (
+        module.get_output_embeddings().register_forward_hook(unembedded),
+        module.register_forward_pre_hook(lambda *_: running.append(1)),
+        module.register_forward_hook(lambda *_: running.clear(), always_call=True),
+        patch.object(ablation, "sweep", marked(ablation.sweep, "sweep")),
+        patch.object(PromptSets, "_capture", marked(PromptSets._capture, "capture")),
+        patch.object(PrefixReuse, "_agrees", marked(PrefixReuse._agrees, "check")),
+        work.counting(counted),
+    ):
+        execute(name, model, prompts, n=number)
+    lengths = list(map(len, PromptSets(model, prompts, None, None, number, 0).ids(name)))
+    layers, total = len(model.geometry.attending), sum(lengths)
+    units = np.array([layers * total, layers * total, layers, total])
+    sums[""][2] /= len(lengths)
+    sums["sweep"][2] /= len(set(lengths))
+    return sums[""] / units, sums["sweep"] / units, largest[0] / max(lengths), read[0] / total
 
 
 if __name__ == "__main__":

@@ -186,9 +186,13 @@ def _batches(model: Model, task: EncodedTask, rows: Sequence[int]) -> Iterator[B
 
     What is yielded first are places in ``rows``.
     """
+    ids, asked = ([part[row] for row in rows] for part in (task.ids, task.asked))
+    return ablation.asked_batches(model, ids, asked, batch_tokens(model))
+
+
+def batch_tokens(model: Model) -> int:
+    """Return the tokens of a pass whose every layer is kept for a gradient."""
     config = model.module.config.get_text_config()
     # About twenty numbers of the width of the residual stream a layer are kept for the gradient.
     kept = 20 * model.layers * int(config.hidden_size) + model.vocabulary
-    tokens = max(1, min(ablation.SWEEP_TOKENS, 8 * ablation.NUMBERS // kept))
-    ids, asked = ([part[row] for row in rows] for part in (task.ids, task.asked))
-    return ablation.asked_batches(model, ids, asked, tokens)
+    return max(1, min(ablation.SWEEP_TOKENS, 8 * ablation.NUMBERS // kept))

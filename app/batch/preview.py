@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from headscope import probes
+from headscope.analyses._runtime import cost
 from headscope.app.batch.job import Group, Job
 from headscope.app.batch.shards import subset
 from headscope.app.batch.worker import Failure, capture_options, group_slices, load
 from headscope.kernels.errors import HeadscopeError
+from headscope.probes.prompts import tasks
 
 if TYPE_CHECKING:
     from headscope.probes.capturing.memory_estimate import Plan
@@ -20,11 +22,12 @@ def lines(job: Job) -> Iterator[str]:
     from headscope.probes.capturing.memory_estimate import format_bytes
 
     cells = captures = tokens = memory = weights = device = 0
+    seconds = 0.0
     for group in job.groups:
         cells += len(group.analyses)
         head = f"{group.title}: {len(group.analyses)} cells"
         try:
-            lengths, parts, plan = _estimate(job, group)
+            lengths, parts, plan, costs = _estimate(job, group)
         except HeadscopeError as error:
             yield f"{head}; cannot run: {Failure.of(error, group.model).reason}"
             continue
@@ -38,18 +41,19 @@ def lines(job: Job) -> Iterator[str]:
             if not plan.fits():
                 text += f", MORE THAN THE {format_bytes(plan.available)} AVAILABLE"
         yield f"{head}, {len(lengths)} prompts, {sum(lengths)} tokens, {text}"
-        yield f"    {', '.join(group.analyses)}"
-    yield f"{cells} cells; {captures} captures of {tokens} tokens together"
+        yield from (f"    {each}" for each in costs)
+        seconds += sum(each.seconds or 0 for each in costs)
+    together = f"{captures} captures of {tokens} tokens together"
+    yield f"{cells} cells, about {cost.duration(seconds)} of passes; {together}"
     more = f"; on the device {format_bytes(device)}" if device else ""
     yield (
         f"memory: {format_bytes(weights)} for the largest model and "
-        f"{format_bytes(memory)} for the largest capture{more}; "
-        "what analyses run beside it is not counted"
+        f"{format_bytes(memory)} for the largest capture{more}"
     )
 
 
-def _estimate(job: Job, group: Group) -> tuple[list[int], int, Plan | None]:
-    """Return the tokens of each prompt, the number of captures, and what the largest one needs.
+def _estimate(job: Job, group: Group) -> tuple[list[int], int, Plan | None, list[cost.Cost]]:
+    """Return the tokens of each prompt, the captures, what the largest needs, and what cells cost.
 
     The plan is None where no analysis of the group needs a capture.
     """
@@ -60,9 +64,14 @@ def _estimate(job: Job, group: Group) -> tuple[list[int], int, Plan | None]:
     lengths = [len(ids) for ids in read(model, prompts).ids]
     options = capture_options(job, group, model, prompts)
     parts = group_slices(job, group)
+    with tasks.wording(group.task.wording):
+        costs = cost.estimate(
+            group.analyses, model, prompts, task=prompts, seed=group.seed, options=job.options
+        )
     if options is None:
-        return lengths, len(parts), None
+        return lengths, len(parts), None, costs
     # Its tokens decide what a part needs.
     largest = max(parts, key=lambda part: sum(lengths[part.start : part.stop]))
     given = subset(prompts, largest)
-    return lengths, len(parts), probes.plan(model, given, batch_tokens=job.batch_tokens, **options)
+    plan = probes.plan(model, given, batch_tokens=job.batch_tokens, **options)
+    return lengths, len(parts), plan, costs

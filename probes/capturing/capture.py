@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -206,6 +207,18 @@ def plan(
         options.pop(name, None)
     recorder = _recorder(model, prompts, stats, keep, edits, **options)
     return estimate_memory(recorder, batch_tokens, streamed=out is not None)
+
+
+def stored_bytes(
+    model: Any,
+    prompts: prompts_module.Given,
+    stats: Sequence[str],
+    keep: Sequence[str],
+    **options: Any,
+) -> int:
+    """Count the bytes of the arrays of a capture; the parameters are those of `capture`."""
+    recorder = _recorder(model, prompts, stats, keep, (), **options)
+    return 4 * sum(map(math.prod, recorder.writer.shapes.values()))
 
 
 def _recorder(

@@ -2,6 +2,8 @@
 
 import json
 from contextlib import suppress
+from itertools import pairwise
+from typing import Any
 
 import constructed
 import pytest
@@ -9,7 +11,7 @@ import xarray as xr
 from refusals import check_refusal
 
 from headscope import analyses, viz
-from headscope.analyses._runtime import inputs, runner, taxonomy
+from headscope.analyses._runtime import cost, inputs, runner, taxonomy
 from headscope.kernels import statistics
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
@@ -41,15 +43,24 @@ def given(name: str, bundled) -> tuple[Task, xr.Dataset | None]:
 
 
 @pytest.fixture(scope="module")
-def result(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> xr.Dataset:
+def ran(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> Any:
+    """The result of an analysis, what it reported of its progress, and what it was said to cost."""
     task, held = given
     before = None if held is None else held.copy(deep=True)
     options = getattr(analyses.load(name), "QUICK", {})
     given = {"task": task, "capture": held, "n": PROMPTS, "seed": 1}
-    found = runner.execute(name, bundled, task, options=options, **given)
+    [stated] = cost.estimate([name], bundled, task, options={name: options}, **given)
+    told: list[tuple[str, float, float]] = []
+    report = {"progress": lambda *step: told.append(step)}
+    found = runner.execute(name, bundled, task, options=options, **given, **report)
     if held is not None:
         xr.testing.assert_identical(held, before)
-    return found
+    return found, told, stated
+
+
+@pytest.fixture(scope="module")
+def result(ran: Any) -> xr.Dataset:
+    return ran[0]
 
 
 def test_declaration(name):
@@ -78,6 +89,32 @@ def test_every_variable_says_what_it_is_and_has_a_view(result):
             assert float(array.min()) >= array.attrs["low"] - 1e-6, variable
         if "high" in array.attrs:
             assert float(array.max()) <= array.attrs["high"] + 1e-6, variable
+
+
+def test_progress_moves_with_the_passes_and_ends_at_its_total(ran, name, bundled):
+    _, told, stated = ran
+    shares = [done / total if total else 0.0 for _, done, total in told]
+    assert {step for step, _, _ in told} == {name}
+    assert all(later >= share - 1e-9 for share, later in pairwise(shares))
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert all(share < 1 for share in shares[:-1])
+    assert stated.passes is not None
+    done = told[-2][1] / (bundled.layers * stated.tokens)
+    assert (len(told) > 3) == (done > 0)
+    if not getattr(analyses.load(name), "QUICK", {}):  # whose options change the passes
+        assert stated.passes == pytest.approx(done, rel=0.3, abs=1)
+
+
+def test_costs_say_the_bytes_of_the_capture_and_of_the_largest_pass(ran, given):
+    _, held = given
+    stated = ran[2]
+    if held is None:
+        assert stated.captured == 0
+    else:
+        arrays = (array for array in held.data_vars.values() if array.dtype == "float32")
+        assert stated.captured == sum(array.nbytes for array in arrays)
+    assert (stated.memory is None) == (stated.passes == 0)
 
 
 def test_intervals_hold_their_estimate(result):

@@ -1,16 +1,20 @@
 """Costs that are stated before the work are those that are counted in it."""
 
+from dataclasses import replace
+
 import pytest
 
 from headscope import analyses
-from headscope.analyses._interventions import screening
-from headscope.analyses._runtime import cost
+from headscope.analyses._interventions import ablation, head_gradients, screening
+from headscope.analyses._runtime import cost, pass_costs
+from headscope.analyses._runtime.inputs import PromptSets
 from headscope.analyses._runtime.runner import execute
-from headscope.probes import tasks
+from headscope.probes import capture, plan, tasks
 from headscope.probes.attention import work
 
-# Of every kind: reads the capture, checks it causally, ablates every head, patches both ways.
-COUNTED = ("entropy", "span", "head_types", "vocabulary", "patching", "logit_attribution")
+# Of every kind: reads the capture, checks it causally, draws prompts of its own, ablates every
+# head, patches both ways.
+COUNTED = ("entropy", "span", "sink_controls", "head_types", "vocabulary", "patching")
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -19,42 +23,74 @@ def test_passes_are_those_of_the_run(bundled, name, n):
     prompts = tasks.make("story", bundled.tokenizer, n)
     # The first capture of a model checks it, which is no work of the analysis.
     execute("entropy", bundled, prompts)
-    total = []
-    with work.counting(total.append):
-        execute(name, bundled, prompts, n=n)
     [stated] = cost.estimate([name], bundled, prompts, n=n)
-    # An analysis of a run's own prompts finds them captured.
-    captured = 0 if hasattr(analyses.load(name), "TASK") else 1
-    counted = sum(total) / bundled.layers / stated.tokens - captured
+    total = []
+    with work.counting(lambda *layer: total.append(work.weight(*layer))):
+        execute(name, bundled, prompts, n=n)
+    counted = sum(total) / bundled.layers / stated.tokens
     assert stated.passes == pytest.approx(counted, rel=0.3, abs=0.5)
 
 
+def test_prompts_are_captured_once_for_all_that_read_them(bundled):
+    prompts = tasks.make("story", bundled.tokenizer, 3)
+    first, second = cost.estimate(["entropy", "sinks"], bundled, prompts)
+    assert (first.passes, second.passes) == (1, 0)
+    held = capture(bundled, prompts, stats=analyses.load("entropy").NEEDS)
+    [known] = cost.estimate(["entropy"], bundled, prompts, capture=held)
+    assert known.passes == 0
+    assert str(known).startswith("entropy: reads the capture, ")
+
+
 def test_every_count_is_of_an_analysis():
-    assert set(cost._table()) <= set(analyses.names())
-    assert len(cost._table()) >= len(analyses.names()) - 3
+    assert set(cost._rows()) <= set(analyses.names())
+    assert len(cost._rows()) >= len(analyses.names()) - 3
 
 
 def test_a_pass_with_a_gradient_counts_three_times(bundled):
-    from headscope.analyses._interventions import ablation, head_gradients
-
     task = ablation.encode_task(bundled, tasks.make("ioi", bundled.tokenizer, 2))
     plain, sloped = [], []
-    with work.counting(plain.append):
+    with work.counting(lambda *layer: plain.append(work.weight(*layer))):
         ablation.evaluate(bundled, task)
-    with work.counting(sloped.append):
-        head_gradients.gate_gradient(bundled, task, "logit_difference")
+        with work.counting(lambda *layer: sloped.append(work.weight(*layer))):
+            head_gradients.gate_gradient(bundled, task, "logit_difference")
+    whole = sum(plain) - sum(sloped)
     # The first layer's queries hang on no gate.
-    assert sum(plain) < sum(sloped) <= 3 * sum(plain)
-    assert sloped[-1] == 3 * plain[-1]
+    assert whole < sum(sloped) <= 3 * whole
+    assert sloped[-1] == 3 * plain[0]
 
 
 def test_a_screen_costs_less_than_all_heads_and_is_said_so(bundled, monkeypatch):
-    whole = cost.passes("vocabulary", bundled, 4, {})
+    def passes(**options):
+        sets = PromptSets(bundled, None, None, None, 4, 0)
+        return cost.expect("vocabulary", sets, options).passes
+
+    whole = passes()
     monkeypatch.setattr(cost, "FEW", 8)
     monkeypatch.setattr(cost, "FIRST", 4)
     monkeypatch.setattr(cost, "SAMPLE", 2)
-    assert cost.passes("vocabulary", bundled, 4, {}) < whole
-    assert cost.passes("vocabulary", bundled, 4, {"exhaustive": "true"}) == whole
+    assert passes() < whole
+    assert passes(exhaustive="true") == whole
     assert screening.FEW == 64
     [stated] = cost.estimate(["vocabulary"], bundled, None, n=2)
     assert str(stated).startswith(f"vocabulary: runs the model {stated.passes:.3g} times over")
+
+
+def test_small_passes_cost_more_seconds_a_token_and_logits_are_counted():
+    costs = pass_costs.PassCosts(call=1e-3, token=1e-4, unembedded=1e-2, sloped=2.0, sloped_bytes=1)
+    expected = cost.Expected([10, 30], 5, 4.0, 1.0, 200.0, 7.0, 1.0)
+    # One plain pass and one with a gradient, of 40 tokens in 5 layers, at 1.5 of a plain one.
+    seconds = 1.5 * (200 * 1e-3 + 2 * 40 * 5 * 1e-4) + 7 * 1e-2
+    assert expected.seconds(costs) == pytest.approx(seconds)
+    assert expected.total(None) == 4 * 40 * 5
+    beside = replace(expected, rest=seconds / 1e-3)  # as long again
+    assert beside.seconds(costs) == pytest.approx(2 * seconds)
+    assert beside.total(costs) == pytest.approx(2 * expected.total(costs))
+
+
+def test_bytes_are_those_of_the_capture_and_of_its_pass(bundled):
+    prompts = tasks.make("story", bundled.tokenizer, 4)
+    [stated] = cost.estimate(["entropy"], bundled, prompts)
+    needed = plan(bundled, prompts, stats=analyses.load("entropy").NEEDS)
+    assert stated.captured == needed.statistics
+    # Every prompt has its own length, so that the largest pass is that of the longest.
+    assert stated.memory == pytest.approx(needed.passing, rel=0.01)

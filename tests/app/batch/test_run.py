@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -193,8 +194,9 @@ def test_a_dry_run_says_cells_and_memory_and_writes_nothing(two_by_two, headscop
     assert sorted(tmp_path.rglob("*")) == before
     lines = said.splitlines()
     assert lines[0].startswith("headscope/bundled · induction · seed 0: 2 cells, 3 prompts, ")
-    assert lines[1] == "    sinks, entropy"
-    assert "8 cells; 4 captures of " in said
+    assert lines[1].startswith("    sinks: runs the model once over ")
+    assert re.fullmatch(r"    entropy: reads the capture, [\d.]+ MB captured", lines[2])
+    assert re.search(r"8 cells, about \d+ s of passes; 4 captures of ", said)
     group = two_by_two.groups[0]
     model = worker.load(group.model, 1)
     given = group.task.draw(model, 0)
