@@ -77,10 +77,12 @@ def row(name, model, prompts):
     found = {"fixed": whole, "per_head": swept[0] / cost.share(model.layers) / heads(model)}
     with suppress(NotApplicable):  # too few prompts for some
         if number > FEW[0]:
-            few, fewer = (count(name, model, prompts, n)[0] for n in FEW)
+            (few, few_swept, *_), (fewer, *_) = (count(name, model, prompts, n) for n in FEW)
             part = (few - whole) / (1 - FEW[0] / number)
             kind = "each" if fewer[0] - few[0] > part[0] / 2 > 0.02 else "first"
             found |= {"fixed": few - part, kind: part}
+            if few_swept[0] > 2 * swept[0]:
+                found["per_head_each"] = found["per_head"] * number / FEW[0]
     if "exhaustive" in analyses.options(name):
         with patch.multiple(screening, FEW=0, FIRST=FIRST, SAMPLE=SAMPLE), ExitStack() as stack:
             for module in (_method_scores, logit_attribution):  # which have names of their own
@@ -88,12 +90,14 @@ def row(name, model, prompts):
             found["screened"], screened, *_ = count(name, model, prompts, None)
         chosen = screened[0] / swept[0] * heads(model)
         found["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
-    found |= {"most": largest, "head_asked": read / heads(model)}
+    found |= {"most": largest, "head_asked": read[0], "head_rows": read[1]}
     if found["per_head"]:
         # Passes as a share of those where every ablation runs alone.
         alone = swept[2] / (found["per_head"] * heads(model) * cost.share(model.layers))
         found["singles"] = np.clip((model.heads * alone - 1) / (model.heads - 1), 0, 1)
         found["sweep_asked"] = swept[3] / found["per_head"] / heads(model)
+    if "per_head_each" in found:
+        del found["per_head"]
     return {key: np.round(value, 3).tolist() for key, value in found.items() if np.any(value)}
 
 
@@ -116,7 +120,7 @@ def count(name, model, prompts, number):
 
     def unembedded(part, given, logits):
         if not running:
-            read[0] += logits.shape[:-1].numel()
+            read.append(logits.shape[:-1].numel())
         elif inside[-1] in sums:
             sums[inside[-1]][3] += logits.shape[:-1].numel()
 
@@ -146,7 +150,8 @@ def count(name, model, prompts, number):
     units = np.array([layers * total, layers * total, layers, total])
     sums[""][2] /= len(lengths)
     sums["sweep"][2] /= len(set(lengths))
-    return sums[""] / units, sums["sweep"] / units, largest[0] / max(lengths), read[0] / total
+    direct = np.array([sum(read) / total, max(read)]) / heads(model)
+    return sums[""] / units, sums["sweep"] / units, largest[0] / max(lengths), direct
 
 
 if __name__ == "__main__":

@@ -78,12 +78,13 @@ class Row:
     first, each
         Work on the first `FIRST_PROMPTS` prompts alone, and work that is as much as on so many
         prompts, however many there are.
-    per_head, sweep_asked
-        Ablations of each head, and positions unembedded a token in one.
+    per_head, per_head_each, sweep_asked
+        Ablations of each head, likewise on all prompts and on so many, and positions unembedded a
+        token in one.
     singles
         Share of the ablations that run alone, not with the others of their layer.
-    head_asked
-        Positions unembedded a token for each head outside of passes.
+    head_asked, head_rows
+        Positions unembedded for each head outside of passes: a token, and the most at once.
     ranked
         Heads that the screening chooses beside its sample, as a multiple of `screening.FIRST`.
     rest
@@ -97,9 +98,11 @@ class Row:
     first: Sequence[float] = (0.0,) * 4
     each: Sequence[float] = (0.0,) * 4
     per_head: float = 0.0
+    per_head_each: float = 0.0
     sweep_asked: float = 0.0
     singles: float = 0.0
     head_asked: float = 0.0
+    head_rows: float = 0.0
     ranked: float = 1.0
     rest: float = 0.0
     most: float = 0.0
@@ -204,14 +207,14 @@ def expect(
     passes, sloped, calls, unembedded = work.clip(0) * (1, 1, layers * count, total)
     unembedded += heads * row.head_asked * total
     batches = [math.ceil(length * lengths.count(length) / SWEEP_TOKENS) for length in {*lengths}]
-    together = 1.0
-    if row.per_head:
+    together, ablations = 1.0, row.per_head + row.per_head_each * FIRST_PROMPTS / count
+    if ablations:
         hit = layers * (1 - (1 - 1 / layers) ** chosen) if screened else layers
         together = min(chosen / hit, max(1, SWEEP_TOKENS * sum(batches) / total))
-        passes += row.per_head * chosen * share(layers)
+        passes += ablations * chosen * share(layers)
         alone = row.singles + (1 - row.singles) / together
-        calls += row.per_head * sum(batches) * chosen * alone * (layers + 1) / 2
-        unembedded += row.per_head * chosen * row.sweep_asked * total
+        calls += ablations * sum(batches) * chosen * alone * (layers + 1) / 2
+        unembedded += ablations * chosen * row.sweep_asked * total
         fresh = {*lengths} - prefix_reuse.checked(model)
         passes += sum(fresh) * (layers - 1) / 2 / total
         calls += len(fresh) * layers * (layers - 1) / 2

@@ -160,11 +160,12 @@ def peak(sets: PromptSets, name: str, row: Row, expected: Expected, costs: PassC
         tokens = max(tokens, min(int(row.most * longest), BATCH_TOKENS))
     word = 4 * model.vocabulary * LOGITS
     share = min(expected.unembedded / (expected.passes * sum(map(len, ids))), 1.0)
-    found = [tokens * (each + share * word)]
+    heads = len(model.geometry.attending) * model.heads
+    found = [tokens * (each + share * word), heads * row.head_rows * word]
     if expected.sloped:
         kept = head_gradients.batch_tokens(model)
         found.append(min(max(kept, longest), whole) * costs.sloped_bytes + share * whole * word)
-    if row.per_head:
+    if row.per_head or row.per_head_each:
         batch = min(whole, max(SWEEP_TOKENS, longest))
         streams = 4 * batch * (model.layers + 1) * int(config.hidden_size)
         found.append(streams + batch * expected.together * (each + row.sweep_asked * word))
