@@ -1,7 +1,7 @@
 """Count the forward passes of every analysis on the bundled model, for the costs that are stated.
 
 ``python -P benchmarks/passes.py`` runs every analysis with its default options and prompts, and
-writes ``analyses/_runtime/passes.json``, see `headscope.analyses._runtime.cost.Row`. Only the time
+writes ``passes.json`` in ``analyses/_runtime``, see ``expected_work.Row`` there. Only the time
 beside the passes hangs on the machine; it is written in calls of a layer. Names on the command line
 count these alone.
 """
@@ -20,7 +20,8 @@ import numpy as np
 from headscope import analyses
 from headscope.analyses._interventions import ablation, screening
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
-from headscope.analyses._runtime import cost, pass_costs
+from headscope.analyses._runtime import cost, expected_work, pass_costs
+from headscope.analyses._runtime.expected_work import share
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.attribution import logit_attribution
@@ -30,13 +31,13 @@ from headscope.probes import load_model, tasks
 from headscope.probes.attention import work
 
 # Prompts of the counts beside the default one, and what is screened in place of all heads.
-FEW = (cost.FIRST_PROMPTS, cost.FIRST_PROMPTS // 2)
+FEW = (expected_work.FIRST_PROMPTS, expected_work.FIRST_PROMPTS // 2)
 FIRST, SAMPLE = 4, 2
 
 
 def main() -> None:
     """Count, and write the table as it grows."""
-    file = Path(cost.__file__).with_name("passes.json")
+    file = Path(expected_work.__file__).with_name("passes.json")
     table = json.loads(file.read_text()) if file.exists() else {}
     model = load_model("headscope/bundled")
     prompts = tasks.make("story", model.tokenizer, DEFAULT_PROMPTS)
@@ -57,7 +58,7 @@ def write(table, file):
     """Write the table, and have it read again."""
     lines = ",\n".join(f'"{name}": {json.dumps(table[name])}' for name in sorted(table))
     file.write_text(f"{{\n{lines}\n}}\n")
-    cost._rows.cache_clear()
+    expected_work.rows.cache_clear()
 
 
 def rest(name, model, prompts):
@@ -74,7 +75,10 @@ def row(name, model, prompts):
     """Return the row of an analysis."""
     number = getattr(analyses.load(name), "PROMPTS", DEFAULT_PROMPTS)
     whole, swept, largest, read = count(name, model, prompts, None)
-    found = {"fixed": whole, "per_head": swept[0] / cost.share(model.layers) / heads(model)}
+    found = {
+        "fixed": whole,
+        "per_head": swept[0] / share(model.layers) / heads(model),
+    }
     with suppress(NotApplicable):  # too few prompts for some
         if number > FEW[0]:
             (few, few_swept, *_), (fewer, *_) = (count(name, model, prompts, n) for n in FEW)
@@ -93,7 +97,7 @@ def row(name, model, prompts):
     found |= {"most": largest, "head_asked": read[0], "head_rows": read[1]}
     if found["per_head"]:
         # Passes as a share of those where every ablation runs alone.
-        alone = swept[2] / (found["per_head"] * heads(model) * cost.share(model.layers))
+        alone = swept[2] / (found["per_head"] * heads(model) * share(model.layers))
         found["singles"] = np.clip((model.heads * alone - 1) / (model.heads - 1), 0, 1)
         found["sweep_asked"] = swept[3] / found["per_head"] / heads(model)
     if "per_head_each" in found:

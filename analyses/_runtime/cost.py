@@ -1,36 +1,29 @@
 """Cost of analyses before they run: passes of the model over their prompts, seconds, and bytes.
 
-Passes were counted on the bundled model (``benchmarks/passes.py``) and are scaled to the heads,
-layers and prompts of another; seconds and bytes follow from short passes on this machine.
+Seconds and bytes follow from the expected work and from short passes on this machine.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from headscope import analyses
-from headscope.analyses._interventions import prefix_reuse
 from headscope.analyses._interventions.ablation import SWEEP_TOKENS
-from headscope.analyses._interventions.screening import FEW, FIRST, SAMPLE
-from headscope.analyses._runtime import options as check
-from headscope.analyses._runtime.inputs import PromptSets
+from headscope.analyses._runtime.expected_work import Expected, expect, rows
+from headscope.analyses._runtime.inputs import PromptSets, positionals
+from headscope.analyses._runtime.requirements import Needs
 from headscope.kernels.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from headscope.analyses._runtime.pass_costs import PassCosts
     from headscope.probes.models.model import Model
 
-# Many analyses check their finding causally on the first few prompts alone.
-FIRST_PROMPTS = 8
+# Logits are held twice: as they come, and as what a metric or a loss makes of them.
+LOGITS = 2
 
 
 @dataclass(frozen=True)
@@ -64,87 +57,6 @@ class Cost:
         return f"{self.analysis}: {work}{read}, memory {peak}"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was counted of an analysis on the bundled model, its capture left out.
-
-    Four numbers: passes (one with its backward pass counting three), those with a backward pass,
-    calls of each layer a prompt, and positions unembedded a token.
-
-    Attributes
-    ----------
-    fixed, screened
-        Work whatever the number of heads; where not all heads are ablated.
-    first, each
-        Work on the first `FIRST_PROMPTS` prompts alone, and work that is as much as on so many
-        prompts, however many there are.
-    per_head, per_head_each, sweep_asked
-        Ablations of each head, likewise on all prompts and on so many, and positions unembedded a
-        token in one.
-    singles
-        Share of the ablations that run alone, not with the others of their layer.
-    head_asked, head_rows
-        Positions unembedded for each head outside of passes: a token, and the most at once.
-    ranked
-        Heads that the screening chooses beside its sample, as a multiple of `screening.FIRST`.
-    rest
-        Time beside the passes, in calls of a layer.
-    most
-        Tokens of the largest pass outside ablations, as a multiple of the longest prompt.
-    """
-
-    fixed: Sequence[float] = (0.0,) * 4
-    screened: Sequence[float] = (0.0,) * 4
-    first: Sequence[float] = (0.0,) * 4
-    each: Sequence[float] = (0.0,) * 4
-    per_head: float = 0.0
-    per_head_each: float = 0.0
-    sweep_asked: float = 0.0
-    singles: float = 0.0
-    head_asked: float = 0.0
-    head_rows: float = 0.0
-    ranked: float = 1.0
-    rest: float = 0.0
-    most: float = 0.0
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Expected work on prompts of some lengths.
-
-    Passes over all of them and those with a backward pass, as in `Row`; calls of a layer, positions
-    unembedded, heads that are ablated together, and time beside the passes in calls.
-    """
-
-    lengths: list[int]
-    layers: int
-    passes: float
-    sloped: float
-    calls: float
-    unembedded: float
-    together: float
-    rest: float = 0.0
-
-    def total(self, costs: PassCosts | None) -> float:
-        """Return the work in `work.weight` of layers, as it is counted while it is done.
-
-        With known costs the time beside the passes is a part of it, which is done at the end.
-        """
-        whole = self.passes * sum(self.lengths) * self.layers
-        if costs is None or not whole:
-            return whole
-        seconds = self.seconds(costs)
-        return whole * seconds / (seconds - self.rest * costs.call)
-
-    def seconds(self, costs: PassCosts) -> float:
-        """Return the seconds that it takes."""
-        plain = self.passes - 3 * self.sloped
-        slower = (plain + costs.sloped * self.sloped) / (plain + self.sloped or 1.0)
-        tokens = (plain + self.sloped) * sum(self.lengths) * self.layers
-        layers = slower * (self.calls * costs.call + tokens * costs.token)
-        return layers + self.unembedded * costs.unembedded + self.rest * costs.call
-
-
 def estimate(
     names: Sequence[str],
     model: Model,
@@ -168,66 +80,73 @@ def estimate(
     for name in names:
         cost = Cost(name, None, 0, None)
         with suppress(HeadscopeError):  # the analysis itself says so when it runs
-            cost = replace(cost, captured=pass_costs.captured(sets, name))
+            cost = replace(cost, captured=_captured(sets, name))
             expected = expect(name, sets, (options or {}).get(name, {}), captured)
             if expected is not None:
                 speed = pass_costs.measure(model, sets.ids(name)[0])
                 cost = replace(
                     cost, passes=expected.passes, tokens=sum(expected.lengths),
                     seconds=expected.seconds(speed),
-                    memory=pass_costs.peak(sets, name, _rows()[name], expected, speed),
+                    memory=_peak(sets, name, expected, speed),
                 )  # fmt: skip
             captured |= {sets.to_capture(name)} - {None}
         costs.append(cost)
     return costs
 
 
-def expect(
-    name: str, sets: PromptSets, options: Mapping[str, Any], captured: Collection[Any] = ()
-) -> Expected | None:
-    """Return the work that is expected of an analysis; None where it was not counted.
+def _captured(sets: PromptSets, name: str) -> int | None:
+    """Count the bytes that an analysis reads of a capture of its prompts; None without prompts."""
+    from headscope.probes.capturing.capture import stored_bytes
 
-    ``captured`` are prompt sets that will have been captured before it.
+    drawn = sets.drawn(name)
+    if "capture" not in positionals(name):
+        return 0
+    return None if drawn is None else stored_bytes(sets.model, drawn, **_needs(sets, name))
+
+
+def _needs(sets: PromptSets, name: str) -> dict[str, Any]:
+    from headscope.probes.capturing.options import applicable_stats
+
+    needs: dict[str, Any] = Needs.of(analyses.load(name)).arguments()
+    return {**needs, "stats": applicable_stats(needs["stats"], sets.model)}
+
+
+def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> int | None:
+    """Count the bytes of the largest pass of an analysis, beyond the model and what it captured.
+
+    Activations as measured, attention as estimated, logits as the number of positions has them;
+    None where it runs the model on nothing.
     """
-    model, row = sets.model, _rows().get(name)
-    if row is None or model.reads != "tokens" or model.attention != "self":
+    if not expected.passes:
         return None
-    if sets.drawn(name) is None:  # a capture without its prompts
-        return None
-    lengths, layers = list(map(len, sets.ids(name))), len(model.geometry.attending)
-    count, total, heads = len(lengths), sum(lengths), layers * model.heads
-    asked = check.parse(name, analyses.options(name), options)
-    exhaustive = asked.get("exhaustive", "exhaustive" not in analyses.options(name))
-    screened = heads > FEW and not exhaustive
-    chosen = min(heads, row.ranked * FIRST + SAMPLE) if screened else heads
-    work = np.asarray(row.screened if screened else row.fixed)
-    if not screened:
-        few = FIRST_PROMPTS / count
-        work = work + min(few, 1) * np.asarray(row.first) + few * np.asarray(row.each)
-    passes, sloped, calls, unembedded = work.clip(0) * (1, 1, layers * count, total)
-    unembedded += heads * row.head_asked * total
-    batches = [math.ceil(length * lengths.count(length) / SWEEP_TOKENS) for length in {*lengths}]
-    together, ablations = 1.0, row.per_head + row.per_head_each * FIRST_PROMPTS / count
-    if ablations:
-        hit = layers * (1 - (1 - 1 / layers) ** chosen) if screened else layers
-        together = min(chosen / hit, max(1, SWEEP_TOKENS * sum(batches) / total))
-        passes += ablations * chosen * share(layers)
-        alone = row.singles + (1 - row.singles) / together
-        calls += ablations * sum(batches) * chosen * alone * (layers + 1) / 2
-        unembedded += ablations * chosen * row.sweep_asked * total
-        fresh = {*lengths} - prefix_reuse.checked(model)
-        passes += sum(fresh) * (layers - 1) / 2 / total
-        calls += len(fresh) * layers * (layers - 1) / 2
-    if sets.to_capture(name) not in (None, *captured):
-        passes += 1
-        calls += len(batches) * layers
-    numbers = map(float, (passes, sloped, calls, unembedded, together, row.rest))
-    return Expected(lengths, layers, *numbers)
+    from headscope import probes
+    from headscope.analyses._interventions import head_gradients
+    from headscope.probes.capturing.memory_estimate import BATCH_TOKENS
+    from headscope.probes.prompts.prompt_batch import batches
 
-
-def share(layers: int) -> float:
-    """Return the share of a pass that an ablation takes, which begins at the layer of its head."""
-    return (layers + 1) / (2 * layers)
+    model, ids, row = sets.model, sets.ids(name), rows()[name]
+    config: Any = model.module.config.get_text_config()
+    whole = max(len(some) * len(ids[some[0]]) for some in batches(ids, BATCH_TOKENS))
+    captures = sets.to_capture(name) is not None
+    needs = _needs(sets, name) if captures else {"stats": ()}
+    each = probes.plan(model, sets.drawn(name), **needs).passing / whole
+    # One prompt at a time, or as many of one length as fit.
+    longest = max(map(len, ids))
+    tokens = whole if row.most > 1.5 or captures else longest
+    if any(row.each):  # of prompts of its own
+        tokens = max(tokens, min(int(row.most * longest), BATCH_TOKENS))
+    word = 4 * model.vocabulary * LOGITS
+    share = min(expected.unembedded / (expected.passes * sum(map(len, ids))), 1.0)
+    heads = len(model.geometry.attending) * model.heads
+    found = [tokens * (each + share * word), heads * row.head_rows * word]
+    if expected.sloped:
+        kept = head_gradients.batch_tokens(model)
+        found.append(min(max(kept, longest), whole) * costs.sloped_bytes + share * whole * word)
+    if row.per_head or row.per_head_each:
+        batch = min(whole, max(SWEEP_TOKENS, longest))
+        streams = 4 * batch * (model.layers + 1) * int(config.hidden_size)
+        found.append(streams + batch * expected.together * (each + row.sweep_asked * word))
+    return math.ceil(max(found))
 
 
 def duration(seconds: float) -> str:
@@ -242,10 +161,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-@cache
-def _rows() -> dict[str, Row]:
-    file = files("headscope.analyses._runtime").joinpath("passes.json")
-    table = json.loads(file.read_text(encoding="utf8"))
-    return {name: Row(**row) for name, row in table.items() if "why" not in row}

@@ -140,13 +140,13 @@ def _run(
     table: EffectsTable,
     progress: Progress | None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
-    from headscope.analyses._runtime import cost, pass_costs
+    from headscope.analyses._runtime import expected_work, pass_costs
 
     for name in wanted:
         module = analyses.load(name)
         report = None if progress is None else partial(progress, name)
         try:
-            expected = None if report is None else cost.expect(name, sets, settings[name])
+            expected = None if report is None else expected_work.expect(name, sets, settings[name])
             total = None if expected is None else expected.total(pass_costs.known(sets.model))
             with reporting(report, total), sharing(table):
                 supplied = [sets.supply(name, what) for what in positionals(name)]

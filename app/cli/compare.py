@@ -96,7 +96,7 @@ def _ablated(
     runs: tuple[Run, Run], task: str, number: int, progress: Report
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Ablate every head of both models on the same prompts."""
-    from headscope.analyses._runtime.cost import share
+    from headscope.analyses._runtime.expected_work import share
     from headscope.analyses._runtime.progress import reporting
     from headscope.analyses.comparison import removed
     from headscope.app.pipeline import open_model

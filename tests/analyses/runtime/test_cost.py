@@ -6,7 +6,7 @@ import pytest
 
 from headscope import analyses
 from headscope.analyses._interventions import ablation, head_gradients, screening
-from headscope.analyses._runtime import cost, pass_costs
+from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.inputs import PromptSets
 from headscope.analyses._runtime.runner import execute
 from headscope.probes import capture, plan, tasks
@@ -42,8 +42,8 @@ def test_prompts_are_captured_once_for_all_that_read_them(bundled):
 
 
 def test_every_count_is_of_an_analysis():
-    assert set(cost._rows()) <= set(analyses.names())
-    assert len(cost._rows()) >= len(analyses.names()) - 3
+    assert set(expected_work.rows()) <= set(analyses.names())
+    assert len(expected_work.rows()) >= len(analyses.names()) - 3
 
 
 def test_a_pass_with_a_gradient_counts_three_times(bundled):
@@ -62,12 +62,12 @@ def test_a_pass_with_a_gradient_counts_three_times(bundled):
 def test_a_screen_costs_less_than_all_heads_and_is_said_so(bundled, monkeypatch):
     def passes(**options):
         sets = PromptSets(bundled, None, None, None, 4, 0)
-        return cost.expect("vocabulary", sets, options).passes
+        return expected_work.expect("vocabulary", sets, options).passes
 
     whole = passes()
-    monkeypatch.setattr(cost, "FEW", 8)
-    monkeypatch.setattr(cost, "FIRST", 4)
-    monkeypatch.setattr(cost, "SAMPLE", 2)
+    monkeypatch.setattr(expected_work, "FEW", 8)
+    monkeypatch.setattr(expected_work, "FIRST", 4)
+    monkeypatch.setattr(expected_work, "SAMPLE", 2)
     assert passes() < whole
     assert passes(exhaustive="true") == whole
     assert screening.FEW == 64
@@ -77,7 +77,7 @@ def test_a_screen_costs_less_than_all_heads_and_is_said_so(bundled, monkeypatch)
 
 def test_small_passes_cost_more_seconds_a_token_and_logits_are_counted():
     costs = pass_costs.PassCosts(call=1e-3, token=1e-4, unembedded=1e-2, sloped=2.0, sloped_bytes=1)
-    expected = cost.Expected([10, 30], 5, 4.0, 1.0, 200.0, 7.0, 1.0)
+    expected = expected_work.Expected([10, 30], 5, 4.0, 1.0, 200.0, 7.0, 1.0)
     # One plain pass and one with a gradient, of 40 tokens in 5 layers, at 1.5 of a plain one.
     seconds = 1.5 * (200 * 1e-3 + 2 * 40 * 5 * 1e-4) + 7 * 1e-2
     assert expected.seconds(costs) == pytest.approx(seconds)
