@@ -144,9 +144,12 @@ def expect(
         alone = row.singles + (1 - row.singles) / together
         calls += ablations * sum(batches) * chosen * alone * (layers + 1) / 2
         unembedded += ablations * chosen * row.sweep_asked * total
-        fresh = {*lengths} - prefix_reuse.checked(model)
-        passes += sum(fresh) * (layers - 1) / 2 / total
-        calls += len(fresh) * layers * (layers - 1) / 2
+        known = prefix_reuse.checked(model)
+        fresh = [*({*lengths} - known)]
+        # The first time that a model is met from every layer on, then from the last one alone.
+        whole = fresh[: 0 if known else 1]
+        passes += (sum(fresh) / layers + sum(whole) * (layers - 1) / 2) / total
+        calls += len(fresh) + len(whole) * layers * (layers - 1) / 2
     if sets.to_capture(name) not in (None, *captured):
         passes += 1
         calls += len(batches) * layers
