@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 
 from headscope import analyses
-from headscope.analyses._interventions import ablation, screening
+from headscope.analyses._interventions import ablation, causal_check, screening
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
 from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.expected_work import share
@@ -26,6 +26,7 @@ from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses.attribution import logit_attribution
 from headscope.analyses.head_importance import _method_scores
+from headscope.analyses.retrieval_heads import _head_masking
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import load_model, tasks
 from headscope.probes.attention import work
@@ -113,13 +114,15 @@ def heads(model):
 def count(name, model, prompts, number):
     """Return work outside sweeps and in sweeps, the largest pass, and what no pass unembeds."""
     prompts = prompts if number is None else replace(prompts, prompts=prompts.prompts[:number])
-    sums, inside = {"": np.zeros(4), "sweep": np.zeros(4)}, [""]
+    fixed, swept = np.zeros(4), np.zeros(4)
+    # Sets of a causal check are as many in any model.
+    sums, inside = {"": fixed, "causal check": fixed, "sweep": swept}, [""]
     largest, running, read = [0], [], [0]
 
     def counted(tokens, backward):
         if inside[-1] in sums:
             sums[inside[-1]][:3] += work.weight(tokens, backward), tokens * backward, 1
-        if not inside[-1]:
+        if sums.get(inside[-1]) is fixed:
             largest[0] = max(largest[0], tokens)
 
     def unembedded(part, given, logits):
@@ -130,7 +133,7 @@ def count(name, model, prompts, number):
 
     def marked(function, mark):
         def call(*arguments, **options):
-            inside.append(mark)
+            inside.append("causal check" if "causal check" in inside and mark == "sweep" else mark)
             try:
                 return function(*arguments, **options)
             finally:
@@ -143,6 +146,8 @@ def count(name, model, prompts, number):
         module.get_output_embeddings().register_forward_hook(unembedded),
         module.register_forward_pre_hook(lambda *_: running.append(1)),
         module.register_forward_hook(lambda *_: running.clear(), always_call=True),
+        patch.object(causal_check, "compare", marked(causal_check.compare, "causal check")),
+        patch.object(_head_masking, "curve", marked(_head_masking.curve, "causal check")),
         patch.object(ablation, "sweep", marked(ablation.sweep, "sweep")),
         patch.object(PromptSets, "_capture", marked(PromptSets._capture, "capture")),
         patch.object(PrefixReuse, "_agrees", marked(PrefixReuse._agrees, "check")),
@@ -152,10 +157,10 @@ def count(name, model, prompts, number):
     lengths = list(map(len, PromptSets(model, prompts, None, None, number, 0).ids(name)))
     layers, total = len(model.geometry.attending), sum(lengths)
     units = np.array([layers * total, layers * total, layers, total])
-    sums[""][2] /= len(lengths)
-    sums["sweep"][2] /= len(set(lengths))
+    fixed[2] /= len(lengths)
+    swept[2] /= len(set(lengths))
     direct = np.array([sum(read) / total, max(read)]) / heads(model)
-    return sums[""] / units, sums["sweep"] / units, largest[0] / max(lengths), direct
+    return fixed / units, swept / units, largest[0] / max(lengths), direct
 
 
 if __name__ == "__main__":
