@@ -146,7 +146,7 @@ def generate(
         runs.append(Steps(resolved, len(ids) - prefix, edited).run(loaded, ids, settings, seed))
         if progress is not None:
             progress(done + 1, len(batch.ids))
-    finished = Prompts(tuple(steps.ids for steps in runs), batch.task, batch.seed)
+    finished = replace(batch, ids=tuple(steps.ids for steps in runs))
     spans = {
         "prompt": [list(range(steps.start)) for steps in runs],
         "generated": [list(range(steps.start, len(steps.ids))) for steps in runs],

@@ -1,5 +1,6 @@
 """Rows captured while a model writes are the rows of a capture of what it wrote."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from refusals import check_refusal
 
 from headscope.kernels import statistics
-from headscope.probes import capture, load_model
+from headscope.probes import capture, load_model, tasks
 from headscope.probes.capturing.generation import generate
 from headscope.probes.interventions import Ablate, Window
 
@@ -123,6 +124,13 @@ def test_the_bundled_model_looks_back_at_its_prompt(bundled):
     lookback = late.sel(span="prompt") / late.sum("span")
     copying = lookback.mean("query").sel(layer=3, head=[0, 1, 4, 5, 7])
     assert float(copying.min()) > 0.9
+
+
+def test_the_wording_of_a_task_and_its_draws_are_recorded(bundled):
+    task = replace(tasks.make("recall", bundled.tokenizer, 2, register="plain"), redrawn=3)
+    for made in (generate(bundled, task, ("entropy",), new_tokens=1), capture(bundled, task)):
+        assert (made.attrs["task"], made.attrs["register"]) == ("recall", "plain")
+        assert made.attrs["redrawn"] == 3
 
 
 def test_what_needs_the_whole_text_is_refused(tiny, ids):
