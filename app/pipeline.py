@@ -163,6 +163,7 @@ def analyze_run(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     source: str | None = None,
     register: str | None = None,
+    dtype: str = "float32",
     announce: Callable[[Sequence[Cost]], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Outcome]:
@@ -179,6 +180,8 @@ def analyze_run(
         Where the model is now, if it is no longer where it was captured.
     register
         Wording of built-in tasks, as `tasks.make` takes it; the default is that of the run.
+    dtype
+        Number format of the sweeps of ablations, ``float32`` or ``bfloat16``.
     announce
         Called with what the analyses are expected to cost, before the first of them runs.
     progress
@@ -210,6 +213,7 @@ def analyze_run(
             capture=run.capture,
             progress=numbered,
             effects=run.effects,
+            dtype=dtype,
             **given,
         )
         if announce is not None:

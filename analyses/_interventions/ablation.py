@@ -150,7 +150,9 @@ def ablate_sets(
     """
     by_prompt = values is not None and values.ndim > 3
 
-    def measure(prompts: list[int], some: list[int]) -> Array:
+    def measure(
+        measuring: Model, prompts: list[int], some: Bool[Tensor, "set layer head"]
+    ) -> Array:
         own = values[prompts] if by_prompt else values  # type: ignore[index]
 
         def edit(rows: Bool[Tensor, "batch layer head"], batch: list[int]) -> Edit:
@@ -162,7 +164,7 @@ def ablate_sets(
             else each
             for each in measures
         ]
-        return edit_sets(model, task.part(prompts), part, sets[some], edit)
+        return edit_sets(measuring, task.part(prompts), part, some, edit)
 
     return effects.shared(model, task, measures, sets, values, first, measure)
 

@@ -4,6 +4,9 @@ An effect is keyed by the model, the prompt with its questions, the metric, what
 heads, and the heads. Analyses that ask for the same effect share it. A table with a folder keeps
 them there as they are measured, so that they outlive the process and an interrupted sweep goes on
 where it was.
+
+A table in bfloat16 measures with the products of the model in that format, and a sample of the sets
+in float32 too, which says how far the two agree.
 """
 
 from __future__ import annotations
@@ -17,11 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from headscope.analyses._interventions.dtype_agreement import Agreement, compare
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._runtime.results import labels
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.models.reduced_precision import in_bfloat16
 from headscope.probes.storage import dataset_file
 
 if TYPE_CHECKING:
@@ -32,26 +39,45 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.tokens import EncodedTask
 
 Array = NDArray[np.float64]
-# Measures sets of heads (by number) on prompts (by number): (measure, prompt, set).
-Sweep = Callable[[list[int], list[int]], Array]
+# Measures with a model, on prompts (by number), sets of heads: (measure, prompt, set).
+Sweep = Callable[["Model", list[int], "Bool[Tensor, 'set layer head']"], Array]
+DTYPES = ("float32", "bfloat16")
 
 # Sets between two writes; every part of a sweep runs the clean prompts once more.
 TOGETHER = 128
+# Sets that are measured in float32 beside bfloat16, once for every metric and prompts.
+SAMPLE = 16
 
 
 class EffectsTable:
-    """Effects that are known, in memory and, with a folder, on disk: a file a kind of effect."""
+    """Effects that are known, in memory and, with a folder, on disk: a file a kind of effect.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    ``agreements`` says of every metric and prompts how far bfloat16 agrees with float32; ``used``
+    names those that were asked for since it was last cleared.
+    """
+
+    def __init__(self, folder: Path | None = None, dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise InvalidInput(f"dtype: no {dtype!r}; choose one of {', '.join(DTYPES)}")
+        self.folder, self.dtype = folder, dtype
+        self.agreements: dict[str, Agreement] = {}
+        self.used: list[str] = []
         self._kinds: dict[str, dict[tuple[str, str], float]] = {}
+        # By the id of a module, which stays taken as long as the model is kept.
+        self._reduced: dict[int, tuple[Model, Model]] = {}
+
+    def reduced(self, model: Model) -> Model:
+        """Return a model in bfloat16, made once."""
+        if id(model.module) not in self._reduced:
+            self._reduced[id(model.module)] = model, in_bfloat16(model)
+        return self._reduced[id(model.module)][1]
 
     def complete(
         self,
         kinds: Sequence[dict[str, Any]],
         prompts: Sequence[Sequence[str]],
         sets: Sequence[str],
-        sweep: Sweep,
+        sweep: Callable[[list[int], list[int]], Array],
         together: int,
     ) -> Array:
         """Return effects (kind, prompt, set), measuring those that are not known.
@@ -116,11 +142,11 @@ _TABLE: ContextVar[EffectsTable | None] = ContextVar("effects", default=None)
 
 
 @contextmanager
-def sharing(table: EffectsTable) -> Iterator[None]:
+def sharing(table: EffectsTable) -> Iterator[EffectsTable]:
     """Let the ablations inside read a table, and write what they measure into it."""
     token = _TABLE.set(table)
     try:
-        yield
+        yield table
     finally:
         _TABLE.reset(token)
 
@@ -141,9 +167,9 @@ def shared(
     is one, of all heads at once. What is not the metric of answers, and what is measured outside
     `sharing`, is measured every time.
     """
-    table, everything = _TABLE.get(), (list(range(len(task))), list(range(len(sets))))
+    table, rows = _TABLE.get(), list(range(len(task)))
     if table is None or not all(isinstance(each, AnswerMetric) for each in measures):
-        return sweep(*everything)
+        return sweep(model, rows, sets)
     by_prompt = values is not None and values.ndim > 3
     stand_in = "zero" if values is None else "other prompts" if by_prompt else _digest(values)
     kinds = [
@@ -154,16 +180,42 @@ def shared(
         }
         for measure in measures
     ]  # fmt: skip
-    own = [_digest(values[row]) if by_prompt else "" for row in range(len(task))]  # type: ignore[index]
+    own = [_digest(values[row]) if by_prompt else "" for row in rows]  # type: ignore[index]
     prompts = [
-        [
-            _digest([list(task.ids[row]), repr(measure.questions[row]), own[row]])
-            for row in range(len(task))
-        ]
+        [_digest([list(task.ids[row]), repr(measure.questions[row]), own[row]]) for row in rows]
         for measure in measures
     ]
-    names = ["+".join(labels(chosen)) for chosen in sets.numpy()]
-    return table.complete(kinds, prompts, names, sweep, len(names) if gradient else TOGETHER)
+    # The intact model is a set without heads.
+    everything = torch.cat([sets, torch.zeros_like(sets[:1])])
+    names = ["+".join(labels(chosen)) for chosen in everything.numpy()]
+
+    together = len(names) if gradient else TOGETHER
+
+    def measured(measuring: Model, chosen: Sequence[int], **changed: str) -> Array:
+        some = everything[list(chosen)]
+        return table.complete(
+            [kind | changed for kind in kinds], prompts, [names[at] for at in chosen],
+            lambda rows, part: sweep(measuring, rows, some[part]), together,
+        )  # fmt: skip
+
+    count = len(sets)
+    if table.dtype == "float32" or gradient or not count:
+        return measured(model, range(count))
+    low = measured(table.reduced(model), range(count + 1), dtype=table.dtype)
+    key = _digest([model.revision, measures[0].name, [list(ids) for ids in task.ids]])
+    sample: list[int] = []
+    if key not in table.agreements:
+        sample = np.random.default_rng(0).permutation(count)[:SAMPLE].tolist()
+    whole = measured(model, [*sample, count])
+    changes = [each[..., -1:] - each[..., :-1] for each in (low, whole)]
+    if sample:
+        pair = changes[0][0][:, sample], changes[1][0]
+        table.agreements[key] = compare(*pair, measures[0].name)
+    table.used.append(key)
+    # What rounding does to the intact model is in every number, and cancels in the changes.
+    shifted = whole[..., -1:] - changes[0]
+    exact = np.array([measure.name == "accuracy" for measure in measures])[:, None, None]
+    return np.where(exact, low[..., :-1], shifted)
 
 
 def _digest(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analyses._interventions import ablation, effects
@@ -129,7 +129,7 @@ def _shared(
     """Return gradients (prompt, layer, head), as far as known from the effects of the run."""
     attending = model.geometry.attending
 
-    def sweep(rows: list[int], heads: list[int]) -> Array:
+    def sweep(measuring: Model, rows: list[int], sets: Bool[Tensor, "set layer head"]) -> Array:
         return slopes(rows)[None, :, attending].reshape(1, len(rows), -1)
 
     answers = [AnswerMetric(metric, task.questions)]

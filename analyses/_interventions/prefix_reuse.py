@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from headscope.probes.interventions.base import Edit
     from headscope.probes.models.model import Model
 
-# Passes from a layer on must agree with whole ones to this share of the largest logit.
-TOLERANCE = 1e-4
+# Passes from a layer on must agree with whole ones to this share of the largest logit; in reduced
+# precision to this many units in the last place, as products of other sizes are rounded otherwise.
+TOLERANCE, UNITS = 1e-4, 4
 # Whether they do, by model and length of the prompts: what blocks hand on hangs on nothing else.
 _agreeing: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
 
@@ -125,7 +126,9 @@ class PrefixReuse:
         if len(self._streams) != len(self._parts):
             return False
         clean = self.clean[:1]
-        bar = TOLERANCE * float(clean.abs().max())
+        held = (*self.model.module.parameters(), *self.model.module.buffers())
+        unit = max(torch.finfo(each.dtype).eps for each in held if each.is_floating_point())
+        bar = max(TOLERANCE, UNITS * unit) * float(clean.abs().max())
         attending = [layer for layer in self.model.geometry.attending if layer]
         return all(
             float((self._run(layer, (), 1, 1) - clean).abs().max()) <= bar

@@ -14,6 +14,7 @@ from headscope.analyses._runtime.requirements import Needs
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
+    from headscope.analyses._measurements.recall_capacity import Capacity
     from headscope.probes.models.model import Model
 
 SUPPLIED = ("capture", "model", "prompts", "task", "sae")
@@ -50,6 +51,8 @@ class PromptSets:
         self._needs: dict[Any, Needs] = {}
         self._prompts: dict[Any, Any] = {None: prompts}
         self._captures: dict[Any, xr.Dataset] = {}
+        self._intact: dict[Any, tuple[str, bool]] = {}
+        self._capacity: dict[Any, Capacity | None] = {}
         if capture is not None:
             self._captures[None] = capture
 
@@ -114,6 +117,30 @@ class PromptSets:
         held = self._captures.get(key)
         return None if held is not None and self._needs.get(key, Needs()).held_by(held) else (key,)
 
+    def state(self, name: str, result: xr.Dataset) -> None:
+        """Write into a result what the intact model makes of the task that it stands on."""
+        from headscope.analyses._interventions import intact_task
+
+        key = self._key(name)
+        made = self._made(key)
+        if not hasattr(analyses.load(name), "TASK") or not hasattr(made, "metric"):
+            return
+        if key not in self._intact:
+            self._intact[key] = intact_task.measure(self.model, made)
+        text, low = self._intact[key]
+        if text:
+            result.attrs["intact"] = text
+        if low:
+            note = result.attrs.get("note", "")
+            result.attrs["note"] = f"The intact model is too low to conclude. {note}".strip()
+            if result.attrs.get("verdict") == "supported":
+                result.attrs["verdict"] = "too_few"
+        capacity = self._capacity.get(key)
+        if capacity is not None:
+            capacity.state(result)
+            if not capacity.pairs:
+                result.attrs["verdict"] = "too_few"
+
     def _key(self, name: str) -> Any:
         module = analyses.load(name)
         own = getattr(module, "TASK", None)
@@ -124,12 +151,18 @@ class PromptSets:
         return (self.task or own, self.n or getattr(module, "PROMPTS", DEFAULT_PROMPTS))
 
     def _made(self, key: Any) -> Any:
+        from headscope.analyses._measurements import recall_capacity
         from headscope.probes.prompts import tasks
 
         if key == ("given",):
             return self.task
         if key not in self._prompts:
             (task, count), model = key, self.model
+            if task == recall_capacity.TASK:
+                self._prompts[key], self._capacity[key] = recall_capacity.draw(
+                    model, count, self.seed
+                )
+                return self._prompts[key]
             self._prompts[key] = tasks.make(
                 task, model.tokenizer, count, self.seed, vocab_size=model.vocabulary or None
             )

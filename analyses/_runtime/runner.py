@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from headscope import analyses
+from headscope.analyses._interventions import dtype_agreement
 from headscope.analyses._interventions.effects import EffectsTable, sharing
 from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import Progress, PromptSets, positionals
@@ -34,6 +35,7 @@ def execute(
     options: Mapping[str, Any] | None = None,
     n: int | None = None,
     seed: int = 0,
+    dtype: str = "float32",
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Run one analysis, supplying everything that its signature names.
@@ -57,6 +59,9 @@ def execute(
         Number of prompts made from the analysis' task; default: what the analysis declares.
     seed
         Seed of the task and, unless ``options`` says otherwise, of the analysis.
+    dtype
+        ``bfloat16`` measures sweeps of ablations with the model's products in that format; the note
+        says how far a sample agrees with float32.
     progress
         Called with (name of the analysis, done, total), in tokens times layers; a total of 0 is
         not known.
@@ -83,6 +88,7 @@ def execute(
         options={name: options or {}},
         n=n,
         seed=seed,
+        dtype=dtype,
         progress=progress,
     )
     result = next(results)[1]
@@ -101,6 +107,7 @@ def execute_many(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     n: int | None = None,
     seed: int = 0,
+    dtype: str = "float32",
     progress: Progress | None = None,
     effects: Path | None = None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
@@ -130,7 +137,7 @@ def execute_many(
     sets = PromptSets(model, prompts, capture, task, n, seed)
     for each in wanted:
         sets.expect(each)
-    return _run(wanted, settings, sets, EffectsTable(effects), progress)
+    return _run(wanted, settings, sets, EffectsTable(effects, dtype), progress)
 
 
 def _run(
@@ -141,6 +148,7 @@ def _run(
     progress: Progress | None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
     from headscope.analyses._runtime import expected_work, pass_costs
+    from headscope.probes.prompts import tasks
 
     for name in wanted:
         module = analyses.load(name)
@@ -148,9 +156,15 @@ def _run(
         try:
             expected = None if report is None else expected_work.expect(name, sets, settings[name])
             total = None if expected is None else expected.total(pass_costs.known(sets.model))
-            with reporting(report, total), sharing(table):
+            table.used.clear()
+            # What an analysis draws beside the task that it is given is worded like it.
+            worded = tasks.wording(getattr(sets.drawn(name), "register", None) or None)
+            with reporting(report, total), sharing(table), worded:
                 supplied = [sets.supply(name, what) for what in positionals(name)]
                 result = module.run(*supplied, **settings[name])
+            used = dict.fromkeys(table.used)
+            sets.state(name, result)
+            dtype_agreement.state(result, [table.agreements[key] for key in used])
         except (InvalidInput, ResourceLimit):
             raise
         except Exception as error:

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import causal_check
+from headscope.analyses._measurements import recall_capacity
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import (
     GRID,
@@ -37,7 +38,6 @@ from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
-from headscope.probes.prompts import tasks
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import encode
 
@@ -120,7 +120,7 @@ def run(
             "sequential", 0, high, convention=f"{formula}; {convention}",
         )  # fmt: skip
 
-    recall_task = tasks.make("recall", tokenizer=model.tokenizer, n=recall_prompts, seed=task.seed)
+    recall_task, capacity = recall_capacity.draw(model, recall_prompts, task.seed)
     captured = capture_prompts(model, recall_task, stats=("target_mass",), targets=("evidence",))
     results.add_mean(
         "recall", GRID, _needle_steps.evidence_weight(captured),
@@ -163,7 +163,7 @@ def run(
         outcomes.append(Verdict(record["verdict"], f"{subject.name}: {record['note']}"))
     # Both checks share one axis, so their conditions carry the same names.
     conditions[1] = "top heads ablated"
-    return results.dataset(
+    result = results.dataset(
         {"condition": conditions},
         convention=convention,
         heads_by_type={
@@ -174,6 +174,9 @@ def run(
         note="" if scored else UNSCORED,
         verdict=outcomes[0] & outcomes[1],
     )
+    if capacity is not None:
+        capacity.state(result)
+    return result
 
 
 def _score(

@@ -40,6 +40,13 @@ def analyze(
         int | None, typer.Option(help="prompts drawn from the analyses' tasks")
     ] = None,
     register: Register = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="number format of sweeps of ablations: bfloat16 is quicker on processors that "
+            "have it, and a sample in float32 says how far it agrees"
+        ),
+    ] = "float32",
     model: Annotated[
         str | None, typer.Option(help="where the model is now, if it was moved")
     ] = None,
@@ -71,6 +78,7 @@ def analyze(
             options=options,
             source=model,
             register=register,
+            dtype=dtype,
             announce=partial(say_costs, stated=stated),
             progress=progress,
         )

@@ -160,6 +160,8 @@ def _section(name: str, result: xr.Dataset) -> dict[str, Any]:
     docstring = analyses.load(name).__doc__ or "" if name in analyses.names() else ""
     title, text = render(docstring or own_title)
     notes = []
+    if result.attrs.get("intact"):
+        notes.append((f"{result.attrs['intact']}.", False))
     if result.attrs.get("note"):
         notes.append((str(result.attrs["note"]), page.is_doubtful(result)))
     if result.attrs.get("skipped"):

@@ -111,7 +111,8 @@ def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) ->
 def _note(result: xr.Dataset) -> str:
     if "skipped" in result.attrs:
         return f"not run: {result.attrs['skipped']}"
-    return str(result.attrs.get("note", ""))
+    intact = f"{result.attrs['intact']}. " if "intact" in result.attrs else ""
+    return f"{intact}{result.attrs.get('note', '')}".strip()
 
 
 def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -> None:

@@ -41,13 +41,15 @@ def load(name: str) -> ModuleType:
 def wording(register: str | None) -> Iterator[None]:
     """Set the register of the tasks that are made inside without one, also by analyses.
 
+    None leaves it as it is.
+
     >>> with wording("natural"):
     ...     make("ioi", n=1).register
     'natural'
     """
     if register not in (None, *REGISTERS):
         raise InvalidInput(f"register: {register!r} is unknown; choose {' or '.join(REGISTERS)}")
-    token = _REGISTER.set(register)
+    token = _REGISTER.set(register or _REGISTER.get())
     try:
         yield
     finally:

@@ -1,15 +1,20 @@
 """Effects are measured once, kept on disk, and never taken for those of something else."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from constructed import random_llama as another_llama
 from constructed import repeated
+from refusals import check_refusal
+from scipy.stats import spearmanr
 
-from headscope.analyses._interventions import ablation, effects
+from headscope.analyses._interventions import ablation, dtype_agreement, effects
 from headscope.analyses._interventions.effects import EffectsTable, sharing
+from headscope.probes.models.reduced_precision import in_bfloat16
 
 METRIC = "logit_difference"
 
@@ -101,3 +106,38 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
         whole = ablation.ablate_each_head(random_llama, task, METRIC)
     assert measured == [(3, 3), (3, 3), (3, 2)]
     assert np.allclose(whole, ablation.ablate_each_head(random_llama, task, METRIC), atol=1e-6)
+
+
+def test_effects_in_bfloat16_stand_beside_a_sample_in_float32(tmp_path, random_llama, task):
+    clean = ablation.evaluate(random_llama, task, (), METRIC)
+    alone = clean[:, None, None] - ablation.ablate_each_head(random_llama, task, METRIC)
+    for _ in range(2):
+        with sharing(EffectsTable(tmp_path, "bfloat16")) as table:
+            low = clean[:, None, None] - ablation.ablate_each_head(random_llama, task, METRIC)
+        [agreement] = table.agreements.values()
+        assert 0 < np.abs(low - alone).max() < 0.05 * np.abs(alone).max()
+        means = [each.mean(0).ravel() for each in (low, alone)]
+        assert agreement.rho == pytest.approx(spearmanr(*map(np.abs, means)).statistic)
+        assert agreement.largest == pytest.approx(np.abs(means[0] - means[1]).max(), rel=1e-3)
+        assert (agreement.sets, agreement.prompts) == (8, 3)
+    with sharing(EffectsTable(tmp_path)):
+        whole = ablation.ablate_each_head(random_llama, task, METRIC)
+    np.testing.assert_allclose(clean[:, None, None] - whole, alone, atol=1e-6)
+
+
+def test_a_format_that_changes_the_effects_is_called_a_disagreement(
+    random_llama, task, monkeypatch
+):
+    monkeypatch.setattr(effects, "in_bfloat16", lambda model: another_llama(seed=1))
+    result = xr.Dataset(attrs={"verdict": "supported", "note": "It is."})
+    with sharing(EffectsTable(dtype="bfloat16")) as table:
+        ablation.ablate_each_head(random_llama, task, METRIC)
+    dtype_agreement.state(result, list(table.agreements.values()))
+    assert result.attrs["verdict"] == "disagreement"
+    assert "It is. Ablations in bfloat16 do not agree with float32; 8 sets" in result.attrs["note"]
+
+
+def test_other_formats_and_models_that_are_reduced_already_are_refused(random_llama, task):
+    check_refusal("dtype", EffectsTable, dtype="float16")
+    low = replace(random_llama, module=deepcopy(random_llama.module).to(torch.bfloat16))
+    check_refusal("dtype", in_bfloat16, low)

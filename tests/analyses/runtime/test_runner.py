@@ -4,9 +4,10 @@ import pytest
 from constructed import repeated
 from refusals import check_refusal
 
-from headscope import probes
+from headscope import analyses, probes
 from headscope.analyses._runtime import runner
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import HeadscopeError, NotApplicable
+from headscope.probes.prompts import tasks
 
 
 @pytest.fixture
@@ -86,3 +87,32 @@ def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
         runner.execute_many(("sinks",), circuit, ["apple"], options={"rollout": {}})
     assert captures == []
     check_refusal("task", runner.execute, "importance", circuit, task=["apple lemon"])
+
+
+def test_a_result_states_what_the_intact_model_makes_of_its_task(circuit, random_llama):
+    task = repeated(n=4, length=6)
+    given = {"task": task, "options": {"draws": 1}}
+    solved, random = (
+        runner.execute("head_types", model, **given) for model in (circuit, random_llama)
+    )
+    assert solved.attrs["intact"] == f"Intact accuracy on {task.name}: 1.00 (1.00 to 1.00)"
+    assert random.attrs["intact"].startswith(f"Intact accuracy on {task.name}: 0")
+    assert "too low to conclude" not in solved.attrs["note"]
+    assert random.attrs["note"].startswith("The intact model is too low to conclude.")
+    assert random.attrs["verdict"] == "too_few"
+    assert "intact" not in runner.execute("entropy", circuit, task).attrs
+
+
+def test_what_is_drawn_beside_a_given_task_is_worded_like_it(circuit, monkeypatch):
+    drawn = []
+
+    def keep(model, task):
+        drawn.append(tasks.make("recall", n=1).register)
+        raise NotApplicable("task: seen")
+
+    monkeypatch.setattr(analyses.load("distractors"), "run", keep)
+    for register in tasks.REGISTERS:
+        task = tasks.make("recall", None, 1, register=register)
+        dict(runner.execute_many(("distractors",), circuit, task=task))
+    dict(runner.execute_many(("distractors",), circuit, n=1))
+    assert drawn == ["plain", "natural", "plain"]

@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 
 from headscope import analyses
@@ -56,6 +57,26 @@ def test_all_runs_what_is_missing(run, headscope, monkeypatch):
     assert "left" not in headscope("analyze", run.path, "--all").printed()
     assert set(run.results()) == {"entropy", "offsets", "sinks"}
     assert run.results()["sinks"].identical(before)
+
+
+def test_ablations_in_bfloat16_say_how_far_they_agree(run, headscope):
+    refused = headscope("analyze", run.path, "importance", "--dtype", "float16").refusal()
+    assert refused.startswith("error: dtype: no 'float16'; choose one of float32, bfloat16")
+    given = ("analyze", run.path, "importance", "sinks", "--number", 2, "--dtype")
+    headscope(*given, "bfloat16").printed()
+    low = run.results()
+    headscope(*given, "float32").printed()
+    whole = run.results()
+    for name in ("sinks", "importance"):
+        assert "effects_dtype" not in whole[name].attrs
+    assert "effects_dtype" not in low["sinks"].attrs
+    attrs = low["importance"].attrs
+    assert attrs["effects_dtype"] == "bfloat16"
+    [agreement] = attrs["effects_agreement"]
+    assert (agreement["sets"], agreement["prompts"]) == (16, 2)
+    assert f"Spearman ρ {agreement['rho']:.3f}" in attrs["note"]
+    effects = [each["importance"]["zero_ablation"].values for each in (low, whole)]
+    assert 0 < np.abs(effects[0] - effects[1]).max() < 0.1 * np.abs(effects[1]).max()
 
 
 def test_the_demo_runs_on_any_model_in_its_register(tmp_path, monkeypatch, headscope):
