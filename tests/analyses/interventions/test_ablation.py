@@ -79,7 +79,7 @@ def test_a_model_is_checked_from_every_layer_on_once(random_llama, task):
     encoded = ablation.encode_task(model, task)
     first, again = [], []
     for tokens in (first, again):
-        with work.counting(tokens.append):
+        with work.counting(lambda count, _: tokens.append(count)):
             PrefixReuse(model, torch.tensor([encoded.ids[0]]), torch.tensor([encoded.asked[0]]))
     # A whole pass, and one from layers 1 and 2 on; later from layer 2 on alone.
     assert (len(first), len(again)) == (3 + 2 + 1, 3 + 1)
@@ -88,12 +88,12 @@ def test_a_model_is_checked_from_every_layer_on_once(random_llama, task):
 def test_a_set_of_no_heads_is_the_clean_model_without_another_pass(random_llama, task):
     sets = [(), ((0, 1), (1, 2)), ()]
     counted = []
-    with work.counting(counted.append):
+    with work.counting(lambda count, _: counted.append(count)):
         found = ablation.ablated_metric(random_llama, task, "accuracy", sets)
     np.testing.assert_array_equal(found[:, 0], evaluate(random_llama, task, metric="accuracy"))
     np.testing.assert_array_equal(found[:, 0], found[:, 2])
     alone = []
-    with work.counting(alone.append):
+    with work.counting(lambda count, _: alone.append(count)):
         ablation.ablated_metric(random_llama, task, "accuracy", sets[1:2])
     assert len(counted) <= len(alone)
 

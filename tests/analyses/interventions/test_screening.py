@@ -73,7 +73,7 @@ def test_pruning_finds_the_circuit_without_ranking_every_head(circuit):
     spent = []
     for every in (False, True):
         counted = []
-        with work.counting(counted.append):
+        with work.counting(lambda count, _: counted.append(count)):
             result = pruning.run(captured, circuit, task, share=0.0, orders=2, exhaustive=every)
         spent.append(sum(counted))
         assert set(result.attrs["smallest_set"]) == {"L0H0", "L1H0"}
@@ -119,7 +119,7 @@ def test_a_drawn_head_stands_for_those_that_are_not(circuit):
 def test_the_screens_of_a_run_compute_a_gradient_once(circuit):
     task = encode_task(circuit, repeated(n=4))
     counted = []
-    with sharing(EffectsTable()), work.counting(counted.append):
+    with sharing(EffectsTable()), work.counting(lambda count, _: counted.append(count)):
         screening.screen(circuit, task, "logit_difference")
         tokens = sum(counted)
         screening.screen(circuit, task.part([0, 2]), "logit_difference")

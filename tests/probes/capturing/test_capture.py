@@ -153,7 +153,7 @@ def test_progress_counts_prompts(model):
 def test_a_capture_of_nothing_runs_a_few_tokens_and_has_the_same_coordinates(model):
     prompts, counted = [[3, 5] * 10] * 4, []
     capture(model, prompts, stats=("entropy",))
-    with work.counting(counted.append):
+    with work.counting(lambda count, _: counted.append(count)):
         bare = capture(model, prompts, stats=())
     assert sum(counted) <= 2 * 8
     whole = capture(model, prompts, stats=("entropy",)).drop_vars("entropy")
