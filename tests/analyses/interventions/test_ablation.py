@@ -77,16 +77,21 @@ def test_blocks_that_hand_each_other_more_than_the_stream_are_run_whole(random_l
 def test_a_model_is_checked_from_every_layer_on_once(random_llama, task):
     model = deep("gpt2", random_llama.tokenizer)
     encoded = ablation.encode_task(model, task)
-    first, again = [], []
-    for tokens in (first, again):
-        with work.counting(lambda count, _: tokens.append(count)):
-            PrefixReuse(model, torch.tensor([encoded.ids[0]]), torch.tensor([encoded.asked[0]]))
-    # A whole pass, and one from layers 1 and 2 on; later from layer 2 on alone.
-    assert (len(first), len(again)) == (3 + 2 + 1, 3 + 1)
+    ids, asked = torch.tensor([encoded.ids[0]]), torch.tensor([encoded.asked[0]])
+    counts = []
+    for length in (ids.shape[1], ids.shape[1], ids.shape[1] + 1):
+        layers = []
+        with work.counting(lambda *_, layers=layers: layers.append(1)):
+            PrefixReuse(model, ids.repeat(1, 2)[:, :length], asked)
+        counts.append(len(layers))
+    # A whole pass and one from layers 1 and 2 on; then the pass alone; of another length one from
+    # layer 2 on, too.
+    assert counts == [3 + 2 + 1, 3, 3 + 1]
 
 
 def test_a_set_of_no_heads_is_the_clean_model_without_another_pass(random_llama, task):
     sets = [(), ((0, 1), (1, 2)), ()]
+    ablation.ablated_metric(random_llama, task, "accuracy", sets)
     counted = []
     with work.counting(lambda count, _: counted.append(count)):
         found = ablation.ablated_metric(random_llama, task, "accuracy", sets)

@@ -73,7 +73,7 @@ def test_pruning_finds_the_circuit_without_ranking_every_head(circuit):
     spent = []
     for every in (False, True):
         counted = []
-        with work.counting(lambda count, _: counted.append(count)):
+        with work.counting(lambda count, _, counted=counted: counted.append(count)):
             result = pruning.run(captured, circuit, task, share=0.0, orders=2, exhaustive=every)
         spent.append(sum(counted))
         assert set(result.attrs["smallest_set"]) == {"L0H0", "L1H0"}
