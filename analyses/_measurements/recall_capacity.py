@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._interventions.causal_check import SOLVED
+from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
 from headscope.probes.prompts import tasks
 
@@ -101,4 +102,8 @@ def find(model: Model, seed: int, register: str) -> Capacity:
 
 
 def _predicts(model: Model) -> bool:
-    return model.geometry.causal and model.module.get_output_embeddings() is not None
+    try:
+        model.check_predicts()
+    except NotApplicable:
+        return False
+    return True

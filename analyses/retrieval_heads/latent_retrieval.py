@@ -63,7 +63,8 @@ def run(
     hops
         Facts in a thread, of which there are two in a prompt.
     least_solved
-        Accuracy below which a kind has no head score.
+        Accuracy below which a kind has no head score; nor has one whose interval reaches chance,
+        that of naming any stated value.
     best
         Heads with the largest weight on the deciding facts, ablated in the causal checks; half of
         all at most.
@@ -97,12 +98,13 @@ def run(
     verdict: Verdict | None = None
     for at, (kind, subject) in enumerate(subjects.items()):
         reached = evaluate(model, subject, metric="accuracy")
-        if reached.mean() < least_solved:
-            mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
+        mean, low, high = (float(end) for end in bootstrap(reached, seed=seed))
+        chance = _chance(subject)
+        if mean < least_solved or low <= chance:
             accuracy[at, 0] = mean, low, high
             notes.append(
                 f"{kind}: not solved, accuracy {amount(mean)} ({amount(low)} to "
-                f"{amount(high)}), so no head is scored."
+                f"{amount(high)}, chance {amount(chance)}), so no head is scored."
             )
         else:
             scored[:, at] = weights[:, at]
@@ -122,7 +124,7 @@ def run(
         f"{count} prompts of each kind; literal and associative: {pairs} facts, threads: two of "
         f"{hops} facts; step by step: every step is asked, after the right ones before it"
     )
-    solved = f"missing where accuracy is below {least_solved:g}"
+    solved = f"missing where accuracy is below {least_solved:g} or not above chance"
     results = Results(captures["associative"], seed=seed, source=SOURCE, convention=convention)
     results.add_interval(
         "accuracy", ("kind", "condition"), np.moveaxis(accuracy, -1, 0),
@@ -163,6 +165,15 @@ def _subjects(model: Model, task: Task, pairs: int, hops: int) -> dict[str, Task
         for spelled in (False, True)
     ]
     return dict(zip(KINDS, (literal, task, *threads), strict=True))
+
+
+def _chance(task: Task) -> float:
+    """Return the chance of naming an answer among the stated values, mean over the questions.
+
+    The wrong answers of a question are the other stated values, and one of the corrupted prompt.
+    """
+    questions = [question for prompt in task.prompts for question in prompt.questions]
+    return float(np.mean([1 / max(len(question.wrong), 2) for question in questions]))
 
 
 def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ def generate(
         Number of prompts, seed of the draw, words to use.
     pairs
         Facts in a prompt, 2 or more; keys are distinct, and so are values. None states 8, in
-        natural register 2: small models hold no more.
+        natural register 2; analyses state as many as the model holds.
     queries
         Questions in a prompt, 1 to `pairs`; None asks for every fact once.
     length
