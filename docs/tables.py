@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: docs/statistics.md and docs/benchmarks.md.
+"""Write the pages that follow from the code: statistics.md, head-types.md and benchmarks.md.
 
 python -P docs/tables.py           write them
 python -P docs/tables.py --check   exit with 1 where one is out of date
@@ -14,6 +14,7 @@ DOCS = Path(__file__).parent
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 
+from headscope.analyses._runtime import taxonomy
 from headscope.kernels import statistics
 from headscope.kernels.statistic import MERGES, Statistic
 from headscope.kernels.triton.plan import ways
@@ -93,6 +94,25 @@ def statistics_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def head_types_page() -> str:
+    """List the types of heads that analyses name, with their place in the survey."""
+    parts = [
+        NOTE,
+        "# Head types",
+        "The types of heads that analyses name, with stage, evidence and method in the words of "
+        "*Attention Heads of Large Language Models: A Survey*. The dashboard filters heads by "
+        "them, and a report lists the heads of each type.",
+        markdown(
+            ("type", "stage", "placed by", "evidence", "method"),
+            (
+                (kind, term.stage, term.placed_by, term.evidence, term.way)
+                for kind, term in taxonomy.catalogue()
+            ),
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def benchmarks_page() -> str:
     """Lay out every committed result."""
     parts = [
@@ -134,7 +154,11 @@ def benchmarks_page() -> str:
 
 
 NONE = "–"
-PAGES = {"statistics.md": statistics_page, "benchmarks.md": benchmarks_page}
+PAGES = {
+    "statistics.md": statistics_page,
+    "head-types.md": head_types_page,
+    "benchmarks.md": benchmarks_page,
+}
 
 
 def results(pattern: str) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,11 @@ class Term:
     method: str = "scoring"
 
     @property
+    def evidence(self) -> str:
+        """What the method shows."""
+        return METHODS[self.method][0]
+
+    @property
     def way(self) -> str:
         """The method in the words of the survey."""
         return METHODS[self.method][1]
@@ -89,6 +94,20 @@ def term(analysis: str, name: str) -> Term:
     """
     # A run may hold what another version of the program has named.
     return TERMS.get(name.replace("_", "-")) or NAMED_BY.get(analysis, Term(NO_STAGE, OURS))
+
+
+def catalogue() -> list[tuple[str, Term]]:
+    """List every type of head with its place, those of the survey first, stage by stage.
+
+    >>> dict(catalogue())["as `entropy` names them"].stage
+    'no single stage'
+    """
+    own = {f"as `{analysis}` names them": placed for analysis, placed in NAMED_BY.items()}
+    order = (*STAGES, NO_STAGE)
+    return [
+        *sorted(TERMS.items(), key=lambda item: order.index(item[1].stage)),
+        *sorted(own.items(), key=lambda item: order.index(item[1].stage)),
+    ]
 
 
 def attributes(kind: str, method: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from headscope import analyses
+from headscope.analyses._runtime import taxonomy
 from headscope.app.cli.console import say
 
 
@@ -19,6 +20,9 @@ def list_analyses(
             say(f"\n{analyses.heading(family)}")
             for member in members:
                 say(f"  {member:{width}}  {analyses.summary(member)}")
+        say("\nHead types: stage, evidence and method in the words of the survey.")
+        for kind, term in taxonomy.catalogue():
+            say(f"  {kind}: {term.stage} (placed by {term.placed_by}); {term.evidence}; {term.way}")
         return
     say(inspect.cleandoc(analyses.load(name).__doc__ or ""))
     say("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")

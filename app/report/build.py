@@ -14,7 +14,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from headscope import analyses, viz
-from headscope.app.report import page
+from headscope.app.report import head_kinds, page
 from headscope.app.report.docstrings import inline, render
 from headscope.app.report.findings import by_score, findings, records
 from headscope.app.report.scores import heads_table, interval_text
@@ -98,6 +98,16 @@ def html(
                 for finding in members
             ]
             for members in by_score(findings(results)).values()
+        ],
+        kinds=[
+            (
+                kind.name,
+                f"{kind.stage} (placed by {kind.placed_by})",
+                kind.evidence,
+                kind.method,
+                kind.listed,
+            )
+            for kind in head_kinds.collect(results).values()
         ],
         sections=[_section(name, result) for name, result in results.items()],
         heads=_heads(table),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from headscope.analyses._runtime import taxonomy
 from headscope.kernels import statistics
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def test_generated_pages_are_up_to_date():
 def test_an_old_page_is_named_with_the_command(tmp_path):
     docs, results = tmp_path / "docs", tmp_path / "benchmarks"
     docs.mkdir()
-    for name in ("tables.py", "statistics.md", "benchmarks.md"):
+    for name in ("tables.py", "statistics.md", "head-types.md", "benchmarks.md"):
         (docs / name).write_text((ROOT / "docs" / name).read_text())
     results.symlink_to(ROOT / "benchmarks")
     assert check(docs / "tables.py").returncode == 0
@@ -38,6 +39,10 @@ def test_every_statistic_has_its_row_and_the_readme_leads_there():
     for name in statistics.names():
         assert f"| `{name}` | {statistics.load(name).title} |" in page
         assert page.count(f"`{name}`") >= 3
+    kinds = (ROOT / "docs" / "head-types.md").read_text()
+    for kind, term in taxonomy.TERMS.items():
+        assert f"| {kind} | {term.stage} |" in kinds
     readme = (ROOT / "README.md").read_text()
     assert "(docs/statistics.md)" in readme
+    assert "(docs/head-types.md)" in readme
     assert "(docs/benchmarks.md)" in readme

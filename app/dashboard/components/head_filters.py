@@ -1,7 +1,6 @@
 """Filters of the dashboard: the heads that analyses name, in the words of the survey."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope import viz
-from headscope.analyses._runtime.taxonomy import NO_STAGE, STAGES, TERMS, term
+from headscope.analyses._runtime.taxonomy import NO_STAGE, STAGES
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS
 from headscope.app.dashboard import state
+from headscope.app.report.head_kinds import collect
 from headscope.app.report.scores import TOO_FEW, Score
 
 SURVEY = "Attention Heads of Large Language Models: A Survey"
@@ -21,37 +21,6 @@ EVIDENCE = {
     CAUSAL: "without it something changes: an effect above its null, among all heads",
     LOOKS: "no causal score of this run tells the head from one without effect",
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A type of head, its stage and method, and the heads that a run names so."""
-
-    name: str
-    stage: str
-    method: str
-    heads: frozenset[str]
-
-
-def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
-    """List the types that heads of a run have, as ``heads_by_type`` of the results says.
-
-    Those of the survey come first, the others are called ``name (analysis)``.
-
-    >>> result = xr.Dataset(attrs={"heads_by_type": {"induction": ["L3H0"], "sharp": ["L0H1"]}})
-    >>> [(kind.name, kind.stage) for kind in collect({"entropy": result}).values()]
-    [('induction', 'latent reasoning'), ('sharp (entropy)', 'no single stage')]
-    """
-    found: dict[str, Kind] = {}
-    for analysis, result in results.items():
-        for key, heads in dict(result.attrs.get("heads_by_type", {})).items():
-            word, placed = str(key).replace("_", "-"), term(analysis, str(key))
-            name = word if word in TERMS else f"{key} ({analysis})"
-            before = found[name].heads if name in found else frozenset()
-            if heads:
-                found[name] = Kind(name, placed.stage, placed.way, before | frozenset(heads))
-    ordered = sorted(found.values(), key=lambda one: (one.name not in TERMS, one.stage, one.name))
-    return {kind.name: kind for kind in ordered}
 
 
 def causal(scores: Mapping[str, Score]) -> frozenset[str]:

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headscope import analyses
+from headscope.analyses._runtime import taxonomy
 from headscope.app.cli import app
 from headscope.kernels import statistics
 from headscope.probes.bundled import BUNDLED
@@ -34,6 +35,18 @@ def test_every_analysis_is_listed_and_shown_with_its_options():
         assert analyses.summary(name) in listed
         shown = said("analyses", name)
         assert all(f"{name}.{option}=" in shown for option in analyses.options(name))
+
+
+@pytest.mark.requirement("A13")
+def test_every_head_type_is_listed_with_stage_evidence_and_method():
+    listed = said("analyses")
+    for kind, term in taxonomy.TERMS.items():
+        evidence, way = taxonomy.METHODS[term.method]
+        placed = f"{term.stage} (placed by {term.placed_by})"
+        assert f"  {kind}: {placed}; {evidence}; {way}\n" in listed
+    for analysis, term in taxonomy.NAMED_BY.items():
+        assert f"  as `{analysis}` names them: {term.stage} (placed by headscope); " in listed
+        assert analysis in analyses.names()
 
 
 def test_every_statistic_is_listed_with_its_formula():

@@ -12,6 +12,7 @@ import xarray as xr
 from refusals import check_message, check_refusal
 
 from headscope import analyses, viz
+from headscope.analyses._runtime import taxonomy
 from headscope.app.report import build, docstrings
 from headscope.probes.storage import run_folder
 from headscope.probes.storage.run_folder import Run
@@ -88,6 +89,25 @@ def test_every_variable_is_shown_in_the_order_of_the_analyses(page, demo_run):
         expected += [f"{name}-{each}" for each in shown if results[name][each].ndim]
     assert [each for each in page.ids if "-" in each] == expected
     assert len(page.figures) == len(expected)
+
+
+@pytest.mark.requirement("A13")
+def test_the_types_that_heads_have_stand_there_with_stage_evidence_and_method(page, demo_run):
+    text = " ".join(page.text.split())
+    rows = text.partition("Type Stage Evidence Method Heads")[2]
+    kinds = 0
+    for name, result in run_folder.open(demo_run).results().items():
+        for key, heads in result.attrs.get("heads_by_type", {}).items():
+            kind = key.replace("_", "-")
+            placed = taxonomy.term(name, key)
+            evidence, way = taxonomy.METHODS[placed.method]
+            title = kind if kind in taxonomy.TERMS else f"{key} ({name})"
+            row = f" {title} {placed.stage} (placed by {placed.placed_by}) {evidence} {way} "
+            assert (row in rows) == bool(heads)
+            listed = rows.partition(row)[2]
+            assert all(head in listed for head in heads)
+            kinds += bool(heads)
+    assert kinds > 4
 
 
 def test_text_findings_and_provenance_are_there(page, demo_run):
