@@ -66,7 +66,7 @@ def heatmap(array: xr.DataArray, values: Any, fit: bool, hover: str = "", **trac
     """Draw cells in the colours of a variable; ``hover`` says where a cell is, before its value."""
     chosen = scale(array, fit)
     if hover:
-        hover += f"<br>{title(array)}: %{{z:.4g}} {units(array)}<extra></extra>"
+        hover += f"<br>{title(array)}: %{{z:.3g}} {units(array)}<extra></extra>"
         trace["hovertemplate"] = hover
     return go.Heatmap(
         z=values,

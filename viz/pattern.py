@@ -127,7 +127,7 @@ def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any
             ).astype(np.float32),
             hovertemplate=(
                 "queries from %{customdata[0]}, keys from %{customdata[1]}<br>"
-                f"{title(array)}: %{{customdata[2]:.4g}} {units(array)}<extra></extra>"
+                f"{title(array)}: %{{customdata[2]:.3g}} {units(array)}<extra></extra>"
             ),
             name="tiles",
         )

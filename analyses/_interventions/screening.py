@@ -19,6 +19,7 @@ from headscope.analyses._interventions import head_gradients
 from headscope.analyses._interventions.ablation import Head
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.results import top
+from headscope.kernels.formatting import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ class Screen:
         upper = binomtest(count, drawn).proportion_ci().high
         return (
             f"Ablated were {self.convention}. {count or 'None'} of the {drawn} lie above {bar}, "
-            f"so that of the {rest} heads not ablated up to {upper:.0%} may, too (95 % interval); "
+            f"so that of the {rest} heads not ablated up to {percent(upper)} may, too (95 % interval); "
             "exhaustive=true ablates all."
         )
 

@@ -90,7 +90,7 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
             "first": dict(first.provenance), "second": dict(second.provenance), "seed": seed,
             "shared_heads": [label(head) for head in shared],
             "note": f"{len(shared)} shared heads, {amount(expected)} expected of random sets "
-            f"(p = {p_value:.2g}); ranks of all heads agree with ρ {amount(rho)}.",
+            f"(p = {amount(p_value)}); ranks of all heads agree with ρ {amount(rho)}.",
         },
     )  # fmt: skip
 

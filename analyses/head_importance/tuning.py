@@ -26,6 +26,7 @@ from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, heads, lab
 from headscope.analyses._runtime.verdict import State, Verdict
 from headscope.analyses.head_importance import _tuned
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes.interventions import Edit, Gate, Offset
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import tasks
@@ -175,7 +176,7 @@ def _verdict(results: Results, named: Mapping[str, Sequence[str]], other: str) -
             state, outcome = "supported", "the task's own heads do better"
         elif upper[row] < 0:
             state, outcome = "disagreement", "the task's own heads do worse"
-        against = f"({gain[row]:+.2g} nats against the heads of {other})."
+        against = f"({amount(gain[row], '+')} nats against the heads of {other})."
         verdicts.append(Verdict(state, f"{learned}: {outcome} {against}"))
     verdict = verdicts[0] & verdicts[1]
     shared = sorted(set(named[WHOSE[0]]) & set(named[WHOSE[1]]))

@@ -32,10 +32,10 @@ FORMS = {
 }
 # What a decode step is, and which prompts count.
 DECODINGS = {
-    "teacher_forced": "decode step = question, teacher-forced; prompts with more than {least:.0%} "
+    "teacher_forced": "decode step = question, teacher-forced; prompts with more than {least} "
     "of the needle generated count",
     "greedy": "decode step = token of the greedy answer, {new_tokens} at most, to the first "
-    "question; prompts whose answer has a ROUGE-1 recall of the needle above {least:.0%} count",
+    "question; prompts whose answer has a ROUGE-1 recall of the needle above {least} count",
 }
 
 

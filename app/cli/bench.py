@@ -18,6 +18,7 @@ from rich.table import Table
 from headscope.app.cli.console import err, out, say
 from headscope.app.cli.progress import bar
 from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope.kernels.formatting import amount
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,8 +130,8 @@ def _check(calls: Mapping[str, Call], oracle: Call) -> None:
             scale = 1.0 if output == "entropy" else max(float(right.nan_to_num().abs().max()), 1.0)
             if not error <= TOLERANCE * scale or not values.isnan().equal(right.isnan()):
                 raise HeadscopeError(
-                    f"{output}: {name} is off by {error:.2g} from float64; nothing is measured, "
-                    "report this with `headscope --version`"
+                    f"{output}: {name} is off by {amount(error)} from float64; nothing is "
+                    "measured, report this with `headscope --version`"
                 )
 
 

@@ -185,7 +185,7 @@ def _compared(
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = ["" if row["agreement"] is None else f"{amount(row['agreement'])}", "", ""]
     if "top" in row:
-        cells[1:] = str(len(row["top"]["shared"])), f"{row['top']['p_value']:.2g}"
+        cells[1:] = str(len(row["top"]["shared"])), amount(row["top"]["p_value"])
     heads = (
         f"{head['head']} {_short(head['difference'], '+')} "
         f"({_short(head['lower'])} to {_short(head['upper'])})"
