@@ -10,9 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -107,7 +108,7 @@ def check(
         },
         "accuracy": dict(zip(conditions, mean.round(4).tolist(), strict=True)),
     }
-    outcome = verdict(mean[0], mean[1], upper[1], mean[-1], f"{len(top)} {kind}", score)
+    outcome = verdict(samples, f"{len(top)} {kind}", score)
     convention = (
         f"{score} on {len(samples)} prompts of {task.name}; {how} of the {len(top)} "
         f"{kind} heads, or of as many random others (mean of {draws} sets)"
@@ -121,30 +122,22 @@ def check(
     return results.variables, conditions, record
 
 
-def verdict(
-    intact: float,
-    without_top: float,
-    top_upper: float,
-    without_random: float,
-    kind: str,
-    score: str = "accuracy",
-) -> Verdict:
-    """Conclude in one sentence whether the ablation supports the score."""
-    if intact < SOLVED:
+def verdict(samples: NDArray[np.float64], kind: str, score: str = "accuracy") -> Verdict:
+    """Conclude in one sentence whether the ablation supports the score.
+
+    ``samples`` (prompt, condition) are scores of the clean model, without the top heads, and, last,
+    without random others.
+    """
+    intact, without_top, *_, without_random = map(amount, samples.mean(0))
+    if samples[:, 0].mean() < SOLVED:
         return Verdict(
             "too_few",
-            f"The clean model does not solve the task ({score} {intact:.2f}), so ablation cannot "
+            f"The clean model does not solve the task ({score} {intact}), so ablation cannot "
             f"show what the {kind} heads do; their score is correlational here.",
         )
-    if top_upper < without_random:
-        return Verdict(
-            "supported",
-            f"Causal check agrees: without the {kind} heads {score} falls from {intact:.2f} "
-            f"to {without_top:.2f}, without as many random others it is {without_random:.2f}.",
-        )
-    return Verdict(
-        "disagreement",
-        f"Causal check does not agree: ablating the {kind} heads ({score} {without_top:.2f}) does "
-        f"no more harm than ablating as many random others ({without_random:.2f}; clean model "
-        f"{intact:.2f}); the score is correlational here.",
+    return causal_verdict(
+        samples[:, -1] - samples[:, 1],
+        f"{score} is {intact}, without the {kind} heads {without_top}, without as many random "
+        f"others {without_random}",
+        "; the score is correlational here",
     )

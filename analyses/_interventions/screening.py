@@ -85,8 +85,8 @@ class Screen:
         upper = binomtest(count, drawn).proportion_ci().high
         return (
             f"Ablated were {self.convention}. {count or 'None'} of the {drawn} lie above {bar}, "
-            f"so that of the {rest} heads not ablated up to {percent(upper)} may, too (95 % interval); "
-            "exhaustive=true ablates all."
+            f"so that of the {rest} heads not ablated up to {percent(upper)} may, too (95 % "
+            "interval); exhaustive=true ablates all."
         )
 
 

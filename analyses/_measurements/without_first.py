@@ -50,14 +50,13 @@ def leads(capture: xr.Dataset) -> bool:
     return got - even > LARGE
 
 
-def remark(capture: xr.Dataset) -> str:
+def remark(capture: xr.Dataset, outcome: str = "heads are judged without it") -> str:
     """Say what leads and why; nothing where it is the whole rows."""
     if not leads(capture):
         return ""
     got, even = map(percent, _shares(capture))
     return (
-        f"{got} of the attention lies on the first token ({even} if it were even), so heads are "
-        "judged without it. "
+        f"{got} of the attention lies on the first token ({even} if it were even), so {outcome}. "
     )
 
 
@@ -82,6 +81,33 @@ def distance(mean_distance: Array, first: Array, clip: float = np.inf) -> Array:
     """Return the mean distance of rows without their first key, from mean distance and mass."""
     to_first = np.minimum(np.arange(mean_distance.shape[-1]), clip)
     return np.maximum((mean_distance - first * to_first) / (1 - first), 0.0)
+
+
+def largest(weights: Array, first: Array) -> Array:
+    """Return the k − 1 largest weights of rows without their first key, from their k largest.
+
+    ``weights`` (…, k) fall from the largest; the first key's, if among them, is the one left out.
+    """
+    if weights.shape[-1] < 2:
+        raise NotApplicable(
+            "capture: topk holds one weight a row, and without the first token there may be none; "
+            "capture with k=2 or more"
+        )
+    # Both are sums of float32: the first key's own weight must not count as one above it.
+    place = (weights > 1.0001 * first[..., None]).sum(-1, keepdims=True)
+    ranks = np.arange(weights.shape[-1] - 1)
+    kept = np.where(ranks < place, weights[..., :-1], weights[..., 1:])
+    return np.asarray(kept / (1 - first)[..., None])
+
+
+def strength(histogram: Array, first: Array, edges: Array) -> Array:
+    """Return the weight by distance (…, query, bin) of rows without their first key.
+
+    ``edges`` are the smallest distances of the bins.
+    """
+    bins = np.searchsorted(edges, np.arange(histogram.shape[-2]), side="right") - 1
+    at_first = first[..., None] * (bins[:, None] == np.arange(len(edges)))
+    return np.maximum(histogram - at_first, 0.0) / (1 - first)[..., None]
 
 
 def others(capture: xr.Dataset) -> Array:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from headscope.analyses._runtime.pass_costs import PassCosts
 
 # Many analyses check their finding causally on the first few prompts alone.
-FIRST_PROMPTS = 8
+FIRST_PROMPTS = 16
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,16 @@ def named(scores: NDArray[Any], chosen: NDArray[np.bool_]) -> list[str]:
     return [label(head) for head in top(scores, int(chosen.sum()))]
 
 
+def first_few(names: Sequence[str], most: int = 8) -> str:
+    """List names, of many the first few and how many more there are.
+
+    >>> first_few(["L0H1", "L2H0", "L3H4"], 2)
+    'L0H1, L2H0 and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def label(head: tuple[int, int]) -> str:
     """Name a head."""
     return f"L{head[0]}H{head[1]}"

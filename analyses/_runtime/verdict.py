@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from headscope.analyses._stats.bootstrap import TAIL, bootstrap, draws
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
 from headscope.kernels.formatting import amount, percent
 
 # What moves the output by less, in nats, is no effect to speak of, and nothing is a share of it.
 LEAST_NATS = 0.01
+EVERY = slice(None)
 
 State = Literal["supported", "not_supported", "disagreement", "too_few"]
 # The state that counts where several are joined is the first of these.
@@ -44,9 +45,23 @@ class Verdict:
         return Verdict(state, f"{self.text} {other.text}".strip())
 
 
-def causal_verdict(agrees: bool, text: str, remark: str = "") -> Verdict:
-    """Conclude from a causal check; the remark ends the sentence where it does not agree."""
-    if agrees:
+def causal_verdict(
+    above: ArrayLike, text: str, remark: str = "", claimed: slice | NDArray[Any] = EVERY
+) -> Verdict:
+    """Conclude from a causal check, of single heads and of groups of them by one rule.
+
+    ``above`` (prompt,) or (prompt, comparison) has by how much an effect exceeds what it is held
+    against, such as the effect of as many random heads. The check agrees where every comparison
+    that is ``claimed`` lies above 0, by a t test corrected for all that were made; fewer than
+    `LEAST_PROMPTS` prompts cannot tell. ``remark`` ends the sentence where it does not agree.
+    """
+    samples = np.asarray(above, dtype=float)
+    samples = samples.reshape(len(samples), -1)
+    count = int((~np.isnan(samples[:, claimed])).sum(0).min())
+    if count < LEAST_PROMPTS:
+        few = f"Too few prompts for a causal check ({count} of {LEAST_PROMPTS})"
+        return Verdict("too_few", f"{few}: {text}.")
+    if told_above_zero(samples)[claimed].all():
         return Verdict("supported", f"Causal check agrees: {text}.")
     return Verdict("disagreement", f"Causal check does not agree: {text}{remark}.")
 
@@ -58,40 +73,28 @@ def interval_verdict(lower: float, above: str, not_above: str, unknown: str = ""
     return Verdict("supported", above) if lower > 0 else Verdict("disagreement", not_above)
 
 
-def compare_losses(
-    less: NDArray[np.float64], more: NDArray[np.float64], seed: int, text: str
-) -> Verdict:
-    """Conclude from two losses (prompt,) whether the second is the larger one, as claimed."""
-    if len(less) < 2:
-        return Verdict("too_few", f"One prompt has no interval: {text}")
-    lower = float(bootstrap(more - less, seed=seed)[1])
-    return causal_verdict(lower > 0, text.removesuffix("."))
-
-
-def compare_shares(
-    moved: NDArray[np.float64], what: str, groups: tuple[str, str], seed: int
-) -> Verdict:
+def compare_shares(moved: NDArray[np.float64], what: str, groups: tuple[str, str]) -> Verdict:
     """Conclude whether an edit does less of what ablation does in one group than in another.
 
     ``moved`` (prompt, 4) has nats of edit and ablation of the first group, then of the second. No
-    share is stated of an ablation whose interval reaches below `LEAST_NATS`: where it is that of
-    the second group, the edit of the first must move less than its ablation. ``what`` names the
-    edit, ``groups`` where it is made.
+    share is stated of an ablation that is not told from `LEAST_NATS`: where it is that of the
+    second group, the edit of the first must move less than its ablation. ``what`` names the edit,
+    ``groups`` where it is made.
     """
-    if len(moved) < 2:
-        return Verdict("too_few", f"One prompt has no interval: {what} is not compared.")
-    means, above = moved.mean(0), bootstrap(moved, seed=seed)[1] > LEAST_NATS
-    resampled = draws(len(moved), 1000, seed) / len(moved) @ moved
-    if above[1] and above[3]:
-        gap = resampled[:, 2] / resampled[:, 3] - resampled[:, 0] / resampled[:, 1]
-        first, second = (percent(means[at] / means[at + 1]) for at in (0, 2))
+    means = moved.mean(0)
+    measurable = told_above_zero(moved[:, 1::2] - LEAST_NATS)
+    if measurable.all():
+        shares = means[::2] / means[1::2]
+        # The share of every prompt to first order, whose mean is the share of the means.
+        each = shares + (moved[:, ::2] - shares * moved[:, 1::2]) / means[1::2]
+        first, second = map(percent, shares)
         text = f"{what} does {first} of what ablation does in {groups[0]}, {second} in {groups[1]}"
-        return causal_verdict(float(np.quantile(gap, TAIL)) > 0, text)
+        return causal_verdict(each[:, 1] - each[:, 0], text)
     text = "; ".join(
         f"in {group} {what} moves the output by {amount(means[at])} nats, ablation by "
         f"{amount(means[at + 1])}"
         for group, at in zip(groups, (0, 2), strict=True)
     )
-    if not above[1]:
+    if not measurable[0]:
         return Verdict("too_few", f"Too little to take a share of: {text}.")
-    return causal_verdict(float(np.quantile(resampled[:, 1] - resampled[:, 0], TAIL)) > 0, text)
+    return causal_verdict(moved[:, 1] - moved[:, 0], text)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from headscope.analyses._stats.bootstrap import LEVEL, Array, draws, percentiles
+from headscope.analyses._stats.bootstrap import LEVEL, Array, percentiles
 
 RESAMPLES = 500
 # With fewer, a t test over prompts of hundreds of heads says little.
@@ -79,21 +79,19 @@ def told_from_zero(samples: Array) -> NDArray[np.bool_]:
     """Mark the scores (...) whose mean over prompts (prompt, ...) is not 0.
 
     A t test of each, adjusted over all of them, so that of those marked no more than 5 % are 0.
+    Missing values (NaN) are left out.
     """
     from scipy.stats import t
 
-    count, mean, off = len(samples), samples.mean(0), samples.std(0, ddof=1)
+    known = ~np.isnan(samples)
+    count = known.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(known, samples, 0.0).sum(0) / count
+        off = np.sqrt(np.where(known, (samples - mean) ** 2, 0.0).sum(0) / (count - 1))
         size = np.where(mean == 0, 0.0, np.abs(mean) / off * np.sqrt(count))
     return np.asarray(adjusted(2 * t.sf(size, count - 1)) < 1 - LEVEL)
 
 
-def difference(one: Array, other: Array, *, paired: bool, seed: int) -> tuple[float, float, float]:
-    """Return the difference of two means and its 95 % interval over prompts (prompt,)."""
-    mean = float(one.mean() - other.mean())
-    if min(len(one), len(other)) < 2:
-        return mean, float("nan"), float("nan")
-    first = draws(len(one), 1000, seed) / len(one)
-    second = first if paired else draws(len(other), 1000, seed + 1) / len(other)
-    lower, upper = np.quantile(first @ one - second @ other, [0.025, 0.975])
-    return mean, float(lower), float(upper)
+def told_above_zero(samples: Array) -> NDArray[np.bool_]:
+    """Mark the scores (...) whose mean over prompts (prompt, ...) is above 0, by the same test."""
+    return np.asarray(told_from_zero(samples) & (np.nan_to_num(samples).sum(0) > 0))

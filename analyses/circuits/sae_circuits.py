@@ -39,6 +39,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import t_interval
+from headscope.analyses._stats.effect_size import told_above_zero, told_from_zero
 from headscope.analyses.circuits._code_trials import Trials, auc
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -98,8 +99,8 @@ def run(
     truth_prompts
         Prompts of the ablations behind the ground truth.
     threshold
-        A head is in the ground truth when resampling it moves the metric by more than this share
-        of the intact metric.
+        A head is in the ground truth when the effect of resampling it is told from 0 among all
+        heads and is more than this share of the intact metric, which must lie above 0 itself.
     edges
         Number of best edges that are returned.
     exhaustive
@@ -125,13 +126,16 @@ def run(
     encoded = ablation.encode_task(model, task)
     negatives = ablation.capture_corrupted(model, encoded)
     some = encoded.part(range(len(task))[:truth_prompts])
-    clean_metric = float(ablation.evaluate(model, some).mean())
+    intact = ablation.evaluate(model, some)
     # Of these prompts alone, as `importance` has them, so that their effects are the same.
     others = ablation.kept_z(ablation.capture_corrupted(model, some))
     screened = screen(model, some, task.metric, (others,), exhaustive=exhaustive, seed=seed)
     patched = ablation.ablate_each_head(model, some, task.metric, others, heads=screened.heads)
-    moved = clean_metric - patched.mean(0)
-    truth = np.abs(moved) > threshold * abs(clean_metric)
+    effect = intact[:, None, None] - patched
+    clean_metric, moved = float(intact.mean()), effect.mean(0)
+    # A share of a metric that is not above 0 says nothing, nor does an effect that may be none.
+    solved = bool(told_above_zero(intact))
+    truth = told_from_zero(effect) & (np.abs(moved) > threshold * clean_metric) & solved
 
     names = heads(capture)
     known = np.zeros(truth.shape, dtype=bool)
@@ -169,8 +173,8 @@ def run(
         f"{features} features on {examples} examples, λ = {sparsity:g}; {trials} trials"
     )
     criterion = (
-        f"|resample ablation| > {percent(threshold)} of the intact {task.metric} "
-        f"({amount(clean_metric)}), {len(some)} prompts, {screened.convention}"
+        f"|resample ablation| is told from 0 and > {percent(threshold)} of the intact "
+        f"{task.metric} ({amount(clean_metric)}), {len(some)} prompts, {screened.convention}"
     )
     shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
     best = np.argsort(-shown, kind="stable")[:edges]
@@ -221,15 +225,18 @@ def run(
     circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
-        _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum())),
+        _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum()), solved),
         screened.missed(truth, "the threshold"),
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )
 
 
-def _verdict(scores: NDArray[np.float64], circuit: int, total: int) -> Verdict:
+def _verdict(scores: NDArray[np.float64], circuit: int, total: int, solved: bool) -> Verdict:
     """Compare the trained dictionary with shuffled labels, trial by trial; (trial, method)."""
+    if not solved:
+        text = "The intact metric is not shown to lie above 0, so no head moves a share of it."
+        return Verdict("too_few", text)
     if circuit in (0, total):
         return Verdict(
             "too_few",

@@ -9,6 +9,8 @@ import torch
 import xarray as xr
 
 from headscope.analyses._interventions.ablation import Array, Head, encode_task
+from headscope.analyses._measurements import without_first
+from headscope.analyses._stats.length_trend import mean, per_query
 from headscope.analyses.conditions import _rare_tokens
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import logits
@@ -27,6 +29,13 @@ STATISTICS = {
     "previous": ("offset_mass", "share", "weight on the token before"),
     "largest": ("max_weight", "share", "largest weight"),
     "distance": ("distance", "tokens", "mean distance"),
+    **{
+        f"{name}{without_first.SUFFIX}": (name, units, f"{what}{without_first.TITLE}")
+        for name, units, what in (
+            ("entropy", "nats", "entropy of the row"),
+            ("distance", "tokens", "mean distance"),
+        )
+    },
     "rare": ("span_mass", "share", "weight on the rarest tokens"),
 }
 
@@ -90,10 +99,11 @@ def read_heads(
         for query, places in zip(queries, evidence, strict=True):
             keys[query] = sorted({*keys[query], *places})
         targets.append(keys)
+    also = ("first_mass",) if any(name.endswith(without_first.SUFFIX) for name in names) else ()
     statistics = capture(
         model,
         [list(ids) for ids in condition.ids],
-        stats=tuple(dict.fromkeys(STATISTICS[name][0] for name in names)),
+        stats=tuple(dict.fromkeys((*(STATISTICS[name][0] for name in names), *also))),
         offsets=(1,),
         targets={"evidence": targets},
         spans={"rare": [list(positions) for positions in rare]},
@@ -102,13 +112,15 @@ def read_heads(
 
 
 def _at_queries(statistics: xr.Dataset, name: str, condition: Condition) -> Array:
-    values = statistics[STATISTICS[name][0]].sel(SELECTED.get(name, {}))
-    values = values.transpose("prompt", "query", "layer", "head")
+    measured = STATISTICS[name][0]
+    values = per_query(statistics.sel(SELECTED.get(name, {})), measured)
+    if name.endswith(without_first.SUFFIX):
+        values = getattr(without_first, measured)(values, without_first.mass(statistics))
     rows = [
-        values[row, list(dict.fromkeys(queries))].mean("query", skipna=True).values
+        mean(values[row][..., list(dict.fromkeys(queries))])
         for row, queries in enumerate(condition.queries)
     ]
-    return np.stack(rows).astype(np.float64)
+    return np.stack(rows)
 
 
 def expected_rare(condition: Condition, rare: Sequence[Sequence[int]], causal: bool) -> Array:

@@ -32,7 +32,7 @@ from headscope.probes.prompts.tokens import EncodedQuestion
 
 NEEDS = ()
 TASK = "recall"
-PROMPTS = 12
+PROMPTS = 16
 QUICK = {"controls": 1, "draws": 1}
 SUPPORTS = {"hybrid"}
 

@@ -17,11 +17,13 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions.causal_check import Head, random_sets
+from headscope.analyses._measurements import without_first
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, label, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import LEAST_NATS, Verdict, causal_verdict
 from headscope.analyses._stats import effect_size
 from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses._stats.effect_size import told_above_zero
 from headscope.analyses.conditions import _conditions, _rare_tokens
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import amount
@@ -36,8 +38,6 @@ SUPPORTS = {"hybrid"}
 
 SOURCE = "Localizing Paragraph Memorization; Temporal Heads"
 ABLATED = ("heads that stand out in A", "random other heads")
-# A difference below this is no effect to speak of.
-LEAST_NATS = 0.01
 # What float64 still tells from 0.
 SMALLEST_P = 1e-300
 
@@ -53,7 +53,7 @@ def run(
     false_rate: Annotated[float, Between(0, 1)] = 0.05,
     best: Annotated[int, AtLeast(1)] = 5,
     draws: Annotated[int, AtLeast(1)] = 3,
-    checked: Annotated[int, AtLeast(1)] = 12,
+    checked: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Compare every head between two conditions, and ablate those that stand out in the first.
@@ -68,7 +68,8 @@ def run(
     statistics
         What is compared, separated by spaces; heads are chosen by the first. There are ``evidence``
         (weight on the tokens that hold the answer), ``entropy``, ``first``, ``previous``,
-        ``largest``, ``distance`` and ``rare``.
+        ``largest``, ``distance`` and ``rare``. Entropy and distance are compared without the first
+        token, too, which comes first where most attention lies there.
     rarest
         Tokens of a prompt that count as rare.
     least_spread
@@ -102,10 +103,16 @@ def run(
     paired = other == _conditions.CORRUPTED
     both = _conditions.pair(model, task, other)
     rare = [_rare_tokens.rarest(condition.ids, rarest) for condition in both]
+    names = _with_variants(names)
     (first, capture), (second, _) = (
         _conditions.read_heads(model, both[0], list(dict.fromkeys([*names, "rare"])), rare[0]),
         _conditions.read_heads(model, both[1], names, rare[1]),
     )
+    if "first_mass" in capture and without_first.leads(capture):
+        names = _with_variants(names, first=True)
+    # Where it is weight on tokens that chooses heads, the first token hides nothing.
+    sinks = names[0].endswith(without_first.SUFFIX)
+    remark = without_first.remark(capture).strip() if sinks else ""
     ends, p = _effects(
         [(first[name], second[name]) for name in names], least_spread, paired=paired, seed=seed
     )
@@ -141,14 +148,14 @@ def run(
          ("times uniform", "sequential", 0), f"{rarity}; 1: as a uniform head; {both[0].name}"),
     )  # fmt: skip
 
-    pool = heads(capture)
+    pool, what = heads(capture), names[0].replace("_", " ")
     significant = (p[0] <= false_rate) & (ends[1][0] > 0)
     chosen = top(np.where(significant, ends[0][0], np.nan), min(best, len(pool) // 2))
     coords: dict[str, list[str]] = {"statistic": names}
     if not chosen:
         verdict = Verdict(
             "too_few",
-            f"No head has more {names[0]} in A than in B (adjusted p ≤ {false_rate:g}), so none is "
+            f"No head has more {what} in A than in B (adjusted p ≤ {false_rate:g}), so none is "
             "ablated.",
         )
     else:
@@ -163,14 +170,15 @@ def run(
             f"{len(costs[0])} prompts; {convention}",
         )  # fmt: skip
         coords |= {"text": [f"A: {both[0].name}", f"B: {both[1].name}"], "ablated": list(ABLATED)}
-        verdict = _verdict(costs, len(chosen), names[0], paired, seed)
+        verdict = _verdict(costs, len(chosen), what)
     return results.dataset(
         coords,
         verdict,
+        remark,
         convention=convention,
         task=task.name,
         seed=task.seed,
-        heads_by_type={f"more {names[0]} in A": [label(head) for head in chosen]},
+        heads_by_type={f"more {what} in A": [label(head) for head in chosen]},
     )
 
 
@@ -182,6 +190,17 @@ def _statistic_names(statistics: str) -> list[str]:
     for name in names:
         OneOf(_conditions.STATISTICS).check("statistics", name)
     return names
+
+
+def _with_variants(names: list[str], *, first: bool = False) -> list[str]:
+    """Add entropy and distance without the first token, before the whole rows or behind.
+
+    >>> _with_variants(["first", "entropy"], first=True)
+    ['first', 'entropy_without_first', 'entropy']
+    """
+    ends = {"entropy": ("", without_first.SUFFIX), "distance": ("", without_first.SUFFIX)}
+    varied = [name + end for name in names for end in sorted(ends.get(name, [""]), reverse=first)]
+    return list(dict.fromkeys(varied))
 
 
 def _effects(
@@ -213,7 +232,7 @@ def _costs(
     return costs
 
 
-def _verdict(costs: list[Array], size: int, name: str, paired: bool, seed: int) -> Verdict:
+def _verdict(costs: list[Array], size: int, name: str) -> Verdict:
     """Conclude whether ablation costs A more than B, and more than other heads do."""
     here, there = costs
     own, random, foreign = here[:, 0].mean(), here[:, 1].mean(), there[:, 0].mean()
@@ -221,12 +240,8 @@ def _verdict(costs: list[Array], size: int, name: str, paired: bool, seed: int) 
         f"without the {size} heads that have more {name} in A its answers lose {amount(own)} nats, "
         f"those of B {amount(foreign)}; without as many random others A loses {amount(random)}"
     )
-    over_b = effect_size.difference(here[:, 0], there[:, 0], paired=paired, seed=seed)[1]
-    over_random = effect_size.difference(here[:, 0], here[:, 1], paired=True, seed=seed)[1]
-    if np.isnan(over_b) or np.isnan(over_random):
-        return Verdict("too_few", f"One prompt has no interval: {text}.")
-    comparisons = {"A more than B": over_b, "A more than random heads do": over_random}
-    failed = [name for name, lower in comparisons.items() if not lower > LEAST_NATS]
-    if failed:
-        return Verdict("disagreement", f"The heads do not hurt {', nor '.join(failed)}: {text}.")
-    return Verdict("supported", f"Causal check agrees: {text}.")
+    # As many prompts of B, paired or drawn for themselves: then any order pairs them.
+    over = here[:, :1] - np.stack([there[:, 0], here[:, 1]], axis=1) - LEAST_NATS
+    told = told_above_zero(over)
+    failed = [name for name, one in zip(("B", "random heads do"), told, strict=True) if not one]
+    return causal_verdict(over, text, f"; no more than {', nor than '.join(failed)}")

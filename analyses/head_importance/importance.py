@@ -31,11 +31,13 @@ from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric, differentiable
 from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import Between, OneOf
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import Results, first_few, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
@@ -256,18 +258,18 @@ def _verdict(results: Results, heads: list[str], count: int) -> Verdict:
     if lower > 0:
         ranking = Verdict(
             "supported",
-            f"The gate gradient ranks the heads like zero ablation does (Spearman ρ {rho:.2f}); "
-            f"they part most at {', '.join(pair)}, by gradient and by ablation.",
+            f"The gate gradient ranks the heads like zero ablation does (Spearman ρ "
+            f"{amount(rho)}); they part most at {', '.join(pair)}, by gradient and by ablation.",
         )
     else:
         ranking = Verdict(
             "disagreement" if count > 1 else "too_few",
-            f"The gate gradient does not rank the heads like zero ablation (Spearman ρ {rho:.2f}); "
-            "trust the ablations.",
+            f"The gate gradient does not rank the heads like zero ablation (Spearman ρ "
+            f"{amount(rho)}); trust the ablations.",
         )
-    if count < 2:
-        text = "One prompt has no interval, so no head is called important."
+    if count < LEAST_PROMPTS:
+        text = f"Too few prompts ({count} of {LEAST_PROMPTS}) to call a head important."
         return ranking & Verdict("too_few", text)
-    listed = f": {', '.join(heads[:8])}" if heads else ""
+    listed = f": {first_few(heads)}" if heads else ""
     text = f"Heads whose mean ablation lies above the null: {len(heads)}{listed}."
     return ranking & Verdict("supported" if heads else "not_supported", text)

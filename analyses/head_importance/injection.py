@@ -29,6 +29,7 @@ from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import Results, heads, labels, marked, require
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS
 from headscope.analyses.comparison.restoration import own_patterns
 from headscope.probes.interventions import Inject, Window
 from headscope.probes.interventions.base import Edit
@@ -38,7 +39,7 @@ from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 TASK = "ioi"
-PROMPTS = 8
+PROMPTS = 16
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Xiao et al., Human Guided Exploitation of Interpretable Attention Patterns"
@@ -160,20 +161,24 @@ def _own(
 
 def _standing(results: Results) -> dict[str, list[str]]:
     """Name the heads that are needed and that a map stands in for, by map."""
-    removed, lower = results["removed"].values, results["removed_lower"].values
+    removed = results["removed"].values
+    told = results["removed"].attrs["effect_heads"].split()
     with np.errstate(invalid="ignore"):
-        # With one prompt there is no interval, so no head is known to be needed.
-        needed = (lower > 0) & (removed > STANDING_IN * np.nanmax(removed))
+        needed = removed > STANDING_IN * np.nanmax(removed)
         return {
-            key: labels(needed & (results[key].values <= STANDING_IN * removed))
+            key: [
+                name
+                for name in labels(needed & (results[key].values <= STANDING_IN * removed))
+                if name in told
+            ]
             for key in EDITS
             if key not in ("removed", "hidden_first")
         }
 
 
 def _verdict(standing: dict[str, list[str]], results: Results) -> Verdict:
-    if bool(np.isnan(results["removed_lower"].values).all()):
-        text = "One prompt has no interval, so no head is known to be needed."
+    if results["removed"].attrs["effect"] == "too_few":
+        text = f"Fewer than {LEAST_PROMPTS} prompts, so no head is known to be needed."
         return Verdict("too_few", text)
     named = "; ".join(f"{key}: {', '.join(held)}" for key, held in standing.items() if held)
     return Verdict(

@@ -23,9 +23,10 @@ from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._interventions.random_weights import untrained
 from headscope.analyses._interventions.screening import screen
 from headscope.analyses._runtime.options import OneOf
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import Results, first_few, label, require, top
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS
 from headscope.analyses._stats.rank_correlation import (
     OVER_HEADS,
     agreement,
@@ -197,11 +198,11 @@ def _null(
 
 def _verdict(methods: dict[str, Array], table: Array, retest: Array, heads: list[str]) -> Verdict:
     names, count = list(methods), len(next(iter(methods.values())))
-    if count < 2:
-        text = "One prompt has no interval, so no head is called important."
+    if count < LEAST_PROMPTS:
+        text = f"Too few prompts ({count} of {LEAST_PROMPTS}) to call a head important."
         verdict = Verdict("too_few", text)
     else:
-        listed = f": {', '.join(heads[:8])}" if heads else ""
+        listed = f": {first_few(heads)}" if heads else ""
         weak = int(np.nanargmin(retest)) if not np.isnan(retest).all() else 0
         verdict = Verdict(
             "supported" if heads else "not_supported",

@@ -22,10 +22,12 @@ from torch import Tensor
 from headscope.analyses._interventions.ablation import encode_task, evaluate, kept_z
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import GRID, ZERO_TO_ONE, Results, label, top
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import told_above_zero
 from headscope.analyses.head_importance import _tuned
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 from headscope.probes import capture
 from headscope.probes.interventions import Edit
 from headscope.probes.models.model import Model
@@ -35,7 +37,7 @@ from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 TASK = "ioi"
-PROMPTS = 24
+PROMPTS = 32
 SUPPORTS = {"hybrid"}
 QUICK = {"steps": 2, "shots": 1, "draws": 1}
 
@@ -155,7 +157,7 @@ def run(
     chosen = [head for head in top(size, 5) if size[head]]
     return results.dataset(
         {"condition": list(CONDITIONS)},
-        _verdict(chance, right, seed),
+        _verdict(chance, right),
         heads_by_type={"task vector": [label(head) for head in chosen]},
     )
 
@@ -180,20 +182,15 @@ def _at_end(model: Model, task: Task) -> EncodedTask:
     return encoded
 
 
-def _verdict(chance: Array, right: Array, seed: int) -> Verdict:
+def _verdict(chance: Array, right: Array) -> Verdict:
     """Conclude whether the vector does what shots do, and by which heads."""
     mean: Any = chance.mean(0)
     accuracy = right.mean(0)
     text = "; ".join(
-        f"{name}: {nats:+.2f} nats, accuracy {share:.2f}"
+        f"{name}: {amount(nats, '+')} nats, accuracy {amount(share)}"
         for name, nats, share in zip(CONDITIONS, mean, accuracy, strict=True)
     )
-    if len(chance) < 2:
-        return Verdict("too_few", f"One prompt has no interval. {text}.")
-    gained, own = (
-        float(bootstrap(chance[:, 2] - chance[:, other], seed=seed)[1]) > 0 for other in (0, 3)
-    )
-    if gained and own:
-        return Verdict("supported", f"The task vector helps, and by its own heads. {text}.")
-    reason = "it does no better than without shots" if not gained else "other heads do as well"
-    return Verdict("not_supported", f"The task vector: {reason}. {text}.")
+    over = chance[:, [2]] - chance[:, [0, 3]]
+    gained, _ = told_above_zero(over)
+    reason = "other heads do as well" if gained else "the vector does no better than no shots"
+    return causal_verdict(over, text, f"; {reason}")

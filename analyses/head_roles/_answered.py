@@ -11,7 +11,7 @@ from headscope.analyses._interventions.causal_check import Head, random_sets
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._measurements.received import weight
-from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses.head_roles._candidates import read_task
 from headscope.analyses.head_roles._masks import frequent, recovered
@@ -95,6 +95,6 @@ class Answered:
         text = (
             f"with a window the {size} surest of {len(streaming)} streaming heads cost "
             f"{amount(change[0], '+')} nats an answer, {size} of {len(others)} others "
-            f"{amount(change[1], '+')}."
+            f"{amount(change[1], '+')}"
         )
-        return loss, compare_losses(loss[:, 1], loss[:, 2], seed, text)
+        return loss, causal_verdict(loss[:, 2] - loss[:, 1], text)

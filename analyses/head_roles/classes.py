@@ -35,7 +35,7 @@ QUICK = {"first": 1, "recent": 2, "gate_steps": 2}
 SUPPORTS = {"hybrid"}
 TARGETS = ("duplicate", "induction")
 TASK = "induction"
-PROMPTS = 16
+PROMPTS = 24
 
 DETECTORS = ("mass", "echo", "gate", "window")
 CONDITIONS = ("intact", "streaming heads windowed", "as many others windowed", "all windowed")
@@ -85,7 +85,7 @@ def run(
         Model that was captured; causal.
     task
         Prompts whose questions need keys farther back than ``recent``. The gates learn on the
-        first half of them; the windows are checked on the others.
+        first third of them; the windows are checked on the others.
     first, recent
         First keys and last keys that a streaming head sees.
     least_mass
@@ -119,14 +119,14 @@ def run(
             f"capture: classes needs target_mass of the rule {missing[0]!r}; give targets"
         )
     prompts = Answered(capture, model, task, first + recent)
-    half = max(1, len(prompts.ids) // 2)
-    tested = list(range(half, len(prompts.ids))) or [0]
+    third = max(1, len(prompts.ids) // 3)
+    tested = list(range(third, len(prompts.ids))) or [0]
     single = tested[:window_prompts]
     masses = prompts.masses(frequent, first, recent)
     weights = {"echo": _weights(capture, "duplicate"), "induction": _weights(capture, "induction")}
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
-    positions = [[question.at for question in row] for row in prompts.questions[:half]]
-    gates, losses = _window_gates.learn(model, prompts.ids[:half], positions, training)
+    positions = [[question.at for question in row] for row in prompts.questions[:third]]
+    gates, losses = _window_gates.learn(model, prompts.ids[:third], positions, training)
     measured = [prompts.ids[row] for row in single]
     loss_of = partial(prompts.loss, single)
     cost = _window_gates.window_cost(model, measured, loss_of, first, recent)

@@ -24,6 +24,8 @@ from headscope.analyses._runtime import taxonomy
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, label, marked, require, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import told_above_zero
 from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
@@ -137,15 +139,14 @@ def run(
     kinds = np.full((model.layers, model.heads), "", dtype="<U16")
     named: dict[str, list[str]] = {}
     verdicts = []
-    effect, lower, upper = (results[f"lost{end}"].values for end in ("", "_lower", "_upper"))
     for name, kind in KINDS.items():
         values, sign = results[name].values, signs[name]
         chosen = top(values, int((values >= least_score).sum()))
         named[kind] = [label(head) for head in chosen]
-        sure = np.where(sign > 0, lower > 0, upper < 0) & (sign * effect >= least_change)
         for head in chosen:
             kinds[head] = kind
-        verdicts.append(_verdict(kind, chosen, [head for head in chosen if sure[head]], count))
+        over = [lost[:, *head] * sign[head] - least_change for head in chosen]
+        verdicts.append(_verdict(kind, chosen, over))
     results.add(
         "types", ("type",), [len(heads) for heads in named.values()], "Heads named by type",
         "heads", "sequential", 0, convention=f"score ≥ {least_score:g}; other types: `head_types`, "
@@ -163,19 +164,19 @@ def run(
     )
 
 
-def _verdict(kind: str, chosen: list[Head], agree: list[Head], count: int) -> Verdict:
-    """Conclude which named heads an ablation supports."""
+def _verdict(kind: str, chosen: list[Head], over: list[Array]) -> Verdict:
+    """Conclude which named heads an ablation supports, from what each does too much (prompt,)."""
     if not chosen:
         return Verdict("not_supported", f"No head is {kind}.")
-    names = ", ".join(label(head) for head in chosen)
-    if count < 2:
-        return Verdict("too_few", f"One prompt has no interval for {kind} heads {names}.")
+    names = ", ".join(map(label, chosen))
+    samples = np.stack(over, axis=1)
+    agree = [head for head, told in zip(chosen, told_above_zero(samples), strict=True) if told]
     text = (
         f"{len(agree)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
         "their score says"
     )
-    supported = f": {', '.join(label(head) for head in agree)}" if agree else ""
-    return causal_verdict(len(agree) == len(chosen), text, supported)
+    supported = f": {', '.join(map(label, agree))}" if agree else ""
+    return causal_verdict(samples, text, supported)
 
 
 def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:

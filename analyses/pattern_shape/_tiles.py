@@ -6,7 +6,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import losses, tokens
-from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.formatting import amount
 from headscope.probes.interventions.block_mask import Blocks
@@ -112,6 +112,6 @@ def sparse_loss(
     text = (
         f"of a loss of {amount(mean[0])} nats, keeping the needed blocks alone changes "
         f"{amount(mean[1] - mean[0], '+')}, keeping as many random ones "
-        f"{amount(mean[2] - mean[0], '+')}."
+        f"{amount(mean[2] - mean[0], '+')}"
     )
-    return loss, compare_losses(loss[:, 1], loss[:, 2], seed, text)
+    return loss, causal_verdict(loss[:, 2] - loss[:, 1], text)

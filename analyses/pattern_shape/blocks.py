@@ -40,7 +40,7 @@ def run(
     mass: Annotated[float, Between(0.01, 0.999)] = 0.9,
     window: Annotated[int, AtLeast(1)] = 1,
     stripes: Annotated[int, AtLeast(0)] = 2,
-    causal_prompts: Annotated[int, AtLeast(0)] = 4,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Count the blocks that each head needs, and split its map into window, stripes and the rest.
@@ -114,7 +114,8 @@ def run(
     sparsest = ", ".join(label(head) for head in top(-density, 8))
     note = (
         f"{percent(mass)} of the mass lies in {percent(float(mean(density.ravel())))} of the "
-        f"visible blocks, mean over heads; sparsest heads: {sparsest}."
+        f"visible blocks, mean over heads; sparsest heads: {sparsest}; those of a "
+        "head that rests on a sink are few, too."
     )
     longest = int(capture["length"].max())
     if not (predicts(capture) and causal_prompts and longest > 1):

@@ -6,16 +6,19 @@ over log n: 0 for a head that keeps its focus, 1 for an even one, whose largest 
 effective temperature is that of n Gaussian logits whose softmax has the same entropy,
 ``H = log n − σ²/2``, so ``τ = 1/σ``; heads freeze onto a key as σ nears √(2 log n). Column hardness
 is ``α = n · max_k Σ_i P_ik²``, the largest squared column norm: small where no key gets attention
-from all queries, and then attention can be sampled; α / n² is 1 where all attend to one key. The
-Spikiness is there without the first token, too, of the weights renormalised over the other keys:
-where the first token has 25 % more of all mass than in even rows, it names the spiky heads. The
-causal number: what the loss becomes when the spikiest heads of each layer are spread out by a
-temperature, and when as many of its least spiky ones are.
+from all queries, and then attention can be sampled; α / n² is 1 where all attend to one key.
+
+What rows tell is there without the first token, too, of the weights renormalised over the other
+keys: these numbers come first, and name the spiky heads, where the first token has 25 % more of all
+mass than in even rows. Columns are keys, of which ``skip_keys`` leaves out the first. The causal
+number: what the loss becomes when the spikiest heads of each layer are spread out by a temperature,
+and when as many of its least spiky ones are.
 
 Sources: The Hedgehog & the Porcupine (spikiness); The Devil in Linear Transformer (dilution);
 Linear Log-Normal Attention (temperature); HyperAttention (column norms); Selective Attention.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from headscope.analyses._measurements import without_first
 from headscope.analyses._measurements.received import largest
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
-from headscope.analyses._runtime.verdict import compare_losses
+from headscope.analyses._runtime.verdict import causal_verdict
 from headscope.analyses._stats.length_trend import (
     Array,
     by_octave,
@@ -58,7 +61,7 @@ def run(
     shortest: Annotated[int, AtLeast(1)] = 4,
     heads: Annotated[float, Between(0, 0.5)] = 0.25,
     temperature: Annotated[float, AtLeast(1)] = 100.0,
-    causal_prompts: Annotated[int, AtLeast(0)] = 6,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by concentration, spikiness, dilution, temperature and column norms.
@@ -84,66 +87,39 @@ def run(
 
     Returns
     -------
-    Dataset with ``concentration``, ``spikiness`` and ``spikiness_without_first`` token (layer,
-    head; share), ``dilution`` (layer,
+    Dataset with ``spikiness`` and ``concentration`` (layer, head; share), ``dilution`` (layer,
     head; slope), ``inverse_temperature`` (layer, head; σ), ``temperature`` (layer, head; τ = 1/σ of
-    the mean), ``column_hardness`` (layer, head; α), ``column_share`` (layer, head; α / n², 0 to 1)
-    and ``spread_loss`` (condition; nats a token, the causal number), with 95 % intervals over
-    prompts. Where no prompt spans two octaves the dilution is missing.
+    the mean), each of them ``_without_first`` token, too, ``column_hardness`` (layer, head; α),
+    ``column_share`` (layer, head; α / n², 0 to 1) and ``spread_loss`` (condition; nats a token, the
+    causal number), with 95 % intervals over prompts. Where no prompt spans two octaves the dilution
+    is missing.
     """
     require(capture, NEEDS, "concentration", ("self",))
 
     weights, raw = per_query(capture, "topk"), per_query(capture, "entropy")
-    seen, most = visible(capture), largest_entropy(capture)
-    count = weights.shape[-1]
-    # The k largest of k keys are all of them, which says nothing.
-    full = np.where((seen > count)[:, :, None], weights.sum(-1), np.nan)
-    counts, peaks = by_octave(weights[..., 0], seen, octaves(seen, shortest))
-    with np.errstate(divide="ignore"):
-        dilution = -slope(np.log(counts)[:, :, None], np.log(peaks))
-    open_rows = np.where(most > 0, most, np.nan)
-    spikiness = mean(np.clip(1 - raw / open_rows, 0, 1))
-    rest = without_first.entropy(raw, without_first.mass(capture))
-    most_of_rest = largest_entropy(capture, without_first.others)
-    spiky_rest = mean(np.clip(1 - rest / np.where(most_of_rest > 0, most_of_rest, np.nan), 0, 1))
-    leads = without_first.leads(capture)
-    sigma = mean(np.sqrt(np.maximum(2 * (open_rows - raw), 0)))
+    first = without_first.mass(capture)
     columns, share = _columns(capture, skip_keys)
 
     lengths = f"prompts of {stated(capture)}"
     left_out = f"first {skip_keys} keys left out; {lengths}"
     results = Results(capture, seed=seed)
-    spiky = [
-        ("spikiness", GRID, spikiness, "Spikiness of the weights", SHARE,
-         f"1 − H / log n; {lengths}", "The Hedgehog & the Porcupine"),
-        (f"spikiness{without_first.SUFFIX}", GRID, spiky_rest,
-         f"Spikiness of the weights{without_first.TITLE}", SHARE,
-         f"1 − H / log n; {lengths}{without_first.RULE}", "The Hedgehog & the Porcupine"),
-    ]  # fmt: skip
+    variants = {
+        "": (raw, weights, visible, lengths),
+        without_first.SUFFIX: (
+            without_first.entropy(raw, first), without_first.largest(weights, first),
+            without_first.others, f"{lengths}{without_first.RULE}",
+        ),
+    }  # fmt: skip
+    order = sorted(variants, reverse=without_first.leads(capture))
+    for end in order:
+        _add_rows(results, end, shortest, *variants[end])
     results.add_means(
-        *(reversed(spiky) if leads else spiky),
-        ("concentration", GRID, mean(full), f"Mass of the {count} largest weights", SHARE,
-         f"queries that see more than {count} keys; {lengths}", "Selective Attention"),
-        ("dilution", GRID, dilution, "Dilution of the largest weight with length",
-         ("slope", "diverging"),
-         f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
-         "The Devil in Linear Transformer"),
-        ("inverse_temperature", GRID, sigma, "Effective inverse temperature",
-         ("σ of the logits", "sequential", 0),
-         f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}", LOG_NORMAL),
         ("column_hardness", GRID, columns, "Column hardness α", ("tokens", "sequential", 0),
          f"n · max_k Σ_i P_ik², {left_out}", "HyperAttention"),
         ("column_share", GRID, share, "Column hardness against its largest value", SHARE,
          f"α / n², {left_out}", "HyperAttention"),
     )  # fmt: skip
-    # Missing where logits are all equal; the ends of the interval change places.
-    sigmas = [results[f"inverse_temperature{end}"].values for end in ("", "_upper", "_lower")]
-    results.add_interval(
-        "temperature", GRID, [1 / np.where(value > 0, value, np.nan) for value in sigmas],
-        "Effective temperature", "1 / σ of the logits", "sequential", 0, source=LOG_NORMAL,
-        convention="τ = 1/σ of the mean σ; missing where the rows are even",
-    )  # fmt: skip
-    scores = results[spiky[leads][0]].values
+    scores = results[f"spikiness{order[0]}"].values
     sets = _extremes(scores, heads)
     kinds = zip(("spiky", "least_spiky"), sets, strict=True)
     named = {kind: [label(head) for head in chosen] for kind, chosen in kinds}
@@ -167,10 +143,57 @@ def run(
     text = (
         f"of a loss of {amount(costs[0])} nats, spreading out the {size} spikiest heads changes "
         f"{amount(costs[1] - costs[0], '+')}, the {len(sets[1])} least spiky ones "
-        f"{amount(costs[2] - costs[0], '+')}."
+        f"{amount(costs[2] - costs[0], '+')}"
     )
-    verdict = compare_losses(loss[:, 2], loss[:, 1], seed, text)
+    verdict = causal_verdict(loss[:, 1] - loss[:, 2], text)
     return results.dataset({"condition": list(CONDITIONS)}, verdict, note=note, **about)
+
+
+def _add_rows(
+    results: Results,
+    end: str,
+    shortest: int,
+    raw: Array,
+    weights: Array,
+    count: Callable[[xr.Dataset], Array],
+    lengths: str,
+) -> None:
+    """Add what rows tell, under names with this end, from their entropy and largest weights.
+
+    ``count`` counts the keys of each query.
+    """
+    title = without_first.TITLE if end else ""
+    seen, most = count(results.capture), largest_entropy(results.capture, count)
+    open_rows, kept = np.where(most > 0, most, np.nan), weights.shape[-1]
+    # The k largest of k keys are all of them, which says nothing.
+    full = np.where((seen > kept)[:, :, None], weights.sum(-1), np.nan)
+    counts, peaks = by_octave(weights[..., 0], seen, octaves(seen, shortest))
+    with np.errstate(divide="ignore"):
+        dilution = -slope(np.log(counts)[:, :, None], np.log(peaks))
+    sigma = mean(np.sqrt(np.maximum(2 * (open_rows - raw), 0)))
+    results.add_means(
+        (f"spikiness{end}", GRID, mean(np.clip(1 - raw / open_rows, 0, 1)),
+         f"Spikiness of the weights{title}", SHARE, f"1 − H / log n; {lengths}",
+         "The Hedgehog & the Porcupine"),
+        (f"concentration{end}", GRID, mean(full), f"Mass of the {kept} largest weights{title}",
+         SHARE, f"queries that see more than {kept} of these keys; {lengths}",
+         "Selective Attention"),
+        (f"dilution{end}", GRID, dilution, f"Dilution of the largest weight with length{title}",
+         ("slope", "diverging"),
+         f"−d log(max weight) / d log n over octaves from {shortest} keys; {lengths}",
+         "The Devil in Linear Transformer"),
+        (f"inverse_temperature{end}", GRID, sigma, f"Effective inverse temperature{title}",
+         ("σ of the logits", "sequential", 0),
+         f"σ = √(2 (log n − H)), Gaussian logits of this entropy; {lengths}", LOG_NORMAL),
+    )  # fmt: skip
+    # Missing where logits are all equal; the ends of the interval change places.
+    sides = ("", "_upper", "_lower")
+    sigmas = [results[f"inverse_temperature{end}{side}"].values for side in sides]
+    results.add_interval(
+        f"temperature{end}", GRID, [1 / np.where(value > 0, value, np.nan) for value in sigmas],
+        f"Effective temperature{title}", "1 / σ of the logits", "sequential", 0, source=LOG_NORMAL,
+        convention=f"τ = 1/σ of the mean σ; missing where the rows are even; {lengths}",
+    )  # fmt: skip
 
 
 def _extremes(spikiness: Array, share: float) -> list[list[tuple[int, int]]]:

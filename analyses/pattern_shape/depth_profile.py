@@ -19,8 +19,9 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import losses, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, require
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.length_trend import Array, mean, stated
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.pattern_shape import _slots
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -42,7 +43,7 @@ def run(
     parts: Annotated[int, AtLeast(3)] = 4,
     question: Annotated[float, Between(0.05, 0.9)] = 0.25,
     skip: Annotated[int, AtLeast(0)] = 1,
-    prompts: Annotated[int, AtLeast(1)] = 6,
+    prompts: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure attention over relative position, and what each part is worth to the question.
@@ -95,12 +96,13 @@ def run(
         "depth_loss", ("depth",), cost, "Loss that hiding a part costs the question", "nats",
         "diverging", evidence="causal",
     )  # fmt: skip
+    rho = np.array([ranked(one, other) for one, other in zip(over, cost, strict=True)])
     results.add_mean(
-        "agreement", (), _agreement(over, cost), "Agreement of mass and cost over the parts", "ρ",
+        "agreement", (), rho, "Agreement of mass and cost over the parts", "ρ",
         "diverging", -1, 1,
     )  # fmt: skip
     names = [f"part {number} of {parts}" for number in range(1, parts + 1)]
-    return results.dataset({"depth": names}, _verdict(names, results))
+    return results.dataset({"depth": names}, _verdict(names, results, rho))
 
 
 def _measured(
@@ -144,30 +146,11 @@ def _cost(model: Model, ids: list[int], positions: list[list[int]], start: int) 
     return np.array([loss[start - 1 :].mean() - clean for loss in hidden])
 
 
-def _agreement(mass: Array, cost: Array) -> Array:
-    """Return the rank correlation of each prompt, NaN where all parts are alike."""
-    from scipy.stats import rankdata
-
-    correlations = np.full(len(mass), np.nan)
-    for number, pair in enumerate(zip(mass, cost, strict=True)):
-        one, other = (rankdata(values) - (len(values) + 1) / 2 for values in pair)
-        size = np.sqrt((one**2).sum() * (other**2).sum())
-        if size > 0:
-            correlations[number] = (one * other).sum() / size
-    return correlations
-
-
-def _verdict(names: list[str], results: Results) -> Verdict:
+def _verdict(names: list[str], results: Results, agreement: Array) -> Verdict:
     mass, cost = results["mean_mass"].values, results["depth_loss"].values
     text = (
-        f"Most attention: {names[int(mass.argmax())]} ({amount(mass.max())}); most costly to hide: "
-        f"{names[int(cost.argmax())]} ({amount(cost.max(), '+')} nats)."
+        f"most attention: {names[int(mass.argmax())]} ({amount(mass.max())}); most costly to hide: "
+        f"{names[int(cost.argmax())]} ({amount(cost.max(), '+')} nats); over the parts mass and "
+        f"cost rank alike with ρ = {amount(results['agreement'].values, '+')}, mean over prompts"
     )
-    lower = float(results["agreement_lower"].values)
-    if np.isnan(lower):
-        return Verdict("too_few", f"{text} Too few prompts for an interval of their agreement.")
-    if lower > 0:
-        return Verdict("supported", f"{text} Mass and cost agree over the parts.")
-    return Verdict(
-        "disagreement", f"{text} Over the parts, mass does not predict what hiding them costs."
-    )
+    return causal_verdict(agreement, text)

@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements import without_first
 from headscope.analyses._runtime.options import Between
-from headscope.analyses._runtime.results import GRID, ZERO_TO_ONE, Results, named, require
+from headscope.analyses._runtime.results import (
+    GRID,
+    ZERO_TO_ONE,
+    Results,
+    first_few,
+    named,
+    require,
+)
 from headscope.analyses._stats.length_trend import Array, mean, per_query, stated, visible
 
 NEEDS = ("entropy", "first_mass")
@@ -74,13 +81,16 @@ def run(
         _add(results, end, convention, *variants[end])
     scores = results[f"entropy_share{without_first.SUFFIX if leads else ''}"].values
     kinds = {"sharp": named(-scores, scores < sharp), "broad": named(scores, scores > broad)}
-    listed = "; ".join(f"{kind}: {', '.join(heads) or 'none'}" for kind, heads in kinds.items())
+    listed = "; ".join(
+        f"{len(heads)} {kind}{f' ({first_few(heads)})' if heads else ''}"
+        for kind, heads in kinds.items()
+    )
     return results.dataset(
         {"query": np.arange(raw.shape[-1])},
         convention=convention,
         heads_by_type=kinds,
         note=(
-            f"{without_first.remark(capture)}Heads by entropy, {listed}. How a head spreads its "
+            f"{without_first.remark(capture)}Heads by entropy: {listed}. How a head spreads its "
             "attention, not what it does: what the model loses when heads are spread out is "
             "measured in `parallel_context`, what it loses without a head in `importance`."
         ),

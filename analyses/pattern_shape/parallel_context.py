@@ -6,7 +6,9 @@ text of its own, with a sink of its own, and the question spreads its attention 
 its entropy rises, and so does the loss of the model. A shared prefix that every block sees gives
 one sink to all and takes the rise back. Positions stay as they are in the text, or start anew in
 each block (``restart``), as in the paper: then the blocks are encoded as texts of their own, all
-after the prefix where there is one, and the question stands after the longest.
+after the prefix where there is one, and the question stands after the longest. The sinks are what
+is compared, so entropy is that of whole rows: without the first token it would lose the one sink of
+the whole text, and one of several of the blocks.
 
 Source: Zhang et al., Attention Entropy is a Key Factor.
 """
@@ -20,8 +22,8 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import observed, predicts, tokens
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, require
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -44,7 +46,7 @@ def run(
     prefix: Annotated[int, AtLeast(1)] = 1,
     question: Annotated[float, Between(0.05, 0.9)] = 0.25,
     restart: bool = False,
-    prompts: Annotated[int, AtLeast(1)] = 8,
+    prompts: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Compare the question's entropy and loss with the context whole, in blocks, and with a prefix.
@@ -101,7 +103,7 @@ def run(
         "question_loss", ("condition",), loss, "Loss on the question", "nats", "sequential", 0,
         convention=f"−log p of its tokens; {convention}", evidence="causal",
     )  # fmt: skip
-    verdict = _verdict(spread, loss, seed)
+    verdict = _verdict(spread, loss)
     return results.dataset({"condition": list(CONDITIONS)}, verdict, convention=convention)
 
 
@@ -168,26 +170,19 @@ def _edit(model: Model, members: tuple[int, ...], blocks: int, shared: bool) -> 
     return Blocks(members, seen.expand(model.layers, model.heads, -1, -1))
 
 
-def _verdict(spread: Array, cost: Array, seed: int) -> Verdict:
+def _verdict(spread: Array, cost: Array) -> Verdict:
     """Conclude whether entropy and loss rise together, prompt by prompt."""
     entropy, loss = spread.mean(0), cost.mean(0)
     text = (
-        f"Entropy of the question: {amount(entropy[0])} nats with the whole context, "
+        f"entropy of the question is {amount(entropy[0])} nats with the whole context, "
         f"{amount(entropy[1] - entropy[0], '+')} in parallel blocks, "
         f"{amount(entropy[2] - entropy[0], '+')} with a shared prefix; loss {amount(loss[0])} "
-        f"nats, {amount(loss[1] - loss[0], '+')} and {amount(loss[2] - loss[0], '+')}."
+        f"nats, {amount(loss[1] - loss[0], '+')} and {amount(loss[2] - loss[0], '+')}"
     )
-    if len(spread) < 2:
-        return Verdict("too_few", f"{text} One prompt has no interval.")
-    rises, costs = (
-        float(bootstrap(values[:, 1] - values[:, 0], seed=seed)[1]) > 0 for values in (spread, cost)
-    )
-    if rises and costs:
-        return Verdict("supported", f"{text} Parallel blocks raise both, as in the paper.")
-    if not rises and not costs:
-        return Verdict("not_supported", f"{text} Parallel blocks raise neither.")
-    return Verdict(
-        "disagreement",
-        f"{text} Blocks raise the {'entropy' if rises else 'loss'} alone, so here entropy does not "
-        "predict what the model loses.",
-    )
+    rises = np.stack([values[:, 1] - values[:, 0] for values in (spread, cost)], axis=1)
+    told = told_above_zero(rises)
+    if len(rises) >= LEAST_PROMPTS and not told.any():
+        return Verdict("not_supported", f"Parallel blocks raise neither: {text}.")
+    alone = "entropy" if told[0] else "loss"
+    remark = f"; blocks raise the {alone} alone, so entropy does not predict what the model loses"
+    return causal_verdict(rises, text, remark)

@@ -35,7 +35,7 @@ NEEDS = ()
 QUICK = {"draws": 1}
 SUPPORTS = {"hybrid"}
 TASK = "recall"
-PROMPTS = 8
+PROMPTS = 16
 SLOTS = 4
 # How much more mass both ends must get than the slots between where a bias is called U-shaped.
 LEAST_RISE = 0.01

@@ -33,7 +33,7 @@ from headscope.analyses._runtime.results import (
     require,
     top,
 )
-from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import percentiles
 from headscope.analyses._stats.length_trend import Array, mean, per_query, stated
 from headscope.analyses.pattern_shape import _peaks
@@ -62,7 +62,7 @@ def run(
     lags: Annotated[int, AtLeast(1)] = 8,
     skip: Annotated[int, AtLeast(0)] = 1,
     shifts: Annotated[int, AtLeast(20)] = 500,
-    causal_prompts: Annotated[int, AtLeast(0)] = 6,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Find local and global heads, the peaks of WAAD and FAI, and the lag between them.
@@ -181,13 +181,11 @@ def run(
             convention=f"loss a token on {len(loss)} prompts; {convention}",
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
-        verdict &= compare_losses(
-            loss[:, 2],
-            loss[:, 1],
-            seed,
+        verdict &= causal_verdict(
+            loss[:, 1] - loss[:, 2],
             f"of a loss of {amount(costs[0])} nats, hiding the anchors changes "
             f"{amount(costs[1] - costs[0], '+')}, hiding as many other tokens "
-            f"{amount(costs[2] - costs[0], '+')}.",
+            f"{amount(costs[2] - costs[0], '+')}",
         )
     kinds = {"local": [label(head) for head in near], "global": [label(head) for head in far]}
     note = without_first.remark(capture).strip()
@@ -243,7 +241,7 @@ def _add_lag(results: Results, coupling: Array, null: Array, lags: NDArray[np.in
     )  # fmt: skip
     draws_text = f"({percent(beaten)} of the draws do as well)."
     if beaten < 0.05:
-        text = f"FAI peaks stand {lags[best]:+.0f} tokens from WAAD peaks beyond chance"
+        text = f"FAI peaks stand {lags[best]:+d} tokens from WAAD peaks beyond chance"
         return Verdict("supported", f"{text} {draws_text}")
     return Verdict("not_supported", f"No coupling beyond chance at any lag {draws_text}")
 

@@ -24,7 +24,7 @@ from headscope.analyses._interventions.next_token_loss import contrast, predicts
 from headscope.analyses._measurements import without_first
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, label, marked, require
-from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.length_trend import (
     Array,
     by_octave,
@@ -56,7 +56,7 @@ def run(
     *,
     shortest: Annotated[int, AtLeast(1)] = 4,
     boundary: Annotated[float, Between(0, 1)] = 0.5,
-    causal_prompts: Annotated[int, AtLeast(0)] = 6,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by its span and by how the span grows with the text.
@@ -238,8 +238,8 @@ def _cut(
     text = (
         f"of a loss of {amount(costs[0])} nats, cutting {count} fixed heads to their span changes "
         f"{amount(costs[1] - costs[0], '+')}, cutting {count} elastic heads as short "
-        f"{amount(costs[2] - costs[0], '+')}."
+        f"{amount(costs[2] - costs[0], '+')}"
     )
-    verdict = compare_losses(loss[:, 1], loss[:, 2], results.seed, text)
+    verdict = causal_verdict(loss[:, 2] - loss[:, 1], text)
     names = {kind: [label(head) for head in heads] for kind, heads in chosen.items()}
     return verdict, {"heads": names, "windows": windows, "note": verdict.text}

@@ -43,7 +43,7 @@ from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
-NEEDS = ("lse", "distance", "distance_hist", "first_mass", "max_weight")
+NEEDS = ("lse", "distance", "distance_hist", "first_mass", "topk")
 SUPPORTS = {"hybrid"}
 KEEP = ("q", "k")
 TASK = "story"
@@ -75,7 +75,7 @@ def run(
     ----------
     capture
         Capture of the task with the kept ``q`` and ``k`` and the statistics ``lse``, ``distance``,
-        ``distance_hist``, ``first_mass`` and ``max_weight``.
+        ``distance_hist``, ``first_mass`` and ``topk``.
     model
         Model that was captured; heads are set to zero in turn.
     task
@@ -93,9 +93,10 @@ def run(
     Returns
     -------
     Dataset with ``lost_metric``, ``lost_log_probability`` and ``output_divergence`` (layer, head;
-    what setting the head to zero costs), ``gate_gradient`` (layer, head), ``strength`` (bin, layer,
-    head; share of the weight by distance), all with 95 % intervals over prompts; ``atlas`` (map,
-    metric, point; rank of the head, 1 for the most important, at the coordinates ``x`` and ``y``)
+    what setting the head to zero costs), ``gate_gradient`` (layer, head), ``strength`` and
+    ``strength_without_first`` token (bin, layer, head; share of the weight by distance), all with
+    95 % intervals over prompts; ``atlas`` (map, metric, point; rank of the head, 1 for the most
+    important, at the coordinates ``x`` and ``y``)
     and ``agreement`` (one, other; Spearman's ρ over heads between the measures, the distance and
     the largest weight).
     """
@@ -128,22 +129,32 @@ def run(
         results.add_mean(
             name, ("layer", "head"), samples[name], title, *meaning, convention=rule, **causal
         )
-    strength = capture["distance_hist"].mean("query", skipna=True)
-    results.add_mean(
-        "strength", ("bin", "layer", "head"),
-        strength.transpose("prompt", "bin", "layer", "head").values.astype(np.float64),
-        "Attention strength at a distance", *SHARE,
-        convention="mean over queries of the weight on keys from this distance to the next",
-    )  # fmt: skip
+    histogram, distance, weights = (
+        per_query(capture, name) for name in ("distance_hist", "distance", "topk")
+    )
+    first = without_first.mass(capture)
+    clip = float(capture.attrs.get("clip") or np.inf)
+    variants = {
+        "": (histogram, distance, weights),
+        without_first.SUFFIX: (
+            without_first.strength(histogram, first, capture["bin"].values),
+            without_first.distance(distance, first, clip), without_first.largest(weights, first),
+        ),
+    }  # fmt: skip
+    order = sorted(variants, reverse=without_first.leads(capture))
+    for end in order:
+        results.add_mean(
+            f"strength{end}", ("bin", "layer", "head"),
+            np.moveaxis(mean(variants[end][0], 3), -1, 1),
+            f"Attention strength at a distance{without_first.TITLE if end else ''}", *SHARE,
+            convention="mean over queries of the weight on keys from this distance to the next"
+            f"{without_first.RULE if end else ''}",
+        )  # fmt: skip
 
     components, shown = _components(_features(capture, names, queries, skip))
     index = tuple(np.transpose(names))
-    distance, strongest = (per_query(capture, name) for name in ("distance", "max_weight"))
-    sinks = without_first.leads(capture)
-    if sinks:
-        clip = float(capture.attrs.get("clip") or np.inf)
-        distance = without_first.distance(distance, without_first.mass(capture), clip)
-    distance, strongest = (mean(mean(each), 0)[index] for each in (distance, strongest))
+    _, distance, weights = variants[order[0]]
+    distance, strongest = (mean(mean(each), 0)[index] for each in (distance, weights[..., 0]))
     points = np.stack([components, np.stack([np.log2(1 + distance), strongest], axis=1)])
     scores = {
         metric: np.abs(results[name].values[index])
@@ -162,7 +173,7 @@ def run(
          "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
          f"rank correlation over {len(names)} heads, with pruning {chosen.convention}"),
     )  # fmt: skip
-    across = f"{AXES[0]}{without_first.TITLE if sinks else ''}"
+    across, up = (f"{axis}{without_first.TITLE if order[0] else ''}" for axis in AXES)
     coords: dict[str, Any] = {
         "bin": capture["bin"].values,
         "map": list(MAPS),
@@ -170,12 +181,16 @@ def run(
         "one": list(compared),
         "other": list(compared),
         "x": (("map", "point"), points[..., 0], {"long_name": across}),
-        "y": (("map", "point"), points[..., 1], {"long_name": AXES[1]}),
+        "y": (("map", "point"), points[..., 1], {"long_name": up}),
         "label": ("point", [label(head) for head in names]),
     }
     best = {name: [label(head) for head in top(results[name].values, 5)] for name in samples}
     return results.dataset(
-        coords, convention=convention, heads_by_type=best, verdict=_verdict(scores)
+        coords,
+        _verdict(scores),
+        without_first.remark(capture, "strength and distance come first without it").strip(),
+        convention=convention,
+        heads_by_type=best,
     )
 
 

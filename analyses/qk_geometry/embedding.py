@@ -26,6 +26,7 @@ from headscope.analyses._measurements.received import words_of
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import Results, attending, label, require, top
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import amount
 
 NEEDS = ()
 QUICK = {"points": 4}
@@ -133,9 +134,18 @@ def run(
             "kind": ("point", ["query"] * len(tokens) + ["key"] * len(tokens)),
             "label": ("point", _labels(capture, tokens)),
         },
-        note="A picture of the weights as they are: moving and scaling change none of them. Read "
-        "nearness in it only where closeness goes with the logits (`plane_fidelity` near 1).",
+        note=f"Queries lie furthest from the distribution of keys in {_best(results, 'gap')}. "
+        "Moving and scaling change none of the weights; read nearness on the plane only where "
+        "closeness goes with the logits, `plane_fidelity` near 1: most so in "
+        f"{_best(results, 'plane_fidelity')}.",
     )
+
+
+def _best(results: Results, name: str) -> str:
+    """Name the heads with the highest score, and the median of all."""
+    scores = results[name].values
+    named = ", ".join(f"{label(head)} ({amount(scores[head])})" for head in top(scores, 3))
+    return f"{named}; median {amount(np.nanmedian(scores))}"
 
 
 def _embed(

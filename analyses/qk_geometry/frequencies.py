@@ -50,7 +50,7 @@ def run(
     skip: Annotated[int, AtLeast(1)] = 8,
     split: Annotated[int, AtLeast(0)] = 0,
     edited: Annotated[int, AtLeast(1)] = 4,
-    checked: Annotated[int, AtLeast(1)] = 4,
+    checked: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Split the logits of every head by rotary frequency, and ablate bands to check.
@@ -136,7 +136,7 @@ def run(
             for heads in groups
             for lost in ("high", "low")
         ]
-        verdict = _verdict(results["moved"].values)
+        verdict = _verdict(moved)
     return results.dataset(
         coords,
         heads_by_type={
@@ -234,12 +234,12 @@ def _without(rows: qk_rows.Rows, turn: Rotation, band: str, edge: int) -> Array:
 
 def _verdict(moved: Array) -> Verdict:
     """Conclude whether heads depend more on the band that carries them than on the other."""
-    low_high, low_low, high_high, high_low = map(float, moved)
+    low_high, low_low, high_high, high_low = moved.mean(0)
     text = (
         f"low-frequency heads move the output by {amount(low_low)} nats without low and "
         f"{amount(low_high)} without high frequencies; high-frequency heads by "
         f"{amount(high_high)} without "
         f"high and {amount(high_low)} without low"
     )
-    agrees = low_low > low_high and high_high > high_low
-    return causal_verdict(agrees, text, "; the share is correlational here")
+    own, other = moved[:, [1, 2]], moved[:, [0, 3]]
+    return causal_verdict(own - other, text, "; the share is correlational here")

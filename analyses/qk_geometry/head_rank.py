@@ -45,7 +45,7 @@ def run(
     *,
     variance: Annotated[float, Between(0.01, 1)] = 0.9,
     norm: Annotated[str, OneOf(tuple(NORMS))] = "frobenius",
-    checked: Annotated[int, AtLeast(1)] = 2,
+    checked: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure the ranks of every head's weights, of its keys, and of the residual stream.
@@ -142,18 +142,18 @@ def run(
             "ones", source="Loki",
         )  # fmt: skip
         coords["condition"] = ["their principal components", "random directions"]
-        verdict = _verdict(results["moved"].values)
+        verdict = _verdict(moved)
     return results.dataset(coords, note=note, verdict=verdict)
 
 
 def _verdict(moved: Array) -> Verdict:
     """Conclude whether keys need their own components rather than any directions."""
-    own, random = map(float, moved)
+    own, random = moved.mean(0)
     text = (
         f"with keys in their principal components alone the output moves by {amount(own)} nats, in "
         f"as many random directions by {amount(random)}"
     )
-    return causal_verdict(own < random, text, "; the key rank is correlational here")
+    return causal_verdict(moved[:, 1] - moved[:, 0], text, "; the key rank is correlational here")
 
 
 def singular_values(left: Array, right: Array) -> Array:

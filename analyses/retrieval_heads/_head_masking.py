@@ -8,8 +8,9 @@ import numpy as np
 from headscope.analyses._interventions.ablation import ablated_metric, encode_task, evaluate
 from headscope.analyses._interventions.causal_check import Head, Measure, random_sets
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
+from headscope.analyses._stats.effect_size import told_above_zero
 from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
@@ -105,11 +106,13 @@ def curve(
     scores = accuracy(sets)
     whole = bootstrap(scores[:, 0], seed=seed)
     rows: list[Any] = [(whole, whole)]
+    over: list[Array] = []
     for part in np.split(scores[:, 1:], len(counts), axis=1):
         rows.append((bootstrap(part[:, 0], seed=seed), crossed(part[:, 1:].T, seed=seed)))
+        over.append(part[:, 1:].mean(1) - part[:, 0])
     mean, lower, upper = np.moveaxis(np.asarray(rows, dtype=np.float64), -1, 0)
     axis = [0, *counts]
-    verdict = _verdict(axis, mean, lower, upper, scored)
+    verdict = _verdict(axis, mean, lower, upper, np.stack(over, axis=1), scored)
     results.add_interval(
         "masking", ("count", "condition"), (mean, lower, upper),
         "Accuracy without the K best and K random heads", "share of answers", *ZERO_TO_ONE,
@@ -123,27 +126,26 @@ def curve(
 
 
 def _verdict(
-    counts: Sequence[int], mean: Array, lower: Array, upper: Array, scored: str
+    counts: Sequence[int], mean: Array, lower: Array, upper: Array, over: Array, scored: str
 ) -> Verdict:
-    """Conclude from which K on the best heads matter more than random ones."""
+    """Conclude from which K on the best heads matter more than random ones.
+
+    ``over`` (prompt, count) is by how much more their masking costs.
+    """
     if mean[0, 0] < 0.5:
         return Verdict(
             "too_few",
             f"The clean model does not solve the task ({scored} {amount(mean[0, 0])}), so masking "
             "cannot show what the heads do; their score is correlational here.",
         )
-    apart = [row for row in range(1, len(counts)) if upper[row, 0] < lower[row, 1]]
-    if not apart:
-        return Verdict(
-            "disagreement",
-            "Masking does not agree: at no K does masking the best heads cost more than masking "
-            "random others; the score is correlational here.",
-        )
-    row = apart[-1]
-    return Verdict(
-        "supported",
-        f"Masking agrees: without the best {counts[row]} heads {scored} is {amount(mean[row, 0])} "
+    apart = np.flatnonzero(told_above_zero(over))
+    row = int(apart[-1]) + 1 if len(apart) else len(counts) - 1
+    text = (
+        f"without the best {counts[row]} heads {scored} is {amount(mean[row, 0])} "
         f"({amount(lower[row, 0])} to {amount(upper[row, 0])}), without {counts[row]} random "
         f"others {amount(mean[row, 1])} ({amount(lower[row, 1])} to {amount(upper[row, 1])}), "
-        f"clean model {amount(mean[0, 0])}; they part from K = {counts[apart[0]]} on.",
+        f"clean model {amount(mean[0, 0])}"
     )
+    text += f"; they part from K = {counts[apart[0] + 1]} on" if len(apart) else ""
+    remark = "; they part at no K, so the score is correlational here"
+    return causal_verdict(over, text, remark, np.array([row - 1]))

@@ -32,7 +32,7 @@ NEEDS = ()
 QUICK = {"draws": 2}
 SUPPORTS = {"hybrid"}
 TASK = "needle"
-PROMPTS = 8
+PROMPTS = 16
 
 SOURCE = "Wu et al. 2404.15574"
 GRID = ("length", "depth")
@@ -122,7 +122,7 @@ def run(
     cells = [[draw(cell_prompts, length, depth) for depth in fractions] for length in words]
     sets, multisets, recalled, matched, digest = _read(model, cells, decoding, new_tokens)
     counted = recalled > least_recalled
-    rule = DECODINGS[decoding].format(least=least_recalled, new_tokens=new_tokens)
+    rule = DECODINGS[decoding].format(least=percent(least_recalled), new_tokens=new_tokens)
     convention = f"{rule} ({int(counted.sum())} of {counted.size})"
     results = Results(capture(model, cells[0][0], stats=("lse",)), seed=seed, source=SOURCE)
     grid = ("layer", "head")

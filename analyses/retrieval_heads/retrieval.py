@@ -36,6 +36,7 @@ from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.retrieval_heads import _head_masking, _needle_steps
 from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import percent
 from headscope.probes import capture as capture_prompts
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -62,7 +63,7 @@ def run(
     threshold: Annotated[float, Between(0, 1)] = 0.1,
     least_recalled: Annotated[float, Between(0, 1)] = 0.5,
     masking: Annotated[str, OneOf(tuple(_head_masking.MASKINGS))] = "zero",
-    recall_prompts: Annotated[int, AtLeast(1)] = 12,
+    recall_prompts: Annotated[int, AtLeast(1)] = 16,
     draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -109,7 +110,9 @@ def run(
     """
     sets, multisets, recalled = _score(capture, model, task, decoding, new_tokens)
     counted = recalled > least_recalled
-    rule = _needle_steps.DECODINGS[decoding].format(least=least_recalled, new_tokens=new_tokens)
+    rule = _needle_steps.DECODINGS[decoding].format(
+        least=percent(least_recalled), new_tokens=new_tokens
+    )
     convention = f"{rule} ({int(counted.sum())} of {len(counted)})"
     results = Results(capture, seed=seed, source=SOURCE)
     forms = _needle_steps.FORMS.items()

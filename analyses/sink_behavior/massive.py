@@ -22,8 +22,8 @@ from headscope.analyses._measurements.received import rule as row_rule
 from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, require
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.sink_behavior import _outliers
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
@@ -91,7 +91,7 @@ def run(
     counts = np.stack([massive.sum(1), sinks.sum(1), (massive & sinks).sum(1)], axis=1)
     rule = f"|x| > {least:g} and ≥ {ratio:g} × the median of its prompt and boundary"
     loss = _losses(capture, model, ids, stream.massive, seed)
-    verdict, remark = _outcome(capture, stream.massive, loss, seed)
+    verdict, remark = _outcome(capture, stream.massive, loss)
     first, parked = _norms(capture, stream.norms, alpha)
 
     results = Results(capture, seed=seed, source=SOURCE)
@@ -181,26 +181,23 @@ def _losses(
 
 
 def _outcome(
-    capture: xr.Dataset, massive: list[_outliers.Activation], loss: Array, seed: int
+    capture: xr.Dataset, massive: list[_outliers.Activation], loss: Array
 ) -> tuple[Verdict | None, str]:
     """Conclude from the losses whether massive activations matter; no verdict without losses."""
     if not predicts(capture):
         return None, "No loss: the model is not causal, so its logits predict no next token."
     if not massive:
         return None, "There is nothing to set to zero or to the mean."
-    change, lower, upper = bootstrap(loss[:, 1:] - loss[:, :1], seed=seed)
+    changes = loss[:, 1:] - loss[:, :1]
+    change = changes.mean(0)
     text = (
-        f"Loss changes by {amount(change[0], '+')} nats a token with them at zero, "
+        f"the loss changes by {amount(change[0], '+')} nats a token with them at zero, "
         f"{amount(change[1], '+')} at "
-        f"their mean, {amount(change[2], '+')} with as many other activations at zero."
+        f"their mean, {amount(change[2], '+')} with as many other activations at zero"
     )
-    apart = lower[0] > 0 or upper[0] < 0
-    if len(loss) < 2:
-        verdict = Verdict("too_few", f"One prompt has no interval. {text}")
-    elif apart and abs(change[0]) > np.abs(change[1:]).max():
-        verdict = Verdict("supported", f"Causal check agrees. {text}")
-    else:
-        verdict = Verdict("disagreement", f"Causal check does not agree. {text}")
+    # Each effect in its own direction: zeroing must do more than nothing, and than the others do.
+    sizes = changes * np.sign(change)
+    verdict = causal_verdict(sizes[:, :1] - sizes * [0, 1, 1], text)
     return verdict, verdict.text
 
 

@@ -22,9 +22,10 @@ from headscope.analyses._interventions import next_token_loss
 from headscope.analyses._interventions.batched_edits import RowScale
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import GRID, Results, labels, require
+from headscope.analyses._runtime.results import GRID, Results, first_few, labels, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_from_zero
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
 
@@ -45,7 +46,7 @@ def run(
     epsilon: Annotated[float, Between(0, 1)] = 0.3,
     least_queries: Annotated[int, AtLeast(1)] = 16,
     least_change: Annotated[float, AtLeast(0)] = 0.001,
-    prompts: Annotated[int, AtLeast(1)] = 4,
+    prompts: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Scale the weight that each head parks on its sinks, and measure what the loss does.
@@ -116,27 +117,29 @@ def run(
         "sequential", 0, source=SOURCES[0],
         convention=f"of {gammas} and 1, mean over {len(ids)} prompts; one head at a time",
     )  # fmt: skip
-    change, lower, upper = (results[f"sinks_less{end}"].values for end in ("", "_lower", "_upper"))
-    signs = np.where((lower > 0) & (change > least_change), 1, 0)
-    signs = np.where((upper < 0) & (change < -least_change), -1, signs)
+    changes = single[:, 1, int(np.argmin(factors))]
+    change, enough = changes.mean(0), len(ids) >= LEAST_PROMPTS
+    signs = np.sign(change) * (told_from_zero(changes) & (np.abs(change) > least_change))
     results.add(
-        "verdict", GRID, np.where(np.isnan(single[0, 0, 0]), np.nan, signs),
+        "verdict", GRID, np.where(np.isnan(single[0, 0, 0]) | ~np.array(enough), np.nan, signs),
         "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
         source=SOURCES[1],
-        convention="sign of sinks_less where its 95 % interval leaves out 0 and it is larger than "
-        f"{least_change:g} nats, else 0; every head is a test of its own",
+        convention="sign of sinks_less where it is told from 0 among all heads and larger than "
+        f"{least_change:g} nats, else 0; missing with fewer than {LEAST_PROMPTS} prompts",
     )  # fmt: skip
     named = {
-        name: labels(signs == sign) for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
+        name: labels((signs == sign) & enough)
+        for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
     }
-    listed = "; ".join(f"{name}: {', '.join(heads) or 'none'}" for name, heads in named.items())
-    unsure = Verdict("too_few", "One prompt has no interval, so no head has a verdict.")
+    listed = "; ".join(f"{name}: {first_few(heads) or 'none'}" for name, heads in named.items())
+    few = f"Too few prompts ({len(ids)} of {LEAST_PROMPTS}) to call a sink helpful or harmful."
     return results.dataset(
         {"scaled": list(SETS), "gamma": factors},
-        verdict=unsure if len(ids) == 1 else None,
+        verdict=None if enough else Verdict("too_few", few),
         heads_by_type=named,
         note=f"{int(sinks.any((0, -1)).sum())} heads have a sink, "
-        f"{int(sinks[..., 1:].any((0, -1)).sum())} one after the first token. {listed}.",
+        f"{int(sinks[..., 1:].any((0, -1)).sum())} one after the first token."
+        + (f" {listed[0].upper()}{listed[1:]}." if enough else ""),
     )
 
 

@@ -20,8 +20,17 @@ from numpy.typing import NDArray
 
 from headscope.analyses._measurements import received
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, named, require
+from headscope.analyses._runtime.results import (
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    label,
+    named,
+    require,
+    top,
+)
 from headscope.analyses._stats.length_trend import Array, mean
+from headscope.kernels.formatting import amount, percent
 
 NEEDS = ("received",)
 SUPPORTS = {"encoder", "cross", "vision", "hybrid", "sigmoid"}
@@ -115,8 +124,19 @@ def run(
         convention=convention,
         heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
         sink_tokens=_tokens(received.words_of(capture), above),
-        note=NOTE if capture.attrs.get("attention", "self") != "self" else f"{NOTE}; {CONTROLS}",
+        note=f"{_outcome(results, epsilon)} {NOTE}"
+        + (f"; {CONTROLS}" if capture.attrs.get("attention", "self") == "self" else "."),
     )
+
+
+def _outcome(results: Results, epsilon: float) -> str:
+    """Say how many heads have a sink, and which sink most."""
+    rate, later = (float(results[name].values) for name in ("sink_rate", "later_sink_rate"))
+    text = f"{percent(rate / 100)} of the heads put more than {amount(epsilon)} of their weight on"
+    scores = results["sink"].values
+    best = [f"{label(head)} {amount(scores[head])}" for head in top(scores, 3)]
+    text += f" the first token (most: {', '.join(best)})"
+    return f"{text}, {percent(later / 100)} on a later one."
 
 
 def _above(values: Array, epsilon: float) -> Array:

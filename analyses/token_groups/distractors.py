@@ -22,8 +22,9 @@ import xarray as xr
 from headscope.analyses._interventions.causal_check import SOLVED, Head, random_sets
 from headscope.analyses._runtime.options import AtLeast, numbers
 from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, label, top
-from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses._stats.effect_size import told_above_zero
 from headscope.analyses._stats.length_trend import Array, mean, slope
 from headscope.analyses.token_groups._facts import GROUPS, Facts, entropy, split
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -38,7 +39,7 @@ NEEDS = ()
 QUICK = {"facts": "2,4", "best": 1}
 SUPPORTS = {"hybrid"}
 TASK = "recall"
-PROMPTS = 12
+PROMPTS = 16
 
 SOURCE = "Focused Transformer; Efficient OpAmp; Stable Many-Shot Learners"
 CONDITIONS = (
@@ -252,8 +253,6 @@ def _verdict(
         return Verdict(
             "too_few", f"The model does not recall a fact among {counts[0]} {axis}. {text}"
         )
-    if len(nats) < 2:
-        return Verdict("too_few", f"One prompt has no interval. {text}")
     change = loss[1:, -1] - loss[0, -1]
     effects = (
         f"with {counts[-1]} {axis}, hiding the asked fact changes the loss by "
@@ -262,11 +261,9 @@ def _verdict(
         f"{amount(change[2], '+')}, from as many "
         f"others {amount(change[3], '+')}"
     )
-    fact_matters = float(bootstrap(nats[:, 1, -1] - nats[:, 2, -1], seed=seed)[1]) > 0
-    heads_matter = float(bootstrap(nats[:, 3, -1] - nats[:, 4, -1], seed=seed)[1]) > 0
-    if fact_matters and heads_matter:
-        return Verdict("supported", f"Causal check agrees: {effects}. {text}")
-    reason = "the asked fact matters no more than another"
+    over = nats[:, [1, 3], -1] - nats[:, [2, 4], -1]
+    fact_matters, _ = told_above_zero(over)
+    reason = "; the asked fact matters no more than another"
     if fact_matters:
-        reason = "the heads that look at it matter no more than others"
-    return Verdict("disagreement", f"Causal check does not agree: {reason}; {effects}. {text}")
+        reason = "; the heads that look at it matter no more than others"
+    return causal_verdict(over, effects, reason) & Verdict("supported", text)

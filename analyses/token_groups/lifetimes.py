@@ -32,7 +32,7 @@ from headscope.analyses._runtime.results import (
     require,
     top,
 )
-from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses.token_groups._lifetime import judge, received
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -56,7 +56,7 @@ def run(
     window: Annotated[int, AtLeast(0)] = 0,
     alive: Annotated[float, AtLeast(0)] = 0.5,
     least_mass: Annotated[float, Between(0, 1)] = 0.9,
-    causal_prompts: Annotated[int, AtLeast(0)] = 6,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Class every token in every head by how long it is attended: window, local or global.
@@ -170,11 +170,11 @@ def _limit(
     loss = contrast(model, prompts, [(), *limits])
     if size:
         costs = loss.mean(0) - loss[:, :1].mean()
-        verdict = compare_losses(
-            loss[:, 1], loss[:, 2], results.seed,
+        verdict = causal_verdict(
+            loss[:, 2] - loss[:, 1],
             f"limited to a window of {window}, the {size} heads with most weight in it "
             f"({', '.join(map(label, passing[: min(size, 4)]))}) change the loss by "
-            f"{amount(costs[1], '+')} nats, the {size} with least {amount(costs[2], '+')}.",
+            f"{amount(costs[1], '+')} nats, the {size} with least {amount(costs[2], '+')}",
         )  # fmt: skip
     else:
         loss[:, 1:] = np.nan

@@ -23,6 +23,7 @@ from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.length_trend import Array, mean
+from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import WAYS, Segments, segment
 from headscope.kernels.formatting import amount
@@ -33,7 +34,7 @@ SUPPORTS = {"encoder", "vision", "hybrid"}
 
 SOURCE = "Understanding the Behaviors of BERT in Ranking; attention knockout (Geva et al. 2023)"
 # Rank correlation from which the mass is said to tell what a link does.
-AGREES = 0.3
+LEAST_LINKS = 4
 # How many heads of how many links are named.
 NAMED, LINKS = 6, 8
 
@@ -48,7 +49,7 @@ def run(
     rare: Annotated[int, AtLeast(0)] = 1,
     labels: str = "",
     enriched: Annotated[float, AtLeast(0)] = 2.0,
-    causal_prompts: Annotated[int, AtLeast(0)] = 4,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure the mass from segment to segment, its enrichment, and what cutting a link changes.
@@ -117,7 +118,8 @@ def run(
     if cut:
         effect = np.stack(effects)
         title, units, scale = _segment_mass.units(capture)
-        verdict = _verdict(results["mean_mass"].values, mean(effect, 0), names, units)
+        by_prompt = mean(mass[: len(effect)], (1, 2))
+        verdict = _verdict(by_prompt, effect, names, units)
         results.add_mean(
             "link_effect", pairs, effect, f"{title}: keys of a segment hidden from another",
             units, scale, None if scale == "diverging" else 0, evidence="causal",
@@ -181,24 +183,28 @@ def _cut(
 
 def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdict:
     """Conclude whether the links with most mass are those whose loss changes most."""
-    from scipy.stats import spearmanr
-
     known = ~np.isnan(mass) & ~np.isnan(effect)
     if not known.any():
         return Verdict("too_few", "No link could be cut.")
-    source, target = np.unravel_index(np.where(known, effect, -np.inf).argmax(), effect.shape)
+    costs = mean(effect, 0)
+    source, target = np.unravel_index(np.where(known.any(0), costs, -np.inf).argmax(), costs.shape)
     dearest = (
         f"the dearest link is {names[source]} → {names[target]} "
-        f"({amount(effect[source, target], '+')} {units})"
+        f"({amount(costs[source, target], '+')} {units})"
     )
-    if known.sum() < 4 or np.ptp(effect[known]) == 0 or np.ptp(mass[known]) == 0:
+    rho = np.array(
+        [
+            ranked(one[cut], other[cut]) if cut.sum() >= LEAST_LINKS else np.nan
+            for one, other, cut in zip(mass, effect, known, strict=True)
+        ]
+    )
+    if np.isnan(rho).all():
         return Verdict("too_few", f"Too few links that differ to compare with the mass; {dearest}.")
-    rho = float(spearmanr(mass[known], effect[known]).statistic)
     text = (
-        f"mass and effect of cutting {int(known.sum())} links rank alike with "
-        f"ρ = {amount(rho, '+')}; {dearest}"
+        "mass of the links and effect of cutting them rank alike with ρ = "
+        f"{amount(mean(rho), '+')}, mean over prompts; {dearest}"
     )
-    return causal_verdict(rho >= AGREES, text)
+    return causal_verdict(rho, text)
 
 
 def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
+from headscope.analyses._stats.effect_size import told_from_zero
 from headscope.analyses._stats.length_trend import mean as known_mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import Segments, segment
@@ -42,7 +43,7 @@ def run(
     *,
     rare: Annotated[int, AtLeast(0)] = 1,
     enriched: Annotated[float, AtLeast(0)] = 2.0,
-    causal_prompts: Annotated[int, AtLeast(0)] = 6,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
     draws: Annotated[int, AtLeast(1)] = 2,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -94,7 +95,7 @@ def run(
     if causal_prompts:
         effect = _hide(capture, model, made, prompts[:causal_prompts], draws, seed)
         title, units, scale = _segment_mass.units(capture)
-        verdict = _verdict(effect, results["mean_mass"].values, names, units, seed)
+        verdict = _verdict(effect, results["mean_mass"].values, names, units)
         results.add_mean(
             "hiding_effect", ("condition", "token_class"), effect,
             f"{title} a class of tokens" if scale == "diverging" else f"{title}, a class hidden",
@@ -162,10 +163,10 @@ def _hide(
     return effects
 
 
-def _verdict(effect: Array, mass: Array, names: list[str], units: str, seed: int) -> Verdict:
+def _verdict(effect: Array, mass: Array, names: list[str], units: str) -> Verdict:
     """Conclude which classes do more than random tokens, and whether those get the mass."""
-    gap, lower, upper = bootstrap(effect[:, 0] - effect[:, 1], seed=seed)
-    mean = bootstrap(effect, seed=seed)[0]
+    over = effect[:, 0] - effect[:, 1]
+    gap, mean = bootstrap(over)[0], bootstrap(effect)[0]
     compared = np.flatnonzero(~np.isnan(gap))
     if not len(compared):
         return Verdict(
@@ -177,9 +178,8 @@ def _verdict(effect: Array, mass: Array, names: list[str], units: str, seed: int
         f"that can be compared; hiding them changes {amount(mean[0, best])} {units}, hiding as "
         f"many others {amount(mean[1, best])}."
     )
-    if len(effect) < 2:
-        return Verdict("too_few", f"One prompt has no interval: {text}")
-    more = ", ".join(names[column] for column in compared if lower[column] > 0) or "none"
-    less = ", ".join(names[column] for column in compared if upper[column] < 0) or "none"
-    text = f"{text} More than random tokens matter: {more}; less: {less}"
-    return causal_verdict(lower[best] > 0, text)
+    told = told_from_zero(over)
+    more = ", ".join(names[column] for column in compared if told[column] and gap[column] > 0)
+    less = ", ".join(names[column] for column in compared if told[column] and gap[column] < 0)
+    text = f"{text} More than random tokens matter: {more or 'none'}; less: {less or 'none'}"
+    return causal_verdict(over, text, claimed=np.array([best]))

@@ -183,7 +183,7 @@ def needle(values: tuple[str, ...], n: int = 3, seed: int = 0) -> Task:
     prompts = []
     for number in range(n):
         hay = rng.sample(NAMES, len(NAMES))
-        key = KEYS[number]
+        key = KEYS[number % len(KEYS)]
         words = (*hay[:4], key, *values, *hay[4:], key, *values[:-1])
         start = len(words) - len(values)
         asked = [Asked(start + at, (value,), (), (5 + at,)) for at, value in enumerate(values)]

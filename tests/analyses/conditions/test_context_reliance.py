@@ -58,7 +58,7 @@ def test_the_distance_is_a_share_of_the_two_norms():
 
 @pytest.mark.requirement("B5")
 def test_the_planted_head_alone_reads_the_fact(circuit):
-    task = needle(("north",), n=3)
+    task = needle(("north",), n=16)
     result = execute("context_reliance", circuit, task=task, options={"best": 1, "draws": 2})
     direct = result["direct"].values
     assert direct[INDUCTION] > 0.5

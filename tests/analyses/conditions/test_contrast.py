@@ -62,7 +62,7 @@ def test_a_change_alike_on_every_prompt_has_a_finite_effect():
 
 @pytest.mark.requirement("B6")
 def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flagged(circuit):
-    result = execute("contrast", circuit, task=repeated(n=6, length=8))
+    result = execute("contrast", circuit, task=repeated(n=16, length=8))
     assert result.attrs["heads_by_type"] == {"more evidence in A": ["L1H0"]}
     effect = result["effect"].sel(statistic="evidence").values
     assert effect[INDUCTION] > 5
@@ -73,13 +73,14 @@ def test_the_planted_head_stands_out_and_what_it_does_in_both_conditions_is_flag
     assert cost.min() > 1
     assert cost[0] == pytest.approx(cost[1], abs=1e-3)
     assert result.attrs["verdict"] == "disagreement"
-    assert result.attrs["note"].startswith("The heads do not hurt A more than B")
+    assert result.attrs["note"].startswith("Causal check does not agree")
+    assert result.attrs["note"].endswith("; no more than B.")
 
 
 @pytest.mark.requirement("B6")
 @pytest.mark.parametrize(("task", "other"), [("recall", "brackets"), ("induction", "corrupted")])
 def test_heads_of_one_condition_hurt_it_more_than_the_other_does(bundled, task, other):
-    result = execute("contrast", bundled, task=task, n=8, options={"other": other, "checked": 6})
+    result = execute("contrast", bundled, task=task, n=16, options={"other": other})
     assert len(set(result.attrs["heads_by_type"]["more evidence in A"]) & COPYING) >= 4
     (own, random), (foreign, _) = result["lost"].values
     assert own > 1.5
@@ -97,7 +98,7 @@ def test_conditions_that_do_not_differ_have_no_head(bundled):
 
 @pytest.mark.requirement("B6")
 def test_heads_that_stand_out_but_do_nothing_are_flagged(bundled):
-    result = execute("contrast", bundled, task="ioi", n=12, options={"other": "recall"})
+    result = execute("contrast", bundled, task="ioi", n=16, options={"other": "recall"})
     assert result.attrs["heads_by_type"]["more evidence in A"]
     assert result.attrs["verdict"] == "disagreement"
 

@@ -93,7 +93,7 @@ def test_weights_between_two_tokens_are_those_of_the_models_own_maps(parser, bun
 
 @pytest.mark.requirement("A11")
 def test_the_links_of_recall_are_in_the_copying_heads_and_cutting_them_there_matters(bundled):
-    result = execute("probing", bundled, n=12, options={"shuffles": 2})
+    result = execute("probing", bundled, n=32, options={"shuffles": 2})
     accuracy = dict(zip(result["probe"].values.tolist(), result["accuracy"].values, strict=True))
     assert accuracy["all heads"] > 0.95
     assert max(accuracy[name] for name in list(accuracy)[2:]) < 0.4

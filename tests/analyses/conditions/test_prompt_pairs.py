@@ -68,10 +68,10 @@ def test_instructions_of_different_length_are_compared_over_their_context(random
 def test_an_instruction_that_moves_a_head_is_found_at_another_length(circuit):
     """B's instruction states another value for the asked key: the copier looks there, too."""
     prompts = []
-    for each in two_instructions(6).prompts:
+    for each in two_instructions(16).prompts:
         key = each.clean.split()[-1]
         prompts.append(replace(each, corrupted=f"note {key} evening {each.clean[10:]}", changes=()))
-    task = replace(two_instructions(6), prompts=tuple(prompts))
+    task = replace(two_instructions(16), prompts=tuple(prompts))
     assert task.prompts[0].clean[:10] == "note Mary "
     result = execute("prompt_pairs", circuit, task=task, options={"best": 1})
     assert result.attrs["heads_by_type"]["differ between the prompts"] == ["L1H0"]
@@ -88,7 +88,7 @@ def test_a_question_inside_what_differs_is_refused(circuit):
 
 
 def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(circuit):
-    result = execute("prompt_pairs", circuit, task=repeated(n=6, length=8), options={"best": 1})
+    result = execute("prompt_pairs", circuit, task=repeated(n=16, length=8), options={"best": 1})
     assert result.attrs["heads_by_type"]["differ between the prompts"] == ["L1H0"]
     assert result["difference"].values[INDUCTION] > 0.9
     # Under A it leaves the first token, where it rests under B.
@@ -110,7 +110,7 @@ def test_without_the_repetition_the_copying_heads_of_the_bundled_model_look_else
 
 
 def test_a_difference_that_changes_no_answer_is_flagged(bundled):
-    result = execute("prompt_pairs", bundled, task="recall", n=6, options={"draws": 1})
+    result = execute("prompt_pairs", bundled, task="recall", n=16, options={"draws": 1})
     assert result["difference"].values.max() > 0.3
     assert abs(result["lost"].values[0]) < 0.01
     assert result.attrs["verdict"] == "disagreement"

@@ -14,7 +14,7 @@ from headscope.probes.interventions import Ablate, FixPattern, Inject, KnockOut,
 
 @pytest.fixture(scope="module")
 def task():
-    return repeated(n=4, length=6)
+    return repeated(n=16, length=6)
 
 
 @pytest.fixture(scope="module")

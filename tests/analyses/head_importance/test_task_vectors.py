@@ -14,12 +14,10 @@ from headscope.probes.prompts.few_shot import few_shot
 from headscope.probes.prompts.task import Task
 
 
-def said(word: str, n: int = 10) -> Task:
+def said(word: str, n: int = 32) -> Task:
     """``note KEY ask`` is always answered by one word, which only shots tell."""
-    prompts = tuple(
-        word_prompt((given := ("note", KEYS[at], "ask")), given, [Asked(2, (word,), ("summer",))])
-        for at in range(n)
-    )
+    texts = [("note", KEYS[at % 10], "ask") for at in range(n)]
+    prompts = tuple(word_prompt(one, one, [Asked(2, (word,), ("summer",))]) for one in texts)
     return Task(word, prompts, "accuracy", 0, "One word for everything.")
 
 

@@ -104,7 +104,7 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled):
 
 
 def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled):
-    result = execute("classes", bundled, n=6, seed=3, options={"window_prompts": 1})
+    result = execute("classes", bundled, n=24, seed=3, options={"window_prompts": 1})
     retrieval = {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
     assert set(result.attrs["heads_by_type"]["retrieval"]) == retrieval
     intact, streaming, others, _ = result["window_loss"].values

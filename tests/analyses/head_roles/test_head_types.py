@@ -11,7 +11,7 @@ STATS = (*head_types.NEEDS, "pattern")
 
 @pytest.fixture(scope="module")
 def task():
-    return repeated(n=4, length=12)
+    return repeated(n=16, length=12)
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ MOVER, SUPPRESSOR, SUBJECT, IDLE = (0, 0), (0, 1), (0, 2), (0, 3)
 def task():
     """A name marked by ``note``, a name marked by ``ask``; the marked one is the answer."""
     prompts = []
-    for at in range(4):
-        answer, wrong = NAMES[at], NAMES[at + 4]
+    for at in range(16):
+        answer, wrong = NAMES[at % 10], NAMES[(at + 4) % 10]
         words = ("note", answer, "ask", wrong, ".")
         prompts.append(word_prompt(words, words, [Asked(4, (answer,), (wrong,), (1,))]))
     return Task("pairs", tuple(prompts), "logit_difference", 0, "Two names.")
@@ -106,7 +106,7 @@ def test_stage_evidence_and_method_filter_heads_and_scores(result, bundled):
 
 
 def test_suppressors_of_the_bundled_model_hold_up(bundled):
-    result = execute("vocabulary", bundled, n=12, seed=1)
+    result = execute("vocabulary", bundled, n=16, seed=1)
     assert "copy-suppression heads (L3H2, L3H3) change" in result.attrs["note"]
     assert float(result["to_wrong"].sel(layer=3, head=2)) > 0.95
     assert float(result["lost_lower"].sel(layer=3, head=2)) > 1

@@ -76,8 +76,8 @@ def test_planted_heads_are_a_window_a_stripe_and_neither(result):
 
 
 def test_the_needed_blocks_are_enough_for_the_bundled_model_and_random_ones_are_not(bundled):
-    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=1, length=160)
-    result = execute("blocks", bundled, task, options={"causal_prompts": 3})
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=16, seed=1, length=160)
+    result = execute("blocks", bundled, task)
     whole, needed, random = result["block_loss"].values
     assert abs(needed - whole) < 0.02
     assert random - whole > 0.05

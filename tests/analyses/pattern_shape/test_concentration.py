@@ -52,7 +52,7 @@ def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
         {
             "entropy": (("prompt", "layer", "head", "query"), entropies[:, None, None, None]),
             "first_mass": (("prompt", "layer", "head", "query"), np.zeros((64, 1, 1, 1))),
-            "topk": (("prompt", "layer", "head", "query", "rank"), np.ones((64, 1, 1, 1, 1))),
+            "topk": (("prompt", "layer", "head", "query", "rank"), np.ones((64, 1, 1, 1, 2))),
             "column_norm": (("prompt", "layer", "head", "key"), np.ones((64, 1, 1, 1))),
         },
         coords={
@@ -78,8 +78,8 @@ def test_a_temperature_edit_moves_the_effective_temperature_by_its_factor(random
 
 
 def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
-    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=3, seed=2, length=120)
-    result = execute("concentration", bundled, task, options={"causal_prompts": 3})
+    task = tasks.make("needle", tokenizer=bundled.tokenizer, n=16, seed=2, length=120)
+    result = execute("concentration", bundled, task)
     intact, spiky, broad = result["spread_loss"].values
     assert spiky - intact > 5 * (broad - intact)
     assert result.attrs["verdict"] == "supported"

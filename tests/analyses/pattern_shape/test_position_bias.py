@@ -103,7 +103,7 @@ def test_a_planted_u_shape_is_found_and_no_other_curve_is_taken_for_one(facts):
 def test_the_relevant_heads_carry_the_answers(result, bundled):
     intact, without, _ = result["relevance_accuracy"].values
     assert (intact, without) == (1.0, 0.0)
-    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=3, seed=4, pairs=4)
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=16, seed=4, pairs=4)
     found = position_bias.run(bundled, task, draws=3)
     # The copying heads that the card of the bundled model names.
     named = set(found.attrs["heads_by_type"]["relevance"][:5])

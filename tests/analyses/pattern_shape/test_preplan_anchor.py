@@ -105,7 +105,7 @@ def test_planted_heads_are_local_and_global(circuit):
 
 
 def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled):
-    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=2)
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=16, seed=2)
     result = execute("preplan_anchor", bundled, task)
     intact, hidden, others = result["anchor_loss"].values
     assert hidden - intact > 2 * max(others - intact, 0.02)

@@ -1,5 +1,7 @@
 """Rows without their first token, against dense float64 rows that are renormalised."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -7,7 +9,9 @@ from refusals import check_refusal
 
 from headscope.analyses import concentration, entropy, preplan_anchor, span
 from headscope.analyses._measurements import without_first
-from headscope.analyses._stats.length_trend import mean
+from headscope.analyses._runtime.runner import execute
+from headscope.analyses._stats.length_trend import mean, per_query
+from headscope.analyses.conditions import _conditions
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.prompts import tasks
@@ -19,6 +23,7 @@ LEAST = 1e-3
 def held(bundled) -> xr.Dataset:
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=3, seed=4)
     names = {*entropy.NEEDS, *span.NEEDS, *concentration.NEEDS, *preplan_anchor.NEEDS, "pattern"}
+    names |= {"distance_hist"}
     return capture(bundled, task, stats=tuple(sorted(names)), offsets=preplan_anchor.OFFSETS)
 
 
@@ -62,6 +67,68 @@ def test_results_are_means_over_such_rows(held, bundled):
     np.testing.assert_allclose(result["entropy_share_without_first"], mean(share, 0), atol=2e-3)
     spiky = concentration.run(held, bundled, causal_prompts=0)["spikiness_without_first"]
     np.testing.assert_allclose(spiky, 1 - mean(share, 0), atol=2e-3)
+
+
+@pytest.mark.requirement("A12")
+def test_strength_by_distance_is_that_of_renormalised_rows(held):
+    rows, first = renormalised(held), without_first.mass(held)
+    edges = [*held["bin"].values.tolist(), np.inf]
+    at = np.arange(rows.shape[-1])
+    distance = np.abs(at[:, None] - at)
+    expected = np.stack(
+        [np.where((distance >= low) & (distance < high), rows, 0).sum(-1)
+         for low, high in pairwise(edges)], -1,
+    )  # fmt: skip
+    expected = np.where(np.isnan(first)[..., None], np.nan, expected)
+    found = without_first.strength(per_query(held, "distance_hist"), first, held["bin"].values)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_concentration_and_temperature_are_those_of_renormalised_rows(held, bundled):
+    rows, first = renormalised(held), without_first.mass(held)
+    largest = np.sort(rows)[..., ::-1]
+    weights = per_query(held, "topk")
+    kept = weights.shape[-1] - 1
+    found = np.nan_to_num(without_first.largest(weights, first))
+    np.testing.assert_allclose(found, np.nan_to_num(largest[..., :kept]), rtol=2e-3, atol=2e-3)
+    result = concentration.run(held, bundled, causal_prompts=0)
+    others = np.arange(rows.shape[-2])
+    full = np.where(others > kept, largest[..., :kept].sum(-1), np.nan)
+    np.testing.assert_allclose(
+        result["concentration_without_first"], mean(mean(full), 0), atol=2e-3
+    )
+    logs = np.log(np.where(rows > 0, rows, 1))
+    with np.errstate(divide="ignore"):
+        left = np.where(others > 1, np.log(others), np.nan) + (rows * logs).sum(-1)
+    sigma = mean(mean(np.sqrt(np.maximum(2 * left, 0))), 0)
+    np.testing.assert_allclose(result["inverse_temperature_without_first"], sigma, atol=5e-3)
+    np.testing.assert_allclose(result["temperature_without_first"], 1 / sigma, rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["entropy", "distance"])
+def test_conditions_are_compared_by_renormalised_rows(bundled, name):
+    task = tasks.make("induction", tokenizer=bundled.tokenizer, n=3, seed=4)
+    here, _ = _conditions.pair(bundled, task, "corrupted")
+    found, _ = _conditions.read_heads(bundled, here, [f"{name}_without_first"], [[1]] * 3)
+    held = capture(bundled, [list(ids) for ids in here.ids], stats=("pattern", "first_mass"))
+    rows = renormalised(held)
+    logs, at = np.log(np.where(rows > 0, rows, 1)), np.arange(rows.shape[-1])
+    parts = {"entropy": -(rows * logs), "distance": rows * np.abs(at[:, None] - at)}
+    expected = [
+        mean(parts[name].sum(-1)[row][..., list(dict.fromkeys(queries))])
+        for row, queries in enumerate(here.queries)
+    ]
+    np.testing.assert_allclose(found[f"{name}_without_first"], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_comparison_leads_with_the_rows_that_the_sink_does_not_hide(bundled, monkeypatch):
+    for sinks, names in ((True, ["entropy_without_first", "entropy"]),
+                         (False, ["entropy", "entropy_without_first"])):  # fmt: skip
+        monkeypatch.setattr(without_first, "LARGE", -1.0 if sinks else 1.0)
+        options = {"statistics": "entropy", "checked": 1, "draws": 1}
+        result = execute("contrast", bundled, task="induction", n=3, options=options)
+        assert result["statistic"].values.tolist() == names
+        assert ("lies on the first token" in result.attrs["note"]) == sinks
 
 
 def test_spans_hold_the_share_of_what_is_left(held, bundled):

@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 
 from headscope import viz
 from headscope.analyses import atlas, importance
+from headscope.analyses._measurements import without_first
 from headscope.probes import capture
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Ablate
@@ -73,6 +74,52 @@ def test_strength_stands_at_the_distance_where_a_head_looks(result):
     place = result["label"].values.tolist().index("L0H0")
     assert x[place] == pytest.approx(np.log2(1 + 12 / 13), abs=0.02)
     assert y[place] > 0.99
+
+
+@pytest.mark.requirement("A12")
+def test_strength_and_the_map_leave_out_a_first_token_that_takes_much(circuit, task, monkeypatch):
+    cap = capture(circuit, task, **SHARED)
+    for large, first in ((-1.0, "strength_without_first"), (1.0, "strength")):
+        monkeypatch.setattr(without_first, "LARGE", large)
+        found = atlas.run(cap, circuit, task, skip=2)
+        assert next(name for name in found if name.startswith("strength")) == first
+        assert ("without the first token" in found["x"].attrs["long_name"]) == (large < 0)
+        np.testing.assert_allclose(
+            found["strength_without_first"].sum("bin").values[PREVIOUS], 1.0, atol=1e-4
+        )
+    # The sink head has nothing left, the uniform one all that is not the first token.
+    uniform = found["strength_without_first"].values[:, 0, 2]
+    lengths = np.arange(2, 14)
+    expected = [np.mean([1 / (n - 1) for n in lengths]),
+                np.mean([(n > 2) / (n - 1) for n in lengths])]  # fmt: skip
+    np.testing.assert_allclose(uniform[:2], expected, atol=1e-3)
+
+
+@pytest.mark.requirement("A12")
+def test_the_map_is_the_principal_components_of_the_models_own_patterns(random_llama, task):
+    cap = capture(random_llama, task, stats=(*atlas.NEEDS, "pattern"), keep=("q", "k"))
+    found = atlas.run(cap, random_llama, task, skip=2, queries=100)
+    dims = ("prompt", "layer", "head", "query", "key")
+    weights = cap["pattern"].transpose(*dims).values.astype(np.float64)
+    length = weights.shape[-1]
+    pooled = np.zeros((*weights.shape[1:3], 2 + 2 * 8 + 32))
+    for query in range(2, length):
+        for key in range(query + 1):
+            # The first key, the eight nearest, 32 tiles of the rest.
+            cell = 0 if key == 0 else 1 + query - key
+            if query - key >= 8 and key:
+                cell = 17 + key * 32 // length
+            pooled[..., cell] += weights[:, :, :, query, key].mean(0) / (length - 2)
+    features = np.sqrt(pooled.reshape(-1, pooled.shape[-1]))
+    features -= features.mean(0)
+    left, sizes, _ = np.linalg.svd(features, full_matrices=False)
+    for axis, values in enumerate((found["x"].values[0], found["y"].values[0])):
+        expected = left[:, axis] * sizes[axis]
+        sign = np.sign(expected @ values)
+        np.testing.assert_allclose(values * sign, expected, atol=1e-4)
+    shown = 100 * (sizes[:2] ** 2).sum() / (sizes**2).sum()
+    said = found["atlas"].attrs["convention"].partition("components show ")[2].partition("%")[0]
+    assert float(said) == pytest.approx(shown, abs=0.1)
 
 
 @pytest.mark.requirement("A12")

@@ -72,7 +72,7 @@ def test_a_head_planted_in_one_pair_is_carried_by_that_pair(rotary_sink):
         attention.k_proj.weight[0, :] = 1.0
         attention.o_proj.weight[:16, 16:] = torch.eye(16)
     model = load_model(module, tokenizer=rotary_sink.tokenizer)
-    ids = [[0, *(WORDS.index(word) for word in np.roll(KEYS, turn))] * 2 for turn in range(2)]
+    ids = [[0, *(WORDS.index(word) for word in np.roll(KEYS, turn))] * 2 for turn in range(16)]
     result = frequencies.run(capture(model, ids, stats=("lse",), keep=KEEP), model, edited=1)
     carried = result["carried"].values
     assert carried[slow, 0, 0] == pytest.approx(1.0)

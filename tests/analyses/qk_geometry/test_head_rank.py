@@ -70,7 +70,7 @@ def test_planted_directions_are_counted(planted):
 
 @pytest.fixture(scope="module")
 def trained(bundled):
-    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6, seed=0)
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=16, seed=0)
     return head_rank.run(captured(bundled, task), bundled)
 
 

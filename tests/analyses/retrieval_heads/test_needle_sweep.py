@@ -34,7 +34,7 @@ def test_a_step_looks_where_the_models_own_map_is_largest(bundled):
 @pytest.fixture(scope="module")
 def result(bundled):
     options = {"lengths": "40,80", "depths": 2, "span": 3, "counts": "1,5", "draws": 5}
-    return execute("needle_sweep", bundled, n=5, options=options)
+    return execute("needle_sweep", bundled, n=16, options=options)
 
 
 @pytest.mark.requirement("B1")
@@ -80,7 +80,7 @@ def test_greedy_answers_lose_the_needle_without_the_best_heads_alone(bundled):
 @pytest.mark.requirement("B1")
 @pytest.mark.parametrize("masking", ["zero", "uniform"])
 def test_the_curve_of_a_known_circuit(circuit, masking):
-    task = needle(("north", "south"), n=3)
+    task = needle(("north", "south"), n=16)
     ranked = [INDUCTION, *[head for head in EVERY if head != INDUCTION]]
     results, given = Results(xr.Dataset()), (circuit, task, ranked, (1, 4))
     coords, record, verdict = _head_masking.curve(
@@ -99,7 +99,7 @@ def test_the_curve_of_a_known_circuit(circuit, masking):
 
 
 def test_heads_without_a_part_leave_a_disagreement(circuit):
-    task = needle(("north",), n=3)
+    task = needle(("north",), n=16)
     ranked = [(0, 2), *[head for head in EVERY if head != (0, 2)]]
     results = Results(xr.Dataset(), seed=1)
     settings = {"masking": "zero", "draws": 4, **FORCED}

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import numpy as np
 import pytest
 import xarray as xr
 from refusals import check_refusal, refusal
@@ -11,7 +10,7 @@ from headscope import analyses
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option, checked, parse
 from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import Results
-from headscope.analyses._runtime.verdict import Verdict, compare_losses
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.attention import work
 
@@ -98,10 +97,11 @@ def test_joined_verdicts_keep_the_more_severe_state():
 
 
 @pytest.mark.parametrize(
-    ("less", "state"), [([1.0, 1.1], "supported"), ([3.0, 1.1], "disagreement"), ([1.0], "too_few")]
+    ("above", "state"),
+    [([1.0] * 16, "supported"), ([-1.0] * 16, "disagreement"), ([1.0], "too_few")],
 )
-def test_a_verdict_on_two_losses_ends_the_note_of_the_result(less, state):
-    verdict = compare_losses(np.array(less), np.array([2.0, 2.1])[: len(less)], 0, "1 and 2 nats.")
+def test_a_verdict_ends_the_note_of_the_result(above, state):
+    verdict = causal_verdict(above, "1 and 2 nats")
     result = Results(xr.Dataset(coords={"layer": [0]})).dataset(verdict=verdict, note="Two heads.")
     assert result.attrs["verdict"] == verdict.state == state
     assert result.attrs["note"].startswith("Two heads. ")

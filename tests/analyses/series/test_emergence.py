@@ -20,7 +20,7 @@ SERIES = "headscope/induction"
 
 @pytest.fixture(scope="module")
 def types() -> xr.Dataset:
-    return timeline("head_types", f"{SERIES}@*", n=8, seed=5, options={"draws": 2})
+    return timeline("head_types", f"{SERIES}@*", n=16, seed=5, options={"draws": 2})
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(types):
 
 def test_scores_are_those_of_eager_maps(types):
     model = load_model(f"{SERIES}@step400")
-    task = tasks.make("induction", model.tokenizer, n=8, seed=5)
+    task = tasks.make("induction", model.tokenizer, n=16, seed=5)
     intact = types["induction_accuracy"].sel(checkpoint="step400", condition="intact")
     accuracy = evaluate_task(model, task, (), "accuracy").mean()
     assert accuracy == pytest.approx(float(intact))

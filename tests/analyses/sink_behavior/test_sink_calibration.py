@@ -15,7 +15,7 @@ from headscope.probes.interventions import ScaleKeys
 OUT = 13
 # Words without repetition, so that copying an earlier one is always wrong.
 PROMPTS = [
-    [0, *np.random.default_rng(seed).permutation(np.arange(1, OUT)).tolist()] for seed in (0, 1, 2)
+    [0, *np.random.default_rng(seed).permutation(np.arange(1, OUT)).tolist()] for seed in range(16)
 ]
 MIDDLE = [[*one[1:9], 0, *one[9:]] for one in PROMPTS]
 OPTIONS = {"gammas": "0.5 1 2", "least_queries": 2, "epsilon": 0.2}
@@ -57,6 +57,13 @@ def test_a_sink_is_harmful_or_helpful_by_what_stands_there(harmful, sign):
     name = "harmful sinks" if harmful else "helpful sinks"
     assert result.attrs["heads_by_type"][name] == ["L0H0"]
     assert abs(float(result["sweep"].sel(gamma=1.0, scaled="first token"))) < 1e-6
+
+
+def test_few_prompts_call_no_sink_helpful_or_harmful():
+    result = run(planted(True), PROMPTS[:15])
+    assert np.isnan(result["verdict"].values).all()
+    assert result.attrs["verdict"] == "too_few"
+    assert not any(result.attrs["heads_by_type"].values())
 
 
 @pytest.mark.requirement("A2")

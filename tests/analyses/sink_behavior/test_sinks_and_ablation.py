@@ -18,7 +18,7 @@ def heads(names: list[str]) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def types(bundled):
-    return runner.execute("head_types", bundled, n=8, options={"draws": 4})
+    return runner.execute("head_types", bundled, n=16, options={"draws": 4})
 
 
 def test_the_bundled_model_has_induction_and_previous_token_heads(types):
@@ -55,8 +55,8 @@ def test_the_induction_heads_also_matter_on_fresh_prompts(bundled, types):
 
 @pytest.mark.requirement("B1")
 def test_ablating_the_retrieval_heads_loses_the_needle(bundled):
-    options = {"draws": 3, "recall_prompts": 8}
-    retrieval = runner.execute("retrieval", bundled, n=6, options=options)
+    options = {"draws": 3, "recall_prompts": 16}
+    retrieval = runner.execute("retrieval", bundled, n=16, options=options)
     assert float(retrieval["retrieval_set"].max()) > 0.9
     assert 0 < float(retrieval["retrieval_share"]) < 50
     intact, without, others = retrieval["needle_accuracy"].values

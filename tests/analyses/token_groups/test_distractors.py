@@ -10,7 +10,7 @@ from headscope.probes.prompts import tasks
 
 @pytest.fixture(scope="module")
 def planted(circuit):
-    return execute("distractors", circuit, n=4, options={"facts": "2,4,8", "best": 1})
+    return execute("distractors", circuit, n=16, options={"facts": "2,4,8", "best": 1})
 
 
 @pytest.mark.requirement("A19")
@@ -47,7 +47,7 @@ def test_hiding_the_asked_fact_costs_the_answer_and_another_of_its_size_does_not
 
 @pytest.fixture(scope="module")
 def among_shots(circuit):
-    return execute("distractors", circuit, n=4, options={"shots": "1,2,3", "best": 1})
+    return execute("distractors", circuit, n=16, options={"shots": "1,2,3", "best": 1})
 
 
 @pytest.mark.requirement("A19")

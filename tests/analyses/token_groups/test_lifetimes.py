@@ -66,8 +66,8 @@ def test_a_window_takes_nothing_from_heads_whose_tokens_are_window_tokens(lives)
 
 
 def test_heads_that_look_far_lose_by_a_window(bundled):
-    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=4, seed=2, pairs=6)
-    options = {"window": 4, "least_mass": 0.5, "causal_prompts": 4}
+    task = tasks.make("recall", tokenizer=bundled.tokenizer, n=16, seed=2, pairs=6)
+    options = {"window": 4, "least_mass": 0.5}
     result = execute("lifetimes", bundled, task, options=options)
     intact, near, far = result["window_loss"].values
     assert far - intact > 5 * (near - intact)

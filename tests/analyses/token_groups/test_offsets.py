@@ -39,7 +39,7 @@ def random_bert():
 
 
 def test_the_planted_heads_of_an_encoder_are_named_by_offset_and_delimiter(bert):
-    result = execute("offsets", bert, TEXTS)
+    result = execute("offsets", bert, [TEXTS[at % len(TEXTS)] for at in range(16)])
     mass = result["mass_at"]
     assert result["shift"].values.tolist() == [-2, -1, 0, 1, 2]
     assert float(mass.sel(shift=-1, layer=0, head=0)) > 0.999
@@ -79,7 +79,7 @@ def test_heads_of_the_encoder_cluster_by_the_divergence_of_their_rows(bert):
 
 
 def test_offset_heads_of_the_bundled_model_need_nothing_but_their_offset(bundled):
-    task = tasks.make("story", tokenizer=bundled.tokenizer, n=6)
+    task = tasks.make("story", tokenizer=bundled.tokenizer, n=16)
     result = execute("offsets", bundled, task)
     alone, ablated, others, _ = result["moved"].values[:4]
     assert alone < 0.1 * ablated

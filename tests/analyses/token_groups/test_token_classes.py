@@ -60,7 +60,7 @@ def test_hiding_the_words_that_the_circuit_reads_costs_more_than_hiding_others(c
     prompt = repeated(n=1, length=6, seed=3).prompts[0]
     spare = [word for word in WORDS[5:] if word not in split(prompt.clean)][:5]
     ids = [0, *map(WORDS.index, (*spare, ".", *split(prompt.clean)))]
-    result = execute("token_classes", circuit, [ids] * 3, options={"rare": 3, "draws": 4})
+    result = execute("token_classes", circuit, [ids] * 16, options={"rare": 16, "draws": 4})
     effect = result["hiding_effect"]
     hidden, others = effect.sel(token_class="rare").values
     assert others > 0.3
