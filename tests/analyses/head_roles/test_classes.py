@@ -93,7 +93,7 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled):
         said = output[:, :-1].transpose(1, 2)
         return torch.nn.functional.cross_entropy(said, wanted, reduction="none").mean(1)
 
-    found = _window_gates.window_cost(bundled, ids, measure, 2, 5, lambda count: None)
+    found = _window_gates.window_cost(bundled, ids, measure, 2, 5)
     given = torch.tensor(ids)
     with torch.no_grad():
         intact = measure(logits(bundled, given), [0, 1])
