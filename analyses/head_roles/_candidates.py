@@ -68,8 +68,8 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
             ]
             wrong_positions[row][question.at] = wrong
             for positions, results in (
-                (list(question.evidence), ((copies, 1), (suppresses, -1))),
-                (wrong, ((suppresses_wrong, -1),)),
+                (list(question.evidence), ((copies, True), (suppresses, False))),
+                (wrong, ((suppresses_wrong, False),)),
             ):
                 if not positions:
                     continue
@@ -77,17 +77,17 @@ def measure(capture: xr.Dataset, model: Model, task: Task, k: int) -> Candidates
                 outputs = torch.einsum("lhps,lhsr->lhpr", values, projection)
                 logits = read_out(model, outputs)
                 words = torch.tensor([ids[at] for at in positions])
-                for result, sign in results:
-                    result[row] += _hits(sign * logits, words, k) / len(questions)
+                for result, largest in results:
+                    result[row] += _hits(logits, words, k, largest) / len(questions)
     for result in (copies, suppresses, suppresses_wrong):
         result[:, list(model.geometry.without)] = np.nan
     to_wrong = _wrong(model, task, wrong_positions)
     return Candidates(weight, to_wrong, copies, suppresses, suppresses_wrong)
 
 
-def _hits(logits: Tensor, words: Tensor, k: int) -> Array:
-    """Return the share of words that are among the ``k`` best logits (layer, head)."""
-    best = logits.topk(k, dim=-1).indices
+def _hits(logits: Tensor, words: Tensor, k: int, largest: bool) -> Array:
+    """Return the share of words among the ``k`` largest, or smallest, logits (layer, head)."""
+    best = logits.topk(k, dim=-1, largest=largest).indices
     hit = (best == words[:, None]).any(-1).double().mean(-1)
     return np.asarray(hit.numpy())
 
