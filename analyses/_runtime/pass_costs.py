@@ -70,7 +70,8 @@ def _measure(model: Model, ids: Sequence[int]) -> PassCosts:
     layers, step = len(model.geometry.attending), max(many.numel() - few.numel(), 1)
     short, whole = _seconds(plain), _seconds(_run(model, many))
     token = max(whole - short, 0.0) / step / layers
-    head = model.module.get_output_embeddings()
+    module: Any = model.module
+    head = module.get_output_embeddings()
     unembedded = 0.0
     if head is not None:
         weight = head.weight

@@ -133,7 +133,7 @@ def _scores(
     if key in ("uniform", "window"):
 
         def edit(some: Tensor, prompts: list[int]) -> Edit:
-            only = tuple(pool[at] for at in some)
+            only = tuple(pool[at] for at in some.tolist())
             return Window(only, recent=recent, first=0) if key == "window" else Inject(only, key)
 
         starts = torch.tensor([layer for layer, _ in pool])

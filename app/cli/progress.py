@@ -81,7 +81,7 @@ class Phases:
 
     def __init__(self, stated: Mapping[str, float] | None = None) -> None:
         self.began = time.monotonic()
-        self.stated = {} if stated is None else stated
+        self.stated: Mapping[str, float] = {} if stated is None else stated
         self.running: list[Phase] = []
 
     def count(self, name: str, done: float, total: float) -> list[Phase]:
