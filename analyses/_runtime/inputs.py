@@ -184,5 +184,6 @@ class PromptSets:
             raise NotApplicable(
                 f"capture: {name} needs {missing}; give the prompts to capture again"
             )
-        self._captures[key] = capture(self.model, prompts, **needs.arguments())
+        arguments: dict[str, Any] = needs.arguments()
+        self._captures[key] = capture(self.model, prompts, **arguments)
         return self._captures[key]

@@ -16,7 +16,7 @@ from headscope.analyses.series import joined, kept
 from headscope.analyses.series.state import State, states
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, float], None]
 
 
 def timeline(
