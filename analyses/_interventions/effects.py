@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -28,7 +27,6 @@ from headscope.analyses._interventions.dtype_agreement import Agreement, compare
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._runtime.results import labels
 from headscope.kernels.errors import InvalidInput
-from headscope.probes.models.reduced_precision import in_bfloat16
 from headscope.probes.storage import dataset_file
 
 if TYPE_CHECKING:
@@ -68,6 +66,8 @@ class EffectsTable:
 
     def reduced(self, model: Model) -> Model:
         """Return a model in bfloat16, made once."""
+        from headscope.probes.models.reduced_precision import in_bfloat16
+
         if id(model.module) not in self._reduced:
             self._reduced[id(model.module)] = model, in_bfloat16(model)
         return self._reduced[id(model.module)][1]
@@ -167,6 +167,8 @@ def shared(
     is one, of all heads at once. What is not the metric of answers, and what is measured outside
     `sharing`, is measured every time.
     """
+    import torch
+
     table, rows = _TABLE.get(), list(range(len(task)))
     if table is None or not all(isinstance(each, AnswerMetric) for each in measures):
         return sweep(model, rows, sets)

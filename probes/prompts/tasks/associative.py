@@ -1,7 +1,8 @@
 """Associative: a fact is asked for by a word that goes with its key, not by the key itself.
 
-SmolLM2-135M answers 35 % of 20 prompts of 2 facts in natural register, and 55 % of the literal
-control: it does not solve the task.
+Of 20 prompts of 2 facts in natural register SmolLM2-135M answers 35 % and Gemma 3 270M 40 %, of the
+literal control 55 % and 50 %; chance is 50 %, so neither solves it. With the country in place of
+its capital, or solved prompts before each, SmolLM2 stays at 50 % or below.
 """
 
 import random

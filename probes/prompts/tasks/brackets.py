@@ -1,6 +1,7 @@
 """Brackets: close the innermost bracket that is still open.
 
-SmolLM2-135M closes the right bracket in 70 % of 10 prompts of 16 brackets, natural register.
+Of 20 prompts of 16 brackets in natural register SmolLM2-135M closes the right one in 70 %, Gemma 3
+270M in 45 %; of three brackets one is right by chance in 33 %.
 """
 
 import random

@@ -1,7 +1,8 @@
 """Greater-than: a span of years must end later than it began.
 
-SmolLM2-135M, whose digits are single tokens, gives later decades a higher mean logit than earlier
-ones in all of 24 prompts; its likeliest token is a later decade in 46 %.
+SmolLM2-135M and Gemma 3 270M, whose digits are single tokens, give later decades a higher mean
+logit than earlier ones in all of 20 prompts; the likeliest token is a later decade in 45 % and 75
+%.
 """
 
 import random

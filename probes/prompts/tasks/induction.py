@@ -1,6 +1,7 @@
 """Induction: a random sequence of tokens is said twice; the second time is predictable.
 
-SmolLM2-135M predicts 80 % of the repeated tokens of 24 prompts (of 32 tokens, said twice).
+SmolLM2-135M predicts 80 % of the repeated tokens of 20 prompts (of 32 tokens, said twice), and
+Gemma 3 270M 94 %.
 """
 
 import random

@@ -1,6 +1,7 @@
 """Indirect object: of two people the one who gives is named again; the other receives.
 
-SmolLM2-135M answers 92 % of 24 prompts; the logit difference is above 0 on all of them.
+SmolLM2-135M answers 95 % of 20 prompts and Gemma 3 270M 90 %; the logit difference is above 0 on
+all of them, on both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Needle: one fact in a haystack of sentences, asked for at the end.
 
-SmolLM2-135M answers 95 % of 20 prompts of 420 words (465 tokens), natural register.
+SmolLM2-135M answers 95 % and Gemma 3 270M all of 20 prompts of 420 words (451 tokens on average) in
+natural register.
 """
 
 import random

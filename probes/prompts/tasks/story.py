@@ -1,6 +1,7 @@
 """Story: a few plain sentences that end in an indirect-object question.
 
-SmolLM2-135M answers 50 % of 10 prompts; the logit difference is above 0 on all of them.
+SmolLM2-135M answers 60 % of 20 prompts and Gemma 3 270M 40 %; the logit difference is above 0 on 95
+% and 100 %.
 """
 
 import random

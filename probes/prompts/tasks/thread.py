@@ -1,6 +1,8 @@
 """Thread: each fact names the key of the next one; the end of the thread is asked for.
 
-SmolLM2-135M answers 45 % of 20 prompts of 2 threads of 2 facts in natural register.
+Of 20 prompts of 2 threads of 2 facts in natural register SmolLM2-135M answers 45 % and Gemma 3 270M
+5 %, of single steps 20 % and 55 %: neither solves the task, SmolLM2 also with solved prompts before
+each (45 %).
 """
 
 import random

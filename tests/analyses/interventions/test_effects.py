@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from headscope.analyses._interventions import ablation, dtype_agreement, effects
 from headscope.analyses._interventions.effects import EffectsTable, sharing
+from headscope.probes.models import reduced_precision
 from headscope.probes.models.reduced_precision import in_bfloat16
 
 METRIC = "logit_difference"
@@ -128,7 +129,7 @@ def test_effects_in_bfloat16_stand_beside_a_sample_in_float32(tmp_path, random_l
 def test_a_format_that_changes_the_effects_is_called_a_disagreement(
     random_llama, task, monkeypatch
 ):
-    monkeypatch.setattr(effects, "in_bfloat16", lambda model: another_llama(seed=1))
+    monkeypatch.setattr(reduced_precision, "in_bfloat16", lambda model: another_llama(seed=1))
     result = xr.Dataset(attrs={"verdict": "supported", "note": "It is."})
     with sharing(EffectsTable(dtype="bfloat16")) as table:
         ablation.ablate_each_head(random_llama, task, METRIC)
