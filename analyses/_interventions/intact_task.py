@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headscope.analyses._interventions.ablation import evaluate
-from headscope.analyses._interventions.causal_check import SOLVED
 from headscope.analyses._interventions.metrics import UNITS
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.kernels.errors import HeadscopeError
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 def measure(model: Model, task: Task) -> tuple[str, bool]:
     """Say what a model makes of a task, and whether that is too low to conclude from.
 
-    Of accuracy it is too low below a half; of a difference where its interval reaches 0. Empty
-    where the model, or the task, has no answers to score.
+    A difference is too low where its interval reaches 0; of accuracy the causal checks judge, which
+    may be of other prompts beside. Empty where the model, or the task, has no answers to score.
     """
     try:
         scores = evaluate(model, task)
@@ -28,7 +27,7 @@ def measure(model: Model, task: Task) -> tuple[str, bool]:
         return "", False
     mean, lower, upper = (float(end) for end in bootstrap(scores))
     interval = f" ({amount(lower)} to {amount(upper)})" if len(scores) > 1 else ""
-    low = mean < SOLVED if task.metric == "accuracy" else not (lower if interval else mean) > 0
+    low = task.metric != "accuracy" and not (lower if interval else mean) > 0
     name = task.metric.replace("_", " ")
     unit = "" if task.metric == "accuracy" else f" {UNITS[task.metric]}"
     return f"Intact {name} on {task.name}: {amount(mean)}{interval}{unit}", low

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from constructed import repeated
@@ -89,17 +90,27 @@ def test_bad_requests_are_refused_before_anything_runs(circuit, captures):
     check_refusal("task", runner.execute, "importance", circuit, task=["apple lemon"])
 
 
-def test_a_result_states_what_the_intact_model_makes_of_its_task(circuit, random_llama):
+def test_a_result_states_what_the_intact_model_makes_of_its_task(circuit):
     task = repeated(n=4, length=6)
-    given = {"task": task, "options": {"draws": 1}}
-    solved, random = (
-        runner.execute("head_types", model, **given) for model in (circuit, random_llama)
-    )
-    assert solved.attrs["intact"] == f"Intact accuracy on {task.name}: 1.00 (1.00 to 1.00)"
-    assert random.attrs["intact"].startswith(f"Intact accuracy on {task.name}: 0")
-    assert "too low to conclude" not in solved.attrs["note"]
-    assert random.attrs["note"].startswith("The intact model is too low to conclude.")
-    assert random.attrs["verdict"] == "too_few"
+    options = {"draws": 1}
+    solved = runner.execute("head_types", circuit, task=task, options=options).attrs
+    assert solved["intact"] == f"Intact accuracy on {task.name}: 1.00 (1.00 to 1.00)"
+    # The wrong words asked for as the right ones: the model prefers the others.
+    turned = [
+        replace(
+            prompt,
+            questions=tuple(
+                replace(each, answers=each.wrong, wrong=each.answers) for each in prompt.questions
+            ),
+        )
+        for prompt in task.prompts
+    ]
+    task = replace(task, prompts=tuple(turned), metric="logit_difference")
+    missed = runner.execute("head_types", circuit, task=task, options=options).attrs
+    assert missed["intact"].startswith(f"Intact logit difference on {task.name}: -")
+    assert missed["note"].startswith("The intact model is too low to conclude.")
+    assert "too low to conclude" not in solved["note"]
+    assert missed["verdict"] == "too_few"
     assert "intact" not in runner.execute("entropy", circuit, task).attrs
 
 
