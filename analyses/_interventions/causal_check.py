@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.task import Task
 
 Head = tuple[int, int]
-Progress = Callable[[float, float], None]
 # Scores of every prompt with each set of heads ablated (prompt, set).
 Measure = Callable[[Sequence[Sequence[Head]]], NDArray[np.float64]]
 

@@ -107,7 +107,7 @@ def strength(histogram: Array, first: Array, edges: Array) -> Array:
     """
     bins = np.searchsorted(edges, np.arange(histogram.shape[-2]), side="right") - 1
     at_first = first[..., None] * (bins[:, None] == np.arange(len(edges)))
-    return np.maximum(histogram - at_first, 0.0) / (1 - first)[..., None]
+    return np.asarray(np.maximum(histogram - at_first, 0.0) / (1 - first)[..., None])
 
 
 def others(capture: xr.Dataset) -> Array:

@@ -114,8 +114,10 @@ class PromptSets:
         if "capture" not in positionals(name):
             return None
         key = self._key(name)
-        held = self._captures.get(key)
-        return None if held is not None and self._needs.get(key, Needs()).held_by(held) else (key,)
+        held, needs = self._captures.get(key), self._needs.get(key, Needs())
+        if not (needs.stats or needs.keep):  # no prompt is run for nothing
+            return None
+        return None if held is not None and needs.held_by(held) else (key,)
 
     def state(self, name: str, result: xr.Dataset) -> None:
         """Write into a result what the intact model makes of the task that it stands on."""
