@@ -20,6 +20,9 @@ from headscope.kernels.formatting import amount
 from headscope.viz._labels import ABSENT, absent, head_name, measured, visible
 from headscope.viz._scale import ranks
 from headscope.viz._table import top
+from headscope.viz.component.head_grid import head_grid
+from headscope.viz.component.thumbnails import thumbnails
+from headscope.viz.component.token_view import token_view
 
 __all__ = [
     "ABSENT",
@@ -27,6 +30,7 @@ __all__ = [
     "amount",
     "choose",
     "draw",
+    "head_grid",
     "head_name",
     "interval",
     "load",
@@ -34,6 +38,8 @@ __all__ = [
     "names",
     "ranks",
     "show",
+    "thumbnails",
+    "token_view",
     "top",
     "variables",
     "visible",
@@ -52,7 +58,7 @@ def names() -> list[str]:
     >>> names()
     ['bars', 'graph', 'grid', 'lane', 'lines', 'matrix', 'number', 'patches', 'pattern', 'points']
     """
-    found = (module.name for module in pkgutil.iter_modules(__path__))
+    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
     return sorted(name for name in found if not name.startswith("_"))
 
 

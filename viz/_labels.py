@@ -27,10 +27,13 @@ def visible(token: object, longest: int = LONGEST) -> str:
     >>> visible(" the"), visible("a\\n"), visible("<bos>"), visible("")
     ('·the', 'a⏎', '&lt;bos&gt;', '∅')
     """
+    return html.escape(shown_token(token, longest), quote=False)
+
+
+def shown_token(token: object, longest: int = LONGEST) -> str:
+    """Make the whitespace of a token visible, for where text is shown as text."""
     text = str(token).replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    if len(text) > longest:
-        text = text[: longest - 1] + "…"
-    return html.escape(text, quote=False) or "∅"
+    return (text[: longest - 1] + "…" if len(text) > longest else text) or "∅"
 
 
 def measured(value: float, units: str) -> str:

@@ -1,0 +1,36 @@
+"""Debian's Chromium, and pages that fail the test when the console has an error."""
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert chromium, "no chromium on the path; install it to run the browser tests"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open pages of a width; an error of a script or of the console fails the test at its end."""
+    errors: list[str] = []
+    opened: list[Page] = []
+
+    def new(width: int = 1280, height: int = 900, **options: object) -> Page:
+        page = browser.new_page(viewport={"width": width, "height": height}, **options)
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        opened.append(page)
+        return page
+
+    yield new
+    for page in opened:
+        page.close()
+    assert errors == []
