@@ -3,22 +3,18 @@
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
-from numpy.typing import NDArray
 
 from headscope.kernels.formatting import MISSING
 from headscope.viz._frame import (
     PANELS,
     Bound,
     cell_axis,
-    clickable,
     frame,
     heatmap,
     holes,
     menu,
     missing,
-    outline,
     thinned,
 )
 from headscope.viz._labels import (
@@ -56,17 +52,11 @@ def figure(
     lower: Bound = None,
     upper: Bound = None,
     fit: bool = False,
-    picked: tuple[int, int] | None = None,
-    among: NDArray[np.bool_] | None = None,
 ) -> Any:
     """Draw a score of every head.
 
-    Every cell carries an invisible marker with the hover text and ``customdata``
-    ``[layer index, head index]``, because heatmaps report no clicks to Streamlit.
-
     The array has the dims layer and head (or kv_head); a menu chooses among the entries of any
-    other dim. ``picked`` are the indices (layer, head) of the cell to outline. ``among`` tells
-    which heads (layer, head) to look at; the others fade, and None is all.
+    other dim.
     """
     column = "head" if "head" in array.dims else "kv_head"
     rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))
@@ -86,38 +76,27 @@ def figure(
         notes=notes,
         xaxis=_axis("head", heads, "H" if column == "head" else "KV"),
         yaxis={**_axis("layer", layers, "L"), "autorange": "reversed"},
-        clickmode="event+select",
-        hovermode="closest",
-        hoverdistance=-1,
         showlegend=False,
     )
     values, written, hover = drawn[0]
-    template = "%{text}" if len(heads) <= WRITTEN else None
-    looks: dict[str, Any] = {"texttemplate": template, "hoverinfo": "skip", "xgap": 1, "ygap": 1}
-    fig.add_traces([missing(values), heatmap(array, values, fit, text=written, **looks)])
-    rows, columns = np.indices(values.shape)
-    fig.add_trace(
-        go.Scatter(
-            x=columns.ravel(),
-            y=rows.ravel(),
-            **clickable(18),
-            customdata=np.stack([rows.ravel(), columns.ravel()], axis=-1).tolist(),
-            text=hover,
-            hovertemplate="%{text}<extra></extra>",
-            name="heads",
-        )
+    cells = heatmap(
+        array,
+        values,
+        fit,
+        text=written,
+        texttemplate="%{text}" if len(heads) <= WRITTEN else None,
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        xgap=1,
+        ygap=1,
     )
+    fig.add_traces([missing(values), cells])
     if len(panels) > 1:
         changes = [
-            {"z": [holes(grid), grid, None], "text": [None, text, over]}
+            {"z": [holes(grid), grid], "text": [None, text], "hovertext": [None, over]}
             for grid, text, over in drawn
         ]
-        fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1, 2])])
-    if among is not None:
-        fig.add_trace(_veil(among))
-    if picked is not None:
-        row, place = picked
-        outline(fig, (row - 0.47, row + 0.47), (place - 0.47, place + 0.47))
+        fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1])])
     return fig
 
 
@@ -132,7 +111,7 @@ def _axis(name: str, labels: list[str], letter: str) -> dict[str, Any]:
 
 def _panel(
     array: xr.DataArray, lower: Bound, upper: Bound, at: dict[str, int], column: str
-) -> tuple[Array, list[list[str]], list[str]]:
+) -> tuple[Array, list[list[str]], list[list[str]]]:
     array = array.transpose("layer", column)
     values, places = finite(array), ranks(array)
     count = int(np.isfinite(values).sum())
@@ -144,8 +123,9 @@ def _panel(
             finite(side.isel(at, missing_dims="ignore").transpose("layer", column))
             for side in (lower, upper)
         ]
-    hover = []
+    hover: list[list[str]] = []
     for row, layer in enumerate(layers):
+        hover.append([])
         for place, head in enumerate(heads):
             name = head_name(layer, head, "H" if column == "head" else "KV")
             value = float(values[row, place])
@@ -155,7 +135,7 @@ def _panel(
                 lines.append(interval_words(*(float(side[row, place]) for side in bounds)))
             if np.isfinite(value):
                 lines.append(f"rank {places[row, place]:.0f} of {count}")
-            hover.append("<br>".join(lines))
+            hover[-1].append("<br>".join(lines))
     reach = float(np.nanmax(np.abs(values))) if count else 0.0
     written = [
         ["" if lacks else _short(value, reach) for value in row]
@@ -172,15 +152,3 @@ def _short(value: float, reach: float) -> str:
         return f"{value:.2g}"
     text = f"{value:.{2 if reach >= 0.2 else 3}f}"
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-def _veil(among: NDArray[np.bool_]) -> Any:
-    """Cover the heads that are not looked at; their numbers stay readable."""
-    white = "rgba(255, 255, 255, 0.8)"
-    return go.Heatmap(
-        z=np.where(among, np.nan, 0.0),
-        colorscale=[[0, white], [1, white]],
-        showscale=False,
-        hoverinfo="skip",
-        name="veil",
-    )

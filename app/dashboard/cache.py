@@ -13,6 +13,7 @@ import streamlit as st
 
 from headscope.kernels.errors import ResourceLimit
 from headscope.probes.models.pair import Pair
+from headscope.viz.component.thumbnails import SIDE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,6 +31,8 @@ VARIABLE = "HEADSCOPE_RUN"
 WHOLE = 512
 # Longest text whose overview is a matter of seconds on a processor.
 LONGEST = 32768
+# Longest text whose maps are pooled for all heads.
+THUMBNAILS = 4096
 
 
 class RunKey(NamedTuple):
@@ -90,6 +93,21 @@ def _captured(key: RunKey, ids: Tokens) -> xr.Dataset:
 
     given: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
     return capture(model(key), [given], stats=("lse",), keep=("q", "k"))
+
+
+@st.cache_resource(max_entries=8, show_spinner="Pooling the patterns of all heads …")
+def pooled_heads(key: RunKey, ids: Tokens) -> xr.DataArray:
+    """Pool the patterns of all heads on some tokens, dims layer, head, query_tile, key_tile."""
+    from headscope.probes import capture
+
+    given: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
+    sides: Any = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
+    length = int(run(key)[1]["length"][ids]) if isinstance(ids, int) else max(map(len, sides))
+    check_length(length, THUMBNAILS)
+    found = capture(model(key), [given], stats=("pooled_max",), tile=-(-length // SIDE))
+    pooled = found["pooled_max"].isel(prompt=0)
+    pooled.attrs["long_name"] = "Attention of every head on the prompt in view"
+    return pooled
 
 
 @st.cache_resource(max_entries=2, show_spinner="Running the model …")

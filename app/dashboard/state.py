@@ -1,15 +1,20 @@
 """State of the dashboard: which head, score and prompt is shown; it lives in the link."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
+
+from headscope.viz.component.token_view import MODES, SCALES
 
 # What a link may carry; widgets of these keys are bound to it.
 FIELDS = (
     "run", "by", "view", "layer", "head", "prompt", "text", "target",
     "map", "side", "queries", "keys", "type", "stage", "method", "evidence",
 )  # fmt: skip
+# How the token view stands; the browser says so, and no widget is bound to these.
+TOKEN_VIEW = ("mode", "scale", "hide", "token")
 MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
 
@@ -73,9 +78,31 @@ def select_clicked(chart: str) -> None:
         select_head(int(row), int(column))
 
 
+def token_view(tokens: int) -> dict[str, Any]:
+    """Read from the link how the token view of so many tokens stands."""
+    allowed: dict[str, Sequence[object]] = {
+        "mode": MODES, "scale": SCALES, "hide": ("True",), "token": range(tokens)
+    }  # fmt: skip
+    for field, known in allowed.items():
+        warn_bad_param(field, known)
+    given = {name: st.query_params[name] for name in TOKEN_VIEW if name in st.query_params}
+    read: dict[str, Callable[[str], Any]] = {"hide": bool, "token": int}
+    return {name: read.get(name, str)(value) for name, value in given.items()}
+
+
+def keep_token_view(view: Mapping[str, Any]) -> None:
+    """Put into the link how the token view stands."""
+    for name in TOKEN_VIEW:
+        if view[name] in (None, False):
+            st.query_params.pop(name, None)
+        else:
+            st.query_params[name] = str(view[name])
+
+
 def link() -> str:
     """Return the link that reopens this view."""
     state = {name: st.session_state[name] for name in FIELDS if st.session_state.get(name)}
+    state |= {name: st.query_params[name] for name in TOKEN_VIEW if name in st.query_params}
     for name in ("layer", "head"):
         state[name] = st.session_state.get(name, 0)
     base = str(st.context.url or "").split("?")[0]

@@ -6,6 +6,8 @@ from pathlib import Path
 import constructed
 import numpy as np
 import pytest
+from browser_views import browser_views
+from browser_views import weights as weights_of
 
 from headscope import analyses
 from headscope.app.dashboard import cache
@@ -99,10 +101,9 @@ def test_the_dashboard_draws_both_triangles(folder, dashboard):
     app = dashboard(folder, by="head_types.next_token")
     assert not app.error
     assert "Attention to the token after" in app.main.subheader[0].value
-    figure = json.loads(app.main.get("plotly_chart")[1].proto.spec)
-    [drawn] = [trace for trace in figure["data"] if trace["type"] == "heatmap"]
-    assert drawn["x"][0] == "0: [CLS]"
-    assert drawn["x"][-1] == "7: [SEP]"
+    drawn = browser_views(app)["token_view"]
+    assert (drawn["queries"][0], drawn["queries"][-1], drawn["keys"]) == ("[CLS]", "[SEP]", None)
+    np.testing.assert_allclose(np.diagonal(weights_of(drawn), 1), 1.0, atol=1e-3)
     model = load_model(run_folder.open(folder).manifest["options"]["source"])
     weights = cache.weights(cache.run_key(folder), tuple(model.encode(TEXTS[0])), 0, 0)
     np.testing.assert_allclose(np.diagonal(weights.values, 1), 1.0, atol=1e-3)

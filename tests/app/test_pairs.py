@@ -1,11 +1,8 @@
 """Runs of an encoder–decoder model: from the command line to the screen."""
 
-import html
-import json
-
 import numpy as np
 import pytest
-from streamlit.testing.v1 import AppTest
+from browser_views import browser_views, weights
 
 from headscope.app.pipeline import analyze_run, open_model
 from headscope.kernels.errors import HeadscopeError
@@ -61,17 +58,13 @@ def test_analyses_of_what_comes_next_refuse_and_sinks_runs(attention, paired_run
 def test_the_screen_shows_targets_down_and_sources_across(attention, paired_runs, dashboard):
     app = dashboard(paired_runs / attention, layer="1", head="2", prompt="1")
     assert app.main.subheader[1].value == "L1H2"
-    figure = charts(app)["pattern_chart"]
+    drawn = browser_views(app)["token_view"]
     rows, columns = (
         ["w11", "w12", "w13"] if attention == "encoder" else ["<pad>", *words(19, 14)],
         ["<pad>", *words(19, 14)] if attention == "decoder" else ["w11", "w12", "w13"],
     )
-    down, across = figure["layout"]["yaxis"], figure["layout"]["xaxis"]
-    assert [html.unescape(label) for label in down["ticktext"]] == rows
-    assert [html.unescape(label) for label in across["ticktext"]] == columns
-    crossed = attention == "cross"
-    assert down["title"]["text"] == ("looks (target token)" if crossed else "looks (query)")
-    assert across["title"]["text"] == ("looked at (source token)" if crossed else "looked at (key)")
+    assert drawn["queries"] == rows
+    assert drawn["keys"] == (columns if attention == "cross" else None)
     assert "opened.prompts()[1]" in app.main.code[1].value
 
 
@@ -79,28 +72,19 @@ def words(start: int, stop: int) -> list[str]:
     return [f"w{at}" for at in range(start, stop, -1)]
 
 
-def charts(app: AppTest) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
-    """The figures on the screen, by the end of their keys."""
-    found = {}
-    for one in app.get("plotly_chart"):
-        for name in ("pattern_chart", "row_chart", "grid_chart"):
-            if name in str(one.proto.id):
-                found[name] = json.loads(one.proto.spec)
-    return found
-
-
 def test_a_pair_of_ones_own_is_drawn(paired_runs, dashboard):
     run = paired_runs / "cross"
     app = dashboard(run, layer="2", head="1")
     app.text_area(key="text").set_value("w30 w31 w32 w33").run()
-    assert charts(app)["pattern_chart"]["layout"]["xaxis"]["ticktext"][0] == "w1"
+    assert browser_views(app)["token_view"]["keys"][0] == "w1"
     app.text_area(key="target").set_value("w40").run()
     assert not app.error
-    figure = charts(app)["pattern_chart"]
-    assert figure["layout"]["xaxis"]["ticktext"] == ["w30", "w31", "w32", "w33"]
+    drawn = browser_views(app)["token_view"]
+    assert drawn["keys"] == ["w30", "w31", "w32", "w33"]
     assert "Pair('w30 w31 w32 w33', 'w40')" in app.main.code[1].value
     model = open_model(run_folder.open(run))
     pair = Pair("w30 w31 w32 w33", "w40")
     own = pattern(capture(model, pair, stats=("lse",), keep=("q", "k")), 2, 1)
     assert own.shape == (2, 4)
+    np.testing.assert_allclose(weights(drawn), own, rtol=5e-3, atol=1e-6)
     np.testing.assert_allclose(own.sum("key"), 1.0, atol=1e-5)

@@ -77,7 +77,7 @@ def test_the_dashboard_lays_a_row_over_the_patches(folder, dashboard):
     assert app.main.subheader[1].value == "L0H0"
     assert app.main.caption[-1].value == "image of 16 × 16 pixels (17 tokens)"
     assert not [one for one in app.text_area if one.key == "text"]
-    drawn = json.loads(app.main.get("plotly_chart")[2].proto.spec)
+    drawn = json.loads(app.main.get("plotly_chart")[1].proto.spec)
     assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 0: [CLS]</b>"
     assert drawn["layout"]["yaxis"]["title"]["text"] == "row of patches"
     values = drawn["data"][-1]["z"]
@@ -86,7 +86,7 @@ def test_the_dashboard_lays_a_row_over_the_patches(folder, dashboard):
     assert cells.ravel()[1:].max() < 1e-3
     app.select_slider(key="token_0_17").set_value(6).run()
     assert not app.exception
-    drawn = json.loads(app.main.get("plotly_chart")[2].proto.spec)
+    drawn = json.loads(app.main.get("plotly_chart")[1].proto.spec)
     assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 6: r1c1</b>"
     for view in ("scatter", "table"):
         dashboard(folder, view=view)

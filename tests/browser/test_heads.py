@@ -1,84 +1,39 @@
 """Real clicks on the Heads screen in Chromium."""
 
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from headscope.app.dashboard.launch import command
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.writing import split
 
 pytestmark = pytest.mark.browser
-WAIT = 60_000
 
 
-@pytest.fixture(scope="module")
-def address(demo_run: Path) -> Iterator[str]:
-    """The dashboard as the command line starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        command(demo_run, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "no chromium on the path; install it to run the browser tests"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1200})
-        page.set_default_timeout(WAIT)
-        expect.set_options(timeout=WAIT)
-        yield page
-        browser.close()
+@pytest.fixture
+def page(new_page) -> Page:
+    return new_page(1600, 1200)
 
 
 def settled(page: Page) -> None:
     """Wait until the pattern is drawn and nothing runs."""
-    page.wait_for_selector(".st-key-pattern_chart .js-plotly-plot")
+    page.wait_for_selector(".st-key-token_view .body > *, .st-key-pattern_chart .js-plotly-plot")
     page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
 
 
+def cell(page: Page, layer: int, head: int) -> tuple[float, float]:
+    """Find a cell of the grid, off its middle, from where the picked head is outlined."""
+    page.wait_for_selector(".st-key-head_grid .picked")
+    picked = page.locator(".st-key-head_grid .picked").bounding_box()
+    query = parse_qs(urlsplit(page.url).query)
+    at = [int(query.get(name, ["0"])[0]) for name in ("layer", "head")]
+    side = picked["width"]
+    return picked["x"] + side * (head - at[1] + 0.9), picked["y"] + side * (layer - at[0] + 0.1)
+
+
 def click_head(page: Page, layer: int, head: int) -> None:
-    """Click the middle of a cell of the grid, found through plotly's own axes."""
-    spot = page.evaluate(
-        """([layer, head]) => {
-            const plot = document.querySelector('.st-key-grid_chart .js-plotly-plot');
-            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-            const x = xaxis._offset + xaxis.d2p(head), y = yaxis._offset + yaxis.d2p(layer);
-            return [box.x + x, box.y + y];
-        }""",
-        [layer, head],
-    )
-    page.mouse.move(*spot)
-    page.mouse.click(*spot)
+    page.mouse.click(*cell(page, layer, head))
 
 
 def test_click_arrows_link_and_download(page, address, tmp_path):
@@ -191,6 +146,61 @@ def draw_box(page: Page, start: list[float], end: list[float]) -> None:
     page.mouse.down()
     page.mouse.move(*end, steps=8)
     page.mouse.up()
+
+
+def test_the_grid_has_arrow_keys_of_its_own_and_enter_picks(page, address):
+    page.goto(f"{address}/?by=sinks.sink&layer=1&head=1")
+    settled(page)
+    click_head(page, 2, 2)
+    expect(page.get_by_role("heading", name="L2H2")).to_be_visible()
+    settled(page)
+    grid = page.locator(".st-key-head_grid [role=grid]")
+    grid.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowLeft"):
+        page.keyboard.press(key)
+    expect(page.locator(".st-key-head_grid [role=status]")).to_contain_text("L3H2")
+    expect(page.get_by_role("heading", name="L2H2")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="L3H2")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("heading", name="L2H2")).to_be_visible()
+
+
+def test_how_the_token_view_stands_is_in_the_link(page, address):
+    page.goto(f"{address}/?layer=3&head=0&prompt=1")
+    settled(page)
+    view = page.locator(".st-key-token_view")
+    view.locator("[role=option]").nth(4).click()
+    page.wait_for_function("location.search.includes('token=4')")
+    view.get_by_role("tab", name="Lines").click()
+    page.wait_for_function("location.search.includes('mode=Lines')")
+    view.get_by_label("Hide first token (<bos>)").check()
+    page.wait_for_function("location.search.includes('hide=True')")
+    said = view.locator(".said.out").text_content()
+    assert said.startswith("4 ")
+    link = page.url
+    click_head(page, 3, 1)
+    expect(page.get_by_role("heading", name="L3H1")).to_be_visible()
+    expect(view.locator(".said.out")).not_to_have_text(said)
+    assert "token=4" in page.url
+
+    page.goto("about:blank")
+    page.goto(link)
+    settled(page)
+    expect(view.get_by_role("tab", name="Lines")).to_have_attribute("aria-selected", "true")
+    expect(view.locator(".said.out")).to_have_text(said)
+    expect(view.get_by_label("Hide first token (<bos>)")).to_be_checked()
+
+
+def test_a_thumbnail_opens_its_head(page, address):
+    page.goto(f"{address}/?view=thumbnails&layer=0&head=0")
+    settled(page)
+    picked = page.locator(".st-key-thumbnails .picked")
+    box = picked.bounding_box()
+    page.mouse.click(box["x"] + 5.8 * box["width"], box["y"] + 2.2 * box["height"])
+    expect(page.get_by_role("heading", name="L2H5")).to_be_visible()
+    page.wait_for_function("location.search.includes('layer=2')")
+    assert "view=thumbnails" in page.url
 
 
 def test_no_request_leaves_the_machine(page, address):

@@ -1,9 +1,6 @@
 """The report opens from disk, without a server and without a network."""
 
-import shutil
-
 import pytest
-from playwright.sync_api import sync_playwright
 
 from headscope.app.report import build
 from headscope.probes.storage import run_folder
@@ -12,30 +9,21 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_figure_is_drawn_from_disk(scheme, demo_run, tmp_path):
+def test_every_figure_is_drawn_from_disk(scheme, demo_run, tmp_path, new_page):
     path = build.write_report(run_folder.open(demo_run), tmp_path)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "no chromium on the path; install it to run the browser tests"
     asked: list[str] = []
-    errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(color_scheme=scheme)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(path.as_uri())
-        places = page.locator(".plot").count()
-        drawn = page.locator(".plot .main-svg").evaluate_all(
-            "all => new Set(all.map(one => one.closest('.plot').id)).size"
-        )
-        # Text on its background, as the reader sees it.
-        title = page.locator(".plot .gtitle").first.evaluate("one => getComputedStyle(one).fill")
-        body = page.evaluate("getComputedStyle(document.body).color")
-        narrow = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
+    page = new_page(color_scheme=scheme)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    places = page.locator(".plot").count()
+    drawn = page.locator(".plot .main-svg").evaluate_all(
+        "all => new Set(all.map(one => one.closest('.plot').id)).size"
+    )
+    # Text on its background, as the reader sees it.
+    title = page.locator(".plot .gtitle").first.evaluate("one => getComputedStyle(one).fill")
+    body = page.evaluate("getComputedStyle(document.body).color")
+    narrow = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert places == drawn > 8
     assert asked == [path.as_uri()]
-    assert errors == []
     assert title == body
     assert narrow

@@ -1,14 +1,13 @@
 """What the browser is sent: exact where it is shown, small, and never markup."""
 
-import base64
 import json
 import math
 import re
-import zlib
 
 import numpy as np
 import pytest
 import xarray as xr
+from browser_views import unpacked
 from refusals import check_refusal
 
 from headscope import viz
@@ -17,10 +16,6 @@ from headscope.viz.component.token_view import codes
 
 RNG = np.random.default_rng(5)
 WORDS = ["<bos>", " a", "\n", "</script><img src=x onerror=alert(1)>", "é"]
-
-
-def unpacked(text: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=dtype)
 
 
 def causal(count: int, *heads: int) -> np.ndarray:

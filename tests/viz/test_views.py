@@ -152,24 +152,23 @@ def test_a_missing_bar_is_marked_grey():
 def test_layer_zero_is_at_the_top_and_heads_are_named():
     figure = viz.choose(each := array(LAYERS, HEADS)).figure(each)
     assert figure.layout.yaxis.autorange == "reversed"
-    hover = figure.data[-1].text
-    assert hover[0].startswith("<b>L0H0</b>")
-    assert hover[5].startswith("<b>L1H1</b>")
-    assert list(figure.data[-1].customdata[5]) == [1, 1]
+    hover = figure.data[-1].hovertext
+    assert hover[0][0].startswith("<b>L0H0</b>")
+    assert hover[1][1].startswith("<b>L1H1</b>")
 
 
 def test_the_rank_of_a_head_is_counted_from_the_largest():
     each = array(LAYERS, HEADS)
     each.values = np.arange(12.0).reshape(3, 4)
-    hover = viz.choose(each).figure(each).data[-1].text
-    assert "rank 12 of 12" in hover[0]
-    assert "rank 1 of 12" in hover[11]
+    hover = viz.choose(each).figure(each).data[-1].hovertext
+    assert "rank 12 of 12" in hover[0][0]
+    assert "rank 1 of 12" in hover[2][3]
 
 
 def test_a_subset_of_layers_keeps_its_names():
     each = array(LAYERS, HEADS).assign_coords(layer=[2, 5, 11], head=[0, 3, 6, 9])
     figure = viz.choose(each).figure(each)
-    assert figure.data[-1].text[-1].startswith("<b>L11H9</b>")
+    assert figure.data[-1].hovertext[-1][-1].startswith("<b>L11H9</b>")
     assert figure.layout.yaxis.ticktext == ("L2", "L5", "L11")
 
 
@@ -179,7 +178,7 @@ def test_intervals_are_companions_and_stand_in_the_hover_text():
     upper.attrs["interval_of"] = "x"
     data = xr.Dataset({"x": mean, "x_lower": lower, "x_upper": upper})
     assert viz.variables(data) == ["x"]
-    assert "95 % interval 0.123 to 0.877" in viz.draw(data, "x").data[-1].text[0]
+    assert "95 % interval 0.123 to 0.877" in viz.draw(data, "x").data[-1].hovertext[0][0]
 
 
 def test_tokens_show_their_whitespace_and_their_position():

@@ -8,6 +8,18 @@ function element(tag, attributes, parent, text) {
   return made;
 }
 
+// Hear the keys of what has the focus inside a node, before the page does: the dashboard has arrow
+// keys of its own. Returns a function that stops it.
+function listen(node, handle) {
+  const heard = (event) => {
+    if (!event.composedPath().includes(node) || !handle(event)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  };
+  window.addEventListener("keydown", heard, true);
+  return () => window.removeEventListener("keydown", heard, true);
+}
+
 // As headscope.kernels.formatting.amount: three significant digits, whole numbers from 100.
 function amount(value) {
   if (!Number.isFinite(value)) return "not measured";
@@ -64,13 +76,14 @@ function hatch(context, dark) {
 function legend(parent, stops, ends, hatched) {
   parent.replaceChildren();
   if (stops) {
-    element("span", {}, parent, ends[0]);
-    const bar = element("span", { class: "bar" }, parent);
+    const scale = element("span", { class: "scale" }, parent, ends[0]);
+    const bar = element("span", { class: "bar" }, scale);
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-    element("span", {}, parent, ends[1]);
+    scale.append(ends[1]);
   }
   for (const words of hatched) {
-    element("span", { class: "hatched" }, parent);
-    element("span", {}, parent, words);
+    const swatch = element("span", { class: "scale" }, parent);
+    element("span", { class: "hatched" }, swatch);
+    swatch.append(words);
   }
 }

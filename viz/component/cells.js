@@ -1,7 +1,8 @@
 // Cells in rows and columns on a canvas: hit by cell, moved over by arrow keys, named for screen
 // readers. A view gives what to paint and what to say of a cell.
 
-const FONT = "11px system-ui, sans-serif";
+// The font of the page, at the size of labels.
+const font = (node, weight = "normal") => `${weight} 11px ${getComputedStyle(node).fontFamily}`;
 const MOVES = {
   ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0],
   Home: [0, -Infinity], End: [0, Infinity], PageUp: [-Infinity, 0], PageDown: [Infinity, 0],
@@ -22,7 +23,7 @@ class CellGrid {
     this.canvas.addEventListener("pointermove", (event) => this.move(this.hit(event)));
     this.canvas.addEventListener("pointerleave", () => this.move(null));
     this.canvas.addEventListener("click", (event) => this.pick(this.hit(event)));
-    this.grid.addEventListener("keydown", (event) => this.key(event));
+    this.deafen = listen(this.grid, (event) => this.key(event));
     this.grid.addEventListener("focus", () => {
       if (this.grid.matches(":focus-visible")) this.move(this.at ?? this.spec?.picked ?? [0, 0]);
     });
@@ -49,7 +50,7 @@ class CellGrid {
     if (!spec || !this.width) return;
     const ratio = window.devicePixelRatio || 1;
     const context = this.canvas.getContext("2d");
-    context.font = FONT;
+    context.font = font(this.grid);
     const snap = (length) => Math.floor(length * ratio) / ratio;
     const widest = (names) => Math.ceil(Math.max(...names.map((name) => context.measureText(name).width)));
     const across = widest(spec.columns);
@@ -66,7 +67,7 @@ class CellGrid {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const page = ink(this.grid);
     this.grid.classList.toggle("dark", page.dark);
-    context.font = FONT;
+    context.font = font(this.grid);
     context.fillStyle = page.css;
     this.names(context, spec.rows, 13, (name, middle) => {
       context.textAlign = "right";
@@ -158,14 +159,13 @@ class CellGrid {
     } else if (event.key === "Escape") {
       this.move(null);
     } else {
-      return;
+      return false;
     }
-    // The page has arrow keys of its own.
-    event.preventDefault();
-    event.stopPropagation();
+    return true;
   }
 
   destroy() {
+    this.deafen();
     this.watch.disconnect();
   }
 }

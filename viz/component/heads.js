@@ -23,7 +23,7 @@ class Heads {
       label: `${data.title}: ${data.layers.length} layers, ${heads} heads a layer; arrow keys move, Enter picks`,
       rows: data.layers.map((layer) => `L${layer}`),
       columns: data.heads.map((head) => `${data.letter}${head}`),
-      smallest: maps ? 12 : 5,
+      smallest: maps ? 12 : 4,
       largest: maps ? 96 : 44,
       picked: data.picked,
       paint: (context, box) => (maps ? this.thumbnails(context, box, data, maps, shown) : this.colours(context, box, data, values, shown)),

@@ -30,6 +30,7 @@ class TokenView {
     this.body = element("div", { class: "body" }, root);
     this.said = ["out", "in"].map((side) => element("p", { class: `said ${side}` }, root));
     this.spoken = element("div", { class: "spoken", role: "status" }, root);
+    this.deafen = listen(this.body, (event) => !this.cells && this.key(event));
     this.watch = new ResizeObserver(() => {
       if (this.lines && this.body.clientWidth !== this.lines.width) this.draw();
     });
@@ -151,7 +152,7 @@ class TokenView {
   }
 
   // Arrow keys move over the tokens of Text and Lines.
-  keys_(event) {
+  key(event) {
     const count = this.queries.length + (this.crossed ? this.keys.length : 0);
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     const from = this.hover ?? this.state.token ?? (step > 0 ? -1 : count);
@@ -165,15 +166,13 @@ class TokenView {
       if (this.state.token !== null) this.set({ token: null });
       else this.mark();
     } else {
-      return;
+      return false;
     }
-    event.preventDefault();
-    event.stopPropagation();
+    return true;
   }
 
   list(names, first, label) {
     const box = element("div", { class: "tokens", role: "listbox", tabindex: 0, "aria-label": label }, this.body);
-    box.addEventListener("keydown", (event) => this.keys_(event));
     names.forEach((name, at) => {
       const span = element("span", { role: "option", id: `token-${first + at}` }, box, name);
       span.addEventListener("pointerenter", () => this.look(first + at));
@@ -295,7 +294,6 @@ class TokenView {
     canvas.addEventListener("pointermove", (event) => this.look(token(event)));
     canvas.addEventListener("pointerleave", () => this.look(null));
     canvas.addEventListener("click", (event) => token(event) !== null && this.lock(token(event)));
-    box.addEventListener("keydown", (event) => this.keys_(event));
   }
 
   strokes(keys, queries) {
@@ -304,7 +302,8 @@ class TokenView {
     const [left, right] = [0.3 * width, 0.7 * width];
     const middle = (place) => (place + 1.5) * ROW;
     context.clearRect(0, 0, width, height);
-    context.font = FONT;
+    const [plain, bold] = [font(this.body), font(this.body, "bold")];
+    context.font = plain;
     context.textBaseline = "middle";
     context.globalAlpha = 1;
     context.fillStyle = page.css;
@@ -312,10 +311,10 @@ class TokenView {
       context.textAlign = align;
       context.fillText(side, x, ROW / 2);
       names.forEach((name, place) => {
-        context.font = place === subject ? `bold ${FONT}` : FONT;
+        context.font = place === subject ? bold : plain;
         context.fillText(cut(name), x, middle(place));
       });
-      context.font = FONT;
+      context.font = plain;
     };
     write(this.queries, "query (destination)", left - 6, "right", query);
     write(this.keys, "key (source)", right + 6, "left", key);
@@ -340,6 +339,7 @@ class TokenView {
   }
 
   destroy() {
+    this.deafen();
     this.watch.disconnect();
     this.cells?.destroy();
   }

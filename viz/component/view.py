@@ -49,7 +49,8 @@ class View:
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>headscope</title>'
             '<meta name="viewport" content="width=device-width">'
             "<style>:root { color-scheme: light dark } "
-            "body { color: CanvasText; background: Canvas; margin: 16px }</style></head><body>"
+            "body { color: CanvasText; background: Canvas; margin: 16px; "
+            "font-family: system-ui, sans-serif }</style></head><body>"
         )
         return f"{head}\n{self.html()}\n</body></html>\n"
 

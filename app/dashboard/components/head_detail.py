@@ -11,6 +11,7 @@ import xarray as xr
 from headscope import viz
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import pattern_window
+from headscope.app.dashboard.components.browser_view import mount
 from headscope.app.report.scores import Score, interval_text
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.models.pair import Pair
@@ -78,19 +79,19 @@ def _ordinal(number: int) -> str:
 
 def draw_pattern(
     key: cache.RunKey, capture: xr.Dataset, layer: int, head: int, name: str
-) -> pattern_window.Window | None:
+) -> tuple[cache.Tokens | None, pattern_window.Window | None]:
     """Draw a head's attention on a prompt of the run, or on the user's own text.
 
-    Returns the window that is drawn, or None where the whole map is.
+    Returns the tokens in view, and the window that is drawn, None where the whole map is.
     """
-    window = None
+    ids, window = None, None
     lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
     try:
         # Drawn in any case, because a widget that is left out forgets its value.
         ids = _tokens(key, capture)
         if lacking:
             st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw.")
-            return None
+            return ids, None
         if isinstance(ids, tuple) and len(ids) > cache.WHOLE:
             window = pattern_window.controls(len(ids))
             pattern_window.overview(key, ids, (layer, head), window, f"{name}-overview")
@@ -99,7 +100,13 @@ def draw_pattern(
             array = cache.weights(key, ids, layer, head)
     except HeadscopeError as refusal:
         st.error(str(refusal), icon=":material/error:")
-        return None
+        return ids, None
+    image = "pixels" in capture.coords
+    if window is None and not image:
+        count = array.sizes["query"] + array.sizes["key"] * (array.attrs["attention"] == "cross")
+        shown = viz.token_view(array, state=state.token_view(count))
+        mount(shown, "token_view", state=state.keep_token_view)
+        return ids, None
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(
         viz.choose(array).figure(array),
@@ -109,7 +116,6 @@ def draw_pattern(
     )
     places = [int(at) for at in array["query"].values]
     labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(places, words, strict=True)}
-    image = "pixels" in capture.coords
     query = st.select_slider(
         "One query token: where it looks",
         places,
@@ -124,7 +130,7 @@ def draw_pattern(
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
     shown = patches.lay(row) if image else row
     st.plotly_chart(viz.choose(shown).figure(shown), key="row_chart", config={"displaylogo": False})
-    return window
+    return ids, window
 
 
 def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:

@@ -1,6 +1,6 @@
-"""All heads at once, as a grid, a scatter or a table; click one to pick it."""
+"""All heads at once, as a grid, thumbnails, a scatter or a table; click one to pick it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,12 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from headscope import viz
-from headscope.app.dashboard import state
+from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components.browser_view import mount
 from headscope.app.report.scores import Score
+from headscope.kernels.errors import HeadscopeError
 
-VIEWS = ("grid", "scatter", "table")
+VIEWS = ("grid", "thumbnails", "scatter", "table")
 # Heads whose names stand in the scatter, on each axis.
 NAMED = 3
 
@@ -24,10 +26,11 @@ def draw(
     table: pd.DataFrame,
     name: str,
     among: npt.NDArray[np.bool_] | None = None,
-) -> None:
+) -> Any:
     """Draw every head by the chosen score, in the view that the user picked.
 
     ``among`` tells which heads (layer, head) to show; the grid fades the others, and None is all.
+    Returns the place for thumbnails, to be drawn when the prompt in view is known; else None.
     """
     view = st.segmented_control(
         "View", VIEWS, default="grid", key="view", bind="query-params", required=True,
@@ -43,12 +46,31 @@ def draw(
     elif view == "table":
         rows = table if among is None else table[among.ravel()]
         st.dataframe(rows[["name", *scores]], hide_index=True, height=420)
+    elif view == "thumbnails":
+        return st.container()
     else:
-        figure = viz.choose(chosen.array).figure(
-            chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at, among=among
-        )
-        _clickable(figure, "grid_chart", f"{name}-{chosen.key}")
+        bounds = {"lower": chosen.lower, "upper": chosen.upper}
+        grid = viz.head_grid(chosen.array, **bounds, picked=at, shown=among)
+        mount(grid, "head_grid", pick=_pick)
     st.caption(chosen.tooltip)
+    return None
+
+
+def draw_thumbnails(
+    key: cache.RunKey, ids: cache.Tokens, among: npt.NDArray[np.bool_] | None
+) -> None:
+    """Draw the pattern of every head on the prompt in view."""
+    at = int(st.session_state["layer"]), int(st.session_state["head"])
+    try:
+        maps = cache.pooled_heads(key, ids)
+    except HeadscopeError as refusal:
+        st.error(str(refusal), icon=":material/error:")
+        return
+    mount(viz.thumbnails(maps, picked=at, shown=among), "thumbnails", pick=_pick)
+
+
+def _pick(at: Sequence[int]) -> None:
+    state.select_head(int(at[0]), int(at[1]))
 
 
 def _clickable(figure: Any, key: str, name: str) -> None:

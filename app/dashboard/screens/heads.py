@@ -17,6 +17,18 @@ from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Heads"
+# One column on narrow screens, and room for grids of many heads.
+NARROW = """<style>
+[data-testid=stMainBlockContainer] { padding: 3rem 2rem; }
+@media (max-width: 1100px) {
+  .st-key-heads_columns > [data-testid=stLayoutWrapper] > [data-testid=stHorizontalBlock] {
+    flex-direction: column;
+  }
+  .st-key-heads_columns > [data-testid=stLayoutWrapper] > * > [data-testid=stColumn] {
+    width: 100%; flex: none;
+  }
+}
+</style>"""
 
 
 def draw() -> None:
@@ -49,18 +61,23 @@ def draw() -> None:
     complaints = st.container()
     layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
     name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
-    left, right = st.columns([4, 5], gap="large")
+    st.html(NARROW)
+    with st.container(key="heads_columns"):
+        left, right = st.columns([4, 5], gap="medium")
     with left:
         st.subheader(f"Heads by: {chosen.title}")
         table = heads_table(results)
-        head_grid.draw(scores, chosen, table, name, among)
+        thumbnails = head_grid.draw(scores, chosen, table, name, among)
         _downloads(table, run.manifest, name)
         head_detail.draw_scores(scores, capture, layer, head)
     with right:
         st.subheader(f"L{layer}H{head}")
-        window = head_detail.draw_pattern(key, capture, layer, head, f"{name}-L{layer}H{head}")
+        ids, window = head_detail.draw_pattern(key, capture, layer, head, f"{name}-L{layer}H{head}")
         what_if.draw(key, capture, layer, head)
         _share(path, layer, head, window)
+    if thumbnails is not None and ids is not None:
+        with thumbnails:
+            head_grid.draw_thumbnails(key, ids, among)
     with complaints:
         state.show_warnings()
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_views import browser_views, unpacked, weights
 from streamlit.testing.v1 import AppTest
 
 from headscope.analyses._runtime import taxonomy
+from headscope.app.dashboard import cache
 from headscope.app.dashboard.components import head_filters
 from headscope.probes import Model, capture, pattern
 from headscope.probes.prompts import tasks
@@ -216,10 +218,40 @@ def test_evidence_that_no_head_has_is_not_offered():
 
 def test_the_grid_fades_the_heads_that_are_filtered_out(screen):
     app = screen(type="induction")
-    veil = next(each for each in drawn(app, "grid_chart")["data"] if each.get("name") == "veil")
-    kept = np.isnan(values(veil["z"]))
-    assert 0 < kept.sum() < kept.size
+    kept = unpacked(browser_views(app)["head_grid"]["shown"], "u1")
+    assert 0 < kept.sum() < kept.size == 32
     assert f"{kept.sum()} of 32 heads" in " ".join(one.value for one in app.sidebar.caption)
+
+
+def test_the_token_view_has_the_weights_of_the_prompt_and_its_state_from_the_link(screen, bundled):
+    app = screen(layer="2", head="5", prompt="1", mode="Lines", token="3", scale="log", hide="True")
+    assert not app.warning
+    drawn = browser_views(app)["token_view"]
+    assert drawn["state"] == {"mode": "Lines", "scale": "log", "hide": True, "token": 3}
+    assert browser_views(app)["head_grid"]["picked"] == [2, 5]
+    ids = run_folder.open(cache.folder()).prompts()[1]
+    exact = pattern(capture(bundled, [ids], stats=("lse",), keep=("q", "k")), 2, 5)
+    np.testing.assert_allclose(weights(drawn), exact, rtol=5e-3, atol=1e-30)
+    assert drawn["queries"][0] == "<bos>"
+    assert "mode=Lines" in app.main.code[0].value
+
+
+def test_a_state_that_the_token_view_lacks_is_said(screen):
+    app = screen(mode="Sound", token="999", scale="huge")
+    said = " ".join(warning.value for warning in app.warning)
+    assert all(word in said for word in ("'Sound'", "'999'", "'huge'"))
+    assert browser_views(app)["token_view"]["state"] == {}
+
+
+def test_thumbnails_show_every_head_on_the_prompt_in_view(screen, bundled, first_words):
+    app = screen(view="thumbnails", text=first_words, layer="1", head="2")
+    drawn = browser_views(app)["thumbnails"]
+    ids = bundled.encode(first_words)
+    exact = capture(bundled, [ids], stats=("pattern",))["pattern"].values[0]
+    shape = (4, 8, len(ids), len(ids))
+    assert drawn["picked"] == [1, 2]
+    found = unpacked(drawn["maps"], "u1").reshape(shape)
+    np.testing.assert_allclose(found, np.ceil(255 * np.sqrt(exact)), atol=1)
 
 
 def test_a_filter_that_the_run_lacks_is_said(screen):
