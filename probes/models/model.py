@@ -210,6 +210,8 @@ class Model:
     def words(self, ids: Sequence[int]) -> list[str]:
         """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.
 
+        A character of several tokens stands at the first of them; the others are ``⋯``.
+
         >>> from headscope.probes import load_model
         >>> model = load_model("headscope/bundled")
         >>> model.words([model.tokenizer.bos_token_id])
@@ -217,17 +219,36 @@ class Model:
         """
         if self.tokenizer is None:
             return [str(int(token)) for token in ids]
-        known = {token: self._word(token) for token in {int(token) for token in ids}}
-        return [known[int(token)] for token in ids]
+        ids = [int(token) for token in ids]
+        known = {token: self._word(token) for token in set(ids)}
+        words: list[str] = []
+        while len(words) < len(ids):
+            at = len(words)
+            if (word := known[ids[at]]) is not None:
+                words.append(word)
+                continue
+            # A character has four bytes at most.
+            for stop in range(at + 2, min(at + 4, len(ids)) + 1):
+                text = self._decoded(ids[at:stop])
+                if "\ufffd" not in text:
+                    words += [text, *["⋯"] * (stop - at - 1)]
+                    break
+            else:
+                words.append(str(self.tokenizer.convert_ids_to_tokens(ids[at])))
+        return words
 
-    def _word(self, token: int) -> str:
+    def _word(self, token: int) -> str | None:
+        """Name a token; None for a part of a character."""
         raw = self.tokenizer.convert_ids_to_tokens(token)
         if raw is None:
             return str(token)
         if "▁" in raw:  # SentencePiece: decoding a single piece would drop its space
             return str(raw.replace("▁", " "))
-        text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-        return text if text and "\ufffd" not in text else str(raw)
+        text = self._decoded([token])
+        return None if "\ufffd" in text else text or str(raw)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def check_predicts(self) -> None:
         """Refuse a model that predicts no next token, so that no answer can be scored."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import architectures
 import pytest
+import tokenizers_of_text
 import torch
 from refusals import check_refusal, refusal
 from tokenizers import processors
@@ -84,6 +85,19 @@ def test_words_keep_the_spaces_of_byte_level_tokens(tiny):
     ids = model.encode("a a\n")
     assert ids == [1, 2, 3]
     assert model.words(ids) == ["a", " a", "\n"]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
+def test_a_character_of_several_tokens_stands_at_the_first(kind, tiny):
+    model = load_model(tiny("llama"))
+    model.tokenizer = getattr(tokenizers_of_text, kind)()
+    ids = model.encode("日é")
+    words = model.words(ids)
+    assert len(words) == len(ids) > 2
+    assert "".join(words).replace("⋯", "").removeprefix("<bos>") == "日é"
+    assert words[words.index("日") + 1] == "⋯"
+    broken = ids[: len(ids) - 1]
+    assert "é" not in model.words(broken)
 
 
 def test_words_keep_the_spaces_of_sentence_pieces(tiny):
