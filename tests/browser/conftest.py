@@ -1,18 +1,12 @@
-"""Debian's Chromium, the dashboard as its command starts it, and pages that may say no error."""
+"""Debian's Chromium, the dashboard on the demo run, and pages that may say no error."""
 
 import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from dashboard_server import served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from headscope.app.dashboard.launch import command
 
 WAIT = 60_000
 
@@ -46,33 +40,6 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for page in opened:
         page.close()
     assert errors == []
-
-
-@contextmanager
-def served(run: Path) -> Iterator[str]:
-    """Serve a run as the command line does; yields the address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        command(run, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
 
 
 @pytest.fixture(scope="package")

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import screen
 import torch
 import transformers
+from dashboard_server import served
 from playwright.sync_api import expect
 
 from headscope.app.pipeline import analyze_run, capture_run
@@ -41,7 +41,7 @@ def large(request, bundled, tmp_path_factory) -> Iterator[tuple[str, dict[float,
     planted = result.copy()
     planted["sink"] = result["sink"].copy(data=values).assign_attrs(low=0.0, high=1.0)
     run.save_result("sinks", planted)
-    with conftest.served(Path(run.path)) as address:
+    with served(Path(run.path)) as address:
         yield address, places
 
 

@@ -29,12 +29,13 @@ class CellGrid {
     });
     this.grid.addEventListener("blur", () => this.move(null));
     this.watch = new ResizeObserver(() => {
-      if (this.scroll.clientWidth !== this.width) this.layout();
+      if (this.scroll.offsetWidth !== this.outer) this.layout();
     });
     this.watch.observe(this.scroll);
   }
 
-  // spec: label, rows, columns (names), smallest, largest (px a cell), upright (names of columns),
+  // spec: label, rows, columns (names), first (positions of the first row and column, of tokens),
+  // smallest, largest (px a cell), upright (names of columns),
   // paint(context, box), describe(row, column) -> lines, picked, onPick, onMove
   show(spec) {
     this.spec = spec;
@@ -47,6 +48,7 @@ class CellGrid {
   layout() {
     const { spec } = this;
     this.width = this.scroll.clientWidth;
+    this.outer = this.scroll.offsetWidth;
     if (!spec || !this.width) return;
     const ratio = window.devicePixelRatio || 1;
     const context = this.canvas.getContext("2d");
@@ -69,11 +71,11 @@ class CellGrid {
     this.grid.classList.toggle("dark", page.dark);
     context.font = font(this.grid);
     context.fillStyle = page.css;
-    this.names(context, spec.rows, 13, (name, middle) => {
+    this.names(context, spec.rows, 13, 0, (name, middle) => {
       context.textAlign = "right";
       context.fillText(name, left - 5, top + middle);
     });
-    this.names(context, spec.columns, spec.upright ? 12 : across + 6, (name, middle) => {
+    this.names(context, spec.columns, spec.upright ? 12 : across + 6, 1, (name, middle) => {
       if (!spec.upright) {
         context.textAlign = "center";
         context.fillText(name, left + middle, top - 9);
@@ -91,11 +93,15 @@ class CellGrid {
     this.move(null);
   }
 
-  names(context, names, room, write) {
+  // Names, as many as there is room for; of tokens that have none the positions.
+  names(context, names, room, side, write) {
     let step = 1;
     while (step * this.box.cell < room) step *= 2;
     context.textBaseline = "middle";
-    for (let at = 0; at < names.length; at += step) write(names[at], (at + 0.5) * this.box.cell);
+    for (let at = 0; at < names.length; at += step) {
+      const name = step > 1 && this.spec.first ? String(this.spec.first[side] + at) : names[at];
+      write(name, (at + 0.5) * this.box.cell);
+    }
   }
 
   place(node, at) {

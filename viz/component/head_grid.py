@@ -95,9 +95,9 @@ def head_axes(
     }
 
 
-def _stops(colours: object) -> list[list[int]]:
+def _stops(colours: Any) -> list[list[int]]:
     """List the colours of a scale at even steps, as red, green and blue."""
     from plotly.colors import get_colorscale, hex_to_rgb
 
     listed = get_colorscale(colours) if isinstance(colours, str) else colours
-    return [list(hex_to_rgb(colour)) for _, colour in listed]  # type: ignore[attr-defined]
+    return [list(hex_to_rgb(colour)) for _, colour in listed]

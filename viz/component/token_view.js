@@ -2,7 +2,6 @@
 
 const MODES = ["Text", "Map", "Lines"];
 const SCALES = { "0–1": "0 to 1", "row max": "row maximum", log: "log, from 0.0001" };
-const ROW = 17;
 
 class TokenView {
   constructor(root, on) {
@@ -32,7 +31,7 @@ class TokenView {
     this.spoken = element("div", { class: "spoken", role: "status" }, root);
     this.deafen = listen(this.body, (event) => !this.cells && this.key(event));
     this.watch = new ResizeObserver(() => {
-      if (this.lines && this.body.clientWidth !== this.lines.width) this.draw();
+      if (this.lines && this.body.offsetWidth !== this.lines.outer) this.draw();
     });
     this.watch.observe(this.body);
   }
@@ -130,7 +129,7 @@ class TokenView {
       element("span", { class: "key in" }, this.hint, "attended by (dashed)");
       element("span", {}, this.hint, "hover a token; click or Enter locks it, Escape frees it");
       if (mode === "Text") this.text();
-      else this.drawLines();
+      else this.lines = new Lines(this);
     }
     this.mark();
   }
@@ -215,7 +214,7 @@ class TokenView {
         else box.setAttribute("aria-activedescendant", `token-${at}`);
       }
     }
-    if (this.lines) this.strokes(keys, queries);
+    if (this.lines) this.lines.draw(keys, queries);
     if (this.cells) this.cells.place(this.cells.outline, this.locked());
     const name = (names, place) => `${this.data.first[names === this.keys ? 1 : 0] + place} ${names[place]}`;
     const strongest = (names, read) =>
@@ -236,6 +235,7 @@ class TokenView {
       label: `${data.title}: ${queries.length} queries (rows), ${keys.length} keys (columns); arrow keys move, Enter locks the query`,
       rows: queries.map(cut),
       columns: keys.map(cut),
+      first: data.first,
       upright: true,
       smallest: 1,
       largest: Math.min(32, Math.max(1, 640 / Math.max(queries.length, keys.length))),
@@ -273,71 +273,6 @@ class TokenView {
     element("span", {}, this.hint, "rows: query (destination), columns: key (source)");
   }
 
-  drawLines() {
-    const label = "Tokens: queries left, keys right";
-    const box = element("div", { class: "tokens", role: "group", tabindex: 0, "aria-label": label }, this.body);
-    const width = this.body.clientWidth;
-    const height = ROW * Math.max(this.queries.length, this.keys.length) + ROW;
-    // Longer canvases than browsers draw are drawn less finely.
-    const ratio = Math.min(window.devicePixelRatio || 1, 16000 / height);
-    const canvas = element("canvas", { width: width * ratio, height: height * ratio, "aria-hidden": "true" }, box);
-    Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.lines = { context, width, height, page: ink(this.body), colours: ["--out-ink", "--in-ink"].map((name) => getComputedStyle(this.body).getPropertyValue(name)) };
-    const token = (event) => {
-      const place = Math.floor(event.offsetY / ROW) - 1;
-      const right = this.crossed && event.offsetX > width / 2;
-      const names = right ? this.keys : this.queries;
-      return place < 0 || place >= names.length ? null : place + (right ? this.queries.length : 0);
-    };
-    canvas.addEventListener("pointermove", (event) => this.look(token(event)));
-    canvas.addEventListener("pointerleave", () => this.look(null));
-    canvas.addEventListener("click", (event) => token(event) !== null && this.lock(token(event)));
-  }
-
-  strokes(keys, queries) {
-    const { context, width, height, page, colours } = this.lines;
-    const { query, key } = this.subject();
-    const [left, right] = [0.3 * width, 0.7 * width];
-    const middle = (place) => (place + 1.5) * ROW;
-    context.clearRect(0, 0, width, height);
-    const [plain, bold] = [font(this.body), font(this.body, "bold")];
-    context.font = plain;
-    context.textBaseline = "middle";
-    context.globalAlpha = 1;
-    context.fillStyle = page.css;
-    const write = (names, side, x, align, subject) => {
-      context.textAlign = align;
-      context.fillText(side, x, ROW / 2);
-      names.forEach((name, place) => {
-        context.font = place === subject ? bold : plain;
-        context.fillText(cut(name), x, middle(place));
-      });
-      context.font = plain;
-    };
-    write(this.queries, "query (destination)", left - 6, "right", query);
-    write(this.keys, "key (source)", right + 6, "left", key);
-    const line = (from, to, share, colour, dashes) => {
-      if (share <= 0.02) return;
-      context.globalAlpha = share;
-      context.strokeStyle = colour;
-      context.lineWidth = 1.5;
-      context.setLineDash(dashes);
-      context.beginPath();
-      context.moveTo(left, middle(from));
-      context.lineTo(right, middle(to));
-      context.stroke();
-    };
-    if (query === null && key === null) {
-      this.queries.forEach((_, from) => this.keys.forEach((_, to) => line(from, to, this.share(from, to), page.css, [])));
-    }
-    queries.forEach((share, from) => line(from, key, share, colours[1], [5, 4]));
-    keys.forEach((share, to) => line(query, to, share, colours[0], []));
-    context.globalAlpha = 1;
-    context.setLineDash([]);
-  }
-
   destroy() {
     this.deafen();
     this.watch.disconnect();
@@ -352,29 +287,4 @@ function weight(code) {
   if (code === 0) return 0;
   if (code === 65535) return NaN;
   return Number(`${100 + ((code - 1) % 900)}e${Math.floor((code - 1) / 900) - 42}`);
-}
-
-// Small patterns of several heads, and the picked one on its tokens.
-class AttentionHeads {
-  constructor(root, on) {
-    this.heads = new Heads(element("div", {}, root), { pick: ([layer, head]) => this.pick(layer, head) });
-    this.tokens = new TokenView(element("div", {}, root), on);
-  }
-
-  show(data) {
-    this.data = data;
-    const [layer, head] = data.heads.picked;
-    return Promise.all([this.heads.show(data.heads), this.pick(layer, head)]);
-  }
-
-  pick(layer, head) {
-    const { heads, tokens, weights } = this.data;
-    const title = `${tokens.title}: L${heads.layers[layer]}${heads.letter}${heads.heads[head]}`;
-    return this.tokens.show({ ...tokens, title, weights: weights[layer * heads.heads.length + head] });
-  }
-
-  destroy() {
-    this.heads.destroy();
-    this.tokens.destroy();
-  }
 }
