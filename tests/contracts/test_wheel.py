@@ -39,6 +39,8 @@ def test_wheel_holds_the_models_and_stays_small(site):
         assert not list(folder.glob("*.py"))
     assert not list(site.rglob("headscope_training"))
     assert (site / "headscope" / "kernels" / "compiled" / "sweep.c").exists()
+    for name in ("cells.js", "token_view.js", "component.css"):
+        assert (site / "headscope" / "viz" / "component" / name).exists()
     assert not list(site.glob("kernels"))
 
 

@@ -90,6 +90,7 @@ class CellGrid {
     });
     spec.paint(context, { ...this.box, ...page, ratio, hatch: hatch(context, page.dark) });
     this.place(this.outline, spec.picked);
+    this.name(spec.picked ?? [0, 0]);
     this.move(null);
   }
 
@@ -105,7 +106,8 @@ class CellGrid {
   }
 
   place(node, at) {
-    node.hidden = !at;
+    // Not hidden: screen readers need a cell in the row.
+    node.style.opacity = at ? 1 : 0;
     if (!at) return;
     const { left, top, cell } = this.box;
     const [y, x] = [top + at[0] * cell, left + at[1] * cell];
@@ -129,10 +131,7 @@ class CellGrid {
     this.canvas.style.cursor = at ? "pointer" : "";
     if (this.spec?.onMove) this.spec.onMove(at);
     if (!at) return;
-    const lines = this.spec.describe(...at);
-    this.row.setAttribute("aria-rowindex", at[0] + 1);
-    this.cursor.setAttribute("aria-colindex", at[1] + 1);
-    this.cursor.setAttribute("aria-label", lines.join(", "));
+    const lines = this.name(at);
     if (spoken) this.status.textContent = lines.join(", ");
     this.tip.replaceChildren();
     lines.forEach((line, i) => element(i ? "div" : "b", {}, this.tip, line));
@@ -143,6 +142,15 @@ class CellGrid {
     const beside = left + at[1] * cell - wide - 8 - this.scroll.scrollLeft;
     const y = this.scroll.offsetTop + top + at[0] * cell - this.scroll.scrollTop + (fits || beside >= 0 ? 0 : cell + 6);
     Object.assign(this.tip.style, { left: `${fits ? x : Math.max(beside, 0)}px`, top: `${y}px` });
+  }
+
+  // Say what a cell is to screen readers; returns the lines.
+  name(at) {
+    const lines = this.spec.describe(...at);
+    this.row.setAttribute("aria-rowindex", at[0] + 1);
+    this.cursor.setAttribute("aria-colindex", at[1] + 1);
+    this.cursor.setAttribute("aria-label", lines.join(", "));
+    return lines;
   }
 
   pick(at) {

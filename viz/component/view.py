@@ -52,7 +52,7 @@ class View:
             "body { color: CanvasText; background: Canvas; margin: 16px; "
             "font-family: system-ui, sans-serif }</style></head><body>"
         )
-        return f"{head}\n{self.html()}\n</body></html>\n"
+        return f"{head}\n<main>{self.html()}</main>\n</body></html>\n"
 
     def save(self, path: str | Path) -> Path:
         """Write the page to a file, which opens without a server or a network."""

@@ -34,8 +34,5 @@ def mount(view: View, key: str, **events: Callable[[Any], None]) -> None:
 
         return answer
 
-    _component(
-        key=key,
-        data={"kind": view.kind, "data": view.data},
-        **{f"on_{event}_change": heard(event) for event in events},
-    )
+    callbacks: dict[str, Any] = {f"on_{event}_change": heard(event) for event in events}
+    _component(key=key, data={"kind": view.kind, "data": view.data}, **callbacks)
