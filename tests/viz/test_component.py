@@ -133,6 +133,11 @@ def test_a_notebook_shows_a_view_and_a_page_is_saved(tmp_path):
     assert made.save(tmp_path / "grid.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize("state", [{"mode": "Sound"}, {"scale": "huge"}, {"colour": "red"}])
+def test_a_state_that_a_token_view_lacks_is_refused(state):
+    check_refusal("state", viz.token_view, pattern(), state=state)
+
+
 def filled(value: float, dims: str, *shape: int) -> xr.DataArray:
     return xr.DataArray(np.broadcast_to(value, shape), dims=dims.split())
 

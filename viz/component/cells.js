@@ -59,8 +59,8 @@ class CellGrid {
     const left = widest(spec.rows) + 8;
     const top = spec.upright ? across + 8 : 18;
     // Edges of cells lie on pixels of the screen, so that a hit and what is seen agree.
-    const room = snap((this.width - left - 3) / spec.columns.length);
-    const cell = Math.min(Math.max(room, spec.smallest), spec.largest);
+    const room = (this.width - left - 3) / spec.columns.length;
+    const cell = Math.max(snap(Math.min(room, spec.largest)), spec.smallest);
     this.box = { left, top, cell, gap: cell >= 8 ? 1 : 0 };
     const width = left + cell * spec.columns.length + 3;
     const height = top + cell * spec.rows.length + 3;
@@ -116,8 +116,11 @@ class CellGrid {
 
   hit(event) {
     const frame = this.canvas.getBoundingClientRect();
-    const column = Math.floor((event.clientX - frame.left - this.box.left) / this.box.cell);
-    const row = Math.floor((event.clientY - frame.top - this.box.top) / this.box.cell);
+    // Browsers put a canvas on whole pixels, wherever the layout has it.
+    const ratio = window.devicePixelRatio || 1;
+    const snap = (place) => Math.round(place * ratio) / ratio;
+    const column = Math.floor((event.clientX - snap(frame.left) - this.box.left) / this.box.cell);
+    const row = Math.floor((event.clientY - snap(frame.top) - this.box.top) / this.box.cell);
     const { rows, columns } = this.spec;
     const inside = row >= 0 && column >= 0 && row < rows.length && column < columns.length;
     return inside ? [row, column] : null;

@@ -74,7 +74,7 @@ def in_order(maps: xr.DataArray) -> xr.DataArray:
 def trimmed(maps: xr.DataArray) -> npt.NDArray[np.float64]:
     """Return the values without the padding at the end, where no head has any."""
     values = finite(maps)
-    known: npt.NDArray[np.bool_] = np.isfinite(values).any(axis=(0, 1))
+    known = np.asarray(np.isfinite(values).any(axis=(0, 1)))
     if not known.any():
         raise InvalidInput("maps: no head has a value")
     rows, columns = (np.flatnonzero(known.any(axis=axis))[-1] + 1 for axis in (1, 0))

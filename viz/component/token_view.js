@@ -3,10 +3,12 @@
 const MODES = ["Text", "Map", "Lines"];
 const SCALES = { "0–1": "0 to 1", "row max": "row maximum", log: "log, from 0.0001" };
 
+const START = { mode: "Text", scale: "row max", hide: false, token: null };
+
 class TokenView {
   constructor(root, on) {
     this.on = on;
-    this.state = { mode: "Text", scale: "row max", hide: false, token: null };
+    this.state = { ...START };
     this.hover = null;
     this.turn = 0;
     this.title = element("div", { class: "title" }, root);
@@ -41,19 +43,27 @@ class TokenView {
     const codes = await unpack(data.weights, Uint16Array);
     if (turn !== this.turn) return;
     const words = JSON.stringify([data.queries, data.keys]);
-    if (this.words !== undefined && words !== this.words) this.state.token = null;
-    this.words = words;
     // What a link asks for counts when it is asked for, not at every redraw.
-    const given = JSON.stringify(data.state ?? {});
-    if (given !== this.given) Object.assign(this.state, data.state);
-    this.given = given;
-    this.data = data;
+    const given = JSON.stringify(data.state);
+    const asked = given !== this.given;
+    const lost = !asked && words !== this.words && this.state.token !== null;
+    if (asked) this.state = { ...START, ...data.state };
+    if (lost) this.state.token = null;
+    Object.assign(this, { words, given, data });
+    if (lost) this.on.state({ ...this.state });
+    // What is drawn already stays, with how far it is scrolled.
+    if (this.signature() === this.drawn) return;
+    this.drawn = this.signature();
     this.queries = data.queries;
     this.keys = data.keys ?? data.queries;
     this.crossed = Boolean(data.keys);
     this.weights = Float64Array.from(codes, weight);
     this.hover = null;
     this.draw();
+  }
+
+  signature() {
+    return JSON.stringify([this.data.weights, this.data.title, this.words, this.state, ink(this.body)]);
   }
 
   // The largest weight of every query, of what is not hidden.
@@ -89,6 +99,7 @@ class TokenView {
     Object.assign(this.state, change);
     if ("token" in change) this.mark();
     else this.draw();
+    this.drawn = this.signature();
     this.on.state({ ...this.state });
   }
 

@@ -98,6 +98,10 @@ def codes(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
 
 
 def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]:
+    for name, value in (state or {}).items():
+        known = {"mode": MODES, "scale": SCALES, "hide": (True, False), "token": None}
+        if name not in known or (name != "token" and value not in known[name]):
+            raise InvalidInput(f"state: no {name!r} of {value!r}; it has {known}")
     if set(array.dims) != {"query", "key"}:
         raise InvalidInput(
             f"pattern: a token view has dims query and key, not {array.dims}; select one prompt"

@@ -104,8 +104,8 @@ def draw_pattern(
     image = "pixels" in capture.coords
     if window is None and not image:
         count = array.sizes["query"] + array.sizes["key"] * (array.attrs["attention"] == "cross")
-        shown = viz.token_view(array, state=state.token_view(count))
-        mount(shown, "token_view", state=state.keep_token_view)
+        view = viz.token_view(array, state=state.token_view(count))
+        mount(view, "token_view", state=state.keep_token_view)
         return ids, None
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(

@@ -49,8 +49,9 @@ def draw(
     elif view == "thumbnails":
         return st.container()
     else:
-        bounds = {"lower": chosen.lower, "upper": chosen.upper}
-        grid = viz.head_grid(chosen.array, **bounds, picked=at, shown=among)
+        grid = viz.head_grid(
+            chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at, shown=among
+        )
         mount(grid, "head_grid", pick=_pick)
     st.caption(chosen.tooltip)
     return None
