@@ -33,3 +33,14 @@ def percent(share: SupportsFloat) -> str:
     """
     share = float(share)
     return f"{100 * share:.3g}%" if math.isfinite(share) else MISSING
+
+
+def ordinal(number: int, tied: int = 1) -> str:
+    """Write a rank, and how many share it.
+
+    >>> ordinal(1), ordinal(12), ordinal(22, 3)
+    ('1st', '12th', '22nd (3 tied)')
+    """
+    ends = {1: "st", 2: "nd", 3: "rd"} if number % 100 not in (11, 12, 13) else {}
+    shared = f" ({tied} tied)" if tied > 1 else ""
+    return f"{number}{ends.get(number % 10, 'th')}{shared}"

@@ -125,15 +125,15 @@ class Results:
     ) -> xr.Dataset:
         """Return the variables under the provenance of the capture.
 
-        The state of a verdict is an attribute, its text ends the note; the ``convention`` of all
-        variables is that of the result unless it has another. The coordinates ``layer`` and
+        State and text of a verdict are attributes, and the text ends the note; the ``convention``
+        of all variables is that of the result unless it has another. The coordinates ``layer`` and
         ``head`` come from the capture where the variables use them, and ``attention_map`` where it
         has layers without one; there, every number of a layer is NaN.
         """
         if "convention" in self.about:
             attrs = {"convention": self.about["convention"], **attrs}
         if verdict is not None:
-            attrs["verdict"] = verdict.state
+            attrs |= {"verdict": verdict.state, "verdict_text": verdict.text}
             note = f"{note} {verdict.text}".strip()
         used = {dim for each in self.variables.values() for dim in each.dims}
         shared: dict[str, Any] = {

@@ -6,6 +6,7 @@ import numpy as np
 
 from headscope.analyses._runtime.results import labels
 from headscope.analyses._stats.bootstrap import Array, draws, percentiles
+from headscope.kernels.formatting import ordinal
 
 RESAMPLES = 300
 HALVES = 50
@@ -114,11 +115,6 @@ def parting(first: Array, second: Array, count: int = 3) -> list[str]:
     ]
     order = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:count]
     return [
-        f"{names[at]} ({_ordinal(int(ranks[0][at]) + 1)} and {_ordinal(int(ranks[1][at]) + 1)})"
+        f"{names[at]} ({ordinal(int(ranks[0][at]) + 1)} and {ordinal(int(ranks[1][at]) + 1)})"
         for at in order
     ]
-
-
-def _ordinal(number: int) -> str:
-    ends = {1: "st", 2: "nd", 3: "rd"} if number % 100 not in (11, 12, 13) else {}
-    return f"{number}{ends.get(number % 10, 'th')}"

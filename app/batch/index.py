@@ -8,7 +8,7 @@ from headscope.app.batch.job import Group
 from headscope.app.batch.state import HEADS, LOG, MANIFEST, REPORTS, BatchState, Record
 from headscope.app.report import page
 
-QUERY = f"""SELECT model, task, analysis, metric, name, value, lower, upper
+QUERY = f"""SELECT model, task, analysis, variable, name, value, lower, upper
 FROM read_parquet('{HEADS}/**/*.parquet', hive_partitioning = true)
 ORDER BY abs(value) DESC NULLS LAST LIMIT 20;"""
 
@@ -20,7 +20,6 @@ def html(batch: BatchState, records: Sequence[Record]) -> str:
     return page.render(
         "batch",
         batch.job.title,
-        plotly_address="",
         count=len(records),
         done=len(records) - len(failed),
         failed=[[record[name] for name in columns] for record in failed],

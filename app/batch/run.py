@@ -155,4 +155,4 @@ def _report(batch: BatchState, group: Group, records: dict[str, Record]) -> None
         from plotly.offline import get_plotlyjs
 
         write_text(library, get_plotlyjs())
-    build.write_files(folder, manifest, results, plotly_address=f"../../../{PLOTLY}")
+    build.write_files(folder, manifest, results, group.place, plotly_address=f"../../../{PLOTLY}")

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import xarray as xr
 
-from headscope.app.batch import table
 from headscope.app.batch.job import Group, Job
 from headscope.app.batch.worker import Failure
+from headscope.app.exports import long_table
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage import dataset_file
 from headscope.probes.storage.run_folder import check_place
@@ -30,6 +30,8 @@ LOCK = ".lock"
 HEADS, CELLS, RESULTS, REPORTS = "heads", "cells", "results", "reports"
 OURS = (IDENTITY, COPY, MANIFEST, INDEX, LOG, HEADS, CELLS, RESULTS, REPORTS)
 TABLE = "heads.parquet"
+# Columns of the long table that are folders here, as is the seed.
+FOLDERS = ("model", "task", "analysis")
 PLOTLY = "plotly.min.js"
 
 Record = dict[str, Any]
@@ -123,7 +125,7 @@ class BatchState:
         import pyarrow.parquet as pq
 
         identity = self.job.cell_id(group, analysis)
-        cell_rows = table.rows(result, identity)
+        cell_rows = long_table.rows({analysis: result}, identity).drop_columns(list(FOLDERS))
         rows = self.path / HEADS / _partition(group, analysis) / TABLE
         whole = self._cell(RESULTS, group, analysis)
         for file in (rows, whole):

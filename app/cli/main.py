@@ -13,6 +13,7 @@ from headscope.app.cli.compare import compare
 from headscope.app.cli.console import err, say
 from headscope.app.cli.dashboard import dashboard
 from headscope.app.cli.demo import demo
+from headscope.app.cli.export import export, import_headvis
 from headscope.app.cli.listing import list_analyses, list_statistics
 from headscope.app.cli.models import models
 from headscope.app.cli.report import report
@@ -55,6 +56,8 @@ app.command()(texts)
 app.command()(capture)
 app.command()(analyze)
 app.command()(report)
+app.command()(export)
+app.command("import-headvis")(import_headvis)
 app.command()(timeline)
 app.command()(compare)
 app.command()(bench)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]) -> None:
-    """Write report.html, heads.parquet, heads.csv and report.json of a run."""
+    """Write report.html of a run, and its heads as heads.csv, scores.csv, Parquet and JSON."""
     from headscope.probes.storage import run_folder
 
     print_report(run_folder.open(run))
@@ -24,7 +24,8 @@ def print_report(run: Run) -> None:
     """Write the report of a run, and print the heads that stand out."""
     from headscope.app.report.build import write_report
     from headscope.app.report.findings import findings_table
+    from headscope.probes.storage.run_folder import REPORT
 
     page = write_report(run)
     out.print(findings_table(run.results()))
-    say(f"report: {page} (and heads.parquet, heads.csv, report.json beside it)")
+    say(f"report: {page} (and {', '.join(REPORT[1:])} beside it)")

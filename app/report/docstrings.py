@@ -38,7 +38,7 @@ def _block(block: str) -> Markup:
     """Turn one paragraph, list or section into HTML."""
     lines = block.splitlines()
     if len(lines) > 1 and set(lines[1].strip()) == {"-"}:
-        title = Markup("<h4>{}</h4>").format(inline(lines[0].strip()))
+        title = Markup("<h5>{}</h5>").format(inline(lines[0].strip()))
         rest = inspect.cleandoc("\n".join(lines[2:]))
         return title + Markup("\n") + _block(rest) if rest else title
     if lines[0].lstrip().startswith(("- ", "* ")):

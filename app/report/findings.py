@@ -59,6 +59,27 @@ def findings(results: Mapping[str, xr.Dataset], top: int = TOP) -> list[Finding]
     return [finding for score in collect(results).values() for finding in _best(score, top)]
 
 
+def strongest(results: Mapping[str, xr.Dataset]) -> Finding | None:
+    """Return the head that stands out most: furthest from the others in its score, in deviations.
+
+    Heads that an intervention shows to have an effect go before those that only look so.
+
+    >>> mass = xr.DataArray([[0.1, 0.2, 0.1, 0.9]], dims=("layer", "head"))
+    >>> strongest({"sinks": xr.Dataset({"sink": mass})}).name
+    'L0H3'
+    """
+    scores = collect(results)
+    first = [best for score in scores.values() for best in _best(score, 1) if best.tied == 1]
+
+    def distance(finding: Finding) -> tuple[bool, float]:
+        score = scores[f"{finding.analysis}.{finding.variable}"]
+        values = np.asarray(score.array.values, dtype=float)
+        off = abs(finding.value - float(np.nanmean(values))) / (float(np.nanstd(values)) or 1.0)
+        return finding.effect == ABOVE, off
+
+    return max(first, key=distance, default=None)
+
+
 def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
     """Return the findings for a terminal: a row a score, its first heads with their values."""
     from rich import box
@@ -129,7 +150,7 @@ def _best(score: Score, top: int) -> list[Finding]:
                 effect=score.effect(viz.head_name(layer, head)),
                 evidence="causal" if score.is_causal else "correlational",
                 rank=int(ranks[row, column]),
-                tied=int((ranks == ranks[row, column]).sum()),
+                tied=score.tied(row, column),
                 of=int(np.isfinite(values).sum()),
                 name=viz.head_name(layer, head),
                 layer=layer,

@@ -1,6 +1,9 @@
 """HTML pages from the templates of this folder, in one file that needs nothing else."""
 
+import base64
+import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +13,7 @@ from markupsafe import Markup
 
 from headscope import viz
 from headscope.app.report.docstrings import inline
+from headscope.kernels.formatting import ordinal
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -21,40 +25,63 @@ ENVIRONMENT = Environment(
 )
 ENVIRONMENT.filters["inline"] = inline
 ENVIRONMENT.filters["amount"] = viz.amount
+ENVIRONMENT.filters["ordinal"] = ordinal
 ENVIRONMENT.filters["as_text"] = lambda value: (
     value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 )
 
 
 class Figure(NamedTuple):
-    """A figure of a page: its id, its data, and what is said about it."""
+    """A figure of a page: its id, its data as JSON, and what is said about it."""
 
     name: str
-    data: Markup
+    data: str
     alt: str
     caption: Markup
+    height: int
 
 
 def figure(name: str, result: xr.Dataset, variable: str, alt: str, caption: Markup) -> Figure:
     """Draw a variable of a result for a page."""
-    # A closing tag inside a text would end the script element.
-    data = str(viz.draw(result, variable).to_json()).replace("</", "<\\/")
-    return Figure(name, Markup(data), alt, caption)
+    drawn = viz.draw(result, variable)
+    return Figure(name, str(drawn.to_json()), alt, caption, drawn.layout.height)
 
 
-def render(template: str, title: str, plotly_address: str | None = None, **context: Any) -> str:
+def render(
+    template: str,
+    title: str,
+    figures: Sequence[Figure] = (),
+    plotly_address: str | None = None,
+    **context: Any,
+) -> str:
     """Fill in a template of this folder, which names what is in the context.
 
-    ``plotly_address`` is that of a plotly.js that pages share; "" is a page without figures, and
-    with None the page holds the library itself.
+    The page holds the figures and plotly.js compressed, and unpacks them where it is opened.
+    ``plotly_address`` is that of a plotly.js that pages share.
     """
     plotly = ""
-    if plotly_address is None:
+    if figures and plotly_address is None:
         from plotly.offline import get_plotlyjs
 
-        plotly = Markup(get_plotlyjs())
+        plotly = packed(get_plotlyjs())
+    data = ",".join(f"{json.dumps(each.name)}:{each.data}" for each in figures)
     page = ENVIRONMENT.get_template(f"{template}.html.j2")
-    return page.render(title=title, plotly=plotly, plotly_address=plotly_address, **context)
+    return page.render(
+        title=title,
+        plotly=plotly,
+        plotly_address=plotly_address or "",
+        figure_data=packed(f"{{{data}}}") if figures else "",
+        **context,
+    )
+
+
+def packed(text: str) -> str:
+    """Compress a text for the inside of a page, the same each time.
+
+    >>> gzip.decompress(base64.b64decode(packed("</script>"))).decode()
+    '</script>'
+    """
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def sentences(parts: list[Markup]) -> Markup:

@@ -79,6 +79,11 @@ class Score:
         """Rank the heads, 1 for the largest (of a diverging score the largest size)."""
         return xr.DataArray(viz.ranks(self.array), dims=GRID)
 
+    def tied(self, layer: int, head: int) -> int:
+        """Count the heads that share the rank of one, by its place in the grid, itself included."""
+        ranks = self.ranks().values
+        return int((ranks == ranks[layer, head]).sum())
+
 
 def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
     """List the scores of heads in the results of a run, in order of analysis."""
@@ -109,7 +114,7 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     L0H1 0.9
     """
     columns = [
-        column(f"{analysis}.{name}{f'[{entry}]' if entry else ''}", array.isel(place))
+        column(entry_name(analysis, str(name), entry), array.isel(place))
         for analysis, result in results.items()
         for name, array in result.items()
         for entry, place in entries(array)
@@ -146,14 +151,23 @@ def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
                 yield name, {dim: index}
 
 
+def entry_name(analysis: str, variable: str, entry: str = "") -> str:
+    """Name the column of a score in the heads table.
+
+    >>> entry_name("sinks", "sink"), entry_name("needle_sweep", "looked", "depth 0")
+    ('sinks.sink', 'needle_sweep.looked[depth 0]')
+    """
+    return f"{analysis}.{variable}" + (f"[{entry}]" if entry else "")
+
+
 def interval_text(lower: SupportsFloat, upper: SupportsFloat) -> str:
     """Write the ends of an interval; "" where it has none.
 
     >>> interval_text(0.25, 0.5), interval_text(float("nan"), 0.5)
-    ('0.250 to 0.500', '')
+    ('[0.250, 0.500]', '')
     """
     ends = float(lower), float(upper)
-    return " to ".join(map(viz.amount, ends)) if np.isfinite(ends).all() else ""
+    return f"[{', '.join(map(viz.amount, ends))}]" if np.isfinite(ends).all() else ""
 
 
 def column(name: str, array: xr.DataArray) -> pd.Series[float]:

@@ -37,12 +37,14 @@ def drawn(timeline: xr.Dataset) -> list[str]:
 def write_page(timeline: xr.Dataset, folder: Path) -> Path:
     """Write ``timeline.html``: a figure of every variable, and when its entries emerge."""
     attrs = timeline.attrs
+    variables = [_variable(timeline, name) for name in drawn(timeline)]
     text = page.render(
         "timeline",
         f"{attrs['analysis']} over the training of {attrs['model']}",
+        [figure for figure, _ in variables],
         note=attrs["note"],
         warn=page.is_doubtful(timeline),
-        variables=[_variable(timeline, name) for name in drawn(timeline)],
+        variables=variables,
         provenance={key: attrs[key] for key in attrs if key not in ("by_checkpoint", "note")},
         by_checkpoint=attrs["by_checkpoint"],
     )

@@ -25,7 +25,10 @@ EFFECTS = "effects"
 # Ending of the traceback of an analysis that failed.
 ERROR = ".error.txt"
 # Written beside a run by its report, so they belong to it and go with it.
-REPORT = ("report.html", "heads.parquet", "heads.csv", "report.json")
+REPORT = (
+    "report.html", "heads.parquet", "heads.csv", "heads.schema.json", "scores.parquet",
+    "scores.csv", "report.json",
+)  # fmt: skip
 FORMAT = "headscope-run-1"
 
 

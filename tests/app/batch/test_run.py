@@ -54,12 +54,12 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     assert [step for step in steps if step[0] == "cells"] == [("cells", n, 8) for n in range(9)]
     found = table(tmp_path / "out")
     assert len(found) == sum(one["rows"] for one in done.cells)
-    key = ["model", "task", "analysis", "seed", "layer", "head", "metric", "entry"]
+    key = ["model", "task", "analysis", "seed", "layer", "head", "variable", "entry"]
     assert not found.duplicated(key).any()
     task = tasks.make("ioi", bundled.tokenizer, n=3)
     expected = runner.execute("sinks", bundled, task, options={"least_queries": 1})
     rows = found[(found["model"] == "headscope/bundled") & (found["task"] == "ioi")]
-    rows = rows[(rows["analysis"] == "sinks") & (rows["metric"] == "sink")]
+    rows = rows[(rows["analysis"] == "sinks") & (rows["variable"] == "sink")]
     assert len(rows) == bundled.layers * bundled.heads
     for _, row in rows.iterrows():
         place = {"layer": row["layer"], "head": row["head"]}
@@ -73,7 +73,7 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     assert (one["n"], one["revision"]) == (3, bundled.revision)
     assert one["prompts_sha256"] == expected.attrs["prompts_sha256"]
     assert json.loads(one["options"])["least_queries"] == 1
-    assert one["cell"] in {each["cell"] for each in done.cells}
+    assert one["run"] in {each["cell"] for each in done.cells}
 
 
 def test_the_index_leads_to_every_report(two_by_two, tmp_path):
@@ -294,7 +294,7 @@ def test_shards_of_prompts_give_the_numbers_of_one_capture(job, tmp_path):
     whole, parts = table(tmp_path / "whole"), table(tmp_path / "parts")
     assert set(parts["n"]) == {5}
     assert (parts["prompts_sha256"] == whole["prompts_sha256"]).all()
-    assert (parts["metric"] == whole["metric"]).all()
+    assert (parts["variable"] == whole["variable"]).all()
     for column in ("value", "lower", "upper"):
         np.testing.assert_allclose(parts[column], whole[column], rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,223 @@
+"""The answer of a run, which its report begins with: important heads, methods, what disagrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import xarray as xr
+
+from headscope import viz
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS
+from headscope.analyses._stats.rank_correlation import parting, ranked
+from headscope.app.report import head_kinds
+from headscope.app.report.findings import Finding, strongest
+from headscope.app.report.scores import GRID, interval_text
+from headscope.kernels.formatting import ordinal
+
+IMPORTANCE = "importance"
+# Scores of importance whose ranking of the heads is compared, and their short names; the first are
+# columns of the table of heads.
+METHODS = {
+    "mean_ablation": "mean ablation",
+    "zero_ablation": "zero ablation",
+    "resample_ablation": "resample ablation",
+    "gate_gradient": "gate gradient",
+    "sink_free_ablation": "mean, not first token",
+    "integrated_gradient": "integrated gradient",
+}
+# Variables that hold the interval of an agreement, by its two methods.
+AGREEMENTS = {
+    frozenset(("gate_gradient", "zero_ablation")): "gate_vs_zero",
+    frozenset(("gate_gradient", "mean_ablation")): "gate_vs_mean",
+    frozenset(("integrated_gradient", "zero_ablation")): "integrated_vs_zero",
+    frozenset(("zero_ablation", "mean_ablation")): "zero_vs_mean",
+    frozenset(("zero_ablation", "resample_ablation")): "zero_vs_resample",
+}
+PARTING = ("gate_gradient", "zero_ablation")
+# Rows of the table of heads; where no head is important, of the largest effects.
+MOST, FEWEST = 8, 5
+COLUMNS = 4
+ROLES = 3
+LONGEST = 320
+
+
+@dataclass(frozen=True)
+class Row:
+    """A head of the answer: rank by mean ablation, name, roles, and what each method says."""
+
+    rank: str
+    name: str
+    roles: tuple[str, ...]
+    numbers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a reader must know before trusting a result: ``kind`` is a word, ``text`` the reason."""
+
+    analysis: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What a head importance analysis found."""
+
+    task: str
+    n: int
+    metric: str
+    units: str
+    intact: str
+    interval: str
+    null: str
+    conclusion: str
+    methods: tuple[str, ...]
+    rows: tuple[Row, ...]
+    more: int
+    agreement: tuple[tuple[tuple[float, str], ...], ...]
+    measured: str
+    parting: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen of a report; ``finding`` stands in where importance was not measured."""
+
+    importance: Importance | None
+    finding: Finding | None
+    flags: tuple[Flag, ...] = field(default=())
+
+
+def answer(results: Mapping[str, xr.Dataset]) -> Answer:
+    """Find the answer in the results of a run."""
+    measured = results.get(IMPORTANCE)
+    importance = None
+    if measured is not None and "mean_ablation" in measured:
+        importance = _importance(measured, _roles(results, measured))
+    finding = None if importance else strongest(results)
+    return Answer(importance, finding, tuple(_flags(results)))
+
+
+def _importance(result: xr.Dataset, roles: Mapping[str, list[str]]) -> Importance:
+    """Read the result of `importance`."""
+    n = int(result.attrs["n_prompts"])
+    methods = [name for name in METHODS if name in result]
+    important = [] if n < LEAST_PROMPTS else list(result.attrs.get("important_heads", ()))
+    places = viz.ranks(result["mean_ablation"].transpose(*GRID))
+    order = [at for at in np.argsort(places, axis=None) if np.isfinite(places.flat[at])]
+    rows = [_row(result, divmod(int(at), places.shape[1]), places, methods, roles) for at in order]
+    listed = [row for row in rows if row.name in important] or rows[:FEWEST]
+    intact, (lower, upper) = result["intact"], viz.interval(result, "intact")
+    heads, known = places.size, len(order)
+    null = float(result["null_ablation"])
+    gate, zero = (result[name].transpose(*GRID).values for name in PARTING)
+    return Importance(
+        task=str(result.attrs.get("task", "")),
+        n=n,
+        metric=str(intact.attrs["long_name"]).removeprefix("Intact "),
+        units=str(intact.attrs.get("units", "")),
+        intact=viz.amount(intact),
+        interval="" if lower is None or upper is None else interval_text(lower, upper),
+        null=viz.amount(null) if math.isfinite(null) else "",
+        conclusion=_conclusion(n, important, known),
+        methods=tuple(METHODS[name] for name in methods),
+        rows=tuple(listed[:MOST]),
+        more=len(listed[MOST:]),
+        agreement=_agreement(result, methods),
+        measured=f"{known} of {heads} heads were ablated" if known < heads else "",
+        parting="; ".join(parting(gate, zero)),
+    )
+
+
+def _conclusion(n: int, important: list[str], known: int) -> str:
+    if n < LEAST_PROMPTS:
+        return (
+            f"Too few prompts ({n}, of at least {LEAST_PROMPTS}) to call a head important; "
+            "the largest effects are"
+        )
+    if not important:
+        return f"None of {known} heads is important: no mean ablation lies above the null; largest"
+    heads = "1 head is" if len(important) == 1 else f"{len(important)} heads are"
+    return f"{heads} important, of {known} ablated"
+
+
+def _row(
+    result: xr.Dataset,
+    place: tuple[int, int],
+    places: np.ndarray,
+    methods: list[str],
+    roles: Mapping[str, list[str]],
+) -> Row:
+    """Say what every method says of one head."""
+    name = viz.head_name(*(int(result[dim][at]) for dim, at in zip(GRID, place, strict=True)))
+    at = dict(zip(GRID, place, strict=True))
+    numbers = []
+    for method in methods[:COLUMNS]:
+        ends = [end if end is None else end.isel(at) for end in viz.interval(result, method)]
+        interval = "" if None in ends else interval_text(*ends)
+        numbers.append((viz.amount(result[method].isel(at)), interval))
+    tied = int((places == places[place]).sum())
+    return Row(
+        ordinal(int(places[place]), tied), name, tuple(roles.get(name, ())[:ROLES]), tuple(numbers)
+    )
+
+
+def _agreement(result: xr.Dataset, methods: list[str]) -> tuple[tuple[tuple[float, str], ...], ...]:
+    """Rank-correlate every method with those before it, over the heads that both have measured."""
+    scores = {name: np.abs(np.asarray(result[name].transpose(*GRID))).ravel() for name in methods}
+    cells: dict[tuple[str, str], tuple[float, str]] = {}
+    for one, other in combinations(methods, 2):
+        both = np.isfinite(scores[one]) & np.isfinite(scores[other])
+        rho, interval = ranked(scores[one][both], scores[other][both]), ""
+        known = AGREEMENTS.get(frozenset((one, other)))
+        if known in result:
+            lower, upper = viz.interval(result, str(known))
+            rho = float(result[known])
+            interval = "" if lower is None or upper is None else interval_text(lower, upper)
+        cells[other, one] = (rho, interval)
+    return tuple(
+        tuple(cells[one, other] for other in methods[:at]) for at, one in enumerate(methods)
+    )
+
+
+def _roles(results: Mapping[str, xr.Dataset], measured: xr.Dataset) -> dict[str, list[str]]:
+    """List the types of every head, those of few heads first; what most heads are says nothing."""
+    heads = measured.sizes["layer"] * measured.sizes["head"]
+    named: dict[str, list[str]] = {}
+    for kind in sorted(head_kinds.collect(results).values(), key=lambda one: len(one.heads)):
+        for head in kind.heads if 2 * len(kind.heads) <= heads else ():
+            named.setdefault(head, []).append(kind.name)
+    return named
+
+
+def _flags(results: Mapping[str, xr.Dataset]) -> list[Flag]:
+    """List what disagrees, what rests on too little, and what was not run."""
+    flags = []
+    for name, result in results.items():
+        attrs = result.attrs
+        text = str(attrs.get("verdict_text") or attrs.get("note", ""))
+        if attrs.get("skipped"):
+            flags.append(Flag(name, "not run", shortened(str(attrs["skipped"]))))
+        elif attrs.get("verdict") == "disagreement":
+            flags.append(Flag(name, "disagreement", shortened(text)))
+        elif attrs.get("verdict") == "too_few":
+            flags.append(Flag(name, "too few prompts", shortened(text)))
+        elif "WARNING" in str(attrs.get("note", "")):
+            flags.append(Flag(name, "warning", shortened(str(attrs["note"]))))
+    return sorted(flags, key=lambda flag: flag.kind)
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Cut a text that is too long for a line at the end of a word.
+
+    >>> shortened("L0H0, L0H1, L0H2", 12)
+    'L0H0, L0H1 …'
+    """
+    return (
+        text if len(text) <= longest else text[: longest - 1].rsplit(" ", 1)[0].rstrip(",;") + " …"
+    )
