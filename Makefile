@@ -19,7 +19,7 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,gguf,dev]'
 	touch $@
 
-demo: .venv/installed  ## the main job on the bundled model: runs/demo/report.html, heads.parquet, heads.csv, report.json
+demo: .venv/installed  ## the main job on the bundled model: runs/demo/report.html and the tables beside it
 	$(BIN)/headscope demo --out runs/demo
 
 app: .venv/installed  ## the dashboard on the demo run

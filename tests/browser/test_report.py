@@ -1,5 +1,6 @@
 """The report opens from disk, without a server and without a network, for every reader."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import axe
@@ -83,7 +84,7 @@ def test_headings_are_in_order_and_every_table_has_a_caption(report, browser):
     )
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert page.locator("table:not(:has(> caption))").count() == 0
     assert page.locator("figure:not([aria-label])").count() == 0
     page.close()

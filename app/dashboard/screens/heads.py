@@ -1,11 +1,8 @@
 """Every head of a run by any score, and one head in full."""
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
 import streamlit as st
 import xarray as xr
 
@@ -13,6 +10,7 @@ from headscope import viz
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import head_detail, head_filters, head_grid, what_if
 from headscope.app.dashboard.components.pattern_window import Window
+from headscope.app.exports import tables
 from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import HeadscopeError
 
@@ -68,7 +66,7 @@ def draw() -> None:
         st.subheader(f"Heads by: {chosen.title}")
         table = heads_table(results)
         thumbnails = head_grid.draw(scores, chosen, table, name, among)
-        _downloads(table, run.manifest, name)
+        _downloads(key, name)
         head_detail.draw_scores(scores, capture, layer, head)
     with right:
         st.subheader(f"L{layer}H{head}")
@@ -132,22 +130,29 @@ def _note(result: xr.Dataset) -> str:
     return f"{intact}{result.attrs.get('note', '')}".strip()
 
 
-def _downloads(table: pd.DataFrame, manifest: Mapping[str, object], name: str) -> None:
-    parquet = io.BytesIO()
-    table.to_parquet(parquet, index=False)
-    rows = json.loads(table.to_json(orient="records"))
-    files: dict[str, tuple[str | bytes, str, str]] = {
-        "CSV": (table.to_csv(index=False), "csv", "text/csv"),
-        "Parquet": (parquet.getvalue(), "parquet", "application/octet-stream"),
-        "JSON": (json.dumps({"run": dict(manifest), "heads": rows}), "json", "application/json"),
-    }
-    columns = st.columns(len(files))
-    for column, (label, (data, ending, mime)) in zip(columns, files.items(), strict=True):
+def _downloads(key: cache.RunKey, name: str) -> None:
+    wide = not st.checkbox(
+        "A row a head and score", key="long",
+        help="Every row says units, n, evidence, convention, model and run.",
+    )  # fmt: skip
+    table = "heads" if wide else "scores"
+    columns = st.columns(len(tables.FORMATS))
+    for column, (kind, data) in zip(columns, _tables(key, wide).items(), strict=True):
         column.download_button(
-            label, data, f"{name}-heads.{ending}", mime, key=f"download_{ending}",
-            icon=":material/download:", on_click="ignore",
+            kind.upper() if kind != "parquet" else "Parquet", data, f"{name}-{table}.{kind}",
+            key=f"download_{kind}", icon=":material/download:", on_click="ignore",
             help="Scores of all heads. The camera on a figure saves it as PNG.",
         )  # fmt: skip
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _tables(key: cache.RunKey, wide: bool) -> dict[str, bytes]:
+    """Encode the heads of a run in every format."""
+    run, _, results = cache.run(key)
+    return {
+        kind: tables.encode(kind, results, run.manifest, run.name, wide=wide)
+        for kind in tables.FORMATS
+    }
 
 
 def _share(path: Path, layer: int, head: int, window: Window | None) -> None:
