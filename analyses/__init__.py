@@ -104,8 +104,13 @@ def summary(name: str) -> str:
     >>> summary("sinks")
     'Attention sinks: heads that park their attention on a few tokens.'
     """
+    return docstring(name).splitlines()[0]
+
+
+def docstring(name: str) -> str:
+    """Return what an analysis says of itself, without importing it."""
     source = Path(_modules()[current(name)][1]).read_text(encoding="utf8")
-    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+    return ast.get_docstring(ast.parse(source)) or ""
 
 
 def _modules() -> dict[str, tuple[str, str]]:

@@ -52,7 +52,7 @@ def families(results: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
 def section(name: str, result: xr.Dataset) -> dict[str, Any]:
     """Return what the page says of one analysis: notes, heads, numbers, figures, provenance."""
     own_title = str(result.attrs.get("title", name))
-    docstring = analyses.load(name).__doc__ or "" if name in analyses.names() else ""
+    docstring = analyses.docstring(name) if name in analyses.names() else ""
     title, text = render(docstring or own_title)
     notes = []
     if result.attrs.get("note"):

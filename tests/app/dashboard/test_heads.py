@@ -269,3 +269,12 @@ def test_table_and_scatter_show_every_head(screen):
     assert len(table) == 32
     assert table["name"].iloc[-1] == "L3H7"
     assert not screen(view="scatter").exception
+
+
+def test_tables_of_the_heads_are_offered_wide_and_long(screen):
+    app = screen()
+    for _ in range(2):
+        labels = [one.proto.label for one in app.get("download_button")]
+        assert labels == ["CSV", "Parquet", "JSON"]
+        app.checkbox(key="long").check().run()
+        assert not app.exception
