@@ -55,6 +55,8 @@ def section(name: str, result: xr.Dataset) -> dict[str, Any]:
     docstring = analyses.docstring(name) if name in analyses.names() else ""
     title, text = render(docstring or own_title)
     notes = []
+    if result.attrs.get("intact"):
+        notes.append((f"{result.attrs['intact']}.", False))
     if result.attrs.get("note"):
         notes.append((str(result.attrs["note"]), page.is_doubtful(result)))
     if result.attrs.get("skipped"):
