@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from headscope import probes
 from headscope.app.exports import long_table
 from headscope.app.pipeline import open_model
-from headscope.app.report.scores import Score, collect
+from headscope.app.report.scores import collect
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.storage.dataset_file import make_folder, write_text
 
 if TYPE_CHECKING:
     from headscope.probes.storage.run_folder import Run
 
+# What the metrics of an imported tree are called among the results of a run.
+NAME = "headvis"
 CONFIG, SCATTER, HEADS, PATTERN = (
     "config.json",
     "scatter_data.json",
@@ -46,6 +48,7 @@ METRICS = {
     "induction_score": "Weight on the tokens after earlier copies of the query's token (the latest "
     "8, weights below 0.01 included), mean over the queries that have one.",
 }
+DESCRIBED = ("title", "units", "evidence", "convention")
 INTERVALS, SAMPLES, TOP_SAMPLES = 5, 3, 10
 LEAST = 0.005
 BINS = 50
@@ -70,11 +73,14 @@ def write(run: Run, out: Path, source: str | None = None) -> Path:
     """
     if run.manifest.get("attention", "self") != "self":
         raise NotApplicable("run: HeadVis has one sequence a pattern; capture a decoder's own")
+    if "token" not in run.capture.coords:
+        raise NotApplicable("run: HeadVis shows tokens, and an image has none; capture texts")
     if out.exists() and any(out.iterdir()):
         raise InvalidInput(f"out: {out} is not empty; choose a new folder")
     model = open_model(run, source)
     capture = probes.capture(model, run.prompts(), stats=STATS, targets="induction")
-    scores = collect(run.results())
+    results = {name: result for name, result in run.results().items() if name != NAME}
+    scores = collect(results)
     metrics = {**metric_grids(capture), **{key: one.array.values for key, one in scores.items()}}
     make_folder(out / HEADS)
     make_folder(out / "attributions")
@@ -90,7 +96,7 @@ def write(run: Run, out: Path, source: str | None = None) -> Path:
     for stub in ("server_config.json", "attributions/manifest.json"):
         write_text(out / stub, "{}\n")
     # Last, so that half a tree is none.
-    write_text(out / CONFIG, json.dumps(_config(run, capture, places, scores), indent=2) + "\n")
+    write_text(out / CONFIG, json.dumps(_config(run, capture, places, results), indent=2) + "\n")
     return out
 
 
@@ -186,16 +192,18 @@ def _top_tokens(sequences: list[dict[str, Any]], side: str) -> list[dict[str, An
 
 
 def _config(
-    run: Run, capture: xr.Dataset, places: list[tuple[int, int]], scores: Mapping[str, Score]
+    run: Run, capture: xr.Dataset, places: list[tuple[int, int]], results: Mapping[str, xr.Dataset]
 ) -> dict[str, Any]:
     layers, heads = _shape(capture)
-    results = run.results()
-    described = {}
-    for key, score in scores.items():
-        analysis, _, variable = key.partition(".")
-        about = long_table.meaning(results[analysis], variable)
-        said = (score.title, about["units"], about["evidence"], about["convention"])
-        described[key] = ". ".join(part for part in said if part)
+    about = {
+        key: {"title": score.title, **long_table.meaning(results[analysis], variable)}
+        for key, score in collect(results).items()
+        for analysis, _, variable in [key.partition(".")]
+    }
+    described = {
+        key: ". ".join(str(said[part]) for part in DESCRIBED if said[part])
+        for key, said in about.items()
+    }
     attrs = capture.attrs
     return {
         "model_name": attrs["model"],
@@ -204,8 +212,11 @@ def _config(
         "n_layers": layers,
         "n_heads": heads,
         "n_intervals": INTERVALS,
-        "metrics": [*METRICS, *scores],
+        "metrics": [*METRICS, *about],
         "metric_descriptions": {**METRICS, **described},
+        # Read by import-headvis alone.
+        "metric_units": {key: said["units"] for key, said in about.items()},
+        "metric_evidence": {key: said["evidence"] for key, said in about.items()},
         "head_data_pattern": PATTERN,
         "has_umap": False,
         "umap_heads": [],

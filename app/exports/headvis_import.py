@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from headscope.app.exports.headvis import CONFIG, HEADS, PATTERN, SCATTER
+from headscope.app.exports.headvis import CONFIG, HEADS, NAME, PATTERN, SCATTER
 from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.probes.storage.run_folder import Run
 
-NAME = "headvis"
 UNITS = {
     **dict.fromkeys(("self_attention_score", "prev_token_score", "previous_token_score"), "share"),
     "induction_score": "share",
@@ -35,12 +34,12 @@ def read(folder: Path) -> xr.Dataset:
     config, rows = _json(folder / CONFIG, dict), _json(folder / SCATTER, list)
     heads: dict[tuple[int, int], dict[str, Any]] = {}
     for at, row in enumerate(rows):
-        place = (row.get("layer"), row.get("head")) if isinstance(row, dict) else (None, None)
-        if not all(type(index) is int and index >= 0 for index in place):
+        layer, head = (row.get("layer"), row.get("head")) if isinstance(row, dict) else (None,) * 2
+        if type(layer) is not int or type(head) is not int or min(layer, head) < 0:
             raise _broken(folder / SCATTER, f"row {at} names no layer and head")
-        if place in heads:
-            raise _broken(folder / SCATTER, f"L{place[0]}H{place[1]} stands twice")
-        heads[place] = row
+        if (layer, head) in heads:
+            raise _broken(folder / SCATTER, f"L{layer}H{head} stands twice")
+        heads[layer, head] = row
     if not heads:
         raise _broken(folder / SCATTER, "it lists no head")
     present = dict.fromkeys(name for row in rows for name in row if name not in ("layer", "head"))
@@ -48,7 +47,9 @@ def read(folder: Path) -> xr.Dataset:
     if not metrics:
         raise _broken(folder / SCATTER, "it holds no metric")
     layers, columns = (sorted({place[axis] for place in heads}) for axis in (0, 1))
-    described = config.get("metric_descriptions") or {}
+    described, units, evidence = (
+        config.get(f"metric_{what}") or {} for what in ("descriptions", "units", "evidence")
+    )
     made = config.get("pipeline_config") or {}
     result = xr.Dataset(coords={"layer": layers, "head": columns})
     for name in metrics:
@@ -59,9 +60,9 @@ def read(folder: Path) -> xr.Dataset:
             )
         result[name] = (("layer", "head"), grid, {
             "long_name": name.replace("_", " ").capitalize(),
-            "units": UNITS.get(name, ""),
+            "units": str(units.get(name, UNITS.get(name, ""))),
             "scale": "diverging" if np.nanmin(grid, initial=0.0) < 0 else "sequential",
-            "evidence": "correlational",
+            "evidence": str(evidence.get(name, "correlational")),
             "convention": str(described.get(name, "as the HeadVis tree has it")),
         })  # fmt: skip
     model, data = (str(config.get(key, "")) for key in ("model_name", "dataset_name"))
@@ -80,14 +81,15 @@ def read(folder: Path) -> xr.Dataset:
 def add(run: Run, folder: Path, *, same_model: bool = False) -> xr.Dataset:
     """Put the metrics of a HeadVis tree beside the results of a run, as the result ``headvis``.
 
-    A tree of another model, or of heads that the run does not have, is refused; ``same_model`` says
-    that a tree of another name is of the same model.
+    Metrics that were exported from results of the run itself are left out. A tree of another model,
+    or of heads that the run does not have, is refused; ``same_model`` says that a tree of another
+    name is of the same model.
     """
     result, capture = read(folder), run.capture
-    name, own = result.attrs["model"], str(run.manifest["model"])
-    if not same_model and name.rpartition("/")[2].lower() != own.rpartition("/")[2].lower():
+    name, model = result.attrs["model"], str(run.manifest["model"])
+    if not same_model and name.rpartition("/")[2].lower() != model.rpartition("/")[2].lower():
         raise InvalidInput(
-            f"tree: {folder} is of {name or 'a model without a name'}, the run of {own}; give "
+            f"tree: {folder} is of {name or 'a model without a name'}, the run of {model}; give "
             "--same-model if they are one"
         )
     for dim in ("layer", "head"):
@@ -98,7 +100,8 @@ def add(run: Run, folder: Path, *, same_model: bool = False) -> xr.Dataset:
                 f"{capture.sizes[dim]}); import it into a run of its model"
             )
     grid = {dim: capture[dim].values for dim in ("layer", "head")}
-    result = result.reindex(grid)
+    own = {f"{analysis}.{key}" for analysis, of in run.results().items() for key in of}
+    result = result.drop_vars(own & set(map(str, result))).reindex(grid)
     run.save_result(NAME, result)
     return result
 

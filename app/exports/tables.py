@@ -88,7 +88,7 @@ def encode(
         return buffer.getvalue()
     frame = table.to_pandas()
     if kind == "csv":
-        return frame.to_csv(index=False).encode()
+        return bytes(frame.to_csv(index=False).encode())
     about = {"run": dict(manifest), **({"columns": columns(results)} if wide else {})}
     rows = json.loads(frame.to_json(orient="records", double_precision=15))
     return json.dumps({**about, "heads": rows}, indent=1, ensure_ascii=False).encode()

@@ -154,12 +154,14 @@ def _row(
     roles: Mapping[str, list[str]],
 ) -> Row:
     """Say what every method says of one head."""
-    name = viz.head_name(*(int(result[dim][at]) for dim, at in zip(GRID, place, strict=True)))
+    name = viz.head_name(int(result["layer"][place[0]]), int(result["head"][place[1]]))
     at = dict(zip(GRID, place, strict=True))
     numbers = []
     for method in methods[:COLUMNS]:
-        ends = [end if end is None else end.isel(at) for end in viz.interval(result, method)]
-        interval = "" if None in ends else interval_text(*ends)
+        lower, upper = viz.interval(result, method)
+        interval = ""
+        if lower is not None and upper is not None:
+            interval = interval_text(lower.isel(at), upper.isel(at))
         numbers.append((viz.amount(result[method].isel(at)), interval))
     tied = int((places == places[place]).sum())
     return Row(

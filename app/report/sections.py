@@ -170,8 +170,7 @@ def _heads(name: str, result: xr.Dataset) -> tuple[list[str], list[list[tuple[st
     rows = []
     for layer in range(grid.sizes["layer"]):
         for head in range(grid.sizes["head"]):
-            label = viz.head_name(*(int(grid[dim][at]) for dim, at in
-                                    (("layer", layer), ("head", head))))  # fmt: skip
+            label = viz.head_name(int(grid["layer"][layer]), int(grid["head"][head]))
             cells = [(label, "")]
             for score in scores:
                 ends = [end for end in (score.lower, score.upper) if end is not None]

@@ -62,9 +62,7 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
             {
                 "score": _escaped(score.title),
                 "value": viz.measured(value, str(score.array.attrs.get("units", ""))),
-                "rank": f"{ordinal(int(rank), score.tied(layer, head))} of {known}"
-                if np.isfinite(value)
-                else "",
+                "rank": rank,
                 **({"effect": score.effect(f"L{layer}H{head}")} if score.is_causal else {}),
                 "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
             }

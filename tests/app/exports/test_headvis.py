@@ -105,6 +105,8 @@ def test_what_was_written_comes_back_as_a_result_and_as_patterns(tree, run, tmp_
         place = {"layer": row["layer"], "head": row["head"]}
         assert float(result["pattern_entropy"].sel(place)) == row["pattern_entropy"]
     assert result["pattern_entropy"].attrs["units"] == "nats"
+    ablation = result["importance.mean_ablation"].attrs
+    assert (ablation["units"], ablation["evidence"]) == ("logits", "causal")
     assert result.attrs["n_prompts"] == run.manifest["n_prompts"]
     first, *_ = headvis_import.patterns(tree, 3, 0)
     assert first.attrs["max_activation"] == max(
@@ -122,6 +124,7 @@ def test_an_imported_tree_stands_in_report_and_tables(headscope, tree, demo_run,
     assert 'id="headvis"' in (folder / "report.html").read_text()
     scores = (folder / "scores.csv").read_text()
     assert "headvis,qk_distance" in scores
+    assert "headvis,importance" not in scores, "the run has that one itself"
 
 
 def change(name: str, edit: Callable[[Any], Any]) -> Callable[[Path], None]:
