@@ -50,7 +50,8 @@ def import_headvis(
     ] = False,
 ) -> None:
     """Put the metrics of a HeadVis tree beside the results of a run."""
-    from headscope.app.exports.headvis_import import NAME, add
+    from headscope.app.exports.headvis import NAME
+    from headscope.app.exports.headvis_import import add
     from headscope.probes.storage import run_folder
 
     result = add(run_folder.open(run), tree, same_model=same_model)

@@ -217,9 +217,9 @@ def _flags(results: Mapping[str, xr.Dataset]) -> list[Flag]:
 def shortened(text: str, longest: int = LONGEST) -> str:
     """Cut a text that is too long for a line at the end of a word.
 
-    >>> shortened("L0H0, L0H1, L0H2", 12)
+    >>> shortened("L0H0, L0H1, L0H2", 13)
     'L0H0, L0H1 …'
     """
-    return (
-        text if len(text) <= longest else text[: longest - 1].rsplit(" ", 1)[0].rstrip(",;") + " …"
-    )
+    if len(text) <= longest:
+        return text
+    return text[: longest - 1].rsplit(" ", 1)[0].rstrip(",;") + " …"
