@@ -69,7 +69,7 @@ def read(folder: Path) -> xr.Dataset:
     result.attrs = {
         "analysis": NAME,
         "title": f"HeadVis: metrics of {model or 'a model'} on {data or 'its texts'}.",
-        "note": "Read from a HeadVis tree; headscope did not measure them.",
+        "note": "Read from a HeadVis tree, not measured in this run.",
         "model": model,
         "revision": str(made.get("revision") or ""),
         "task": data,
