@@ -99,8 +99,10 @@ def codes(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
 
 def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]:
     for name, value in (state or {}).items():
-        known = {"mode": MODES, "scale": SCALES, "hide": (True, False), "token": None}
-        if name not in known or (name != "token" and value not in known[name]):
+        known: dict[str, tuple[Any, ...]] = {
+            "mode": MODES, "scale": SCALES, "hide": (True, False), "token": (value,)
+        }  # fmt: skip
+        if value not in known.get(name, ()):
             raise InvalidInput(f"state: no {name!r} of {value!r}; it has {known}")
     if set(array.dims) != {"query", "key"}:
         raise InvalidInput(
