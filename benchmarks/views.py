@@ -67,7 +67,7 @@ def seconds(browser: Browser, peers: Path, name: str, path: Path) -> float | Non
     """Open a page; return the seconds until it is drawn, None where that takes too long."""
     page: Page = browser.new_page(viewport={"width": 1280, "height": 900})
     for script in peers.glob("*.min.js"):
-        page.route(f"**/{script.name}", lambda route, it=script: route.fulfill(path=it))
+        page.route(f"**/{script.name}", lambda route, _, it=script: route.fulfill(path=it))
     start = time.perf_counter()
     try:
         page.goto(path.as_uri(), wait_until="commit", timeout=1000 * LIMIT)
