@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo app test test-gpu test-browser test-long test-models test-slow test-cluster check requirements wheel clean
+.PHONY: help demo app test test-gpu test-browser test-long test-models test-slow test-cluster check requirements docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -59,9 +59,16 @@ test-cluster: .venv/installed-ray  ## batches on Ray, one with a worker that is 
 requirements: .venv/installed-dev  ## required row -> passing tests
 	$(BIN)/pytest -q -m requirement --requirements
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,gguf,docs]'
+	touch $@
+
+docs: .venv/installed-docs  ## the pages, into site/: reference made from the registries, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 wheel: .venv/installed-dev  ## build a wheel into dist/
 	rm -rf build
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove the environment and everything that was built
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist site *.egg-info runs

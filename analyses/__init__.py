@@ -40,6 +40,8 @@ RENAMED = {
 def names() -> list[str]:
     """List the analyses, without importing them.
 
+    Examples
+    --------
     >>> "sinks" in names()
     True
     """
@@ -49,6 +51,8 @@ def names() -> list[str]:
 def families() -> dict[str, list[str]]:
     """List the analyses by family, without importing them.
 
+    Examples
+    --------
     >>> families()["circuits"]
     ['sae_circuits']
     """
@@ -88,6 +92,8 @@ def current(name: str) -> str:
 def load(name: str) -> ModuleType:
     """Import one analysis by name.
 
+    Examples
+    --------
     >>> load("sinks").NEEDS
     ('received',)
     """
@@ -172,6 +178,8 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
 def options(name: str) -> dict[str, Option]:
     """Return the options of an analysis, read from the signature and docstring of ``run``.
 
+    Examples
+    --------
     >>> options("sinks")["epsilon"].default
     0.3
     """

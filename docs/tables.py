@@ -1,18 +1,10 @@
-"""Write the pages that follow from the code: statistics.md, head-types.md and benchmarks.md.
+"""Pages that follow from declarations and measurements: statistics and benchmarks."""
 
-python -P docs/tables.py           write them
-python -P docs/tables.py --check   exit with 1 where one is out of date
-"""
-
+import inspect
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-DOCS = Path(__file__).parent
-# The repository root must not be importable: its kernels/ folder would hide Hugging Face's package.
-sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 
 from headscope.analyses._runtime import taxonomy
 from headscope.kernels import statistics
@@ -20,9 +12,8 @@ from headscope.kernels.statistic import MERGES, Statistic
 from headscope.kernels.triton.plan import ways
 from headscope_benchmarks.tables import Table, ablation_tables, context_tables, markdown, tables
 
-RESULTS = DOCS.parent / "benchmarks" / "results"
-COMMAND = "python -P docs/tables.py"
-NOTE = f"<!-- Written by `{COMMAND}`; do not edit. -->"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+NONE = "–"
 WAYS = {
     "forward": "fused forward pass",
     "columns": "pass over columns, given lse",
@@ -38,34 +29,27 @@ def statistics_page() -> str:
     known = [statistics.load(name) for name in statistics.names()]
     taken = ways(one.name for one in known)
     parts = [
-        NOTE,
         "# Statistics",
         "What a capture can hold. Ask for a statistic by name: "
-        '`capture(model, prompts, stats=("entropy", "received"))`. Every variable has the dims '
-        "prompt, layer and head, and those listed here. P is the matrix of attention weights of "
-        "a head, i its queries, j or k its keys, s the logits.",
+        '`capture(model, prompts, stats=("entropy", "received"))`; `headscope statistics` prints '
+        "this list. Every variable has the dims prompt, layer and head, and those listed here.",
+        "In the formulas P is the matrix of attention weights of a head, i one of its queries, j "
+        "or k one of its keys, s the logits, v the values.",
         markdown(
-            ("name", "what", "dims", "units", "range", "merge"),
+            ("name", "what", "dims", "units", "range"),
             (
                 (
-                    f"`{one.name}`",
+                    f"[`{one.name}`](#{one.name})",
                     one.title,
                     ", ".join(one.dims) or NONE,
                     one.units or NONE,
                     bounds(one),
-                    one.merge,
                 )
                 for one in known
             ),
         ),
-        "Of one text, so not of cross-attention: "
-        + ", ".join(f"`{one.name}`" for one in known if one.positional)
-        + ".",
         "## Definitions",
-        markdown(
-            ("name", "formula", "source"),
-            ((f"`{one.name}`", one.formula, one.source) for one in known),
-        ),
+        *(part for one in known for part in definition(one)),
         "## Engines",
         "On a processor every statistic comes from row panels. Where the machine has a C compiler "
         "a compiled sweep makes the weights a few rows at a time, and with them what these are "
@@ -94,10 +78,23 @@ def statistics_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def definition(one: Statistic) -> Iterator[str]:
+    """Define one statistic: meaning, formula, source."""
+    _, _, rest = one.doc.strip().partition("\n\n")
+    yield f"### {one.name}"
+    yield f"{one.title}."
+    yield f"```text\n{one.formula}\n```"
+    if rest:
+        yield inspect.cleandoc(rest).replace("``", "`")
+    yield f"In {one.units or 'no units'}, {bounds(one)}. Parts merge by the rule *{one.merge}*." + (
+        " It compares places in one text, so cross-attention has none." if one.positional else ""
+    )
+    yield f"**Source:** {one.source}"
+
+
 def head_types_page() -> str:
     """List the types of heads that analyses name, with their place in the survey."""
     parts = [
-        NOTE,
         "# Head types",
         "The types of heads that analyses name, with stage, evidence and method in the words of "
         "*Attention Heads of Large Language Models: A Survey*. The dashboard filters heads by "
@@ -116,7 +113,6 @@ def head_types_page() -> str:
 def benchmarks_page() -> str:
     """Lay out every committed result."""
     parts = [
-        NOTE,
         "# Benchmarks",
         "Measured side by side in one run, after a check of every contender against float64; read "
         "the ratios, for milliseconds depend on the machine and its load. Yours, in a minute: "
@@ -153,14 +149,6 @@ def benchmarks_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-NONE = "–"
-PAGES = {
-    "statistics.md": statistics_page,
-    "head-types.md": head_types_page,
-    "benchmarks.md": benchmarks_page,
-}
-
-
 def results(pattern: str) -> Iterator[dict[str, Any]]:
     """Read the result files of a pattern."""
     for file in sorted(RESULTS.glob(pattern)):
@@ -187,21 +175,3 @@ def bounds(one: Statistic) -> str:
     """Write the range of a statistic."""
     low, high = ("" if bound is None else f"{bound:g}" for bound in (one.low, one.high))
     return f"{low or '-∞'} to {high or '∞'}"
-
-
-def stale(folder: Path = DOCS) -> Iterator[str]:
-    """Name the pages that are not what the code says."""
-    for name, page in PAGES.items():
-        file = folder / name
-        if not file.exists() or file.read_text(encoding="utf-8") != page():
-            yield name
-
-
-if __name__ == "__main__":
-    if "--check" in sys.argv[1:]:
-        old = list(stale())
-        if old:
-            sys.exit(f"docs: {', '.join(old)} out of date; run {COMMAND}")
-    else:
-        for name, page in PAGES.items():
-            (DOCS / name).write_text(page(), encoding="utf-8")

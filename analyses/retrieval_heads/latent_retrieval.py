@@ -1,4 +1,4 @@
-"""Literal or not: does the model retrieve by meaning and over several steps, or copy what matches?
+"""Latent retrieval: does the model retrieve by meaning and in steps, or copy what matches?
 
 The same kind of fact is asked for by its own key (literal), by a word that goes with the key
 (associative), over two facts of which one names the key of the other (thread), and step by step

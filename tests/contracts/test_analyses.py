@@ -7,6 +7,7 @@ from typing import Any
 
 import constructed
 import pytest
+import reference
 import xarray as xr
 from refusals import check_refusal
 
@@ -115,6 +116,11 @@ def test_costs_say_the_bytes_of_the_capture_and_of_the_largest_pass(ran, given):
         arrays = (array for array in held.data_vars.values() if array.dtype == "float32")
         assert stated.captured == sum(array.nbytes for array in arrays)
     assert (stated.memory is None) == (stated.passes == 0)
+
+
+def test_its_page_says_whether_it_has_causal_numbers(result, name):
+    causal = any(array.attrs.get("evidence") == "causal" for array in result.values())
+    assert reference.evidence(name) == ("causal" if causal else "correlational")
 
 
 def test_intervals_hold_their_estimate(result):

@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+import xarray as xr
 
 ROOT = Path(__file__).parents[2]
 # Streamlit runs main.py and the screens as scripts; importing them would draw a page.
@@ -35,13 +36,19 @@ def test_docstring_examples(name):
     assert result.attempted > 0
 
 
-def test_the_notebook_examples_of_the_readme(monkeypatch):
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_blocks_of_the_pages(page, monkeypatch):
     shown: list[go.Figure] = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    text = page.read_text()
     names: dict[str, Any] = {}
-    for code in blocks:
-        exec(compile(code, "README.md", "exec"), names)
-    assert len(shown) == 2
-    assert "<unk>" not in names["cap"]["token"].values
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, str(page), "exec"), names)
+    calls = text.count("viz.show(") + text.count(".show()")
+    assert len(shown) == calls, page
+    for held in names.values():
+        if isinstance(held, xr.Dataset) and "token" in held:
+            assert "<unk>" not in held["token"].values

@@ -1,4 +1,4 @@
-"""Indirect object: of two people the one who gives is named again; the other receives.
+"""Indirect-object identification (IOI): one of two people gives, the other is to be named.
 
 SmolLM2-135M answers 95 % of 20 prompts and Gemma 3 270M 90 %; the logit difference is above 0 on
 all of them, on both.
