@@ -239,10 +239,10 @@ def trial(family: str, words: Any) -> dict[str, str]:
 
 HEAD = """# Architectures
 
-Written by `pytest tests/probes/test_architectures.py --write`: each row is what a tiny model of the
-architecture with random weights did in the tests, against Hugging Face's eager attention in float32
-(statistics and output within 5e-5 at 1, 9 and 33 tokens; for models of images, on images of 16 × 16
-pixels in patches of 4 × 4). A test compares this file with what it finds, so it cannot lie.
+Each row is what a tiny model of the architecture, with random weights, did in the tests against
+Hugging Face's eager attention in float32: statistics and output within 5e-5 at 1, 9 and 33 tokens;
+of models of images, on images of 16 × 16 pixels in patches of 4 × 4. A test compares this file with
+what it finds; `pytest tests/probes/attention/test_architectures.py --write` writes it.
 
 - **capture**: through transformers' attention interface; *followed*: outside it, where the model's
   own steps between queries and values are followed and none is computed. Both are fused: no N×N map
@@ -289,7 +289,7 @@ def test_the_table_says_what_an_architecture_does(family, words, table, request)
     found = row(family, trial(family, words))
     if request.config.getoption("--write"):
         table[family] = found
-    assert table.get(family) == found, "run pytest tests/probes/test_architectures.py --write"
+    assert table.get(family) == found, "run this test with --write"
 
 
 def test_the_table_has_no_other_rows(table):
