@@ -233,7 +233,9 @@ def draw(notebook: Any) -> None:
 
 
 def small(picture: bytes) -> str:
-    """Write a picture with 64 colours."""
-    file = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
+    """Write a picture with 256 colours, chosen so that those of a colour bar stay."""
+    file, how = io.BytesIO(), Image.Quantize.FASTOCTREE
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, how).save(
+        file, "PNG", optimize=True
+    )
     return base64.b64encode(file.getvalue()).decode()
