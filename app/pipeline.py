@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from headscope.analyses._runtime.cost import Cost
     from headscope.probes.capturing.memory_estimate import Plan
     from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 Progress = Callable[[str, float, float], None]
+Load = Callable[..., "Model"]
 Outcome = xr.Dataset | Exception
 """A result, or why there is none: a refusal of headscope's, or a bug."""
 
@@ -34,7 +36,7 @@ def capture_run(
     source: str,
     *,
     task: str | None = None,
-    prompts: Path | None = None,
+    prompts: Path | Sequence[Any] | Task | None = None,
     number: int = 32,
     seed: int = 0,
     register: str | None = None,
@@ -42,6 +44,7 @@ def capture_run(
     tokenizer: str | None = None,
     bos: bool | None = None,
     overwrite: bool = False,
+    load: Load | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Capture the statistics that analyses need on one prompt set, into a new run folder.
@@ -59,18 +62,20 @@ def capture_run(
     prompts
         Instead of a task, a text file with a prompt a line (for a model of images the path of an
         image), or a JSONL file: objects with ``text``, pairs (``source``, ``target``), or a task of
-        your own (``clean``, ``corrupted``, ``answers``, ``wrong``).
+        your own (``clean``, ``corrupted``, ``answers``, ``wrong``); or what such a file holds.
     tokenizer, bos
         As `load_model` takes them.
     overwrite
         Replace the run that the folder holds.
+    load
+        What loads the model, called as `load_model` is; the default is that.
     progress
         Called with (step, done, total).
     """
     run_folder.check(folder, replace=overwrite)
-    source, tokenizer = _absolute(source), tokenizer and _absolute(tokenizer)
+    source, tokenizer = absolute(source), tokenizer and absolute(tokenizer)
     loading = {"attention": attention, "tokenizer": tokenizer, "bos": bos}
-    model, inputs = _open(source, task, prompts, number, seed, register, **loading)
+    model, inputs = _open(source, task, prompts, number, seed, register, load, **loading)
     report = None if progress is None else partial(progress, "capture")
     if report is not None:
         report(0, 1)
@@ -78,7 +83,7 @@ def capture_run(
     captured = probes.capture(
         model, inputs, stats=needed(model), out=growing, overwrite=overwrite, progress=report
     )
-    origin = "" if prompts is None else str(prompts)
+    origin = str(prompts) if isinstance(prompts, Path) else ""
     count = len(captured["prompt"])
     options = {"number": count, "register": register, "source": source, **loading}
     return run_folder.create(
@@ -96,10 +101,11 @@ def plan_run(folder: Path, source: str, *, overwrite: bool = False, **inputs: An
 def _open(
     source: str,
     task: str | None = None,
-    prompts: Path | None = None,
+    prompts: Path | Sequence[Any] | Task | None = None,
     number: int = 32,
     seed: int = 0,
     register: str | None = None,
+    load: Load | None = None,
     **loading: Any,
 ) -> tuple[Model, Any]:
     """Load a model and its prompts; what can be refused without the model is refused first."""
@@ -109,15 +115,15 @@ def _open(
         raise InvalidInput("register: the wording of a built-in task; give --task, or leave it out")
     if task is not None:
         tasks.load(task)
-    texts = None if prompts is None else read_prompts(prompts)
-    model = probes.load_model(source, **loading)
+    texts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
+    model = (load or probes.load_model)(source, **loading)
     if task is None:
         return model, texts
     made = tasks.make(task, model.tokenizer, number, seed, register=register)
     return model, made
 
 
-def _absolute(source: str) -> str:
+def absolute(source: str) -> str:
     """Name a folder or file by its whole path, so that a run finds its model from anywhere."""
     name, at, checkpoint = source.rpartition("@")
     for path, rest in ((source, ""), (name, at + checkpoint)):
@@ -137,10 +143,10 @@ def needed(model: Model) -> tuple[str, ...]:
     return applicable_stats(tuple(stats), model)
 
 
-def open_model(run: Run, source: str | None = None) -> Model:
+def open_model(run: Run, source: str | None = None, load: Load | None = None) -> Model:
     """Load the model of a run again, from where it is now, and refuse another one."""
     options = run.manifest["options"]
-    model = probes.load_model(
+    model = (load or probes.load_model)(
         source or options.get("source", run.manifest["model"]),
         attention=run.manifest.get("attention", "self"),
         tokenizer=options.get("tokenizer"),
@@ -164,6 +170,7 @@ def analyze_run(
     source: str | None = None,
     register: str | None = None,
     dtype: str = "float32",
+    load: Load | None = None,
     announce: Callable[[Sequence[Cost]], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Outcome]:
@@ -182,6 +189,8 @@ def analyze_run(
         Wording of built-in tasks, as `tasks.make` takes it; the default is that of the run.
     dtype
         Number format of the sweeps of ablations, ``float32`` or ``bfloat16``.
+    load
+        What loads the model, called as `load_model` is; the default is that.
     announce
         Called with what the analyses are expected to cost, before the first of them runs.
     progress
@@ -202,7 +211,7 @@ def analyze_run(
             progress(f"{len(results) + 1}/{len(wanted)} {step}", done, total)
 
     register = register or run.manifest["options"].get("register")
-    model, prompts = open_model(run, source), run.prompts()
+    model, prompts = open_model(run, source, load), run.prompts()
     given: dict[str, Any] = {"task": task, "options": options, "n": number}
     given["seed"] = run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0
     with tasks.wording(register):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import streamlit as st
 
+from headscope.app.dashboard import capture_scores
+from headscope.app.report.scores import collect
 from headscope.kernels.errors import ResourceLimit
 from headscope.probes.models.pair import Pair
 from headscope.viz.component.thumbnails import SIDE
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...] | Pair | int
 """What one prompt is: token ids, those of a source and of a target, or an image of the run."""
 
+MANIFEST = "manifest.json"
 # Set by tests, which have no command line of their own.
 VARIABLE = "HEADSCOPE_RUN"
 # Longest text whose whole map is drawn; of a longer one, an overview and a window.
@@ -33,6 +39,8 @@ WHOLE = 512
 LONGEST = 32768
 # Longest text whose maps are pooled for all heads.
 THUMBNAILS = 4096
+# Passes of sessions hook the modules of the model that they share: one at a time.
+_passes = RLock()
 
 
 class RunKey(NamedTuple):
@@ -43,20 +51,31 @@ class RunKey(NamedTuple):
 
 
 def folder() -> Path | None:
-    """Return the run folder that the dashboard was started with."""
+    """Return the run that the dashboard was started with, or the latest in a folder of runs."""
+    path = _started()
+    runs = sorted(path.glob(f"*/{MANIFEST}"), key=lambda file: file.stat().st_mtime) if path else []
+    return runs[-1].parent if runs else path
+
+
+def _started() -> Path | None:
     path = sys.argv[1] if len(sys.argv) > 1 else os.environ.get(VARIABLE, "")
     return Path(path) if path else None
 
 
+def is_place(path: Path | None) -> bool:
+    """Tell whether the dashboard was started with a folder of runs, not with one of them."""
+    return path is not None and path != _started()
+
+
 def neighbours(path: Path) -> dict[str, Path]:
-    """List the runs in the same folder, by name; the given one is always among them."""
-    files = sorted(path.parent.glob("*/manifest.json"))
+    """List the runs in the same folder, by name; a given run is always among them."""
+    files = sorted(path.parent.glob(f"*/{MANIFEST}"))
     return {path.name: path, **{file.parent.name: file.parent for file in files}}
 
 
 def run_key(path: Path) -> RunKey:
     """Return the key of a run."""
-    files = [path / "manifest.json", *sorted((path / "results").glob("[!.]*.safetensors"))]
+    files = [path / MANIFEST, *sorted((path / "results").glob("[!.]*.safetensors"))]
     times = (f"{file.name}:{file.stat().st_mtime_ns}" for file in files if file.exists())
     return RunKey(str(path), "|".join(times))
 
@@ -67,15 +86,48 @@ def run(key: RunKey) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
     from headscope.probes.storage import run_folder
 
     opened = run_folder.open(key.path)
-    return opened, opened.capture, opened.results()
+    capture, results = opened.capture, opened.results()
+    if not collect(results):  # so that a run without scores can be looked at, too
+        results = {**results, capture_scores.NAME: capture_scores.summarize(capture)}
+    return opened, capture, results
+
+
+def model(key: RunKey) -> Model:
+    """Load the model of a run, which all sessions look at."""
+    from headscope.app.pipeline import open_model
+
+    return open_model(run(key)[0], load=lambda *given, **options: _models(*given, **options)[0])
+
+
+def job_model(
+    source: str, attention: str = "self", tokenizer: str | None = None, bos: bool | None = None
+) -> Model:
+    """Load a model for the job that runs: its modules are its own, its weights are shared.
+
+    A job hooks and edits modules for minutes, and no pass of a session may run through that.
+    """
+    return _models(source, attention, tokenizer, bos)[1]
+
+
+def _models(
+    source: str, attention: str = "self", tokenizer: str | None = None, bos: bool | None = None
+) -> tuple[Model, Model]:
+    from headscope.app.pipeline import absolute
+
+    return _loaded(absolute(source), attention, tokenizer, bos)
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model …")
-def model(key: RunKey) -> Model:
-    """Load the model of a run."""
-    from headscope.app.pipeline import open_model
+def _loaded(
+    source: str, attention: str, tokenizer: str | None, bos: bool | None
+) -> tuple[Model, Model]:
+    """Load a model for the sessions, and for jobs."""
+    from headscope.probes import load_model
 
-    return open_model(run(key)[0])
+    found = load_model(source, attention=attention, tokenizer=tokenizer, bos=bos)
+    shared = (*found.module.parameters(), *found.module.buffers())
+    module = copy.deepcopy(found.module, {id(tensor): tensor for tensor in shared})
+    return found, replace(found, module=module)
 
 
 @st.cache_data(max_entries=64, show_spinner="Computing the pattern …")
@@ -92,7 +144,8 @@ def _captured(key: RunKey, ids: Tokens) -> xr.Dataset:
     from headscope.probes import capture
 
     given: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
-    return capture(model(key), [given], stats=("lse",), keep=("q", "k"))
+    with _passes:
+        return capture(model(key), [given], stats=("lse",), keep=("q", "k"))
 
 
 @st.cache_resource(max_entries=8, show_spinner="Pooling the patterns of all heads …")
@@ -104,7 +157,8 @@ def pooled_heads(key: RunKey, ids: Tokens) -> xr.DataArray:
     sides: Any = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
     length = int(run(key)[1]["length"][ids]) if isinstance(ids, int) else max(map(len, sides))
     check_length(length, THUMBNAILS)
-    found = capture(model(key), [given], stats=("pooled_max",), tile=-(-length // SIDE))
+    with _passes:
+        found = capture(model(key), [given], stats=("pooled_max",), tile=-(-length // SIDE))
     pooled = found["pooled_max"].isel(prompt=0)
     pooled.attrs["long_name"] = "Attention of every head on the prompt in view"
     return pooled
@@ -115,7 +169,8 @@ def layer(key: RunKey, ids: tuple[int, ...], number: int) -> Layer:
     """Run the model up to a layer once, so that moving the window is quick."""
     from headscope.probes.attention.layer_attention import run_until_layer
 
-    return run_until_layer(model(key), ids, number)
+    with _passes:
+        return run_until_layer(model(key), ids, number)
 
 
 @st.cache_data(max_entries=64, show_spinner="Pooling the map …")

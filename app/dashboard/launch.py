@@ -1,5 +1,6 @@
-"""The command that serves the dashboard, on this machine only."""
+"""The command that serves the dashboard; on this machine only, unless its user says otherwise."""
 
+import ipaddress
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,10 +10,24 @@ from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage import run_folder
 
 ADDRESS = "127.0.0.1"
+UPLOAD = 20
+"""Megabytes of a file that may be uploaded."""
 
 
-def command(run: Path, port: int = 8501) -> list[str]:
-    """Return the command line that serves a run.
+def is_local(address: str) -> bool:
+    """Tell whether an address is reached from this machine alone.
+
+    >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0"), is_local("example.org")
+    (True, True, False, False)
+    """
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def command(run: Path, port: int = 8501, address: str = ADDRESS) -> list[str]:
+    """Return the command line that serves a run, or a folder of runs.
 
     ``-P`` keeps the working folder off the path: in a checkout it holds a folder ``kernels`` that
     transformers would take for Hugging Face's package. Without Streamlit it is refused.
@@ -29,10 +44,12 @@ def command(run: Path, port: int = 8501) -> list[str]:
         "streamlit",
         "run",
         str(Path(__file__).with_name("main.py")),
-        f"--server.address={ADDRESS}",
+        f"--server.address={address}",
         f"--server.port={port}",
         "--server.headless=true",
-        "--server.maxUploadSize=20",
+        f"--server.maxUploadSize={UPLOAD}",
+        # Streamlit collects garbage after every look at a job: a pause for all sessions.
+        "--runner.postScriptGC=false",
         "--browser.gatherUsageStats=false",
         "--client.toolbarMode=minimal",
         "--client.showErrorLinks=false",
@@ -42,5 +59,7 @@ def command(run: Path, port: int = 8501) -> list[str]:
 
 
 def served(folder: Path) -> Path:
-    """Return the folder that a dashboard opens: of a run, or of a timeline."""
-    return folder if kept.holds(folder) else run_folder.open(folder).path
+    """Return the folder that a dashboard opens: of a run, of a timeline, or of runs."""
+    if kept.holds(folder) or any(folder.glob(f"*/{run_folder.MANIFEST}")):
+        return folder
+    return run_folder.open(folder).path

@@ -3,20 +3,17 @@
 import streamlit as st
 
 from headscope.app.dashboard import cache, screens
-
-# Opens where no other screen says that the folder is its own.
-FIRST = "heads"
+from headscope.app.dashboard.components import job_tray
+from headscope.app.dashboard.launch import is_local
 
 st.set_page_config(page_title="headscope", page_icon="🔬", layout="wide")
-modules = {name: screens.load(name) for name in screens.names()}
-folder = cache.folder()
-opening = (
-    name for name, screen in modules.items() if hasattr(screen, "opens") and screen.opens(folder)
-)
-first = next(opening, FIRST)
-st.navigation(
-    [
-        st.Page(screen.draw, title=screen.TITLE, url_path=name, default=name == first)
-        for name, screen in modules.items()
-    ]
-).run()
+page = st.navigation(list(screens.pages(cache.folder()).values()))
+address = str(st.get_option("server.address") or "")
+if address and not is_local(address):
+    st.warning(
+        f"Served at {address}, without a password: whoever reaches this address can read the runs "
+        "here, load models from this machine's disk and start jobs.",
+        icon=":material/public:",
+    )
+job_tray.draw()
+page.run()

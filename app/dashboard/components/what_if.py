@@ -1,6 +1,8 @@
 """What changes, in a text or on a task, when some heads are edited."""
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +15,9 @@ from headscope.analyses._runtime.progress import reporting
 from headscope.analyses._runtime.results import heads, label
 from headscope.app.dashboard import cache
 from headscope.app.dashboard.components import edit_form
+from headscope.app.dashboard.components.plain import error, plain
+from headscope.app.dashboard.jobs import DONE, FAILED, QUEUE, Job, Report
+from headscope.app.dashboard.visitor import visitor
 from headscope.app.report.scores import interval_text
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.prompts import tasks
@@ -20,11 +25,11 @@ from headscope.probes.prompts.reading import read
 
 VIEW = "the text in view"
 TASK_PROMPTS = 16
-ANSWER = "what_if_answer"
+KIND = "what if"
 
 
 def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
-    """Let the user edit heads, the picked one to begin with, and show the answer."""
+    """Let the user edit heads, the picked one to begin with, and show the last answer."""
     with st.expander("What if these heads were edited?", icon=":material/build:"):
         single = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
         if not (single and predicts(capture)):
@@ -32,16 +37,17 @@ def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
             return
         try:
             _ask(key, capture, layer, head)
-        except HeadscopeError as error:
-            st.session_state.pop(ANSWER, None)
-            st.error(str(error), icon=":material/error:")
-        answer = st.session_state.get(ANSWER)
-        if answer is not None and answer["run"] == key:
-            _show(answer["question"], answer["answer"])
+        except HeadscopeError as refusal:
+            error(refusal)
+        job = QUEUE.last(visitor(), KIND, key.path)
+        if job is not None and job.state == FAILED:
+            error(job.error)
+        elif job is not None and job.state == DONE:
+            _show(job.title, job.result)
 
 
 def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
-    """Draw the form, and run the model when it is sent."""
+    """Draw the form, and queue the question when it is sent."""
     among = {label(place): place for place in heads(capture)}
     picked = label((layer, head))
     names = st.multiselect(
@@ -62,31 +68,32 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
     )  # fmt: skip
     if not st.button("Run with and without", key="what_if_run", disabled=not names):
         return
-    st.session_state.pop(ANSWER, None)
-    model = cache.model(key)
-    if on == VIEW:
-        prompts: Any = [_ids(key, capture)]
-    else:
-        prompts = tasks.make(on, tokenizer=model.tokenizer, n=TASK_PROMPTS)
-    edit = edit_form.build(kinds[name], [among[name] for name in names], values, model, prompts)
+    ids = [_ids(key, capture)] if on == VIEW else None
+
+    def do(report: Report) -> xr.Dataset:
+        from headscope.analyses.comparison import what_if
+        from headscope.app.pipeline import open_model
+        from headscope.probes.storage import run_folder
+
+        report("loading the model", 0, 0)
+        model = open_model(run_folder.open(key.path), load=cache.job_model)
+        prompts: Any = ids or tasks.make(on, tokenizer=model.tokenizer, n=TASK_PROMPTS)
+        edit = edit_form.build(kinds[name], [among[name] for name in names], values, model, prompts)
+        tokens = sum(map(len, read(model, prompts).ids))
+        layers = len(model.geometry.attending)
+        with reporting(partial(report, "running the model"), 2 * tokens * layers):
+            return what_if(model, prompts, (edit,))
+
     question = f"{', '.join(names)}: {edit_form.title(kinds[name])}{_listed(values)}, on {on}"
-    answer = _answer(model, prompts, edit)
-    st.session_state[ANSWER] = {"run": key, "question": question, "answer": answer}
-
-
-def _answer(model: Any, prompts: Any, edit: Any) -> xr.Dataset:
-    from headscope.analyses.comparison import what_if
-
-    bar = st.progress(0.0, "Running the model …")
-
-    def report(done: float, total: float) -> None:
-        bar.progress(done / total, f"{done / total:.0%} of two passes over the prompts")
-
-    tokens = sum(map(len, read(model, prompts).ids))
-    with reporting(report, 2 * tokens * len(model.geometry.attending)):
-        answer = what_if(model, prompts, (edit,))
-    bar.empty()
-    return answer
+    QUEUE.submit(
+        Job(
+            KIND, question, visitor(), do, about=(key.path, question, ids),
+            says="the answer stands below the head",
+            opens=("heads", {"run": Path(key.path).name, "layer": str(layer), "head": str(head)},
+                   "See the head"),
+        )
+    )  # fmt: skip
+    st.rerun()
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -108,7 +115,7 @@ def _ids(key: cache.RunKey, capture: xr.Dataset) -> Any:
 
 def _show(question: str, answer: xr.Dataset) -> None:
     """Show the metric, the loss on every token and the next words, before and after."""
-    st.markdown(f"**{question}**")
+    st.markdown(f"**{plain(question)}**")
     score = answer["score"]
     units = str(score.attrs["units"])
     values, lower, upper = (

@@ -6,14 +6,20 @@ module. It may have ``opens(folder)``, true where the dashboard begins with it.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+# Opens where no other screen says that the folder is its own.
+FIRST = "heads"
 
 
 def names() -> list[str]:
     """List the screens, without importing any.
 
     >>> names()
-    ['heads', 'timelines']
+    ['analyses', 'heads', 'runs', 'timelines']
     """
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
@@ -21,3 +27,29 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """Import a screen."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def pages(folder: Path | None) -> dict[str, Any]:
+    """Make the pages of the navigation for what the dashboard was started on, by name."""
+    import streamlit as st
+
+    modules = {name: load(name) for name in names()}
+    opening = (
+        name
+        for name, screen in modules.items()
+        if hasattr(screen, "opens") and screen.opens(folder)
+    )
+    first = next(opening, FIRST)
+    return {
+        name: st.Page(screen.draw, title=screen.TITLE, url_path=name, default=name == first)
+        for name, screen in modules.items()
+    }
+
+
+def link(name: str, label: str, parameters: Mapping[str, str]) -> None:
+    """Draw a link to a screen, with what its address carries."""
+    import streamlit as st
+
+    from headscope.app.dashboard import cache
+
+    st.page_link(pages(cache.folder())[name], label=label, query_params=dict(parameters))

@@ -8,7 +8,13 @@ import xarray as xr
 
 from headscope import viz
 from headscope.app.dashboard import cache, state
-from headscope.app.dashboard.components import head_detail, head_filters, head_grid, what_if
+from headscope.app.dashboard.components import (
+    head_detail,
+    head_filters,
+    head_grid,
+    run_picker,
+    what_if,
+)
 from headscope.app.dashboard.components.pattern_window import Window
 from headscope.app.exports import tables
 from headscope.app.report.scores import Score, collect, heads_table
@@ -40,7 +46,7 @@ def draw() -> None:
             "Then `headscope app RUN` opens it."
         )
         return
-    path = _run(folder)
+    path = run_picker.choose(folder, st.sidebar)
     key = cache.run_key(path)
     try:
         run, capture, results = cache.run(key)
@@ -78,17 +84,6 @@ def draw() -> None:
             head_grid.draw_thumbnails(key, ids, among)
     with complaints:
         state.show_warnings()
-
-
-def _run(folder: Path) -> Path:
-    """Let the user choose among the runs beside the one that was opened."""
-    runs = cache.neighbours(folder)
-    names = list(runs)
-    state.warn_bad_param("run", names)
-    chosen = st.sidebar.selectbox(
-        "Run", names, index=names.index(folder.name), key="run", bind="query-params"
-    )
-    return runs[chosen]
 
 
 def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:

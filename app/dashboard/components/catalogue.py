@@ -1,0 +1,180 @@
+"""The analyses for one run: what each asks, its evidence, what it takes here, whether it applies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache as once
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from headscope import analyses
+from headscope.app.dashboard import cache
+from headscope.app.dashboard.jobs import Job, Report
+from headscope.app.dashboard.visitor import visitor
+from headscope.app.report.scores import collect
+from headscope.kernels.errors import HeadscopeError
+
+if TYPE_CHECKING:
+    from headscope.analyses._runtime.cost import Cost
+
+# What was estimated here, by run, analysis, options and prompts; the same for all sessions.
+_COSTS: dict[Any, Cost] = {}
+MOST = 4096
+
+
+@once
+def evidence(name: str) -> tuple[str, ...]:
+    """Return the kinds of evidence among the variables of an analysis, as its contract test saw."""
+    table = json.loads(
+        files("headscope.analyses._runtime").joinpath("evidence.json").read_text(encoding="utf8")
+    )
+    return tuple(table.get(name, ()))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def refusals(key: cache.RunKey) -> dict[str, str]:
+    """Say why analyses do not suit the model of a run, by name; those that do are left out."""
+    from headscope.analyses._runtime.applicability import refusal
+
+    capture = cache.run(key)[1]
+    said = {name: refusal(name, capture) for name in analyses.names()}
+    return {name: why for name, why in said.items() if why}
+
+
+def rows(key: cache.RunKey, names: Sequence[str]) -> list[dict[str, str]]:
+    """Describe analyses as rows of a table."""
+    families = {name: family for family, all_of in analyses.families().items() for name in all_of}
+    suited = refusals(key)
+    return [
+        {
+            "analysis": name,
+            "status": status(key, name) or ("does not apply" if name in suited else ""),
+            "question": families[name].replace("_", " "),
+            "what it measures": analyses.summary(name),
+            "evidence": ", ".join(evidence(name)),
+            "cost here": "" if name in suited else said(known_cost(key, name)),
+        }
+        for name in names
+    ]
+
+
+def status(key: cache.RunKey, name: str) -> str:
+    """Say whether a run has a result of an analysis."""
+    result = cache.run(key)[2].get(name)
+    if result is None:
+        return ""
+    return "refused" if "skipped" in result.attrs else "done"
+
+
+def said(cost: Cost | None) -> str:
+    """Say a cost in a few words."""
+    from headscope.analyses._runtime.cost import duration
+
+    if cost is None:
+        return ""
+    if cost.passes is None or cost.seconds is None:
+        return "not counted"
+    if not cost.passes:
+        return "reads the capture"
+    return f"{cost.passes:.3g} passes × {cost.tokens:,} tokens, about {duration(cost.seconds)}"
+
+
+def known_cost(
+    key: cache.RunKey, name: str, options: Mapping[str, Any] | None = None, n: int | None = None
+) -> Cost | None:
+    """Return what was estimated for an analysis on a run; None where nothing was."""
+    return _COSTS.get(_place(key.path, name, options or {}, n))
+
+
+def _place(path: str, name: str, options: Mapping[str, Any], n: int | None) -> Any:
+    created = Path(path, cache.MANIFEST).stat().st_mtime_ns
+    return path, created, name, json.dumps(options, sort_keys=True), n
+
+
+def _keep(
+    path: str, costs: Sequence[Cost], options: Mapping[str, Mapping[str, Any]], n: int | None
+) -> None:
+    if len(_COSTS) > MOST:
+        _COSTS.clear()
+    for each in costs:
+        _COSTS[_place(path, each.analysis, options.get(each.analysis, {}), n)] = each
+
+
+def estimating(
+    key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
+) -> Job:
+    """Make the job that says what analyses will take on a run."""
+    given = {names[0]: dict(options)} if options else {}
+
+    def do(report: Report) -> None:
+        from headscope.analyses._runtime import cost
+        from headscope.app.pipeline import open_model
+        from headscope.probes.prompts import tasks
+        from headscope.probes.storage import run_folder
+
+        report("loading the model", 0, 0)
+        run = run_folder.open(key.path)
+        model = open_model(run, load=cache.job_model)
+        prompts, register = run.prompts(), run.manifest["options"].get("register")
+        for done, name in enumerate(names):
+            report("drawing prompts and timing passes", done, len(names))
+            with tasks.wording(register):
+                costs = cost.estimate([name], model, prompts, n=n, options=given)
+            _keep(key.path, costs, given, n)
+
+    what = names[0] if len(names) == 1 else f"{len(names)} analyses"
+    about = (key.path, tuple(names), json.dumps(given, sort_keys=True), n)
+    return Job(
+        "costs", f"Cost of {what} on {Path(key.path).name}", visitor(), do,
+        says="it stands in the catalogue", about=about,
+    )  # fmt: skip
+
+
+def analyzing(
+    key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
+) -> Job:
+    """Make the job that runs analyses on a run; each result is in the run as soon as it is there."""
+    given = {names[0]: dict(options)} if options else {}
+    what = names[0] if len(names) == 1 else f"{len(names)} analyses"
+    job: Job
+
+    def do(report: Report) -> None:
+        from headscope.app.pipeline import analyze_run, finished
+        from headscope.probes.storage import run_folder
+
+        report("loading the model", 0, 0)
+        run = run_folder.open(key.path)
+        outcomes = analyze_run(
+            run, names, number=n, options=given, load=cache.job_model, progress=report,
+            announce=lambda costs: _keep(key.path, costs, given, n),
+        )  # fmt: skip
+        if len(names) == 1 and isinstance(outcomes[names[0]], Exception):
+            raise outcomes[names[0]]
+        missing = [name for name, each in outcomes.items() if isinstance(each, Exception)]
+        done = len(set(names) & set(finished(run)))
+        job.says = f"{done} with a result" + (f"; none: {', '.join(missing)}" if missing else "")
+        scores = list(collect({name: run.results()[name] for name in names if name not in missing}))
+        if scores:
+            job.opens = ("heads", {"run": run.name, "by": scores[0]}, "See the heads")
+
+    job = Job(
+        "analyses", f"{what} on {Path(key.path).name}", visitor(), do,
+        remains="Results that were finished are kept, and measured effects: the next run goes on there.",
+        about=(key.path, tuple(names), json.dumps(given, sort_keys=True), n),
+    )  # fmt: skip
+    return job
+
+
+def check(name: str, options: Mapping[str, Any]) -> str:
+    """Say what is wrong with options; "" where nothing is."""
+    from headscope.analyses._runtime.options import parse
+
+    try:
+        parse(name, analyses.options(name), options)
+    except HeadscopeError as refusal:
+        return str(refusal)
+    return ""

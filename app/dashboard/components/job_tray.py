@@ -1,0 +1,81 @@
+"""The jobs of a visitor, on every screen: phase, share, time left, cancel; and whether others run."""
+
+import streamlit as st
+
+from headscope.app.dashboard import screens
+from headscope.app.dashboard.components.plain import plain
+from headscope.app.dashboard.jobs import CANCELLED, DONE, FAILED, QUEUE, RUNNING, Job
+from headscope.app.dashboard.visitor import visitor
+
+SEEN = "ended_jobs"
+# Seconds between two looks, while something runs and while nothing does.
+BUSY, IDLE = 1.0, 5.0
+LONGEST = 80
+
+
+def draw() -> None:
+    """Draw the tray, and keep it up to date while the page stands still."""
+    st.session_state[SEEN] = _ended()
+    st.fragment(_tray, run_every=BUSY if QUEUE.unfinished else IDLE)()
+
+
+def _ended() -> set[int]:
+    return {id(job) for job in QUEUE.of(visitor()) if job.ended}
+
+
+def _tray() -> None:
+    if _ended() - st.session_state[SEEN]:
+        st.rerun()  # the whole page: a screen may show what the job has made
+    own = [job for job in QUEUE.of(visitor()) if not job.dismissed]
+    unfinished = QUEUE.unfinished
+    others = [job for job in unfinished if job.owner != visitor()]
+    if not own and not others:
+        return
+    with st.container(key="job_tray", border=True, gap="small"):
+        for number, job in enumerate(own):
+            _row(number, job, unfinished)
+        if others:
+            running = ", ".join(f"{job.share:.0%} done" for job in others if job.state == RUNNING)
+            st.caption(
+                f"Busy: {len(others)} of the jobs here {'is' if len(others) == 1 else 'are'} another "
+                f"visitor's{f' ({running})' if running else ''}. One runs at a time."
+            )
+
+
+def _row(number: int, job: Job, unfinished: list[Job]) -> None:
+    title = plain(job.title[:LONGEST])
+    with st.container(horizontal=True, vertical_alignment="center", key=f"job_{number}"):
+        if job.state == RUNNING:
+            told = "stopping where it can be left" if job.stopping else job.phases.describe()
+            st.progress(job.share, f"**{title}** · {plain(told)}")
+        elif not job.ended:
+            st.markdown(
+                f"**{title}** · waiting, {unfinished.index(job)} before it", width="stretch"
+            )
+        else:
+            _end(job, title)
+        if not job.ended:
+            st.button(
+                "Cancel", key=f"cancel_{id(job)}", icon=":material/cancel:", on_click=QUEUE.cancel,
+                args=(job,), disabled=job.stopping,
+            )  # fmt: skip
+        else:
+            if job.state == DONE and job.opens is not None:
+                screen, link, label = job.opens
+                screens.link(screen, label, link)
+            st.button("Close", key=f"close_{id(job)}", on_click=_dismiss, args=(job,))
+    if job.trace:
+        with st.expander("Traceback"):
+            st.code(job.trace, language=None, wrap_lines=True)
+
+
+def _end(job: Job, title: str) -> None:
+    marks = {DONE: ":material/check_circle:", FAILED: ":material/error:"}
+    mark = marks.get(job.state, ":material/cancel:")
+    told = {DONE: job.says or "done", CANCELLED: f"cancelled. {job.remains}"}
+    text = told.get(job.state, f"failed: {job.error}. {job.remains}")
+    st.markdown(f"{mark} **{title}** · {plain(text)}", width="stretch")
+
+
+def _dismiss(job: Job) -> None:
+    job.dismissed = True

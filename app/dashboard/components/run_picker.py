@@ -1,0 +1,22 @@
+"""Which run a screen is about: the one that the link names, or the one that was opened."""
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from headscope.app.dashboard import cache, state
+
+
+def choose(folder: Path, place: Any = st) -> Path:
+    """Let the user choose among the runs beside the one that was opened; all screens share it."""
+    runs = cache.neighbours(folder)
+    names = list(runs)
+    state.warn_bad_param("run", names)
+    if st.session_state.get("run") not in names:  # it was removed meanwhile
+        st.session_state.pop("run", None)
+    chosen = place.selectbox(
+        "Run", names, index=names.index(folder.name), key="run", bind="query-params",
+        persist_state="session",
+    )  # fmt: skip
+    return runs[chosen]

@@ -1,0 +1,187 @@
+"""The analyses by question, what each takes on a run, and the buttons that run them."""
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from headscope import analyses
+from headscope.app.dashboard import cache, screens, state
+from headscope.app.dashboard.components import catalogue, option_form, run_picker
+from headscope.app.dashboard.components.plain import error, plain
+from headscope.app.dashboard.jobs import QUEUE, Job
+from headscope.app.dashboard.visitor import visitor
+from headscope.app.report.scores import collect
+from headscope.kernels.errors import HeadscopeError
+
+TITLE = "Analyses"
+ALL = "all"
+TABLE = "analysis_table"
+
+
+def draw() -> None:
+    """Draw the catalogue for the run that the link names, and one analysis in full."""
+    st.title(TITLE)
+    folder = cache.folder()
+    if folder is None or not (folder / cache.MANIFEST).exists():
+        st.info("There is no run here to analyse. The screen Runs captures one.")
+        return
+    left, right = st.columns([3, 1])
+    path = run_picker.choose(folder, left)
+    families = [ALL, *analyses.families()]
+    state.warn_bad_param("question", families)
+    family = right.selectbox(
+        "Question", families, key="question", bind="query-params", persist_state="session",
+        format_func=lambda name: name.replace("_", " "),
+    )  # fmt: skip
+    key = cache.run_key(path)
+    try:
+        cache.run(key)
+    except HeadscopeError as refusal:
+        error(refusal)
+        return
+    names = analyses.names() if family == ALL else analyses.families()[family]
+    if family != ALL:
+        st.caption(plain(analyses.heading(family)))
+    table = st.container()
+    name = _picked(names)
+    with table:
+        _catalogue(key, names)
+    state.show_warnings()
+    _one(key, name)
+
+
+def _picked(names: list[str]) -> str:
+    state.warn_bad_param("analysis", analyses.names())
+    if st.session_state.get("analysis") not in names:
+        st.session_state.pop("analysis", None)
+    asked = st.query_params.get("analysis")
+    start = names.index(asked) if asked in names else 0
+    picked = st.selectbox(
+        "Analysis", names, index=start, key="analysis", bind="query-params", persist_state="session"
+    )
+    return str(picked)
+
+
+def _catalogue(key: cache.RunKey, names: list[str]) -> None:
+    rows = catalogue.rows(key, names)
+    st.dataframe(
+        rows, key=TABLE, hide_index=True, selection_mode="single-row", height=320,
+        on_select=lambda: _pick(names),
+        alt="Analyses: what each measures, its evidence, its cost on this run, and its status.",
+        column_config={
+            "what it measures": st.column_config.TextColumn(width="large"),
+            "cost here": st.column_config.TextColumn(
+                width="medium", help="Passes of the model, and their seconds on this machine."
+            ),
+            "evidence": st.column_config.TextColumn(
+                help="Causal numbers come from an intervention, correlational ones from looking."
+            ),
+        },
+    )  # fmt: skip
+    from headscope.app.pipeline import quick
+
+    suited = [row["analysis"] for row in rows if row["status"] != "does not apply"]
+    unknown = [name for name in suited if catalogue.known_cost(key, name) is None]
+    missing = [name for name in suited if not catalogue.status(key, name)]
+    fast = [name for name in quick() if name in missing]
+    with st.container(horizontal=True):
+        if st.button(
+            f"Estimate the cost of {len(unknown)}", key="estimate_all", icon=":material/timer:",
+            disabled=not unknown, help="Loads the model, draws their prompts and times a few passes.",
+        ):  # fmt: skip
+            _submit(catalogue.estimating(key, unknown, {}, None))
+        if st.button(
+            f"Run the {len(fast)} quick ones", key="run_quick", icon=":material/bolt:",
+            disabled=not fast, help=f"Those that need the capture alone, or few passes: {', '.join(fast)}",
+        ):  # fmt: skip
+            _submit(catalogue.analyzing(key, fast, {}, None))
+
+
+def _pick(names: list[str]) -> None:
+    rows = st.session_state[TABLE]["selection"]["rows"]
+    if rows and rows[0] < len(names):
+        st.session_state["analysis"] = names[rows[0]]
+
+
+def _submit(job: Job) -> None:
+    try:
+        QUEUE.submit(job)
+    except HeadscopeError as refusal:
+        error(refusal)
+        return
+    st.rerun()
+
+
+def _one(key: cache.RunKey, name: str) -> None:
+    st.header(name)
+    st.markdown(plain(analyses.summary(name)))
+    if why := catalogue.refusals(key).get(name):
+        st.warning(f"Does not apply to this run: {plain(why)}", icon=":material/block:")
+        _definition(name)
+        return
+    _result(key, name)
+    options, number = _options(name)
+    wrong = catalogue.check(name, options)
+    if wrong:
+        error(wrong)
+    job = catalogue.analyzing(key, [name], options, number)
+    queued = QUEUE.find(visitor(), job.about)
+    pending = queued is not None and not queued.ended
+    cost = catalogue.known_cost(key, name, options, number)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button(
+            "Queue" if QUEUE.unfinished else "Run", key="run_one", icon=":material/play_arrow:",
+            type="primary", disabled=pending or bool(wrong),
+        ):  # fmt: skip
+            _submit(job)
+        if st.button(
+            "Estimate", key="estimate_one", icon=":material/timer:",
+            disabled=cost is not None or bool(wrong),
+        ):  # fmt: skip
+            _submit(catalogue.estimating(key, [name], options, number))
+        told = catalogue.said(cost) or "not estimated with these options"
+        st.markdown(f"Cost here: {plain(told)}")
+    _definition(name)
+
+
+def _options(name: str) -> tuple[dict[str, Any], int | None]:
+    """Draw the options, and return those that differ from their defaults, and the prompts."""
+    from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+
+    module = analyses.load(name)
+    usual = getattr(module, "PROMPTS", DEFAULT_PROMPTS) if hasattr(module, "TASK") else None
+    with st.expander("Options", icon=":material/tune:", expanded=True):
+        with st.container(key="analysis_options"):
+            columns = st.columns(3)
+            number = usual
+            with columns[0]:
+                if usual is not None:
+                    number = st.number_input(
+                        f"prompts of its task, {module.TASK}", 1, 10_000, usual, 1,
+                        key=f"option_{name}_n", persist_state="session",
+                    )  # fmt: skip
+            options = option_form.ask(name, columns)
+    return options, None if number == usual else number
+
+
+def _result(key: cache.RunKey, name: str) -> None:
+    result = cache.run(key)[2].get(name)
+    if result is None:
+        return
+    if "skipped" in result.attrs:
+        st.info(f"Was not run: {plain(result.attrs['skipped'])}", icon=":material/block:")
+        return
+    with st.container(border=True):
+        st.markdown(f"**Result** · {plain(result.attrs.get('note', ''))}")
+        scores = list(collect({name: result}))
+        if scores:
+            link = {"run": Path(key.path).name, "by": scores[0]}
+            screens.link("heads", "See the heads", link)
+        else:
+            st.caption("It has no score of every head; `headscope report RUN` draws it.")
+
+
+def _definition(name: str) -> None:
+    with st.expander("Definition and source", icon=":material/menu_book:"):
+        st.text((analyses.load(name).__doc__ or "").strip())
