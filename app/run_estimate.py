@@ -29,10 +29,9 @@ class RunEstimate(NamedTuple):
 
 
 def estimate(model: Model, prompts: Any, stats: Sequence[str]) -> RunEstimate:
-    """Time captures of a few of the tokens on this machine, and plan memory and disk for them all.
+    """Time captures of a few tokens on this machine, and plan memory and disk for all of them.
 
-    A prompt of n tokens takes a·n + b·n² seconds; b is measured where a prompt has more than `SHORT`
-    tokens.
+    A prompt of n tokens takes a·n + b·n² seconds; b is measured where one has more than `SHORT`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Whether an analysis suits the model of a capture, told from what it declares, without running it."""
+"""Whether an analysis suits the model of a capture, from what it declares, without running it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from headscope.analyses._runtime.results import attending
 def refusal(name: str, capture: xr.Dataset) -> str:
     """Say why an analysis does not suit the model of a capture, and what does; "" where it does.
 
-    What depends on the prompts or the tokenizer, it can only say when it runs.
+    What depends on the prompts, the tokenizer or the side of an encoder–decoder model, it can only
+    say when it runs.
 
     >>> from headscope.probes import capture
     >>> seen = capture("headscope/bundled", [[0, 5, 6, 7]], stats=())
@@ -42,11 +43,11 @@ def _kinds(name: str, capture: xr.Dataset) -> Iterator[tuple[str, str]]:
     known = attending(capture)
     if "pixels" in capture.coords:
         yield "vision", f"model: {name} reads tokens, and this model images; see sinks"
-    elif attention in ("cross", "decoder"):
+    elif attention == "cross":
         yield (
             "cross",
-            f"capture: {name} follows attention through one text, and this is the {attention} "
-            "attention of an encoder–decoder model; see sinks",
+            f"capture: {name} follows attention through one text, and this is the cross-attention "
+            "of an encoder–decoder model; see sinks",
         )
     elif not capture["causal"].values[known].all():
         yield (

@@ -22,8 +22,8 @@ def dashboard(
     opened = command(served(run), port, address)
     if not is_local(address):
         say(
-            f"warning: served at {address} without a password: whoever reaches it can read the runs "
-            "and start jobs on this machine",
+            f"warning: served at {address} without a password: whoever reaches it can read the runs"
+            " and start jobs on this machine",
             err,
         )
     raise typer.Exit(subprocess.run(opened, check=False).returncode)

@@ -24,7 +24,7 @@ def summarize(capture: xr.Dataset) -> xr.Dataset:
             known = np.isfinite(values).sum(-1)
             means = np.nansum(values, -1) / np.where(known, known, np.nan)
         results.add_mean(
-            name, GRID, means, told.title.rstrip("."), told.units, "sequential", told.low, told.high,
+            name, GRID, means, told.title, told.units, "sequential", told.low, told.high,
             convention="mean over the queries of a prompt, then over prompts",
             source=told.source, evidence="correlational",
         )  # fmt: skip

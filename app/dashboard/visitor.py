@@ -20,7 +20,7 @@ def visitor() -> str:
 
 
 def _token(cookie: str) -> bytes:
-    """Read the token in the cookie, which is masked anew in every answer; empty if there is none."""
+    """Read the token in the cookie, masked anew in every answer; empty if there is none."""
     try:
         _, mask, masked, _ = cookie.split("|")
         key = bytes.fromhex(mask)

@@ -9,7 +9,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from headscope.app import cli
-from headscope.app.dashboard import cache
+from headscope.app.dashboard import cache, screens
+from headscope.app.dashboard.jobs import QUEUE
 
 MAIN = str(Path(cache.__file__).with_name("main.py"))
 
@@ -65,9 +66,11 @@ def run_command() -> Callable[..., None]:
 
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    """Open the dashboard on a run, with the parameters of a link."""
+    """Open a screen of the dashboard on a run, with the parameters of a link."""
 
-    def run(folder: Path, **link: str) -> AppTest:
+    def run(folder: Path, screen: str = screens.FIRST, /, **link: str) -> AppTest:
+        monkeypatch.setattr(screens, "FIRST", screen)
+        QUEUE.jobs.clear()  # without cookies all tests are one visitor
         monkeypatch.setenv(cache.VARIABLE, str(folder))
         monkeypatch.setattr("sys.argv", ["main.py"])
         app = AppTest.from_file(MAIN, default_timeout=90)

@@ -1,4 +1,4 @@
-"""The analyses for one run: what each asks, its evidence, what it takes here, whether it applies."""
+"""The analyses for one run: what each asks, its evidence and cost, and whether it applies."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MOST = 4096
 
 @once
 def evidence(name: str) -> tuple[str, ...]:
-    """Return the kinds of evidence among the variables of an analysis, as its contract test saw."""
+    """Return the kinds of evidence of an analysis, as the contract test holds them."""
     table = json.loads(
         files("headscope.analyses._runtime").joinpath("evidence.json").read_text(encoding="utf8")
     )
     return tuple(table.get(name, ()))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner="Reading the catalogue …")
 def refusals(key: cache.RunKey) -> dict[str, str]:
     """Say why analyses do not suit the model of a run, by name; those that do are left out."""
     from headscope.analyses._runtime.applicability import refusal
@@ -52,11 +52,11 @@ def rows(key: cache.RunKey, names: Sequence[str]) -> list[dict[str, str]]:
     return [
         {
             "analysis": name,
-            "status": status(key, name) or ("does not apply" if name in suited else ""),
-            "question": families[name].replace("_", " "),
-            "what it measures": analyses.summary(name),
-            "evidence": ", ".join(evidence(name)),
+            "status": "does not apply" if name in suited else status(key, name),
             "cost here": "" if name in suited else said(known_cost(key, name)),
+            "evidence": ", ".join(evidence(name)),
+            "what it measures": analyses.summary(name),
+            "question": families[name].replace("_", " "),
         }
         for name in names
     ]
@@ -137,7 +137,7 @@ def estimating(
 def analyzing(
     key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
 ) -> Job:
-    """Make the job that runs analyses on a run; each result is in the run as soon as it is there."""
+    """Make the job that runs analyses on a run, which holds each result at once."""
     given = {names[0]: dict(options)} if options else {}
     what = names[0] if len(names) == 1 else f"{len(names)} analyses"
     job: Job
@@ -163,7 +163,7 @@ def analyzing(
 
     job = Job(
         "analyses", f"{what} on {Path(key.path).name}", visitor(), do,
-        remains="Results that were finished are kept, and measured effects: the next run goes on there.",
+        remains="What was finished is kept, measured effects too: the next run goes on there.",
         about=(key.path, tuple(names), json.dumps(given, sort_keys=True), n),
     )  # fmt: skip
     return job

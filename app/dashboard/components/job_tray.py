@@ -1,4 +1,4 @@
-"""The jobs of a visitor, on every screen: phase, share, time left, cancel; and whether others run."""
+"""The jobs of a visitor on every screen: phase, share, time left, cancel; and those of others."""
 
 import streamlit as st
 
@@ -35,11 +35,9 @@ def _tray() -> None:
         for number, job in enumerate(own):
             _row(number, job, unfinished)
         if others:
-            running = ", ".join(f"{job.share:.0%} done" for job in others if job.state == RUNNING)
-            st.caption(
-                f"Busy: {len(others)} of the jobs here {'is' if len(others) == 1 else 'are'} another "
-                f"visitor's{f' ({running})' if running else ''}. One runs at a time."
-            )
+            running = [f" ({job.share:.0%} done)" for job in others if job.state == RUNNING]
+            count = f"{len(others)} job{'s' * (len(others) > 1)} of other visitors"
+            st.caption(f"Busy: {count}{''.join(running)}. One job runs at a time.")
 
 
 def _row(number: int, job: Job, unfinished: list[Job]) -> None:

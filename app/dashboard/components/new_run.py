@@ -26,7 +26,7 @@ OTHER = "another model"
 LONGEST = 500_000
 KINDS = ["txt", "jsonl", "ndjson", "json", "csv", "tsv"]
 NAME = re.compile(r"\w[\w.-]{0,63}")
-LINES, WHOLE, FILE = "a prompt a line", "one prompt", "a file"
+LINES, WHOLE, FILE = "a prompt a line", "one prompt", "upload a file"
 
 
 def draw(place: Path) -> None:
@@ -36,13 +36,14 @@ def draw(place: Path) -> None:
         "Captures what every head of a model does on your prompts, as `headscope capture` does. "
         "Everybody who opens this dashboard can see the run."
     )
-    left, right = st.columns(2, gap="large")
+    with st.container(key="stack_new_run"):
+        left, right = st.columns(2, gap="large")
     with left:
         source = _model()
     with right:
         kind = st.segmented_control(
             "Prompts", [LINES, WHOLE, FILE], default=LINES, required=True, key="new_kind",
-            persist_state="session", format_func=lambda kind: f"{'Upload' if kind == FILE else 'Paste'}: {kind}",
+            persist_state="session",
         )  # fmt: skip
         try:
             prompts = _prompts(kind)

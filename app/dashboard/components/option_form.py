@@ -11,10 +11,10 @@ from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option
 from headscope.app.dashboard.components.plain import plain
 
 
-def ask(name: str, columns: Sequence[Any]) -> dict[str, Any]:
+def ask(name: str, columns: Sequence[Any], start: int = 0) -> dict[str, Any]:
     """Draw the options of an analysis, and return those that differ from their defaults."""
     changed = {}
-    for at, (label, option) in enumerate(analyses.options(name).items(), 1):
+    for at, (label, option) in enumerate(analyses.options(name).items(), start):
         with columns[at % len(columns)]:
             value = _widget(f"option_{name}_{label}", label, option)
         if value is not None and value != option.default:

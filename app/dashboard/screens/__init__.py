@@ -41,15 +41,18 @@ def pages(folder: Path | None) -> dict[str, Any]:
     )
     first = next(opening, FIRST)
     return {
-        name: st.Page(screen.draw, title=screen.TITLE, url_path=name, default=name == first)
-        for name, screen in modules.items()
+        name: st.Page(
+            modules[name].draw, title=modules[name].TITLE, url_path=name, default=name == first
+        )
+        for name in sorted(modules, key=lambda name: name != first)
     }
 
 
-def link(name: str, label: str, parameters: Mapping[str, str]) -> None:
+def link(name: str, label: str, parameters: Mapping[str, str], icon: str | None = None) -> None:
     """Draw a link to a screen, with what its address carries."""
     import streamlit as st
 
     from headscope.app.dashboard import cache
 
-    st.page_link(pages(cache.folder())[name], label=label, query_params=dict(parameters))
+    page = pages(cache.folder())[name]
+    st.page_link(page, label=label, icon=icon, query_params=dict(parameters))

@@ -26,14 +26,14 @@ def draw() -> None:
     if folder is None or not (folder / cache.MANIFEST).exists():
         st.info("There is no run here to analyse. The screen Runs captures one.")
         return
-    left, right = st.columns([3, 1])
+    with st.container(key="stack_choice"):
+        left, right = st.columns([3, 1])
     path = run_picker.choose(folder, left)
     families = [ALL, *analyses.families()]
     state.warn_bad_param("question", families)
     family = right.selectbox(
-        "Question", families, key="question", bind="query-params", persist_state="session",
-        format_func=lambda name: name.replace("_", " "),
-    )  # fmt: skip
+        "Question", families, key="question", bind="query-params", persist_state="session"
+    )
     key = cache.run_key(path)
     try:
         cache.run(key)
@@ -88,12 +88,13 @@ def _catalogue(key: cache.RunKey, names: list[str]) -> None:
     with st.container(horizontal=True):
         if st.button(
             f"Estimate the cost of {len(unknown)}", key="estimate_all", icon=":material/timer:",
-            disabled=not unknown, help="Loads the model, draws their prompts and times a few passes.",
+            disabled=not unknown, help="Loads the model, draws the prompts and times a few passes.",
         ):  # fmt: skip
             _submit(catalogue.estimating(key, unknown, {}, None))
         if st.button(
             f"Run the {len(fast)} quick ones", key="run_quick", icon=":material/bolt:",
-            disabled=not fast, help=f"Those that need the capture alone, or few passes: {', '.join(fast)}",
+            disabled=not fast,
+            help=f"Those that need the capture alone, or few passes: {', '.join(fast)}",
         ):  # fmt: skip
             _submit(catalogue.analyzing(key, fast, {}, None))
 
@@ -151,17 +152,15 @@ def _options(name: str) -> tuple[dict[str, Any], int | None]:
 
     module = analyses.load(name)
     usual = getattr(module, "PROMPTS", DEFAULT_PROMPTS) if hasattr(module, "TASK") else None
-    with st.expander("Options", icon=":material/tune:", expanded=True):
-        with st.container(key="analysis_options"):
-            columns = st.columns(3)
-            number = usual
-            with columns[0]:
-                if usual is not None:
-                    number = st.number_input(
-                        f"prompts of its task, {module.TASK}", 1, 10_000, usual, 1,
-                        key=f"option_{name}_n", persist_state="session",
-                    )  # fmt: skip
-            options = option_form.ask(name, columns)
+    number = usual
+    with st.container(border=True, key="stack_options"):
+        columns = st.columns(3)
+        if usual is not None:
+            number = columns[0].number_input(
+                f"prompts of its task, {module.TASK}", 1, 10_000, usual, 1,
+                key=f"option_{name}_n", persist_state="session",
+            )  # fmt: skip
+        options = option_form.ask(name, columns, start=int(usual is not None))
     return options, None if number == usual else number
 
 

@@ -40,8 +40,8 @@ def _is_run(path: Path) -> bool:
 def _chosen(path: Path) -> None:
     row = run_list.card(cache.run_key(path))
     with st.container(horizontal=True):
-        for screen, label in (("heads", "Browse its heads"), ("analyses", "Analyse it")):
-            screens.link(screen, label, {"run": path.name})
+        screens.link("heads", "Browse its heads", {"run": path.name}, ":material/grid_on:")
+        screens.link("analyses", "Analyse it", {"run": path.name}, ":material/science:")
     refused = row.get("refused")
     if not row.get("analyses"):
         st.caption("No analyses yet: Heads shows its attention and the statistics of the capture.")

@@ -11,12 +11,15 @@ from streamlit.testing.v1 import AppTest
 from headscope.analyses._interventions.ablation import mean_z
 from headscope.analyses.comparison import what_if
 from headscope.app.dashboard.components import edit_form
+from headscope.app.dashboard.components.plain import plain
+from headscope.app.dashboard.components.what_if import KIND
+from headscope.app.dashboard.jobs import QUEUE, Job
 from headscope.probes import capture, tasks
 from headscope.probes import interventions as edits
 from headscope.probes.interventions.base import KINDS
 from headscope.probes.storage import run_folder
 
-ANSWER = "what_if_answer"
+TIMEOUT = 60
 
 
 @pytest.fixture
@@ -28,8 +31,17 @@ def screen(demo_run: Path, dashboard) -> AppTest:
 def ask(app: AppTest, kind: str) -> AppTest:
     app.selectbox(key="what_if_edit").set_value(kind).run()
     app.button(key="what_if_run").click().run()
+    assert QUEUE.wait(TIMEOUT)
+    app.run()
     assert not app.exception
     return app
+
+
+def last() -> Job:
+    """The last question that was asked."""
+    job = QUEUE.jobs[-1]
+    assert job.kind == KIND
+    return job
 
 
 @pytest.mark.requirement("D5")
@@ -57,10 +69,10 @@ def test_every_edit_of_heads_has_a_form_with_the_answer_of_the_function(screen, 
     assert set(KINDS) - set(kinds) == {"FixPattern", "Blocks"}, "they hold a table for a prompt"
     for edit in expected:
         kind = type(edit).__name__
-        kept = ask(screen, kind).session_state[ANSWER]
+        ask(screen, kind)
         answer = what_if(bundled, [ids], [edit])
-        np.testing.assert_allclose(kept["answer"]["score"], answer["score"], atol=1e-6)
-        assert kept["question"].startswith(f"L0H5: {edit_form.title(kinds[kind])}")
+        np.testing.assert_allclose(last().result["score"], answer["score"], atol=1e-6)
+        assert last().title.startswith(f"L0H5: {edit_form.title(kinds[kind])}")
         shown = [table.value for table in screen.main.table if "95 % interval" in table.value]
         assert shown[-1][""].tolist() == ["without edits", "with edits", "change"]
         assert float(answer["change"]) != 0.0
@@ -85,18 +97,18 @@ def test_a_new_edit_has_a_form(screen, monkeypatch):
     assert app.number_input(key="what_if_Soften_strength").value == 3
     assert app.number_input(key="what_if_Soften_value").label == "How much"
     question = "L0H5: Soften the attention of some heads (value 2.0, strength 3), on "
-    assert app.session_state[ANSWER]["question"].startswith(question)
+    assert last().title.startswith(question)
     assert [field.name for field in fields(Soften)] == ["heads", "value", "strength"]
 
 
 def test_own_text_and_tasks_are_asked_too(screen, first_words):
     screen.text_area(key="text").set_value(first_words).run()
     app = ask(screen, "Replace")
-    answer = app.session_state[ANSWER]["answer"]
+    answer = last().result
     assert answer["token"].values.tolist()[1:] == first_words.split()
     app.selectbox(key="what_if_on").set_value("ioi").run()
     app = ask(app, "Ablate")
-    answer = app.session_state[ANSWER]["answer"]
+    answer = last().result
     assert answer.attrs["task"] == "ioi"
     assert "16 prompts of ioi" in answer["score"].attrs["convention"]
     assert tasks.load("ioi").METRIC.replace("_", " ") in answer["score"].attrs["convention"]
@@ -112,5 +124,6 @@ def test_another_picked_head_is_offered_and_bad_tokens_are_refused(screen):
     ):
         screen.text_input(key="what_if_KnockOut_keys").set_value(text).run()
         app = ask(screen, "KnockOut")
-        assert said in app.error[0].value
-        assert ANSWER not in app.session_state
+        assert last().error.startswith(said)
+        assert plain(said) in app.error[0].value
+        assert last().result is None
