@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from dashboard_server import served
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from headscope_benchmarks.sessions import is_error
 
 WAIT = 60_000
 
@@ -39,6 +41,32 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     yield new
     for page in opened:
         page.close()
+    assert errors == []
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open a page as a visitor of one's own; its errors fail the test."""
+    contexts, errors = [], []
+
+    def note(message: ConsoleMessage) -> None:
+        if is_error(message):
+            errors.append(message.text)
+
+    def run(address: str, **options: object) -> Page:
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1280, "height": 1600}, **options})
+        )
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT)
+        page.on("console", note)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield run
+    for context in contexts:
+        context.close()
     assert errors == []
 
 
