@@ -23,7 +23,7 @@ def refusal(name: str, capture: xr.Dataset) -> str:
     ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
     """  # noqa: E501
     module = analyses.load(name)
-    supports = getattr(module, "SUPPORTS", set())
+    supports: set[str] = getattr(module, "SUPPORTS", set())
     for kind, why in _kinds(name, capture):
         if kind not in supports:
             return why

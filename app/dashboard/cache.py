@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -99,14 +100,20 @@ def model(key: RunKey) -> Model:
     return open_model(run(key)[0], load=lambda *given, **options: _models(*given, **options)[0])
 
 
-def job_model(
-    source: str, attention: str = "self", tokenizer: str | None = None, bos: bool | None = None
-) -> Model:
-    """Load a model for the job that runs: its modules are its own, its weights are shared.
+def job_loader(report: Callable[[str, float, float], None]) -> Callable[..., Model]:
+    """Return what loads a model for the job that runs, as `load_model` does, and reports it.
 
-    A job hooks and edits modules for minutes, and no pass of a session may run through that.
+    Its modules are the job's own, its weights are shared: a job hooks and edits modules for
+    minutes, and no pass of a session may run through that.
     """
-    return _models(source, attention, tokenizer, bos)[1]
+
+    def load(*source: Any, **loading: Any) -> Model:
+        report("loading the model", 0, 1)
+        found = _models(*source, **loading)[1]
+        report("loading the model", 1, 1)
+        return found
+
+    return load
 
 
 def _models(

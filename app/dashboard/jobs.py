@@ -17,7 +17,7 @@ from headscope.kernels.errors import HeadscopeError, ResourceLimit
 from headscope.probes.attention import work
 
 Report = Callable[[str, float, float], None]
-Opens = tuple[str, dict[str, str], str]
+Opens = tuple[str, dict[str, Any], str]
 """A screen, what its link carries, and the words of the link."""
 
 # Unfinished jobs of one visitor, and jobs that are remembered after their end.
@@ -57,7 +57,8 @@ class Job:
         self.kind, self.title, self.owner = kind, title, owner
         self.remains, self.says, self.opens = remains, says, opens
         self.about = (kind, about or title)
-        self.state, self.result = WAITING, None
+        self.state = WAITING
+        self.result: Any = None
         self.error = self.trace = ""
         self.dismissed = False
         self.phases = Phases()

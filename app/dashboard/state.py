@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from headscope.app.dashboard.components.plain import plain
 from headscope.viz.component.token_view import MODES, SCALES
 
 # What a link may carry; widgets of these keys are bound to it.
@@ -49,7 +50,7 @@ def start_at_layer(layer: int) -> None:
 def show_warnings() -> None:
     """Show what was wrong with the link, once."""
     for text in st.session_state.pop("bad_params", []):
-        st.warning(text, icon=":material/link_off:")
+        st.warning(plain(text), icon=":material/link_off:")
 
 
 def neighbour(by: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:

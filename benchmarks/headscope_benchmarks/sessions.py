@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from headscope.app.dashboard import screens

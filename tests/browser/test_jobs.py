@@ -87,14 +87,16 @@ def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, vis
     tray(page).get_by_role("link", name="Browse its heads").click()
     expect(page.get_by_role("heading", name="L0H0")).to_be_visible()
     page.wait_for_selector(".st-key-pattern_chart .js-plotly-plot")
-    assert "run=mine" in page.url
+    page.wait_for_function("location.search.includes('run=mine')")
     assert run_folder.open(place / "mine").manifest["n_prompts"] == 2
 
+    open_screen(page, "Analyses")  # and stays with the run
+    expect(page.get_by_text("mine", exact=True)).to_be_visible()
     page.goto(f"{address}/analyses?run=mine&analysis=sinks")
     page.locator(".st-key-run_one button").click()
     tray(page).get_by_role("link", name="See the heads").click()
     page.wait_for_selector(".st-key-pattern_chart .js-plotly-plot")
-    assert "by=sinks." in page.url
+    page.wait_for_function("location.search.includes('by=sinks.')")
     assert "run=mine" in page.url
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # What was estimated here, by run, analysis, options and prompts; the same for all sessions.
 _COSTS: dict[Any, Cost] = {}
 MOST = 4096
+ESTIMATING = "drawing prompts and timing passes"
 
 
 @once
@@ -116,12 +117,11 @@ def estimating(
         from headscope.probes.prompts import tasks
         from headscope.probes.storage import run_folder
 
-        report("loading the model", 0, 0)
         run = run_folder.open(key.path)
-        model = open_model(run, load=cache.job_model)
+        model = open_model(run, load=cache.job_loader(report))
         prompts, register = run.prompts(), run.manifest["options"].get("register")
         for done, name in enumerate(names):
-            report("drawing prompts and timing passes", done, len(names))
+            report(ESTIMATING, done, len(names))
             with tasks.wording(register):
                 costs = cost.estimate([name], model, prompts, n=n, options=given)
             _keep(key.path, costs, given, n)
@@ -146,18 +146,25 @@ def analyzing(
         from headscope.app.pipeline import analyze_run, finished
         from headscope.probes.storage import run_folder
 
-        report("loading the model", 0, 0)
+        def load(*source: Any, **loading: Any) -> Any:
+            model = cache.job_loader(report)(*source, **loading)
+            report(ESTIMATING, 0, 1)
+            return model
+
+        def announce(costs: Sequence[Cost]) -> None:
+            report(ESTIMATING, 1, 1)
+            _keep(key.path, costs, given, n)
+
         run = run_folder.open(key.path)
         outcomes = analyze_run(
-            run, names, number=n, options=given, load=cache.job_model, progress=report,
-            announce=lambda costs: _keep(key.path, costs, given, n),
-        )  # fmt: skip
-        if len(names) == 1 and isinstance(outcomes[names[0]], Exception):
-            raise outcomes[names[0]]
-        missing = [name for name, each in outcomes.items() if isinstance(each, Exception)]
+            run, names, number=n, options=given, load=load, announce=announce, progress=report
+        )
+        refused = {name: each for name, each in outcomes.items() if isinstance(each, Exception)}
+        if len(names) == len(refused) == 1:
+            raise refused[names[0]]
         done = len(set(names) & set(finished(run)))
-        job.says = f"{done} with a result" + (f"; none: {', '.join(missing)}" if missing else "")
-        scores = list(collect({name: run.results()[name] for name in names if name not in missing}))
+        job.says = f"{done} with a result" + (f"; none: {', '.join(refused)}" if refused else "")
+        scores = list(collect({name: run.results()[name] for name in names if name not in refused}))
         if scores:
             job.opens = ("heads", {"run": run.name, "by": scores[0]}, "See the heads")
 

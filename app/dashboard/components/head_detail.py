@@ -12,6 +12,7 @@ from headscope import viz
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import pattern_window
 from headscope.app.dashboard.components.browser_view import mount
+from headscope.app.dashboard.components.plain import error
 from headscope.app.report.scores import Score, interval_text
 from headscope.kernels.errors import HeadscopeError
 from headscope.kernels.formatting import ordinal
@@ -97,7 +98,7 @@ def draw_pattern(
         else:
             array = cache.weights(key, ids, layer, head)
     except HeadscopeError as refusal:
-        st.error(str(refusal), icon=":material/error:")
+        error(refusal)
         return ids, None
     image = "pixels" in capture.coords
     if window is None and not image:

@@ -65,9 +65,7 @@ def draw(place: Path) -> None:
 def _model() -> str:
     """Ask for the model; "" while there is none that can be loaded."""
     known = [*BUNDLED, *packaged.PACKAGED, OTHER]
-    chosen = st.selectbox(
-        "Model", known, key="new_model", bind="query-params", persist_state="session"
-    )
+    chosen = st.selectbox("Model", known, key="new_model", bind="query-params")
     if chosen == OTHER:
         path = st.text_input(
             "Folder, GGUF file or hub name", key="new_path", persist_state="session",
@@ -179,10 +177,8 @@ def _estimating(source: str, prompts: Any, about: Any) -> Job:
     def do(report: Report) -> RunEstimate:
         from headscope.app.pipeline import needed
 
-        report("loading the model", 0, 0)
-        model = cache.job_model(source)
-        _refuse_images(model.reads)
-        report("timing a few tokens", 0, 0)
+        model = _refusing_images(cache.job_loader(report), source)
+        report("timing a few tokens", 0, 1)
         return estimate(model, prompts, needed(model))
 
     title = f"Estimate of a run of {source}"
@@ -195,8 +191,7 @@ def _capturing(folder: Path, source: str, prompts: Any) -> Job:
 
         if folder.exists():
             raise InvalidInput(f"name: {folder.name} is there already; choose another")
-        report("loading the model", 0, 0)
-        load = partial(_refusing_images, cache.job_model)
+        load = partial(_refusing_images, cache.job_loader(report))
         try:
             capture_run(folder, source, prompts=prompts, load=load, progress=report)
         except BaseException:  # cancelled, too: nothing half written stays
@@ -211,13 +206,9 @@ def _capturing(folder: Path, source: str, prompts: Any) -> Job:
 
 def _refusing_images(load: Any, source: str, **loading: Any) -> Any:
     model = load(source, **loading)
-    _refuse_images(model.reads)
-    return model
-
-
-def _refuse_images(reads: str) -> None:
     # Their prompts would be paths of files of this machine.
-    if reads == "images":
+    if model.reads == "images":
         raise InvalidInput(
             "model: it reads images; headscope capture MODEL --prompts FILE takes them"
         )
+    return model

@@ -75,8 +75,7 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
         from headscope.app.pipeline import open_model
         from headscope.probes.storage import run_folder
 
-        report("loading the model", 0, 0)
-        model = open_model(run_folder.open(key.path), load=cache.job_model)
+        model = open_model(run_folder.open(key.path), load=cache.job_loader(report))
         prompts: Any = ids or tasks.make(on, tokenizer=model.tokenizer, n=TASK_PROMPTS)
         edit = edit_form.build(kinds[name], [among[name] for name in names], values, model, prompts)
         tokens = sum(map(len, read(model, prompts).ids))
@@ -89,7 +88,7 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
         Job(
             KIND, question, visitor(), do, about=(key.path, question, ids),
             says="the answer stands below the head",
-            opens=("heads", {"run": Path(key.path).name, "layer": str(layer), "head": str(head)},
+            opens=("heads", {"run": Path(key.path).name, "layer": layer, "head": head},
                    "See the head"),
         )
     )  # fmt: skip

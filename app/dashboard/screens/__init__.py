@@ -48,11 +48,11 @@ def pages(folder: Path | None) -> dict[str, Any]:
     }
 
 
-def link(name: str, label: str, parameters: Mapping[str, str], icon: str | None = None) -> None:
+def link(name: str, label: str, parameters: Mapping[str, Any], icon: str | None = None) -> None:
     """Draw a link to a screen, with what its address carries."""
     import streamlit as st
 
     from headscope.app.dashboard import cache
 
-    page = pages(cache.folder())[name]
-    st.page_link(page, label=label, icon=icon, query_params=dict(parameters))
+    carried = {key: str(value) for key, value in parameters.items()}
+    st.page_link(pages(cache.folder())[name], label=label, icon=icon, query_params=carried)

@@ -31,9 +31,7 @@ def draw() -> None:
     path = run_picker.choose(folder, left)
     families = [ALL, *analyses.families()]
     state.warn_bad_param("question", families)
-    family = right.selectbox(
-        "Question", families, key="question", bind="query-params", persist_state="session"
-    )
+    family = right.selectbox("Question", families, key="question", bind="query-params")
     key = cache.run_key(path)
     try:
         cache.run(key)
@@ -57,9 +55,7 @@ def _picked(names: list[str]) -> str:
         st.session_state.pop("analysis", None)
     asked = st.query_params.get("analysis")
     start = names.index(asked) if asked in names else 0
-    picked = st.selectbox(
-        "Analysis", names, index=start, key="analysis", bind="query-params", persist_state="session"
-    )
+    picked = st.selectbox("Analysis", names, index=start, key="analysis", bind="query-params")
     return str(picked)
 
 
@@ -176,7 +172,7 @@ def _result(key: cache.RunKey, name: str) -> None:
         scores = list(collect({name: result}))
         if scores:
             link = {"run": Path(key.path).name, "by": scores[0]}
-            screens.link("heads", "See the heads", link)
+            screens.link("heads", "See the heads", link, ":material/grid_on:")
         else:
             st.caption("It has no score of every head; `headscope report RUN` draws it.")
 

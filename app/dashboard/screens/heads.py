@@ -16,6 +16,7 @@ from headscope.app.dashboard.components import (
     what_if,
 )
 from headscope.app.dashboard.components.pattern_window import Window
+from headscope.app.dashboard.components.plain import error
 from headscope.app.exports import tables
 from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import HeadscopeError
@@ -51,7 +52,7 @@ def draw() -> None:
     try:
         run, capture, results = cache.run(key)
     except HeadscopeError as refusal:
-        st.error(str(refusal), icon=":material/error:")
+        error(refusal)
         return
     scores = collect(results)
     if not scores:

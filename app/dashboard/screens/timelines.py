@@ -8,6 +8,7 @@ import xarray as xr
 from headscope import viz
 from headscope.analyses.series import emergence, kept
 from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components.plain import error
 from headscope.app.report.page import is_doubtful
 from headscope.app.report.timeline import drawn, scores
 from headscope.kernels.errors import HeadscopeError
@@ -39,7 +40,7 @@ def draw() -> None:
     try:
         whole = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
     except (HeadscopeError, OSError) as refusal:
-        st.error(str(refusal), icon=":material/error:")
+        error(refusal)
         return
     _show(whole, chosen)
 
