@@ -12,6 +12,7 @@ from headscope_benchmarks.sessions import serve
 from headscope_benchmarks.sessions import visit as visit_all
 
 pytestmark = pytest.mark.browser
+WAIT = 60_000
 HOSTILE = "<img src=x onerror=alert(1)> ![i](http://evil.example/i.png) $x^2$ :smile:"
 
 
@@ -84,20 +85,20 @@ def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, vis
     page.locator(".st-key-new_estimate button").click()
     expect(page.locator(".st-key-new_run_estimate")).to_contain_text("tokens")
     page.locator(".st-key-new_start button").click()
-    tray(page).get_by_role("link", name="Browse its heads").click()
-    expect(page.get_by_role("heading", name="L0H0")).to_be_visible()
-    page.wait_for_selector(".st-key-pattern_chart .js-plotly-plot")
-    page.wait_for_function("location.search.includes('run=mine')")
+    with page.context.expect_page() as opened:
+        tray(page).get_by_role("link", name="Browse its heads").click()
+    heads = opened.value
+    heads.wait_for_selector(".st-key-pattern_chart .js-plotly-plot", timeout=WAIT)
+    assert "run=mine" in heads.url
     assert run_folder.open(place / "mine").manifest["n_prompts"] == 2
 
-    open_screen(page, "Analyses")  # and stays with the run
-    expect(page.get_by_text("mine", exact=True)).to_be_visible()
     page.goto(f"{address}/analyses?run=mine&analysis=sinks")
     page.locator(".st-key-run_one button").click()
-    tray(page).get_by_role("link", name="See the heads").click()
-    page.wait_for_selector(".st-key-pattern_chart .js-plotly-plot")
-    page.wait_for_function("location.search.includes('by=sinks.')")
-    assert "run=mine" in page.url
+    with page.context.expect_page() as opened:
+        tray(page).get_by_role("link", name="See the heads").click()
+    opened.value.wait_for_selector(".st-key-pattern_chart .js-plotly-plot", timeout=WAIT)
+    assert "by=sinks." in opened.value.url
+    assert "run=mine" in opened.value.url
 
 
 def test_a_hostile_prompt_is_text_and_asks_for_nothing(server, visit):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlencode
 
 # Opens where no other screen says that the folder is its own.
 FIRST = "heads"
@@ -49,10 +50,11 @@ def pages(folder: Path | None) -> dict[str, Any]:
 
 
 def link(name: str, label: str, parameters: Mapping[str, Any], icon: str | None = None) -> None:
-    """Draw a link to a screen, with what its address carries."""
+    """Draw a link to a screen, with what its address carries; it opens beside this one."""
     import streamlit as st
 
     from headscope.app.dashboard import cache
 
-    carried = {key: str(value) for key, value in parameters.items()}
-    st.page_link(pages(cache.folder())[name], label=label, icon=icon, query_params=carried)
+    # In a session of its own: what this one has picked before would win over the address.
+    page = pages(cache.folder())[name]
+    st.link_button(label, f"./{page.url_path}?{urlencode(parameters)}", icon=icon)
