@@ -90,7 +90,7 @@ def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, vis
     heads = opened.value
     heads.wait_for_selector(".st-key-pattern_chart .js-plotly-plot", timeout=WAIT)
     # The latest run is where this dashboard starts, so that the address need not name it.
-    expect(heads.get_by_test_id("stSidebar")).to_contain_text("mine")
+    expect(heads.locator("body")).to_contain_text("/mine')")
     assert run_folder.open(place / "mine").manifest["n_prompts"] == 2
 
     page.goto(f"{address}/analyses?run=mine&analysis=sinks")
@@ -98,8 +98,8 @@ def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, vis
     with page.context.expect_page() as opened:
         tray(page).get_by_role("link", name="See the heads").click()
     opened.value.wait_for_selector(".st-key-pattern_chart .js-plotly-plot", timeout=WAIT)
-    expect(opened.value.get_by_test_id("stSidebar")).to_contain_text("sinks.")
-    expect(opened.value.get_by_test_id("stSidebar")).to_contain_text("mine")
+    expect(opened.value.locator("body")).to_contain_text("by=sinks.")
+    expect(opened.value.locator("body")).to_contain_text("/mine')")
 
 
 def test_a_hostile_prompt_is_text_and_asks_for_nothing(server, visit):
