@@ -52,7 +52,6 @@ from headscope.analyses.token_groups import offsets as offsets
 from headscope.analyses.token_groups import segments as segments
 from headscope.analyses.token_groups import token_classes as token_classes
 
-RESERVED = ("progress",)
 TOOLS = ("comparison", "series")
 RENAMED = {
     "depth": "depth_profile",

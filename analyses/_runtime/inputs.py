@@ -74,10 +74,9 @@ class PromptSets:
             needs |= Needs(stats=("received_share",))
         self._needs[key] = self._needs.get(key, Needs()) | needs
 
-    def supply(self, name: str, what: str) -> Any:
-        """Return one positional argument of an analysis."""
+    def check(self, name: str) -> None:
+        """Refuse an analysis that cannot measure the model, before anything is drawn for it."""
         rows_sum_to_one(self.model, name, _supports(name))
-        key = self._key(name)
         asks = hasattr(analyses.load(name), "TASK")
         if asks and self.model.reads == "images":
             raise NotApplicable(
@@ -88,6 +87,10 @@ class PromptSets:
                 f"task: {name} asks for the next word of single texts, and {self.model.name} has "
                 "an encoder and a decoder; see sinks"
             )
+
+    def supply(self, name: str, what: str) -> Any:
+        """Return one positional argument of an analysis."""
+        key = self._key(name)
         if what == "model":
             return self.model
         if what == "capture":

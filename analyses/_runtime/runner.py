@@ -154,14 +154,15 @@ def _run(
         module = analyses.load(name)
         report = None if progress is None else partial(progress, name)
         try:
+            sets.check(name)
             expected = None if report is None else expected_work.expect(name, sets, settings[name])
             total = None if expected is None else expected.total(pass_costs.known(sets.model))
             table.used.clear()
-            # What an analysis draws beside the task that it is given is worded like it.
-            worded = tasks.wording(getattr(sets.drawn(name), "register", None) or None)
-            with reporting(report, total), sharing(table), worded:
+            with reporting(report, total), sharing(table):
                 supplied = [sets.supply(name, what) for what in positionals(name)]
-                result = module.run(*supplied, **settings[name])
+                # What an analysis draws beside the task that it is given is worded like it.
+                with tasks.wording(getattr(sets.drawn(name), "register", None) or None):
+                    result = module.run(*supplied, **settings[name])
             used = dict.fromkeys(table.used)
             sets.state(name, result)
             dtype_agreement.state(result, [table.agreements[key] for key in used])

@@ -261,9 +261,15 @@ def _verdict(results: Results, heads: list[str], count: int) -> Verdict:
             f"The gate gradient ranks the heads like zero ablation does (Spearman ρ "
             f"{amount(rho)}); they part most at {', '.join(pair)}, by gradient and by ablation.",
         )
+    elif count == 1:
+        ranking = Verdict(
+            "too_few",
+            "One prompt has no interval for the rank correlation of gate gradient and zero "
+            f"ablation (Spearman ρ {amount(rho)}).",
+        )
     else:
         ranking = Verdict(
-            "disagreement" if count > 1 else "too_few",
+            "disagreement",
             f"The gate gradient does not rank the heads like zero ablation (Spearman ρ "
             f"{amount(rho)}); trust the ablations.",
         )

@@ -87,6 +87,8 @@ def test_every_variable_says_what_it_is_and_has_a_view(result):
         assert array.attrs.get("convention"), f"{variable} does not say how it is measured"
         assert array.attrs["scale"] in SCALES, variable
         assert viz.draw(result, variable).data, variable
+        if array.isnull().all():  # too few prompts for it
+            continue
         if "low" in array.attrs:
             assert float(array.min()) >= array.attrs["low"] - 1e-6, variable
         if "high" in array.attrs:

@@ -9,6 +9,7 @@ from headscope.analyses import atlas, contributions, importance, pruning, sae_ci
 from headscope.analyses._interventions import head_gradients, screening
 from headscope.analyses._interventions.ablation import encode_task
 from headscope.analyses._interventions.effects import EffectsTable, sharing
+from headscope.kernels.formatting import percent
 from headscope.probes import capture
 from headscope.probes.attention import work
 
@@ -37,7 +38,7 @@ def test_the_heads_of_a_circuit_are_ablated_and_others_are_drawn(circuit):
     assert len(drawn) > 1
     # None of two: the exact upper end is 1 − 0.025^(1/2).
     said = chosen.missed(np.zeros((2, 4), dtype=bool))
-    assert f"up to {beta.ppf(0.975, 1, 2):.0%} may, too" in said
+    assert f"up to {percent(beta.ppf(0.975, 1, 2))} may, too" in said
     both = chosen.missed(np.ones((2, 4), dtype=bool))
     assert both.split(". ")[1].startswith("2 of the 2 lie above the null")
 

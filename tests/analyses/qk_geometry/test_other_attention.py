@@ -22,7 +22,7 @@ ANALYSES = {
 def given(request):
     model = load_model(architectures.build(request.param))
     ids = [np.random.default_rng(size).integers(2, 62, size).tolist() for size in (30, 30, 21)]
-    cap = capture(model, ids, stats=("lse", "pattern"), keep=("q", "k", "z", "resid"))
+    cap = capture(model, ids, stats=("lse", "first_mass", "pattern"), keep=("q", "k", "z", "resid"))
     return request.param, model, cap
 
 
