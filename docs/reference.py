@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 from headscope import analyses
-from headscope.analyses._runtime import inputs, taxonomy
+from headscope.analyses._runtime import inputs
+from headscope.analyses._runtime.evidence import table
 from headscope.analyses._runtime.options import AtLeast, Between, Bound, OneOf
 from headscope.app.cli.main import app
 from headscope.probes import interventions
@@ -22,9 +23,6 @@ EDIT = (
     "{heading_level: 2, members: false, merge_init_into_class: true, show_bases: false, "
     "show_root_full_path: false}"
 )
-OURS = "headscope.analyses."
-WAYS = "|".join(way for way, (kind, _) in taxonomy.METHODS.items() if kind == "causal")
-CAUSAL = rf'evidence(=|": )"causal"|attributes\([^)]*"({WAYS})"'
 PROMPT = 300
 """Characters of the example of a task, at most."""
 
@@ -53,7 +51,8 @@ def analyses_page() -> str:
     ]
     for family, members in analyses.families().items():
         rows = (
-            (f"[`{name}`]({family}.md#{name})", asked(name), evidence(name)) for name in members
+            (f"[`{name}`]({family}.md#{name})", asked(name), ", ".join(table()[name]))
+            for name in members
         )
         parts += [f"## {title(family)}", gist(family), markdown(("name", "asks", "evidence"), rows)]
     return page(*parts)
@@ -73,7 +72,7 @@ def analysis(name: str) -> Iterator[str]:
     yield f"## {name}"
     yield f"**{analyses.summary(name)}**"
     yield from rest
-    yield f"Evidence: {evidence(name)}. " + ran_on(name, module)
+    yield f"Evidence: {', '.join(table()[name])}. " + ran_on(name, module)
     yield f"Models: causal language models{''.join(f', {kind}' for kind in supports)}."
     yield f"```sh\nheadscope analyze RUN {name}{example(name)}\n```"
     if options := analyses.options(name):
@@ -235,15 +234,6 @@ def asked(name: str) -> str:
     """Say what an analysis asks: its first line, less its name."""
     before, colon, after = analyses.summary(name).partition(": ")
     return after if colon else before
-
-
-def evidence(name: str) -> str:
-    """Tell whether an analysis has causal numbers: it, or a helper that it imports, says so."""
-    module = analyses.load(name)
-    helpers = (inspect.getmodule(each) for each in vars(module).values())
-    written = {each for each in (module, *helpers) if each and each.__name__.startswith(OURS)}
-    causal = any(re.search(CAUSAL, inspect.getsource(each)) for each in written)
-    return "causal" if causal else "correlational"
 
 
 def shown(value: Any) -> str:

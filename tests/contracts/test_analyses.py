@@ -2,18 +2,16 @@
 
 import json
 from contextlib import suppress
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
 import constructed
 import pytest
-import reference
 import xarray as xr
 from refusals import check_refusal
 
 from headscope import analyses, viz
-from headscope.analyses._runtime import cost, inputs, runner, taxonomy
+from headscope.analyses._runtime import cost, evidence, inputs, runner, taxonomy
 from headscope.kernels import statistics
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
@@ -121,15 +119,9 @@ def test_costs_say_the_bytes_of_the_capture_and_of_the_largest_pass(ran, given):
     assert (stated.memory is None) == (stated.passes == 0)
 
 
-def test_its_page_says_whether_it_has_causal_numbers(result, name):
-    causal = any(array.attrs.get("evidence") == "causal" for array in result.values())
-    assert reference.evidence(name) == ("causal" if causal else "correlational")
-
-
 def test_the_catalogue_states_the_evidence_of_every_analysis(result, name):
     kinds = {result[each].attrs.get("evidence", "correlational") for each in viz.variables(result)}
-    stated = files("headscope.analyses._runtime").joinpath("evidence.json").read_text()
-    assert json.loads(stated).get(name) == sorted(kinds), "mend analyses/_runtime/evidence.json"
+    assert evidence.table().get(name) == sorted(kinds), "mend analyses/_runtime/evidence.json"
 
 
 def test_intervals_hold_their_estimate(result):

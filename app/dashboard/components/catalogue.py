@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache as once
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from headscope import analyses
+from headscope.analyses._runtime.evidence import table
 from headscope.app.dashboard import cache
 from headscope.app.dashboard.jobs import Job, Report
 from headscope.app.dashboard.visitor import visitor
@@ -25,15 +24,6 @@ if TYPE_CHECKING:
 _COSTS: dict[Any, Cost] = {}
 MOST = 4096
 ESTIMATING = "drawing prompts and timing passes"
-
-
-@once
-def evidence(name: str) -> tuple[str, ...]:
-    """Return the kinds of evidence of an analysis, as the contract test holds them."""
-    table = json.loads(
-        files("headscope.analyses._runtime").joinpath("evidence.json").read_text(encoding="utf8")
-    )
-    return tuple(table.get(name, ()))
 
 
 @st.cache_data(max_entries=32, show_spinner="Reading the catalogue …")
@@ -55,7 +45,7 @@ def rows(key: cache.RunKey, names: Sequence[str]) -> list[dict[str, str]]:
             "analysis": name,
             "status": "does not apply" if name in suited else status(key, name),
             "cost here": "" if name in suited else said(known_cost(key, name)),
-            "evidence": ", ".join(evidence(name)),
+            "evidence": ", ".join(table()[name]),
             "what it measures": analyses.summary(name),
             "question": families[name].replace("_", " "),
         }
