@@ -8,6 +8,7 @@ from typing import Any
 
 from headscope.analyses._runtime import taxonomy
 from headscope.kernels import statistics
+from headscope.kernels.formatting import amount
 from headscope.kernels.statistic import MERGES, Statistic
 from headscope.kernels.triton.plan import ways
 from headscope_benchmarks.tables import Table, ablation_tables, context_tables, markdown, tables
@@ -118,7 +119,8 @@ def benchmarks_page() -> str:
         "the ratios, for milliseconds depend on the machine and its load. Yours, in a minute: "
         "`headscope bench`. These: `python3 -P benchmarks/cpu.py --long`, "
         "`python3 -P benchmarks/context.py` for long texts, `python3 -P benchmarks/ablation.py` "
-        "for sweeps of ablations, and `python3 -P benchmarks/gpu.py` where there is a CUDA device. "
+        "for sweeps of ablations, `python3 -P benchmarks/real_model.py` for jobs on a real model, "
+        "and `python3 -P benchmarks/gpu.py` where there is a CUDA device. "
         "Whole results, with spreads and errors, are in `benchmarks/results`.",
     ]
     if not list(RESULTS.glob("gpu-*.json")):
@@ -138,6 +140,28 @@ def benchmarks_page() -> str:
     for result in results("ablation-*.json"):
         title = f"## Mean ablation of every head: {result['machine']['cpu']}"
         parts += [title, *sections(ablation_tables(result))]
+    for result in results("real-model-*.json"):
+        parts += [
+            f"## SmolLM2-135M, two threads: {result['machine']['cpu']}",
+            "What `python3 -P benchmarks/real_model.py` measures: jobs in seconds, ablation of "
+            "every head against hooks that do one head and one pass at a time, and loading.",
+            markdown(
+                ("bar", "measured", "must be"),
+                (
+                    (name, amount(value), f"{'≥' if 'faster' in name else '≤'} {must:g}")
+                    for name, (value, must) in result["bars"].items()
+                ),
+            ),
+            "The analyses of the demo, in its order; what one measured the next ones share. Stated "
+            "is what `headscope analyze` says before it runs them.",
+            markdown(
+                ("analysis", "seconds", "stated", "verdict"),
+                (
+                    (name, amount(row["seconds"]), amount(row["stated"]), row["verdict"] or NONE)
+                    for name, row in result["story"].items()
+                ),
+            ),
+        ]
     for result in results("instructions.json"):
         for triton, kernels in result.items():
             parts += [
