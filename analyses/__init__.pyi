@@ -65,6 +65,8 @@ RENAMED = {
 def names() -> list[str]:
     """List the analyses, without importing them.
 
+    Examples
+    --------
     >>> "sinks" in names()
     True
     """
@@ -73,6 +75,8 @@ def names() -> list[str]:
 def families() -> dict[str, list[str]]:
     """List the analyses by family, without importing them.
 
+    Examples
+    --------
     >>> families()["circuits"]
     ['sae_circuits']
     """
@@ -93,6 +97,8 @@ def current(name: str) -> str:
 def load(name: str) -> ModuleType:
     """Import one analysis by name.
 
+    Examples
+    --------
     >>> load("sinks").NEEDS
     ('received',)
     """
@@ -104,6 +110,10 @@ def summary(name: str) -> str:
     >>> summary("sinks")
     'Attention sinks: heads that park their attention on a few tokens.'
     """
+    ...
+
+def docstring(name: str) -> str:
+    """Return what an analysis says of itself, without importing it."""
     ...
 
 def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
@@ -125,6 +135,8 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
 def options(name: str) -> dict[str, Option]:
     """Return the options of an analysis, read from the signature and docstring of ``run``.
 
+    Examples
+    --------
     >>> options("sinks")["epsilon"].default
     0.3
     """

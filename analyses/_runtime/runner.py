@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from headscope.analyses._interventions.effects import EffectsTable, sharing
 from headscope.analyses._runtime import options as check
 from headscope.analyses._runtime.inputs import Progress, PromptSets, positionals
 from headscope.analyses._runtime.progress import reporting
-from headscope.kernels.errors import InvalidInput, ResourceLimit
+from headscope.kernels.errors import HeadscopeError, InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -155,7 +156,10 @@ def _run(
         report = None if progress is None else partial(progress, name)
         try:
             sets.check(name)
-            expected = None if report is None else expected_work.expect(name, sets, settings[name])
+            expected = None
+            if report is not None:
+                with suppress(HeadscopeError):  # the analysis itself says why
+                    expected = expected_work.expect(name, sets, settings[name])
             total = None if expected is None else expected.total(pass_costs.known(sets.model))
             table.used.clear()
             with reporting(report, total), sharing(table):

@@ -72,7 +72,7 @@ def test_every_view_draws_what_there_is(outcome):
         figure = viz.draw(result, variable)
         assert figure.data
         if {"layer", "head"} == set(result[variable].dims):
-            hover = figure.data[-1].text
+            hover = [text for row in figure.data[-1].hovertext for text in row]
             assert sum(viz.ABSENT in text for text in hover) == 8
             # Ranks are places among the heads that have one.
             assert all("of 16" not in text for text in hover)
