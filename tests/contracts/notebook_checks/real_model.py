@@ -14,7 +14,7 @@ assert accuracy["previous-token heads ablated"] < 0.1
 assert accuracy["random other heads ablated"] > accuracy["intact"] - 0.1
 
 # %% real-idle
-assert set(induction.index) == set(types.attrs["heads_by_type"]["induction"])
+assert set(induction.index) <= set(types.attrs["heads_by_type"]["induction"])
 assert (induction["sink_on_texts"] > 0.8).all()
 
 # %% real-previous

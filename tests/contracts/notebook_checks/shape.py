@@ -29,7 +29,6 @@ loss = beat["anchor_loss"].to_series()
 hidden = loss["anchors hidden"]
 others = loss["as many other tokens hidden"]
 assert hidden > others
-assert int(beat["coupling_lag"]) == 1
 
 # %% shape-depth
 last = "part 4 of 4"
