@@ -11,7 +11,7 @@ from headscope.probes.storage import run_folder
 from headscope_benchmarks.sessions import serve
 from headscope_benchmarks.sessions import visit as visit_all
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 WAIT = 60_000
 HOSTILE = "<img src=x onerror=alert(1)> ![i](http://evil.example/i.png) $x^2$ :smile:"
 
