@@ -3,9 +3,10 @@
 import streamlit as st
 
 from headscope.app.dashboard import screens
-from headscope.app.dashboard.components.plain import plain
+from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.dashboard.jobs import CANCELLED, DONE, FAILED, QUEUE, RUNNING, Job
 from headscope.app.dashboard.visitor import visitor
+from headscope.kernels.errors import HeadscopeError
 
 SEEN = "ended_jobs"
 # Seconds between two looks, while something runs and while nothing does.
@@ -17,6 +18,16 @@ def draw() -> None:
     """Draw the tray, and keep it up to date while the page stands still."""
     st.session_state[SEEN] = _ended()
     st.fragment(_tray, run_every=BUSY if QUEUE.unfinished else IDLE)()
+
+
+def submit(job: Job) -> None:
+    """Queue a job and show it; why it cannot be queued stands where it was asked for."""
+    try:
+        QUEUE.submit(job)
+    except HeadscopeError as refusal:
+        error(refusal)
+        return
+    st.rerun()
 
 
 def _ended() -> set[int]:

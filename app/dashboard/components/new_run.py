@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from headscope.app.dashboard import cache
+from headscope.app.dashboard.components import job_tray
 from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.dashboard.jobs import DONE, QUEUE, Job, Report
 from headscope.app.dashboard.launch import UPLOAD
@@ -136,24 +137,15 @@ def _steps(place: Path, name: str, source: str, prompts: Any) -> None:
             "Estimate what it takes", key="new_estimate", icon=":material/timer:",
             disabled=job is not None and not job.ended, type="secondary" if told else "primary",
         ):  # fmt: skip
-            _submit(_estimating(source, prompts, about))
+            job_tray.submit(_estimating(source, prompts, about))
         if st.button(
             "Capture", key="new_start", icon=":material/play_arrow:", disabled=told is None,
             type="primary" if told else "secondary",
             help=None if told else "Estimate first: tokens, seconds and bytes.",
         ):  # fmt: skip
-            _submit(_capturing(place / name, source, prompts))
+            job_tray.submit(_capturing(place / name, source, prompts))
     if told is not None:
         _show(told)
-
-
-def _submit(job: Job) -> None:
-    try:
-        QUEUE.submit(job)
-    except HeadscopeError as refusal:
-        error(refusal)
-        return
-    st.rerun()
 
 
 def _show(told: RunEstimate) -> None:

@@ -7,9 +7,9 @@ import streamlit as st
 
 from headscope import analyses
 from headscope.app.dashboard import cache, screens, state
-from headscope.app.dashboard.components import catalogue, option_form, run_picker
+from headscope.app.dashboard.components import catalogue, job_tray, option_form, run_picker
 from headscope.app.dashboard.components.plain import error, plain
-from headscope.app.dashboard.jobs import QUEUE, Job
+from headscope.app.dashboard.jobs import QUEUE
 from headscope.app.dashboard.visitor import visitor
 from headscope.app.report.scores import collect
 from headscope.kernels.errors import HeadscopeError
@@ -86,28 +86,19 @@ def _catalogue(key: cache.RunKey, names: list[str]) -> None:
             f"Estimate the cost of {len(unknown)}", key="estimate_all", icon=":material/timer:",
             disabled=not unknown, help="Loads the model, draws the prompts and times a few passes.",
         ):  # fmt: skip
-            _submit(catalogue.estimating(key, unknown, {}, None))
+            job_tray.submit(catalogue.estimating(key, unknown, {}, None))
         if st.button(
             f"Run the {len(fast)} quick ones", key="run_quick", icon=":material/bolt:",
             disabled=not fast,
             help=f"Those that need the capture alone, or few passes: {', '.join(fast)}",
         ):  # fmt: skip
-            _submit(catalogue.analyzing(key, fast, {}, None))
+            job_tray.submit(catalogue.analyzing(key, fast, {}, None))
 
 
 def _pick(names: list[str]) -> None:
     rows = st.session_state[TABLE]["selection"]["rows"]
     if rows and rows[0] < len(names):
         st.session_state["analysis"] = names[rows[0]]
-
-
-def _submit(job: Job) -> None:
-    try:
-        QUEUE.submit(job)
-    except HeadscopeError as refusal:
-        error(refusal)
-        return
-    st.rerun()
 
 
 def _one(key: cache.RunKey, name: str) -> None:
@@ -131,12 +122,12 @@ def _one(key: cache.RunKey, name: str) -> None:
             "Queue" if QUEUE.unfinished else "Run", key="run_one", icon=":material/play_arrow:",
             type="primary", disabled=pending or bool(wrong),
         ):  # fmt: skip
-            _submit(job)
+            job_tray.submit(job)
         if st.button(
             "Estimate", key="estimate_one", icon=":material/timer:",
             disabled=cost is not None or bool(wrong),
         ):  # fmt: skip
-            _submit(catalogue.estimating(key, [name], options, number))
+            job_tray.submit(catalogue.estimating(key, [name], options, number))
         told = catalogue.said(cost) or "not estimated with these options"
         st.markdown(f"Cost here: {plain(told)}")
     _definition(name)
