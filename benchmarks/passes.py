@@ -34,6 +34,8 @@ from headscope.probes.attention import work
 # Prompts of the counts beside the default one, and what is screened in place of all heads.
 FEW = (expected_work.FIRST_PROMPTS, expected_work.FIRST_PROMPTS // 2)
 FIRST, SAMPLE = 4, 2
+# These do on their first prompts the same once for every layer.
+BY_LAYER = {"block_influence"}
 
 
 def main() -> None:
@@ -95,6 +97,7 @@ def row(name, model, prompts):
             found["screened"], screened, *_ = count(name, model, prompts, None)
         chosen = screened[0] / swept[0] * heads(model)
         found["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
+    found["layers"] = len(model.geometry.attending) * (name in BY_LAYER)
     found |= {"most": largest, "head_asked": read[0], "head_rows": read[1]}
     if found["per_head"]:
         # Passes as a share of those where every ablation runs alone.

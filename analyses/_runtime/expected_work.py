@@ -57,6 +57,8 @@ class Row:
         Time beside the passes, in calls of a layer.
     most
         Tokens of the largest pass outside ablations, as a multiple of the longest prompt.
+    layers
+        Layers of the model that was counted, where ``first`` and ``each`` are once a layer.
     """
 
     fixed: Sequence[float] = (0.0,) * 4
@@ -72,6 +74,7 @@ class Row:
     ranked: float = 1.0
     rest: float = 0.0
     most: float = 0.0
+    layers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Expected:
         plain = self.passes - 3 * self.sloped
         slower = (plain + costs.sloped * self.sloped) / (plain + self.sloped or 1.0)
         tokens = (plain + self.sloped) * sum(self.lengths) * self.layers
-        layers = slower * (self.calls * costs.call + tokens * costs.token)
+        layers = slower * self.calls * costs.seconds(tokens / self.calls) if self.calls else 0.0
         return layers + self.unembedded * costs.unembedded + self.rest * costs.call
 
 
@@ -131,8 +134,8 @@ def expect(
     chosen = min(heads, row.ranked * FIRST + SAMPLE) if screened else heads
     work = np.asarray(row.screened if screened else row.fixed)
     if not screened:
-        few = FIRST_PROMPTS / count
-        work = work + min(few, 1) * np.asarray(row.first) + few * np.asarray(row.each)
+        few, times = FIRST_PROMPTS / count, layers / row.layers if row.layers else 1.0
+        work = work + times * (min(few, 1) * np.asarray(row.first) + few * np.asarray(row.each))
     passes, sloped, calls, unembedded = work.clip(0) * (1, 1, layers * count, total)
     unembedded += heads * row.head_asked * total
     batches = [math.ceil(length * lengths.count(length) / SWEEP_TOKENS) for length in {*lengths}]

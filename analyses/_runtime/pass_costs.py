@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from headscope.probes.capturing.memory_measurement import PeakTensorBytes
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
-# Tokens of the passes that are measured, and how often each is timed.
-SHORT, LONG, TIMES = 16, 128, 2
+# Tokens of the passes that are timed; the longest is left out where it takes more than `PATIENCE`
+# seconds. The shortest of `TIMES` runs counts: the first ones wait for memory and for threads.
+SHORT, LONG, LONGEST, TIMES = 16, 128, 512, 3
+PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class PassCosts:
 
     Attributes
     ----------
-    call, token
-        Seconds of a layer, whatever its tokens, and of each of them.
+    tokens, layer
+        Tokens of the passes that were timed, rising, and the seconds of a layer in each.
     unembedded
         Seconds of the logits of one position.
     sloped
@@ -39,11 +42,29 @@ class PassCosts:
         Bytes of a token in a pass that is kept for a gradient.
     """
 
-    call: float
-    token: float
+    tokens: tuple[int, ...]
+    layer: tuple[float, ...]
     unembedded: float
     sloped: float
     sloped_bytes: float
+
+    @property
+    def call(self) -> float:
+        """Seconds of a layer, whatever its tokens."""
+        return max(self.layer[0] - self.tokens[0] * self._slope(0), 0.0)
+
+    def seconds(self, tokens: float) -> float:
+        """Return the seconds of a layer on some tokens, on the lines between those timed.
+
+        >>> PassCosts((10, 20, 40), (2.0, 3.0, 4.0), 0, 0, 0).seconds(30)
+        3.5
+        """
+        part = min(max(bisect(self.tokens, tokens) - 1, 0), len(self.tokens) - 2)
+        return max(self.layer[part] + (tokens - self.tokens[part]) * self._slope(part), 0.0)
+
+    def _slope(self, part: int) -> float:
+        step = max(self.tokens[part + 1] - self.tokens[part], 1)
+        return max(self.layer[part + 1] - self.layer[part], 0.0) / step
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, PassCosts] = weakref.WeakKeyDictionary()
@@ -63,27 +84,35 @@ def measure(model: Model, ids: Sequence[int]) -> PassCosts:
 
 def _measure(model: Model, ids: Sequence[int]) -> PassCosts:
     context = model.context or LONG
-    few, many = (torch.tensor([([*ids] * size)[: min(size, context)]]) for size in (SHORT, LONG))
+    few, many = (_rows(ids, size, context) for size in (SHORT, LONG))
     plain, sloped = _run(model, few), _sloped(model, few)
     with PeakTensorBytes() as memory:
         sloped()
-    layers, step = len(model.geometry.attending), max(many.numel() - few.numel(), 1)
-    short, whole = _seconds(plain), _seconds(_run(model, many))
-    token = max(whole - short, 0.0) / step / layers
+    passes, seconds = [few, many], [_seconds(plain), _seconds(_run(model, many))]
+    if seconds[-1] * LONGEST / many.numel() < PATIENCE:
+        passes.append(_rows(ids, LONGEST, context))
+        seconds.append(_seconds(_run(model, passes[-1])))
+    layers = len(model.geometry.attending)
     module: Any = model.module
     head = module.get_output_embeddings()
     unembedded = 0.0
     if head is not None:
         weight = head.weight
-        hidden = torch.zeros(few.numel(), weight.shape[1], dtype=weight.dtype, device=weight.device)
-        unembedded = _seconds(lambda: head(hidden).float().log_softmax(-1)) / few.numel()
+        hidden = torch.zeros(LONG, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        unembedded = _seconds(lambda: head(hidden).float().log_softmax(-1)) / LONG
     return PassCosts(
-        call=max(short / layers - few.numel() * token, 0.0),
-        token=token,
+        tokens=tuple(each.numel() for each in passes),
+        layer=tuple(each / layers for each in seconds),
         unembedded=unembedded,
-        sloped=_seconds(_sloped(model, many)) / whole,
+        sloped=_seconds(_sloped(model, many)) / seconds[1],
         sloped_bytes=memory.peak / few.numel(),
     )
+
+
+def _rows(ids: Sequence[int], size: int, context: int) -> Tensor:
+    """Return so many tokens: prompts of at most `LONG`, as sweeps and captures batch them."""
+    length = min(size, LONG, context)
+    return torch.tensor([([*ids] * size)[:length]] * max(size // length, 1))
 
 
 def _run(model: Model, ids: Tensor) -> Callable[[], Tensor]:
@@ -105,9 +134,11 @@ def _sloped(model: Model, ids: Tensor) -> Callable[[], Any]:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Return the mean time of some runs."""
-    start = time.perf_counter()
+    """Return the shortest time of some runs."""
+    seconds = []
     with torch.no_grad():
         for _ in range(TIMES):
+            start = time.perf_counter()
             work()
-    return (time.perf_counter() - start) / TIMES
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)

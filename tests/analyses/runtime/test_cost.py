@@ -76,7 +76,8 @@ def test_a_screen_costs_less_than_all_heads_and_is_said_so(bundled, monkeypatch)
 
 
 def test_small_passes_cost_more_seconds_a_token_and_logits_are_counted():
-    costs = pass_costs.PassCosts(call=1e-3, token=1e-4, unembedded=1e-2, sloped=2.0, sloped_bytes=1)
+    # A millisecond whatever the tokens, and a tenth of one for each.
+    costs = pass_costs.PassCosts((10, 20), (2e-3, 3e-3), 1e-2, sloped=2.0, sloped_bytes=1)
     expected = expected_work.Expected([10, 30], 5, 4.0, 1.0, 200.0, 7.0, 1.0)
     # One plain pass and one with a gradient, of 40 tokens in 5 layers, at 1.5 of a plain one.
     seconds = 1.5 * (200 * 1e-3 + 2 * 40 * 5 * 1e-4) + 7 * 1e-2
