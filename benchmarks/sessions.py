@@ -1,7 +1,8 @@
 """Several browser sessions on a dashboard for minutes: errors, and whether its memory is flat.
 
-``python -P benchmarks/sessions.py RUN`` opens eight for two minutes, and exits with 1 where one
-sees an error or the server grows by more than 5 %.
+``python -P benchmarks/sessions.py RUN`` opens eight for two minutes, keeps the result beside the
+others, and exits with 1 where one sees an error or what another one does, or the server grows by
+more than 5 %.
 """
 
 import argparse
@@ -13,7 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from playwright.sync_api import sync_playwright
 
+from headscope.probes.storage import run_folder
+from headscope_benchmarks import machine, terminal
 from headscope_benchmarks.sessions import serve, visit
+
+# The server may grow by so much after the first third, in which every screen is seen.
+SHARE = 0.05
 
 
 def main() -> int:
@@ -22,19 +28,35 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the result")
     asked = parser.parse_args()
+    terminal.check_folder(asked.out)
+    run = run_folder.open(asked.run)
+    texts = [f"Once upon a time {at} birds sang." for at in range(asked.sessions)]
+    described = {**machine.describe(), "load_before": machine.load()}
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright, serve(asked.run) as (address, process):
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        found = visit(browser, address, process, asked.sessions, asked.seconds)
+        found = visit(browser, address, process, texts, asked.seconds)
         browser.close()
     for seconds, megabytes in found.megabytes:
         print(f"{seconds:6.0f} s  {megabytes:7.0f} MB")
     share = found.grown / found.megabytes[-1][1]
     print(f"{found.opened} screens opened, {len(found.errors)} errors, {share:+.1%} memory")
     print(*found.errors, sep="\n")
-    return int(bool(found.errors) or share > 0.05)
+    result = {
+        "machine": {**described, "load_after": machine.load()},
+        "model": run.manifest["model"],
+        "sessions": asked.sessions,
+        "seconds": round(found.megabytes[-1][0]),
+        "opened": found.opened,
+        "errors": found.errors,
+        "grown": round(share, 4),
+        "megabytes": [(round(seconds), round(size)) for seconds, size in found.megabytes],
+    }
+    machine.save(result, f"sessions-{machine.slug(described).removeprefix('cpu-')}", asked.out)
+    return int(bool(found.errors) or share > SHARE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -162,6 +162,17 @@ def benchmarks_page() -> str:
                 ),
             ),
         ]
+    for result in results("sessions-*.json"):
+        sizes = [megabytes for _, megabytes in result["megabytes"]]
+        parts += [
+            f"## Several browsers on the dashboard: {result['machine']['cpu']}",
+            f"`python3 -P benchmarks/sessions.py RUN`, a run of {result['model']}: "
+            f"{result['sessions']} sessions, each with a text and a head of its own, go from screen "
+            f"to screen for {result['seconds']} seconds. They opened {result['opened']} screens and "
+            f"met {len(result['errors'])} errors, the text or head of another session among them. "
+            f"The server took {sizes[len(sizes) // 3]:,} MB after the first third of the time and "
+            f"{sizes[-1]:,} MB at its end ({result['grown']:+.1%}; at most 5 %).",
+        ]
     for result in results("instructions.json"):
         for triton, kernels in result.items():
             parts += [

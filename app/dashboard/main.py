@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headscope.app.dashboard import cache, screens
+from headscope.app.dashboard import cache, screens, state
 from headscope.app.dashboard.components import job_tray
 from headscope.app.dashboard.launch import is_local
 
@@ -15,7 +15,13 @@ STYLE = """<style>
 
 st.set_page_config(page_title="headscope", page_icon="🔬", layout="wide")
 st.html(STYLE)
-page = st.navigation(list(screens.pages(cache.folder()).values()))
+pages = screens.pages(cache.folder())
+page = st.navigation(list(pages.values()), position="hidden")
+state.open_address(page.title)
+with st.sidebar.container(key="navigation", gap=None):
+    for each in pages.values():
+        # Links of our own: Streamlit's leave the address behind.
+        st.page_link(each, query_params=state.address())
 address = str(st.get_option("server.address") or "")
 if address and not is_local(address):
     st.warning(
@@ -24,4 +30,7 @@ if address and not is_local(address):
         icon=":material/public:",
     )
 job_tray.draw()
-page.run()
+try:
+    page.run()
+finally:
+    state.keep_address()

@@ -1,50 +1,102 @@
-"""State of the dashboard: which head, score and prompt is shown; it lives in the link."""
+"""State of the dashboard: which head, score and prompt is shown; it lives in the address."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from headscope.app.dashboard.components.plain import plain
 from headscope.viz.component.token_view import MODES, SCALES
 
-# What a link may carry; widgets of these keys are bound to it.
-FIELDS = (
-    "run", "by", "view", "layer", "head", "prompt", "text", "target",
-    "map", "side", "queries", "keys", "type", "stage", "method", "evidence",
-)  # fmt: skip
-# How the token view stands; the browser says so, and no widget is bound to these.
+# Of this session: the screen in view; its fields, with what they are where the address is silent;
+# and what the address says of those that have taken it.
+SCREEN, SHOWN, SAID = "screen", "shown_fields", "said_fields"
+# How the token view stands; the browser says so, and no widget has these.
 TOKEN_VIEW = ("mode", "scale", "hide", "token")
 MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
 
-def warn_bad_param(field: str, known: Sequence[object]) -> None:
-    """Say when the link asks for something that is not there; the widget falls back by itself."""
-    values = st.query_params.get_all(field)
-    names = list(map(str, known))
-    unknown = [value for value in values if value not in names]
-    if not unknown:
+def open_address(screen: str) -> None:
+    """Have the widgets take what an address asks for: the first one, a link's, or that of Back."""
+    # Streamlit's own binding of widgets to an address drops it on the way to another screen, and
+    # makes an entry of the history for every widget.
+    context = get_script_run_ctx()
+    back = context is not None and context.is_history_navigation
+    if back or st.session_state.get(SCREEN) != screen:
+        st.session_state[SCREEN] = screen
+        st.session_state[SHOWN], st.session_state[SAID] = {}, {}
+
+
+def take(field: str, known: Sequence[Any] | None = None, default: Any = ...) -> None:
+    """Give a widget, before it is drawn, what the address asks for, or else its default.
+
+    ``known`` are its options, the first of which is the default unless another is given; None is
+    free text. A list as the default is a widget of several options. The widget keeps its value
+    with ``persist_state="session"``.
+    """
+    if default is ...:
+        default = known[0] if known else ""
+    st.session_state[SHOWN][field] = default
+    if field in st.session_state[SAID]:
         return
+    st.session_state[SAID][field] = st.query_params.get_all(field)
+    values = _asked(field, known)
+    several = isinstance(default, list)
+    st.session_state[field] = values if several else values[-1] if values else default
+
+
+def _asked(field: str, known: Sequence[Any] | None) -> list[Any]:
+    """Read what the address asks for, and note what is not there."""
+    values = st.query_params.get_all(field)
+    if known is None:
+        return values
+    options = {str(option): option for option in known}
+    unknown = [value for value in values if value not in options]
+    names = list(options)
     shown = ", ".join(names) if len(names) <= 8 else f"{names[0]} to {names[-1]}"
     st.session_state.setdefault("bad_params", []).extend(
         f"The link asks for {field} = {value!r}, which is not here ({shown or 'there is none'}); "
         "showing another."
         for value in unknown
     )
-    # The widget would refuse the value; without it, it takes the others or its default.
-    kept = [value for value in values if value in names]
-    if kept:
-        st.query_params[field] = kept
-    else:
-        del st.query_params[field]
+    return [options[value] for value in values if value in options]
 
 
-def start_at_layer(layer: int) -> None:
-    """Begin at the first layer with heads to look at, unless the link names one."""
-    # As a default of the widget it would quarrel with `select_head`, which sets the state.
-    if "layer" not in st.session_state and "layer" not in st.query_params:
-        st.session_state["layer"] = layer
+def keep_address() -> None:
+    """Put into the address what is shown: one step of Back, however many widgets have changed."""
+    said, shown = st.session_state[SAID], _shown()
+    if any(words != said[field] for field, words in shown.items()):
+        st.query_params.update(shown)
+        said.update(shown)
+
+
+def address() -> dict[str, list[str]]:
+    """Return what the address says once what the user has just changed is in it."""
+    return {field: st.query_params.get_all(field) for field in st.query_params} | _shown()
+
+
+def _shown() -> dict[str, list[str]]:
+    """Write the fields of the screen as an address does; a default that it did not say stays out."""
+    said = st.session_state[SAID]
+    return {
+        field: _words(field)
+        for field, default in st.session_state[SHOWN].items()
+        if said[field] or st.session_state.get(field) != default
+    }
+
+
+def _words(field: str) -> list[str]:
+    value = st.session_state.get(field)
+    values = value if isinstance(value, list) else [value]
+    return [str(each) for each in values if each not in (None, "")]
+
+
+def go(values: Mapping[str, Any]) -> None:
+    """Set what a link to the screen in view asks for."""
+    for field, value in values.items():
+        st.session_state[field] = value
 
 
 def show_warnings() -> None:
@@ -80,31 +132,26 @@ def select_clicked(chart: str) -> None:
 
 
 def token_view(tokens: int) -> dict[str, Any]:
-    """Read from the link how the token view of so many tokens stands."""
+    """Read from the address how the token view of so many tokens stands."""
     allowed: dict[str, Sequence[object]] = {
-        "mode": MODES, "scale": SCALES, "hide": ("True",), "token": range(tokens)
+        "mode": MODES, "scale": SCALES, "hide": (True,), "token": range(tokens)
     }  # fmt: skip
-    for field, known in allowed.items():
-        warn_bad_param(field, known)
-    given = {name: st.query_params[name] for name in TOKEN_VIEW if name in st.query_params}
-    read: dict[str, Callable[[str], Any]] = {"hide": bool, "token": int}
-    return {name: read.get(name, str)(value) for name, value in given.items()}
+    asked = {field: _asked(field, known) for field, known in allowed.items()}
+    bad = {field: [] for field, values in asked.items() if field in st.query_params and not values}
+    if bad:
+        st.query_params.update(bad)
+    return {field: values[-1] for field, values in asked.items() if values}
 
 
 def keep_token_view(view: Mapping[str, Any]) -> None:
-    """Put into the link how the token view stands."""
-    for name in TOKEN_VIEW:
-        if view[name] in (None, False):
-            st.query_params.pop(name, None)
-        else:
-            st.query_params[name] = str(view[name])
+    """Put into the address how the token view stands."""
+    st.query_params.update(
+        {name: [] if view[name] in (None, False) else str(view[name]) for name in TOKEN_VIEW}
+    )
 
 
 def link() -> str:
-    """Return the link that reopens this view."""
-    state = {name: st.session_state[name] for name in FIELDS if st.session_state.get(name)}
-    state |= {name: st.query_params[name] for name in TOKEN_VIEW if name in st.query_params}
-    for name in ("layer", "head"):
-        state[name] = st.session_state.get(name, 0)
+    """Return the link that reopens this view, defaults and all."""
+    shown = {field: words for field in st.session_state[SHOWN] if (words := _words(field))}
     base = str(st.context.url or "").split("?")[0]
-    return f"{base}?{urlencode(state, doseq=True)}"
+    return f"{base}?{urlencode(address() | shown, doseq=True)}"

@@ -1,13 +1,14 @@
-"""Several browser sessions on one dashboard: errors, and the memory of the server."""
+"""Several browser sessions on one dashboard: errors, leaks, and the memory of the server."""
 
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 import psutil  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -67,24 +68,36 @@ def is_error(message: ConsoleMessage) -> bool:
     return message.type == "error" and "/_stcore/" not in message.location.get("url", "")
 
 
-def visit(browser: Browser, address: str, process: int, sessions: int, seconds: float) -> Visits:
-    """Let so many visitors go from screen to screen for a while, each in a browser of its own."""
-    contexts = [browser.new_context() for _ in range(sessions)]
+def visit(
+    browser: Browser,
+    address: str,
+    process: int,
+    texts: Sequence[str],
+    seconds: float,
+) -> Visits:
+    """Let visitors go from screen to screen for a while, each in a browser of its own.
+
+    Each looks at a text and a head of its own; that it finds another one's is an error.
+    """
+    contexts = [browser.new_context() for _ in texts]
     pages = [context.new_page() for context in contexts]
     errors: list[str] = []
-    for page in pages:
+    for at, (page, text) in enumerate(zip(pages, texts, strict=True)):
         page.set_default_timeout(WAIT)
         page.on("console", lambda line: errors.append(line.text) if is_error(line) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+        page.goto(f"{address}/heads?{urlencode({'text': text, 'layer': at % 4, 'head': at})}")
     titles = [screens.load(name).TITLE for name in screens.names()]
     watched, start, opened = psutil.Process(process), time.monotonic(), 0
     megabytes: list[tuple[float, float]] = []
     try:
-        while time.monotonic() - start < seconds or opened < 3 * sessions:
+        while time.monotonic() - start < seconds or opened < len(titles) * len(texts):
             for at, page in enumerate(pages):
-                _open(page, titles[(at + opened // sessions) % len(titles)])
+                title = titles[(at + opened // len(texts)) % len(titles)]
+                _open(page, title)
                 errors += page.locator("[data-testid=stException]").all_inner_texts()
+                if title == "Heads":
+                    errors += _leaks(page, texts[at], f"L{at % 4}H{at}")
                 opened += 1
             megabytes.append((time.monotonic() - start, watched.memory_info().rss / 1e6))
     finally:
@@ -95,6 +108,15 @@ def visit(browser: Browser, address: str, process: int, sessions: int, seconds: 
 
 def _open(page: Page, title: str) -> None:
     """Go to a screen, and wait until it stands."""
-    page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
+    page.locator(".st-key-navigation").get_by_role("link", name=title).click()
     page.wait_for_timeout(300)
     page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
+
+
+def _leaks(page: Page, text: str, head: str) -> Iterator[str]:
+    """Say what a visitor sees that is not its own."""
+    seen = page.locator(".st-key-text textarea").input_value()
+    if seen != text:
+        yield f"the text of {head} is {seen!r}, not {text!r}"
+    if not page.get_by_role("heading", name=head, exact=True).count():
+        yield f"{head} is not in view at {page.url}"

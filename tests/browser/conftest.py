@@ -1,5 +1,6 @@
 """Debian's Chromium, the dashboard on the demo run, and pages that may say no error."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from dashboard_server import served
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from headscope.analyses.series import timeline
 from headscope_benchmarks.sessions import is_error
 
 WAIT = 60_000
@@ -26,45 +28,22 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open pages of a width; an error of a script or of the console fails the test at its end."""
-    errors: list[str] = []
-    opened: list[Page] = []
-
-    def new(width: int = 1280, height: int = 900, **options: object) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        page.set_default_timeout(WAIT)
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        opened.append(page)
-        return page
-
-    yield new
-    for page in opened:
-        page.close()
-    assert errors == []
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page as a visitor of one's own; its errors fail the test."""
+    """Open pages of a width, each a visitor of its own; an error of any fails the test at its end."""
     contexts, errors = [], []
 
     def note(message: ConsoleMessage) -> None:
         if is_error(message):
             errors.append(message.text)
 
-    def run(address: str, **options: object) -> Page:
-        contexts.append(
-            browser.new_context(**{"viewport": {"width": 1280, "height": 1600}, **options})
-        )
-        page = contexts[-1].new_page()
-        page.set_default_timeout(WAIT)
-        page.on("console", note)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        return page
+    def new(width: int = 1280, height: int = 900, **options: object) -> Page:
+        size = {"width": width, "height": height}
+        contexts.append(browser.new_context(viewport=size, **options))
+        contexts[-1].set_default_timeout(WAIT)
+        contexts[-1].on("console", note)
+        contexts[-1].on("weberror", lambda error: errors.append(str(error.error)))
+        return contexts[-1].new_page()
 
-    yield run
+    yield new
     for context in contexts:
         context.close()
     assert errors == []
@@ -75,3 +54,38 @@ def address(demo_run: Path) -> Iterator[str]:
     """The dashboard on the demo run."""
     with served(demo_run) as address:
         yield address
+
+
+@pytest.fixture(scope="package")
+def runs_address(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard on a run that has another and a timeline beside it: every screen has something."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("demo", "other"):
+        shutil.copytree(demo_run, place / name)
+    sources = [f"headscope/induction@step{step}" for step in (0, 400, 1000)]
+    timeline("head_types", sources, options={"draws": 1}, n=4, out=place / "emergence")
+    with served(place / "demo") as address:
+        yield address
+
+
+@pytest.fixture
+def open_screen() -> Callable[[Page, str], None]:
+    """Go to a screen by the navigation."""
+
+    def run(page: Page, title: str) -> None:
+        page.locator(".st-key-navigation").get_by_role("link", name=title).click()
+        page.wait_for_url(re.compile(f"/{title.lower()}([?]|$)|:[0-9]+/([?]|$)"))
+
+    return run
+
+
+@pytest.fixture
+def settle() -> Callable[[Page], None]:
+    """Wait until a screen is drawn and nothing runs."""
+
+    def run(page: Page) -> None:
+        page.locator("[data-testid=stMain] :is(h1, h2, h3)").first.wait_for()
+        page.wait_for_timeout(300)
+        page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
+
+    return run

@@ -11,8 +11,8 @@ from headscope.probes.storage import run_folder
 from headscope_benchmarks.sessions import serve
 from headscope_benchmarks.sessions import visit as visit_all
 
-pytestmark = pytest.mark.slow
-WAIT = 60_000
+pytestmark = pytest.mark.browser
+TOKENS = ".st-key-token_view [role=option]"
 HOSTILE = "<img src=x onerror=alert(1)> ![i](http://evil.example/i.png) $x^2$ :smile:"
 
 
@@ -34,7 +34,7 @@ def tray(page: Page):
 
 
 def open_screen(page: Page, title: str) -> None:
-    page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
+    page.locator(".st-key-navigation").get_by_role("link", name=title).click()
     page.get_by_role("heading", name=title, exact=True).first.wait_for()
 
 
@@ -44,9 +44,10 @@ def start(page: Page, name: str) -> None:
     tray(page).get_by_role("button", name="Cancel").wait_for()
 
 
-def test_a_job_outlives_keys_navigation_and_its_tab_and_can_be_cancelled(server, place, visit):
+def test_a_job_outlives_keys_navigation_and_its_tab_and_can_be_cancelled(server, place, new_page):
     address, _ = server
-    page = visit(f"{address}/analyses?run=bare&analysis=reliability")
+    page = new_page()
+    page.goto(f"{address}/analyses?run=bare&analysis=reliability")
     start(page, "reliability")
     expect(tray(page)).to_contain_text("reliability on bare")
     expect(tray(page)).to_contain_text("reliability: ")
@@ -62,7 +63,8 @@ def test_a_job_outlives_keys_navigation_and_its_tab_and_can_be_cancelled(server,
     expect(tray(other)).to_contain_text("reliability on bare")
     expect(other.locator(".st-key-run_one button")).to_be_disabled()
 
-    stranger = visit(address)
+    stranger = new_page()
+    stranger.goto(address)
     expect(tray(stranger)).to_contain_text("Busy: 1 job of other visitors")
     expect(tray(stranger)).not_to_contain_text("reliability")
     expect(tray(stranger).get_by_role("button")).to_have_count(0)
@@ -75,9 +77,10 @@ def test_a_job_outlives_keys_navigation_and_its_tab_and_can_be_cancelled(server,
     expect(tray(other)).to_have_count(0)
 
 
-def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, visit, first_words):
+def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, new_page, first_words):
     address, _ = server
-    page = visit(address)
+    page = new_page()
+    page.goto(address)
     page.locator(".st-key-new_text textarea").fill(f"{first_words}\n{first_words}")
     page.locator(".st-key-new_text textarea").press("Control+Enter")
     page.locator(".st-key-new_name input").fill("mine")
@@ -85,27 +88,26 @@ def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, vis
     page.locator(".st-key-new_estimate button").click()
     expect(page.locator(".st-key-new_run_estimate")).to_contain_text("tokens")
     page.locator(".st-key-new_start button").click()
-    with page.context.expect_page() as opened:
-        tray(page).get_by_role("link", name="Browse its heads").click()
-    heads = opened.value
-    heads.wait_for_selector(".st-key-pattern_chart .js-plotly-plot", timeout=WAIT)
-    # The latest run is where this dashboard starts, so that the address need not name it.
-    expect(heads.locator("body")).to_contain_text("/mine')")
+    tray(page).get_by_role("link", name="Browse its heads").click()
+    page.locator(TOKENS).first.wait_for()
+    assert "/heads?" in page.url
+    expect(page.locator("body")).to_contain_text("/mine')")
     assert run_folder.open(place / "mine").manifest["n_prompts"] == 2
 
     page.goto(f"{address}/analyses?run=mine&analysis=sinks")
     page.locator(".st-key-run_one button").click()
-    with page.context.expect_page() as opened:
-        tray(page).get_by_role("link", name="See the heads").click()
-    opened.value.wait_for_selector(".st-key-pattern_chart .js-plotly-plot", timeout=WAIT)
-    expect(opened.value.locator("body")).to_contain_text("by=sinks.")
-    expect(opened.value.locator("body")).to_contain_text("/mine')")
+    tray(page).get_by_role("link", name="See the heads").last.click()
+    page.locator(TOKENS).first.wait_for()
+    expect(page.locator("body")).to_contain_text("by=sinks.")
+    expect(page.locator("body")).to_contain_text("/mine')")
+    assert len(page.context.pages) == 1
 
 
-def test_a_hostile_prompt_is_text_and_asks_for_nothing(server, visit):
+def test_a_hostile_prompt_is_text_and_asks_for_nothing(server, new_page):
     address, _ = server
     asked: list[str] = []
-    page = visit(address)
+    page = new_page()
+    page.goto(address)
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: pytest.fail("a script of the prompt ran"))
     page.locator(".st-key-new_text textarea").fill(HOSTILE)
@@ -119,9 +121,10 @@ def test_a_hostile_prompt_is_text_and_asks_for_nothing(server, visit):
     assert not [url for url in asked if "evil" in url]
 
 
-def test_an_upload_is_read_and_its_limits_are_stated(server, visit, tmp_path):
+def test_an_upload_is_read_and_its_limits_are_stated(server, new_page, tmp_path):
     address, _ = server
-    page = visit(address)
+    page = new_page()
+    page.goto(address)
     page.get_by_text("upload a file").click()
     expect(page.locator(".st-key-new_file")).to_contain_text("at most 20 MB")
     (tmp_path / "bad.csv").write_text("text\nfine\n   \n")
@@ -129,8 +132,11 @@ def test_an_upload_is_read_and_its_limits_are_stated(server, visit, tmp_path):
     expect(page.get_by_text("bad.csv:3 is empty")).to_be_visible()
 
 
-def test_eight_visitors_at_once_see_no_error_and_memory_stays_flat(server, browser):
-    found = visit_all(browser, *server, sessions=8, seconds=30)
+def test_eight_visitors_at_once_see_no_error_and_memory_stays_flat(server, browser, first_words):
+    words = first_words.split()
+    texts = [" ".join([*words[at % 4 :], *words[: at // 4 + 1]]) for at in range(8)]
+    assert len(set(texts)) == 8
+    found = visit_all(browser, *server, texts, seconds=20)
     assert found.errors == []
-    assert found.opened >= 24
+    assert found.opened >= 32
     assert found.grown < 0.1 * found.megabytes[-1][1], found.megabytes

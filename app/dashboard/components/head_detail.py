@@ -138,9 +138,9 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     # What a pair is captured with besides the target: the keys of cross-attention, or the source.
     side = next((name for name in ("key", "source") if f"{name}_length" in capture.coords), None)
     own = None if image else _own(paired=side is not None)
-    state.warn_bad_param("prompt", range(capture.sizes["prompt"]))
+    state.take("prompt", range(capture.sizes["prompt"]))
     number = st.selectbox(
-        "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params",
+        "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", persist_state="session",
         disabled=own is not None,
     )  # fmt: skip
     st.caption(_start(capture, number))
@@ -156,15 +156,17 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
 
 def _own(*, paired: bool) -> str | Pair | None:
     """Ask for the user's own text, or for both of a pair; None while there is none."""
+    state.take("text")
     label = "Your own source" if paired else "Your own text"
     text = st.text_area(
-        f"{label} (instead of a prompt of the run)", key="text", bind="query-params",
+        f"{label} (instead of a prompt of the run)", key="text", persist_state="session",
         placeholder="empty: the prompt chosen below is shown", height=68,
     )  # fmt: skip
     if not paired:
         return text if text and text.strip() else None
+    state.take("target")
     target = st.text_area(
-        "Your own target", key="target", bind="query-params",
+        "Your own target", key="target", persist_state="session",
         placeholder="what the decoder reads; needed with a source of your own", height=68,
     )  # fmt: skip
     filled = all(part and part.strip() for part in (text, target))

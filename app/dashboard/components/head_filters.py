@@ -47,9 +47,9 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         served = _ask("Stage", "stage", stages, SURVEY)
         methods = sorted({kind.method for kind in kinds.values()})
         ways = _ask("Method", "method", methods, f"How the heads were named. {SURVEY}")
-        state.warn_bad_param("evidence", offered)
+        state.take("evidence", offered, None)
         shown = st.segmented_control(
-            "Evidence", offered, key="evidence", bind="query-params",
+            "Evidence", offered, key="evidence", persist_state="session",
             help="; ".join(f"{name}: {what}" for name, what in EVIDENCE.items()),
         )  # fmt: skip
         few = [key for key, score in scores.items() if score.has_too_few]
@@ -77,7 +77,7 @@ def _names(grid: xr.DataArray) -> NDArray[Any]:
 
 def _ask(title: str, key: str, options: list[str], what: str) -> list[str]:
     """Ask for some of the options; those of the link that are not there are named."""
-    state.warn_bad_param(key, options)
+    state.take(key, options, [])
     return st.multiselect(
-        title, options, key=key, bind="query-params", help=what, placeholder="any"
+        title, options, key=key, persist_state="session", help=what, placeholder="any"
     )

@@ -33,7 +33,7 @@ def draw(
     Returns the place for thumbnails, to be drawn when the prompt in view is known; else None.
     """
     view = st.segmented_control(
-        "View", VIEWS, default="grid", key="view", bind="query-params", required=True,
+        "View", VIEWS, key="view", persist_state="session", required=True,
         label_visibility="collapsed",
     )  # fmt: skip
     at = int(st.session_state["layer"]), int(st.session_state["head"])

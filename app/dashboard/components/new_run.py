@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from headscope.app.dashboard import cache
+from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import job_tray
 from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.dashboard.jobs import DONE, QUEUE, Job, Report
@@ -66,7 +66,8 @@ def draw(place: Path) -> None:
 def _model() -> str:
     """Ask for the model; "" while there is none that can be loaded."""
     known = [*BUNDLED, *packaged.PACKAGED, OTHER]
-    chosen = st.selectbox("Model", known, key="new_model", bind="query-params")
+    state.take("new_model", known)
+    chosen = st.selectbox("Model", known, key="new_model", persist_state="session")
     if chosen == OTHER:
         path = st.text_input(
             "Folder, GGUF file or hub name", key="new_path", persist_state="session",

@@ -25,24 +25,26 @@ CHART = "overview_chart"
 
 def controls(length: int) -> Window:
     """Let the user choose the window; its place and size live in the link."""
-    state.warn_bad_param("map", list(MAPS))
-    state.warn_bad_param("side", SIDES)
+    state.take("map", list(MAPS))
+    state.take("side", SIDES)
     left, right = st.columns(2)
     left.segmented_control(
-        "Overview", list(MAPS), default="pooled_max", key="map", bind="query-params",
+        "Overview", list(MAPS), key="map", persist_state="session",
         required=True, format_func=lambda name: MAPS[name][0],
     )  # fmt: skip
-    side = right.selectbox("Tokens a side of the window", SIDES, key="side", bind="query-params")
+    side = right.selectbox(
+        "Tokens a side of the window", SIDES, key="side", persist_state="session"
+    )
     columns = st.columns(2)
     places = []
     for column, (field, title) in zip(columns, FIELDS.items(), strict=True):
         # Not the last of this size: a widget whose range changes would fall back to the link.
         last = length - SIDES[0]
-        if field not in st.session_state:
-            state.warn_bad_param(field, range(last + 1))
-        else:
-            st.session_state[field] = min(int(st.session_state[field]), last)
-        start = min(column.slider(title, 0, last, key=field, bind="query-params"), length - side)
+        state.take(field, range(last + 1))
+        st.session_state[field] = min(int(st.session_state[field]), last)
+        start = min(
+            column.slider(title, 0, last, key=field, persist_state="session"), length - side
+        )
         places.append(slice(start, start + side))
     return places[0], places[1]
 

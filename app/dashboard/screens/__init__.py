@@ -50,11 +50,16 @@ def pages(folder: Path | None) -> dict[str, Any]:
 
 
 def link(name: str, label: str, parameters: Mapping[str, Any], icon: str | None = None) -> None:
-    """Draw a link to a screen, with what its address carries; it opens beside this one."""
+    """Draw a link to a screen, with what its address carries; of the same run, the rest of ours."""
     import streamlit as st
 
-    from headscope.app.dashboard import cache
+    from headscope.app.dashboard import cache, state
 
-    # In a session of its own: what this one has picked before would win over the address.
     page = pages(cache.folder())[name]
-    st.link_button(label, f"./{page.url_path}?{urlencode(parameters)}", icon=icon)
+    if st.session_state[state.SCREEN] == page.title:  # Streamlit would leave the address as it is
+        key = f"link_{label}_{urlencode(parameters)}"
+        st.button(label, key=key, icon=icon, on_click=state.go, args=(parameters,))
+        return
+    same = st.session_state.get("run") == parameters.get("run")
+    given = {**(state.address() if same else {}), **parameters}
+    st.page_link(page, label=label, icon=icon, query_params=given)

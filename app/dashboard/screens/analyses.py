@@ -30,8 +30,8 @@ def draw() -> None:
         left, right = st.columns([3, 1])
     path = run_picker.choose(folder, left)
     families = [ALL, *analyses.families()]
-    state.warn_bad_param("question", families)
-    family = right.selectbox("Question", families, key="question", bind="query-params")
+    state.take("question", families)
+    family = right.selectbox("Question", families, key="question", persist_state="session")
     key = cache.run_key(path)
     try:
         cache.run(key)
@@ -50,13 +50,10 @@ def draw() -> None:
 
 
 def _picked(names: list[str]) -> str:
-    state.warn_bad_param("analysis", analyses.names())
-    if st.session_state.get("analysis") not in names:
-        st.session_state.pop("analysis", None)
-    asked = st.query_params.get("analysis")
-    start = names.index(asked) if asked in names else 0
-    picked = st.selectbox("Analysis", names, index=start, key="analysis", bind="query-params")
-    return str(picked)
+    state.take("analysis", analyses.names(), names[0])
+    if st.session_state["analysis"] not in names:  # of another question
+        st.session_state["analysis"] = names[0]
+    return str(st.selectbox("Analysis", names, key="analysis", persist_state="session"))
 
 
 def _catalogue(key: cache.RunKey, names: list[str]) -> None:

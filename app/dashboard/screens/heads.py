@@ -89,17 +89,16 @@ def draw() -> None:
 
 def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
     layers, heads = shape
-    state.warn_bad_param("by", list(scores))
-    state.warn_bad_param("view", head_grid.VIEWS)
+    state.take("by", list(scores))
+    state.take("view", head_grid.VIEWS)
     by = st.selectbox(
-        "Score (analysis.variable)", list(scores), key="by", bind="query-params",
+        "Score (analysis.variable)", list(scores), key="by", persist_state="session",
         help="Colours the heads. The definition stands below the grid.",
     )  # fmt: skip
-    state.warn_bad_param("layer", range(layers))
-    state.warn_bad_param("head", range(heads))
-    state.start_at_layer(viz.absent(scores[by].array).index(False))
-    st.selectbox("Layer", range(layers), key="layer", bind="query-params")
-    st.selectbox("Head", range(heads), key="head", bind="query-params")
+    state.take("layer", range(layers), viz.absent(scores[by].array).index(False))
+    state.take("head", range(heads))
+    st.selectbox("Layer", range(layers), key="layer", persist_state="session")
+    st.selectbox("Head", range(heads), key="head", persist_state="session")
     st.caption("Arrow keys move between heads; a click in the grid picks one.")
     columns = [*st.columns(2), *st.columns(2)]
     for column, (key, by_step) in zip(columns, state.MOVES.items(), strict=True):

@@ -33,9 +33,9 @@ def draw() -> None:
         )
         return
     names = list(paths)
-    state.warn_bad_param("timeline", names)
-    begin = names.index(folder.name) if folder is not None and folder.name in names else 0
-    chosen = st.selectbox("Timeline", names, index=begin, key="timeline", bind="query-params")
+    begin = folder.name if folder is not None and folder.name in names else names[0]
+    state.take("timeline", names, begin)
+    chosen = st.selectbox("Timeline", names, key="timeline", persist_state="session")
     path = paths[chosen]
     try:
         whole = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
@@ -60,9 +60,9 @@ def _show(whole: xr.Dataset, chosen: str) -> None:
     note = str(whole.attrs["note"])
     (st.warning if is_doubtful(whole) else st.caption)(f"{whole.attrs['model']}: {note}")
     shown = drawn(whole)
-    state.warn_bad_param("score", shown)
+    state.take("score", shown)
     # Not by their titles: the link would carry these.
-    score = st.selectbox("Score", shown, key="score", bind="query-params")
+    score = st.selectbox("Score", shown, key="score", persist_state="session")
     name = f"{chosen}-{score}"
     st.plotly_chart(
         viz.draw(whole, score),

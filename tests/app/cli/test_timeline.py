@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 from refusals import check_refusal
-from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from headscope.app import cli
-from headscope.app.dashboard import cache
 from headscope.app.dashboard.launch import command, served
 
 STEPS = ("step0", "step400", "step1000")
@@ -69,23 +67,14 @@ def test_a_screen_shows_lines_and_the_order(made, dashboard):
     assert not app.main.table
 
 
-def test_a_timeline_beside_a_run_is_found(demo_run, made, monkeypatch):
-    monkeypatch.setenv(cache.VARIABLE, str(demo_run))
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    app = AppTest.from_function(_timelines, default_timeout=60)
-    app.run()
+def test_a_timeline_beside_a_run_is_found(demo_run, made, dashboard):
+    app = dashboard(demo_run, "timelines")
     assert "There is no timeline beside this run" in app.info[0].value
     (demo_run.parent / "emergence").symlink_to(made[0])
     app.run()
     assert not app.exception
     assert app.selectbox(key="timeline").value == "emergence"
     (demo_run.parent / "emergence").unlink()
-
-
-def _timelines() -> None:
-    from headscope.app.dashboard.screens import timelines
-
-    timelines.draw()
 
 
 def test_the_dashboard_opens_on_either(made, demo_run):

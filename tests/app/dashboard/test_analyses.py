@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pressing import TIMEOUT, press
 from streamlit.testing.v1 import AppTest
 
 from headscope import analyses
@@ -16,8 +17,6 @@ from headscope.app.dashboard.jobs import DONE, FAILED, QUEUE
 from headscope.app.pipeline import analyze_run, capture_run
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.storage import run_folder
-
-TIMEOUT = 90
 
 
 @pytest.fixture
@@ -30,14 +29,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def screen(folder: Path, dashboard) -> partial[AppTest]:
     return partial(dashboard, folder, "analyses")
-
-
-def press(app: AppTest, key: str) -> AppTest:
-    app.button(key=key).click().run()
-    assert QUEUE.wait(TIMEOUT)
-    app.run()
-    assert not app.exception
-    return app
 
 
 def row(app: AppTest, name: str) -> dict[str, str]:

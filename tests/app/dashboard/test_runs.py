@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pressing import TIMEOUT, press
 from streamlit.testing.v1 import AppTest
 
 from headscope.app.dashboard import capture_scores
@@ -18,7 +19,6 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture
 from headscope.probes.storage import run_folder
 
-TIMEOUT = 60
 HOSTILE = (
     "<img src=x onerror=alert(1)> [link](http://evil.example) ![i](http://evil.example/i.png) "
     "$x^2$ :smile: **bold** www.evil.example"
@@ -35,14 +35,6 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def screen(place: Path, dashboard) -> AppTest:
     return dashboard(place / "bare", "runs")
-
-
-def press(app: AppTest, key: str) -> AppTest:
-    app.button(key=key).click().run()
-    assert QUEUE.wait(TIMEOUT)
-    app.run()
-    assert not app.exception
-    return app
 
 
 def test_runs_are_listed_with_what_they_hold(place, dashboard):

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 from headscope.app.dashboard import screens
 
@@ -41,3 +42,9 @@ def test_every_screen_says_what_the_navigation_shows():
         screen = screens.load(name)
         assert screen.TITLE
         assert (screen.draw.__doc__ or "").strip()
+
+
+def test_the_address_is_kept_by_us_alone():
+    """Widgets that Streamlit binds lose the address on the way to another screen."""
+    files = Path(screens.__file__).parents[1].rglob("*.py")
+    assert [file.name for file in files if "bind=" in file.read_text()] == []

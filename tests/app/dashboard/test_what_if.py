@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pressing import press
 from streamlit.testing.v1 import AppTest
 
 from headscope.analyses._interventions.ablation import mean_z
@@ -19,8 +20,6 @@ from headscope.probes import interventions as edits
 from headscope.probes.interventions.base import KINDS
 from headscope.probes.storage import run_folder
 
-TIMEOUT = 60
-
 
 @pytest.fixture
 def screen(demo_run: Path, dashboard) -> AppTest:
@@ -30,11 +29,7 @@ def screen(demo_run: Path, dashboard) -> AppTest:
 
 def ask(app: AppTest, kind: str) -> AppTest:
     app.selectbox(key="what_if_edit").set_value(kind).run()
-    app.button(key="what_if_run").click().run()
-    assert QUEUE.wait(TIMEOUT)
-    app.run()
-    assert not app.exception
-    return app
+    return press(app, "what_if_run")
 
 
 def last() -> Job:
