@@ -84,8 +84,8 @@ def pattern(
             "model: edits are made again by the model; give pattern(..., model=model)"
         )
     else:
-        _refuse_unkept(capture)
-    read = _pick(capture, layer, head, prompt)
+        refuse_unkept(capture)
+    read = pick(capture, layer, head, prompt)
     length = int(read("length"))
     crossed = "key_length" in capture.coords
     rows = _positions("queries", queries, length)
@@ -124,7 +124,8 @@ def pattern(
     )
 
 
-def _refuse_unkept(capture: xr.Dataset) -> None:
+def refuse_unkept(capture: xr.Dataset) -> None:
+    """Refuse a capture whose weights do not follow from what it keeps."""
     for name in KEPT:
         if name not in capture:
             raise InvalidInput(
@@ -143,7 +144,7 @@ def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, colum
     """Compute weights from queries, keys and the normaliser of each row."""
     query, key = read("q")[rows].astype(np.float64), read("k")[columns].astype(np.float64)
     logits = query @ key.T * float(read("logit_scale"))
-    softcap, window = float(read("softcap")), float(read("window"))
+    softcap = float(read("softcap"))
     if not np.isnan(softcap):
         logits = softcap * np.tanh(logits / softcap)
     if "position_bias" in capture.coords:
@@ -152,14 +153,20 @@ def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, colum
     if "alibi_slope" in capture.coords:
         logits -= float(read("alibi_slope")) * np.abs(rows[:, None] - columns[None, :])
     weights = np.exp(logits - read("lse")[rows].astype(np.float64)[:, None])
-    seen = np.ones_like(weights, dtype=bool)
+    return np.where(visible_keys(read, rows, columns), weights, 0.0).astype(np.float32)
+
+
+def visible_keys(read: Callable[[str], Any], rows: Any, columns: Any) -> Any:
+    """Tell which keys each query of a layer sees, by its causal order and its window."""
+    window = float(read("window"))
+    seen = np.ones((len(rows), len(columns)), dtype=bool)
     if bool(read("causal")):
         seen &= columns[None, :] <= rows[:, None]
     if not np.isnan(window):
         seen &= columns[None, :] > rows[:, None] - window
         if not bool(read("causal")):
             seen &= columns[None, :] < rows[:, None] + window
-    return np.where(seen, weights, 0.0).astype(np.float32)
+    return seen
 
 
 def _from_model(
@@ -201,7 +208,7 @@ def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) ->
         raise InvalidInput("capture: its token_id are not those it was made of; capture again")
 
 
-def _pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
+def pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
     """Return a function that reads one variable for one head and prompt."""
     place = {"prompt": prompt}
     for name, value in (("layer", layer), ("head", head)):
