@@ -17,11 +17,11 @@ import xarray as xr
 
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.formatting import amount
-from headscope.viz._labels import ABSENT, absent, head_name, measured, visible
+from headscope.viz._labels import ABSENT, absent, head_name, measured, shown_token, visible
 from headscope.viz._scale import ranks
 from headscope.viz._table import top
 from headscope.viz.component.head_grid import head_grid
-from headscope.viz.component.thumbnails import thumbnails
+from headscope.viz.component.thumbnails import thumbnail_row, thumbnails
 from headscope.viz.component.token_view import token_view
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "names",
     "ranks",
     "show",
+    "shown_token",
+    "thumbnail_row",
     "thumbnails",
     "token_view",
     "top",

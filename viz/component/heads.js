@@ -21,15 +21,15 @@ class Heads {
     const ranks = values && ranked(values, data.diverging);
     this.cells.show({
       label: `${data.title}: ${data.layers.length} layers, ${heads} heads a layer; arrow keys move, Enter picks`,
-      rows: data.layers.map((layer) => `L${layer}`),
-      columns: data.heads.map((head) => `${data.letter}${head}`),
+      rows: data.names ? [""] : data.layers.map((layer) => `L${layer}`),
+      columns: data.names ?? data.heads.map((head) => `${data.letter}${head}`),
       smallest: maps ? 12 : 4,
       largest: maps ? 96 : 44,
       picked: data.picked,
       paint: (context, box) => (maps ? this.thumbnails(context, box, data, maps, shown) : this.colours(context, box, data, values, shown)),
       describe: (layer, head) => {
         const at = layer * heads + head;
-        const name = `L${data.layers[layer]}${data.letter}${data.heads[head]}`;
+        const name = data.names?.[head] ?? `L${data.layers[layer]}${data.letter}${data.heads[head]}`;
         if (data.absent.includes(layer)) return [name, "no attention map in this layer"];
         if (!values) return [name];
         const units = data.units && Number.isFinite(values[at]) ? ` ${data.units}` : "";

@@ -1,10 +1,14 @@
 """Thumbnails: the pattern of every head on one prompt, small, layers down."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from headscope.kernels.errors import InvalidInput
+from headscope.viz._labels import head_name
 from headscope.viz._scale import finite
 from headscope.viz.component.head_grid import head_axes
 from headscope.viz.component.view import View, packed, words
@@ -57,6 +61,23 @@ def thumbnails(
             "high": high,
         },
     )
+
+
+def thumbnail_row(
+    maps: xr.DataArray, heads: Sequence[tuple[int, int]], picked: int | None = None
+) -> View:
+    """Draw the patterns of some heads, by their places in the maps, in one row.
+
+    >>> maps = xr.DataArray(np.eye(4)[None, None], dims=("layer", "head", "query", "key"))
+    >>> thumbnail_row(maps, [(0, 0), (0, 0)]).data["names"]
+    ['L0H0', 'L0H0']
+    """
+    ordered = in_order(maps)
+    chosen = np.stack([ordered.values[layer, head] for layer, head in heads])[None]
+    row = xr.DataArray(chosen, dims=ordered.dims, attrs=maps.attrs)
+    view = thumbnails(row, picked=None if picked is None else (0, picked))
+    names = [head_name(layer, head) for layer, head in heads]
+    return replace(view, data={**view.data, "names": names})
 
 
 def in_order(maps: xr.DataArray) -> xr.DataArray:

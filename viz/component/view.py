@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-SCRIPTS = ("base", "cells", "heads", "lines", "token_view", "attention_heads", "mount")
+SCRIPTS = ("base", "cells", "heads", "lines", "token_view", "attention_heads", "row_list", "mount")
 FOLDER = Path(__file__).parent
 
 
