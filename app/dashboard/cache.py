@@ -16,14 +16,16 @@ import numpy.typing as npt
 import streamlit as st
 
 from headscope.app.dashboard import capture_scores
-from headscope.app.report.scores import collect
+from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import ResourceLimit
 from headscope.probes.models.pair import Pair
 from headscope.viz.component.thumbnails import SIDE
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
+    from headscope.analyses._measurements.token_pairs import Pairs
     from headscope.probes.attention.layer_attention import Layer
     from headscope.probes.models.model import Model
     from headscope.probes.storage.run_folder import Run
@@ -93,6 +95,18 @@ def run(key: RunKey) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
     return opened, capture, results
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def scores(key: RunKey) -> dict[str, Score]:
+    """List the scores of heads of a run."""
+    return collect(run(key)[2])
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def table(key: RunKey) -> pd.DataFrame:
+    """Return the table of the heads of a run, to be read only."""
+    return heads_table(run(key)[2])
+
+
 def model(key: RunKey) -> Model:
     """Load the model of a run, which all sessions look at."""
     from headscope.app.pipeline import open_model
@@ -143,6 +157,29 @@ def weights(key: RunKey, ids: Tokens, layer: int, head: int) -> xr.DataArray:
     from headscope.probes import pattern
 
     return pattern(_captured(key, ids), layer, head)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def terms(key: RunKey, ids: Tokens, layer: int, head: int, query: int, other: int) -> xr.Dataset:
+    """Split the logit of one query and one key into its channels."""
+    from headscope.probes.capturing.logit_terms import logit_terms
+
+    return logit_terms(_captured(key, ids), layer, head, query, other)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Reading the weights of the head …")
+def token_pairs(
+    key: RunKey, tokens: tuple[int, ...], layer: int, head: int, k: int
+) -> dict[str, Pairs]:
+    """Find what some tokens promote, and which of them they look for, at one head."""
+    from headscope.analyses._measurements import token_pairs as pairs
+
+    given = model(key)
+    with _passes:
+        found = pairs.vectors(given, layer, head, tokens)
+        promoted = pairs.promoted(given, layer, head, found, tokens, k)
+    wanted = pairs.looked_for(found, tokens, found, k)
+    return {"ov": promoted, "qk": replace(wanted, others=np.asarray(tokens)[wanted.others])}
 
 
 @st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")

@@ -11,7 +11,10 @@ from headscope.analyses._runtime.taxonomy import TERMS, term
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of head: its stage, evidence and method, and the heads that a run names so."""
+    """A type of head: its stage, evidence and method, and the heads that a run names so.
+
+    ``checks`` are the states of the verdicts of the analyses that name it, where they test it.
+    """
 
     name: str
     stage: str
@@ -19,6 +22,7 @@ class Kind:
     evidence: str
     method: str
     heads: frozenset[str]
+    checks: tuple[str, ...] = ()
 
     @property
     def listed(self) -> str:
@@ -44,11 +48,23 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
         for key, heads in dict(result.attrs.get("heads_by_type", {})).items():
             word, placed = str(key).replace("_", "-"), term(analysis, str(key))
             name = word if word in TERMS else f"{key} ({analysis})"
-            before = found[name].heads if name in found else frozenset()
+            before = found.get(name)
             if heads:
                 found[name] = Kind(
                     name, placed.stage, placed.placed_by, placed.evidence, placed.way,
-                    before | frozenset(heads),
+                    frozenset(heads) | (before.heads if before else frozenset()),
+                    (*(before.checks if before else ()), *_check(result, str(key))),
                 )  # fmt: skip
     ordered = sorted(found.values(), key=lambda one: (one.name not in TERMS, one.stage, one.name))
     return {kind.name: kind for kind in ordered}
+
+
+def _check(result: xr.Dataset, kind: str) -> tuple[str, ...]:
+    """Return the state of a verdict that is about the heads of a type; none where it is not."""
+    state = result.attrs.get("verdict")
+    # The first set of heads that a causal check ablates are those that it tests.
+    tested = next(iter(dict(result.attrs.get("causal", {}).get("heads", {}))), "")
+    several = len(dict(result.attrs["heads_by_type"])) > 1
+    if not state or (several and tested != f"{kind} heads ablated"):
+        return ()
+    return (str(state),)

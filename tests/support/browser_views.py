@@ -13,7 +13,9 @@ def browser_views(app: AppTest) -> dict[str, dict[str, Any]]:
     """Read the data of the views on the screen, by their keys."""
     found = {}
     for each in app.get("bidi_component"):
-        for name in ("head_grid", "thumbnails", "token_view"):
+        for name in (
+            "head_grid", "thumbnails", "token_view", "finder", "examples", "query_keys", "pinned"
+        ):  # fmt: skip
             if each.proto.id.endswith(f"-{name}"):
                 found[name] = json.loads(each.proto.json or each.proto.mixed.json)["data"]
     return found

@@ -1,10 +1,5 @@
-"""One head: its scores with ranks, and its attention on the tokens of a prompt."""
+"""One head: its attention on the tokens of a prompt."""
 
-import re
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-import pandas as pd
 import streamlit as st
 import xarray as xr
 
@@ -13,84 +8,29 @@ from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import pattern_window
 from headscope.app.dashboard.components.browser_view import mount
 from headscope.app.dashboard.components.plain import error
-from headscope.app.report.scores import Score, interval_text
 from headscope.kernels.errors import HeadscopeError
-from headscope.kernels.formatting import ordinal
 from headscope.probes.models.pair import Pair
 from headscope.viz import patches
 
 
-def draw_scores(scores: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int) -> None:
-    """Show every score of a head with its rank and interval, the causal ones first."""
-    if all(viz.absent(score.array)[layer] for score in scores.values()):
-        st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to score.")
-        return
-    titles = {True: "what happens without it (causal)", False: "what it looks like (correlational)"}
-    for is_causal, title in titles.items():
-        members = [score for score in scores.values() if score.is_causal == is_causal]
-        st.markdown(f"**L{layer}H{head}: {title}**")
-        if members:
-            st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
-        else:
-            how = "; `headscope analyze RUN importance` measures them"
-            st.info(f"None in this run{how if _predicts(capture) else ''}.")
-    with st.expander("What the scores mean", icon=":material/help:"):
-        for key, score in scores.items():
-            st.markdown(f"`{key}`: {_escaped(score.tooltip)}")
-
-
-def _predicts(capture: xr.Dataset) -> bool:
-    """Tell whether a model predicts the next token, so that answers can be scored."""
-    if capture.attrs.get("attention", "self") != "self":
-        return False
-    causal = capture["causal"]
-    if "attention_map" in capture.coords:
-        causal = causal[capture["attention_map"].values]
-    return bool(causal.all())
-
-
-def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
-    rows = []
-    for score in members:
-        value = float(score.array[layer, head])
-        known = int(np.isfinite(score.array.values).sum())
-        ends = [end for end in (score.lower, score.upper) if end is not None]
-        rank = ""
-        if np.isfinite(value):
-            place = int(score.ranks()[layer, head])
-            rank = f"{ordinal(place, score.tied(layer, head))} of {known}"
-        rows.append(
-            {
-                "score": _escaped(score.title),
-                "value": viz.measured(value, str(score.array.attrs.get("units", ""))),
-                "rank": rank,
-                **({"effect": score.effect(f"L{layer}H{head}")} if score.is_causal else {}),
-                "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _escaped(text: str) -> str:
-    """Keep markdown from reading formulas: α_k, |g|, E|∂m/∂ξ|, $, `."""
-    return re.sub(r"([\\`*_{}\[\]<>#|$~:])", r"\\\1", text)
+def choose_tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens | None:
+    """Ask for the prompt in view; None, said on the page, where it cannot be read."""
+    try:
+        return _tokens(key, capture)
+    except HeadscopeError as refusal:
+        error(refusal)
+        return None
 
 
 def draw_pattern(
-    key: cache.RunKey, capture: xr.Dataset, layer: int, head: int, name: str
-) -> tuple[cache.Tokens | None, pattern_window.Window | None]:
-    """Draw a head's attention on a prompt of the run, or on the user's own text.
+    key: cache.RunKey, capture: xr.Dataset, ids: cache.Tokens, layer: int, head: int, name: str
+) -> pattern_window.Window | None:
+    """Draw a head's attention on the prompt in view.
 
-    Returns the tokens in view, and the window that is drawn, None where the whole map is.
+    Returns the window that is drawn, None where the whole map is.
     """
-    ids, window = None, None
-    lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
+    window = None
     try:
-        # Drawn in any case, because a widget that is left out forgets its value.
-        ids = _tokens(key, capture)
-        if lacking:
-            st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw.")
-            return ids, None
         if isinstance(ids, tuple) and len(ids) > cache.WHOLE:
             window = pattern_window.controls(len(ids))
             pattern_window.overview(key, ids, (layer, head), window, f"{name}-overview")
@@ -99,13 +39,13 @@ def draw_pattern(
             array = cache.weights(key, ids, layer, head)
     except HeadscopeError as refusal:
         error(refusal)
-        return ids, None
+        return None
     image = "pixels" in capture.coords
     if window is None and not image:
         count = array.sizes["query"] + array.sizes["key"] * (array.attrs["attention"] == "cross")
         view = viz.token_view(array, state=state.token_view(count))
         mount(view, "token_view", state=state.keep_token_view)
-        return ids, None
+        return None
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(
         viz.choose(array).figure(array),
@@ -129,7 +69,7 @@ def draw_pattern(
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
     shown = patches.lay(row) if image else row
     st.plotly_chart(viz.choose(shown).figure(shown), key="row_chart", config={"displaylogo": False})
-    return ids, window
+    return window
 
 
 def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
@@ -137,13 +77,15 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     image = "pixels" in capture.coords
     # What a pair is captured with besides the target: the keys of cross-attention, or the source.
     side = next((name for name in ("key", "source") if f"{name}_length" in capture.coords), None)
-    own = None if image else _own(paired=side is not None)
+    left, right = st.columns(2)
+    with right:
+        own = None if image else _own(paired=side is not None)
     state.take("prompt", range(capture.sizes["prompt"]))
-    number = st.selectbox(
+    number = left.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", persist_state="session",
         disabled=own is not None,
     )  # fmt: skip
-    st.caption(_start(capture, number))
+    left.caption(_start(capture, number))
     if own is not None:
         return cache.read_text(key, own)
     if image:
@@ -160,7 +102,7 @@ def _own(*, paired: bool) -> str | Pair | None:
     label = "Your own source" if paired else "Your own text"
     text = st.text_area(
         f"{label} (instead of a prompt of the run)", key="text", persist_state="session",
-        placeholder="empty: the prompt chosen below is shown", height=68,
+        placeholder="empty: the prompt of the run is shown", height=68,
     )  # fmt: skip
     if not paired:
         return text if text and text.strip() else None

@@ -11,6 +11,7 @@ import streamlit as st
 
 from headscope import viz
 from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components import finder, score_picker
 from headscope.app.dashboard.components.browser_view import mount
 from headscope.app.report.scores import Score
 from headscope.kernels.errors import HeadscopeError
@@ -18,6 +19,8 @@ from headscope.kernels.errors import HeadscopeError
 VIEWS = ("grid", "thumbnails", "scatter", "table")
 # Heads whose names stand in the scatter, on each axis.
 NAMED = 3
+# Heads a layer, at most, that leave room for the list beside their grid.
+BESIDE = 16
 
 
 def draw(
@@ -37,6 +40,26 @@ def draw(
         label_visibility="collapsed",
     )  # fmt: skip
     at = int(st.session_state["layer"]), int(st.session_state["head"])
+    beside = view in ("grid", "thumbnails") and chosen.array.sizes["head"] <= BESIDE
+    place, listed = st.columns([3, 2]) if beside else (st.container(), st.container())
+    with place:
+        thumbnails = _view(view, scores, chosen, table, name, among)
+    with listed:
+        finder.draw(chosen, at, among)
+    st.caption(score_picker.caption(chosen))
+    return thumbnails
+
+
+def _view(
+    view: str,
+    scores: Mapping[str, Score],
+    chosen: Score,
+    table: pd.DataFrame,
+    name: str,
+    among: npt.NDArray[np.bool_] | None,
+) -> Any:
+    """Draw the heads in one view; returns the place for thumbnails, else None."""
+    at = int(st.session_state["layer"]), int(st.session_state["head"])
     if view == "scatter":
         other = st.selectbox(
             "Against", list(scores), format_func=lambda key: scores[key].title, key="against"
@@ -53,7 +76,6 @@ def draw(
             chosen.array, lower=chosen.lower, upper=chosen.upper, picked=at, shown=among
         )
         mount(grid, "head_grid", pick=_pick)
-    st.caption(chosen.tooltip)
     return None
 
 

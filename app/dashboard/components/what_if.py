@@ -30,20 +30,19 @@ KIND = "what if"
 
 def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
     """Let the user edit heads, the picked one to begin with, and show the last answer."""
-    with st.expander("What if these heads were edited?", icon=":material/build:"):
-        single = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
-        if not (single and predicts(capture)):
-            st.markdown("This model predicts no next token, so there is nothing to measure.")
-            return
-        try:
-            _ask(key, capture, layer, head)
-        except HeadscopeError as refusal:
-            error(refusal)
-        job = QUEUE.last(visitor(), KIND, key.path)
-        if job is not None and job.state == FAILED:
-            error(job.error)
-        elif job is not None and job.state == DONE:
-            _show(job.title, job.result)
+    single = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
+    if not (single and predicts(capture)):
+        st.markdown("This model predicts no next token, so there is nothing to measure.")
+        return
+    try:
+        _ask(key, capture, layer, head)
+    except HeadscopeError as refusal:
+        error(refusal)
+    job = QUEUE.last(visitor(), KIND, key.path)
+    if job is not None and job.state == FAILED:
+        error(job.error)
+    elif job is not None and job.state == DONE:
+        _show(job.title, job.result)
 
 
 def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
@@ -88,8 +87,8 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
         Job(
             KIND, question, visitor(), do, about=(key.path, question, ids),
             says="the answer stands below the head",
-            opens=("heads", {"run": Path(key.path).name, "layer": layer, "head": head},
-                   "See the head"),
+            opens=("heads", {"run": Path(key.path).name, "layer": layer, "head": head,
+                             "tab": "What if"}, "See the head"),
         )
     )  # fmt: skip
     st.rerun()

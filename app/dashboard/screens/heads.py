@@ -9,22 +9,32 @@ import xarray as xr
 from headscope import viz
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import (
+    compare_tray,
+    examples,
+    head_card,
     head_detail,
     head_filters,
     head_grid,
+    head_scores,
+    neuron_view,
     run_picker,
+    score_picker,
+    share,
+    vocabulary_pairs,
     what_if,
 )
-from headscope.app.dashboard.components.pattern_window import Window
-from headscope.app.dashboard.components.plain import error
+from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.exports import tables
-from headscope.app.report.scores import Score, collect, heads_table
+from headscope.app.report import head_summary
+from headscope.app.report.scores import Score
 from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Heads"
+TABS = ("Attention", "Examples", "Scores", "Query-key", "Vocabulary", "What if")
 # One column on narrow screens, and room for grids of many heads.
 NARROW = """<style>
 [data-testid=stMainBlockContainer] { padding: 3rem 2rem; }
+.st-key-score_title h3 { font-size: 1.2rem; padding: 0; }
 @media (max-width: 1100px) {
   .st-key-heads_columns > [data-testid=stLayoutWrapper] > [data-testid=stHorizontalBlock] {
     flex-direction: column;
@@ -50,36 +60,36 @@ def draw() -> None:
     path = run_picker.choose(folder, st.sidebar)
     key = cache.run_key(path)
     try:
-        run, capture, results = cache.run(key)
+        run, _, results = cache.run(key)
     except HeadscopeError as refusal:
         error(refusal)
         return
-    scores = collect(results)
+    scores = cache.scores(key)
     if not scores:
         st.info(f"{path.name} has no scores of heads yet: `headscope analyze {path}` makes them.")
         return
-    shape = next(iter(scores.values())).array.shape
-    with st.sidebar:
-        chosen = _controls(scores, shape)
-        among = head_filters.choose(results, scores)
-        _about(run.manifest, results)
-    complaints = st.container()
-    layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
-    name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
     st.html(NARROW)
+    complaints = st.container()
     with st.container(key="heads_columns"):
         left, right = st.columns([4, 5], gap="medium")
     with left:
-        st.subheader(f"Heads by: {chosen.title}")
-        table = heads_table(results)
-        thumbnails = head_grid.draw(scores, chosen, table, name, among)
+        state.take("view", head_grid.VIEWS)
+        chosen = score_picker.choose(scores, head_summary.leading(scores))
+    with st.sidebar:
+        _head_picker(chosen)
+        among = head_filters.choose(results, scores)
+        _about(run.manifest, results)
+    compare_tray.take(chosen.array.shape)
+    layer, head = int(st.session_state["layer"]), int(st.session_state["head"])
+    name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
+    with left:
+        with st.container(key="score_title"):
+            st.subheader(plain(chosen.title))
+        thumbnails = head_grid.draw(scores, chosen, cache.table(key), name, among)
         _downloads(key, name)
-        head_detail.draw_scores(scores, capture, layer, head)
     with right:
-        st.subheader(f"L{layer}H{head}")
-        ids, window = head_detail.draw_pattern(key, capture, layer, head, f"{name}-L{layer}H{head}")
-        what_if.draw(key, capture, layer, head)
-        _share(path, layer, head, window)
+        ids = _head_page(key, path, chosen, layer, head, f"{name}-L{layer}H{head}")
+    compare_tray.draw(key, scores, chosen, ids)
     if thumbnails is not None and ids is not None:
         with thumbnails:
             head_grid.draw_thumbnails(key, ids, among)
@@ -87,16 +97,12 @@ def draw() -> None:
         state.show_warnings()
 
 
-def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
-    layers, heads = shape
-    state.take("by", list(scores))
-    state.take("view", head_grid.VIEWS)
-    by = st.selectbox(
-        "Score (analysis.variable)", list(scores), key="by", persist_state="session",
-        help="Colours the heads. The definition stands below the grid.",
-    )  # fmt: skip
-    state.take("layer", range(layers), viz.absent(scores[by].array).index(False))
-    state.take("head", range(heads))
+def _head_picker(chosen: Score) -> None:
+    """Ask for the head; the link names it, else it is the first one of the chosen score."""
+    layers, heads = chosen.array.shape
+    layer, head = head_summary.top_head(chosen)
+    state.take("layer", range(layers), layer)
+    state.take("head", range(heads), head)
     st.selectbox("Layer", range(layers), key="layer", persist_state="session")
     st.selectbox("Head", range(heads), key="head", persist_state="session")
     st.caption("Arrow keys move between heads; a click in the grid picks one.")
@@ -106,7 +112,52 @@ def _controls(scores: Mapping[str, Score], shape: tuple[int, ...]) -> Score:
             key, key=f"go_{key}", shortcut=key, width="stretch",
             on_click=state.select_head, args=state.neighbour(by_step, (layers, heads)),
         )  # fmt: skip
-    return scores[by]
+
+
+def _head_page(
+    key: cache.RunKey, path: Path, chosen: Score, layer: int, head: int, name: str
+) -> cache.Tokens | None:
+    """Draw one head: its card, the prompt in view, and the tab that the link names.
+
+    Returns the tokens of the prompt.
+    """
+    _, capture, results = cache.run(key)
+    scores = cache.scores(key)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader(f"L{layer}H{head}", width="stretch")
+        compare_tray.button(layer, head)
+        share_place = st.popover("Share", icon=":material/share:")
+    lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
+    if lacking:
+        st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw or to score.")
+    else:
+        head_card.draw(results, scores, layer, head, path)
+    # Drawn in any case, because a widget that is left out forgets its value.
+    ids = head_detail.choose_tokens(key, capture)
+    window = None
+    if not lacking:
+        state.take("tab", TABS)
+        for tab, place in zip(TABS, st.tabs(TABS, key="tab", on_change="rerun"), strict=True):
+            if not place.open:
+                continue
+            with place:
+                if tab == "Scores":
+                    head_scores.draw(scores, capture, layer, head, chosen)
+                elif tab == "Examples":
+                    examples.draw(key, layer, head)
+                elif tab == "What if":
+                    what_if.draw(key, capture, layer, head)
+                elif ids is None:
+                    st.info("There is no text in view.")
+                elif tab == "Query-key":
+                    neuron_view.draw(key, ids, layer, head)
+                elif tab == "Vocabulary":
+                    vocabulary_pairs.draw(key, ids, layer, head)
+                else:
+                    window = head_detail.draw_pattern(key, capture, ids, layer, head, name)
+    with share_place:
+        share.draw(path, layer, head, window)
+    return ids
 
 
 def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) -> None:
@@ -148,30 +199,3 @@ def _tables(key: cache.RunKey, wide: bool) -> dict[str, bytes]:
         kind: tables.encode(kind, results, run.manifest, run.name, wide=wide)
         for kind in tables.FORMATS
     }
-
-
-def _share(path: Path, layer: int, head: int, window: Window | None) -> None:
-    st.markdown("**This view again**")
-    st.code(state.link(), language=None, wrap_lines=True)
-    text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
-    own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
-    prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
-    lines = [
-        "from headscope.probes import Pair, capture, pattern, run",
-        "from headscope.app.pipeline import open_model",
-        "",
-        f"opened = run.open({str(path)!r})",
-    ]
-    if window is None:
-        lines += [
-            f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))",
-            f"pattern(cap, layer={layer}, head={head})",
-        ]
-    else:
-        queries, keys = (f"slice({side.start}, {side.stop})" for side in window)
-        lines += [
-            "model = open_model(opened)",
-            f"cap = capture(model, {prompts}, stats=('entropy',))",
-            f"pattern(cap, {layer}, {head}, queries={queries}, keys={keys}, model=model)",
-        ]
-    st.code("\n".join(lines), language="python", wrap_lines=True)

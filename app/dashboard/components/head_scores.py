@@ -1,0 +1,63 @@
+"""All scores of one head with ranks and intervals, by analysis, the causal ones first."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from headscope import analyses, viz
+from headscope.app.dashboard.components import score_picker
+from headscope.app.dashboard.components.plain import plain
+from headscope.app.report.head_summary import standing
+from headscope.app.report.scores import Score, interval_text
+
+
+def draw(
+    scores: Mapping[str, Score], capture: xr.Dataset, layer: int, head: int, chosen: Score
+) -> None:
+    """Draw a table for each analysis, folded but for that of the chosen score."""
+    st.caption(score_picker.LEGEND)
+    if not any(score.is_causal for score in scores.values()):
+        how = "; `headscope analyze RUN importance` measures them"
+        st.info(f"No causal score in this run{how if _predicts(capture) else ''}.")
+    grouped = groupby(scores.values(), key=lambda score: score.key.split(".", 1)[0])
+    tables = [(name, sorted(each, key=lambda score: not score.is_causal)) for name, each in grouped]
+    for name, members in sorted(tables, key=lambda table: not table[1][0].is_causal):
+        marks = " ".join(sorted({score_picker.mark(score) for score in members}))
+        what = plain(analyses.summary(name)) if name in analyses.names() else ""
+        with st.expander(f"{marks} **{plain(name)}** {what}", expanded=chosen in members):
+            st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
+            for score in members:
+                st.caption(f"`{score.key}`: {plain(score.tooltip)}")
+
+
+def _predicts(capture: xr.Dataset) -> bool:
+    """Tell whether a model predicts the next token, so that answers can be scored."""
+    if capture.attrs.get("attention", "self") != "self":
+        return False
+    causal = capture["causal"]
+    if "attention_map" in capture.coords:
+        causal = causal[capture["attention_map"].values]
+    return bool(causal.all())
+
+
+def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
+    rows = []
+    for score in members:
+        here = standing(score, layer, head)
+        ends = [end for end in (score.lower, score.upper) if end is not None]
+        units = str(score.array.attrs.get("units", ""))
+        rows.append(
+            {
+                "": score_picker.mark(score),
+                "score": plain(score.title),
+                "value": viz.measured(here.value if here else float("nan"), units),
+                "rank": here.place if here else "",
+                "effect": score.effect(f"L{layer}H{head}"),
+                "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if any(score.is_causal for score in members) else table.drop(columns="effect")

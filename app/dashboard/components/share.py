@@ -1,0 +1,35 @@
+"""This view again: its link, and a few lines of Python."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from headscope.app.dashboard import state
+from headscope.app.dashboard.components.pattern_window import Window
+
+
+def draw(path: Path, layer: int, head: int, window: Window | None) -> None:
+    """Show the link of the view, and the Python that computes what it shows."""
+    st.code(state.link(), language=None, wrap_lines=True)
+    text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
+    own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
+    prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
+    lines = [
+        "from headscope.probes import Pair, capture, pattern, run",
+        "from headscope.app.pipeline import open_model",
+        "",
+        f"opened = run.open({str(path)!r})",
+    ]
+    if window is None:
+        lines += [
+            f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))",
+            f"pattern(cap, layer={layer}, head={head})",
+        ]
+    else:
+        queries, keys = (f"slice({side.start}, {side.stop})" for side in window)
+        lines += [
+            "model = open_model(opened)",
+            f"cap = capture(model, {prompts}, stats=('entropy',))",
+            f"pattern(cap, {layer}, {head}, queries={queries}, keys={keys}, model=model)",
+        ]
+    st.code("\n".join(lines), language="python", wrap_lines=True)

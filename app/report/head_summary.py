@@ -1,0 +1,186 @@
+"""One head in short: its causal effect in a sentence, its types, its ranks, and what disagrees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from headscope import analyses, viz
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS
+from headscope.app.report import head_kinds
+from headscope.app.report.answer import IMPORTANCE, METHODS
+from headscope.app.report.head_kinds import Kind
+from headscope.app.report.scores import ABOVE, TOO_FEW, Score, interval_text
+from headscope.kernels.formatting import ordinal
+
+# The causal score that speaks first where a run has it, and the one that stands in for all.
+MAIN, STAND_IN = f"{IMPORTANCE}.mean_ablation", "head_types.induction"
+BARS = 6
+# Where two rankings part: in the top share by one, in the bottom share by the other.
+TOP, BOTTOM = 0.1, 0.5
+RULE = (
+    "Rule: among the top tenth of the heads by one and in the lower half by the other, of scores "
+    "in the same units."
+)
+CHECKS = {
+    "supported": "causal check agrees",
+    "disagreement": "causal check disagrees",
+    "not_supported": "causal check finds none",
+    "too_few": "too few prompts to check",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A head in one score: value, rank (1 for the largest), sharers of it, heads with a value.
+
+    ``below`` is the share of the other heads with a smaller value, so that a head that shares the
+    first rank with half of them is not at the top.
+    """
+
+    score: Score
+    value: float
+    rank: int
+    tied: int
+    of: int
+    below: float
+
+    @property
+    def place(self) -> str:
+        """The rank in words, such as ``1st of 270``."""
+        return f"{ordinal(self.rank, self.tied)} of {self.of}"
+
+
+def standing(
+    score: Score, layer: int, head: int, among: NDArray[np.bool_] | None = None
+) -> Standing | None:
+    """Rank a head in a score, by its place in the grid; None where it has no value.
+
+    ``among`` tells which heads (layer, head) to rank it among; all, where it is left out.
+    """
+    values = np.asarray(score.array.values, dtype=float)
+    if among is not None:
+        values = np.where(among, values, np.nan)
+    size = np.abs(values) if score.array.attrs.get("scale") == "diverging" else values
+    own, known = size[layer, head], int(np.isfinite(size).sum())
+    if not np.isfinite(own):
+        return None
+    larger, smaller = int((size > own).sum()), int((size < own).sum())
+    return Standing(
+        score, float(values[layer, head]), larger + 1, known - larger - smaller, known,
+        smaller / max(known - 1, 1),
+    )  # fmt: skip
+
+
+def leading(scores: Mapping[str, Score]) -> str:
+    """Name the score that a run is opened by: what an intervention has shown, else induction."""
+    shown = [key for key, score in scores.items() if score.with_effect]
+    for key in (*(key for key in (MAIN,) if key in shown), *shown, STAND_IN):
+        if key in scores:
+            return key
+    return next(iter(scores))
+
+
+def top_head(score: Score) -> tuple[int, int]:
+    """Return the place of the first head of a score; (0, 0) where none has a value."""
+    ranks = score.ranks().values
+    first = int(np.nanargmin(ranks)) if np.isfinite(ranks).any() else 0
+    return first // ranks.shape[1], first % ranks.shape[1]
+
+
+def causal_score(scores: Mapping[str, Score]) -> Score | None:
+    """Return the causal score that speaks for a run: mean ablation, else one with a verdict."""
+    causal = {key: score for key, score in scores.items() if score.is_causal}
+    told = [score for score in causal.values() if score.with_effect]
+    return causal.get(MAIN) or next(iter([*told, *causal.values()]), None)
+
+
+def causal_sentence(
+    results: Mapping[str, xr.Dataset], scores: Mapping[str, Score], layer: int, head: int
+) -> str:
+    """Say in one sentence what an intervention on a head does, or that none was made."""
+    score = causal_score(scores)
+    if score is None:
+        return "No causal number in this run: no head was ablated or patched."
+    analysis, variable = score.key.split(".", 1)
+    result, here = results[analysis], standing(score, layer, head)
+    name = viz.head_name(*(int(score.array[dim][at]) if dim in score.array.coords else at
+                           for dim, at in (("layer", layer), ("head", head))))  # fmt: skip
+    method = METHODS.get(variable, "") if analysis == IMPORTANCE else ""
+    if here is None:
+        how = str(score.array.attrs.get("convention", ""))
+        return f"{method.capitalize() or score.title} was not measured for this head ({how})."
+    ends = [float(end[layer, head]) for end in (score.lower, score.upper) if end is not None]
+    n = result.attrs.get("n_prompts")
+    tail = f"{here.place}; {_effect(result, score, name)} (n = {n})."
+    if not method or "intact" not in result:
+        units = str(score.array.attrs.get("units", ""))
+        interval = f" {interval_text(*ends)}" if ends else ""
+        return f"{score.title}: {viz.measured(here.value, units)}{interval}, {tail}"
+    metric = str(result["intact"].attrs["long_name"]).removeprefix("Intact ")
+    what = f"the {result.attrs.get('task', '')} {metric}".replace("  ", " ")
+    of = f"of {viz.amount(result['intact'])}"
+    if not ends or not all(map(np.isfinite, ends)):
+        verb, size, interval = "lowers" if here.value > 0 else "raises", abs(here.value), ""
+    elif ends[0] <= 0 <= ends[1]:
+        # A loss counts as positive there, a change of the metric reads the other way round.
+        change = f"{viz.amount(-here.value)} {interval_text(-ends[1], -ends[0])} {of}"
+        head_of = f"{method.capitalize()} changes {what} by {change}"
+        return f"{head_of}: no detectable change (the 95 % interval holds 0), {tail}"
+    else:
+        verb, size = "lowers" if here.value > 0 else "raises", abs(here.value)
+        interval = f" {interval_text(*sorted(map(abs, ends)))}"
+    return f"{method.capitalize()} {verb} {what} by {viz.amount(size)}{interval} {of}, {tail}"
+
+
+def _effect(result: xr.Dataset, score: Score, name: str) -> str:
+    """Say whether an effect is above its null, with the null where the result holds it."""
+    said = score.effect(name)
+    if said == TOO_FEW:
+        return f"too few prompts (of at least {LEAST_PROMPTS}) to tell it from chance"
+    words = "above the null" if said == ABOVE else "not above the null"
+    null = float(result["null_ablation"]) if "null_ablation" in result else float("nan")
+    return f"{words} ({viz.amount(null)})" if score.key == MAIN and np.isfinite(null) else words
+
+
+def kinds_of(results: Mapping[str, xr.Dataset], name: str) -> list[Kind]:
+    """List the types of a head, those of few heads first."""
+    kinds = [kind for kind in head_kinds.collect(results).values() if name in kind.heads]
+    return sorted(kinds, key=lambda kind: len(kind.heads))
+
+
+def disagreement(scores: Mapping[str, Score], layer: int, head: int) -> str:
+    """Say in one line where rankings part for a head; empty where they do not (see ``RULE``)."""
+    causal = causal_score(scores)
+    if causal is None:
+        return ""
+    parted: list[tuple[float, str]] = []
+    for score in scores.values():
+        if score.is_causal or score.array.attrs.get("units") != causal.array.attrs.get("units"):
+            continue
+        # Where few heads were ablated, both rankings are of those.
+        both = np.isfinite(causal.array.values) & np.isfinite(score.array.values)
+        mine, other = (standing(one, layer, head, both) for one in (causal, score))
+        if mine is None or other is None:
+            continue
+        low, high = sorted((mine.below, other.below))
+        if low < BOTTOM and high >= 1 - TOP:
+            said = f"{other.place} by “{score.title}” (correlational), {mine.place} by"
+            parted.append((high - low, f"Rankings disagree: {said} “{causal.title}” (causal)."))
+    return max(parted, default=(0.0, ""))[1]
+
+
+def highest(scores: Mapping[str, Score], layer: int, head: int) -> list[Standing]:
+    """List where a head stands highest: the best score of each family, the best six of those."""
+    family = {name: group for group, members in analyses.families().items() for name in members}
+    best: dict[str, Standing] = {}
+    for score in scores.values():
+        here = standing(score, layer, head)
+        group = family.get(score.key.split(".", 1)[0], "")
+        if here is not None and (group not in best or here.below > best[group].below):
+            best[group] = here
+    return sorted(best.values(), key=lambda one: -one.below)[:BARS]
